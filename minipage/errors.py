@@ -1,0 +1,31 @@
+"""Every error that minipage raises on purpose. Each message says what was wrong and what to do about it."""
+
+from __future__ import annotations
+
+
+class MinipageError(Exception):
+    """The root of all of them: `except MinipageError` catches every mistake that is not a bug of ours."""
+
+
+class InvalidRequestError(MinipageError, ValueError):
+    """A prompt or its sampling parameters cannot be served. Only this request is refused; the others go on."""
+
+
+class ConfigurationError(MinipageError, ValueError):
+    """An engine, pool or kernel was set up with a value that makes no sense."""
+
+
+class ModelError(MinipageError):
+    """A model could not be found, read or understood."""
+
+
+class OutOfBlocksError(MinipageError):
+    """The block pool has fewer free blocks than were asked for. Nothing was allocated."""
+
+
+class BlockError(MinipageError):
+    """A block was freed twice, or shared while free, or does not exist: the caller's bookkeeping is wrong."""
+
+
+class IntegrityError(MinipageError):
+    """`check_integrity()` found that reference counts, free queue and block tables disagree."""

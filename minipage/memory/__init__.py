@@ -1,0 +1,10 @@
+"""The memory manager: an operating system's paging in miniature, in plain Python.
+
+BlockPool   the physical blocks: who is free, and how often each is referenced
+BlockTable  one sequence's map from logical to physical blocks, with fork and copy-on-write
+"""
+
+from minipage.memory.block_pool import BlockPool
+from minipage.memory.block_table import BlockCopy, BlockTable, blocks_needed
+
+__all__ = ["BlockCopy", "BlockPool", "BlockTable", "blocks_needed"]

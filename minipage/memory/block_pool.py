@@ -1,0 +1,113 @@
+"""The physical memory: a fixed number of blocks, each with room for the K and V of `block_size` tokens.
+
+The pool never touches K or V. It deals in block numbers, as an operating system deals in page frames: a block is
+either in the free queue, or it is in use and its reference count says by how many block tables.
+
+    allocate() ──▶  in use, 1 reference  ── share() ──▶  2 references
+                                         ◀── free() ───
+    free queue ◀── free() ──  the last reference
+
+This is section 4.2 of Kwon et al., "Efficient Memory Management for LLM Serving with PagedAttention" (arXiv 2309.06180).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict
+from collections.abc import Iterable
+
+from minipage.errors import BlockError, ConfigurationError, IntegrityError, OutOfBlocksError
+
+
+class BlockPool:
+    """`num_blocks` blocks of `block_size` tokens, a free queue and a reference count for each.
+
+    Every operation takes time O(1) per block, however large the pool.
+
+    Raises:
+        ConfigurationError: `num_blocks` or `block_size` is not a whole number of at least 1.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int = 16) -> None:
+        for name, value in (("num_blocks", num_blocks), ("block_size", block_size)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ConfigurationError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self._ref_counts = [0] * num_blocks
+        # A queue: blocks leave at the front and return at the back, so the block freed longest ago is reused first.
+        # (An OrderedDict, not a deque, because it can also give up a block from its middle in O(1).)
+        self._free_queue: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free_queue)
+
+    @property
+    def num_used(self) -> int:
+        return self.num_blocks - self.num_free
+
+    @property
+    def free_queue(self) -> tuple[int, ...]:
+        """The free blocks, next to be allocated first."""
+        return tuple(self._free_queue)
+
+    def ref_count(self, block: int) -> int:
+        """How many block tables hold `block`; 0 means that it is free."""
+        if not 0 <= block < self.num_blocks:
+            raise BlockError(f"there is no block {block}: the pool has blocks 0 to {self.num_blocks - 1}.")
+        return self._ref_counts[block]
+
+    def allocate(self) -> int:
+        """Take one block, with one reference. Raises OutOfBlocksError if none is free."""
+        return self.allocate_many(1)[0]
+
+    def allocate_many(self, count: int) -> list[int]:
+        """Take `count` blocks, each with one reference: all of them, or none and an OutOfBlocksError."""
+        if count < 0:
+            raise ConfigurationError(f"cannot allocate {count} blocks.")
+        if count > self.num_free:
+            raise OutOfBlocksError(
+                f"{count} blocks wanted, {self.num_free} of {self.num_blocks} are free. "
+                "Free a block table first, or make the pool larger."
+            )
+        blocks = [self._free_queue.popitem(last=False)[0] for _ in range(count)]
+        for block in blocks:
+            self._ref_counts[block] = 1
+        return blocks
+
+    def share(self, block: int) -> None:
+        """Add a reference to a block in use. Raises BlockError if it is free: its contents may vanish at any time."""
+        if self.ref_count(block) == 0:
+            raise BlockError(f"block {block} is free and cannot be shared; allocate it first.")
+        self._ref_counts[block] += 1
+
+    def free(self, block: int) -> None:
+        """Drop one reference; with the last one the block goes to the back of the free queue.
+
+        Raises BlockError if the block is free already.
+        """
+        if self.ref_count(block) == 0:
+            raise BlockError(f"block {block} was freed twice: no block table holds it any more.")
+        self._ref_counts[block] -= 1
+        if self._ref_counts[block] == 0:
+            self._free_queue[block] = None
+
+    def check_integrity(self, block_tables: Iterable[Iterable[int]]) -> None:
+        """Check the pool against all the block tables in the world, in O(num_blocks).
+
+        Raises IntegrityError with the first thing that is wrong: a block neither free nor in use (or both), or a
+        reference count other than the number of block-table entries that name the block.
+        """
+        holders = Counter(block for table in block_tables for block in table)
+        for block, count in enumerate(self._ref_counts):
+            if count != holders[block]:
+                raise IntegrityError(
+                    f"block {block} has reference count {count}, but {holders[block]} block-table entries name it: "
+                    + ("it leaked." if count > holders[block] else "it may be reused while it is still read.")
+                )
+            if (count == 0) != (block in self._free_queue):
+                raise IntegrityError(f"block {block} has reference count {count} and is "
+                                     f"{'not ' * (count == 0)}in the free queue.")  # fmt: skip
+        strangers = (holders.keys() | self._free_queue.keys()) - set(range(self.num_blocks))
+        if strangers:
+            raise IntegrityError(f"blocks {sorted(strangers)} do not exist in a pool of {self.num_blocks}.")
