@@ -1,0 +1,29 @@
+"""minipage: PagedAttention, small enough to read and real enough to use.
+
+    from minipage import LLM, SamplingParams
+
+    llm = LLM()
+    print(llm.generate("To be, or", SamplingParams(max_tokens=40, seed=1))[0].outputs[0].text)
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minipage.engine import LLM
+    from minipage.request import CompletionOutput, RequestOutput
+    from minipage.sampling import SamplingParams
+
+__version__ = "0.1.0"
+__all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the engine when it is first used, so that `python -m minipage --help` need not wait for numba."""
+    homes = {"LLM": "engine", "SamplingParams": "sampling", "RequestOutput": "request", "CompletionOutput": "request"}
+    if name not in homes:
+        raise AttributeError(f"module 'minipage' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"minipage.{homes[name]}"), name)

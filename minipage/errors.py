@@ -29,3 +29,7 @@ class BlockError(MinipageError):
 
 class IntegrityError(MinipageError):
     """`check_integrity()` found that reference counts, free queue and block tables disagree."""
+
+
+class KernelArgumentError(MinipageError, ValueError):
+    """The arrays handed to an attention kernel do not fit together. Nothing was read or written."""

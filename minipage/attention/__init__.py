@@ -1,0 +1,10 @@
+"""Paged attention: the KV cache arrays and the kernels that read them through block tables.
+
+Everything here takes plain arrays and works without an engine: `paged_attention(q, k_cache, v_cache, block_tables,
+context_lens, query_start_loc, scale)`, described in `arguments.py`, comes as `reference` (NumPy) and `cpu` (numba).
+"""
+
+from minipage.attention.cpu import paged_attention
+from minipage.attention.kv_cache import KVCache, copy_blocks, write_kv
+
+__all__ = ["KVCache", "copy_blocks", "paged_attention", "write_kv"]

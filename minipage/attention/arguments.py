@@ -1,0 +1,100 @@
+"""What every `paged_attention` takes, and the check that all versions share.
+
+The signature is always
+
+    paged_attention(q, k_cache, v_cache, block_tables, context_lens, query_start_loc, scale) -> out
+
+    q                [num_tokens, num_heads, head_size]   queries of all sequences, one sequence after the other
+    k_cache, v_cache [num_blocks, block_size, num_kv_heads, head_size]   one layer's blocks
+    block_tables     [num_seqs, max_blocks]   integers; physical blocks in logical order, anything behind the last one
+    context_lens     [num_seqs]   integers; tokens of each sequence in the cache, those being queried included
+    query_start_loc  [num_seqs + 1]   integers; sequence s asks with rows query_start_loc[s] to query_start_loc[s + 1] - 1
+    scale            float; scores are multiplied with it, usually 1 / sqrt(head_size)
+    out              [num_tokens, num_heads, head_size]   like q
+
+The queries of a sequence are its last tokens: one for a decode, more for a chunk of a prompt. A query sees itself and
+all tokens before it. With grouped queries, `num_heads / num_kv_heads` query heads share each head of K and V
+(Ainslie et al., GQA, arXiv 2305.13245).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from minipage.errors import KernelArgumentError
+
+Floats = npt.NDArray[np.floating[Any]]
+Integers = npt.NDArray[np.integer[Any]]
+
+
+def check_arguments(
+    q: Floats,
+    k_cache: Floats,
+    v_cache: Floats,
+    block_tables: Integers,
+    context_lens: Integers,
+    query_start_loc: Integers,
+) -> None:
+    """Raise KernelArgumentError unless the arrays fit together and every block that will be read exists."""
+
+    def require(condition: bool | np.bool, message: str) -> None:
+        if not condition:
+            raise KernelArgumentError(message)
+
+    require(q.ndim == 3, f"q has shape {q.shape}; it must be [num_tokens, num_heads, head_size].")
+    require(
+        k_cache.ndim == 4 and k_cache.shape == v_cache.shape,
+        f"k_cache has shape {k_cache.shape} and v_cache {v_cache.shape}; "
+        "both must be [num_blocks, block_size, num_kv_heads, head_size].",
+    )
+    num_tokens, num_heads, head_size = q.shape
+    num_blocks, block_size, num_kv_heads, cache_head_size = k_cache.shape
+    require(head_size == cache_head_size, f"q has head_size {head_size}, the cache has {cache_head_size}.")
+    require(
+        num_kv_heads > 0 and num_heads % num_kv_heads == 0,
+        f"{num_heads} query heads cannot share {num_kv_heads} KV heads evenly.",
+    )
+    require(
+        q.dtype == k_cache.dtype == v_cache.dtype and q.dtype in (np.float32, np.float64),
+        f"q is {q.dtype}, k_cache {k_cache.dtype}, v_cache {v_cache.dtype}; all three must be float32, or all float64.",
+    )
+    require(
+        k_cache.flags.c_contiguous and v_cache.flags.c_contiguous,
+        "k_cache and v_cache must be C-contiguous, so that a block is one piece of memory: use np.ascontiguousarray.",
+    )
+    for name, array in (
+        ("block_tables", block_tables),
+        ("context_lens", context_lens),
+        ("query_start_loc", query_start_loc),
+    ):
+        require(np.issubdtype(array.dtype, np.integer), f"{name} has dtype {array.dtype}; it must hold integers.")
+
+    num_seqs = len(context_lens)
+    require(
+        block_tables.ndim == 2 and len(block_tables) == num_seqs and query_start_loc.shape == (num_seqs + 1,),
+        f"with {num_seqs} context_lens, block_tables must be [{num_seqs}, max_blocks] and query_start_loc "
+        f"[{num_seqs + 1}]; they are {block_tables.shape} and {query_start_loc.shape}.",
+    )
+    query_lens = np.diff(query_start_loc)  # [num_seqs]
+    require(
+        query_start_loc[0] == 0 and query_start_loc[-1] == num_tokens and (query_lens >= 0).all(),
+        f"query_start_loc must rise from 0 to num_tokens = {num_tokens}; it is {query_start_loc.tolist()}.",
+    )
+    require(
+        (context_lens >= query_lens).all(),
+        "a context_len counts the tokens being queried too, so it cannot be less than the sequence's number of queries.",
+    )
+    blocks_read = -(-context_lens // block_size)  # [num_seqs]
+    require(
+        (blocks_read <= block_tables.shape[1]).all(),
+        f"a context of {context_lens.max(initial=0)} tokens takes more blocks of {block_size} than the "
+        f"{block_tables.shape[1]} columns of block_tables.",
+    )
+    is_read = np.arange(block_tables.shape[1]) < blocks_read[:, None]  # [num_seqs, max_blocks]
+    require(
+        (~is_read | ((block_tables >= 0) & (block_tables < num_blocks))).all(),
+        f"block_tables points outside the cache, which has blocks 0 to {num_blocks - 1}.",
+    )

@@ -1,0 +1,67 @@
+"""The arrays behind the block numbers, and the two ways to write them.
+
+A slot is a place for the K and V of one token in every layer: slot = block * block_size + offset. All of one layer's K
+in one block is contiguous memory, and a block table is all it takes to find it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from minipage.attention.arguments import Floats, Integers
+from minipage.errors import KernelArgumentError
+from minipage.memory import BlockCopy
+
+
+class KVCache:
+    """K and V of all layers and blocks: `k` and `v`, each [num_layers, num_blocks, block_size, num_kv_heads, head_size].
+
+    They start as zeros, which an operating system hands out page by page as they are first written.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        num_blocks: int,
+        block_size: int,
+        num_kv_heads: int,
+        head_size: int,
+        dtype: np.dtype | type = np.float32,
+    ) -> None:
+        shape = (num_layers, num_blocks, block_size, num_kv_heads, head_size)
+        self.k = np.zeros(shape, dtype)  # [num_layers, num_blocks, block_size, num_kv_heads, head_size]
+        self.v = np.zeros(shape, dtype)  # [num_layers, num_blocks, block_size, num_kv_heads, head_size]
+
+    @property
+    def nbytes(self) -> int:
+        return self.k.nbytes + self.v.nbytes
+
+
+def write_kv(k: Floats, v: Floats, k_cache: Floats, v_cache: Floats, slot_mapping: Integers) -> None:
+    """Write the K and V of new tokens into their slots, in one layer.
+
+    k, v: [num_tokens, num_kv_heads, head_size]; k_cache, v_cache: [num_blocks, block_size, num_kv_heads, head_size],
+    C-contiguous; slot_mapping: [num_tokens] integers. Raises KernelArgumentError if they do not fit together.
+    """
+    for new, cache in ((k, k_cache), (v, v_cache)):
+        if new.shape != (len(slot_mapping), *cache.shape[2:]) or not cache.flags.c_contiguous:
+            raise KernelArgumentError(
+                f"cannot write K or V of shape {new.shape} into {len(slot_mapping)} slots of a cache of shape "
+                f"{cache.shape}: [num_tokens, num_kv_heads, head_size] and a C-contiguous cache are needed."
+            )
+    num_slots = k_cache.shape[0] * k_cache.shape[1]
+    if len(slot_mapping) and not (0 <= slot_mapping.min() and slot_mapping.max() < num_slots):
+        raise KernelArgumentError(f"slot_mapping points outside the cache, which has slots 0 to {num_slots - 1}.")
+    for new, cache in ((k, k_cache), (v, v_cache)):
+        slots = cache.reshape(num_slots, *cache.shape[2:])  # [num_slots, num_kv_heads, head_size], the same memory
+        slots[slot_mapping] = new
+
+
+def copy_blocks(cache: KVCache, copies: Sequence[BlockCopy]) -> None:
+    """Carry out copy-on-write: copy whole blocks, K and V, in every layer at once."""
+    if copies:
+        sources, destinations = (list(blocks) for blocks in zip(*copies, strict=True))
+        cache.k[:, destinations] = cache.k[:, sources]
+        cache.v[:, destinations] = cache.v[:, sources]

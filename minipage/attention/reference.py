@@ -1,0 +1,44 @@
+"""Paged attention in plain NumPy: gather each sequence's K and V through its block table, then ordinary attention.
+
+This is the version to read first, and the one the fast kernels are tested against. What it costs is the gathering: it
+copies K and V, which the fast kernels never do, and it holds all scores at once.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from minipage.attention.arguments import Floats, Integers, check_arguments
+
+
+def paged_attention(
+    q: Floats,
+    k_cache: Floats,
+    v_cache: Floats,
+    block_tables: Integers,
+    context_lens: Integers,
+    query_start_loc: Integers,
+    scale: float,
+) -> Floats:
+    """Attention of a ragged batch over K and V in blocks; arguments, shapes and dtypes: `minipage.attention.arguments`.
+
+    Raises KernelArgumentError if they do not fit together.
+    """
+    check_arguments(q, k_cache, v_cache, block_tables, context_lens, query_start_loc)
+    num_heads, (_, block_size, num_kv_heads, head_size) = q.shape[1], k_cache.shape
+    out = np.empty_like(q)  # [num_tokens, num_heads, head_size]
+    for s, context_len in enumerate(context_lens):
+        rows = slice(query_start_loc[s], query_start_loc[s + 1])
+        blocks = block_tables[s, : -(-context_len // block_size)]  # [blocks of this sequence]
+        k = k_cache[blocks].reshape(-1, num_kv_heads, head_size)[:context_len]  # [context_len, num_kv_heads, head_size]
+        v = v_cache[blocks].reshape(-1, num_kv_heads, head_size)[:context_len]  # [context_len, num_kv_heads, head_size]
+        k, v = (a.repeat(num_heads // num_kv_heads, axis=1) for a in (k, v))  # each [context_len, num_heads, head_size]
+        scores = np.einsum("qhd,khd->hqk", q[rows], k) * scale  # [num_heads, queries, context_len]
+        key_positions = np.arange(context_len)  # [context_len]
+        query_positions = key_positions[context_len - len(q[rows]) :]  # [queries]; they are the last tokens
+        visible = key_positions <= query_positions[:, None]  # [queries, context_len]
+        scores = np.where(visible, scores, -np.inf)  # [num_heads, queries, context_len]
+        weights = np.exp(scores - scores.max(axis=-1, keepdims=True, initial=-np.inf))  # [num_heads, queries, context_len]
+        weights /= weights.sum(axis=-1, keepdims=True)  # [num_heads, queries, context_len]
+        out[rows] = np.einsum("hqk,khd->qhd", weights, v)  # [queries, num_heads, head_size]
+    return out

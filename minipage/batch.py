@@ -1,0 +1,75 @@
+"""One step's work as flat arrays: what the scheduler planned, in the form that the model and the kernels take.
+
+    chunks           A: tokens 0-3          B: token 9   C: tokens 4-5
+    token_ids        [ a0  a1  a2  a3       b9           c4  c5 ]
+    positions        [ 0   1   2   3        9            4   5  ]
+    slot_mapping     [ where each of them is written in the KV cache ]
+    query_start_loc  [ 0                    4            5        7 ]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from minipage.attention.arguments import Floats, Integers
+from minipage.attention.kv_cache import KVCache, write_kv
+from minipage.model.gpt import Array, Attend
+from minipage.scheduling import Chunk
+
+PagedAttention = Callable[[Floats, Floats, Floats, Integers, Integers, Integers, float], Floats]
+
+
+class Batch(NamedTuple):
+    token_ids: Integers  # [T]
+    positions: Integers  # [T], of each token in its own sequence
+    slot_mapping: Integers  # [T]
+    block_tables: Integers  # [num_seqs, max_blocks], padded with 0
+    context_lens: Integers  # [num_seqs], the tokens of this step included
+    query_start_loc: Integers  # [num_seqs + 1]
+    sampled_rows: Integers  # [num_sampled], rows of the tokens that are the last of their sequence
+
+
+def make_batch(chunks: Sequence[Chunk]) -> Batch:
+    """Lay the chunks of a StepPlan one after the other; there must be at least one."""
+    token_ids: list[int] = []
+    positions: list[int] = []
+    slot_mapping: list[int] = []
+    query_start_loc = [0]
+    sampled_rows = []
+    block_tables = np.zeros((len(chunks), max(len(c.seq.block_table) for c in chunks)), np.int32)  # [num_seqs, max_blocks]
+    for i, (seq, start, num_tokens) in enumerate(chunks):
+        stop = start + num_tokens
+        token_ids += seq.token_ids[start:stop]
+        positions += range(start, stop)
+        slot_mapping += seq.block_table.slot_mapping(start, stop)
+        query_start_loc.append(len(token_ids))
+        block_tables[i, : len(seq.block_table)] = list(seq.block_table)
+        if chunks[i].reaches_end:
+            sampled_rows.append(len(token_ids) - 1)
+    return Batch(
+        token_ids=np.array(token_ids, np.int64),
+        positions=np.array(positions, np.int64),
+        slot_mapping=np.array(slot_mapping, np.int64),
+        block_tables=block_tables,
+        context_lens=np.array([c.start + c.num_tokens for c in chunks], np.int32),
+        query_start_loc=np.array(query_start_loc, np.int32),
+        sampled_rows=np.array(sampled_rows, np.int64),
+    )
+
+
+def paged_attend(batch: Batch, cache: KVCache, paged_attention: PagedAttention) -> Attend:
+    """The attention that the model is given: write the new K and V into their slots, then attend through the tables."""
+
+    def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
+        xp, scale = array_namespace(q), q.shape[-1] ** -0.5
+        q, k, v = np.asarray(q), np.asarray(k), np.asarray(v)  # each [T, H, D]; of a CPU tensor, the same memory
+        k_cache, v_cache = cache.k[layer], cache.v[layer]  # each [num_blocks, block_size, H, D]
+        write_kv(k, v, k_cache, v_cache, batch.slot_mapping)
+        tables = batch.block_tables, batch.context_lens, batch.query_start_loc
+        return xp.asarray(paged_attention(q, k_cache, v_cache, *tables, scale))  # [T, H, D]
+
+    return attend

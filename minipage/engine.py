@@ -1,0 +1,347 @@
+"""The engine: requests in, tokens out, one step after another.
+
+    add_request ─▶ waiting ─▶ [ schedule ─▶ copy ─▶ forward ─▶ sample ─▶ update ] ─▶ outputs
+                                   ▲                                        │
+                                   └───────── while anything is left ───────┘
+
+`LLM` has the face of vLLM's class of that name, and every part of it can be handed in: a block pool, a block table, a
+scheduler or an attention kernel of your own runs the real model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from minipage.attention import KVCache, copy_blocks, cpu, reference
+from minipage.batch import PagedAttention, make_batch, paged_attend
+from minipage.errors import ConfigurationError, InvalidRequestError
+from minipage.memory import BlockPool, BlockTable
+from minipage.model.gpt import GPT, Array
+from minipage.model.tokenizer import Tokenizer
+from minipage.model.weights import SHIPPED_MODEL, load_model
+from minipage.request import Request, RequestOutput
+from minipage.sampling import Logprob, SamplingParams, is_whole, sample, top_logprobs
+from minipage.scheduling import Scheduler, StepPlan
+from minipage.scheduling import Sequence as TokenSequence
+
+Prompt: TypeAlias = str | Sequence[int]  # a text, or token ids
+
+DEFAULT_MEMORY = "1GiB"
+ATTENTION = {"cpu": cpu.paged_attention, "reference": reference.paged_attention}
+
+
+class SampledToken(NamedTuple):
+    request: Request
+    token_id: int
+    logprobs: dict[int, Logprob] | None  # if the request asked for them
+
+
+class LLM:
+    """A language model that serves any number of requests at once from paged memory.
+
+    Args:
+        model: "shakespeare" (shipped), a folder in the Hugging Face GPT-2 layout, or a GPT-2 on the hub, e.g. "gpt2".
+        block_size: tokens in a block.
+        num_blocks: blocks in the pool; or
+        memory: bytes for the KV cache, a number or a text such as "512MiB". Default: 1 GiB.
+        max_model_len: longest sequence in tokens, prompt included. Default: the model's context.
+        max_num_seqs: most sequences that run at once.
+        max_num_batched_tokens: most tokens computed in one step; longer prompts are cut into chunks.
+        arrays: "numpy", or "torch" to run the same model on PyTorch tensors (on the CPU).
+        attention: "cpu" (numba), "reference" (NumPy), or a function with their signature.
+        seed: makes the requests that have no seed of their own repeatable, too.
+        block_pool, block_table, scheduler: parts of your own instead of minipage's (`block_table` is a class).
+
+    Raises:
+        ModelError: the model cannot be found or read.
+        ConfigurationError: another argument makes no sense.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = SHIPPED_MODEL,
+        *,
+        block_size: int = 16,
+        num_blocks: int | None = None,
+        memory: int | str | None = None,
+        max_model_len: int | None = None,
+        max_num_seqs: int = 256,
+        max_num_batched_tokens: int = 2048,
+        arrays: str = "numpy",
+        attention: str | PagedAttention = "cpu",
+        seed: int | None = None,
+        block_pool: BlockPool | None = None,
+        block_table: type[BlockTable] = BlockTable,
+        scheduler: Scheduler | None = None,
+    ) -> None:
+        config, weights, self.tokenizer, self.eos_token_ids = load_model(model)
+        self.config = config
+        self.model = GPT(config, as_arrays(weights, arrays))
+        self.max_model_len = config.n_positions if max_model_len is None else max_model_len
+        if not (is_whole(self.max_model_len) and 2 <= self.max_model_len <= config.n_positions):
+            raise ConfigurationError(
+                f"max_model_len is {max_model_len!r}; it must be from 2 to the model's context, {config.n_positions}."
+            )
+        if scheduler is None:
+            if block_pool is None:
+                if num_blocks is None:
+                    num_blocks = blocks_that_fit(memory, block_size, config.n_layer, config.n_embd)
+                block_pool = BlockPool(num_blocks, block_size)
+            scheduler = Scheduler(block_pool, max_num_seqs, max_num_batched_tokens)
+        self.scheduler = scheduler
+        self.block_pool = pool = scheduler.block_pool
+        self.kv_cache = KVCache(config.n_layer, pool.num_blocks, pool.block_size, config.n_head, config.head_size)
+        self.requests: dict[str, Request] = {}  # those not finished yet, by request id
+        self._block_table = block_table
+        if isinstance(attention, str) and attention not in ATTENTION:
+            raise ConfigurationError(f"attention is {attention!r}; it must be a function or one of {sorted(ATTENTION)}.")
+        self._paged_attention = ATTENTION[attention] if isinstance(attention, str) else attention
+        self._seeds = np.random.SeedSequence(seed)
+        self._ids = count()
+        self._inbox: dict[str, Request] = {}  # requests with news that nobody has seen yet
+        self._streamed: set[str] = set()  # requests whose news belong to a generate() or stream() call
+
+    # ---- requests in, results out
+
+    def generate(
+        self, prompts: Prompt | Iterable[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[RequestOutput]:
+        """Generate for one prompt or many, and return when all are done, in the order of the prompts.
+
+        Args:
+            prompts: a text, a list of token ids, or a list of either.
+            params: for all prompts, or one for each. Default: SamplingParams().
+
+        Raises:
+            InvalidRequestError: a prompt or its parameters cannot be served; then none of them is.
+        """
+        request_ids = self._add_all(prompts, params)
+        outputs = {r.request_id: r.output() for r in self._run(request_ids) if r.finish_reason}
+        return [outputs[request_id] for request_id in request_ids]
+
+    def stream(
+        self, prompts: Prompt | Iterable[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> Iterator[RequestOutput]:
+        """Like `generate`, but yield what is known of a request whenever it has got a token.
+
+        Closing the iterator aborts what is not finished.
+        """
+        for request in self._run(self._add_all(prompts, params)):
+            yield request.output()
+
+    def add_request(self, prompt: Prompt, params: SamplingParams | None = None, request_id: str | None = None) -> str:
+        """Queue a request for `step` and return its id. Raises InvalidRequestError; nothing else is affected then."""
+        params = params or SamplingParams()
+        if request_id is None:
+            request_id = next(i for i in map(str, self._ids) if i not in self.requests)
+        elif request_id in self.requests:
+            raise InvalidRequestError(f"a request {request_id!r} is running already; choose another request_id.")
+        token_ids = self._token_ids(prompt)
+        self._check_token_ids(params.stop_token_ids, "stop_token_ids")
+        seq = TokenSequence(request_id, token_ids, self._max_num_tokens(len(token_ids), params), self._block_table(self.block_pool))
+        seed = self._seeds.spawn(1)[0] if params.seed is None else params.seed
+        request = Request(
+            prompt if isinstance(prompt, str) else None,
+            params, seq, self.tokenizer, self.eos_token_ids, np.random.default_rng(seed),
+        )  # fmt: skip
+        self.scheduler.add(seq)
+        self.requests[request_id] = request
+        return request_id
+
+    def abort(self, request_id: str) -> bool:
+        """Stop a request, whatever it is doing; False if it is unknown or finished already."""
+        request = self.requests.pop(request_id, None)
+        if request is None:
+            return False
+        self.scheduler.remove(request.seq)
+        request.finish("abort")
+        self._inbox[request_id] = request
+        return True
+
+    def has_unfinished_requests(self) -> bool:
+        """Whether another `step` is worth while: something is still to be computed, or to be told."""
+        return self.scheduler.has_unfinished or bool(self._inbox.keys() - self._streamed)
+
+    def step(self) -> list[RequestOutput]:
+        """Run one step and return what is new of every request that got a token in it, finished or was aborted."""
+        self._step()
+        return [request.output() for request in self._take_news(self._inbox.keys() - self._streamed)]
+
+    # ---- the five phases of a step
+
+    def _step(self) -> None:
+        plan = self.schedule()
+        if plan.chunks:
+            try:
+                self.copy(plan)
+                logits = self.forward(plan)
+                tokens = self.sample(plan, logits)
+                self.update(plan, tokens)
+            except BaseException:  # Ctrl-C too: what was half written is computed again, and nothing is lost
+                self.scheduler.undo(plan)
+                raise
+
+    def schedule(self) -> StepPlan:
+        """Choose the tokens of this step and give each a slot."""
+        plan = self.scheduler.schedule()
+        for chunk in plan.chunks:
+            self.requests[chunk.seq.seq_id].started()
+        return plan
+
+    def copy(self, plan: StepPlan) -> None:
+        """Carry out copy-on-write before anything is written."""
+        copy_blocks(self.kv_cache, plan.copies)
+
+    def forward(self, plan: StepPlan) -> np.ndarray:
+        """Run the model; [num_sampled, vocab_size] logits, one row for each chunk that reaches its sequence's end."""
+        batch = make_batch(plan.chunks)
+        xp = array_namespace(self.model.weights["wte.weight"])
+        attend = paged_attend(batch, self.kv_cache, self._paged_attention)
+        hidden = self.model.forward(xp.asarray(batch.token_ids), xp.asarray(batch.positions), attend)  # [T, n_embd]
+        sampled = xp.take(hidden, xp.asarray(batch.sampled_rows), axis=0)  # [num_sampled, n_embd]
+        return np.asarray(self.model.logits(sampled))  # [num_sampled, vocab_size]
+
+    def sample(self, plan: StepPlan, logits: np.ndarray) -> list[SampledToken]:
+        """Choose the next token of each sequence that was computed to its end; logits: [num_sampled, vocab_size]."""
+        tokens = []
+        for chunk, row in zip((c for c in plan.chunks if c.reaches_end), logits, strict=True):  # row: [vocab_size]
+            request = self.requests[chunk.seq.seq_id]
+            token = sample(row, request.params, request.rng, request.forbidden_tokens)
+            tokens.append(SampledToken(request, token, self._logprobs(row, token, request.params.logprobs)))
+        return tokens
+
+    def update(self, plan: StepPlan, tokens: list[SampledToken]) -> None:
+        """Give every request its token; those that are finished give their blocks back."""
+        for request, token_id, logprobs in tokens:
+            request.add_token(token_id, logprobs)
+            self._inbox[request.request_id] = request
+            if request.finish_reason:
+                del self.requests[request.request_id]
+        self.scheduler.update(plan)
+
+    # ---- helpers
+
+    def _run(self, request_ids: list[str]) -> Iterator[Request]:
+        """Step until these requests are done, and yield each whenever it has news."""
+        unfinished = dict.fromkeys(request_ids)
+        self._streamed |= unfinished.keys()
+        try:
+            while unfinished:
+                for request in self._take_news(unfinished.keys()):
+                    if request.finish_reason:
+                        del unfinished[request.request_id]
+                        self._streamed.discard(request.request_id)
+                    yield request
+                if unfinished:
+                    self._step()
+        finally:  # closed early, or something failed
+            for request_id in unfinished:
+                self.abort(request_id)
+            self._take_news(unfinished.keys())
+            self._streamed -= unfinished.keys()
+
+    def _add_all(
+        self, prompts: Prompt | Iterable[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
+    ) -> list[str]:
+        """Add one request for each prompt, or none if one of them is refused."""
+        prompts = list_prompts(prompts)
+        each = [params] * len(prompts) if params is None or isinstance(params, SamplingParams) else list(params)
+        if len(each) != len(prompts):
+            raise InvalidRequestError(f"{len(prompts)} prompts came with {len(each)} SamplingParams; give one, or one each.")
+        request_ids: list[str] = []
+        try:
+            for prompt, prompt_params in zip(prompts, each, strict=True):
+                request_ids.append(self.add_request(prompt, prompt_params))
+        except InvalidRequestError as error:
+            for request_id in request_ids:
+                self.abort(request_id)
+            self._take_news(request_ids)
+            where = f"prompt {len(request_ids)} of {len(prompts)} (counted from 0): " if len(prompts) > 1 else ""
+            raise InvalidRequestError(f"{where}{error}") from None
+        return request_ids
+
+    def _take_news(self, request_ids: Collection[str]) -> list[Request]:
+        return [self._inbox.pop(request_id) for request_id in list(self._inbox) if request_id in request_ids]
+
+    def _token_ids(self, prompt: Prompt) -> list[int]:
+        """The tokens of a prompt, or an InvalidRequestError that says why they cannot be served."""
+        if isinstance(prompt, str):
+            if self.tokenizer is None:
+                raise InvalidRequestError("this model has no tokenizer.json; give the prompt as a list of token ids.")
+            prompt = self.tokenizer.encode(prompt)
+        self._check_token_ids(prompt, "the prompt")
+        if not 1 <= len(prompt) < self.max_model_len:
+            raise InvalidRequestError(
+                "the prompt is empty; give at least one token."
+                if not prompt
+                else f"the prompt has {len(prompt)} tokens; with a context of {self.max_model_len} it may have "
+                f"{self.max_model_len - 1}, so that one can be generated. Shorten it."
+            )
+        return [int(token) for token in prompt]
+
+    def _check_token_ids(self, token_ids: Sequence[int], what: str) -> None:
+        for token in token_ids:
+            if not is_whole(token) or not 0 <= token < self.config.vocab_size:
+                raise InvalidRequestError(
+                    f"{what} has the token id {token!r}; this model's are whole numbers from 0 to {self.config.vocab_size - 1}."
+                )
+
+    def _max_num_tokens(self, num_prompt_tokens: int, params: SamplingParams) -> int:
+        """How long a sequence may get: max_tokens more than the prompt, as far as the context goes."""
+        if params.max_tokens is not None:
+            return min(num_prompt_tokens + params.max_tokens, self.max_model_len)
+        slots = self.block_pool.num_blocks * self.block_pool.block_size
+        return max(num_prompt_tokens + 1, min(self.max_model_len, slots + 1))  # the last token needs no slot
+
+    def _logprobs(self, logits: np.ndarray, token_id: int, num_logprobs: int | None) -> dict[int, Logprob] | None:
+        if num_logprobs is None:
+            return None
+        text = self.tokenizer.token_text if self.tokenizer else lambda token_id: ""
+        top = top_logprobs(logits, token_id, num_logprobs)
+        return {token: Logprob(logprob, rank, text(token)) for token, (logprob, rank) in top.items()}
+
+
+def list_prompts(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
+    """One prompt or many -> a list of prompts. A list that begins with a number is one prompt of token ids."""
+    if isinstance(prompts, str):
+        return [prompts]
+    prompts = list(prompts)
+    return [prompts] if prompts and is_whole(prompts[0]) else prompts  # type: ignore[list-item, return-value]
+
+
+def as_arrays(weights: dict[str, Any], arrays: str) -> dict[str, Array]:
+    """NumPy weights as arrays of the library `arrays`, without copying."""
+    if arrays == "numpy":
+        return weights
+    if arrays != "torch":
+        raise ConfigurationError(f"arrays is {arrays!r}; it must be 'numpy' or 'torch'.")
+    try:
+        import torch
+    except ImportError:
+        raise ConfigurationError("arrays='torch' needs PyTorch: pip install minipage[torch].") from None
+    return {name: torch.from_numpy(weight) for name, weight in weights.items()}
+
+
+def blocks_that_fit(memory: int | str | None, block_size: int, num_layers: int, kv_width: int) -> int:
+    """How many blocks `memory` holds, when a token has `kv_width` numbers in K and in V, in each layer."""
+    memory = DEFAULT_MEMORY if memory is None else memory
+    units = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?)?b?\s*", str(memory).lower())
+    if not match or isinstance(memory, bool):
+        raise ConfigurationError(f"memory is {memory!r}; it must be a number of bytes, or a text such as '512MiB'.")
+    num_bytes = int(float(match[1]) * units[match[2] or ""])
+    BlockPool(1, block_size)  # refuses a block size that makes no sense
+    bytes_per_block = 2 * num_layers * block_size * kv_width * np.dtype(np.float32).itemsize
+    if num_bytes < bytes_per_block:
+        raise ConfigurationError(
+            f"memory is {memory!r}, too small for one block: {block_size} tokens take {bytes_per_block:,} bytes here. "
+            "Give more memory, or a smaller block_size."
+        )
+    return num_bytes // bytes_per_block

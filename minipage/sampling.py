@@ -1,0 +1,130 @@
+"""From logits to the next token.
+
+    logits ─▶ / temperature ─▶ softmax ─▶ keep the top_k ─▶ keep the top_p ─▶ drop below min_p ─▶ draw one
+
+Every request draws from a random stream of its own, one number per token. So a seeded request gives the same text
+whatever else is in the batch, and however often it is preempted: a token once drawn is kept, never drawn again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from minipage.errors import InvalidRequestError
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to generate. Names, meanings and defaults are those of vLLM's SamplingParams.
+
+    Raises:
+        InvalidRequestError: a value makes no sense; the message says which and what is allowed.
+    """
+
+    temperature: float = 1.0  # 0: greedy, always the most likely token
+    top_k: int = 0  # choose among so many most likely tokens; 0 or -1: all
+    top_p: float = 1.0  # choose among the fewest most likely tokens that together have this probability
+    min_p: float = 0.0  # drop tokens less likely than this share of the most likely one
+    seed: int | None = None  # makes this request repeatable
+    max_tokens: int | None = 16  # stop after so many; None: as many as the context and the pool have room for
+    min_tokens: int = 0  # do not stop for a stop string, a stop token or the end of text before so many
+    stop: str | Sequence[str] = ()  # stop when the text contains one of these, and cut it off there
+    stop_token_ids: Sequence[int] = ()  # stop after one of these
+    ignore_eos: bool = False  # go on after the model's end-of-text token
+    logprobs: int | None = None  # report the log probabilities of so many most likely tokens at each place
+
+    def __post_init__(self) -> None:
+        def require(valid: bool, name: str, allowed: str) -> None:
+            if not valid:
+                raise InvalidRequestError(f"{name} is {getattr(self, name)!r}; it must be {allowed}.")
+
+        require(is_real(self.temperature) and self.temperature >= 0, "temperature", "a finite number of at least 0")
+        require(is_whole(self.top_k) and self.top_k >= -1, "top_k", "a whole number; 0 or -1 to keep all tokens")
+        require(is_real(self.top_p) and 0 < self.top_p <= 1, "top_p", "above 0 and at most 1")
+        require(is_real(self.min_p) and 0 <= self.min_p <= 1, "min_p", "from 0 to 1")
+        require(self.seed is None or (is_whole(self.seed) and self.seed >= 0), "seed", "None or a whole number, 0 or more")
+        require(
+            self.max_tokens is None or (is_whole(self.max_tokens) and self.max_tokens >= 1),
+            "max_tokens", "None or a whole number of at least 1",
+        )  # fmt: skip
+        require(
+            is_whole(self.min_tokens) and 0 <= self.min_tokens <= (self.max_tokens or math.inf),
+            "min_tokens", "a whole number from 0 to max_tokens",
+        )  # fmt: skip
+        require(
+            self.logprobs is None or (is_whole(self.logprobs) and self.logprobs >= 0),
+            "logprobs", "None or a whole number, 0 or more",
+        )  # fmt: skip
+        require(all(isinstance(s, str) and s for s in self.stop_strings), "stop", "a string or strings, none empty")
+        require(all(is_whole(t) for t in self.stop_token_ids), "stop_token_ids", "a list of token ids")
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+class Logprob(NamedTuple):
+    """One token's place in the model's distribution, before temperature and the other filters."""
+
+    logprob: float  # natural logarithm
+    rank: int  # 1: the most likely token
+    decoded_token: str
+
+
+def is_whole(value: Any) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def is_real(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def probabilities(logits: npt.NDArray[Any], params: SamplingParams) -> npt.NDArray[np.float64]:
+    """The distribution that `params` makes of one row of logits [V]; sums to 1, filtered tokens have 0."""
+    # The maximum is taken off before dividing: a tiny temperature would make the logits overflow.
+    scaled = (logits.astype(np.float64) - logits.max()) / params.temperature  # [V]
+    p: npt.NDArray[np.float64] = np.exp(scaled)  # [V]
+    p /= p.sum()
+    if 0 < params.top_k < len(p) or params.top_p < 1:
+        likely_first = np.argsort(-p, kind="stable")  # [V] token ids
+        if params.top_k > 0:
+            p[likely_first[params.top_k :]] = 0
+        if params.top_p < 1:
+            reached_before = np.cumsum(p[likely_first]) - p[likely_first]  # [V]; probability of all likelier tokens
+            p[likely_first[reached_before >= params.top_p * p.sum()]] = 0
+    p[p < params.min_p * p.max()] = 0
+    return p / p.sum()
+
+
+def sample(
+    logits: npt.NDArray[Any],
+    params: SamplingParams,
+    rng: np.random.Generator,
+    forbidden: Collection[int] = (),
+) -> int:
+    """Choose the next token from one row of logits [V]; `forbidden` tokens are never chosen."""
+    if forbidden:
+        logits = logits.copy()
+        logits[list(forbidden)] = -np.inf
+    if params.temperature == 0:
+        return int(logits.argmax())
+    cumulative = np.cumsum(probabilities(logits, params))  # [V]
+    # The first token whose cumulative probability exceeds the draw: never one with probability 0.
+    return int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
+
+
+def top_logprobs(logits: npt.NDArray[Any], token_id: int, count: int) -> dict[int, tuple[float, int]]:
+    """{token id: (log probability, rank)} of `token_id` and of the `count` most likely tokens of a row of logits [V]."""
+    shifted = logits.astype(np.float64) - logits.max()  # [V]
+    logprobs = shifted - np.log(np.exp(shifted).sum())  # [V]
+    likely_first = np.argsort(-logprobs, kind="stable")[:count]  # [count] token ids
+    rank = 1 + int((logprobs > logprobs[token_id]).sum())
+    return {token_id: (float(logprobs[token_id]), rank)} | {
+        int(token): (float(logprobs[token]), place) for place, token in enumerate(likely_first, 1)
+    }
