@@ -5,6 +5,8 @@
     positions        [ 0   1   2   3        9            4   5  ]
     slot_mapping     [ where each of them is written in the KV cache ]
     query_start_loc  [ 0                    4            5        7 ]
+
+No padding, and no difference between a prompt and a decode: each sequence brings as many tokens as it likes.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ def make_batch(chunks: Sequence[Chunk]) -> Batch:
     slot_mapping: list[int] = []
     query_start_loc = [0]
     sampled_rows = []
-    block_tables = np.zeros((len(chunks), max(len(c.seq.block_table) for c in chunks)), np.int32)  # [num_seqs, max_blocks]
+    max_blocks = max(len(c.seq.block_table) for c in chunks)
+    block_tables = np.zeros((len(chunks), max_blocks), np.int32)  # [num_seqs, max_blocks]
     for i, (seq, start, num_tokens) in enumerate(chunks):
         stop = start + num_tokens
         token_ids += seq.token_ids[start:stop]

@@ -24,7 +24,6 @@ from minipage.batch import PagedAttention, make_batch, paged_attend
 from minipage.errors import ConfigurationError, InvalidRequestError
 from minipage.memory import BlockPool, BlockTable
 from minipage.model.gpt import GPT, Array
-from minipage.model.tokenizer import Tokenizer
 from minipage.model.weights import SHIPPED_MODEL, load_model
 from minipage.request import Request, RequestOutput
 from minipage.sampling import Logprob, SamplingParams, is_whole, sample, top_logprobs
@@ -101,7 +100,7 @@ class LLM:
         self.requests: dict[str, Request] = {}  # those not finished yet, by request id
         self._block_table = block_table
         if isinstance(attention, str) and attention not in ATTENTION:
-            raise ConfigurationError(f"attention is {attention!r}; it must be a function or one of {sorted(ATTENTION)}.")
+            raise ConfigurationError(f"attention is {attention!r}; it must be a function or in {sorted(ATTENTION)}.")
         self._paged_attention = ATTENTION[attention] if isinstance(attention, str) else attention
         self._seeds = np.random.SeedSequence(seed)
         self._ids = count()
@@ -145,7 +144,8 @@ class LLM:
             raise InvalidRequestError(f"a request {request_id!r} is running already; choose another request_id.")
         token_ids = self._token_ids(prompt)
         self._check_token_ids(params.stop_token_ids, "stop_token_ids")
-        seq = TokenSequence(request_id, token_ids, self._max_num_tokens(len(token_ids), params), self._block_table(self.block_pool))
+        max_num_tokens = self._max_num_tokens(len(token_ids), params)
+        seq = TokenSequence(request_id, token_ids, max_num_tokens, self._block_table(self.block_pool))
         seed = self._seeds.spawn(1)[0] if params.seed is None else params.seed
         request = Request(
             prompt if isinstance(prompt, str) else None,
@@ -254,7 +254,9 @@ class LLM:
         prompts = list_prompts(prompts)
         each = [params] * len(prompts) if params is None or isinstance(params, SamplingParams) else list(params)
         if len(each) != len(prompts):
-            raise InvalidRequestError(f"{len(prompts)} prompts came with {len(each)} SamplingParams; give one, or one each.")
+            raise InvalidRequestError(
+                f"{len(each)} SamplingParams came for {len(prompts)} prompts; give one, or as many."
+            )
         request_ids: list[str] = []
         try:
             for prompt, prompt_params in zip(prompts, each, strict=True):
@@ -289,9 +291,8 @@ class LLM:
     def _check_token_ids(self, token_ids: Sequence[int], what: str) -> None:
         for token in token_ids:
             if not is_whole(token) or not 0 <= token < self.config.vocab_size:
-                raise InvalidRequestError(
-                    f"{what} has the token id {token!r}; this model's are whole numbers from 0 to {self.config.vocab_size - 1}."
-                )
+                most = self.config.vocab_size - 1
+                raise InvalidRequestError(f"{what} has the token id {token!r}; this model has 0 to {most}.")
 
     def _max_num_tokens(self, num_prompt_tokens: int, params: SamplingParams) -> int:
         """How long a sequence may get: max_tokens more than the prompt, as far as the context goes."""
@@ -312,8 +313,8 @@ def list_prompts(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
     """One prompt or many -> a list of prompts. A list that begins with a number is one prompt of token ids."""
     if isinstance(prompts, str):
         return [prompts]
-    prompts = list(prompts)
-    return [prompts] if prompts and is_whole(prompts[0]) else prompts  # type: ignore[list-item, return-value]
+    items: list[Any] = list(prompts)
+    return [items] if items and is_whole(items[0]) else items
 
 
 def as_arrays(weights: dict[str, Any], arrays: str) -> dict[str, Array]:

@@ -48,19 +48,12 @@ class SamplingParams:
         require(is_whole(self.top_k) and self.top_k >= -1, "top_k", "a whole number; 0 or -1 to keep all tokens")
         require(is_real(self.top_p) and 0 < self.top_p <= 1, "top_p", "above 0 and at most 1")
         require(is_real(self.min_p) and 0 <= self.min_p <= 1, "min_p", "from 0 to 1")
-        require(self.seed is None or (is_whole(self.seed) and self.seed >= 0), "seed", "None or a whole number, 0 or more")
-        require(
-            self.max_tokens is None or (is_whole(self.max_tokens) and self.max_tokens >= 1),
-            "max_tokens", "None or a whole number of at least 1",
-        )  # fmt: skip
-        require(
-            is_whole(self.min_tokens) and 0 <= self.min_tokens <= (self.max_tokens or math.inf),
-            "min_tokens", "a whole number from 0 to max_tokens",
-        )  # fmt: skip
-        require(
-            self.logprobs is None or (is_whole(self.logprobs) and self.logprobs >= 0),
-            "logprobs", "None or a whole number, 0 or more",
-        )  # fmt: skip
+        for name, least in (("seed", 0), ("max_tokens", 1), ("logprobs", 0)):
+            value = getattr(self, name)
+            allowed = f"None or a whole number of at least {least}"
+            require(value is None or (is_whole(value) and value >= least), name, allowed)
+        most = math.inf if self.max_tokens is None else self.max_tokens
+        require(is_whole(self.min_tokens) and 0 <= self.min_tokens <= most, "min_tokens", "from 0 to max_tokens")
         require(all(isinstance(s, str) and s for s in self.stop_strings), "stop", "a string or strings, none empty")
         require(all(is_whole(t) for t in self.stop_token_ids), "stop_token_ids", "a list of token ids")
 
@@ -99,7 +92,8 @@ def probabilities(logits: npt.NDArray[Any], params: SamplingParams) -> npt.NDArr
             reached_before = np.cumsum(p[likely_first]) - p[likely_first]  # [V]; probability of all likelier tokens
             p[likely_first[reached_before >= params.top_p * p.sum()]] = 0
     p[p < params.min_p * p.max()] = 0
-    return p / p.sum()
+    p /= p.sum()
+    return p
 
 
 def sample(
@@ -120,7 +114,7 @@ def sample(
 
 
 def top_logprobs(logits: npt.NDArray[Any], token_id: int, count: int) -> dict[int, tuple[float, int]]:
-    """{token id: (log probability, rank)} of `token_id` and of the `count` most likely tokens of a row of logits [V]."""
+    """{token id: (log probability, rank)} of `token_id` and of the `count` most likely tokens; logits: [V]."""
     shifted = logits.astype(np.float64) - logits.max()  # [V]
     logprobs = shifted - np.log(np.exp(shifted).sum())  # [V]
     likely_first = np.argsort(-logprobs, kind="stable")[:count]  # [count] token ids

@@ -6,9 +6,9 @@ The signature is always
 
     q                [num_tokens, num_heads, head_size]   queries of all sequences, one sequence after the other
     k_cache, v_cache [num_blocks, block_size, num_kv_heads, head_size]   one layer's blocks
-    block_tables     [num_seqs, max_blocks]   integers; physical blocks in logical order, anything behind the last one
+    block_tables     [num_seqs, max_blocks]   integers; physical blocks in logical order, then anything
     context_lens     [num_seqs]   integers; tokens of each sequence in the cache, those being queried included
-    query_start_loc  [num_seqs + 1]   integers; sequence s asks with rows query_start_loc[s] to query_start_loc[s + 1] - 1
+    query_start_loc  [num_seqs + 1]   integers; sequence s asks with q[query_start_loc[s] : query_start_loc[s + 1]]
     scale            float; scores are multiplied with it, usually 1 / sqrt(head_size)
     out              [num_tokens, num_heads, head_size]   like q
 
@@ -85,7 +85,7 @@ def check_arguments(
     )
     require(
         (context_lens >= query_lens).all(),
-        "a context_len counts the tokens being queried too, so it cannot be less than the sequence's number of queries.",
+        "context_lens count the tokens being queried too, so none can be less than its sequence's number of queries.",
     )
     blocks_read = -(-context_lens // block_size)  # [num_seqs]
     require(

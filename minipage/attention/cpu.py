@@ -1,9 +1,9 @@
 """Paged attention on the CPU: numba, parallel, reading K and V straight from the blocks.
 
-Nothing is gathered and no row of scores is ever stored. Each query walks its sequence's block table once and keeps, for
-each head, three things: the highest score so far, the sum of the weights, and the weighted sum of the rows of V. When a higher
-score turns up, what has been summed is scaled down to the new maximum. This is the online softmax (Milakov and
-Gimelshein, arXiv 1805.02867), the idea under FlashAttention too.
+Nothing is gathered and no row of scores is ever stored. Each query walks its sequence's block table once and keeps,
+for each head, three things: the highest score so far, the sum of the weights, and the weighted sum of the rows of V.
+When a higher score turns up, what has been summed is scaled down to the new maximum. This is the online softmax
+(Milakov and Gimelshein, arXiv 1805.02867), the idea under FlashAttention too.
 
     highest, total, acc = -inf, 0, 0
     for each K, V row of the sequence, block by block:
@@ -16,11 +16,16 @@ Gimelshein, arXiv 1805.02867), the idea under FlashAttention too.
 from __future__ import annotations
 
 import math
+import os
 
 import numba
 import numpy as np
 
 from minipage.attention.arguments import Floats, Integers, check_arguments
+
+# Threads that wait for work shall sleep. By default GNU OpenMP lets them spin, and they take the cores from others that
+# compute (NumPy's threads, too): on two busy cores, steps were measured ten times slower. Read at the first call.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def paged_attention(

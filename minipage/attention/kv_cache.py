@@ -16,7 +16,7 @@ from minipage.memory import BlockCopy
 
 
 class KVCache:
-    """K and V of all layers and blocks: `k` and `v`, each [num_layers, num_blocks, block_size, num_kv_heads, head_size].
+    """K and V of all layers, each [num_layers, num_blocks, block_size, num_kv_heads, head_size].
 
     They start as zeros, which an operating system hands out page by page as they are first written.
     """

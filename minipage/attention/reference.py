@@ -38,7 +38,8 @@ def paged_attention(
         query_positions = key_positions[context_len - len(q[rows]) :]  # [queries]; they are the last tokens
         visible = key_positions <= query_positions[:, None]  # [queries, context_len]
         scores = np.where(visible, scores, -np.inf)  # [num_heads, queries, context_len]
-        weights = np.exp(scores - scores.max(axis=-1, keepdims=True, initial=-np.inf))  # [num_heads, queries, context_len]
+        highest = scores.max(axis=-1, keepdims=True, initial=-np.inf)  # [num_heads, queries, 1]
+        weights = np.exp(scores - highest)  # [num_heads, queries, context_len]
         weights /= weights.sum(axis=-1, keepdims=True)  # [num_heads, queries, context_len]
         out[rows] = np.einsum("hqk,khd->qhd", weights, v)  # [queries, num_heads, head_size]
     return out

@@ -7,7 +7,8 @@ either in the free queue, or it is in use and its reference count says by how ma
                                          ◀── free() ───
     free queue ◀── free() ──  the last reference
 
-This is section 4.2 of Kwon et al., "Efficient Memory Management for LLM Serving with PagedAttention" (arXiv 2309.06180).
+This is section 4.2 of Kwon et al., "Efficient Memory Management for Large Language Model Serving with PagedAttention"
+(arXiv 2309.06180).
 """
 
 from __future__ import annotations
@@ -106,8 +107,8 @@ class BlockPool:
                     + ("it leaked." if count > holders[block] else "it may be reused while it is still read.")
                 )
             if (count == 0) != (block in self._free_queue):
-                raise IntegrityError(f"block {block} has reference count {count} and is "
-                                     f"{'not ' * (count == 0)}in the free queue.")  # fmt: skip
+                where = "not in" if count == 0 else "in"
+                raise IntegrityError(f"block {block} has reference count {count} and is {where} the free queue.")
         strangers = (holders.keys() | self._free_queue.keys()) - set(range(self.num_blocks))
         if strangers:
             raise IntegrityError(f"blocks {sorted(strangers)} do not exist in a pool of {self.num_blocks}.")

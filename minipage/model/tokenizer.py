@@ -21,8 +21,8 @@ class Tokenizer:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exceptions
-            raise ModelError(f"{path} is not a readable tokenizer ({error}). Fetch the model's own tokenizer.json again.") \
-                from error  # fmt: skip
+            message = f"{path} is not a readable tokenizer ({error}). Fetch the model's own tokenizer.json again."
+            raise ModelError(message) from error
 
     @property
     def vocab_size(self) -> int:

@@ -76,8 +76,8 @@ def find_folder(model: str | Path) -> Path:
         return Path(snapshot_download(name, allow_patterns=files))
     except (OSError, ValueError) as error:  # the hub's errors derive from these
         reason = str(error).splitlines()[0]
-        raise ModelError(f"there is no folder {name!r}, and it could not be fetched from the hub: {reason} {hint}") \
-            from error  # fmt: skip
+        message = f"there is no folder {name!r}, and it could not be fetched from the hub: {reason} {hint}"
+        raise ModelError(message) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -100,13 +100,12 @@ def read_config(settings: dict[str, Any], folder: Path) -> GPTConfig:
     }
     for name, values in expected.items():
         if settings.get(name, values[0]) not in values:
-            raise ModelError(f"{folder / 'config.json'} says {name} = {settings[name]!r}; only {values[0]!r} is supported.")
+            found = f"{folder / 'config.json'} says {name} = {settings[name]!r}"
+            raise ModelError(f"{found}, but minipage computes only {values[0]!r}. Choose a plain GPT-2.")
     try:
-        config = GPTConfig(
-            *(int(settings[name]) for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")),
-            n_inner=settings.get("n_inner"),
-            layer_norm_epsilon=float(settings.get("layer_norm_epsilon", 1e-5)),
-        )
+        sizes = {name: int(settings[name]) for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")}
+        epsilon = float(settings.get("layer_norm_epsilon", 1e-5))
+        config = GPTConfig(**sizes, n_inner=settings.get("n_inner"), layer_norm_epsilon=epsilon)
     except (KeyError, TypeError, ValueError) as error:
         raise ModelError(f"{folder / 'config.json'} lacks a GPT-2's sizes, or has them wrong ({error!r}).") from error
     if min(config.vocab_size, config.n_positions, config.n_layer, config.n_head) < 1 or config.n_embd % config.n_head:
@@ -132,14 +131,14 @@ def read_weights(config: GPTConfig, folder: Path) -> Weights:
     for name, weight in weights.items():
         expected = (shapes | optional)[name]
         if weight.shape != expected:
-            raise ModelError(f"{folder}: {name!r} has shape {weight.shape}, but by config.json it should be {expected}.")
+            raise ModelError(f"{folder}: {name!r} has shape {weight.shape}; by config.json it should be {expected}.")
     return weights
 
 
 def read_safetensors(path: Path) -> Weights:
     """All floating-point tensors of a file as float32, without the prefix `transformer.`."""
     try:
-        tensors = deserialize(path.read_bytes())
+        tensors = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
     except (OSError, SafetensorError) as error:
         raise ModelError(f"{path} is missing or damaged ({error}). Fetch it again.") from error
     readers = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}

@@ -73,9 +73,10 @@ class Scheduler:
         """
         most = blocks_needed(seq.max_num_tokens - 1, self.block_pool.block_size)  # the last token is never stored
         if most > self.block_pool.num_blocks:
+            pool = self.block_pool
             raise InvalidRequestError(
-                f"{seq.num_prompt_tokens} prompt tokens and up to {seq.max_num_tokens - seq.num_prompt_tokens} generated "
-                f"ones take {most} blocks of {self.block_pool.block_size}, but the pool has {self.block_pool.num_blocks}. "
+                f"a prompt of {seq.num_prompt_tokens} tokens, and up to {seq.max_num_tokens} with those to come, takes "
+                f"{most} blocks of {pool.block_size}, but the whole pool has {pool.num_blocks}. "
                 "Lower max_tokens, shorten the prompt, or give the engine more num_blocks or memory."
             )
         self.waiting.append(seq)

@@ -39,7 +39,8 @@ class Sequence:
         self.num_preemptions = 0
 
     def __repr__(self) -> str:
-        return f"Sequence({self.seq_id!r}, {self.status.value}, {self.num_computed_tokens}/{len(self.token_ids)} tokens)"
+        progress = f"{self.num_computed_tokens}/{len(self.token_ids)} tokens computed"
+        return f"Sequence({self.seq_id!r}, {self.status.value}, {progress})"
 
     @property
     def num_computed_tokens(self) -> int:

@@ -1,0 +1,79 @@
+"""Writing K and V into slots, and copying blocks."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minipage.attention import KVCache, copy_blocks, write_kv
+from minipage.errors import KernelArgumentError
+from minipage.memory import BlockCopy
+
+
+def random_cache(num_layers=2, num_blocks=6, block_size=4, num_kv_heads=2, head_size=3, seed=0):
+    cache = KVCache(num_layers, num_blocks, block_size, num_kv_heads, head_size)
+    rng = np.random.default_rng(seed)
+    cache.k[:], cache.v[:] = rng.standard_normal((2, *cache.k.shape))
+    return cache
+
+
+def test_a_new_cache_is_all_zeros_because_zero_weight_times_nan_is_nan():
+    cache = KVCache(2, 6, 4, 2, 3)
+    assert cache.k.shape == cache.v.shape == (2, 6, 4, 2, 3)
+    assert not cache.k.any() and not cache.v.any()
+    assert cache.nbytes == 2 * 2 * 6 * 4 * 2 * 3 * 4
+
+
+def test_the_k_of_a_block_is_contiguous_memory():
+    assert KVCache(2, 6, 4, 2, 3).k[1, 5].flags.c_contiguous
+
+
+@given(slots=st.lists(st.integers(0, 23), unique=True, max_size=24))
+def test_each_token_goes_into_its_slot_and_nowhere_else(slots):
+    cache = random_cache()
+    k, v = np.random.default_rng(1).standard_normal((2, len(slots), 2, 3)).astype(np.float32)
+    expected = {(slot // 4, slot % 4): (k[i], v[i]) for i, slot in enumerate(slots)}
+    before = cache.k.copy(), cache.v.copy()
+    write_kv(k, v, cache.k[1], cache.v[1], np.array(slots, int))
+    for block, offset in np.ndindex(6, 4):
+        new_k, new_v = expected.get((block, offset), (before[0][1, block, offset], before[1][1, block, offset]))
+        np.testing.assert_array_equal(cache.k[1, block, offset], new_k)
+        np.testing.assert_array_equal(cache.v[1, block, offset], new_v)
+    np.testing.assert_array_equal(cache.k[0], before[0][0], "another layer was written")
+
+
+def test_copies_are_whole_blocks_in_every_layer_of_k_and_v():
+    cache, before = random_cache(), random_cache()
+    copy_blocks(cache, [BlockCopy(0, 3), BlockCopy(0, 4), BlockCopy(5, 1)])
+    for block, source in enumerate([0, 5, 2, 0, 0, 5]):
+        np.testing.assert_array_equal(cache.k[:, block], before.k[:, source])
+        np.testing.assert_array_equal(cache.v[:, block], before.v[:, source])
+
+
+def test_a_block_copied_from_and_to_in_one_batch_gives_its_old_contents():
+    cache, before = random_cache(), random_cache()
+    copy_blocks(cache, [BlockCopy(2, 0), BlockCopy(0, 1)])
+    np.testing.assert_array_equal(cache.k[:, 1], before.k[:, 0])
+    np.testing.assert_array_equal(cache.k[:, 0], before.k[:, 2])
+
+
+def test_no_copies_change_nothing():
+    cache = random_cache()
+    copy_blocks(cache, [])
+    np.testing.assert_array_equal(cache.k, random_cache().k)
+
+
+@pytest.mark.parametrize("slots", [[0, 24], [-1, 0], [0], [0, 1, 2]])
+def test_slots_outside_the_cache_or_of_another_number_are_refused_and_nothing_is_written(slots):
+    cache = random_cache()
+    k = v = np.ones((2, 2, 3), np.float32)
+    with pytest.raises(KernelArgumentError):
+        write_kv(k, v, cache.k[0], cache.v[0], np.array(slots))
+    np.testing.assert_array_equal(cache.k, random_cache().k)
+
+
+def test_a_cache_that_is_not_contiguous_is_refused_rather_than_written_to_a_copy():
+    cache = random_cache()
+    k = v = np.ones((1, 2, 3), np.float32)
+    with pytest.raises(KernelArgumentError, match="contiguous"):
+        write_kv(k, v, cache.k[0][:, ::2], cache.v[0][:, ::2], np.array([0]))
