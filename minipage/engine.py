@@ -10,7 +10,6 @@ scheduler or an attention kernel of your own runs the real model.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
@@ -19,12 +18,12 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from array_api_compat import array_namespace
 
-from minipage.attention import KVCache, copy_blocks, cpu, reference
+from minipage.attention import KVCache, blocks_that_fit, copy_blocks, cpu, reference
 from minipage.batch import PagedAttention, make_batch, paged_attend
 from minipage.errors import ConfigurationError, InvalidRequestError
 from minipage.memory import BlockPool, BlockTable
-from minipage.model.gpt import GPT, Array
-from minipage.model.weights import SHIPPED_MODEL, load_model
+from minipage.model.gpt import GPT
+from minipage.model.weights import SHIPPED_MODEL, as_arrays, load_model
 from minipage.request import Request, RequestOutput
 from minipage.sampling import Logprob, SamplingParams, is_whole, sample, top_logprobs
 from minipage.scheduling import Scheduler, StepPlan
@@ -32,7 +31,6 @@ from minipage.scheduling import Sequence as TokenSequence
 
 Prompt: TypeAlias = str | Sequence[int]  # a text, or token ids
 
-DEFAULT_MEMORY = "1GiB"
 ATTENTION = {"cpu": cpu.paged_attention, "reference": reference.paged_attention}
 
 
@@ -49,7 +47,7 @@ class LLM:
         model: "shakespeare" (shipped), a folder in the Hugging Face GPT-2 layout, or a GPT-2 on the hub, e.g. "gpt2".
         block_size: tokens in a block.
         num_blocks: blocks in the pool; or
-        memory: bytes for the KV cache, a number or a text such as "512MiB". Default: 1 GiB.
+        memory: bytes for the KV cache, a number or a text such as "512MiB".
         max_model_len: longest sequence in tokens, prompt included. Default: the model's context.
         max_num_seqs: most sequences that run at once.
         max_num_batched_tokens: most tokens computed in one step; longer prompts are cut into chunks.
@@ -69,7 +67,7 @@ class LLM:
         *,
         block_size: int = 16,
         num_blocks: int | None = None,
-        memory: int | str | None = None,
+        memory: int | str = "1GiB",
         max_model_len: int | None = None,
         max_num_seqs: int = 256,
         max_num_batched_tokens: int = 2048,
@@ -91,7 +89,7 @@ class LLM:
         if scheduler is None:
             if block_pool is None:
                 if num_blocks is None:
-                    num_blocks = blocks_that_fit(memory, block_size, config.n_layer, config.n_embd)
+                    num_blocks = blocks_that_fit(memory, block_size, config.n_layer, config.n_head, config.head_size)
                 block_pool = BlockPool(num_blocks, block_size)
             scheduler = Scheduler(block_pool, max_num_seqs, max_num_batched_tokens)
         self.scheduler = scheduler
@@ -143,7 +141,7 @@ class LLM:
         elif request_id in self.requests:
             raise InvalidRequestError(f"a request {request_id!r} is running already; choose another request_id.")
         token_ids = self._token_ids(prompt)
-        self._check_token_ids(params.stop_token_ids, "stop_token_ids")
+        self._check_token_ids(params.stop_token_ids or (), "stop_token_ids")
         max_num_tokens = self._max_num_tokens(len(token_ids), params)
         seq = TokenSequence(request_id, token_ids, max_num_tokens, self._block_table(self.block_pool))
         seed = self._seeds.spawn(1)[0] if params.seed is None else params.seed
@@ -315,34 +313,3 @@ def list_prompts(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
         return [prompts]
     items: list[Any] = list(prompts)
     return [items] if items and is_whole(items[0]) else items
-
-
-def as_arrays(weights: dict[str, Any], arrays: str) -> dict[str, Array]:
-    """NumPy weights as arrays of the library `arrays`, without copying."""
-    if arrays == "numpy":
-        return weights
-    if arrays != "torch":
-        raise ConfigurationError(f"arrays is {arrays!r}; it must be 'numpy' or 'torch'.")
-    try:
-        import torch
-    except ImportError:
-        raise ConfigurationError("arrays='torch' needs PyTorch: pip install minipage[torch].") from None
-    return {name: torch.from_numpy(weight) for name, weight in weights.items()}
-
-
-def blocks_that_fit(memory: int | str | None, block_size: int, num_layers: int, kv_width: int) -> int:
-    """How many blocks `memory` holds, when a token has `kv_width` numbers in K and in V, in each layer."""
-    memory = DEFAULT_MEMORY if memory is None else memory
-    units = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?)?b?\s*", str(memory).lower())
-    if not match or isinstance(memory, bool):
-        raise ConfigurationError(f"memory is {memory!r}; it must be a number of bytes, or a text such as '512MiB'.")
-    num_bytes = int(float(match[1]) * units[match[2] or ""])
-    BlockPool(1, block_size)  # refuses a block size that makes no sense
-    bytes_per_block = 2 * num_layers * block_size * kv_width * np.dtype(np.float32).itemsize
-    if num_bytes < bytes_per_block:
-        raise ConfigurationError(
-            f"memory is {memory!r}, too small for one block: {block_size} tokens take {bytes_per_block:,} bytes here. "
-            "Give more memory, or a smaller block_size."
-        )
-    return num_bytes // bytes_per_block

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Integral
+
 
 class MinipageError(Exception):
     """The root of all of them: `except MinipageError` catches every mistake that is not a bug of ours."""
@@ -33,3 +35,10 @@ class IntegrityError(MinipageError):
 
 class KernelArgumentError(MinipageError, ValueError):
     """The arrays handed to an attention kernel do not fit together. Nothing was read or written."""
+
+
+def require_positive(**settings: object) -> None:
+    """Raise ConfigurationError unless each setting is a whole number of at least 1."""
+    for name, value in settings.items():
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+            raise ConfigurationError(f"{name} is {value!r}; it must be a whole number of at least 1.")

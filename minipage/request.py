@@ -64,11 +64,12 @@ class Request:
         self.params = params
         self.seq = seq
         self.rng = rng
-        self.stop_token_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else eos_token_ids)
+        self.stop_token_ids = frozenset(params.stop_token_ids or ()) | (frozenset() if params.ignore_eos else eos_token_ids)
         self.metrics = RequestMetrics(arrival_time=time.perf_counter())
         self.finish_reason: str | None = None
         self._stop_reason: int | str | None = None
         self._detokenizer = Detokenizer(tokenizer)
+        self._text_end: int | None = None  # where the text is cut off, if a stop string ended it
         self._logprobs: list[dict[int, Logprob]] = []
 
     @property
@@ -90,10 +91,12 @@ class Request:
         if self.metrics.first_token_time is None:
             self.metrics = replace(self.metrics, first_token_time=time.perf_counter())
         self.seq.token_ids.append(token_id)
-        self._detokenizer.add(token_id)
         if logprobs is not None:
             self._logprobs.append(logprobs)
-        self._stop_reason = self._find_stop(token_id)
+        old_length = len(self._detokenizer.text)
+        self._detokenizer.add(token_id)
+        if len(self.seq.output_token_ids) >= self.params.min_tokens:
+            self._look_for_stop(token_id, old_length)
         if self._stop_reason is not None:
             self.finish("stop")
         elif len(self.seq.token_ids) >= self.seq.max_num_tokens:
@@ -128,22 +131,21 @@ class Request:
             metrics=replace(self.metrics, num_preemptions=self.seq.num_preemptions),
         )
 
-    def _find_stop(self, token_id: int) -> int | str | None:
-        """The stop token, or the stop string in the text, that ends this request now."""
-        if len(self.seq.output_token_ids) < self.params.min_tokens:
-            return None
+    def _look_for_stop(self, token_id: int, old_length: int) -> None:
+        """Whether the new token is a stop token, or completes a stop string in the text of `old_length` characters."""
         if token_id in self.stop_token_ids:
-            return token_id
+            self._stop_reason = token_id
+            return
         text = self._detokenizer.text
-        found = [stop for stop in self.params.stop_strings if stop in text]
-        return min(found, key=text.index, default=None)
+        for stop in self.params.stop_strings:
+            place = text.find(stop, max(0, old_length - len(stop) + 1))
+            if place >= 0 and (self._text_end is None or place < self._text_end):
+                self._text_end, self._stop_reason = place, stop
 
     def _visible_text(self) -> str:
         """The text up to the stop string. While it may still turn out to begin with one, the end is held back."""
         text = self._detokenizer.text
-        if isinstance(self._stop_reason, str):
-            return text[: text.index(self._stop_reason)]
-        if self.finish_reason is None:
-            longest = max((len(stop) for stop in self.params.stop_strings), default=1)
-            return text[: max(0, len(text) - (longest - 1))]
-        return text
+        if self.finish_reason is not None:
+            return text[: self._text_end]
+        longest = max((len(stop) for stop in self.params.stop_strings), default=1)
+        return text[: max(0, len(text) - (longest - 1))]

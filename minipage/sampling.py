@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,8 +35,8 @@ class SamplingParams:
     seed: int | None = None  # makes this request repeatable
     max_tokens: int | None = 16  # stop after so many; None: as many as the context and the pool have room for
     min_tokens: int = 0  # do not stop for a stop string, a stop token or the end of text before so many
-    stop: str | Sequence[str] = ()  # stop when the text contains one of these, and cut it off there
-    stop_token_ids: Sequence[int] = ()  # stop after one of these
+    stop: str | Sequence[str] | None = None  # stop when the text contains one of these, and cut it off there
+    stop_token_ids: Sequence[int] | None = None  # stop after one of these
     ignore_eos: bool = False  # go on after the model's end-of-text token
     logprobs: int | None = None  # report the log probabilities of so many most likely tokens at each place
 
@@ -55,11 +56,11 @@ class SamplingParams:
         most = math.inf if self.max_tokens is None else self.max_tokens
         require(is_whole(self.min_tokens) and 0 <= self.min_tokens <= most, "min_tokens", "from 0 to max_tokens")
         require(all(isinstance(s, str) and s for s in self.stop_strings), "stop", "a string or strings, none empty")
-        require(all(is_whole(t) for t in self.stop_token_ids), "stop_token_ids", "a list of token ids")
+        require(all(is_whole(t) for t in self.stop_token_ids or ()), "stop_token_ids", "a list of token ids")
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
 class Logprob(NamedTuple):
@@ -71,7 +72,7 @@ class Logprob(NamedTuple):
 
 
 def is_whole(value: Any) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def is_real(value: Any) -> bool:

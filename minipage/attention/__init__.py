@@ -5,6 +5,6 @@ context_lens, query_start_loc, scale)`, described in `arguments.py`, comes as `r
 """
 
 from minipage.attention.cpu import paged_attention
-from minipage.attention.kv_cache import KVCache, copy_blocks, write_kv
+from minipage.attention.kv_cache import KVCache, blocks_that_fit, copy_blocks, write_kv
 
-__all__ = ["KVCache", "copy_blocks", "paged_attention", "write_kv"]
+__all__ = ["KVCache", "blocks_that_fit", "copy_blocks", "paged_attention", "write_kv"]

@@ -6,12 +6,13 @@ in one block is contiguous memory, and a block table is all it takes to find it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
 
 from minipage.attention.arguments import Floats, Integers
-from minipage.errors import KernelArgumentError
+from minipage.errors import ConfigurationError, KernelArgumentError, require_positive
 from minipage.memory import BlockCopy
 
 
@@ -65,3 +66,23 @@ def copy_blocks(cache: KVCache, copies: Sequence[BlockCopy]) -> None:
         sources, destinations = (list(blocks) for blocks in zip(*copies, strict=True))
         cache.k[:, destinations] = cache.k[:, sources]
         cache.v[:, destinations] = cache.v[:, sources]
+
+
+def blocks_that_fit(memory: int | str, block_size: int, num_layers: int, num_kv_heads: int, head_size: int) -> int:
+    """How many blocks of K and V, in all layers, `memory` holds: a number of bytes, or a text such as "512MiB".
+
+    Raises ConfigurationError if `memory` or `block_size` makes no sense, or not one block fits.
+    """
+    units = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?)?b?\s*", str(memory).lower())
+    if not match or isinstance(memory, bool):
+        raise ConfigurationError(f"memory is {memory!r}; it must be a number of bytes, or a text such as '512MiB'.")
+    num_bytes = int(float(match[1]) * units[match[2] or ""])
+    require_positive(block_size=block_size)
+    bytes_per_block = KVCache(num_layers, 1, block_size, num_kv_heads, head_size).nbytes
+    if num_bytes < bytes_per_block:
+        raise ConfigurationError(
+            f"memory is {memory!r}, too small for one block: {block_size} tokens take {bytes_per_block:,} bytes here. "
+            "Give more memory, or a smaller block_size."
+        )
+    return num_bytes // bytes_per_block

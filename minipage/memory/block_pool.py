@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict
 from collections.abc import Iterable
 
-from minipage.errors import BlockError, ConfigurationError, IntegrityError, OutOfBlocksError
+from minipage.errors import BlockError, ConfigurationError, IntegrityError, OutOfBlocksError, require_positive
 
 
 class BlockPool:
@@ -29,9 +29,7 @@ class BlockPool:
     """
 
     def __init__(self, num_blocks: int, block_size: int = 16) -> None:
-        for name, value in (("num_blocks", num_blocks), ("block_size", block_size)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ConfigurationError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+        require_positive(num_blocks=num_blocks, block_size=block_size)
         self.num_blocks = num_blocks
         self.block_size = block_size
         self._ref_counts = [0] * num_blocks

@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import deque
 from typing import NamedTuple
 
-from minipage.errors import ConfigurationError, InvalidRequestError
+from minipage.errors import InvalidRequestError, require_positive
 from minipage.memory import BlockCopy, BlockPool, blocks_needed
 from minipage.scheduling.sequence import Sequence, Status
 
@@ -53,9 +53,7 @@ class Scheduler:
     """
 
     def __init__(self, block_pool: BlockPool, max_num_seqs: int = 256, max_num_batched_tokens: int = 2048) -> None:
-        for name, value in (("max_num_seqs", max_num_seqs), ("max_num_batched_tokens", max_num_batched_tokens)):
-            if not isinstance(value, int) or value < 1:
-                raise ConfigurationError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+        require_positive(max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens)
         self.block_pool = block_pool
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
