@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from minipage.engine import LLM
-    from minipage.request import CompletionOutput, RequestOutput
+    from minipage.completion import CompletionOutput
+    from minipage.request import RequestOutput
     from minipage.sampling import SamplingParams
 
 __version__ = "0.1.0"
@@ -24,7 +25,7 @@ __all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "__vers
 
 def __getattr__(name: str) -> Any:
     """Load the engine when it is first used, so that `python -m minipage --help` need not wait for numba."""
-    homes = {"LLM": "engine", "SamplingParams": "sampling", "RequestOutput": "request", "CompletionOutput": "request"}
+    homes = {"LLM": "engine", "SamplingParams": "sampling", "RequestOutput": "request", "CompletionOutput": "completion"}
     if name not in homes:
         raise AttributeError(f"module 'minipage' has no attribute {name!r}")
     from importlib import import_module

@@ -32,7 +32,7 @@ class Batch(NamedTuple):
     block_tables: Integers  # [num_seqs, max_blocks], padded with 0
     context_lens: Integers  # [num_seqs], the tokens of this step included
     query_start_loc: Integers  # [num_seqs + 1]
-    sampled_rows: Integers  # [num_sampled], rows of the tokens that are the last of their sequence
+    sampled_rows: Integers  # [num_sampled], rows of the tokens whose logits are wanted
 
 
 def make_batch(chunks: Sequence[Chunk]) -> Batch:
@@ -44,14 +44,14 @@ def make_batch(chunks: Sequence[Chunk]) -> Batch:
     sampled_rows = []
     max_blocks = max(len(c.seq.block_table) for c in chunks)
     block_tables = np.zeros((len(chunks), max_blocks), np.int32)  # [num_seqs, max_blocks]
-    for i, (seq, start, num_tokens) in enumerate(chunks):
-        stop = start + num_tokens
+    for i, chunk in enumerate(chunks):
+        seq, start, stop = chunk.seq, chunk.start, chunk.start + chunk.num_tokens
         token_ids += seq.token_ids[start:stop]
         positions += range(start, stop)
         slot_mapping += seq.block_table.slot_mapping(start, stop)
         query_start_loc.append(len(token_ids))
         block_tables[i, : len(seq.block_table)] = list(seq.block_table)
-        if chunks[i].reaches_end:
+        if chunk.samplers:
             sampled_rows.append(len(token_ids) - 1)
     return Batch(
         token_ids=np.array(token_ids, np.int64),

@@ -10,10 +10,10 @@ scheduler or an attention kernel of your own runs the real model.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -21,12 +21,12 @@ from array_api_compat import array_namespace
 from minipage.attention import KVCache, blocks_that_fit, copy_blocks, cpu, reference
 from minipage.batch import PagedAttention, make_batch, paged_attend
 from minipage.errors import ConfigurationError, InvalidRequestError
-from minipage.memory import BlockPool, BlockTable
+from minipage.memory import BlockPool, BlockTable, PrefixCache
 from minipage.model.gpt import GPT
 from minipage.model.weights import SHIPPED_MODEL, as_arrays, load_model
-from minipage.request import Request, RequestOutput
-from minipage.sampling import Logprob, SamplingParams, is_whole, sample, top_logprobs
-from minipage.scheduling import Scheduler, StepPlan
+from minipage.request import BeamRequest, NextToken, Request, RequestOutput, SampledRequest
+from minipage.sampling import SamplingParams, is_whole
+from minipage.scheduling import POLICIES, Policy, Preemption, Scheduler, SequenceGroup, StepPlan
 from minipage.scheduling import Sequence as TokenSequence
 
 Prompt: TypeAlias = str | Sequence[int]  # a text, or token ids
@@ -34,10 +34,7 @@ Prompt: TypeAlias = str | Sequence[int]  # a text, or token ids
 ATTENTION = {"cpu": cpu.paged_attention, "reference": reference.paged_attention}
 
 
-class SampledToken(NamedTuple):
-    request: Request
-    token_id: int
-    logprobs: dict[int, Logprob] | None  # if the request asked for them
+NextTokens: TypeAlias = dict[Request, list[NextToken]]
 
 
 class LLM:
@@ -54,6 +51,11 @@ class LLM:
         arrays: "numpy", or "torch" to run the same model on PyTorch tensors (on the CPU).
         attention: "cpu" (numba), "reference" (NumPy), or a function with their signature.
         seed: makes the requests that have no seed of their own repeatable, too.
+        enable_prefix_caching: begin with what an earlier sequence has computed of the same text.
+        preemption: "recompute", "swap" or "auto"; see Scheduler.
+        swap_space: bytes for swapped blocks, like `memory`; unused with preemption="recompute".
+        policy: "fcfs", "priority", or a function; see minipage/scheduling/policy.py.
+        watermark: the share of the pool that is left free when a request is admitted.
         block_pool, block_table, scheduler: parts of your own instead of minipage's (`block_table` is a class).
 
     Raises:
@@ -74,6 +76,11 @@ class LLM:
         arrays: str = "numpy",
         attention: str | PagedAttention = "cpu",
         seed: int | None = None,
+        enable_prefix_caching: bool = False,
+        preemption: Preemption = "recompute",
+        swap_space: int | str = "256MiB",
+        policy: str | Policy = "fcfs",
+        watermark: float = 0.0,
         block_pool: BlockPool | None = None,
         block_table: type[BlockTable] = BlockTable,
         scheduler: Scheduler | None = None,
@@ -86,21 +93,31 @@ class LLM:
             raise ConfigurationError(
                 f"max_model_len is {max_model_len!r}; it must be from 2 to the model's context, {config.n_positions}."
             )
+        kv_sizes = config.n_layer, config.n_head, config.head_size
         if scheduler is None:
             if block_pool is None:
-                if num_blocks is None:
-                    num_blocks = blocks_that_fit(memory, block_size, config.n_layer, config.n_head, config.head_size)
-                block_pool = BlockPool(num_blocks, block_size)
-            scheduler = Scheduler(block_pool, max_num_seqs, max_num_batched_tokens)
+                block_pool = BlockPool(
+                    blocks_that_fit(memory, block_size, *kv_sizes) if num_blocks is None else num_blocks, block_size
+                )
+            swap_pool = None
+            if preemption != "recompute":
+                swap_pool = BlockPool(
+                    blocks_that_fit(swap_space, block_pool.block_size, *kv_sizes), block_pool.block_size
+                )
+            scheduler = Scheduler(
+                block_pool, max_num_seqs, max_num_batched_tokens,
+                policy=find(policy, POLICIES, "policy"),
+                prefix_cache=PrefixCache(block_pool) if enable_prefix_caching else None,
+                swap_pool=swap_pool, preemption=preemption, watermark=watermark,
+            )  # fmt: skip
         self.scheduler = scheduler
-        self.block_pool = pool = scheduler.block_pool
-        self.kv_cache = KVCache(config.n_layer, pool.num_blocks, pool.block_size, config.n_head, config.head_size)
+        self.block_pool = scheduler.block_pool
+        self.kv_cache = KVCache.of(scheduler.block_pool, *kv_sizes)
+        self.swap_cache = KVCache.of(scheduler.swap_pool, *kv_sizes) if scheduler.swap_pool else None
         self.requests: dict[str, Request] = {}  # those not finished yet, by request id
         self._block_table = block_table
-        if isinstance(attention, str) and attention not in ATTENTION:
-            raise ConfigurationError(f"attention is {attention!r}; it must be a function or in {sorted(ATTENTION)}.")
-        self._paged_attention = ATTENTION[attention] if isinstance(attention, str) else attention
-        self._seeds = np.random.SeedSequence(seed)
+        self._paged_attention: PagedAttention = find(attention, ATTENTION, "attention")
+        self._seeds = np.random.default_rng(seed)
         self._ids = count()
         self._inbox: dict[str, Request] = {}  # requests with news that nobody has seen yet
         self._streamed: set[str] = set()  # requests whose news belong to a generate() or stream() call
@@ -120,7 +137,7 @@ class LLM:
             InvalidRequestError: a prompt or its parameters cannot be served; then none of them is.
         """
         request_ids = self._add_all(prompts, params)
-        outputs = {r.request_id: r.output() for r in self._run(request_ids) if r.finish_reason}
+        outputs = {r.request_id: r.output() for r in self._run(request_ids) if r.finished}
         return [outputs[request_id] for request_id in request_ids]
 
     def stream(
@@ -133,8 +150,23 @@ class LLM:
         for request in self._run(self._add_all(prompts, params)):
             yield request.output()
 
-    def add_request(self, prompt: Prompt, params: SamplingParams | None = None, request_id: str | None = None) -> str:
-        """Queue a request for `step` and return its id. Raises InvalidRequestError; nothing else is affected then."""
+    def add_request(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        request_id: str | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> str:
+        """Queue a request for `step` and return its id.
+
+        Args:
+            priority: the smaller, the more urgent, with policy="priority".
+            cache_salt: prefixes are shared only between requests of the same salt.
+
+        Raises:
+            InvalidRequestError: it cannot be served; nothing else is affected.
+        """
         params = params or SamplingParams()
         if request_id is None:
             request_id = next(i for i in map(str, self._ids) if i not in self.requests)
@@ -142,14 +174,22 @@ class LLM:
             raise InvalidRequestError(f"a request {request_id!r} is running already; choose another request_id.")
         token_ids = self._token_ids(prompt)
         self._check_token_ids(params.stop_token_ids or (), "stop_token_ids")
+        stop = frozenset(params.stop_token_ids or ()) | (frozenset() if params.ignore_eos else self.eos_token_ids)
+        width = params.beam_width or params.n
+        if width > self.config.vocab_size:
+            raise InvalidRequestError(f"beam_width is {width}; this model has only {self.config.vocab_size} tokens.")
+        names = [request_id] if params.n == 1 else [f"{request_id}.{i}" for i in range(params.n)]
+        sequences = [TokenSequence(name, token_ids, self._block_table(self.block_pool)) for name in names]
         max_num_tokens = self._max_num_tokens(len(token_ids), params)
-        seq = TokenSequence(request_id, token_ids, max_num_tokens, self._block_table(self.block_pool))
-        seed = self._seeds.spawn(1)[0] if params.seed is None else params.seed
-        request = Request(
-            prompt if isinstance(prompt, str) else None,
-            params, seq, self.tokenizer, self.eos_token_ids, np.random.default_rng(seed),
-        )  # fmt: skip
-        self.scheduler.add(seq)
+        group = SequenceGroup(request_id, sequences, max_num_tokens, width, priority, cache_salt)
+        text = prompt if isinstance(prompt, str) else None
+        request: Request
+        if params.beam_width:
+            request = BeamRequest(text, params, group, stop, self.tokenizer)
+        else:
+            seed = int(self._seeds.integers(2**63)) if params.seed is None else params.seed
+            request = SampledRequest(text, params, group, stop, self.tokenizer, seed)
+        self.scheduler.add(group)
         self.requests[request_id] = request
         return request_id
 
@@ -158,8 +198,8 @@ class LLM:
         request = self.requests.pop(request_id, None)
         if request is None:
             return False
-        self.scheduler.remove(request.seq)
-        request.finish("abort")
+        self.scheduler.remove(request.group)
+        request.abort()
         self._inbox[request_id] = request
         return True
 
@@ -190,15 +230,18 @@ class LLM:
         """Choose the tokens of this step and give each a slot."""
         plan = self.scheduler.schedule()
         for chunk in plan.chunks:
-            self.requests[chunk.seq.seq_id].started()
+            self.requests[chunk.group.group_id].started()
         return plan
 
     def copy(self, plan: StepPlan) -> None:
-        """Carry out copy-on-write before anything is written."""
-        copy_blocks(self.kv_cache, plan.copies)
+        """Move whole blocks before anything is written: save and restore what is swapped, and copy on write."""
+        if self.swap_cache:
+            copy_blocks(self.kv_cache, self.swap_cache, plan.swap_out)
+            copy_blocks(self.swap_cache, self.kv_cache, plan.swap_in)
+        copy_blocks(self.kv_cache, self.kv_cache, plan.copies)
 
     def forward(self, plan: StepPlan) -> np.ndarray:
-        """Run the model; [num_sampled, vocab_size] logits, one row for each chunk that reaches its sequence's end."""
+        """Run the model; [num_sampled, vocab_size] logits, a row for each chunk that comes to its sequence's end."""
         batch = make_batch(plan.chunks)
         xp = array_namespace(self.model.weights["wte.weight"])
         attend = paged_attend(batch, self.kv_cache, self._paged_attention)
@@ -206,23 +249,24 @@ class LLM:
         sampled = xp.take(hidden, xp.asarray(batch.sampled_rows), axis=0)  # [num_sampled, n_embd]
         return np.asarray(self.model.logits(sampled))  # [num_sampled, vocab_size]
 
-    def sample(self, plan: StepPlan, logits: np.ndarray) -> list[SampledToken]:
-        """Choose the next token of each sequence that was computed to its end; logits: [num_sampled, vocab_size]."""
-        tokens = []
-        for chunk, row in zip((c for c in plan.chunks if c.reaches_end), logits, strict=True):  # row: [vocab_size]
-            request = self.requests[chunk.seq.seq_id]
-            token = sample(row, request.params, request.rng, request.forbidden_tokens)
-            tokens.append(SampledToken(request, token, self._logprobs(row, token, request.params.logprobs)))
-        return tokens
+    def sample(self, plan: StepPlan, logits: np.ndarray) -> NextTokens:
+        """Let every request choose its next tokens; logits: [num_sampled, vocab_size]."""
+        rows: dict[Request, list[tuple[TokenSequence, np.ndarray]]] = {}
+        ends = [chunk for chunk in plan.chunks if chunk.samplers]
+        for chunk, row in zip(ends, logits, strict=True):  # row: [vocab_size]
+            request = self.requests[chunk.group.group_id]
+            rows.setdefault(request, []).extend((seq, row) for seq in chunk.samplers)
+        return {request: request.choose(its_rows) for request, its_rows in rows.items()}
 
-    def update(self, plan: StepPlan, tokens: list[SampledToken]) -> None:
-        """Give every request its token; those that are finished give their blocks back."""
-        for request, token_id, logprobs in tokens:
-            request.add_token(token_id, logprobs)
-            self._inbox[request.request_id] = request
-            if request.finish_reason:
-                del self.requests[request.request_id]
+    def update(self, plan: StepPlan, tokens: NextTokens) -> None:
+        """Give the sequences their tokens; those that are finished give their blocks back."""
         self.scheduler.update(plan)
+        for request, its_tokens in tokens.items():
+            for seq in request.take(its_tokens):
+                self.scheduler.finish(request.group, seq)
+            self._inbox[request.request_id] = request
+            if request.finished:
+                del self.requests[request.request_id]
 
     # ---- helpers
 
@@ -233,7 +277,7 @@ class LLM:
         try:
             while unfinished:
                 for request in self._take_news(unfinished.keys()):
-                    if request.finish_reason:
+                    if request.finished:
                         del unfinished[request.request_id]
                         self._streamed.discard(request.request_id)
                     yield request
@@ -299,12 +343,14 @@ class LLM:
         slots = self.block_pool.num_blocks * self.block_pool.block_size
         return max(num_prompt_tokens + 1, min(self.max_model_len, slots + 1))  # the last token needs no slot
 
-    def _logprobs(self, logits: np.ndarray, token_id: int, num_logprobs: int | None) -> dict[int, Logprob] | None:
-        if num_logprobs is None:
-            return None
-        text = self.tokenizer.token_text if self.tokenizer else lambda token_id: ""
-        top = top_logprobs(logits, token_id, num_logprobs)
-        return {token: Logprob(logprob, rank, text(token)) for token, (logprob, rank) in top.items()}
+
+def find(choice: str | Callable[..., Any], named: dict[str, Any], what: str) -> Any:
+    """A function handed in, or the one of that name."""
+    if callable(choice):
+        return choice
+    if choice not in named:
+        raise ConfigurationError(f"{what} is {choice!r}; it must be a function or one of {', '.join(named)}.")
+    return named[choice]
 
 
 def list_prompts(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:

@@ -1,28 +1,23 @@
-"""One request on its way through the engine, and what the user gets to see of it."""
+"""One request on its way through the engine: its texts, and what the user gets to see of them.
+
+A request of `n` samples has a Completion for each. A beam search has beams instead: sequences that come and go, until
+the best texts are known.
+"""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
+from itertools import count
+from typing import NamedTuple
 
 import numpy as np
 
-from minipage.model.tokenizer import Detokenizer, Tokenizer
-from minipage.sampling import Logprob, SamplingParams
-from minipage.scheduling import Sequence, Status
-
-
-@dataclass(frozen=True)
-class CompletionOutput:
-    """One generated text."""
-
-    index: int  # which of the request's texts; always 0 so far
-    text: str  # without the prompt; empty if the model has no tokenizer
-    token_ids: list[int]
-    logprobs: list[dict[int, Logprob]] | None  # for each token: itself and the most likely ones, if asked for
-    cumulative_logprob: float | None  # of all tokens together, if logprobs were asked for
-    finish_reason: str | None  # "stop", "length" or "abort"; None: still going on
-    stop_reason: int | str | None  # the stop token or stop string that ended it
+from minipage.beam_search import BeamSearch
+from minipage.completion import Completion, CompletionOutput
+from minipage.model.tokenizer import Tokenizer
+from minipage.sampling import Logprob, SamplingParams, log_softmax, sample, top_logprobs
+from minipage.scheduling import Sequence, SequenceGroup
 
 
 @dataclass(frozen=True)
@@ -48,104 +43,189 @@ class RequestOutput:
     metrics: RequestMetrics
 
 
+class NextToken(NamedTuple):
+    """A token for one sequence. Of a beam there may be several, or none: then it branches, or dies."""
+
+    seq: Sequence
+    token_id: int
+    logprobs: dict[int, Logprob] | None  # if the request asked for them
+
+
 class Request:
-    """A request's sequence, its text so far, and the rule that ends it."""
+    """What both kinds have in common."""
 
     def __init__(
-        self,
-        prompt: str | None,
-        params: SamplingParams,
-        seq: Sequence,
-        tokenizer: Tokenizer | None,
-        eos_token_ids: frozenset[int],
-        rng: np.random.Generator,
-    ) -> None:
+        self, prompt: str | None, params: SamplingParams, group: SequenceGroup, stop_token_ids: frozenset[int]
+    ):
         self.prompt = prompt
         self.params = params
-        self.seq = seq
-        self.rng = rng
-        self.stop_token_ids = frozenset(params.stop_token_ids or ()) | (frozenset() if params.ignore_eos else eos_token_ids)
+        self.group = group
+        self.stop_token_ids = stop_token_ids
+        self.prompt_token_ids = group.leader.token_ids.copy()
         self.metrics = RequestMetrics(arrival_time=time.perf_counter())
-        self.finish_reason: str | None = None
-        self._stop_reason: int | str | None = None
-        self._detokenizer = Detokenizer(tokenizer)
-        self._text_end: int | None = None  # where the text is cut off, if a stop string ended it
-        self._logprobs: list[dict[int, Logprob]] = []
 
     @property
     def request_id(self) -> str:
-        return self.seq.seq_id
+        return self.group.group_id
 
     @property
-    def forbidden_tokens(self) -> frozenset[int]:
-        """Tokens that must not come next: those that would end the text before min_tokens."""
-        return self.stop_token_ids if len(self.seq.output_token_ids) < self.params.min_tokens else frozenset()
+    def finished(self) -> bool:
+        return self.metrics.finished_time is not None
 
     def started(self) -> None:
         """It is scheduled; only the first time counts."""
         if self.metrics.first_scheduled_time is None:
             self.metrics = replace(self.metrics, first_scheduled_time=time.perf_counter())
 
-    def add_token(self, token_id: int, logprobs: dict[int, Logprob] | None) -> None:
-        """Take the next token, and finish if it is the last."""
-        if self.metrics.first_token_time is None:
-            self.metrics = replace(self.metrics, first_token_time=time.perf_counter())
-        self.seq.token_ids.append(token_id)
-        if logprobs is not None:
-            self._logprobs.append(logprobs)
-        old_length = len(self._detokenizer.text)
-        self._detokenizer.add(token_id)
-        if len(self.seq.output_token_ids) >= self.params.min_tokens:
-            self._look_for_stop(token_id, old_length)
-        if self._stop_reason is not None:
-            self.finish("stop")
-        elif len(self.seq.token_ids) >= self.seq.max_num_tokens:
-            self.finish("length")
+    def choose(self, logits: list[tuple[Sequence, np.ndarray]]) -> list[NextToken]:
+        """The next tokens, from a row of logits [V] for each sequence that has come to its end."""
+        raise NotImplementedError
 
-    def finish(self, reason: str) -> None:
-        """Nothing more will come: "stop", "length" or "abort"."""
-        self.finish_reason = reason
-        self.seq.status = Status.FINISHED
-        self.metrics = replace(self.metrics, finished_time=time.perf_counter())
-        self._detokenizer.flush()
+    def take(self, tokens: list[NextToken]) -> list[Sequence]:
+        """Let the sequences have their tokens; returns those that are done with their blocks."""
+        raise NotImplementedError
+
+    def completions(self) -> list[CompletionOutput]:
+        raise NotImplementedError
+
+    def abort(self) -> None:
+        self._finish()
 
     def output(self) -> RequestOutput:
         """What the user may see now."""
-        token_ids = self.seq.output_token_ids
-        logprobs = None if self.params.logprobs is None else self._logprobs.copy()
-        completion = CompletionOutput(
-            index=0,
-            text=self._visible_text(),
-            token_ids=token_ids,
-            logprobs=logprobs,
-            cumulative_logprob=None if logprobs is None else sum(p[t].logprob for p, t in zip(logprobs, token_ids)),
-            finish_reason=self.finish_reason,
-            stop_reason=self._stop_reason,
-        )
+        metrics = replace(self.metrics, num_preemptions=self.group.num_preemptions)
         return RequestOutput(
-            request_id=self.request_id,
-            prompt=self.prompt,
-            prompt_token_ids=self.seq.token_ids[: self.seq.num_prompt_tokens],
-            outputs=[completion],
-            finished=self.finish_reason is not None,
-            metrics=replace(self.metrics, num_preemptions=self.seq.num_preemptions),
+            self.request_id, self.prompt, self.prompt_token_ids, self.completions(), self.finished, metrics
         )
 
-    def _look_for_stop(self, token_id: int, old_length: int) -> None:
-        """Whether the new token is a stop token, or completes a stop string in the text of `old_length` characters."""
-        if token_id in self.stop_token_ids:
-            self._stop_reason = token_id
-            return
-        text = self._detokenizer.text
-        for stop in self.params.stop_strings:
-            place = text.find(stop, max(0, old_length - len(stop) + 1))
-            if place >= 0 and (self._text_end is None or place < self._text_end):
-                self._text_end, self._stop_reason = place, stop
+    def _got_token(self) -> None:
+        if self.metrics.first_token_time is None:
+            self.metrics = replace(self.metrics, first_token_time=time.perf_counter())
 
-    def _visible_text(self) -> str:
-        """The text up to the stop string. While it may still turn out to begin with one, the end is held back."""
-        text = self._detokenizer.text
-        if self.finish_reason is not None:
-            return text[: self._text_end]
-        longest = max((len(stop) for stop in self.params.stop_strings), default=1)
-        return text[: max(0, len(text) - (longest - 1))]
+    def _finish(self) -> None:
+        self.metrics = replace(self.metrics, finished_time=time.perf_counter())
+
+
+class SampledRequest(Request):
+    """`n` texts, each drawn from a random stream of its own."""
+
+    def __init__(
+        self,
+        prompt: str | None,
+        params: SamplingParams,
+        group: SequenceGroup,
+        stop_token_ids: frozenset[int],
+        tokenizer: Tokenizer | None,
+        seed: int,
+    ) -> None:
+        super().__init__(prompt, params, group, stop_token_ids)
+        self._tokenizer = tokenizer
+        self._texts = {
+            seq: Completion(
+                i, seq, params, stop_token_ids, group.max_num_tokens, tokenizer, np.random.default_rng([seed, i])
+            )
+            for i, seq in enumerate(group.sequences)
+        }
+
+    def choose(self, logits: list[tuple[Sequence, np.ndarray]]) -> list[NextToken]:
+        tokens = []
+        for seq, row in logits:  # row: [V]
+            text = self._texts[seq]
+            token_id = sample(row, self.params, text.rng, text.forbidden_tokens)
+            tokens.append(NextToken(seq, token_id, self._logprobs(row, token_id)))
+        return tokens
+
+    def take(self, tokens: list[NextToken]) -> list[Sequence]:
+        self._got_token()
+        for seq, token_id, logprobs in tokens:
+            self._texts[seq].add_token(token_id, logprobs)
+        if all(text.finish_reason for text in self._texts.values()):
+            self._finish()
+        return [seq for seq, _, _ in tokens if self._texts[seq].finish_reason]
+
+    def completions(self) -> list[CompletionOutput]:
+        return [text.output() for text in self._texts.values()]
+
+    def abort(self) -> None:
+        for text in self._texts.values():
+            if text.finish_reason is None:
+                text.finish("abort")
+        super().abort()
+
+    def _logprobs(self, logits: np.ndarray, token_id: int) -> dict[int, Logprob] | None:
+        if self.params.logprobs is None:
+            return None
+        text = self._tokenizer.token_text if self._tokenizer else lambda token_id: ""
+        top = top_logprobs(logits, token_id, self.params.logprobs)
+        return {token: Logprob(logprob, rank, text(token)) for token, (logprob, rank) in top.items()}
+
+
+class BeamRequest(Request):
+    """The `beam_width` best texts that beam search finds. Beams share blocks, branch, and die."""
+
+    def __init__(
+        self,
+        prompt: str | None,
+        params: SamplingParams,
+        group: SequenceGroup,
+        stop_token_ids: frozenset[int],
+        tokenizer: Tokenizer | None,
+    ) -> None:
+        super().__init__(prompt, params, group, stop_token_ids)
+        self._tokenizer = tokenizer
+        self._aborted = False
+        self._seq_numbers = count(1)
+        self._search = BeamSearch(
+            width=group.max_num_seqs,
+            length_penalty=params.length_penalty,
+            early_stopping=params.early_stopping,
+            stop_token_ids=stop_token_ids,
+            max_new_tokens=group.max_num_tokens - group.leader.num_prompt_tokens,
+        )
+
+    def choose(self, logits: list[tuple[Sequence, np.ndarray]]) -> list[NextToken]:
+        beams = [seq for seq, _ in logits]
+        texts = [seq.output_token_ids for seq in beams]
+        logprobs = log_softmax(np.stack([row for _, row in logits]))  # [num_beams, V]
+        if len(texts[0]) < self.params.min_tokens:
+            logprobs[:, list(self.stop_token_ids)] = -np.inf
+        return [NextToken(beams[parent], token, None) for parent, token in self._search.advance(texts, logprobs)]
+
+    def take(self, tokens: list[NextToken]) -> list[Sequence]:
+        self._got_token()
+        parents = [seq for seq, _, _ in tokens]
+        beams = []
+        for i, (parent, token_id, _) in enumerate(tokens):
+            is_last_child = parent not in parents[i + 1 :]  # it takes the place of its parent
+            beam = parent if is_last_child else parent.fork(f"{self.request_id}.{next(self._seq_numbers)}")
+            beams.append((beam, token_id))
+        for beam, token_id in beams:
+            beam.token_ids.append(token_id)
+        dead = [seq for seq in self.group.sequences if seq not in parents]
+        self.group.sequences = [beam for beam, _ in beams] + dead
+        if self._search.done:
+            self._finish()
+        return dead
+
+    def completions(self) -> list[CompletionOutput]:
+        """The best texts that are finished; while the search goes on, the beams as they stand."""
+        if not self.finished or self._aborted:
+            reason = "abort" if self._aborted else None
+            texts = [seq.output_token_ids for seq in self.group.sequences]
+            found = [(logprob, None, text, reason) for logprob, text in zip(self._search.logprobs, texts)]
+            return [self._completion(i, *each) for i, each in enumerate(found)]
+        return [
+            self._completion(i, logprob, score, text, "stop" if text[-1] in self.stop_token_ids else "length")
+            for i, (score, logprob, text) in enumerate(self._search.finished)
+        ]
+
+    def abort(self) -> None:
+        self._aborted = True
+        super().abort()
+
+    def _completion(
+        self, index: int, logprob: float, score: float | None, token_ids: list[int], reason: str | None
+    ) -> CompletionOutput:
+        text = self._tokenizer.decode(token_ids) if self._tokenizer else ""
+        stop_reason = token_ids[-1] if reason == "stop" else None
+        return CompletionOutput(index, text, token_ids, None, logprob, reason, stop_reason, score)

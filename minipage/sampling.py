@@ -12,7 +12,7 @@ import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from numbers import Integral
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ class SamplingParams:
         InvalidRequestError: a value makes no sense; the message says which and what is allowed.
     """
 
+    n: int = 1  # so many texts for the prompt, which is computed once
     temperature: float = 1.0  # 0: greedy, always the most likely token
     top_k: int = 0  # choose among so many most likely tokens; 0 or -1: all
     top_p: float = 1.0  # choose among the fewest most likely tokens that together have this probability
@@ -38,6 +39,9 @@ class SamplingParams:
     stop: str | Sequence[str] | None = None  # stop when the text contains one of these, and cut it off there
     stop_token_ids: Sequence[int] | None = None  # stop after one of these
     ignore_eos: bool = False  # go on after the model's end-of-text token
+    beam_width: int | None = None  # search for so many best texts instead of sampling
+    length_penalty: float = 1.0  # of beams: above 0 favours long texts, below 0 short ones
+    early_stopping: bool | Literal["never"] = False  # of beams: when to be content; see BeamSearch
     logprobs: int | None = None  # report the log probabilities of so many most likely tokens at each place
 
     def __post_init__(self) -> None:
@@ -55,6 +59,18 @@ class SamplingParams:
             require(value is None or (is_whole(value) and value >= least), name, allowed)
         most = math.inf if self.max_tokens is None else self.max_tokens
         require(is_whole(self.min_tokens) and 0 <= self.min_tokens <= most, "min_tokens", "from 0 to max_tokens")
+        require(is_whole(self.n) and self.n >= 1, "n", "a whole number of at least 1")
+        require(self.beam_width is None or self.n == 1, "n", "1 in a beam search, which gives beam_width texts")
+        require(is_real(self.length_penalty), "length_penalty", "a finite number")
+        require(self.early_stopping in (True, False, "never"), "early_stopping", "True, False or 'never'")
+        if self.beam_width is not None:
+            require(is_whole(self.beam_width) and self.beam_width >= 1, "beam_width", "a whole number of at least 1")
+            draws = self.temperature not in (0, 1) or self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+            require(
+                not draws, "beam_width", "left out when temperature, top_k, top_p or min_p is set: beams are not drawn"
+            )
+            require(not self.stop_strings, "stop", "empty in a beam search; use stop_token_ids")
+            require(self.logprobs is None, "logprobs", "None in a beam search; see cumulative_logprob")
         require(all(isinstance(s, str) and s for s in self.stop_strings), "stop", "a string or strings, none empty")
         require(all(is_whole(t) for t in self.stop_token_ids or ()), "stop_token_ids", "a list of token ids")
 
@@ -97,6 +113,13 @@ def probabilities(logits: npt.NDArray[Any], params: SamplingParams) -> npt.NDArr
     return p
 
 
+def log_softmax(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """[..., V] logits -> log probabilities of the same shape."""
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)  # [..., V]
+    logprobs: npt.NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))  # [..., V]
+    return logprobs
+
+
 def sample(
     logits: npt.NDArray[Any],
     params: SamplingParams,
@@ -116,8 +139,7 @@ def sample(
 
 def top_logprobs(logits: npt.NDArray[Any], token_id: int, count: int) -> dict[int, tuple[float, int]]:
     """{token id: (log probability, rank)} of `token_id` and of the `count` most likely tokens; logits: [V]."""
-    shifted = logits.astype(np.float64) - logits.max()  # [V]
-    logprobs = shifted - np.log(np.exp(shifted).sum())  # [V]
+    logprobs = log_softmax(logits)  # [V]
     likely_first = np.argsort(-logprobs, kind="stable")[:count]  # [count] token ids
     rank = 1 + int((logprobs > logprobs[token_id]).sum())
     return {token_id: (float(logprobs[token_id]), rank)} | {

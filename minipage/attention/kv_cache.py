@@ -13,7 +13,7 @@ import numpy as np
 
 from minipage.attention.arguments import Floats, Integers
 from minipage.errors import ConfigurationError, KernelArgumentError, require_positive
-from minipage.memory import BlockCopy
+from minipage.memory import BlockCopy, BlockPool
 
 
 class KVCache:
@@ -34,6 +34,11 @@ class KVCache:
         shape = (num_layers, num_blocks, block_size, num_kv_heads, head_size)
         self.k = np.zeros(shape, dtype)  # [num_layers, num_blocks, block_size, num_kv_heads, head_size]
         self.v = np.zeros(shape, dtype)  # [num_layers, num_blocks, block_size, num_kv_heads, head_size]
+
+    @classmethod
+    def of(cls, pool: BlockPool, num_layers: int, num_kv_heads: int, head_size: int) -> KVCache:
+        """The arrays for the blocks of a pool."""
+        return cls(num_layers, pool.num_blocks, pool.block_size, num_kv_heads, head_size)
 
     @property
     def nbytes(self) -> int:
@@ -60,12 +65,15 @@ def write_kv(k: Floats, v: Floats, k_cache: Floats, v_cache: Floats, slot_mappin
         slots[slot_mapping] = new
 
 
-def copy_blocks(cache: KVCache, copies: Sequence[BlockCopy]) -> None:
-    """Carry out copy-on-write: copy whole blocks, K and V, in every layer at once."""
+def copy_blocks(source: KVCache, destination: KVCache, copies: Sequence[BlockCopy]) -> None:
+    """Copy whole blocks, K and V, in every layer at once: within one cache, or from one to another.
+
+    All sources are read before any destination is written.
+    """
     if copies:
         sources, destinations = (list(blocks) for blocks in zip(*copies, strict=True))
-        cache.k[:, destinations] = cache.k[:, sources]
-        cache.v[:, destinations] = cache.v[:, sources]
+        destination.k[:, destinations] = source.k[:, sources]
+        destination.v[:, destinations] = source.v[:, sources]
 
 
 def blocks_that_fit(memory: int | str, block_size: int, num_layers: int, num_kv_heads: int, head_size: int) -> int:

@@ -2,9 +2,11 @@
 
 BlockPool   the physical blocks: who is free, and how often each is referenced
 BlockTable  one sequence's map from logical to physical blocks, with fork and copy-on-write
+PrefixCache which blocks hold which text, so that equal beginnings are computed once
 """
 
 from minipage.memory.block_pool import BlockPool
 from minipage.memory.block_table import BlockCopy, BlockTable, blocks_needed
+from minipage.memory.prefix_cache import PrefixCache
 
-__all__ = ["BlockCopy", "BlockPool", "BlockTable", "blocks_needed"]
+__all__ = ["BlockCopy", "BlockPool", "BlockTable", "PrefixCache", "blocks_needed"]

@@ -6,6 +6,7 @@ either in the free queue, or it is in use and its reference count says by how ma
     allocate() ──▶  in use, 1 reference  ── share() ──▶  2 references
                                          ◀── free() ───
     free queue ◀── free() ──  the last reference
+               ─── revive() ─▶  a free block whose contents are still good is taken back, from anywhere in the queue
 
 This is section 4.2 of Kwon et al., "Efficient Memory Management for Large Language Model Serving with PagedAttention"
 (arXiv 2309.06180).
@@ -14,7 +15,7 @@ This is section 4.2 of Kwon et al., "Efficient Memory Management for Large Langu
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from minipage.errors import BlockError, ConfigurationError, IntegrityError, OutOfBlocksError, require_positive
 
@@ -36,6 +37,8 @@ class BlockPool:
         # A queue: blocks leave at the front and return at the back, so the block freed longest ago is reused first.
         # (An OrderedDict, not a deque, because it can also give up a block from its middle in O(1).)
         self._free_queue: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
+        # Called with a block that leaves the queue for new contents: the prefix cache must forget the old ones.
+        self.on_reuse: Callable[[int], None] = lambda block: None
 
     @property
     def num_free(self) -> int:
@@ -72,7 +75,18 @@ class BlockPool:
         blocks = [self._free_queue.popitem(last=False)[0] for _ in range(count)]
         for block in blocks:
             self._ref_counts[block] = 1
+            self.on_reuse(block)
         return blocks
+
+    def revive(self, block: int) -> None:
+        """Take one particular block out of the free queue, with one reference, because what it holds is wanted again.
+
+        Raises BlockError if it is in use.
+        """
+        if self.ref_count(block) > 0:
+            raise BlockError(f"block {block} is in use; share it.")
+        del self._free_queue[block]
+        self._ref_counts[block] = 1
 
     def share(self, block: int) -> None:
         """Add a reference to a block in use. Raises BlockError if it is free: its contents may vanish at any time."""

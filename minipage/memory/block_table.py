@@ -40,6 +40,7 @@ class BlockTable:
         self.pool = pool
         self.blocks: list[int] = []
         self.num_tokens = 0
+        self.keys: list[bytes] = []  # of the full blocks that the prefix cache knows, in logical order
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -52,7 +53,7 @@ class BlockTable:
         if num_tokens == 0:
             return 0
         new = blocks_needed(self.num_tokens + num_tokens, self.pool.block_size) - len(self)
-        return new + self._next_write_is_shared()
+        return new + (self.shared_tail() is not None)
 
     def append(self, num_tokens: int) -> list[BlockCopy]:
         """Give slots to `num_tokens` more tokens, all of them or none.
@@ -66,10 +67,11 @@ class BlockTable:
         if num_tokens < 0:
             raise ConfigurationError(f"cannot append {num_tokens} tokens.")
         copies = []
+        shared = self.shared_tail() if num_tokens else None
         new_blocks = self.pool.allocate_many(self.blocks_to_allocate(num_tokens))
-        if num_tokens and self._next_write_is_shared():
-            copies.append(BlockCopy(self.blocks[-1], new_blocks.pop(0)))
-            self.pool.free(self.blocks[-1])  # this reference only: the other tables keep theirs
+        if shared is not None:
+            copies.append(BlockCopy(shared, new_blocks.pop(0)))
+            self.pool.free(shared)  # this reference only: the other tables keep theirs
             self.blocks[-1] = copies[0].destination
         self.blocks += new_blocks
         self.num_tokens += num_tokens
@@ -85,7 +87,7 @@ class BlockTable:
     def fork(self) -> BlockTable:
         """A second table over the same blocks: nothing is copied until one of the two writes."""
         twin = type(self)(self.pool)
-        twin.blocks, twin.num_tokens = self.blocks.copy(), self.num_tokens
+        twin.blocks, twin.num_tokens, twin.keys = self.blocks.copy(), self.num_tokens, self.keys.copy()
         for block in self.blocks:
             self.pool.share(block)
         return twin
@@ -95,8 +97,27 @@ class BlockTable:
         while self.blocks:
             self.pool.free(self.blocks.pop())
         self.num_tokens = 0
+        self.keys = []
 
-    def _next_write_is_shared(self) -> bool:
-        """Whether the next token would be written into a block that another table reads."""
+    def move_to(self, pool: BlockPool, moved: dict[int, int]) -> None:
+        """Exchange every block for one of another pool, where tables that shared a block share its new place.
+
+        `moved` says where blocks went already, {old block: new block}, and is added to. `pool` must have enough free
+        blocks. The tokens keep their place in the table; copying K and V is up to the caller.
+        """
+        old_pool, old_blocks = self.pool, self.blocks
+        self.pool, self.blocks = pool, []
+        for block in old_blocks:
+            if block in moved:
+                pool.share(moved[block])
+            else:
+                moved[block] = pool.allocate()
+            self.blocks.append(moved[block])
+            old_pool.free(block)
+
+    def shared_tail(self) -> int | None:
+        """The block that the next token would be written into, if another table holds it too; otherwise None."""
         next_block = self.num_tokens // self.pool.block_size
-        return next_block < len(self) and self.pool.ref_count(self.blocks[next_block]) > 1
+        if next_block < len(self) and self.pool.ref_count(self.blocks[next_block]) > 1:
+            return self.blocks[next_block]
+        return None

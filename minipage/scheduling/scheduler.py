@@ -3,148 +3,259 @@
 Continuous batching (Yu et al., Orca, OSDI 2022) decides anew at every step, so a request joins as soon as there is room
 and leaves as soon as it is done. A step may compute `max_num_batched_tokens` tokens:
 
-    1. running sequences first, oldest first: one token each, or the next chunk of a prompt that is not done yet;
-       when the pool runs dry, the latest of them is preempted: its blocks are freed, it waits and is recomputed later
-    2. then waiting sequences, first come first served, while there are tokens, blocks and seats (`max_num_seqs`) left;
-       a long prompt is cut into chunks (chunked prefill, Agrawal et al., Sarathi, arXiv 2308.16369)
+    1. running groups first, in the order of the policy: a token for each sequence, or the next chunk of a prompt;
+       when the pool runs dry, the last of them is preempted, until there is room
+    2. then swapped groups come back, as far as there are blocks
+    3. then waiting groups, while there are tokens, blocks and seats (`max_num_seqs`) left; a long prompt is cut into
+       chunks (chunked prefill, Agrawal et al., Sarathi, arXiv 2308.16369)
 
-The oldest sequence is never preempted for another, and a sequence that the whole pool could not hold is refused when it
-is added, so every step makes progress and everybody finishes.
+Nobody is admitted in a step that had to preempt, nor while anybody is swapped out. The first in the order is never
+preempted for another, and a group that the whole pool could not hold is refused when it is added. So every step makes
+progress, and everybody finishes. Preemption is section 4.5 of the PagedAttention paper (arXiv 2309.06180).
 """
 
 from __future__ import annotations
 
-from collections import deque
-from typing import NamedTuple
+from bisect import insort
+from enum import Enum
+from typing import Literal, NamedTuple, get_args
 
-from minipage.errors import InvalidRequestError, require_positive
-from minipage.memory import BlockCopy, BlockPool, blocks_needed
-from minipage.scheduling.sequence import Sequence, Status
+from minipage.errors import ConfigurationError, InvalidRequestError, require_positive
+from minipage.memory import BlockCopy, BlockPool, PrefixCache
+from minipage.scheduling.group import Chunk, SequenceGroup, Status, blocks_to_allocate
+from minipage.scheduling.policy import Policy, first_come_first_served
+from minipage.scheduling.sequence import Sequence
+
+Preemption = Literal["recompute", "swap", "auto"]
 
 
-class Chunk(NamedTuple):
-    """The part of one sequence that a step computes: its tokens `start` to `start + num_tokens - 1`."""
-
-    seq: Sequence
-    start: int  # = tokens computed before this step
-    num_tokens: int
-
-    @property
-    def reaches_end(self) -> bool:
-        """Whether the sequence's last known token is computed, so that its logits give the next one."""
-        return self.start + self.num_tokens == len(self.seq.token_ids)
+class Admission(Enum):
+    NOW = "now"
+    LATER = "later"  # there is not enough room at the moment
+    NEVER = "never"  # there would not be enough room in an empty pool
 
 
 class StepPlan(NamedTuple):
-    """Everything one step will do."""
+    """Everything one step will do, in this order."""
 
+    swap_out: list[BlockCopy]  # (block, swap block): saved before anything else
+    swap_in: list[BlockCopy]  # (swap block, block)
+    copies: list[BlockCopy]  # (block, block): copy-on-write, before anything is written
     chunks: list[Chunk]  # what to compute, in the order of the flat batch
-    copies: list[BlockCopy]  # blocks to copy before anything is written
-    preempted: list[Sequence]  # lost their blocks to make room
+    preempted: list[SequenceGroup]  # lost their blocks to make room
 
 
 class Scheduler:
-    """First come first served, with preemption by recomputation.
+    """Continuous batching over one block pool.
 
-    `waiting` and `running` are in order of arrival, earliest first.
-
-    Raises:
-        ConfigurationError: `max_num_seqs` or `max_num_batched_tokens` is not a whole number of at least 1.
+    Args:
+        block_pool: where every sequence's blocks come from.
+        max_num_seqs, max_num_batched_tokens: most sequences at once, most tokens in a step.
+        policy: the order in which groups are served; see `policy.py`.
+        prefix_cache: if given, sequences begin with the blocks that are known to hold their first tokens.
+        swap_pool: blocks in a second memory, where preempted groups can wait without losing what they computed.
+        preemption: "recompute", "swap", or "auto": swap groups of several sequences, whose recomputation is dear, and
+            recompute the others. Without room in the swap pool a group is recomputed.
+        watermark: the share of the pool that admission leaves free, so that the running do not run dry at once.
     """
 
-    def __init__(self, block_pool: BlockPool, max_num_seqs: int = 256, max_num_batched_tokens: int = 2048) -> None:
+    def __init__(
+        self,
+        block_pool: BlockPool,
+        max_num_seqs: int = 256,
+        max_num_batched_tokens: int = 2048,
+        *,
+        policy: Policy = first_come_first_served,
+        prefix_cache: PrefixCache | None = None,
+        swap_pool: BlockPool | None = None,
+        preemption: Preemption = "recompute",
+        watermark: float = 0.0,
+    ) -> None:
         require_positive(max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens)
+        if preemption not in get_args(Preemption) or (preemption == "swap" and swap_pool is None):
+            raise ConfigurationError(
+                f"preemption is {preemption!r}; it must be 'recompute', or 'swap' or 'auto' with swap space."
+            )
+        if not 0 <= watermark < 1:
+            raise ConfigurationError(f"watermark is {watermark!r}; it must be a share of the pool, from 0 to below 1.")
         self.block_pool = block_pool
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
-        self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []
+        self.policy = policy
+        self.prefix_cache = prefix_cache
+        self.swap_pool = swap_pool
+        self.preemption = preemption
+        self.watermark_blocks = int(watermark * block_pool.num_blocks)
+        # Each in the order of the policy, first to be served first.
+        self.waiting: list[SequenceGroup] = []
+        self.running: list[SequenceGroup] = []
+        self.swapped: list[SequenceGroup] = []
+        self._num_arrived = 0
 
     @property
     def has_unfinished(self) -> bool:
-        return bool(self.waiting or self.running)
+        return bool(self.waiting or self.running or self.swapped)
 
-    def add(self, seq: Sequence) -> None:
-        """Put a new sequence at the end of the queue.
-
-        Raises InvalidRequestError if it could outgrow the whole pool: even alone, it might never finish.
-        """
-        most = blocks_needed(seq.max_num_tokens - 1, self.block_pool.block_size)  # the last token is never stored
-        if most > self.block_pool.num_blocks:
-            pool = self.block_pool
+    def add(self, group: SequenceGroup) -> None:
+        """Queue a new group. Raises InvalidRequestError if it could never run: even alone, it might not finish."""
+        pool, most = self.block_pool, group.most_blocks(self.block_pool.block_size)
+        seats = min(self.max_num_seqs, self.max_num_batched_tokens)
+        if group.max_num_seqs > seats:
             raise InvalidRequestError(
-                f"a prompt of {seq.num_prompt_tokens} tokens, and up to {seq.max_num_tokens} with those to come, takes "
+                f"{group.max_num_seqs} sequences go on together, but a step has room for {seats}. "
+                "Ask for fewer, or raise max_num_seqs and max_num_batched_tokens."
+            )
+        if most > pool.num_blocks:
+            each = f"{group.max_num_seqs} sequences of up to" if group.max_num_seqs > 1 else "up to"
+            raise InvalidRequestError(
+                f"a prompt of {group.leader.num_prompt_tokens} tokens, grown to {each} {group.max_num_tokens}, takes "
                 f"{most} blocks of {pool.block_size}, but the whole pool has {pool.num_blocks}. "
                 "Lower max_tokens, shorten the prompt, or give the engine more num_blocks or memory."
             )
-        self.waiting.append(seq)
+        group.arrival, self._num_arrived = self._num_arrived, self._num_arrived + 1
+        self._enqueue(group, Status.WAITING)
+
+    # ---- planning a step
 
     def schedule(self) -> StepPlan:
         """Choose what the next step computes, and give every token of it a slot."""
-        plan = StepPlan([], [], [])
+        plan = StepPlan([], [], [], [], [])
         budget = self.max_num_batched_tokens
-        for seq in self.running:  # from the oldest; a preemption takes from the other end of this very list
-            num_tokens = min(seq.num_uncomputed_tokens, budget)
-            if num_tokens == 0 or not self._make_room(seq, num_tokens, plan):
+        for group in self.running:  # from the first; a preemption takes from the other end of this very list
+            chunks = group.next_chunks(budget)
+            if not self._make_room(group, chunks, plan):
                 break
-            budget -= self._plan_chunk(plan, seq, num_tokens)
-        while self.waiting and budget > 0 and len(self.running) < self.max_num_seqs and not plan.preempted:
-            seq = self.waiting[0]
-            if seq.block_table.blocks_to_allocate(seq.num_uncomputed_tokens) > self.block_pool.num_free:
-                break  # nobody overtakes: a long prompt would wait for ever behind a stream of short ones
-            self.running.append(self.waiting.popleft())
-            seq.status = Status.RUNNING
-            budget -= self._plan_chunk(plan, seq, min(seq.num_uncomputed_tokens, budget))
+            budget -= self._give_slots(chunks, plan)
+        if not plan.preempted:
+            budget = self._swap_in(plan, budget)
+            if not self.swapped:
+                self._admit(plan, budget)
         return plan
 
-    def update(self, plan: StepPlan) -> None:
-        """After a step: sequences that finished in it give their blocks back."""
-        for chunk in plan.chunks:
-            if chunk.seq.status is Status.FINISHED:
-                self.remove(chunk.seq)
-
-    def remove(self, seq: Sequence) -> None:
-        """Take a sequence out, whatever its state, and free its blocks: it is finished, or was aborted."""
-        if seq in self.running:
-            self.running.remove(seq)
-        elif seq in self.waiting:
-            self.waiting.remove(seq)
-        seq.block_table.free()
-        seq.status = Status.FINISHED
-
-    def preempt(self, seq: Sequence) -> None:
-        """Send a running sequence back to the head of the queue, without its blocks.
-
-        It keeps its tokens, the generated ones too: all of them will be recomputed, as one prompt.
-        """
-        self.running.remove(seq)
-        self.waiting.appendleft(seq)
-        seq.block_table.free()
-        seq.status = Status.WAITING
-        seq.num_preemptions += 1
-
-    def undo(self, plan: StepPlan) -> None:
-        """A step failed half way: what it was to write cannot be trusted, so its sequences will be recomputed."""
-        for chunk in reversed(plan.chunks):
-            if chunk.seq.status is Status.RUNNING:
-                self.preempt(chunk.seq)
-
-    def check_integrity(self) -> None:
-        """Raise IntegrityError unless the block tables of the running sequences account for every block in use."""
-        self.block_pool.check_integrity(seq.block_table for seq in [*self.running, *self.waiting])
-
-    def _make_room(self, seq: Sequence, num_tokens: int, plan: StepPlan) -> bool:
-        """Preempt the latest until `seq` can grow; False if that was `seq` itself."""
-        while seq.block_table.blocks_to_allocate(num_tokens) > self.block_pool.num_free:
-            latest = self.running[-1]
-            self.preempt(latest)
-            plan.preempted.append(latest)
-            if latest is seq:
+    def _make_room(self, group: SequenceGroup, chunks: list[Chunk], plan: StepPlan) -> bool:
+        """Preempt the last until the chunks of `group` fit; False if that was `group` itself."""
+        while blocks_to_allocate(chunks) > self.block_pool.num_free:
+            last = self.running[-1]
+            self.preempt(last, plan)
+            if last is group:
                 return False
         return True
 
-    def _plan_chunk(self, plan: StepPlan, seq: Sequence, num_tokens: int) -> int:
-        start = seq.num_computed_tokens
-        plan.copies.extend(seq.block_table.append(num_tokens))
-        plan.chunks.append(Chunk(seq, start, num_tokens))
-        return num_tokens
+    def _swap_in(self, plan: StepPlan, budget: int) -> int:
+        while self.swapped and self._seats_left() >= self.swapped[0].max_num_seqs:
+            group = self.swapped[0]
+            chunks = group.next_chunks(budget)
+            if group.num_blocks + blocks_to_allocate(chunks) > self.block_pool.num_free:
+                break
+            plan.swap_in.extend(self.swapped.pop(0).move_to(self.block_pool))
+            self._enqueue(group, Status.RUNNING)
+            budget -= self._give_slots(chunks, plan)
+        return budget
+
+    def _admit(self, plan: StepPlan, budget: int) -> None:
+        while self.waiting and budget > 0:
+            group = self.waiting[0]
+            cached, keys = self._find_prefix(group)
+            if self.admission(group, cached) is not Admission.NOW:
+                break  # nobody overtakes: a long prompt would wait for ever behind a stream of short ones
+            self._enqueue(self.waiting.pop(0), Status.RUNNING)
+            if self.prefix_cache:
+                self.prefix_cache.adopt(group.leader.block_table, cached, keys)
+                self.prefix_cache.num_queried_tokens += group.shared_len
+                self.prefix_cache.num_hit_tokens += group.leader.num_computed_tokens
+            group.fork_followers()
+            budget -= self._give_slots(group.next_chunks(budget), plan)
+
+    def admission(self, group: SequenceGroup, cached: list[int]) -> Admission:
+        """Whether a waiting group may start, if the blocks `cached` already hold its beginning."""
+        pool = self.block_pool
+        if group.most_blocks(pool.block_size) > pool.num_blocks:
+            return Admission.NEVER
+        taken_from_queue = sum(pool.ref_count(block) == 0 for block in cached)
+        needed = group.blocks_to_start(pool.block_size) - len(cached) + taken_from_queue
+        spare = pool.num_free - (self.watermark_blocks if self.running else 0)
+        fits = needed <= spare and group.max_num_seqs <= self._seats_left()
+        return Admission.NOW if fits else Admission.LATER
+
+    def _find_prefix(self, group: SequenceGroup) -> tuple[list[int], list[bytes]]:
+        if self.prefix_cache is None:
+            return [], []
+        blocks, keys = self.prefix_cache.find(group.leader.token_ids, group.cache_salt)
+        most = group.shared_len // self.block_pool.block_size  # only what all its sequences share
+        return blocks[:most], keys[:most]
+
+    def _seats_left(self) -> int:
+        return self.max_num_seqs - sum(group.max_num_seqs for group in self.running)
+
+    def _give_slots(self, chunks: list[Chunk], plan: StepPlan) -> int:
+        for chunk in chunks:
+            plan.copies.extend(chunk.seq.block_table.append(chunk.num_tokens))
+        plan.chunks.extend(chunks)
+        return sum(chunk.num_tokens for chunk in chunks)
+
+    # ---- after a step
+
+    def update(self, plan: StepPlan) -> None:
+        """The K and V of the planned tokens are written: groups may fork, and full blocks can be found from now on."""
+        for chunk in plan.chunks:
+            if self.prefix_cache:
+                self.prefix_cache.publish(chunk.seq.block_table, chunk.seq.token_ids, chunk.group.cache_salt)
+            chunk.group.fork_followers()
+
+    def finish(self, group: SequenceGroup, seq: Sequence) -> None:
+        """A sequence is complete and gives its blocks back; with the last one the group is done."""
+        seq.finished = True
+        seq.block_table.free()
+        group.sequences.remove(seq)
+        if not group.sequences:
+            self.remove(group)
+
+    def remove(self, group: SequenceGroup) -> None:
+        """Take a group out, whatever its state, and free its blocks: it is finished, or was aborted."""
+        for seq in group.sequences:
+            seq.block_table.free()
+        self._dequeue(group)
+        group.status = Status.FINISHED
+
+    # ---- preemption
+
+    def preempt(self, group: SequenceGroup, plan: StepPlan) -> None:
+        """Make a running group wait, without its blocks: they are saved in the swap pool, or computed again later."""
+        self._dequeue(group)
+        group.num_preemptions += 1
+        plan.preempted.append(group)
+        wanted = self.preemption == "swap" or (self.preemption == "auto" and len(group.sequences) > 1)
+        if wanted and self.swap_pool and group.num_blocks <= self.swap_pool.num_free:
+            plan.swap_out.extend(group.move_to(self.swap_pool))
+            self._enqueue(group, Status.SWAPPED)
+        else:
+            group.restart(self.block_pool)
+            self._enqueue(group, Status.WAITING)
+
+    def undo(self, plan: StepPlan) -> None:
+        """A step failed half way: nothing that it moved or wrote can be trusted, so those groups are computed again."""
+        for group in [*self.running, *plan.preempted]:
+            if group.status in (Status.RUNNING, Status.SWAPPED):
+                self._dequeue(group)
+                group.restart(self.block_pool)
+                self._enqueue(group, Status.WAITING)
+
+    def check_integrity(self) -> None:
+        """Raise IntegrityError unless the block tables account for every block in use, here and in the swap pool."""
+        here = [seq.block_table for group in [*self.running, *self.waiting] for seq in group.sequences]
+        self.block_pool.check_integrity(here)
+        if self.swap_pool:
+            self.swap_pool.check_integrity(seq.block_table for group in self.swapped for seq in group.sequences)
+
+    def _enqueue(self, group: SequenceGroup, status: Status) -> None:
+        group.status = status
+        insort(self._queue(group), group, key=self.policy)
+
+    def _dequeue(self, group: SequenceGroup) -> None:
+        if group in self._queue(group):
+            self._queue(group).remove(group)
+
+    def _queue(self, group: SequenceGroup) -> list[SequenceGroup]:
+        """The queue that a group of this status is in."""
+        queues = {Status.WAITING: self.waiting, Status.RUNNING: self.running, Status.SWAPPED: self.swapped}
+        return queues.get(group.status, [])

@@ -7,40 +7,26 @@ the first so many of them are in the cache. Each step computes some of the rest:
     computed   [ = = = = = = = = = = ]            their K and V are in the blocks
                                        ^          the next step computes this one, and its logits give the next token
 
-Many left to compute is what others call prefill, one left is decode. After a preemption all are left.
+Many left to compute is what others call prefill, one left is decode. After a preemption all may be left.
 """
 
 from __future__ import annotations
 
-from enum import Enum
-
 from minipage.memory import BlockTable
 
 
-class Status(Enum):
-    WAITING = "waiting"  # has no blocks: not started yet, or preempted
-    RUNNING = "running"
-    FINISHED = "finished"
-
-
 class Sequence:
-    """The tokens of one request and the block table they are stored through.
+    """The tokens of one text and the block table that their K and V are stored through."""
 
-    `max_num_tokens` is how long it may get, the prompt included.
-    """
-
-    def __init__(self, seq_id: str, prompt_token_ids: list[int], max_num_tokens: int, block_table: BlockTable) -> None:
+    def __init__(self, seq_id: str, prompt_token_ids: list[int], block_table: BlockTable) -> None:
         self.seq_id = seq_id
         self.token_ids = list(prompt_token_ids)  # the prompt, and then every generated token
         self.num_prompt_tokens = len(prompt_token_ids)
-        self.max_num_tokens = max_num_tokens
         self.block_table = block_table
-        self.status = Status.WAITING
-        self.num_preemptions = 0
+        self.finished = False
 
     def __repr__(self) -> str:
-        progress = f"{self.num_computed_tokens}/{len(self.token_ids)} tokens computed"
-        return f"Sequence({self.seq_id!r}, {self.status.value}, {progress})"
+        return f"Sequence({self.seq_id!r}, {self.num_computed_tokens}/{len(self.token_ids)} tokens computed)"
 
     @property
     def num_computed_tokens(self) -> int:
@@ -54,3 +40,9 @@ class Sequence:
     @property
     def output_token_ids(self) -> list[int]:
         return self.token_ids[self.num_prompt_tokens :]
+
+    def fork(self, seq_id: str) -> Sequence:
+        """Another sequence with the same tokens, sharing all blocks until one of the two writes."""
+        twin = Sequence(seq_id, self.token_ids[: self.num_prompt_tokens], self.block_table.fork())
+        twin.token_ids = self.token_ids.copy()
+        return twin

@@ -1,0 +1,155 @@
+"""The sequences of one request, which are scheduled, preempted and resumed together.
+
+A request may ask for several texts (samples, or beams). They begin alike, so the first sequence computes what they have
+in common, and then the others fork its block table:
+
+    sharing      leader     [ = = = = = = . . ]      computes up to `shared_len`, in as many steps as it takes
+                 followers  [ . . . . . . . . ]      have no blocks yet
+    forked       leader     [ = = = = = = = = ] a    all map the same blocks; whoever writes into one that is shared
+                 followers  [ = = = = = = = = ] b    gets a copy of it first
+
+After a preemption by recomputation the group starts again in this way; what its sequences share then is the prompt and
+whatever generated tokens they still have in common.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from enum import Enum
+from itertools import takewhile
+from typing import NamedTuple
+
+from minipage.memory import BlockCopy, BlockPool, blocks_needed
+from minipage.scheduling.sequence import Sequence
+
+
+class Status(Enum):
+    WAITING = "waiting"  # has no blocks: not started yet, or preempted for recomputation
+    RUNNING = "running"
+    SWAPPED = "swapped"  # its blocks are in the swap pool
+    FINISHED = "finished"
+
+
+class Chunk(NamedTuple):
+    """The part of one sequence that a step computes: its tokens `start` to `start + num_tokens - 1`."""
+
+    group: SequenceGroup
+    seq: Sequence
+    start: int  # = tokens computed before this step
+    num_tokens: int
+
+    @property
+    def samplers(self) -> list[Sequence]:
+        """The sequences that get their next token from the logits of this chunk's last token."""
+        if self.start + self.num_tokens < len(self.seq.token_ids):
+            return []
+        return list(self.group.sequences) if self.group.is_sharing else [self.seq]
+
+
+class SequenceGroup:
+    """All that the scheduler knows of a request.
+
+    `max_num_tokens` is how long a sequence may get, the prompt included, and `max_num_seqs` how many sequences there
+    may be at a time; requests with a smaller `priority` are more urgent; prefixes are shared only between groups of the
+    same `cache_salt`.
+    """
+
+    def __init__(
+        self,
+        group_id: str,
+        sequences: list[Sequence],
+        max_num_tokens: int,
+        max_num_seqs: int = 1,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> None:
+        self.group_id = group_id
+        self.sequences = sequences  # those that are not finished; the first is the leader
+        self.max_num_tokens = max_num_tokens
+        self.max_num_seqs = max_num_seqs
+        self.priority = priority
+        self.cache_salt = cache_salt
+        self.arrival = -1  # the scheduler numbers its groups
+        self.status = Status.WAITING
+        self.num_preemptions = 0
+        self.shared_len = len(sequences[0].token_ids)
+        self.is_sharing = True  # the leader computes for all; the others have no blocks
+
+    def __repr__(self) -> str:
+        return f"SequenceGroup({self.group_id!r}, {self.status.value}, {len(self.sequences)} sequences)"
+
+    @property
+    def leader(self) -> Sequence:
+        return self.sequences[0]
+
+    @property
+    def num_blocks(self) -> int:
+        """How many physical blocks the group holds; shared ones count once."""
+        return len({block for seq in self.sequences for block in seq.block_table})
+
+    def most_blocks(self, block_size: int) -> int:
+        """What the group could grow to: every sequence as long as allowed, only full blocks of the prompt shared."""
+        longest = blocks_needed(self.max_num_tokens - 1, block_size)  # the last token is never stored
+        shared = self.leader.num_prompt_tokens // block_size
+        return shared + self.max_num_seqs * (longest - shared)
+
+    def blocks_to_start(self, block_size: int) -> int:
+        """What it takes to compute all the tokens there are now, beginning with no blocks."""
+        length = len(self.leader.token_ids)
+        own = (
+            blocks_needed(length, block_size) - self.shared_len // block_size
+        )  # of a follower that has gone its own way
+        followers = len(self.sequences) - 1 if length > self.shared_len else 0
+        return blocks_needed(length, block_size) + followers * own
+
+    def next_chunks(self, budget: int) -> list[Chunk]:
+        """What to compute next with at most `budget` tokens; nothing, if all sequences cannot go on together."""
+        if self.is_sharing:
+            wanted = [(self.leader, self.shared_len - self.leader.num_computed_tokens)]
+        elif behind := [seq for seq in self.sequences if seq.num_uncomputed_tokens > 1]:  # after a recomputation
+            wanted = [(seq, seq.num_uncomputed_tokens - 1) for seq in behind]
+        else:
+            wanted = [(seq, 1) for seq in self.sequences] if len(self.sequences) <= budget else []
+        chunks = []
+        for seq, num_tokens in wanted:
+            num_tokens = min(num_tokens, budget)
+            budget -= num_tokens
+            if num_tokens:
+                chunks.append(Chunk(self, seq, seq.num_computed_tokens, num_tokens))
+        return chunks
+
+    def fork_followers(self) -> None:
+        """Once the leader has computed what all have in common, the others share its blocks."""
+        if self.is_sharing and self.leader.num_computed_tokens == self.shared_len:
+            self.is_sharing = False
+            for seq in self.sequences[1:]:
+                seq.block_table = self.leader.block_table.fork()
+
+    def restart(self, pool: BlockPool) -> None:
+        """Give all blocks back. The tokens stay, the generated ones too, and will be computed again from `pool`."""
+        for seq in self.sequences:
+            seq.block_table.free()
+            seq.block_table.pool = pool
+        same = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*(seq.token_ids for seq in self.sequences)))
+        self.shared_len = len(list(same))
+        self.is_sharing = True
+
+    def move_to(self, pool: BlockPool) -> list[BlockCopy]:
+        """Move every block to another pool, a shared one once; returns the (source, destination) pairs to copy."""
+        moved: dict[int, int] = {}
+        for seq in self.sequences:
+            seq.block_table.move_to(pool, moved)
+        return [BlockCopy(*pair) for pair in moved.items()]
+
+
+def blocks_to_allocate(chunks: Iterable[Chunk]) -> int:
+    """How many free blocks the chunks of one group take.
+
+    Of the sequences that write into one shared block each gets a copy; but if nobody else holds it, the last of them
+    writes in place.
+    """
+    tables = [(chunk.seq.block_table, chunk.num_tokens) for chunk in chunks]
+    writers = Counter((table.shared_tail(), table.pool) for table, _ in tables)
+    in_place = sum(block is not None and pool.ref_count(block) == n for (block, pool), n in writers.items())
+    return sum(table.blocks_to_allocate(num_tokens) for table, num_tokens in tables) - in_place
