@@ -14,8 +14,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from minipage.engine import LLM
     from minipage.completion import CompletionOutput
+    from minipage.engine import LLM
     from minipage.request import RequestOutput
     from minipage.sampling import SamplingParams
 
@@ -25,7 +25,12 @@ __all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "__vers
 
 def __getattr__(name: str) -> Any:
     """Load the engine when it is first used, so that `python -m minipage --help` need not wait for numba."""
-    homes = {"LLM": "engine", "SamplingParams": "sampling", "RequestOutput": "request", "CompletionOutput": "completion"}
+    homes = {
+        "LLM": "engine",
+        "SamplingParams": "sampling",
+        "RequestOutput": "request",
+        "CompletionOutput": "completion",
+    }
     if name not in homes:
         raise AttributeError(f"module 'minipage' has no attribute {name!r}")
     from importlib import import_module

@@ -22,7 +22,7 @@ from minipage.attention.kv_cache import KVCache, write_kv
 from minipage.model.gpt import Array, Attend
 from minipage.scheduling import Chunk
 
-PagedAttention = Callable[[Floats, Floats, Floats, Integers, Integers, Integers, float], Floats]
+PagedAttention = Callable[..., Floats]  # see minipage/attention/arguments.py
 
 
 class Batch(NamedTuple):
@@ -71,8 +71,9 @@ def paged_attend(batch: Batch, cache: KVCache, paged_attention: PagedAttention) 
         xp, scale = array_namespace(q), q.shape[-1] ** -0.5
         q, k, v = np.asarray(q), np.asarray(k), np.asarray(v)  # each [T, H, D]; of a CPU tensor, the same memory
         k_cache, v_cache = cache.k[layer], cache.v[layer]  # each [num_blocks, block_size, H, D]
-        write_kv(k, v, k_cache, v_cache, batch.slot_mapping)
+        scales = [a[layer] for a in (cache.k_scales, cache.v_scales) if a is not None]  # if the cache is quantized
+        write_kv(k, v, k_cache, v_cache, batch.slot_mapping, *scales)
         tables = batch.block_tables, batch.context_lens, batch.query_start_loc
-        return xp.asarray(paged_attention(q, k_cache, v_cache, *tables, scale))  # [T, H, D]
+        return xp.asarray(paged_attention(q, k_cache, v_cache, *tables, scale, *scales))  # [T, H, D]
 
     return attend

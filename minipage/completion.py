@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from minipage.model.tokenizer import Detokenizer, Tokenizer
 from minipage.sampling import Logprob, SamplingParams
 from minipage.scheduling import Sequence
@@ -36,12 +34,10 @@ class Completion:
         stop_token_ids: frozenset[int],
         max_num_tokens: int,
         tokenizer: Tokenizer | None,
-        rng: np.random.Generator,
     ) -> None:
+        self.index = index
         self.seq = seq
-        self.rng = rng
         self.finish_reason: str | None = None
-        self._index = index
         self._params = params
         self._stop_token_ids = stop_token_ids
         self._max_num_tokens = max_num_tokens
@@ -80,7 +76,7 @@ class Completion:
         token_ids = self.seq.output_token_ids
         logprobs = None if self._params.logprobs is None else self._logprobs.copy()
         return CompletionOutput(
-            index=self._index,
+            index=self.index,
             text=self._visible_text(),
             token_ids=token_ids,
             logprobs=logprobs,

@@ -19,17 +19,17 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from minipage.attention import KVCache, blocks_that_fit, copy_blocks, cpu, reference
+from minipage.attention.quantize import kv_dtype
 from minipage.batch import PagedAttention, make_batch, paged_attend
 from minipage.errors import ConfigurationError, InvalidRequestError
 from minipage.memory import BlockPool, BlockTable, PrefixCache
 from minipage.model.gpt import GPT
 from minipage.model.weights import SHIPPED_MODEL, as_arrays, load_model
+from minipage.prompts import Prompt, check_token_ids, list_prompts, prompt_token_ids
 from minipage.request import BeamRequest, NextToken, Request, RequestOutput, SampledRequest
 from minipage.sampling import SamplingParams, is_whole
 from minipage.scheduling import POLICIES, Policy, Preemption, Scheduler, SequenceGroup, StepPlan
 from minipage.scheduling import Sequence as TokenSequence
-
-Prompt: TypeAlias = str | Sequence[int]  # a text, or token ids
 
 ATTENTION = {"cpu": cpu.paged_attention, "reference": reference.paged_attention}
 
@@ -51,6 +51,7 @@ class LLM:
         arrays: "numpy", or "torch" to run the same model on PyTorch tensors (on the CPU).
         attention: "cpu" (numba), "reference" (NumPy), or a function with their signature.
         seed: makes the requests that have no seed of their own repeatable, too.
+        kv_cache_dtype: "float32", or "int8" or "fp8" for several times as many blocks in the same memory.
         enable_prefix_caching: begin with what an earlier sequence has computed of the same text.
         preemption: "recompute", "swap" or "auto"; see Scheduler.
         swap_space: bytes for swapped blocks, like `memory`; unused with preemption="recompute".
@@ -76,6 +77,7 @@ class LLM:
         arrays: str = "numpy",
         attention: str | PagedAttention = "cpu",
         seed: int | None = None,
+        kv_cache_dtype: str = "float32",
         enable_prefix_caching: bool = False,
         preemption: Preemption = "recompute",
         swap_space: int | str = "256MiB",
@@ -93,7 +95,7 @@ class LLM:
             raise ConfigurationError(
                 f"max_model_len is {max_model_len!r}; it must be from 2 to the model's context, {config.n_positions}."
             )
-        kv_sizes = config.n_layer, config.n_head, config.head_size
+        kv_sizes = config.n_layer, config.n_head, config.head_size, kv_dtype(kv_cache_dtype)
         if scheduler is None:
             if block_pool is None:
                 block_pool = BlockPool(
@@ -172,8 +174,8 @@ class LLM:
             request_id = next(i for i in map(str, self._ids) if i not in self.requests)
         elif request_id in self.requests:
             raise InvalidRequestError(f"a request {request_id!r} is running already; choose another request_id.")
-        token_ids = self._token_ids(prompt)
-        self._check_token_ids(params.stop_token_ids or (), "stop_token_ids")
+        token_ids = prompt_token_ids(prompt, self.tokenizer, self.config.vocab_size, self.max_model_len)
+        check_token_ids(params.stop_token_ids or (), self.config.vocab_size, "stop_token_ids")
         stop = frozenset(params.stop_token_ids or ()) | (frozenset() if params.ignore_eos else self.eos_token_ids)
         width = params.beam_width or params.n
         if width > self.config.vocab_size:
@@ -215,16 +217,16 @@ class LLM:
     # ---- the five phases of a step
 
     def _step(self) -> None:
-        plan = self.schedule()
-        if plan.chunks:
-            try:
-                self.copy(plan)
+        try:
+            plan = self.schedule()
+            self.copy(plan)
+            if plan.chunks:
                 logits = self.forward(plan)
                 tokens = self.sample(plan, logits)
                 self.update(plan, tokens)
-            except BaseException:  # Ctrl-C too: what was half written is computed again, and nothing is lost
-                self.scheduler.undo(plan)
-                raise
+        except BaseException:  # Ctrl-C too: whatever was half done is computed again, and nothing is lost
+            self.scheduler.recompute_all()
+            raise
 
     def schedule(self) -> StepPlan:
         """Choose the tokens of this step and give each a slot."""
@@ -314,28 +316,6 @@ class LLM:
     def _take_news(self, request_ids: Collection[str]) -> list[Request]:
         return [self._inbox.pop(request_id) for request_id in list(self._inbox) if request_id in request_ids]
 
-    def _token_ids(self, prompt: Prompt) -> list[int]:
-        """The tokens of a prompt, or an InvalidRequestError that says why they cannot be served."""
-        if isinstance(prompt, str):
-            if self.tokenizer is None:
-                raise InvalidRequestError("this model has no tokenizer.json; give the prompt as a list of token ids.")
-            prompt = self.tokenizer.encode(prompt)
-        self._check_token_ids(prompt, "the prompt")
-        if not 1 <= len(prompt) < self.max_model_len:
-            raise InvalidRequestError(
-                "the prompt is empty; give at least one token."
-                if not prompt
-                else f"the prompt has {len(prompt)} tokens; with a context of {self.max_model_len} it may have "
-                f"{self.max_model_len - 1}, so that one can be generated. Shorten it."
-            )
-        return [int(token) for token in prompt]
-
-    def _check_token_ids(self, token_ids: Sequence[int], what: str) -> None:
-        for token in token_ids:
-            if not is_whole(token) or not 0 <= token < self.config.vocab_size:
-                most = self.config.vocab_size - 1
-                raise InvalidRequestError(f"{what} has the token id {token!r}; this model has 0 to {most}.")
-
     def _max_num_tokens(self, num_prompt_tokens: int, params: SamplingParams) -> int:
         """How long a sequence may get: max_tokens more than the prompt, as far as the context goes."""
         if params.max_tokens is not None:
@@ -351,11 +331,3 @@ def find(choice: str | Callable[..., Any], named: dict[str, Any], what: str) -> 
     if choice not in named:
         raise ConfigurationError(f"{what} is {choice!r}; it must be a function or one of {', '.join(named)}.")
     return named[choice]
-
-
-def list_prompts(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
-    """One prompt or many -> a list of prompts. A list that begins with a number is one prompt of token ids."""
-    if isinstance(prompts, str):
-        return [prompts]
-    items: list[Any] = list(prompts)
-    return [items] if items and is_whole(items[0]) else items

@@ -16,7 +16,7 @@ import numpy as np
 from minipage.beam_search import BeamSearch
 from minipage.completion import Completion, CompletionOutput
 from minipage.model.tokenizer import Tokenizer
-from minipage.sampling import Logprob, SamplingParams, log_softmax, sample, top_logprobs
+from minipage.sampling import Logprob, SamplingParams, log_softmax, random_number, sample, top_logprobs
 from minipage.scheduling import Sequence, SequenceGroup
 
 
@@ -120,10 +120,9 @@ class SampledRequest(Request):
     ) -> None:
         super().__init__(prompt, params, group, stop_token_ids)
         self._tokenizer = tokenizer
+        self._seed = seed
         self._texts = {
-            seq: Completion(
-                i, seq, params, stop_token_ids, group.max_num_tokens, tokenizer, np.random.default_rng([seed, i])
-            )
+            seq: Completion(i, seq, params, stop_token_ids, group.max_num_tokens, tokenizer)
             for i, seq in enumerate(group.sequences)
         }
 
@@ -131,7 +130,8 @@ class SampledRequest(Request):
         tokens = []
         for seq, row in logits:  # row: [V]
             text = self._texts[seq]
-            token_id = sample(row, self.params, text.rng, text.forbidden_tokens)
+            draw = random_number(self._seed, text.index, len(seq.token_ids))
+            token_id = sample(row, self.params, draw, text.forbidden_tokens)
             tokens.append(NextToken(seq, token_id, self._logprobs(row, token_id)))
         return tokens
 

@@ -2,12 +2,13 @@
 
     logits ─▶ / temperature ─▶ softmax ─▶ keep the top_k ─▶ keep the top_p ─▶ drop below min_p ─▶ draw one
 
-Every request draws from a random stream of its own, one number per token. So a seeded request gives the same text
-whatever else is in the batch, and however often it is preempted: a token once drawn is kept, never drawn again.
+The number behind a draw is made from the seed, the sample's index and the token's position, and from nothing else. So a
+seeded request gives the same text whatever else is in the batch, and however often it is preempted or starts again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -120,13 +121,19 @@ def log_softmax(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     return logprobs
 
 
+def random_number(seed: int, index: int, position: int) -> float:
+    """A number from [0, 1) for one token of one sample: always the same for the same three."""
+    digest = hashlib.blake2b(b"%d %d %d" % (seed, index, position), digest_size=8).digest()
+    return (int.from_bytes(digest, "big") >> 11) / 2**53
+
+
 def sample(
     logits: npt.NDArray[Any],
     params: SamplingParams,
-    rng: np.random.Generator,
+    draw: float,
     forbidden: Collection[int] = (),
 ) -> int:
-    """Choose the next token from one row of logits [V]; `forbidden` tokens are never chosen."""
+    """Choose the next token from one row of logits [V], by a number from [0, 1); never one of `forbidden`."""
     if forbidden:
         logits = logits.copy()
         logits[list(forbidden)] = -np.inf
@@ -134,7 +141,7 @@ def sample(
         return int(logits.argmax())
     cumulative = np.cumsum(probabilities(logits, params))  # [V]
     # The first token whose cumulative probability exceeds the draw: never one with probability 0.
-    return int(np.searchsorted(cumulative, rng.random() * cumulative[-1], side="right"))
+    return int(np.searchsorted(cumulative, draw * cumulative[-1], side="right"))
 
 
 def top_logprobs(logits: npt.NDArray[Any], token_id: int, count: int) -> dict[int, tuple[float, int]]:

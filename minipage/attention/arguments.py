@@ -2,7 +2,8 @@
 
 The signature is always
 
-    paged_attention(q, k_cache, v_cache, block_tables, context_lens, query_start_loc, scale) -> out
+    paged_attention(q, k_cache, v_cache, block_tables, context_lens, query_start_loc, scale,
+                    k_scales=None, v_scales=None) -> out
 
     q                [num_tokens, num_heads, head_size]   queries of all sequences, one sequence after the other
     k_cache, v_cache [num_blocks, block_size, num_kv_heads, head_size]   one layer's blocks
@@ -10,6 +11,7 @@ The signature is always
     context_lens     [num_seqs]   integers; tokens of each sequence in the cache, those being queried included
     query_start_loc  [num_seqs + 1]   integers; sequence s asks with q[query_start_loc[s] : query_start_loc[s + 1]]
     scale            float; scores are multiplied with it, usually 1 / sqrt(head_size)
+    k_scales, v_scales  [num_blocks, block_size, num_kv_heads]   float32; of a quantized cache (see quantize.py)
     out              [num_tokens, num_heads, head_size]   like q
 
 The queries of a sequence are its last tokens: one for a decode, more for a chunk of a prompt. A query sees itself and
@@ -37,6 +39,8 @@ def check_arguments(
     block_tables: Integers,
     context_lens: Integers,
     query_start_loc: Integers,
+    k_scales: Floats | None = None,
+    v_scales: Floats | None = None,
 ) -> None:
     """Raise KernelArgumentError unless the arrays fit together and every block that will be read exists."""
 
@@ -57,10 +61,23 @@ def check_arguments(
         num_kv_heads > 0 and num_heads % num_kv_heads == 0,
         f"{num_heads} query heads cannot share {num_kv_heads} KV heads evenly.",
     )
+    is_quantized = k_cache.dtype in (np.int8, np.uint8)
     require(
-        q.dtype == k_cache.dtype == v_cache.dtype and q.dtype in (np.float32, np.float64),
-        f"q is {q.dtype}, k_cache {k_cache.dtype}, v_cache {v_cache.dtype}; all three must be float32, or all float64.",
+        q.dtype in (np.float32, np.float64)
+        and k_cache.dtype == v_cache.dtype
+        and (is_quantized or q.dtype == k_cache.dtype),
+        f"q is {q.dtype}, k_cache {k_cache.dtype}, v_cache {v_cache.dtype}; all three must be float32, or all float64, "
+        "or the caches int8 or uint8 (fp8) with scales.",
     )
+    for scales in (k_scales, v_scales):
+        require(
+            (
+                scales.shape == k_cache.shape[:3]
+                if is_quantized and scales is not None
+                else is_quantized == (scales is not None)
+            ),
+            f"a quantized cache, and no other, comes with k_scales and v_scales of shape {k_cache.shape[:3]}.",
+        )
     require(
         k_cache.flags.c_contiguous and v_cache.flags.c_contiguous,
         "k_cache and v_cache must be C-contiguous, so that a block is one piece of memory: use np.ascontiguousarray.",

@@ -17,11 +17,14 @@ from __future__ import annotations
 
 import math
 import os
+from typing import Any
 
 import numba
 import numpy as np
+from numba.extending import overload
 
 from minipage.attention.arguments import Floats, Integers, check_arguments
+from minipage.attention.quantize import FP8_VALUES
 
 # Threads that wait for work shall sleep. By default GNU OpenMP lets them spin, and they take the cores from others that
 # compute (NumPy's threads, too): on two busy cores, steps were measured ten times slower. Read at the first call.
@@ -36,13 +39,15 @@ def paged_attention(
     context_lens: Integers,
     query_start_loc: Integers,
     scale: float,
+    k_scales: Floats | None = None,
+    v_scales: Floats | None = None,
 ) -> Floats:
     """Attention of a ragged batch over K and V in blocks; arguments, shapes and dtypes: `minipage.attention.arguments`.
 
     Raises KernelArgumentError if they do not fit together. The first call ever compiles for some seconds; the machine
     code is then kept in numba's cache on disk.
     """
-    check_arguments(q, k_cache, v_cache, block_tables, context_lens, query_start_loc)
+    check_arguments(q, k_cache, v_cache, block_tables, context_lens, query_start_loc, k_scales, v_scales)
     query_lens = np.diff(query_start_loc)  # [num_seqs]
     seq_of_token = np.repeat(np.arange(len(context_lens)), query_lens)  # [num_tokens]
     # The last query of a sequence sees its whole context, the one before it one token less, and so on.
@@ -57,6 +62,8 @@ def paged_attention(
         np.ascontiguousarray(q),
         k_cache,
         v_cache,
+        k_scales,
+        v_scales,
         np.ascontiguousarray(block_tables, np.int32),
         seq_of_token.astype(np.int32),
         num_visible.astype(np.int32),
@@ -67,10 +74,26 @@ def paged_attention(
     return out
 
 
+def number(stored: Any) -> Any:
+    """What a number in the cache stands for, but for the scale of its row. Replaced when a kernel is compiled."""
+    raise NotImplementedError
+
+
+@overload(number, inline="always")
+def _number(stored):  # type: ignore[no-untyped-def]
+    if stored == numba.types.uint8:
+        return lambda stored: FP8_VALUES[stored]
+    if stored == numba.types.int8:
+        return lambda stored: np.float32(stored)
+    return lambda stored: stored
+
+
 def _attend_python(
     q: Floats,
     k_cache: Floats,
     v_cache: Floats,
+    k_scales: Floats | None,
+    v_scales: Floats | None,
     block_tables: Integers,
     seq_of_token: Integers,
     num_visible: Integers,
@@ -93,12 +116,13 @@ def _attend_python(
             block = blocks[first // block_size]
             for offset in range(min(block_size, num_visible[token] - first)):
                 for h in heads:
-                    k = k_cache[block, offset, h // heads_per_kv_head]  # [head_size]
-                    v = v_cache[block, offset, h // heads_per_kv_head]  # [head_size]
+                    kv_head = h // heads_per_kv_head
+                    k = k_cache[block, offset, kv_head]  # [head_size]
+                    v = v_cache[block, offset, kv_head]  # [head_size]
                     score = scale * 0  # zero, in the dtype of q
                     for i in range(head_size):
-                        score += q[token, h, i] * k[i]
-                    score *= scale
+                        score += q[token, h, i] * number(k[i])
+                    score *= scale if k_scales is None else scale * k_scales[block, offset, kv_head]
                     if score > highest[h]:
                         shrink = math.exp(highest[h] - score)
                         total[h] *= shrink
@@ -107,8 +131,10 @@ def _attend_python(
                         highest[h] = score
                     weight = math.exp(score - highest[h])
                     total[h] += weight
+                    if v_scales is not None:
+                        weight *= v_scales[block, offset, kv_head]
                     for i in range(head_size):
-                        acc[h, i] += weight * v[i]
+                        acc[h, i] += weight * number(v[i])
         for h in heads:
             for i in range(head_size):
                 out[token, h, i] = acc[h, i] / total[h]

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from minipage.attention.arguments import Floats, Integers
+from minipage.attention.quantize import quantize
 from minipage.errors import ConfigurationError, KernelArgumentError, require_positive
 from minipage.memory import BlockCopy, BlockPool
 
@@ -19,7 +20,8 @@ from minipage.memory import BlockCopy, BlockPool
 class KVCache:
     """K and V of all layers, each [num_layers, num_blocks, block_size, num_kv_heads, head_size].
 
-    They start as zeros, which an operating system hands out page by page as they are first written.
+    With dtype int8, or uint8 for fp8, also their scales, [num_layers, num_blocks, block_size, num_kv_heads] float32.
+    All start as zeros, which an operating system hands out page by page as they are first written.
     """
 
     def __init__(
@@ -34,22 +36,41 @@ class KVCache:
         shape = (num_layers, num_blocks, block_size, num_kv_heads, head_size)
         self.k = np.zeros(shape, dtype)  # [num_layers, num_blocks, block_size, num_kv_heads, head_size]
         self.v = np.zeros(shape, dtype)  # [num_layers, num_blocks, block_size, num_kv_heads, head_size]
+        self.k_scales: Floats | None = None
+        self.v_scales: Floats | None = None
+        if dtype in (np.int8, np.uint8):
+            self.k_scales = np.zeros(shape[:-1], np.float32)  # [num_layers, num_blocks, block_size, num_kv_heads]
+            self.v_scales = np.zeros(shape[:-1], np.float32)  # [num_layers, num_blocks, block_size, num_kv_heads]
+
+    @property
+    def arrays(self) -> list[Floats]:
+        """All that is stored of blocks; each array is [num_layers, num_blocks, ...]."""
+        return [a for a in (self.k, self.v, self.k_scales, self.v_scales) if a is not None]
 
     @classmethod
-    def of(cls, pool: BlockPool, num_layers: int, num_kv_heads: int, head_size: int) -> KVCache:
+    def of(cls, pool: BlockPool, num_layers: int, num_kv_heads: int, head_size: int, dtype: type) -> KVCache:
         """The arrays for the blocks of a pool."""
-        return cls(num_layers, pool.num_blocks, pool.block_size, num_kv_heads, head_size)
+        return cls(num_layers, pool.num_blocks, pool.block_size, num_kv_heads, head_size, dtype)
 
     @property
     def nbytes(self) -> int:
-        return self.k.nbytes + self.v.nbytes
+        return sum(array.nbytes for array in self.arrays)
 
 
-def write_kv(k: Floats, v: Floats, k_cache: Floats, v_cache: Floats, slot_mapping: Integers) -> None:
-    """Write the K and V of new tokens into their slots, in one layer.
+def write_kv(
+    k: Floats,
+    v: Floats,
+    k_cache: Floats,
+    v_cache: Floats,
+    slot_mapping: Integers,
+    k_scales: Floats | None = None,
+    v_scales: Floats | None = None,
+) -> None:
+    """Write the K and V of new tokens into their slots, in one layer; into a quantized cache, with their scales.
 
     k, v: [num_tokens, num_kv_heads, head_size]; k_cache, v_cache: [num_blocks, block_size, num_kv_heads, head_size],
-    C-contiguous; slot_mapping: [num_tokens] integers. Raises KernelArgumentError if they do not fit together.
+    C-contiguous; slot_mapping: [num_tokens] integers; k_scales, v_scales: [num_blocks, block_size, num_kv_heads]
+    float32. Raises KernelArgumentError if they do not fit together.
     """
     for new, cache in ((k, k_cache), (v, v_cache)):
         if new.shape != (len(slot_mapping), *cache.shape[2:]) or not cache.flags.c_contiguous:
@@ -57,12 +78,17 @@ def write_kv(k: Floats, v: Floats, k_cache: Floats, v_cache: Floats, slot_mappin
                 f"cannot write K or V of shape {new.shape} into {len(slot_mapping)} slots of a cache of shape "
                 f"{cache.shape}: [num_tokens, num_kv_heads, head_size] and a C-contiguous cache are needed."
             )
-    num_slots = k_cache.shape[0] * k_cache.shape[1]
-    if len(slot_mapping) and not (0 <= slot_mapping.min() and slot_mapping.max() < num_slots):
-        raise KernelArgumentError(f"slot_mapping points outside the cache, which has slots 0 to {num_slots - 1}.")
-    for new, cache in ((k, k_cache), (v, v_cache)):
-        slots = cache.reshape(num_slots, *cache.shape[2:])  # [num_slots, num_kv_heads, head_size], the same memory
-        slots[slot_mapping] = new
+    num_blocks, block_size = k_cache.shape[:2]
+    if len(slot_mapping) and not (0 <= slot_mapping.min() and slot_mapping.max() < num_blocks * block_size):
+        raise KernelArgumentError(
+            f"slot_mapping points outside the cache, which has slots 0 to {num_blocks * block_size - 1}."
+        )
+    where = slot_mapping // block_size, slot_mapping % block_size  # (block, offset), each [num_tokens]
+    for new, cache, scales in ((k, k_cache, k_scales), (v, v_cache, v_scales)):
+        if scales is None:
+            cache[where] = new
+        else:
+            cache[where], scales[where] = quantize(new, cache.dtype)
 
 
 def copy_blocks(source: KVCache, destination: KVCache, copies: Sequence[BlockCopy]) -> None:
@@ -72,11 +98,13 @@ def copy_blocks(source: KVCache, destination: KVCache, copies: Sequence[BlockCop
     """
     if copies:
         sources, destinations = (list(blocks) for blocks in zip(*copies, strict=True))
-        destination.k[:, destinations] = source.k[:, sources]
-        destination.v[:, destinations] = source.v[:, sources]
+        for old, new in zip(source.arrays, destination.arrays, strict=True):
+            new[:, destinations] = old[:, sources]
 
 
-def blocks_that_fit(memory: int | str, block_size: int, num_layers: int, num_kv_heads: int, head_size: int) -> int:
+def blocks_that_fit(
+    memory: int | str, block_size: int, num_layers: int, num_kv_heads: int, head_size: int, dtype: type = np.float32
+) -> int:
     """How many blocks of K and V, in all layers, `memory` holds: a number of bytes, or a text such as "512MiB".
 
     Raises ConfigurationError if `memory` or `block_size` makes no sense, or not one block fits.
@@ -87,7 +115,7 @@ def blocks_that_fit(memory: int | str, block_size: int, num_layers: int, num_kv_
         raise ConfigurationError(f"memory is {memory!r}; it must be a number of bytes, or a text such as '512MiB'.")
     num_bytes = int(float(match[1]) * units[match[2] or ""])
     require_positive(block_size=block_size)
-    bytes_per_block = KVCache(num_layers, 1, block_size, num_kv_heads, head_size).nbytes
+    bytes_per_block = KVCache(num_layers, 1, block_size, num_kv_heads, head_size, dtype).nbytes
     if num_bytes < bytes_per_block:
         raise ConfigurationError(
             f"memory is {memory!r}, too small for one block: {block_size} tokens take {bytes_per_block:,} bytes here. "

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from minipage.attention.arguments import Floats, Integers, check_arguments
+from minipage.attention.quantize import dequantize
 
 
 def paged_attention(
@@ -19,19 +20,24 @@ def paged_attention(
     context_lens: Integers,
     query_start_loc: Integers,
     scale: float,
+    k_scales: Floats | None = None,
+    v_scales: Floats | None = None,
 ) -> Floats:
     """Attention of a ragged batch over K and V in blocks; arguments, shapes and dtypes: `minipage.attention.arguments`.
 
     Raises KernelArgumentError if they do not fit together.
     """
-    check_arguments(q, k_cache, v_cache, block_tables, context_lens, query_start_loc)
+    check_arguments(q, k_cache, v_cache, block_tables, context_lens, query_start_loc, k_scales, v_scales)
     num_heads, (_, block_size, num_kv_heads, head_size) = q.shape[1], k_cache.shape
     out = np.empty_like(q)  # [num_tokens, num_heads, head_size]
     for s, context_len in enumerate(context_lens):
         rows = slice(query_start_loc[s], query_start_loc[s + 1])
         blocks = block_tables[s, : -(-context_len // block_size)]  # [blocks of this sequence]
-        k = k_cache[blocks].reshape(-1, num_kv_heads, head_size)[:context_len]  # [context_len, num_kv_heads, head_size]
-        v = v_cache[blocks].reshape(-1, num_kv_heads, head_size)[:context_len]  # [context_len, num_kv_heads, head_size]
+        k, v = k_cache[blocks], v_cache[blocks]  # each [blocks, block_size, num_kv_heads, head_size]
+        if k_scales is not None and v_scales is not None:
+            k, v = dequantize(k, k_scales[blocks]), dequantize(v, v_scales[blocks])
+        k = k.reshape(-1, num_kv_heads, head_size)[:context_len]  # [context_len, num_kv_heads, head_size]
+        v = v.reshape(-1, num_kv_heads, head_size)[:context_len]  # [context_len, num_kv_heads, head_size]
         k, v = (a.repeat(num_heads // num_kv_heads, axis=1) for a in (k, v))  # each [context_len, num_heads, head_size]
         scores = np.einsum("qhd,khd->hqk", q[rows], k) * scale  # [num_heads, queries, context_len]
         key_positions = np.arange(context_len)  # [context_len]

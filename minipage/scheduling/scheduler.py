@@ -98,6 +98,8 @@ class Scheduler:
 
     def add(self, group: SequenceGroup) -> None:
         """Queue a new group. Raises InvalidRequestError if it could never run: even alone, it might not finish."""
+        if not group.leader.num_prompt_tokens < group.max_num_tokens or group.shared_len == 0:
+            raise InvalidRequestError("a sequence needs at least one token, and room for one more.")
         pool, most = self.block_pool, group.most_blocks(self.block_pool.block_size)
         seats = min(self.max_num_seqs, self.max_num_batched_tokens)
         if group.max_num_seqs > seats:
@@ -232,13 +234,12 @@ class Scheduler:
             group.restart(self.block_pool)
             self._enqueue(group, Status.WAITING)
 
-    def undo(self, plan: StepPlan) -> None:
-        """A step failed half way: nothing that it moved or wrote can be trusted, so those groups are computed again."""
-        for group in [*self.running, *plan.preempted]:
-            if group.status in (Status.RUNNING, Status.SWAPPED):
-                self._dequeue(group)
-                group.restart(self.block_pool)
-                self._enqueue(group, Status.WAITING)
+    def recompute_all(self) -> None:
+        """A step failed half way. Nothing that it moved or wrote can be trusted, so all K and V are computed again."""
+        for group in [*self.running, *self.swapped]:
+            self._dequeue(group)
+            group.restart(self.block_pool)
+            self._enqueue(group, Status.WAITING)
 
     def check_integrity(self) -> None:
         """Raise IntegrityError unless the block tables account for every block in use, here and in the swap pool."""
