@@ -1,0 +1,299 @@
+"""Train a small GPT on any text file: `python -m minipage.train TEXT --out DIR`. Needs PyTorch.
+
+The network is `minipage.model.gpt.GPT` itself, the very code the engine runs, fed with PyTorch tensors; only attention
+is swapped, for one over whole windows of text. So there is one GPT in this project, and this is how it learned.
+
+    text ─▶ first 90 % ─▶ BPE tokenizer ─▶ random windows ─▶ GPT ─▶ cross-entropy ─▶ AdamW ─▶ running average of weights
+            last 10 %  ─▶ validation loss, in nats per character (so that tokenizers can be compared)
+
+A megabyte of text is soon known by heart. Three things hold that back: weights are dropped at random (DropConnect, Wan
+et al. 2013); so are merges of the tokenizer, that the same text may come in many spellings (BPE-dropout, Provilkov et
+al., arXiv 1910.13267); and what is kept is a running average of the weights, from where it was best.
+
+DIR gets a model in the Hugging Face GPT-2 layout (fp16), `training.json` with all settings and the loss, and
+`checkpoint.pt`: stop at any time, and the same command goes on from there. All random draws follow from the seed and
+the step, so a run can be repeated, in one go or not: bit for bit on one CPU, and up to rounding on a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numba import njit
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors.torch import save
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from minipage.errors import ConfigurationError, MinipageError
+from minipage.model.gpt import GPT, GPTConfig
+
+Ints = np.ndarray[Any, np.dtype[np.int32]]
+Weights = dict[str, torch.Tensor]
+
+
+def setting(default: Any, meaning: str) -> Any:
+    return field(default=default, metadata={"help": f"{meaning} (default: {default})"})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that decides what is learned from a text. Each is an option of the command line as well."""
+
+    vocab_size: int = setting(2000, "words of the BPE tokenizer, at most 10000")
+    context: int = setting(512, "longest sequence, in tokens")
+    n_layer: int = setting(4, "layers")
+    n_head: int = setting(4, "attention heads")
+    n_embd: int = setting(256, "width of the network, a multiple of the heads")
+    steps: int = setting(2500, "training steps")
+    batch: int = setting(32, "windows of text in a step")
+    learning_rate: float = setting(3e-3, "the highest, after 100 steps; it falls in half a cosine")
+    weight_decay: float = setting(0.1, "pull of matrices towards zero")
+    dropout: float = setting(0.15, "share of weights and of attention dropped in a step")
+    bpe_dropout: float = setting(0.4, "share of merges skipped at first; it falls in a line to none")
+    respell_every: int = setting(25, "steps between two spellings of the text")
+    average: float = setting(0.998, "decay of the running average of weights")
+    validate_every: int = setting(250, "steps between two validations, with a checkpoint after each")
+    seed: int = setting(1, "where all random draws start")
+
+    def __post_init__(self) -> None:
+        for name, value in asdict(self).items():
+            sensible = 0 <= value < 1 if isinstance(value, float) else value >= 1
+            if not sensible or (name == "vocab_size" and value > 10_000):
+                raise ConfigurationError(f"{name} cannot be {value}")
+        if self.n_embd % self.n_head:
+            raise ConfigurationError(f"n_embd must be a multiple of n_head; {self.n_embd} is none of {self.n_head}")
+
+
+def train_tokenizer(text: str, vocab_size: int) -> Tokenizer:
+    """A byte-level BPE tokenizer: any text can be written in it, common words are one token."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    letters = pre_tokenizers.ByteLevel.alphabet()  # one for each byte, so no text is out of reach
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=letters, show_progress=False)
+    tokenizer.train_from_iterator([text], trainer)
+    return tokenizer
+
+
+class Corpus:
+    """A text, split into what is learned and what is tested, and able to spell the former in many ways."""
+
+    def __init__(self, text: str, settings: Settings) -> None:
+        learned, tested = text[: int(len(text) * 0.9)], text[int(len(text) * 0.9) :]
+        self.settings, self.num_tested = settings, len(tested)
+        self.tokenizer = train_tokenizer(learned, settings.vocab_size)
+        self.tested = torch.tensor(self.tokenizer.encode(tested).ids)  # [num_tested_tokens]
+        ids = self.tokenizer.get_vocab()
+        merges = json.loads(self.tokenizer.to_str())["model"]["merges"]  # pairs of tokens, by rank
+        triples = np.array([(ids[a], ids[b], ids[a + b]) for a, b in merges], np.int32)  # [num_merges, 3]
+        left, right, merged = triples.reshape(-1, 3).T.copy()  # each [num_merges]
+        ranks = np.full((len(ids), len(ids)), len(merges), np.int32)  # [V, V]; len(merges): not a merge
+        ranks[left, right] = np.arange(len(merges))
+        words = [word for word, _ in self.tokenizer.pre_tokenizer.pre_tokenize_str(learned)]
+        bounds = np.cumsum([0] + [len(word) for word in words], dtype=np.int32)  # [num_words + 1]
+        letters = np.array([ids[letter] for word in words for letter in word], np.int32)  # [num_bytes]
+        self.spell = partial(spell, letters, bounds, ranks, merged)  # (dropout, generator) -> [num_tokens]
+        self.spelling, self.tokens = -1, torch.from_numpy(self.spell(0.0, np.random.default_rng(0)))  # [num_tokens]
+        if len(self.tokens) <= settings.context or len(self.tested) < 2:
+            raise ConfigurationError(f"a context of {settings.context} needs more text than {len(self.tokens)} tokens")
+
+    def windows(self, step: int) -> torch.Tensor:
+        """[B, T + 1] token ids from random places of the text, in the spelling of this step."""
+        s, spelling = self.settings, step // self.settings.respell_every
+        if spelling != self.spelling:
+            dropout = s.bpe_dropout * (1 - spelling * s.respell_every / s.steps)  # none at last, as in use
+            generator = np.random.default_rng([s.seed, spelling])
+            self.spelling, self.tokens = spelling, torch.from_numpy(self.spell(dropout, generator))  # [num_tokens]
+        starts = torch.randint(len(self.tokens) - s.context, (s.batch, 1))  # [B, 1]
+        return self.tokens[starts + torch.arange(s.context + 1)]  # [B, T + 1]
+
+
+@njit(cache=True)
+def spell(letters: Ints, bounds: Ints, ranks: Ints, merged: Ints, dropout: float, generator: Any) -> Any:
+    """BPE: in each word, from single letters on, do the possible merge of lowest rank, until there is none. Each time,
+    each possible merge is overlooked with probability `dropout`."""
+    tokens = []
+    for n in range(len(bounds) - 1):
+        word = list(letters[bounds[n] : bounds[n + 1]])
+        while True:
+            best, best_rank = -1, len(merged)
+            for i in range(len(word) - 1):
+                rank = ranks[word[i], word[i + 1]]
+                if rank < best_rank and generator.random() >= dropout:
+                    best, best_rank = i, rank
+            if best < 0:
+                break
+            word[best] = merged[best_rank]
+            word.pop(best + 1)
+        tokens.extend(word)
+    return np.array(tokens, np.int64)  # [num_tokens]
+
+
+def initial_weights(config: GPTConfig, generator: torch.Generator) -> Weights:
+    """GPT-2's initialisation: N(0, 0.02), less where a layer adds to the residual stream, layer norms at identity."""
+    weights = {}
+    for name, shape in config.weight_shapes().items():
+        if len(shape) == 1:
+            weights[name] = torch.full(shape, float("ln_" in name and name.endswith("weight")))  # [out]
+        else:
+            std = 0.02 / math.sqrt(2 * config.n_layer) if name.endswith("c_proj.weight") else 0.02
+            weights[name] = torch.randn(shape, generator=generator) * std  # [in, out]
+    return weights
+
+
+def window_attend(num_windows: int, dropout: float, layer: int, *qkv: torch.Tensor) -> torch.Tensor:
+    """Causal attention inside each of the windows, which lie one after the other in the flat batch."""
+    q, k, v = (a.view(num_windows, -1, *a.shape[1:]).transpose(1, 2) for a in qkv)  # each [B, H, T, D]
+    out = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout)  # [B, H, T, D]
+    return out.transpose(1, 2).flatten(0, 1)  # [B * T, H, D]
+
+
+def cross_entropy(gpt: GPT, windows: torch.Tensor, dropout: float = 0.0) -> torch.Tensor:
+    """[B, T + 1] token ids -> [B * T] nats: how much each token but the first surprises the model."""
+    num_windows, length = windows.shape[0], windows.shape[1] - 1
+    positions = torch.arange(length, device=windows.device).repeat(num_windows)  # [B * T]
+    attend = partial(window_attend, num_windows, dropout)
+    logits = gpt.logits(gpt.forward(windows[:, :-1].flatten(), positions, attend))  # [B * T, V]
+    return F.cross_entropy(logits.float(), windows[:, 1:].flatten(), reduction="none")  # [B * T]
+
+
+@torch.no_grad()
+def nats_per_character(gpt: GPT, corpus: Corpus) -> float:
+    """Cross-entropy of the tested text. Windows overlap by half, so that each token can look back half a context."""
+    tokens = corpus.tested.to(gpt.weights["wte.weight"].device)  # [num_tested_tokens]
+    length, stride, total = gpt.config.n_positions, max(1, gpt.config.n_positions // 2), 0.0
+    for start in range(0, max(1, len(tokens) - 1 - stride), stride):
+        nats = cross_entropy(gpt, tokens[None, start : start + length + 1])  # [<= T]
+        total += nats[length - stride if start else 0 :].sum().item()
+    return total / corpus.num_tested
+
+
+class Training:
+    """A model while it is trained: all that changes, and how it changes."""
+
+    def __init__(self, text: str, out: Path, settings: Settings, device: str) -> None:
+        self.corpus, self.out, self.settings, self.device = Corpus(text, settings), out, settings, device
+        sizes = settings.context, settings.n_embd, settings.n_layer, settings.n_head
+        self.config = GPTConfig(self.corpus.tokenizer.get_vocab_size(), *sizes)
+        start = initial_weights(self.config, torch.Generator().manual_seed(settings.seed))
+        self.weights = {name: w.to(device).requires_grad_() for name, w in start.items()}
+        self.average = {name: w.detach().clone() for name, w in self.weights.items()}
+        self.step, self.best = 0, math.inf  # the lowest validation loss so far
+        vectors, matrices = ([w for w in self.weights.values() if w.ndim == ndim] for ndim in (1, 2))
+        groups = [{"params": vectors, "weight_decay": 0.0}, {"params": matrices, "weight_decay": settings.weight_decay}]
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.99))
+        self.origin = asdict(settings) | {"text": hashlib.sha256(text.encode()).hexdigest()}
+
+    def run(self) -> Iterator[tuple[float, float | None]]:
+        """Train, from the checkpoint if there is one. Yields the loss of each step, and of each validation."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        if (self.out / "checkpoint.pt").exists():
+            self.resume()
+        while self.step < self.settings.steps:
+            loss = self.learn()
+            due = self.step % self.settings.validate_every == 0 or self.step == self.settings.steps
+            yield loss, self.validate() if due else None
+
+    def learn(self) -> float:
+        """One step; returns its loss, in nats per token."""
+        s = self.settings
+        torch.manual_seed(s.seed * 1_000_003 + self.step)  # so a resumed run draws what an unbroken one would
+        windows = self.corpus.windows(self.step).to(self.device)  # [B, T + 1]
+        dropped = {name: F.dropout(w, s.dropout) if ".c_" in name else w for name, w in self.weights.items()}
+        with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
+            loss = cross_entropy(GPT(self.config, dropped), windows, s.dropout).mean()
+        falling = 0.05 + 0.95 * (1 + math.cos(math.pi * self.step / s.steps)) / 2  # from 1 to a twentieth
+        for group in self.optimizer.param_groups:
+            group["lr"] = s.learning_rate * min(1.0, (self.step + 1) / 100) * falling
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.weights.values(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        decay = min(s.average, self.step / (self.step + 10))  # early on, forget the random start quickly
+        for name, w in self.weights.items():
+            self.average[name].lerp_(w.detach(), 1 - decay)
+        return loss.item()
+
+    def validate(self) -> float:
+        """Nats per character of the averaged weights as they are stored; and store them if they are the best so far."""
+        halves = {name: w.half() for name, w in self.average.items()}
+        loss = nats_per_character(GPT(self.config, {name: w.float() for name, w in halves.items()}), self.corpus)
+        if loss < self.best:
+            self.best = loss
+            self.save_model(halves)
+        state = {name: getattr(self, name) for name in ("origin", "step", "best", "weights", "average")}
+        torch.save(state | {"optimizer": self.optimizer.state_dict()}, self.out / "checkpoint.pt.new")
+        (self.out / "checkpoint.pt.new").replace(self.out / "checkpoint.pt")  # so there is never half a checkpoint
+        return loss
+
+    def save_model(self, weights: Weights) -> None:
+        """In the Hugging Face layout, and what there is to say about it."""
+        config = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "activation_function": "gelu_new"}
+        config |= asdict(self.config) | {"bos_token_id": None, "eos_token_id": None}
+        size = sum(w.numel() for w in weights.values())
+        report = {"validation_nats_per_character": round(self.best, 4), "step": self.step, "parameters": size}
+        (self.out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (self.out / "training.json").write_text(json.dumps(report | self.origin, indent=2) + "\n")
+        (self.out / "model.safetensors").write_bytes(save(weights, metadata={"format": "pt"}))
+        self.corpus.tokenizer.save(str(self.out / "tokenizer.json"))
+
+    def resume(self) -> None:
+        state = torch.load(self.out / "checkpoint.pt", map_location=self.device, weights_only=True)
+        changed = ", ".join(name for name, value in self.origin.items() if state["origin"].get(name) != value)
+        if changed:
+            raise ConfigurationError(f"{self.out} holds a run with another {changed}; go on with that, or elsewhere")
+        self.step, self.best = state["step"], state["best"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name in self.weights:
+            self.weights[name].data.copy_(state["weights"][name])
+            self.average[name].copy_(state["average"][name])
+
+
+def show(training: Training) -> None:
+    """Train, with a progress bar on a terminal, and a line for each validation everywhere."""
+    columns = BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}")
+    with Progress(*columns, expand=True, disable=not sys.stdout.isatty()) as progress:
+        bar = progress.add_task("", total=training.settings.steps)
+        for loss, validation in training.run():
+            progress.update(bar, completed=training.step, description=f"loss {loss:.3f}")
+            if validation is not None:
+                print(f"step {training.step}: {loss:.3f} nats/token, validation {validation:.4f} nats/char", flush=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser("python -m minipage.train", description="Train a small GPT on a text file.")
+    parser.add_argument("text", type=Path, help="a UTF-8 text file; its last tenth is kept for validation")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the model; a run begun there goes on")
+    for f in fields(Settings):
+        parser.add_argument("--" + f.name.replace("_", "-"), type=type(f.default), default=f.default, **f.metadata)
+    args = vars(parser.parse_args(arguments))
+    file, out, device = args.pop("text"), args.pop("out"), "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        training = Training(file.read_text(encoding="utf-8"), out, Settings(**args), device)
+        show(training)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last validation", file=sys.stderr)
+        return 130
+    except (OSError, MinipageError, UnicodeDecodeError) as error:
+        reason = f"{file} is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error
+        print(f"error: {reason}", file=sys.stderr)
+        return 2
+    print(f"validation loss {training.best:.4f} nats per character; the model is in {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

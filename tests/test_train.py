@@ -1,0 +1,246 @@
+"""The training script, on a text and a network so small that a run takes a second."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from minipage import train  # noqa: E402 - only where there is PyTorch
+
+SETTINGS = {
+    "vocab_size": 320, "context": 16, "n_layer": 2, "n_head": 2, "n_embd": 16, "steps": 12, "batch": 4,
+    "learning_rate": 0.01, "bpe_dropout": 0.3, "respell_every": 5, "validate_every": 4,
+}  # fmt: skip
+
+
+def make_text(num_words: int = 1500) -> str:
+    """Nonsense, but with words that recur, and letters of one to four bytes."""
+    draw = random.Random(7)
+    words = ["".join(draw.choices("abcdeghilnorstu", k=draw.randint(1, 9))) for _ in range(200)]
+    words += ["naïve", "日本", "🙂"]
+    return "".join(draw.choice(words) + draw.choice([" ", " ", ", ", "\n", "  "]) for _ in range(num_words))
+
+
+TEXT = make_text()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """For so little work, several threads only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def options(**changed: object) -> list[str]:
+    return [f"--{name.replace('_', '-')}={value}" for name, value in (SETTINGS | changed).items()]
+
+
+def start(out: Path, **changed: object) -> train.Training:
+    return train.Training(TEXT, out, train.Settings(**(SETTINGS | changed)), "cpu")
+
+
+def finish(training: train.Training) -> dict[str, torch.Tensor]:
+    for _ in training.run():
+        pass
+    return training.weights | {f"average {name}": w for name, w in training.average.items()}
+
+
+def assert_identical(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one whole run, which no test may change."""
+    out = tmp_path_factory.mktemp("finished")
+    finish(start(out))
+    return out
+
+
+@pytest.fixture(scope="module")
+def corpus() -> train.Corpus:
+    return train.Corpus(TEXT, train.Settings(**SETTINGS))
+
+
+# Spelling.
+
+
+def test_spelling_without_dropout_is_that_of_the_tokenizer(corpus: train.Corpus) -> None:
+    learned = TEXT[: int(len(TEXT) * 0.9)]
+    assert corpus.spell(0.0, np.random.default_rng(1)).tolist() == corpus.tokenizer.encode(learned).ids
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1, 0.5, 0.99])
+def test_every_spelling_says_the_same(corpus: train.Corpus, dropout: float) -> None:
+    tokens = corpus.spell(dropout, np.random.default_rng(1)).tolist()
+    assert corpus.tokenizer.decode(tokens) == TEXT[: int(len(TEXT) * 0.9)]
+
+
+def test_more_dropout_spells_in_more_tokens(corpus: train.Corpus) -> None:
+    lengths = [len(corpus.spell(dropout, np.random.default_rng(1))) for dropout in (0.0, 0.1, 0.3, 0.9)]
+    assert lengths == sorted(set(lengths))
+
+
+def test_spelling_follows_the_seed(corpus: train.Corpus) -> None:
+    one, same, other = (corpus.spell(0.2, np.random.default_rng(seed)).tolist() for seed in (1, 1, 2))
+    assert one == same != other
+
+
+def test_a_merge_is_skipped_with_the_stated_probability() -> None:
+    """20,000 words "ab" and the one merge a+b: a fifth of them stay apart."""
+    letters = np.array([0, 1] * 20_000, np.int32)  # [num_bytes]
+    bounds = np.arange(0, 40_001, 2, dtype=np.int32)  # [num_words + 1]
+    ranks = np.ones((3, 3), np.int32)  # [V, V]
+    ranks[0, 1] = 0
+    tokens = train.spell(letters, bounds, ranks, np.array([2], np.int32), 0.2, np.random.default_rng(1))
+    assert (len(tokens) - 20_000) / 20_000 == pytest.approx(0.2, abs=0.01)
+
+
+def test_the_text_is_spelt_anew_and_as_usual_in_the_end() -> None:
+    corpus = train.Corpus(TEXT, train.Settings(**(SETTINGS | {"steps": 1000, "respell_every": 10})))
+    usual, lengths = len(corpus.tokens), []
+    for step in (0, 9, 10, 500, 990):
+        corpus.windows(step)
+        lengths.append(len(corpus.tokens))
+    assert lengths[0] == lengths[1] > lengths[3] > lengths[4] >= usual
+    assert lengths[4] < 1.01 * usual
+
+
+# Runs.
+
+
+def test_same_seed_same_weights(finished: Path, tmp_path: Path) -> None:
+    again = finish(start(tmp_path))
+    assert (tmp_path / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+    assert (tmp_path / "training.json").read_bytes() == (finished / "training.json").read_bytes()
+    other = finish(start(tmp_path / "other", seed=2))
+    assert not torch.equal(again["wte.weight"], other["wte.weight"])
+
+
+@pytest.mark.parametrize("steps_before", [3, 4, 7])
+def test_a_resumed_run_is_the_unbroken_one(finished: Path, tmp_path: Path, steps_before: int) -> None:
+    """Broken off before the first checkpoint, at one, and between two; each time in the middle of a spelling."""
+    run = start(tmp_path).run()
+    for _ in range(steps_before):
+        next(run)
+    resumed, unbroken = start(tmp_path), start(finished)
+    assert_identical(finish(resumed), finish(unbroken))
+    assert (resumed.step, resumed.best) == (unbroken.step, unbroken.best)
+    assert (tmp_path / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+
+
+def test_it_learns(tmp_path: Path) -> None:
+    training = start(tmp_path, steps=60, validate_every=30)
+    losses = [loss for loss, _ in training.run()]
+    assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
+
+
+def test_the_best_model_is_kept_not_the_last(tmp_path: Path) -> None:
+    training = start(tmp_path, steps=8, validate_every=4)
+    run = training.run()
+    for _ in range(4):
+        next(run)
+    training.best, kept = 0.0, (tmp_path / "model.safetensors").read_bytes()
+    for _ in run:
+        pass
+    assert (tmp_path / "model.safetensors").read_bytes() == kept
+
+
+def test_hugging_face_loads_it_and_finds_the_same_loss(finished: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    model = transformers.GPT2LMHeadModel.from_pretrained(finished, dtype=torch.float32).eval()
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(finished / "tokenizer.json"))
+    assert model.config.bos_token_id is None and model.config.eos_token_id is None
+    tested = TEXT[int(len(TEXT) * 0.9) :]
+    tokens = torch.tensor(tokenizer(tested)["input_ids"])  # [num_tokens]
+    nats, context, scored = 0.0, SETTINGS["context"], 0
+    while scored < len(tokens) - 1:  # a window, then half a window on, of which the new half counts
+        begin = max(0, scored - context // 2)
+        window = tokens[begin : begin + context + 1]  # [<= T + 1]
+        with torch.no_grad():
+            logits = model(window[None, :-1]).logits[0]  # [<= T, V]
+        losses = torch.nn.functional.cross_entropy(logits, window[1:], reduction="none")  # [<= T]
+        nats += losses[scored - begin :].sum().item()
+        scored = begin + len(window) - 1
+    report = json.loads((finished / "training.json").read_text())
+    assert report["validation_nats_per_character"] == pytest.approx(nats / len(tested), abs=1e-3)
+    assert report["parameters"] == model.num_parameters()
+
+
+# The command line.
+
+
+def test_command_line_prints_a_line_for_each_validation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    assert train.main([str(tmp_path / "text.txt"), f"--out={tmp_path / 'out'}", *options()]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines[:3]] == ["step 4", "step 8", "step 12"]
+    report = json.loads((tmp_path / "out" / "training.json").read_text())
+    assert f"{report['validation_nats_per_character']:.4f}" in lines[3]
+
+
+@pytest.mark.parametrize(
+    ("content", "changed", "sentence"),
+    [
+        (None, {}, "No such file"),
+        (b"to be or not to be", {}, "a context of 16 needs more text"),
+        (b"", {}, "a context of 16 needs more text"),
+        (b"\xff\xfe" * 1000, {}, "not UTF-8"),
+        (TEXT.encode(), {"n_embd": 15}, "multiple of n_head"),
+        (TEXT.encode(), {"batch": 0}, "batch cannot be 0"),
+        (TEXT.encode(), {"dropout": 1.5}, "dropout cannot be 1.5"),
+        (TEXT.encode(), {"vocab_size": 1_000_000}, "vocab_size cannot be 1000000"),
+    ],
+)
+def test_mistakes_are_answered_with_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None, changed: dict[str, float], sentence: str
+) -> None:
+    if content is not None:
+        (tmp_path / "text.txt").write_bytes(content)
+    assert train.main([str(tmp_path / "text.txt"), f"--out={tmp_path / 'out'}", *options(**changed)]) == 2
+    stderr = capsys.readouterr().err
+    assert sentence in stderr and len(stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_the_same_run_is_resumed(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.read_bytes() for path in finished.iterdir()}
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    (tmp_path / "other.txt").write_text(make_text(1000), encoding="utf-8")
+    for text, changed, name in (("text", {"steps": 99}, "steps"), ("other", {}, "text")):
+        assert train.main([str(tmp_path / f"{text}.txt"), f"--out={finished}", *options(**changed)]) == 2
+        assert f"another {name};" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in finished.iterdir()} == before
+
+
+def test_ctrl_c_says_how_to_go_on(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    command = [str(tmp_path / "text.txt"), f"--out={tmp_path / 'out'}", *options()]
+    learn = train.Training.learn
+
+    def learn_with_ctrl_c(training: train.Training) -> float:
+        if training.step == 6:
+            signal.raise_signal(signal.SIGINT)
+        return learn(training)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Training, "learn", learn_with_ctrl_c)
+        assert train.main(command) == 130
+    stderr = capsys.readouterr().err
+    assert "same command" in stderr and len(stderr.splitlines()) == 1
+    assert train.main(command) == 0
+    assert capsys.readouterr().out.startswith("step 8:")
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
