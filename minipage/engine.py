@@ -33,8 +33,7 @@ from minipage.scheduling import Sequence as TokenSequence
 
 ATTENTION = {"cpu": cpu.paged_attention, "reference": reference.paged_attention}
 
-
-NextTokens: TypeAlias = dict[Request, list[NextToken]]
+NextTokens: TypeAlias = dict[Request, list[NextToken]]  # what each request chose in one step
 
 
 class LLM:
@@ -97,21 +96,22 @@ class LLM:
             )
         kv_sizes = config.n_layer, config.n_head, config.head_size, kv_dtype(kv_cache_dtype)
         if scheduler is None:
-            if block_pool is None:
-                block_pool = BlockPool(
-                    blocks_that_fit(memory, block_size, *kv_sizes) if num_blocks is None else num_blocks, block_size
-                )
+            if num_blocks is None:
+                num_blocks = blocks_that_fit(memory, block_size, *kv_sizes)
+            pool = BlockPool(num_blocks, block_size) if block_pool is None else block_pool
             swap_pool = None
             if preemption != "recompute":
-                swap_pool = BlockPool(
-                    blocks_that_fit(swap_space, block_pool.block_size, *kv_sizes), block_pool.block_size
-                )
+                swap_pool = BlockPool(blocks_that_fit(swap_space, pool.block_size, *kv_sizes), pool.block_size)
             scheduler = Scheduler(
-                block_pool, max_num_seqs, max_num_batched_tokens,
+                pool,
+                max_num_seqs,
+                max_num_batched_tokens,
                 policy=find(policy, POLICIES, "policy"),
-                prefix_cache=PrefixCache(block_pool) if enable_prefix_caching else None,
-                swap_pool=swap_pool, preemption=preemption, watermark=watermark,
-            )  # fmt: skip
+                prefix_cache=PrefixCache(pool) if enable_prefix_caching else None,
+                swap_pool=swap_pool,
+                preemption=preemption,
+                watermark=watermark,
+            )
         self.scheduler = scheduler
         self.block_pool = scheduler.block_pool
         self.kv_cache = KVCache.of(scheduler.block_pool, *kv_sizes)
@@ -185,12 +185,9 @@ class LLM:
         max_num_tokens = self._max_num_tokens(len(token_ids), params)
         group = SequenceGroup(request_id, sequences, max_num_tokens, width, priority, cache_salt)
         text = prompt if isinstance(prompt, str) else None
-        request: Request
-        if params.beam_width:
-            request = BeamRequest(text, params, group, stop, self.tokenizer)
-        else:
-            seed = int(self._seeds.integers(2**63)) if params.seed is None else params.seed
-            request = SampledRequest(text, params, group, stop, self.tokenizer, seed)
+        seed = int(self._seeds.integers(2**63)) if params.seed is None else params.seed
+        kind = BeamRequest if params.beam_width else SampledRequest
+        request = kind(text, params, group, stop, self.tokenizer, seed)
         self.scheduler.add(group)
         self.requests[request_id] = request
         return request_id

@@ -7,7 +7,9 @@ the best texts are known.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import count
 from typing import NamedTuple
 
@@ -52,17 +54,26 @@ class NextToken(NamedTuple):
 
 
 class Request:
-    """What both kinds have in common."""
+    """What both kinds have in common. `group` holds its sequences, `seed` is where random draws start."""
 
     def __init__(
-        self, prompt: str | None, params: SamplingParams, group: SequenceGroup, stop_token_ids: frozenset[int]
-    ):
+        self,
+        prompt: str | None,
+        params: SamplingParams,
+        group: SequenceGroup,
+        stop_token_ids: frozenset[int],
+        tokenizer: Tokenizer | None,
+        seed: int,
+    ) -> None:
         self.prompt = prompt
         self.params = params
         self.group = group
         self.stop_token_ids = stop_token_ids
+        self.tokenizer = tokenizer
+        self.seed = seed
         self.prompt_token_ids = group.leader.token_ids.copy()
-        self.metrics = RequestMetrics(arrival_time=time.perf_counter())
+        self._times: dict[str, float] = {}
+        self._note("arrival_time")
 
     @property
     def request_id(self) -> str:
@@ -70,12 +81,7 @@ class Request:
 
     @property
     def finished(self) -> bool:
-        return self.metrics.finished_time is not None
-
-    def started(self) -> None:
-        """It is scheduled; only the first time counts."""
-        if self.metrics.first_scheduled_time is None:
-            self.metrics = replace(self.metrics, first_scheduled_time=time.perf_counter())
+        return "finished_time" in self._times
 
     def choose(self, logits: list[tuple[Sequence, np.ndarray]]) -> list[NextToken]:
         """The next tokens, from a row of logits [V] for each sequence that has come to its end."""
@@ -89,65 +95,61 @@ class Request:
         raise NotImplementedError
 
     def abort(self) -> None:
-        self._finish()
+        """Nothing more will come."""
+        self._note("finished_time")
+
+    def started(self) -> None:
+        """It is scheduled."""
+        self._note("first_scheduled_time")
 
     def output(self) -> RequestOutput:
         """What the user may see now."""
-        metrics = replace(self.metrics, num_preemptions=self.group.num_preemptions)
         return RequestOutput(
-            self.request_id, self.prompt, self.prompt_token_ids, self.completions(), self.finished, metrics
+            request_id=self.request_id,
+            prompt=self.prompt,
+            prompt_token_ids=self.prompt_token_ids,
+            outputs=self.completions(),
+            finished=self.finished,
+            metrics=RequestMetrics(num_preemptions=self.group.num_preemptions, **self._times),
         )
 
-    def _got_token(self) -> None:
-        if self.metrics.first_token_time is None:
-            self.metrics = replace(self.metrics, first_token_time=time.perf_counter())
-
-    def _finish(self) -> None:
-        self.metrics = replace(self.metrics, finished_time=time.perf_counter())
+    def _note(self, event: str) -> None:
+        """Remember when something happened first."""
+        self._times.setdefault(event, time.perf_counter())
 
 
 class SampledRequest(Request):
-    """`n` texts, each drawn from a random stream of its own."""
+    """`n` texts, drawn independently of each other."""
 
-    def __init__(
-        self,
-        prompt: str | None,
-        params: SamplingParams,
-        group: SequenceGroup,
-        stop_token_ids: frozenset[int],
-        tokenizer: Tokenizer | None,
-        seed: int,
-    ) -> None:
-        super().__init__(prompt, params, group, stop_token_ids)
-        self._tokenizer = tokenizer
-        self._seed = seed
-        self._texts = {
-            seq: Completion(i, seq, params, stop_token_ids, group.max_num_tokens, tokenizer)
-            for i, seq in enumerate(group.sequences)
+    @cached_property
+    def texts(self) -> dict[Sequence, Completion]:
+        end = self.stop_token_ids, self.group.max_num_tokens
+        return {
+            seq: Completion(i, seq, self.params, *end, self.tokenizer) for i, seq in enumerate(self.group.sequences)
         }
 
     def choose(self, logits: list[tuple[Sequence, np.ndarray]]) -> list[NextToken]:
         tokens = []
         for seq, row in logits:  # row: [V]
-            text = self._texts[seq]
-            draw = random_number(self._seed, text.index, len(seq.token_ids))
+            text = self.texts[seq]
+            draw = random_number(self.seed, text.index, len(seq.token_ids))
             token_id = sample(row, self.params, draw, text.forbidden_tokens)
             tokens.append(NextToken(seq, token_id, self._logprobs(row, token_id)))
         return tokens
 
     def take(self, tokens: list[NextToken]) -> list[Sequence]:
-        self._got_token()
+        self._note("first_token_time")
         for seq, token_id, logprobs in tokens:
-            self._texts[seq].add_token(token_id, logprobs)
-        if all(text.finish_reason for text in self._texts.values()):
-            self._finish()
-        return [seq for seq, _, _ in tokens if self._texts[seq].finish_reason]
+            self.texts[seq].add_token(token_id, logprobs)
+        if all(text.finish_reason for text in self.texts.values()):
+            self._note("finished_time")
+        return [seq for seq, _, _ in tokens if self.texts[seq].finish_reason]
 
     def completions(self) -> list[CompletionOutput]:
-        return [text.output() for text in self._texts.values()]
+        return [text.output() for text in self.texts.values()]
 
     def abort(self) -> None:
-        for text in self._texts.values():
+        for text in self.texts.values():
             if text.finish_reason is None:
                 text.finish("abort")
         super().abort()
@@ -155,32 +157,22 @@ class SampledRequest(Request):
     def _logprobs(self, logits: np.ndarray, token_id: int) -> dict[int, Logprob] | None:
         if self.params.logprobs is None:
             return None
-        text = self._tokenizer.token_text if self._tokenizer else lambda token_id: ""
+        decode = self.tokenizer.token_text if self.tokenizer else lambda token_id: ""
         top = top_logprobs(logits, token_id, self.params.logprobs)
-        return {token: Logprob(logprob, rank, text(token)) for token, (logprob, rank) in top.items()}
+        return {token: Logprob(logprob, rank, decode(token)) for token, (logprob, rank) in top.items()}
 
 
 class BeamRequest(Request):
     """The `beam_width` best texts that beam search finds. Beams share blocks, branch, and die."""
 
-    def __init__(
-        self,
-        prompt: str | None,
-        params: SamplingParams,
-        group: SequenceGroup,
-        stop_token_ids: frozenset[int],
-        tokenizer: Tokenizer | None,
-    ) -> None:
-        super().__init__(prompt, params, group, stop_token_ids)
-        self._tokenizer = tokenizer
-        self._aborted = False
-        self._seq_numbers = count(1)
-        self._search = BeamSearch(
-            width=group.max_num_seqs,
-            length_penalty=params.length_penalty,
-            early_stopping=params.early_stopping,
-            stop_token_ids=stop_token_ids,
-            max_new_tokens=group.max_num_tokens - group.leader.num_prompt_tokens,
+    @cached_property
+    def search(self) -> BeamSearch:
+        return BeamSearch(
+            width=self.group.max_num_seqs,
+            length_penalty=self.params.length_penalty,
+            early_stopping=self.params.early_stopping,
+            stop_token_ids=self.stop_token_ids,
+            max_new_tokens=self.group.max_num_tokens - len(self.prompt_token_ids),
         )
 
     def choose(self, logits: list[tuple[Sequence, np.ndarray]]) -> list[NextToken]:
@@ -189,43 +181,41 @@ class BeamRequest(Request):
         logprobs = log_softmax(np.stack([row for _, row in logits]))  # [num_beams, V]
         if len(texts[0]) < self.params.min_tokens:
             logprobs[:, list(self.stop_token_ids)] = -np.inf
-        return [NextToken(beams[parent], token, None) for parent, token in self._search.advance(texts, logprobs)]
+        return [NextToken(beams[parent], token, None) for parent, token in self.search.advance(texts, logprobs)]
 
     def take(self, tokens: list[NextToken]) -> list[Sequence]:
-        self._got_token()
-        parents = [seq for seq, _, _ in tokens]
+        self._note("first_token_time")
+        parents = [token.seq for token in tokens]
         beams = []
-        for i, (parent, token_id, _) in enumerate(tokens):
+        for i, parent in enumerate(parents):
             is_last_child = parent not in parents[i + 1 :]  # it takes the place of its parent
-            beam = parent if is_last_child else parent.fork(f"{self.request_id}.{next(self._seq_numbers)}")
-            beams.append((beam, token_id))
-        for beam, token_id in beams:
-            beam.token_ids.append(token_id)
+            beams.append(parent if is_last_child else parent.fork(f"{self.request_id}.{next(self._seq_numbers)}"))
+        for beam, token in zip(beams, tokens):
+            beam.token_ids.append(token.token_id)
         dead = [seq for seq in self.group.sequences if seq not in parents]
-        self.group.sequences = [beam for beam, _ in beams] + dead
-        if self._search.done:
-            self._finish()
+        self.group.sequences = beams + dead
+        if self.search.done:
+            self._note("finished_time")
         return dead
 
     def completions(self) -> list[CompletionOutput]:
-        """The best texts that are finished; while the search goes on, the beams as they stand."""
-        if not self.finished or self._aborted:
-            reason = "abort" if self._aborted else None
-            texts = [seq.output_token_ids for seq in self.group.sequences]
-            found = [(logprob, None, text, reason) for logprob, text in zip(self._search.logprobs, texts)]
-            return [self._completion(i, *each) for i, each in enumerate(found)]
+        """The best texts that are finished; while the search goes on, or if it was aborted, the beams as they stand."""
+        if not self.search.done:
+            reason = "abort" if self.finished else None
+            beams = zip(self.search.logprobs, self.group.sequences)
+            return [self._completion(i, lp, seq.output_token_ids, reason) for i, (lp, seq) in enumerate(beams)]
         return [
-            self._completion(i, logprob, score, text, "stop" if text[-1] in self.stop_token_ids else "length")
-            for i, (score, logprob, text) in enumerate(self._search.finished)
+            self._completion(i, lp, text, "stop" if text[-1] in self.stop_token_ids else "length", score)
+            for i, (score, lp, text) in enumerate(self.search.finished)
         ]
 
-    def abort(self) -> None:
-        self._aborted = True
-        super().abort()
+    @cached_property
+    def _seq_numbers(self) -> Iterator[int]:
+        return count(1)
 
     def _completion(
-        self, index: int, logprob: float, score: float | None, token_ids: list[int], reason: str | None
+        self, index: int, logprob: float, token_ids: list[int], reason: str | None, score: float | None = None
     ) -> CompletionOutput:
-        text = self._tokenizer.decode(token_ids) if self._tokenizer else ""
+        text = self.tokenizer.decode(token_ids) if self.tokenizer else ""
         stop_reason = token_ids[-1] if reason == "stop" else None
         return CompletionOutput(index, text, token_ids, None, logprob, reason, stop_reason, score)
