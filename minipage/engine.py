@@ -170,6 +170,11 @@ class LLM:
             InvalidRequestError: it cannot be served; nothing else is affected.
         """
         params = params or SamplingParams()
+        if not isinstance(cache_salt, str) or not is_whole(priority):
+            raise InvalidRequestError(
+                f"cache_salt is {cache_salt!r} and must be a string; priority is {priority!r} and "
+                "must be a whole number."
+            )
         if request_id is None:
             request_id = next(i for i in map(str, self._ids) if i not in self.requests)
         elif request_id in self.requests:
@@ -201,6 +206,11 @@ class LLM:
         request.abort()
         self._inbox[request_id] = request
         return True
+
+    def reset_prefix_cache(self) -> None:
+        """Forget all prefixes, for example because the weights were changed. Whatever is running goes on."""
+        if self.scheduler.prefix_cache:
+            self.scheduler.prefix_cache.reset()
 
     def has_unfinished_requests(self) -> bool:
         """Whether another `step` is worth while: something is still to be computed, or to be told."""

@@ -1,4 +1,4 @@
-"""Every `paged_attention` gives what dense attention in float64 gives, whatever the batch and wherever the blocks lie."""
+"""Every `paged_attention` gives what dense attention in float64 gives, wherever the blocks lie."""
 
 import numpy as np
 import pytest
