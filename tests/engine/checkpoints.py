@@ -1,0 +1,108 @@
+"""Tiny random GPT-2 checkpoints, written by transformers, and what a dense forward pass with no cache says about them.
+
+Small random weights make a dull model: whatever the prompt, it repeats one token for ever, and a test that compares
+such texts would pass with half of the K and V wrong. So the matrices are drawn large, and attention looks sharply at
+different places: change any one token of the prompt, and the greedy text is another.
+"""
+
+import os
+
+# minipage asks for threads that sleep while they wait, but torch may have started OpenMP by then.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from minipage.model.gpt import GPT, dense_attend
+from minipage.model.weights import load_model
+from minipage.sampling import probabilities
+
+VOCAB, CONTEXT = 60, 64
+EOS = VOCAB - 1
+
+LINES = """The sea is a wide grey field and nobody mows it.
+Every wave begins again where another wave began, and every gull says so.
+Naïve café owners bring £5 to the señor; 你好 says one, 🙂 says the other.
+"""
+
+
+def save_gpt2(folder, seed=0, **sizes):
+    """Write config.json and model.safetensors of a random GPT-2 into `folder`; returns transformers' own model."""
+    tiny = {"vocab_size": VOCAB, "n_positions": CONTEXT, "n_embd": 16, "n_layer": 2, "n_head": 2, "eos_token_id": EOS}
+    model = GPT2LMHeadModel(GPT2Config(**(tiny | sizes), bos_token_id=None)).eval()
+    rng = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "ln_" in name and name.endswith("weight"):
+                weight.normal_(1, 0.15, generator=rng)
+            elif weight.ndim == 2 and ".h." in name:
+                weight.normal_(0, 3 / weight.shape[0] ** 0.5, generator=rng)  # stored (in, out)
+            else:
+                weight.normal_(0, 0.15, generator=rng)
+    model.save_pretrained(folder)
+    return model
+
+
+def save_tokenizer(folder, vocab_size=300):
+    """Train a byte-level BPE, as GPT-2 has, on a few lines. Its tokens include all bytes, so it can say anything."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    bytes_first = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=["<|endoftext|>"], initial_alphabet=bytes_first, show_progress=False
+    )
+    tokenizer.train_from_iterator([LINES], trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return tokenizer
+
+
+class Dense:
+    """The model of a folder, run over a whole sequence at once: no cache, no blocks, no batch."""
+
+    def __init__(self, folder):
+        loaded = load_model(folder)
+        self.model, self.eos_token_ids = GPT(loaded.config, loaded.weights), loaded.eos_token_ids
+
+    def logits(self, token_ids, attend=dense_attend):
+        """[T, V]: the scores of what follows each token."""
+        positions = np.arange(len(token_ids))
+        return self.model.logits(self.model.forward(np.array(token_ids), positions, attend))
+
+    def greedy(self, prompt, num_tokens):
+        """The likeliest continuation, grown token by token, every time from the beginning."""
+        token_ids = list(prompt)
+        for _ in range(num_tokens):
+            token_ids.append(int(self.logits(token_ids)[-1].argmax()))
+        return token_ids[len(prompt) :]
+
+    def kv(self, token_ids):
+        """K and V, each [num_layers, T, H, D]: what the cache has to hold for these tokens."""
+        keys, values = [], []
+
+        def attend(layer, q, k, v):
+            keys.append(k)
+            values.append(v)
+            return dense_attend(layer, q, k, v)
+
+        self.logits(token_ids, attend)
+        return np.stack(keys), np.stack(values)
+
+    def explains(self, prompt, output, params):
+        """Whether each token of `output` is what `params` choose after those before it.
+
+        Paged and dense sums differ in the last digits, so a choice is also right if it was a tie up to these.
+        """
+        rows = self.logits([*prompt, *output])[len(prompt) - 1 :]  # row i gave output[i]
+        rng = np.random.default_rng(params.seed)
+        for token, logits in zip(output, rows, strict=False):
+            if params.temperature == 0:
+                if logits[token] < logits.max() - 1e-4:
+                    return False
+            else:
+                edges = np.concatenate([[0.0], np.cumsum(probabilities(logits, params))])
+                if not edges[token] - 1e-4 <= rng.random() * edges[-1] <= edges[token + 1] + 1e-4:
+                    return False
+        return True

@@ -1,0 +1,171 @@
+"""Where a text ends, and what of it may be seen while it grows.
+
+To try any text at all, `Parrot` replaces one phase of the real engine: its sample() says what the test tells it to.
+"""
+
+import pytest
+from engine.checkpoints import save_tokenizer
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from minipage.engine import LLM, SampledToken
+from minipage.sampling import SamplingParams
+
+
+class Parrot(LLM):
+    """An engine whose every text is `script`, a list of token ids, whatever the model thinks."""
+
+    script: tuple[int, ...] = ()
+
+    def sample(self, plan, logits):
+        requests = [self.requests[chunk.seq.seq_id] for chunk in plan.chunks if chunk.reaches_end]
+        return [SampledToken(r, self.script[len(r.seq.output_token_ids)], None) for r in requests]
+
+
+@pytest.fixture(scope="module")
+def parrot(talker):
+    return Parrot(talker, block_size=4, num_blocks=32, attention="reference")
+
+
+@pytest.fixture(scope="module")
+def by_words(talker, tmp_path_factory):
+    """A tokenizer that knows some whole words, the model's own; and one that says every byte by itself."""
+    return save_tokenizer(tmp_path_factory.mktemp("words"))
+
+
+@pytest.fixture(scope="module")
+def by_bytes(tmp_path_factory):
+    """The same tokenizer before it learned any words: every byte is a token, so characters fall to pieces."""
+    return save_tokenizer(tmp_path_factory.mktemp("bytes"), vocab_size=257)
+
+
+words = st.sampled_from(["the", " wave", " began", "a", "ab", "b", " ", "é", "你好", "🙂", "\n", "£5"])
+# Words, and whether to say them byte by byte.
+pieces = st.lists(st.tuples(words, st.booleans()), min_size=1, max_size=12)
+half_as_many = settings(max_examples=settings.default.max_examples // 2)
+
+
+def spell(pieces, by_words, by_bytes):
+    """(text, token ids) of some pieces."""
+    encoded = [(by_bytes if in_bytes else by_words).encode(word).ids for word, in_bytes in pieces]
+    return "".join(word for word, _ in pieces), [token for ids in encoded for token in ids]
+
+
+def whole_characters(tokenizer, token_ids):
+    """The text of some tokens without the beginning of a character at its end."""
+    return tokenizer.decode(token_ids, skip_special_tokens=False).rstrip("\N{REPLACEMENT CHARACTER}")
+
+
+def slow_stop(tokenizer, token_ids, stops, min_tokens):
+    """(text, number of tokens, stop string): every place in every beginning of the text is tried, one by one.
+
+    The first stop string to be completed ends the text; of several that one token completes, the one that begins first.
+    """
+    before = ""
+    for n in range(1, len(token_ids) + 1):
+        text = whole_characters(tokenizer, token_ids[:n])
+        if n >= min_tokens:
+            for place in range(len(text)):
+                for stop in stops:
+                    if text.startswith(stop, place) and place + len(stop) > len(before):
+                        return text[:place], n, stop
+        before = text
+    return before, len(token_ids), None
+
+
+# ---- against the oracle
+
+
+@half_as_many
+@given(pieces, st.lists(st.one_of(words, st.text("ab é🙂", min_size=1, max_size=4)), max_size=3), st.integers(0, 8))
+@example([(word, False) for word in ("a", "b", "ab", " wave")], ["b ", "ab wave"], 0)
+@example([("the", False), (" wave", False), ("the", False)], ["the"], 2)  # the first comes before min_tokens
+@example([("🙂", True), ("🙂", True)], ["🙂🙂"], 0)
+def test_a_text_ends_at_the_first_stop_string_and_no_part_of_it_is_ever_shown(
+    parrot, by_words, by_bytes, pieces, stops, min_tokens
+):
+    _, parrot.script = spell(pieces, by_words, by_bytes)
+    min_tokens = min(min_tokens, len(parrot.script))
+    text, length, stop = slow_stop(by_words, parrot.script, stops, min_tokens)
+    params = SamplingParams(stop=stops, min_tokens=min_tokens, max_tokens=len(parrot.script), ignore_eos=True)
+    seen = [output.outputs[0] for output in parrot.stream([3], params)]
+    assert seen[-1].text == text
+    assert len(seen[-1].token_ids) == length == len(seen), "not every token was streamed, or one too often"
+    assert (seen[-1].finish_reason, seen[-1].stop_reason) == (("stop", stop) if stop else ("length", None))
+    held_back = max(map(len, stops), default=1) - 1
+    for shorter, longer in zip(seen, seen[1:], strict=False):
+        assert longer.text.startswith(shorter.text), f"{shorter.text!r} was shown, and taken back in {longer.text!r}"
+        said = whole_characters(by_words, shorter.token_ids)
+        assert len(said) - len(shorter.text) <= held_back, f"more of {said!r} is held back than a stop string needs"
+
+
+@half_as_many
+@given(pieces)
+def test_characters_split_over_tokens_come_out_whole(parrot, by_words, by_bytes, pieces):
+    text, parrot.script = spell(pieces, by_words, by_bytes)
+    params = SamplingParams(max_tokens=len(parrot.script))
+    seen = [output.outputs[0].text for output in parrot.stream([3], params)]
+    assert seen[-1] == text
+    assert not any("\N{REPLACEMENT CHARACTER}" in part for part in seen), f"half a character was shown: {seen}"
+
+
+@given(st.lists(st.integers(1, 256), min_size=1, max_size=6), st.sampled_from(["a", "é", "你", "🙂"]))
+@example([129], "🙂")
+def test_a_whole_character_survives_nonsense_before_it(parrot, by_bytes, junk, character):
+    """A model may say bytes that are no text at all. The next character is none the worse for it."""
+    parrot.script = [*junk, *by_bytes.encode(character).ids]
+    expected = by_bytes.decode(parrot.script, skip_special_tokens=False)
+    output = parrot.generate([3], SamplingParams(max_tokens=len(parrot.script)))[0].outputs[0]
+    assert output.text.endswith(character) == expected.endswith(character), f"{output.text!r} for {expected!r}"
+
+
+def test_half_a_character_at_the_end_is_shown_as_such(parrot, by_bytes):
+    parrot.script = by_bytes.encode("ok 🙂").ids[:-1]
+    output = parrot.generate([3], SamplingParams(max_tokens=len(parrot.script)))[0].outputs[0]
+    assert output.text == "ok \N{REPLACEMENT CHARACTER}"
+
+
+# ---- examples
+
+
+def test_a_stop_string_may_begin_in_one_token_and_end_in_another(parrot, by_bytes):
+    parrot.script = by_bytes.encode("every wave").ids
+    seen = [output.outputs[0].text for output in parrot.stream([3], SamplingParams(stop=["y w"]))]
+    assert seen == ["", "", "e", "ev", "eve", "ever", "ever"]
+
+
+def test_what_only_looked_like_a_stop_string_is_shown_in_the_end(parrot, by_bytes):
+    parrot.script = by_bytes.encode("the end").ids
+    params = SamplingParams(stop=["ending"], max_tokens=len(parrot.script))
+    assert parrot.generate([3], params)[0].outputs[0].text == "the end"
+
+
+@pytest.mark.parametrize("ignore_eos", [False, True])
+def test_the_end_of_text_token_ends_it_unless_it_is_ignored(parrot, by_words, ignore_eos):
+    parrot.script = [*by_words.encode("gull").ids, 0, *by_words.encode("gull").ids]  # 0 is <|endoftext|>
+    eos_at = parrot.script.index(0)
+    params = SamplingParams(ignore_eos=ignore_eos, max_tokens=len(parrot.script))
+    output = parrot.generate([3], params)[0].outputs[0]
+    if ignore_eos:
+        assert (output.finish_reason, output.stop_reason) == ("length", None)
+        assert output.token_ids == parrot.script
+    else:
+        assert (output.finish_reason, output.stop_reason) == ("stop", 0)
+        assert output.token_ids == parrot.script[: eos_at + 1]
+        assert output.text.startswith("gull")
+
+
+def test_a_stop_token_ends_the_text_and_is_kept(parrot):
+    parrot.script = (5, 6, 7, 8, 9)
+    output = parrot.generate([3], SamplingParams(stop_token_ids=[8, 7]))[0].outputs[0]
+    assert (output.token_ids, output.finish_reason, output.stop_reason) == ([5, 6, 7], "stop", 7)
+
+
+def test_text_prompts_and_their_token_ids_say_the_same(talker, by_words):
+    llm = LLM(talker, num_blocks=16, attention="reference")
+    text = "Every wave"
+    params = SamplingParams(temperature=0, max_tokens=6)
+    from_text, from_ids = llm.generate([text, by_words.encode(text).ids], params)
+    assert from_text.prompt == text and from_ids.prompt is None
+    assert from_text.prompt_token_ids == from_ids.prompt_token_ids == by_words.encode(text).ids
+    assert from_text.outputs == from_ids.outputs

@@ -1,0 +1,225 @@
+"""Sampling against slow oracles: what each filter keeps, how often each token is drawn, which parameters are refused.
+
+The oracles are plain Python over lists, one filter after the other, and transformers' own filters.
+"""
+
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+from transformers import (
+    MinPLogitsWarper,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from minipage.errors import InvalidRequestError, MinipageError
+from minipage.sampling import SamplingParams, probabilities, sample, top_logprobs
+
+# Whole numbers divided by a power of two: sums come out the same in any order, so a tie is a tie for everybody.
+logit_rows = st.lists(st.integers(-80, 80).map(lambda i: i / 8), min_size=1, max_size=12).map(
+    lambda row: np.array(row, np.float32)
+)
+temperatures = st.sampled_from([0.05, 0.3, 0.7, 1.0, 1.7, 20.0])
+top_ks = st.integers(-1, 14)
+top_ps = st.sampled_from([1e-6, 0.1, 0.35, 0.5, 0.77, 0.9, 0.999, 1.0])
+min_ps = st.sampled_from([0.0, 0.01, 0.2, 0.6, 1.0])
+
+
+def slow_softmax(scores):
+    """Probabilities of a list of scores that may hold -inf."""
+    weights = [math.exp(score - max(scores)) for score in scores]
+    return [weight / sum(weights) for weight in weights]
+
+
+def slow_probabilities(logits, params):
+    """The same distribution, one filter after the other; also how close the nearest decision was."""
+    p = slow_softmax([float(x) / params.temperature for x in logits])
+    order = sorted(range(len(p)), key=lambda token: (-logits[token], token))  # likeliest first, the lower id in a tie
+    margins = [1.0]
+    kept = set(order[: params.top_k] if params.top_k > 0 else order)
+    if params.top_p < 1:
+        total, together, nucleus = sum(p[token] for token in kept), 0.0, set()
+        for token in (t for t in order if t in kept):
+            if together >= params.top_p * total:
+                break
+            nucleus.add(token)
+            together += p[token]
+            margins.append(abs(together - params.top_p * total))
+        kept = nucleus
+    highest = max(p)
+    margins += [abs(p[token] - params.min_p * highest) for token in kept if params.min_p not in (0, 1)]
+    kept = {token for token in kept if p[token] >= params.min_p * highest}
+    total = sum(p[token] for token in kept)
+    return [p[token] / total if token in kept else 0.0 for token in range(len(p))], min(margins)
+
+
+# ---- the distribution
+
+
+@given(logit_rows, temperatures, top_ks, top_ps, min_ps)
+@example(np.zeros(4, np.float32), 1.0, 2, 0.5, 0.0)  # all tied
+@example(np.array([3, 1, 2], np.float32), 1.0, 1, 1.0, 0.0)
+@example(np.array([3, 1, 2], np.float32), 1.0, 0, 1e-6, 1.0)
+def test_each_filter_keeps_what_a_slow_oracle_keeps(logits, temperature, top_k, top_p, min_p):
+    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    expected, margin = slow_probabilities(logits, params)
+    assume(margin > 1e-9)  # whether a token exactly on the edge is kept is a matter of rounding
+    p = probabilities(logits, params)
+    assert p.sum() == pytest.approx(1)
+    np.testing.assert_allclose(p, expected, rtol=1e-9, atol=1e-12)
+
+
+@given(st.permutations(range(12)), temperatures, top_ks.filter(bool), top_ps, min_ps)
+def test_the_distribution_is_that_of_transformers(order, temperature, top_k, top_p, min_p):
+    logits = np.array([0.37 * i - 0.011 * i * i for i in order], np.float32)  # no ties: there, transformers keeps more
+    assert len(set(logits)) == 12
+    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    _, margin = slow_probabilities(logits, params)
+    assume(margin > 1e-5)
+    scores = TemperatureLogitsWarper(temperature)(None, torch.from_numpy(logits)[None])
+    if top_k > 0:
+        scores = TopKLogitsWarper(top_k)(None, scores)
+    scores = MinPLogitsWarper(min_p)(None, TopPLogitsWarper(top_p)(None, scores))
+    expected = torch.softmax(scores, dim=-1)[0].numpy()
+    np.testing.assert_allclose(probabilities(logits, params), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("temperature", [1e-3, 1e-30, 1e-300, 5e-324])
+@pytest.mark.parametrize("scale", [1e-6, 1, 1e30])
+def test_a_tiny_temperature_is_greedy_without_overflow(temperature, scale):
+    logits = np.array([1, 3, 2], np.float32) * np.float32(scale)
+    params = SamplingParams(temperature=temperature)
+    p = probabilities(logits, params)
+    assert np.isfinite(p).all() and p.argmax() == 1
+    if temperature < 1e-20:
+        assert p.tolist() == [0, 1, 0]
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_huge_temperature_makes_all_tokens_alike():
+    p = probabilities(np.array([-100, 0, 100], np.float32), SamplingParams(temperature=1e308))
+    np.testing.assert_allclose(p, 1 / 3)
+
+
+# ---- the draw
+
+
+def test_tokens_are_drawn_as_often_as_their_probabilities_say():
+    logits = np.log(np.array([0.4, 0.05, 0.3, 0.2, 0.05], np.float32))
+    params, draws = SamplingParams(top_p=0.95), 20_000
+    rng = np.random.default_rng(1)
+    counts = Counter(sample(logits, params, rng) for _ in range(draws))
+    expected = probabilities(logits, params) * draws
+    assert set(counts) == set(np.flatnonzero(expected)), "a filtered token was drawn, or a likely one never"
+    chi_square = sum((counts[token] - e) ** 2 / e for token, e in enumerate(expected) if e)
+    assert chi_square < 25, f"drawn {counts}, expected {expected}: chi-square {chi_square:.1f} of 4 or 5 tokens"
+
+
+@given(logit_rows, st.integers(0, 2**32))
+def test_temperature_zero_takes_the_likeliest_token_and_draws_nothing(logits, seed):
+    rng = np.random.default_rng(seed)
+    assert sample(logits, SamplingParams(temperature=0, top_k=3, top_p=0.1), rng) == int(logits.argmax())
+    assert rng.random() == np.random.default_rng(seed).random(), "a greedy choice used up a random number"
+
+
+@given(logit_rows, temperatures, st.integers(0, 2**32))
+def test_every_token_costs_one_random_number(logits, temperature, seed):
+    rng, twin = np.random.default_rng(seed), np.random.default_rng(seed)
+    token = sample(logits, SamplingParams(temperature=temperature), rng)
+    edges = np.cumsum(slow_probabilities(logits, SamplingParams(temperature=temperature))[0])
+    draw = twin.random()
+    assert edges[token] >= draw - 1e-9 and (token == 0 or edges[token - 1] <= draw + 1e-9)
+    assert rng.random() == twin.random()
+
+
+@given(logit_rows, st.sampled_from([0.0, 0.7, 1.0]), st.data())
+def test_forbidden_tokens_are_never_drawn(logits, temperature, data):
+    tokens = st.integers(0, len(logits) - 1)
+    forbidden = data.draw(st.sets(tokens, max_size=len(logits) - 1))
+    before = logits.copy()
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        assert sample(logits, SamplingParams(temperature=temperature), rng, frozenset(forbidden)) not in forbidden
+    np.testing.assert_array_equal(logits, before, "the row of logits belongs to somebody else and was changed")
+
+
+# ---- log probabilities
+
+
+@given(logit_rows, st.integers(0, 14), st.data())
+def test_top_logprobs_are_log_softmax_with_ranks(logits, count, data):
+    token = data.draw(st.integers(0, len(logits) - 1))
+    expected = torch.log_softmax(torch.from_numpy(logits).double(), dim=-1).numpy()
+    top = top_logprobs(logits, token, count)
+    for other, (logprob, rank) in top.items():
+        assert logprob == pytest.approx(expected[other], abs=1e-9)
+        likelier, as_likely = (expected > expected[other] + 1e-9).sum(), (expected >= expected[other] - 1e-9).sum()
+        assert likelier < rank <= as_likely, f"token {other} has rank {rank} in {expected}"
+    ranks = sorted(rank for other, (_, rank) in top.items())
+    assert token in top
+    assert ranks[:count] == list(range(1, min(count, len(logits)) + 1)), "the likeliest tokens are not all there"
+    assert len(top) <= min(count, len(logits)) + 1
+
+
+# ---- parameters
+
+
+GOOD = [
+    {},
+    {"temperature": 0},
+    {"temperature": np.float32(0.5), "top_k": np.int64(3), "seed": np.int64(2)},
+    {"top_k": -1},
+    {"top_k": 10**9},
+    {"top_p": 1},
+    {"min_p": 1},
+    {"seed": 0},
+    {"seed": 2**70},
+    {"max_tokens": 1, "min_tokens": 1},
+    {"max_tokens": None, "min_tokens": 10**6},
+    {"stop": "x"},
+    {"stop": ["x", "yz"]},
+    {"stop": (), "stop_token_ids": [3, 4]},
+    {"stop": None, "stop_token_ids": None},  # vLLM's defaults
+    {"logprobs": 0},
+]
+BAD = {
+    "temperature": [math.nan, math.inf, -math.inf, -0.1, True, "1", None, [1.0]],
+    "top_k": [-2, 1.0, True, "5", None],
+    "top_p": [0, -0.5, 1.5, math.nan, math.inf, True, "0.5", None],
+    "min_p": [-0.1, 1.1, math.nan, True, "0", None],
+    "seed": [-1, 1.5, True, "1"],
+    "max_tokens": [0, -1, 1.5, True, "16", math.inf],
+    "min_tokens": [-1, 17, 1.0, True, None],  # max_tokens is 16
+    "logprobs": [-1, 1.0, True, "all"],
+    "stop": ["", [""], ["ok", ""], [3], 5, [None]],
+    "stop_token_ids": [["x"], [1.0], [True], 5, "12"],
+}
+
+
+@pytest.mark.parametrize("values", GOOD, ids=str)
+def test_good_parameters_are_taken(values):
+    params = SamplingParams(**values)
+    assert {name: getattr(params, name) for name in values} == values
+
+
+BAD_PAIRS = [(name, value) for name, values in BAD.items() for value in values]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD_PAIRS, ids=lambda x: str(x)[:9])
+def test_a_bad_parameter_is_named_with_its_value(name, value):
+    with pytest.raises(InvalidRequestError) as error:
+        SamplingParams(**{name: value})
+    assert str(error.value).startswith(f"{name} is {value!r}; it must be "), str(error.value)
+    assert isinstance(error.value, MinipageError) and isinstance(error.value, ValueError)
+
+
+def test_parameters_do_not_change():
+    with pytest.raises(AttributeError):
+        SamplingParams().temperature = 2
