@@ -175,13 +175,16 @@ class LLM:
                 f"cache_salt is {cache_salt!r} and must be a string; priority is {priority!r} and "
                 "must be a whole number."
             )
+        taken = self.requests.keys() | self._inbox.keys()
         if request_id is None:
-            request_id = next(i for i in map(str, self._ids) if i not in self.requests)
-        elif request_id in self.requests:
-            raise InvalidRequestError(f"a request {request_id!r} is running already; choose another request_id.")
+            request_id = next(name for name in map(str, self._ids) if name not in taken)
+        elif request_id in taken:
+            raise InvalidRequestError(f"there is a request {request_id!r} already; choose another request_id.")
         token_ids = prompt_token_ids(prompt, self.tokenizer, self.config.vocab_size, self.max_model_len)
         check_token_ids(params.stop_token_ids or (), self.config.vocab_size, "stop_token_ids")
         stop = frozenset(params.stop_token_ids or ()) | (frozenset() if params.ignore_eos else self.eos_token_ids)
+        if params.min_tokens > 0 and len(stop) == self.config.vocab_size:
+            raise InvalidRequestError("min_tokens keeps all of stop_token_ids from coming, but they are all there are.")
         width = params.beam_width or params.n
         if width > self.config.vocab_size:
             raise InvalidRequestError(f"beam_width is {width}; this model has only {self.config.vocab_size} tokens.")
@@ -189,11 +192,11 @@ class LLM:
         sequences = [TokenSequence(name, token_ids, self._block_table(self.block_pool)) for name in names]
         max_num_tokens = self._max_num_tokens(len(token_ids), params)
         group = SequenceGroup(request_id, sequences, max_num_tokens, width, priority, cache_salt)
+        self.scheduler.add(group)  # or it is refused, and has used up nothing
         text = prompt if isinstance(prompt, str) else None
         seed = int(self._seeds.integers(2**63)) if params.seed is None else params.seed
         kind = BeamRequest if params.beam_width else SampledRequest
         request = kind(text, params, group, stop, self.tokenizer, seed)
-        self.scheduler.add(group)
         self.requests[request_id] = request
         return request_id
 
@@ -285,13 +288,15 @@ class LLM:
         self._streamed |= unfinished.keys()
         try:
             while unfinished:
-                for request in self._take_news(unfinished.keys()):
-                    if request.finished:
-                        del unfinished[request.request_id]
-                        self._streamed.discard(request.request_id)
-                    yield request
-                if unfinished:
+                news = next((request_id for request_id in unfinished if request_id in self._inbox), None)
+                if news is None:
                     self._step()
+                    continue
+                request = self._inbox.pop(news)
+                if request.finished:
+                    del unfinished[news]
+                    self._streamed.discard(news)
+                yield request  # and meanwhile anybody may call step()
         finally:  # closed early, or something failed
             for request_id in unfinished:
                 self.abort(request_id)

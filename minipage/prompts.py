@@ -16,6 +16,8 @@ def list_prompts(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
     """One prompt or many -> a list of prompts. A list that begins with a number is one prompt of token ids."""
     if isinstance(prompts, str):
         return [prompts]
+    if not isinstance(prompts, Iterable):
+        raise InvalidRequestError(f"{prompts!r} is no prompt; give a text, a list of token ids, or a list of either.")
     items: list[Any] = list(prompts)
     return [items] if items and is_whole(items[0]) else items
 
@@ -26,6 +28,9 @@ def prompt_token_ids(prompt: Prompt, tokenizer: Tokenizer | None, vocab_size: in
         if tokenizer is None:
             raise InvalidRequestError("this model has no tokenizer.json; give the prompt as a list of token ids.")
         prompt = tokenizer.encode(prompt)
+    if not isinstance(prompt, Iterable):
+        raise InvalidRequestError(f"{prompt!r} is no prompt; give a text or a list of token ids.")
+    prompt = list(prompt)
     check_token_ids(prompt, vocab_size, "the prompt")
     if len(prompt) == 0:
         raise InvalidRequestError("the prompt is empty; give at least one token.")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any, Literal, NamedTuple
@@ -72,8 +72,10 @@ class SamplingParams:
             )
             require(not self.stop_strings, "stop", "empty in a beam search; use stop_token_ids")
             require(self.logprobs is None, "logprobs", "None in a beam search; see cumulative_logprob")
-        require(all(isinstance(s, str) and s for s in self.stop_strings), "stop", "a string or strings, none empty")
-        require(all(is_whole(t) for t in self.stop_token_ids or ()), "stop_token_ids", "a list of token ids")
+        stop, token_ids = (() if value is None else value for value in (self.stop, self.stop_token_ids))
+        require(isinstance(stop, Iterable) and all(isinstance(s, str) and s for s in stop), "stop", "texts, none empty")
+        require(stop != "", "stop", "texts, none empty")
+        require(isinstance(token_ids, Iterable) and all(map(is_whole, token_ids)), "stop_token_ids", "token ids")
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -98,8 +100,9 @@ def is_real(value: Any) -> bool:
 
 def probabilities(logits: npt.NDArray[Any], params: SamplingParams) -> npt.NDArray[np.float64]:
     """The distribution that `params` makes of one row of logits [V]; sums to 1, filtered tokens have 0."""
-    # The maximum is taken off before dividing: a tiny temperature would make the logits overflow.
-    scaled = (logits.astype(np.float64) - logits.max()) / params.temperature  # [V]
+    # The maximum is taken off before dividing. What then overflows, by a tiny temperature, is -inf and gets 0.
+    with np.errstate(over="ignore"):
+        scaled = (logits.astype(np.float64) - logits.max()) / params.temperature  # [V]
     p: npt.NDArray[np.float64] = np.exp(scaled)  # [V]
     p /= p.sum()
     if 0 < params.top_k < len(p) or params.top_p < 1:

@@ -75,7 +75,7 @@ def find_folder(model: str | Path) -> Path:
         files = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json"]
         return Path(snapshot_download(name, allow_patterns=files))
     except (OSError, ValueError) as error:  # the hub's errors derive from these
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0] or type(error).__name__
         message = f"there is no folder {name!r}, and it could not be fetched from the hub: {reason} {hint}"
         raise ModelError(message) from error
 
