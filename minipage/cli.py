@@ -1,0 +1,294 @@
+"""The command line: `python -m minipage demo | generate | info`.
+
+Only argparse is imported here. Whatever takes time (numba, NumPy, rich, the tokenizer) is imported by the command that
+needs it, so `--help` answers at once.
+
+Exit codes: 0 fine; 1 something failed on the way; 2 bad input, one sentence says what; 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from minipage import __version__
+from minipage.errors import InvalidRequestError, MinipageError
+
+if TYPE_CHECKING:
+    from minipage.engine import LLM
+    from minipage.request import RequestOutput
+    from minipage.sampling import SamplingParams
+
+Options: TypeAlias = dict[str, tuple[type, str]]  # name: the type of its value, and what it means
+
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+MAX_TOKENS = 100  # what `generate` makes, if it is not told
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    if args.command is None:
+        parser.print_help()
+        return BAD_INPUT
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a text may hold letters that the terminal has not
+    try:
+        args.command(args)
+        sys.stdout.flush()
+    except MinipageError as error:
+        print(f"minipage: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader has seen enough: `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it flushes
+    except (OSError, MemoryError) as error:
+        print(f"minipage: {error or 'out of memory'}", file=sys.stderr)
+        return FAILED
+    return 0
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="minipage", description="PagedAttention, small enough to read.")
+    parser.add_argument("--version", action="version", version=f"minipage {__version__}")
+    parser.set_defaults(command=None)
+    commands = parser.add_subparsers(title="commands", metavar="{demo,generate,info}")
+    add_demo(commands.add_parser("demo", help="watch three requests share a small paged memory, step by step"))
+    add_generate(commands.add_parser("generate", help="continue one text, or many as one batch"))
+    info = commands.add_parser("info", help="versions, devices, caches, and the sizes of the shipped model")
+    info.set_defaults(command=run_info)
+    return parser
+
+
+# Options that are handed on under their own names; without one the default of what receives it holds.
+MODEL: Options = {"model": (str, "a folder, or a GPT-2 on the hub, such as gpt2 (default: the shipped model)")}
+DEMO: Options = MODEL | {
+    "max_tokens": (int, "tokens to generate for each text"),
+    "block_size": (int, "tokens in a block (default 4)"),
+    "num_blocks": (int, "blocks in the pool (default 16)"),
+    "max_num_batched_tokens": (int, "most tokens computed in a step (default 8)"),
+    "seed": (int, "another seed, other texts"),
+    "steps": (int, "stop after N steps"),
+}
+ENGINE: Options = MODEL | {
+    "block_size": (int, "tokens in a block (default 16)"),
+    "num_blocks": (int, "blocks in the pool"),
+    "memory": (str, 'memory for the pool, such as "512MiB", instead of num-blocks (default 1 GiB)'),
+}
+SAMPLING: Options = {
+    "max_tokens": (int, f"tokens to generate for each text (default {MAX_TOKENS})"),
+    "temperature": (float, "0: always the most likely token; the higher, the wilder (default 1)"),
+    "top_k": (int, "choose among so many most likely tokens"),
+    "top_p": (float, "choose among the most likely tokens that together have this probability"),
+    "min_p": (float, "drop tokens less likely than this share of the most likely one"),
+    "seed": (int, "makes the text repeatable"),
+}
+
+
+def add_options(parser: argparse.ArgumentParser, options: Options) -> None:
+    for name, (kind, meaning) in options.items():
+        flag, value = "--" + name.replace("_", "-"), "TEXT" if kind is str else "N"
+        parser.add_argument(flag, type=kind, metavar=value, help=meaning, default=argparse.SUPPRESS)
+
+
+def given(args: argparse.Namespace, options: Options) -> dict[str, Any]:
+    """Those of `options` that are on the command line."""
+    return {name: value for name, value in vars(args).items() if name in options}
+
+
+# ---- demo
+
+
+def add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--plain", action="store_true", help="print every step, even in a terminal")
+    parser.add_argument("--prompt", action="append", metavar="TEXT", help="a text of your own (may be repeated)")
+    add_options(parser, DEMO)
+    parser.set_defaults(command=run_demo)
+
+
+def run_demo(args: argparse.Namespace) -> None:
+    from minipage.trace import demo
+
+    demo.run(prompts=args.prompt, plain=args.plain, **given(args, DEMO))
+
+
+# ---- generate
+
+
+def add_generate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("prompt", nargs="+", metavar="PROMPT", help="a text to continue; - for one per line of input")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per text")
+    parser.add_argument("--stop", action="append", default=[], metavar="TEXT",
+                        help="end when this appears in the text (may be repeated)")  # fmt: skip
+    add_options(parser, SAMPLING | ENGINE)
+    parser.set_defaults(command=run_generate, max_tokens=MAX_TOKENS)
+
+
+def run_generate(args: argparse.Namespace) -> None:
+    from minipage.trace.spinner import spinner
+
+    prompts = list(read_prompts(args.prompt))
+    if not prompts:
+        raise InvalidRequestError("standard input has no lines; give one prompt on each.")
+    with spinner("loading the model"):
+        from minipage import LLM, SamplingParams
+
+        params = SamplingParams(stop=args.stop, **given(args, SAMPLING))
+        llm = LLM(**given(args, ENGINE))
+    if len(prompts) == 1 and not args.json:
+        stream_one(llm, prompts[0], params)
+        return
+    for i, output in enumerate(generate_all(llm, prompts, params), 1):
+        if args.json:
+            print(as_json(output))
+        else:
+            print(f"=== {i} of {len(prompts)} ===\n{output.prompt}{output.outputs[0].text}\n")
+
+
+def read_prompts(arguments: list[str]) -> Iterator[str]:
+    """The prompts as they are, and for a `-` each line of standard input that is not empty."""
+    for argument in arguments:
+        if argument == "-":
+            yield from filter(None, (line.rstrip("\r\n") for line in sys.stdin))
+        else:
+            yield argument
+
+
+def stream_one(llm: LLM, prompt: str, params: SamplingParams) -> None:
+    """Print the prompt, and each word after it as it comes."""
+    from minipage.trace.spinner import spinner
+
+    outputs = llm.stream(prompt, params)
+    with spinner("computing the prompt (on a new machine this compiles the kernels, once)"):
+        text = next(outputs).outputs[0].text
+    print(prompt + text, end="", flush=True)
+    for output in outputs:
+        print(output.outputs[0].text[len(text) :], end="", flush=True)
+        text = output.outputs[0].text
+    print()
+
+
+def generate_all(llm: LLM, prompts: list[str], params: SamplingParams) -> list[RequestOutput]:
+    """All prompts as one batch, with a progress bar where somebody watches; in the order of the prompts."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TimeElapsedColumn
+
+    request_ids = [add(llm, prompt, params, i, len(prompts)) for i, prompt in enumerate(prompts, 1)]
+    finished: dict[str, RequestOutput] = {}
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), BarColumn(), MofNCompleteColumn(), "texts", TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task("texts", total=len(prompts))
+        while llm.has_unfinished_requests():
+            finished |= {output.request_id: output for output in llm.step() if output.finished}
+            progress.update(task, completed=len(finished))
+    return [finished[request_id] for request_id in request_ids]
+
+
+def add(llm: LLM, prompt: str, params: SamplingParams, number: int, total: int) -> str:
+    """Add one of several requests; an error says which one it was."""
+    try:
+        return llm.add_request(prompt, params)
+    except InvalidRequestError as error:
+        raise InvalidRequestError(f"prompt {number} of {total}: {error}" if total > 1 else str(error)) from None
+
+
+def as_json(output: RequestOutput) -> str:
+    """Everything about one result in a line; times in seconds since it arrived."""
+    import json
+    from dataclasses import asdict
+
+    facts = asdict(output)
+    completion, metrics = facts.pop("outputs")[0], facts.pop("metrics")
+    arrival, num_preemptions = metrics.pop("arrival_time"), metrics.pop("num_preemptions")
+    seconds = {name.removesuffix("_time"): round(time - arrival, 6) for name, time in metrics.items()}
+    return json.dumps(facts | completion | {"seconds_to": seconds, "num_preemptions": num_preemptions})
+
+
+# ---- info
+
+
+def run_info(_: argparse.Namespace) -> None:
+    for facts in (version_facts(), cpu_facts(), model_facts()):
+        for name, value in facts:
+            print(f"{name:<18}{value}", flush=True)
+
+
+def version_facts() -> Iterator[tuple[str, str]]:
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    yield "minipage", __version__
+    yield "python", f"{platform.python_version()} on {platform.platform(terse=True)}, {platform.machine()}"
+    for package in ("numpy", "numba", "torch"):
+        try:
+            yield package, version(package)
+        except PackageNotFoundError:
+            yield package, "not installed" + (" (not needed)" if package == "torch" else "")
+
+
+def cpu_facts() -> Iterator[tuple[str, str]]:
+    from pathlib import Path
+
+    import numba
+
+    from minipage.attention import cpu
+
+    yield "CPUs", f"{os.cpu_count()}, of which numba uses {numba.get_num_threads()}"
+    yield "threading layer", threading_layer()
+    for folder in {kernel.stats.cache_path for kernel in vars(cpu).values() if hasattr(kernel, "stats")}:
+        size = sum(file.stat().st_size for pattern in ("*.nbi", "*.nbc") for file in Path(folder).glob(pattern))
+        yield "compiled kernels", f"{size:,} bytes in {folder}"
+    yield "CUDA GPU", cuda_gpu()
+
+
+def threading_layer() -> str:
+    """The first of numba's that can be loaded, in the order in which numba itself tries them."""
+    from importlib import import_module
+
+    from numba import config
+
+    for layer in config.THREADING_LAYER_PRIORITY:  # type: ignore[attr-defined]
+        try:
+            import_module(f"numba.np.ufunc.{'workqueue' if layer == 'workqueue' else layer + 'pool'}")
+        except ImportError:
+            continue
+        return str(layer)
+    return "none"
+
+
+def cuda_gpu() -> str:
+    """Ask the driver itself, which takes a moment, rather than import a library that takes seconds."""
+    import ctypes
+
+    try:
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return "none: there is no NVIDIA driver"
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
+        return "none that the driver can see"
+    name = ctypes.create_string_buffer(100)
+    driver.cuDeviceGetName(name, len(name), 0)
+    return f"{count.value} x {name.value.decode(errors='replace')} (not yet used)"
+
+
+def model_facts() -> Iterator[tuple[str, str]]:
+    import math
+
+    from minipage.model.weights import SHIPPED_MODEL, find_folder, read_config, read_json
+
+    folder = find_folder(SHIPPED_MODEL)
+    config = read_config(read_json(folder / "config.json"), folder)
+    parameters = sum(math.prod(shape) for shape in config.weight_shapes().values())
+    yield "shipped model", f"{SHIPPED_MODEL}, {sum(file.stat().st_size for file in folder.iterdir()):,} bytes"
+    yield "", f"{parameters:,} parameters, {config.vocab_size:,} words, a context of {config.n_positions} tokens"
+    yield "", f"{config.n_layer} layers, {config.n_head} heads of {config.head_size}"
+    per_token = 2 * config.n_layer * config.n_embd * 4
+    yield "KV cache", f"{per_token:,} bytes per token (K and V, {config.n_layer} layers, {config.n_embd} fp32 numbers)"

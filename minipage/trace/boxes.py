@@ -1,0 +1,179 @@
+"""Draws one request: its text so far, and its logical blocks with the words in them, each leading to a physical block.
+
+On a small screen a block is a piece of a line, on a large one a box:
+
+    [First│ Cit│izen│:]→7          ┌ logical 0 ─────────┐
+                                   │First│ Cit│izen│:   │
+                                   └────────→ block 7 ──┘
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from rich.style import Style
+from rich.text import Text
+
+from minipage.memory import blocks_needed
+from minipage.trace.events import count
+from minipage.trace.frames import Frame, SequenceFrame
+from minipage.trace.glyphs import BOLD, DIM, NEWEST, Glyphs, chip, clip_left, ink_of, spread, style_of, visible
+
+INDENT = 4  # the letter and a space
+
+
+class Box(NamedTuple):
+    """A logical block, ready to be drawn."""
+
+    logical: int
+    physical: int
+    words: Text  # slot by slot, empty ones too
+    written: bool  # in this step
+    label: str  # whose
+
+
+def request_lines(
+    seq: SequenceFrame, frame: Frame, width: int, height: int, glyphs: Glyphs, roomy: bool = False
+) -> list[Text]:
+    """At most `height` lines: the text, then as many rows of blocks as there is room for, the last ones first."""
+    if seq.status == "finished":
+        return _finished_lines(seq, width, height, glyphs)
+    if height == 1 and seq.blocks:
+        rows = _rows(seq, frame, width - INDENT, glyphs, roomy=False)
+        return [Text.assemble(chip(seq.label), " ", rows[-1])]
+    lines = [_text_line(seq, width, glyphs)]
+    if not seq.blocks:
+        lines += [_indent(Text(reason, DIM)) for reason in _why_no_blocks(seq, frame)]
+        return lines[:height]
+    rows = _rows(seq, frame, width - INDENT, glyphs, roomy)
+    room = height - 1
+    if len(rows) > room:
+        rows = _rows(seq, frame, width - INDENT, glyphs, roomy=False)
+    if len(rows) > room:
+        rows = rows[len(rows) - room :]
+        rows[0] = clip_left(Text.assemble(glyphs.ellipsis, " ", rows[0]), width - INDENT, glyphs)
+    return lines + [_indent(row) for row in rows]
+
+
+def running_text(seq: SequenceFrame, glyphs: Glyphs) -> Text:
+    """The prompt, what was generated, and the newest of it, each in its own style."""
+    line = Text().append(visible(seq.prompt, glyphs), DIM)
+    if len(seq.tokens) > seq.num_prompt_tokens:
+        line.append(glyphs.newest, ink_of(seq.label) + BOLD)
+    line.append(visible(seq.text.removesuffix(seq.new_text), glyphs))
+    newest = visible(seq.new_text, glyphs)
+    line.append(" " * (len(newest) - len(newest.lstrip())))
+    return line.append(newest.lstrip(), ink_of(seq.label) + NEWEST)
+
+
+def words(seq: SequenceFrame, logical: int, frame: Frame, glyphs: Glyphs) -> Text:
+    """The slots of a block in one line: words that were written in this step are turned inside out."""
+    written = {chunk.start + i for chunk in frame.chunks if chunk.label == seq.label for i in range(chunk.num_tokens)}
+    plain = style_of(seq.label)
+    text = Text(style=plain)
+    first = logical * frame.block_size
+    tokens = seq.block_tokens(logical, frame.block_size)
+    for slot in range(frame.block_size):
+        if slot:
+            text.append(glyphs.divider, plain + DIM)
+        if slot < len(tokens):
+            text.append(visible(tokens[slot], glyphs), style_of(seq.label, now=first + slot in written))
+        else:
+            text.append(glyphs.slot, plain + DIM)
+    return text
+
+
+def _finished_lines(seq: SequenceFrame, width: int, height: int, glyphs: Glyphs) -> list[Text]:
+    text, status = running_text(seq, glyphs), Text(f"finished ({seq.finish_reason})", DIM)
+    first, rest = _split(text, width - INDENT - status.cell_len - 2)
+    lines = [_labelled(seq, first, status, width), _indent(clip_left(rest, width - INDENT, glyphs))]
+    if not seq.last_blocks or height == 1:
+        return lines[:height]
+    gave_back = _indent(Text(f"gave back {_numbers(seq.last_blocks)}", DIM))
+    return [*lines[: height - 1], gave_back] if rest else [lines[0], gave_back]
+
+
+def _text_line(seq: SequenceFrame, width: int, glyphs: Glyphs) -> Text:
+    status = Text(f"{len(seq.tokens)}/{seq.max_num_tokens} tokens", DIM)
+    text = clip_left(running_text(seq, glyphs), width - INDENT - status.cell_len - 2, glyphs)
+    return _labelled(seq, text, status, width)
+
+
+def _why_no_blocks(seq: SequenceFrame, frame: Frame) -> list[str]:
+    wanted = count(blocks_needed(len(seq.tokens), frame.block_size), "block")
+    if seq.last_blocks:
+        lost = f"preempted, gave back {_numbers(seq.last_blocks)}"
+        return [lost, f"waits to be recomputed: that takes {wanted}, {len(frame.free_queue)} are free"]
+    return [f"waits for its turn: it needs {wanted}, {len(frame.free_queue)} are free"]
+
+
+def _numbers(blocks: tuple[int, ...]) -> str:
+    return " ".join(map(str, blocks))
+
+
+def _rows(seq: SequenceFrame, frame: Frame, width: int, glyphs: Glyphs, roomy: bool = False) -> list[Text]:
+    """All the blocks of a request, in rows of at most `width`."""
+    boxes = [
+        Box(i, block, words(seq, i, frame, glyphs), block in frame.written_blocks, seq.label)
+        for i, block in enumerate(seq.blocks)
+    ]
+    draw: Callable[[Box, Glyphs], list[Text]] = _large_box if roomy else _small_box
+    rows: list[list[Text]] = []
+    for box in boxes:
+        drawn = draw(box, glyphs)
+        if rows and rows[-1][0].cell_len + 1 + drawn[0].cell_len <= width:
+            rows[-1] = beside(rows[-1], drawn)
+        else:
+            rows.append(drawn)
+    return [line for row in rows for line in row]
+
+
+def _small_box(box: Box, glyphs: Glyphs) -> list[Text]:
+    style = style_of(box.label)
+    number = Text(f"{glyphs.arrow}{box.physical}{'*' * box.written}", BOLD)
+    return [Text.assemble(("[", style), box.words, ("]", style), number)]
+
+
+def _large_box(box: Box, glyphs: Glyphs) -> list[Text]:
+    """Three lines: logical number, words, physical number."""
+    head = Text(f" logical {box.logical} ", DIM)
+    foot = Text(f" {glyphs.arrow} block {box.physical}{'*' * box.written} ", BOLD)
+    inner = max(box.words.cell_len, head.cell_len + 1, foot.cell_len + 1)
+    return boxed(head, box.words, foot, inner, ink_of(box.label), glyphs)
+
+
+def boxed(head: Text, content: Text, foot: Text, inner: int, ink: Style, glyphs: Glyphs) -> list[Text]:
+    """`content` in a frame, padded to `inner` cells, with a title in its upper and its lower edge."""
+    top_left, top_right, bottom_left, bottom_right = list(glyphs.corners)
+    content = content.copy()
+    content.truncate(inner, pad=True)
+    upper, lower = glyphs.line * (inner - head.cell_len), glyphs.line * (inner - foot.cell_len - 1)
+    return [
+        Text.assemble((top_left, ink), head, (upper + top_right, ink)),
+        Text.assemble((glyphs.divider, ink), content, (glyphs.divider, ink)),
+        Text.assemble((bottom_left + lower, ink), foot, (glyphs.line + bottom_right, ink)),
+    ]
+
+
+def beside(left: list[Text], right: list[Text]) -> list[Text]:
+    return [Text.assemble(a, " ", b) for a, b in zip(left, right, strict=True)]
+
+
+def _labelled(seq: SequenceFrame, left: Text, right: Text, width: int) -> Text:
+    return spread(Text.assemble(chip(seq.label), " ", left), right, width)
+
+
+def _indent(text: Text) -> Text:
+    return Text.assemble(" " * INDENT, text)
+
+
+def _split(text: Text, width: int) -> tuple[Text, Text]:
+    """`text` up to `width` cells, and the rest: between two words, if there is a space not far from the end."""
+    if text.cell_len <= width:
+        return text, Text()
+    end = len(text)
+    while end and text[:end].cell_len > width:
+        end -= 1
+    space = text.plain.rfind(" ", max(1, end - 12), end + 1)
+    return (text[:end], text[end:]) if space < 0 else (text[:space], text[space + 1 :])

@@ -1,0 +1,129 @@
+"""What an engine looked like at one moment: plain data that never changes, enough to draw every picture from.
+
+A step of the engine leaves two frames. The first is taken when its schedule is made: blocks have been handed out, the
+chosen tokens have slots, nothing is computed yet. The second is taken after its update: every sequence whose last token
+was computed has one token more, and those that are done have given their blocks back.
+
+    schedule ──▶ Frame(phase="schedule")    copy, forward, sample, update ──▶ Frame(phase="update")
+
+Whatever follows from these fields is a property here, so that all renderers show the same numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from minipage.memory import BlockCopy, blocks_needed
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceFrame:
+    """One request: its tokens, and where they are stored."""
+
+    seq_id: str  # the request's id
+    label: str  # what pictures call it: "A", "B", …, "Z", "AA", … in order of arrival
+    status: str  # "waiting", "running", "swapped" or "finished"
+    token_ids: tuple[int, ...]  # the prompt, then what was generated
+    tokens: tuple[str, ...]  # each of them as text; U+FFFD where a character takes several tokens
+    prompt: str
+    text: str  # what was generated
+    new_text: str  # the end of it, which this step has added
+    num_prompt_tokens: int  # the first so many tokens are the prompt
+    num_new_tokens: int  # the last so many tokens were generated in this step
+    num_computed_tokens: int  # the first so many tokens have a slot; in an "update" frame K and V are there too
+    max_num_tokens: int  # how long it may get, the prompt included
+    blocks: tuple[int, ...]  # its block table: logical block i is physical block blocks[i]
+    last_blocks: tuple[int, ...]  # if it holds none: the block table that it lost, finished or preempted
+    num_preemptions: int  # how often it lost its blocks
+    finish_reason: str | None  # "length", "stop" or "abort", once it is finished
+
+    def block_tokens(self, logical: int, block_size: int) -> tuple[str, ...]:
+        """The words in logical block `logical`: up to `block_size` of them."""
+        return self.tokens[logical * block_size : min((logical + 1) * block_size, self.num_computed_tokens)]
+
+
+@dataclass(frozen=True, slots=True)
+class BlockFrame:
+    """One physical block."""
+
+    ref_count: int  # block tables that hold it; 0: it is free
+    num_filled: int  # slots that hold a token
+    holders: tuple[str, ...]  # the labels of the sequences whose block tables hold it
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkFrame:
+    """Tokens of one sequence that this step computes."""
+
+    label: str  # whose
+    start: int  # the first of them: tokens that were computed in earlier steps
+    num_tokens: int
+    slots: tuple[int, ...]  # where their K and V are written: block * block_size + offset
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """The engine at one moment of one step, and what the step has done so far."""
+
+    step: int  # 1 is the first that was recorded
+    phase: Literal["schedule", "update"]
+    block_size: int  # tokens per block
+    max_num_batched_tokens: int  # the most tokens that a step computes
+    sequences: tuple[SequenceFrame, ...]  # unfinished before this step, in order of arrival
+    finished_before: tuple[SequenceFrame, ...]  # finished in earlier steps, earliest first
+    waiting: tuple[str, ...]  # labels, next one first
+    running: tuple[str, ...]  # labels, oldest first
+    swapped: tuple[str, ...]  # labels of those whose blocks are in the swap pool, next to come back first
+    blocks: tuple[BlockFrame, ...]  # the whole pool, by block number
+    free_queue: tuple[int, ...]  # free blocks, next one first
+    chunks: tuple[ChunkFrame, ...]  # what this step computes, in the order of the batch
+    copies: tuple[BlockCopy, ...]  # blocks that were copied first
+    preempted: tuple[str, ...]  # labels of those that lost their blocks in this step, in that order
+    finished: tuple[str, ...]  # labels of those that are done with this step
+    events: tuple[str, ...]  # this step so far, in sentences
+
+    @property
+    def all_sequences(self) -> list[SequenceFrame]:
+        """Those that are finished, too, in order of arrival."""
+        return sorted((*self.finished_before, *self.sequences), key=lambda seq: (len(seq.label), seq.label))
+
+    @property
+    def num_computed_tokens(self) -> int:
+        """Tokens that this step computes."""
+        return sum(chunk.num_tokens for chunk in self.chunks)
+
+    @property
+    def num_used_blocks(self) -> int:
+        return sum(block.ref_count > 0 for block in self.blocks)
+
+    @property
+    def num_stored_tokens(self) -> int:
+        """Slots that hold a token; a shared slot counts once."""
+        return sum(block.num_filled for block in self.blocks)
+
+    @property
+    def num_wasted_slots(self) -> int:
+        """Slots that are handed out and empty (internal fragmentation): at most one part-empty block a sequence."""
+        return self.num_used_blocks * self.block_size - self.num_stored_tokens
+
+    @property
+    def num_contiguous_blocks(self) -> int:
+        """Blocks' worth of memory if each running request had reserved room for its longest case, in one piece."""
+        slots = sum(seq.max_num_tokens for seq in self.sequences if seq.label in self.running)
+        return blocks_needed(slots, self.block_size)
+
+    @property
+    def written_blocks(self) -> frozenset[int]:
+        """The physical blocks that this step writes to."""
+        return frozenset(slot // self.block_size for chunk in self.chunks for slot in chunk.slots)
+
+
+def label_of(index: int) -> str:
+    """0 -> A, 25 -> Z, 26 -> AA, …: the columns of a spreadsheet."""
+    letters = ""
+    while index >= 0:
+        index, letter = divmod(index, 26)
+        letters = chr(ord("A") + letter) + letters
+        index -= 1
+    return letters

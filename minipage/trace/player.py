@@ -1,0 +1,149 @@
+"""Plays frames on a full screen: by itself until a key is pressed, then as the viewer likes.
+
+Frames come from an iterator and are made as they are needed; going back shows those that were kept. It leaves the
+terminal as it found it, whatever happens.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.text import Text
+
+from minipage.trace.frames import Frame
+from minipage.trace.glyphs import BOLD, DIM, Glyphs, spread
+from minipage.trace.keys import LEAVE, Keys
+from minipage.trace.terminal import draw
+
+SECONDS_PER_STEP = 0.7
+LINGER = 2.5  # seconds that the last frame stays when nobody touches a key
+LOOK_AROUND = 0.1  # seconds between two looks at the size of the terminal
+
+FOOTER = {"space": "pause, play", "n": "next", "b": "back", "+ -": "speed", "?": "help", "q": "quit"}
+
+HELP = """\
+ How to read this                                                 any key: back
+
+ A request is a letter and a colour. Its text grows by one token a step: dim is
+ the prompt, underlined is what this step has added.
+
+ The K and V of its tokens are kept in blocks of a few slots each. To the
+ request its blocks are in order, 0, 1, 2, ... (logical blocks). In memory they
+ are wherever there was room: the arrow leads to the number of the physical
+ block. That list of numbers is its block table, as in paging in an operating
+ system. What this step has written is turned inside out, or has a star.
+
+ The underlined token has no slot yet: the next step computes and stores it.
+
+ "paged" is the memory in use: each request's tokens, then the empty slots of
+ its last block. "contiguous" is what the same requests would have to reserve
+ in one piece each, because nobody knows how long they will get.
+
+ space  pause, play      right or n  next step     + -  faster, slower
+ q      leave            left or b   step back     ?    this page
+"""
+
+
+class Player:
+    """A position in a list of frames that grows on demand, and what the keys do to it."""
+
+    def __init__(self, first: Frame, source: Iterator[Frame], glyphs: Glyphs) -> None:
+        self.frames = [first]
+        self.position = 0
+        self.playing = True
+        self.at_end = False  # the source has no more frames
+        self.touched = False  # a key was pressed
+        self.helping = False
+        self.left = False
+        self.seconds = SECONDS_PER_STEP
+        self._source = source
+        self._glyphs = glyphs
+
+    @property
+    def frame(self) -> Frame:
+        return self.frames[self.position]
+
+    @property
+    def finished(self) -> bool:
+        """Whether this is the last frame that there will ever be."""
+        return self.at_end and self.position + 1 == len(self.frames)
+
+    def forward(self) -> None:
+        if self.position + 1 == len(self.frames) and not self.at_end:
+            frame = next(self._source, None)
+            self.at_end = frame is None
+            if frame is not None:
+                self.frames.append(frame)
+        self.position = min(self.position + 1, len(self.frames) - 1)
+        if self.finished:
+            self.playing = False
+
+    def back(self) -> None:
+        self.position = max(0, self.position - 1)
+
+    def tick(self) -> None:
+        """The time of one step has passed."""
+        if self.playing and not self.helping:
+            self.forward()
+        elif self.finished and not self.touched:
+            self.left = True
+
+    def press(self, key: str) -> None:
+        """Do what `key` stands for."""
+        self.touched = True
+        if self.helping:
+            self.helping = False
+        elif key == LEAVE:
+            self.left = True
+        elif key == " ":
+            self.playing = not self.playing
+        elif key in ("right", "n"):
+            self.playing = False
+            self.forward()
+        elif key in ("left", "b"):
+            self.playing = False
+            self.back()
+        elif key in ("+", "="):
+            self.seconds = max(0.1, self.seconds / 1.5)
+        elif key in ("-", "_"):
+            self.seconds = min(10.0, self.seconds * 1.5)
+        elif key == "?":
+            self.helping = True
+
+    def picture(self, width: int, height: int) -> RenderableType:
+        if self.helping:
+            return Text(HELP, no_wrap=True)
+        return draw(self.frame, width, height, self._glyphs, self._footer(width))
+
+    def _footer(self, width: int) -> Text:
+        sign, state = self._glyphs.play, f"{self.seconds:.1f} s a step"
+        if not self.playing:
+            sign, state = self._glyphs.pause, "paused"
+        if self.finished:
+            sign, state = self._glyphs.bullet, "the end"
+        keys = Text()
+        for key, meaning in FOOTER.items():
+            keys.append(key, BOLD).append(f" {meaning}  ", DIM)
+        return spread(keys, Text(f"{sign} {state}"), width)
+
+
+def play(player: Player, console: Console) -> None:
+    """Show `player` on the full screen until the viewer leaves, or the last frame was seen and no key pressed."""
+    with Keys() as keys, Live(console=console, screen=True, auto_refresh=False) as live:
+        shown, due = None, time.monotonic() + player.seconds
+        while not player.left:
+            size = console.size
+            if shown != size:
+                live.update(player.picture(*size), refresh=True)
+                shown = size
+            key = keys.poll(min(LOOK_AROUND, max(0.0, due - time.monotonic())))
+            if key:
+                player.press(key)
+            elif time.monotonic() >= due:
+                player.tick()
+            else:
+                continue
+            shown, due = None, time.monotonic() + (LINGER if player.finished else player.seconds)

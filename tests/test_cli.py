@@ -1,0 +1,393 @@
+"""The command line as people use it: in a shell, through pipes, and in a real pseudo-terminal."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from minipage import __version__
+from minipage.cli import main
+from minipage.model.weights import SHIPPED_MODEL, find_folder
+
+MINIPAGE = [sys.executable, "-m", "minipage"]
+QUIET = {"OPENBLAS_NUM_THREADS": "1"}  # tests share their cores with other tests
+LAST_STEP = 23  # of the demo; if the model or the story changes, so does this
+posix = pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX terminal")
+
+
+def shell(*arguments, env=None, stdin=""):
+    """Run minipage in a process of its own, with no terminal."""
+    return subprocess.run(
+        [*MINIPAGE, *arguments], input=stdin, capture_output=True, text=True, encoding="utf-8",
+        env={**os.environ, **QUIET, "PYTHONIOENCODING": "utf-8", **(env or {})}, timeout=60,
+    )  # fmt: skip
+
+
+# ---- before anything is loaded
+
+
+def test_help_imports_nothing_slow():
+    code = """
+import sys
+from minipage.cli import main
+try:
+    main(["--help"])
+except SystemExit:
+    pass
+slow = {"numba", "numpy", "rich", "tokenizers", "safetensors", "readchar", "array_api_compat", "torch"}
+sys.exit(", ".join(slow & sys.modules.keys()) or 0)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "demo" in result.stdout and "generate" in result.stdout and "info" in result.stdout
+
+
+@pytest.mark.parametrize("command", ["demo", "generate", "info"])
+def test_each_command_explains_itself(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0 and f"minipage {command}" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit):
+        main(["--version"])
+    assert capsys.readouterr().out == f"minipage {__version__}\n"
+
+
+def test_no_command_shows_the_help(capsys):
+    assert main([]) == 2
+    assert "demo" in capsys.readouterr().out
+
+
+# ---- exit codes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["demo", "--num-blocks", "3"], "num_blocks"),
+        (["demo", "--block-size", "0"], "block_size is 0"),
+        (["demo", "--prompt", ""], "the prompt is empty"),
+        (["demo", "--prompt", "To be " * 600], "Shorten it"),
+        (["demo", "--prompt", "fine", "--prompt", "to be or not " * 20], "num_blocks"),
+        (["demo", "--max-tokens", "0"], "max_tokens is 0"),
+        (["demo", "--steps", "0"], "at least 1"),
+        (["demo", "--model", "./no/such/model"], "no/such/model"),
+        (["generate", "--model", "./no/such/model", "x"], "no/such/model"),
+        (["generate", "--temperature", "nan", "x"], "temperature is nan"),
+        (["generate", "--memory", "1KiB", "x"], "too small"),
+        (["generate", "--memory", "lots", "x"], "'lots'"),
+        (["generate", ""], "the prompt is empty"),
+        (["generate", "x", ""], "prompt 2 of 2: the prompt is empty"),
+    ],
+)
+def test_bad_input_is_one_sentence(arguments, sentence, capsys):
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("minipage: ") and err.count("\n") == 1 and sentence in err
+
+
+@pytest.mark.parametrize(
+    "arguments", [["dance"], ["generate"], ["demo", "--num-blocks", "many"], ["info", "--no-such"]]
+)
+def test_bad_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 2
+    assert "usage: minipage" in capsys.readouterr().err
+
+
+def test_empty_standard_input(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", iter(["\n", "\r\n"]))
+    assert main(["generate", "-"]) == 2
+    assert "standard input" in capsys.readouterr().err
+
+
+def test_what_fails_on_the_way(monkeypatch, capsys):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("minipage.trace.demo.run", full)
+    assert main(["demo"]) == 1
+    assert "No space left" in capsys.readouterr().err
+
+
+# ---- generate
+
+
+def test_generate_streams_one_text(capsys):
+    assert main(["generate", "To be, or", "--max-tokens", "12", "--seed", "1"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("To be, or") and len(out) > 25 and err == ""
+    assert main(["generate", "To be, or", "--max-tokens", "12", "--seed", "1", "--block-size", "3"]) == 0
+    assert capsys.readouterr().out == out
+
+
+def test_generate_prints_words_as_they_come(monkeypatch, capsys):
+    """Some of the text is printed before all of it is known."""
+    import minipage.engine
+
+    step, printed = minipage.engine.LLM._step, []
+
+    def watch(llm):
+        printed.append(capsys.readouterr().out)
+        step(llm)
+
+    monkeypatch.setattr(minipage.engine.LLM, "_step", watch)
+    assert main(["generate", "To be, or", "--max-tokens", "12", "--seed", "1"]) == 0
+    assert sum(map(bool, printed)) > 5
+
+
+def test_generate_many_in_order(capsys):
+    prompts = ["To be, or", "ROMEO:", "First Citizen:"]
+    assert main(["generate", *prompts, "--max-tokens", "5", "--seed", "3"]) == 0
+    out, err = capsys.readouterr()
+    assert [
+        part.split("\n")[1][: len(prompt)] for part, prompt in zip(out.split("=== ")[1:], prompts, strict=True)
+    ] == prompts
+    assert err == ""
+
+
+def test_generate_json(capsys):
+    prompts = ["To be, or", "ROMEO:"]
+    assert main(["generate", *prompts, "--max-tokens", "6", "--json", "--temperature", "0", "--top-k", "5"]) == 0
+    results = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [result["prompt"] for result in results] == prompts
+    for result in results:
+        assert len(result["token_ids"]) == 6 and result["finish_reason"] == "length" and result["text"]
+        assert 0 <= result["seconds_to"]["first_scheduled"] <= result["seconds_to"]["finished"]
+
+
+def test_generate_stops(capsys):
+    arguments = [
+        "generate",
+        "First Citizen:",
+        "--seed",
+        "1",
+        "--json",
+        "--max-tokens",
+        "60",
+        "--stop",
+        "e",
+        "--stop",
+        "a",
+    ]
+    assert main(arguments) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["finish_reason"] == "stop" and result["stop_reason"] in ("a", "e")
+    assert not set(result["text"]) & {"a", "e"}
+
+
+def test_generate_reads_standard_input(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", iter(["To be\n", "\n", "ROMEO:\n"]))
+    assert main(["generate", "-", "JULIET:", "--max-tokens", "2", "--json"]) == 0
+    results = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [result["prompt"] for result in results] == ["To be", "ROMEO:", "JULIET:"]
+
+
+@posix
+def test_the_reader_may_leave_early():
+    for arguments in (["demo"], ["generate", "To be", "ROMEO:", "--max-tokens", "3"]):
+        command = " ".join([*MINIPAGE, *(f"'{argument}'" for argument in arguments)])
+        code = f"set -o pipefail; {command} | head -c 1; echo; echo code=$?"
+        result = subprocess.run(["bash", "-c", code], capture_output=True, text=True, timeout=60)
+        assert result.stderr == "" and result.stdout.endswith("code=0\n")
+
+
+# ---- info
+
+
+def test_info(capsys):
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    for word in ("python", "numpy", "numba", "torch", "threading layer", "compiled kernels", "CUDA", "bytes per token"):
+        assert word in out
+    size = sum(file.stat().st_size for file in find_folder(SHIPPED_MODEL).iterdir())
+    assert f"{size:,} bytes" in out
+    assert "torch" not in sys.modules or "pytest" in sys.modules  # looked up, not imported
+
+
+def test_info_does_not_import_torch():
+    code = "import sys; from minipage.cli import main; main(['info']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 0
+
+
+# ---- the demo, printed
+
+
+def test_plain_demo_ends_with_the_texts():
+    result = shell("demo")
+    assert (result.returncode, result.stderr) == (0, "")
+    lines = result.stdout.rstrip().split("\n")
+    assert max(map(len, lines)) <= 80
+    assert "\x1b" not in result.stdout
+    steps = re.findall(r"(?m)^minipage • step (\d+)", result.stdout)
+    assert steps == [str(i + 1) for i in range(LAST_STEP)]
+    end = result.stdout[result.stdout.rindex("what happened") :]
+    assert re.findall(r"(?m)^ ([A-C])  (.+)", end) == [("A", "KING RICHARD III:"), ("B", "JULIET:"), ("C", "ROMEO:")]
+    assert end.count("finished (length); block table") == 3
+    again = shell("demo", "--plain", "--steps", "12").stdout  # the same words every time
+    assert again.split("minipage • ")[1:12] == result.stdout.split("minipage • ")[1:12]
+
+
+def test_plain_demo_in_ascii():
+    result = shell("demo", "--steps", "9", "--prompt", "Naïve 🙂\ncafé", env={"PYTHONIOENCODING": "ascii"})
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.isascii() and "]->0" in result.stdout and "Na\\xefve" in result.stdout
+
+
+def test_options_of_the_demo(capsys):
+    assert main(["demo", "--steps", "2", "--prompt", "Good morrow", "--block-size", "2", "--num-blocks", "20",
+                 "--max-tokens", "9", "--max-num-batched-tokens", "5", "--seed", "8"]) == 0  # fmt: skip
+    out = capsys.readouterr().out
+    assert "20 blocks of 2 tokens" in out and "of at most 5 tokens" in out and "Good morrow" in out
+    assert out.count("what happened") == 2
+
+
+def test_a_wide_page(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "132")
+    assert main(["demo", "--steps", "1"]) == 0
+    assert max(map(len, capsys.readouterr().out.split("\n"))) == 132
+
+
+# ---- the demo, on a real terminal
+
+
+class Terminal:
+    """minipage in a pseudo-terminal, started by a shell that reports how it left the terminal."""
+
+    def __init__(self, columns, lines, arguments="", env=None):
+        import pexpect
+
+        command = f"trap : INT; stty -g; {' '.join(MINIPAGE)} demo {arguments}; echo code=$?; stty -g; echo over"
+        self.child = pexpect.spawn(
+            "sh", ["-c", command], dimensions=(lines, columns), encoding="utf-8", timeout=30,
+            env={**os.environ, **QUIET, "TERM": "xterm-256color", "LANG": "C.UTF-8", **(env or {})},
+        )  # fmt: skip
+        self.child.delaybeforesend = 0
+        self.before = self.line()
+
+    def line(self):
+        return self.child.readline().strip()
+
+    def expect(self, text):
+        """Wait until `text` is drawn; returns all that was drawn until then, without its styles."""
+        self.child.expect(r"(?:\x1b\[[0-9;]*m)*".join(map(re.escape, text)))
+        return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", self.child.before + self.child.after)
+
+    def press(self, keys, text):
+        self.child.send(keys)
+        return self.expect(text)
+
+    def close(self):
+        """What was printed after the full screen, and the exit code; checks that the terminal is as it was."""
+        self.child.expect(r"\x1b\[\?1049l")  # back from the alternate screen
+        self.child.expect(r"(?s)(.*)code=(\d+)\r\n(\S+)\r\nover")
+        printed, code, after = self.child.match.groups()
+        assert after == self.before, "the terminal was not restored"
+        self.child.close()
+        return printed, int(code)
+
+
+@posix
+@pytest.mark.parametrize(("columns", "lines"), [(80, 24), (160, 48)])
+def test_every_key(columns, lines):
+    began = time.monotonic()
+    terminal = Terminal(columns, lines)
+    first = terminal.expect("step 1")
+    assert time.monotonic() - began < 20  # a machine that has just compiled the kernels needs much less
+    assert "A starts" not in first
+    terminal.press(" ", "paused")
+    terminal.press("n", "step 2") if "step 2" not in first else None
+    for number, key in [(3, "n"), (4, "\x1b[C"), (5, "\x1bOC"), (4, "b"), (3, "\x1b[D"), (2, "\x1bOD"), (3, "n")]:
+        drawn = terminal.press(key, f"step {number}")
+        terminal.expect("paused")
+    assert drawn
+    terminal.press(" ", "0.7 s a step")
+    terminal.press("+", "0.5 s a step")
+    terminal.press("-", "0.7 s a step")
+    terminal.press("?", "How to read this")
+    terminal.press("x", "requests")
+    terminal.press(" ", "paused")
+    terminal.press("n" * 30, f"step {LAST_STEP}")
+    terminal.expect("the end")
+    terminal.child.send("q")
+    printed, code = terminal.close()
+    assert code == 0
+    assert "block table" in printed and "KING RICHARD III" in printed and printed.count("what happened") == 1
+
+
+@posix
+def test_left_alone_it_plays_and_ends():
+    terminal = Terminal(80, 24, "--steps 2")
+    for number in (1, 2):
+        terminal.expect(f"step {number}")
+    printed, code = terminal.close()
+    assert code == 0 and "block table" in printed
+
+
+@posix
+@pytest.mark.parametrize(("how", "code"), [("Ctrl-C", 130), ("kill", 143)])
+def test_an_interrupt_restores_the_terminal(how, code):
+    terminal = Terminal(80, 24)
+    terminal.expect("step 1")
+    if how == "Ctrl-C":
+        terminal.child.sendintr()
+    else:
+        group = os.tcgetpgrp(terminal.child.child_fd)
+        children = subprocess.run(["pgrep", "-g", str(group), "-f", "minipage demo"], capture_output=True, text=True)
+        for pid in children.stdout.split():
+            if int(pid) != terminal.child.pid:
+                os.kill(int(pid), signal.SIGTERM)
+    assert terminal.close()[1] == code
+
+
+@posix
+def test_a_crash_restores_the_terminal(tmp_path):
+    """An engine that fails at its third step."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import minipage.engine as engine, itertools\n"
+        "step, steps = engine.LLM.step, itertools.count()\n"
+        "def failing(llm):\n"
+        "    assert next(steps) < 2, 'a bug'\n"
+        "    return step(llm)\n"
+        "engine.LLM.step = failing\n"
+    )
+    terminal = Terminal(80, 24, env={"PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()])})
+    terminal.expect("step 2")
+    printed, code = terminal.close()
+    assert code == 1 and "a bug" in printed
+
+
+@posix
+def test_a_small_terminal_says_what_it_needs_and_may_grow():
+    terminal = Terminal(30, 10)
+    terminal.expect("40 columns")
+    terminal.child.send(" ")
+    terminal.child.setwinsize(20, 60)
+    terminal.expect("memory: 16 blocks")
+    terminal.child.send("q")
+    assert terminal.close()[1] == 0
+
+
+@posix
+def test_bad_input_in_a_terminal():
+    terminal = Terminal(80, 24, "--num-blocks 2")
+    terminal.child.expect(r"minipage: [^\n]*num_blocks.*code=2\r\n(\S+)\r\nover")
+    assert terminal.child.match[1] == terminal.before
+
+
+@posix
+def test_plain_in_a_terminal():
+    terminal = Terminal(80, 24, "--plain --steps 2", env={"NO_COLOR": "1"})
+    terminal.child.expect(r"(?s)(.*)code=0")
+    text = terminal.child.match[1]
+    assert "\x1b[?1049h" not in text and text.count("what happened") == 2
+    assert not re.search(r"\x1b\[[0-9;]*[345]8;", text)
