@@ -10,7 +10,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from minipage import LLM, SamplingParams
-from minipage.memory import BlockCopy, BlockTable
+from minipage.memory import BlockCopy
 from minipage.trace import Frame, events, record
 from minipage.trace.demo import BLOCK_SIZE, MAX_NUM_BATCHED_TOKENS, NUM_BLOCKS, SEED, Demo, cast
 from minipage.trace.frames import BlockFrame, label_of
@@ -58,15 +58,17 @@ def run_story(llm, requests, steps=1000):
 
 def state_of(llm):
     """The engine's own account of itself, in plain copies."""
-    seqs = [*llm.scheduler.running, *llm.scheduler.waiting]
-    pool = llm.block_pool
+    queues = llm.scheduler
+    group_of = {seq: group for group in [*queues.running, *queues.waiting, *queues.swapped] for seq in group.sequences}
+    seqs, pool = list(group_of), llm.block_pool
     return {
-        "waiting": [seq.seq_id for seq in llm.scheduler.waiting],
-        "running": [seq.seq_id for seq in llm.scheduler.running],
-        "tables": {seq.seq_id: list(seq.block_table.blocks) for seq in seqs},
+        "waiting": [seq.seq_id for group in queues.waiting for seq in group.sequences],
+        "running": [seq.seq_id for group in queues.running for seq in group.sequences],
+        "swapped": [seq.seq_id for group in queues.swapped for seq in group.sequences],
+        "tables": {seq.seq_id: [] if group_of[seq] in queues.swapped else list(seq.block_table) for seq in seqs},
         "token_ids": {seq.seq_id: list(seq.token_ids) for seq in seqs},
         "computed": {seq.seq_id: seq.block_table.num_tokens for seq in seqs},
-        "preemptions": {seq.seq_id: seq.num_preemptions for seq in seqs},
+        "preemptions": {seq.seq_id: group_of[seq].num_preemptions for seq in seqs},
         "free_queue": list(pool.free_queue),
         "ref_counts": [pool.ref_count(block) for block in range(pool.num_blocks)],
     }
@@ -79,6 +81,7 @@ def state_in(frame: Frame):
     return {
         "waiting": [ids[label] for label in frame.waiting],
         "running": [ids[label] for label in frame.running],
+        "swapped": [ids[label] for label in frame.swapped],
         "tables": {seq.seq_id: list(seq.blocks) for seq in seqs},
         "token_ids": {seq.seq_id: list(seq.token_ids) for seq in seqs},
         "computed": {seq.seq_id: seq.num_computed_tokens for seq in seqs},
@@ -89,8 +92,10 @@ def state_in(frame: Frame):
 
 
 @pytest.mark.parametrize(("block_size", "num_blocks", "budget"), [(4, 14, 8), (1, 40, 3), (7, 12, 64), (4, 60, 1000)])
-def test_frames_equal_the_engines_state(block_size, num_blocks, budget, monkeypatch):
-    llm = LLM(block_size=block_size, num_blocks=num_blocks, max_num_batched_tokens=budget, max_num_seqs=3)
+@pytest.mark.parametrize("preemption", ["recompute", "swap"])
+def test_frames_equal_the_engines_state(block_size, num_blocks, budget, preemption, monkeypatch):
+    sizes = {"block_size": block_size, "num_blocks": num_blocks, "swap_space": "2MiB"}
+    llm = LLM(**sizes, max_num_batched_tokens=budget, max_num_seqs=3, preemption=preemption)
     scheduled, planned, updated = [], [], []
 
     copy = llm.copy  # the engine calls it right after it has scheduled
@@ -270,7 +275,7 @@ def test_a_failed_step_is_survived(llm, monkeypatch):
             except RuntimeError:
                 assert trace.frames[-1].phase == "schedule"
     assert [frame.step for frame in trace.steps] == [1, 2, 4, 5, 6]
-    assert trace.steps[2].sequences[0].num_preemptions == 1
+    assert trace.steps[2].chunks[0].start == 0, "what was half written was not computed again"
     assert trace.steps[-1].sequences[0].finish_reason == "length"
 
 
@@ -553,24 +558,43 @@ def test_too_small_a_terminal_says_so(demo_frames):
     assert "needs 40 columns and 16 lines" in " ".join(screen(demo_frames[0], 39, 10))
 
 
-def test_a_forked_table_is_drawn():
-    """Nothing forks in the engine yet; the picture is ready for it."""
+def test_samples_share_the_prompts_blocks_and_copy_the_one_they_write_into():
     llm = LLM(block_size=4, num_blocks=8)
     with record(llm) as trace:
-        llm.add_request(list(range(6)), SamplingParams(max_tokens=6, ignore_eos=True))
-        llm.add_request(list(range(6)), SamplingParams(max_tokens=6, ignore_eos=True))
+        llm.add_request(list(range(6)), SamplingParams(n=2, max_tokens=6, seed=1, ignore_eos=True))
         llm.step()
-        first, second = llm.scheduler.running
-        second.block_table.free()
-        second.block_table = first.block_table.fork()
-        assert isinstance(second.block_table, BlockTable)
         llm.step()
     frame = trace.steps[-1]
     assert frame.blocks[0] == BlockFrame(ref_count=2, num_filled=4, holders=("A", "B"))
-    assert frame.copies == (BlockCopy(1, 4),) or frame.copies
+    assert frame.copies == (BlockCopy(1, 2),)
     assert frame.num_stored_tokens == 4 + 3 + 3
     assert any("is shared: it is copied" in event for event in frame.events)
     assert "A█2" in section(screen(frame), "memory")[1]
+
+
+def test_beams_that_branch_and_die_are_told_of():
+    llm = LLM(block_size=4, num_blocks=40)
+    with record(llm) as trace:
+        llm.generate("To be, or", SamplingParams(beam_width=3, max_tokens=8))
+    told = [event for frame in trace.steps for event in frame.events]
+    assert any("branches off and shares block" in event for event in told)
+    assert any("is finished (none of its continuations is among the best)" in event for event in told)
+    assert any("is finished (the search is over)" in event for event in told)
+    for frame in trace.steps:
+        assert frame.num_used_blocks == len({block for seq in frame.sequences for block in seq.blocks})
+        assert max(map(len, screen(frame))) <= 80
+
+
+def test_swapping_is_told_of_and_its_blocks_are_not_drawn_as_if_they_were_in_the_pool():
+    llm = LLM(block_size=4, num_blocks=9, preemption="swap", swap_space="2MiB")
+    with record(llm) as trace:
+        llm.generate(["To be, or", "Speak, speak"], SamplingParams(max_tokens=24, ignore_eos=True))
+    swapped = [frame for frame in trace.steps if frame.swapped]
+    assert swapped and all(seq.blocks == () for frame in swapped for seq in frame.sequences if seq.status == "swapped")
+    assert "swapped out" in "".join(screen(swapped[0]))
+    told = [event for frame in trace.steps for event in frame.events]
+    assert any("saved and free again and it will come back" in event for event in told)
+    assert any("back from swap" in event for event in told)
 
 
 # ---- the player, without a terminal
