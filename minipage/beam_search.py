@@ -12,7 +12,6 @@ can be compared. Nothing here knows of blocks, or of K and V.
 
 from __future__ import annotations
 
-from bisect import insort
 from collections.abc import Collection, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -95,8 +94,7 @@ class BeamSearch:
 
     def _finish(self, hypothesis: Hypothesis) -> None:
         """Keep the `width` best; of equals the earlier."""
-        insort(self.finished, hypothesis, key=lambda h: -h.score)
-        del self.finished[self.width :]
+        self.finished = sorted([*self.finished, hypothesis], key=lambda h: -h.score)[: self.width]
 
     def _can_improve(self, length: int) -> bool:
         """Whether a beam may still make it among the `width` best texts."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
@@ -181,10 +182,12 @@ class BeamRequest(Request):
         logprobs = log_softmax(np.stack([row for _, row in logits]))  # [num_beams, V]
         if len(texts[0]) < self.params.min_tokens:
             logprobs[:, list(self.stop_token_ids)] = -np.inf
-        return [NextToken(beams[parent], token, None) for parent, token in self.search.advance(texts, logprobs)]
+        self._advanced = copy(self.search)  # until the tokens are taken, the step may still fail
+        return [NextToken(beams[parent], token, None) for parent, token in self._advanced.advance(texts, logprobs)]
 
     def take(self, tokens: list[NextToken]) -> list[Sequence]:
         self._note("first_token_time")
+        self.search = self._advanced
         parents = [token.seq for token in tokens]
         beams = []
         for i, parent in enumerate(parents):
