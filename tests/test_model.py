@@ -13,7 +13,7 @@ from minipage.memory import BlockPool, BlockTable
 from minipage.model.gpt import GPT, dense_attend, gelu
 from minipage.model.weights import load_model
 from minipage.sampling import SamplingParams
-from minipage.scheduling import Chunk, Sequence
+from minipage.scheduling import Chunk, Sequence, SequenceGroup
 
 VARIATIONS = {
     "as published": {},
@@ -60,12 +60,13 @@ def test_a_forward_pass_over_scattered_blocks_is_the_dense_one(both, arrays, att
     ours = GPT(config, as_arrays(loaded.weights, arrays))
     pool = BlockPool(40, block_size=3)
     texts = [TOKEN_IDS[:1], TOKEN_IDS[5:40], TOKEN_IDS[20:31]]
-    seqs = [Sequence(str(i), text, CONTEXT, BlockTable(pool)) for i, text in enumerate(texts)]
+    seqs = [Sequence(str(i), text, BlockTable(pool)) for i, text in enumerate(texts)]
     for length in range(max(map(len, texts))):  # token by token in turn, so that the blocks of the three interleave
         for seq in seqs:
             if length < len(seq.token_ids):
                 seq.block_table.append(1)
-    batch = make_batch([Chunk(seq, 0, len(seq.token_ids)) for seq in seqs])
+    groups = [SequenceGroup(seq.seq_id, [seq], CONTEXT) for seq in seqs]
+    batch = make_batch([Chunk(group, group.leader, 0, len(group.leader.token_ids)) for group in groups])
     cache = KVCache(config.n_layer, pool.num_blocks, pool.block_size, config.n_head, config.head_size)
     cache.k[:], cache.v[:] = np.nan, np.nan  # what no token owns must not be looked at
     xp = array_namespace(ours.weights["wte.weight"])

@@ -57,12 +57,26 @@ class Detokenizer:
         if self._tokenizer is None:
             return
         self._held_back.append(token_id)
-        text = self._tokenizer.decode(self._held_back)
-        if not text.endswith("\N{REPLACEMENT CHARACTER}") or len(self._held_back) == 4:
-            self.flush()
+        held = self._held_back
+        text = self._tokenizer.decode(held)
+        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
+            self._take(len(held))
+        elif len(held) > 3:  # more than a character can lack: these begin with bytes that are no character at all
+            splits = (n for n in range(len(held) - 1, 0, -1) if self._halves(n) == text)
+            self._take(next(splits, 0))
 
     def flush(self) -> None:
         """Take what is held back as it is: no more tokens will come."""
-        if self._tokenizer is not None and self._held_back:
-            self.text += self._tokenizer.decode(self._held_back)
-            self._held_back = []
+        self._take(len(self._held_back))
+
+    def _take(self, num_tokens: int) -> None:
+        if self._tokenizer is not None and num_tokens:
+            self.text += self._tokenizer.decode(self._held_back[:num_tokens])
+            del self._held_back[:num_tokens]
+
+    def _halves(self, num_tokens: int) -> str:
+        """The text of what is held back, decoded in two parts: another one if a character lies across them."""
+        if self._tokenizer is None:
+            return ""
+        first, second = self._held_back[:num_tokens], self._held_back[num_tokens:]
+        return self._tokenizer.decode(first) + self._tokenizer.decode(second)

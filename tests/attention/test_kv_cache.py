@@ -44,7 +44,7 @@ def test_each_token_goes_into_its_slot_and_nowhere_else(slots):
 
 def test_copies_are_whole_blocks_in_every_layer_of_k_and_v():
     cache, before = random_cache(), random_cache()
-    copy_blocks(cache, [BlockCopy(0, 3), BlockCopy(0, 4), BlockCopy(5, 1)])
+    copy_blocks(cache, cache, [BlockCopy(0, 3), BlockCopy(0, 4), BlockCopy(5, 1)])
     for block, source in enumerate([0, 5, 2, 0, 0, 5]):
         np.testing.assert_array_equal(cache.k[:, block], before.k[:, source])
         np.testing.assert_array_equal(cache.v[:, block], before.v[:, source])
@@ -52,14 +52,26 @@ def test_copies_are_whole_blocks_in_every_layer_of_k_and_v():
 
 def test_a_block_copied_from_and_to_in_one_batch_gives_its_old_contents():
     cache, before = random_cache(), random_cache()
-    copy_blocks(cache, [BlockCopy(2, 0), BlockCopy(0, 1)])
+    copy_blocks(cache, cache, [BlockCopy(2, 0), BlockCopy(0, 1)])
     np.testing.assert_array_equal(cache.k[:, 1], before.k[:, 0])
     np.testing.assert_array_equal(cache.k[:, 0], before.k[:, 2])
 
 
+def test_blocks_are_copied_from_one_cache_to_another_with_their_scales():
+    for dtype in (np.float32, np.int8):
+        here, there = KVCache(2, 4, 4, 2, 3, dtype), KVCache(2, 9, 4, 2, 3, dtype)
+        rng = np.random.default_rng(0)
+        for array in here.arrays:
+            array[:] = rng.integers(1, 100, array.shape)
+        copy_blocks(here, there, [BlockCopy(3, 8), BlockCopy(1, 0)])
+        for old, new in zip(here.arrays, there.arrays):
+            np.testing.assert_array_equal(new[:, [8, 0]], old[:, [3, 1]])
+            assert not new[:, 1:8].any()
+
+
 def test_no_copies_change_nothing():
     cache = random_cache()
-    copy_blocks(cache, [])
+    copy_blocks(cache, cache, [])
     np.testing.assert_array_equal(cache.k, random_cache().k)
 
 

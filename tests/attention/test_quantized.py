@@ -14,7 +14,8 @@ from minipage.errors import ConfigurationError, KernelArgumentError
 VERSIONS = {"reference": reference.paged_attention, "cpu": cpu.paged_attention}
 versions = pytest.mark.parametrize("paged_attention", VERSIONS.values(), ids=VERSIONS.keys())
 dtypes = pytest.mark.parametrize("name", ["int8", "fp8"])
-rows = arrays(np.float32, (5, 8), elements=st.floats(-1e4, 1e4, width=32))
+magnitudes = st.floats(2.0**-60, 1e4, width=32)  # scales of numbers near the smallest there are would be 0
+rows = arrays(np.float32, (5, 8), elements=st.just(0.0) | magnitudes | magnitudes.map(lambda x: -x))
 
 
 def test_the_256_numbers_of_fp8_are_those_of_pytorch():
