@@ -428,12 +428,50 @@ def test_the_pool_shows_owner_and_fill(demo_frames):
 
 
 def test_the_large_pool_shows_the_words(demo_frames):
-    frame = demo_frames[8]
-    text = "\n".join(section(screen(frame, 160, 48), "memory"))
-    for seq in frame.sequences:
-        for logical in range(len(seq.blocks)):
-            words = "│".join(visible(token, UNICODE) for token in seq.block_tokens(logical, frame.block_size))
-            assert words[:20] in text
+    """Six boxes of 26 columns in a row, each with its number, its words and the logical block that they are."""
+    for frame in demo_frames:
+        lines = section(screen(frame, 160, 48), "memory")
+        homes = {block: (seq, i) for seq in frame.sequences for i, block in enumerate(seq.blocks)}
+        for block in range(len(frame.blocks)):
+            row, column = 3 * (block // 6), 26 * (block % 6)
+            head, words, foot = (line.ljust(160)[column : column + 25] for line in lines[row : row + 3])
+            assert f" block {block} " in head
+            if block in homes:
+                seq, logical = homes[block]
+                tokens = [visible(token, UNICODE) for token in seq.block_tokens(logical, frame.block_size)]
+                assert words.startswith("│" + "│".join(tokens)[:23])
+                assert f" logical {logical} " in foot and seq.label in foot
+            else:
+                assert "free" in foot
+
+
+@pytest.fixture(scope="module")
+def one_long():
+    """A step with one request of twenty blocks between two of one."""
+    llm = LLM(block_size=2, num_blocks=24)
+    with record(llm) as trace:
+        for length in (1, 39, 2):
+            llm.add_request(list(range(300, 300 + length)), SamplingParams(max_tokens=2))
+        llm.step()
+    return trace.steps[0]
+
+
+def test_a_long_request_gets_the_room_that_others_spare(one_long):
+    lines = section(screen(one_long, 80, 26), "requests")
+    assert tuple(map(int, re.findall(r"→(\d+)", "\n".join(lines)))) == tuple(range(22))
+
+
+@pytest.mark.parametrize(("width", "height"), [(60, 18), (40, 16)])
+def test_without_room_the_last_blocks_are_shown(one_long, width, height):
+    lines = section(screen(one_long, width, height), "requests")
+    first, second, third = re.split(r"(?m)^ (?=[A-C]  )", "\n".join(lines))[1:]
+    assert "→0" in first and "→20*" in second and "→1*" not in second and "→21*" in third
+
+
+def test_without_room_events_are_cut(demo_frames):
+    frame = max(demo_frames, key=lambda frame: len(frame.events))
+    lines = section(screen(frame, 60, 20), "what happened")
+    assert lines[1] == "• … and more"
 
 
 def test_bars_compare_paging_with_reservations(demo_frames):
@@ -548,7 +586,11 @@ def test_many_requests_and_a_large_pool_fit(crowd, width, height):
     assert len(lines) == height and max(map(cell_len, lines)) <= width
     assert any("more requests" in line for line in lines)
     assert [seq.label for seq in crowd.all_sequences] == [label_of(i) for i in range(80)]
-    assert any("more blocks" in line for line in lines)
+    memory = section(lines, "memory")
+    more = next(i for i, line in enumerate(memory) if "more blocks" in line)
+    letters = "".join(memory[:more])
+    assert more > 0 and len(letters) == width * more
+    assert letters.startswith("".join(block.holders[0][-1] for block in crowd.blocks[: min(80, len(letters))]))
 
 
 def test_too_small_a_terminal_says_so(demo_frames):
@@ -614,7 +656,7 @@ def test_back_shows_what_was_shown_before(player, demo_frames):
     assert player.frame is demo_frames[3]
     player.press("right")
     assert player.frame is demo_frames[4]
-    for _ in range(10):
+    for _ in range(6):
         player.press("left")
     assert player.frame is demo_frames[0]
 

@@ -84,12 +84,13 @@ class Player:
     def back(self) -> None:
         self.position = max(0, self.position - 1)
 
-    def tick(self) -> None:
-        """The time of one step has passed."""
+    def tick(self) -> bool:
+        """The time of one step has passed; returns whether there is something new to see."""
         if self.playing and not self.helping:
             self.forward()
-        elif self.finished and not self.touched:
-            self.left = True
+            return True
+        self.left = self.finished and not self.touched
+        return False
 
     def press(self, key: str) -> None:
         """Do what `key` stands for."""
@@ -133,7 +134,8 @@ class Player:
 def play(player: Player, console: Console) -> None:
     """Show `player` on the full screen until the viewer leaves, or the last frame was seen and no key pressed."""
     with Keys() as keys, Live(console=console, screen=True, auto_refresh=False) as live:
-        shown, due = None, time.monotonic() + player.seconds
+        shown: tuple[int, int] | None = None  # the size that the picture on the screen was drawn for
+        due = time.monotonic() + player.seconds
         while not player.left:
             size = console.size
             if shown != size:
@@ -142,8 +144,9 @@ def play(player: Player, console: Console) -> None:
             key = keys.poll(min(LOOK_AROUND, max(0.0, due - time.monotonic())))
             if key:
                 player.press(key)
-            elif time.monotonic() >= due:
-                player.tick()
-            else:
+                shown = None
+            elif time.monotonic() < due:
                 continue
-            shown, due = None, time.monotonic() + (LINGER if player.finished else player.seconds)
+            elif player.tick():
+                shown = None
+            due = time.monotonic() + (LINGER if player.finished else player.seconds)

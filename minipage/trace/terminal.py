@@ -34,11 +34,11 @@ def draw(frame: Frame, width: int, height: int | None, glyphs: Glyphs = UNICODE,
     `footer` is put in the last line.
     """
     if height is None:
-        return _group(_lines(frame, width, glyphs, roomy=False), width)
+        return _group(_lines(frame, width, glyphs, roomy=False))
     if width < MIN_WIDTH or height < MIN_HEIGHT:
         return too_small(width, height)
     lines = _lines(frame, width, glyphs, roomy=width >= 100 and height >= 36, height=height)
-    return _group([*lines, footer or Text()], width)
+    return _group([*lines, footer or Text()])
 
 
 def too_small(width: int, height: int) -> Group:
@@ -72,10 +72,9 @@ def _pool_height(height: int | None) -> int:
     return 2 if height < 24 else max(4, height // 4)
 
 
-def _group(lines: list[Text], width: int) -> Group:
+def _group(lines: list[Text]) -> Group:
     for line in lines:
-        line.truncate(width)
-        line.no_wrap = True
+        line.no_wrap = True  # what is too long is cut off
     return Group(*lines)
 
 
