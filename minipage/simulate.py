@@ -11,8 +11,8 @@ these are), and the shares are averaged over time. That is Figure 2 of the Paged
 OPT-13B on a GPU with room for 15,728 slots.
 
 The paper publishes only the means of its ShareGPT workload: 161.31 prompt and 337.99 output tokens. Shapes and spreads
-are our choice: prompts log-normal with a standard deviation of 200, outputs gamma with one of 296, and a request that
-would be longer than the model's 2,048 tokens is drawn again.
+are our choice: prompts log-normal with a standard deviation of 200, outputs gamma with one of 296. A request that would
+be longer than the model's 2,048 tokens is drawn again, which brings the means down to 157 and 334.
 """
 
 from __future__ import annotations
@@ -330,7 +330,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except (OSError, MemoryError) as error:
-        print(f"error: {error or 'out of memory'}", file=sys.stderr)
+        print(f"error: {str(error) or 'out of memory'}", file=sys.stderr)
         return 1
     return 0
 

@@ -86,7 +86,7 @@ class BuddyAllocator:
         """Check the allocator against the first slots of all the chunks that anybody holds.
 
         Raises IntegrityError with the first thing that is wrong: holders and chunks in use disagree, a slot is in no
-        chunk or in two, or free buddies were not joined.
+        chunk or in two, or chunks were joined that are no buddies, or not joined that are.
         """
         holders = Counter(starts)
         for start in self._order.keys() | holders.keys():
@@ -99,8 +99,8 @@ class BuddyAllocator:
             if start != end:
                 raise IntegrityError(f"slot {min(start, end)} belongs to {'two chunks' if start < end else 'none'}.")
             end = start + (1 << order)
-        if apart := [start for start, order in free if start ^ (1 << order) in self._free[order]]:
-            raise IntegrityError(f"the free chunks at slots {apart} are buddies, but were not joined.")
+        if wrong := [start for start, k in free if start % (1 << k) or start ^ (1 << k) in self._free[k]]:
+            raise IntegrityError(f"free chunks at slots {wrong} begin at no multiple of their size, or are buddies.")
 
 
 class ContiguousTable:

@@ -1,0 +1,229 @@
+"""The simulation gives the paper's numbers, the same ones each time, and refuses what cannot be simulated."""
+
+import itertools
+import re
+import statistics
+
+import numpy as np
+import pytest
+
+from minipage import simulate as sim
+from minipage.errors import ConfigurationError, InvalidRequestError
+from minipage.memory import BlockPool, BlockTable
+from minipage.simulate import NUM_SLOTS, PAPER, Request, draw_lengths, draw_requests, memories, simulate, worked_example
+
+
+@pytest.fixture(scope="module")
+def results():
+    """Enough requests to come within a few points of the paper; the command line takes more."""
+    return {name: simulate(memory, draw_requests(0), NUM_SLOTS, 400) for name, memory in memories().items()}
+
+
+# ---- Figure 2 --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["Orca (Max)", "Orca (Pow2)", "Orca (Oracle)"])
+def test_what_becomes_of_the_slots_is_within_a_few_points_of_the_papers_figure_2(results, name):
+    shares, _ = PAPER[name]
+    assert results[name].shares == pytest.approx(shares, abs=4)
+
+
+def test_paged_memory_is_almost_all_token_states(results):
+    assert results["paged"].shares.token_states == pytest.approx(PAPER["paged"][0].token_states, abs=2)
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_shares_are_all_of_the_memory(results, name):
+    assert sum(results[name].shares) == pytest.approx(100)
+    assert min(results[name].shares) >= 0
+
+
+def test_as_many_run_at_a_time_as_in_the_papers_figure_13(results):
+    batches = [results[name].mean_batch for name in ("Orca (Max)", "Orca (Pow2)", "Orca (Oracle)")]
+    assert batches == [7, pytest.approx(9.81, abs=1), pytest.approx(13.62, abs=1.5)]
+    # The paper's 30.42 is at two requests a second; here there are always more waiting.
+    assert 30 < results["paged"].mean_batch < 37
+
+
+def test_only_paged_memory_ever_has_to_preempt(results):
+    assert [result.preemptions > 0 for result in results.values()] == [False, False, False, True]
+
+
+def test_the_same_seed_gives_the_same_numbers():
+    first, again, other = (simulate(memories()["paged"], draw_requests(seed), NUM_SLOTS, 50) for seed in (0, 0, 1))
+    assert first == again != other
+
+
+# ---- small enough to follow by hand ----------------------------------------------------------------------------------
+
+
+def test_reserving_runs_one_after_the_other_what_paging_runs_together():
+    """Requests of 1 + 7 tokens in 16 slots. Each step is measured after its tokens are stored."""
+    requests = itertools.repeat(Request(1, 7))
+    oracle = simulate(sim.contiguous(sim.reserve_oracle, 16), requests, 16, 40)
+    assert oracle.mean_batch == 2  # 8 slots each, from the first token to the last
+    assert oracle.shares == pytest.approx((100 * 4.5 / 8, 100 * 3.5 / 8, 0, 0))  # 1, 2, ... 8 tokens stored
+    paged = simulate(sim.paged(16, 1), requests, 16, 40)
+    assert paged.mean_batch > 2
+    assert paged.shares.token_states > 80
+
+
+def test_who_cannot_get_another_block_waits_again_before_those_who_came_later():
+    """Two blocks of 2: A and B start with one token each, and A's third token takes B's block."""
+    lengths = iter([Request(1, 3), Request(1, 2), *[Request(1, 1)] * 9])
+    pool, order = BlockPool(2, 2), []
+
+    def memory(request):
+        table = BlockTable(pool)
+        order.append((request, table))
+        return table
+
+    running, waiting = [], sim.deque()
+    sim.admit(running, waiting, memory, lengths)
+    assert [job.num_tokens for job in running] == [1, 1]
+    assert sim.decode(running) == []
+    preempted = sim.decode(running)
+    assert [job.request for job in preempted] == [Request(1, 2)]
+    assert [(job.request, job.num_tokens) for job in running] == [(Request(1, 3), 3)]
+    assert preempted[0].num_tokens == 2, "what was generated is known, and will be computed again"
+    assert (preempted[0].table.num_tokens, pool.num_free) == (0, 0)
+
+
+def test_everybody_is_told_apart_and_counted_once():
+    calls = []
+    simulate(sim.paged(64, 4), itertools.repeat(Request(2, 2)), 64, 30, lambda: calls.append(1))
+    assert len(calls) >= 30
+
+
+@pytest.mark.parametrize("num_requests", [1, 2, 3, 4, 5])
+def test_even_if_all_finish_in_one_step_something_is_measured(num_requests):
+    result = simulate(sim.paged(64, 4), itertools.repeat(Request(1, 1)), 64, num_requests)
+    assert sum(result.shares) == pytest.approx(100)
+
+
+# ---- requests --------------------------------------------------------------------------------------------------------
+
+
+def test_the_distributions_have_the_means_and_spreads_that_they_are_asked_for():
+    generator = np.random.default_rng(0)
+    prompts = generator.lognormal(*sim.lognormal_parameters(161.31, 200), 10**6)  # [10**6]
+    outputs = generator.gamma(*sim.gamma_parameters(337.99, 296), 10**6)  # [10**6]
+    assert (prompts.mean(), prompts.std()) == (pytest.approx(161.31, rel=0.01), pytest.approx(200, rel=0.02))
+    assert (outputs.mean(), outputs.std()) == (pytest.approx(337.99, rel=0.01), pytest.approx(296, rel=0.02))
+
+
+def test_what_is_too_long_for_the_model_is_drawn_again_which_makes_the_others_a_little_shorter():
+    requests = list(itertools.islice(draw_requests(1), 50_000))
+    prompts, outputs = zip(*requests)
+    assert (statistics.mean(prompts), statistics.mean(outputs)) == (
+        pytest.approx(157, abs=3),
+        pytest.approx(334, abs=4),
+    )
+    assert min(prompts) >= 1 and min(outputs) >= 1 and max(request.final_len for request in requests) <= 2048
+
+
+def test_another_seed_gives_other_requests():
+    first, same, other = (list(itertools.islice(draw_requests(seed), 20)) for seed in (0, 0, 1))
+    assert first == same != other
+
+
+# ---- the example that everybody knows --------------------------------------------------------------------------------
+
+
+def test_64_requests_reserve_128000_slots_and_use_half_or_a_quarter_of_them():
+    taken = {name: worked_example(draw_lengths(name, 64, 50, 2000, 0), 2000) for name in ("uniform", "log-uniform")}
+    for example in taken.values():
+        assert example.contiguous == 128_000
+        assert example.num_tokens <= example.paged < example.num_tokens + 64 * 16
+    assert taken["uniform"].paged == pytest.approx(65_600, rel=0.15)  # 64 times 1,025
+    assert taken["log-uniform"].paged == pytest.approx(33_800, rel=0.15)  # 64 times 1,950 / ln 40
+
+
+def test_paging_wastes_at_most_a_part_of_one_block_for_each_request():
+    assert worked_example([1, 16, 17], 20, block_size=16) == (34, 60, 64)
+
+
+@pytest.mark.parametrize("distribution", ["uniform", "log-uniform"])
+def test_lengths_stay_within_their_bounds(distribution):
+    lengths = draw_lengths(distribution, 10_000, 50, 2000, 3)
+    assert 50 <= min(lengths) < 60
+    assert 1900 < max(lengths) <= 2000
+
+
+# ---- what cannot be simulated ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_request_that_fits_nowhere_ends_the_simulation(name):
+    with pytest.raises(InvalidRequestError, match=r"a request of 900 tokens finds no place in an empty memory of 512"):
+        simulate(memories(512)[name], itertools.repeat(Request(400, 500)), 512, 10)
+
+
+@pytest.mark.parametrize("name", ["num_slots", "block_size"])
+def test_sizes_are_whole_numbers_of_at_least_1(name):
+    with pytest.raises(ConfigurationError, match=f"{name} is 0"):
+        memories(**{name: 0})
+
+
+def test_a_memory_smaller_than_a_block_is_refused():
+    with pytest.raises(ConfigurationError, match="10 slots are not even one block of 16"):
+        memories(10)
+
+
+def test_at_least_one_request_has_to_finish():
+    with pytest.raises(ConfigurationError, match="num_requests is 0"):
+        simulate(sim.paged(64, 4), itertools.repeat(Request(1, 1)), 64, 0)
+
+
+# ---- the command -----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_prints_both_tables_in_plain_text_when_nobody_is_watching(capsys):
+    assert sim.main(["--requests", "20"]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    assert "\x1b" not in out and "\r" not in out, "no colours and no progress bar"
+    assert re.search(r"Orca \(Max\) +simulated +[\d.]+ +[\d.]+ +[\d.]+ +[\d.]+ +7\.0", out)
+    assert re.search(r"paper +20\.4 +13\.3 +57\.3 +8\.9 +7\.0", out)
+    assert re.search(r"uniform +[\d,]+ +128,000 +[\d,]+", out)
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_beside_another_memory_the_papers_numbers_would_mislead(capsys):
+    assert sim.main(["--requests", "20", "--slots", "8192"]) == 0
+    assert "paper" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--requests", "0"], "requests is 0"),
+        (["--slots", "-5"], "slots is -5"),
+        (["--block-size", "0"], "block_size is 0"),
+        (["--seed", "-1"], "seed is -1"),
+        (["--slots", "10"], "10 slots are not even one block of 16"),
+        (["--slots", "2000"], "finds no place in an empty memory of 2000 slots"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_bad_input_is_answered_with_a_sentence_and_exit_code_2(arguments, sentence, capsys):
+    assert sim.main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert sentence in err
+
+
+def test_an_option_that_is_no_number_is_exit_code_2(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        sim.main(["--requests", "many"])
+    assert "many" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (OSError("disk full"), 1), (MemoryError(), 1)])
+def test_what_fails_on_the_way_is_exit_code_1_and_ctrl_c_130(error, code, capsys, monkeypatch):
+    def fail(args):
+        raise error
+
+    monkeypatch.setattr(sim, "report", fail)
+    assert sim.main([]) == code
+    assert capsys.readouterr().err == {130: "", 1: f"error: {str(error) or 'out of memory'}\n"}[code]
