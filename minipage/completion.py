@@ -69,6 +69,7 @@ class Completion:
     def finish(self, reason: str) -> None:
         """Nothing more will come: "stop", "length" or "abort"."""
         self.finish_reason = reason
+        self.seq.finished = True
         self._detokenizer.flush()
 
     def output(self) -> CompletionOutput:

@@ -236,6 +236,8 @@ class LLM:
                 self.update(plan, tokens)
         except BaseException:  # Ctrl-C too: whatever was half done is computed again, and nothing is lost
             self.scheduler.recompute_all()
+            for request in [request for request in self.requests.values() if request.finished]:
+                self._tell(request)
             raise
 
     def schedule(self) -> StepPlan:
@@ -276,11 +278,15 @@ class LLM:
         for request, its_tokens in tokens.items():
             for seq in request.take(its_tokens):
                 self.scheduler.finish(request.group, seq)
-            self._inbox[request.request_id] = request
-            if request.finished:
-                del self.requests[request.request_id]
+            self._tell(request)
 
     # ---- helpers
+
+    def _tell(self, request: Request) -> None:
+        """There is news of a request; after the last of it the engine forgets it."""
+        self._inbox[request.request_id] = request
+        if request.finished:
+            del self.requests[request.request_id]
 
     def _run(self, request_ids: list[str]) -> Iterator[Request]:
         """Step until these requests are done, and yield each whenever it has news."""

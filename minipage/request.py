@@ -196,6 +196,8 @@ class BeamRequest(Request):
         for beam, token in zip(beams, tokens):
             beam.token_ids.append(token.token_id)
         dead = [seq for seq in self.group.sequences if seq not in parents]
+        for seq in dead:
+            seq.finished = True
         self.group.sequences = beams + dead
         if self.search.done:
             self._note("finished_time")

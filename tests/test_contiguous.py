@@ -277,6 +277,26 @@ def test_random_programs_notice_a_broken_allocator(mutant):
         run(machine(mutant), settings=until_it_fails)
 
 
+@pytest.mark.parametrize(
+    ("mutant", "words"),
+    [
+        (NeverJoins, "or are buddies"),
+        (JoinsNeighboursThatAreNoBuddies, r"slots \[1\] begin at no multiple of their size"),
+        (HandsOutTheUpperHalfTwice, "belongs to two chunks"),
+        (ForgetsTheLastDigit, "slot 10 belongs to none"),
+    ],
+)
+def test_check_integrity_notices_by_itself_when_chunks_are_wrong(mutant, words):
+    allocator = mutant(11)
+    chunks = [allocator.allocate(size) for size in (1, 1, 1, 1, 4)]
+    for start in (1, 2):
+        allocator.free(start)
+    allocator.free(chunks.pop())
+    allocator.allocate(4)
+    with pytest.raises(IntegrityError, match=words):
+        BuddyAllocator.check_integrity(allocator, list(allocator._order))
+
+
 # ---- a request's place -----------------------------------------------------------------------------------------------
 
 

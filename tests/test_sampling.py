@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from minipage.errors import InvalidRequestError, MinipageError
-from minipage.sampling import SamplingParams, probabilities, sample, top_logprobs
+from minipage.sampling import SamplingParams, probabilities, random_number, sample, top_logprobs
 
 # Whole numbers divided by a power of two: sums come out the same in any order, so a tie is a tie for everybody.
 logit_rows = st.lists(st.integers(-80, 80).map(lambda i: i / 8), min_size=1, max_size=12).map(
@@ -111,32 +111,54 @@ def test_a_huge_temperature_makes_all_tokens_alike():
 # ---- the draw
 
 
+numbers = st.floats(0, 1, exclude_max=True)
+
+
 def test_tokens_are_drawn_as_often_as_their_probabilities_say():
+    """With the numbers of one sample's positions, of many samples at one position, and of many seeds."""
     logits = np.log(np.array([0.4, 0.05, 0.3, 0.2, 0.05], np.float32))
-    params, draws = SamplingParams(top_p=0.95), 20_000
-    rng = np.random.default_rng(1)
-    counts = Counter(sample(logits, params, rng) for _ in range(draws))
-    expected = probabilities(logits, params) * draws
-    assert set(counts) == set(np.flatnonzero(expected)), "a filtered token was drawn, or a likely one never"
-    chi_square = sum((counts[token] - e) ** 2 / e for token, e in enumerate(expected) if e)
-    assert chi_square < 25, f"drawn {counts}, expected {expected}: chi-square {chi_square:.1f} of 4 or 5 tokens"
+    params, num_draws = SamplingParams(top_p=0.95), 20_000
+    expected = probabilities(logits, params) * num_draws
+    for vary in (lambda i: (7, 0, i), lambda i: (7, i, 3), lambda i: (i, 0, 3)):
+        counts = Counter(sample(logits, params, random_number(*vary(i))) for i in range(num_draws))
+        assert set(counts) == set(np.flatnonzero(expected)), "a filtered token was drawn, or a likely one never"
+        chi_square = sum((counts[token] - e) ** 2 / e for token, e in enumerate(expected) if e)
+        assert chi_square < 25, f"drawn {counts}, expected {expected}: chi-square {chi_square:.1f} of 4 or 5 tokens"
 
 
-@given(logit_rows, st.integers(0, 2**32))
-def test_temperature_zero_takes_the_likeliest_token_and_draws_nothing(logits, seed):
-    rng = np.random.default_rng(seed)
-    assert sample(logits, SamplingParams(temperature=0, top_k=3, top_p=0.1), rng) == int(logits.argmax())
-    assert rng.random() == np.random.default_rng(seed).random(), "a greedy choice used up a random number"
+@given(logit_rows, numbers)
+def test_temperature_zero_takes_the_likeliest_token_whatever_was_drawn(logits, draw):
+    assert sample(logits, SamplingParams(temperature=0, top_k=3, top_p=0.1), draw) == int(logits.argmax())
 
 
-@given(logit_rows, temperatures, st.integers(0, 2**32))
-def test_every_token_costs_one_random_number(logits, temperature, seed):
-    rng, twin = np.random.default_rng(seed), np.random.default_rng(seed)
-    token = sample(logits, SamplingParams(temperature=temperature), rng)
+@given(logit_rows, temperatures, numbers)
+@example(np.array([0, 0], np.float32), 1.0, 0.5)  # on the edge: the second half begins here
+@example(np.array([0, -80], np.float32), 0.05, 0.0)
+@example(np.array([-80, 0], np.float32), 0.05, 0.0)  # not the token that has no probability
+def test_the_draw_says_which_share_of_the_distribution_is_hit(logits, temperature, draw):
+    token = sample(logits, SamplingParams(temperature=temperature), draw)
     edges = np.cumsum(slow_probabilities(logits, SamplingParams(temperature=temperature))[0])
-    draw = twin.random()
     assert edges[token] >= draw - 1e-9 and (token == 0 or edges[token - 1] <= draw + 1e-9)
-    assert rng.random() == twin.random()
+
+
+@given(logit_rows, temperatures, top_ks, top_ps, min_ps)
+def test_the_largest_and_smallest_draw_never_hit_a_filtered_token(logits, temperature, top_k, top_p, min_p):
+    params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    for draw in (0.0, math.nextafter(1, 0)):
+        assert probabilities(logits, params)[sample(logits, params, draw)] > 0
+
+
+@given(st.integers(0, 2**70), st.integers(0, 1000), st.integers(0, 10**6))
+def test_a_random_number_is_made_from_its_seed_index_and_position_alone(seed, index, position):
+    number = random_number(seed, index, position)
+    assert 0 <= number < 1
+    assert random_number(seed, index, position) == number, "the same three gave another number"
+    others = random_number(seed + 1, index, position), random_number(seed, index + 1, position)
+    assert number not in (*others, random_number(seed, index, position + 1), random_number(seed, position, index + 1))
+
+
+def test_digits_that_only_look_alike_make_different_numbers():
+    assert len({random_number(*three) for three in ((1, 11, 1), (11, 1, 1), (1, 1, 11), (111, 0, 1))}) == 4
 
 
 @given(logit_rows, st.sampled_from([0.0, 0.7, 1.0]), st.data())
@@ -144,9 +166,8 @@ def test_forbidden_tokens_are_never_drawn(logits, temperature, data):
     tokens = st.integers(0, len(logits) - 1)
     forbidden = data.draw(st.sets(tokens, max_size=len(logits) - 1))
     before = logits.copy()
-    rng = np.random.default_rng(0)
-    for _ in range(5):
-        assert sample(logits, SamplingParams(temperature=temperature), rng, frozenset(forbidden)) not in forbidden
+    for draw in (0.0, 0.3, 0.6, math.nextafter(1, 0)):
+        assert sample(logits, SamplingParams(temperature=temperature), draw, frozenset(forbidden)) not in forbidden
     np.testing.assert_array_equal(logits, before, "the row of logits belongs to somebody else and was changed")
 
 
@@ -188,6 +209,9 @@ GOOD = [
     {"stop": (), "stop_token_ids": [3, 4]},
     {"stop": None, "stop_token_ids": None},  # vLLM's defaults
     {"logprobs": 0},
+    {"n": 4},
+    {"beam_width": 1},
+    {"beam_width": 3, "length_penalty": -0.5, "early_stopping": "never", "stop_token_ids": [1]},
 ]
 BAD = {
     "temperature": [math.nan, math.inf, -math.inf, -0.1, True, "1", None, [1.0]],
@@ -199,6 +223,10 @@ BAD = {
     "min_tokens": [-1, 17, 1.0, True, None],  # max_tokens is 16
     "logprobs": [-1, 1.0, True, "all"],
     "stop": ["", [""], ["ok", ""], [3], 5, [None]],
+    "n": [0, -1, 1.0, True, "2", None],
+    "beam_width": [0, -1, 1.5, True, "4"],
+    "length_penalty": [math.nan, math.inf, "1", None, True],
+    "early_stopping": ["always", None, 2],
     "stop_token_ids": [["x"], [1.0], [True], 5, "12"],
 }
 
@@ -218,6 +246,25 @@ def test_a_bad_parameter_is_named_with_its_value(name, value):
         SamplingParams(**{name: value})
     assert str(error.value).startswith(f"{name} is {value!r}; it must be "), str(error.value)
     assert isinstance(error.value, MinipageError) and isinstance(error.value, ValueError)
+
+
+BEAMS_DO_NOT = [
+    {"n": 2},
+    {"temperature": 0.7},
+    {"top_k": 3},
+    {"top_p": 0.9},
+    {"min_p": 0.1},
+    {"stop": "x"},
+    {"logprobs": 1},
+]
+
+
+@pytest.mark.parametrize("values", BEAMS_DO_NOT, ids=str)
+def test_a_beam_search_refuses_what_it_would_ignore(values):
+    SamplingParams(**values)
+    with pytest.raises(InvalidRequestError, match="beam") as error:
+        SamplingParams(beam_width=2, **values)
+    assert all(name in str(error.value) for name in values), str(error.value)
 
 
 def test_parameters_do_not_change():

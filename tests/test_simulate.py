@@ -89,6 +89,24 @@ def test_who_cannot_get_another_block_waits_again_before_those_who_came_later():
     assert (preempted[0].table.num_tokens, pool.num_free) == (0, 0)
 
 
+def test_equal_requests_finish_in_the_order_in_which_they_came_however_often_they_are_preempted():
+    pool, order, preemptions = BlockPool(num_blocks=16, block_size=1), [], []
+
+    class WatchedTable(BlockTable):
+        def free(self):
+            (order if self.num_tokens == 9 else preemptions).append(self.number)
+            super().free()
+
+    def memory(request, numbers=itertools.count()):
+        table = WatchedTable(pool)
+        table.number = next(numbers)
+        return table
+
+    simulate(memory, itertools.repeat(Request(2, 7)), 16, 30)
+    assert len(preemptions) > 30
+    assert order == sorted(order)
+
+
 def test_everybody_is_told_apart_and_counted_once():
     calls = []
     simulate(sim.paged(64, 4), itertools.repeat(Request(2, 2)), 64, 30, lambda: calls.append(1))

@@ -237,9 +237,12 @@ class Scheduler:
     def recompute_all(self) -> None:
         """A step failed half way. Nothing that it moved or wrote can be trusted, so all K and V are computed again."""
         for group in [*self.running, *self.swapped]:
-            self._dequeue(group)
-            group.restart(self.block_pool)
-            self._enqueue(group, Status.WAITING)
+            for seq in [seq for seq in group.sequences if seq.finished]:
+                self.finish(group, seq)
+            if group.sequences:
+                self._dequeue(group)
+                group.restart(self.block_pool)
+                self._enqueue(group, Status.WAITING)
 
     def check_integrity(self) -> None:
         """Raise IntegrityError unless the block tables account for every block in use, here and in the swap pool."""

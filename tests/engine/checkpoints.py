@@ -17,7 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from minipage.model.gpt import GPT, dense_attend
 from minipage.model.weights import load_model
-from minipage.sampling import probabilities
+from minipage.sampling import probabilities, random_number
 
 VOCAB, CONTEXT = 60, 64
 EOS = VOCAB - 1
@@ -90,19 +90,19 @@ class Dense:
         self.logits(token_ids, attend)
         return np.stack(keys), np.stack(values)
 
-    def explains(self, prompt, output, params):
-        """Whether each token of `output` is what `params` choose after those before it.
+    def explains(self, prompt, output, params, index=0):
+        """Whether each token of `output` is what `params` choose after those before it, for sample number `index`.
 
         Paged and dense sums differ in the last digits, so a choice is also right if it was a tie up to these.
         """
         rows = self.logits([*prompt, *output])[len(prompt) - 1 :]  # row i gave output[i]
-        rng = np.random.default_rng(params.seed)
-        for token, logits in zip(output, rows, strict=False):
+        for position, (token, logits) in enumerate(zip(output, rows, strict=False), len(prompt)):
             if params.temperature == 0:
                 if logits[token] < logits.max() - 1e-4:
                     return False
             else:
                 edges = np.concatenate([[0.0], np.cumsum(probabilities(logits, params))])
-                if not edges[token] - 1e-4 <= rng.random() * edges[-1] <= edges[token + 1] + 1e-4:
+                draw = random_number(params.seed, index, position) * edges[-1]
+                if not edges[token] - 1e-4 <= draw <= edges[token + 1] + 1e-4:
                     return False
         return True

@@ -1,178 +1,130 @@
-"""The whole engine under random programs: requests arrive, steps run or fail, requests are aborted.
+"""The whole engine under random programs: requests arrive, steps run or fail, prefixes are forgotten, requests aborted.
 
-Two oracles watch it, and neither looks behind the public methods, so the machine runs on any scheduler, block pool and
-block table: `machine(folder, scheduler=MyScheduler, pool=MyPool, table=MyTable)`.
+Two oracles watch it, and neither looks behind the public methods, so the machine runs on any scheduler, block pool,
+block table and prefix cache: `machine(folder, Scheduler=Mine, Table=MyTable)`.
 
-The slots. K and V of a token depend on all the tokens before it, so what a slot may hold is described exactly by a
-prefix: the tokens up to and including its own. `SlotOracle` remembers the prefix that each step promises to write to
-each slot, and at every call of the attention kernel follows the block tables as the kernel will: every slot it reads
-must be of exactly the right prefix, and must really hold its K and V, which a dense forward pass computes anew. Slots
-that no sequence owns are filled with NaN.
+The slots. At every call of the attention kernel, every slot that it reads must hold exactly the right prefix: see
+slot_oracle.py.
 
-The texts. When all is done, every request must have the tokens that the dense model gives it, with no cache at all.
+The texts. When all is done, every request must have what it gets from an engine that never shares, preempts or cuts
+anything, and the dense model must agree that this is what the parameters ask for.
 """
 
 import sys
 from functools import lru_cache
 
-import numpy as np
 from engine.checkpoints import VOCAB, Dense
+from engine.slot_oracle import SlotOracle, WatchedLLM
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from minipage.attention import reference
 from minipage.engine import LLM
 from minipage.errors import InvalidRequestError
-from minipage.memory import BlockPool, BlockTable
+from minipage.memory import BlockPool, BlockTable, PrefixCache, blocks_needed
 from minipage.sampling import SamplingParams
-from minipage.scheduling import Scheduler
+from minipage.scheduling import POLICIES, Scheduler
 
 
-class SlotOracle:
-    """Knows what every slot of the KV cache holds, and proves it at every call of the kernel."""
+def machine(folder, **parts):
+    """An EngineMachine that runs the model in `folder`, with other parts, e.g. Scheduler=Mine, or preemption="swap"."""
+    dense, plain = Dense(folder), LLM(folder, num_blocks=64, attention="reference")
 
-    def __init__(self, dense_kv):
-        self.dense_kv = dense_kv
-        self.prefixes = {}  # slot -> the tokens whose K and V it holds; not there: nothing to be trusted
-        self.chunks = []  # (tokens, start, stop) of each sequence in the step being computed
-        self.written = set()  # the slots that this step writes
-        self.layer = 0
-        self.fail_in_layer = None  # a number: raise `error` there
-        self.error = None
+    def texts(prompt, params):
+        """[(token ids, finish reason), ...] when nothing is shared, short or cut."""
+        outputs = plain.generate(list(prompt), params)[0].outputs
+        for text in outputs if params.beam_width is None else ():
+            explained = dense.explains(prompt, text.token_ids, params, text.index)
+            assert explained, f"by the dense model, {text.token_ids} does not follow {prompt} with {params}"
+        return [(text.token_ids, text.finish_reason) for text in outputs]
 
-    def begin(self, plan, pool):
-        """A step is about to compute these chunks and write them to the slots that their block tables name."""
-        self.layer, self.chunks, self.written = 0, [], set()
-        for seq, start, num_tokens in plan.chunks:
-            tokens, blocks = tuple(seq.token_ids), list(seq.block_table)
-            assert start + num_tokens <= len(tokens), f"{seq} has no {start + num_tokens} tokens to compute"
-            self.chunks.append((tokens, start, start + num_tokens))
-            for i in range(start, start + num_tokens):
-                block, offset = blocks[i // pool.block_size], i % pool.block_size
-                slot = block * pool.block_size + offset
-                assert pool.ref_count(block) == 1, f"{seq} writes to block {block}, which {pool.ref_count(block)} share"
-                assert slot not in self.written, f"slot {slot} is written twice in one step, the second time by {seq}"
-                self.written.add(slot)
-                self.prefixes[slot] = tokens[: i + 1]
-
-    def failed(self):
-        """What the step was writing is half written."""
-        for slot in self.written:
-            self.prefixes.pop(slot, None)
-
-    def attention(self, q, k_cache, v_cache, block_tables, context_lens, query_start_loc, scale):
-        """Prove that the kernel will read what it should, then compute; or fail, if it is this layer's turn."""
-        num_queries = np.diff(query_start_loc).tolist()
-        assert num_queries == [stop - start for _, start, stop in self.chunks], f"{num_queries} queries: {self.chunks}"
-        assert context_lens.tolist() == [stop for *_, stop in self.chunks], f"{context_lens} tokens: {self.chunks}"
-        block_size = k_cache.shape[1]
-        for (tokens, _, stop), table in zip(self.chunks, block_tables, strict=True):
-            slots = [int(table[i // block_size]) * block_size + i % block_size for i in range(stop)]
-            for i, slot in enumerate(slots):
-                held, due = self.prefixes.get(slot), tokens[: i + 1]
-                assert held == due, f"slot {slot} is read for the tokens {due}, but holds the K and V of {held}"
-            for name, cache, expected in zip("KV", (k_cache, v_cache), self.dense_kv(tokens), strict=True):
-                found = cache.reshape(-1, *cache.shape[2:])[slots]  # [stop, H, D]
-                wrong = np.flatnonzero(~np.isclose(found, expected[self.layer, :stop], atol=1e-3).all(axis=(1, 2)))
-                assert not len(wrong), f"layer {self.layer} of slot {slots[wrong[0]]} holds a {name} not of {tokens}"
-        if self.layer == self.fail_in_layer:
-            raise self.error
-        self.layer += 1
-        return reference.paged_attention(q, k_cache, v_cache, block_tables, context_lens, query_start_loc, scale)
+    oracles = {"dense_kv": staticmethod(lru_cache(10_000)(dense.kv)), "texts": staticmethod(lru_cache(10_000)(texts))}
+    return type("EngineMachine", (EngineMachine,), {"folder": folder} | oracles | parts)
 
 
-class WatchedLLM(LLM):
-    """The real engine, with an oracle at its elbow."""
-
-    def __init__(self, model, oracle, **options):
-        super().__init__(model, attention=oracle.attention, **options)
-        self.oracle = oracle
-
-    def copy(self, plan):
-        size = self.block_pool.block_size
-        for source, destination in plan.copies:
-            for offset in range(size):
-                if (held := self.oracle.prefixes.get(source * size + offset)) is not None:
-                    self.oracle.prefixes[destination * size + offset] = held
-        super().copy(plan)
-
-    def forward(self, plan):
-        num_tokens = sum(chunk.num_tokens for chunk in plan.chunks)
-        most = self.scheduler.max_num_batched_tokens
-        assert num_tokens <= most, f"{num_tokens} tokens in one step, where {most} are allowed"
-        self.oracle.begin(plan, self.block_pool)
-        return super().forward(plan)
-
-    def forget_free_blocks(self):
-        """What a free block holds means nothing; NaN would show if anybody read it."""
-        free = list(self.block_pool.free_queue)
-        self.kv_cache.k[:, free] = self.kv_cache.v[:, free] = np.nan
-        size = self.block_pool.block_size
-        for slot in [slot for slot in self.oracle.prefixes if slot // size in free]:
-            del self.oracle.prefixes[slot]
-
-
-def machine(folder, scheduler=Scheduler, pool=BlockPool, table=BlockTable):
-    """An EngineMachine that runs the model in `folder` on these three classes."""
-    dense = Dense(folder)
-    choices = {"folder": folder, "dense": dense, "dense_kv": staticmethod(lru_cache(maxsize=10_000)(dense.kv))}
-    return type("EngineMachine", (EngineMachine,), choices | {"Scheduler": scheduler, "Pool": pool, "Table": table})
-
-
-# (tokens of the prompt, where it starts, max_tokens, seed or -1 for greedy)
-requests = st.tuples(st.integers(1, 9), st.integers(0, 5), st.integers(1, 9), st.integers(-1, 1))
+BEAMS = [{"beam_width": width} for width in (1, 2, 3)]
+requests = st.tuples(
+    st.sampled_from([5, 9, 4, 7, 3, 1]),  # tokens of the prompt
+    st.integers(0, 1),  # which prompt: those of one number begin alike
+    st.sampled_from([8, 9, 5, 3, 1]),  # max_tokens
+    st.sampled_from([{"temperature": 0}, {"seed": 0}, {"seed": 1}, {"seed": 0, "n": 2}, {"seed": 1, "n": 3}, *BEAMS]),
+    st.booleans(),  # whether there are stop tokens
+    st.sampled_from(["", "salt"]),
+    st.integers(0, 1),  # priority
+)
 
 
 class EngineMachine(RuleBasedStateMachine):
+    Scheduler, Pool, Table, Cache = Scheduler, BlockPool, BlockTable, PrefixCache
+    preemption = caching = None  # drawn for every program, unless given
+
     @initialize(
-        block_size=st.integers(1, 5),
-        num_slots=st.integers(8, 26),
-        seats=st.integers(1, 5),
-        budget=st.integers(1, 14),
-        first=st.lists(requests, min_size=1, max_size=5),
+        block_size=st.sampled_from([2, 1, 3, 4]),
+        num_slots=st.sampled_from([24, 16, 32, 12, 48, 8]),
+        num_swap_blocks=st.sampled_from([16, 4, 1]),
+        seats=st.sampled_from([6, 8, 4, 3, 1]),
+        budget=st.sampled_from([16, 32, 8, 5, 1]),
+        preemption=st.sampled_from(["recompute", "swap", "auto"]),
+        caching=st.booleans(),
+        policy=st.sampled_from(["fcfs", "priority"]),
+        first=st.lists(requests, min_size=4, max_size=6),
     )
-    def start(self, block_size, num_slots, seats, budget, first):
-        self.oracle = SlotOracle(self.dense_kv)
-        pool = self.Pool(num_slots // block_size, block_size)
-        scheduler = self.Scheduler(pool, max_num_seqs=seats, max_num_batched_tokens=budget)
+    def start(self, block_size, num_slots, num_swap_blocks, seats, budget, preemption, caching, policy, first):
+        self.oracle, self.policy = SlotOracle(self.dense_kv), policy
+        pool, swap_pool = self.Pool(num_slots // block_size, block_size), self.Pool(num_swap_blocks, block_size)
+        self.preemption = self.preemption or preemption
+        self.caching = caching if self.caching is None else self.caching
+        scheduler = self.Scheduler(
+            pool,
+            seats,
+            budget,
+            policy=POLICIES[policy],
+            prefix_cache=self.Cache(pool) if self.caching else None,
+            swap_pool=swap_pool if self.preemption != "recompute" else None,
+            preemption=self.preemption,
+        )
         self.llm = WatchedLLM(self.folder, self.oracle, scheduler=scheduler, block_table=self.Table)
-        self.llm.forget_free_blocks()
-        self.asked = {}  # request id -> (prompt, params), in order of arrival
+        self.asked = {}  # request id -> (prompt, params, its place in the order of the policy)
         self.seen = {}  # request id -> its last output
-        for request in first:
-            self.arrive(request)
+        self.arrive(first)
 
     # ---- rules
 
-    @rule(request=requests)
-    def arrive(self, request):
-        length, start, max_tokens, seed = request
-        prompt = [(11 * i * i + start) % VOCAB for i in range(length)]  # many share a beginning, or all
-        drawn = {"temperature": 1, "seed": seed} if seed >= 0 else {"temperature": 0}
-        params = SamplingParams(max_tokens=max_tokens, ignore_eos=True, **drawn)
-        pool = self.llm.block_pool
-        fits = length + max_tokens - 1 <= pool.num_blocks * pool.block_size  # the last token needs no slot
+    @rule(several=st.lists(requests, min_size=1, max_size=4))
+    def arrive(self, several):
+        for request in several:
+            self.add(request)
+
+    def add(self, request):
+        length, which, max_tokens, way, stops, salt, priority = request
+        prompt = tuple((11 * i * i + which) % VOCAB for i in range(length))
+        stop_token_ids = tuple(range(0, VOCAB, 7)) if stops else ()
+        params = SamplingParams(max_tokens=max_tokens, ignore_eos=True, stop_token_ids=stop_token_ids, **way)
+        pool, scheduler, width = self.llm.block_pool, self.llm.scheduler, params.beam_width or params.n
+        shared, longest = length // pool.block_size, blocks_needed(length + max_tokens - 1, pool.block_size)
+        fits_the_pool = shared + width * (longest - shared) <= pool.num_blocks
+        fits = fits_the_pool and width <= min(scheduler.max_num_seqs, scheduler.max_num_batched_tokens)
+        what = f"{length} + {max_tokens} tokens, {width} wide, in {pool.num_blocks} blocks of {pool.block_size}"
         try:
-            request_id = self.llm.add_request(prompt, params)
-        except InvalidRequestError:
-            assert not fits, f"{length} + {max_tokens} tokens fit {pool.num_blocks} blocks of {pool.block_size}"
+            request_id = self.llm.add_request(prompt, params, priority=priority, cache_salt=salt)
+        except InvalidRequestError as error:
+            assert not fits, f"this fits, but was refused: {what}; {error}"
         else:
-            assert fits, f"{length} + {max_tokens} tokens can never fit {pool.num_blocks} blocks of {pool.block_size}"
-            self.asked[request_id] = prompt, params
+            assert fits, f"this can never fit, but was taken: {what}"
+            arrival = len(self.asked)
+            self.asked[request_id] = prompt, params, (priority, arrival) if self.policy == "priority" else arrival
 
-    @rule()
-    def step(self):
-        self.take(self.llm.step())
-
-    @rule(times=st.integers(2, 8))
-    def some_steps(self, times):
+    @rule(times=st.integers(1, 8))
+    def steps(self, times):
         for _ in range(times):
             self.take(self.llm.step())
 
     @precondition(lambda self: self.llm.requests)
-    @rule(layer=st.integers(0, 1), error=st.sampled_from([RuntimeError, KeyboardInterrupt]))
-    def step_fails(self, layer, error):
-        self.oracle.fail_in_layer, self.oracle.error = layer, error("the kernel broke")
+    @rule(
+        place=st.sampled_from([0, 1, "schedule", "copy", "sample", "update"]),
+        error=st.sampled_from([RuntimeError, KeyboardInterrupt]),
+    )
+    def step_fails(self, place, error):
+        self.oracle.fail_at, self.oracle.error = place, error(f"it broke at {place!r}")
         try:
             self.take(self.llm.step())
         except (RuntimeError, KeyboardInterrupt) as raised:
@@ -181,37 +133,48 @@ class EngineMachine(RuleBasedStateMachine):
         else:
             raise AssertionError("requests are unfinished, but the step computed nothing, or swallowed the error")
         finally:
-            self.oracle.fail_in_layer = None
+            self.oracle.fail_at = None
 
-    @precondition(lambda self: len(self.llm.requests) > 2)
+    @precondition(lambda self: len(self.llm.requests) > 1)
     @rule(data=st.data())
     def abort(self, data):
         request_id = data.draw(st.sampled_from(sorted(self.llm.requests)))
         assert self.llm.abort(request_id), f"{request_id} is unfinished, but abort does not know it"
 
+    @precondition(lambda self: self.caching)
+    @rule()
+    def prefixes_are_forgotten(self):
+        self.llm.reset_prefix_cache()
+        assert not any(block in self.llm.scheduler.prefix_cache for block in range(self.llm.block_pool.num_blocks))
+
     # ---- checks
 
     def take(self, outputs):
         for output in outputs:
-            before = self.seen.get(output.request_id)
-            assert before is None or not before.finished, f"{output.request_id} was told twice that it is finished"
-            if before:
-                old, new = before.outputs[0].token_ids, output.outputs[0].token_ids
-                assert new[: len(old)] == old, f"{output.request_id} had the tokens {old}, and now has {new}"
-            self.seen[output.request_id] = output
+            before, name = self.seen.get(output.request_id), output.request_id
+            assert before is None or not before.finished, f"{name} was told twice that it is finished"
+            params = self.asked[name][1]
+            for old, new in zip(before.outputs, output.outputs) if before and not params.beam_width else ():
+                same = new.token_ids[: len(old.token_ids)] == old.token_ids
+                assert same, f"{name} had the tokens {old.token_ids}, and now has {new.token_ids}"
+            self.seen[name] = output
 
     @invariant()
     def everything_is_accounted_for(self):
-        scheduler = self.llm.scheduler
-        scheduler.check_integrity()
-        queued = [seq.seq_id for seq in [*scheduler.running, *scheduler.waiting]]
-        assert sorted(queued) == sorted(self.llm.requests), f"queued {queued}, unfinished {sorted(self.llm.requests)}"
-        arrivals = [request_id for request_id in self.asked if request_id in self.llm.requests]
-        assert queued == arrivals, f"running, then waiting: {queued}; but they arrived as {arrivals}"
-        seats = scheduler.max_num_seqs
-        assert len(scheduler.running) <= seats, f"{len(scheduler.running)} sequences run on {seats} seats"
-        assert all(len(seq.block_table) == 0 for seq in scheduler.waiting), "somebody waits with blocks in his hands"
-        self.llm.forget_free_blocks()
+        s = self.llm.scheduler
+        s.check_integrity()
+        queues = [[group.group_id for group in queue] for queue in (s.running, s.swapped, s.waiting)]
+        queued, unfinished = [name for queue in queues for name in queue], sorted(self.llm.requests)
+        assert sorted(queued) == unfinished, f"queued {queued}, unfinished {unfinished}"
+        if self.policy == "fcfs" and self.preemption == "recompute":
+            queues = [queued]  # nobody overtakes anybody
+        for queue in queues:
+            places = [self.asked[name][2] for name in queue]
+            assert places == sorted(places), f"in a queue are {queue}; but their places in the order are {places}"
+        num_running = sum(group.max_num_seqs for group in s.running)
+        assert num_running <= s.max_num_seqs, f"{num_running} sequences run on {s.max_num_seqs} seats"
+        for group in s.waiting:
+            assert group.num_blocks == 0, f"{group} waits with blocks in its hands"
 
     def teardown(self):
         if sys.exc_info()[0] or not hasattr(self, "llm"):
@@ -220,14 +183,17 @@ class EngineMachine(RuleBasedStateMachine):
             if not self.llm.has_unfinished_requests():
                 break
             self.take(self.llm.step())
+            self.everything_is_accounted_for()
         else:
             raise AssertionError("the engine runs and runs, but its requests do not finish")
-        pool = self.llm.block_pool
-        assert pool.num_free == pool.num_blocks, f"{pool.num_used} blocks leaked"
-        for request_id, (prompt, params) in self.asked.items():
-            output = self.seen[request_id].outputs[0]
-            if output.finish_reason != "abort":
-                told = f"{request_id} ended by {output.finish_reason!r} with {len(output.token_ids)} tokens"
-                assert (output.finish_reason, len(output.token_ids)) == ("length", params.max_tokens), told
-            explained = self.dense.explains(prompt, output.token_ids, params)
-            assert explained, f"by the dense model, {output.token_ids} does not follow {prompt} with {params}"
+        for pool in filter(None, (self.llm.block_pool, self.llm.scheduler.swap_pool)):
+            assert pool.num_free == pool.num_blocks, f"{pool.num_used} blocks leaked"
+        for name, (prompt, params, _) in self.asked.items():
+            expected = self.texts(prompt, params)
+            found = [(text.token_ids, text.finish_reason) for text in self.seen[name].outputs]
+            aborted = any(reason == "abort" for _, reason in found)
+            if not aborted:
+                assert found == expected, f"{name}: {params} made {prompt} go on with {found}; alone, with {expected}"
+            elif params.beam_width is None:
+                for (text, _), (whole, _) in zip(found, expected):
+                    assert text == whole[: len(text)], f"{name} was aborted with {text}; alone, it says {whole}"

@@ -60,7 +60,9 @@ def test_no_combination_changes_a_token(tiny, prompts, plain, way, pool, block_s
     width = params.beam_width or params.n
     most = [most_blocks(len(prompt), width, block_size) for prompt in prompts]
     tight = max(most) + (block_size == 16)  # room for the largest alone; with large blocks, for the start of another
-    options = {"num_blocks": 512} if pool == "ample" else {"num_blocks": tight, "preemption": pool, "swap_space": "64KiB"}
+    options = (
+        {"num_blocks": 512} if pool == "ample" else {"num_blocks": tight, "preemption": pool, "swap_space": "64KiB"}
+    )
     num_preemptions = 0
     for caching, max_num_batched_tokens in product([False, True], [5, 2048]):
         llm = LLM(

@@ -1,113 +1,163 @@
 """Random programs on the whole engine (engine_machine.py says how), and proof that they find bugs.
 
-Below, schedulers, pools and block tables are broken in ways in which real engines were. The machine has to notice every
-one, and to say what is wrong in words that help.
+Below, schedulers, pools, block tables and prefix caches are broken in ways in which real engines were. The machine has
+to notice every one, and to say what is wrong in words that help.
 """
 
 import pytest
 from engine.engine_machine import machine
-from hypothesis import Phase, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test as run
 
-from minipage.memory import BlockPool, BlockTable
-from minipage.scheduling import Chunk, Scheduler, Status
+from minipage.memory import BlockCopy, BlockPool, BlockTable, PrefixCache
+from minipage.scheduling import Scheduler, Status
 
 
 def programs(num_programs, num_steps):
-    return settings(max_examples=num_programs, stateful_step_count=num_steps, deadline=None)
+    return settings(
+        max_examples=num_programs,
+        stateful_step_count=num_steps,
+        deadline=None,
+        suppress_health_check=list(HealthCheck),
+    )
 
 
-def test_every_kernel_call_reads_its_own_prefix_and_every_text_is_that_of_the_dense_model(tiny):
-    run(machine(tiny), settings=programs(60, num_steps=25))
+def test_every_kernel_call_reads_its_own_prefix_and_every_text_is_what_it_is_alone(tiny):
+    run(machine(tiny), settings=programs(40, num_steps=15))
+
+
+@pytest.mark.parametrize("preemption", ["recompute", "swap", "auto"])
+@pytest.mark.parametrize("caching", [False, True], ids=["plain", "caching"])
+def test_every_way_to_preempt_reads_its_own_prefix(tiny, preemption, caching):
+    run(machine(tiny, preemption=preemption, caching=caching), settings=programs(8, num_steps=15))
 
 
 @pytest.mark.slow
-def test_every_kernel_call_reads_its_own_prefix_in_longer_programs(tiny):
-    run(machine(tiny), settings=programs(1500, num_steps=60))
+@pytest.mark.parametrize("preemption", ["recompute", "swap", "auto"])
+@pytest.mark.parametrize("caching", [False, True], ids=["plain", "caching"])
+def test_every_kernel_call_reads_its_own_prefix_in_longer_programs(tiny, preemption, caching):
+    run(machine(tiny, preemption=preemption, caching=caching), settings=programs(3500, num_steps=40))
 
 
 # ---- broken schedulers
 
 
 class PreemptionForgetsTheText(Scheduler):
-    def preempt(self, seq):
-        super().preempt(seq)
-        del seq.token_ids[seq.num_prompt_tokens :]
+    def preempt(self, group, plan):
+        super().preempt(group, plan)
+        for seq in group.sequences:
+            del seq.token_ids[seq.num_prompt_tokens :]
 
 
 class PreemptionKeepsTheBlocks(Scheduler):
-    def preempt(self, seq):
-        blocks, num_tokens = seq.block_table.blocks.copy(), seq.block_table.num_tokens
-        super().preempt(seq)
-        seq.block_table.blocks, seq.block_table.num_tokens = blocks, num_tokens
+    def preempt(self, group, plan):
+        table = group.leader.block_table
+        blocks, num_tokens = table.blocks.copy(), table.num_tokens
+        super().preempt(group, plan)
+        if group.status is Status.WAITING:
+            table.blocks, table.num_tokens = blocks, num_tokens
 
 
-class PreemptionGoesToTheBackOfTheQueue(Scheduler):
-    def preempt(self, seq):
-        super().preempt(seq)
-        self.waiting.rotate(-1)
+class PreemptionReversesTheQueue(Scheduler):
+    def preempt(self, group, plan):
+        super().preempt(group, plan)
+        if group.status is Status.WAITING:
+            self.waiting.reverse()
 
 
 class PreemptionRecomputesTooLittle(Scheduler):
-    def preempt(self, seq):
-        super().preempt(seq)
-        seq.block_table.append(min(1, self.block_pool.num_free))  # the first token counts as computed
+    def preempt(self, group, plan):
+        super().preempt(group, plan)
+        if group.status is Status.WAITING:
+            group.leader.block_table.append(min(1, self.block_pool.num_free))  # the first token counts as computed
 
 
 class AFailedStepCountsAsDone(Scheduler):
-    def undo(self, plan):
+    def recompute_all(self):
         pass
 
 
 class AFinishedSequenceKeepsItsBlocks(Scheduler):
-    def update(self, plan):
-        for chunk in plan.chunks:
-            if chunk.seq.status is Status.FINISHED:
-                self.running.remove(chunk.seq)
+    def finish(self, group, seq):
+        group.sequences.remove(seq)
+        if not group.sequences:
+            self.remove(group)
 
 
-class AnAbortedSequenceStaysInTheQueue(Scheduler):
-    def remove(self, seq):
-        if seq in self.running:
-            self.running.remove(seq)
-        seq.block_table.free()
-        seq.status = Status.FINISHED
+class AnAbortedGroupStaysInTheQueue(Scheduler):
+    def remove(self, group):
+        if group in self.running:
+            super().remove(group)
 
 
 class TakesARequestThatNeverFits(Scheduler):
-    def add(self, seq):
-        self.waiting.append(seq)
+    def add(self, group):
+        group.arrival, self._num_arrived = self._num_arrived, self._num_arrived + 1
+        self._enqueue(group, Status.WAITING)
 
 
 class RefusesARequestThatJustFits(Scheduler):
-    def add(self, seq):
-        seq.max_num_tokens += self.block_pool.block_size
-        super().add(seq)
-        seq.max_num_tokens -= self.block_pool.block_size
+    def add(self, group):
+        group.max_num_tokens += 2 * self.block_pool.block_size
+        super().add(group)
+        group.max_num_tokens -= 2 * self.block_pool.block_size
 
 
 class TooManySeats(Scheduler):
-    def __init__(self, block_pool, max_num_seqs, max_num_batched_tokens):
-        super().__init__(block_pool, max_num_seqs + 1, max_num_batched_tokens)
-        self.max_num_seqs = max_num_seqs
-
-    def schedule(self):
-        self.max_num_seqs += 1
-        plan = super().schedule()
-        self.max_num_seqs -= 1
-        return plan
+    def _seats_left(self):
+        return super()._seats_left() + 3
 
 
 class ComputesOneTokenTooFew(Scheduler):
     def schedule(self):
         plan = super().schedule()
-        return plan._replace(chunks=[Chunk(seq, start, max(1, n - 1)) for seq, start, n in plan.chunks])
+        return plan._replace(chunks=[chunk._replace(num_tokens=max(1, chunk.num_tokens - 1)) for chunk in plan.chunks])
 
 
 class OvertakesOnTheWayIn(Scheduler):
     def schedule(self):
-        self.waiting.rotate(1)
+        self.waiting.reverse()
         return super().schedule()
+
+
+class SwapsInToOtherBlocks(Scheduler):
+    def schedule(self):
+        plan = super().schedule()
+        sources, destinations = [c.source for c in plan.swap_in], [c.destination for c in plan.swap_in]
+        return plan._replace(swap_in=list(map(BlockCopy, sources, destinations[1:] + destinations[:1])))
+
+
+class SavesNothingWhenItSwapsOut(Scheduler):
+    def schedule(self):
+        return super().schedule()._replace(swap_out=[])
+
+
+class CopyOnWriteCopiesNothing(Scheduler):
+    def schedule(self):
+        return super().schedule()._replace(copies=[])
+
+
+class SamplesGoOnWithoutTheirPrompt(Scheduler):
+    def update(self, plan):
+        for chunk in plan.chunks:
+            if chunk.group.is_sharing and chunk.group.leader.num_computed_tokens == chunk.group.shared_len:
+                chunk.group.is_sharing = False  # but nobody gets a fork of the leader's table
+
+
+class PublishesBeforeItIsWritten(Scheduler):
+    def schedule(self):
+        plan = super().schedule()
+        for chunk in plan.chunks if self.prefix_cache else ():
+            self.prefix_cache.publish(chunk.seq.block_table, chunk.seq.token_ids, chunk.group.cache_salt)
+        return plan
+
+
+class SharesBetweenSalts(Scheduler):
+    def _find_prefix(self, group):
+        salt, group.cache_salt = group.cache_salt, ""
+        found = super()._find_prefix(group)
+        group.cache_salt = salt
+        return found
 
 
 # ---- broken memory
@@ -138,6 +188,11 @@ class ReadsTheBlocksInOrderOfNumber(BlockTable):
         return iter(sorted(self.blocks))
 
 
+class ForksWithoutCopyOnWrite(BlockTable):
+    def shared_tail(self):
+        return None
+
+
 class HandsOutABlockInUse(BlockPool):
     def allocate_many(self, count):
         blocks = super().allocate_many(count)
@@ -148,32 +203,70 @@ class HandsOutABlockInUse(BlockPool):
         return blocks
 
 
-MUTANTS = {  # the broken class: words that the failure message must have
-    PreemptionForgetsTheText: "had the tokens|does not follow|queued",
-    PreemptionKeepsTheBlocks: "freed twice|block-table entries name it",
-    PreemptionGoesToTheBackOfTheQueue: "but they arrived as",
-    PreemptionRecomputesTooLittle: "waits with blocks in his hands|is read for the tokens|do not finish",
-    AFailedStepCountsAsDone: "computed nothing|is read for the tokens|do not finish",
-    AFinishedSequenceKeepsItsBlocks: "leaked",
-    AnAbortedSequenceStaysInTheQueue: "queued",
-    TakesARequestThatNeverFits: "can never fit",
-    RefusesARequestThatJustFits: r"\d tokens fit",
-    TooManySeats: r"\d sequences run on \d seats",
-    ComputesOneTokenTooFew: "is read for the tokens|do not finish",
-    OvertakesOnTheWayIn: "but they arrived as",
-    FreeKeepsTheTable: "block-table entries name it|freed twice|cannot allocate -1",
-    FreeKeepsTheLength: "is read for the tokens",
-    SlotsOneBehind: "holds a [KV] not of",
-    ReadsTheBlocksInOrderOfNumber: "is read for the tokens|holds a [KV] not of",
-    HandsOutABlockInUse: "share|is read for the tokens|written twice",
+# ---- broken prefix caches
+
+
+class NeverForgets(PrefixCache):
+    def forget(self, block):
+        pass
+
+
+class LeavesNoTokenToCompute(PrefixCache):
+    def find(self, token_ids, salt=""):
+        return super().find([*token_ids, 0], salt)
+
+
+class KnowsABlockByItsOwnTokens(PrefixCache):
+    def key(self, parent, token_ids):
+        return super().key(b"", token_ids)
+
+
+class TakesABlockWithoutAReference(PrefixCache):
+    def _hold(self, block):
+        if self.pool.ref_count(block) > 0:
+            self.pool.share(block)
+
+
+READS = "is read for the tokens"
+RECOMPUTE, SWAP, CACHE, AUTO = {"preemption": "recompute"}, {"preemption": "swap"}, {"caching": True}, {}
+MUTANTS = {  # the broken class: (the setting in which it shows, words that the failure message must have)
+    PreemptionForgetsTheText: (RECOMPUTE, "had the tokens|go on with|tokens to compute|blocks wanted"),
+    PreemptionKeepsTheBlocks: (RECOMPUTE, "freed twice|block-table entries name it"),
+    PreemptionReversesTheQueue: (RECOMPUTE, "places in the order"),
+    PreemptionRecomputesTooLittle: (RECOMPUTE, f"waits with blocks in its hands|{READS}|computes nothing|leaked"),
+    AFailedStepCountsAsDone: (AUTO, f"computes nothing|{READS}|tokens to compute"),
+    AFinishedSequenceKeepsItsBlocks: (AUTO, "leaked"),
+    AnAbortedGroupStaysInTheQueue: (AUTO, "queued"),
+    TakesARequestThatNeverFits: (AUTO, "can never fit"),
+    RefusesARequestThatJustFits: (AUTO, "this fits, but was refused"),
+    TooManySeats: (AUTO, r"\d sequences run on \d seats"),
+    ComputesOneTokenTooFew: (AUTO, f"{READS}|tokens to compute"),
+    OvertakesOnTheWayIn: (RECOMPUTE, "places in the order"),
+    SwapsInToOtherBlocks: (SWAP, READS),
+    SavesNothingWhenItSwapsOut: (SWAP, READS),
+    CopyOnWriteCopiesNothing: (AUTO, READS),
+    SamplesGoOnWithoutTheirPrompt: (AUTO, f"{READS}|blocks wanted|computes nothing"),
+    PublishesBeforeItIsWritten: (CACHE, "others can find as a prefix|writes to block"),
+    SharesBetweenSalts: (CACHE, "of salt ''|of salt 'salt'"),
+    FreeKeepsTheTable: (AUTO, "block-table entries name it|freed twice|cannot allocate -1"),
+    FreeKeepsTheLength: (AUTO, f"{READS}|has no \\d+ tokens to compute"),
+    SlotsOneBehind: (AUTO, "holds a [KV] not of|a slot that nobody wrote"),
+    ReadsTheBlocksInOrderOfNumber: (AUTO, f"{READS}|holds a [KV] not of|share|others can find as a prefix"),
+    ForksWithoutCopyOnWrite: (AUTO, r"writes to block \d+, which \d share"),
+    HandsOutABlockInUse: (AUTO, f"share|{READS}|written twice"),
+    NeverForgets: (CACHE, f"{READS}|others can find as a prefix"),
+    LeavesNoTokenToCompute: (CACHE, "tokens to compute"),
+    KnowsABlockByItsOwnTokens: (CACHE, READS),
+    TakesABlockWithoutAReference: (CACHE, "block-table entries name it|freed twice"),
 }
+ROLES = {Scheduler: "Scheduler", BlockPool: "Pool", BlockTable: "Table", PrefixCache: "Cache"}
 UNTIL_IT_FAILS = settings(
-    programs(300, num_steps=25), derandomize=True, database=None, phases=[Phase.generate], report_multiple_bugs=False
+    programs(200, num_steps=15), derandomize=True, database=None, phases=[Phase.generate], report_multiple_bugs=False
 )
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
 def test_the_machine_catches_it(tiny, mutant):
-    role = {Scheduler: "scheduler", BlockPool: "pool", BlockTable: "table"}[mutant.__base__]
-    with pytest.raises(Exception, match=MUTANTS[mutant]):
-        run(machine(tiny, **{role: mutant}), settings=UNTIL_IT_FAILS)
+    setting, words = MUTANTS[mutant]
+    with pytest.raises(Exception, match=words):
+        run(machine(tiny, **setting, **{ROLES[mutant.__base__]: mutant}), settings=UNTIL_IT_FAILS)

@@ -24,14 +24,14 @@ def expected(tiny):
     return [o.outputs[0].token_ids for o in LLM(tiny, num_blocks=64, attention="reference").generate(PROMPTS, PARAMS)]
 
 
-def serve(llm, patience=200):
+def serve(llm, patience=200, params=PARAMS, of=lambda output: output.outputs[0].token_ids):
     """Add the four requests and step until they are done, whatever is raised; (their tokens, the errors)."""
-    ids = [llm.add_request(prompt, params) for prompt, params in zip(PROMPTS, PARAMS, strict=True)]
+    ids = [llm.add_request(prompt, each) for prompt, each in zip(PROMPTS, params, strict=True)]
     tokens, errors = {}, []
     while llm.has_unfinished_requests():
         assert (patience := patience - 1), "the engine runs and runs, but its requests do not finish"
         try:
-            tokens |= {output.request_id: output.outputs[0].token_ids for output in llm.step()}
+            tokens |= {output.request_id: of(output) for output in llm.step()}
         except (RuntimeError, KeyboardInterrupt) as error:
             errors.append(error)
         llm.scheduler.check_integrity()
@@ -122,16 +122,43 @@ def test_ctrl_c_between_any_two_phases_loses_and_changes_nothing(tiny, expected,
     assert len(errors) == 1 and tokens == expected
 
 
+WIDE = [
+    SamplingParams(n=3, seed=1, max_tokens=6, ignore_eos=True),
+    SamplingParams(beam_width=3, max_tokens=6, ignore_eos=True),
+    SamplingParams(n=2, seed=2, max_tokens=4, ignore_eos=True),
+    SamplingParams(beam_width=2, max_tokens=7, ignore_eos=True),
+]
+SWAPPING = {"block_size": 2, "num_blocks": 16, "max_num_batched_tokens": 9, "max_num_seqs": 8, "preemption": "swap"}
+
+
+@pytest.fixture(scope="module")
+def expected_wide(tiny):
+    outputs = LLM(tiny, num_blocks=64, attention="reference").generate(PROMPTS, WIDE)
+    return [[text.token_ids for text in output.outputs] for output in outputs]
+
+
+@pytest.mark.parametrize("step", [0, 2, 3, 4, 5, 7])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("phase", ["schedule", "copy", "forward", "sample", "update"])
+def test_samples_and_beams_survive_it_with_swapping_and_caching(tiny, expected_wide, phase, after, step):
+    llm = Interrupted(
+        tiny, **SWAPPING, swap_space="64KiB", enable_prefix_caching=True, max_model_len=32, attention="reference"
+    )
+    llm.phase, llm.after, llm.step_number = phase, after, step
+    texts, errors = serve(llm, params=WIDE, of=lambda output: [text.token_ids for text in output.outputs])
+    assert len(errors) == 1 and texts == expected_wide
+
+
 def test_ctrl_c_while_finished_sequences_give_their_blocks_back_leaks_none(tiny, expected, monkeypatch):
     llm = LLM(tiny, **TIGHT, attention="reference")
-    update, calls = llm.scheduler.update, iter(range(100))
+    finish, calls = llm.scheduler.finish, iter(range(100))
 
-    def interrupted(plan):
-        if any(chunk.seq.seq_id not in llm.requests for chunk in plan.chunks) and next(calls) == 0:
-            raise KeyboardInterrupt  # a request has just finished, and its blocks are not free yet
-        update(plan)
+    def interrupted(group, seq):
+        if next(calls) == 0:
+            raise KeyboardInterrupt  # a text has just been completed, and its blocks are not free yet
+        finish(group, seq)
 
-    monkeypatch.setattr(llm.scheduler, "update", interrupted)
+    monkeypatch.setattr(llm.scheduler, "finish", interrupted)
     tokens, errors = serve(llm)
     assert len(errors) == 1 and tokens == expected
 

@@ -8,7 +8,8 @@ from engine.checkpoints import save_tokenizer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from minipage.engine import LLM, SampledToken
+from minipage.engine import LLM
+from minipage.request import NextToken
 from minipage.sampling import SamplingParams
 
 
@@ -18,8 +19,10 @@ class Parrot(LLM):
     script: tuple[int, ...] = ()
 
     def sample(self, plan, logits):
-        requests = [self.requests[chunk.seq.seq_id] for chunk in plan.chunks if chunk.reaches_end]
-        return [SampledToken(r, self.script[len(r.seq.output_token_ids)], None) for r in requests]
+        ends = [(self.requests[chunk.group.group_id], seq) for chunk in plan.chunks for seq in chunk.samplers]
+        return {
+            request: [NextToken(seq, self.script[len(seq.output_token_ids)], None)] for request, seq in ends
+        }  # none asks for more than one text
 
 
 @pytest.fixture(scope="module")

@@ -163,8 +163,8 @@ UNTIL_IT_FAILS = settings(
 
 
 def broken(mutant, audited):
-    pool_class, table_class = (mutant, BlockTable) if issubclass(mutant, BlockPool) else (BlockPool, mutant)
-    return machine(pool_class, table_class, audited)
+    part = "Pool" if issubclass(mutant, BlockPool) else "Table"
+    return machine(**{part: mutant}, audited=audited)
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)

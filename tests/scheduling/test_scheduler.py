@@ -1,65 +1,34 @@
 """What a Scheduler promises, by example. Read the names from top to bottom: they are its manual.
 
-No model is needed: `step` stands for the engine and gives every sequence whose last token was computed another one.
-A plan is written as a list of (name, first token, number of tokens).
+Here requests have one sequence each, and the preempted are computed again. More in test_scheduler_groups.py,
+test_scheduler_preemption.py and test_scheduler_admission.py.
 """
 
 import pytest
+from scheduling_examples import add, blocks, finish_step, make, names, step, written
 
 from minipage.errors import ConfigurationError, InvalidRequestError
-from minipage.memory import BlockPool, BlockTable
-from minipage.scheduling import Scheduler, Sequence, Status
-
-
-def make(num_blocks=100, block_size=4, max_num_seqs=8, max_num_batched_tokens=100):
-    return Scheduler(BlockPool(num_blocks, block_size), max_num_seqs, max_num_batched_tokens)
-
-
-def add(scheduler, name, num_prompt, num_generated=10):
-    seq = Sequence(name, list(range(num_prompt)), num_prompt + num_generated, BlockTable(scheduler.block_pool))
-    scheduler.add(seq)
-    return seq
-
-
-def step(scheduler):
-    """Schedule, let the fake model add a token wherever it can, update. Returns what was planned."""
-    plan = scheduler.schedule()
-    chunks = written(plan)
-    for seq in [chunk.seq for chunk in plan.chunks if chunk.reaches_end]:
-        seq.token_ids.append(len(seq.token_ids))
-        if len(seq.token_ids) == seq.max_num_tokens:
-            seq.status = Status.FINISHED
-    scheduler.update(plan)
-    scheduler.check_integrity()
-    return chunks
-
-
-def written(plan):
-    return [(chunk.seq.seq_id, chunk.start, chunk.num_tokens) for chunk in plan.chunks]
-
-
-def names(seqs):
-    return [seq.seq_id for seq in seqs]
-
+from minipage.scheduling import Status
 
 # ---- one sequence ----------------------------------------------------------------------------------------------------
 
 
 def test_an_empty_scheduler_plans_nothing():
     scheduler = make()
-    assert scheduler.schedule() == ([], [], [])
+    assert scheduler.schedule() == ([], [], [], [], [])
     assert not scheduler.has_unfinished
 
 
 def test_first_the_prompt_is_computed_then_one_token_a_step():
     scheduler = make()
-    seq = add(scheduler, "A", num_prompt=5, num_generated=3)
-    assert seq.status is Status.WAITING
+    group = add(scheduler, "A", num_prompt=5, num_generated=3)
+    seq = group.leader
+    assert group.status is Status.WAITING
     assert step(scheduler) == [("A", 0, 5)]  # prefill; its last logits give token 5
-    assert (seq.status, seq.num_computed_tokens, seq.num_uncomputed_tokens) == (Status.RUNNING, 5, 1)
+    assert (group.status, seq.num_computed_tokens, seq.num_uncomputed_tokens) == (Status.RUNNING, 5, 1)
     assert step(scheduler) == [("A", 5, 1)]  # decode
     assert step(scheduler) == [("A", 6, 1)]
-    assert (seq.status, seq.output_token_ids) == (Status.FINISHED, [5, 6, 7])
+    assert (group.status, seq.output_token_ids) == (Status.FINISHED, [5, 6, 7])
 
 
 def test_a_finished_sequence_gives_its_blocks_back():
@@ -157,10 +126,11 @@ def test_a_request_that_could_never_fit_is_refused_when_it_is_added_and_the_othe
 
 def test_the_last_generated_token_needs_no_slot_because_nothing_comes_after_it():
     scheduler = make(num_blocks=2, block_size=4)
-    seq = add(scheduler, "A", num_prompt=6, num_generated=3)  # 9 tokens, of which 8 are stored
+    group = add(scheduler, "A", num_prompt=6, num_generated=3)  # 9 tokens, of which 8 are stored
+    seq = group.leader
     while scheduler.has_unfinished:
         step(scheduler)
-    assert (len(seq.token_ids), seq.num_preemptions) == (9, 0)
+    assert (len(seq.token_ids), group.num_preemptions) == (9, 0)
 
 
 # ---- when the pool runs dry ------------------------------------------------------------------------------------------
@@ -173,18 +143,17 @@ def test_a_preemption_step_by_step():
     a, b = add(scheduler, "A", num_prompt=3, num_generated=5), add(scheduler, "B", num_prompt=3, num_generated=4)
 
     assert step(scheduler) == [("A", 0, 3), ("B", 0, 3)]
-    assert (list(a.block_table), list(b.block_table), pool.free_queue) == ([0, 1], [2, 3], ())
+    assert (blocks(a), blocks(b), pool.free_queue) == ([[0, 1]], [[2, 3]], ())
 
     assert step(scheduler) == [("A", 3, 1), ("B", 3, 1)]  # the last slots of blocks 1 and 3
 
     # A needs a third block and the pool is dry. B came last: it gives back 3, then 2, and A gets 3.
     plan = scheduler.schedule()
     assert (written(plan), names(plan.preempted)) == ([("A", 4, 1)], ["B"])
-    assert (list(a.block_table), list(b.block_table), pool.free_queue) == ([0, 1, 3], [], (2,))
+    assert (blocks(a), blocks(b), pool.free_queue) == ([[0, 1, 3]], [[]], (2,))
     assert (b.status, b.num_preemptions, names(scheduler.waiting)) == (Status.WAITING, 1, ["B"])
-    assert b.token_ids == [0, 1, 2, 3, 4], "B keeps its tokens, the two generated ones too"
-    a.token_ids.append(5)
-    scheduler.update(plan)
+    assert b.leader.token_ids == [0, 1, 2, 3, 4], "B keeps its tokens, the two generated ones too"
+    finish_step(scheduler, plan)
 
     # B has 5 tokens now and needs 3 blocks: it waits until A is done.
     assert step(scheduler) == [("A", 5, 1)]
@@ -193,9 +162,10 @@ def test_a_preemption_step_by_step():
 
     # Recomputation: prompt and generated tokens together, as if all of it were the prompt.
     assert step(scheduler) == [("B", 0, 5)]
-    assert list(b.block_table) == [2, 3, 1]
+    assert blocks(b) == [[2, 3, 1]]
+    text = b.leader
     assert step(scheduler) == [("B", 5, 1)]
-    assert (b.status, b.output_token_ids, pool.num_free) == (Status.FINISHED, [3, 4, 5, 6], 4)
+    assert (b.status, text.output_token_ids, pool.num_free) == (Status.FINISHED, [3, 4, 5, 6], 4)
 
 
 def test_the_latest_gives_way_even_if_it_is_the_one_that_needs_the_block():
@@ -205,7 +175,7 @@ def test_the_latest_gives_way_even_if_it_is_the_one_that_needs_the_block():
     assert step(scheduler) == [("A", 0, 3), ("B", 0, 2)]
     plan = scheduler.schedule()  # A has room in its second block, B has none
     assert (written(plan), names(plan.preempted)) == ([("A", 3, 1)], ["B"])
-    assert (list(b.block_table), scheduler.block_pool.num_free) == ([], 1)
+    assert (blocks(b), scheduler.block_pool.num_free) == ([[]], 1)
 
 
 def test_several_are_preempted_latest_first_and_wait_in_order_of_arrival():
@@ -218,13 +188,17 @@ def test_several_are_preempted_latest_first_and_wait_in_order_of_arrival():
     assert names(scheduler.waiting) == ["B", "C", "D"], "the preempted go back to the head of the queue"
 
 
+def unfinished(scheduler):
+    return names([*scheduler.running, *scheduler.waiting])
+
+
 def test_in_a_pool_for_one_the_oldest_finishes_first_and_then_the_next():
     scheduler = make(num_blocks=2, block_size=2)
-    seqs = [add(scheduler, name, num_prompt=1, num_generated=4) for name in "ABC"]
+    groups = [add(scheduler, name, num_prompt=1, num_generated=4) for name in "ABC"]
     finished = []
     while scheduler.has_unfinished:
         step(scheduler)
-        finished += [seq.seq_id for seq in seqs if seq.status is Status.FINISHED and seq.seq_id not in finished]
+        finished += [name for name in names(groups) if name not in finished and name not in unfinished(scheduler)]
     assert finished == ["A", "B", "C"], "everybody finishes, in order of arrival"
     assert scheduler.block_pool.num_free == 2
 
@@ -240,15 +214,15 @@ def test_an_aborted_sequence_leaves_the_queue_it_is_in_and_frees_its_blocks():
     scheduler.remove(c)  # waiting
     assert (names(scheduler.running), names(scheduler.waiting)) == (["B"], [])
     assert (a.status, b.status, c.status) == (Status.FINISHED, Status.RUNNING, Status.FINISHED)
-    assert scheduler.block_pool.num_used == len(b.block_table) == 2
+    assert scheduler.block_pool.num_used == len(b.leader.block_table) == 2
     assert step(scheduler) == [("B", 5, 1)]
 
 
 def test_aborting_what_has_finished_already_changes_nothing():
     scheduler = make()
-    seq = add(scheduler, "A", num_prompt=5, num_generated=1)
+    group = add(scheduler, "A", num_prompt=5, num_generated=1)
     step(scheduler)
-    scheduler.remove(seq)
+    scheduler.remove(group)
     assert (scheduler.has_unfinished, scheduler.block_pool.num_used) == (False, 0)
 
 
@@ -270,23 +244,22 @@ def test_the_sequences_of_a_failed_step_are_computed_again_in_the_same_order():
     for name in "ABCD":
         add(scheduler, name, num_prompt=2)
     step(scheduler)
-    plan = scheduler.schedule()
-    scheduler.undo(plan)  # the model raised: nobody knows what is in the new slots
+    scheduler.schedule()
+    scheduler.recompute_all()  # the model raised: nobody knows what is in the new slots
     assert (names(scheduler.running), names(scheduler.waiting)) == ([], ["A", "B", "C", "D"])
     assert scheduler.block_pool.num_used == 0
     assert step(scheduler) == [("A", 0, 3), ("B", 0, 3), ("C", 0, 3)]
 
 
-@pytest.mark.xfail(strict=True, reason="undo leaves it in `running`, and the next step computes it once more")
-def test_a_sequence_that_had_finished_when_the_step_failed_is_not_run_again():
+def test_a_request_that_had_finished_when_the_step_failed_is_not_run_again():
     scheduler = make()
     a, b = add(scheduler, "A", num_prompt=2, num_generated=1), add(scheduler, "B", num_prompt=2)
-    plan = scheduler.schedule()
-    a.token_ids.append(2)
-    a.status = Status.FINISHED  # and then, before B has its token, something breaks
-    scheduler.undo(plan)
-    assert (names(scheduler.running), len(a.block_table)) == ([], 0)
-    assert names(scheduler.waiting) == [b.seq_id]
+    text = a.leader
+    scheduler.update(scheduler.schedule())
+    scheduler.finish(a, text)  # and then, before B has its token, something breaks
+    scheduler.recompute_all()
+    assert (names(scheduler.running), len(text.block_table)) == ([], 0)
+    assert names(scheduler.waiting) == [b.group_id]
     assert step(scheduler) == [("B", 0, 2)]
 
 

@@ -1,0 +1,60 @@
+"""What the examples of this folder share: a scheduler, requests, and a step without a model.
+
+A plan is written as a list of (name of the sequence, first token, number of tokens).
+"""
+
+from minipage.memory import BlockPool, BlockTable, PrefixCache
+from minipage.scheduling import POLICIES, Scheduler, Sequence, SequenceGroup
+
+
+def make(num_blocks=100, block_size=4, max_num_seqs=8, max_num_batched_tokens=100, **options):
+    """A scheduler; `num_swap_blocks`, `caching`, and `policy` as a name, besides its own options."""
+    pool, num_swap_blocks = BlockPool(num_blocks, block_size), options.pop("num_swap_blocks", None)
+    options["swap_pool"] = BlockPool(num_swap_blocks, block_size) if num_swap_blocks else None
+    options["prefix_cache"] = PrefixCache(pool) if options.pop("caching", False) else None
+    policy = options.pop("policy", "fcfs")
+    options["policy"] = policy if callable(policy) else POLICIES[policy]
+    return Scheduler(pool, max_num_seqs, max_num_batched_tokens, **options)
+
+
+def add(scheduler, name, num_prompt, num_generated=10, n=1, **options):
+    """Add a request of `n` samples; `prompt` may be given instead of the tokens 0, 1, 2, ..."""
+    prompt = options.pop("prompt", list(range(num_prompt)))
+    names = [name] if n == 1 else [f"{name}.{i}" for i in range(n)]
+    sequences = [Sequence(each, prompt, BlockTable(scheduler.block_pool)) for each in names]
+    group = SequenceGroup(name, sequences, num_prompt + num_generated, n, **options)
+    scheduler.add(group)
+    return group
+
+
+def step(scheduler):
+    """Schedule, let the fake model add a token wherever it can, update. Returns what was planned."""
+    plan = scheduler.schedule()
+    chunks = written(plan)
+    finish_step(scheduler, plan)
+    return chunks
+
+
+def finish_step(scheduler, plan):
+    """What follows when the model has run. The samples of a request get different tokens, by their number."""
+    samplers = [(chunk.group, seq) for chunk in plan.chunks for seq in chunk.samplers]
+    scheduler.update(plan)
+    for group, seq in samplers:
+        _, _, number = seq.seq_id.partition(".")
+        seq.token_ids.append(len(seq.token_ids) + 100 * int(number or 0))
+        if len(seq.token_ids) == group.max_num_tokens:
+            scheduler.finish(group, seq)
+    scheduler.check_integrity()
+
+
+def written(plan):
+    return [(chunk.seq.seq_id, chunk.start, chunk.num_tokens) for chunk in plan.chunks]
+
+
+def names(groups):
+    return [group.group_id for group in groups]
+
+
+def blocks(group):
+    """The block table of each sequence."""
+    return [list(seq.block_table) for seq in group.sequences]
