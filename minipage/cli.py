@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has seen enough: `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it flushes
     except (OSError, MemoryError) as error:
-        print(f"minipage: {error or 'out of memory'}", file=sys.stderr)
+        print(f"minipage: {str(error) or 'out of memory'}", file=sys.stderr)
         return FAILED
     return 0
 

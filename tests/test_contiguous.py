@@ -278,23 +278,21 @@ def test_random_programs_notice_a_broken_allocator(mutant):
 
 
 @pytest.mark.parametrize(
-    ("mutant", "words"),
+    ("mutant", "num_slots", "sizes", "freed", "words"),
     [
-        (NeverJoins, "or are buddies"),
-        (JoinsNeighboursThatAreNoBuddies, r"slots \[1\] begin at no multiple of their size"),
-        (HandsOutTheUpperHalfTwice, "belongs to two chunks"),
-        (ForgetsTheLastDigit, "slot 10 belongs to none"),
+        (NeverJoins, 4, [2, 2], [0, 2], r"slots \[0, 2\] .* are buddies"),
+        (JoinsNeighboursThatAreNoBuddies, 4, [1, 1, 1, 1], [2, 1], r"slots \[1\] begin at no multiple of their size"),
+        (HandsOutTheUpperHalfTwice, 4, [2], [], "slot 1 belongs to two chunks"),
+        (ForgetsTheLastDigit, 5, [4], [], "slot 4 belongs to none"),
     ],
 )
-def test_check_integrity_notices_by_itself_when_chunks_are_wrong(mutant, words):
-    allocator = mutant(11)
-    chunks = [allocator.allocate(size) for size in (1, 1, 1, 1, 4)]
-    for start in (1, 2):
+def test_check_integrity_notices_chunks_that_are_wrong(mutant, num_slots, sizes, freed, words):
+    allocator = mutant(num_slots)
+    held = {allocator.allocate(size) for size in sizes} - set(freed)
+    for start in freed:
         allocator.free(start)
-    allocator.free(chunks.pop())
-    allocator.allocate(4)
     with pytest.raises(IntegrityError, match=words):
-        BuddyAllocator.check_integrity(allocator, list(allocator._order))
+        BuddyAllocator.check_integrity(allocator, held)
 
 
 # ---- a request's place -----------------------------------------------------------------------------------------------

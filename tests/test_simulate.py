@@ -90,20 +90,21 @@ def test_who_cannot_get_another_block_waits_again_before_those_who_came_later():
 
 
 def test_equal_requests_finish_in_the_order_in_which_they_came_however_often_they_are_preempted():
-    pool, order, preemptions = BlockPool(num_blocks=16, block_size=1), [], []
+    pool, numbers, order, preemptions = BlockPool(num_blocks=16, block_size=1), itertools.count(), [], []
 
     class WatchedTable(BlockTable):
         def free(self):
             (order if self.num_tokens == 9 else preemptions).append(self.number)
             super().free()
 
-    def memory(request, numbers=itertools.count()):
+    def memory(request):
         table = WatchedTable(pool)
         table.number = next(numbers)
         return table
 
     simulate(memory, itertools.repeat(Request(2, 7)), 16, 30)
     assert len(preemptions) > 30
+    assert len(order) >= 30, "all of them finish with all of their tokens stored"
     assert order == sorted(order)
 
 

@@ -40,7 +40,7 @@ class BlockTable:
         self.pool = pool
         self.blocks: list[int] = []
         self.num_tokens = 0
-        self.keys: list[bytes] = []  # of the full blocks that the prefix cache knows, in logical order
+        self.keys: list[bytes] = []  # kept by the prefix cache: the root, then of each full block that it knows
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -52,7 +52,7 @@ class BlockTable:
         """How many free blocks `append(num_tokens)` would take from the pool, a copy-on-write included."""
         if num_tokens == 0:
             return 0
-        new = blocks_needed(self.num_tokens + num_tokens, self.pool.block_size) - len(self)
+        new = blocks_needed(self.num_tokens + num_tokens, self.pool.block_size) - len(self.blocks)
         return new + (self.shared_tail() is not None)
 
     def append(self, num_tokens: int) -> list[BlockCopy]:
@@ -66,9 +66,13 @@ class BlockTable:
         """
         if num_tokens < 0:
             raise ConfigurationError(f"cannot append {num_tokens} tokens.")
+        wanted = self.blocks_to_allocate(num_tokens)
+        if wanted == 0:
+            self.num_tokens += num_tokens
+            return []
         copies = []
-        shared = self.shared_tail() if num_tokens else None
-        new_blocks = self.pool.allocate_many(self.blocks_to_allocate(num_tokens))
+        shared = self.shared_tail()
+        new_blocks = self.pool.allocate_many(wanted)
         if shared is not None:
             copies.append(BlockCopy(shared, new_blocks.pop(0)))
             self.pool.free(shared)  # this reference only: the other tables keep theirs
@@ -107,17 +111,19 @@ class BlockTable:
         """
         old_pool, old_blocks = self.pool, self.blocks
         self.pool, self.blocks = pool, []
+        self.keys = self.keys[:1]  # the blocks are others now, to be published anew
         for block in old_blocks:
             if block in moved:
                 pool.share(moved[block])
             else:
                 moved[block] = pool.allocate()
             self.blocks.append(moved[block])
+        for block in reversed(old_blocks):  # as in free()
             old_pool.free(block)
 
     def shared_tail(self) -> int | None:
         """The block that the next token would be written into, if another table holds it too; otherwise None."""
         next_block = self.num_tokens // self.pool.block_size
-        if next_block < len(self) and self.pool.ref_count(self.blocks[next_block]) > 1:
+        if next_block < len(self.blocks) and self.pool.ref_count(self.blocks[next_block]) > 1:
             return self.blocks[next_block]
         return None

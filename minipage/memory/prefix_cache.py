@@ -51,19 +51,18 @@ class PrefixCache:
         return hashlib.blake2b(salt.encode(), key=self._secret, digest_size=32).digest()
 
     def find(self, token_ids: Sequence[int], salt: str = "") -> tuple[list[int], list[bytes]]:
-        """The blocks that hold the beginning of a text, as far as they are known, and their keys.
+        """The blocks that hold the beginning of a text, as far as they are known; and the root and their keys.
 
         At least the last token is always left to be computed: its logits are wanted, and they are not kept.
         """
         blocks: list[int] = []
-        keys: list[bytes] = []
-        size, parent = self.pool.block_size, self.root(salt)
+        keys, size = [self.root(salt)], self.pool.block_size
         for start in range(0, (len(token_ids) - 1) // size * size, size):
-            parent = self.key(parent, token_ids[start : start + size])
-            if parent not in self._block_of:
+            key = self.key(keys[-1], token_ids[start : start + size])
+            if key not in self._block_of:
                 break
-            blocks.append(self._block_of[parent])
-            keys.append(parent)
+            blocks.append(self._block_of[key])
+            keys.append(key)
         return blocks, keys
 
     def adopt(self, table: BlockTable, blocks: list[int], keys: list[bytes]) -> None:
@@ -80,9 +79,10 @@ class PrefixCache:
         that one, and gives its own back.
         """
         size = self.pool.block_size
-        for i in range(len(table.keys), table.num_tokens // size):
-            parent = table.keys[-1] if table.keys else self.root(salt)
-            key = self.key(parent, token_ids[i * size : (i + 1) * size])
+        if not table.keys:
+            table.keys.append(self.root(salt))
+        for i in range(len(table.keys) - 1, table.num_tokens // size):
+            key = self.key(table.keys[-1], token_ids[i * size : (i + 1) * size])
             table.keys.append(key)
             block, known = table.blocks[i], self._block_of.get(key)
             if known is None:
@@ -98,9 +98,13 @@ class PrefixCache:
             del self._block_of[self._key_of.pop(block)]
 
     def reset(self) -> None:
-        """Forget everything, for example because the model's weights have changed. Sequences keep their blocks."""
+        """Forget everything, for example because the model's weights have changed.
+
+        Sequences keep their blocks. What they still publish follows an old root, under which nobody looks any more.
+        """
         self._block_of.clear()
         self._key_of.clear()
+        self._secret = secrets.token_bytes(32)
 
     def _hold(self, block: int) -> None:
         if self.pool.ref_count(block) == 0:

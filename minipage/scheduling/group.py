@@ -15,7 +15,6 @@ whatever generated tokens they still have in common.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from enum import Enum
 from itertools import takewhile
 from typing import NamedTuple
@@ -133,6 +132,9 @@ class SequenceGroup:
             seq.block_table.pool = pool
         same = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*(seq.token_ids for seq in self.sequences)))
         self.shared_len = len(list(same))
+        lengths = {len(seq.token_ids) for seq in self.sequences}
+        if len(lengths) > 1:  # a step failed when some had their token and some had not: these compute their last again
+            self.shared_len = min(self.shared_len, min(lengths) - 1)
         self.is_sharing = True
 
     def move_to(self, pool: BlockPool) -> list[BlockCopy]:
@@ -143,12 +145,14 @@ class SequenceGroup:
         return [BlockCopy(*pair) for pair in moved.items()]
 
 
-def blocks_to_allocate(chunks: Iterable[Chunk]) -> int:
+def blocks_to_allocate(chunks: list[Chunk]) -> int:
     """How many free blocks the chunks of one group take.
 
     Of the sequences that write into one shared block each gets a copy; but if nobody else holds it, the last of them
     writes in place.
     """
+    if len(chunks) == 1:
+        return chunks[0].seq.block_table.blocks_to_allocate(chunks[0].num_tokens)
     tables = [(chunk.seq.block_table, chunk.num_tokens) for chunk in chunks]
     writers = Counter((table.shared_tail(), table.pool) for table, _ in tables)
     in_place = sum(block is not None and pool.ref_count(block) == n for (block, pool), n in writers.items())

@@ -136,6 +136,8 @@ class Scheduler:
 
     def _make_room(self, group: SequenceGroup, chunks: list[Chunk], plan: StepPlan) -> bool:
         """Preempt the last until the chunks of `group` fit; False if that was `group` itself."""
+        if sum(chunk.num_tokens for chunk in chunks) <= self.block_pool.num_free:
+            return True  # no need to look closer: a token never takes more than one block
         while blocks_to_allocate(chunks) > self.block_pool.num_free:
             last = self.running[-1]
             self.preempt(last, plan)
@@ -184,16 +186,18 @@ class Scheduler:
             return [], []
         blocks, keys = self.prefix_cache.find(group.leader.token_ids, group.cache_salt)
         most = group.shared_len // self.block_pool.block_size  # only what all its sequences share
-        return blocks[:most], keys[:most]
+        return blocks[:most], keys[: most + 1]
 
     def _seats_left(self) -> int:
         return self.max_num_seqs - sum(group.max_num_seqs for group in self.running)
 
     def _give_slots(self, chunks: list[Chunk], plan: StepPlan) -> int:
+        num_tokens = 0
         for chunk in chunks:
             plan.copies.extend(chunk.seq.block_table.append(chunk.num_tokens))
+            num_tokens += chunk.num_tokens
         plan.chunks.extend(chunks)
-        return sum(chunk.num_tokens for chunk in chunks)
+        return num_tokens
 
     # ---- after a step
 

@@ -93,6 +93,37 @@ def test_a_block_that_comes_back_from_the_free_queue_starts_again_with_one_refer
     assert pool.ref_count(pool.allocate()) == 1
 
 
+# ---- reviving --------------------------------------------------------------------------------------------------------
+
+
+def test_a_free_block_can_be_taken_back_from_anywhere_in_the_queue():
+    pool = BlockPool(num_blocks=4, block_size=4)
+    pool.revive(2)
+    assert state(pool) == ((0, 1, 3), [0, 0, 1, 0], 3, 1)
+    pool.free(2)
+    assert pool.free_queue == (0, 1, 3, 2), "and has to wait for its turn again"
+
+
+def test_a_block_in_use_cannot_be_revived_only_shared():
+    pool = BlockPool(num_blocks=2, block_size=4)
+    block = pool.allocate()
+    with pytest.raises(BlockError, match=f"block {block} is in use"):
+        pool.revive(block)
+    assert state(pool) == ((1,), [1, 0], 1, 1)
+
+
+def test_a_block_is_announced_when_it_gets_new_contents_but_not_when_it_is_revived_or_shared():
+    pool, announced = BlockPool(num_blocks=4, block_size=4), []
+    pool.on_reuse = announced.append
+    pool.revive(3)
+    pool.share(3)
+    pool.allocate_many(2)
+    assert announced == [0, 1]
+    with pytest.raises(OutOfBlocksError):
+        pool.allocate_many(2)
+    assert announced == [0, 1], "an allocation that failed has taken nothing"
+
+
 # ---- mistakes: each raises a named error and changes nothing ---------------------------------------------------------
 
 
@@ -145,7 +176,7 @@ def test_a_free_block_cannot_be_shared_because_it_may_be_overwritten_at_any_time
 
 
 @pytest.mark.parametrize("unknown", [-1, 3, 99])
-@pytest.mark.parametrize("operation", ["ref_count", "share", "free"])
+@pytest.mark.parametrize("operation", ["ref_count", "share", "free", "revive"])
 def test_a_block_that_does_not_exist_is_named_in_the_error(operation, unknown):
     pool = BlockPool(num_blocks=3, block_size=4)
     pool.allocate_many(3)  # so that Python's own reading of -1, "the last one", would find a block in use

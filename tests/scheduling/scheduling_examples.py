@@ -17,12 +17,12 @@ def make(num_blocks=100, block_size=4, max_num_seqs=8, max_num_batched_tokens=10
     return Scheduler(pool, max_num_seqs, max_num_batched_tokens, **options)
 
 
-def add(scheduler, name, num_prompt, num_generated=10, n=1, **options):
-    """Add a request of `n` samples; `prompt` may be given instead of the tokens 0, 1, 2, ..."""
-    prompt = options.pop("prompt", list(range(num_prompt)))
+def add(scheduler, name, num_prompt=0, num_generated=10, n=1, **options):
+    """Add a request of `n` samples, or of beams if `width` is given; `prompt` instead of the tokens 0, 1, 2, ..."""
+    prompt, width = options.pop("prompt", list(range(num_prompt))), options.pop("width", n)
     names = [name] if n == 1 else [f"{name}.{i}" for i in range(n)]
     sequences = [Sequence(each, prompt, BlockTable(scheduler.block_pool)) for each in names]
-    group = SequenceGroup(name, sequences, num_prompt + num_generated, n, **options)
+    group = SequenceGroup(name, sequences, len(prompt) + num_generated, width, **options)
     scheduler.add(group)
     return group
 

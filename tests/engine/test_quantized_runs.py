@@ -1,0 +1,45 @@
+"""How far a whole model strays when its K and V are kept in one byte a number: bounded here, on the shipped model."""
+
+import numpy as np
+import pytest
+
+from minipage.engine import LLM
+from minipage.sampling import SamplingParams
+
+PROMPTS = [
+    "KING RICHARD III:\nMy kingdom for a",
+    "JULIET:\nO Romeo,",
+    "First Citizen:\nBefore we proceed any further, hear me",
+]
+GREEDY = SamplingParams(temperature=0, max_tokens=40)
+# Largest error of a logit, and the least share of greedy tokens that stay the same. Logits here lie some 20 apart.
+BOUNDS = {"int8": (0.1, 0.9), "fp8": (0.4, 0.5)}
+
+
+def all_logits(llm, token_ids):
+    """[T, V]: a row for each token, decoded one by one, so that every row reads K and V from the cache."""
+    rows = []
+    forward = llm.forward
+    llm.forward = lambda plan: rows.append(forward(plan)) or rows[-1]
+    llm.sample = lambda plan, logits: {}  # nobody chooses: the next token is put there by hand
+    llm.add_request(token_ids[:1], SamplingParams(max_tokens=len(token_ids)), "forced")
+    seq = llm.requests["forced"].group.leader
+    for token in [*token_ids[1:], None]:
+        llm.step()
+        seq.token_ids += [token] if token is not None else []
+    return np.concatenate(rows)
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+def test_logits_and_greedy_texts_stay_close(dtype, record_property):
+    most_error, least_agreement = BOUNDS[dtype]
+    exact, quantized = (LLM(num_blocks=64, kv_cache_dtype=name) for name in ("float32", dtype))
+    texts = [[output.outputs[0].token_ids for output in llm.generate(PROMPTS, GREEDY)] for llm in (exact, quantized)]
+    same = np.mean([a == b for ours, theirs in zip(*texts, strict=True) for a, b in zip(ours, theirs, strict=True)])
+    forced = exact.tokenizer.encode(PROMPTS[0]) + texts[0][0]
+    error = np.abs(all_logits(exact, forced) - all_logits(quantized, forced)).max()
+    record_property(f"{dtype}: largest error of a logit", float(error))
+    record_property(f"{dtype}: greedy tokens that agree", float(same))
+    print(f"{dtype}: largest error of a logit {error:.3f}, greedy tokens that agree {same:.0%}")
+    assert 0 < error <= most_error, f"a logit is off by {error:.3f}"
+    assert same >= least_agreement, f"only {same:.0%} of the greedy tokens agree"
