@@ -167,8 +167,8 @@ class PrefixMachine(MemoryMachine):
         for name in movers:
             self.tables[name].move_to(new_pool, moved)
             self.home[name] = new_pool
-            if name in self.num_published:  # what it says itself: it may want to be published anew
-                self.num_published[name] = len(self.tables[name].keys)
+            if name in self.num_published:  # its blocks are others now, to be published anew
+                self.num_published[name] = 0
         self.audit(
             moved.keys() == blocks,
             f"the blocks {sorted(blocks)} should have been moved, each once; moved were {moved}",

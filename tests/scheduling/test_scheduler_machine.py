@@ -16,11 +16,11 @@ def run_histories(count, machine):
 
 
 def test_everybody_reads_its_own_tokens_is_treated_fairly_and_finishes():
-    run_histories(150, machine())
+    run_histories(100, machine())
 
 
 def test_another_scheduler_that_keeps_the_same_promises_passes():
-    run_histories(100, machine(Scheduler=Rewritten))
+    run_histories(60, machine(Scheduler=Rewritten))
 
 
 @pytest.mark.slow  # one to two minutes each, on one idle core

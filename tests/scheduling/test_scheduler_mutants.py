@@ -17,7 +17,7 @@ from minipage.scheduling import Scheduler, SequenceGroup
 
 ANY, CACHING, NO_WATERMARK, TINY = {}, {"caching": True}, {"watermark": 0.0}, {"num_blocks": 6}
 CROWD = {"num_blocks": 8, "max_num_seqs": 16, "max_num_batched_tokens": 32}  # so that many have to give way
-RECOMPUTE, SWAP = CROWD | {"preemption": "recompute"}, CROWD | {"preemption": "swap"}
+RECOMPUTE, SWAP = CROWD | {"preemption": "recompute"}, CROWD | {"preemption": "swap", "swap": 24}
 
 NEXT_TOKEN = r"(\d+) tokens were computed, so token \1 is next, not token|a chunk of \d+ tokens from token|have slots"
 TOO_FEW = "too few were counted|blocks wanted"
