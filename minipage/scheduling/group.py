@@ -95,12 +95,10 @@ class SequenceGroup:
 
     def blocks_to_start(self, block_size: int) -> int:
         """What it takes to compute all the tokens there are now, beginning with no blocks."""
-        length = len(self.leader.token_ids)
-        own = (
-            blocks_needed(length, block_size) - self.shared_len // block_size
-        )  # of a follower that has gone its own way
-        followers = len(self.sequences) - 1 if length > self.shared_len else 0
-        return blocks_needed(length, block_size) + followers * own
+        longest = blocks_needed(max(len(seq.token_ids) for seq in self.sequences), block_size)
+        if self.shared_len == len(self.leader.token_ids):
+            return longest  # all are alike, and share everything
+        return longest + (len(self.sequences) - 1) * (longest - self.shared_len // block_size)
 
     def next_chunks(self, budget: int) -> list[Chunk]:
         """What to compute next with at most `budget` tokens; nothing, if all sequences cannot go on together."""
