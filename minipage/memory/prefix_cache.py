@@ -48,7 +48,7 @@ class PrefixCache:
 
     def root(self, salt: str) -> bytes:
         """What stands for the parent of a first block. Only texts of the same salt can share."""
-        return hashlib.blake2b(salt.encode(), key=self._secret, digest_size=32).digest()
+        return hashlib.blake2b(salt.encode("utf-8", "surrogatepass"), key=self._secret, digest_size=32).digest()
 
     def find(self, token_ids: Sequence[int], salt: str = "") -> tuple[list[int], list[bytes]]:
         """The blocks that hold the beginning of a text, as far as they are known; and the root and their keys.

@@ -292,3 +292,9 @@ def test_texts_that_poor_hashes_confuse(one, other):
     computed(cache, one)
     assert found(cache, [*other, 9]) == []
     assert cache.key(b"parent", one) != cache.key(b"parent", other)
+
+
+def test_any_string_is_a_salt_even_one_that_is_no_valid_unicode():
+    _, cache = make()
+    computed(cache, TEXT[:4], "\ud800")
+    assert cache.find(TEXT, "\ud800")[0] and not cache.find(TEXT, "")[0]
