@@ -1,10 +1,12 @@
 """What an engine looked like at one moment: plain data that never changes, enough to draw every picture from.
 
-A step of the engine leaves two frames. The first is taken when its schedule is made: blocks have been handed out, the
-chosen tokens have slots, nothing is computed yet. The second is taken after its update: every sequence whose last token
-was computed has one token more, and those that are done have given their blocks back.
+A step of the engine leaves a frame for each of its phases, taken when the phase is over:
 
-    schedule ──▶ Frame(phase="schedule")    copy, forward, sample, update ──▶ Frame(phase="update")
+    schedule   blocks have been handed out, and the chosen tokens have slots; nothing is computed yet
+    copy       whole blocks have been moved: swapped out, swapped in, copied on write (left out if there were none)
+    forward    K and V of the chosen tokens are written, and attention has read the blocks of their sequences
+    sample     the next tokens are chosen
+    update     the sequences have them, and those that are done have given their blocks back
 
 Whatever follows from these fields is a property here, so that all renderers show the same numbers.
 """
@@ -12,16 +14,19 @@ Whatever follows from these fields is a property here, so that all renderers sho
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple, get_args
 
 from minipage.memory import BlockCopy, blocks_needed
+
+Phase = Literal["schedule", "copy", "forward", "sample", "update"]
+PHASES: tuple[Phase, ...] = get_args(Phase)
 
 
 @dataclass(frozen=True, slots=True)
 class SequenceFrame:
-    """One request: its tokens, and where they are stored."""
+    """One text: its tokens, and where they are stored."""
 
-    seq_id: str  # the request's id
+    request_id: str  # the samples and beams of one request have this in common
     label: str  # what pictures call it: "A", "B", …, "Z", "AA", … in order of arrival
     status: str  # "waiting", "running", "swapped" or "finished"
     token_ids: tuple[int, ...]  # the prompt, then what was generated
@@ -34,9 +39,10 @@ class SequenceFrame:
     num_computed_tokens: int  # the first so many tokens have a slot; in an "update" frame K and V are there too
     max_num_tokens: int  # how long it may get, the prompt included
     blocks: tuple[int, ...]  # its block table: logical block i is physical block blocks[i]
+    swap_blocks: tuple[int, ...]  # its block table in the swap pool, while it is swapped out
     last_blocks: tuple[int, ...]  # if it holds none: the block table that it lost, finished or preempted
     num_preemptions: int  # how often it lost its blocks
-    finish_reason: str | None  # "length", "stop" or "abort", once it is finished
+    finish_reason: str | None  # "length", "stop", "abort", …, once it is finished
 
     def block_tokens(self, logical: int, block_size: int) -> tuple[str, ...]:
         """The words in logical block `logical`: up to `block_size` of them."""
@@ -48,8 +54,10 @@ class BlockFrame:
     """One physical block."""
 
     ref_count: int  # block tables that hold it; 0: it is free
-    num_filled: int  # slots that hold a token
+    num_filled: int  # slots that hold a token of a sequence that has the block, or could find it again
     holders: tuple[str, ...]  # the labels of the sequences whose block tables hold it
+    cached: bool  # the prefix cache can find it, be it in use or free
+    tokens: tuple[str, ...]  # the words in it: as many as it has filled slots
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,12 +70,19 @@ class ChunkFrame:
     slots: tuple[int, ...]  # where their K and V are written: block * block_size + offset
 
 
+class ChosenToken(NamedTuple):
+    """What was sampled for a sequence; of a beam there may be several, or none."""
+
+    label: str
+    token: str
+
+
 @dataclass(frozen=True, slots=True)
 class Frame:
     """The engine at one moment of one step, and what the step has done so far."""
 
     step: int  # 1 is the first that was recorded
-    phase: Literal["schedule", "update"]
+    phase: Phase
     block_size: int  # tokens per block
     max_num_batched_tokens: int  # the most tokens that a step computes
     sequences: tuple[SequenceFrame, ...]  # unfinished before this step, in order of arrival
@@ -78,10 +93,22 @@ class Frame:
     blocks: tuple[BlockFrame, ...]  # the whole pool, by block number
     free_queue: tuple[int, ...]  # free blocks, next one first
     chunks: tuple[ChunkFrame, ...]  # what this step computes, in the order of the batch
-    copies: tuple[BlockCopy, ...]  # blocks that were copied first
+    swap_out: tuple[BlockCopy, ...]  # (block, swap block): saved first of all
+    swap_in: tuple[BlockCopy, ...]  # (swap block, block): brought back
+    copies: tuple[BlockCopy, ...]  # blocks that are copied before anything is written
+    chosen: tuple[ChosenToken, ...]  # the next tokens; empty before they are sampled
     preempted: tuple[str, ...]  # labels of those that lost their blocks in this step, in that order
     finished: tuple[str, ...]  # labels of those that are done with this step
+    num_queried_tokens: int  # of prompts that were looked for in the prefix cache, since recording began
+    num_hit_tokens: int  # those of them that were found
     events: tuple[str, ...]  # this step so far, in sentences
+    num_earlier_events: int  # the first so many of them are of earlier phases of this step
+    story: str  # what a scenario says to this step, or an empty string
+
+    @property
+    def phase_events(self) -> tuple[str, ...]:
+        """What happened in this very phase."""
+        return self.events[self.num_earlier_events :]
 
     @property
     def all_sequences(self) -> list[SequenceFrame]:
@@ -99,8 +126,8 @@ class Frame:
 
     @property
     def num_stored_tokens(self) -> int:
-        """Slots that hold a token; a shared slot counts once."""
-        return sum(block.num_filled for block in self.blocks)
+        """Slots in use that hold a token; a shared slot counts once."""
+        return sum(block.num_filled for block in self.blocks if block.ref_count)
 
     @property
     def num_wasted_slots(self) -> int:
@@ -115,8 +142,14 @@ class Frame:
 
     @property
     def written_blocks(self) -> frozenset[int]:
-        """The physical blocks that this step writes to."""
+        """The physical blocks whose slots this step writes K and V to."""
         return frozenset(slot // self.block_size for chunk in self.chunks for slot in chunk.slots)
+
+    @property
+    def read_blocks(self) -> frozenset[int]:
+        """The physical blocks that attention reads in this step: the whole block tables of whoever computes."""
+        computing = {chunk.label for chunk in self.chunks}
+        return frozenset(block for seq in self.sequences if seq.label in computing for block in seq.blocks)
 
 
 def label_of(index: int) -> str:
