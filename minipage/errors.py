@@ -21,6 +21,10 @@ class ModelError(MinipageError):
     """A model could not be found, read or understood."""
 
 
+class TraceError(MinipageError):
+    """A recorded trace cannot be read: it is damaged, no trace at all, or of a newer version."""
+
+
 class OutOfBlocksError(MinipageError):
     """The block pool has fewer free blocks than were asked for. Nothing was allocated."""
 

@@ -118,8 +118,12 @@ def test_frames_equal_the_engines_state(block_size, num_blocks, budget, preempti
             if llm.has_unfinished_requests():
                 llm.step()
                 updated.append(state_of(llm))
-    first, second = trace.frames[::2], trace.frames[1::2]
-    assert [frame.phase for frame in trace.frames] == ["schedule", "update"] * len(planned) and len(planned) > 15
+    first, second = [[frame for frame in trace if frame.phase == phase] for phase in ("schedule", "update")]
+    assert len(planned) > 15
+    for step, plan in enumerate(planned, 1):
+        moved = any(step == frame.step and frame.phase == "copy" for frame in trace)
+        phases = ["schedule", *["copy"] * moved, "forward", "sample", "update"]
+        assert [frame.phase for frame in trace if frame.step == step] == phases and plan
     assert list(map(state_in, first)) == scheduled
     assert list(map(state_in, second)) == updated
     assert trace.steps == second
@@ -157,7 +161,7 @@ def test_kv_is_where_the_frame_says(llm):
             before = llm.kv_cache.k.copy()
             llm.step()
             changed = (llm.kv_cache.k != before).any(axis=(0, 3, 4))  # [num_blocks, block_size]
-            slots = {slot for chunk in trace.frames[-1].chunks for slot in chunk.slots}
+            slots = {slot for chunk in trace[-1].chunks for slot in chunk.slots}
             assert set(changed.reshape(-1).nonzero()[0].tolist()) == slots
 
 
@@ -165,7 +169,7 @@ def test_frames_never_change(llm):
     with record(llm) as trace:
         seen = [(frame, repr(frame)) for frame in Demo(llm, cast(["To be"] * 4, 12), seed=3).frames()]
     assert all(repr(frame) == before for frame, before in seen)
-    assert len({hash(frame) for frame in trace.frames}) == 2 * len(seen)  # all that is in them can be hashed
+    assert len({hash(frame) for frame in trace}) == 4 * len(seen)  # all that is in them can be hashed
     with pytest.raises(AttributeError):
         seen[0][0].step = 5
 
@@ -231,7 +235,7 @@ def test_recording_may_begin_in_the_middle(llm):
         llm.add_request("To be", SamplingParams(max_tokens=2, ignore_eos=True))
         while llm.has_unfinished_requests():
             llm.step()
-    first = trace.frames[0]
+    first = trace[0]
     assert [seq.label for seq in first.sequences] == ["A", "B"]
     assert not any(event.startswith("A arrives") for event in first.events)
     assert any(event.startswith("B arrives") for event in first.events)
@@ -243,8 +247,8 @@ def test_aborted_before_anything_was_recorded(llm):
     with record(llm) as trace:
         llm.abort("early")
         llm.generate("To be", SamplingParams(max_tokens=2))
-    assert trace.frames[0].events[0] == "A is aborted: its 1 block goes back to the free queue."
-    assert trace.frames[0].finished_before[0].finish_reason == "abort"
+    assert trace[0].events[0] == "A is aborted: its 1 block goes back to the free queue."
+    assert trace[0].finished_before[0].finish_reason == "abort"
 
 
 def test_a_block_that_no_sequence_holds(llm):
@@ -253,7 +257,7 @@ def test_a_block_that_no_sequence_holds(llm):
         llm.generate("To be", SamplingParams(max_tokens=2))
     llm.block_pool.free(block)
     frame = trace.steps[0]
-    assert frame.blocks[block] == BlockFrame(ref_count=1, num_filled=0, holders=())
+    assert frame.blocks[block] == BlockFrame(ref_count=1, num_filled=0, holders=(), cached=False, tokens=())
     assert "?" in section(screen(frame), "memory")[1]
 
 
@@ -273,7 +277,7 @@ def test_a_failed_step_is_survived(llm, monkeypatch):
             try:
                 llm.step()
             except RuntimeError:
-                assert trace.frames[-1].phase == "schedule"
+                assert trace[-1].phase == "schedule"
     assert [frame.step for frame in trace.steps] == [1, 2, 4, 5, 6]
     assert trace.steps[2].chunks[0].start == 0, "what was half written was not computed again"
     assert trace.steps[-1].sequences[0].finish_reason == "length"
@@ -341,10 +345,6 @@ def test_who_is_preempted_for_whom():
         "A needs room, but the pool is dry: C, the latest, is preempted; " + again.format("2 blocks are"),
         "A needs a block: block 6 is taken from the free queue.",
     ]
-
-
-def test_a_shared_block_is_copied_in_words():
-    assert events.copies([BlockCopy(3, 9)]) == ["Block 3 is shared: it is copied to block 9 before it is written."]
 
 
 @pytest.mark.parametrize(
@@ -511,7 +511,7 @@ def test_the_demo_shows_what_it_is_for(demo_frames):
 def test_a_shared_block_shows_its_count(demo_frames):
     frame = demo_frames[5]
     number = frame.sequences[0].blocks[0]
-    shared = BlockFrame(ref_count=2, num_filled=frame.block_size, holders=("A", "B"))
+    shared = replace(frame.blocks[0], ref_count=2, num_filled=frame.block_size, holders=("A", "B"))
     blocks = tuple(shared if i == number else block for i, block in enumerate(frame.blocks))
     frame = replace(frame, blocks=blocks)
     assert "A█2" in section(screen(frame), "memory")[1]
@@ -577,7 +577,7 @@ def crowd():
             llm.add_request(list(range(40)), SamplingParams(max_tokens=40))
         for _ in range(4):
             llm.step()
-    return trace.frames[-1]
+    return trace[-1]
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
@@ -607,10 +607,11 @@ def test_samples_share_the_prompts_blocks_and_copy_the_one_they_write_into():
         llm.step()
         llm.step()
     frame = trace.steps[-1]
-    assert frame.blocks[0] == BlockFrame(ref_count=2, num_filled=4, holders=("A", "B"))
+    words = frame.sequences[0].tokens[:4]
+    assert frame.blocks[0] == BlockFrame(ref_count=2, num_filled=4, holders=("A", "B"), cached=False, tokens=words)
     assert frame.copies == (BlockCopy(1, 2),)
     assert frame.num_stored_tokens == 4 + 3 + 3
-    assert any("is shared: it is copied" in event for event in frame.events)
+    assert "A writes into block 1, which is shared: it is copied to block 2 first." in frame.events
     assert "A█2" in section(screen(frame), "memory")[1]
 
 

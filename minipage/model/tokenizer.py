@@ -40,6 +40,10 @@ class Tokenizer:
         """The text of one token on its own; empty for an id that the tokenizer does not know."""
         return self.decode([token_id])
 
+    def token(self, token_id: int) -> str:
+        """A token as the vocabulary spells it; empty for an id that the tokenizer does not know."""
+        return self._tokenizer.id_to_token(token_id) or ""
+
 
 class Detokenizer:
     """The text of a growing list of tokens, without decoding the beginning again and again.

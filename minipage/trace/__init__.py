@@ -12,6 +12,7 @@ Nothing here is imported by the engine, and no renderer keeps books of its own: 
 """
 
 from minipage.trace.frames import BlockFrame, ChunkFrame, Frame, SequenceFrame
-from minipage.trace.recorder import Trace, record
+from minipage.trace.recorder import record
+from minipage.trace.replay import Trace
 
 __all__ = ["BlockFrame", "ChunkFrame", "Frame", "SequenceFrame", "Trace", "record"]

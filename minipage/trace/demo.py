@@ -141,8 +141,8 @@ class Demo:
                     self.llm.add_request(arrival.prompt, self.params[i], request_id=label_of(i))
                 self.llm.step()
                 steps_done += 1
-                if trace.frames and trace.frames[-1].phase == "update":
-                    yield trace.frames[-1]
+                if len(trace) and trace[-1].phase == "update":
+                    yield trace[-1]
 
 
 def _print_texts(frame: Frame, console: Console, glyphs: Glyphs) -> None:

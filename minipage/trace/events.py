@@ -1,105 +1,203 @@
-"""What a step did, in plain sentences: "B needs a block: block 7 is taken from the free queue."
+"""What a phase did, in plain sentences: "B needs a block: block 7 is taken from the free queue."
 
-Each function looks at the state before and after, and at the plan; none of them looks at the engine. A sentence is kept
-below 76 characters where it can be, which is a line of the smallest screen.
+Sentences are made from the state before and after a phase and from what changed; nobody looks at the engine. They are
+kept below 76 characters where they can be, which is a line of the smallest screen.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from minipage.memory import BlockCopy
-from minipage.scheduling import Chunk, SequenceGroup, Status, StepPlan
-from minipage.scheduling import Sequence as Request
+if TYPE_CHECKING:
+    from minipage.trace.state import State, Text
 
-Labels = Mapping[Request, str]
-Tables = Mapping[Request, Sequence[int]]  # block tables at some moment
-
-
-def arrivals(new: Iterable[Request], labels: Labels) -> list[str]:
-    return [f"{labels[seq]} arrives: a prompt of {count(seq.num_prompt_tokens, 'token')}." for seq in new]
+Tables = Mapping[str, Sequence[int]]  # label -> block table
 
 
-def branches(new: Iterable[Request], labels: Labels) -> list[str]:
-    return [f"{labels[seq]} branches off and shares {block_names(seq.block_table.blocks)}." for seq in new]
+class Before(NamedTuple):
+    """What has to be known of the state before a phase."""
+
+    tables: dict[str, list[int]]  # label -> block table
+    status: dict[str, str]
+    num_free: int
+    cached: frozenset[int]
+
+    @classmethod
+    def of(cls, state: State) -> Before:
+        texts = state.texts.values()
+        tables, status = {text.label: text.blocks for text in texts}, {text.label: text.status for text in texts}
+        return cls(tables, status, len(state.free_queue), frozenset(state.cached))
 
 
-def returns(swap_in: Sequence[BlockCopy], chunks: Iterable[Chunk], labels: Labels) -> list[str]:
-    """Who came back from the swap pool: those whose blocks are where the saved ones were copied to."""
-    restored = {block for _, block in swap_in}
-    back = [labels[chunk.seq] for chunk in chunks if restored & set(chunk.seq.block_table)]
-    return [f"{join(back)}: back from swap, {count(len(restored), 'block')} restored."] if back else []
+def sentences(change: dict[str, Any], before: Before, after: State) -> list[str]:
+    """What happened in this phase."""
+    if after.phase == "schedule":
+        return [*arrivals(change, after), *hits(before, after), *returns(before, after), *allocations(before, after)]
+    if after.phase == "copy":
+        return copies(after)
+    if after.phase == "forward":
+        return forwards(after)
+    if after.phase == "sample":
+        return choices(after)
+    return [
+        *branches(change, after),
+        *publications(before, after),
+        *finishes(change.get("finished", {}), before.tables),
+    ]
 
 
-def aborts(gone: Iterable[Request], labels: Labels, tables: Tables) -> list[str]:
-    return [f"{labels[seq]} is aborted{_and_frees(len(tables[seq]))}" for seq in gone]
+def arrivals(change: dict[str, Any], after: State) -> list[str]:
+    told = []
+    for request_id in dict.fromkeys(new["request_id"] for new in change.get("new", ())):
+        its = [new["label"] for new in change["new"] if new["request_id"] == request_id]
+        prompt = f"a prompt of {count(after.texts[its[0]].num_prompt_tokens, 'token')}"
+        told.append(
+            f"{its[0]} arrives: {prompt}." if len(its) == 1 else f"{join(its)} arrive: {prompt}, {len(its)} samples."
+        )
+    return told
 
 
-def copies(pairs: Iterable[BlockCopy]) -> list[str]:
-    return [f"Block {source} is shared: it is copied to block {to} before it is written." for source, to in pairs]
+def hits(before: Before, after: State) -> list[str]:
+    """Who began with blocks that the prefix cache had found."""
+    told = []
+    for label, start, _ in after.chunks:
+        text = after.texts[label]
+        if start and before.status.get(label, "waiting") == "waiting" and not before.tables.get(label):
+            found = text.blocks[: start // after.block_size]
+            told.append(
+                f"{label} finds its first {count(start, 'token')} in the prefix cache: {block_names(found)} "
+                f"{'is' if len(found) == 1 else 'are'} shared, not computed."
+            )
+    return told
 
 
-def allocations(plan: StepPlan, num_free: int, labels: Labels, tables: Tables) -> list[str]:
-    """Who got blocks for what, and who lost them for it, in the order in which it happened.
+def branches(change: dict[str, Any], after: State) -> list[str]:
+    told = []
+    for new in change.get("new", ()):
+        blocks = after.texts[new["label"]].blocks
+        told.append(f"{new['label']} branches off and shares {block_names(blocks)}.")
+    return told
 
-    `num_free` and `tables` are the free blocks and the block tables before the step; those of the plan are after it.
-    """
-    sentences, fitting, preempted = [], [], list(plan.preempted)
-    for chunk in plan.chunks:
-        label = labels[chunk.seq]
-        new_blocks = chunk.seq.block_table.blocks[len(tables.get(chunk.seq, ())) :]
+
+def returns(before: Before, after: State) -> list[str]:
+    """Who came back from the swap pool."""
+    back = [label for label, status in before.status.items() if status == "swapped" and after.texts[label].blocks]
+    num_restored = len(after.moves.get("swap_in", ()))
+    return [f"{join(back)}: back from swap, {count(num_restored, 'block')} to restore."] if back else []
+
+
+def between_steps(reasons: Mapping[str, str], before: Before) -> list[str]:
+    """Who is gone since the last step: aborted, or finished in a step that failed."""
+    return [
+        f"{label} is {'aborted' if why == 'abort' else f'finished ({why})'}{_and_frees(len(before.tables[label]))}"
+        for label, why in reasons.items()
+    ]
+
+
+def copies(after: State) -> list[str]:
+    told = []
+    for name, verb in (("swap_out", "saved to swap space"), ("swap_in", "restored from swap space")):
+        if pairs := after.moves.get(name):
+            here = [pair.source if name == "swap_out" else pair.destination for pair in pairs]
+            told.append(f"{block_names(here).capitalize()} {'is' if len(here) == 1 else 'are'} {verb}.")
+    for source, to in after.moves.get("copies", ()):
+        writers = [text.label for text in after.texts.values() if to in text.blocks]
+        writer = join(writers) if writers else "its writer"
+        told.append(f"{writer} writes into block {source}, which is shared: it is copied to block {to} first.")
+    return told
+
+
+def forwards(after: State) -> list[str]:
+    num_tokens = sum(num_tokens for _, _, num_tokens in after.chunks)
+    size, written, read = after.block_size, set(), set()
+    for label, start, n in after.chunks:
+        blocks = after.texts[label].blocks
+        written.update(blocks[start // size : (start + n - 1) // size + 1])
+        read.update(blocks)
+    tokens = f"K and V of {count(num_tokens, 'token')} are written to {block_names(sorted(written))}"
+    return [f"{tokens}; attention reads {count(len(read), 'block')}."]
+
+
+def choices(after: State) -> list[str]:
+    """The tokens that were sampled: "A: " king"; B: ","." """
+    words = [f'{label} "{visible(after.word(token))}"' for label, token in after.chosen]
+    if not words:
+        return ["No text has come to its end: there is nothing to sample yet."]
+    shown = words if len(words) <= 8 else [*words[:7], f"{len(words) - 7} more"]
+    return [f"Sampled: {', '.join(shown)}."]
+
+
+def visible(word: str) -> str:
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in word)
+
+
+def publications(before: Before, after: State) -> list[str]:
+    new = sorted(after.cached - before.cached)
+    return (
+        [f"{block_names(new).capitalize()} {'is' if len(new) == 1 else 'are'} full: others can find it."] if new else []
+    )
+
+
+def allocations(before: Before, after: State) -> list[str]:
+    """Who got blocks for what, and who lost them for it, in the order in which it happened."""
+    told, fitting, preempted, num_free = [], [], list(after.preempted), before.num_free
+    for label, start, num_tokens in after.chunks:
+        text = after.texts[label]
+        # What the prefix cache found, or what came back from swap, was not taken for this.
+        known = max(len(before.tables.get(label, ())), start // after.block_size)
+        new_blocks = text.blocks[known:] if before.status.get(label) != "swapped" else []
         while preempted and num_free < len(new_blocks):
-            num_free += len(_held(preempted[0], tables))
-            sentences.append(_preemption(label, preempted.pop(0), labels, tables))
+            num_free += len(_held(preempted[0], before.tables))
+            told.append(_preemption(label, preempted.pop(0), before.tables, after))
         num_free -= len(new_blocks)
-        if chunk.start == 0:
-            sentences.append(_start(chunk, label, new_blocks))
-        elif chunk.num_tokens > 1 or not chunk.samplers:
-            sentences.append(_next_chunk(chunk, label, new_blocks))
+        ends = start + num_tokens == len(text.token_ids)
+        if start == 0:
+            told.append(_start(text, num_tokens, ends, new_blocks))
+        elif num_tokens > 1 or not ends:
+            told.append(_next_chunk(text, num_tokens, new_blocks))
         elif new_blocks:
-            sentences.append(f"{label} needs a block: {block_names(new_blocks)} is taken from the free queue.")
+            told.append(f"{label} needs a block: {block_names(new_blocks)} is taken from the free queue.")
         else:
             fitting.append(label)
     # Whoever is left made way in vain: the last of them needed a block, and was the latest itself.
-    sentences += [_preemption(_names(preempted[-1], labels), group, labels, tables) for group in preempted]
+    told += [_preemption(join(preempted[-1]), group, before.tables, after) for group in preempted]
     if fitting:
         what = "new token fits in its last block" if len(fitting) == 1 else "new tokens fit in their last blocks"
-        sentences.append(f"{join(fitting)}: the {what}.")
-    return sentences
+        told.append(f"{join(fitting)}: the {what}.")
+    return told
 
 
-def finishes(reasons: Mapping[Request, str], labels: Labels, tables: Tables) -> list[str]:
-    """`tables` are the block tables as they were scheduled, before the update emptied them."""
-    return [f"{labels[seq]} is finished ({why}){_and_frees(len(tables[seq]))}" for seq, why in reasons.items()]
+def finishes(reasons: Mapping[str, str], tables: Tables) -> list[str]:
+    """`tables` are the block tables before the update emptied them."""
+    return [f"{label} is finished ({why}){_and_frees(len(tables[label]))}" for label, why in reasons.items()]
 
 
-def _preemption(needy: str, latest: SequenceGroup, labels: Labels, tables: Tables) -> str:
-    held, swapped = len(_held(latest, tables)), latest.status is Status.SWAPPED
+def _preemption(needy: str, latest: list[str], tables: Tables, after: State) -> str:
+    held, swapped = len(_held(latest, tables)), after.texts[latest[0]].status == "swapped"
     free = f"its {count(held, 'block')} {'is' if held == 1 else 'are'} {'saved and ' if swapped else ''}free again"
     then = "will come back" if swapped else "will be recomputed"
-    what = f"{_names(latest, labels)}, the latest, is preempted; {free} and it {then}."
+    what = f"{join(latest)}, the latest, is preempted; {free} and it {then}."
     return f"{needy} needs room, but the pool is dry: {what}"
 
 
-def _held(group: SequenceGroup, tables: Tables) -> set[int]:
-    return {block for seq in group.sequences for block in tables.get(seq, ())}
+def _held(group: list[str], tables: Tables) -> set[int]:
+    return {block for label in group for block in tables.get(label, ())}
 
 
-def _names(group: SequenceGroup, labels: Labels) -> str:
-    return join(labels[seq] for seq in group.sequences)
+def _start(text: Text, num_tokens: int, ends: bool, blocks: Sequence[int]) -> str:
+    total = len(text.token_ids)
+    tokens = f"{'' if ends else f'{num_tokens} of '}its {count(total, 'token')}"
+    if text.preemptions:
+        return f"{text.label} is back: {tokens} are computed again, in {block_names(blocks)}."
+    return (
+        f"{text.label} starts: {tokens} {'takes' if total == 1 else 'take'} {block_names(blocks)} from the free queue."
+    )
 
 
-def _start(chunk: Chunk, label: str, blocks: Sequence[int]) -> str:
-    total = len(chunk.seq.token_ids)
-    tokens = f"{'' if chunk.samplers else f'{chunk.num_tokens} of '}its {count(total, 'token')}"
-    if chunk.group.num_preemptions:
-        return f"{label} is back: {tokens} are computed again, in {block_names(blocks)}."
-    return f"{label} starts: {tokens} {'takes' if total == 1 else 'take'} {block_names(blocks)} from the free queue."
-
-
-def _next_chunk(chunk: Chunk, label: str, blocks: Sequence[int]) -> str:
+def _next_chunk(text: Text, num_tokens: int, blocks: Sequence[int]) -> str:
     taken = f"{block_names(blocks)} {'is' if len(blocks) == 1 else 'are'} taken" if blocks else "there is room"
-    return f"{label} goes on: {chunk.num_tokens} more of its {len(chunk.seq.token_ids)} tokens; {taken}."
+    return f"{text.label} goes on: {num_tokens} more of its {len(text.token_ids)} tokens; {taken}."
 
 
 def _and_frees(num_blocks: int) -> str:

@@ -26,6 +26,7 @@ PHASES: tuple[Phase, ...] = get_args(Phase)
 class SequenceFrame:
     """One text: its tokens, and where they are stored."""
 
+    seq_id: str
     request_id: str  # the samples and beams of one request have this in common
     label: str  # what pictures call it: "A", "B", …, "Z", "AA", … in order of arrival
     status: str  # "waiting", "running", "swapped" or "finished"

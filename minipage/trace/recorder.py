@@ -1,230 +1,280 @@
-"""Makes frames by watching a running engine from outside: the engine knows nothing of it.
+"""Makes a trace by watching a running engine from outside: the engine knows nothing of it.
 
     with record(llm) as trace:
         llm.generate(["To be, or not to be"])
     print(trace.steps[-1].events)
 
-An LLM's step is five methods, called one after the other. The recorder puts its own in the place of the first and the
-last of them, on this one instance, looks before and after, and takes them away again on leaving.
+A step of an LLM is five methods, called one after the other. The recorder puts its own in their places, on this one
+instance, looks before and after, and takes them away again on leaving. The block pool and the prefix cache are watched
+in the same way: what they do is written down operation by operation, so that a look costs what has changed, however
+large the pool is. A test replays every frame beside the engine and compares.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
 
-from minipage.memory import BlockCopy
 from minipage.request import NextToken, Request, SampledRequest
 from minipage.scheduling import Sequence, SequenceGroup, Status, StepPlan
-from minipage.trace import events
-from minipage.trace.frames import BlockFrame, ChunkFrame, Frame, SequenceFrame, label_of
+from minipage.trace.frames import label_of
+from minipage.trace.replay import Trace
+from minipage.trace.state import Change
+from minipage.trace.vocabulary import token_bytes
 
 if TYPE_CHECKING:
     from minipage.engine import LLM
 
-FREE_BLOCK = BlockFrame(ref_count=0, num_filled=0, holders=())
 
-
-class Trace:
-    """Everything that was recorded, earliest first. It grows while the engine runs."""
-
-    def __init__(self) -> None:
-        self.frames: list[Frame] = []
-
-    @property
-    def steps(self) -> list[Frame]:
-        """One frame per step: how it ended."""
-        return [frame for frame in self.frames if frame.phase == "update"]
+@contextmanager
+def record(llm: LLM, title: str = "") -> Iterator[Trace]:
+    """Record every phase of every step that `llm` makes within the block; see `minipage.trace.frames`."""
+    recorder = _Recorder(llm, title)
+    with ExitStack() as stack:
+        for owner, name, method in recorder.replacements():
+            stack.enter_context(replaced(owner, name, method))
+        yield recorder.trace
 
 
 @contextmanager
-def record(llm: LLM) -> Iterator[Trace]:
-    """Record every step that `llm` makes within the block. Two frames a step, see `minipage.trace.frames`."""
-    recorder = _Recorder(llm)
-    own = vars(llm)  # instance attributes hide the methods of the class
-    wrapped = ("schedule", "update")
-    before = {name: own[name] for name in wrapped if name in own}
-    own["schedule"], own["update"] = recorder.schedule, recorder.update
+def replaced(owner: object, name: str, method: Callable[..., Any]) -> Iterator[None]:
+    """Let one instance have another method for a while: instance attributes hide the methods of the class."""
+    own = vars(owner)
+    before = {name: own[name]} if name in own else {}
+    own[name] = method
     try:
-        yield recorder.trace
+        yield
     finally:
-        for name in wrapped:
-            del own[name]
+        del own[name]
         own.update(before)
 
 
-class _Recorder:
-    """Stands in for `llm.schedule` and `llm.update`. Between them it remembers what the step has done so far."""
+class _Seen:
+    """A sequence as it was when last looked at."""
 
-    def __init__(self, llm: LLM) -> None:
+    def __init__(self) -> None:
+        self.num_tokens = 0
+        self.facts: dict[str, Any] = {"status": "waiting", "computed": 0, "preemptions": 0}
+        self.blocks: list[int] = []
+        self.swap_blocks: list[int] = []
+
+
+class _Recorder:
+    """Stands in for the phases of one LLM, and writes down what each of them changed."""
+
+    def __init__(self, llm: LLM, title: str) -> None:
         self.llm = llm
-        self.trace = Trace()
-        self._schedule, self._update = llm.schedule, llm.update
+        self.pool, self.cache = llm.block_pool, llm.scheduler.prefix_cache
         self._labels: dict[Sequence, str] = {}
         self._group_of: dict[Sequence, SequenceGroup] = {}
-        self._live: list[Sequence] = []  # unfinished when last seen, in order of arrival
-        self._finished: tuple[SequenceFrame, ...] = ()
-        self._token_texts: dict[int, str] = {}
+        self._live: dict[Sequence, _Seen] = {}  # unfinished when last seen, in order of arrival
+        self._words: dict[int, bytes] = {}
+        self._queues: dict[str, list[str]] = {}
+        self._operations: list[list[Any]] = []  # of the pool and the prefix cache, since the last look
+        self._cached = {block for block in range(self.pool.num_blocks) if self.cache and block in self.cache}
+        self._hits_before = self._prefix_stats()
+        self._stats = (0, 0)
+        self._depth = 0
         self._step = 0
-        # Facts of the step that is going on
-        self._events: list[str] = []
-        self._chunks: tuple[ChunkFrame, ...] = ()
-        self._copies: tuple[BlockCopy, ...] = ()
-        self._preempted: tuple[str, ...] = ()
-        self._tables: dict[Sequence, tuple[int, ...]] = {}  # block tables as they were last seen
-        self._last_tables: dict[Sequence, tuple[int, ...]] = {}  # and when they last were not empty
-        self._lengths: dict[Sequence, int] = {}  # tokens when the step was scheduled
-        self._notice_newcomers()
-        self._see_tables()
+        header = {
+            "title": title,
+            "block_size": self.pool.block_size,
+            "max_num_batched_tokens": llm.scheduler.max_num_batched_tokens,
+            "free_queue": list(self.pool.free_queue),
+            "ref_counts": [self.pool.ref_count(block) for block in range(self.pool.num_blocks)],
+            "cached": sorted(self._cached),
+        }
+        self.trace = Trace(header | self._look(), self._words)
+
+    def replacements(self) -> list[tuple[object, str, Callable[..., Any]]]:
+        """(owner, name, what to put in its place) of every method that is watched."""
+        phases = [(self.llm, name, getattr(self, name)) for name in ("schedule", "copy", "forward", "sample", "update")]
+        self._phases = {name: getattr(self.llm, name) for _, name, _ in phases}
+        operations = {"allocate": "take", "allocate_many": "take", "free": "free", "share": "share", "revive": "revive"}
+        pool = [(self.pool, name, self._watched(getattr(self.pool, name), op)) for name, op in operations.items()]
+        if self.cache is None:
+            return [*phases, *pool]
+        self._publish, self._reset = self.cache.publish, self.cache.reset
+        return [*phases, *pool, (self.cache, "publish", self._on_publish), (self.cache, "reset", self._on_reset)]
+
+    # ---- the phases
 
     def schedule(self) -> StepPlan:
         self._step += 1
-        self._events = self._notice_aborted()
-        self._events += events.arrivals(self._notice_newcomers(), self._labels)
-        before, num_free = self._see_tables(), self.llm.block_pool.num_free
-        plan = self._schedule()
-
-        self._events += events.returns(plan.swap_in, plan.chunks, self._labels)
-        self._events += events.copies(plan.copies)
-        self._events += events.allocations(plan, num_free, self._labels, before)
-        self._chunks = tuple(self._chunk(plan, i) for i in range(len(plan.chunks)))
-        self._copies = tuple(plan.copies)
-        self._preempted = tuple(self._labels[seq] for group in plan.preempted for seq in group.sequences)
-        self._lengths = {seq: len(seq.token_ids) for seq in self._live}
-        self._see_tables()
-        self._add_frame("schedule", {})
+        change: Change = {"step": self._step, "phase": "schedule"}
+        gone = {seq: self._reason(seq) for seq in self._live if self._is_gone(seq)}
+        if gone or self._operations:  # aborted, or a step failed
+            change["earlier"] = self._look(gone)
+        newcomers = self._newcomers()
+        plan: StepPlan = self._phases["schedule"]()
+        change |= self._look(new=newcomers)
+        change["chunks"] = [[self._labels[c.seq], c.start, c.num_tokens] for c in plan.chunks]
+        for name in ("swap_out", "swap_in", "copies"):
+            if pairs := getattr(plan, name):
+                change[name] = [list(pair) for pair in pairs]
+        if plan.preempted:
+            change["preempted"] = [[self._labels[seq] for seq in group.sequences] for group in plan.preempted]
+        self.trace.changes.append(change)
         return plan
+
+    def copy(self, plan: StepPlan) -> None:
+        self._phases["copy"](plan)
+        if plan.swap_out or plan.swap_in or plan.copies:
+            self._passed("copy")
+
+    def forward(self, plan: StepPlan) -> Any:
+        logits = self._phases["forward"](plan)
+        self._passed("forward")
+        return logits
+
+    def sample(self, plan: StepPlan, logits: Any) -> Any:
+        tokens: dict[Request, list[NextToken]] = self._phases["sample"](plan, logits)
+        chosen = [[self._labels[token.seq], token.token_id] for its in tokens.values() for token in its]
+        self._learn(token_id for _, token_id in chosen)
+        self._passed("sample", chosen=chosen)
+        return tokens
 
     def update(self, plan: StepPlan, tokens: dict[Request, list[NextToken]]) -> None:
         requests = dict(self.llm.requests)  # the engine forgets those that finish
-        self._update(plan, tokens)
-        done = {seq: reason(requests[self._group_of[seq].group_id], seq) for seq in self._live if seq.finished}
-        self._events += events.branches(self._notice_newcomers(), self._labels)
-        self._events += events.finishes(done, self._labels, self._tables)
-        self._add_frame("update", done)
-        self._retire(done)
-        self._see_tables()
+        self._phases["update"](plan, tokens)
+        done = {seq: reason(requests.get(self._group_of[seq].group_id), seq) for seq in self._live if seq.finished}
+        self._passed("update", **self._look(done, self._newcomers()))
 
-    def _notice_newcomers(self) -> list[Sequence]:
+    def _passed(self, phase: str, **facts: Any) -> None:
+        self.trace.changes.append({"step": self._step, "phase": phase} | facts)
+
+    # ---- looking
+
+    def _newcomers(self) -> list[Sequence]:
         """Give a label to every sequence that was not there before."""
         scheduler = self.llm.scheduler
         groups = sorted([*scheduler.running, *scheduler.swapped, *scheduler.waiting], key=lambda group: group.arrival)
-        new = {seq: group for group in groups for seq in group.sequences if seq not in self._labels}
+        new = [seq for group in groups for seq in group.sequences if seq not in self._group_of]
+        self._group_of |= {seq: group for group in groups for seq in group.sequences}
         for seq in new:
             self._labels[seq] = label_of(len(self._labels))
-        self._group_of |= new
-        self._live += new
-        return list(new)
+            self._live[seq] = _Seen()
+        return new
 
-    def _notice_aborted(self) -> list[str]:
-        """Between two steps only an abort finishes a sequence."""
-        gone = {seq: "abort" for seq in self._live if self._group_of[seq].status is Status.FINISHED}
-        self._retire(gone)
-        return events.aborts(gone, self._labels, self._tables)
+    def _look(self, done: dict[Sequence, str] | None = None, new: list[Sequence] | None = None) -> Change:
+        """What has changed since the last look; those that are `done` will not be looked at again."""
+        new = self._newcomers() if new is None else new
+        change: Change = {"new": [self._introduce(seq) for seq in new]} if new else {}
+        differences = {self._labels[seq]: self._difference(seq, seen) for seq, seen in self._live.items()}
+        if sequences := {label: facts for label, facts in differences.items() if facts}:
+            change["sequences"] = sequences
+        if done:
+            change["finished"] = {self._labels[seq]: why for seq, why in done.items()}
+        for seq in done or ():
+            del self._live[seq]
+        for name in ("waiting", "running", "swapped"):
+            labels = [self._labels[seq] for group in getattr(self.llm.scheduler, name) for seq in group.sequences]
+            if labels != self._queues.get(name, []):
+                change.setdefault("queues", {})[name] = self._queues[name] = labels
+        if self._operations:
+            change["pool"], self._operations = self._operations, []
+        (queried, hit), (queried_before, hit_before) = self._prefix_stats(), self._hits_before
+        stats = queried - queried_before, hit - hit_before
+        if stats != self._stats:
+            change["prefix"] = self._stats = stats
+        return change
 
-    def _retire(self, reasons: dict[Sequence, str]) -> None:
-        if reasons:
-            self._finished += tuple(self._sequence(seq, 0, reason) for seq, reason in reasons.items())
-            self._live = [seq for seq in self._live if seq not in reasons]
-            for seq in reasons:
-                self._last_tables.pop(seq, None)
+    def _introduce(self, seq: Sequence) -> dict[str, Any]:
+        group = self._group_of[seq]
+        return {
+            "label": self._labels[seq],
+            "seq_id": seq.seq_id,
+            "request_id": group.group_id,
+            "num_prompt_tokens": seq.num_prompt_tokens,
+            "max_num_tokens": group.max_num_tokens,
+        }
 
-    def _see_tables(self) -> dict[Sequence, tuple[int, ...]]:
-        self._tables = {seq: self._blocks_of(seq) for seq in self._live}
-        self._last_tables |= {seq: blocks for seq, blocks in self._tables.items() if blocks}
-        return self._tables
+    def _difference(self, seq: Sequence, seen: _Seen) -> dict[str, Any]:
+        """What is new of one sequence. Of lists: how many members stay, and what follows them."""
+        change: dict[str, Any] = {}
+        if len(seq.token_ids) != seen.num_tokens:  # tokens are only ever added
+            tail = seq.token_ids[seen.num_tokens :]
+            self._learn(tail)
+            change["token_ids"] = [seen.num_tokens, tail]
+            seen.num_tokens = len(seq.token_ids)
+        group, table = self._group_of[seq], seq.block_table
+        here = table.pool is self.pool
+        if (table.blocks if here else []) != seen.blocks:
+            change["blocks"], seen.blocks = list_difference(seen.blocks, table.blocks if here else [])
+        if not here or seen.swap_blocks:
+            change["swap_blocks"], seen.swap_blocks = list_difference(seen.swap_blocks, [] if here else table.blocks)
+        facts = {"status": group.status.value, "computed": table.num_tokens, "preemptions": group.num_preemptions}
+        if facts != seen.facts:
+            change |= {name: fact for name, fact in facts.items() if fact != seen.facts[name]}
+            seen.facts = facts
+        return change
 
-    def _add_frame(self, phase: Literal["schedule", "update"], done: dict[Sequence, str]) -> None:
-        scheduler, pool = self.llm.scheduler, self.llm.block_pool
-        labels = self._labels
-        frame = Frame(
-            step=self._step,
-            phase=phase,
-            block_size=pool.block_size,
-            max_num_batched_tokens=scheduler.max_num_batched_tokens,
-            sequences=tuple(
-                self._sequence(seq, len(seq.token_ids) - self._length_before(seq), done.get(seq)) for seq in self._live
-            ),
-            finished_before=self._finished,
-            waiting=tuple(labels[seq] for group in scheduler.waiting for seq in group.sequences),
-            running=tuple(labels[seq] for group in scheduler.running for seq in group.sequences),
-            swapped=tuple(labels[seq] for group in scheduler.swapped for seq in group.sequences),
-            blocks=self._blocks(),
-            free_queue=tuple(pool.free_queue),
-            chunks=self._chunks,
-            copies=self._copies,
-            preempted=self._preempted,
-            finished=tuple(labels[seq] for seq in done),
-            events=tuple(self._events),
-        )
-        self.trace.frames.append(frame)
+    def _learn(self, token_ids: Any) -> None:
+        for token_id in token_ids:
+            if token_id not in self._words:
+                self._words[token_id] = token_bytes(self.llm.tokenizer, token_id)
 
-    def _sequence(self, seq: Sequence, num_new_tokens: int, finish_reason: str | None) -> SequenceFrame:
-        output = seq.output_token_ids
-        group, blocks = self._group_of[seq], self._blocks_of(seq)
-        text, text_before = self._decode(output), self._decode(output[: len(output) - num_new_tokens])
-        return SequenceFrame(
-            seq_id=seq.seq_id,
-            label=self._labels[seq],
-            status="finished" if seq.finished else group.status.value,
-            token_ids=tuple(seq.token_ids),
-            tokens=tuple(map(self._token_text, seq.token_ids)),
-            prompt=self._decode(seq.token_ids[: seq.num_prompt_tokens]),
-            text=text,
-            new_text=text[len(text_before.rstrip("\N{REPLACEMENT CHARACTER}")) :],
-            num_prompt_tokens=seq.num_prompt_tokens,
-            num_new_tokens=num_new_tokens,
-            num_computed_tokens=seq.num_computed_tokens,
-            max_num_tokens=group.max_num_tokens,
-            blocks=blocks,
-            last_blocks=() if blocks else self._last_tables.get(seq, ()),
-            num_preemptions=group.num_preemptions,
-            finish_reason=finish_reason,
-        )
+    def _is_gone(self, seq: Sequence) -> bool:
+        return seq.finished or self._group_of[seq].status is Status.FINISHED
 
-    def _chunk(self, plan: StepPlan, i: int) -> ChunkFrame:
-        _, seq, start, num_tokens = plan.chunks[i]
-        slots = tuple(seq.block_table.slot_mapping(start, start + num_tokens))
-        return ChunkFrame(self._labels[seq], start, num_tokens, slots)
+    def _reason(self, seq: Sequence) -> str:
+        return reason(self.llm.requests.get(self._group_of[seq].group_id), seq)
 
-    def _blocks(self) -> tuple[BlockFrame, ...]:
-        """The physical pool. Who holds a block and how full it is follows from the block tables."""
-        pool = self.llm.block_pool
-        holders: dict[int, list[str]] = {}
-        filled: dict[int, int] = {}
-        for seq in self._live:
-            for logical, block in enumerate(self._blocks_of(seq)):
-                tokens = min(pool.block_size, seq.num_computed_tokens - logical * pool.block_size)
-                holders.setdefault(block, []).append(self._labels[seq])
-                filled[block] = max(filled.get(block, 0), tokens)
-        counts = map(pool.ref_count, range(pool.num_blocks))
-        return tuple(
-            BlockFrame(count, filled.get(block, 0), tuple(holders.get(block, ()))) if count else FREE_BLOCK
-            for block, count in enumerate(counts)
-        )
+    # ---- watching the pool and the prefix cache
 
-    def _blocks_of(self, seq: Sequence) -> tuple[int, ...]:
-        """Its block table; empty while its blocks are in the swap pool, for this is a picture of the other one."""
-        return tuple(seq.block_table.blocks) if seq.block_table.pool is self.llm.block_pool else ()
+    def _watched(self, method: Callable[..., Any], operation: str) -> Callable[..., Any]:
+        """`method`, with a note of the blocks it dealt with. One that calls another is noted once."""
 
-    def _length_before(self, seq: Sequence) -> int:
-        """Its tokens when this step was scheduled; a beam that has just branched off has one more than its parent."""
-        return self._lengths.get(seq, len(seq.token_ids) - 1)
+        def watched(*args: Any) -> Any:
+            self._depth += 1
+            try:
+                result = method(*args)
+            finally:
+                self._depth -= 1
+            if self._depth == 0:
+                blocks = result if isinstance(result, list) else [args[0] if result is None else result]
+                self._note(operation, blocks)
+            return result
 
-    def _token_text(self, token_id: int) -> str:
-        if token_id not in self._token_texts:
-            tokenizer = self.llm.tokenizer
-            self._token_texts[token_id] = tokenizer.token_text(token_id) if tokenizer else f" {token_id}"
-        return self._token_texts[token_id]
+        return watched
 
-    def _decode(self, token_ids: list[int]) -> str:
-        tokenizer = self.llm.tokenizer
-        return tokenizer.decode(token_ids) if tokenizer else "".join(map(self._token_text, token_ids))
+    def _note(self, operation: str, blocks: list[int]) -> None:
+        if operation == "take":
+            self._cached.difference_update(blocks)
+        if self._operations and self._operations[-1][0] == operation:
+            self._operations[-1] += blocks
+        elif blocks:
+            self._operations.append([operation, *blocks])
+
+    def _on_publish(self, table: Any, *args: Any) -> None:
+        self._publish(table, *args)
+        for block in reversed(table.blocks):
+            if block in self._cached:
+                break
+            if self.cache is not None and block in self.cache:
+                self._cached.add(block)
+                self._note("publish", [block])
+
+    def _on_reset(self) -> None:
+        self._reset()
+        self._note("forget", sorted(self._cached))
+        self._cached.clear()
+
+    def _prefix_stats(self) -> tuple[int, int]:
+        return (self.cache.num_queried_tokens, self.cache.num_hit_tokens) if self.cache else (0, 0)
 
 
-def reason(request: Request, seq: Sequence) -> str:
+def list_difference(old: list[int], new: list[int]) -> tuple[list[Any], list[int]]:
+    """([how many members of `old` stay, what follows them], a copy of `new`)."""
+    keep = next((i for i, (a, b) in enumerate(zip(old, new)) if a != b), min(len(old), len(new)))
+    return [keep, new[keep:]], new.copy()
+
+
+def reason(request: Request | None, seq: Sequence) -> str:
     """Why a sequence is finished."""
     if isinstance(request, SampledRequest):
         return request.texts[seq].finish_reason or "abort"
+    if request is None:
+        return "abort"
     return "the search is over" if request.finished else "none of its continuations is among the best"

@@ -1,0 +1,154 @@
+"""A recorded run: what changed in each phase, and from that the engine as it was at any moment.
+
+    trace = Trace.load("run.jsonl")
+    trace[0], trace[-1], trace.steps[3]          # frames, made when they are asked for
+
+Only differences are kept, so that ten thousand steps stay small. A frame is made by replaying them; every now and then
+the state is kept whole, so that going back need not begin at the beginning.
+
+The file has JSON lines: a header (version, sizes, what was there when recording began, and the words of the tokens that
+occur), then one line a phase, a change as state.py describes it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import overload
+
+from minipage.errors import MinipageError, TraceError
+from minipage.trace import events
+from minipage.trace.frames import Frame
+from minipage.trace.state import Change, State, Vocabulary
+
+VERSION = 1
+CHECKPOINT = 256  # phases between two states that are kept whole
+ROUTINE = ("forward", "sample")  # phases that do the same in every step: their sentences go when they are over
+
+
+class Trace(Sequence[Frame]):
+    """Frames of a run, one for each phase of each step. It grows while it is recorded."""
+
+    def __init__(self, header: Change, vocabulary: Vocabulary) -> None:
+        self.header = header
+        self.title: str = header.get("title", "")
+        self.changes: list[Change] = []
+        self.stories: dict[int, str] = {}  # what a scenario says to a step
+        self._vocabulary = vocabulary
+        self._checkpoints = [State(header, vocabulary)]  # before changes 0, CHECKPOINT, 2 * CHECKPOINT, ...
+        self._ahead = self._checkpoints[0].copy()  # before the change `_next`
+        self._next = 0
+
+    def __len__(self) -> int:
+        return len(self.changes)
+
+    @overload
+    def __getitem__(self, index: int) -> Frame: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Frame]: ...
+    def __getitem__(self, index: int | slice) -> Frame | list[Frame]:
+        if isinstance(index, slice):
+            return [self._frame(i) for i in range(len(self))[index]]
+        return self._frame(range(len(self))[index])  # a range knows negative numbers, and its end
+
+    @property
+    def step_ends(self) -> list[int]:
+        """The frames with which the steps ended; a step that failed has no end."""
+        return [i for i, change in enumerate(self.changes) if change["phase"] == "update"]
+
+    @property
+    def steps(self) -> list[Frame]:
+        """One frame per step: how it ended."""
+        return [self[i] for i in self.step_ends]
+
+    def _frame(self, index: int) -> Frame:
+        """Replay up to the step of this frame, and from there with the sentences."""
+        step = self.changes[index]["step"]
+        first = index
+        while first and self.changes[first - 1]["step"] == step:
+            first -= 1
+        self._go_to(first)
+        state = self._ahead.copy()
+        told: list[str] = []
+        num_earlier = 0
+        for change in self.changes[first : index + 1]:
+            if state.phase in ROUTINE:
+                del told[num_earlier:]
+            num_earlier = len(told)
+            told += play(change, state, tell=True)
+        return state.frame(told, num_earlier, self.stories.get(step, ""))
+
+    def _go_to(self, index: int) -> None:
+        """Bring `_ahead` to the moment before a change: from where it is, or from the last whole state before it."""
+        nearest = min(index // CHECKPOINT, len(self._checkpoints) - 1)
+        if index < self._next or self._next < nearest * CHECKPOINT:
+            self._ahead, self._next = self._checkpoints[nearest].copy(), nearest * CHECKPOINT
+        while self._next < index:
+            play(self.changes[self._next], self._ahead)
+            self._next += 1
+            if self._next == len(self._checkpoints) * CHECKPOINT:
+                self._checkpoints.append(self._ahead.copy())
+
+    # ---- files
+
+    def save(self, path: str | Path) -> None:
+        """Write it as JSON lines. Raises OSError."""
+        words = {str(token): word_to_json(word) for token, word in sorted(self._vocabulary.items())}
+        facts = {"title": self.title, "stories": {str(step): story for step, story in self.stories.items()}}
+        header = {"minipage_trace": VERSION} | self.header | facts | {"words": words}
+        with open(path, "w", encoding="utf-8") as file:
+            for line in (header, *self.changes):
+                file.write(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Trace:
+        """Read what `save` has written. Raises TraceError if it is no trace, a damaged or a newer one; OSError."""
+        number = 1
+        try:
+            with open(path, encoding="utf-8") as file:
+                header = json.loads(file.readline())
+                if not isinstance(header, dict) or not isinstance(header.get("minipage_trace"), int):
+                    raise TraceError(f"{path} is not a trace: its first line has no minipage_trace version.")
+                if header["minipage_trace"] > VERSION:
+                    raise TraceError(
+                        f"{path} is a trace of version {header['minipage_trace']}, and this minipage reads up to "
+                        f"{VERSION}. Install a newer minipage."
+                    )
+                trace = cls(header, {int(token): word_from_json(word) for token, word in header["words"].items()})
+                trace.stories = {int(step): str(story) for step, story in header["stories"].items()}
+                for number, line in enumerate(file, 2):  # noqa: B007 (the error below names the line)
+                    trace.changes.append(json.loads(line))
+                    trace._go_to(len(trace))
+        except MinipageError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+            raise TraceError(f"{path} is damaged: line {number} cannot be replayed ({error!r}).") from error
+        return trace
+
+
+def play(change: Change, state: State, *, tell: bool = False) -> list[str]:
+    """Bring a state behind a change; say what happened, in sentences, if anybody listens."""
+    told: list[str] = []
+    if change["step"] != state.step:
+        state.begin_step(change["step"])
+    if "earlier" in change:
+        if tell:
+            told += events.between_steps(change["earlier"].get("finished", {}), events.Before.of(state))
+        state.apply_facts(change["earlier"])
+        state.retire()
+    before = events.Before.of(state) if tell else None
+    state.apply(change)
+    return told + events.sentences(change, before, state) if before else told
+
+
+def word_to_json(word: bytes) -> str | list[int]:
+    """Text where it is text: a token may end in the middle of a character, and then it is a list of bytes."""
+    try:
+        return word.decode()
+    except UnicodeDecodeError:
+        return list(word)
+
+
+def word_from_json(word: str | list[int]) -> bytes:
+    return word.encode() if isinstance(word, str) else bytes(word)
