@@ -71,10 +71,22 @@ MODEL: Options = {"model": (str, "a folder, or a GPT-2 on the hub, such as gpt2 
 DEMO: Options = MODEL | {
     "max_tokens": (int, "tokens to generate for each text"),
     "block_size": (int, "tokens in a block (default 4)"),
-    "num_blocks": (int, "blocks in the pool (default 16)"),
-    "max_num_batched_tokens": (int, "most tokens computed in a step (default 8)"),
+    "num_blocks": (int, "blocks in the pool (default: as the scenario needs)"),
+    "max_num_batched_tokens": (int, "most tokens computed in a step (default 8 or 16)"),
+    "max_num_seqs": (int, "most texts that run at once"),
+    "preemption": (str, "recompute, swap or auto"),
+    "policy": (str, "fcfs or priority"),
+    "watermark": (float, "share of the pool that admission leaves free"),
+    "kv_cache_dtype": (str, "float32, int8 or fp8"),
     "seed": (int, "another seed, other texts"),
     "steps": (int, "stop after N steps"),
+}
+FILES: Options = {  # written instead of showing the run
+    "html": (str, "a page to step through in a browser"),
+    "svg": (str, "a folder, with one picture a step"),
+    "json": (str, "the trace itself, as JSON lines"),
+    "cast": (str, "a terminal recording, for asciinema"),
+    "timeline": (str, "what each text did when, for ui.perfetto.dev"),
 }
 ENGINE: Options = MODEL | {
     "block_size": (int, "tokens in a block (default 16)"),
@@ -91,7 +103,7 @@ SAMPLING: Options = {
 }
 
 
-def add_options(parser: argparse.ArgumentParser, options: Options) -> None:
+def add_options(parser: argparse._ActionsContainer, options: Options) -> None:
     for name, (kind, meaning) in options.items():
         flag, value = "--" + name.replace("_", "-"), "TEXT" if kind is str else "N"
         parser.add_argument(flag, type=kind, metavar=value, help=meaning, default=argparse.SUPPRESS)
@@ -106,16 +118,26 @@ def given(args: argparse.Namespace, options: Options) -> dict[str, Any]:
 
 
 def add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("scenario", nargs="?", help="which story; see --list")
+    parser.add_argument("--list", action="store_true", help="list the scenarios")
+    parser.add_argument("--replay", metavar="FILE", help="show a trace that was written with --json")
+    parser.add_argument("--enable-prefix-caching", action="store_true", help="equal beginnings are computed once",
+                        default=argparse.SUPPRESS)  # fmt: skip
     parser.add_argument("--plain", action="store_true", help="print every step, even in a terminal")
     parser.add_argument("--prompt", action="append", metavar="TEXT", help="a text of your own (may be repeated)")
     add_options(parser, DEMO)
+    add_options(parser.add_argument_group("instead of showing it, write"), FILES)
     parser.set_defaults(command=run_demo)
 
 
 def run_demo(args: argparse.Namespace) -> None:
     from minipage.trace import demo
 
-    demo.run(prompts=args.prompt, plain=args.plain, **given(args, DEMO))
+    if args.list:
+        return demo.list_scenarios()
+    name = {"name": args.scenario} if args.scenario else {}
+    options = name | given(args, DEMO | {"enable_prefix_caching": (bool, "")})
+    demo.run(replay=args.replay, prompts=args.prompt, plain=args.plain, files=given(args, FILES), **options)
 
 
 # ---- generate

@@ -12,10 +12,11 @@ from rich.console import Console
 from minipage import LLM, SamplingParams
 from minipage.memory import BlockCopy
 from minipage.trace import Frame, events, record
-from minipage.trace.demo import BLOCK_SIZE, MAX_NUM_BATCHED_TOKENS, NUM_BLOCKS, SEED, Demo, cast
+from minipage.trace.demo import SMALL, Demo
 from minipage.trace.frames import BlockFrame, label_of
 from minipage.trace.glyphs import ASCII, UNICODE, glyphs_for, visible
-from minipage.trace.player import HELP, SECONDS_PER_STEP, Player
+from minipage.trace.player import HELP, SECONDS_PER_STEP, Player, ends_step
+from minipage.trace.scenarios import DEFAULT, SCENARIOS
 from minipage.trace.terminal import draw
 
 SIZES = [(80, 24), (160, 48), (100, 36), (60, 20), (40, 16), (200, 70)]
@@ -23,13 +24,13 @@ SIZES = [(80, 24), (160, 48), (100, 36), (60, 20), (40, 16), (200, 70)]
 
 @pytest.fixture(scope="module")
 def llm():
-    return LLM(block_size=BLOCK_SIZE, num_blocks=NUM_BLOCKS, max_num_batched_tokens=MAX_NUM_BATCHED_TOKENS)
+    return LLM(**SMALL)
 
 
 @pytest.fixture(scope="module")
 def demo_frames(llm):
     """Every step of the demo as it comes out of the box."""
-    return list(Demo(llm, cast(None, None), SEED).frames())
+    return list(filter(ends_step, Demo(llm, SCENARIOS[DEFAULT]).frames()))
 
 
 def screen(frame, width=80, height=24, glyphs=UNICODE, **options):
@@ -166,10 +167,11 @@ def test_kv_is_where_the_frame_says(llm):
 
 
 def test_frames_never_change(llm):
+    demo = Demo(llm, SCENARIOS[DEFAULT].with_prompts(["To be"] * 4, 12), seed=3)
     with record(llm) as trace:
-        seen = [(frame, repr(frame)) for frame in Demo(llm, cast(["To be"] * 4, 12), seed=3).frames()]
+        seen = [(frame, repr(frame)) for frame in demo.frames()]
     assert all(repr(frame) == before for frame, before in seen)
-    assert len({hash(frame) for frame in trace}) == 4 * len(seen)  # all that is in them can be hashed
+    assert len({hash(frame) for frame in trace}) == len(seen)  # all that is in them can be hashed
     with pytest.raises(AttributeError):
         seen[0][0].step = 5
 
@@ -504,7 +506,7 @@ def test_the_demo_shows_what_it_is_for(demo_frames):
     assert any(frame.num_contiguous_blocks > len(frame.blocks) for frame in demo_frames)
     assert 15 <= len(demo_frames) <= 40
     last = demo_frames[-1]
-    assert len({block for seq in last.finished_before for block in seq.last_blocks}) <= NUM_BLOCKS
+    assert len({block for seq in last.finished_before for block in seq.last_blocks}) <= SMALL["num_blocks"]
     assert not last.running and not last.waiting
 
 

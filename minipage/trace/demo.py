@@ -1,8 +1,4 @@
-"""The demo: three requests of different length, which arrive at different times and share a small memory.
-
-The memory is a little too small for all three at their longest, so that all there is to see can be seen: blocks handed
-out one by one, a prompt computed in chunks, a request preempted and recomputed, blocks that come back and are used
-again by somebody else.
+"""The demo: a story (scenarios.py) on the real engine, in a terminal, as a page, as pictures or as a file.
 
 In a terminal it plays on the full screen; anywhere else, every step is printed, one after the other.
 """
@@ -11,19 +7,21 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from functools import partial
-from itertools import chain, islice
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterator
+from itertools import chain, takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.text import Text
 
 from minipage.errors import ConfigurationError
 from minipage.trace.frames import Frame, label_of
-from minipage.trace.glyphs import DIM, Glyphs, chip, glyphs_for, visible
-from minipage.trace.player import Player, play
+from minipage.trace.glyphs import BOLD, DIM, Glyphs, chip, glyphs_for, visible
+from minipage.trace.player import Player, ends_step, play
 from minipage.trace.recorder import record
+from minipage.trace.replay import Trace
+from minipage.trace.scenarios import DEFAULT, SCENARIOS, Scenario, find_scenario
 from minipage.trace.spinner import spinner
 from minipage.trace.terminal import MIN_WIDTH, draw
 
@@ -31,76 +29,85 @@ if TYPE_CHECKING:
     from minipage.engine import LLM
 
 PLAIN_WIDTH = 80  # columns where there is no terminal to ask
-ARRIVAL_STEPS = (0, 2, 5)  # of the first requests; each further one comes 3 steps later
-BLOCK_SIZE, NUM_BLOCKS, MAX_NUM_BATCHED_TOKENS = 4, 16, 8  # small enough to see every slot
+SMALL = {"block_size": 4, "num_blocks": 16, "max_num_batched_tokens": 8}  # small enough to see every slot
 SEED, TEMPERATURE = 69, 0.8
-MAX_TOKENS = 16  # for prompts of the viewer's own
 
 
-class Arrival(NamedTuple):
-    """A request that will be made."""
-
-    step: int  # steps that are done before it comes
-    prompt: str
-    max_tokens: int
-
-
-STORY = [
-    Arrival(ARRIVAL_STEPS[0], "KING RICHARD III:\nMy kingdom for a", 14),
-    Arrival(ARRIVAL_STEPS[1], "JULIET:\nO Romeo,", 18),
-    Arrival(ARRIVAL_STEPS[2], "ROMEO:\nO, she doth teach the torches to", 12),
-]
+def list_scenarios() -> None:
+    console = console_for_output()
+    for scenario in SCENARIOS.values():
+        default = " (what is shown without a name)" if scenario.name == DEFAULT else ""
+        console.print(Text.assemble((scenario.name, BOLD), f": {scenario.title}{default}\n    ", (scenario.about, DIM)))
 
 
 def run(
+    name: str = DEFAULT,
     *,
-    prompts: list[str] | None = None,  # instead of the three
+    replay: str | None = None,  # a saved trace, instead of a scenario
+    prompts: list[str] | None = None,  # instead of the scenario's
     max_tokens: int | None = None,  # for every request
-    model: str | None = None,  # None: the shipped one
-    block_size: int = BLOCK_SIZE,
-    num_blocks: int = NUM_BLOCKS,
-    max_num_batched_tokens: int = MAX_NUM_BATCHED_TOKENS,
     seed: int = SEED,
     steps: int | None = None,  # stop after so many
     plain: bool = False,  # print even in a terminal
+    files: dict[str, str] | None = None,  # kind of file (see exports.py) -> where to write it; then nothing is shown
+    **engine: Any,  # options of LLM, before the scenario's
 ) -> None:
-    """Run the demo on standard output. Raises MinipageError if the model or a request cannot be served."""
+    """Run a scenario on standard output. Raises MinipageError if the model or a request cannot be served; OSError."""
     if steps is not None and steps < 1:
         raise ConfigurationError(f"{steps} steps are too few to watch; it takes at least 1.")
-    with spinner("loading the model"):
-        from minipage.engine import LLM  # with numba and all it takes half a second
-
-        make = partial(LLM, block_size=block_size, num_blocks=num_blocks, max_num_batched_tokens=max_num_batched_tokens)
-        llm = make() if model is None else make(model)
-        demo = Demo(llm, cast(prompts, max_tokens), seed)
-    console = PipeConsole(highlight=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = PLAIN_WIDTH
+    if replay is not None:
+        with spinner("reading the trace"):
+            trace = Trace.load(replay)
+        frames = iter(trace)
+    else:
+        scenario = find_scenario(name).with_prompts(prompts, max_tokens)
+        with spinner("loading the model"):
+            demo = Demo(make_engine(scenario, engine), scenario, seed)
+        frames = demo.frames()
+    if steps is not None:
+        frames = takewhile(lambda frame: frame.step <= steps, frames)
+    if files:
+        with spinner("running the scenario"):
+            shown = list(frames)
+        export(shown, trace if replay else demo.trace, files)
+        return
+    console = console_for_output()
     glyphs = glyphs_for(console.encoding)
-    frames = islice(demo.frames(), steps)
     with spinner("computing the first step (on a new machine this compiles the kernels, once)"):
-        first = next(frames)
+        first = next(frames, None)
+    if first is None:
+        print("The trace has no steps.")
+        return
+    last = first
     if sys.stdin.isatty() and sys.stdout.isatty() and not plain and not console.is_dumb_terminal:
         player = Player(first, frames, glyphs)
         play(player, console)
         last = player.frame
         _print_frame(last, console, glyphs)
     else:
-        for last in chain([first], frames):
+        for last in filter(ends_step, chain([first], frames)):
             _print_frame(last, console, glyphs)
     _print_texts(last, console, glyphs)
 
 
-def cast(prompts: list[str] | None, max_tokens: int | None) -> list[Arrival]:
-    """Who appears in the demo, and when."""
-    arrivals = STORY
-    if prompts:
-        last = len(ARRIVAL_STEPS) - 1
-        steps = [ARRIVAL_STEPS[min(i, last)] + 3 * max(0, i - last) for i in range(len(prompts))]
-        arrivals = [Arrival(step, prompt, MAX_TOKENS) for step, prompt in zip(steps, prompts, strict=True)]
-    if max_tokens is not None:
-        arrivals = [arrival._replace(max_tokens=max_tokens) for arrival in arrivals]
-    return arrivals
+def make_engine(scenario: Scenario, options: dict[str, Any]) -> LLM:
+    from minipage.engine import LLM  # with numba and all it takes half a second
+
+    chosen: dict[str, Any] = SMALL | scenario.engine | options
+    if "memory" in chosen and "num_blocks" not in scenario.engine | options:
+        del chosen["num_blocks"]
+    return LLM(chosen.pop("model"), **chosen) if "model" in chosen else LLM(**chosen)
+
+
+def export(frames: list[Frame], trace: Trace, files: dict[str, str]) -> None:
+    """Write each kind of file that is wanted, and say so."""
+    from minipage.trace import exports
+
+    for kind, path in files.items():
+        writer: Callable[[list[Frame], Trace, Path], None] = exports.WRITERS[kind]
+        with spinner(f"writing {path}"):
+            writer(frames, trace, Path(path))
+        print(f"wrote {path}")
 
 
 class PipeConsole(Console):
@@ -110,43 +117,56 @@ class PipeConsole(Console):
         raise BrokenPipeError
 
 
+def console_for_output() -> Console:
+    console = PipeConsole(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = PLAIN_WIDTH
+    return console
+
+
 def _print_frame(frame: Frame, console: Console, glyphs: Glyphs) -> None:
     console.print(draw(frame, max(console.width, MIN_WIDTH), None, glyphs))
     console.print()
 
 
 class Demo:
-    """The requests on their engine, one step at a time."""
+    """The requests of a scenario on their engine, one step at a time."""
 
-    def __init__(self, llm: LLM, arrivals: list[Arrival], seed: int) -> None:
+    def __init__(self, llm: LLM, scenario: Scenario, seed: int = SEED) -> None:
         from minipage.sampling import SamplingParams
 
-        self.llm = llm
-        self.arrivals = arrivals
-        self.params = [
-            SamplingParams(temperature=TEMPERATURE, seed=seed + i, max_tokens=arrival.max_tokens)
-            for i, arrival in enumerate(arrivals)
-        ]
-        for arrival, params in zip(arrivals, self.params, strict=True):
+        self.llm, self.scenario = llm, scenario
+        self.arrivals = scenario.arrivals
+        self.params = []
+        for i, arrival in enumerate(self.arrivals):
+            drawn = {} if "beam_width" in arrival.params else {"temperature": TEMPERATURE, "seed": seed + i}
+            self.params.append(SamplingParams(**{"max_tokens": arrival.max_tokens} | drawn | arrival.params))
+        for arrival, params in zip(self.arrivals, self.params, strict=True):
             llm.abort(llm.add_request(arrival.prompt, params))  # what cannot be served is refused before the curtain
 
     def frames(self) -> Iterator[Frame]:
-        """Run step by step; yields how each one ended."""
-        waiting = list(enumerate(self.arrivals))
+        """Run step by step; yields every phase of each, as soon as the step is over."""
+        arrivals, turns = list(enumerate(self.arrivals)), list(self.scenario.turns)
         steps_done = 0
-        with record(self.llm) as trace:
-            while waiting or self.llm.has_unfinished_requests():
-                while waiting and waiting[0][1].step <= steps_done:
-                    i, arrival = waiting.pop(0)
+        with record(self.llm, self.scenario.title) as self.trace:
+            while arrivals or self.llm.has_unfinished_requests():
+                while arrivals and arrivals[0][1].step <= steps_done:
+                    i, arrival = arrivals.pop(0)
                     self.llm.add_request(arrival.prompt, self.params[i], request_id=label_of(i))
+                seen = len(self.trace)
                 self.llm.step()
                 steps_done += 1
-                if len(trace) and trace[-1].phase == "update":
-                    yield trace[-1]
+                if len(self.trace) == seen:
+                    continue  # nothing was left to compute, only to be told
+                end = self.trace[-1]
+                if turn := next((turn for turn in turns if turn.when(end)), None):
+                    turns.remove(turn)
+                    self.trace.stories[end.step] = turn.say
+                yield from self.trace[seen:]
 
 
 def _print_texts(frame: Frame, console: Console, glyphs: Glyphs) -> None:
-    """What became of each request, over as many lines as it has, and the block table it had."""
+    """What became of each text, over as many lines as it has, and the block table it had."""
     for seq in frame.all_sequences:
         lines = Text.assemble(chip(seq.label), " ", (_lines(seq.prompt, glyphs), DIM), _lines(seq.text, glyphs))
         generated = f"{len(seq.tokens) - seq.num_prompt_tokens} tokens generated"

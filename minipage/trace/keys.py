@@ -17,7 +17,11 @@ from collections import deque
 from readchar import key as codes
 
 LEAVE = "q"  # also what a closed keyboard counts as
-ARROWS = {codes.RIGHT: "right", codes.LEFT: "left", "\x1bOC": "right", "\x1bOD": "left"}
+ARROWS = {codes.RIGHT: "right", codes.LEFT: "left", "\x1bOC": "right", "\x1bOD": "left"} | {
+    code: name
+    for name, sent in {"home": (codes.HOME, "\x1bOH", "\x1b[1~"), "end": (codes.END, "\x1bOF", "\x1b[4~")}.items()
+    for code in sent
+}
 ONE_KEY = re.compile(r"\x1b[\[O][0-9;]*[^0-9;]|.", re.DOTALL)  # an arrow sends several characters at once
 
 if sys.platform == "win32":

@@ -22,7 +22,7 @@ SECONDS_PER_STEP = 0.7
 LINGER = 2.5  # seconds that the last frame stays when nobody touches a key
 LOOK_AROUND = 0.1  # seconds between two looks at the size of the terminal
 
-FOOTER = {"space": "pause, play", "n": "next", "b": "back", "+ -": "speed", "?": "help", "q": "quit"}
+FOOTER = {"space": "pause", "n": "next", "b": "back", "p": "phases", "+-": "speed", "?": "help", "q": "quit"}
 
 HELP = """\
  How to read this                                                 any key: back
@@ -42,9 +42,13 @@ HELP = """\
  its last block. "contiguous" is what the same requests would have to reserve
  in one piece each, because nobody knows how long they will get.
 
- space  pause, play      right or n  next step     + -  faster, slower
- q      leave            left or b   step back     ?    this page
+ space  pause, play      right or n  next      home  to the first   + -  speed
+ p      phases or steps  left or b   back      end   to the last    q    leave
 """
+
+
+def ends_step(frame: Frame) -> bool:
+    return frame.phase == "update"
 
 
 class Player:
@@ -57,10 +61,12 @@ class Player:
         self.at_end = False  # the source has no more frames
         self.touched = False  # a key was pressed
         self.helping = False
+        self.by_phase = False  # stop at each phase of a step, not only at its end
         self.left = False
         self.seconds = SECONDS_PER_STEP
         self._source = source
         self._glyphs = glyphs
+        self._finish_step()
 
     @property
     def frame(self) -> Frame:
@@ -72,17 +78,29 @@ class Player:
         return self.at_end and self.position + 1 == len(self.frames)
 
     def forward(self) -> None:
+        """To the next frame; step by step, to the next end of a step."""
+        self._advance()
+        self._finish_step()
+        if self.finished:
+            self.playing = False
+
+    def back(self) -> None:
+        self.position = max(0, self.position - 1)
+        while self.position and not (self.by_phase or ends_step(self.frame)):
+            self.position -= 1
+        self._finish_step()
+
+    def _finish_step(self) -> None:
+        while not (self.by_phase or ends_step(self.frame) or self.finished):
+            self._advance()
+
+    def _advance(self) -> None:
         if self.position + 1 == len(self.frames) and not self.at_end:
             frame = next(self._source, None)
             self.at_end = frame is None
             if frame is not None:
                 self.frames.append(frame)
         self.position = min(self.position + 1, len(self.frames) - 1)
-        if self.finished:
-            self.playing = False
-
-    def back(self) -> None:
-        self.position = max(0, self.position - 1)
 
     def tick(self) -> bool:
         """The time of one step has passed; returns whether there is something new to see."""
@@ -111,6 +129,15 @@ class Player:
             self.seconds = max(0.1, self.seconds / 1.5)
         elif key in ("-", "_"):
             self.seconds = min(10.0, self.seconds * 1.5)
+        elif key == "p":
+            self.playing, self.by_phase = False, not self.by_phase
+            self._finish_step()
+        elif key == "home":
+            self.playing, self.position = False, 0
+            self._finish_step()
+        elif key == "end":
+            while not self.finished:
+                self.forward()
         elif key == "?":
             self.helping = True
 

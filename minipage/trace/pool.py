@@ -23,6 +23,7 @@ from minipage.trace.glyphs import ALERT, BOLD, DIM, Glyphs, ink_of, style_of
 WORDS_CELL = 26  # columns that a block takes when its words are shown
 BOX_CELL = 23  # and when they are shown in a box of their own
 BAR_LABEL = 11
+CACHED = "cc"  # a free block whose words the prefix cache can still find
 
 
 def pool_lines(frame: Frame, width: int, max_lines: int, glyphs: Glyphs, roomy: bool) -> list[Text]:
@@ -194,7 +195,7 @@ def _cells(frame: Frame, glyphs: Glyphs) -> list[Text]:
 
 def _cell(block: BlockFrame, block_size: int, written: bool, glyphs: Glyphs) -> Text:
     if not block.ref_count:
-        return Text(glyphs.slot * 2, DIM)
+        return Text(CACHED if block.cached else glyphs.slot * 2, DIM)
     owner = block.holders[0] if block.holders else "?"  # held by something that is no sequence
     fill = glyphs.fills[-(-block.num_filled * len(glyphs.fills) // block_size) - 1]
     cell = Text.assemble((owner, style_of(owner, now=written) + BOLD), (fill, style_of(owner)))
@@ -203,7 +204,7 @@ def _cell(block: BlockFrame, block_size: int, written: bool, glyphs: Glyphs) -> 
 
 def _letter(block: BlockFrame, written: bool, glyphs: Glyphs) -> Text:
     if not block.ref_count:
-        return Text(glyphs.slot, DIM)
+        return Text(CACHED[0] if block.cached else glyphs.slot, DIM)
     owner = block.holders[0] if block.holders else "?"
     return Text(owner[-1], style_of(owner, now=written) + BOLD)
 

@@ -90,6 +90,14 @@ class Trace(Sequence[Frame]):
             if self._next == len(self._checkpoints) * CHECKPOINT:
                 self._checkpoints.append(self._ahead.copy())
 
+    def _repr_html_(self) -> str:
+        """In a notebook a trace shows itself, with no kernel behind it."""
+        from minipage.trace import exports, html
+
+        if not len(self):
+            return "<p>The trace has no frames yet.</p>"
+        return html.notebook(self, self.title or html.TITLE, still=exports.picture(self[-1]))
+
     # ---- files
 
     def save(self, path: str | Path) -> None:

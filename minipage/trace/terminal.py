@@ -21,7 +21,7 @@ from rich.text import Text
 from minipage.trace.boxes import request_lines
 from minipage.trace.frames import Frame
 from minipage.trace.glyphs import BOLD, DIM, UNICODE, Glyphs, chip, spread
-from minipage.trace.pool import bar_lines, free_queue_line, pool_lines
+from minipage.trace.pool import CACHED, bar_lines, free_queue_line, pool_lines
 
 MIN_WIDTH, MIN_HEIGHT = 40, 16
 FIXED_LINES = 9  # header, queues, three rules, free queue, two bars, footer
@@ -49,14 +49,17 @@ def too_small(width: int, height: int) -> Group:
 def _lines(frame: Frame, width: int, glyphs: Glyphs, roomy: bool, height: int | None = None) -> list[Text]:
     small = height is not None and height < 24
     pool = pool_lines(frame, width, _pool_height(height), glyphs, roomy)
-    events = _events(frame, width, None if height is None else 2 if small else 6 if roomy else 4, glyphs)
+    events_room = (2 if small else 6 if roomy else 4) + bool(frame.story and not small)
+    events = _events(frame, width, None if height is None else events_room, glyphs)
     room = None if height is None else height - FIXED_LINES - len(pool) - len(events)
     return [
         _header(frame, width, glyphs),
         _queues(frame),
         _rule("requests", f"[words in a logical block]{glyphs.arrow}physical block", width, glyphs),
         *_requests(frame, width, room, glyphs, roomy),
-        _rule(f"memory: {len(frame.blocks)} blocks of {frame.block_size} tokens", _legend(glyphs), width, glyphs),
+        _rule(
+            f"memory: {len(frame.blocks)} blocks of {frame.block_size} tokens", _legend(frame, glyphs), width, glyphs
+        ),
         *pool,
         free_queue_line(frame, width, glyphs),
         *bar_lines(frame, width, glyphs),
@@ -83,6 +86,8 @@ def _header(frame: Frame, width: int, glyphs: Glyphs) -> Text:
     cells = min(16, budget)
     filled = -(-used * cells // budget)
     left = Text.assemble(("minipage", BOLD), f" {glyphs.bullet} step ", (str(frame.step), BOLD))
+    if frame.phase != "update":
+        left.append(f" {glyphs.bullet} ").append(frame.phase, BOLD)
     right = Text.assemble(
         f"{used} of at most {budget} tokens computed ",
         (glyphs.stored * filled, BOLD),
@@ -116,9 +121,10 @@ def _rule(title: str, legend: str, width: int, glyphs: Glyphs) -> Text:
     return Text.assemble(left, (glyphs.line * rest, DIM), right)
 
 
-def _legend(glyphs: Glyphs) -> str:
+def _legend(frame: Frame, glyphs: Glyphs) -> str:
     first, middle, last = glyphs.fills[1], glyphs.fills[4], glyphs.fills[-1]
-    return f"{first}{middle}{last} fill  * written now  {glyphs.slot * 2} free"
+    known = f"  {CACHED} free, still known" if any(b.cached and not b.ref_count for b in frame.blocks) else ""
+    return f"{first}{middle}{last} fill  * written now  {glyphs.slot * 2} free{known}"
 
 
 def _requests(frame: Frame, width: int, room: int | None, glyphs: Glyphs, roomy: bool) -> list[Text]:
@@ -157,8 +163,8 @@ def _share(room: int, wanted: list[int]) -> list[int]:
 
 def _events(frame: Frame, width: int, room: int | None, glyphs: Glyphs) -> list[Text]:
     """The sentences, wrapped; exactly `room` lines if that is given."""
-    lines: list[Text] = []
-    for event in frame.events:
+    lines = [Text(part, BOLD) for part in textwrap.wrap(frame.story, width)]
+    for event in frame.events if frame.phase == "update" else frame.phase_events:
         for i, part in enumerate(textwrap.wrap(event, width - 2)):
             lines.append(Text(f"{glyphs.bullet} {part}" if i == 0 else f"  {part}"))
     if room is None:
