@@ -267,9 +267,10 @@ class Terminal:
         import pexpect
 
         command = f"trap : INT TERM; stty -g; {' '.join(MINIPAGE)} demo {arguments}; echo code=$?; stty -g; echo over"
+        environ = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
         self.child = pexpect.spawn(
             "sh", ["-c", command], dimensions=(lines, columns), encoding="utf-8", timeout=30,
-            env={**os.environ, **QUIET, "TERM": "xterm-256color", "LANG": "C.UTF-8", **(env or {})},
+            env={**environ, **QUIET, "TERM": "xterm-256color", "LANG": "C.UTF-8", **(env or {})},
         )  # fmt: skip
         self.child.delaybeforesend = 0
         self.before = self.line()

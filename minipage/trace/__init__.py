@@ -3,10 +3,14 @@
     engine ── record() ──▶ Frame, Frame, Frame …  ──▶ one renderer a file
 
 frames.py    what an engine looked like at one moment, as plain data that never changes
-recorder.py  makes frames by wrapping a running LLM; events.py puts what happened into words
-terminal.py  draws a frame in a terminal; boxes.py draws the requests and glyphs.py holds letters, colours and symbols
+recorder.py  watches a running LLM and writes down what each phase changed
+replay.py    a trace: those changes, saved and loaded, and the frames that follow from them; state.py replays them,
+             events.py puts them into words
+terminal.py  draws a frame in a terminal: boxes.py the requests, pool.py the memory, glyphs.py has letters and colours
 player.py    steps through frames on a full screen, with keys.py for the keyboard
-demo.py      the demo: three requests on the shipped model
+html.py      makes a page of them; viewer.html, viewer.css and the two scripts are its parts
+exports.py   pictures, terminal recordings, timelines
+scenarios.py the stories of the demo; demo.py runs them
 
 Nothing here is imported by the engine, and no renderer keeps books of its own: what it draws is in the frame.
 """

@@ -3,8 +3,8 @@
     write_page(trace, "run.html", title="Who shares what")
 
 The page is a skeleton (viewer.html), its looks (viewer.css) and its scripts: viewer.js knows which frame to show,
-viewer_frame.js draws one. All of it goes into the one document, and with it the frames, as JSON. Of each frame only what
-differs from the one before is kept; `difference` says how, and `patch` in viewer.js puts it together again.
+viewer_frame.js draws one. All of it goes into the one document, and with it the frames, as JSON. Of each frame only
+what differs from the one before is kept; `difference` says how, and `patch` in viewer.js puts it together again.
 
 A content security policy forbids every request, and every script but ours: it is named by its hash.
 """
@@ -80,8 +80,8 @@ def write_page(
 def notebook(frames: Iterable[Frame | Picture], title: str = TITLE, subtitle: str = "", still: str = "") -> str:
     """HTML for the output of a notebook cell: the page in an iframe that can reach nothing around it.
 
-    Where a viewer of notebooks takes iframes out, the picture behind it is left. It is an <img>, because the same viewers
-    (GitHub's, and JupyterLab's for notebooks that are not trusted) take <svg> elements out as well.
+    Where a viewer of notebooks takes iframes out, the picture behind it is left. It is an <img>, because the same
+    viewers (GitHub's, and JupyterLab's for notebooks that are not trusted) take <svg> elements out as well.
     """
     document = escape(page(frames, title, subtitle, still), quote=True)
     same_place = "grid-area: 1 / 1"

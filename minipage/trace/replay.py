@@ -103,7 +103,7 @@ class Trace(Sequence[Frame]):
     def save(self, path: str | Path) -> None:
         """Write it as JSON lines. Raises OSError."""
         words = {str(token): word_to_json(word) for token, word in sorted(self._vocabulary.items())}
-        facts = {"title": self.title, "stories": {str(step): story for step, story in self.stories.items()}}
+        facts = {"num_frames": len(self), "title": self.title, "stories": {str(step): story for step, story in self.stories.items()}}
         header = {"minipage_trace": VERSION} | self.header | facts | {"words": words}
         with open(path, "w", encoding="utf-8") as file:
             for line in (header, *self.changes):
@@ -128,6 +128,8 @@ class Trace(Sequence[Frame]):
                 for number, line in enumerate(file, 2):  # noqa: B007 (the error below names the line)
                     trace.changes.append(json.loads(line))
                     trace._go_to(len(trace))
+                if len(trace) != header["num_frames"]:
+                    raise TraceError(f"{path} is damaged: it has {len(trace)} of its {header['num_frames']} frames.")
         except MinipageError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:

@@ -1,0 +1,123 @@
+"""The stories: they happen, on the real engine, and what they say is seen when it is said."""
+
+import json
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from minipage import LLM
+from minipage.cli import main
+from minipage.trace.demo import Demo, make_engine
+from minipage.trace.glyphs import UNICODE
+from minipage.trace.player import Player, ends_step
+from minipage.trace.scenarios import SCENARIOS
+
+NAMES = list(SCENARIOS)
+
+
+@pytest.fixture(scope="module")
+def played():
+    """Every scenario, run once."""
+    demos = {name: Demo(make_engine(scenario, {}), scenario) for name, scenario in SCENARIOS.items()}
+    return {name: (demo, list(demo.frames())) for name, demo in demos.items()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_turn_of_every_story_is_told(played, name):
+    demo, frames = played[name]
+    assert [turn.say for turn in demo.scenario.turns if turn.say not in demo.trace.stories.values()] == []
+    assert 5 <= len(list(filter(ends_step, frames))) <= 40
+    assert demo.llm.block_pool.num_free == demo.llm.block_pool.num_blocks
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_words_are_those_that_the_model_says_alone(played, name):
+    demo, frames = played[name]
+    if "kv_cache_dtype" in demo.scenario.engine:
+        pytest.skip("rounded K and V may say other words")
+    alone = LLM(block_size=16)
+    for i, (arrival, params) in enumerate(zip(demo.arrivals, demo.params, strict=True)):
+        texts = {output.text for output in alone.generate(arrival.prompt, params)[0].outputs}
+        request_id = chr(ord("A") + i)
+        shown = {seq.text for seq in frames[-1].all_sequences if seq.request_id == request_id}
+        assert texts <= shown or params.beam_width  # (the best texts of a search need not be its last beams)
+
+
+def test_each_shows_what_it_is_for(played):
+    def frames_of(name):
+        return played[name][1]
+
+    assert any(frame.copies for frame in frames_of("copy-on-write"))
+    assert any("branches off" in event for frame in frames_of("beam") for event in frame.events)
+    assert frames_of("prefix")[-1].num_hit_tokens >= 16
+    assert any(frame.preempted and not frame.swap_out for frame in frames_of("preemption"))
+    assert any(frame.swap_in for frame in frames_of("swap"))
+    assert not any(frame.preempted for frame in frames_of("quantized"))
+    assert any(1 < chunk.num_tokens < 8 for frame in frames_of("chunked-prefill") for chunk in frame.chunks)
+
+
+def test_phases_can_be_stepped_through(played):
+    frames = played["copy-on-write"][1]
+    player = Player(frames[0], iter(frames[1:]), UNICODE)
+    assert player.frame.phase == "update" and player.frame.step == 1
+    player.press("p")
+    seen = []
+    for _ in range(5):
+        player.press("n")
+        seen.append((player.frame.step, player.frame.phase))
+    assert seen == [(2, phase) for phase in ("schedule", "copy", "forward", "sample", "update")]
+    player.press("b")
+    assert player.frame.phase == "sample"
+    player.press("p")
+    assert (player.frame.step, player.frame.phase) == (2, "update")
+    player.press("end")
+    assert player.frame is frames[-1] and player.finished
+    player.press("home")
+    assert player.frame is frames[4 - 1]
+
+
+def test_files(tmp_path, capsys):
+    wanted = {kind: tmp_path / kind for kind in ("html", "svg", "json", "cast", "timeline")}
+    options = [part for kind, path in wanted.items() for part in (f"--{kind}", str(path))]
+    assert main(["demo", "basics", "--steps", "6", *options]) == 0
+    assert capsys.readouterr().out.count("wrote ") == 5
+    assert "</html>" in wanted["html"].read_text()
+    pictures = sorted(wanted["svg"].iterdir())
+    assert len(pictures) == 6
+    for picture in pictures:
+        text = picture.read_text()
+        ElementTree.fromstring(text)
+        assert "http" not in text.replace("http://www.w3.org/2000/svg", "") and "@font-face" not in text
+    header, *events = map(json.loads, wanted["cast"].read_text().splitlines())
+    assert header["version"] == 2 and len(events) == 6 and all(kind == "o" for _, kind, _ in events)
+    timeline = json.loads(wanted["timeline"].read_text())["traceEvents"]
+    assert {fact["ph"] for fact in timeline} == {"M", "C", "X"}
+    assert main(["demo", "--replay", str(wanted["json"]), "--plain"]) == 0
+    assert "KING RICHARD III" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["demo", "copyonwrite"], "did you mean 'copy-on-write'"),
+        (["demo", "xyzzy"], "--list"),
+        (["demo", "basics", "--preemption", "never"], "preemption"),
+        (["demo", "basics", "--prompt", "word " * 200], "block"),
+        (["demo", "--replay", __file__], "damaged"),
+    ],
+)
+def test_bad_input_is_a_sentence(arguments, message, capsys):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("minipage: ") and error.count("\n") == 1
+
+
+def test_the_list(capsys):
+    assert main(["demo", "--list"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in NAMES)
+
+
+def test_own_prompts_and_options(capsys):
+    assert main(["demo", "copy-on-write", "--prompt", "To be", "--block-size", "2", "--num-blocks", "40"]) == 0
+    assert "40 blocks of 2 tokens" in capsys.readouterr().out
