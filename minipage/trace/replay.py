@@ -103,7 +103,8 @@ class Trace(Sequence[Frame]):
     def save(self, path: str | Path) -> None:
         """Write it as JSON lines. Raises OSError."""
         words = {str(token): word_to_json(word) for token, word in sorted(self._vocabulary.items())}
-        facts = {"num_frames": len(self), "title": self.title, "stories": {str(step): story for step, story in self.stories.items()}}
+        stories = {str(step): story for step, story in self.stories.items()}
+        facts = {"num_frames": len(self), "title": self.title, "stories": stories}
         header = {"minipage_trace": VERSION} | self.header | facts | {"words": words}
         with open(path, "w", encoding="utf-8") as file:
             for line in (header, *self.changes):
