@@ -101,6 +101,10 @@ def _text_line(seq: SequenceFrame, width: int, glyphs: Glyphs) -> Text:
 
 
 def _why_no_blocks(seq: SequenceFrame, frame: Frame) -> list[str]:
+    if seq.status == "running":
+        return ["waits for the prompt, which its first sample computes for all of them"]
+    if seq.swap_blocks:
+        return [f"swapped out: its K and V are in {count(len(seq.swap_blocks), 'block')} of the swap pool, safe"]
     wanted = count(blocks_needed(len(seq.tokens), frame.block_size), "block")
     if seq.last_blocks:
         lost = f"preempted, gave back {_numbers(seq.last_blocks)}"

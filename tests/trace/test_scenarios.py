@@ -1,9 +1,11 @@
 """The stories: they happen, on the real engine, and what they say is seen when it is said."""
 
+import io
 import json
 import xml.etree.ElementTree as ElementTree
 
 import pytest
+from rich.console import Console
 
 from minipage import LLM
 from minipage.cli import main
@@ -11,6 +13,7 @@ from minipage.trace.demo import Demo, make_engine
 from minipage.trace.glyphs import UNICODE
 from minipage.trace.player import Player, ends_step
 from minipage.trace.scenarios import SCENARIOS
+from minipage.trace.terminal import draw
 
 NAMES = list(SCENARIOS)
 
@@ -121,3 +124,17 @@ def test_the_list(capsys):
 def test_own_prompts_and_options(capsys):
     assert main(["demo", "copy-on-write", "--prompt", "To be", "--block-size", "2", "--num-blocks", "40"]) == 0
     assert "40 blocks of 2 tokens" in capsys.readouterr().out
+
+
+def test_who_has_no_blocks_says_why(played):
+    def screens(name, status):
+        for frame in played[name][1]:
+            if any(seq.status == status and not seq.blocks for seq in frame.sequences):
+                console = Console(width=100, height=40, file=io.StringIO(), color_system=None)
+                console.print(draw(frame, 100, 40))
+                yield console.file.getvalue()
+
+    assert all("swapped out: its K and V are in" in screen for screen in screens("swap", "swapped"))
+    assert any("its first sample computes" in screen for screen in screens("copy-on-write", "running"))
+    assert any("waits to be recomputed" in screen for screen in screens("preemption", "waiting"))
+    assert any(screens("swap", "swapped"))
