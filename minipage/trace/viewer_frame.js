@@ -147,6 +147,8 @@ function runningText(text) {
 
 function whyNoBlocks(frame, text) {
   if (text.status === "finished") return text.last_blocks.length ? `gave back ${text.last_blocks.map((b) => `${b}`).join(", ")}` : "held no blocks";
+  if (text.status === "running") return "waits for the prompt, which its first sample computes for all of them";
+  if (text.status === "swapped") return "swapped out: its K and V are safe in the swap pool";
   const wanted = count(Math.ceil(text.tokens.length / frame.block_size), "block");
   const lost = text.last_blocks.length ? `lost ${text.last_blocks.join(", ")}; ` : "";
   return `${lost}waits for its turn: needs ${wanted}, ${frame.free_queue.length} free`;
@@ -292,7 +294,7 @@ function drawWires(frame) {
   }
   if (frame.phase !== "copy" && !frame.whole) return;
   const cell = (kind, number) => document.querySelector(`#${kind === "swap" ? "swap" : "pool"} .cell[data-${kind}="${number}"]`);
-  const moves = [["copies", "block", "block", "copy"], ["swap_out", "block", "swap", "save"], ["swap_in", "swap", "block", "restore"]];
+  const moves = [["copies", "block", "block", "copy"], ["swap_out", "block", "swap", ""], ["swap_in", "swap", "block", ""]];
   for (const [name, fromKind, toKind, word] of moves)
     for (const [source, target] of frame[name]) {
       const [from, to] = [cell(fromKind, source), cell(toKind, target)].map((element) => element && at(element));
