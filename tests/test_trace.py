@@ -13,9 +13,9 @@ from minipage import LLM, SamplingParams
 from minipage.memory import BlockCopy
 from minipage.trace import Frame, events, record
 from minipage.trace.demo import SMALL, Demo
-from minipage.trace.frames import BlockFrame, label_of
+from minipage.trace.frames import BlockFrame, ends_step, label_of
 from minipage.trace.glyphs import ASCII, UNICODE, glyphs_for, visible
-from minipage.trace.player import HELP, SECONDS_PER_STEP, Player, ends_step
+from minipage.trace.player import HELP, SECONDS_PER_STEP, Player
 from minipage.trace.scenarios import DEFAULT, SCENARIOS
 from minipage.trace.terminal import draw
 

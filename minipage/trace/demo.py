@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.text import Text
 
 from minipage.errors import ConfigurationError
-from minipage.trace.frames import Frame, label_of
+from minipage.trace.frames import Frame, ends_step, label_of
 from minipage.trace.glyphs import BOLD, DIM, Glyphs, chip, glyphs_for, visible
-from minipage.trace.player import Player, ends_step, play
+from minipage.trace.player import Player, play
 from minipage.trace.recorder import record
 from minipage.trace.replay import Trace
 from minipage.trace.scenarios import DEFAULT, SCENARIOS, Scenario, find_scenario
@@ -58,14 +58,12 @@ def run(
     if replay is not None:
         with spinner("reading the trace"):
             trace = Trace.load(replay)
-        frames = iter(trace)
+        frames: Iterator[Frame] = takewhile(lambda frame: steps is None or frame.step <= steps, trace)
     else:
         scenario = find_scenario(name).with_prompts(prompts, max_tokens)
         with spinner("loading the model"):
             demo = Demo(make_engine(scenario, engine), scenario, seed)
-        frames = demo.frames()
-    if steps is not None:
-        frames = takewhile(lambda frame: frame.step <= steps, frames)
+        frames = demo.frames(steps)
     if files:
         with spinner("running the scenario"):
             shown = list(frames)
@@ -144,12 +142,12 @@ class Demo:
         for arrival, params in zip(self.arrivals, self.params, strict=True):
             llm.abort(llm.add_request(arrival.prompt, params))  # what cannot be served is refused before the curtain
 
-    def frames(self) -> Iterator[Frame]:
-        """Run step by step; yields every phase of each, as soon as the step is over."""
+    def frames(self, steps: int | None = None) -> Iterator[Frame]:
+        """Run step by step, `steps` at most; yields every phase of each, as soon as the step is over."""
         arrivals, turns = list(enumerate(self.arrivals)), list(self.scenario.turns)
         steps_done = 0
         with record(self.llm, self.scenario.title) as self.trace:
-            while arrivals or self.llm.has_unfinished_requests():
+            while steps_done != steps and (arrivals or self.llm.has_unfinished_requests()):
                 while arrivals and arrivals[0][1].step <= steps_done:
                     i, arrival = arrivals.pop(0)
                     self.llm.add_request(arrival.prompt, self.params[i], request_id=label_of(i))

@@ -121,15 +121,16 @@ def forwards(after: State) -> list[str]:
 
 def choices(after: State) -> list[str]:
     """The tokens that were sampled: "A: " king"; B: ","." """
-    words = [f'{label} "{visible(after.word(token))}"' for label, token in after.chosen]
+    words = [f'{label} "{printable(after.word(token))}"' for label, token in after.chosen]
     if not words:
         return ["No text has come to its end: there is nothing to sample yet."]
     shown = words if len(words) <= 8 else [*words[:7], f"{len(words) - 7} more"]
     return [f"Sampled: {', '.join(shown)}."]
 
 
-def visible(word: str) -> str:
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in word)
+def printable(text: str) -> str:
+    """`text` with every control character written out, as in "\\n"."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def publications(before: Before, after: State) -> list[str]:

@@ -16,8 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from minipage.trace import html
-from minipage.trace.frames import Frame
-from minipage.trace.player import ends_step
+from minipage.trace.frames import Frame, ends_step
 from minipage.trace.replay import Trace
 from minipage.trace.terminal import draw
 

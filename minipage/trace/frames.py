@@ -153,6 +153,11 @@ class Frame:
         return frozenset(block for seq in self.sequences if seq.label in computing for block in seq.blocks)
 
 
+def ends_step(frame: Frame) -> bool:
+    """Whether this is the last phase of its step."""
+    return frame.phase == "update"
+
+
 def label_of(index: int) -> str:
     """0 -> A, 25 -> Z, 26 -> AA, …: the columns of a spreadsheet."""
     letters = ""

@@ -13,6 +13,8 @@ from rich.cells import cell_len, set_cell_size
 from rich.style import Style
 from rich.text import Text
 
+from minipage.trace.events import printable
+
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#D55E00")  # orange, sky blue, green, purple, …
 GROUND = "#262626"  # behind everything coloured, so that it reads the same on dark and on light screens
 DIM = Style(dim=True)
@@ -57,8 +59,7 @@ def glyphs_for(encoding: str) -> Glyphs:
 
 def visible(text: str, glyphs: Glyphs) -> str:
     """`text` on one line: newlines, tabs and control characters as signs, and no letter that cannot be shown."""
-    text = text.replace("\n", glyphs.newline).replace("\t", glyphs.tab)
-    text = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    text = printable(text.replace("\n", glyphs.newline).replace("\t", glyphs.tab))
     return text.encode("ascii", "backslashreplace").decode() if glyphs is ASCII else text
 
 

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from minipage.trace.frames import BlockFrame, Frame, SequenceFrame
 from minipage.trace.glyphs import PALETTE
+from minipage.trace.state import num_common
 
 Tree: TypeAlias = dict[str, Any]  # of what JSON can say, None excepted
 
@@ -134,14 +135,9 @@ def difference(old: Any, new: Any) -> Any:
         changed = {key: difference(before.get(key), new[key]) for key in new if before.get(key) != new[key]}
         return changed | {key: None for key in before if key not in new}
     if isinstance(new, str | list | tuple):
-        kept = _common(old, new) if isinstance(old, str) == isinstance(new, str) and old else 0
+        kept = num_common(old, new) if isinstance(old, str) == isinstance(new, str) and old else 0
         return [kept, new[kept:]]
     return new
-
-
-def _common(old: Any, new: Any) -> int:
-    """Members from the beginning on which both have."""
-    return next((i for i, (a, b) in enumerate(zip(old, new)) if a != b), min(len(old), len(new)))
 
 
 def _part(name: str) -> str:

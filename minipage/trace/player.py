@@ -13,7 +13,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from minipage.trace.frames import Frame
+from minipage.trace.frames import Frame, ends_step
 from minipage.trace.glyphs import BOLD, DIM, Glyphs, spread
 from minipage.trace.keys import LEAVE, Keys
 from minipage.trace.terminal import draw
@@ -45,10 +45,6 @@ HELP = """\
  space  pause, play      right or n  next      home  to the first   + -  speed
  p      phases or steps  left or b   back      end   to the last    q    leave
 """
-
-
-def ends_step(frame: Frame) -> bool:
-    return frame.phase == "update"
 
 
 class Player:

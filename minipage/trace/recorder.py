@@ -20,7 +20,7 @@ from minipage.request import NextToken, Request, SampledRequest
 from minipage.scheduling import Sequence, SequenceGroup, Status, StepPlan
 from minipage.trace.frames import label_of
 from minipage.trace.replay import Trace
-from minipage.trace.state import Change
+from minipage.trace.state import Change, num_common
 from minipage.trace.vocabulary import token_bytes
 
 if TYPE_CHECKING:
@@ -267,7 +267,7 @@ class _Recorder:
 
 def list_difference(old: list[int], new: list[int]) -> tuple[list[Any], list[int]]:
     """([how many members of `old` stay, what follows them], a copy of `new`)."""
-    keep = next((i for i, (a, b) in enumerate(zip(old, new)) if a != b), min(len(old), len(new)))
+    keep = num_common(old, new)
     return [keep, new[keep:]], new.copy()
 
 

@@ -13,6 +13,7 @@ New values of a list are `[how many members stay, what follows them]`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from itertools import chain
@@ -25,6 +26,11 @@ LOST = "\N{REPLACEMENT CHARACTER}"
 
 Change: TypeAlias = dict[str, Any]  # one line of a trace
 Vocabulary: TypeAlias = dict[int, bytes]  # of the tokens that occur
+
+
+def num_common(old: Sequence[Any], new: Sequence[Any]) -> int:
+    """How many members both have in common, from the beginning on."""
+    return next((i for i, (a, b) in enumerate(zip(old, new)) if a != b), min(len(old), len(new)))
 
 
 @dataclass
@@ -71,7 +77,6 @@ class State:
         self.texts: dict[str, Text] = {}  # unfinished when this step began
         self.finished_before: tuple[SequenceFrame, ...] = ()
         self.homes: dict[int, tuple[str, int]] = {}  # block -> whose words it held last, and its logical number there
-        self.prompt_of: dict[str, list[int]] = {}
         self.queues: dict[str, list[str]] = {"waiting": [], "running": [], "swapped": []}
         self.step, self.phase = 0, PHASES[0]
         self.chunks: list[tuple[str, int, int]] = []

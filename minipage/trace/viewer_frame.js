@@ -146,7 +146,7 @@ function runningText(text) {
 }
 
 function whyNoBlocks(frame, text) {
-  if (text.status === "finished") return text.last_blocks.length ? `gave back ${text.last_blocks.map((b) => `${b}`).join(", ")}` : "held no blocks";
+  if (text.status === "finished") return text.last_blocks.length ? `gave back ${text.last_blocks.join(", ")}` : "held no blocks";
   if (text.status === "running") return "waits for the prompt, which its first sample computes for all of them";
   if (text.status === "swapped") return "swapped out: its K and V are safe in the swap pool";
   const wanted = count(Math.ceil(text.tokens.length / frame.block_size), "block");

@@ -9,9 +9,11 @@ from rich.console import Console
 
 from minipage import LLM
 from minipage.cli import main
+from minipage.trace import Trace
 from minipage.trace.demo import Demo, make_engine
+from minipage.trace.frames import ends_step
 from minipage.trace.glyphs import UNICODE
-from minipage.trace.player import Player, ends_step
+from minipage.trace.player import Player
 from minipage.trace.scenarios import SCENARIOS
 from minipage.trace.terminal import draw
 
@@ -33,11 +35,9 @@ def test_every_turn_of_every_story_is_told(played, name):
     assert demo.llm.block_pool.num_free == demo.llm.block_pool.num_blocks
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "quantized"])  # rounding may change words
 def test_the_words_are_those_that_the_model_says_alone(played, name):
     demo, frames = played[name]
-    if "kv_cache_dtype" in demo.scenario.engine:
-        pytest.skip("rounded K and V may say other words")
     alone = LLM(block_size=16)
     for i, (arrival, params) in enumerate(zip(demo.arrivals, demo.params, strict=True)):
         texts = {output.text for output in alone.generate(arrival.prompt, params)[0].outputs}
@@ -93,6 +93,7 @@ def test_files(tmp_path, capsys):
         assert "http" not in text.replace("http://www.w3.org/2000/svg", "") and "@font-face" not in text
     header, *events = map(json.loads, wanted["cast"].read_text().splitlines())
     assert header["version"] == 2 and len(events) == 6 and all(kind == "o" for _, kind, _ in events)
+    assert len(Trace.load(wanted["json"]).steps) == 6
     timeline = json.loads(wanted["timeline"].read_text())["traceEvents"]
     assert {fact["ph"] for fact in timeline} == {"M", "C", "X"}
     assert main(["demo", "--replay", str(wanted["json"]), "--plain"]) == 0
