@@ -5,8 +5,8 @@
     llm = LLM()
     print(llm.generate("To be, or", SamplingParams(max_tokens=40, seed=1))[0].outputs[0].text)
 
-The heart, from the bottom up: memory, scheduling, attention, model, sampling, batch, request, engine. Around it: trace,
-train, and the command line.
+The heart, from the bottom up: memory, scheduling, attention, model, sampling, batch, request, model runner, engine.
+Around it: trace, train, and the command line.
 """
 
 from __future__ import annotations

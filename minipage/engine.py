@@ -16,15 +16,15 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from array_api_compat import array_namespace
 
-from minipage.attention import KVCache, blocks_that_fit, copy_blocks, cpu, reference
+from minipage.attention import KVCache, cpu, reference
 from minipage.attention.quantize import kv_dtype
-from minipage.batch import PagedAttention, make_batch, paged_attend
+from minipage.batch import PagedAttention
 from minipage.errors import ConfigurationError, InvalidRequestError
 from minipage.memory import BlockPool, BlockTable, PrefixCache
 from minipage.model.gpt import GPT
 from minipage.model.weights import SHIPPED_MODEL, as_arrays, load_model
+from minipage.model_runner import ModelRunner
 from minipage.prompts import Prompt, check_token_ids, list_prompts, prompt_token_ids
 from minipage.request import BeamRequest, NextToken, Request, RequestOutput, SampledRequest
 from minipage.sampling import SamplingParams, is_whole
@@ -88,20 +88,22 @@ class LLM:
     ) -> None:
         config, weights, self.tokenizer, self.eos_token_ids = load_model(model)
         self.config = config
-        self.model = GPT(config, as_arrays(weights, arrays))
+        self.runner = ModelRunner(
+            GPT(config, as_arrays(weights, arrays)), find(attention, ATTENTION, "attention"), kv_dtype(kv_cache_dtype)
+        )
         self.max_model_len = config.n_positions if max_model_len is None else max_model_len
         if not (is_whole(self.max_model_len) and 2 <= self.max_model_len <= config.n_positions):
             raise ConfigurationError(
                 f"max_model_len is {max_model_len!r}; it must be from 2 to the model's context, {config.n_positions}."
             )
-        kv_sizes = config.n_layer, config.n_head, config.head_size, kv_dtype(kv_cache_dtype)
         if scheduler is None:
             if num_blocks is None:
-                num_blocks = blocks_that_fit(memory, block_size, *kv_sizes)
+                num_blocks = self.runner.blocks_that_fit(memory, block_size)
             pool = BlockPool(num_blocks, block_size) if block_pool is None else block_pool
             swap_pool = None
             if preemption != "recompute":
-                swap_pool = BlockPool(blocks_that_fit(swap_space, pool.block_size, *kv_sizes), pool.block_size)
+                num_swap_blocks = self.runner.blocks_that_fit(swap_space, pool.block_size)
+                swap_pool = BlockPool(num_swap_blocks, pool.block_size)
             scheduler = Scheduler(
                 pool,
                 max_num_seqs,
@@ -114,15 +116,25 @@ class LLM:
             )
         self.scheduler = scheduler
         self.block_pool = scheduler.block_pool
-        self.kv_cache = KVCache.of(scheduler.block_pool, *kv_sizes)
-        self.swap_cache = KVCache.of(scheduler.swap_pool, *kv_sizes) if scheduler.swap_pool else None
+        self.runner.allocate(scheduler.block_pool, scheduler.swap_pool)
         self.requests: dict[str, Request] = {}  # those not finished yet, by request id
         self._block_table = block_table
-        self._paged_attention: PagedAttention = find(attention, ATTENTION, "attention")
         self._seeds = np.random.default_rng(seed)
         self._ids = count()
         self._inbox: dict[str, Request] = {}  # requests with news that nobody has seen yet
         self._streamed: set[str] = set()  # requests whose news belong to a generate() or stream() call
+
+    @property
+    def model(self) -> GPT:
+        return self.runner.model
+
+    @property
+    def kv_cache(self) -> KVCache:
+        return self.runner.kv_cache
+
+    @property
+    def swap_cache(self) -> KVCache | None:
+        return self.runner.swap_cache
 
     # ---- requests in, results out
 
@@ -249,19 +261,11 @@ class LLM:
 
     def copy(self, plan: StepPlan) -> None:
         """Move whole blocks before anything is written: save and restore what is swapped, and copy on write."""
-        if self.swap_cache:
-            copy_blocks(self.kv_cache, self.swap_cache, plan.swap_out)
-            copy_blocks(self.swap_cache, self.kv_cache, plan.swap_in)
-        copy_blocks(self.kv_cache, self.kv_cache, plan.copies)
+        self.runner.copy(plan)
 
     def forward(self, plan: StepPlan) -> np.ndarray:
         """Run the model; [num_sampled, vocab_size] logits, a row for each chunk that comes to its sequence's end."""
-        batch = make_batch(plan.chunks)
-        xp = array_namespace(self.model.weights["wte.weight"])
-        attend = paged_attend(batch, self.kv_cache, self._paged_attention)
-        hidden = self.model.forward(xp.asarray(batch.token_ids), xp.asarray(batch.positions), attend)  # [T, n_embd]
-        sampled = xp.take(hidden, xp.asarray(batch.sampled_rows), axis=0)  # [num_sampled, n_embd]
-        return np.asarray(self.model.logits(sampled))  # [num_sampled, vocab_size]
+        return self.runner.forward(plan)
 
     def sample(self, plan: StepPlan, logits: np.ndarray) -> NextTokens:
         """Let every request choose its next tokens; logits: [num_sampled, vocab_size]."""

@@ -26,7 +26,7 @@ class Exhibit(NamedTuple):
 
 
 READ = r"slot \d+ is read for the tokens .* but holds"
-BATCH = "minipage.engine.make_batch"
+BATCH = "minipage.model_runner.make_batch"
 MUSEUM = [
     Exhibit("1", "nano-vllm #163", "a block that is reused keeps its old hash",
             {m.CACHE + "forget": m.forgets_nothing}, v.an_evicted_prefix_is_not_found,

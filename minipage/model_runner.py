@@ -1,0 +1,59 @@
+"""The model and the memory it works in: what the engine runs on a device.
+
+    StepPlan ─▶ copy      blocks that are swapped, restored or copied on write
+             ─▶ forward   the planned tokens through the model; K and V into their slots; logits out
+
+The engine decides, the runner computes: nothing here knows of requests or of the order they are served in, and nothing
+above this file touches K and V.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from minipage.attention import KVCache, blocks_that_fit, copy_blocks
+from minipage.batch import PagedAttention, make_batch, paged_attend
+from minipage.memory import BlockPool
+from minipage.model.gpt import GPT
+from minipage.scheduling import StepPlan
+
+
+class ModelRunner:
+    """Runs a GPT over what the scheduler plans.
+
+    Args:
+        model: with its weights.
+        paged_attention: a kernel; see minipage/attention/arguments.py.
+        kv_dtype: what K and V are kept as; see minipage/attention/quantize.py.
+    """
+
+    def __init__(self, model: GPT, paged_attention: PagedAttention, kv_dtype: type) -> None:
+        self.model = model
+        self.paged_attention = paged_attention
+        self._kv_sizes = model.config.n_layer, model.config.n_head, model.config.head_size, kv_dtype
+
+    def blocks_that_fit(self, memory: int | str, block_size: int) -> int:
+        """How many blocks `memory` holds: a number of bytes, or a text such as "512MiB"."""
+        return blocks_that_fit(memory, block_size, *self._kv_sizes)
+
+    def allocate(self, block_pool: BlockPool, swap_pool: BlockPool | None) -> None:
+        """Make the arrays for the blocks of the two pools."""
+        self.kv_cache = KVCache.of(block_pool, *self._kv_sizes)
+        self.swap_cache = KVCache.of(swap_pool, *self._kv_sizes) if swap_pool else None
+
+    def copy(self, plan: StepPlan) -> None:
+        """Move whole blocks before anything is written: save and restore what is swapped, and copy on write."""
+        if self.swap_cache:
+            copy_blocks(self.kv_cache, self.swap_cache, plan.swap_out)
+            copy_blocks(self.swap_cache, self.kv_cache, plan.swap_in)
+        copy_blocks(self.kv_cache, self.kv_cache, plan.copies)
+
+    def forward(self, plan: StepPlan) -> np.ndarray:
+        """Run the model; [num_sampled, vocab_size] logits, a row for each chunk that comes to its sequence's end."""
+        batch = make_batch(plan.chunks)
+        xp = array_namespace(self.model.weights["wte.weight"])
+        attend = paged_attend(batch, self.kv_cache, self.paged_attention)
+        hidden = self.model.forward(xp.asarray(batch.token_ids), xp.asarray(batch.positions), attend)  # [T, n_embd]
+        sampled = xp.take(hidden, xp.asarray(batch.sampled_rows), axis=0)  # [num_sampled, n_embd]
+        return np.asarray(self.model.logits(sampled))  # [num_sampled, vocab_size]
