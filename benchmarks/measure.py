@@ -9,6 +9,7 @@ it down and not just one. The median is what a round usually takes, and the spre
 how much to believe it. A first round is thrown away, because caches and branch predictors are cold.
 
 The clock counts the processor time of this one thread, so it stands still while other programs have the processor.
+Where threads work together only the time on the wall is true: that is `Stopwatch(perf_counter)`, on a quiet machine.
 Python's garbage collector is off while the clock runs, as in `timeit`: when it comes by depends on everything else that
 the program has allocated.
 """
@@ -24,6 +25,7 @@ import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter, thread_time
 from typing import Any, NamedTuple
@@ -34,6 +36,7 @@ from rich.progress import track
 from rich.table import Table
 
 import minipage
+from benchmarks.charts import Chart, save_charts
 from minipage.errors import MinipageError
 
 console = Console(highlight=False)
@@ -61,16 +64,17 @@ def summarize(seconds: Sequence[float]) -> Measured:
 class Stopwatch:
     """Adds up the time spent in `with` blocks, so that what has to be prepared in between does not count."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = clock) -> None:
+        self.clock = clock
         self.seconds = 0.0
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        start = clock()
+        start = self.clock()
         try:
             yield
         finally:
-            self.seconds += clock() - start
+            self.seconds += self.clock() - start
 
 
 def in_turn(rounds: Sequence[Callable[[], dict[str, float]]], num_rounds: int, what: str) -> list[dict[str, Measured]]:
@@ -91,15 +95,40 @@ def in_turn(rounds: Sequence[Callable[[], dict[str, float]]], num_rounds: int, w
     return [{name: summarize(values) for name, values in so_far.items()} for so_far in seconds]
 
 
+def use_threads(num_threads: int) -> None:
+    """Let everybody compute with `num_threads` threads: numba, NumPy's BLAS and PyTorch, as far as they are loaded."""
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(num_threads)
+    if "numba" in sys.modules:
+        sys.modules["numba"].set_num_threads(num_threads)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(num_threads)
+
+
+def threads() -> dict[str, int]:
+    """How many threads each library that is loaded computes with, by its own account."""
+    from threadpoolctl import threadpool_info
+
+    counts = {pool["internal_api"]: pool["num_threads"] for pool in threadpool_info()}
+    for library in ("numba", "torch"):
+        if library in sys.modules:
+            counts[library] = sys.modules[library].get_num_threads()
+    return counts
+
+
 def provenance() -> dict[str, str]:
-    """Which software, on which computer."""
+    """Which software, on which computer, with how many threads."""
+    libraries = [name for name in ("numpy", "numba", "torch", "transformers") if name in sys.modules]
     return {
         "minipage": minipage.__version__,
         "python": platform.python_version(),
         "implementation": platform.python_implementation(),
+        **{name: version(name) for name in libraries},
         "system": f"{platform.system()} {platform.machine()}",
         "processor": processor(),
         "cores": str(os.cpu_count()),
+        **({"threads": " ".join(f"{name}={n}" for name, n in threads().items())} if libraries else {}),
     }
 
 
@@ -122,24 +151,48 @@ def grid(title: str, headings: Sequence[str]) -> Table:
     return table
 
 
-def main(name: str, meaning: str, run: Callable[[bool], Any], arguments: Sequence[str] | None = None) -> int:
-    """Run a benchmark from the command line. Exit codes: 0 fine; 1 something failed; 2 bad input; 130 Ctrl-C."""
+def main(
+    name: str,
+    meaning: str,
+    run: Callable[[bool], Any],
+    charts: Callable[[Any], Sequence[Chart]] | None = None,
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """Run a benchmark from the command line. Exit codes: 0 fine; 1 something failed; 2 bad input; 130 Ctrl-C.
+
+    `run(quick)` measures, prints its tables and returns its results, fit for JSON; `charts(results)` makes pictures.
+    """
     parser = argparse.ArgumentParser(f"python -m benchmarks.{name}", description=meaning)
-    parser.add_argument("--quick", action="store_true", help="less of everything: a first look")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="save all numbers here")
+    parser.add_argument("--quick", action="store_true", help="less of everything: a first look, in under a minute")
+    parser.add_argument(
+        "--save", type=Path, metavar="FOLDER", help="save all numbers (JSON) and pictures (SVG, light and dark) here"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="save all numbers in this file")
     args = parser.parse_args(arguments)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack the letters that tables are drawn with
     try:
-        if args.json:
-            args.json.touch()  # better to hear now than after minutes that this cannot be written
+        files = [args.json] if args.json else []
+        if args.save:
+            args.save.mkdir(parents=True, exist_ok=True)
+            files.append(args.save / f"{name}.json")
+        for file in files:
+            file.touch()  # better to hear now than after minutes that this cannot be written
         results = run(args.quick)
-        console.print(", ".join(f"{key} {value}" for key, value in provenance().items()), style="dim", markup=False)
-        if args.json:
-            saved = {"benchmark": name, "quick": args.quick, **provenance(), "results": results}
-            args.json.write_text(json.dumps(saved, indent=2) + "\n", encoding="utf-8")
+        about = provenance()
+        console.print(", ".join(f"{key} {value}" for key, value in about.items()), style="dim", markup=False)
+        saved = {"benchmark": name, "quick": args.quick, **about, "results": results}
+        for file in files:
+            file.write_text(json.dumps(saved, indent=2) + "\n", encoding="utf-8")
+        if args.save and charts:
+            files += save_charts(charts(results), args.save, name)
+        if files:
+            console.print(f"Saved: {', '.join(map(str, files))}", style="dim", markup=False)
     except KeyboardInterrupt:
         return 130
+    except ImportError as error:
+        print(f"error: {error}; the benchmarks need `pip install -e . --group benchmarks`", file=sys.stderr)
+        return 1
     except (OSError, MemoryError, MinipageError) as error:
         print(f"error: {str(error) or 'out of memory'}", file=sys.stderr)
         return 2 if isinstance(error, MinipageError) else 1
