@@ -20,7 +20,7 @@ from html import escape
 from importlib.resources import files
 from os import PathLike
 from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 from minipage.trace.frames import BlockFrame, Frame, SequenceFrame
 from minipage.trace.glyphs import PALETTE
@@ -43,14 +43,7 @@ SEQUENCE_FIELDS = (
 BLOCK_FIELDS = "ref_count holders cached tokens".split()
 
 
-class Picture(NamedTuple):
-    """A frame of another kind: a drawing, for scenes that are no steps of an engine."""
-
-    svg: str  # one <svg> element; it may use the colours of the page: var(--text), var(--own-0), …
-    caption: str  # a sentence or two
-
-
-def page(frames: Iterable[Frame | Picture], title: str = TITLE, subtitle: str = "", still: str = "") -> str:
+def page(frames: Iterable[Frame], title: str = TITLE, subtitle: str = "", still: str = "") -> str:
     """A document that shows `frames`, complete in itself. `still`, an SVG, is shown where scripts may not run."""
     script = "\n".join(_part(name) for name in SCRIPTS)
     data = {"palette": PALETTE, "deltas": deltas(map(as_tree, frames))}
@@ -68,7 +61,7 @@ def page(frames: Iterable[Frame | Picture], title: str = TITLE, subtitle: str = 
 
 
 def write_page(
-    frames: Iterable[Frame | Picture],
+    frames: Iterable[Frame],
     path: str | PathLike[str],
     title: str = TITLE,
     subtitle: str = "",
@@ -78,7 +71,7 @@ def write_page(
     Path(path).write_text(page(frames, title, subtitle, still), encoding="utf-8", errors="replace", newline="\n")
 
 
-def notebook(frames: Iterable[Frame | Picture], title: str = TITLE, subtitle: str = "", still: str = "") -> str:
+def notebook(frames: Iterable[Frame], title: str = TITLE, subtitle: str = "", still: str = "") -> str:
     """HTML for the output of a notebook cell: the page in an iframe that can reach nothing around it.
 
     Where a viewer of notebooks takes iframes out, the picture behind it is left. It is an <img>, because the same
@@ -93,10 +86,8 @@ def notebook(frames: Iterable[Frame | Picture], title: str = TITLE, subtitle: st
     )
 
 
-def as_tree(frame: Frame | Picture) -> Tree:
+def as_tree(frame: Frame) -> Tree:
     """What the viewer shows of a frame. What is empty is left out: most blocks of a large pool are."""
-    if isinstance(frame, Picture):
-        return {"picture": frame.svg, "caption": frame.caption}
     blocks = {str(number): _fields(block, BLOCK_FIELDS) for number, block in enumerate(frame.blocks)}
     return _fields(frame, STEP_FIELDS) | {
         "num_blocks": len(frame.blocks),

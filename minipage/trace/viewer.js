@@ -24,9 +24,9 @@ const trees = []; // one for each frame
 for (const delta of trace.deltas) trees.push(patch(trees.at(-1) ?? {}, delta));
 
 const everSwaps = trees.some((tree) => tree.swapped || tree.swap_out || tree.swap_in);
-const everTells = trees.some((tree) => tree.story || tree.picture !== undefined);
-// The last phase of each step; pictures always count.
-const ends = trees.map((_, i) => i).filter((i) => trees[i].picture !== undefined || trees[i + 1]?.step !== trees[i].step);
+const everTells = trees.some((tree) => tree.story);
+// The last phase of each step.
+const ends = trees.map((_, i) => i).filter((i) => trees[i + 1]?.step !== trees[i].step);
 const all = trees.map((_, i) => i);
 
 // ---- where we are
@@ -39,7 +39,7 @@ const place = () => places().findIndex((i) => i >= now.index);
 
 function nameOf(index) {
   const tree = trees[index];
-  return tree.picture !== undefined ? `picture${index + 1}` : `step${tree.step}-${tree.phase}`;
+  return `step${tree.step}-${tree.phase}`;
 }
 
 // "#step4-copy", or "#step4" for its end; -1 if there is none.
@@ -53,9 +53,7 @@ function show(index) {
   now.index = now.steps ? (ends.find((i) => i >= index) ?? ends.at(-1)) : Math.max(0, Math.min(index, trees.length - 1));
   const tree = trees[now.index], at = place();
   const focused = document.activeElement?.dataset?.key;
-  document.body.classList.toggle("pictured", tree.picture !== undefined);
-  if (tree.picture !== undefined) showPicture(tree);
-  else showFrame(tree, trees[places()[at - 1]]);
+  showFrame(tree, trees[places()[at - 1]]);
   drawClock(tree);
   const slider = byId("slider");
   slider.max = places().length - 1;
@@ -73,14 +71,6 @@ function show(index) {
   }
 }
 
-function showPicture(tree) {
-  now.frame = { ...EMPTY_FRAME, ...tree };
-  drawTelling(now.frame, []);
-  const holder = document.createElement("template");
-  holder.innerHTML = tree.picture; // scripts in it stay without effect: the policy of this page knows only its own
-  byId("picture").replaceChildren(holder.content);
-}
-
 function showFrame(tree, before) {
   const frame = readable(tree);
   frame.whole = now.steps; // it stands for its whole step
@@ -89,16 +79,14 @@ function showFrame(tree, before) {
   drawTelling(frame, events.length ? events : ["Nothing to tell of this phase."]);
   drawQueues(frame);
   drawTexts(frame);
-  drawPool(frame, before?.picture === undefined && before ? readable(before) : null, detailFor(frame));
+  drawPool(frame, before ? readable(before) : null, detailFor(frame));
   drawSwap(frame, everSwaps);
   drawFigures(frame);
 }
 
 // "Step 4" and its phases: those that this step has, the one that is shown, and a way to the others.
 function drawClock(tree) {
-  const pictured = tree.picture !== undefined;
-  byId("step").textContent = pictured ? "" : `Step ${tree.step}`;
-  byId("picture").hidden = !pictured;
+  byId("step").textContent = `Step ${tree.step}`;
   const items = PHASES.map((phase) => {
     const index = all.findIndex((i) => trees[i].step === tree.step && trees[i].phase === phase);
     const button = make("button", { type: "button", disabled: index < 0 && "disabled", "data-key": `phase ${phase}`,
@@ -106,7 +94,7 @@ function drawClock(tree) {
     button.onclick = () => (setSteps(false), pause(), show(index));
     return make("li", {}, button);
   });
-  byId("phases").replaceChildren(...(pictured ? [] : items));
+  byId("phases").replaceChildren(...items);
 }
 
 // ---- going on

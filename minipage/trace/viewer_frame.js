@@ -100,7 +100,7 @@ function sayToken(frame, label, text, position) {
 // ---- above: when, and what happened
 
 function drawTelling(frame, events) {
-  byId("story").textContent = frame.picture ? frame.caption : frame.story;
+  byId("story").textContent = frame.story;
   byId("events").replaceChildren(...events.map((event) => make("li", { dir: "auto" }, event)));
 }
 
@@ -277,7 +277,7 @@ function drawWires(frame) {
   const wires = byId("wires"), arrows = byId("arrows");
   wires.replaceChildren();
   arrows.replaceChildren(arrowHead());
-  if (!frame || frame.picture) return;
+  if (!frame) return;
   const at = (element) => inView(element, area);
   const logical = [...document.querySelectorAll("#texts .logical")];
   const lanes = Object.keys(frame.sequences);

@@ -12,10 +12,10 @@ import pytest
 
 from minipage.memory import BlockCopy
 from minipage.trace.frames import PHASES, BlockFrame, ChosenToken, ChunkFrame, Frame, SequenceFrame, label_of
-from minipage.trace.html import Picture, as_tree, difference, notebook, page, write_page
+from minipage.trace.html import as_tree, difference, notebook, page, write_page
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
-PICTURE = Picture('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><circle r="4"/></svg>', "A circle.")
+CIRCLE = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><circle r="4"/></svg>'
 WORDS = "to be or not that is the question whether 'tis nobler in mind suffer slings and arrows of".split()
 
 
@@ -265,13 +265,13 @@ def in_json(tree):
 
 
 def test_the_page_asks_nobody_for_anything():
-    document = page([*STORY, PICTURE], "A story", "in six steps")
+    document = page(STORY, "A story", "in six steps")
     assert set(re.findall(r"https?://[\w./]*", document)) <= {"http://www.w3.org/2000/svg"}  # a name, no address
     assert not re.search(r"(?:src|href)=\"(?!data:|#)|@import|url\((?!#)", document)
     assert "default-src 'none'" in document and "unsafe-eval" not in document
 
 
-@pytest.mark.parametrize("frames", [[], STORY, [PICTURE, *STORY, PICTURE, PICTURE], STORY[::-1]])
+@pytest.mark.parametrize("frames", [[], STORY, STORY[::-1]])
 def test_the_frames_can_be_put_together_again(frames):
     tree, trees = {}, []
     for delta in data_of(page(frames))["deltas"]:
@@ -309,9 +309,9 @@ def test_two_hundred_steps_take_little_room():
 
 
 def test_in_a_notebook_there_is_a_frame_and_behind_it_a_picture():
-    cell = notebook(STORY, "A story", still=PICTURE.svg)
+    cell = notebook(STORY, "A story", still=CIRCLE)
     document = unescape(re.search(r'srcdoc="([^"]*)"', cell)[1])
-    assert document == page(STORY, "A story", still=PICTURE.svg)
+    assert document == page(STORY, "A story", still=CIRCLE)
     assert 'sandbox="allow-scripts"' in cell and cell.count("<script") == 0
     assert re.match(r'<div[^>]*><img src="data:image/svg\+xml;base64,[\w+/=]+" alt="A story"', cell)
     assert "<img" not in notebook(STORY)
@@ -359,9 +359,8 @@ def where(tab):
 
 
 def test_the_browser_sees_the_same_frames(opened):
-    frames = [PICTURE, *STORY, PICTURE]
-    with opened(frames) as tab:
-        assert tab.evaluate("trees") == [in_json(as_tree(frame)) for frame in frames]
+    with opened(STORY) as tab:
+        assert tab.evaluate("trees") == [in_json(as_tree(frame)) for frame in STORY]
 
 
 def test_every_frame_can_be_reached(opened):
@@ -486,17 +485,6 @@ def test_words_that_are_hard_to_write(opened):
         assert "👩‍🚀" in tab.inner_text("#texts .text:last-child .running-text")
 
 
-def test_pictures_are_frames_too(opened):
-    wicked = Picture("<svg><circle r='4' onclick='x()'/><script>document.title = 'gone'</script></svg>", "Wicked.")
-    with opened([PICTURE, STORY[0], PICTURE]) as tab:
-        for picture in (True, False, True):
-            assert tab.is_visible("#picture circle") == picture != tab.is_visible("#pool")
-            assert tab.inner_text("#story") == (PICTURE.caption if picture else STORY[0].story)
-            tab.keyboard.press("ArrowRight")
-    with opened([wicked]) as tab:
-        assert tab.title() == "A story"
-
-
 @pytest.mark.parametrize("size", [(1280, 800), (800, 600), (400, 700)])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_page_fits_into_its_window(opened, size, scheme):
@@ -512,14 +500,14 @@ def test_the_page_fits_into_its_window(opened, size, scheme):
 
 
 def test_in_an_iframe_that_may_do_nothing(opened):
-    with opened([], document=notebook(STORY, "A story", still=PICTURE.svg)) as tab:
+    with opened([], document=notebook(STORY, "A story", still=CIRCLE)) as tab:
         frame = tab.frame_locator("iframe")
         frame.get_by_role("button", name="Next", exact=True).click()
         assert frame.locator("#where").inner_text() == f"2 / {len(STORY)}"
 
 
 def test_without_scripts_the_still_is_shown(opened):
-    with opened([], document=page(STORY, still=PICTURE.svg), java_script_enabled=False) as tab:
+    with opened([], document=page(STORY, still=CIRCLE), java_script_enabled=False) as tab:
         assert tab.is_visible("noscript img")
 
 

@@ -1,0 +1,19 @@
+"""The demo's default story on one engine, for all tests of a file."""
+
+import pytest
+
+from minipage import LLM
+from minipage.trace.demo import SMALL, Demo
+from minipage.trace.frames import ends_step
+from minipage.trace.scenarios import DEFAULT, SCENARIOS
+
+
+@pytest.fixture(scope="module")
+def llm():
+    return LLM(**SMALL)
+
+
+@pytest.fixture(scope="module")
+def demo_frames(llm):
+    """Every step of the demo as it comes out of the box."""
+    return list(filter(ends_step, Demo(llm, SCENARIOS[DEFAULT]).frames()))
