@@ -39,7 +39,9 @@ SVG = """\
 
 def picture(frame: Frame, width: int = WIDTH, height: int = HEIGHT) -> str:
     """The terminal's picture of a frame as an SVG, with no font to fetch."""
-    console = Console(width=width, height=height, record=True, file=io.StringIO(), color_system="truecolor")
+    console = Console(
+        width=width, height=height, record=True, file=io.StringIO(), color_system="truecolor", force_jupyter=False
+    )
     console.print(draw(frame, width, height))
     svg = console.export_svg(title="", code_format=SVG, unique_id=f"s{frame.step}{frame.phase}")
     return svg.replace("<style>", f"<title>step {frame.step}, {escape(frame.phase)}</title>\n<style>", 1)
