@@ -69,11 +69,19 @@ def paged_attend(batch: Batch, cache: KVCache, paged_attention: PagedAttention) 
 
     def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
         xp, scale = array_namespace(q), q.shape[-1] ** -0.5
-        q, k, v = np.asarray(q), np.asarray(k), np.asarray(v)  # each [T, H, D]; of a CPU tensor, the same memory
+        dtype, (q, k, v) = q.dtype, map(as_numpy, (q, k, v))  # each [T, H, D]
         k_cache, v_cache = cache.k[layer], cache.v[layer]  # each [num_blocks, block_size, H, D]
         scales = [a[layer] for a in (cache.k_scales, cache.v_scales) if a is not None]  # if the cache is quantized
         write_kv(k, v, k_cache, v_cache, batch.slot_mapping, *scales)
         tables = batch.block_tables, batch.context_lens, batch.query_start_loc
-        return xp.asarray(paged_attention(q, k_cache, v_cache, *tables, scale, *scales))  # [T, H, D]
+        return xp.asarray(paged_attention(q, k_cache, v_cache, *tables, scale, *scales), dtype=dtype)  # [T, H, D]
 
     return attend
+
+
+def as_numpy(array: Array) -> Floats:
+    """[...] in NumPy, in float32 at least: what kernels on the CPU compute in. If possible, the same memory."""
+    xp = array_namespace(array)
+    if xp.finfo(array.dtype).bits < 32:
+        array = xp.astype(array, xp.float32)
+    return np.asarray(array)

@@ -22,8 +22,9 @@ from minipage.attention.quantize import kv_dtype
 from minipage.batch import PagedAttention
 from minipage.errors import ConfigurationError, InvalidRequestError
 from minipage.memory import BlockPool, BlockTable, PrefixCache
+from minipage.model.arrays import place_model
 from minipage.model.gpt import GPT
-from minipage.model.weights import SHIPPED_MODEL, as_arrays, load_model
+from minipage.model.weights import SHIPPED_MODEL, load_model
 from minipage.model_runner import ModelRunner
 from minipage.prompts import Prompt, check_token_ids, list_prompts, prompt_token_ids
 from minipage.request import BeamRequest, NextToken, Request, RequestOutput, SampledRequest
@@ -47,10 +48,12 @@ class LLM:
         max_model_len: longest sequence in tokens, prompt included. Default: the model's context.
         max_num_seqs: most sequences that run at once.
         max_num_batched_tokens: most tokens computed in one step; longer prompts are cut into chunks.
-        arrays: "numpy", or "torch" to run the same model on PyTorch tensors (on the CPU).
+        arrays: "numpy", or "torch" to run the same model on PyTorch tensors.
+        dtype: what the model computes in: "float32", or with arrays="torch" also "bfloat16" or "float16".
         attention: "cpu" (numba), "reference" (NumPy), or a function with their signature.
         seed: makes the requests that have no seed of their own repeatable, too.
-        kv_cache_dtype: "float32", or "int8" or "fp8" for several times as many blocks in the same memory.
+        kv_cache_dtype: "auto", which is `dtype`; or "float32", "bfloat16" or "float16"; or "int8" or "fp8" for several
+            times as many blocks in the same memory.
         enable_prefix_caching: begin with what an earlier sequence has computed of the same text.
         preemption: "recompute", "swap" or "auto"; see Scheduler.
         swap_space: bytes for swapped blocks, like `memory`; unused with preemption="recompute".
@@ -74,9 +77,10 @@ class LLM:
         max_num_seqs: int = 256,
         max_num_batched_tokens: int = 2048,
         arrays: str = "numpy",
+        dtype: str = "float32",
         attention: str | PagedAttention = "cpu",
         seed: int | None = None,
-        kv_cache_dtype: str = "float32",
+        kv_cache_dtype: str = "auto",
         enable_prefix_caching: bool = False,
         preemption: Preemption = "recompute",
         swap_space: int | str = "256MiB",
@@ -89,7 +93,9 @@ class LLM:
         config, weights, self.tokenizer, self.eos_token_ids = load_model(model)
         self.config = config
         self.runner = ModelRunner(
-            GPT(config, as_arrays(weights, arrays)), find(attention, ATTENTION, "attention"), kv_dtype(kv_cache_dtype)
+            place_model(config, weights, arrays, dtype),
+            find(attention, ATTENTION, "attention"),
+            kv_dtype(dtype if kv_cache_dtype == "auto" else kv_cache_dtype),
         )
         self.max_model_len = config.n_positions if max_model_len is None else max_model_len
         if not (is_whole(self.max_model_len) and 2 <= self.max_model_len <= config.n_positions):

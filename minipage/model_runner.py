@@ -13,7 +13,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from minipage.attention import KVCache, blocks_that_fit, copy_blocks
-from minipage.batch import PagedAttention, make_batch, paged_attend
+from minipage.batch import PagedAttention, as_numpy, make_batch, paged_attend
 from minipage.memory import BlockPool
 from minipage.model.gpt import GPT
 from minipage.scheduling import StepPlan
@@ -56,4 +56,4 @@ class ModelRunner:
         attend = paged_attend(batch, self.kv_cache, self.paged_attention)
         hidden = self.model.forward(xp.asarray(batch.token_ids), xp.asarray(batch.positions), attend)  # [T, n_embd]
         sampled = xp.take(hidden, xp.asarray(batch.sampled_rows), axis=0)  # [num_sampled, n_embd]
-        return np.asarray(self.model.logits(sampled))  # [num_sampled, vocab_size]
+        return as_numpy(self.model.logits(sampled))  # [num_sampled, vocab_size]

@@ -8,8 +8,9 @@ from engine.checkpoints import CONTEXT, VOCAB, save_gpt2
 
 from minipage.attention import KVCache, paged_attention, reference
 from minipage.batch import make_batch, paged_attend
-from minipage.engine import LLM, as_arrays
+from minipage.engine import LLM
 from minipage.memory import BlockPool, BlockTable
+from minipage.model.arrays import place_model
 from minipage.model.gpt import GPT, dense_attend, gelu
 from minipage.model.weights import load_model
 from minipage.sampling import SamplingParams
@@ -46,7 +47,7 @@ def expected_logits(theirs, token_ids):
 @pytest.mark.parametrize("arrays", ["numpy", "torch"])
 def test_logits_are_those_of_transformers(both, arrays):
     theirs, loaded = both
-    ours = GPT(loaded.config, as_arrays(loaded.weights, arrays))
+    ours = place_model(loaded.config, loaded.weights, arrays)
     expected = expected_logits(theirs, TOKEN_IDS)
     assert expected.std() > 0.3, "this test compares next to nothing: all logits are about the same"
     np.testing.assert_allclose(logits(ours, TOKEN_IDS), expected, rtol=1e-4, atol=1e-4)
@@ -57,7 +58,7 @@ def test_logits_are_those_of_transformers(both, arrays):
 def test_a_forward_pass_over_scattered_blocks_is_the_dense_one(both, arrays, attention):
     _, loaded = both
     config = loaded.config
-    ours = GPT(config, as_arrays(loaded.weights, arrays))
+    ours = place_model(config, loaded.weights, arrays)
     pool = BlockPool(40, block_size=3)
     texts = [TOKEN_IDS[:1], TOKEN_IDS[5:40], TOKEN_IDS[20:31]]
     seqs = [Sequence(str(i), text, BlockTable(pool)) for i, text in enumerate(texts)]

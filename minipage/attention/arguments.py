@@ -6,7 +6,8 @@ The signature is always
                     k_scales=None, v_scales=None) -> out
 
     q                [num_tokens, num_heads, head_size]   queries of all sequences, one sequence after the other
-    k_cache, v_cache [num_blocks, block_size, num_kv_heads, head_size]   one layer's blocks
+    k_cache, v_cache [num_blocks, block_size, num_kv_heads, head_size]   one layer's blocks: of the dtype of q; or,
+                     with q of float32, of float16, uint16 (the bits of bfloat16), or int8 or uint8 (fp8) with scales
     block_tables     [num_seqs, max_blocks]   integers; physical blocks in logical order, then anything
     context_lens     [num_seqs]   integers; tokens of each sequence in the cache, those being queried included
     query_start_loc  [num_seqs + 1]   integers; sequence s asks with q[query_start_loc[s] : query_start_loc[s + 1]]
@@ -30,6 +31,8 @@ from minipage.errors import KernelArgumentError
 
 Floats = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.integer[Any]]
+
+HALVES = (np.float16, np.uint16)  # a number in two bytes: float16, and the bits of bfloat16
 
 
 def check_arguments(
@@ -65,9 +68,9 @@ def check_arguments(
     require(
         q.dtype in (np.float32, np.float64)
         and k_cache.dtype == v_cache.dtype
-        and (is_quantized or q.dtype == k_cache.dtype),
+        and (is_quantized or q.dtype == k_cache.dtype or (q.dtype == np.float32 and k_cache.dtype in HALVES)),
         f"q is {q.dtype}, k_cache {k_cache.dtype}, v_cache {v_cache.dtype}; all three must be float32, or all float64, "
-        "or the caches int8 or uint8 (fp8) with scales.",
+        "or q float32 and the caches float16, uint16 (bfloat16), or int8 or uint8 (fp8) with scales.",
     )
     for scales in (k_scales, v_scales):
         require(

@@ -24,6 +24,7 @@ import numpy as np
 from numba.extending import overload
 
 from minipage.attention.arguments import Floats, Integers, check_arguments
+from minipage.attention.halves import bfloat16_number, float16_number
 from minipage.attention.quantize import FP8_VALUES
 
 # Threads that wait for work shall sleep. By default GNU OpenMP lets them spin, and they take the cores from others that
@@ -57,6 +58,8 @@ def paged_attention(
     # and a share of neighbouring heads is one run of memory in each slot.
     kv_heads_per_item = -(-k_cache.shape[2] // numba.get_num_threads())
     heads_per_item = kv_heads_per_item * (q.shape[1] // k_cache.shape[2])
+    if k_cache.dtype == np.float16:  # numba has no such type, so the kernel gets the bits
+        k_cache, v_cache = k_cache.view(np.int16), v_cache.view(np.int16)  # [num_blocks, block_size, KH, head_size]
     out = np.empty(q.shape, q.dtype)  # [num_tokens, num_heads, head_size]
     _attend(
         np.ascontiguousarray(q),
@@ -85,6 +88,10 @@ def _number(stored):  # type: ignore[no-untyped-def]
         return lambda stored: FP8_VALUES[stored]
     if stored == numba.types.int8:
         return lambda stored: np.float32(stored)
+    if stored == numba.types.uint16:
+        return lambda stored: bfloat16_number(stored)  # type: ignore[call-arg]
+    if stored == numba.types.int16:
+        return lambda stored: float16_number(stored)  # type: ignore[call-arg]
     return lambda stored: stored
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from minipage.attention.arguments import Floats, Integers
+from minipage.attention.halves import to_bfloat16
 from minipage.attention.quantize import quantize
 from minipage.errors import ConfigurationError, KernelArgumentError, require_positive
 from minipage.memory import BlockCopy, BlockPool
@@ -20,7 +21,8 @@ from minipage.memory import BlockCopy, BlockPool
 class KVCache:
     """K and V of all layers, each [num_layers, num_blocks, block_size, num_kv_heads, head_size].
 
-    With dtype int8, or uint8 for fp8, also their scales, [num_layers, num_blocks, block_size, num_kv_heads] float32.
+    Of dtype float32, float16, or uint16 for the bits of bfloat16; with int8, or uint8 for fp8, also their scales,
+    [num_layers, num_blocks, block_size, num_kv_heads] float32.
     All start as zeros, which an operating system hands out page by page as they are first written.
     """
 
@@ -86,7 +88,7 @@ def write_kv(
     where = slot_mapping // block_size, slot_mapping % block_size  # (block, offset), each [num_tokens]
     for new, cache, scales in ((k, k_cache, k_scales), (v, v_cache, v_scales)):
         if scales is None:
-            cache[where] = new
+            cache[where] = to_bfloat16(new) if cache.dtype == np.uint16 else new
         else:
             cache[where], scales[where] = quantize(new, cache.dtype)
 

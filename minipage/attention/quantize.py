@@ -19,15 +19,23 @@ import numpy as np
 import numpy.typing as npt
 
 from minipage.attention.arguments import Floats
+from minipage.attention.halves import from_bfloat16
 from minipage.errors import ConfigurationError
 
-# Options of LLM(kv_cache_dtype=...) -> what the cache is made of. Bytes without a sign are codes of fp8.
-KV_CACHE_DTYPES: dict[str, type] = {"float32": np.float32, "int8": np.int8, "fp8": np.uint8}
+# Options of LLM(kv_cache_dtype=...) -> what the cache is made of in NumPy. Bytes without a sign are codes of fp8; two
+# bytes without a sign are the bits of bfloat16.
+KV_CACHE_DTYPES: dict[str, type] = {
+    "float32": np.float32,
+    "bfloat16": np.uint16,
+    "float16": np.float16,
+    "int8": np.int8,
+    "fp8": np.uint8,
+}
 
 
 def kv_dtype(name: str) -> type:
     if name not in KV_CACHE_DTYPES:
-        raise ConfigurationError(f"kv_cache_dtype is {name!r}; it must be one of {', '.join(KV_CACHE_DTYPES)}.")
+        raise ConfigurationError(f"kv_cache_dtype is {name!r}; it must be one of auto, {', '.join(KV_CACHE_DTYPES)}.")
     return KV_CACHE_DTYPES[name]
 
 
@@ -69,3 +77,12 @@ def dequantize(codes: npt.NDArray[Any], scales: npt.NDArray[np.float32]) -> npt.
     """[..., head_size] codes and [...] scales -> [..., head_size] numbers."""
     numbers = FP8_VALUES[codes] if codes.dtype == np.uint8 else codes.astype(np.float32)  # [..., head_size]
     return numbers * scales[..., None]
+
+
+def numbers_of(stored: npt.NDArray[Any], scales: npt.NDArray[np.float32] | None) -> npt.NDArray[Any]:
+    """[..., head_size] of a cache, and [...] scales if it has any -> [..., head_size] the numbers they stand for."""
+    if scales is not None:
+        return dequantize(stored, scales)
+    if stored.dtype == np.uint16:
+        return from_bfloat16(stored)
+    return stored.astype(np.float32) if stored.dtype == np.float16 else stored

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from minipage.attention.arguments import Floats, Integers, check_arguments
-from minipage.attention.quantize import dequantize
+from minipage.attention.quantize import numbers_of
 
 
 def paged_attention(
@@ -33,9 +33,9 @@ def paged_attention(
     for s, context_len in enumerate(context_lens):
         rows = slice(query_start_loc[s], query_start_loc[s + 1])
         blocks = block_tables[s, : -(-context_len // block_size)]  # [blocks of this sequence]
-        k, v = k_cache[blocks], v_cache[blocks]  # each [blocks, block_size, num_kv_heads, head_size]
-        if k_scales is not None and v_scales is not None:
-            k, v = dequantize(k, k_scales[blocks]), dequantize(v, v_scales[blocks])
+        # k and v: each [blocks, block_size, num_kv_heads, head_size]
+        k = numbers_of(k_cache[blocks], None if k_scales is None else k_scales[blocks])
+        v = numbers_of(v_cache[blocks], None if v_scales is None else v_scales[blocks])
         k = k.reshape(-1, num_kv_heads, head_size)[:context_len]  # [context_len, num_kv_heads, head_size]
         v = v.reshape(-1, num_kv_heads, head_size)[:context_len]  # [context_len, num_kv_heads, head_size]
         k, v = (a.repeat(num_heads // num_kv_heads, axis=1) for a in (k, v))  # each [context_len, num_heads, head_size]

@@ -20,8 +20,8 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, deserialize
 
-from minipage.errors import ConfigurationError, ModelError
-from minipage.model.gpt import Array, GPTConfig
+from minipage.errors import ModelError
+from minipage.model.gpt import GPTConfig
 from minipage.model.tokenizer import Tokenizer
 
 SHIPPED_MODEL = "shakespeare"  # the one in minipage/assets, trained by minipage/train.py
@@ -150,16 +150,3 @@ def read_safetensors(path: Path) -> Weights:
                 array = (array.astype(np.uint32) << 16).view(np.float32)
             weights[name.removeprefix("transformer.")] = array.astype(np.float32, copy=False)
     return weights
-
-
-def as_arrays(weights: Weights, arrays: str) -> dict[str, Array]:
-    """NumPy weights as arrays of the library `arrays`, without copying."""
-    if arrays == "numpy":
-        return weights
-    if arrays != "torch":
-        raise ConfigurationError(f"arrays is {arrays!r}; it must be 'numpy' or 'torch'.")
-    try:
-        import torch
-    except ImportError:
-        raise ConfigurationError("arrays='torch' needs PyTorch: pip install minipage[torch].") from None
-    return {name: torch.from_numpy(weight) for name, weight in weights.items()}
