@@ -27,7 +27,7 @@ from minipage.model.gpt import GPT
 from minipage.model.weights import SHIPPED_MODEL, load_model
 from minipage.model_runner import ModelRunner
 from minipage.prompts import Prompt, check_token_ids, list_prompts, prompt_token_ids
-from minipage.request import BeamRequest, NextToken, Request, RequestOutput, SampledRequest
+from minipage.request import BeamRequest, Choice, NextToken, Request, RequestOutput, SampledRequest
 from minipage.sampling import SamplingParams, is_whole
 from minipage.scheduling import POLICIES, Policy, Preemption, Scheduler, SequenceGroup, StepPlan
 from minipage.scheduling import Sequence as TokenSequence
@@ -275,12 +275,17 @@ class LLM:
 
     def sample(self, plan: StepPlan, logits: np.ndarray) -> NextTokens:
         """Let every request choose its next tokens; logits: [num_sampled, vocab_size]."""
-        rows: dict[Request, list[tuple[TokenSequence, np.ndarray]]] = {}
         ends = [chunk for chunk in plan.chunks if chunk.samplers]
-        for chunk, row in zip(ends, logits, strict=True):  # row: [vocab_size]
-            request = self.requests[chunk.group.group_id]
-            rows.setdefault(request, []).extend((seq, row) for seq in chunk.samplers)
-        return {request: request.choose(its_rows) for request, its_rows in rows.items()}
+        asking = [(self.requests[c.group.group_id], seq, row) for row, c in enumerate(ends) for seq in c.samplers]
+        draws = [(row, request.draw(seq)) for request, seq, row in asking]
+        tokens = self.runner.sample(logits, [(row, draw) for row, draw in draws if draw])
+        seen = self.runner.rows(logits, {row for request, _, row in asking if request.looks_at_logits})
+        choices: dict[Request, list[Choice]] = {}
+        next_token = iter(tokens)
+        for (request, seq, row), (_, draw) in zip(asking, draws):
+            choice = Choice(seq, next(next_token) if draw else None, seen.get(row))
+            choices.setdefault(request, []).append(choice)
+        return {request: request.choose(its_choices) for request, its_choices in choices.items()}
 
     def update(self, plan: StepPlan, tokens: NextTokens) -> None:
         """Give the sequences their tokens; those that are finished give their blocks back."""

@@ -9,6 +9,8 @@ above this file touches K and V.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 import numpy as np
 from array_api_compat import array_namespace
 
@@ -16,6 +18,7 @@ from minipage.attention import KVCache, blocks_that_fit, copy_blocks
 from minipage.batch import PagedAttention, as_numpy, make_batch, paged_attend
 from minipage.memory import BlockPool
 from minipage.model.gpt import GPT
+from minipage.sampling import Draw, sample_batch
 from minipage.scheduling import StepPlan
 
 
@@ -57,3 +60,11 @@ class ModelRunner:
         hidden = self.model.forward(xp.asarray(batch.token_ids), xp.asarray(batch.positions), attend)  # [T, n_embd]
         sampled = xp.take(hidden, xp.asarray(batch.sampled_rows), axis=0)  # [num_sampled, n_embd]
         return as_numpy(self.model.logits(sampled))  # [num_sampled, vocab_size]
+
+    def sample(self, logits: np.ndarray, draws: Sequence[tuple[int, Draw]]) -> list[int]:
+        """A token for each draw, from the row of logits [num_sampled, vocab_size] that is named before it."""
+        return sample_batch(logits, draws)
+
+    def rows(self, logits: np.ndarray, rows: Collection[int]) -> dict[int, np.ndarray]:
+        """Some rows of the logits in the memory of the host; each [vocab_size]."""
+        return {row: logits[row] for row in rows}

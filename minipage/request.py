@@ -19,7 +19,7 @@ import numpy as np
 from minipage.beam_search import BeamSearch
 from minipage.completion import Completion, CompletionOutput
 from minipage.model.tokenizer import Tokenizer
-from minipage.sampling import Logprob, SamplingParams, log_softmax, random_number, sample, top_logprobs
+from minipage.sampling import Draw, Logprob, SamplingParams, log_softmax, random_number, top_logprobs
 from minipage.scheduling import Sequence, SequenceGroup
 
 
@@ -54,6 +54,14 @@ class NextToken(NamedTuple):
     logprobs: dict[int, Logprob] | None  # if the request asked for them
 
 
+class Choice(NamedTuple):
+    """What one sequence, which has come to its end, may choose from."""
+
+    seq: Sequence
+    token_id: int | None  # the token that was drawn for it; None if it asked for no draw
+    logits: np.ndarray | None  # [V], if the request looks at them itself
+
+
 class Request:
     """What both kinds have in common. `group` holds its sequences, `seed` is where random draws start."""
 
@@ -84,8 +92,17 @@ class Request:
     def finished(self) -> bool:
         return "finished_time" in self._times
 
-    def choose(self, logits: list[tuple[Sequence, np.ndarray]]) -> list[NextToken]:
-        """The next tokens, from a row of logits [V] for each sequence that has come to its end."""
+    @property
+    def looks_at_logits(self) -> bool:
+        """Whether a drawn token is not enough to choose from."""
+        raise NotImplementedError
+
+    def draw(self, seq: Sequence) -> Draw | None:
+        """How the next token of a sequence is drawn; None: it is not drawn."""
+        return None
+
+    def choose(self, choices: list[Choice]) -> list[NextToken]:
+        """The next tokens of the sequences that have come to their end."""
         raise NotImplementedError
 
     def take(self, tokens: list[NextToken]) -> list[Sequence]:
@@ -129,13 +146,20 @@ class SampledRequest(Request):
             seq: Completion(i, seq, self.params, *end, self.tokenizer) for i, seq in enumerate(self.group.sequences)
         }
 
-    def choose(self, logits: list[tuple[Sequence, np.ndarray]]) -> list[NextToken]:
+    @property
+    def looks_at_logits(self) -> bool:
+        return self.params.logprobs is not None
+
+    def draw(self, seq: Sequence) -> Draw:
+        text = self.texts[seq]
+        number = random_number(self.seed, text.index, len(seq.token_ids))
+        return Draw(self.params, number, text.forbidden_tokens)
+
+    def choose(self, choices: list[Choice]) -> list[NextToken]:
         tokens = []
-        for seq, row in logits:  # row: [V]
-            text = self.texts[seq]
-            draw = random_number(self.seed, text.index, len(seq.token_ids))
-            token_id = sample(row, self.params, draw, text.forbidden_tokens)
-            tokens.append(NextToken(seq, token_id, self._logprobs(row, token_id)))
+        for seq, token_id, logits in choices:
+            assert token_id is not None, "a sampled request draws all its tokens"
+            tokens.append(NextToken(seq, token_id, self._logprobs(logits, token_id)))
         return tokens
 
     def take(self, tokens: list[NextToken]) -> list[Sequence]:
@@ -155,8 +179,8 @@ class SampledRequest(Request):
                 text.finish("abort")
         super().abort()
 
-    def _logprobs(self, logits: np.ndarray, token_id: int) -> dict[int, Logprob] | None:
-        if self.params.logprobs is None:
+    def _logprobs(self, logits: np.ndarray | None, token_id: int) -> dict[int, Logprob] | None:
+        if self.params.logprobs is None or logits is None:
             return None
         decode = self.tokenizer.token_text if self.tokenizer else lambda token_id: ""
         top = top_logprobs(logits, token_id, self.params.logprobs)
@@ -176,10 +200,14 @@ class BeamRequest(Request):
             max_new_tokens=self.group.max_num_tokens - len(self.prompt_token_ids),
         )
 
-    def choose(self, logits: list[tuple[Sequence, np.ndarray]]) -> list[NextToken]:
-        beams = [seq for seq, _ in logits]
+    @property
+    def looks_at_logits(self) -> bool:
+        return True
+
+    def choose(self, choices: list[Choice]) -> list[NextToken]:
+        beams = [choice.seq for choice in choices]
         texts = [seq.output_token_ids for seq in beams]
-        logprobs = log_softmax(np.stack([row for _, row in logits]))  # [num_beams, V]
+        logprobs = log_softmax(np.stack([c.logits for c in choices if c.logits is not None]))  # [num_beams, V]
         if len(texts[0]) < self.params.min_tokens:
             logprobs[:, list(self.stop_token_ids)] = -np.inf
         self._advanced = copy(self.search)  # until the tokens are taken, the step may still fail

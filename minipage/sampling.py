@@ -82,6 +82,14 @@ class SamplingParams:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
+class Draw(NamedTuple):
+    """How to choose one token, from one row of logits."""
+
+    params: SamplingParams
+    number: float  # from [0, 1); see random_number
+    forbidden: frozenset[int] = frozenset()  # tokens not to choose
+
+
 class Logprob(NamedTuple):
     """One token's place in the model's distribution, before temperature and the other filters."""
 
@@ -145,6 +153,11 @@ def sample(
     cumulative = np.cumsum(probabilities(logits, params))  # [V]
     # The first token whose cumulative probability exceeds the draw: never one with probability 0.
     return int(np.searchsorted(cumulative, draw * cumulative[-1], side="right"))
+
+
+def sample_batch(logits: npt.NDArray[Any], draws: Sequence[tuple[int, Draw]]) -> list[int]:
+    """A token for each draw, from the row of logits [num_rows, V] that is named before it."""
+    return [sample(logits[row], *draw) for row, draw in draws]
 
 
 def top_logprobs(logits: npt.NDArray[Any], token_id: int, count: int) -> dict[int, tuple[float, int]]:
