@@ -1,14 +1,60 @@
-"""Two hypothesis profiles.
+"""Two hypothesis profiles, and where the CUDA kernels run.
 
 ci        the default: the same examples every time, so a red test is red for everybody
 thorough  MINIPAGE_HYPOTHESIS=thorough: many more, new ones each time, for a change to the memory manager or scheduler
+
+--cuda=simulator   tests/attention and tests/cuda with the CUDA kernels, in numba's simulator
+--cuda=device      the same, on a GPU
+--cuda=auto        (the default) everything else; and tests/test_cuda.py runs one of the two in processes of its own,
+                   since numba cannot change between them: the device if there is one
 """
 
 import os
+import sys
+from pathlib import Path
 
 from hypothesis import settings
+
+sys.path.insert(0, str(Path(__file__).parent / "cuda"))  # its helpers, for tests of the attention that both share
 
 # No deadline: the first call of a kernel compiles it, which takes seconds.
 settings.register_profile("ci", derandomize=True, deadline=None)
 settings.register_profile("thorough", max_examples=2_000, stateful_step_count=100, deadline=None)
+settings.register_profile("cuda", derandomize=True, deadline=None, max_examples=12)
 settings.load_profile(os.environ.get("MINIPAGE_HYPOTHESIS", "ci"))
+
+
+def pytest_addoption(parser):
+    where = ("auto", "simulator", "device")
+    parser.addoption("--cuda", choices=where, default="auto", help="where the CUDA kernels run (see tests/conftest.py)")
+
+
+def pytest_configure(config):
+    where = config.getoption("--cuda")
+    if where == "auto":
+        os.environ.pop("MINIPAGE_TEST_CUDA", None)
+        return
+    os.environ["MINIPAGE_TEST_CUDA"] = where
+    settings.load_profile("cuda")
+    if where == "simulator":
+        os.environ["NUMBA_ENABLE_CUDASIM"] = "1"
+        from minipage.ladder import simulator
+
+        simulator.install()
+
+
+def pytest_ignore_collect(collection_path, config):
+    """With --cuda, only what has to do with CUDA kernels; without it, everything else."""
+    root = Path(__file__).parent
+    if collection_path.suffix != ".py" or root not in collection_path.parents:
+        return None
+    folder = collection_path.relative_to(root).parts[0]
+    if config.getoption("--cuda") == "auto":
+        return True if folder == "cuda" else None
+    return None if folder in ("cuda", "attention", "conftest.py") else True
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    from where import description
+
+    terminalreporter.write_line(description(config.getoption("--cuda")))

@@ -32,7 +32,14 @@ from minipage.errors import KernelArgumentError
 Floats = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.integer[Any]]
 
+Shape = tuple[int, ...]
+
 HALVES = (np.float16, np.uint16)  # a number in two bytes: float16, and the bits of bfloat16
+
+
+def require(condition: bool | np.bool, message: str) -> None:
+    if not condition:
+        raise KernelArgumentError(message)
 
 
 def check_arguments(
@@ -46,24 +53,7 @@ def check_arguments(
     v_scales: Floats | None = None,
 ) -> None:
     """Raise KernelArgumentError unless the arrays fit together and every block that will be read exists."""
-
-    def require(condition: bool | np.bool, message: str) -> None:
-        if not condition:
-            raise KernelArgumentError(message)
-
-    require(q.ndim == 3, f"q has shape {q.shape}; it must be [num_tokens, num_heads, head_size].")
-    require(
-        k_cache.ndim == 4 and k_cache.shape == v_cache.shape,
-        f"k_cache has shape {k_cache.shape} and v_cache {v_cache.shape}; "
-        "both must be [num_blocks, block_size, num_kv_heads, head_size].",
-    )
-    num_tokens, num_heads, head_size = q.shape
-    num_blocks, block_size, num_kv_heads, cache_head_size = k_cache.shape
-    require(head_size == cache_head_size, f"q has head_size {head_size}, the cache has {cache_head_size}.")
-    require(
-        num_kv_heads > 0 and num_heads % num_kv_heads == 0,
-        f"{num_heads} query heads cannot share {num_kv_heads} KV heads evenly.",
-    )
+    check_shapes(q.shape, k_cache.shape, v_cache.shape)
     is_quantized = k_cache.dtype in (np.int8, np.uint8)
     require(
         q.dtype in (np.float32, np.float64)
@@ -72,19 +62,47 @@ def check_arguments(
         f"q is {q.dtype}, k_cache {k_cache.dtype}, v_cache {v_cache.dtype}; all three must be float32, or all float64, "
         "or q float32 and the caches float16, uint16 (bfloat16), or int8 or uint8 (fp8) with scales.",
     )
-    for scales in (k_scales, v_scales):
-        require(
-            (
-                scales.shape == k_cache.shape[:3]
-                if is_quantized and scales is not None
-                else is_quantized == (scales is not None)
-            ),
-            f"a quantized cache, and no other, comes with k_scales and v_scales of shape {k_cache.shape[:3]}.",
-        )
+    check_scales(is_quantized, k_cache.shape, k_scales, v_scales)
     require(
         k_cache.flags.c_contiguous and v_cache.flags.c_contiguous,
         "k_cache and v_cache must be C-contiguous, so that a block is one piece of memory: use np.ascontiguousarray.",
     )
+    check_tables(len(q), k_cache.shape, block_tables, context_lens, query_start_loc)
+
+
+def check_shapes(q: Shape, k_cache: Shape, v_cache: Shape) -> None:
+    """Of arrays of any library."""
+    require(len(q) == 3, f"q has shape {q}; it must be [num_tokens, num_heads, head_size].")
+    require(
+        len(k_cache) == 4 and k_cache == v_cache,
+        f"k_cache has shape {k_cache} and v_cache {v_cache}; "
+        "both must be [num_blocks, block_size, num_kv_heads, head_size].",
+    )
+    num_heads, head_size = q[1:]
+    num_kv_heads, cache_head_size = k_cache[2:]
+    require(head_size == cache_head_size, f"q has head_size {head_size}, the cache has {cache_head_size}.")
+    require(
+        num_kv_heads > 0 and num_heads % num_kv_heads == 0,
+        f"{num_heads} query heads cannot share {num_kv_heads} KV heads evenly.",
+    )
+
+
+def check_scales(is_quantized: bool, k_cache: Shape, *both: Any) -> None:
+    """both: k_scales and v_scales, arrays of any library or None."""
+    for scales in both:
+        require(
+            tuple(scales.shape) == k_cache[:3]
+            if is_quantized and scales is not None
+            else is_quantized == (scales is not None),
+            f"a quantized cache, and no other, comes with k_scales and v_scales of shape {k_cache[:3]}.",
+        )
+
+
+def check_tables(
+    num_tokens: int, k_cache: Shape, block_tables: Integers, context_lens: Integers, query_start_loc: Integers
+) -> None:
+    """Whether every block that will be read exists."""
+    num_blocks, block_size = k_cache[:2]
     for name, array in (
         ("block_tables", block_tables),
         ("context_lens", context_lens),

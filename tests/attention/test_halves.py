@@ -7,14 +7,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from where import versions
 
-from minipage.attention import KVCache, copy_blocks, cpu, reference, write_kv
+from minipage.attention import KVCache, copy_blocks, reference, write_kv
 from minipage.attention.halves import bfloat16_number, float16_number, from_bfloat16, to_bfloat16
 from minipage.attention.quantize import kv_dtype
 from minipage.memory import BlockCopy
 
-VERSIONS = {"reference": reference.paged_attention, "cpu": cpu.paged_attention}
-versions = pytest.mark.parametrize("paged_attention", VERSIONS.values(), ids=VERSIONS.keys())
 names = pytest.mark.parametrize("name", ["bfloat16", "float16"])
 EVERY_CODE = np.arange(2**16).astype(np.uint16)
 

@@ -6,13 +6,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from where import versions
 
-from minipage.attention import KVCache, blocks_that_fit, cpu, reference, write_kv
+from minipage.attention import KVCache, blocks_that_fit, reference, write_kv
 from minipage.attention.quantize import FP8_VALUES, dequantize, fp8_codes, kv_dtype, quantize
 from minipage.errors import ConfigurationError, KernelArgumentError
 
-VERSIONS = {"reference": reference.paged_attention, "cpu": cpu.paged_attention}
-versions = pytest.mark.parametrize("paged_attention", VERSIONS.values(), ids=VERSIONS.keys())
 dtypes = pytest.mark.parametrize("name", ["int8", "fp8"])
 magnitudes = st.floats(2.0**-60, 1e4, width=32)  # scales of numbers near the smallest there are would be 0
 rows = arrays(np.float32, (5, 8), elements=st.just(0.0) | magnitudes | magnitudes.map(lambda x: -x))

@@ -1,0 +1,150 @@
+"""Arrays of PyTorch, CuPy and numba (of NumPy in the simulator), as the kernels see them: flat, and never copied.
+
+A row of K is found by its number, and one load brings 16 bytes of it, whatever they mean: `words` is an array's memory
+as 32-bit words, `elements` as single numbers. bfloat16 is uint16 here, as in NumPy, which has no name for it.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from minipage.attention.cuda.compat import SIMULATED, cuda, flat_view
+from minipage.errors import KernelArgumentError
+
+Array = Any
+TORCH_DTYPES = {"bfloat16": "uint16", "float8_e4m3fn": "uint8"}  # what NumPy calls otherwise
+
+
+class Layout(NamedTuple):
+    """Where an array's numbers are."""
+
+    address: int  # of the first, in bytes
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]  # bytes
+    dtype: np.dtype[Any]
+
+    @property
+    def span(self) -> int:
+        """Bytes from the first number to the end of the last."""
+        if 0 in self.shape:
+            return 0
+        return sum((n - 1) * stride for n, stride in zip(self.shape, self.strides)) + self.dtype.itemsize
+
+    @property
+    def num_contiguous(self) -> int:
+        """How many of the last axes lie in memory as one piece."""
+        expected = self.dtype.itemsize
+        for count, (n, stride) in enumerate(zip(reversed(self.shape), reversed(self.strides))):
+            if n != 1 and stride != expected:
+                return count
+            expected *= n
+        return len(self.shape)
+
+
+class Pinned(np.ndarray):
+    """A NumPy array in page-locked memory, which the GPU reads and writes where it is."""
+
+
+def pinned(shape: tuple[int, ...], dtype: Any) -> Pinned:
+    """A new one, of zeros."""
+    array: Pinned = cuda.pinned_array(shape, dtype).view(Pinned)
+    array[...] = 0
+    return array
+
+
+def library(array: Array) -> str:
+    return type(array).__module__.partition(".")[0]
+
+
+def layout(array: Array) -> Layout:
+    """Raises KernelArgumentError if it is no array that a kernel could read."""
+    if isinstance(array, np.ndarray if SIMULATED else Pinned):
+        return Layout(array.ctypes.data, array.shape, array.strides, array.dtype)
+    if not SIMULATED and library(array) == "torch" and array.is_cuda:  # its interface knows no bfloat16
+        name = str(array.dtype).removeprefix("torch.")
+        dtype = np.dtype(TORCH_DTYPES.get(name, name))
+        strides = tuple(stride * dtype.itemsize for stride in array.stride())
+        return Layout(array.data_ptr(), tuple(array.shape), strides, dtype)
+    interface = None if SIMULATED or library(array) == "torch" else getattr(array, "__cuda_array_interface__", None)
+    if interface is None:
+        raise KernelArgumentError(
+            f"got an array of {library(array)} that is not on the GPU. "
+            + ("Simulated kernels take NumPy arrays." if SIMULATED else "Move it there: PyTorch, CuPy and numba can.")
+        )
+    dtype, shape = np.dtype(interface["typestr"]), tuple(interface["shape"])
+    strides = interface.get("strides") or tuple(
+        dtype.itemsize * int(np.prod(shape[axis + 1 :], dtype=np.int64)) for axis in range(len(shape))
+    )
+    return Layout(interface["data"][0], shape, tuple(strides), dtype)
+
+
+def words(array: Array) -> Any:
+    """[span in words] uint32; what is left over of less than a word is left out."""
+    return _flat(array, np.dtype(np.uint32))
+
+
+def elements(array: Array) -> Any:
+    """[span in numbers]; numbers of two bytes as uint16."""
+    dtype = layout(array).dtype
+    return _flat(array, np.dtype(np.uint16) if dtype.itemsize == 2 else dtype)
+
+
+def _flat(array: Array, dtype: np.dtype[Any]) -> Any:
+    where = layout(array)
+    length = where.span // dtype.itemsize
+    if SIMULATED:
+        own = where.dtype.itemsize
+        flat = np.lib.stride_tricks.as_strided(array, (length * dtype.itemsize // own,), (own,))
+        return flat.view(dtype)
+    return _device_view(where.address, length, dtype)
+
+
+# An address and a length is all that a view is, so that it can be used again for whatever is there by then.
+_device_view = lru_cache(maxsize=4096)(flat_view)
+
+
+def device_of(array: Array) -> str:
+    """Which GPU it is on; all numba arrays count as being on the current one."""
+    if library(array) == "torch":
+        return f"cuda:{array.device.index}"
+    if library(array) == "cupy":
+        return f"cuda:{array.device.id}"
+    return "simulator" if SIMULATED else f"cuda:{cuda.get_current_device().id}"
+
+
+def stream_of(array: Array) -> int:
+    """The handle of the stream in which the array's library works now."""
+    if library(array) == "torch":
+        return int(sys.modules["torch"].cuda.current_stream(array.device).cuda_stream)
+    if library(array) == "cupy":
+        return int(sys.modules["cupy"].cuda.get_current_stream().ptr)
+    return 0
+
+
+def empty(like: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    """A new array of the same library on the same device; dtype is one of that library's, or a name."""
+    if library(like) == "numba":
+        return cuda.device_array(shape, dtype)
+    xp = array_namespace(like)
+    return xp.empty(shape, dtype=getattr(xp, dtype) if isinstance(dtype, str) else dtype, device=like.device)
+
+
+def to_host(array: Array) -> np.ndarray:
+    """A copy in NumPy, after all work on the array is done."""
+    if library(array) == "torch":
+        return np.asarray(array.cpu())
+    return np.asarray(array.get() if library(array) == "cupy" else array.copy_to_host() if not SIMULATED else array)
+
+
+def to_device(like: Array, values: np.ndarray) -> Array:
+    """NumPy values in the library of another array, on its device."""
+    return (
+        cuda.to_device(values)
+        if library(like) == "numba"
+        else array_namespace(like).asarray(values, device=like.device)
+    )

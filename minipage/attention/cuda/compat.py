@@ -1,0 +1,85 @@
+"""numba.cuda in its two forms, and everything that depends on which versions of it are installed.
+
+a device       numba-cuda compiles the kernels; arrays are on the GPU (PyTorch, CuPy, numba: whoever shares them by
+               `__cuda_array_interface__`)
+the simulator  NUMBA_ENABLE_CUDASIM=1, set before numba is imported: kernels run as Python; arrays are NumPy's
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+
+from minipage.errors import ConfigurationError
+
+SIMULATED = bool(getattr(numba.config, "ENABLE_CUDASIM"))  # noqa: B009  (unknown to type checkers)
+
+if not SIMULATED and importlib.util.find_spec("numba_cuda") is None:
+    raise ConfigurationError(
+        "the CUDA kernels need numba-cuda: pip install 'minipage[cuda13]' (or [cuda12], as your driver wants), "
+        "or set NUMBA_ENABLE_CUDASIM=1 to run them in numba's simulator."
+    )
+if not hasattr(np, "row_stack"):
+    np.row_stack = np.vstack  # numba-cuda 0.30 asks for it, NumPy 2.5 has dropped it
+
+from numba import cuda as numba_cuda  # noqa: E402
+
+cuda: Any = numba_cuda  # what kernels can do with it is not known to type checkers
+types: Any
+
+if SIMULATED:
+    from numba.core import types
+else:
+    from numba.cuda import types
+    from numba.cuda.core import config as cuda_config
+
+    # Otherwise every launch waits for whichever stream an argument's library uses. We launch in that stream.
+    cuda_config.CUDA_ARRAY_INTERFACE_SYNC = 0
+
+__all__ = ["SIMULATED", "cuda", "device_function", "external_stream", "flat_view", "kernel", "types", "upload"]
+
+
+def kernel(function: Callable[..., None], fastmath: bool = True, **options: Any) -> Any:
+    """Compile for the GPU when first launched: `kernel(f)[grid, block, stream](*arguments)`.
+
+    fastmath: arithmetic may be reordered, divided and flushed to zero approximately. Never with infinities.
+    """
+    return cuda.jit(function) if SIMULATED else cuda.jit(fastmath=fastmath, **options)(function)
+
+
+def device_function(function: Callable[..., Any]) -> Any:
+    """A function for kernels to call; it becomes part of them, so that its local arrays can be registers."""
+    return function if SIMULATED else cuda.jit(device=True, forceinline=True)(function)
+
+
+def warp_values(value: Any) -> tuple[list[Any], int]:
+    """In the simulator only: what each lane of the warp came with, and which lane this is; see ladder/simulator.py."""
+    raise NotImplementedError
+
+
+def external_stream(handle: int) -> Any:
+    """A stream that another library made, such as `torch.cuda.current_stream().cuda_stream`; 0 is the default one."""
+    return 0 if SIMULATED or handle == 0 else cuda.external_stream(handle)
+
+
+def upload(values: np.ndarray, stream: Any) -> Any:
+    """A copy on the GPU, made in that stream, for kernels launched in it afterwards."""
+    return values if SIMULATED else cuda.to_device(values, stream=stream)
+
+
+def flat_view(address: int, length: int, dtype: np.dtype[Any]) -> Any:
+    """Memory that the GPU can reach as a flat array for kernels. Whoever owns it must keep it."""
+    return cuda.as_cuda_array(_Memory(address, length, dtype), sync=False)
+
+
+class _Memory:
+    """The form in which array libraries hand each other memory."""
+
+    def __init__(self, address: int, length: int, dtype: np.dtype[Any]) -> None:
+        self.__cuda_array_interface__ = {
+            "data": (address, False), "shape": (length,), "typestr": dtype.str, "strides": None, "version": 3,
+        }  # fmt: skip

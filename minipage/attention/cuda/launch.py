@@ -1,0 +1,168 @@
+"""Paged attention on a GPU: `paged_attention` for anybody, and `launch_attention` below it for the engine.
+
+    paged_attention    checks its arguments, makes the output and the workspace, launches
+    launch_attention   launches, and nothing else: it checks nothing, allocates nothing, waits for nothing. So a CUDA
+                       graph can capture it, and the lengths that it is told may be larger than those on the GPU
+
+A sequence with one query (a decode) is cut along its context; one with several (a prompt, or a chunk of it) along its
+queries. A batch of both kinds takes two launches, in which each kernel skips the other's sequences.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from minipage.attention.arguments import check_scales, check_shapes, check_tables, require
+from minipage.attention.cuda.arrays import (
+    Array,
+    device_of,
+    elements,
+    empty,
+    layout,
+    stream_of,
+    to_device,
+    to_host,
+    words,
+)
+from minipage.attention.cuda.compat import external_stream
+from minipage.attention.cuda.merge import merge_kernel
+from minipage.attention.cuda.numbers import kind_of
+from minipage.attention.cuda.tiles import num_tiles
+from minipage.attention.cuda.wide import NUM_WARPS, WARP, rows_per_tile, wide_kernel, words_per_lane
+
+SPLIT_SIZE = 512  # tokens of a context that one block of a decode works on
+LOG2_E = 1.4426950408889634  # exp(x) = exp2(x * LOG2_E): the hardware has exp2
+
+
+def paged_attention(
+    q: Array,
+    k_cache: Array,
+    v_cache: Array,
+    block_tables: Array,
+    context_lens: Array,
+    query_start_loc: Array,
+    scale: float,
+    k_scales: Array | None = None,
+    v_scales: Array | None = None,
+) -> Array:
+    """Attention of a ragged batch over K and V in blocks; arguments and shapes: `minipage.attention.arguments`.
+
+    All arrays are on one GPU: PyTorch tensors, CuPy or numba arrays. q is float32, float16 or bfloat16 (PyTorch's, or
+    as uint16); K and V are one of these too, or int8 or uint8 (fp8) with scales. The answer is like q, and is computed
+    in the current stream of the library that made q.
+
+    Raises KernelArgumentError if they do not fit together, or no kernel has their numbers or head size. Nothing has
+    been launched then.
+    """
+    check_shapes(*(layout(array).shape for array in (q, k_cache, v_cache)))
+    check_arrays(q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, query_start_loc)
+    (num_tokens, num_heads, head_size), cache_shape = layout(q).shape, layout(k_cache).shape
+    tables, contexts, starts = (to_host(a) for a in (block_tables, context_lens, query_start_loc))
+    check_tables(num_tokens, cache_shape, tables, contexts, starts)
+
+    out = empty(q, (num_tokens, num_heads, head_size), q.dtype)  # [num_tokens, num_heads, head_size]
+    max_query_len, max_context_len = int(np.diff(starts).max(initial=0)), int(contexts.max(initial=0))
+    size = workspace_size(len(contexts), num_heads, head_size, max_context_len)
+    workspace = empty(q, (size,), "float32")  # [size]
+    tables, contexts, starts = (to_device(q, np.ascontiguousarray(a, np.int32)) for a in (tables, contexts, starts))
+    launch_attention(
+        q, k_cache, v_cache, tables, contexts, starts, scale, k_scales, v_scales,
+        out=out, workspace=workspace, max_query_len=max_query_len, max_context_len=max_context_len, stream=stream_of(q),
+    )  # fmt: skip
+    return out
+
+
+def workspace_size(num_seqs: int, num_heads: int, head_size: int, max_context_len: int) -> int:
+    """How many float32 numbers `launch_attention` needs for the results of the parts of a context, if it is cut."""
+    num_splits = -(-max_context_len // SPLIT_SIZE)
+    return num_seqs * num_heads * num_splits * (head_size + 1) if num_splits > 1 else 1
+
+
+def launch_attention(
+    q: Array,
+    k_cache: Array,
+    v_cache: Array,
+    block_tables: Array,
+    context_lens: Array,
+    query_start_loc: Array,
+    scale: float,
+    k_scales: Array | None = None,
+    v_scales: Array | None = None,
+    *,
+    out: Array,
+    workspace: Array,
+    max_query_len: int,
+    max_context_len: int,
+    stream: int = 0,
+) -> None:
+    """Attention as `paged_attention` has it, into `out`, with everything on the GPU already and nothing checked.
+
+    q may be rows of a larger array, with its last two axes contiguous. The tables are int32 and contiguous. A sequence
+    without a context, as fills up a batch, gets zeros.
+
+    Args:
+        out: [num_tokens, num_heads, head_size], contiguous.
+        workspace: [workspace_size(...)] float32; its contents mean nothing before and after.
+        max_query_len, max_context_len: at least the largest of the batch.
+        stream: the handle of a CUDA stream.
+    """
+    (num_tokens, num_heads, head_size), strides, q_dtype = layout(q)[1:]
+    block_size, num_kv_heads = layout(k_cache).shape[1:3]
+    num_seqs, max_blocks = layout(block_tables).shape
+    if num_tokens == 0:
+        return
+    group = num_heads // num_kv_heads
+    q_kind, kv = kind_of(q_dtype, "q"), kind_of(layout(k_cache).dtype, "k_cache")
+    num_splits = max(1, -(-max_context_len // SPLIT_SIZE))
+    partial, flat_out = elements(workspace), elements(out)
+    contexts, starts = elements(context_lens), elements(query_start_loc)
+    arguments = (
+        words(q), words(k_cache), words(v_cache),
+        *(partial if scales is None else elements(scales) for scales in (k_scales, v_scales)),
+        elements(block_tables), contexts, starts, flat_out, partial,
+        np.float32(scale * LOG2_E), strides[0] // q_dtype.itemsize, max_blocks, num_kv_heads, SPLIT_SIZE,
+    )  # fmt: skip
+    cuda_stream = external_stream(stream)
+    most_rows = rows_per_tile(head_size, kv)
+    head_tiles = -(-group // most_rows)
+    heads = -(-group // head_tiles)  # of a tile
+    decode = wide_kernel(q_kind, kv, head_size, block_size, group, heads, 1)
+    decode[(num_splits, num_kv_heads * head_tiles, num_seqs), NUM_WARPS * WARP, cuda_stream](*arguments)
+    if num_splits > 1:
+        merge = merge_kernel(q_kind, head_size)
+        merge[(num_heads, num_seqs), head_size, cuda_stream](
+            partial, contexts, starts, flat_out, num_splits, SPLIT_SIZE
+        )
+    if max_query_len > 1:
+        tokens = max(2, most_rows // heads)
+        prefill = wide_kernel(q_kind, kv, head_size, block_size, group, heads, tokens)
+        grid = num_tiles(num_tokens, tokens, num_seqs), num_kv_heads * head_tiles
+        prefill[grid, NUM_WARPS * WARP, cuda_stream](*arguments)
+
+
+def check_arrays(q: Array, k_cache: Array, v_cache: Array, k_scales: Any, v_scales: Any, *tables: Array) -> None:
+    """Raise KernelArgumentError unless kernels can read these arrays: their numbers, their memory, their device."""
+    q_kind, kv = kind_of(layout(q).dtype, "q"), kind_of(layout(k_cache).dtype, "k_cache")
+    require(
+        layout(k_cache).dtype == layout(v_cache).dtype and not q_kind.is_quantized,
+        f"q is {q_kind.name}, k_cache {kv.name}, v_cache {layout(v_cache).dtype}; q must be float32, float16 or "
+        "bfloat16, and both caches alike.",
+    )
+    check_scales(kv.is_quantized, layout(k_cache).shape, k_scales, v_scales)
+    for name, array, num_contiguous in (("q", q, 2), ("k_cache", k_cache, 4), ("v_cache", v_cache, 4)):
+        require(
+            layout(array).num_contiguous >= num_contiguous,
+            f"{name} is not contiguous in its last {num_contiguous} axes, so that its rows are not pieces of memory: "
+            "copy it first.",
+        )
+    alignment = 4 * words_per_lane(layout(q).shape[2], kv)  # bytes; also refuses a head size that no kernel has
+    for name, array in (("k_cache", k_cache), ("v_cache", v_cache)):
+        require(
+            layout(array).address % alignment == 0,
+            f"{name} starts at an address that is no multiple of {alignment}, which the kernels' loads need.",
+        )
+    arrays = [array for array in (q, k_cache, v_cache, k_scales, v_scales, *tables) if array is not None]
+    devices = sorted({device_of(array) for array in arrays})
+    require(len(devices) == 1, f"the arrays are on several devices, {', '.join(devices)}: move them to one.")

@@ -1,0 +1,157 @@
+"""Single instructions of the GPU that numba has no name for, each next to what it does in plain Python.
+
+The plain version is what runs in the simulator, and the instruction's test. On a device the text under `@instruction`
+takes its place: PTX, the assembly language of NVIDIA GPUs (see the "PTX ISA" manual for each name). A "word" is 32
+bits: one float32, two numbers of 16 bits, or four of 8; the first number is in the lowest bits, as in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from minipage.attention.cuda.compat import SIMULATED, types
+
+MEMORY = "memory"  # a parameter that is an array; its address with the index after it is what the instruction gets
+INDEX, WORD, FLOAT = types.intp, types.uint32, types.float32
+WORDS_2, WORDS_4 = types.UniTuple(WORD, 2), types.UniTuple(WORD, 4)
+FLOATS_4 = types.UniTuple(FLOAT, 4)
+
+
+def instruction(
+    result: Any, parameters: tuple[Any, ...], text: str, volatile: bool = False
+) -> Callable[[Callable[..., Any]], Any]:
+    """Replace a plain function by one PTX instruction: $0, $1, ... are the numbers of its result, then its arguments.
+
+    volatile: it does something besides computing a result, so it must stay where it is.
+    """
+
+    def replace(plain: Callable[..., Any]) -> Any:
+        return plain if SIMULATED else _intrinsic(plain.__name__, result, parameters, text, volatile)
+
+    return replace
+
+
+def _intrinsic(name: str, result: Any, parameters: tuple[Any, ...], text: str, volatile: bool) -> Any:
+    import numba.cuda.cgutils as cgutils
+    from llvmlite import ir  # type: ignore[import-untyped]
+    from numba.cuda.extending import intrinsic
+
+    def scalars(numba_type: Any) -> list[Any]:
+        return list(numba_type.types) if isinstance(numba_type, types.BaseTuple) else [numba_type]
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        operands, letters = [], []
+        given = iter(zip(signature.args, arguments))
+        for numba_type, value in given:
+            if isinstance(numba_type, types.Array):
+                array = context.make_array(numba_type)(context, builder, value=value)
+                operands.append(builder.gep(array.data, [next(given)[1]]))
+                letters.append("l")
+            else:
+                parts = scalars(numba_type)
+                is_tuple = len(parts) > 1
+                operands += [builder.extract_value(value, i) for i in range(len(parts))] if is_tuple else [value]
+                letters += ["f" if part == FLOAT else "r" for part in parts]
+        results = [] if result is types.void else scalars(result)
+        kinds = [context.get_value_type(part) for part in results]
+        llvm_result = ir.VoidType() if not kinds else kinds[0] if len(kinds) == 1 else ir.LiteralStructType(kinds)
+        constraints = ["=f" if part == FLOAT else "=r" for part in results] + letters
+        function = ir.FunctionType(llvm_result, [operand.type for operand in operands])
+        assembly = ir.InlineAsm(function, text, ",".join(constraints + ["~{memory}"] * volatile), side_effect=volatile)
+        value = builder.call(assembly, operands)
+        if not kinds:
+            return context.get_dummy_value()
+        if len(kinds) == 1:
+            return value
+        return cgutils.pack_array(builder, [builder.extract_value(value, i) for i in range(len(kinds))])
+
+    def typed(actual: tuple[Any, ...]) -> tuple[Any, Any]:
+        declared = [a if parameter is MEMORY else parameter for a, parameter in zip(actual, parameters, strict=True)]
+        return result(*declared), generate
+
+    # numba wants a function of so many named parameters
+    names = ", ".join(f"a{i}" for i in range(len(parameters)))
+    scope: dict[str, Any] = {"typed": typed}
+    exec(f"def {name}(typing_context, {names}): return typed(({names},))", scope)
+    return intrinsic(scope[name])
+
+
+# ---- memory: 4, 8 or 16 bytes at once, read-only data that is wanted once and need not stay in the nearest cache
+
+
+@instruction(WORDS_4, (MEMORY, INDEX), "ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {$0, $1, $2, $3}, [$4];")
+def load_16_bytes(words, i):
+    return tuple(words[i + j] for j in range(4))
+
+
+@instruction(WORDS_2, (MEMORY, INDEX), "ld.global.nc.L1::no_allocate.L2::128B.v2.u32 {$0, $1}, [$2];")
+def load_8_bytes(words, i):
+    return tuple(words[i + j] for j in range(2))
+
+
+@instruction(types.void, (MEMORY, INDEX, WORDS_4), "st.global.v4.u32 [$0], {$1, $2, $3, $4};", volatile=True)
+def store_16_bytes(words, i, values):
+    for j in range(4):
+        words[i + j] = values[j]
+
+
+# ---- numbers
+
+
+@instruction(FLOAT, (FLOAT,), "ex2.approx.ftz.f32 $0, $1;")
+def exp2(x):
+    """2 ** x; numba's exp takes several instructions."""
+    return np.exp2(np.float32(x))
+
+
+@instruction(FLOAT, (FLOAT,), "lg2.approx.ftz.f32 $0, $1;")
+def log2(x):
+    return np.log2(np.float32(x))
+
+
+@instruction(FLOAT, (WORD,), "mov.b32 $0, $1;")
+def float_of_bits(word):
+    return np.uint32(word).view(np.float32)
+
+
+@instruction(WORD, (FLOAT,), "mov.b32 $0, $1;")
+def bits_of_float(x):
+    return np.float32(x).view(np.uint32)
+
+
+@instruction(types.int32, (FLOAT,), "cvt.rni.s32.f32 $0, $1;")
+def nearest_integer(x):
+    """From half way between two, the even one."""
+    return int(np.rint(x))
+
+
+@instruction(FLOAT, (WORD,), "{ .reg .b16 low, high; mov.b32 {low, high}, $1; cvt.f32.f16 $0, low; }")
+def low_half(word):
+    """The fp16 number in the lower 16 bits."""
+    return np.float32(np.uint16(int(word) & 0xFFFF).view(np.float16))
+
+
+@instruction(FLOAT, (WORD,), "{ .reg .b16 low, high; mov.b32 {low, high}, $1; cvt.f32.f16 $0, high; }")
+def high_half(word):
+    """The fp16 number in the upper 16 bits."""
+    return np.float32(np.uint16(int(word) >> 16).view(np.float16))
+
+
+@instruction(WORD, (FLOAT, FLOAT), "cvt.rn.f16x2.f32 $0, $2, $1;")
+def pack_halves(low, high):
+    """Two numbers rounded to fp16 in one word."""
+    return np.array([low, high], np.float32).astype(np.float16).view(np.uint32)[0]
+
+
+@instruction(WORD, (FLOAT, FLOAT), "cvt.rn.bf16x2.f32 $0, $2, $1;")
+def pack_bfloats(low, high):
+    """Two numbers rounded to bfloat16, the upper half of a float32, in one word."""
+    return np.uint32(_rounded_upper_half(low) | _rounded_upper_half(high) << 16)
+
+
+def _rounded_upper_half(x):
+    bits = int(np.float32(x).view(np.uint32))
+    return 0x7FC0 if np.isnan(x) else (bits + 0x7FFF + (bits >> 16 & 1)) >> 16  # from half way, the even one

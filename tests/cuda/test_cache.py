@@ -1,0 +1,135 @@
+"""Writing, copying and swapping K and V on the GPU does what it does on the CPU, to the bit."""
+
+import numpy as np
+import pytest
+from where import SIMULATOR, from_gpu, on_gpu, through_gpu
+
+from minipage.attention import KVCache, cuda
+from minipage.attention import copy_blocks as copy_on_cpu
+from minipage.attention import write_kv as write_on_cpu
+from minipage.attention.cuda.arrays import pinned
+from minipage.attention.halves import to_bfloat16
+from minipage.errors import KernelArgumentError
+from minipage.memory import BlockCopy
+
+DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "int8": np.int8, "fp8": np.uint8}
+dtypes = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
+
+
+class OnGpu:
+    """A KVCache's arrays on the GPU."""
+
+    def __init__(self, cache, place=on_gpu):
+        self.arrays = [place(array) for array in cache.arrays]
+
+    def assert_equal(self, cache):
+        for ours, expected in zip(self.arrays, cache.arrays):
+            np.testing.assert_array_equal(from_gpu(ours), expected)
+
+
+def in_pinned_memory(array):
+    copy = pinned(array.shape, array.dtype)
+    copy[...] = array
+    return copy
+
+
+def random_cache(dtype, num_blocks=6, head_size=8, seed=0):
+    cache = KVCache(2, num_blocks, 4, 2, head_size, dtype)
+    rng = np.random.default_rng(seed)
+    for array in cache.arrays:
+        array[...] = rng.integers(1, 100, array.shape)
+    return cache
+
+
+@dtypes
+@pytest.mark.parametrize("head_size", [4, 40])
+def test_each_token_goes_into_its_slot_and_nowhere_else(dtype, head_size):
+    cache = random_cache(dtype, head_size=head_size)
+    rng = np.random.default_rng(1)
+    numbers = rng.standard_normal((5, 3, 2, head_size)).astype(np.float32) * 10.0 ** rng.integers(-3, 3, (5, 3, 2, 1))
+    numbers[1] = 0
+    k, v = (
+        np.asarray(numbers, np.float32)[:, 0],
+        np.asarray(numbers, np.float32)[:, 1],
+    )  # rows of one array [T, 3, KH, D]
+    slots = np.array([7, 0, 23, 8, 11])
+    ours = OnGpu(cache)
+    layer = [array[1] for array in ours.arrays]
+    cuda.write_kv(*np_rows(k, v), *layer[:2], on_gpu(slots), *layer[2:])
+    write_on_cpu(k, v, cache.k[1], cache.v[1], slots, *[array[1] for array in cache.arrays[2:]])
+    ours.assert_equal(cache)
+
+
+def np_rows(k, v):
+    """Both of them on the GPU as parts of one array."""
+    if SIMULATOR:
+        return k, v
+    both = on_gpu(np.stack([k, v, k], axis=1))
+    return both[:, 0], both[:, 1]
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_new_k_and_v_may_have_two_bytes_a_number(name):
+    numbers = np.random.default_rng(1).standard_normal((2, 4, 2, 8)).astype(np.float32)
+    new = numbers.astype(np.float16) if name == "float16" else to_bfloat16(numbers)
+    for dtype in (new.dtype, np.float32, np.int8):
+        cache = random_cache(dtype)
+        ours, slots = OnGpu(cache), np.array([3, 9, 1, 20])
+        layer = [array[0] for array in ours.arrays]
+        cuda.write_kv(*map(on_gpu, new), *layer[:2], on_gpu(slots), *layer[2:])
+        plain = new.astype(np.float32) if name == "float16" else (new.astype(np.uint32) << 16).view(np.float32)
+        write_on_cpu(*plain, cache.k[0], cache.v[0], slots, *[array[0] for array in cache.arrays[2:]])
+        ours.assert_equal(cache)
+
+
+def test_a_token_without_a_slot_is_written_nowhere():
+    cache = random_cache(np.float32)
+    ours, new = OnGpu(cache), np.ones((2, 2, 8), np.float32)
+    launch = through_gpu(lambda k, v, slots: cuda.launch_write_kv(k, v, ours.arrays[0][0], ours.arrays[1][0], slots))
+    launch(new, new, np.array([-1, -1]))
+    ours.assert_equal(cache)
+
+
+@pytest.mark.parametrize("slots", [[0, 24], [-1, 0], [0], [0, 1, 2]])
+def test_slots_outside_the_cache_or_of_another_number_are_refused_and_nothing_is_written(slots):
+    cache = random_cache(np.float32)
+    ours, new = OnGpu(cache), on_gpu(np.ones((2, 2, 8), np.float32))
+    with pytest.raises(KernelArgumentError):
+        cuda.write_kv(new, new, ours.arrays[0][0], ours.arrays[1][0], on_gpu(np.array(slots)))
+    ours.assert_equal(cache)
+
+
+@dtypes
+@pytest.mark.parametrize("head_size", [2, 8])  # blocks of 8-byte pieces, and of 16-byte ones
+@pytest.mark.parametrize(
+    "copies",
+    [
+        [BlockCopy(0, 3), BlockCopy(0, 4), BlockCopy(5, 1)],
+        [BlockCopy(2, 0), BlockCopy(0, 1)],  # block 1 gets what block 0 was
+        [BlockCopy(2, 0), BlockCopy(0, 2)],
+        [],
+    ],
+)
+def test_copies_are_whole_blocks_in_every_layer_with_their_scales(dtype, head_size, copies):
+    cache = random_cache(dtype, head_size=head_size)
+    ours = OnGpu(cache)
+    cuda.copy_blocks(ours, ours, copies)
+    copy_on_cpu(cache, cache, copies)
+    ours.assert_equal(cache)
+
+
+@dtypes
+def test_blocks_are_swapped_to_pinned_memory_and_back_beside_the_main_stream(dtype):
+    cache, host = random_cache(dtype), random_cache(dtype, num_blocks=9, seed=1)
+    ours, pinned_cache = OnGpu(cache), OnGpu(host, in_pinned_memory)
+    side = cuda.SideStream()
+    for source, destination, copies in (
+        ("gpu", "host", [BlockCopy(5, 8), BlockCopy(1, 0)]),
+        ("host", "gpu", [BlockCopy(8, 2)]),
+    ):
+        here, there = {"gpu": ours, "host": pinned_cache}, {"gpu": cache, "host": host}
+        side.copy_blocks(here[source], here[destination], copies)
+        copy_on_cpu(there[source], there[destination], copies)
+    side.wait()
+    ours.assert_equal(cache)  # it was fetched in the main stream, after that wait
+    pinned_cache.assert_equal(host)

@@ -1,0 +1,25 @@
+"""The CUDA kernels pass the tests of paged attention, and their own: on a GPU if there is one, else in the simulator.
+
+numba is told which when it is imported, so these tests run in processes of their own: `pytest --cuda=simulator tests`.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from where import device_name
+
+TESTS = Path(__file__).parent
+PARTS = ["attention", *(f"cuda/{file.name}" for file in sorted((TESTS / "cuda").glob("test_*.py")))]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_cuda_kernels(part):
+    where = "device" if device_name() else "simulator"
+    command = [sys.executable, "-m", "pytest", f"--cuda={where}", "-p", "no:cacheprovider", str(TESTS / part)]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    run = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=TESTS.parent)
+    assert run.returncode == 0, f"{' '.join(command)}\n{run.stdout}\n{run.stderr}"
+    assert " passed" in run.stdout and f"CUDA kernels: {where}" in run.stdout, run.stdout
