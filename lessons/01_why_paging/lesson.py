@@ -168,6 +168,7 @@ def draw_memory(ax, tables, final_len, num_slots):
 
 fig, ax = plt.subplots(figsize=(7.5, 1.1))
 draw_memory(ax, tables, {name: sum(lengths) for name, lengths in requests.items()}, 64)
+plt.show()
 
 # %% [markdown]
 # Dark: tokens. Light: will be used. Hatched: never will be.
@@ -195,6 +196,7 @@ except OutOfBlocksError as error:
 
 fig, ax = plt.subplots(figsize=(7.5, 1.1))
 draw_memory(ax, tables, sizes, 64)
+plt.show()
 
 # %% [markdown]
 # 32 slots are free, and a text of 30 finds no place: the free ones are not neighbours. That is **external
@@ -256,6 +258,8 @@ axes[1].barh(names, [results[name].mean_batch for name in names], color="#009E73
 axes[1].plot([PAPER[name][1] for name in names], names, "kD", markersize=5)
 axes[1].invert_yaxis()
 axes[1].set(yticks=[], title="requests at once")
+plt.show()
+
 # %% [markdown]
 # The diamonds are what the paper measured on real systems (figures 2 and 13a). *Max* holds tokens in a fifth of the
 # memory. Even the oracle, which nobody can build, holds them in less than two fifths: a quarter is reserved for later,
@@ -316,6 +320,8 @@ ax.plot(block_sizes, expected, "--", color="gray", label="half a block for each 
 ax.set(xscale="log", xlabel="block size", ylabel="slots lost, of 64 texts")
 ax.set_xticks(block_sizes, block_sizes)
 ax.legend(frameon=False)
+plt.show()
+
 # %% [markdown]
 # ## Watch it happen
 #
@@ -369,6 +375,8 @@ ax.axhline(16, color="gray", linestyle=":")
 ax.text(1, 16.2, "all there is", color="gray", fontsize=9)
 ax.set(xlabel="step", ylabel="blocks", ylim=0)
 ax.legend(frameon=False, loc="lower center", ncols=3)
+plt.show()
+
 # %% [markdown]
 # ## What it is good for
 #
@@ -407,6 +415,8 @@ ax.set(xscale="log", xlabel="texts at once", ylabel="tokens per second")
 ax.set_xticks(batch_sizes, batch_sizes)
 ax.set_ylim(0, 1.3 * max(speeds))
 ax.legend(frameon=False)
+plt.show()
+
 # %% [markdown]
 # (On your machine the curve depends on how many cores there are, and on what else is running.)
 #

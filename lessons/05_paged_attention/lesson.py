@@ -1,0 +1,451 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 5. Paged attention
+#
+# *About 40 minutes. Comes after lesson 4; NumPy is all it needs.*
+#
+# > **"Why are blocks 16 tokens? Or 32, or 256?"** (vLLM #2331, #14319), and from people who have found the heart of it:
+# > **"How do I call the kernel on my own q, K and V?"** (#3586)
+#
+# K and V lie in blocks, all over the pool. In this lesson you write the attention that reads them there. Five steps, each
+# a few lines of NumPy, each checked against the one before:
+#
+# 1. attention for one new token, over K and V in one piece;
+# 2. the same, with a gather through the block table;
+# 3. block by block, without a gather: and a problem with the softmax;
+# 4. the *online* softmax, which solves it, and which is the idea under FlashAttention too;
+# 5. all texts of a step at once, with the signature that every kernel in this project has.
+
+# %% tags=["hide-input"]
+# Installs minipage if it is missing (on Colab, say), and sets up the pictures. Every lesson begins with this cell.
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+SOURCE = "minipage"  # what to install; the URL of a repository ("git+https://...") does as well
+if importlib.util.find_spec("minipage") is None:
+    checkout = next(
+        (str(p) for p in Path.cwd().parents if (p / "minipage" / "engine.py").exists()),
+        None,
+    )
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            checkout or SOURCE,
+            "matplotlib",
+        ],
+        check=True,
+    )
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+set_matplotlib_formats("svg")
+plt.rcParams["figure.figsize"] = 7.5, 3
+plt.rcParams["axes.spines.top"] = plt.rcParams["axes.spines.right"] = False
+plt.rcParams["axes.prop_cycle"] = plt.cycler(
+    color=["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"]
+)
+
+# %% [markdown]
+# ## Step 1: one token looks back
+#
+# A new token asks with its query `q`. Each earlier token has a key; the better the two fit, the more of that token's value
+# goes into the answer. One head, 37 tokens, vectors of 8 numbers:
+
+# %%
+rng = np.random.default_rng(0)
+head_size, context_len = 8, 37
+q = rng.standard_normal(head_size)  # [head_size]
+k = rng.standard_normal((context_len, head_size))  # [context_len, head_size]
+v = rng.standard_normal((context_len, head_size))  # [context_len, head_size]
+scale = head_size**-0.5
+
+
+def attend(q, k, v):
+    scores = k @ q * scale  # [context_len]
+    weights = np.exp(scores - scores.max())  # [context_len]
+    return weights @ v / weights.sum()  # [head_size]
+
+
+answer = attend(q, k, v)  # [head_size]
+print(answer.round(3))
+
+# %% [markdown]
+# Why `- scores.max()`? The result is the same without it, since numerator and denominator shrink by the same factor. But
+# `exp(1000)` is infinite, and ∞/∞ is not a number. Keep that maximum in mind; it makes all the trouble in step 3.
+#
+# ## Step 2: gather, then attend
+#
+# Now K and V are where lesson 4 has put them. Here is a cache of ten blocks, full of somebody else's numbers, and a table:
+
+# %%
+block_size = 8
+k_cache = rng.standard_normal(
+    (10, block_size, head_size)
+)  # [num_blocks, block_size, head_size]
+v_cache = rng.standard_normal(
+    (10, block_size, head_size)
+)  # [num_blocks, block_size, head_size]
+table = [7, 2, 9, 0, 4]  # 37 tokens, five blocks; the last is part empty
+for i in range(context_len):
+    k_cache[table[i // block_size], i % block_size] = k[i]
+    v_cache[table[i // block_size], i % block_size] = v[i]
+
+
+def attend_gathered(q, k_cache, v_cache, table, context_len):
+    k = k_cache[table].reshape(-1, head_size)[:context_len]  # [context_len, head_size]
+    v = v_cache[table].reshape(-1, head_size)[:context_len]  # [context_len, head_size]
+    return attend(q, k, v)  # [head_size]
+
+
+print(np.array_equal(attend_gathered(q, k_cache, v_cache, table, context_len), answer))
+
+# %% [markdown]
+# > **Predict.** What happens without `[:context_len]`? Try it.
+#
+# Three slots behind the end would be read, and they hold *something*: zeros if the block is new, and otherwise what its last
+# owner left there. One variant of this bug has a test of its own in
+# vLLM: it is not enough to give those slots the weight zero, for there may be a NaN in them, and 0 × NaN is NaN.
+
+# %%
+poisoned = v_cache.copy()  # [num_blocks, block_size, head_size]
+poisoned[4, 37 % block_size :] = np.nan
+weights = np.zeros(40)  # [40]
+weights[:37] = 1 / 37
+print("weight 0, but read:", (weights @ poisoned[table].reshape(-1, head_size))[:3])
+print("not read at all:   ", attend_gathered(q, k_cache, poisoned, table, 37)[:3])
+
+# %% [markdown]
+# The gather is right, and it is what `minipage/attention/reference.py` does. Its price is a copy of all K and V, at every
+# step, in every layer: read once, written once, and read again. Attention for one new token does almost no arithmetic; its
+# time *is* the time it takes to read. So the copy makes it about three times as slow.
+#
+# ## Step 3: block by block
+#
+# So let us walk along the table, and read each block where it is. Scores first:
+
+
+# %%
+def attend_in_two_passes(q, k_cache, v_cache, table, context_len):
+    scores = []
+    for first in range(0, context_len, block_size):
+        block, filled = table[first // block_size], min(block_size, context_len - first)
+        scores.extend(k_cache[block, :filled] @ q * scale)
+    highest = max(scores)
+    total, acc = 0.0, np.zeros(head_size)  # acc: [head_size]
+    for i, score in enumerate(scores):
+        weight = np.exp(score - highest)
+        total += weight
+        acc += weight * v_cache[table[i // block_size], i % block_size]
+    return acc / total  # [head_size]
+
+
+print(
+    np.allclose(attend_in_two_passes(q, k_cache, v_cache, table, context_len), answer)
+)
+
+# %% [markdown]
+# No copy any more, but two passes: the weights need the highest of *all* scores, which is known only at the end. So all
+# scores have to be stored, a row for each head and each token: for a prompt of 100,000 tokens, five billion numbers a head.
+#
+# ## Step 4: the online softmax
+#
+# Here is the trick (Milakov and Gimelshein, [2018](https://arxiv.org/abs/1805.02867)). Use the highest score *so far*. When a
+# higher one turns up, everything that was summed is too large by the same known factor, `exp(new highest − old highest)`.
+# So divide it by that, and go on:
+
+
+# %%
+def attend_online(q, k_cache, v_cache, table, context_len, watch=None):
+    highest, total, acc = -np.inf, 0.0, np.zeros(head_size)  # acc: [head_size]
+    for first in range(0, context_len, block_size):
+        block, filled = table[first // block_size], min(block_size, context_len - first)
+        for offset in range(filled):
+            score = k_cache[block, offset] @ q * scale
+            if score > highest:
+                shrink = np.exp(highest - score)
+                total, acc, highest = total * shrink, acc * shrink, score
+            weight = np.exp(score - highest)
+            total += weight
+            acc = acc + weight * v_cache[block, offset]  # [head_size]
+            if watch is not None:
+                watch.append((score, highest, total, acc / total))
+    return acc / total  # [head_size]
+
+
+watch = []
+print(
+    np.allclose(attend_online(q, k_cache, v_cache, table, context_len, watch), answer)
+)
+
+# %% [markdown]
+# Three things are remembered, however long the text: the highest score, the sum of the weights, the weighted sum of V. Look
+# at them on the way. At every point the last line is the *exact* answer for the tokens read so far.
+
+# %% tags=["hide-input"]
+scores, highest, total, so_far = (np.array(a) for a in zip(*watch))
+fig, axes = plt.subplots(1, 3, figsize=(9.5, 2.8), layout="constrained")
+axes[0].plot(scores, ".", color="gray", label="score")
+axes[0].step(range(37), highest, where="mid", label="highest so far")
+axes[0].legend(frameon=False, fontsize=8)
+axes[1].plot(total, color="C2")
+axes[1].set(title="sum of the weights (drops: shrunk)")
+axes[2].plot(so_far[:, :3])
+axes[2].plot([37] * 3, answer[:3], "k<", label="dense attention")
+axes[2].set(title="answer so far (3 of 8 numbers)")
+axes[2].legend(frameon=False, fontsize=8)
+for ax in axes:
+    ax.set(xlabel="tokens read")
+plt.show()
+
+# %% [markdown]
+# > **Try.** Parts can be joined: run it over blocks 0–2 and over blocks 3–4 *separately*, keep `(highest, total, acc)` of each,
+# > and combine the two. That is how a GPU splits one long text among many processors ("split-K", "flash decoding").
+#
+# <details><summary>A solution</summary>
+#
+# ```python
+# def join(a, b):  # each (highest, total, acc)
+#     highest = max(a[0], b[0])
+#     shrink_a, shrink_b = np.exp(a[0] - highest), np.exp(b[0] - highest)
+#     return highest, a[1] * shrink_a + b[1] * shrink_b, a[2] * shrink_a + b[2] * shrink_b
+# ```
+#
+# </details>
+#
+# ## Step 5: a whole step's work
+#
+# The engine computes many texts at once: some bring one new token, some a chunk of a prompt. The queries of all lie in one
+# array, one text after the other, and a query sees its text up to itself. This is the signature that every attention in
+# minipage has, whether in NumPy, on the CPU or on a GPU:
+
+
+# %%
+def paged_attention(
+    q, k_cache, v_cache, block_tables, context_lens, query_start_loc, scale
+):
+    """q: [num_tokens, num_heads, head_size]; caches: [num_blocks, block_size, num_kv_heads, head_size]."""
+    out = np.empty_like(q)  # [num_tokens, num_heads, head_size]
+    size, group = k_cache.shape[1], q.shape[1] // k_cache.shape[2]
+    for s, context_len in enumerate(context_lens):
+        begin, end = query_start_loc[s], query_start_loc[s + 1]
+        for row in range(begin, end):
+            visible = context_len - (end - 1 - row)  # the last query sees all
+            for head in range(q.shape[1]):
+                highest, total, acc = -np.inf, 0.0, 0.0
+                for first in range(0, visible, size):
+                    block = block_tables[s, first // size]
+                    filled = min(size, visible - first)
+                    k = k_cache[block, :filled, head // group]  # [filled, head_size]
+                    v = v_cache[block, :filled, head // group]  # [filled, head_size]
+                    scores = k @ q[row, head] * scale  # [filled]
+                    new_highest = max(highest, scores.max())
+                    weights = np.exp(scores - new_highest)  # [filled]
+                    shrink = np.exp(highest - new_highest)
+                    total = total * shrink + weights.sum()
+                    acc = acc * shrink + weights @ v  # [head_size]
+                    highest = new_highest
+                out[row, head] = acc / total
+    return out
+
+
+# %% [markdown]
+# (`head // group`: with *grouped queries*, several query heads share one head of K and V, which makes the cache smaller by
+# that factor. Ainslie et al., [2023](https://arxiv.org/abs/2305.13245).)
+#
+# It steps by whole blocks, as the fast ones do: one maximum and one shrinking a block. Against minipage's own two, on
+# random ragged batches:
+
+# %%
+from minipage.attention import cpu, reference
+
+
+def random_batch(
+    rng, context_lens, query_lens, heads=4, kv_heads=2, head_size=8, size=8
+):
+    num_blocks = [-(-n // size) for n in context_lens]
+    order = rng.permutation(sum(num_blocks) + 3)
+    tables = np.zeros(
+        (len(num_blocks), max(num_blocks)), np.int32
+    )  # [num_seqs, max_blocks]
+    for s, n in enumerate(num_blocks):
+        tables[s, :n], order = order[:n], order[n:]
+    shape = (sum(num_blocks) + 3, size, kv_heads, head_size)
+    caches = [rng.standard_normal(shape, np.float32) for _ in "kv"]
+    q = rng.standard_normal(
+        (sum(query_lens), heads, head_size), np.float32
+    )  # [T, H, D]
+    lens = np.array(context_lens, np.int32)  # [num_seqs]
+    starts = np.concatenate([[0], np.cumsum(query_lens)]).astype(
+        np.int32
+    )  # [num_seqs + 1]
+    return q, *caches, tables, lens, starts, head_size**-0.5
+
+
+for _ in range(5):
+    query_lens = rng.integers(1, 6, size=4)  # [num_seqs]
+    batch = random_batch(rng, query_lens + rng.integers(0, 40, size=4), query_lens)
+    mine, ref, fast = (
+        f(*batch)
+        for f in (paged_attention, reference.paged_attention, cpu.paged_attention)
+    )
+    print(
+        f"largest difference: reference {abs(mine - ref).max():.1e}, numba {abs(mine - fast).max():.1e}"
+    )
+
+# %% [markdown]
+# A few times 10⁻⁷: the last bit of a float32. They sum in another order, and floating-point sums depend on the order.
+# (That is also why switching prefix caching on may change a word now and then, vLLM #5543. Lesson 8 measures it.)
+#
+# And does it run the model? Hand it to the engine:
+
+# %%
+from minipage import LLM, SamplingParams
+from minipage.trace import record
+
+texts = []
+for attention in (paged_attention, "cpu"):
+    llm = LLM(block_size=4, num_blocks=16, attention=attention)
+    with record(llm, "Attention follows the table") as trace:
+        out = llm.generate(
+            "ROMEO:\nIt is my", SamplingParams(max_tokens=10, temperature=0)
+        )
+    texts.append(out[0].outputs[0].text)
+print(texts[0] == texts[1], repr(texts[0]))
+trace
+
+# %% [markdown]
+# Look at the phase *forward* of a step: the blocks that attention reads are marked. It is always the whole table.
+#
+# ## From NumPy to machine code
+#
+# `minipage/attention/cpu.py` is step 5 with the loops written out, and `numba` turns it into machine code that runs on all
+# cores. Read it now: the picture at its top is `attend_online`. How much is it worth? One new token, contexts of growing
+# length, a text of 8 heads of 64:
+
+# %%
+from time import perf_counter
+
+
+def seconds(function, batch, repeats=5):
+    times = []
+    for _ in range(repeats):
+        start = perf_counter()
+        function(*batch)
+        times.append(perf_counter() - start)
+    return np.median(times)
+
+
+lengths = [64, 256, 1024, 4096]
+kinds = {
+    "step 5, NumPy": paged_attention,
+    "reference: gather": reference.paged_attention,
+    "numba": cpu.paged_attention,
+}
+fig, ax = plt.subplots()
+for name, function in kinds.items():
+    batches = [random_batch(rng, [n] * 4, [1] * 4, 8, 8, 64, 16) for n in lengths]
+    ax.plot(
+        lengths, [1e3 * seconds(function, batch) for batch in batches], "o-", label=name
+    )
+ax.set(
+    xscale="log", yscale="log", xlabel="context length of 4 texts", ylabel="ms a call"
+)
+ax.set_xticks(lengths, lengths)
+ax.legend(frameon=False)
+plt.show()
+
+# %% [markdown]
+# ## So, how large should a block be?
+#
+# Small blocks waste little: half a block a text, as lesson 1 measured. Large blocks make long runs of memory, short tables
+# and few jumps. Both costs, measured here, for eight texts of 1,000 tokens on average:
+
+# %%
+sizes = [1, 2, 4, 8, 16, 32, 64, 128, 256]
+context_lens = rng.integers(500, 1500, size=8)  # [num_seqs]
+times, waste = [], []
+for size in sizes:
+    batch = random_batch(rng, context_lens, [1] * 8, 8, 8, 64, size)
+    times.append(1e3 * seconds(cpu.paged_attention, batch, 9))
+    slots = (-(-context_lens // size) * size).sum()
+    waste.append(100 * (1 - context_lens.sum() / slots))
+
+fig, axes = plt.subplots(1, 2, figsize=(9, 2.8), layout="constrained")
+axes[0].plot(sizes, times, "o-")
+axes[0].set(title="time of a call, ms", ylim=0)
+axes[1].plot(sizes, waste, "o-", color="C1")
+axes[1].set(title="slots wasted, %")
+for ax in axes:
+    ax.set(xscale="log", xlabel="block size")
+    ax.set_xticks(sizes, sizes)
+plt.show()
+
+# %% [markdown]
+# On a processor the kernel hardly minds: each token's K is a run of memory anyway. On a GPU, hundreds of threads read side by
+# side, and want long runs; the paper found 16 to 128 good for long texts and 16 to 32 for short ones (figure 18b), and chose
+# 16. There is a third cost that neither picture shows: only *whole* blocks can be shared between texts (lesson 8), so large
+# blocks share less.
+#
+# ## Your own q, K and V
+#
+# The function needs no engine and no model. This is all there is to it (the answer to #3586):
+
+# %%
+import minipage.attention
+
+q = rng.standard_normal(
+    (2, 4, 8), np.float32
+)  # [num_tokens, num_heads, head_size]: a token each of two texts
+k_cache = rng.standard_normal(
+    (6, 16, 2, 8), np.float32
+)  # [num_blocks, block_size, num_kv_heads, head_size]
+v_cache = rng.standard_normal((6, 16, 2, 8), np.float32)
+out = minipage.attention.paged_attention(
+    q,
+    k_cache,
+    v_cache,
+    block_tables=np.array([[4, 1], [3, 0]]),  # [num_seqs, max_blocks]
+    context_lens=np.array([20, 7]),  # [num_seqs]; the new token is counted
+    query_start_loc=np.array([0, 1, 2]),  # [num_seqs + 1]
+    scale=8**-0.5,
+)
+print(out.shape)
+
+# %% [markdown]
+# ## What vLLM does
+#
+# - Its first kernel (`paged_attention_v1`, in CUDA) is step 3: all scores of a token in fast shared memory, then a second
+#   pass. `v2` splits long texts into parts of 512 tokens and joins them, as in the exercise above.
+# - Today it mostly calls FlashAttention or FlashInfer, which do step 5 for blocks of queries at once on tensor cores, and take
+#   a block table as an argument, as ours does.
+# - The block size is 16 by default. nano-vllm has 256, because the version of FlashAttention that it calls asked for a
+#   multiple of 256 in paged mode.
+# - Kwon et al. measured their paged kernel 20 to 26 % slower than one over contiguous memory (figure 18a), and the whole
+#   system two to four times as fast: the batch grows by more than the kernel loses.
+#
+# ## Your turn
+#
+# ```bash
+# python -m minipage learn check 5.1    # gather; then 5.2 one query, 5.3 the ragged batch, 5.4 online
+# python -m minipage generate --mine my-minipage "To be, or not"
+# ```
+#
+# **Going further.** (a) The kernel reads K and V once for *each query head*. With grouped queries, could it read them once for
+# the group? Where in `cpu.py`? (b) Attention over a sliding window of the last 100 tokens: which two lines change?
+#
+# Next: **lesson 6**, who gets to compute how many tokens in a step. (Lesson 11 takes this kernel to a GPU.)

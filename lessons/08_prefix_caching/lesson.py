@@ -1,0 +1,457 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 8. Prefix caching
+#
+# *About 35 minutes. Comes after lessons 3 and 4.*
+#
+# > **"I send the same prompt twice, and the hit rate is 0 %. Why?"** (vLLM #54607, #3942)
+# > **"One word in the middle has changed. Is anything after it shared?"** (#1414)
+# > **"Usage fell to 0 %. Is my prefix gone?"** (#5176)
+# > **"Why does prefix caching change my output?"** (#5543)
+# > **"Are hash collisions a security problem?"** (#12621, #15297)
+#
+# Five questions, one mechanism. Most requests to a real server begin like another one: the same system prompt, the same
+# document, the conversation so far. Their K and V are the same numbers, and they may still be there. You will
+#
+# - measure what is found, and when nothing is,
+# - build the key that a block is found by, and break a bad one,
+# - see blocks that are free and yet not empty, and in which order they are lost,
+# - and answer all five questions.
+
+# %% tags=["hide-input"]
+# Installs minipage if it is missing (on Colab, say), and sets up the pictures. Every lesson begins with this cell.
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+SOURCE = "minipage"  # what to install; the URL of a repository ("git+https://...") does as well
+if importlib.util.find_spec("minipage") is None:
+    checkout = next(
+        (str(p) for p in Path.cwd().parents if (p / "minipage" / "engine.py").exists()),
+        None,
+    )
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            checkout or SOURCE,
+            "matplotlib",
+        ],
+        check=True,
+    )
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+set_matplotlib_formats("svg")
+plt.rcParams["figure.figsize"] = 7.5, 3
+plt.rcParams["axes.spines.top"] = plt.rcParams["axes.spines.right"] = False
+plt.rcParams["axes.prop_cycle"] = plt.cycler(
+    color=["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"]
+)
+
+# %% [markdown]
+# ## The same beginning, computed once
+#
+# A long system prompt, and two users. The second asks something else, after the same beginning:
+
+# %%
+from minipage import LLM, SamplingParams
+from minipage.trace import record
+
+SYSTEM = "First Citizen:\nBefore we proceed any further, hear me speak.\n"
+llm = LLM(
+    block_size=4, num_blocks=20, enable_prefix_caching=True, max_num_batched_tokens=16
+)
+with record(llm, "What was computed once") as trace:
+    for question in ("All:\nSpeak", "KING RICHARD III:\nMy kingdom"):
+        llm.generate(SYSTEM + question, SamplingParams(max_tokens=5, temperature=0))
+trace
+
+# %% [markdown]
+# Step to the end of the first text. Its blocks go back into the free queue, and the pool is empty: usage 0 %. But look at their
+# colour. They are *free and cached*: nobody holds them, they still contain what was written, and they can be found. When
+# the second request comes, they are taken out of the queue, from the middle, and only the rest of its prompt is
+# computed.
+#
+# That answers **"usage fell to 0 %, is my prefix gone?"** Usage counts what is held. A prefix is gone only when its block is
+# handed out for something else.
+#
+# ## Only whole blocks
+#
+# None of this needs a model: the prefix cache is plain Python, and knows only token ids and block numbers.
+#
+# > **Predict.** A text of 40 tokens was computed, in blocks of 16. The same text comes again. How many of its tokens are found?
+
+# %%
+from minipage.memory import BlockPool, BlockTable, PrefixCache
+
+
+def serve(tokens, cache, table_class=BlockTable):
+    """What the engine does with a prompt, but for the computing. Returns how many tokens were found."""
+    table = table_class(cache.pool)
+    blocks, keys = cache.find(tokens)
+    cache.adopt(table, blocks, keys)
+    num_found = table.num_tokens
+    table.append(len(tokens) - num_found)  # here the engine would compute these
+    cache.publish(table, tokens)
+    table.free()
+    return num_found
+
+
+def found(first, second, block_size=16):
+    cache = PrefixCache(BlockPool(100, block_size))
+    serve(first, cache)
+    return serve(second, cache)
+
+
+rng = np.random.default_rng(0)
+text = rng.integers(0, 2000, size=100).tolist()
+for length in (15, 16, 17, 32, 33, 40):
+    print(
+        f"the same {length} tokens again: {found(text[:length], text[:length])} found"
+    )
+
+# %% [markdown]
+# 32 of 40, and **0 of 15**: the first answer to "why 0 %?". Blocks that are not full cannot be found. They will still be written
+# into, and a block that changes cannot be shared. The second surprise is at 16 and 32: *one block less* than there is.
+# At least one token is always left to compute, because the next token is drawn from the *logits* of the last one, and logits
+# are not cached. (nano-vllm #114: it found everything, had nothing to compute, and crashed.)
+
+# %% tags=["hide-input"]
+lengths = range(1, 100)
+fig, ax = plt.subplots()
+for size in (4, 16, 32):
+    ax.step(
+        lengths,
+        [found(text[:n], text[:n], size) for n in lengths],
+        where="post",
+        label=f"blocks of {size}",
+    )
+ax.plot(lengths, lengths, ":", color="gray", label="all of it")
+ax.set(xlabel="tokens of a prompt that comes again", ylabel="tokens found")
+ax.legend(frameon=False)
+plt.show()
+
+# %% [markdown]
+# ## One changed word
+#
+# > **Predict.** A prompt of 96 tokens comes again with one token changed, at place *p*. Draw how many are found, over *p*.
+
+
+# %%
+def changed_at(place, tokens=text[:96]):
+    changed = tokens.copy()
+    changed[place] = (changed[place] + 1) % 2000
+    return found(tokens, changed)
+
+
+places = range(96)
+fig, ax = plt.subplots()
+ax.step(places, [changed_at(p) for p in places], where="post")
+ax.set(xlabel="place of the changed token", ylabel="tokens found, of 96")
+plt.show()
+
+# %% [markdown]
+# Whatever comes after a change is lost, even if the words are the same. Not because the cache is simple-minded: K and V of a token
+# depend on *all tokens before it*. Behind a changed word, the same words have other K and V. Let us look:
+
+# %%
+from minipage.model.gpt import dense_attend
+
+
+def last_values(tokens):
+    """The V of every token in the last layer; [T, n_head * head_size]."""
+    seen = []
+
+    def attend(layer, q, k, v):
+        seen.append(v.reshape(len(tokens), -1))
+        return dense_attend(layer, q, k, v)
+
+    llm.model.forward(np.array(tokens), np.arange(len(tokens)), attend)
+    return seen[-1]
+
+
+changed = text[:60].copy()
+changed[20] = 7
+difference = np.abs(last_values(text[:60]) - last_values(changed)).max(axis=1)  # [60]
+fig, ax = plt.subplots(figsize=(7.5, 2.2))
+ax.bar(range(60), difference)
+ax.set(xlabel="token (number 20 was changed)", ylabel="largest change of V")
+plt.show()
+
+# %% [markdown]
+# So put what changes to the *end* of a prompt. A timestamp in the first line of a system prompt makes every hit impossible:
+# the second common answer to "why 0 %?"
+#
+# ## A key for each block
+#
+# How is a block found? By a key that stands for everything up to its end. It is made of the key of the block before, and of its
+# own tokens:
+#
+# ```
+# key 0 = hash(salt, tokens 0-15)    key 1 = hash(key 0, tokens 16-31)    key 2 = hash(key 1, tokens 32-47) ...
+# ```
+
+# %%
+import hashlib
+
+
+def key(parent, tokens):
+    return hashlib.sha256(parent + b"|" + ",".join(map(str, tokens)).encode()).digest()
+
+
+def keys(tokens, block_size=4, salt=b""):
+    chain = [salt]
+    for start in range(0, len(tokens) - block_size + 1, block_size):
+        chain.append(key(chain[-1], tokens[start : start + block_size]))
+    return [k.hex()[:8] for k in chain[1:]]
+
+
+a = llm.tokenizer.encode("To be, or not to be, that is the question")
+b = llm.tokenizer.encode("To be, or not to see, that is the question")
+print(keys(a))
+print(keys(b))
+
+# %% [markdown]
+# The first blocks agree, and from the changed one on all keys differ, though the last words are alike. `find` is a walk along
+# this chain through a dictionary; it stops at the first key that is not there. `minipage/memory/prefix_cache.py` is no more
+# than that.
+#
+# ### When keys collide
+#
+# Does the hash have to be a good one? Megatron-LM (#4158) had one that collided when one token went up and its neighbour went
+# down: like a sum. Give the engine such a hash:
+
+
+# %%
+class SumCache(PrefixCache):
+    """A key that is only a sum: order and balance are lost."""
+
+    def key(self, parent, token_ids):
+        total = int.from_bytes(parent, "big") + sum(token_ids)
+        return (total % 2**256).to_bytes(32, "big")
+
+
+from minipage.scheduling import Scheduler
+
+
+def answers(cache_class, prompts):
+    pool = BlockPool(64, 4)
+    engine = LLM(scheduler=Scheduler(pool, prefix_cache=cache_class(pool)))
+    params = SamplingParams(max_tokens=12, temperature=0)
+    return [engine.generate([p], params)[0].outputs[0].text for p in prompts]
+
+
+def with_sum(target, words):
+    """Four tokens of the wanted sum: as many of the words as possible, then padding."""
+    for keep in (3, 2, 1, 0):
+        rest, places = target - sum(words[:keep]), 4 - keep
+        if 0 <= rest <= 1999 * places:
+            return words[:keep] + [
+                rest // places + (i < rest % places) for i in range(places)
+            ]
+
+
+alice = llm.tokenizer.encode(
+    "ROMEO:\nI love thee, Juliet, with all my heart.\nJULIET:\nO"
+)
+war = llm.tokenizer.encode(
+    "KING HENRY:\nTo war! To war, my lords! We march on France" * 2
+)
+bob = []
+for i in range(0, len(alice) - 4, 4):
+    bob += with_sum(sum(alice[i : i + 4]), war[i : i + 4])
+bob += war[len(bob) : len(alice)]
+print("Bob writes:", repr(llm.tokenizer.decode(bob)), "\n")
+for cache_class in (PrefixCache, SumCache):
+    print(
+        f"{cache_class.__name__:12} Bob reads: {answers(cache_class, [alice, bob])[1]!r}"
+    )
+
+# %% [markdown]
+# Bob has chosen words so that the sums agree. With the bad hash his prompt finds Alice's blocks, and the model answers to what *Alice* wrote. In a real
+# service that is a leak of her prompt. So **yes, collisions are a security problem**, even with good hash functions, if they are
+# *predictable*: who can compute keys can search for two prompts with the same one (vLLM #12621: it
+# used Python's built-in `hash`, which gives `None` the same number everywhere since Python 3.12).
+# minipage uses a cryptographic hash with a secret drawn for each cache.
+#
+# There is another leak, without any collision: *time*. A prompt that is found is answered sooner. Who measures that can ask "has
+# anybody sent this text before?":
+
+# %%
+from time import perf_counter
+
+cached = LLM(enable_prefix_caching=True, num_blocks=100)
+secret = SYSTEM * 8
+cached.generate("warm up the machine, please " * 10, SamplingParams(max_tokens=1))
+cached.generate(secret + "Speak", SamplingParams(max_tokens=1))
+
+
+def milliseconds(prompt, salt=""):
+    start = perf_counter()
+    cached.add_request(prompt, SamplingParams(max_tokens=1), cache_salt=salt)
+    while cached.has_unfinished_requests():
+        cached.step()
+    return 1000 * (perf_counter() - start)
+
+
+print(
+    f"somebody has sent it:     {np.median([milliseconds(secret + 'Speak') for _ in range(5)]):6.1f} ms"
+)
+print(
+    f"nobody has (other words): {np.median([milliseconds(f'{i} ' + secret) for i in range(5)]):6.1f} ms"
+)
+print(
+    f"sent, but not by me:      {np.median([milliseconds(secret + 'Speak', f'user {i}') for i in range(5)]):6.1f} ms"
+)
+
+# %% [markdown]
+# The last line has a `cache_salt`, which goes into the first key: only requests with the same salt share.
+#
+# (The first two lines are also the *good* news of this lesson: that is what a hit saves. Kwon et al. got 1.67 times the
+# throughput from a shared prefix of 80 tokens, and 3.58 times from one of 341; figure 16.)
+#
+# ## What is lost first
+#
+# Free blocks are reused in the order in which they were freed (lesson 3), so what nobody wanted for the longest time goes first. But
+# the blocks of *one* text are freed together. In which order? Its last block first. See what happens if a table frees from its
+# beginning instead (one of the bugs that vLLM has a test against):
+
+
+# %%
+class FreesHeadFirst(BlockTable):
+    def free(self):
+        self.blocks.reverse()
+        super().free()
+
+
+def tokens_found_again(table_class, num_others):
+    """A text of 81 tokens; then others come; then the first again."""
+    rng = np.random.default_rng(1)
+    cache = PrefixCache(BlockPool(60, 4))
+    first = rng.integers(0, 2000, size=81).tolist()
+    serve(first, cache, table_class)
+    for _ in range(num_others):
+        serve(rng.integers(0, 2000, size=20).tolist(), cache, table_class)
+    return serve(first, cache, table_class)
+
+
+others = range(0, 16)
+fig, ax = plt.subplots()
+ax.step(
+    others,
+    [tokens_found_again(BlockTable, n) for n in others],
+    where="mid",
+    label="tail first",
+)
+ax.step(
+    others,
+    [tokens_found_again(FreesHeadFirst, n) for n in others],
+    where="mid",
+    label="head first",
+)
+ax.set(
+    xlabel="other prompts of 20 tokens in between", ylabel="tokens found again, of 80"
+)
+ax.legend(frameon=False)
+plt.show()
+
+# %% [markdown]
+# Up to eight other prompts fit beside it, and nothing is lost. Then, tail first, each further one costs a few blocks at
+# the *end* of the text. Head first, the very first block that goes makes all the others useless: nobody can find block 2 without
+# block 1.
+#
+# ## A stale key
+#
+# When a block is handed out, its key must be forgotten at that moment. nano-vllm (#163) forgot to forget: a block that had been
+# reallocated kept its old hash, and a later request got another prompt's K and V, silently. In minipage the pool calls
+# `on_reuse`; let us cut that wire:
+
+
+# %%
+class NeverForgets(PrefixCache):
+    def forget(self, block):
+        pass
+
+
+def with_a_small_pool(cache_class):
+    pool = BlockPool(10, 4)
+    engine = LLM(scheduler=Scheduler(pool, prefix_cache=cache_class(pool)))
+    params = SamplingParams(max_tokens=12, temperature=0)
+    for prompt in (
+        SYSTEM + "All:",
+        "JULIET:\nO Romeo, Romeo, wherefore art thou Romeo?\nDeny thy father",
+    ):
+        engine.generate(prompt, params)
+    return engine.generate(SYSTEM + "All:", params)[0].outputs[0].text
+
+
+for cache_class in (PrefixCache, NeverForgets):
+    print(f"{cache_class.__name__:12} {with_a_small_pool(cache_class)!r}")
+
+# %% [markdown]
+# ## "Why does it change my output?"
+#
+# With an honest cache, K and V are the same, so the text should be, too. Nearly:
+
+# %%
+prompt = llm.tokenizer.encode(SYSTEM * 4)[:65]
+
+
+def logits(llm, prompt):
+    llm.add_request(prompt, SamplingParams(max_tokens=1))
+    plan = llm.schedule()
+    rows = llm.forward(plan)  # [1, vocab_size]
+    llm.update(plan, llm.sample(plan, rows))
+    llm.step()
+    return rows[0]  # [vocab_size]
+
+
+engine = LLM(enable_prefix_caching=True, num_blocks=100)
+first, second = logits(engine, prompt), logits(engine, prompt)
+print("tokens found:", engine.scheduler.prefix_cache.num_hit_tokens, "of", len(prompt))
+print("largest difference between the logits:", np.abs(first - second).max())
+best = np.sort(first)[-2:]  # [2]
+print("distance from the best token to the next:", best[1] - best[0])
+
+# %% [markdown]
+# Differences in the last digits: the first time, products of matrices with 65 rows; the second time, with one. Libraries add up the
+# products in another order for another shape, and a floating-point sum depends on the order. When two tokens are equally likely up
+# to the seventh digit, the other one may win, and from there the texts differ. That is no bug of the cache; any change of the
+# batch does the same (in bf16, with three digits, far more often).
+#
+# ## What vLLM does
+#
+# - Prefix caching is on by default. Hash chains as here, over the parent's hash, the block's tokens, and "extra keys": LoRA
+#   adapter, images, `cache_salt`. The hash is SHA-256 by default in recent versions.
+# - Free and cached blocks stay in the free queue until they are reused; eviction is by that order, tails first, as you measured.
+# - The metric "prefix cache hit rate" counts tokens of whole blocks. Short prompts show 0 %.
+# - Two requests with the same new prompt *in one step* both compute it. minipage then keeps one copy
+#   (`PrefixCache.publish`); vLLM keeps both.
+# - SGLang keeps a *radix tree* of tokens in place of the hash table, and finds prefixes to the token.
+#
+# ## Your turn
+#
+# ```bash
+# python -m minipage learn check 8.1    # key; then 8.2 find, 8.3 adopt, 8.4 publish, 8.5 forget and reset
+# python -m minipage demo prefix --mine my-minipage
+# ```
+#
+# **Going further.** (a) What would it take to find prefixes to the token, with blocks? (Lesson 7 has the tool.) (b) A chat of
+# ten turns, each sent with the whole history: which share of all prompt tokens is found? (c) Should blocks of a long text
+# be worth more than those of a short one? Write an eviction order of your own.
+#
+# Next: **lesson 9**, what happens when the pool is empty and everybody wants more.
