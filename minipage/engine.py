@@ -25,7 +25,7 @@ from minipage.memory import BlockPool, BlockTable, PrefixCache
 from minipage.model.arrays import place_model
 from minipage.model.gpt import GPT
 from minipage.model.weights import SHIPPED_MODEL, load_model
-from minipage.model_runner import ModelRunner
+from minipage.model_runner import Limits, ModelRunner
 from minipage.prompts import Prompt, check_token_ids, list_prompts, prompt_token_ids
 from minipage.request import BeamRequest, Choice, NextToken, Request, RequestOutput, SampledRequest
 from minipage.sampling import SamplingParams, is_whole
@@ -44,13 +44,15 @@ class LLM:
         model: "shakespeare" (shipped), a folder in the Hugging Face GPT-2 layout, or a GPT-2 on the hub, e.g. "gpt2".
         block_size: tokens in a block.
         num_blocks: blocks in the pool; or
-        memory: bytes for the KV cache, a number or a text such as "512MiB".
+        memory: bytes for the KV cache, a number or a text such as "512MiB". Default: "1GiB"; with PyTorch on a GPU,
+            what is left of gpu_memory_utilization, as far as it can be of use.
         max_model_len: longest sequence in tokens, prompt included. Default: the model's context.
         max_num_seqs: most sequences that run at once.
         max_num_batched_tokens: most tokens computed in one step; longer prompts are cut into chunks.
-        arrays: "numpy", or "torch" to run the same model on PyTorch tensors.
+        device: "cpu", or "cuda" for an NVIDIA GPU.
+        arrays: "numpy", or "torch" to run the same model on PyTorch tensors, the default on a GPU, or "cupy".
         dtype: what the model computes in: "float32", or with arrays="torch" also "bfloat16" or "float16".
-        attention: "cpu" (numba), "reference" (NumPy), or a function with their signature.
+        attention: "cpu" (numba), "reference" (NumPy), "cuda" on a GPU, or a function with their signature.
         seed: makes the requests that have no seed of their own repeatable, too.
         kv_cache_dtype: "auto", which is `dtype`; or "float32", "bfloat16" or "float16"; or "int8" or "fp8" for several
             times as many blocks in the same memory.
@@ -59,6 +61,8 @@ class LLM:
         swap_space: bytes for swapped blocks, like `memory`; unused with preemption="recompute".
         policy: "fcfs", "priority", or a function; see minipage/scheduling/policy.py.
         watermark: the share of the pool that is left free when a request is admitted.
+        gpu_memory_utilization: the share of a GPU's memory that may be used, by everything together.
+        enforce_eager: capture no CUDA graphs; slower, and easier to follow with a profiler.
         block_pool, block_table, scheduler: parts of your own instead of minipage's (`block_table` is a class).
 
     Raises:
@@ -72,13 +76,14 @@ class LLM:
         *,
         block_size: int = 16,
         num_blocks: int | None = None,
-        memory: int | str = "1GiB",
+        memory: int | str | None = None,
         max_model_len: int | None = None,
         max_num_seqs: int = 256,
         max_num_batched_tokens: int = 2048,
-        arrays: str = "numpy",
+        device: str = "cpu",
+        arrays: str | None = None,
         dtype: str = "float32",
-        attention: str | PagedAttention = "cpu",
+        attention: str | PagedAttention | None = None,
         seed: int | None = None,
         kv_cache_dtype: str = "auto",
         enable_prefix_caching: bool = False,
@@ -86,26 +91,35 @@ class LLM:
         swap_space: int | str = "256MiB",
         policy: str | Policy = "fcfs",
         watermark: float = 0.0,
+        gpu_memory_utilization: float = 0.9,
+        enforce_eager: bool = False,
         block_pool: BlockPool | None = None,
         block_table: type[BlockTable] = BlockTable,
         scheduler: Scheduler | None = None,
     ) -> None:
         config, weights, self.tokenizer, self.eos_token_ids = load_model(model)
         self.config = config
-        self.runner = ModelRunner(
-            place_model(config, weights, arrays, dtype),
-            find(attention, ATTENTION, "attention"),
-            kv_dtype(dtype if kv_cache_dtype == "auto" else kv_cache_dtype),
-        )
         self.max_model_len = config.n_positions if max_model_len is None else max_model_len
         if not (is_whole(self.max_model_len) and 2 <= self.max_model_len <= config.n_positions):
             raise ConfigurationError(
                 f"max_model_len is {max_model_len!r}; it must be from 2 to the model's context, {config.n_positions}."
             )
+        if scheduler:
+            max_num_seqs, max_num_batched_tokens = scheduler.max_num_seqs, scheduler.max_num_batched_tokens
+        placed = place_model(config, weights, arrays or ("numpy" if device == "cpu" else "torch"), dtype, device)
+        kept_as = kv_dtype(dtype if kv_cache_dtype == "auto" else kv_cache_dtype)
+        if device == "cpu":
+            self.runner = ModelRunner(placed, kept_as, find(attention or "cpu", ATTENTION, "attention"))
+        else:
+            from minipage.gpu import gpu_runner  # what a CPU does not need is not even loaded
+
+            limits = Limits(self.max_model_len, max_num_batched_tokens, max_num_seqs)
+            self.runner = gpu_runner(placed, kept_as, attention, limits, gpu_memory_utilization, enforce_eager)
         if scheduler is None:
-            if num_blocks is None:
-                num_blocks = self.runner.blocks_that_fit(memory, block_size)
-            pool = BlockPool(num_blocks, block_size) if block_pool is None else block_pool
+            if block_pool is None:
+                room = self.runner.blocks_that_fit(memory, block_size) if num_blocks is None else num_blocks
+                block_pool = BlockPool(room, block_size)
+            pool = block_pool
             swap_pool = None
             if preemption != "recompute":
                 num_swap_blocks = self.runner.blocks_that_fit(swap_space, pool.block_size)
@@ -361,6 +375,8 @@ def find(choice: str | Callable[..., Any], named: dict[str, Any], what: str) -> 
     """A function handed in, or the one of that name."""
     if callable(choice):
         return choice
+    if choice == "cuda":
+        raise ConfigurationError(f"{what} is 'cuda', which needs an NVIDIA GPU and device='cuda'.")
     if choice not in named:
         raise ConfigurationError(f"{what} is {choice!r}; it must be a function or one of {', '.join(named)}.")
     return named[choice]

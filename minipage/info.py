@@ -23,7 +23,7 @@ from minipage.model.weights import SHIPPED_MODEL, find_folder, read_config, read
 
 
 def print_info() -> None:
-    for facts in (version_facts(), cpu_facts(), model_facts()):
+    for facts in (version_facts(), cpu_facts(), gpu_facts(), model_facts()):
         for name, value in facts:
             print(f"{name:<18}{value}", flush=True)
 
@@ -31,11 +31,19 @@ def print_info() -> None:
 def version_facts() -> Iterator[tuple[str, str]]:
     yield "minipage", __version__
     yield "python", f"{platform.python_version()} on {platform.platform(terse=True)}, {platform.machine()}"
-    for package in ("numpy", "numba", "torch"):
+    for package in ("numpy", "numba"):
+        yield package, installed(package)
+    yield "torch", installed("torch") or "not installed (not needed on a CPU)"
+
+
+def installed(*packages: str) -> str:
+    """The version of the first of these that is installed, or ""."""
+    for package in packages:
         try:
-            yield package, version(package)
+            return version(package)
         except PackageNotFoundError:
-            yield package, "not installed" + (" (not needed)" if package == "torch" else "")
+            continue
+    return ""
 
 
 def cpu_facts() -> Iterator[tuple[str, str]]:
@@ -44,7 +52,6 @@ def cpu_facts() -> Iterator[tuple[str, str]]:
     for folder in {kernel.stats.cache_path for kernel in vars(cpu).values() if hasattr(kernel, "stats")}:
         size = sum(file.stat().st_size for pattern in ("*.nbi", "*.nbc") for file in Path(folder).glob(pattern))
         yield "compiled kernels", f"{size:,} bytes in {folder}"
-    yield "CUDA GPU", cuda_gpu()
 
 
 def threading_layer() -> str:
@@ -58,18 +65,49 @@ def threading_layer() -> str:
     return "none"
 
 
-def cuda_gpu() -> str:
-    """Ask the driver itself, which takes a moment, rather than import a library that takes seconds."""
+def gpu_facts() -> Iterator[tuple[str, str]]:
+    """The GPUs, their driver, and what device="cuda" would use or lacks."""
+    lacking = []
+    gpus, driver = ask_driver()
+    for gpu in gpus or ["none" if driver else "none: there is no NVIDIA driver"]:
+        yield "CUDA GPU", gpu
+    if driver:
+        yield "CUDA driver", driver
+    if not gpus:
+        lacking.append("a GPU and its driver")
+    numba_cuda, torch = installed("numba-cuda"), installed("torch")
+    yield "numba-cuda", numba_cuda or "not installed: pip install minipage[cuda13], or [cuda12]"
+    if not numba_cuda:
+        lacking.append("numba-cuda")
+    yield "cupy", installed("cupy-cuda13x", "cupy-cuda12x", "cupy") or "not installed (for arrays='cupy')"
+    if not torch or torch.endswith("+cpu"):
+        lacking.append("a PyTorch with CUDA")
+    yield "device='cuda'", f"lacks {', '.join(lacking)}" if lacking else "has all it needs"
+
+
+def ask_driver() -> tuple[list[str], str]:
+    """([a line for each GPU], the driver's version or ""), from the driver itself: any library would take seconds."""
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:
-        return "none: there is no NVIDIA driver"
-    count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0 or count.value == 0:
-        return "none that the driver can see"
-    name = ctypes.create_string_buffer(100)
-    driver.cuDeviceGetName(name, len(name), 0)
-    return f"{count.value} x {name.value.decode(errors='replace')} (not yet used)"
+        return [], ""
+    number, size, name = ctypes.c_int(0), ctypes.c_size_t(0), ctypes.create_string_buffer(100)
+    driver.cuDriverGetVersion(ctypes.byref(number))
+    driver_version = f"for CUDA {number.value // 1000}.{number.value % 1000 // 10}"
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(number)) != 0:
+        return [], driver_version
+    gpus = []
+    num_devices = number.value
+    for device in range(num_devices):
+        driver.cuDeviceGetName(name, len(name), device)
+        driver.cuDeviceTotalMem_v2(ctypes.byref(size), device)
+        capability = []
+        for attribute in (75, 76):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+            driver.cuDeviceGetAttribute(ctypes.byref(number), attribute, device)
+            capability.append(str(number.value))
+        chip = name.value.decode(errors="replace")
+        gpus.append(f"{chip}, {size.value / 2**30:.1f} GiB, compute capability {'.'.join(capability)}")
+    return gpus, driver_version
 
 
 def model_facts() -> Iterator[tuple[str, str]]:

@@ -10,6 +10,7 @@ above this file touches K and V.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -22,23 +23,31 @@ from minipage.sampling import Draw, sample_batch
 from minipage.scheduling import StepPlan
 
 
+class Limits(NamedTuple):
+    """How large a step may be."""
+
+    max_model_len: int  # tokens of a sequence
+    max_num_batched_tokens: int
+    max_num_seqs: int
+
+
 class ModelRunner:
     """Runs a GPT over what the scheduler plans.
 
     Args:
         model: with its weights.
-        paged_attention: a kernel; see minipage/attention/arguments.py.
         kv_dtype: what K and V are kept as; see minipage/attention/quantize.py.
+        paged_attention: a kernel; see minipage/attention/arguments.py.
     """
 
-    def __init__(self, model: GPT, paged_attention: PagedAttention, kv_dtype: type) -> None:
+    def __init__(self, model: GPT, kv_dtype: type, paged_attention: PagedAttention) -> None:
         self.model = model
         self.paged_attention = paged_attention
         self._kv_sizes = model.config.n_layer, model.config.n_head, model.config.head_size, kv_dtype
 
-    def blocks_that_fit(self, memory: int | str, block_size: int) -> int:
-        """How many blocks `memory` holds: a number of bytes, or a text such as "512MiB"."""
-        return blocks_that_fit(memory, block_size, *self._kv_sizes)
+    def blocks_that_fit(self, memory: int | str | None, block_size: int) -> int:
+        """How many blocks `memory` holds: a number of bytes, or a text such as "512MiB". Default: "1GiB"."""
+        return blocks_that_fit("1GiB" if memory is None else memory, block_size, *self._kv_sizes)
 
     def allocate(self, block_pool: BlockPool, swap_pool: BlockPool | None) -> None:
         """Make the arrays for the blocks of the two pools."""

@@ -4,7 +4,7 @@ ci        the default: the same examples every time, so a red test is red for ev
 thorough  MINIPAGE_HYPOTHESIS=thorough: many more, new ones each time, for a change to the memory manager or scheduler
 
 --cuda=simulator   tests/attention and tests/cuda with the CUDA kernels, in numba's simulator
---cuda=device      the same, on a GPU
+--cuda=device      the same, on a GPU, and tests/engine with every engine there
 --cuda=auto        (the default) everything else; and tests/test_cuda.py runs one of the two in processes of its own,
                    since numba cannot change between them: the device if there is one
 """
@@ -51,7 +51,8 @@ def pytest_ignore_collect(collection_path, config):
     folder = collection_path.relative_to(root).parts[0]
     if config.getoption("--cuda") == "auto":
         return True if folder == "cuda" else None
-    return None if folder in ("cuda", "attention", "conftest.py") else True
+    folders = ["cuda", "attention", "conftest.py"] + ["engine"] * (config.getoption("--cuda") == "device")
+    return None if folder in folders else True
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -212,6 +212,45 @@ def test_info(capsys):
     assert "torch" not in sys.modules or "pytest" in sys.modules  # looked up, not imported
 
 
+class Driver:
+    """What the NVIDIA driver answers on a machine with two GPUs."""
+
+    def cuDriverGetVersion(self, place):
+        place._obj.value = 13000
+        return 0
+
+    def cuInit(self, flags):
+        return 0
+
+    def cuDeviceGetCount(self, place):
+        place._obj.value = 2
+        return 0
+
+    def cuDeviceGetName(self, name, length, device):
+        name.value = f"NVIDIA H{device}00".encode()
+
+    def cuDeviceTotalMem_v2(self, place, device):
+        place._obj.value = 80 * 2**30
+
+    def cuDeviceGetAttribute(self, place, attribute, device):
+        place._obj.value = {75: 9, 76: 0}[attribute]
+
+
+def test_info_says_which_gpus_there_are_and_what_is_lacking(capsys, monkeypatch):
+    monkeypatch.setattr("ctypes.CDLL", lambda name: Driver())
+    versions = {"numba-cuda": "0.30.4", "torch": "2.13.0+cpu"}
+    monkeypatch.setattr("minipage.info.installed", lambda *names: next(filter(None, map(versions.get, names)), ""))
+    assert main(["info"]) == 0
+    out = capsys.readouterr().out
+    for device in range(2):
+        assert f"NVIDIA H{device}00, 80.0 GiB, compute capability 9.0" in out
+    assert "for CUDA 13.0" in out and "0.30.4" in out
+    assert "device='cuda'     lacks a PyTorch with CUDA\n" in out
+    versions["torch"] = "2.13.0+cu130"
+    assert main(["info"]) == 0
+    assert "device='cuda'     has all it needs\n" in capsys.readouterr().out
+
+
 def test_info_does_not_import_torch():
     code = "import sys; from minipage.cli import main; main(['info']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=60).returncode == 0

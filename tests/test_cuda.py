@@ -12,7 +12,11 @@ import pytest
 from where import device_name
 
 TESTS = Path(__file__).parent
-PARTS = ["attention", *(f"cuda/{file.name}" for file in sorted((TESTS / "cuda").glob("test_*.py")))]
+PARTS = [
+    "attention",
+    *["engine"] * bool(device_name()),
+    *(f"cuda/{file.name}" for file in sorted((TESTS / "cuda").glob("test_*.py"))),
+]
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -7,7 +7,8 @@ in one block is contiguous memory, and a block table is all it takes to find it.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,8 @@ class KVCache:
 
     Of dtype float32, float16, or uint16 for the bits of bfloat16; with int8, or uint8 for fp8, also their scales,
     [num_layers, num_blocks, block_size, num_kv_heads] float32.
-    All start as zeros, which an operating system hands out page by page as they are first written.
+    All start as zeros, which an operating system hands out page by page as they are first written. `zeros` makes an
+    array of a shape and dtype, on a GPU for example.
     """
 
     def __init__(
@@ -34,15 +36,16 @@ class KVCache:
         num_kv_heads: int,
         head_size: int,
         dtype: np.dtype | type = np.float32,
+        zeros: Callable[[tuple[int, ...], Any], Floats] = np.zeros,
     ) -> None:
         shape = (num_layers, num_blocks, block_size, num_kv_heads, head_size)
-        self.k = np.zeros(shape, dtype)  # [num_layers, num_blocks, block_size, num_kv_heads, head_size]
-        self.v = np.zeros(shape, dtype)  # [num_layers, num_blocks, block_size, num_kv_heads, head_size]
+        self.k = zeros(shape, dtype)  # [num_layers, num_blocks, block_size, num_kv_heads, head_size]
+        self.v = zeros(shape, dtype)  # [num_layers, num_blocks, block_size, num_kv_heads, head_size]
         self.k_scales: Floats | None = None
         self.v_scales: Floats | None = None
         if dtype in (np.int8, np.uint8):
-            self.k_scales = np.zeros(shape[:-1], np.float32)  # [num_layers, num_blocks, block_size, num_kv_heads]
-            self.v_scales = np.zeros(shape[:-1], np.float32)  # [num_layers, num_blocks, block_size, num_kv_heads]
+            self.k_scales = zeros(shape[:-1], np.float32)  # [num_layers, num_blocks, block_size, num_kv_heads]
+            self.v_scales = zeros(shape[:-1], np.float32)  # [num_layers, num_blocks, block_size, num_kv_heads]
 
     @property
     def arrays(self) -> list[Floats]:
@@ -50,9 +53,9 @@ class KVCache:
         return [a for a in (self.k, self.v, self.k_scales, self.v_scales) if a is not None]
 
     @classmethod
-    def of(cls, pool: BlockPool, num_layers: int, num_kv_heads: int, head_size: int, dtype: type) -> KVCache:
+    def of(cls, pool: BlockPool, num_layers: int, num_kv_heads: int, head_size: int, *how: Any) -> KVCache:
         """The arrays for the blocks of a pool."""
-        return cls(num_layers, pool.num_blocks, pool.block_size, num_kv_heads, head_size, dtype)
+        return cls(num_layers, pool.num_blocks, pool.block_size, num_kv_heads, head_size, *how)
 
     @property
     def nbytes(self) -> int:

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from minipage.errors import ConfigurationError
-from minipage.trace.frames import Frame, ends_step, label_of
+from minipage.trace.frames import Frame, is_stop, label_of
 from minipage.trace.glyphs import BOLD, DIM, Glyphs, chip, glyphs_for, visible
 from minipage.trace.player import Player, play
 from minipage.trace.recorder import record
@@ -83,7 +83,7 @@ def run(
         last = player.frame
         _print_frame(last, console, glyphs)
     else:
-        for last in filter(ends_step, chain([first], frames)):
+        for last in filter(is_stop, chain([first], frames)):
             _print_frame(last, console, glyphs)
     _print_texts(last, console, glyphs)
 

@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from minipage.trace import html
-from minipage.trace.frames import Frame, ends_step
+from minipage.trace.frames import Frame, is_stop
 from minipage.trace.replay import Trace
 from minipage.trace.terminal import draw
 
@@ -54,7 +54,7 @@ def write_html(frames: list[Frame], trace: Trace, path: Path) -> None:
 def write_svg(frames: list[Frame], trace: Trace, path: Path) -> None:
     """A folder with one picture a step."""
     path.mkdir(parents=True, exist_ok=True)
-    for frame in filter(ends_step, frames):
+    for frame in filter(is_stop, frames):
         (path / f"step-{frame.step:04}.svg").write_text(picture(frame), encoding="utf-8")
 
 
@@ -65,7 +65,7 @@ def write_json(frames: list[Frame], trace: Trace, path: Path) -> None:
 def write_cast(frames: list[Frame], trace: Trace, path: Path) -> None:
     """A recording for `asciinema play` (asciicast, version 2)."""
     lines: list[Any] = [{"version": 2, "width": WIDTH, "height": HEIGHT, "title": trace.title}]
-    for i, frame in enumerate(filter(ends_step, frames)):
+    for i, frame in enumerate(filter(is_stop, frames)):
         console = Console(width=WIDTH, height=HEIGHT, file=io.StringIO(), force_terminal=True, color_system="truecolor")
         console.print(draw(frame, WIDTH, HEIGHT), end="")
         text = console.file.getvalue().rstrip("\n").replace("\n", "\r\n")  # type: ignore[attr-defined]
@@ -75,7 +75,7 @@ def write_cast(frames: list[Frame], trace: Trace, path: Path) -> None:
 
 def write_timeline(frames: list[Frame], trace: Trace, path: Path) -> None:
     """What each sequence did when, for chrome://tracing and ui.perfetto.dev. A step counts as one millisecond."""
-    ends = list(filter(ends_step, frames))
+    ends = list(filter(is_stop, frames))
     facts: list[dict[str, Any]] = [{"ph": "M", "pid": 1, "name": "process_name", "args": {"name": "minipage"}}]
     states: dict[str, list[tuple[int, str]]] = {}
     for frame in ends:

@@ -4,6 +4,7 @@ A step of the engine leaves a frame for each of its phases, taken when the phase
 
     schedule   blocks have been handed out, and the chosen tokens have slots; nothing is computed yet
     copy       whole blocks have been moved: swapped out, swapped in, copied on write (left out if there were none)
+    attend     inside one attention call: one more block has been read (only where a scenario looks into the kernel)
     forward    K and V of the chosen tokens are written, and attention has read the blocks of their sequences
     sample     the next tokens are chosen
     update     the sequences have them, and those that are done have given their blocks back
@@ -13,13 +14,16 @@ Whatever follows from these fields is a property here, so that all renderers sho
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, get_args
 
 from minipage.memory import BlockCopy, blocks_needed
+from minipage.memory.contiguous import SlotUsage
 
-Phase = Literal["schedule", "copy", "forward", "sample", "update"]
+Phase = Literal["schedule", "copy", "attend", "forward", "sample", "update"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
+STOPS = ("attend", "update")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +82,91 @@ class ChosenToken(NamedTuple):
     token: str
 
 
+class Piece(NamedTuple):
+    """What one request has of a contiguous memory: slots in a row, from `start` on."""
+
+    label: str
+    start: int
+    num_reserved: int  # slots that nobody else can have
+    num_stored: int  # the first so many hold a token
+    num_stored_at_last: int  # so many will hold one when it is done
+
+
+@dataclass(frozen=True, slots=True)
+class ContiguousFrame:
+    """A memory as large as the pool that serves the same requests, each in one piece (scenario `fragmentation`)."""
+
+    name: str  # how it chooses what to reserve
+    num_slots: int
+    pieces: tuple[Piece, ...] = ()  # of those who run, oldest first
+    waiting: tuple[str, ...] = ()  # labels, next one first
+    finished: tuple[str, ...] = ()
+
+    @property
+    def usage(self) -> SlotUsage:
+        """What its slots are used for."""
+        stored = sum(piece.num_stored for piece in self.pieces)
+        reserved = sum(min(piece.num_stored_at_last, piece.num_reserved) for piece in self.pieces) - stored
+        held = sum(piece.num_reserved for piece in self.pieces)
+        return SlotUsage(stored, reserved, held - stored - reserved, self.num_slots - held)
+
+    def after(self, operations: Iterable[Iterable[Any]]) -> ContiguousFrame:
+        """The same memory a little later; operations: ["come", label], ["start", *Piece], ["grow"], ["end", label]."""
+        pieces = {piece.label: piece for piece in self.pieces}
+        waiting, finished = list(self.waiting), list(self.finished)
+        for operation, *facts in operations:
+            if operation == "come":
+                waiting += facts
+            elif operation == "start":
+                piece = Piece(*facts)
+                waiting.remove(piece.label)
+                pieces[piece.label] = piece
+            elif operation == "grow":  # everybody who runs has one more token
+                pieces = {label: piece._replace(num_stored=piece.num_stored + 1) for label, piece in pieces.items()}
+            elif operation == "end":
+                del pieces[facts[0]]
+                finished += facts
+            else:
+                raise ValueError(f"unknown operation {operation!r}")
+        return replace(self, pieces=tuple(pieces.values()), waiting=tuple(waiting), finished=tuple(finished))
+
+
+class SoftmaxStep(NamedTuple):
+    """One query has met one block: what the online softmax knows then."""
+
+    logical: int  # which of its blocks was read
+    physical: int
+    scores: tuple[float, ...]  # of the query with each token in the block
+    shrink: float  # by this, what was summed before is scaled down to the new maximum
+    maximum: float  # the highest score so far
+    weights: tuple[float, ...]  # e ** (score - maximum), of each token in the block
+    total: float  # the sum of all weights so far
+    output: tuple[float, ...]  # [head_size], the weighted sum of the rows of V so far
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionFrame:
+    """Inside one attention call: one head of one query walks along its block table (scenario `kernel`)."""
+
+    label: str  # whose query
+    position: int  # of which token
+    layer: int
+    head: int
+    steps: tuple[SoftmaxStep, ...] = ()  # those that are done
+    kernel: tuple[float, ...] = ()  # [head_size], what the engine's own kernel returned; empty before the end
+
+    @property
+    def result(self) -> tuple[float, ...]:
+        """[head_size] what the walk comes to, once it is over: the output divided by the sum."""
+        last = self.steps[-1]
+        return tuple(number / last.total for number in last.output)
+
+    @property
+    def largest_difference(self) -> float:
+        """Between this result and the kernel's."""
+        return max(abs(ours - its) for ours, its in zip(self.result, self.kernel, strict=True))
+
+
 @dataclass(frozen=True, slots=True)
 class Frame:
     """The engine at one moment of one step, and what the step has done so far."""
@@ -105,6 +194,8 @@ class Frame:
     events: tuple[str, ...]  # this step so far, in sentences
     num_earlier_events: int  # the first so many of them are of earlier phases of this step
     story: str  # what a scenario says to this step, or an empty string
+    contiguous: tuple[ContiguousFrame, ...] = ()  # the same requests in other memories, where a scenario compares
+    attention: AttentionFrame | None = None  # in an "attend" frame
 
     @property
     def phase_events(self) -> tuple[str, ...]:
@@ -153,9 +244,9 @@ class Frame:
         return frozenset(block for seq in self.sequences if seq.label in computing for block in seq.blocks)
 
 
-def ends_step(frame: Frame) -> bool:
-    """Whether this is the last phase of its step."""
-    return frame.phase == "update"
+def is_stop(frame: Frame) -> bool:
+    """Whether to stop here when going step by step: a step is over, or a block has been read inside the kernel."""
+    return frame.phase in STOPS
 
 
 def label_of(index: int) -> str:

@@ -13,7 +13,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from minipage.trace.frames import Frame, ends_step
+from minipage.trace.frames import Frame, is_stop
 from minipage.trace.glyphs import BOLD, DIM, Glyphs, spread
 from minipage.trace.keys import LEAVE, Keys
 from minipage.trace.terminal import draw
@@ -82,12 +82,12 @@ class Player:
 
     def back(self) -> None:
         self.position = max(0, self.position - 1)
-        while self.position and not (self.by_phase or ends_step(self.frame)):
+        while self.position and not (self.by_phase or is_stop(self.frame)):
             self.position -= 1
         self._finish_step()
 
     def _finish_step(self) -> None:
-        while not (self.by_phase or ends_step(self.frame) or self.finished):
+        while not (self.by_phase or is_stop(self.frame) or self.finished):
             self._advance()
 
     def _advance(self) -> None:

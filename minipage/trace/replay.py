@@ -22,9 +22,13 @@ from minipage.trace import events
 from minipage.trace.frames import Frame
 from minipage.trace.state import Change, State, Vocabulary
 
-VERSION = 1
+VERSION = 2  # 2: what the scenarios `fragmentation` and `kernel` show
 CHECKPOINT = 256  # phases between two states that are kept whole
-ROUTINE = ("forward", "sample")  # phases that do the same in every step: their sentences go when they are over
+ROUTINE = (
+    "attend",
+    "forward",
+    "sample",
+)  # phases that do the same in every step: their sentences go when they are over
 
 
 class Trace(Sequence[Frame]):

@@ -6,6 +6,7 @@ A change is one line of a trace, `{"step": 3, "phase": "schedule", ...}`, and ha
     sequences   of each label: tokens, blocks, status, ...   pool       what it did: ["take", 7, 8], ["free", 3], ...
     chunks, swap_out, swap_in, copies, preempted, chosen     what the step does
     finished    who is done, and why                         prefix     tokens looked for in the prefix cache, and found
+    contiguous  of each memory beside the pool: what it did  query, softmax, kernel     the walk inside an attention call
     earlier     the same, of what happened since the last step: an abort, a step that failed
 
 New values of a list are `[how many members stay, what follows them]`.
@@ -15,12 +16,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any, TypeAlias
 
 from minipage.memory import BlockCopy
-from minipage.trace.frames import PHASES, BlockFrame, ChosenToken, ChunkFrame, Frame, SequenceFrame
+from minipage.trace.frames import (
+    PHASES,
+    AttentionFrame,
+    BlockFrame,
+    ChosenToken,
+    ChunkFrame,
+    ContiguousFrame,
+    Frame,
+    SequenceFrame,
+    SoftmaxStep,
+)
 
 LOST = "\N{REPLACEMENT CHARACTER}"
 
@@ -85,6 +96,8 @@ class State:
         self.chosen: list[tuple[str, int]] = []
         self.prefix = (0, 0)  # tokens looked for, tokens found
         self.words: dict[str, tuple[str, ...]] = {}  # of sequences that are finished, whose blocks may still be cached
+        self.contiguous: dict[str, ContiguousFrame] = {}
+        self.attention: AttentionFrame | None = None
         self.apply_facts(header)
 
     def copy(self) -> State:
@@ -93,12 +106,13 @@ class State:
         twin.free_queue, twin.ref_counts, twin.cached = self.free_queue.copy(), self.ref_counts.copy(), set(self.cached)
         twin.texts = {label: copy(text) for label, text in self.texts.items()}
         twin.homes, twin.words, twin.queues = self.homes.copy(), self.words.copy(), self.queues.copy()
+        twin.contiguous = self.contiguous.copy()
         return twin
 
     def begin_step(self, step: int) -> None:
         """Forget what the last step did; who finished in it is past."""
         self.step = step
-        self.chunks, self.moves, self.preempted, self.chosen = [], {}, [], []
+        self.chunks, self.moves, self.preempted, self.chosen, self.attention = [], {}, [], [], None
         self.retire()
         for text in self.texts.values():
             text.num_old_tokens = len(text.token_ids)
@@ -116,6 +130,7 @@ class State:
         """One phase has passed."""
         self.phase = change["phase"]
         self.apply_facts(change)
+        self._attend(change)
 
     def apply_facts(self, change: Change) -> None:
         for new in change.get("new", ()):
@@ -141,6 +156,21 @@ class State:
         self.preempted = change.get("preempted", self.preempted)
         self.chosen = [tuple(token) for token in change["chosen"]] if "chosen" in change else self.chosen
         self.prefix = tuple(change.get("prefix", self.prefix))
+        for name, operations in change.get("contiguous", {}).items():
+            empty = ContiguousFrame(name, len(self.ref_counts) * self.block_size)
+            self.contiguous[name] = self.contiguous.get(name, empty).after(operations)
+
+    def _attend(self, change: Change) -> None:
+        """The walk of one query: it begins, reads a block, or is over and compared with the kernel."""
+        if self.phase != "attend":
+            self.attention = None
+        elif "query" in change:
+            self.attention = AttentionFrame(**change["query"])
+        if self.attention and "softmax" in change:
+            step = SoftmaxStep(*(tuple(part) if isinstance(part, list) else part for part in change["softmax"]))
+            self.attention = replace(self.attention, steps=(*self.attention.steps, step))
+        if self.attention and "kernel" in change:
+            self.attention = replace(self.attention, kernel=tuple(change["kernel"]))
 
     def _operate(self, operation: str, block: int) -> None:
         """What the block pool or the prefix cache did."""
@@ -193,6 +223,8 @@ class State:
             events=tuple(told),
             num_earlier_events=num_earlier,
             story=story,
+            contiguous=tuple(self.contiguous.values()),
+            attention=self.attention,
         )
 
     def word(self, token_id: int) -> str:

@@ -1,9 +1,43 @@
-"""Checkpoints for the engine's tests: one that speaks in token ids, and one with a tokenizer."""
+"""Checkpoints for the engine's tests: one that speaks in token ids, and one with a tokenizer.
+
+With `--cuda=device` these tests run on a GPU: every LLM that does not say where it wants to be is there.
+"""
+
+import os
 
 import pytest
+import torch
 from engine.checkpoints import VOCAB, Dense, save_gpt2, save_tokenizer
 
 from minipage.engine import LLM
+
+
+def on_the_gpu(init):
+    """LLM.__init__ with other defaults. What a test wants to see of attention, it sees in NumPy arrays."""
+
+    def init_there(self, *args, **options):
+        if options.setdefault("device", "cuda") == "cuda":
+            if options.get("arrays") == "numpy":
+                del options["arrays"]
+            if callable(options.get("attention")):
+                options["attention"] = in_numpy(options["attention"])
+            elif options.get("attention") in ("cpu", "reference"):
+                del options["attention"]
+        init(self, *args, **options)
+
+    return init_there
+
+
+def in_numpy(attention):
+    def call(*arguments):
+        on_host = [a.cpu().numpy() if isinstance(a, torch.Tensor) else a for a in arguments]
+        return torch.from_numpy(attention(*on_host)).cuda()
+
+    return call
+
+
+if os.environ.get("MINIPAGE_TEST_CUDA") == "device":
+    LLM.__init__ = on_the_gpu(LLM.__init__)
 
 
 @pytest.fixture(scope="session")

@@ -44,7 +44,8 @@ def test_every_cache_goes_with_every_model(tiny, dtype, kv_cache_dtype):
 
 def test_what_the_model_computes_is_what_the_cache_holds(tiny):
     """K and V of a bfloat16 model go into a bfloat16 cache as they are; of a float32 model, rounded once."""
-    wide, narrow = (LLM(tiny, block_size=4, num_blocks=8, kv_cache_dtype=name) for name in ("float32", "bfloat16"))
+    sizes = {"block_size": 4, "num_blocks": 8, "device": "cpu"}
+    wide, narrow = (LLM(tiny, kv_cache_dtype=name, **sizes) for name in ("float32", "bfloat16"))
     for llm in (wide, narrow):
         llm.generate(TOKENS, SamplingParams(temperature=0, max_tokens=1))
     assert narrow.kv_cache.k.dtype == np.uint16
@@ -68,14 +69,36 @@ def test_swapping_and_recomputation_change_nothing_in_bfloat16(tiny, options):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"dtype": "bfloat16"}, "dtype is 'bfloat16', but arrays is 'numpy'.*only float32.*arrays='torch'"),
-        ({"dtype": "float16"}, "dtype is 'float16', but arrays is 'numpy'.*'torch' or 'cupy'"),
+        (
+            {"device": "cpu", "dtype": "bfloat16"},
+            "dtype is 'bfloat16', but arrays is 'numpy'.*only float32.*arrays='torch'",
+        ),
+        ({"device": "cpu", "dtype": "float16"}, "dtype is 'float16', but arrays is 'numpy'.*'torch' or 'cupy'"),
         ({"dtype": "float64"}, "dtype is 'float64'; it must be one of float32, bfloat16, float16"),
         ({"arrays": "torch", "dtype": "int8"}, "dtype is 'int8'"),
+        ({"arrays": "torch", "device": "tpu"}, "device is 'tpu'; it must be one of cpu, cuda"),
+        ({"arrays": "numpy", "device": "cuda"}, "device is 'cuda', but arrays is 'numpy'.*arrays='torch' or 'cupy'"),
+        ({"arrays": "cupy", "device": "cpu"}, "device is 'cpu', but arrays is 'cupy'"),
+        ({"arrays": "cupy", "dtype": "bfloat16", "device": "cuda"}, "dtype is 'bfloat16', but arrays is 'cupy'"),
         ({"kv_cache_dtype": "float8"}, "kv_cache_dtype is 'float8'; it must be one of auto, float32, bfloat16"),
     ],
     ids=str,
 )
 def test_what_does_not_go_together_is_refused(tiny, options, words):
+    with pytest.raises(ConfigurationError, match=words):
+        LLM(tiny, **options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"device": "cuda"}, "but PyTorch .*(was built without CUDA|finds no NVIDIA GPU).* leave device out"),
+        ({"device": "cuda", "arrays": "cupy"}, "pip install cupy|CuPy finds no NVIDIA GPU"),
+        ({"attention": "cuda"}, "attention is 'cuda', which needs an NVIDIA GPU and device='cuda'"),
+    ],
+    ids=str,
+)
+def test_without_a_gpu_a_sentence_says_what_is_missing(tiny, options, words):
     with pytest.raises(ConfigurationError, match=words):
         LLM(tiny, **options)

@@ -20,14 +20,14 @@ def all_logits(llm, token_ids):
     """[T, V]: a row for each token, decoded one by one, so that every row reads K and V from the cache."""
     rows = []
     forward = llm.forward
-    llm.forward = lambda plan: rows.append(forward(plan)) or rows[-1]
+    llm.forward = lambda plan: rows.extend(llm.runner.rows(forward(plan), [0]).values())
     llm.sample = lambda plan, logits: {}  # nobody chooses: the next token is put there by hand
     llm.add_request(token_ids[:1], SamplingParams(max_tokens=len(token_ids)), "forced")
     seq = llm.requests["forced"].group.leader
     for token in [*token_ids[1:], None]:
         llm.step()
         seq.token_ids += [token] if token is not None else []
-    return np.concatenate(rows)
+    return np.stack(rows)
 
 
 @pytest.mark.parametrize("dtype", BOUNDS)

@@ -4,7 +4,7 @@ import pytest
 
 from minipage import LLM
 from minipage.trace.demo import SMALL, Demo
-from minipage.trace.frames import ends_step
+from minipage.trace.frames import is_stop
 from minipage.trace.scenarios import DEFAULT, SCENARIOS
 
 
@@ -16,4 +16,4 @@ def llm():
 @pytest.fixture(scope="module")
 def demo_frames(llm):
     """Every step of the demo as it comes out of the box."""
-    return list(filter(ends_step, Demo(llm, SCENARIOS[DEFAULT]).frames()))
+    return list(filter(is_stop, Demo(llm, SCENARIOS[DEFAULT]).frames()))

@@ -11,7 +11,7 @@ from minipage import LLM
 from minipage.cli import main
 from minipage.trace import Trace
 from minipage.trace.demo import Demo, make_engine
-from minipage.trace.frames import ends_step
+from minipage.trace.frames import is_stop
 from minipage.trace.glyphs import UNICODE
 from minipage.trace.player import Player
 from minipage.trace.scenarios import SCENARIOS
@@ -31,7 +31,7 @@ def played():
 def test_every_turn_of_every_story_is_told(played, name):
     demo, frames = played[name]
     assert [turn.say for turn in demo.scenario.turns if turn.say not in demo.trace.stories.values()] == []
-    assert 5 <= len(list(filter(ends_step, frames))) <= 40
+    assert 5 <= len(list(filter(is_stop, frames))) <= 40
     assert demo.llm.block_pool.num_free == demo.llm.block_pool.num_blocks
 
 

@@ -1,0 +1,44 @@
+"""The engine on a GPU. A reader who wants to know how paging works can skip this folder: it decides nothing.
+
+runner.py     the same steps as minipage/model_runner.py, with arrays on the GPU: PyTorch's or CuPy's
+graphs.py     the fast path, for PyTorch: one copy brings a step's inputs, decodes are replayed as CUDA graphs
+inputs.py     that one copy
+sampling.py   tokens are drawn where the logits are
+arrays.py     the model's arrays as the kernels take them, also in the simulator
+"""
+
+from __future__ import annotations
+
+from array_api_compat import is_torch_array
+
+from minipage.batch import PagedAttention
+from minipage.errors import ConfigurationError
+from minipage.gpu.runner import GPURunner
+from minipage.model.gpt import GPT
+from minipage.model_runner import Limits, ModelRunner
+
+
+def gpu_runner(
+    model: GPT,
+    kv_dtype: type,
+    attention: str | PagedAttention | None,
+    limits: Limits,
+    gpu_memory_utilization: float,
+    enforce_eager: bool,
+) -> ModelRunner:
+    """The runner for a model whose weights are on a GPU; for the arguments see LLM."""
+    if not 0 < gpu_memory_utilization <= 1:
+        raise ConfigurationError(
+            f"gpu_memory_utilization is {gpu_memory_utilization!r}; it must be a share, above 0 and at most 1."
+        )
+    if callable(attention):
+        return GPURunner(model, kv_dtype, attention)
+    if attention not in (None, "cuda"):
+        raise ConfigurationError(
+            f"attention is {attention!r}, but on a GPU it must be 'cuda', the default, or a function for arrays there."
+        )
+    if not is_torch_array(model.weights["wte.weight"]):
+        return GPURunner(model, kv_dtype)
+    from minipage.gpu.graphs import GraphRunner  # needs PyTorch
+
+    return GraphRunner(model, kv_dtype, limits, gpu_memory_utilization, enforce_eager)

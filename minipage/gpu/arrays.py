@@ -1,0 +1,38 @@
+"""Arrays of the model as the kernels take them: on a GPU as they are.
+
+Under numba's simulator kernels take NumPy arrays. PyTorch's tensors are in the computer's memory then, and the kernels
+are given the NumPy arrays that they also are, bfloat16 as uint16.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace, is_torch_array
+
+from minipage.model.arrays import is_simulated
+from minipage.model.gpt import Array
+
+
+def for_kernels(array: Array) -> Array:
+    """[...] -> [...], the same memory."""
+    if not is_simulated():
+        return array
+    xp = array_namespace(array)
+    return (array.view(xp.uint16) if array.dtype == xp.bfloat16 else array).numpy()
+
+
+def from_kernels(array: Array, like: Array) -> Array:
+    """[...] -> [...], the same memory, in the library and dtype of `like`."""
+    return array_namespace(like).from_numpy(array).view(like.dtype) if is_simulated() else array
+
+
+def zeros(like: Array, shape: tuple[int, ...], dtype: Any) -> Array:
+    """A new array for kernels, where `like` is; dtype: NumPy's, which is uint16 for bfloat16."""
+    if is_simulated():
+        return np.zeros(shape, dtype)
+    xp, name = array_namespace(like), np.dtype(dtype).name
+    if is_torch_array(like):
+        name = name.replace("uint16", "bfloat16")
+    return xp.zeros(shape, dtype=getattr(xp, name), device=like.device)

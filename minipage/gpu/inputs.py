@@ -1,0 +1,63 @@
+"""The inputs of a step on the GPU: always in the same place, brought there by one copy.
+
+    pinned memory  [ token_ids | positions | slot_mapping | block_tables | context_lens | query_start_loc | sampled ]
+                      │ one copy, which nobody waits for
+    GPU            [ the same                                                                                       ]
+
+A CUDA graph reads its inputs from where they were when it was captured, so a batch of so many tokens and sequences is
+always laid out in the same way, from the beginning of one buffer. A batch may be padded: a token with slot -1 is
+written nowhere, and a sequence with a context of 0 reads nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from minipage.batch import Batch
+
+
+class StepInputs:
+    """Room for the inputs of any step, in pinned memory and on the device. All are int32."""
+
+    def __init__(self, max_num_tokens: int, max_num_seqs: int, max_blocks: int, device: torch.device) -> None:
+        self.max_blocks = max_blocks  # columns of every block table
+        size = 3 * max_num_tokens + (max_blocks + 3) * max_num_seqs + 1
+        is_on_gpu = device.type == "cuda"
+        self._host = torch.zeros(size, dtype=torch.int32, pin_memory=is_on_gpu)  # [size]
+        self._device = torch.zeros(size, dtype=torch.int32, device=device)  # [size]
+        self._copied = torch.cuda.Event() if is_on_gpu else None  # type: ignore[no-untyped-call]
+
+    def load(self, batch: Batch, num_tokens: int, num_seqs: int) -> Batch:
+        """Bring a batch to the device, padded to so many tokens and sequences."""
+        if self._copied:
+            self._copied.synchronize()  # the last step's inputs have left the buffer, long ago
+        host = self._carve(self._host.numpy(), num_tokens, num_seqs)
+        padding = Batch(0, 0, -1, 0, 0, batch.query_start_loc[-1], 0)  # type: ignore[arg-type]
+        for place, array, value in zip(host, batch, padding):
+            place[...] = value
+            place[tuple(map(slice, array.shape))] = array
+        if num_tokens > len(batch.token_ids):  # every sequence has one token, those that fill up the batch too
+            host.query_start_loc[:] = np.arange(num_seqs + 1)
+            host.sampled_rows[:] = np.arange(num_seqs)
+        used = sum(array.size for array in host)
+        self._device[:used].copy_(self._host[:used], non_blocking=True)
+        if self._copied:
+            self._copied.record()
+        return self.views(num_tokens, num_seqs)
+
+    def views(self, num_tokens: int, num_seqs: int) -> Batch:
+        """Where on the device the inputs of such a batch are."""
+        return self._carve(self._device, num_tokens, num_seqs)
+
+    def _carve(self, buffer: Any, num_tokens: int, num_seqs: int) -> Batch:
+        """Pieces of a flat buffer [size], one after the other, with the shapes that Batch says."""
+        shapes = [(num_tokens,)] * 3 + [(num_seqs, self.max_blocks), (num_seqs,), (num_seqs + 1,), (num_seqs,)]
+        pieces, start = [], 0
+        for shape in shapes:
+            stop = start + int(np.prod(shape))
+            pieces.append(buffer[start:stop].reshape(shape))
+            start = stop
+        return Batch(*pieces)

@@ -1,0 +1,65 @@
+"""The model runner with its arrays on a GPU: PyTorch's or CuPy's, and any attention function.
+
+Everything is checked and nothing is hidden, so a step waits for the GPU many times. The path that does not is in
+graphs.py; this one runs the same model on CuPy, and attention functions of your own.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+from array_api_compat import array_namespace
+
+import minipage.attention.cuda as kernels
+from minipage.attention import KVCache
+from minipage.attention.cuda.arrays import to_host
+from minipage.batch import Batch, PagedAttention, make_batch
+from minipage.gpu.arrays import for_kernels, from_kernels, zeros
+from minipage.memory import BlockPool
+from minipage.model.gpt import GPT, Array, Attend
+from minipage.model_runner import ModelRunner
+from minipage.scheduling import StepPlan
+
+
+class GPURunner(ModelRunner):
+    """A ModelRunner whose model, blocks and kernels are on a GPU; swapped blocks are in memory that the GPU can reach.
+
+    Args:
+        paged_attention: takes arrays on the GPU; see minipage/attention/cuda/launch.py.
+    """
+
+    def __init__(self, model: GPT, kv_dtype: type, paged_attention: PagedAttention = kernels.paged_attention) -> None:
+        super().__init__(model, kv_dtype, paged_attention)
+        self.somewhere = model.weights["wte.weight"]  # an array of the library, on the GPU, like which to make others
+        self.xp = array_namespace(self.somewhere)
+
+    def allocate(self, block_pool: BlockPool, swap_pool: BlockPool | None) -> None:
+        on_gpu = partial(zeros, self.somewhere)
+        self.kv_cache = KVCache.of(block_pool, *self._kv_sizes, on_gpu)
+        self.swap_cache = KVCache.of(swap_pool, *self._kv_sizes, kernels.pinned) if swap_pool else None
+
+    def copy(self, plan: StepPlan) -> None:
+        if self.swap_cache:
+            kernels.copy_blocks(self.kv_cache, self.swap_cache, plan.swap_out)
+            kernels.copy_blocks(self.swap_cache, self.kv_cache, plan.swap_in)
+        kernels.copy_blocks(self.kv_cache, self.kv_cache, plan.copies)
+
+    def forward(self, plan: StepPlan) -> np.ndarray:
+        device = self.somewhere.device
+        batch = Batch(*(self.xp.asarray(array, device=device) for array in make_batch(plan.chunks)))
+        hidden = self.model.forward(batch.token_ids, batch.positions, self._attend(batch))  # [T, n_embd]
+        logits = self.model.logits(self.xp.take(hidden, batch.sampled_rows, axis=0))  # [num_sampled, vocab_size]
+        return np.asarray(to_host(self.xp.astype(logits, self.xp.float32)))  # [num_sampled, vocab_size]
+
+    def _attend(self, batch: Batch) -> Attend:
+        slots, *tables = map(for_kernels, batch[2:6])
+
+        def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
+            k_cache, v_cache, *scales = (array[layer] for array in self.kv_cache.arrays)
+            like, (q, k, v) = q, map(for_kernels, (q, k, v))  # each [T, H, D]
+            kernels.write_kv(k, v, k_cache, v_cache, slots, *scales)
+            out = self.paged_attention(q, k_cache, v_cache, *tables, q.shape[-1] ** -0.5, *scales)  # [T, H, D]
+            return from_kernels(out, like)
+
+        return attend

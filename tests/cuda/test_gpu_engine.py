@@ -1,0 +1,202 @@
+"""The engine with its model, blocks and sampling on the GPU says what it says on the CPU.
+
+On a GPU the whole suite in tests/engine runs there, too (`--cuda=device`, see tests/engine/conftest.py). These tests
+are small enough for the simulator, where decodes are padded as for a CUDA graph, but launched one by one.
+"""
+
+import numpy as np
+import pytest
+import torch
+from engine.checkpoints import Dense, save_gpt2
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from minipage.attention import cuda
+from minipage.batch import Batch
+from minipage.engine import LLM
+from minipage.errors import ConfigurationError
+from minipage.gpu.graphs import GraphRunner, graph_sizes
+from minipage.gpu.inputs import StepInputs
+from minipage.gpu.sampling import sample_on_device
+from minipage.model.arrays import is_simulated
+from minipage.sampling import Draw, SamplingParams, sample
+
+DEVICE = torch.device("cpu" if is_simulated() else "cuda")
+PROMPTS = [[3, 1, 4, 1, 5, 9], [2, 7], [1, 8, 2, 8, 1, 8, 2, 8, 4], [5]]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny")
+    save_gpt2(folder)
+    return folder
+
+
+def gpu_llm(folder, **options):
+    return LLM(folder, device="cuda", **({"block_size": 4, "num_blocks": 32, "max_num_seqs": 4} | options))
+
+
+def greedy(max_tokens, **others):
+    return SamplingParams(temperature=0, max_tokens=max_tokens, ignore_eos=True, **others)
+
+
+def texts(outputs):
+    return [[text.token_ids for text in output.outputs] for output in outputs]
+
+
+@pytest.mark.parametrize(
+    ("options", "preempts"),
+    [
+        ({}, False),
+        ({"max_num_batched_tokens": 5, "block_size": 3}, False),
+        ({"num_blocks": 4, "preemption": "swap"}, True),
+        ({"num_blocks": 4}, True),
+        ({"enable_prefix_caching": True, "max_num_seqs": 1}, False),
+    ],
+    ids=str,
+)
+def test_greedy_texts_are_those_of_a_dense_model_on_the_cpu(tiny, options, preempts):
+    llm = gpu_llm(tiny, **options)
+    assert isinstance(llm.runner, GraphRunner)
+    prompts = [PROMPTS[2], PROMPTS[0], PROMPTS[2]] if "enable_prefix_caching" in options else PROMPTS
+    outputs = llm.generate(prompts, greedy(4))
+    assert texts(outputs) == [[Dense(tiny).greedy(prompt, 4)] for prompt in prompts]
+    preemptions = sum(output.metrics.num_preemptions for output in outputs)
+    assert (preemptions > 0) == preempts, f"{preemptions} preemptions: the pool is of the wrong size for this test"
+    if "enable_prefix_caching" in options:
+        assert llm.scheduler.prefix_cache.num_hit_tokens == 8
+
+
+WAYS = {
+    "temperature": {"temperature": 0.7},
+    "top_k": {"top_k": 5},
+    "top_p": {"top_p": 0.6},
+    "min_p": {"min_p": 0.2, "temperature": 2.0},
+    "all": {"top_k": 20, "top_p": 0.9, "min_p": 0.01, "temperature": 1.3},
+    "logprobs": {"logprobs": 2},
+    "greedy": {"temperature": 0},
+    "min_tokens": {"min_tokens": 2, "stop_token_ids": list(range(0, 60, 2))},
+    "samples": {"n": 3},
+}
+
+
+def test_every_way_to_draw_gives_the_tokens_of_the_cpu_in_one_batch(tiny):
+    params = [SamplingParams(seed=i, max_tokens=2, ignore_eos=True, **way) for i, way in enumerate(WAYS.values())]
+    params.append(SamplingParams(beam_width=2, max_tokens=2, ignore_eos=True))
+    prompts = [[i, 7, i + 3] for i in range(len(params))]
+    on_gpu = gpu_llm(tiny, max_num_seqs=13, num_blocks=64).generate(prompts, params)
+    on_cpu = LLM(tiny, block_size=4, num_blocks=64).generate(prompts, params)
+    for name, ours, theirs in zip([*WAYS, "beams"], texts(on_gpu), texts(on_cpu), strict=True):
+        assert ours == theirs, name
+    for ours, theirs in zip(on_gpu[5].outputs[0].logprobs, on_cpu[5].outputs[0].logprobs, strict=True):
+        assert ours.keys() == theirs.keys()
+        assert [p.logprob for p in ours.values()] == pytest.approx([p.logprob for p in theirs.values()], abs=1e-4)
+
+
+@pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"dtype": "float16"}, {"kv_cache_dtype": "int8"},
+                                     {"kv_cache_dtype": "fp8"}], ids=str)  # fmt: skip
+def test_other_number_formats_are_as_far_off_as_on_the_cpu(tiny, options):
+    """The log probabilities of one text, against those of float32."""
+
+    def logprobs(llm):
+        output = llm.generate([PROMPTS[0]], SamplingParams(seed=1, max_tokens=3, logprobs=0, ignore_eos=True))[0]
+        (text,) = output.outputs
+        return text.token_ids[0], text.logprobs[0][text.token_ids[0]].logprob
+
+    on_gpu = logprobs(gpu_llm(tiny, **options))
+    on_cpu = logprobs(LLM(tiny, block_size=4, num_blocks=32, arrays="torch", **options))
+    assert on_gpu[0] == on_cpu[0] and on_gpu[1] == pytest.approx(on_cpu[1], abs=0.05)
+    assert on_gpu[1] != logprobs(LLM(tiny, block_size=4, num_blocks=32))[1], "that was float32"
+
+
+def test_an_attention_function_of_ones_own_gets_arrays_on_the_gpu(tiny):
+    calls = []
+
+    def attention(q, *rest):
+        calls.append(type(q).__module__)
+        return cuda.paged_attention(q, *rest)
+
+    llm = gpu_llm(tiny, attention=attention)
+    assert texts(llm.generate(PROMPTS[:2], greedy(2))) == [[Dense(tiny).greedy(prompt, 2)] for prompt in PROMPTS[:2]]
+    assert set(calls) == {"numpy" if is_simulated() else "torch"}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"attention": "reference"}, "attention is 'reference', but on a GPU it must be 'cuda'"),
+        ({"gpu_memory_utilization": 0}, "gpu_memory_utilization is 0"),
+        ({"gpu_memory_utilization": 1.5}, r"gpu_memory_utilization is 1\.5"),
+        ({"max_num_seqs": 0}, "max_num_seqs is 0"),
+        ({"arrays": "numpy"}, "device is 'cuda', but arrays is 'numpy'"),
+    ],
+    ids=str,
+)
+def test_what_makes_no_sense_on_a_gpu_is_refused(tiny, options, words):
+    with pytest.raises(ConfigurationError, match=words):
+        gpu_llm(tiny, **options)
+
+
+# ---- the parts
+
+
+draws = st.builds(
+    Draw,
+    st.builds(
+        SamplingParams,
+        temperature=st.sampled_from([0, 1e-3, 0.5, 1.0, 3.0]),
+        top_k=st.sampled_from([0, -1, 1, 3, 100]),
+        top_p=st.sampled_from([1.0, 0.9, 0.3, 1e-6]),
+        min_p=st.sampled_from([0.0, 0.1, 1.0]),
+    ),
+    st.floats(0, 1, exclude_max=True),
+    st.sampled_from([frozenset(), frozenset({0, 3}), frozenset({11})]),
+)
+
+
+@given(
+    # Halves: many ties, of which the first has to win.
+    logits=arrays(np.float32, (3, 12), elements=st.integers(-20, 20).map(lambda i: i / 2)),
+    batch=st.lists(st.tuples(st.integers(0, 2), draws), min_size=1, max_size=6),
+)
+def test_the_device_draws_what_the_host_draws(logits, batch):
+    tokens = sample_on_device(torch.from_numpy(logits.copy()).to(DEVICE), batch)
+    for token, (row, draw) in zip(tokens, batch, strict=True):
+        expected = sample(logits[row], *draw)
+        if token != expected:  # allowed if the number fell on the edge between two tokens, up to rounding
+            nudged = [sample(logits[row], draw.params, n, draw.forbidden) for n in np.clip(
+                [draw.number - 1e-9, draw.number + 1e-9], 0, 1 - 1e-12)]  # fmt: skip
+            assert token in nudged, f"{token}, not {expected}, from {logits[row]} with {draw}"
+
+
+def test_inputs_are_padded_with_what_is_written_nowhere_and_reads_nothing():
+    inputs = StepInputs(max_num_tokens=9, max_num_seqs=4, max_blocks=3, device=DEVICE)
+    ones = np.ones
+    inputs.load(
+        Batch(ones(9), ones(9), ones(9), ones((4, 3)), ones(4), ones(5), ones(4)), 9, 4
+    )  # what was there before
+    tables = np.array([[8, 9], [6, 0]])
+    batch = Batch(*map(np.array, ([7, 8], [3, 4], [33, 20])), tables, *map(np.array, ([4, 5], [0, 1, 2], [0, 1])))
+    on_device = inputs.load(batch, 4, 4)
+    got = Batch(*(array.tolist() for array in on_device))
+    assert got == Batch(
+        token_ids=[7, 8, 0, 0],
+        positions=[3, 4, 0, 0],
+        slot_mapping=[33, 20, -1, -1],
+        block_tables=[[8, 9, 0], [6, 0, 0], [0, 0, 0], [0, 0, 0]],
+        context_lens=[4, 5, 0, 0],
+        query_start_loc=[0, 1, 2, 3, 4],
+        sampled_rows=[0, 1, 2, 3],
+    )
+    again = inputs.views(4, 4)
+    assert [a.data_ptr() for a in again] == [a.data_ptr() for a in on_device], "a graph reads them where they were"
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 8, 100, 256, 1000])
+def test_there_is_a_graph_for_every_batch_with_little_padding(most):
+    sizes = graph_sizes(most)
+    assert sizes == sorted(set(sizes)) and sizes[-1] == most
+    for num_seqs in range(1, most + 1):
+        size = next(size for size in sizes if size >= num_seqs)
+        assert size - num_seqs <= max(7, num_seqs / 4), f"{num_seqs} padded to {size}"
