@@ -200,10 +200,12 @@ def decode(running: list[Job]) -> list[Job]:
 
 
 def admit(running: list[Job], waiting: deque[Job], memory: Memory, requests: Iterator[Request]) -> None:
-    """Start requests in the order in which they came, until the next one does not fit."""
+    """Start requests in the order in which they came, until the next one does not fit, or no more come."""
     while True:
         if not waiting:
-            request = next(requests)
+            request = next(requests, None)
+            if request is None:
+                return
             waiting.append(Job(request, memory(request), request.num_prompt_tokens))
         if not fits(waiting[0].table, waiting[0].num_tokens):
             return

@@ -13,6 +13,10 @@ import os
 import sys
 from pathlib import Path
 
+# Tests share their cores with one another; threads of BLAS that wait for each other make them many times slower.
+# It is read when NumPy is first loaded, hence before any other import.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent / "cuda"))  # its helpers, for tests of the attention that both share

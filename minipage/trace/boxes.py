@@ -29,7 +29,7 @@ class Box(NamedTuple):
     logical: int
     physical: int
     words: Text  # slot by slot, empty ones too
-    written: bool  # in this step
+    mark: str  # that it was written in this step, or is being read inside attention
     label: str  # whose
 
 
@@ -119,7 +119,7 @@ def _numbers(blocks: tuple[int, ...]) -> str:
 def _rows(seq: SequenceFrame, frame: Frame, width: int, glyphs: Glyphs, roomy: bool = False) -> list[Text]:
     """All the blocks of a request, in rows of at most `width`."""
     boxes = [
-        Box(i, block, words(seq, i, frame, glyphs), block in frame.written_blocks, seq.label)
+        Box(i, block, words(seq, i, frame, glyphs), _mark(block, frame, glyphs), seq.label)
         for i, block in enumerate(seq.blocks)
     ]
     draw: Callable[[Box, Glyphs], list[Text]] = _large_box if roomy else _small_box
@@ -133,16 +133,22 @@ def _rows(seq: SequenceFrame, frame: Frame, width: int, glyphs: Glyphs, roomy: b
     return [line for row in rows for line in row]
 
 
+def _mark(block: int, frame: Frame, glyphs: Glyphs) -> str:
+    if block == frame.attended_block:
+        return glyphs.reading
+    return "*" if block in frame.written_blocks else ""
+
+
 def _small_box(box: Box, glyphs: Glyphs) -> list[Text]:
     style = style_of(box.label)
-    number = Text(f"{glyphs.arrow}{box.physical}{'*' * box.written}", BOLD)
+    number = Text(f"{glyphs.arrow}{box.physical}{box.mark}", BOLD)
     return [Text.assemble(("[", style), box.words, ("]", style), number)]
 
 
 def _large_box(box: Box, glyphs: Glyphs) -> list[Text]:
     """Three lines: logical number, words, physical number."""
     head = Text(f" logical {box.logical} ", DIM)
-    foot = Text(f" {glyphs.arrow} block {box.physical}{'*' * box.written} ", BOLD)
+    foot = Text(f" {glyphs.arrow} block {box.physical}{box.mark} ", BOLD)
     inner = max(box.words.cell_len, head.cell_len + 1, foot.cell_len + 1)
     return boxed(head, box.words, foot, inner, ink_of(box.label), glyphs)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from itertools import chain, takewhile
+from contextlib import nullcontext
+from itertools import chain, cycle, islice, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +17,15 @@ from rich.console import Console
 from rich.text import Text
 
 from minipage.errors import ConfigurationError
+from minipage.trace.events import count
 from minipage.trace.frames import Frame, is_stop, label_of
 from minipage.trace.glyphs import BOLD, DIM, Glyphs, chip, glyphs_for, visible
 from minipage.trace.player import Player, play
 from minipage.trace.recorder import record
 from minipage.trace.replay import Trace
-from minipage.trace.scenarios import DEFAULT, SCENARIOS, Scenario, find_scenario
+from minipage.trace.scenarios import DEFAULT, SCENARIOS, find_scenario
 from minipage.trace.spinner import spinner
+from minipage.trace.story import Arrival, Scenario, Turn
 from minipage.trace.terminal import MIN_WIDTH, draw
 
 if TYPE_CHECKING:
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 PLAIN_WIDTH = 80  # columns where there is no terminal to ask
 SMALL = {"block_size": 4, "num_blocks": 16, "max_num_batched_tokens": 8}  # small enough to see every slot
 SEED, TEMPERATURE = 69, 0.8
+MOST_TEXTS = 12  # printed whole at the end
 
 
 def list_scenarios() -> None:
@@ -139,39 +143,61 @@ class Demo:
         for i, arrival in enumerate(self.arrivals):
             drawn = {} if "beam_width" in arrival.params else {"temperature": TEMPERATURE, "seed": seed + i}
             self.params.append(SamplingParams(**{"max_tokens": arrival.max_tokens} | drawn | arrival.params))
-        for arrival, params in zip(self.arrivals, self.params, strict=True):
-            llm.abort(llm.add_request(arrival.prompt, params))  # what cannot be served is refused before the curtain
+        self.prompts = [fitted(arrival, llm) for arrival in self.arrivals]
+        for prompt, params in zip(self.prompts, self.params, strict=True):
+            llm.abort(llm.add_request(prompt, params))  # what cannot be served is refused before the curtain
 
     def frames(self, steps: int | None = None) -> Iterator[Frame]:
         """Run step by step, `steps` at most; yields every phase of each, as soon as the step is over."""
         arrivals, turns = list(enumerate(self.arrivals)), list(self.scenario.turns)
-        steps_done = 0
+        beside = self.scenario.beside and self.scenario.beside(self.llm)
+        steps_done, steps = 0, self.scenario.num_steps if steps is None else steps
         with record(self.llm, self.scenario.title) as self.trace:
             while steps_done != steps and (arrivals or self.llm.has_unfinished_requests()):
                 while arrivals and arrivals[0][1].step <= steps_done:
-                    i, arrival = arrivals.pop(0)
-                    self.llm.add_request(arrival.prompt, self.params[i], request_id=label_of(i))
+                    i, _ = arrivals.pop(0)
+                    self.llm.add_request(self.prompts[i], self.params[i], request_id=label_of(i))
                 seen = len(self.trace)
-                self.llm.step()
+                with beside.around_step(self.trace) if beside else nullcontext():
+                    self.llm.step()
                 steps_done += 1
                 if len(self.trace) == seen:
                     continue  # nothing was left to compute, only to be told
-                end = self.trace[-1]
-                if turn := next((turn for turn in turns if turn.when(end)), None):
-                    turns.remove(turn)
-                    self.trace.stories[end.step] = turn.say
+                for i in range(seen, len(self.trace)):
+                    if is_stop(self.trace[i]) and (turn := next((t for t in turns if t.when(self.trace[i])), None)):
+                        turns.remove(turn)
+                        self._tell(i, turn)
                 yield from self.trace[seen:]
+        for request_id in list(self.llm.requests):  # if it was stopped
+            self.llm.abort(request_id)
+
+    def _tell(self, index: int, turn: Turn) -> None:
+        """To a whole step, or inside attention to a single frame."""
+        change = self.trace.changes[index]
+        if change["phase"] == "attend":
+            change["story"] = turn.say
+        else:
+            self.trace.stories[change["step"]] = turn.say
+
+
+def fitted(arrival: Arrival, llm: LLM) -> str | list[int]:
+    """Its prompt; as token ids, repeated and cut, if it is to have a certain length."""
+    if not arrival.num_prompt_tokens or not arrival.prompt or llm.tokenizer is None:
+        return arrival.prompt
+    return list(islice(cycle(llm.tokenizer.encode(arrival.prompt)), arrival.num_prompt_tokens))
 
 
 def _print_texts(frame: Frame, console: Console, glyphs: Glyphs) -> None:
     """What became of each text, over as many lines as it has, and the block table it had."""
-    for seq in frame.all_sequences:
+    for seq in frame.all_sequences[:MOST_TEXTS]:
         lines = Text.assemble(chip(seq.label), " ", (_lines(seq.prompt, glyphs), DIM), _lines(seq.text, glyphs))
         generated = f"{len(seq.tokens) - seq.num_prompt_tokens} tokens generated"
         reason = f" ({seq.finish_reason})" if seq.finish_reason else ""
         table = " ".join(map(str, seq.blocks or seq.last_blocks)) or "empty"
         lines.append(f"\n    [{generated}, {seq.status}{reason}; block table {table}]", DIM)
         console.print(lines, soft_wrap=True)
+    if (more := len(frame.all_sequences) - MOST_TEXTS) > 0:
+        console.print(Text(f"and {count(more, 'more text')}", DIM))
 
 
 def _lines(text: str, glyphs: Glyphs) -> str:

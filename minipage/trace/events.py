@@ -10,8 +10,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from minipage.trace.frames import AttentionFrame
     from minipage.trace.state import State, Text
 
+MANY = 10  # labels in a row that nobody reads
 Tables = Mapping[str, Sequence[int]]  # label -> block table
 
 
@@ -36,6 +38,8 @@ def sentences(change: dict[str, Any], before: Before, after: State) -> list[str]
         return [*arrivals(change, after), *hits(before, after), *returns(before, after), *allocations(before, after)]
     if after.phase == "copy":
         return copies(after)
+    if after.phase == "attend" and after.attention:
+        return [attends(after.attention)]
     if after.phase == "forward":
         return forwards(after)
     if after.phase == "sample":
@@ -106,6 +110,22 @@ def copies(after: State) -> list[str]:
         writer = join(writers) if writers else "its writer"
         told.append(f"{writer} writes into block {source}, which is shared: it is copied to block {to} first.")
     return told
+
+
+def attends(attention: AttentionFrame) -> str:
+    """What the online softmax has made of one more block, or of the whole walk."""
+    step = attention.steps[-1]
+    if attention.kernel:
+        return (
+            "Output divided by sum is what the kernel returned, to within "
+            f"{decimals(attention.largest_difference)}: it computes in float32, and this in float64."
+        )
+    where = f"Block {step.physical} is read, logical block {step.logical} of {attention.label}"
+    if step.logical == 0:
+        return f"{where}: its highest score, {step.maximum:.2f}, is the first maximum."
+    if step.shrink == 1:
+        return f"{where}: no score is above the maximum, and its weights are added."
+    return f"{where}: {step.maximum:.2f} is a new maximum; what was summed shrinks to {step.shrink:.2f} of itself."
 
 
 def forwards(after: State) -> list[str]:
@@ -224,7 +244,14 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
+def decimals(number: float) -> str:
+    """One digit of it, as 0.0000002 rather than 2e-07, which not everybody reads."""
+    return f"{float(f'{number:.0e}'):.15f}".rstrip("0").rstrip(".")
+
+
 def join(words: Iterable[str]) -> str:
-    """A, B and C."""
+    """A, B and C; of many, the first few and how many more."""
     *most, last = words
+    if len(most) >= MANY:
+        most, last = most[:3], f"{len(most) - 2} more"
     return f"{', '.join(most)} and {last}" if most else last

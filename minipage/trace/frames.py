@@ -82,6 +82,18 @@ class ChosenToken(NamedTuple):
     token: str
 
 
+Use = Literal["stored", "reserved", "internal"]  # a slot holds a token; will hold one; never will
+
+
+class Segment(NamedTuple):
+    """Slots in a row that one request has for one use. What is in no segment is free."""
+
+    start: int
+    num_slots: int
+    label: str
+    use: Use
+
+
 class Piece(NamedTuple):
     """What one request has of a contiguous memory: slots in a row, from `start` on."""
 
@@ -109,6 +121,16 @@ class ContiguousFrame:
         reserved = sum(min(piece.num_stored_at_last, piece.num_reserved) for piece in self.pieces) - stored
         held = sum(piece.num_reserved for piece in self.pieces)
         return SlotUsage(stored, reserved, held - stored - reserved, self.num_slots - held)
+
+    @property
+    def segments(self) -> list[Segment]:
+        """What lies where, from the first slot to the last."""
+        told = []
+        for piece in sorted(self.pieces, key=lambda piece: piece.start):
+            wanted = min(piece.num_stored_at_last, piece.num_reserved)
+            ends: dict[Use, int] = {"stored": piece.num_stored, "reserved": wanted, "internal": piece.num_reserved}
+            told += segments_between(piece.start, piece.label, ends)
+        return told
 
     def after(self, operations: Iterable[Iterable[Any]]) -> ContiguousFrame:
         """The same memory a little later; operations: ["come", label], ["start", *Piece], ["grow"], ["end", label]."""
@@ -227,6 +249,22 @@ class Frame:
         return self.num_used_blocks * self.block_size - self.num_stored_tokens
 
     @property
+    def usage(self) -> SlotUsage:
+        """What the slots of the pool are used for; the empty ones of last blocks count as reserved."""
+        used = self.num_used_blocks * self.block_size
+        return SlotUsage(self.num_stored_tokens, self.num_wasted_slots, 0, len(self.blocks) * self.block_size - used)
+
+    @property
+    def segments(self) -> list[Segment]:
+        """What lies where in the pool, from the first slot to the last; a shared block counts for its first holder."""
+        told = []
+        for number, block in enumerate(self.blocks):
+            if block.holders:
+                ends: dict[Use, int] = {"stored": block.num_filled, "reserved": self.block_size}
+                told += segments_between(number * self.block_size, block.holders[0], ends)
+        return told
+
+    @property
     def num_contiguous_blocks(self) -> int:
         """Blocks' worth of memory if each running request had reserved room for its longest case, in one piece."""
         slots = sum(seq.max_num_tokens for seq in self.sequences if seq.label in self.running)
@@ -238,10 +276,26 @@ class Frame:
         return frozenset(slot // self.block_size for chunk in self.chunks for slot in chunk.slots)
 
     @property
+    def attended_block(self) -> int | None:
+        """The physical block that was read last, inside an attention call."""
+        walk = self.attention
+        return None if walk is None or walk.kernel else walk.steps[-1].physical
+
+    @property
     def read_blocks(self) -> frozenset[int]:
         """The physical blocks that attention reads in this step: the whole block tables of whoever computes."""
         computing = {chunk.label for chunk in self.chunks}
         return frozenset(block for seq in self.sequences if seq.label in computing for block in seq.blocks)
+
+
+def segments_between(start: int, label: str, ends: dict[Use, int]) -> list[Segment]:
+    """Cut what begins at slot `start` at each end, counted from there; empty segments are left out."""
+    told, before = [], 0
+    for use, end in ends.items():
+        if end > before:
+            told.append(Segment(start + before, end - before, label, use))
+        before = max(before, end)
+    return told
 
 
 def is_stop(frame: Frame) -> bool:

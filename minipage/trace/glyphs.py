@@ -30,9 +30,11 @@ class Glyphs(NamedTuple):
     stored: str  # in a bar: a slot with a token
     empty: str  # in a bar: a slot that is taken and holds nothing
     free: str  # in a bar: a slot of a free block
+    unused: str  # in a bar: a slot that is taken and will never hold anything
     slot: str  # an empty slot in a box
     divider: str  # between two slots
     arrow: str  # from a logical block to a physical one
+    reading: str  # behind the block that attention reads
     newest: str  # before what is generated
     newline: str
     tab: str
@@ -44,8 +46,12 @@ class Glyphs(NamedTuple):
     pause: str
 
 
-UNICODE = Glyphs("▁▂▃▄▅▆▇█", "█", "▒", "░", "·", "│", "→", "▸", "⏎", "⇥", "…", "─", "┌┐└┘", "•", "▶", "‖")
-ASCII = Glyphs(".:-=+oO#", "#", "-", ".", ".", "|", "->", ">", "\\n", "\\t", "..", "-", "++++", "*", ">", "||")
+UNICODE = Glyphs(
+    "▁▂▃▄▅▆▇█", "█", "▒", "░", "×", "·", "│", "→", "◂ read", "▸", "⏎", "⇥", "…", "─", "┌┐└┘", "•", "▶", "‖"
+)  # fmt: skip
+ASCII = Glyphs(
+    ".:-=+oO#", "#", "-", ".", "x", ".", "|", "->", "< read", ">", "\\n", "\\t", "..", "-", "++++", "*", ">", "||"
+)  # fmt: skip
 
 
 def glyphs_for(encoding: str) -> Glyphs:

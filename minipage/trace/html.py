@@ -22,17 +22,19 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from minipage.trace.frames import BlockFrame, Frame, SequenceFrame
+from minipage.trace.events import decimals
+from minipage.trace.frames import AttentionFrame, BlockFrame, ContiguousFrame, Frame, SequenceFrame
 from minipage.trace.glyphs import PALETTE
 from minipage.trace.state import num_common
 
 Tree: TypeAlias = dict[str, Any]  # of what JSON can say, None excepted
 
 TITLE = "What the engine did"
-SCRIPTS = ("viewer_frame.js", "viewer.js")
+SCRIPTS = ("viewer_frame.js", "viewer_beside.js", "viewer.js")
+FREE_SHOWN = 40  # blocks of the free queue, the next ones
 NOTEBOOK_HEIGHT = 640  # pixels
 STEP_FIELDS = (  # what the viewer shows of a frame, under the same names
-    "step phase block_size max_num_batched_tokens waiting running swapped free_queue swap_out swap_in copies chosen "
+    "step phase block_size max_num_batched_tokens waiting running swapped swap_out swap_in copies chosen "
     "preempted finished num_queried_tokens num_hit_tokens events num_earlier_events story "
     "num_computed_tokens num_used_blocks num_wasted_slots num_contiguous_blocks"
 ).split()
@@ -91,12 +93,39 @@ def as_tree(frame: Frame) -> Tree:
     blocks = {str(number): _fields(block, BLOCK_FIELDS) for number, block in enumerate(frame.blocks)}
     return _fields(frame, STEP_FIELDS) | {
         "num_blocks": len(frame.blocks),
+        "num_free": len(frame.free_queue),
+        "free_queue": frame.free_queue[:FREE_SHOWN],
         "blocks": {number: block for number, block in blocks.items() if block},
         "sequences": {seq.label: _fields(seq, SEQUENCE_FIELDS) for seq in frame.all_sequences},
         "chunks": [(chunk.label, chunk.start, chunk.num_tokens) for chunk in frame.chunks],
         "written": sorted(slot for chunk in frame.chunks for slot in chunk.slots),
         "read": sorted(frame.read_blocks),
+        **({"contiguous": list(map(_contiguous, frame.contiguous))} if frame.contiguous else {}),
+        **({"attention": _attention(frame.attention)} if frame.attention else {}),
     }
+
+
+def _contiguous(memory: ContiguousFrame) -> Tree:
+    pieces = {label: [at_last, reserved, start, stored] for label, start, reserved, stored, at_last in memory.pieces}
+    return {"name": memory.name, "pieces": pieces, "waiting": memory.waiting, "finished": memory.finished}
+
+
+def _attention(walk: AttentionFrame) -> Tree:
+    steps = [{name: rounded(value) for name, value in step._asdict().items()} for step in walk.steps]
+    place = {"label": walk.label, "position": walk.position, "layer": walk.layer, "head": walk.head}
+    if not walk.kernel:
+        return place | {"steps": steps}
+    end = {
+        "result": rounded(walk.result),
+        "kernel": rounded(walk.kernel),
+        "difference": decimals(walk.largest_difference),
+    }
+    return place | {"steps": steps} | end
+
+
+def rounded(value: Any) -> Any:
+    """To what can be seen."""
+    return [rounded(part) for part in value] if isinstance(value, tuple) else round(value, 6)
 
 
 def _fields(source: Frame | SequenceFrame | BlockFrame, names: Iterable[str]) -> Tree:

@@ -19,7 +19,7 @@ from typing import overload
 
 from minipage.errors import MinipageError, TraceError
 from minipage.trace import events
-from minipage.trace.frames import Frame
+from minipage.trace.frames import STOPS, Frame
 from minipage.trace.state import Change, State, Vocabulary
 
 VERSION = 2  # 2: what the scenarios `fragmentation` and `kernel` show
@@ -28,7 +28,7 @@ ROUTINE = (
     "attend",
     "forward",
     "sample",
-)  # phases that do the same in every step: their sentences go when they are over
+)  # phases that do the same each time: their sentences go with them
 
 
 class Trace(Sequence[Frame]):
@@ -60,6 +60,11 @@ class Trace(Sequence[Frame]):
     def step_ends(self) -> list[int]:
         """The frames with which the steps ended; a step that failed has no end."""
         return [i for i, change in enumerate(self.changes) if change["phase"] == "update"]
+
+    @property
+    def stops(self) -> list[int]:
+        """The frames at which to stop when going step by step."""
+        return [i for i, change in enumerate(self.changes) if change["phase"] in STOPS]
 
     @property
     def steps(self) -> list[Frame]:

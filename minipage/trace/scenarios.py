@@ -7,53 +7,14 @@ first step at whose end its condition holds, so that a story stays true with oth
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
-from typing import Any, NamedTuple
 
 from minipage.errors import ConfigurationError
+from minipage.simulate import draw_lengths
+from minipage.trace.comparison import Comparison
 from minipage.trace.frames import Frame
-
-ARRIVAL_STEPS = (0, 2, 5)  # of the viewer's own prompts; each further one comes 3 steps later
-MAX_TOKENS = 16  # for prompts of the viewer's own
-
-
-class Arrival(NamedTuple):
-    """A request that will be made."""
-
-    step: int  # steps that are done before it comes
-    prompt: str
-    max_tokens: int
-    params: dict[str, Any] = {}  # noqa: RUF012 (nobody changes it): more for SamplingParams
-
-
-class Turn(NamedTuple):
-    """A sentence, and what has to be seen before it is said."""
-
-    when: Callable[[Frame], object]
-    say: str
-
-
-@dataclass(frozen=True)
-class Scenario:
-    name: str
-    title: str
-    about: str  # a sentence for the list
-    arrivals: tuple[Arrival, ...]
-    turns: tuple[Turn, ...]
-    engine: dict[str, Any] = field(default_factory=dict)  # options of LLM
-
-    def with_prompts(self, prompts: list[str] | None, max_tokens: int | None) -> Scenario:
-        """The same with the viewer's own texts."""
-        arrivals = self.arrivals
-        if prompts:
-            last = len(ARRIVAL_STEPS) - 1
-            steps = [ARRIVAL_STEPS[min(i, last)] + 3 * max(0, i - last) for i in range(len(prompts))]
-            params = arrivals[0].params
-            arrivals = tuple(Arrival(step, text, MAX_TOKENS, params) for step, text in zip(steps, prompts, strict=True))
-        if max_tokens is not None:
-            arrivals = tuple(arrival._replace(max_tokens=max_tokens) for arrival in arrivals)
-        return replace(self, arrivals=arrivals)
+from minipage.trace.story import Arrival, Scenario, Turn
+from minipage.trace.walk import Walk
 
 
 def find_scenario(name: str) -> Scenario:
@@ -78,6 +39,42 @@ JULIET = "JULIET:\nO Romeo,"
 ROMEO = "ROMEO:\nO, she doth teach the torches to"
 FRIENDS = "First Citizen:\nBefore we proceed any further, hear me speak.\n"
 
+SPEECH = """\
+To be, or not to be, that is the question:
+Whether 'tis nobler in the mind to suffer
+The slings and arrows of outrageous fortune,
+Or to take arms against a sea of troubles
+And by opposing end them. To die, to sleep,
+No more; and by a sleep to say we end
+The heart-ache and the thousand natural shocks
+That flesh is heir to: 'tis a consummation
+Devoutly to be wish'd. To die, to sleep;
+To sleep, perchance to dream: ay, there's the rub;
+"""
+
+# 64 requests of 50 to 2,000 tokens, prompt and answer together, each length half as likely as half of it. The shipped
+# model has a context of 512 tokens, a quarter of 2,048, so everything is a quarter of that: the lengths, and a memory
+# of 15,728 slots, which is what an A100 has left beside OPT-13B. A third of a request is its prompt, as in ShareGPT.
+SCALE, NUM_REQUESTS, SHORTEST, LONGEST, SLOTS = 4, 64, 50, 2000, 15_728
+ARRIVING = 8  # requests that come with a step
+
+
+def crowd() -> tuple[Arrival, ...]:
+    """Those 64 requests; each begins with another line of the speech."""
+    lines, arrivals = SPEECH.splitlines(keepends=True), []
+    for i, length in enumerate(draw_lengths("log-uniform", NUM_REQUESTS, SHORTEST, LONGEST, seed=0)):
+        start, num_tokens = i % len(lines), round(length / SCALE)
+        num_prompt_tokens = round(num_tokens / 3)
+        prompt, params = "".join(lines[start:] + lines[:start]), {"ignore_eos": True}
+        arrivals.append(Arrival(i // ARRIVING, prompt, num_tokens - num_prompt_tokens, params, num_prompt_tokens))
+    return tuple(arrivals)
+
+
+def is_full(index: int) -> Callable[[Frame], bool]:
+    """Whether somebody has to wait in a contiguous memory."""
+    return lambda frame: bool(frame.contiguous[index].waiting)
+
+
 FIRST_TURNS = (
     Turn(step_is(1), "The prompt is cut into blocks, and each is put wherever the pool has room."),
     Turn(lambda f: not f.chunks or newly_used(f), "A last block is full: the next token gets a new one, and only now."),
@@ -99,6 +96,37 @@ ALL = (
             Turn(lambda f: f.finished, "Done. The blocks go back, the last one first, for somebody else to use."),
         ),
         {"num_blocks": 12},
+    ),
+    Scenario(
+        "fragmentation",
+        "One memory, four ways to deal it out",
+        "64 requests of 50 to 2,000 tokens (scaled to the model: 13 to 500), in reserved pieces and in blocks",
+        crowd(),
+        (
+            Turn(
+                step_is(1),
+                "64 requests of 13 to 500 tokens (50 to 2,000, scaled to this model; log-uniform, so most are short) "
+                "come eight a step.",
+            ),
+            Turn(is_full(0), "Room for the longest case: full with seven requests, and nearly empty of words."),
+            Turn(is_full(1), "Each length guessed, to a power of two: more run, but what was too much is lost."),
+            Turn(
+                is_full(2),
+                "Even who knows each length keeps room for words to come, and no hole between pieces is large enough.",
+            ),
+            Turn(
+                lambda f: len(f.running) == NUM_REQUESTS and f.step == NUM_REQUESTS // ARRIVING,
+                "In blocks nothing is kept for later: all 64 run at once, and only ends of last blocks are empty.",
+            ),
+            PREEMPTED,
+            Turn(
+                step_is(28),
+                "Same memory, same requests: in blocks it is full of words, and many more are done or nearly so.",
+            ),
+        ),
+        {"block_size": 16, "num_blocks": SLOTS // SCALE // 16, "max_num_batched_tokens": 1024},
+        Comparison,
+        num_steps=28,
     ),
     Scenario(
         "continuous-batching",
@@ -238,6 +266,33 @@ ALL = (
             Turn(lambda f: f.finished, "Nobody had to give way. The price: each K and V is rounded to 8 bits."),
         ),
         {"memory": 9 * 4 * 2 * 4 * 256 * 4, "kv_cache_dtype": "int8"},
+    ),
+    Scenario(
+        "kernel",
+        "Inside one attention call",
+        "the query of one token meets block after block: scores, maximum, sum and output",
+        (Arrival(0, RICHARD, 6), Arrival(1, JULIET, 6)),
+        (
+            Turn(step_is(1), "Two texts in one pool. After a few steps we look into the kernel, at a single query."),
+            Turn(
+                lambda f: f.attention,
+                "The newest token has a query. Each word in the first block answers with a score: how well it fits.",
+            ),
+            Turn(
+                lambda f: f.attention and any(step.shrink < 1 for step in f.attention.steps[1:]),
+                "A higher score: what was summed before is shrunk to the new maximum. No second pass is needed.",
+            ),
+            Turn(
+                lambda f: f.attention and len(f.attention.steps) > 2,
+                "The next block may be anywhere. Three things are kept, however long the text: maximum, sum, output.",
+            ),
+            Turn(
+                lambda f: f.attention and f.attention.kernel,
+                "The same numbers as the kernel's. No row of scores was ever stored, and no block was moved.",
+            ),
+        ),
+        {"max_num_batched_tokens": 16},
+        Walk,
     ),
 )
 SCENARIOS = {scenario.name: scenario for scenario in ALL}

@@ -6,7 +6,8 @@ A change is one line of a trace, `{"step": 3, "phase": "schedule", ...}`, and ha
     sequences   of each label: tokens, blocks, status, ...   pool       what it did: ["take", 7, 8], ["free", 3], ...
     chunks, swap_out, swap_in, copies, preempted, chosen     what the step does
     finished    who is done, and why                         prefix     tokens looked for in the prefix cache, and found
-    contiguous  of each memory beside the pool: what it did  query, softmax, kernel     the walk inside an attention call
+    story       a sentence to this very frame
+    contiguous  what each memory beside the pool did         query, softmax, kernel     inside an attention call
     earlier     the same, of what happened since the last step: an abort, a step that failed
 
 New values of a list are `[how many members stay, what follows them]`.
@@ -98,6 +99,7 @@ class State:
         self.words: dict[str, tuple[str, ...]] = {}  # of sequences that are finished, whose blocks may still be cached
         self.contiguous: dict[str, ContiguousFrame] = {}
         self.attention: AttentionFrame | None = None
+        self.story = ""  # what a scenario says to this very frame
         self.apply_facts(header)
 
     def copy(self) -> State:
@@ -128,7 +130,7 @@ class State:
 
     def apply(self, change: Change) -> None:
         """One phase has passed."""
-        self.phase = change["phase"]
+        self.phase, self.story = change["phase"], change.get("story", "")
         self.apply_facts(change)
         self._attend(change)
 
@@ -167,8 +169,8 @@ class State:
         elif "query" in change:
             self.attention = AttentionFrame(**change["query"])
         if self.attention and "softmax" in change:
-            step = SoftmaxStep(*(tuple(part) if isinstance(part, list) else part for part in change["softmax"]))
-            self.attention = replace(self.attention, steps=(*self.attention.steps, step))
+            numbers = [tuple(part) if isinstance(part, list) else part for part in change["softmax"]]
+            self.attention = replace(self.attention, steps=(*self.attention.steps, SoftmaxStep._make(numbers)))
         if self.attention and "kernel" in change:
             self.attention = replace(self.attention, kernel=tuple(change["kernel"]))
 
@@ -222,7 +224,7 @@ class State:
             num_hit_tokens=self.prefix[1],
             events=tuple(told),
             num_earlier_events=num_earlier,
-            story=story,
+            story=self.story or story,
             contiguous=tuple(self.contiguous.values()),
             attention=self.attention,
         )

@@ -14,6 +14,7 @@ out, or has a star.
 from __future__ import annotations
 
 import textwrap
+from dataclasses import replace
 
 from rich.console import Group
 from rich.text import Text
@@ -21,7 +22,11 @@ from rich.text import Text
 from minipage.trace.boxes import request_lines
 from minipage.trace.frames import Frame
 from minipage.trace.glyphs import BOLD, DIM, UNICODE, Glyphs, chip, spread
+from minipage.trace.lanes import lane_lines
+from minipage.trace.lanes import legend as lane_legend
 from minipage.trace.pool import CACHED, bar_lines, free_queue_line, pool_lines
+from minipage.trace.walk_lines import legend as walk_legend
+from minipage.trace.walk_lines import walk_lines
 
 MIN_WIDTH, MIN_HEIGHT = 40, 16
 FIXED_LINES = 9  # header, queues, three rules, free queue, two bars, footer
@@ -47,6 +52,10 @@ def too_small(width: int, height: int) -> Group:
 
 
 def _lines(frame: Frame, width: int, glyphs: Glyphs, roomy: bool, height: int | None = None) -> list[Text]:
+    if frame.contiguous:
+        return _comparison(frame, width, glyphs, roomy, height)
+    if frame.attention:
+        return _inside_attention(frame, width, glyphs, roomy, height)
     small = height is not None and height < 24
     pool = pool_lines(frame, width, _pool_height(height), glyphs, roomy)
     events_room = (2 if small else 6 if roomy else 4) + bool(frame.story and not small)
@@ -63,6 +72,50 @@ def _lines(frame: Frame, width: int, glyphs: Glyphs, roomy: bool, height: int | 
         *pool,
         free_queue_line(frame, width, glyphs),
         *bar_lines(frame, width, glyphs),
+        _rule("what happened", "", width, glyphs),
+        *events,
+    ]
+
+
+def _comparison(frame: Frame, width: int, glyphs: Glyphs, roomy: bool, height: int | None) -> list[Text]:
+    """Several memories side by side; the texts get what room there is."""
+    news = sorted(frame.events, key=lambda event: "the pool is dry" not in event)  # of so many, these first
+    frame = replace(frame, events=tuple(news), num_earlier_events=0)
+    events = _events(frame, width, 8 if roomy else 4 if height is None or height < 24 else 5, glyphs)
+    num_lanes, lines_per_lane = len(frame.contiguous) + 1, 4 if roomy else 2
+    if height is not None:
+        lines_per_lane = min(lines_per_lane, (height - 4 - len(events)) // num_lanes - 1)
+    size = f"{len(frame.blocks) * frame.block_size:,} slots, dealt out in {num_lanes} ways"
+    lanes = lane_lines(frame, width, lines_per_lane, glyphs)
+    room = 0 if height is None else height - 4 - len(lanes) - len(events)
+    requests = []
+    if room > 2:
+        rule = _rule("requests", f"[words in a logical block]{glyphs.arrow}physical block", width, glyphs)
+        requests = [rule, *_requests(frame, width, room - 1, glyphs, roomy)]
+    return [
+        _header(frame, width, glyphs),
+        _rule(size, lane_legend(glyphs), width, glyphs),
+        *lanes,
+        *(requests or [Text()] * room),
+        _rule("what happened", "", width, glyphs),
+        *events,
+    ]
+
+
+def _inside_attention(frame: Frame, width: int, glyphs: Glyphs, roomy: bool, height: int | None) -> list[Text]:
+    """One query on its way along its block table."""
+    assert frame.attention is not None
+    events = _events(frame, width, None if height is None else 6 if roomy else 3, glyphs)
+    seq = next(seq for seq in frame.sequences if seq.label == frame.attention.label)
+    text = request_lines(seq, frame, width, LINES_PER_REQUEST if height is None else max(3, height // 4), glyphs, roomy)
+    room = None if height is None else height - 5 - len(text) - len(events)
+    walk = walk_lines(frame, frame.attention, width, room, glyphs)
+    return [
+        _header(frame, width, glyphs),
+        _rule("whose query it is", f"[words in a logical block]{glyphs.arrow}physical block", width, glyphs),
+        *text,
+        _rule("inside attention", walk_legend(frame.attention), width, glyphs),
+        *walk,
         _rule("what happened", "", width, glyphs),
         *events,
     ]

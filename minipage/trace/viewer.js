@@ -24,9 +24,10 @@ const trees = []; // one for each frame
 for (const delta of trace.deltas) trees.push(patch(trees.at(-1) ?? {}, delta));
 
 const everSwaps = trees.some((tree) => tree.swapped || tree.swap_out || tree.swap_in);
+const everAttends = trees.some((tree) => tree.attention);
 const everTells = trees.some((tree) => tree.story);
-// The last phase of each step.
-const ends = trees.map((_, i) => i).filter((i) => trees[i + 1]?.step !== trees[i].step);
+// The last phase of each step, and every look inside attention.
+const ends = trees.map((_, i) => i).filter((i) => trees[i].attention || trees[i + 1]?.step !== trees[i].step);
 const all = trees.map((_, i) => i);
 
 // ---- where we are
@@ -39,7 +40,8 @@ const place = () => places().findIndex((i) => i >= now.index);
 
 function nameOf(index) {
   const tree = trees[index];
-  return `step${tree.step}-${tree.phase}`;
+  const part = tree.attention ? `-${tree.attention.steps.length + (tree.attention.kernel ? 1 : 0)}` : "";
+  return `step${tree.step}-${tree.phase}${part}`;
 }
 
 // "#step4-copy", or "#step4" for its end; -1 if there is none.
@@ -73,21 +75,22 @@ function show(index) {
 
 function showFrame(tree, before) {
   const frame = readable(tree);
-  frame.whole = now.steps; // it stands for its whole step
+  frame.whole = now.steps && !tree.attention; // it stands for its whole step
   now.frame = frame;
-  const events = now.steps ? frame.events : frame.events.slice(frame.num_earlier_events);
+  const events = frame.whole ? frame.events : frame.events.slice(frame.num_earlier_events);
   drawTelling(frame, events.length ? events : ["Nothing to tell of this phase."]);
   drawQueues(frame);
   drawTexts(frame);
   drawPool(frame, before ? readable(before) : null, detailFor(frame));
   drawSwap(frame, everSwaps);
   drawFigures(frame);
+  drawBeside(frame);
 }
 
 // "Step 4" and its phases: those that this step has, the one that is shown, and a way to the others.
 function drawClock(tree) {
   byId("step").textContent = `Step ${tree.step}`;
-  const items = PHASES.map((phase) => {
+  const items = PHASES.filter((phase) => phase !== "attend" || everAttends).map((phase) => {
     const index = all.findIndex((i) => trees[i].step === tree.step && trees[i].phase === phase);
     const button = make("button", { type: "button", disabled: index < 0 && "disabled", "data-key": `phase ${phase}`,
       "aria-current": (now.steps || phase === tree.phase) && index >= 0 && "step" }, phase);
@@ -168,11 +171,11 @@ document.addEventListener("keydown", (event) => {
 const find = (key) => (key ? document.querySelector(`[data-key="${CSS.escape(key)}"]`) : null);
 
 function look(element) {
-  for (const lit of document.querySelectorAll("#stage .lit")) lit.classList.remove("lit");
+  for (const lit of document.querySelectorAll(".lit")) lit.classList.remove("lit");
   now.looked = element?.dataset.key ?? "";
-  const { slot, block, swap } = element?.dataset ?? {};
-  const [name, value] = slot !== undefined ? ["slot", slot] : block !== undefined ? ["block", block] : ["swap", swap];
-  if (value !== undefined) for (const same of document.querySelectorAll(`#stage [data-${name}="${value}"]`)) same.classList.add("lit");
+  const { slot, block, swap, owner } = element?.dataset ?? {};
+  const [name, value] = slot !== undefined ? ["slot", slot] : block !== undefined ? ["block", block] : owner ? ["owner", owner] : ["swap", swap];
+  if (value !== undefined) for (const same of document.querySelectorAll(`[data-${name}="${value}"]`)) same.classList.add("lit");
   if (name === "slot")
     for (const holder of document.querySelectorAll(`#stage [data-block="${Math.floor(value / now.frame.block_size)}"]`)) holder.classList.add("lit");
   document.body.classList.toggle("looking", value !== undefined);
@@ -180,10 +183,12 @@ function look(element) {
   drawWires(now.frame);
 }
 
-const lookable = (target) => target.closest?.("#stage [data-key]") ?? null;
+const lookable = (target) => target.closest?.("#stage [data-key], #beside [data-key]") ?? null;
 
-byId("stage").addEventListener("pointerover", (event) => look(lookable(event.target) ?? lookable(document.activeElement)));
-byId("stage").addEventListener("pointerleave", () => look(lookable(document.activeElement)));
+for (const place of [byId("stage"), byId("beside")]) {
+  place.addEventListener("pointerover", (event) => look(lookable(event.target) ?? lookable(document.activeElement)));
+  place.addEventListener("pointerleave", () => look(lookable(document.activeElement)));
+}
 document.addEventListener("focusin", (event) => look(lookable(event.target)));
 document.addEventListener("focusout", () => look(null));
 

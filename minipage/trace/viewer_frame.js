@@ -10,7 +10,7 @@
 // which it is found in the other pane.
 "use strict";
 
-const PHASES = ["schedule", "copy", "forward", "sample", "update"];
+const PHASES = ["schedule", "copy", "attend", "forward", "sample", "update"];
 const BIG_POOL = 40, HUGE_POOL = 160, MOST_CELLS = 2000; // blocks: then without words, then without slots, then cut off
 const MANY_BLOCKS = 8, LAST_BLOCKS = 4; // a text with so many blocks shows the words of the last ones only
 const MANY_WIRES = 28; // then only those that are looked at, or written, are drawn
@@ -18,7 +18,7 @@ const LONG_TEXT = 150; // characters
 
 // What html.py leaves out because it is empty.
 const EMPTY_FRAME = {
-  events: [], story: "", waiting: [], running: [], swapped: [], free_queue: [], chunks: [], written: [], read: [],
+  events: [], story: "", waiting: [], running: [], swapped: [], free_queue: [], num_free: 0, chunks: [], written: [], read: [],
   swap_out: [], swap_in: [], copies: [], chosen: [], preempted: [], finished: [], blocks: {}, sequences: {},
   num_earlier_events: 0, num_queried_tokens: 0, num_hit_tokens: 0, num_computed_tokens: 0, num_used_blocks: 0,
   num_wasted_slots: 0, num_contiguous_blocks: 0,
@@ -65,7 +65,8 @@ function readable(tree) {
   );
   frame.writtenSlots = new Set(frame.written);
   frame.writtenBlocks = new Set(frame.written.map((slot) => Math.floor(slot / frame.block_size)));
-  frame.isComputed = PHASES.indexOf(frame.phase) >= PHASES.indexOf("forward"); // K and V of the chosen tokens are there
+  frame.isComputed = PHASES.indexOf(frame.phase) >= PHASES.indexOf("attend"); // K and V of the chosen tokens are there
+  frame.attended = frame.attention && !frame.attention.kernel ? frame.attention.steps.at(-1).physical : -1;
   return frame;
 }
 
@@ -151,7 +152,7 @@ function whyNoBlocks(frame, text) {
   if (text.status === "swapped") return "swapped out: its K and V are safe in the swap pool";
   const wanted = count(Math.ceil(text.tokens.length / frame.block_size), "block");
   const lost = text.last_blocks.length ? `lost ${text.last_blocks.join(", ")}; ` : "";
-  return `${lost}waits for its turn: needs ${wanted}, ${frame.free_queue.length} free`;
+  return `${lost}waits for its turn: needs ${wanted}, ${frame.num_free} free`;
 }
 
 function drawLogical(frame, label, text, i, block) {
@@ -165,7 +166,7 @@ function drawLogical(frame, label, text, i, block) {
     return make("span", { class: `slot ${now}`, tabindex: -1, "data-slot": slot, "data-key": `${label} ${position}`, role: "img",
       "aria-label": sayToken(frame, label, text, position) }, make("bdi", {}, visible(text.tokens[position])));
   });
-  return make("li", { class: `logical ${small ? "small" : ""}`, tabindex: -1, "data-block": block, "data-key": `${label} block ${i}`,
+  return make("li", { class: `logical ${small ? "small" : ""} ${frame.attended === block ? "being" : ""}`, tabindex: -1, "data-block": block, "data-key": `${label} block ${i}`,
     role: "group", "aria-label": `Logical block ${i} of ${label}. ${sayBlock(frame, block)}` },
     make("small", { class: "index" }, i), make("span", { class: "slots" }, slots), make("span", { class: "leads" }, `→ ${block}`));
 }
@@ -188,8 +189,8 @@ function drawPool(frame, before, detail) {
   if (total > MOST_CELLS) cells.push(make("li", { class: "more" }, `… and ${total - MOST_CELLS} more`));
   byId("pool").className = `walk ${detail}`;
   byId("pool").replaceChildren(...cells);
-  const next = frame.free_queue.slice(0, 40).map((number) => make("b", { "data-block": number, "data-key": `free ${number}` }, number));
-  const more = frame.free_queue.length > 40 ? [`… ${frame.free_queue.length - 40} more`] : [];
+  const next = frame.free_queue.map((number) => make("b", { "data-block": number, "data-key": `free ${number}` }, number));
+  const more = frame.num_free > next.length ? [`… ${frame.num_free - next.length} more`] : [];
   byId("free").replaceChildren("Free queue, next first ", ...(next.length ? next : [make("i", {}, "empty")]), ...more);
 }
 
@@ -236,6 +237,7 @@ function tagsOf(frame, before, number, block) {
   const was = before ? blockOf(before, number).ref_count : block.ref_count;
   if (!was && block.ref_count && !tags.length) tags.push("taken");
   if (was && !block.ref_count) tags.push("given back");
+  if (frame.attended === number) tags.push("being read");
   if (frame.writtenBlocks.has(number) && (frame.phase === "forward" || frame.whole)) tags.push("written");
   else if (frame.phase === "forward" && frame.read.includes(number)) tags.push("read");
   return tags;
