@@ -77,7 +77,7 @@ DEMO: Options = MODEL | {
     "preemption": (str, "recompute, swap or auto"),
     "policy": (str, "fcfs or priority"),
     "watermark": (float, "share of the pool that admission leaves free"),
-    "kv_cache_dtype": (str, "float32, int8 or fp8"),
+    "kv_cache_dtype": (str, "float32, bfloat16, float16, int8 or fp8"),
     "seed": (int, "another seed, other texts"),
     "steps": (int, "stop after N steps"),
 }

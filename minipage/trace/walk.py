@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minipage.attention.arguments import Floats
-from minipage.attention.quantize import dequantize
+from minipage.attention.quantize import numbers_of
 from minipage.trace.frames import Frame, SoftmaxStep
 from minipage.trace.recorder import replaced
 from minipage.trace.replay import Trace
@@ -85,9 +85,9 @@ class Walk:
         cache, table = self.llm.kv_cache, list(blocks)
         both = []
         for stored, scales in ((cache.k, cache.k_scales), (cache.v, cache.v_scales)):
-            rows = stored[self.layer][table][:, :, self.head]  # [blocks, block_size, head_size]
-            if scales is not None:
-                rows = dequantize(rows, scales[self.layer][table][:, :, self.head])
+            its_scales = None if scales is None else scales[self.layer][table]  # [blocks, block_size, num_kv_heads]
+            numbers = numbers_of(stored[self.layer][table], its_scales)  # [blocks, block_size, num_kv_heads, head_size]
+            rows = numbers[:, :, self.head]  # [blocks, block_size, head_size]
             both.append(rows.reshape(-1, rows.shape[-1])[:num_tokens].astype(np.float64))  # [num_tokens, head_size]
         return both[0], both[1]
 
