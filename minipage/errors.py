@@ -25,6 +25,10 @@ class TraceError(MinipageError):
     """A recorded trace cannot be read: it is damaged, no trace at all, or of a newer version."""
 
 
+class LearnError(MinipageError):
+    """Something about the exercises: no workspace, no such exercise, or code of the learner's that does not run."""
+
+
 class OutOfBlocksError(MinipageError):
     """The block pool has fewer free blocks than were asked for. Nothing was allocated."""
 

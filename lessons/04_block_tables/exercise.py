@@ -1,0 +1,87 @@
+"""Lesson 4: block tables. Replace each `raise NotImplementedError(...)` by code of yours.
+
+A block table is the page table of one sequence. Token i lives in logical block `i // block_size`, at offset
+`i % block_size`; the table says which physical block of the pool that is:
+
+    tokens           To be or not | to be that i | s the
+    logical block    0              1              2
+    physical block   7              1              3          <- self.blocks
+    slot of token i  blocks[i // block_size] * block_size + i % block_size
+
+The pool is handed in: `self.pool.allocate()`, `.allocate_many(n)`, `.free(block)`, `.num_free` and `.block_size` are
+what you need of it. Nobody shares blocks yet; that is lesson 7.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from minipage.errors import ConfigurationError  # noqa: F401 (you will raise it)
+from minipage.memory import BlockCopy, BlockPool
+
+
+def blocks_needed(num_tokens: int, block_size: int) -> int:
+    """Exercise 4.1: how many blocks hold `num_tokens` tokens; the last one may be part empty.
+
+    blocks_needed(8, block_size=4) is 2, and blocks_needed(9, block_size=4) is 3.
+    """
+    raise NotImplementedError("Exercise 4.1: round up")
+
+
+class BlockTable:
+    """The physical blocks of one sequence, in logical order, and how many of its tokens have a slot in them."""
+
+    def __init__(self, pool: BlockPool) -> None:
+        self.pool = pool
+        self.blocks: list[int] = []
+        self.num_tokens = 0
+        self.keys: list[bytes] = []  # the prefix cache of lesson 8 keeps its notes here
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.blocks)
+
+    def blocks_to_allocate(self, num_tokens: int) -> int:
+        """How many free blocks `append(num_tokens)` takes from the pool. (Given.)"""
+        return blocks_needed(self.num_tokens + num_tokens, self.pool.block_size) - len(self.blocks)
+
+    def append(self, num_tokens: int) -> list[BlockCopy]:
+        """Exercise 4.2: give slots to `num_tokens` more tokens, all of them or none.
+
+        New blocks are taken from the pool only when the last one is full. Returns the blocks that have to be copied
+        first: none before lesson 7, so an empty list.
+
+        Raises OutOfBlocksError if the pool has too few blocks (the pool does that), and then nothing has changed, in
+        the table or in the pool; ConfigurationError if `num_tokens` is negative.
+        """
+        raise NotImplementedError("Exercise 4.2: take the blocks that are missing, and count the tokens")
+
+    def slot_mapping(self, start: int, stop: int) -> list[int]:
+        """Exercise 4.3: the slots of tokens `start` to `stop - 1`: where in the KV cache their K and V are.
+
+        Raises ConfigurationError unless 0 <= start <= stop <= num_tokens.
+        """
+        raise NotImplementedError("Exercise 4.3: blocks[i // block_size] * block_size + i % block_size, for each token")
+
+    def free(self) -> None:
+        """Exercise 4.4: give every block back to the pool, the last one first, and be empty (also of `keys`).
+
+        The last first, because the pool reuses the block that was freed longest ago: so the beginning of a text, which
+        other texts may share, is the last to be reused.
+        """
+        raise NotImplementedError("Exercise 4.4: give the blocks back, from the end")
+
+    def move_to(self, pool: BlockPool, moved: dict[int, int]) -> None:
+        """Exchange every block for one of another pool; `moved` says where blocks went already. (Given: lesson 9.)"""
+        old_pool, old_blocks = self.pool, self.blocks
+        self.pool, self.blocks, self.keys = pool, [], self.keys[:1]
+        for block in old_blocks:
+            if block in moved:
+                pool.share(moved[block])
+            else:
+                moved[block] = pool.allocate()
+            self.blocks.append(moved[block])
+        for block in reversed(old_blocks):
+            old_pool.free(block)

@@ -1,0 +1,90 @@
+"""Lesson 8: prefix caching. Replace each `raise NotImplementedError(...)` by code of yours.
+
+Which blocks hold which text, so that a text that begins like an earlier one need not be computed again? Only full
+blocks are shared. K and V of a token depend on all the tokens before it, so a block is known by its whole prefix,
+folded into one key per block:
+
+    key 0 = hash(root, tokens 0-15)    key 1 = hash(key 0, tokens 16-31)    key 2 = hash(key 1, tokens 32-47)   ...
+
+A block that is freed keeps its contents until the pool hands it out again, and until then it can be found here.
+
+Of a block table you need `table.blocks`, `table.num_tokens`, and the list `table.keys`, which belongs to you: the root,
+and then the key of each full block that was published or adopted. (It is empty in a new table.)
+"""
+
+from __future__ import annotations
+
+import hashlib  # noqa: F401 (you will use it)
+import secrets
+from collections.abc import Sequence
+
+from minipage.memory import BlockPool, BlockTable
+
+
+class PrefixCache:
+    """Finds and publishes full blocks of one pool by the text that they hold."""
+
+    def __init__(self, pool: BlockPool) -> None:
+        self.pool = pool
+        self.num_queried_tokens = 0  # the scheduler counts here
+        self.num_hit_tokens = 0
+        self._secret = secrets.token_bytes(32)  # so that nobody can work out keys from outside
+        self._block_of: dict[bytes, int] = {}  # key -> the block that holds this prefix
+        self._key_of: dict[int, bytes] = {}  # the other way round
+        pool.on_reuse = self.forget  # the pool calls this with every block that it hands out
+
+    def __contains__(self, block: int) -> bool:
+        """Whether `block` can be found, be it in use or free."""
+        return block in self._key_of
+
+    def root(self, salt: str) -> bytes:
+        """What stands for the parent of a first block. Only texts of the same salt can share. (Given.)"""
+        return hashlib.blake2b(salt.encode("utf-8", "surrogatepass"), key=self._secret, digest_size=32).digest()
+
+    def key(self, parent: bytes, token_ids: Sequence[int]) -> bytes:
+        """Exercise 8.1: the key of a block that holds `token_ids` and follows the block with the key `parent`.
+
+        Two different (parent, token_ids) never have the same key: feed all of both to a cryptographic hash, in a form
+        that cannot be confused ([1, 23] is not [12, 3]), under the secret, as `root` does.
+        """
+        raise NotImplementedError("Exercise 8.1: hash the parent and the tokens")
+
+    def publish(self, table: BlockTable, token_ids: Sequence[int], salt: str = "") -> None:
+        """Exercise 8.2: make the full blocks of a table known. Their K and V have been written.
+
+        `token_ids` are the tokens of the text, at least `table.num_tokens` of them. Begin `table.keys` with
+        `root(salt)` if it is empty, and add a key for each full block that has none yet. This is called after every
+        step: what was published before must not be published again.
+
+        Exercise 8.6: if another block is known for the same text already (two sequences computed it side by side), the
+        table takes that one instead, with a reference, and gives its own back to the pool.
+        """
+        raise NotImplementedError("Exercise 8.2: a key for each full block, and an entry in both dictionaries")
+
+    def find(self, token_ids: Sequence[int], salt: str = "") -> tuple[list[int], list[bytes]]:
+        """Exercise 8.3: the blocks that hold the beginning of a text, as far as they are known; the root and their keys.
+
+        Stops at the first block that is not known. At least the last token is always left to be computed: its logits
+        are wanted, and nobody kept them. Looking changes nothing: whoever asked may not be admitted after all.
+        """
+        raise NotImplementedError("Exercise 8.3: follow the chain of keys")
+
+    def adopt(self, table: BlockTable, blocks: list[int], keys: list[bytes]) -> None:
+        """Exercise 8.4: let an empty block table begin with what `find` has just found.
+
+        It gets lists of its own, its `num_tokens`, and a reference to every block: `pool.share` if the block is in use,
+        `pool.revive` if it lies in the free queue.
+        """
+        raise NotImplementedError("Exercise 8.4: take references, fill the table")
+
+    def forget(self, block: int) -> None:
+        """Exercise 8.5: the block is about to lose its contents. The pool calls this for blocks that are not known, too."""
+        raise NotImplementedError("Exercise 8.5: remove the entry from both dictionaries")
+
+    def reset(self) -> None:
+        """Exercise 8.5: forget everything, for example because the model's weights have changed.
+
+        Texts that are under way go on publishing after their old keys. Nobody may find that: draw a new secret, and the
+        root is another.
+        """
+        raise NotImplementedError("Exercise 8.5: forget everything, and draw a new secret")

@@ -1,0 +1,10 @@
+"""The exercises: `python -m minipage learn`. Their stubs are in lessons/, and parts of the real engine come out of them.
+
+course      which exercises there are, with hints and explanations (texts/*.md)
+workspace   the learner's folder: their files, and what they have passed
+load        a file of theirs as a module; everything that can go wrong becomes a sentence with file and line
+diary       writes down the calls that a check makes, and draws the block pool
+judge       runs the graders of one exercise (graders/test_*.py) on a solution, and says what came of it
+child       does that in a process of its own; check.py talks to it, and cuts it off when it takes too long
+mine        composes an engine of the learner's parts: `demo --mine`
+"""

@@ -1,0 +1,132 @@
+"""Wrong solutions, as changes to the right ones in alternatives/: mistakes that people make.
+
+The first of a pair is text that the alternative solution has (exactly once), the second what it is changed to. Where real
+engines had the bug, the issue is named. `words` is a regular expression that the learner's message has to match.
+"""
+
+from typing import NamedTuple
+
+
+class Mistake(NamedTuple):
+    exercise: str
+    old: str
+    new: str
+    words: str
+
+
+M = Mistake
+BLOCK_POOL = [
+    M("3.1", "[*range(num_blocks)]", "[*range(1, num_blocks + 1)]", "all free: 0, 1, 2"),
+    M("3.1", "if block not in range(self.num_blocks)", "if block >= self.num_blocks", "would hide a bug"),
+    M("3.1", "lambda self: tuple(self.unused)", "lambda self: self.unused", "free_queue is a tuple"),
+    M("3.1", "lambda self: len(self.unused)", "lambda self: self.num_blocks - 1", "num_free counts the blocks in the free"),
+    M("3.2", "block = self.unused.pop(0)", "block = self.unused.pop()", "front of the free queue"),
+    M("3.2", "block = self.unused.pop(0)", "block = self.unused[0]", "in use leaves the free queue"),
+    M("3.2", "        self.holders[block] = 1\n        self.on_reuse", "        self.on_reuse", "exactly one reference"),
+    M("3.2", "self.on_reuse(block)", "pass", "on_reuse has to be called"),
+    M("3.2", 'raise OutOfBlocksError("none is free")', "return None", "has to raise OutOfBlocksError"),
+    M("3.3", "left = self.holders.pop(block) - 1", "left = self.holders.pop(block)", "drops one reference"),
+    M("3.3", "self.unused.append(block)", "self.unused.insert(0, block)", "end of the free queue"),
+    M("3.3", "self.unused.append(block)", "pass", "end of the free queue"),
+    M("3.3", "if not self.ref_count(block):", "if self.ref_count(block) < 0:", "free already cannot be freed"),  # MinivLLM #84
+    M("3.4", "self.holders[block] += 1", "self.holders[block] += 2", "adds one reference"),
+    M("3.4", "except KeyError:", "except ZeroDivisionError:", "cannot be shared: raise BlockError"),
+    M("3.4", "left = self.holders.pop(block) - 1", "left = 0 * self.holders.pop(block)", "drops one reference"),
+    M("3.5", "if len(self.unused) < count:", "if count > 99:", "left everything as it was|must leave everything"),
+    M("3.5", "[self.allocate() for _ in range(count)]", "[self.unused[i] for i in range(count)]", "exactly one reference"),
+    M("3.5", "[self.allocate() for _ in range(count)]", "(self.allocate() for _ in range(count))", "in order, as a list"),
+    M("3.5", "if count < 0:", "if 0:", "Fewer than none: ConfigurationError"),
+    M("3.6", "self.unused.remove(block)", "self.unused.pop(0)", "from wherever it is|raise BlockError"),
+    M("3.6", "        self.holders[block] = 1\n\n    def check", "        self.holders[block] = 1\n        self.on_reuse(block)\n\n"
+      "    def check", "make the prefix cache forget it"),
+    M("3.6", "            self.unused.remove(block)\n", "            self.unused.index(block)\n", "takes this block out of the queue"),
+    M("3.6", "        self.holders[block] = 1\n\n    def check", "\n    def check", "has one reference"),
+]  # fmt: skip
+BLOCK_TABLE = [
+    M("4.1", "full + bool(rest)", "full + 1", "Every started block counts"),
+    M("4.1", "full + bool(rest)", "full", "Every started block counts"),
+    M("4.1", "full + bool(rest)", "full + (rest == 1)", "Every started block counts"),
+    # MinivLLM #75 and #85: `len % block_size == 1` simplified to `== 0`
+    M("4.2", "if self.num_tokens == len(self.blocks) * self.pool.block_size:",
+      "if (self.num_tokens + 1) % self.pool.block_size == 0:", "when the last one is full and one more"),
+    # nano-vllm: block_size 1
+    M("4.2", "if self.num_tokens == len(self.blocks) * self.pool.block_size:",
+      "if (self.num_tokens + 1) % self.pool.block_size == 1:", "when the last one is full and one more"),
+    M("4.2", "if self.blocks_to_allocate(num_tokens) > self.pool.num_free:", "if 0:", "An append that fails changes nothing"),
+    M("4.2", "            self.num_tokens += 1\n        return []", "            self.num_tokens += 1\n", "nothing is copied: return"),
+    M("4.2", "if num_tokens < 0:", "if 0:", "raise ConfigurationError"),
+    M("4.2", "self.blocks.append(self.pool.allocate())", "self.blocks.append(self.pool.allocate() and self.pool.allocate())",
+      "it would leak|each once|OutOfBlocks"),
+    M("4.3", "block * size + offset", "block * size + offset + 1", r"place \* \d+ \+ offset"),
+    M("4.3", "for block in self.blocks for offset", "for block in range(len(self.blocks)) for offset", "place in the pool"),
+    M("4.3", "stop > self.num_tokens", "stop > size", "have a slot|UnboundLocalError"),
+    M("4.3", "stop > self.num_tokens", "stop > len(self.blocks) * self.pool.block_size", "the last block may have room"),
+    M("4.4", "self.blocks[::-1]:\n            self.pool", "self.blocks:\n            self.pool", "the last to be reused"),
+    M("4.4", "self.blocks[::-1]:\n            self.pool", "self.blocks[:0:-1]:\n            self.pool", "a leak"),
+    M("4.4", "self.blocks, self.num_tokens, self.keys = [], 0, []", "pass", "can be used again"),
+]  # fmt: skip
+ATTENTION = [
+    M("5.1", "range(context_len)]", "range(-(-context_len // size) * size)]", "cut off the slots"),
+    M("5.1", "int(block_table[i // size]) * size", "(i // size) * size", "Token i is in block|NaN came out"),
+    M("5.1", "i % size for", "0 for", "at offset"),
+    M("5.2", "h // (len(q) // k.shape[1])", "h % k.shape[1]", "share K and V in runs"),
+    M("5.2", "float(q @ key) * scale", "float(q @ key)", r"q · k \* scale"),
+    M("5.2", "return acc / total", "return acc", "weighted mean"),
+    M("5.2", "top, total, acc = -math.inf, 0.0, 0.0", "top, total, acc = 0.0, 0.0, 0.0", "scores = q|NaN|ZeroDivision|overflow|cannot be"),
+    # nano-vllm #213: the length of the chunk instead of the context
+    M("5.3", "seen = context_lens[s] - back", "seen = len(mine) - back", "all that is in the cache and not only|block_tables|Zero"),
+    M("5.3", "seen = context_lens[s] - back", "seen = context_lens[s]", "sees itself and those before it"),
+    M("5.3", "seen = context_lens[s] - back", "seen = context_lens[s] - back - 1", "sees itself|Zero|block_tables"),
+    M("5.3", "block_tables[s], context_lens[s])\n        vs", "block_tables[0], context_lens[s])\n        vs", "in block_tables|NaN|no block|IndexError"),
+    M("5.4", "total, acc, top = total * shrink, acc * shrink, score", "total, acc, top = total * shrink, acc, score", "has to shrink"),
+    M("5.4", "total, acc, top = total * shrink, acc * shrink, score", "total, acc, top = total, acc, score", "has to shrink"),
+    M("5.4", "        for key, value in zip(k, v):", "        top = -math.inf\n        for key, value in zip(k, v):", "has to shrink"),
+]  # fmt: skip
+COPY_ON_WRITE = [
+    M("7.1", "[self.pool.share(block) for block in twin]", "", "needs a second reference"),
+    M("7.1", "twin.blocks, twin.keys = self.blocks[:], self.keys[:]", "twin.keys = self.keys[:]", "one and the same list of blocks"),
+    M("7.1", "twin.blocks, twin.keys = self.blocks[:], self.keys[:]", "twin.blocks = self.blocks[:]", "same list of keys"),
+    M("7.1", "return twin", "twin.num_tokens = 0\n        return twin", "all of the parent's tokens|has all of"),
+    M("7.2", "if is_part_full and", "if self.blocks and", "begins a block of its own"),
+    M("7.2", "self.pool.ref_count(self.blocks[-1]) != 1", "True", "Nobody else holds"),
+    M("7.2", "is_part_full and self", "False and self", "another table holds it too"),
+    M("7.3", "1 if num_tokens and self", "1 if self", "writes nothing"),
+    M("7.3", "copies + super()", "super()", "one to copy the shared tail into"),
+    M("7.3", "copies = 1 if", "copies = 2 if", "one to copy the shared tail into"),
+    # a "fork" that never copies: writers overwrite each other's tail
+    M("7.4", "orders = self.make_private() if num_tokens else []", "orders = []", "has to be copied before it is written"),
+    M("7.4", "        self.pool.free(tail)\n", "", "gives its own reference"),
+    M("7.4", "return [BlockCopy(source=tail, destination=self.blocks[-1])]", "return []", "has to be copied"),
+    M("7.4", "source=tail, destination=self.blocks[-1]", "source=self.blocks[-1], destination=tail", "has to be copied"),
+    M("7.4", "if self.blocks_to_allocate(num_tokens) > self.pool.num_free:", "if 0:", "changes nothing at all"),
+    M("7.4", "if num_tokens else []", "", "Nothing has to be copied|OutOfBlocks"),
+]  # fmt: skip
+PREFIX_CACHE = [
+    M("8.1", "parent + b\";\" + repr((self.nonce, *token_ids)).encode()",
+      "parent + b\";%d\" % sum(token_ids) + self.nonce.encode()", "a hash that adds them up"),  # Megatron-LM #4158
+    M("8.1", "parent + b\";\"", "b\";\"", "parent's key belongs in the hash"),
+    M("8.1", "repr((self.nonce, *token_ids))", "repr(token_ids)", "always, and whether they come|anybody can work out"),
+    M("8.1", "repr((self.nonce, *token_ids))", "repr(tuple(token_ids))", "anybody can work out keys"),  # vLLM #12621
+    M("8.2", "[done : table.num_tokens // size]", "[done:]", "Only full blocks are|the root, and a key"),
+    M("8.2", "done = len(table.keys) - 1", "done = 0", "Each once"),
+    M("8.2", "self.key(table.keys[-1], token_ids", "self.key(table.keys[0], token_ids", "follows the key before it"),
+    M("8.3", "while len(rest) > size:", "while len(rest) >= size:", "no token is left to compute"),  # nano-vllm #114, #144
+    M("8.3", "[self.root(salt)], self.pool", "[self.root('salt')], self.pool", "under the same salt|root of this salt"),
+    M("8.3", "rest = rest[size:]", "rest = rest[size:]\n            self.hold(blocks[-1])", "Looking changes nothing"),
+    M("8.3", "            if key not in self.table:\n                return blocks, keys\n            blocks.append(self.table[key])",
+      "            if key in self.table:\n                blocks.append(self.table[key])", "As far as the text is the same|The keys are"),
+    M("8.4", "take = self.pool.share if self.pool.ref_count(block) else self.pool.revive", "take = self.pool.share", "BlockError"),
+    M("8.4", "        for block in blocks:\n            self.hold(block)\n", "", "have to leave the free queue|one reference more"),
+    M("8.4", "table.blocks, table.keys = [*blocks], [*keys]", "table.blocks, table.keys = [*blocks], []", "published a second time"),
+    M("8.4", "[*blocks], [*keys]", "blocks, keys", "lists of its own"),
+    M("8.5", "self.table = {key: known for key, known in self.table.items() if known != block}", "pass", "nano-vllm #163"),
+    M("8.5", "self.table, self.nonce = {}, secrets.token_hex(8)", "self.table = {}", "rest on old weights"),
+    M("8.5", "self.table, self.nonce = {}, secrets.token_hex(8)", "self.nonce = secrets.token_hex(8)", "After a reset nothing"),
+    M("8.5", "if known != block}", "if known == block}", "nothing is lost"),
+    M("8.6", "if kept != block:", "if False:", "nothing is stored twice"),  # nano-vllm #219
+    M("8.6", "                self.pool.free(block)\n", "", "were given back"),
+    M("8.6", "                self.hold(kept)\n", "", "two holders|freed twice|reference count"),
+    M("8.6", "kept = self.table.setdefault(table.keys[-1], block)\n", "kept = self.table.setdefault(table.keys[-1], block)\n"
+      "            self.table[table.keys[-1]] = block\n", "the cache should know|takes that one"),
+]  # fmt: skip
+MISTAKES = BLOCK_POOL + BLOCK_TABLE + ATTENTION + COPY_ON_WRITE + PREFIX_CACHE

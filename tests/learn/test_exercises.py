@@ -1,0 +1,70 @@
+"""Every exercise: the stub is to do, two solutions pass, and wrong ones are caught with words that name the mistake."""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from minipage.learn.course import chosen, exercises
+from minipage.learn.judge import FAILED, PASSED, TODO, judge
+from minipage.learn.load import definitions, load
+from tests.learn.mistakes import MISTAKES
+
+ALTERNATIVES = Path(__file__).parent / "alternatives"
+every_exercise = pytest.mark.parametrize("exercise", exercises(), ids=lambda exercise: exercise.number)
+
+
+def judged(exercise, path):
+    return judge(exercise, load(exercise.lesson, path))
+
+
+@every_exercise
+def test_the_stub_is_to_do(exercise):
+    verdict = judged(exercise, exercise.lesson.stub)
+    assert verdict.status == TODO and verdict.message and verdict.line, verdict
+
+
+@every_exercise
+def test_the_reference_passes(exercise):
+    verdict = judged(exercise, exercise.lesson.solution)
+    assert verdict.status == PASSED, verdict
+
+
+@every_exercise
+def test_a_solution_in_another_style_passes(exercise):
+    verdict = judged(exercise, ALTERNATIVES / f"{exercise.lesson.name}.py")
+    assert verdict.status == PASSED, verdict
+
+
+@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda m: f"{m.exercise}: {' '.join(m.new.split())[:50] or 'nothing'}")
+def test_the_mistake_is_caught_and_named(mistake, tmp_path):
+    [exercise] = chosen([mistake.exercise])
+    right = (ALTERNATIVES / f"{exercise.lesson.name}.py").read_text(encoding="utf-8")
+    assert right.count(mistake.old) == 1, f"{mistake.old!r} is there {right.count(mistake.old)} times"
+    path = tmp_path / "exercise.py"
+    path.write_text(right.replace(mistake.old, mistake.new), encoding="utf-8")
+    verdict = judged(exercise, path)
+    assert verdict.status == FAILED, verdict
+    assert re.search(mistake.words, verdict.message), verdict
+
+
+def test_every_exercise_has_three_mistakes_three_hints_and_a_reason():
+    counts = Counter(mistake.exercise for mistake in MISTAKES)
+    for exercise in exercises():
+        assert counts[exercise.number] >= 3, f"{exercise.number} has {counts[exercise.number]} wrong solutions"
+        assert len(exercise.hints) == 3 and exercise.why and exercise.points > 0, exercise.number
+
+
+@every_exercise
+def test_stub_and_solution_agree_on_names_and_arguments(exercise):
+    """What the graders call is in the stub, under the same name and with the same arguments."""
+    stub = definitions(exercise.lesson.stub.read_text(encoding="utf-8"))
+    assert all(name in stub for name in exercise.names), exercise.names
+    solution = definitions(exercise.lesson.solution.read_text(encoding="utf-8"))
+    for name in set(exercise.names) & solution.keys():
+        assert arguments(stub[name]) == arguments(solution[name]), name
+
+
+def arguments(node):
+    return [argument.arg for argument in node.args.args], len(node.args.defaults)
