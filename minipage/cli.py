@@ -1,4 +1,4 @@
-"""The command line: `python -m minipage demo | generate | info`.
+"""The command line: `python -m minipage demo | generate | learn | info`.
 
 Only argparse is imported here. Whatever takes time (numba, NumPy, rich, the tokenizer) is imported by the command that
 needs it, so `--help` answers at once.
@@ -11,11 +11,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from minipage import __version__
 from minipage.errors import InvalidRequestError, MinipageError
+from minipage.learn.cli import add_learn
 
 if TYPE_CHECKING:
     from minipage.engine import LLM
@@ -39,8 +40,9 @@ def main(argv: list[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a text may hold letters that the terminal has not
     try:
-        args.command(args)
+        code = args.command(args) or 0
         sys.stdout.flush()
+        return int(code)
     except MinipageError as error:
         print(f"minipage: {error}", file=sys.stderr)
         return BAD_INPUT
@@ -58,9 +60,10 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="minipage", description="PagedAttention, small enough to read.")
     parser.add_argument("--version", action="version", version=f"minipage {__version__}")
     parser.set_defaults(command=None)
-    commands = parser.add_subparsers(title="commands", metavar="{demo,generate,info}")
+    commands = parser.add_subparsers(title="commands", metavar="{demo,generate,learn,info}")
     add_demo(commands.add_parser("demo", help="watch three requests share a small paged memory, step by step"))
     add_generate(commands.add_parser("generate", help="continue one text, or many as one batch"))
+    add_learn(commands.add_parser("learn", help="rebuild PagedAttention yourself: exercises that check themselves"))
     info = commands.add_parser("info", help="versions, devices, caches, and the sizes of the shipped model")
     info.set_defaults(command=run_info)
     return parser
@@ -123,6 +126,7 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--replay", metavar="FILE", help="show a trace that was written with --json")
     parser.add_argument("--enable-prefix-caching", action="store_true", help="equal beginnings are computed once",
                         default=argparse.SUPPRESS)  # fmt: skip
+    parser.add_argument("--mine", metavar="DIR", help="with the parts that you wrote there (see `learn`)")
     parser.add_argument("--plain", action="store_true", help="print every step, even in a terminal")
     parser.add_argument("--prompt", action="append", metavar="TEXT", help="a text of your own (may be repeated)")
     add_options(parser, DEMO)
@@ -137,7 +141,16 @@ def run_demo(args: argparse.Namespace) -> None:
         return demo.list_scenarios()
     name = {"name": args.scenario} if args.scenario else {}
     options = name | given(args, DEMO | {"enable_prefix_caching": (bool, "")})
-    demo.run(replay=args.replay, prompts=args.prompt, plain=args.plain, files=given(args, FILES), **options)
+    options |= {"replay": args.replay, "prompts": args.prompt, "plain": args.plain, "files": given(args, FILES)}
+    if args.mine is None:
+        return demo.run(**options)
+    from minipage.learn.mine import Mine
+
+    mine = Mine(args.mine)
+    print(*mine.lines(), "", sep="\n")
+    with mine.blamed():
+        demo.run(**options, build=mine.build, note=mine.note)
+    print("", *mine.lines(), sep="\n")
 
 
 # ---- generate
@@ -148,21 +161,34 @@ def add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object per text")
     parser.add_argument("--stop", action="append", default=[], metavar="TEXT",
                         help="end when this appears in the text (may be repeated)")  # fmt: skip
+    parser.add_argument("--mine", metavar="DIR", help="with the parts that you wrote there (see `learn`)")
     add_options(parser, SAMPLING | ENGINE)
     parser.set_defaults(command=run_generate, max_tokens=MAX_TOKENS)
 
 
 def run_generate(args: argparse.Namespace) -> None:
-    from minipage.trace.spinner import spinner
-
     prompts = list(read_prompts(args.prompt))
     if not prompts:
         raise InvalidRequestError("standard input has no lines; give one prompt on each.")
+    if args.mine is None:
+        return generate(args, prompts)
+    from minipage.learn.mine import Mine
+
+    mine = Mine(args.mine)
+    print(*mine.lines(), sep="\n", file=sys.stderr)
+    with mine.blamed():
+        generate(args, prompts, mine.build)
+
+
+def generate(args: argparse.Namespace, prompts: list[str], build: Callable[..., LLM] | None = None) -> None:
+    """Continue the prompts with the engine that `build` makes, or else an LLM."""
+    from minipage.trace.spinner import spinner
+
     with spinner("loading the model"):
         from minipage import LLM, SamplingParams
 
         params = SamplingParams(stop=args.stop, **given(args, SAMPLING))
-        llm = LLM(**given(args, ENGINE))
+        llm = (build or LLM)(**given(args, ENGINE))
     if len(prompts) == 1 and not args.json:
         stream_one(llm, prompts[0], params)
         return

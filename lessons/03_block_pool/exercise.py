@@ -30,7 +30,9 @@ class BlockPool:
         self.block_size = block_size
         # Call this with every block that is handed out for new contents (3.2, 3.5). Lesson 8 will listen to it.
         self.on_reuse: Callable[[int], None] = lambda block: None
-        raise NotImplementedError("Exercise 3.1: keep the free queue and the reference counts, in whatever you like")
+        raise NotImplementedError(
+            "Exercise 3.1: keep the free queue and the reference counts, in whatever you like"
+        )
 
     @property
     def free_queue(self) -> tuple[int, ...]:
@@ -58,7 +60,9 @@ class BlockPool:
 
         Call `self.on_reuse(block)`: whatever the block held is gone. Raises OutOfBlocksError if no block is free.
         """
-        raise NotImplementedError("Exercise 3.2: take the block at the front of the free queue")
+        raise NotImplementedError(
+            "Exercise 3.2: take the block at the front of the free queue"
+        )
 
     def free(self, block: int) -> None:
         """Exercise 3.3: drop one reference; with the last one the block goes to the end of the free queue.
@@ -87,7 +91,9 @@ class BlockPool:
         It gets one reference. Nothing new will be written, so `on_reuse` is not called. Raises BlockError if the block
         is in use.
         """
-        raise NotImplementedError("Exercise 3.6: take this block out of the free queue, from wherever it is")
+        raise NotImplementedError(
+            "Exercise 3.6: take this block out of the free queue, from wherever it is"
+        )
 
     def check_integrity(self, block_tables) -> None:  # (given)
         """Raise IntegrityError unless the block tables account for every reference."""

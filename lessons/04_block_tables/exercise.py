@@ -45,7 +45,9 @@ class BlockTable:
 
     def blocks_to_allocate(self, num_tokens: int) -> int:
         """How many free blocks `append(num_tokens)` takes from the pool. (Given.)"""
-        return blocks_needed(self.num_tokens + num_tokens, self.pool.block_size) - len(self.blocks)
+        return blocks_needed(self.num_tokens + num_tokens, self.pool.block_size) - len(
+            self.blocks
+        )
 
     def append(self, num_tokens: int) -> list[BlockCopy]:
         """Exercise 4.2: give slots to `num_tokens` more tokens, all of them or none.
@@ -56,14 +58,18 @@ class BlockTable:
         Raises OutOfBlocksError if the pool has too few blocks (the pool does that), and then nothing has changed, in
         the table or in the pool; ConfigurationError if `num_tokens` is negative.
         """
-        raise NotImplementedError("Exercise 4.2: take the blocks that are missing, and count the tokens")
+        raise NotImplementedError(
+            "Exercise 4.2: take the blocks that are missing, and count the tokens"
+        )
 
     def slot_mapping(self, start: int, stop: int) -> list[int]:
         """Exercise 4.3: the slots of tokens `start` to `stop - 1`: where in the KV cache their K and V are.
 
         Raises ConfigurationError unless 0 <= start <= stop <= num_tokens.
         """
-        raise NotImplementedError("Exercise 4.3: blocks[i // block_size] * block_size + i % block_size, for each token")
+        raise NotImplementedError(
+            "Exercise 4.3: blocks[i // block_size] * block_size + i % block_size, for each token"
+        )
 
     def free(self) -> None:
         """Exercise 4.4: give every block back to the pool, the last one first, and be empty (also of `keys`).

@@ -26,7 +26,9 @@ def gather(cache, block_table, context_len):
     Returns:
         [context_len, KH, D]. Of the last block only the slots that hold tokens: the others may be NaN.
     """
-    raise NotImplementedError("Exercise 5.1: index the cache with the blocks, join them, cut off what is not a token")
+    raise NotImplementedError(
+        "Exercise 5.1: index the cache with the blocks, join them, cut off what is not a token"
+    )
 
 
 def attend(q, k, v, scale):
@@ -45,7 +47,9 @@ def attend(q, k, v, scale):
     raise NotImplementedError("Exercise 5.2: scores, softmax, weighted mean of v")
 
 
-def paged_attention(q, k_cache, v_cache, block_tables, context_lens, query_start_loc, scale):
+def paged_attention(
+    q, k_cache, v_cache, block_tables, context_lens, query_start_loc, scale
+):
     """Exercise 5.3: attention of a ragged batch, the kernel of the real engine.
 
     The queries of a sequence are its last tokens: one for a decode, more for a chunk of a prompt. Each sees itself and
@@ -63,7 +67,9 @@ def paged_attention(q, k_cache, v_cache, block_tables, context_lens, query_start
     Returns:
         [num_tokens, H, D], of q's dtype.
     """
-    raise NotImplementedError("Exercise 5.3: for each sequence gather, then attend with each of its queries")
+    raise NotImplementedError(
+        "Exercise 5.3: for each sequence gather, then attend with each of its queries"
+    )
 
 
 def online_attention(q, k_blocks, v_blocks, scale):
@@ -81,4 +87,6 @@ def online_attention(q, k_blocks, v_blocks, scale):
     Returns:
         [H, D], the same as attend(q, all k, all v, scale).
     """
-    raise NotImplementedError("Exercise 5.4: a running maximum, a running sum, a running weighted sum of v")
+    raise NotImplementedError(
+        "Exercise 5.4: a running maximum, a running sum, a running weighted sum of v"
+    )

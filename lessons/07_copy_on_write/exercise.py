@@ -37,14 +37,18 @@ class CopyOnWrite:
 
         None if nobody else does (`pool.ref_count`), or if the next token begins a new block anyway.
         """
-        raise NotImplementedError("Exercise 7.2: is the last block part full, and shared?")
+        raise NotImplementedError(
+            "Exercise 7.2: is the last block part full, and shared?"
+        )
 
     def blocks_to_allocate(self, num_tokens: int) -> int:
         """Exercise 7.3: how many free blocks `append(num_tokens)` takes from the pool, a copy included.
 
         `super().blocks_to_allocate(num_tokens)` counts the new ones. Appending 0 tokens takes nothing.
         """
-        raise NotImplementedError("Exercise 7.3: the new blocks, and one for the copy if there is one")
+        raise NotImplementedError(
+            "Exercise 7.3: the new blocks, and one for the copy if there is one"
+        )
 
     def append(self, num_tokens: int) -> list[BlockCopy]:
         """Exercise 7.4: give slots to `num_tokens` more tokens, all of them or none.

@@ -14,7 +14,7 @@ and then the key of each full block that was published or adopted. (It is empty 
 
 from __future__ import annotations
 
-import hashlib  # noqa: F401 (you will use it)
+import hashlib
 import secrets
 from collections.abc import Sequence
 
@@ -28,10 +28,14 @@ class PrefixCache:
         self.pool = pool
         self.num_queried_tokens = 0  # the scheduler counts here
         self.num_hit_tokens = 0
-        self._secret = secrets.token_bytes(32)  # so that nobody can work out keys from outside
+        self._secret = secrets.token_bytes(
+            32
+        )  # so that nobody can work out keys from outside
         self._block_of: dict[bytes, int] = {}  # key -> the block that holds this prefix
         self._key_of: dict[int, bytes] = {}  # the other way round
-        pool.on_reuse = self.forget  # the pool calls this with every block that it hands out
+        pool.on_reuse = (
+            self.forget
+        )  # the pool calls this with every block that it hands out
 
     def __contains__(self, block: int) -> bool:
         """Whether `block` can be found, be it in use or free."""
@@ -39,7 +43,9 @@ class PrefixCache:
 
     def root(self, salt: str) -> bytes:
         """What stands for the parent of a first block. Only texts of the same salt can share. (Given.)"""
-        return hashlib.blake2b(salt.encode("utf-8", "surrogatepass"), key=self._secret, digest_size=32).digest()
+        return hashlib.blake2b(
+            salt.encode("utf-8", "surrogatepass"), key=self._secret, digest_size=32
+        ).digest()
 
     def key(self, parent: bytes, token_ids: Sequence[int]) -> bytes:
         """Exercise 8.1: the key of a block that holds `token_ids` and follows the block with the key `parent`.
@@ -49,7 +55,9 @@ class PrefixCache:
         """
         raise NotImplementedError("Exercise 8.1: hash the parent and the tokens")
 
-    def publish(self, table: BlockTable, token_ids: Sequence[int], salt: str = "") -> None:
+    def publish(
+        self, table: BlockTable, token_ids: Sequence[int], salt: str = ""
+    ) -> None:
         """Exercise 8.2: make the full blocks of a table known. Their K and V have been written.
 
         `token_ids` are the tokens of the text, at least `table.num_tokens` of them. Begin `table.keys` with
@@ -59,9 +67,13 @@ class PrefixCache:
         Exercise 8.6: if another block is known for the same text already (two sequences computed it side by side), the
         table takes that one instead, with a reference, and gives its own back to the pool.
         """
-        raise NotImplementedError("Exercise 8.2: a key for each full block, and an entry in both dictionaries")
+        raise NotImplementedError(
+            "Exercise 8.2: a key for each full block, and an entry in both dictionaries"
+        )
 
-    def find(self, token_ids: Sequence[int], salt: str = "") -> tuple[list[int], list[bytes]]:
+    def find(
+        self, token_ids: Sequence[int], salt: str = ""
+    ) -> tuple[list[int], list[bytes]]:
         """Exercise 8.3: the blocks that hold the beginning of a text, as far as they are known; the root and their keys.
 
         Stops at the first block that is not known. At least the last token is always left to be computed: its logits
@@ -79,7 +91,9 @@ class PrefixCache:
 
     def forget(self, block: int) -> None:
         """Exercise 8.5: the block is about to lose its contents. The pool calls this for blocks that are not known, too."""
-        raise NotImplementedError("Exercise 8.5: remove the entry from both dictionaries")
+        raise NotImplementedError(
+            "Exercise 8.5: remove the entry from both dictionaries"
+        )
 
     def reset(self) -> None:
         """Exercise 8.5: forget everything, for example because the model's weights have changed.
@@ -87,4 +101,6 @@ class PrefixCache:
         Texts that are under way go on publishing after their old keys. Nobody may find that: draw a new secret, and the
         root is another.
         """
-        raise NotImplementedError("Exercise 8.5: forget everything, and draw a new secret")
+        raise NotImplementedError(
+            "Exercise 8.5: forget everything, and draw a new secret"
+        )

@@ -1,4 +1,4 @@
-"""The exercises: `python -m minipage learn`. Their stubs are in lessons/, and parts of the real engine come out of them.
+"""The exercises: `python -m minipage learn`. The stubs are in lessons/; what comes out are parts of the engine.
 
 course      which exercises there are, with hints and explanations (texts/*.md)
 workspace   the learner's folder: their files, and what they have passed

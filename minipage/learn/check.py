@@ -35,8 +35,10 @@ def run_child(path: Path, numbers: list[str], limit: float) -> Iterator[Verdict]
     """Verdicts of one process, at least one. If it ends without a word, the exercise it was at has failed."""
     token = secrets.token_hex(16)
     order = {"path": str(path), "numbers": numbers, "limit": limit, "token": token}
-    command = [sys.executable, "-m", "minipage.learn.child"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "NUMBA_ENABLE_CUDASIM": "1"}
+    # -P: nothing is imported from the learner's folder, where a file could have the name of a module of ours.
+    command = [sys.executable, "-P", "-m", "minipage.learn.child"]
+    home = str(Path(__file__).parents[2])
+    environment = os.environ | {"PYTHONPATH": home, "NUMBA_ENABLE_CUDASIM": "1"}
     process = subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
         encoding="utf-8", errors="replace", cwd=path.parent if path.parent.exists() else None,

@@ -1,9 +1,9 @@
 """The process in which a learner's code runs: `python -m minipage.learn.child`, started by check.py.
 
-One JSON object comes in on standard input: which file, which exercises, how long each may take, and a token. Verdicts go
-out as JSON lines that carry the token, through a copy of standard output that the learner's code does not know of; what
-it prints itself ends in nothing, or in the verdict. A thread watches the clock: when the time of an exercise is over, it
-says at which line of the file, and ends the process.
+One JSON object comes in on standard input: which file, which exercises, how long each may take, and a token. Verdicts
+go out as JSON lines that carry the token, through a copy of standard output that the learner's code does not know of;
+what it prints itself ends in nothing, or in the verdict. A thread watches the clock: when the time of an exercise is
+over, it says at which line of the file, and ends the process.
 """
 
 from __future__ import annotations

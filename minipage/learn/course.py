@@ -1,12 +1,12 @@
 """Which exercises there are. Each lesson has a text, texts/NN_name.md, that names them, their functions and hints:
 
-    # The block pool
-    part: block pool               (what of the engine it is; not in every lesson)
-    ## 3.2 Allocate
-    names: BlockPool.allocate
-    points: 1
-    ### Hint                       (three of them, from a nudge to nearly the code)
-    ### Why                        (shown with the solution)
+# The block pool
+part: block pool               (what of the engine it is; not in every lesson)
+## 3.2 Allocate
+names: BlockPool.allocate
+points: 1
+### Hint                       (three of them, from a nudge to nearly the code)
+### Why                        (shown with the solution)
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ class Exercise:
     points: int
     hints: tuple[str, ...]
     why: str  # why the solution is written as it is
+    also: tuple[str, ...]  # what the solution shows beside `names`
     lesson: Lesson
 
     @property
@@ -81,10 +82,10 @@ def read_text(path: Path) -> list[Exercise]:
         intro, *parts = re.split(r"^### ", section, flags=re.MULTILINE)
         number, title = intro.splitlines()[0].split(" ", 1)
         texts = [part.split("\n", 1) for part in parts]
-        hints = tuple(text.strip() for kind, text in texts if kind == "Hint")
-        [why] = [text.strip() for kind, text in texts if kind == "Why"]
-        names = tuple(field(intro, "names").split())
-        found.append(Exercise(number, title, names, int(field(intro, "points")), hints, why, lesson))
+        hints = tuple(text.strip("\n") for kind, text in texts if kind == "Hint")
+        [why] = [text.strip("\n") for kind, text in texts if kind == "Why"]
+        names, also = (tuple(field(intro, name).split()) for name in ("names", "also"))
+        found.append(Exercise(number, title, names, int(field(intro, "points")), hints, why, also, lesson))
     return found
 
 

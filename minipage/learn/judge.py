@@ -112,7 +112,9 @@ def defines(solution: Solution, name: str) -> bool:
     if not owner:
         return callable(getattr(solution.module, name, None))
     cls = getattr(solution.module, owner, None)
-    theirs = [base for base in getattr(cls, "__mro__", ()) if base is cls or base.__module__ == solution.module.__name__]
+    theirs = [
+        base for base in getattr(cls, "__mro__", ()) if base is cls or base.__module__ == solution.module.__name__
+    ]
     return any(method in vars(base) for base in theirs)
 
 

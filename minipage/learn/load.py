@@ -118,7 +118,17 @@ def is_stub(node: ast.FunctionDef | ast.ClassDef) -> bool:
 def stubs(path: Path, names: list[str]) -> list[str]:
     """Those of `names` that are not written yet, or not there at all."""
     try:
-        found = definitions(path.read_text(encoding="utf-8"))
+        source = path.read_text(encoding="utf-8")
+        found, assigned = definitions(source), assignments(source)
     except (OSError, SyntaxError, ValueError):
         return names
-    return [name for name in names if name not in found or is_stub(found[name])]
+    return [name for name in names if (is_stub(found[name]) if name in found else name not in assigned)]
+
+
+def assignments(source: str) -> set[str]:
+    """What a file and its classes define without `def`, by names such as "BlockPool.num_free"."""
+    tree = ast.parse(source)
+    owners: list[tuple[str, list[ast.stmt]]] = [("", tree.body)]
+    owners += [(f"{node.name}.", node.body) for node in tree.body if isinstance(node, ast.ClassDef)]
+    statements = [(owner, s) for owner, body in owners for s in body if isinstance(s, ast.Assign)]
+    return {owner + t.id for owner, s in statements for t in s.targets if isinstance(t, ast.Name)}

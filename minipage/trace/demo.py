@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from itertools import chain, cycle, islice, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,6 +55,8 @@ def run(
     steps: int | None = None,  # stop after so many
     plain: bool = False,  # print even in a terminal
     files: dict[str, str] | None = None,  # kind of file (see exports.py) -> where to write it; then nothing is shown
+    build: Callable[..., LLM] | None = None,  # makes the engine, instead of LLM
+    note: str = "",  # for the title
     **engine: Any,  # options of LLM, before the scenario's
 ) -> None:
     """Run a scenario on standard output. Raises MinipageError if the model or a request cannot be served; OSError."""
@@ -65,8 +68,10 @@ def run(
         frames: Iterator[Frame] = takewhile(lambda frame: steps is None or frame.step <= steps, trace)
     else:
         scenario = find_scenario(name).with_prompts(prompts, max_tokens)
+        if note:
+            scenario = replace(scenario, title=f"{scenario.title} ({note})")
         with spinner("loading the model"):
-            demo = Demo(make_engine(scenario, engine), scenario, seed)
+            demo = Demo(make_engine(scenario, engine, build), scenario, seed)
         frames = demo.frames(steps)
     if files:
         with spinner("running the scenario"):
@@ -92,13 +97,14 @@ def run(
     _print_texts(last, console, glyphs)
 
 
-def make_engine(scenario: Scenario, options: dict[str, Any]) -> LLM:
+def make_engine(scenario: Scenario, options: dict[str, Any], build: Callable[..., LLM] | None = None) -> LLM:
     from minipage.engine import LLM  # with numba and all it takes half a second
 
+    build = build or LLM
     chosen: dict[str, Any] = SMALL | scenario.engine | options
     if "memory" in chosen and "num_blocks" not in scenario.engine | options:
         del chosen["num_blocks"]
-    return LLM(chosen.pop("model"), **chosen) if "model" in chosen else LLM(**chosen)
+    return build(chosen.pop("model"), **chosen) if "model" in chosen else build(**chosen)
 
 
 def export(frames: list[Frame], trace: Trace, files: dict[str, str]) -> None:

@@ -95,7 +95,7 @@ COPY_ON_WRITE = [
     M("7.3", "copies = 1 if", "copies = 2 if", "one to copy the shared tail into"),
     # a "fork" that never copies: writers overwrite each other's tail
     M("7.4", "orders = self.make_private() if num_tokens else []", "orders = []", "has to be copied before it is written"),
-    M("7.4", "        self.pool.free(tail)\n", "", "gives its own reference"),
+    M("7.4", "        self.pool.free(tail)\n", "", "gives its own"),
     M("7.4", "return [BlockCopy(source=tail, destination=self.blocks[-1])]", "return []", "has to be copied"),
     M("7.4", "source=tail, destination=self.blocks[-1]", "source=self.blocks[-1], destination=tail", "has to be copied"),
     M("7.4", "if self.blocks_to_allocate(num_tokens) > self.pool.num_free:", "if 0:", "changes nothing at all"),

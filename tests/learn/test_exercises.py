@@ -37,7 +37,9 @@ def test_a_solution_in_another_style_passes(exercise):
     assert verdict.status == PASSED, verdict
 
 
-@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda m: f"{m.exercise}: {' '.join(m.new.split())[:50] or 'nothing'}")
+@pytest.mark.parametrize(
+    "mistake", MISTAKES, ids=lambda m: f"{m.exercise}: {' '.join(m.new.split())[:50] or 'nothing'}"
+)
 def test_the_mistake_is_caught_and_named(mistake, tmp_path):
     [exercise] = chosen([mistake.exercise])
     right = (ALTERNATIVES / f"{exercise.lesson.name}.py").read_text(encoding="utf-8")

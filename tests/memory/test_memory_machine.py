@@ -7,9 +7,9 @@ the machine has to notice every one of these mutants, and to say what is wrong i
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test as run
-from minipage.learn.graders.memory_machine import machine
 
 from minipage.errors import BlockError, OutOfBlocksError
+from minipage.learn.graders.memory_machine import machine
 from minipage.memory import BlockPool, BlockTable
 
 

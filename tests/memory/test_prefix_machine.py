@@ -3,9 +3,9 @@
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test as run
-from minipage.learn.graders.prefix_machine import machine
 
 from minipage.errors import BlockError, OutOfBlocksError
+from minipage.learn.graders.prefix_machine import machine
 from minipage.memory import BlockPool, BlockTable, PrefixCache
 
 

@@ -30,7 +30,7 @@ QUICK = programs(80)
 
 
 def every(**ranges):
-    """Run a grader with every combination of these numbers, the small ones first, so that the first failure is small."""
+    """Run a grader with every combination of these numbers, the small ones first: the first failure is small."""
 
     def decorate(grader):
         @wraps(grader)
@@ -46,7 +46,7 @@ def every(**ranges):
 
 def expect(what: str, got: Any, expected: Any, why: str) -> None:
     """`what` names what is looked at, for example "pool.free_queue"."""
-    if got != expected or type(got) is not type(expected) and isinstance(expected, list | tuple):
+    if got != expected or (type(got) is not type(expected) and isinstance(expected, list | tuple)):
         raise Wrong(why, expected, got, what)
 
 

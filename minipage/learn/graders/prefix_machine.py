@@ -10,8 +10,8 @@ That it finds all that is known, and that equal texts end up in one block, is au
 
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, multiple, rule
-from minipage.learn.graders.memory_machine import MemoryMachine, text
 
+from minipage.learn.graders.memory_machine import MemoryMachine, text
 from minipage.memory import BlockPool, BlockTable, PrefixCache
 
 names = MemoryMachine.names

@@ -1,5 +1,7 @@
 """Lesson 3: a BlockPool runs beside a list and some numbers, and after every call the two must agree."""
 
+from functools import partial
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -58,8 +60,14 @@ WHY = {  # (method, what differs): the sentence for it
     ("allocate", "free_queue"): LEAVES,
     ("allocate", "counts"): ONE,
     ("allocate", "told"): TOLD,
-    ("allocate", "error"): "With no block free, allocate has to raise OutOfBlocksError, so that the scheduler can react.",
-    ("allocate_many", "result"): "allocate_many takes its blocks from the front of the free queue, in order, as a list.",
+    (
+        "allocate",
+        "error",
+    ): "With no block free, allocate has to raise OutOfBlocksError, so that the scheduler can react.",
+    (
+        "allocate_many",
+        "result",
+    ): "allocate_many takes its blocks from the front of the free queue, in order, as a list.",
     ("allocate_many", "free_queue"): LEAVES,
     ("allocate_many", "counts"): ONE,
     ("allocate_many", "told"): TOLD,
@@ -80,7 +88,10 @@ WHY = {  # (method, what differs): the sentence for it
     ("share", "told"): NOT_TOLD,
     ("share", "error"): "A free block may be handed out at any moment, so it cannot be shared: raise BlockError.",
     ("revive", "result"): "revive returns nothing.",
-    ("revive", "free_queue"): "revive takes this block out of the queue, from wherever it is; the others keep their order.",
+    (
+        "revive",
+        "free_queue",
+    ): "revive takes this block out of the queue, from wherever it is; the others keep their order.",
     ("revive", "counts"): "A revived block has one reference, and no other block's count changes.",
     ("revive", "told"): "What a revived block holds is still good. on_reuse would make the prefix cache forget it.",
     ("revive", "error"): "A block in use cannot be revived, it can be shared: raise BlockError.",
@@ -103,7 +114,7 @@ def run(solution, num_blocks, calls):
             try:
                 expected = getattr(oracle, method)(*arguments)
             except (BlockError, ConfigurationError, OutOfBlocksError) as error:
-                must_raise(type(error), lambda: getattr(pool, method)(*arguments), WHY[method, "error"])
+                must_raise(type(error), partial(getattr(pool, method), *arguments), WHY[method, "error"])
                 compare(method, pool, oracle, told, failed=True)
             else:
                 result = getattr(pool, method)(*arguments)
@@ -131,7 +142,9 @@ def test_3_1_a_new_pool_is_all_free(impl):
         run(impl, num_blocks, [])
     pool = impl.BlockPool(3, 4)
     if not isinstance(pool.free_queue, tuple):
-        raise Wrong("free_queue is a tuple, so that nobody can change the queue from outside.", (0, 1, 2), pool.free_queue)
+        raise Wrong(
+            "free_queue is a tuple, so that nobody can change the queue from outside.", (0, 1, 2), pool.free_queue
+        )
     expect("pool.num_used", pool.num_used, 0, "num_used is all the blocks that are not free.")
 
 
@@ -150,7 +163,9 @@ def test_3_1_only_blocks_that_exist_have_a_count(impl):
 def test_3_1_two_pools_have_nothing_in_common(impl):
     first, second = impl.BlockPool(3, 4), impl.BlockPool(2, 4)
     for pool, due in ((first, (0, 1, 2)), (second, (0, 1))):
-        expect("free_queue", pool.free_queue, due, "Each pool has a queue of its own; keep it in self, not in the class.")
+        expect(
+            "free_queue", pool.free_queue, due, "Each pool has a queue of its own; keep it in self, not in the class."
+        )
 
 
 @QUICK

@@ -22,14 +22,21 @@ def test_4_1_blocks_needed(impl, num_tokens, size):
     impl.diary.begin()
     impl.diary.note(f"blocks_needed({num_tokens}, block_size={size})")
     why = (
-        "Every started block counts, but no block is needed before it is started: 4 tokens fit in one block of 4, and 0 "
-        "tokens need none."
+        "Every started block counts, but no block is needed before it is started: 4 tokens fit in one block of 4, and "
+        "0 tokens need none."
     )
-    expect(f"blocks_needed({num_tokens}, {size})", impl.blocks_needed(num_tokens, size), blocks_for(num_tokens, size), why)
+    expect(
+        f"blocks_needed({num_tokens}, {size})", impl.blocks_needed(num_tokens, size), blocks_for(num_tokens, size), why
+    )
 
 
 def state(pool, table):
-    return list(table.blocks), table.num_tokens, list(pool.free_queue), [pool.ref_count(b) for b in range(pool.num_blocks)]
+    return (
+        list(table.blocks),
+        table.num_tokens,
+        list(pool.free_queue),
+        [pool.ref_count(b) for b in range(pool.num_blocks)],
+    )
 
 
 def scattered(solution, num_blocks, size):
@@ -85,14 +92,16 @@ def test_4_2_a_negative_number_cannot_be_appended(impl):
         table.append(6)
         before = state(pool, table)
         must_raise(ConfigurationError, lambda: table.append(-1), "append(-1) makes no sense: raise ConfigurationError.")
-        expect("[blocks, num_tokens, free queue, counts]", state(pool, table), before, "A failed append changes nothing.")
+        expect(
+            "[blocks, num_tokens, free queue, counts]", state(pool, table), before, "A failed append changes nothing."
+        )
 
 
 @every(size=range(1, 4), total=range(8), start=range(-1, 8), length=range(-1, 8))
 def test_4_3_slot_mapping(impl, size, total, start, length):
     impl.diary.begin()
     with impl.diary.watching(BlockPool, impl.BlockTable):
-        pool, table = scattered(impl, 13, size)
+        _, table = scattered(impl, 13, size)
         table.append(total)
         stop = start + length
         if not 0 <= start <= stop <= total:
@@ -120,7 +129,9 @@ def test_4_4_free(impl, size, appends):
         table.keys = [b"root"]
         table.free()
         empty = list(table.blocks), table.num_tokens, list(table.keys)
-        expect("(blocks, num_tokens, keys)", empty, ([], 0, []), "A table that was freed is empty, and can be used again.")
+        expect(
+            "(blocks, num_tokens, keys)", empty, ([], 0, []), "A table that was freed is empty, and can be used again."
+        )
         leaked = [block for block in blocks if pool.ref_count(block)]
         expect("the blocks that were not given back", leaked, [], "Every block goes back to the pool; this is a leak.")
         given_back = list(pool.free_queue)[pool.num_free - len(blocks) :]

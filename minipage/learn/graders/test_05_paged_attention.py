@@ -1,4 +1,4 @@
-"""Lesson 5: attention, against one score at a time in float64. Slots that no token owns are NaN, so reading one shows."""
+"""Lesson 5: attention, against one score at a time in float64. Slots that no token owns are NaN: reading one shows."""
 
 import numpy as np
 from hypothesis import given
@@ -48,7 +48,9 @@ class Cache:
         shape = (len(places), block_size, num_kv_heads, head_size)
         self.k, self.v = np.full(shape, np.nan, np.float32), np.full(shape, np.nan, np.float32)  # each `shape`
         self.tables = np.full((len(sizes), max(sizes) + 1), -99)  # [num_seqs, max_blocks]; -99 is no block
-        self.texts = [(numbers(rng, n, num_kv_heads, head_size), numbers(rng, n, num_kv_heads, head_size)) for n in context_lens]
+        self.texts = [
+            (numbers(rng, n, num_kv_heads, head_size), numbers(rng, n, num_kv_heads, head_size)) for n in context_lens
+        ]
         for s, (k, v) in enumerate(self.texts):
             for i in range(sizes[s]):
                 self.tables[s, i] = block = places[sum(sizes[:s]) + i]
@@ -65,12 +67,14 @@ def test_5_1_gather(impl, context_len, block_size, seed):
     impl.diary.begin()
     cache = Cache(np.random.default_rng(seed), [context_len], block_size, 1, 2)
     table, (k, _) = cache.tables[0], cache.texts[0]
-    impl.diary.note(f"gather(cache, block_table={table.tolist()}, context_len={context_len}), in blocks of {block_size}")
+    impl.diary.note(
+        f"gather(cache, block_table={table.tolist()}, context_len={context_len}), in blocks of {block_size}"
+    )
     impl.diary.note("cache[:, :, 0, 0] (the first number of every slot) =")
     for row in cache.k[:, :, 0, 0].round(2).tolist():
         impl.diary.note(f"    {row}")
     got = impl.gather(cache.k, table, context_len)
-    why = "Token i is in block block_table[i // block_size], at offset i % block_size; what is due is all of them in order."
+    why = "Token i is in block block_table[i // block_size], at offset i % block_size; all of them are due, in order."
     if isinstance(got, np.ndarray) and len(got) > context_len:
         why = "More than context_len tokens came back: cut off the slots of the last block that hold no token."
     if isinstance(got, np.ndarray) and got.shape != k.shape:
@@ -97,7 +101,9 @@ def test_5_2_attend(impl, n, heads, seed, large):
     if num_heads > num_kv_heads:
         why += f" Query heads share K and V in runs: of {num_heads}, the first {num_heads // num_kv_heads} use head 0."
     if isinstance(got, np.ndarray) and np.isnan(got).any():
-        raise Wrong("NaN came out: np.exp of a large score is inf, and inf / inf is NaN. Take the highest score off first.")
+        raise Wrong(
+            "NaN came out: np.exp of a large score is inf, and inf / inf is NaN. Take the highest score off first."
+        )
     assert_close("the result", got, oracle(q, k, v, scale), why)
 
 
@@ -115,7 +121,11 @@ def test_5_3_paged_attention(impl, lengths, block_size, heads, seed):
     cache = Cache(rng, context_lens, block_size, num_kv_heads, 2)
     q = numbers(rng, int(query_start_loc[-1]), num_heads, 2)  # [num_tokens, H, D]
     note(impl, "paged_attention", q=q, k_cache=cache.k, v_cache=cache.v)
-    for name, array in (("block_tables", cache.tables), ("context_lens", context_lens), ("query_start_loc", query_start_loc)):
+    for name, array in (
+        ("block_tables", cache.tables),
+        ("context_lens", context_lens),
+        ("query_start_loc", query_start_loc),
+    ):
         impl.diary.note(f"    {name}={array.tolist()}")
     expected = np.zeros(q.shape, np.float32)  # [num_tokens, H, D]
     for s, (context, queries) in enumerate(lengths):
@@ -129,14 +139,19 @@ def test_5_3_paged_attention(impl, lengths, block_size, heads, seed):
     if many and max(many) == max(queries for _, queries in lengths):
         why += (
             " Its queries are its last tokens, and each sees itself and those before it: the first of 2 queries in a "
-            "context of 5 is token 3, and sees tokens 0 to 3, all that is in the cache and not only what is in the chunk."
+            "context of 5 is token 3, and sees tokens 0 to 3: all that is in the cache and not only the chunk."
         )
     assert_close("the result", got, expected, why)
     expect("the dtype", got.dtype, q.dtype, "The result has q's dtype.")
 
 
 @QUICK
-@given(sizes=st.lists(st.integers(1, 3), min_size=1, max_size=4), num_heads=st.integers(1, 2), seed=st.integers(0, 9), scale=st.sampled_from([0.5, 300.0]))
+@given(
+    sizes=st.lists(st.integers(1, 3), min_size=1, max_size=4),
+    num_heads=st.integers(1, 2),
+    seed=st.integers(0, 9),
+    scale=st.sampled_from([0.5, 300.0]),
+)
 def test_5_4_online_attention(impl, sizes, num_heads, seed, scale):
     impl.diary.begin()
     rng = np.random.default_rng(seed)

@@ -117,7 +117,9 @@ def test_7_4_append(impl, size, num_tokens, forks, more, num_free):
         copy = more > 0 and forks > 0 and num_tokens % size > 0
         wanted = len(range(0, num_tokens + more, size)) - len(old) + copy
         if wanted > pool.num_free:
-            why = f"{wanted} blocks are needed, the copy included, and {pool.num_free} are free: raise OutOfBlocksError."
+            why = (
+                f"{wanted} blocks are needed, the copy included, and {pool.num_free} are free: raise OutOfBlocksError."
+            )
             must_raise(OutOfBlocksError, lambda: first.append(more), why)
             after = [list(t.blocks) for t in tables], [t.num_tokens for t in tables], pool.free_queue
             expect("(blocks, num_tokens, free queue)", after, before, "An append that fails changes nothing at all.")
@@ -127,7 +129,7 @@ def test_7_4_append(impl, size, num_tokens, forks, more, num_free):
         due = [(old[-1], now[len(old) - 1])] if copy else []
         why = (
             "The shared block has to be copied before it is written: return [BlockCopy(shared, copy)], with the block "
-            "that the table has now." if copy else "Nothing has to be copied here: the tail is full, or nobody shares it."
+            "that the table has now." if copy else "Nothing has to be copied: the tail is full, or nobody shares it."
         )  # fmt: skip
         expect("the copies", copies, due, why)
         if copy and now[len(old) - 1] == old[-1]:
@@ -137,8 +139,8 @@ def test_7_4_append(impl, size, num_tokens, forks, more, num_free):
         holders = [sum(block in table.blocks for table in tables) for block in range(num_blocks)]
         counts = [pool.ref_count(block) for block in range(num_blocks)]
         why = (
-            "Every block's count is the number of tables that hold it. A table that takes a copy gives its own reference "
-            "to the shared block back (pool.free)."
+            "Every block's count is the number of tables that hold it. A table that takes a copy gives its own "
+            "reference to the shared block back (pool.free)."
         )
         expect("the reference counts", counts, holders, why)
         expect("num_tokens", first.num_tokens, num_tokens + more, "append counts the tokens that now have a slot.")
@@ -149,5 +151,3 @@ def test_7_4_all_together(impl):
     Table = table_class(impl)
     with impl.diary.watching(BlockPool, Table):
         run_machine(impl, machine(Table=Table))
-
-

@@ -69,7 +69,9 @@ def test_8_1_the_parent_counts(impl):
     if cache.key(b"parent", [5, 6]) == cache.key(b"another", [5, 6]):
         raise Wrong("The same tokens after another beginning have other K and V: the parent's key belongs in the hash.")
     if cache.key(b"parent1", [5]) == cache.key(b"parent", [15]):
-        raise Wrong("Parent and tokens run into each other: `parent1` + `5` is not `parent` + `15`. Put a mark between.")
+        raise Wrong(
+            "Parent and tokens run into each other: `parent1` + `5` is not `parent` + `15`. Put a mark between."
+        )
 
 
 def test_8_1_nobody_outside_can_work_out_keys(impl):
@@ -103,7 +105,9 @@ def test_8_2_publish(impl, size, lengths):
                 keys.append(cache.key(keys[-1], tokens[i * size : (i + 1) * size]))
             why = "table.keys is the root, and a key for each full block, which follows the key before it. Each once."
             expect("table.keys", table.keys, keys, why)
-        expect("the blocks that are in use", pool.num_used, len(table), "Publishing takes no block and gives none back.")
+        expect(
+            "the blocks that are in use", pool.num_used, len(table), "Publishing takes no block and gives none back."
+        )
 
 
 @QUICK
@@ -125,8 +129,8 @@ def test_8_3_find(impl, size, first, second, same_salt):
             due.append(table.blocks[i])
         if isinstance(blocks, list) and len(blocks) * size >= len(second):
             raise Wrong(
-                "All of the text was found, and no token is left to compute: but nobody kept the logits of the last one, "
-                "which say what comes next (nano-vllm #114). Leave at least one.", due, blocks, "the blocks",
+                "All of the text was found, and no token is left to compute: but nobody kept the logits of the last "
+                "one, which say what comes next (nano-vllm #114). Leave at least one.", due, blocks, "the blocks",
             )  # fmt: skip
         why = (
             "As far as the text is the same, in full blocks, under the same salt, and with one token left to compute. "
@@ -137,7 +141,9 @@ def test_8_3_find(impl, size, first, second, same_salt):
         expect("the number of keys", len(keys), len(due) + 1, why)
         expect("the keys", keys, [cache.root(salt), *table.keys[1 : len(due) + 1]], why)
         after = pool.free_queue, [pool.ref_count(block) for block in range(20)], list(table.keys)
-        expect("(free queue, counts, keys)", after, before, "Looking changes nothing: whoever asked may not be admitted.")
+        expect(
+            "(free queue, counts, keys)", after, before, "Looking changes nothing: whoever asked may not be admitted."
+        )
 
 
 @every(size=range(1, 4), num_blocks=range(1, 5), is_free=range(2))
@@ -151,16 +157,24 @@ def test_8_4_adopt(impl, size, num_blocks, is_free):
         blocks, keys = cache.find(tokens)
         table = BlockTable(pool)
         cache.adopt(table, blocks, keys)
-        expect("table.blocks", list(table.blocks), blocks, "The table begins with the blocks that were found, in order.")
-        expect("table.num_tokens", table.num_tokens, len(blocks) * size, "All tokens of the adopted blocks are computed.")
-        expect("table.keys", list(table.keys), keys, "The keys go along, or everything would be published a second time.")
+        expect(
+            "table.blocks", list(table.blocks), blocks, "The table begins with the blocks that were found, in order."
+        )
+        expect(
+            "table.num_tokens", table.num_tokens, len(blocks) * size, "All tokens of the adopted blocks are computed."
+        )
+        expect(
+            "table.keys", list(table.keys), keys, "The keys go along, or everything would be published a second time."
+        )
         if table.blocks is blocks or table.keys is keys:
             raise Wrong("The table needs lists of its own: the one it was given belongs to somebody else.")
         counts = [pool.ref_count(block) for block in blocks]
         if is_free:
             why = "These blocks were free. They have to leave the free queue (pool.revive), with one reference each."
         else:
-            why = "Another table holds these blocks. Each gets one reference more (pool.share), or it is freed too early."
+            why = (
+                "Another table holds these blocks. Each gets one reference more (pool.share), or it is freed too early."
+            )
         expect("the reference counts", counts, [1 if is_free else 2] * len(blocks), why)
         queued = [block for block in blocks if block in pool.free_queue]
         expect("those of the blocks that are in the free queue", queued, [], why)

@@ -1,4 +1,4 @@
-"""Lesson 3 in another style: one dictionary of counts for the blocks in use, and a plain list of those that are free."""
+"""Lesson 3 in another style: one dictionary of counts for the blocks in use, and a list of those that are free."""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,4 @@
-"""Lesson 8 in another style: one dictionary, and keys that are the text itself under a nonce: no hash, no collisions."""
+"""Lesson 8 in another style: one dictionary, and keys that are the text itself under a nonce: no collisions."""
 
 import secrets
 

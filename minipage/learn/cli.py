@@ -1,0 +1,310 @@
+"""`python -m minipage learn`: the exercises, one step at a time."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from minipage.errors import LearnError
+
+if TYPE_CHECKING:
+    from minipage.learn.course import Exercise
+    from minipage.learn.judge import Verdict
+    from minipage.learn.workspace import Workspace
+
+COMMANDS = {
+    "init": "make a folder with the exercises",
+    "list": "the lessons, and how far you are",
+    "next": "what to do next",
+    "check": "check the current lesson up to the first step that does not pass; or the exercises named",
+    "watch": "check whenever a file is saved",
+    "hint": "a hint; ask again for the next, there are three",
+    "solution": "minipage's own version, and why it is so; for exercises that you have passed",
+    "reset": "put an exercise (3.2) or a whole file (3) back as it was given; yours is kept beside it",
+    "grade": "for instructors: the points of a folder of exercises",
+}
+
+
+def add_learn(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=run_learn, learn="list", dir=None, exercises=[])
+    commands = parser.add_subparsers(title="commands", metavar="{" + ",".join(COMMANDS) + "}")
+    for name, meaning in COMMANDS.items():
+        sub = commands.add_parser(name, help=meaning, description=meaning)
+        sub.set_defaults(learn=name)
+        if name == "init":
+            sub.add_argument("folder", metavar="DIR", help="the folder; it need not exist yet")
+        elif name == "grade":
+            sub.add_argument("folder", metavar="DIR", help="a learner's folder")
+            sub.add_argument("exercises", nargs="*", metavar="N", help="exercises or lessons (default: all)")
+            sub.add_argument("--json", action="store_true", help="print one JSON object")
+        else:
+            sub.add_argument("--dir", metavar="DIR", help="the folder with the exercises (default: where you are)")
+            if name not in ("next", "watch"):
+                sub.add_argument("exercises", nargs="*", metavar="N", help="such as 3.2, or 3 for a lesson")
+        if name in ("check", "grade", "watch"):
+            sub.add_argument(
+                "--time-limit", type=float, default=10.0, metavar="S", help="seconds for each (default 10)"
+            )
+
+
+def run_learn(args: argparse.Namespace) -> int:
+    """Run one command; 1 if something that was checked does not pass."""
+    if args.learn == "init":
+        return init(Path(args.folder))
+    if getattr(args, "time_limit", 1) <= 0:
+        raise LearnError("--time-limit must be more than 0 seconds.")
+    if args.learn == "grade":
+        return grade(Path(args.folder), args.exercises, args.time_limit, args.json)
+    from minipage.learn import workspace
+
+    space = workspace.find(args.dir)
+    if args.learn == "check":
+        return check(space, args.exercises, args.time_limit)
+    if args.learn == "watch":
+        return watch(space, args.time_limit)
+    return SIMPLE[args.learn](space, args.exercises)
+
+
+# ---- commands
+
+
+def init(folder: Path) -> int:
+    from minipage.learn.course import exercises, lessons
+    from minipage.learn.show import Screen
+    from minipage.learn.workspace import init
+
+    if folder.exists() and not folder.is_dir():
+        raise LearnError(f"{folder} is a file; give the name of a folder.")
+    new = init(folder)
+    screen = Screen()
+    if not new:
+        screen.line(f"{folder} has all the exercises already.")
+    else:
+        screen.line(f"{folder} has {len(exercises())} exercises in {len(lessons())} lessons. Now:")
+    screen.line(f"    cd {folder}")
+    screen.line("    python -m minipage learn next       what to do first")
+    screen.line("    python -m minipage learn watch      in a second terminal: checks whenever you save")
+    from importlib.util import find_spec
+
+    if find_spec("hypothesis") is None:
+        screen.line()
+        screen.line("Checking needs one more package: pip install 'minipage[learn]'")
+    return 0
+
+
+def show_list(space: Workspace, numbers: list[str]) -> int:
+    from minipage.learn.course import chosen
+    from minipage.learn.show import Screen
+
+    screen = Screen()
+    if numbers:
+        for lesson in dict.fromkeys(exercise.lesson for exercise in chosen(numbers)):
+            screen.lesson(lesson, space)
+    else:
+        screen.overview(space)
+    return 0
+
+
+def show_next(space: Workspace, numbers: list[str]) -> int:
+    from minipage.learn.show import Screen
+
+    exercise = space.next()
+    if exercise is None:
+        return show_list(space, [])
+    Screen().task(exercise, space)
+    return 0
+
+
+def check(space: Workspace, numbers: list[str], limit: float) -> int:
+    """Check those named; or the current lesson, up to the first exercise that does not pass."""
+    from minipage.learn.check import check
+    from minipage.learn.course import chosen
+    from minipage.learn.judge import PASSED
+    from minipage.learn.show import Screen, relative
+
+    screen = Screen()
+    if numbers:
+        exercises = chosen(numbers)
+    else:
+        upcoming = space.next()
+        lesson = upcoming.lesson if upcoming and not space.is_begun(space.current()) else space.current()
+        exercises = lesson.exercises
+    verdicts = check(exercises, space.folder, limit)
+    all_passed = True
+    for exercise in exercises:
+        with spinner(f"checking {exercise.number}"):
+            verdict = next(verdicts)
+        space.record(exercise, verdict.status == PASSED)
+        screen.verdict(exercise, verdict, relative(space.file(exercise.lesson)))
+        all_passed &= verdict.status == PASSED
+        if verdict.status != PASSED and not numbers:
+            break
+    if all_passed:
+        what_now(screen, space, exercises)
+    return 0 if all_passed else 1
+
+
+def what_now(screen: Any, space: Workspace, exercises: list[Exercise]) -> None:
+    """After a success: what minipage does, what comes next, and where the part can be seen at work."""
+    lesson, upcoming = exercises[-1].lesson, space.next()
+    screen.line()
+    screen.line(f"How minipage does it, and why: learn solution {exercises[-1].number}", "dim")
+    if lesson.part and all(map(space.has_passed, lesson.exercises)):
+        screen.line(f"See your {lesson.part} at work:  python -m minipage demo --mine {space.folder}", "dim")
+    if upcoming is not None:
+        screen.line(f"Next is {upcoming.number} {upcoming.title}: learn next", "dim")
+
+
+def watch(space: Workspace, limit: float) -> int:
+    """Check whenever a file is saved, until Ctrl-C."""
+    from minipage.learn.show import Screen
+
+    screen = Screen()
+    seen: object = None
+    while True:
+        if (now := modification_times(space)) != seen:
+            seen = now
+            if screen.console.is_terminal:
+                screen.console.clear()
+            check(space, [], limit)
+            screen.line()
+            screen.line("Waiting for a file to be saved; Ctrl-C ends this.", "dim")
+        time.sleep(0.3)
+
+
+def modification_times(space: Workspace) -> list[float]:
+    from minipage.learn.course import lessons
+
+    files = [space.file(lesson) for lesson in lessons()]
+    return [file.stat().st_mtime if file.exists() else 0 for file in files]
+
+
+def hint(space: Workspace, numbers: list[str]) -> int:
+    from minipage.learn.show import Screen
+
+    exercise = one_exercise(space, numbers)
+    level = min(space.hints.get(exercise.number, 0) + 1, len(exercise.hints))
+    space.hints[exercise.number] = level
+    space.save()
+    screen = Screen()
+    screen.line(f"{exercise.number} {exercise.title}: hint {level} of {len(exercise.hints)}", "bold")
+    screen.paragraph(exercise.hints[level - 1])
+    if level < len(exercise.hints):
+        screen.line("Ask again for the next one.", "dim")
+    else:
+        space.hints[exercise.number] = 0  # round again
+        space.save()
+    return 0
+
+
+def solution(space: Workspace, numbers: list[str]) -> int:
+    from minipage.learn.show import Screen
+
+    exercise = one_exercise(space, numbers)
+    if not space.has_passed(exercise):
+        raise LearnError(
+            f"you have not passed {exercise.number} yet; `learn check {exercise.number}` first. The third "
+            f"hint is nearly the code: learn hint {exercise.number}"
+        )
+    Screen().solution(exercise)
+    return 0
+
+
+def reset(space: Workspace, numbers: list[str]) -> int:
+    from minipage.learn.course import chosen
+    from minipage.learn.show import Screen, relative
+
+    if len(numbers) != 1:
+        raise LearnError("say what to reset: one exercise, such as 3.2, or a whole lesson, such as 3.")
+    exercises = chosen(numbers)
+    is_file = "." not in numbers[0]
+    path, backup = space.reset(exercises, whole_file=is_file)
+    what = f"{relative(path)}" if is_file else f"{numbers[0]} in {relative(path)}"
+    Screen().line(f"{what} is as it was given; what you had is in {backup.name}.")
+    return 0
+
+
+SIMPLE = {"list": show_list, "next": show_next, "hint": hint, "solution": solution, "reset": reset}
+
+
+def one_exercise(space: Workspace, numbers: list[str]) -> Exercise:
+    """The exercise that is named, or else the next."""
+    from minipage.learn.course import chosen
+
+    if len(numbers) > 1 or (numbers and "." not in numbers[0]):
+        raise LearnError("name one exercise, such as 3.2.")
+    exercise = chosen(numbers)[0] if numbers else space.next()
+    if exercise is None:
+        raise LearnError("you have passed them all; name one, such as 3.2.")
+    return exercise
+
+
+# ---- for instructors
+
+
+def grade(folder: Path, numbers: list[str], limit: float, as_json: bool) -> int:
+    """Points of all exercises in a folder. What is missing there has 0."""
+    from minipage.learn.check import check
+    from minipage.learn.course import chosen
+    from minipage.learn.show import Screen
+
+    if not folder.is_dir():
+        raise LearnError(f"there is no folder {folder}.")
+    exercises = chosen(numbers)
+    rows = []
+    with progress(len(exercises)) as advance:
+        for exercise, verdict in zip(exercises, check(exercises, folder, limit), strict=True):
+            rows.append(row(exercise, verdict))
+            advance()
+    points, most = sum(r["points"] for r in rows), sum(r["max_points"] for r in rows)
+    if as_json:
+        print(json.dumps({"folder": str(folder), "points": points, "max_points": most, "exercises": rows}, indent=1))
+        return 0
+    screen = Screen()
+    for r in rows:
+        screen.status(r["status"], f"{r['exercise']:>5} {r['title']:<36} {r['points']} of {r['max_points']}")
+    screen.line(f"{points} of {most} points")
+    return 0
+
+
+def row(exercise: Exercise, verdict: Verdict) -> dict[str, Any]:
+    from minipage.learn.judge import PASSED
+
+    return {
+        "exercise": exercise.number,
+        "title": exercise.title,
+        "status": verdict.status,
+        "points": exercise.points if verdict.status == PASSED else 0,
+        "max_points": exercise.points,
+        "file": f"{exercise.lesson.name}/exercise.py",
+        "line": verdict.line,
+        "message": verdict.message,
+    }
+
+
+def spinner(text: str) -> AbstractContextManager[object]:
+    from minipage.trace.spinner import spinner
+
+    return spinner(text)
+
+
+def progress(total: int) -> Any:
+    """A bar on standard error, where somebody watches; yields a function that advances it."""
+    from contextlib import contextmanager
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
+
+    @contextmanager
+    def bar() -> Any:
+        console = Console(stderr=True)
+        columns = (BarColumn(), MofNCompleteColumn(), "exercises", TimeElapsedColumn())
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
+            task = shown.add_task("", total=total)
+            yield lambda: shown.advance(task)
+
+    return bar()

@@ -1,0 +1,173 @@
+"""What the learner sees: verdicts, lists and texts, as lines of 80 columns or less."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import textwrap
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from minipage.learn.course import Exercise, Lesson, lessons
+from minipage.learn.judge import FAILED, PASSED, TODO, Verdict
+from minipage.learn.load import definitions, load
+from minipage.learn.workspace import Workspace
+
+STYLES = {PASSED: "bold green", TODO: "bold yellow", FAILED: "bold red"}
+PLAIN = str.maketrans({"→": ">", "·": ".", "…": "...", "█": "#", "░": "-", "–": "-"})
+WIDTH = 78
+
+
+class Screen:
+    """Standard output; letters that it does not have are replaced."""
+
+    def __init__(self) -> None:
+        self.console = Console(highlight=False, soft_wrap=True)
+        try:
+            "→·…█░".encode(self.console.encoding)
+            self.letters: dict[int, Any] = {}
+        except (UnicodeEncodeError, LookupError):
+            self.letters = PLAIN
+
+    def line(self, text: str = "", style: str = "") -> None:
+        self.console.print(Text(text.translate(self.letters), style=style))
+
+    def paragraph(self, text: str, indent: str = "    ", style: str = "") -> None:
+        """Wrapped; lines that are indented already (code) stay as they are."""
+        for block in re.split(r"\n\s*\n", text.strip("\n")):
+            if block.startswith(" "):
+                for line in block.splitlines():
+                    self.line(indent + line, style or "cyan")
+            else:
+                for line in textwrap.wrap(" ".join(block.split()), WIDTH - len(indent), break_long_words=False):
+                    self.line(indent + line, style)
+            self.line()
+
+    def status(self, status: str, rest: str) -> None:
+        self.console.print(Text.assemble((f"{status:>7}", STYLES[status]), "  ", rest.translate(self.letters)))
+
+    # ---- verdicts
+
+    def verdict(self, exercise: Exercise, verdict: Verdict, file: Path) -> None:
+        place = f"{file}:{verdict.line}" if verdict.line else str(file)
+        if verdict.status == PASSED:
+            self.status(PASSED, f"{exercise.number} {exercise.title}")
+        elif verdict.status == TODO:
+            self.status(TODO, f"{exercise.number} {exercise.title}: {verdict.message}")
+            self.line(f"         {place}", "dim")
+        else:
+            self.status(FAILED, f"{exercise.number} {exercise.title}")
+            self.line(f"         {place}", "dim")
+            self.line()
+            self.failure(exercise, verdict)
+
+    def failure(self, exercise: Exercise, verdict: Verdict) -> None:
+        if verdict.calls:
+            self.line("    The smallest sequence that shows it:")
+            for call in verdict.calls:
+                self.line("        " + call, "cyan")
+            self.line()
+        if verdict.expected or verdict.got:
+            self.value("expected", verdict.expected, "green")
+            self.value("but got", verdict.got, "red")
+            self.line()
+        if verdict.picture:
+            self.line("    The pool after that:")
+            for line in verdict.picture:
+                self.line("        " + line)
+            self.line()
+        self.paragraph(verdict.message)
+        if verdict.printed:
+            self.line("    Your code printed:")
+            for line in verdict.printed.splitlines()[:10]:
+                self.line("        " + line, "dim")
+            self.line()
+        self.line(f"    Stuck? learn hint {exercise.number}", "dim")
+
+    def value(self, label: str, value: str, style: str) -> None:
+        text = Text.assemble(f"    {label:>8}  ", (value.translate(self.letters), style))
+        self.console.print(text)
+
+    # ---- lists
+
+    def overview(self, workspace: Workspace) -> None:
+        num_passed = sum(workspace.has_passed(e) for lesson in lessons() for e in lesson.exercises)
+        total = sum(len(lesson.exercises) for lesson in lessons())
+        self.line(f"{num_passed} of {total} exercises passed, in {workspace.folder}")
+        self.line()
+        for lesson in lessons():
+            done = [workspace.has_passed(exercise) for exercise in lesson.exercises]
+            bar = "".join("█" if passed else "░" for passed in done)
+            count = "done" if all(done) else f"{sum(done)} of {len(done)}" if any(done) else ""
+            self.line(f"{lesson.number:>3} {lesson.title:<34} {bar:<8} {count}", "green" if all(done) else "")
+        self.line()
+        upcoming = workspace.next()
+        if upcoming is None:
+            self.line(f"All done. See your engine at work: python -m minipage demo --mine {workspace.folder}")
+        else:
+            self.line(f"Next is {upcoming.number} {upcoming.title} (learn next). One lesson: learn list 3")
+
+    def lesson(self, lesson: Lesson, workspace: Workspace) -> None:
+        self.line(f"{lesson.number} {lesson.title}: {relative(workspace.file(lesson))}")
+        for exercise in lesson.exercises:
+            status = PASSED if workspace.has_passed(exercise) else TODO
+            changed = " (the file has changed since)" if workspace.changed_since(exercise) else ""
+            points = "1 point" if exercise.points == 1 else f"{exercise.points} points"
+            self.status(status, f"{exercise.number} {exercise.title}, {points}{changed}")
+
+    def task(self, exercise: Exercise, workspace: Workspace) -> None:
+        """What to do, in the words of the docstrings."""
+        path = workspace.file(exercise.lesson)
+        found = definitions(exercise.lesson.stub.read_text(encoding="utf-8"))
+        theirs = definitions_of(path)
+        self.line(f"{exercise.number} {exercise.title}", "bold")
+        for name in exercise.names:
+            node = found[name]
+            line = theirs[name].lineno if name in theirs else 0
+            self.line(f"    {name}  in {relative(path)}:{line}", "dim")
+            doc = inspect.cleandoc(ast_docstring(node))
+            if about := re.search(rf"Exercise {re.escape(exercise.number)}: (.*)", doc, flags=re.DOTALL):
+                self.line()
+                for text in about[1].splitlines():
+                    self.line("    " + text)
+                self.line()
+        self.line("Write it in your editor, save, then: learn check", "dim")
+
+    def solution(self, exercise: Exercise) -> None:
+        self.line(f"{exercise.number} {exercise.title}: as minipage has it", "bold")
+        self.line()
+        solved = load(exercise.lesson, exercise.lesson.solution)
+        for name in (*exercise.names, *exercise.also):
+            thing: Any = solved.module
+            for part in name.split("."):
+                thing = inspect.getattr_static(thing, part) if isinstance(thing, type) else getattr(thing, part)
+            function: Any = thing.fget if isinstance(thing, property) else thing
+            source = inspect.getsource(function)
+            for line in textwrap.dedent(source).rstrip().splitlines():
+                self.line("    " + line, "cyan")
+            self.line()
+        self.paragraph(exercise.why)
+
+
+def ast_docstring(node: Any) -> str:
+    import ast
+
+    return ast.get_docstring(node) or ""
+
+
+def definitions_of(path: Path) -> dict[str, Any]:
+    try:
+        return dict(definitions(path.read_text(encoding="utf-8")))
+    except (OSError, SyntaxError, ValueError):
+        return {}
+
+
+def relative(path: Path) -> Path:
+    """From here, if that is shorter."""
+    try:
+        return path.resolve().relative_to(Path.cwd())
+    except ValueError:
+        return path

@@ -1,0 +1,161 @@
+"""A learner's folder: a copy of the exercises, and a small file that remembers what was passed.
+
+my-minipage/
+    .minipage-learn.json        passed exercises, each with a hash of the file as it was then; hints that were seen
+    03_block_pool/exercise.py   theirs to change
+    03_block_pool/lesson.ipynb  if the lesson has one
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from minipage.errors import LearnError
+from minipage.learn.course import Exercise, Lesson, exercises, lessons
+from minipage.learn.load import CodeError, definitions, read
+
+STATE = ".minipage-learn.json"
+
+
+class Workspace:
+    """Raises LearnError if `folder` is none."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+            self.passed: dict[str, str] = dict(state["passed"])
+            self.hints: dict[str, int] = dict(state["hints"])
+        except FileNotFoundError:
+            raise LearnError(f"{folder} is no workspace; `learn init {folder}` makes it one.") from None
+        except (ValueError, KeyError, TypeError):
+            raise LearnError(
+                f"{folder / STATE} is damaged. Delete it and `learn init` again: exercises stay as they are."
+            ) from None
+
+    def save(self) -> None:
+        write_state(self.folder, {"passed": self.passed, "hints": self.hints})
+
+    def file(self, lesson: Lesson) -> Path:
+        return self.folder / lesson.name / "exercise.py"
+
+    def fingerprint(self, lesson: Lesson) -> str:
+        try:
+            return hashlib.sha256(self.file(lesson).read_bytes()).hexdigest()[:16]
+        except OSError:
+            return ""
+
+    def record(self, exercise: Exercise, passed: bool) -> None:
+        if passed:
+            self.passed[exercise.number] = self.fingerprint(exercise.lesson)
+        else:
+            self.passed.pop(exercise.number, None)
+        self.save()
+
+    def has_passed(self, exercise: Exercise) -> bool:
+        return exercise.number in self.passed
+
+    def changed_since(self, exercise: Exercise) -> bool:
+        """Whether the file is another than the one that passed."""
+        return self.passed.get(exercise.number) not in (None, self.fingerprint(exercise.lesson))
+
+    def current(self) -> Lesson:
+        """The lesson that is being worked on: the one whose file was written last; at first, the first one."""
+        begun = [lesson for lesson in lessons() if self.is_begun(lesson)]
+        return max(begun, key=lambda lesson: self.file(lesson).stat().st_mtime) if begun else lessons()[0]
+
+    def is_begun(self, lesson: Lesson) -> bool:
+        try:
+            return self.file(lesson).read_bytes() != lesson.stub.read_bytes()
+        except OSError:
+            return False
+
+    def next(self) -> Exercise | None:
+        """The first exercise that is not passed, in the current lesson, then in those after it, then in all."""
+        start = lessons().index(self.current())
+        order = [e for lesson in lessons()[start:] + lessons()[:start] for e in lesson.exercises]
+        return next((exercise for exercise in order if not self.has_passed(exercise)), None)
+
+    def reset(self, chosen: list[Exercise], whole_file: bool) -> tuple[Path, Path]:
+        """Put the stub back, of these exercises of one lesson or of the file; returns it and the copy of the old."""
+        lesson = chosen[0].lesson
+        path, stub = self.file(lesson), lesson.stub.read_text(encoding="utf-8")
+        new = stub if whole_file else with_stubs(read(path), stub, [name for e in chosen for name in e.names])
+        number = 1
+        while (backup := path.with_name(f"exercise.{number}.bak")).exists():
+            number += 1
+        path.parent.mkdir(exist_ok=True)
+        if path.exists():
+            shutil.copy(path, backup)
+        path.write_text(new, encoding="utf-8")
+        for exercise in lesson.exercises if whole_file else chosen:
+            self.passed.pop(exercise.number, None)
+            self.hints.pop(exercise.number, None)
+        self.save()
+        return path, backup
+
+
+def with_stubs(source: str, stub: str, names: list[str]) -> str:
+    """`source` with the functions `names` as they are in `stub`. Raises CodeError if that cannot be done."""
+    try:
+        theirs = definitions(source)
+    except SyntaxError as error:
+        raise CodeError(f"Python cannot read the file (line {error.lineno}), so only all of it can be reset.") from None
+    lines, given = source.splitlines(keepends=True), definitions(stub)
+    for name in sorted(names, key=lambda name: -theirs[name].lineno if name in theirs else 0):
+        if name not in theirs:
+            raise CodeError(f"there is no {name} in the file any more, so only all of it can be reset.")
+        first, last = extent(theirs[name])
+        start, stop = extent(given[name])
+        lines[first:last] = stub.splitlines(keepends=True)[start:stop]
+    return "".join(lines)
+
+
+def extent(node: ast.FunctionDef | ast.ClassDef) -> tuple[int, int]:
+    """The lines of a definition, decorators included, as a slice."""
+    first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+    return first - 1, node.end_lineno or node.lineno
+
+
+def init(folder: Path) -> list[Path]:
+    """Copy the exercises, and the lessons that come with them; what is there already stays. Returns what is new."""
+    new: list[Path] = []
+    for lesson in lessons():
+        (folder / lesson.name).mkdir(parents=True, exist_ok=True)
+        for name in ("exercise.py", "lesson.ipynb"):
+            source, copy = lesson.stub.with_name(name), folder / lesson.name / name
+            if source.exists() and not copy.exists():
+                shutil.copy(source, copy)
+                new.append(copy)
+    if not (folder / STATE).exists():
+        write_state(folder, {"passed": {}, "hints": {}})
+    return new
+
+
+def write_state(folder: Path, state: dict[str, Any]) -> None:
+    temporary = folder / (STATE + ".new")
+    temporary.write_text(json.dumps(state, indent=1), encoding="utf-8")
+    temporary.replace(folder / STATE)  # all of it or nothing, whatever happens meanwhile
+
+
+def find(folder: str | None) -> Workspace:
+    """The workspace in `folder`, or else the one that the current folder is in."""
+    if folder is not None:
+        return Workspace(Path(folder))
+    here = Path.cwd()
+    for parent in [here, *here.parents]:
+        if (parent / STATE).exists():
+            return Workspace(parent)
+    raise LearnError(
+        "there are no exercises in this folder. `python -m minipage learn init my-minipage` makes a folder with them; "
+        "then `cd my-minipage`."
+    )
+
+
+def total_points() -> int:
+    return sum(exercise.points for exercise in exercises())
