@@ -40,7 +40,7 @@ def install() -> None:
             setattr(cuda, name, value)
     for dimensions in ("threadIdx", "blockIdx", "blockDim", "gridDim"):
         setattr(cuda, dimensions, _Dimensions(dimensions))
-    compat.warp_values = _warp_values
+    compat.warp_compute = _warp_compute
 
 
 class GuardedArray:
@@ -64,6 +64,10 @@ class GuardedArray:
     def __setitem__(self, index: Any, value: Any) -> None:
         self._check(index)
         self.array[index] = value
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
 
     def __len__(self) -> int:
         return len(self.array)
@@ -96,6 +100,7 @@ class _Block:
         self.shared: dict[tuple[str, int], np.ndarray] = {}
         size = dimensions["blockDim"]
         self.values: list[Any] = [None] * (size.x * size.y * size.z)  # what threads show each other
+        self.answers: dict[int, Any] = {}  # what a warp has computed together, until all its lanes have read it
         self.threads = []
         for index in range(len(self.values)):
             thread = _Thread(lambda: function(*arguments))
@@ -182,9 +187,17 @@ def _exchange(kind: str, value: Any) -> list[Any]:
     return seen
 
 
-def _warp_values(value: Any) -> tuple[list[Any], int]:
-    """The values of all lanes of the warp, and this thread's lane."""
-    return _exchange("warp", value), _lane()
+def _warp_compute(value: Any, function: Callable[[list[Any]], Any]) -> Any:
+    """function(what the lanes of the warp come with)[this lane]; the first that gets there computes it for all."""
+    thread = getcurrent()
+    answers, warp = thread.block.answers, thread.index // WARP_SIZE
+    seen = _exchange("warp", value)
+    if warp not in answers:
+        answers[warp] = function(seen)
+    answer = answers[warp][_lane()]
+    _wait("warp")
+    answers.pop(warp, None)
+    return answer
 
 
 def _lane() -> int:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_api_compat import array_namespace
 
-from minipage.attention.cuda.compat import SIMULATED, cuda, flat_view
+from minipage.attention.cuda.compat import SIMULATED, cuda, device_view
 from minipage.errors import KernelArgumentError
 
 Array = Any
@@ -94,6 +94,13 @@ def elements(array: Array) -> Any:
     return _flat(array, np.dtype(np.uint16) if dtype.itemsize == 2 else dtype)
 
 
+def in_shape(array: Array) -> Any:
+    """A contiguous array as it is; numbers of two bytes as uint16."""
+    where = layout(array)
+    dtype = np.dtype(np.uint16) if where.dtype.itemsize == 2 else where.dtype
+    return array.view(dtype) if SIMULATED else _device_view(where.address, where.shape, dtype)
+
+
 def _flat(array: Array, dtype: np.dtype[Any]) -> Any:
     where = layout(array)
     length = where.span // dtype.itemsize
@@ -101,11 +108,11 @@ def _flat(array: Array, dtype: np.dtype[Any]) -> Any:
         own = where.dtype.itemsize
         flat = np.lib.stride_tricks.as_strided(array, (length * dtype.itemsize // own,), (own,))
         return flat.view(dtype)
-    return _device_view(where.address, length, dtype)
+    return _device_view(where.address, (length,), dtype)
 
 
-# An address and a length is all that a view is, so that it can be used again for whatever is there by then.
-_device_view = lru_cache(maxsize=4096)(flat_view)
+# An address and a shape is all that a view is, so that it can be used again for whatever is there by then.
+_device_view = lru_cache(maxsize=4096)(device_view)
 
 
 def device_of(array: Array) -> str:

@@ -90,7 +90,6 @@ def write_kernel(new_kind: Kind, kv: Kind, head_size: int) -> Any:
     PER_WORD, number = new_kind.per_word, new_kind.number
     QUANTIZED, LARGEST, stored = kv.is_quantized, np.float32(kv.largest), kv.stored
 
-    @device_function
     def write_row(new, start, cache, scales, row, lane):
         scale = float32(1)
         if QUANTIZED:
@@ -106,6 +105,9 @@ def write_kernel(new_kind: Kind, kv: Kind, head_size: int) -> Any:
             x = number(new[(start + i) // PER_WORD], (start + i) % PER_WORD)
             cache[row * head_size + i] = stored(x / scale if QUANTIZED else x)
 
+    # The CPU's `quantize` divides exactly. So do we, and the codes are the same.
+    write_row = device_function(write_row, fastmath=False)
+
     def write(k, v, k_cache, v_cache, k_scales, v_scales, slot_mapping, stride, num_tokens, num_kv_heads):
         lane = cuda.threadIdx.x % WARP
         item = cuda.blockIdx.x * NUM_WARPS + cuda.threadIdx.x // WARP
@@ -118,7 +120,7 @@ def write_kernel(new_kind: Kind, kv: Kind, head_size: int) -> Any:
         else:
             write_row(v, start, v_cache, v_scales, row, lane)
 
-    return kernel(write, fastmath=False)  # the CPU's quantize divides exactly, and so the codes are the same
+    return kernel(write, fastmath=False)
 
 
 class Blocks(Protocol):

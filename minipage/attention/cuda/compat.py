@@ -40,7 +40,7 @@ else:
     # Otherwise every launch waits for whichever stream an argument's library uses. We launch in that stream.
     cuda_config.CUDA_ARRAY_INTERFACE_SYNC = 0
 
-__all__ = ["SIMULATED", "cuda", "device_function", "external_stream", "flat_view", "kernel", "types", "upload"]
+__all__ = ["SIMULATED", "cuda", "device_function", "device_view", "external_stream", "kernel", "types", "upload"]
 
 
 def kernel(function: Callable[..., None], fastmath: bool = True, **options: Any) -> Any:
@@ -51,13 +51,13 @@ def kernel(function: Callable[..., None], fastmath: bool = True, **options: Any)
     return cuda.jit(function) if SIMULATED else cuda.jit(fastmath=fastmath, **options)(function)
 
 
-def device_function(function: Callable[..., Any]) -> Any:
+def device_function(function: Callable[..., Any], fastmath: bool = True) -> Any:
     """A function for kernels to call; it becomes part of them, so that its local arrays can be registers."""
-    return function if SIMULATED else cuda.jit(device=True, forceinline=True)(function)
+    return function if SIMULATED else cuda.jit(device=True, forceinline=True, fastmath=fastmath)(function)
 
 
-def warp_values(value: Any) -> tuple[list[Any], int]:
-    """In the simulator only: what each lane of the warp came with, and which lane this is; see ladder/simulator.py."""
+def warp_compute(value: Any, function: Callable[[list[Any]], Any]) -> Any:
+    """In the simulator only (see ladder/simulator.py): function(the 32 lanes' values)[this lane]."""
     raise NotImplementedError
 
 
@@ -71,15 +71,15 @@ def upload(values: np.ndarray, stream: Any) -> Any:
     return values if SIMULATED else cuda.to_device(values, stream=stream)
 
 
-def flat_view(address: int, length: int, dtype: np.dtype[Any]) -> Any:
-    """Memory that the GPU can reach as a flat array for kernels. Whoever owns it must keep it."""
-    return cuda.as_cuda_array(_Memory(address, length, dtype), sync=False)
+def device_view(address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+    """Memory that the GPU can reach as a contiguous array for kernels. Whoever owns it must keep it."""
+    return cuda.as_cuda_array(_Memory(address, shape, dtype), sync=False)
 
 
 class _Memory:
     """The form in which array libraries hand each other memory."""
 
-    def __init__(self, address: int, length: int, dtype: np.dtype[Any]) -> None:
+    def __init__(self, address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
         self.__cuda_array_interface__ = {
-            "data": (address, False), "shape": (length,), "typestr": dtype.str, "strides": None, "version": 3,
+            "data": (address, False), "shape": shape, "typestr": dtype.str, "strides": None, "version": 3,
         }  # fmt: skip

@@ -10,7 +10,8 @@ queries. A batch of both kinds takes two launches, in which each kernel skips th
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,7 +29,8 @@ from minipage.attention.cuda.arrays import (
 )
 from minipage.attention.cuda.compat import external_stream
 from minipage.attention.cuda.merge import merge_kernel
-from minipage.attention.cuda.numbers import kind_of
+from minipage.attention.cuda.numbers import Kind, kind_of
+from minipage.attention.cuda.tensor import TILE, has_tensor_kernel, tensor_kernel
 from minipage.attention.cuda.tiles import num_tiles
 from minipage.attention.cuda.wide import NUM_WARPS, WARP, rows_per_tile, wide_kernel, words_per_lane
 
@@ -74,6 +76,24 @@ def paged_attention(
     return out
 
 
+class Choice(NamedTuple):
+    kernel_for: Callable[..., Any]  # tensor_kernel, or wide_kernel
+    decode_rows: int  # most rows of q in a block
+    prefill_rows: int
+
+
+def tensor_choice(q_kind: Kind, kv: Kind, head_size: int) -> Choice:
+    return Choice(tensor_kernel, TILE, NUM_WARPS * TILE)
+
+
+def wide_choice(q_kind: Kind, kv: Kind, head_size: int) -> Choice:
+    return Choice(wide_kernel, rows_per_tile(head_size, kv), rows_per_tile(head_size, kv))
+
+
+def best_choice(q_kind: Kind, kv: Kind, head_size: int) -> Choice:
+    return (tensor_choice if has_tensor_kernel(q_kind, kv, head_size) else wide_choice)(q_kind, kv, head_size)
+
+
 def workspace_size(num_seqs: int, num_heads: int, head_size: int, max_context_len: int) -> int:
     """How many float32 numbers `launch_attention` needs for the results of the parts of a context, if it is cut."""
     num_splits = -(-max_context_len // SPLIT_SIZE)
@@ -96,6 +116,7 @@ def launch_attention(
     max_query_len: int,
     max_context_len: int,
     stream: int = 0,
+    choose: Callable[[Kind, Kind, int], Choice] = best_choice,
 ) -> None:
     """Attention as `paged_attention` has it, into `out`, with everything on the GPU already and nothing checked.
 
@@ -107,6 +128,7 @@ def launch_attention(
         workspace: [workspace_size(...)] float32; its contents mean nothing before and after.
         max_query_len, max_context_len: at least the largest of the batch.
         stream: the handle of a CUDA stream.
+        choose: which kernel, for the kinds of q and of K and V, and the head size.
     """
     (num_tokens, num_heads, head_size), strides, q_dtype = layout(q)[1:]
     block_size, num_kv_heads = layout(k_cache).shape[1:3]
@@ -125,19 +147,18 @@ def launch_attention(
         np.float32(scale * LOG2_E), strides[0] // q_dtype.itemsize, max_blocks, num_kv_heads, SPLIT_SIZE,
     )  # fmt: skip
     cuda_stream = external_stream(stream)
-    most_rows = rows_per_tile(head_size, kv)
-    head_tiles = -(-group // most_rows)
+    kernel_for, decode_rows, prefill_rows = choose(q_kind, kv, head_size)
+    head_tiles = -(-group // decode_rows)
     heads = -(-group // head_tiles)  # of a tile
-    decode = wide_kernel(q_kind, kv, head_size, block_size, group, heads, 1)
+    decode = kernel_for(q_kind, kv, head_size, block_size, group, heads, 1)
     decode[(num_splits, num_kv_heads * head_tiles, num_seqs), NUM_WARPS * WARP, cuda_stream](*arguments)
     if num_splits > 1:
         merge = merge_kernel(q_kind, head_size)
-        merge[(num_heads, num_seqs), head_size, cuda_stream](
-            partial, contexts, starts, flat_out, num_splits, SPLIT_SIZE
-        )
+        splits = num_splits, SPLIT_SIZE
+        merge[(num_heads, num_seqs), head_size, cuda_stream](partial, contexts, starts, flat_out, *splits)
     if max_query_len > 1:
-        tokens = max(2, most_rows // heads)
-        prefill = wide_kernel(q_kind, kv, head_size, block_size, group, heads, tokens)
+        tokens = max(2, prefill_rows // heads)
+        prefill = kernel_for(q_kind, kv, head_size, block_size, group, heads, tokens)
         grid = num_tiles(num_tokens, tokens, num_seqs), num_kv_heads * head_tiles
         prefill[grid, NUM_WARPS * WARP, cuda_stream](*arguments)
 

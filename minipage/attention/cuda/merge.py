@@ -1,6 +1,7 @@
-"""The second pass of a split context: join the results of its parts.
+"""Joining what was found in the parts of a context: of the warps of a block, and of the blocks of a split context.
 
-Each part left its result and the logarithm of its total weight. The whole is their average, weighted by their totals:
+A warp has its highest score, and total and sums relative to it: they count exp2(its highest - highest of all). A block
+leaves its result and the logarithm of its total. The whole is the average of the results, weighted by their totals:
 
     out = sum of exp2(log_total) * result / sum of exp2(log_total)
 """
@@ -10,12 +11,48 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from minipage.attention.cuda.compat import cuda, kernel, types
-from minipage.attention.cuda.numbers import Kind
-from minipage.attention.cuda.ptx import exp2
+from minipage.attention.cuda.compat import cuda, device_function, kernel, types
+from minipage.attention.cuda.numbers import LOWEST, Kind
+from minipage.attention.cuda.ptx import exp2, log2
 
 float32 = types.float32
-LOWEST = -1e30
+
+
+def joiner(parts: int, heads: int, tokens: int, group: int, head_size: int, num_threads: int, stored: Any) -> Any:
+    """What the warps of one block have found in their parts of a context, joined in shared memory and written.
+
+    all_highest, all_total: [parts, rows]; all_acc: [parts, rows, head_size]. The result goes to `out`, or, if the
+    context is cut into several splits, to `partial`: [num_seqs, num_heads, num_splits, head_size], and after all of
+    them the logarithms of the totals, [num_seqs, num_heads, num_splits].
+    """
+
+    def join(
+        all_highest, all_total, all_acc, out, partial, seq, num_seqs, q_start, num_queries, first,
+        kv_head, head_tile, num_kv_heads, split, num_splits, has_context,
+    ):  # fmt: skip
+        num_heads = num_kv_heads * group
+        for i in range(cuda.threadIdx.x, heads * tokens * head_size, num_threads):
+            r, column = i // head_size, i % head_size
+            token, head = first + r // heads, head_tile * heads + r % heads
+            if token < num_queries and head < group:
+                highest, total, x = LOWEST, float32(0), float32(0)
+                for part in range(parts):
+                    highest = max(highest, all_highest[part, r])
+                for part in range(parts):
+                    share = exp2(all_highest[part, r] - highest)
+                    total += share * all_total[part, r]
+                    x += share * all_acc[part, r, column]
+                x = x / total if has_context else float32(0)
+                head += kv_head * group
+                if num_splits == 1:
+                    out[((q_start + token) * num_heads + head) * head_size + column] = stored(x)
+                else:
+                    row = (seq * num_heads + head) * num_splits + split
+                    partial[row * head_size + column] = x
+                    if column == 0:
+                        partial[num_seqs * num_heads * num_splits * head_size + row] = highest + log2(total)
+
+    return device_function(join)
 
 
 @cache
@@ -32,7 +69,7 @@ def merge_kernel(out_kind: Kind, head_size: int) -> Any:
         first = (seq * num_heads + head) * num_splits
         log_totals = cuda.gridDim.y * num_heads * num_splits * head_size  # they come after all results
         used = (context_lens[seq] + split_size - 1) // split_size
-        highest, total, acc = float32(LOWEST), float32(0), float32(0)
+        highest, total, acc = LOWEST, float32(0), float32(0)
         for i in range(first, first + used):
             highest = max(highest, partial[log_totals + i])
         for i in range(first, first + used):

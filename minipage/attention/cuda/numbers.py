@@ -18,17 +18,19 @@ import numpy as np
 from minipage.attention.cuda.compat import device_function, types
 from minipage.attention.cuda.ptx import (
     bits_of_float,
-    exp2,
     float_of_bits,
+    fma_bfloats,
+    fma_halves,
     high_half,
     low_half,
     nearest_integer,
     pack_bfloats,
     pack_halves,
+    prmt,
 )
 from minipage.errors import KernelArgumentError
 
-__all__ = ["KINDS", "Kind", "exp2", "kind_of"]
+LOWEST = np.float32(-1e30)  # a score below all others; no infinity: those have no arithmetic under fastmath
 
 float32, int8, uint8, uint16, uint32 = types.float32, types.int8, types.uint8, types.uint16, types.uint32
 
@@ -117,6 +119,72 @@ KINDS = {
     np.dtype(np.int8): Kind("int8", 1, 127, number_int8, stored_int8),
     np.dtype(np.uint8): Kind("fp8", 1, 448, number_fp8, stored_fp8),
 }
+
+
+def reader(kind: Kind) -> Any:
+    """A device function: one number, as it lies in an array of its kind (as uint16, if of two bytes) -> float32."""
+    number = kind.number
+    if kind.name == "float32":
+        return device_function(lambda stored: stored)
+    if kind.num_bytes == 2:
+        return device_function(lambda stored: number(uint32(stored), 0))
+    return device_function(lambda stored: number(uint32(stored & 0xFF), 0))
+
+
+FLOAT16, BFLOAT16 = KINDS[np.dtype(np.float16)], KINDS[np.dtype(np.uint16)]
+
+
+@device_function
+def pair_int8_float16(word, pair):
+    """Two of four numbers. A byte + 128 under the exponent of 1024 is a float16 of 1024 + 128 too much."""
+    low_bytes = prmt(uint32(word ^ 0x80808080), uint32(0x64646464), uint32(0x4342 if pair else 0x4140))
+    return fma_halves(low_bytes, uint32(0x3C003C00), uint32(0xE480E480))  # * 1 - 1152
+
+
+@device_function
+def pair_int8_bfloat16(word, pair):
+    """7 bits under the exponent of 128; if the sign is set, 256 is too much, and else 128: the sign is that bit."""
+    low_bytes = prmt(word, uint32(0), uint32(0x4342 if pair else 0x4140))
+    too_much = uint32(low_bytes & 0x00800080 | 0x43004300)
+    return fma_bfloats(too_much, uint32(0xBF80BF80), uint32(low_bytes & 0x007F007F | 0x43004300))  # * -1 +
+
+
+@device_function
+def pair_fp8_float16(word, pair):
+    high_bytes = prmt(word, uint32(0), uint32(0x3424 if pair else 0x1404))
+    moved = uint32(high_bytes & 0x80008000 | (high_bytes & 0x7F007F00) >> 1)
+    return fma_halves(moved, uint32(0x5C005C00), uint32(0x80008000))  # * 2 ** 8 - 0
+
+
+@device_function
+def pair_fp8_bfloat16(word, pair):
+    high_bytes = prmt(word, uint32(0), uint32(0x3424 if pair else 0x1404))
+    moved = uint32(high_bytes & 0x80008000 | (high_bytes & 0x7F007F00) >> 4)
+    return fma_bfloats(moved, uint32(0x7B807B80), uint32(0x80008000))  # * 2 ** 120 - 0
+
+
+PAIRS = {
+    ("int8", "float16"): pair_int8_float16,
+    ("int8", "bfloat16"): pair_int8_bfloat16,
+    ("fp8", "float16"): pair_fp8_float16,
+    ("fp8", "bfloat16"): pair_fp8_bfloat16,
+}
+
+
+def widener(kv: Kind, to: Kind) -> Any:
+    """(word, array, row, i): the numbers of a word, two bytes each, exactly, to array[row, i] (and i + 1)."""
+    if kv.num_bytes == 2:
+
+        def widen(word, array, row, i):
+            array[row, i] = word
+    else:
+        pair = PAIRS[kv.name, to.name]
+
+        def widen(word, array, row, i):
+            array[row, i] = pair(word, 0)
+            array[row, i + 1] = pair(word, 1)
+
+    return device_function(widen)
 
 
 def kind_of(dtype: np.dtype[Any], what: str) -> Kind:

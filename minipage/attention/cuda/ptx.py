@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from minipage.attention.cuda import compat
 from minipage.attention.cuda.compat import SIMULATED, types
 
 MEMORY = "memory"  # a parameter that is an array; its address with the index after it is what the instruction gets
@@ -155,3 +156,64 @@ def pack_bfloats(low, high):
 def _rounded_upper_half(x):
     bits = int(np.float32(x).view(np.uint32))
     return 0x7FC0 if np.isnan(x) else (bits + 0x7FFF + (bits >> 16 & 1)) >> 16  # from half way, the even one
+
+
+@instruction(WORD, (WORD, WORD, WORD), "prmt.b32 $0, $1, $2, $3;")
+def prmt(a, b, selector):
+    """A word of four bytes of two words; 0-3 are those of a, 4-7 those of b. The selector's last digit is the first."""
+    given = int(a) | int(b) << 32
+    chosen = [given >> 8 * (int(selector) >> 4 * i & 7) & 0xFF for i in range(4)]
+    return np.uint32(sum(byte << 8 * i for i, byte in enumerate(chosen)))
+
+
+# ---- two numbers of 16 bits at once
+
+
+@instruction(WORD, (WORD, WORD, WORD), "fma.rn.f16x2 $0, $1, $2, $3;")
+def fma_halves(a, b, c):
+    """a * b + c, rounded once."""
+    x, y, z = (_halves(word).astype(np.float64) for word in (a, b, c))
+    return np.uint32((x * y + z).astype(np.float16).view(np.uint32)[0])
+
+
+@instruction(WORD, (WORD, WORD, WORD), "fma.rn.bf16x2 $0, $1, $2, $3;")
+def fma_bfloats(a, b, c):
+    x, y, z = (_bfloats(word).astype(np.float64) for word in (a, b, c))
+    return pack_bfloats(*(x * y + z).astype(np.float32))
+
+
+def _bfloats(words):
+    """[...] words -> [..., 2] the numbers in them"""
+    words = np.asarray(words, np.uint32)[..., None]
+    return (words << np.array([16, 0], np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+def _halves(words):
+    """[...] words -> [..., 2] the numbers in them"""
+    return np.asarray(words, np.uint32)[..., None].view(np.float16).astype(np.float32)
+
+
+# ---- tensor cores: d = a @ b + c of a whole warp, [16, 8] = [16, 16] @ [16, 8] + [16, 8], summed in float32
+
+MMA = "mma.sync.aligned.m16n8k16.row.col.f32.{0}.{0}.f32 {{$0, $1, $2, $3}}, {{$4, $5, $6, $7}}, {{$8, $9}}, "
+MMA += "{{$10, $11, $12, $13}};"
+
+
+@instruction(FLOATS_4, (WORDS_4, WORDS_2, FLOATS_4), MMA.format("f16"))
+def mma_halves(a, b, c):
+    return compat.warp_compute((a, b, c), lambda lanes: _mma(lanes, _halves))
+
+
+@instruction(FLOATS_4, (WORDS_4, WORDS_2, FLOATS_4), MMA.format("bf16"))
+def mma_bfloats(a, b, c):
+    return compat.warp_compute((a, b, c), lambda lanes: _mma(lanes, _bfloats))
+
+
+def _mma(lanes, numbers):
+    """What lane 4 g + c has of a, b and c (PTX ISA, "Matrix Fragments for mma.m16n8k16") -> what it gets of d."""
+    a, b, c = (np.array(pieces) for pieces in zip(*lanes))  # [32, 4], [32, 2], [32, 4]
+    a = numbers(a).reshape(8, 4, 2, 2, 2).transpose(3, 0, 2, 1, 4).reshape(16, 16)  # [row, inner]
+    b = numbers(b).reshape(8, 4, 2, 2).transpose(2, 1, 3, 0).reshape(16, 8)  # [inner, column]
+    c = c.reshape(8, 4, 2, 2).transpose(2, 0, 1, 3).reshape(16, 8)  # [row, column]
+    d = (a.astype(np.float64) @ b + c).astype(np.float32)  # [row, column]
+    return d.reshape(2, 8, 4, 2).transpose(1, 2, 0, 3).reshape(32, 4)  # [lane, its four numbers]

@@ -22,11 +22,18 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numpy as np
-
 from minipage.attention.cuda.compat import cuda, device_function, kernel, types
-from minipage.attention.cuda.numbers import Kind
-from minipage.attention.cuda.ptx import exp2, load_8_bytes, load_16_bytes, log2
+from minipage.attention.cuda.merge import joiner
+from minipage.attention.cuda.numbers import FLOAT16, LOWEST, Kind
+from minipage.attention.cuda.ptx import (
+    exp2,
+    fma_bfloats,
+    fma_halves,
+    load_8_bytes,
+    load_16_bytes,
+    pack_bfloats,
+    pack_halves,
+)
 from minipage.attention.cuda.tiles import first_of_tile
 from minipage.errors import KernelArgumentError
 
@@ -36,7 +43,6 @@ WARP = 32
 NUM_WARPS = 4
 UNROLL = 4  # loads of K, and of V, that a warp has under way
 NUMBERS = 32  # of q, and of the result, that a lane keeps in registers
-LOWEST = np.float32(-1e30)  # a score below all others; no infinity, for those have no arithmetic under fastmath
 ALL = 0xFFFFFFFF  # the lanes that take part in a shuffle
 
 
@@ -59,13 +65,17 @@ def rows_per_tile(head_size: int, kv: Kind) -> int:
 
 
 @cache
-def wide_kernel(q_kind: Kind, kv: Kind, head_size: int, block_size: int, group: int, heads: int, tokens: int) -> Any:
+def wide_kernel(
+    q_kind: Kind, kv: Kind, head_size: int, block_size: int, group: int, heads: int, tokens: int, packed: bool = False
+) -> Any:
     """The kernel for these numbers and sizes.
 
     Args:
         group: query heads of a KV head.
         heads, tokens: a tile of q is `heads` of the group's heads for each of `tokens` tokens; 1 token in decodes.
+        packed: multiply q and K two numbers at a time, in their own 16 bits; less exact, so the engine does not.
     """
+    assert not packed or (q_kind == kv and kv.num_bytes == 2)
     WORDS = words_per_lane(head_size, kv)
     PER_WORD = kv.per_word
     COLUMNS = WORDS * PER_WORD  # numbers of a row that one lane has
@@ -76,11 +86,11 @@ def wide_kernel(q_kind: Kind, kv: Kind, head_size: int, block_size: int, group: 
     PARTS = AT_ONCE * NUM_WARPS
     ROWS = heads * tokens
     ROW_WORDS = head_size * kv.num_bytes // 4
-    NUM_THREADS = NUM_WARPS * WARP
     HEAD_TILES = -(-group // heads)
     QUANTIZED, PREFILL = kv.is_quantized, tokens > 1
-    Q_PER_WORD, q_number, number, stored = q_kind.per_word, q_kind.number, kv.number, q_kind.stored
-    load = loader(WORDS)
+    Q_PER_WORD, q_number, number = q_kind.per_word, q_kind.number, kv.number
+    load, dot, pack = loader(WORDS), packed_dot(kv, WORDS), pack_halves if kv == FLOAT16 else pack_bfloats
+    join = joiner(PARTS, heads, tokens, group, head_size, NUM_WARPS * WARP, q_kind.stored)
 
     def attend(
         q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, query_start_loc, out, partial,
@@ -109,6 +119,7 @@ def wide_kernel(q_kind: Kind, kv: Kind, head_size: int, block_size: int, group: 
         part, column = lane // LANES, lane % LANES * COLUMNS
         is_inside = column < head_size
         q_row = cuda.local.array((ROWS, COLUMNS), float32)
+        q_pair = cuda.local.array((ROWS, WORDS), uint32)
         acc = cuda.local.array((ROWS, COLUMNS), float32)
         highest = cuda.local.array(ROWS, float32)
         total = cuda.local.array(ROWS, float32)
@@ -120,6 +131,9 @@ def wide_kernel(q_kind: Kind, kv: Kind, head_size: int, block_size: int, group: 
             for i in range(COLUMNS):
                 x = q_number(q[(at + i) // Q_PER_WORD], (at + i) % Q_PER_WORD) if is_row else float32(0)
                 q_row[r, i], acc[r, i] = x * scale, float32(0)
+            if packed:
+                for w in range(WORDS):
+                    q_pair[r, w] = pack(q_row[r, 2 * w], q_row[r, 2 * w + 1])
 
         k = cuda.local.array((UNROLL, WORDS), uint32)
         v = cuda.local.array((UNROLL, WORDS), uint32)
@@ -138,8 +152,8 @@ def wide_kernel(q_kind: Kind, kv: Kind, head_size: int, block_size: int, group: 
                     k_scale[u], v_scale[u] = k_scales[row], v_scales[row]
             for u in range(UNROLL):
                 for r in range(ROWS):
-                    score[u, r] = float32(0)
-                for w in range(WORDS):
+                    score[u, r] = dot(q_pair, r, k, u) if packed else float32(0)
+                for w in range(0 if packed else WORDS):
                     for i in range(PER_WORD):
                         x = number(k[u, w], i)
                         for r in range(ROWS):
@@ -186,29 +200,25 @@ def wide_kernel(q_kind: Kind, kv: Kind, head_size: int, block_size: int, group: 
                 for i in range(COLUMNS):
                     all_acc[warp * AT_ONCE + part, r, column + i] = acc[r, i]
         cuda.syncthreads()
-        for i in range(cuda.threadIdx.x, ROWS * head_size, NUM_THREADS):
-            r, d = i // head_size, i % head_size
-            token, head = first + r // heads, head_tile * heads + r % heads
-            if token < num_queries and head < group:
-                top, weights, x = LOWEST, float32(0), float32(0)
-                for p in range(PARTS):
-                    top = max(top, all_highest[p, r])
-                for p in range(PARTS):
-                    share = exp2(all_highest[p, r] - top)
-                    weights += share * all_total[p, r]
-                    x += share * all_acc[p, r, d]
-                x = x / weights if stop > start else float32(0)  # an empty context
-                row = (q_start + token) * num_kv_heads * group + kv_head * group + head
-                if num_splits == 1:
-                    out[row * head_size + d] = stored(x)
-                else:
-                    row = (seq * num_kv_heads * group + kv_head * group + head) * num_splits + split
-                    num_rows = len(context_lens) * num_kv_heads * group * num_splits
-                    partial[row * head_size + d] = x
-                    if d == 0:
-                        partial[num_rows * head_size + row] = top + log2(weights)
+        join(
+            all_highest, all_total, all_acc, out, partial, seq, len(context_lens), q_start, num_queries, first,
+            kv_head, head_tile, num_kv_heads, split, num_splits, context_lens[seq] > 0,
+        )  # fmt: skip
 
     return kernel(attend)
+
+
+def packed_dot(kind: Kind, words: int) -> Any:
+    """(q, r, k, u): the sum of q[r, w] * k[u, w] over all words, of two numbers each; rounded after each of them."""
+    fma, number = fma_halves if kind == FLOAT16 else fma_bfloats, kind.number
+
+    def dot(q, r, k, u):
+        sums = uint32(0)
+        for w in range(words):
+            sums = fma(q[r, w], k[u, w], sums)
+        return number(sums, 0) + number(sums, 1)
+
+    return device_function(dot)
 
 
 def loader(words: int) -> Any:

@@ -1,0 +1,226 @@
+"""Paged attention on tensor cores: 16 rows of q at once, against 16 tokens of K and V.
+
+`mma.m16n8k16` multiplies a 16 x 16 matrix with a 16 x 8 one, each held in pieces by the 32 lanes of a warp: lane 4 g +
+c has, of the left one, rows g and g + 8, and of the right one, column g; and of both the inner indices 2 c, 2 c + 1, 2
+c + 8 and 2 c + 9. The 16 rows of q are the query heads that share a KV head (of a decode; unused rows cost nothing, for
+the time goes into reading K and V), or those of several tokens (of a prompt). Nothing passes through shared memory,
+since
+
+    q @ K   the inner index is the position in the head, and a sum may be taken in any order: so the 16 bytes that a
+    lane
+            loads of a row of K are its piece as they are, if q is cut in the same way
+    P @ V   lane 4 g + c has the scores of rows g and g + 8 with tokens 2 c, 2 c + 1, 2 c + 8 and 2 c + 9, which is
+            what it must bring as its piece of P. V is cut by columns, which may be taken in any order too: two rows
+            of V, loaded 16 bytes a lane, are interleaved by `prmt`
+
+K and V of one byte a number are widened to two in registers. The rest is as in wide.py.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from minipage.attention.cuda.compat import cuda, device_function, kernel, types
+from minipage.attention.cuda.merge import joiner
+from minipage.attention.cuda.numbers import BFLOAT16, FLOAT16, LOWEST, Kind, widener
+from minipage.attention.cuda.ptx import exp2, mma_bfloats, mma_halves, pack_bfloats, pack_halves, prmt
+from minipage.attention.cuda.tiles import first_of_tile
+from minipage.attention.cuda.wide import ALL, NUM_WARPS, WARP, loader
+
+float32, int32, uint32 = types.float32, types.int32, types.uint32
+
+STEP = 16  # tokens of K and V at once
+TILE = 16  # rows of q of a warp
+
+
+def has_tensor_kernel(q_kind: Kind, kv: Kind, head_size: int) -> bool:
+    return head_size in (64, 128) and q_kind.num_bytes == 2 and (kv == q_kind or kv.is_quantized)
+
+
+@cache
+def tensor_kernel(q_kind: Kind, kv: Kind, head_size: int, block_size: int, group: int, heads: int, tokens: int) -> Any:
+    """The kernel for these numbers and sizes.
+
+    Args:
+        group: query heads of a KV head.
+        heads, tokens: a tile of q is `heads` of the group's heads for each of `tokens` tokens. With 1 token, all warps
+            have the same rows and share the tokens of K and V; with more, each has 16 rows of its own.
+    """
+    PREFILL = tokens > 1
+    ROWS = heads * tokens
+    PARTS = 1 if PREFILL else NUM_WARPS
+    HALVES = 2 if PREFILL or heads > 8 else 1  # whether rows 8 to 15 are wanted
+    HEAD_TILES = -(-group // heads)
+    ROW_WORDS = head_size * kv.num_bytes // 4
+    CHUNKS = ROW_WORDS // 16  # of a row of K: 16 bytes for each of 4 lanes
+    K_WORDS = head_size // 8  # of a lane, once they have two bytes a number
+    WIDTH = K_WORDS // CHUNKS  # words that a chunk becomes
+    V_LOAD = min(4, ROW_WORDS // 8)  # words of a row of V that a lane loads at once; 8 lanes have a row
+    V_CHUNKS = ROW_WORDS // 8 // V_LOAD
+    V_WORDS = head_size // 16
+    V_WIDTH = V_WORDS // V_CHUNKS
+    COLUMNS = 2 * V_WIDTH  # of V, and of the result, that lie together in a lane
+    TILES, K_LOADS, V_LOADS = head_size // 8, 2 * CHUNKS, 4 * V_CHUNKS
+    QUANTIZED = kv.is_quantized
+    STRIDE = STEP if PREFILL else STEP * NUM_WARPS
+    # Weights are multiplied with the scales of V before they are rounded, and might get too small for float16.
+    v_kind = BFLOAT16 if QUANTIZED else q_kind
+    pack = pack_halves if v_kind == FLOAT16 else pack_bfloats
+    k_multiply, v_multiply = multiplier(q_kind), multiplier(v_kind)
+    k_load, v_load = loader(4), loader(V_LOAD)
+    k_widen, v_widen = widener(kv, q_kind), widener(kv, v_kind)
+    join = joiner(PARTS, heads, tokens, group, head_size, NUM_WARPS * WARP, q_kind.stored)
+
+    def attend(
+        q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, query_start_loc, out, partial,
+        scale, q_stride, max_blocks, num_kv_heads, split_size,
+    ):  # fmt: skip
+        # which rows of q, which tokens of K and V
+        kv_head, head_tile = cuda.blockIdx.y // HEAD_TILES, cuda.blockIdx.y % HEAD_TILES
+        if PREFILL:
+            split, num_splits = 0, 1
+            seq, first = first_of_tile(cuda.blockIdx.x, tokens, query_start_loc, len(context_lens))
+        else:
+            split, num_splits = cuda.blockIdx.x, cuda.gridDim.x
+            seq, first = cuda.blockIdx.z, 0
+        q_start = query_start_loc[seq]
+        num_queries = query_start_loc[seq + 1] - q_start
+        if first >= num_queries or (num_queries > 1) != PREFILL:
+            return  # another kernel's work
+        seen_before = context_lens[seq] - num_queries + 1  # query i sees seen_before + i tokens
+        lane, warp = cuda.threadIdx.x % WARP, cuda.threadIdx.x // WARP
+        g, c = lane // 4, lane % 4
+        if PREFILL:
+            first_row, start = warp * TILE, 0
+            stop = seen_before + min(first + min((first_row + TILE - 1) // heads, tokens - 1), num_queries - 1)
+        else:
+            first_row, start, stop = 0, split * split_size, seen_before
+            if num_splits > 1:
+                stop = min(stop, start + split_size)
+            if start >= stop and split > 0:
+                return
+
+        q_word = cuda.local.array((2, K_WORDS), uint32)  # of rows g and g + 8
+        visible = cuda.local.array(2, int32)
+        highest = cuda.local.array(2, float32)
+        total = cuda.local.array(2, float32)
+        acc = cuda.local.array((TILES, 4), float32)
+        for half in range(2):
+            row = first_row + g + 8 * half
+            token, head = first + row // heads, head_tile * heads + row % heads
+            is_row = row < ROWS and token < num_queries and head < group
+            visible[half] = min(stop, seen_before + token) if PREFILL else stop
+            highest[half], total[half] = LOWEST, float32(0)
+            at = ((q_start + token) * q_stride + (kv_head * group + head) * head_size) // 2
+            for w in range(K_WORDS):
+                q_word[half, w] = uint32(0)
+                if is_row:
+                    q_word[half, w] = q[at + (w // WIDTH * 4 + c) * WIDTH + w % WIDTH]
+        for j in range(TILES):
+            for e in range(4):
+                acc[j, e] = float32(0)
+
+        raw = cuda.local.array((K_LOADS, 4), uint32)
+        k = cuda.local.array((2, K_WORDS), uint32)
+        v_raw = cuda.local.array((V_LOADS, V_LOAD), uint32)
+        v = cuda.local.array((4, V_WORDS), uint32)
+        k_scale = cuda.local.array((2, 2), float32)
+        v_scale = cuda.local.array((2, 2), float32)
+        score = cuda.local.array((2, 4), float32)  # tokens 0-7 and 8-15
+        p = cuda.local.array((2, 2), uint32)
+        p[1, 0], p[1, 1] = uint32(0), uint32(0)
+        for base in range(start if PREFILL else start + warp * STEP, stop, STRIDE):
+            # each lane finds the slot of one token; past the end it is the last one again, with weight 0
+            token = min(base + lane % STEP, stop - 1)
+            slot = int32(block_tables[seq * max_blocks + token // block_size] * block_size + token % block_size)
+            for n in range(2):
+                row = cuda.shfl_sync(ALL, slot, 8 * n + g) * num_kv_heads + kv_head
+                for i in range(CHUNKS):
+                    k_load(raw, n * CHUNKS + i, k_cache, row * ROW_WORDS + 16 * i + 4 * c)
+            for n in range(2):
+                for e in range(2):
+                    row = cuda.shfl_sync(ALL, slot, 8 * n + 2 * c + e) * num_kv_heads + kv_head
+                    for i in range(V_CHUNKS):
+                        at = row * ROW_WORDS + (8 * i + g) * V_LOAD
+                        v_load(v_raw, (2 * n + e) * V_CHUNKS + i, v_cache, at)
+                    if QUANTIZED:
+                        k_scale[n, e], v_scale[n, e] = k_scales[row], v_scales[row]
+            for n in range(2):
+                for i in range(CHUNKS):
+                    for w in range(4):
+                        k_widen(raw[n * CHUNKS + i, w], k, n, i * WIDTH + w * WIDTH // 4)
+            for n in range(2):
+                for e in range(4):
+                    score[n, e] = float32(0)
+            for w in range(0, K_WORDS, 2):
+                a = (q_word[0, w], q_word[1, w], q_word[0, w + 1], q_word[1, w + 1])
+                for n in range(2):
+                    k_multiply(score, n, a, k[n, w], k[n, w + 1])
+            for half in range(HALVES):
+                new = highest[half]
+                for n in range(2):
+                    for e in range(2):
+                        x = score[n, 2 * half + e] * scale
+                        if QUANTIZED:
+                            x *= k_scale[n, e]
+                        x = x if base + 8 * n + 2 * c + e < visible[half] else LOWEST
+                        score[n, 2 * half + e] = x
+                        new = max(new, x)
+                new = max(new, cuda.shfl_xor_sync(ALL, new, 1))
+                new = max(new, cuda.shfl_xor_sync(ALL, new, 2))
+                shrink = exp2(highest[half] - new)
+                highest[half] = new
+                total[half] *= shrink
+                for j in range(TILES):
+                    acc[j, 2 * half] *= shrink
+                    acc[j, 2 * half + 1] *= shrink
+                for n in range(2):
+                    for e in range(2):
+                        weight = exp2(score[n, 2 * half + e] - new)
+                        total[half] += weight
+                        score[n, 2 * half + e] = weight * v_scale[n, e] if QUANTIZED else weight
+                    p[half, n] = pack(score[n, 2 * half], score[n, 2 * half + 1])
+            for r in range(4):
+                for i in range(V_CHUNKS):
+                    for w in range(V_LOAD):
+                        v_widen(v_raw[r * V_CHUNKS + i, w], v, r, i * V_WIDTH + w * V_WIDTH // V_LOAD)
+            a = (p[0, 0], p[1, 0], p[0, 1], p[1, 1])
+            for w in range(V_WORDS):
+                low, high = uint32(0x5410), uint32(0x7632)  # which bytes of two words: the lower halves, the upper ones
+                v_multiply(acc, 2 * w, a, prmt(v[0, w], v[1, w], low), prmt(v[2, w], v[3, w], low))
+                v_multiply(acc, 2 * w + 1, a, prmt(v[0, w], v[1, w], high), prmt(v[2, w], v[3, w], high))
+
+        all_highest = cuda.shared.array((PARTS, ROWS), float32)
+        all_total = cuda.shared.array((PARTS, ROWS), float32)
+        all_acc = cuda.shared.array((PARTS, ROWS, head_size), float32)
+        part = 0 if PREFILL else warp
+        for half in range(HALVES):
+            total[half] += cuda.shfl_xor_sync(ALL, total[half], 1)
+            total[half] += cuda.shfl_xor_sync(ALL, total[half], 2)
+            row = first_row + g + 8 * half
+            if row < ROWS:
+                if c == 0:
+                    all_highest[part, row], all_total[part, row] = highest[half], total[half]
+                for j in range(TILES):
+                    column = (j // COLUMNS * 8 + 2 * c) * COLUMNS + j % COLUMNS
+                    all_acc[part, row, column] = acc[j, 2 * half]
+                    all_acc[part, row, column + COLUMNS] = acc[j, 2 * half + 1]
+        cuda.syncthreads()
+        join(
+            all_highest, all_total, all_acc, out, partial, seq, len(context_lens), q_start, num_queries, first,
+            kv_head, head_tile, num_kv_heads, split, num_splits, context_lens[seq] > 0,
+        )  # fmt: skip
+
+    return kernel(attend)
+
+
+def multiplier(kind: Kind) -> Any:
+    """(acc, j, a, b0, b1): acc[j, :] += a @ b, 16 x 16 with 16 x 8 numbers of this kind, in float32."""
+    mma = mma_halves if kind == FLOAT16 else mma_bfloats
+
+    def multiply(acc, j, a, b0, b1):
+        c = (acc[j, 0], acc[j, 1], acc[j, 2], acc[j, 3])
+        acc[j, 0], acc[j, 1], acc[j, 2], acc[j, 3] = mma(a, (b0, b1), c)
+
+    return device_function(multiply)
