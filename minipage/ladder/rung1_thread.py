@@ -26,19 +26,18 @@ float32 = types.float32
 
 def decode(q, k_cache, v_cache, block_tables, context_lens, scale, out, stream=0):
     num_seqs, num_heads, head_size = layout(q).shape
-    attend = kernel_for(kind_of(layout(q).dtype, "q"), head_size)
+    attend = kernel_for(kind_of(layout(q).dtype, "q"), head_size, layout(k_cache).shape[1])
     attend[num_seqs, num_heads, external_stream(stream)](
         *map(in_shape, (q, k_cache, v_cache, block_tables, context_lens)), np.float32(scale * LOG2_E), in_shape(out)
     )
 
 
 @cache
-def kernel_for(kind, head_size):
+def kernel_for(kind, head_size, block_size):
     number, stored = reader(kind), kind.stored
 
     def attend(q, k_cache, v_cache, block_tables, context_lens, scale, out):
         seq, head = cuda.blockIdx.x, cuda.threadIdx.x
-        block_size = k_cache.shape[1]
         kv_head = head // (cuda.blockDim.x // k_cache.shape[2])
 
         highest = LOWEST

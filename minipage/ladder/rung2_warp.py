@@ -31,7 +31,7 @@ WARP = 32
 
 def decode(q, k_cache, v_cache, block_tables, context_lens, scale, out, stream=0):
     num_seqs, num_heads, head_size = layout(q).shape
-    attend = kernel_for(kind_of(layout(q).dtype, "q"), head_size)
+    attend = kernel_for(kind_of(layout(q).dtype, "q"), head_size, layout(k_cache).shape[1])
     attend[(num_heads, num_seqs), WARP, external_stream(stream)](
         *map(in_shape, (q, k_cache, v_cache, block_tables, context_lens)), np.float32(scale * LOG2_E), in_shape(out)
     )
@@ -45,13 +45,12 @@ def sum_of_lanes(x):
 
 
 @cache
-def kernel_for(kind, head_size):
+def kernel_for(kind, head_size, block_size):
     number, stored = reader(kind), kind.stored
     MINE = -(-head_size // WARP)  # numbers of a row that a lane has
 
     def attend(q, k_cache, v_cache, block_tables, context_lens, scale, out):
         head, seq, lane = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
-        block_size = k_cache.shape[1]
         kv_head = head // (cuda.gridDim.x // k_cache.shape[2])
         mine = cuda.local.array(MINE, float32)
         acc = cuda.local.array(MINE, float32)

@@ -28,21 +28,20 @@ WARP, NUM_WARPS = 32, 4
 
 def decode(q, k_cache, v_cache, block_tables, context_lens, scale, out, stream=0):
     num_seqs, num_heads, head_size = layout(q).shape
-    attend = kernel_for(kind_of(layout(q).dtype, "q"), head_size)
+    attend = kernel_for(kind_of(layout(q).dtype, "q"), head_size, layout(k_cache).shape[1])
     attend[(num_heads, num_seqs), NUM_WARPS * WARP, external_stream(stream)](
         *map(in_shape, (q, k_cache, v_cache, block_tables, context_lens)), np.float32(scale * LOG2_E), in_shape(out)
     )
 
 
 @cache
-def kernel_for(kind, head_size):
+def kernel_for(kind, head_size, block_size):
     number, stored = reader(kind), kind.stored
     MINE = -(-head_size // WARP)  # numbers of a row that a lane has
 
     def attend(q, k_cache, v_cache, block_tables, context_lens, scale, out):
         head, seq = cuda.blockIdx.x, cuda.blockIdx.y
         lane, warp = cuda.threadIdx.x % WARP, cuda.threadIdx.x // WARP
-        block_size = k_cache.shape[1]
         kv_head = head // (cuda.gridDim.x // k_cache.shape[2])
         mine = cuda.local.array(MINE, float32)
         acc = cuda.local.array(MINE, float32)

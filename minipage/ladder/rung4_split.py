@@ -37,7 +37,7 @@ def decode(q, k_cache, v_cache, block_tables, context_lens, scale, out, stream=0
     num_splits = -(-layout(block_tables).shape[1] * layout(k_cache).shape[1] // SPLIT_SIZE)
     results = in_shape(empty(q, (num_seqs, num_heads, num_splits, head_size), "float32"))
     log_totals = in_shape(empty(q, (num_seqs, num_heads, num_splits), "float32"))
-    attend, join = kernels_for(kind, head_size)
+    attend, join = kernels_for(kind, head_size, layout(k_cache).shape[1])
     attend[(num_splits, num_heads, num_seqs), NUM_WARPS * WARP, on](
         *map(in_shape, (q, k_cache, v_cache, block_tables, context_lens)),
         np.float32(scale * LOG2_E),
@@ -48,7 +48,7 @@ def decode(q, k_cache, v_cache, block_tables, context_lens, scale, out, stream=0
 
 
 @cache
-def kernels_for(kind, head_size):
+def kernels_for(kind, head_size, block_size):
     number, stored = reader(kind), kind.stored
     MINE = -(-head_size // WARP)  # numbers of a row that a lane has
 
@@ -58,7 +58,6 @@ def kernels_for(kind, head_size):
         if start >= stop:
             return
         lane, warp = cuda.threadIdx.x % WARP, cuda.threadIdx.x // WARP
-        block_size = k_cache.shape[1]
         kv_head = head // (cuda.gridDim.y // k_cache.shape[2])
         mine = cuda.local.array(MINE, float32)
         acc = cuda.local.array(MINE, float32)

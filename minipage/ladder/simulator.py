@@ -252,4 +252,8 @@ class _Device:
     shfl_up_sync = staticmethod(lambda mask, value, delta: _shuffle(value, _lane() - delta))
     any_sync = staticmethod(lambda mask, flag: any(_exchange("warp", bool(flag))))
     all_sync = staticmethod(lambda mask, flag: all(seen in (True, None) for seen in _exchange("warp", bool(flag))))
+    ballot_sync = staticmethod(
+        lambda mask, flag: sum(1 << lane for lane, seen in enumerate(_exchange("warp", bool(flag))) if seen)
+    )
+    popc = staticmethod(int.bit_count)
     threadfence = staticmethod(lambda: None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numba
@@ -40,7 +41,17 @@ else:
     # Otherwise every launch waits for whichever stream an argument's library uses. We launch in that stream.
     cuda_config.CUDA_ARRAY_INTERFACE_SYNC = 0
 
-__all__ = ["SIMULATED", "cuda", "device_function", "device_view", "external_stream", "kernel", "types", "upload"]
+__all__ = [
+    "SIMULATED",
+    "cuda",
+    "device_function",
+    "device_view",
+    "external_stream",
+    "kernel",
+    "num_processors",
+    "types",
+    "upload",
+]
 
 
 def kernel(function: Callable[..., None], fastmath: bool = True, **options: Any) -> Any:
@@ -59,6 +70,12 @@ def device_function(function: Callable[..., Any], fastmath: bool = True) -> Any:
 def warp_compute(value: Any, function: Callable[[list[Any]], Any]) -> Any:
     """In the simulator only (see ladder/simulator.py): function(the 32 lanes' values)[this lane]."""
     raise NotImplementedError
+
+
+@cache
+def num_processors() -> int:
+    """How many multiprocessors the GPU has; in the simulator few, so that blocks have more than one thing to do."""
+    return 1 if SIMULATED else int(cuda.get_current_device().MULTIPROCESSOR_COUNT)
 
 
 def external_stream(handle: int) -> Any:

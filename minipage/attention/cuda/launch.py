@@ -27,7 +27,7 @@ from minipage.attention.cuda.arrays import (
     to_host,
     words,
 )
-from minipage.attention.cuda.compat import external_stream
+from minipage.attention.cuda.compat import external_stream, num_processors
 from minipage.attention.cuda.merge import merge_kernel
 from minipage.attention.cuda.numbers import Kind, kind_of
 from minipage.attention.cuda.tensor import TILE, has_tensor_kernel, tensor_kernel
@@ -35,6 +35,7 @@ from minipage.attention.cuda.tiles import num_tiles
 from minipage.attention.cuda.wide import NUM_WARPS, WARP, rows_per_tile, wide_kernel, words_per_lane
 
 SPLIT_SIZE = 512  # tokens of a context that one block of a decode works on
+BLOCKS_PER_PROCESSOR = 8  # of a decode: two or three run at once, and the rest wait, so that all end together
 LOG2_E = 1.4426950408889634  # exp(x) = exp2(x * LOG2_E): the hardware has exp2
 
 
@@ -144,14 +145,16 @@ def launch_attention(
         words(q), words(k_cache), words(v_cache),
         *(partial if scales is None else elements(scales) for scales in (k_scales, v_scales)),
         elements(block_tables), contexts, starts, flat_out, partial,
-        np.float32(scale * LOG2_E), strides[0] // q_dtype.itemsize, max_blocks, num_kv_heads, SPLIT_SIZE,
+        np.float32(scale * LOG2_E), strides[0] // q_dtype.itemsize, max_blocks, num_kv_heads, SPLIT_SIZE, num_splits,
     )  # fmt: skip
     cuda_stream = external_stream(stream)
     kernel_for, decode_rows, prefill_rows = choose(q_kind, kv, head_size)
     head_tiles = -(-group // decode_rows)
     heads = -(-group // head_tiles)  # of a tile
     decode = kernel_for(q_kind, kv, head_size, block_size, group, heads, 1)
-    decode[(num_splits, num_kv_heads * head_tiles, num_seqs), NUM_WARPS * WARP, cuda_stream](*arguments)
+    rows = num_kv_heads * head_tiles
+    blocks = min(num_seqs * num_splits, -(-BLOCKS_PER_PROCESSOR * num_processors() // rows))
+    decode[(blocks, rows), NUM_WARPS * WARP, cuda_stream](*arguments)
     if num_splits > 1:
         merge = merge_kernel(q_kind, head_size)
         splits = num_splits, SPLIT_SIZE
@@ -159,8 +162,7 @@ def launch_attention(
     if max_query_len > 1:
         tokens = max(2, prefill_rows // heads)
         prefill = kernel_for(q_kind, kv, head_size, block_size, group, heads, tokens)
-        grid = num_tiles(num_tokens, tokens, num_seqs), num_kv_heads * head_tiles
-        prefill[grid, NUM_WARPS * WARP, cuda_stream](*arguments)
+        prefill[(num_tiles(num_tokens, tokens, num_seqs), rows), NUM_WARPS * WARP, cuda_stream](*arguments)
 
 
 def check_arrays(q: Array, k_cache: Array, v_cache: Array, k_scales: Any, v_scales: Any, *tables: Array) -> None:

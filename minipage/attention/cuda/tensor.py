@@ -25,7 +25,7 @@ from minipage.attention.cuda.compat import cuda, device_function, kernel, types
 from minipage.attention.cuda.merge import joiner
 from minipage.attention.cuda.numbers import BFLOAT16, FLOAT16, LOWEST, Kind, widener
 from minipage.attention.cuda.ptx import exp2, mma_bfloats, mma_halves, pack_bfloats, pack_halves, prmt
-from minipage.attention.cuda.tiles import first_of_tile
+from minipage.attention.cuda.tiles import find_split, first_of_tile
 from minipage.attention.cuda.wide import ALL, NUM_WARPS, WARP, loader
 
 float32, int32, uint32 = types.float32, types.int32, types.uint32
@@ -72,22 +72,14 @@ def tensor_kernel(q_kind: Kind, kv: Kind, head_size: int, block_size: int, group
     k_widen, v_widen = widener(kv, q_kind), widener(kv, v_kind)
     join = joiner(PARTS, heads, tokens, group, head_size, NUM_WARPS * WARP, q_kind.stored)
 
-    def attend(
-        q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, query_start_loc, out, partial,
-        scale, q_stride, max_blocks, num_kv_heads, split_size,
+    def attend_tile(
+        seq, first, split, q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, query_start_loc,
+        out, partial, scale, q_stride, max_blocks, num_kv_heads, split_size, num_splits,
     ):  # fmt: skip
         # which rows of q, which tokens of K and V
         kv_head, head_tile = cuda.blockIdx.y // HEAD_TILES, cuda.blockIdx.y % HEAD_TILES
-        if PREFILL:
-            split, num_splits = 0, 1
-            seq, first = first_of_tile(cuda.blockIdx.x, tokens, query_start_loc, len(context_lens))
-        else:
-            split, num_splits = cuda.blockIdx.x, cuda.gridDim.x
-            seq, first = cuda.blockIdx.z, 0
         q_start = query_start_loc[seq]
         num_queries = query_start_loc[seq + 1] - q_start
-        if first >= num_queries or (num_queries > 1) != PREFILL:
-            return  # another kernel's work
         seen_before = context_lens[seq] - num_queries + 1  # query i sees seen_before + i tokens
         lane, warp = cuda.threadIdx.x % WARP, cuda.threadIdx.x // WARP
         g, c = lane // 4, lane % 4
@@ -98,8 +90,6 @@ def tensor_kernel(q_kind: Kind, kv: Kind, head_size: int, block_size: int, group
             first_row, start, stop = 0, split * split_size, seen_before
             if num_splits > 1:
                 stop = min(stop, start + split_size)
-            if start >= stop and split > 0:
-                return
 
         q_word = cuda.local.array((2, K_WORDS), uint32)  # of rows g and g + 8
         visible = cuda.local.array(2, int32)
@@ -212,7 +202,38 @@ def tensor_kernel(q_kind: Kind, kv: Kind, head_size: int, block_size: int, group
             kv_head, head_tile, num_kv_heads, split, num_splits, context_lens[seq] > 0,
         )  # fmt: skip
 
-    return kernel(attend)
+    attend_tile = device_function(attend_tile)
+
+    def decode(
+        q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, query_start_loc, out, partial,
+        scale, q_stride, max_blocks, num_kv_heads, split_size, num_splits,
+    ):  # fmt: skip
+        item, base, before = cuda.blockIdx.x, 0, 0
+        while True:
+            lane = cuda.threadIdx.x % WARP
+            seq, split, base, before = find_split(item, base, before, context_lens, query_start_loc, split_size, lane)
+            if seq < 0:
+                return
+            attend_tile(
+                seq, 0, split, q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, query_start_loc,
+                out, partial, scale, q_stride, max_blocks, num_kv_heads, split_size, num_splits,
+            )  # fmt: skip
+            item += cuda.gridDim.x
+            cuda.syncthreads()  # all have read what the next split overwrites
+
+    def prefill(
+        q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, query_start_loc, out, partial,
+        scale, q_stride, max_blocks, num_kv_heads, split_size, num_splits,
+    ):  # fmt: skip
+        seq, first = first_of_tile(cuda.blockIdx.x, tokens, query_start_loc, len(context_lens))
+        num_queries = query_start_loc[seq + 1] - query_start_loc[seq]
+        if num_queries > 1 and first < num_queries:
+            attend_tile(
+                seq, first, 0, q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, query_start_loc,
+                out, partial, scale, q_stride, max_blocks, num_kv_heads, split_size, 1,
+            )  # fmt: skip
+
+    return kernel(prefill if PREFILL else decode)
 
 
 def multiplier(kind: Kind) -> Any:

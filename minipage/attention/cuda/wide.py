@@ -34,7 +34,7 @@ from minipage.attention.cuda.ptx import (
     pack_bfloats,
     pack_halves,
 )
-from minipage.attention.cuda.tiles import first_of_tile
+from minipage.attention.cuda.tiles import find_split, first_of_tile
 from minipage.errors import KernelArgumentError
 
 float32, int32, uint32 = types.float32, types.int32, types.uint32
@@ -92,28 +92,18 @@ def wide_kernel(
     load, dot, pack = loader(WORDS), packed_dot(kv, WORDS), pack_halves if kv == FLOAT16 else pack_bfloats
     join = joiner(PARTS, heads, tokens, group, head_size, NUM_WARPS * WARP, q_kind.stored)
 
-    def attend(
-        q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, query_start_loc, out, partial,
-        scale, q_stride, max_blocks, num_kv_heads, split_size,
+    def attend_tile(
+        seq, first, split, q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, query_start_loc,
+        out, partial, scale, q_stride, max_blocks, num_kv_heads, split_size, num_splits,
     ):  # fmt: skip
         # which rows of q, which tokens of K and V
         kv_head, head_tile = cuda.blockIdx.y // HEAD_TILES, cuda.blockIdx.y % HEAD_TILES
-        if PREFILL:
-            split, num_splits = 0, 1
-            seq, first = first_of_tile(cuda.blockIdx.x, tokens, query_start_loc, len(context_lens))
-        else:
-            split, num_splits = cuda.blockIdx.x, cuda.gridDim.x
-            seq, first = cuda.blockIdx.z, 0
         q_start = query_start_loc[seq]
         num_queries = query_start_loc[seq + 1] - q_start
-        if first >= num_queries or (num_queries > 1) != PREFILL:
-            return  # another kernel's work
         seen_before = context_lens[seq] - num_queries + 1  # query i sees seen_before + i tokens
         start, stop = split * split_size, seen_before + min(first + tokens, num_queries) - 1
         if num_splits > 1:
             stop = min(stop, start + split_size)
-        if start >= stop and split > 0:
-            return
 
         lane, warp = cuda.threadIdx.x % WARP, cuda.threadIdx.x // WARP
         part, column = lane // LANES, lane % LANES * COLUMNS
@@ -205,7 +195,38 @@ def wide_kernel(
             kv_head, head_tile, num_kv_heads, split, num_splits, context_lens[seq] > 0,
         )  # fmt: skip
 
-    return kernel(attend)
+    attend_tile = device_function(attend_tile)
+
+    def decode(
+        q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, query_start_loc, out, partial,
+        scale, q_stride, max_blocks, num_kv_heads, split_size, num_splits,
+    ):  # fmt: skip
+        item, base, before = cuda.blockIdx.x, 0, 0
+        while True:
+            lane = cuda.threadIdx.x % WARP
+            seq, split, base, before = find_split(item, base, before, context_lens, query_start_loc, split_size, lane)
+            if seq < 0:
+                return
+            attend_tile(
+                seq, 0, split, q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, query_start_loc,
+                out, partial, scale, q_stride, max_blocks, num_kv_heads, split_size, num_splits,
+            )  # fmt: skip
+            item += cuda.gridDim.x
+            cuda.syncthreads()  # all have read what the next split overwrites
+
+    def prefill(
+        q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, query_start_loc, out, partial,
+        scale, q_stride, max_blocks, num_kv_heads, split_size, num_splits,
+    ):  # fmt: skip
+        seq, first = first_of_tile(cuda.blockIdx.x, tokens, query_start_loc, len(context_lens))
+        num_queries = query_start_loc[seq + 1] - query_start_loc[seq]
+        if num_queries > 1 and first < num_queries:
+            attend_tile(
+                seq, first, 0, q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, query_start_loc,
+                out, partial, scale, q_stride, max_blocks, num_kv_heads, split_size, 1,
+            )  # fmt: skip
+
+    return kernel(prefill if PREFILL else decode)
 
 
 def packed_dot(kind: Kind, words: int) -> Any:
