@@ -40,6 +40,7 @@ else:
 
     # Otherwise every launch waits for whichever stream an argument's library uses. We launch in that stream.
     cuda_config.CUDA_ARRAY_INTERFACE_SYNC = 0
+    cuda_config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # a small batch is no mistake
 
 __all__ = [
     "SIMULATED",
