@@ -1,25 +1,26 @@
-"""How the book is built: `python -m sphinx -W --keep-going docs docs/_build/html` (or `.ci/run`, which does that).
+"""How the book is built, offline: `python -m sphinx -W docs docs/_build/html` (`.ci/run` does it, too).
 
 The lessons lie in lessons/, where learners look for them. They are copied to docs/lessons/ first, and executed there.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import minipage
 
 HERE = Path(__file__).parent
 
 project = "minipage"
-author = "The minipage authors"
-copyright = author
+author = copyright = "The minipage authors"
 release = version = minipage.__version__
 language = "en"
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_copybutton"]
-exclude_patterns = ["_build", "**/.ipynb_checkpoints", "README.md"]
+exclude_patterns = ["_build", "jupyter_execute", "**/.ipynb_checkpoints"]
 
 html_theme = "furo"
 html_title = "minipage"
@@ -29,23 +30,21 @@ html_copy_source = html_show_sourcelink = False
 
 myst_enable_extensions = ["colon_fence", "deflist"]
 myst_heading_anchors = 3
-# Notebooks run in the folder they lie in. A cell that raises fails the build, and so does a warning of Sphinx.
+# Notebooks run in the folder that they lie in. A cell that raises fails the build, and so does a warning of Sphinx.
 nb_execution_mode = "force"
 nb_execution_timeout = 60  # seconds a cell may take
-nb_execution_raise_on_error = True
-nb_execution_show_tb = True
+nb_execution_raise_on_error = nb_execution_show_tb = True
 nb_merge_streams = True
-suppress_warnings = ["mystnb.unknown_mime_type"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"
-autodoc_default_options = {"members": True, "undoc-members": False}
-napoleon_google_docstring = True
-napoleon_numpy_docstring = False
-copybutton_exclude = ".linenos, .gp, .go"
+autodoc_preserve_defaults = True
+napoleon_google_docstring, napoleon_numpy_docstring = True, False
+
+SECTIONS = ("Args:", "Returns:", "Raises:", "Yields:", "Attributes:")  # napoleon knows what is indented under these
 
 
-def copy_lessons(app: object, config: object) -> None:
+def copy_lessons(app: Any, config: Any) -> None:
     """Put the notebooks where Sphinx looks for its pages."""
     target = HERE / "lessons"
     shutil.rmtree(target, ignore_errors=True)
@@ -54,5 +53,27 @@ def copy_lessons(app: object, config: object) -> None:
         shutil.copy(lesson, target / f"{lesson.parent.name}.ipynb")
 
 
-def setup(app) -> None:  # type: ignore[no-untyped-def]
+def to_rst(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Docstrings here are written to be read in the source, in plain text: `code`, and pictures that are indented."""
+    out: list[str] = []
+    in_section = in_picture = False
+    for before, line in zip(["", *lines], lines):
+        indented = line.startswith("    ")
+        if line.strip() and not indented:
+            in_section = line.strip() in SECTIONS
+            in_picture = False
+        if indented and not in_section and not in_picture and not before.strip():
+            out += ["::", ""]
+            in_picture = True
+        if not in_picture:
+            line = re.sub(r"(?<!`)`([^`]+)`(?!`)", r"``\1``", line)
+            # What is no code may hold stars, underscores and bars that mean themselves.
+            parts = re.split(r"(``[^`]+``)", line)
+            line = "".join(part if part.startswith("``") else re.sub(r"([*|_])", r"\\\1", part) for part in parts)
+        out.append(line)
+    lines[:] = out
+
+
+def setup(app: Any) -> None:
     app.connect("config-inited", copy_lessons)
+    app.connect("autodoc-process-docstring", to_rst, priority=100)  # before napoleon

@@ -366,6 +366,7 @@ ax.set(
     xscale="log", yscale="log", xlabel="context length of 4 texts", ylabel="ms a call"
 )
 ax.set_xticks(lengths, lengths)
+ax.minorticks_off()
 ax.legend(frameon=False)
 plt.show()
 
@@ -393,6 +394,7 @@ axes[1].set(title="slots wasted, %")
 for ax in axes:
     ax.set(xscale="log", xlabel="block size")
     ax.set_xticks(sizes, sizes)
+    ax.minorticks_off()
 plt.show()
 
 # %% [markdown]

@@ -274,6 +274,7 @@ for prompt_mean, style in ((19, "o-"), (161, "s--")):
     )
 ax.set(xscale="log", xlabel="block size", ylabel="blocks saved, %", ylim=0)
 ax.set_xticks(block_sizes, block_sizes)
+ax.minorticks_off()
 ax.legend(frameon=False)
 plt.show()
 
