@@ -446,7 +446,7 @@ print("distance from the best token to the next:", best[1] - best[0])
 # ## Your turn
 #
 # ```bash
-# python -m minipage learn check 8.1    # key; then 8.2 find, 8.3 adopt, 8.4 publish, 8.5 forget and reset
+# python -m minipage learn check 8.1    # key; 8.2 publish, 8.3 find, 8.4 adopt, 8.5 forget and reset, 8.6 twins
 # python -m minipage demo prefix --mine my-minipage
 # ```
 #
