@@ -1,0 +1,380 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 12. Tensor parallelism, in two processes
+#
+# *About 35 minutes. Comes after lessons 2 and 4.*
+#
+# > **"I have two GPUs. Do I get twice the memory for K and V? And whose are the block tables?"**
+#
+# A model that is too large for one GPU is split: each gets *half of every layer*, and they compute side by side. What does paging have to do with that? Very little, and
+# that is the beauty of it. You will
+#
+# - split attention and the MLP so that the halves hardly have to talk,
+# - run two processes, each with its half of the model and of the cache, under *one* scheduler,
+# - check that the logits are those of one process,
+# - and measure the talking.
+
+# %% tags=["hide-input"]
+# Installs minipage if it is missing (on Colab, say), and sets up the pictures. Every lesson begins with this cell.
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+SOURCE = "minipage"  # what to install; the URL of a repository ("git+https://...") does as well
+if importlib.util.find_spec("minipage") is None:
+    checkout = next(
+        (str(p) for p in Path.cwd().parents if (p / "minipage" / "engine.py").exists()),
+        None,
+    )
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            checkout or SOURCE,
+            "matplotlib",
+        ],
+        check=True,
+    )
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+set_matplotlib_formats("svg")
+plt.rcParams["figure.figsize"] = 7.5, 3
+plt.rcParams["axes.spines.top"] = plt.rcParams["axes.spines.right"] = False
+plt.rcParams["axes.prop_cycle"] = plt.cycler(
+    color=["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"]
+)
+
+# %% [markdown]
+# ## On paper: columns, then rows
+#
+# The MLP of a layer is two matrix products with a nonlinearity between them: `gelu(x @ A) @ B`. Split `A` by its *columns*: each half computes half of the
+# hidden numbers, and needs nothing from the other, for `gelu` works on each number alone. Split `B` by its *rows*, just those that belong to these hidden
+# numbers. Each half then has a *part of the sum*:
+#
+# ```
+#            A₁ │ A₂            B₁        process 1:  gelu(x A₁) B₁ ─┐
+#                               ──                                   ├─ + ─▶ the result, needed by both
+#                               B₂        process 2:  gelu(x A₂) B₂ ─┘
+# ```
+#
+# Adding up the parts so that both have the sum is called an **all-reduce**, and it is the only time that they talk. (Shoeybi et al., Megatron-LM, [2019](https://arxiv.org/abs/1909.08053).)
+
+# %%
+rng = np.random.default_rng(0)
+x = rng.standard_normal((5, 8))  # [T, C]
+A, B = rng.standard_normal((8, 32)), rng.standard_normal((32, 8))  # [C, 4C], [4C, C]
+parts = [
+    np.tanh(x @ A[:, half]) @ B[half] for half in (slice(0, 16), slice(16, 32))
+]  # each [T, C]
+print(np.allclose(sum(parts), np.tanh(x @ A) @ B))
+
+# %% [markdown]
+# > **Predict.** What if `A` were split by rows, too? When would they have to talk then?
+#
+# Attention splits even better: its **heads** do not know of each other. Give each process half of the heads, with their columns of the q-, k- and v-weights, and the rows of the
+# output projection that belong to them. So each process has K and V *of its own heads only*: half of the cache, and yes, that is the answer to the first question: with
+# the same memory each, there is room for twice as many tokens.
+#
+# And the block tables? A block is still a block of 16 *tokens*. Token 35 is in the third block, on both; one part of its K here, the other there. So **the same block table
+# is right for every process**, and one scheduler decides for all (section 4.6 of the paper). Blocks, slots, reference counts, prefix cache: nothing of it has to be
+# known anywhere else.
+#
+# ## A half of the model
+#
+# What follows goes into a file, because other processes will import it. Read it from the top: cutting the weights, the forward pass with its two all-reduces, and the loop of a worker.
+
+# %%
+WORKER = '''
+import numpy as np
+
+from minipage.attention import KVCache, copy_blocks
+from minipage.batch import paged_attend
+from minipage.attention import paged_attention
+from minipage.model.gpt import GPT, gelu
+from minipage.model.weights import load_model
+
+
+def split_columns(w, rank, size):
+    """[..., out] -> this rank's part of the columns."""
+    return np.ascontiguousarray(np.split(w, size, axis=-1)[rank])
+
+
+def split_rows(w, rank, size):
+    """[in, out] -> this rank's part of the rows."""
+    return np.ascontiguousarray(np.split(w, size, axis=0)[rank])
+
+
+def split_heads(w, rank, size):
+    """[..., 3 * C] -> q, k and v of this rank's heads, [..., 3 * C / size]. Heads are neighbours within each third."""
+    return np.concatenate([split_columns(third, rank, size) for third in np.split(w, 3, axis=-1)], axis=-1)
+
+
+def shard(weights, rank, size):
+    """This rank's weights. The biases that are added after an all-reduce belong to rank 0 alone."""
+    mine = {}
+    for name, w in weights.items():
+        if "c_attn" in name:
+            mine[name] = split_heads(w, rank, size)
+        elif "c_fc" in name:
+            mine[name] = split_columns(w, rank, size)
+        elif "c_proj.weight" in name:
+            mine[name] = split_rows(w, rank, size)
+        elif "c_proj.bias" in name:
+            mine[name] = w if rank == 0 else np.zeros_like(w)
+        else:
+            mine[name] = w  # embeddings and layer norms: everybody has all of them
+    return mine
+
+
+class HalfGPT(GPT):
+    """The layers of GPT.forward, over a part of the heads."""
+
+    def __init__(self, config, weights, rank, size, all_reduce):
+        super().__init__(config, shard(weights, rank, size))
+        self.size, self.all_reduce = size, all_reduce
+
+    def forward(self, token_ids, positions, attend):
+        w, c = self.weights, self.config
+        x = w["wte.weight"][token_ids] + w["wpe.weight"][positions]  # [T, C]
+        for i in range(c.n_layer):
+            h = self._layer_norm(f"h.{i}.ln_1", x)  # [T, C]
+            qkv = self._linear(f"h.{i}.attn.c_attn", h)  # [T, 3 * C / size]
+            qkv = qkv.reshape(-1, 3, c.n_head // self.size, c.head_size)  # [T, 3, H / size, D]
+            mixed = attend(i, qkv[:, 0], qkv[:, 1], qkv[:, 2])  # [T, H / size, D]
+            x = x + self.all_reduce(self._linear(f"h.{i}.attn.c_proj", mixed.reshape(len(x), -1)))  # [T, C]
+            h = self._layer_norm(f"h.{i}.ln_2", x)  # [T, C]
+            h = gelu(self._linear(f"h.{i}.mlp.c_fc", h))  # [T, 4 * C / size]
+            x = x + self.all_reduce(self._linear(f"h.{i}.mlp.c_proj", h))  # [T, C]
+        return self._layer_norm("ln_f", x)  # [T, C]
+
+
+def work(rank, size, num_blocks, block_size, manager, peer):
+    """One process: its half of the weights and of the cache, and whatever the manager sends."""
+    talked = [0, 0]  # all-reduces, bytes sent
+
+    def all_reduce(part):
+        """The sum over both processes, in both. Rank 0 sends first, so that they never wait for each other."""
+        talked[0] += 1
+        talked[1] += part.nbytes
+        if rank == 0:
+            peer.send_bytes(np.ascontiguousarray(part))
+        other = np.frombuffer(peer.recv_bytes(), part.dtype).reshape(part.shape)
+        if rank == 1:
+            peer.send_bytes(np.ascontiguousarray(part))
+        return part + other if rank == 0 else other + part  # the same order, so the same last bit
+
+    config, weights, _, _ = load_model("shakespeare")
+    model = HalfGPT(config, weights, rank, size, all_reduce)
+    cache = KVCache(config.n_layer, num_blocks, block_size, config.n_head // size, config.head_size)
+    manager.send(cache.nbytes)
+    while (order := manager.recv()) is not None:
+        copies, batch = order
+        copy_blocks(cache, cache, copies)
+        if batch is not None:
+            hidden = model.forward(batch.token_ids, batch.positions, paged_attend(batch, cache, paged_attention))
+            logits = model.logits(hidden[batch.sampled_rows])  # [num_sampled, vocab_size]
+            manager.send((logits if rank == 0 else None, tuple(talked)))
+'''
+
+# %% [markdown]
+# Only rank 0 adds the biases of the two output projections; otherwise they would be added twice. That is one of the two classic mistakes. The other one is in `split_heads`: the columns of
+# `c_attn` are all of q, then all of k, then all of v. Who cuts the 3·C columns in the middle gives q and half of k to one, and the rest to the other.
+#
+# ## Two processes, one scheduler
+#
+# The engine stays as it is: `LLM` schedules, samples and frees. Only its two phases that touch K and V, `copy` and `forward`, are sent to the workers:
+
+# %%
+import importlib
+import multiprocessing
+import tempfile
+
+from minipage import LLM, SamplingParams
+from minipage.batch import make_batch
+
+folder = tempfile.mkdtemp()
+(Path(folder) / "tensor_parallel_worker.py").write_text(WORKER, encoding="utf-8")
+sys.path.insert(0, folder)
+worker = importlib.import_module("tensor_parallel_worker")
+
+
+class TwoProcesses(LLM):
+    """An LLM whose model runs in two worker processes. Ends them with `close`."""
+
+    def __init__(self, num_blocks, block_size=16):
+        super().__init__(num_blocks=num_blocks, block_size=block_size)
+        context = multiprocessing.get_context("spawn")
+        peers = context.Pipe()
+        self.pipes, self.workers, self.talked = [], [], (0, 0)
+        for rank in range(2):
+            here, there = context.Pipe()
+            args = (rank, 2, num_blocks, block_size, there, peers[rank])
+            process = context.Process(target=worker.work, args=args, daemon=True)
+            process.start()
+            self.pipes.append(here)
+            self.workers.append(process)
+        self.cache_bytes = [pipe.recv() for pipe in self.pipes]
+
+    def copy(self, plan):
+        self.copies = plan.copies
+
+    def forward(self, plan):
+        batch = make_batch(
+            plan.chunks
+        )  # the same for both: token ids, slots, block tables
+        for pipe in self.pipes:
+            pipe.send((self.copies, batch))
+        (logits, self.talked), _ = [pipe.recv() for pipe in self.pipes]
+        return logits
+
+    def close(self):
+        for pipe, process in zip(self.pipes, self.workers):
+            pipe.send(None)
+            process.join()
+
+
+one = LLM(num_blocks=64)
+two = TwoProcesses(num_blocks=64)
+print(
+    "bytes of K and V: one process",
+    f"{one.kv_cache.nbytes:,}",
+    " two:",
+    [f"{n:,}" for n in two.cache_bytes],
+)
+
+# %%
+prompts = [
+    "KING RICHARD III:\nMy kingdom for a",
+    "JULIET:\nO Romeo,",
+    "ROMEO:\nIt is my lady",
+]
+params = SamplingParams(max_tokens=20, temperature=0.8, seed=3, n=2)
+texts = [
+    [o.text for out in engine.generate(prompts, params) for o in out.outputs]
+    for engine in (one, two)
+]
+print("the same six texts:", texts[0] == texts[1])
+print(texts[1][0])
+
+# %% [markdown]
+# Six texts, two samples of each prompt, with copy-on-write. Equal texts could be luck; so, the logits:
+
+
+# %%
+def logits_of(engine, prompt):
+    request = engine.add_request(prompt, SamplingParams(max_tokens=2))
+    plan = engine.schedule()
+    engine.copy(plan)
+    logits = engine.forward(plan)  # [1, vocab_size]
+    engine.abort(request)
+    engine.step()
+    return logits[0]  # [vocab_size]
+
+
+difference = np.abs(logits_of(one, prompts[0]) - logits_of(two, prompts[0])).max()
+print(f"largest difference: {difference:.1e}")
+
+# %% [markdown]
+# Not zero, since sums are added up in another order; but in the last digits of a float32.
+#
+# The trace sees no difference at all. The scheduler, the pool and the tables are the same:
+
+# %%
+from minipage.trace import record
+
+with record(two, "Two processes, one block table") as trace:
+    two.generate(prompts[0], SamplingParams(n=2, max_tokens=8, temperature=0.8, seed=1))
+trace
+
+# %% [markdown]
+# ## What the talking costs
+#
+# Two all-reduces a layer, each of one vector of the model's width for each token.
+
+# %%
+before = two.talked
+two.generate([[1] * 100], SamplingParams(max_tokens=1))
+reduces, sent = np.subtract(two.talked, before)
+print(f"a prompt of 100 tokens: {reduces} all-reduces, {sent:,} bytes sent by each")
+print(
+    f"by the formula: {2 * one.config.n_layer}, {2 * one.config.n_layer * 100 * one.config.n_embd * 4:,}"
+)
+
+# %%
+from time import perf_counter
+
+
+def milliseconds(engine, num_tokens):
+    times = []
+    for _ in range(3):
+        engine.add_request([1] * num_tokens, SamplingParams(max_tokens=1))
+        start = perf_counter()
+        engine.step()
+        times.append(1000 * (perf_counter() - start))
+    return min(times)
+
+
+lengths = [1, 4, 16, 64, 256, 500]
+fig, ax = plt.subplots(figsize=(7.5, 2.8))
+ax.plot(lengths, [milliseconds(one, n) for n in lengths], "o-", label="one process")
+ax.plot(lengths, [milliseconds(two, n) for n in lengths], "s-", label="two processes")
+ax.set(xscale="log", yscale="log", xlabel="tokens computed in a step", ylabel="ms")
+ax.set_xticks(lengths, lengths)
+ax.minorticks_off()
+ax.legend(frameon=False)
+plt.show()
+
+# %%
+two.close()
+
+# %% [markdown]
+# On a laptop there is little to gain: a single process uses all cores already, and a pipe between processes takes longer than a link between GPUs. What is worth seeing is the *shape*: for a single
+# token the talking is all there is, for many the computing counts.
+#
+# On GPUs it is the same. Sixteen bytes or sixteen thousand take about as long, some microseconds, for small messages are all latency. So tensor parallelism is used *within* a machine, where GPUs have fast
+# links (NVLink: hundreds of GB/s), and pipelines or data parallelism between machines. With *N* processes, a ring all-reduce sends 2·(N−1)/N of the bytes from each, hardly more for eight than for two:
+
+# %%
+n = np.arange(2, 17)  # [15]
+fig, axes = plt.subplots(1, 2, figsize=(9, 2.5), layout="constrained")
+axes[0].plot(n, 2 * (n - 1) / n, "o-")
+axes[0].set(xlabel="processes", ylabel="bytes sent by each / size", ylim=(0, 2.1))
+axes[1].plot(n, 100 / n, "o-", label="weights and K, V held by each")
+axes[1].set(xlabel="processes", ylabel="%", ylim=0)
+axes[1].legend(frameon=False)
+plt.show()
+
+# %% [markdown]
+# And the most that there can be? Heads cannot be cut: not more processes than heads of K and V, or else heads are kept twice. (Our model: 4. Llama 3: 8.)
+#
+# ## What vLLM does
+#
+# - `tensor_parallel_size=2`: the same cut (`ColumnParallelLinear`, `RowParallelLinear`, `QKVParallelLinear`), a worker process for each GPU, NCCL or custom kernels for the all-reduce.
+# - One scheduler in the engine's process; what it sends to the workers at each step is a `SchedulerOutput`, with block ids that are the same for all.
+# - The vocabulary is split as well, in the embedding and for the logits. (We left it whole, for simplicity.)
+# - In vLLM's log, the number of blocks is that of *one* GPU, and at the same time that of all: it is the same number.
+#
+# ## Your turn
+#
+# ```bash
+# python -m minipage learn check 12.1    # columns; then 12.2 rows, 12.3 heads, 12.4 all-reduce
+# ```
+#
+# **Going further.** (a) Split the vocabulary: which rank has the best token? (b) Make it four processes, with a ring. (c) Give each process one thread (`OMP_NUM_THREADS=1`, `NUMBA_NUM_THREADS=1`) and compare
+# again: what does a *core* gain?
+#
+# Next: **lesson 13**, measuring a server.

@@ -1,0 +1,360 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 13. Measuring a server
+#
+# *About 35 minutes. Comes after lesson 6; lesson 9 helps.*
+#
+# > **"How many users can I serve with this GPU, and how long will they wait?"** (the question behind vLLM #8031 and #22291, asked in money)
+#
+# All earlier lessons counted blocks and tokens. Users count seconds. In this one you drive the real engine with traffic that comes when it
+# likes, and
+#
+# - tell four latencies apart, and see which one your users feel,
+# - find the rate at which everything tips over, and a law that predicts it,
+# - learn what a percentile is worth, and how many requests it takes,
+# - and plan a server's capacity with a division.
+
+# %% tags=["hide-input"]
+# Installs minipage if it is missing (on Colab, say), and sets up the pictures. Every lesson begins with this cell.
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+SOURCE = "minipage"  # what to install; the URL of a repository ("git+https://...") does as well
+if importlib.util.find_spec("minipage") is None:
+    checkout = next(
+        (str(p) for p in Path.cwd().parents if (p / "minipage" / "engine.py").exists()),
+        None,
+    )
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            checkout or SOURCE,
+            "matplotlib",
+        ],
+        check=True,
+    )
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+set_matplotlib_formats("svg")
+plt.rcParams["figure.figsize"] = 7.5, 3
+plt.rcParams["axes.spines.top"] = plt.rcParams["axes.spines.right"] = False
+plt.rcParams["axes.prop_cycle"] = plt.cycler(
+    color=["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"]
+)
+
+# %% [markdown]
+# ## One request, four times
+#
+# Every output carries its times.
+
+# %%
+from time import perf_counter, sleep
+
+from minipage import LLM, SamplingParams
+
+llm = LLM(num_blocks=400)
+llm.generate(["warm up"] * 8, SamplingParams(max_tokens=4))
+output = llm.generate("JULIET:\nO Romeo,", SamplingParams(max_tokens=24, seed=0))[0]
+metrics, num_tokens = output.metrics, len(output.outputs[0].token_ids)
+
+ttft = metrics.first_token_time - metrics.arrival_time
+total = metrics.finished_time - metrics.arrival_time
+print(
+    f"time to first token (TTFT)       {1000 * ttft:6.2f} ms    what a chat feels like at first"
+)
+print(
+    f"inter-token latency (ITL)        {1000 * (total - ttft) / (num_tokens - 1):6.2f} ms    how fast it reads afterwards"
+)
+print(
+    f"end to end                       {1000 * total:6.2f} ms    what a program that waits for the answer feels"
+)
+print(
+    f"normalised: end to end / tokens  {1000 * total / num_tokens:6.2f} ms    the paper's measure; fair to long answers"
+)
+
+# %% [markdown]
+# **Throughput** is something else: tokens per second, of all users together. It is what the *owner* feels.
+#
+# ## As fast as it can
+#
+# First with traffic that is always there: keep *n* requests running, whatever happens. That is how most benchmarks measure ("closed loop").
+
+
+# %%
+def closed_loop(n, num_tokens=24):
+    """Tokens per second of all, and milliseconds a token for each."""
+    params = [SamplingParams(max_tokens=num_tokens, seed=i) for i in range(n)]
+    start = perf_counter()
+    outs = llm.generate(["To be, or not to be"] * n, params)
+    seconds = perf_counter() - start
+    itl = [
+        (o.metrics.finished_time - o.metrics.first_token_time) / (num_tokens - 1)
+        for o in outs
+    ]
+    return n * num_tokens / seconds, 1000 * np.mean(itl)
+
+
+ns = [1, 2, 4, 8, 16, 32, 64]
+throughput, itl = np.array([closed_loop(n) for n in ns]).T
+fig, axes = plt.subplots(1, 2, figsize=(9, 2.8), layout="constrained")
+axes[0].plot(ns, throughput, "o-")
+axes[0].set(ylabel="tokens per second, all together", ylim=0)
+axes[1].plot(ns, itl, "o-", color="C1")
+axes[1].set(ylabel="ms a token, for each", ylim=0)
+for ax in axes:
+    ax.set(xscale="log", xlabel="requests at once")
+    ax.set_xticks(ns, ns)
+    ax.minorticks_off()
+plt.show()
+
+# %% [markdown]
+# The owner wants to be at the right end, the user at the left. Any number for "the speed" of a server that does not say where on this curve it was
+# taken says nothing.
+#
+# ## Traffic that comes when it likes
+#
+# Users do not wait for each other's answers before they ask. They come at random, independently: a **Poisson** process, whose gaps are exponentially distributed.
+# Here is a driver for that ("open loop"). It hands a request in when its time has come, and lets the engine step in between:
+
+
+# %%
+def open_loop(rate, num_requests=60, engine=None, mean_tokens=12, seed=0):
+    """Poisson arrivals at `rate` requests a second. Returns one row a request: arrival, first token, end, tokens."""
+    engine = engine or llm
+    rng = np.random.default_rng(seed)
+    arrivals = np.cumsum(
+        rng.exponential(1 / rate, num_requests)
+    )  # [num_requests] seconds
+    lengths = 1 + rng.exponential(mean_tokens - 1, num_requests).astype(
+        int
+    )  # [num_requests]
+    due, rows = 0, {}
+    start = perf_counter()
+    while len(rows) < num_requests:
+        now = perf_counter() - start
+        while due < num_requests and arrivals[due] <= now:
+            params = SamplingParams(max_tokens=int(lengths[due]), seed=due)
+            engine.add_request("To be, or not to be", params, request_id=str(due))
+            due += 1
+        if not engine.has_unfinished_requests():
+            sleep(max(0, arrivals[due] - (perf_counter() - start)))
+            continue
+        for out in engine.step():
+            if out.finished:
+                m, i = out.metrics, int(out.request_id)
+                first, end = m.first_token_time - start, m.finished_time - start
+                rows[i] = arrivals[i], first, end, len(out.outputs[0].token_ids)
+    return np.array([rows[i] for i in range(num_requests)])  # [num_requests, 4]
+
+
+# %% [markdown]
+# Note that a request's time begins when it *should* have come, even if the driver was busy then. A driver that starts the clock only when it gets round to sending
+# leaves out just the waiting that it was to measure ("coordinated omission").
+#
+# What the machine can do at most, in requests per second, is roughly its best throughput divided by the tokens of an answer. Let us go from far below
+# to beyond it.
+#
+# > **Predict.** Draw the normalised latency over the rate, before you look.
+
+# %%
+most = throughput.max() / 12  # requests per second, if nothing else took time
+rates = most * np.array([0.2, 0.4, 0.6, 0.8, 1.0])
+runs = {
+    rate: open_loop(rate, num_requests=int(np.clip(2 * rate, 12, 60))) for rate in rates
+}
+
+fig, axes = plt.subplots(1, 3, figsize=(9.5, 2.8), layout="constrained")
+for ax, title, values in zip(
+    axes,
+    ("TTFT, ms", "normalised latency, ms", "served, requests a second"),
+    (
+        [1000 * np.median(r[:, 1] - r[:, 0]) for r in runs.values()],
+        [1000 * np.mean((r[:, 2] - r[:, 0]) / r[:, 3]) for r in runs.values()],
+        [len(r) / (r[:, 2].max() - r[:, 0].min()) for r in runs.values()],
+    ),
+):
+    ax.plot(rates, values, "o-")
+    ax.set(title=title, xlabel="requests that come a second", ylim=0)
+axes[2].plot(rates, rates, ":", color="gray")
+plt.show()
+
+# %% [markdown]
+# Nearly flat, and then a wall. Left of it the machine has time to spare; right of it more comes than it can serve, the queue grows as long as the experiment lasts, and
+# the latencies say how long *that* was and nothing about the server. Compare servers by the rate at which the curve leaves the
+# floor. The paper's figure 12 has this shape, and the 1.7 to 2.7 times are measured along the rate, not the latency.
+#
+# ## Little's law
+#
+# One law holds for everything that things enter and leave: on average,
+#
+# ```
+# number inside = rate of arrival × time that each spends inside
+# ```
+
+# %%
+for rate, rows in list(runs.items())[:-1]:
+    arrival, end = rows[:, 0], rows[:, 2]
+    duration = end.max() - arrival.min()
+    moments = np.linspace(arrival.min(), end.max(), 2000)  # [2000]
+    inside = ((arrival[:, None] <= moments) & (moments < end[:, None])).sum(
+        axis=0
+    )  # [2000]
+    law = len(rows) / duration * (end - arrival).mean()
+    print(
+        f"{rate:6.1f} a second: counted {inside.mean():6.2f} inside, the law says {law:6.2f}"
+    )
+
+# %% [markdown]
+# It needs no assumption at all, which makes it the tool for planning. Backwards through lesson 1: OPT-13B on an A100 has 15,728 slots. A request holds 161
+# tokens of prompt and on average half of 338 of its answer, so about 48 fit. Suppose each is to be done in 15 seconds:
+
+# %%
+slots, prompt, answer, seconds = 15_728, 161, 338, 15
+fit = slots / (prompt + answer / 2)
+print(
+    f"{fit:.0f} inside / {seconds} s each = {fit / seconds:.1f} requests a second at most"
+)
+print(
+    f"the paper's vLLM, at 2 requests a second with 30.42 inside: {30.42 / 2:.1f} s each"
+)
+
+# %% [markdown]
+# Count *bytes* for the number inside, *measure* the time inside at that batch, and divide. That is capacity planning. Then leave room: near the wall a small
+# burst makes a long queue.
+#
+# ## Honest percentiles
+#
+# Averages hide those who wait longest, so people quote p99: 99 % were faster. Of how many requests? The p99 of 60 requests is simply the slowest. How far does
+# an estimate scatter? Take a distribution that is known (log-normal, true p99 = 1), and ask again and again:
+
+# %%
+rng = np.random.default_rng(0)
+fig, ax = plt.subplots(figsize=(7.5, 2.8))
+counts = [30, 100, 300, 1000, 3000]
+for q, color in ((50, "C0"), (90, "C2"), (99, "C1")):
+    draws = [np.percentile(rng.lognormal(0, 1, (400, n)), q, axis=1) for n in counts]
+    true = np.percentile(rng.lognormal(0, 1, 1_000_000), q)
+    low, high = (np.array([np.percentile(d, p) / true for d in draws]) for p in (5, 95))
+    ax.fill_between(counts, low, high, alpha=0.3, color=color, label=f"p{q}")
+ax.axhline(1, color="gray", linewidth=0.8)
+ax.set(
+    xscale="log", xlabel="requests measured", ylabel="estimate / truth (90 % of tries)"
+)
+ax.set_xticks(counts, counts)
+ax.minorticks_off()
+ax.legend(frameon=False)
+plt.show()
+
+# %% [markdown]
+# With 100 requests, a p99 may be wrong by half. Three rules: say how many requests; do not quote a percentile beyond what they can tell (ten requests above it is a good
+# minimum, so 1,000 for p99); and never *average* percentiles of several runs, but pool their requests.
+#
+# A number with a range is honest in little space. Here for the second rate, by drawing from the measured requests again and again (bootstrap):
+
+# %%
+rows = runs[rates[1]]
+normalised = 1000 * (rows[:, 2] - rows[:, 0]) / rows[:, 3]  # [num_requests] ms
+for q in (50, 90, 99):
+    again = np.percentile(
+        rng.choice(normalised, (2000, len(normalised))), q, axis=1
+    )  # [2000]
+    low, high = np.percentile(again, [5, 95])
+    print(
+        f"p{q}: {np.percentile(normalised, q):5.2f} ms, likely {low:5.2f} to {high:5.2f}"
+    )
+
+# %% [markdown]
+# ## What is it that you promise?
+#
+# Users do not care for averages of yours, but whether *theirs* was fast enough. So promise a limit ("the first token within … ms"), and count who got it. The
+# rate at which, say, 95 % get it is the **goodput**. With a limit of five times the unloaded TTFT:
+
+# %%
+limit = 5 * np.median(runs[rates[0]][:, 1] - runs[rates[0]][:, 0])
+within = [100 * np.mean(r[:, 1] - r[:, 0] <= limit) for r in runs.values()]
+fig, ax = plt.subplots(figsize=(7.5, 2.4))
+ax.plot(rates, within, "o-")
+ax.axhline(95, color="gray", linestyle=":")
+ax.set(
+    xlabel="requests that come a second",
+    ylabel=f"first token within {1000 * limit:.0f} ms, %",
+    ylim=(0, 103),
+)
+plt.show()
+
+# %% [markdown]
+# ## Memory, again
+#
+# The wall may be arithmetic, or it may be *blocks*. The same traffic with less memory:
+
+# %%
+rate = rates[2]
+fig, ax = plt.subplots(figsize=(7.5, 2.6))
+for num_blocks in (400, 8, 5):
+    engine = LLM(num_blocks=num_blocks)
+    rows = open_loop(rate, len(runs[rate]), engine)
+    waits = np.sort(1000 * (rows[:, 1] - rows[:, 0]))  # [num_requests] ms
+    ax.plot(
+        waits,
+        np.arange(1, len(waits) + 1) / len(waits),
+        drawstyle="steps-post",
+        label=f"{num_blocks} blocks",
+    )
+ax.set(xscale="log", xlabel="time to first token, ms", ylabel="share of requests")
+ax.legend(frameon=False)
+plt.show()
+
+# %% [markdown]
+# A curve further to the right is a longer wait. With too few blocks requests queue, though the processor has time: now you know which of the two to buy.
+#
+# What does such a moment look like from inside? The trace of eight requests on six blocks:
+
+# %%
+from minipage.trace import record
+
+engine = LLM(block_size=4, num_blocks=14)
+with record(engine, "Eight requests, and room for two or three") as trace:
+    for i in range(8):
+        engine.add_request(
+            "To be, or not", SamplingParams(max_tokens=4 + 2 * (i % 4), seed=i)
+        )
+        engine.step()
+    while engine.has_unfinished_requests():
+        engine.step()
+trace
+
+# %% [markdown]
+# ## What vLLM does
+#
+# - `vllm bench serve` is an open loop with a `--request-rate` (Poisson by default, with `--burstiness` for worse), and prints TTFT, TPOT (its word for the mean ITL of
+#   a request) and ITL with percentiles; `--goodput` takes limits.
+# - A server exports histograms of the same (`vllm:time_to_first_token_seconds` and so on), the number running and waiting, KV cache usage, and preemptions.
+#   "Waiting" that grows while usage is at 100 % is a lack of blocks; with usage low, of arithmetic.
+# - The line "Maximum concurrency for 4,096 tokens per request" at its start is this lesson's division with the worst case put in.
+#
+# ## Your turn
+#
+# ```bash
+# python -m minipage learn check 13.1    # percentile; then 13.2 throughput, 13.3 normalised latency, 13.4 capacity
+# ```
+#
+# **Going further.** (a) Let requests come in bursts of five, at the same mean rate. Where is the wall now? (b) Prompts of 300 tokens: which latency suffers? Choose `max_num_batched_tokens` (lesson 6) by
+# goodput. (c) `benchmarks/` compares minipage with others; read how it takes turns.
+#
+# That was the course. What now? Write a policy, read vLLM, or send us the lesson that was missing.
