@@ -127,6 +127,51 @@ PREFIX_CACHE = [
     M("8.6", "                self.pool.free(block)\n", "", "were given back"),
     M("8.6", "                self.hold(kept)\n", "", "two holders|freed twice|reference count"),
     M("8.6", "kept = self.table.setdefault(table.keys[-1], block)\n", "kept = self.table.setdefault(table.keys[-1], block)\n"
-      "            self.table[table.keys[-1]] = block\n", "the cache should know|takes that one"),
+      "            self.table[table.keys[-1]] = block\n", "which block each of them finds"),
 ]  # fmt: skip
-MISTAKES = BLOCK_POOL + BLOCK_TABLE + ATTENTION + COPY_ON_WRITE + PREFIX_CACHE
+SCHEDULER = [
+    M("6.1", "max(0, min(mine, budget - earlier))", "min(mine, budget - earlier)", "not below 0"),
+    M("6.1", "max(0, min(mine, budget - earlier))", "min(mine, budget)", "the budget shrinks with every token"),
+    M("6.1", "max(0, min(mine, budget - earlier))", "mine if mine + earlier <= budget else 0", "or what is left"),
+    # vLLM tests: cached blocks in the free queue not counted as needed
+    M("6.2", "if pool.ref_count(block) > 0]", "]", "counted as a gift"),
+    M("6.2", "group.most_blocks(size) > pool.num_blocks", "group.most_blocks(size) > pool.num_free", "LATER|in use|free. prompt|has 8|starts?|beginning|leave|blocks of"),
+    M("6.2", "            return Admission.NEVER", "            return Admission.LATER", "the whole pool has 8"),  # nano-vllm #274
+    M("6.2", "must_stay = self.watermark_blocks if self.running else 0", "must_stay = 0", "a newcomer has to leave them free"),
+    M("6.2", "must_stay = self.watermark_blocks if self.running else 0", "must_stay = self.watermark_blocks", "nobody can run dry"),
+    M("6.2", "group.max_num_seqs > self._seats_left()", "self._seats_left() == 0", "joins with all its sequences"),
+    M("6.2", "group.blocks_to_start(size)", "group.most_blocks(size)", "may start when|needs 1 free|have to leave|leave them"),
+    M("6.3", "                return\n            self._start", "                continue\n            self._start", "let in too early"),
+    M("6.3", "            budget -= sum(chunk.num_tokens for chunk in chunks)\n", "", "no more than max_num_batched_tokens|let in too early"),
+    M("6.3", "for group in list(self.waiting):", "for group in list(self.waiting)[:1]:", "although there are tokens, seats and blocks"),
+    M("6.3", "for group in list(self.waiting):", "for group in list(self.waiting)[::-1]:", "let in too early|let in|although there"),
+    M("6.3", "self.admission(group, found[0]) != Admission.NOW", "self.admission(group, found[0]) == Admission.NEVER", "let in too early|OutOfBlocks"),
+    # nano-vllm: prompts first, and whoever runs starves
+    M("6.4", "        i = 0\n", "        self._admit(plan, left)\n        left -= sum(chunk.num_tokens for chunk in plan.chunks)\n        i = 0\n", "would starve whoever runs|let in too early"),
+    M("6.4", "if self.swapped == []:", "if True:", "while anybody is swapped out"),
+    M("6.4", "left -= self._give_slots(chunks, plan)", "self._give_slots(chunks, plan)", "no more than max_num_batched_tokens"),
+    M("6.4", "        left = self._swap_in(plan, left)\n", "", "as soon as all its blocks"),
+]  # fmt: skip
+PREEMPTION = [
+    M("9.1", "*_, victim = self.running", "victim, *_ = self.running", "The last in the running list gives way first"),
+    M("9.1", "while is_short():", "if is_short():", "only until there is room|OutOfBlocks|cannot be used"),
+    M("9.1", "while is_short():", "while is_short() or len(self.running) > 2:", "only until there is room"),
+    M("9.1", "                return False\n        return True", "                break\n        return True", "OutOfBlocks|Each chunk|cannot be used"),
+    # nano-vllm #103, a mini-vllm tutorial: the tokens generated so far are dropped
+    M("9.2", "        group.restart(self.block_pool)\n", "        for seq in group.sequences:\n            del seq.token_ids[seq.num_prompt_tokens :]\n        group.restart(self.block_pool)\n", "keeps every token"),
+    M("9.2", "        group.restart(self.block_pool)\n        self._enqueue(group, Status.WAITING)", "        self._enqueue(group, Status.WAITING)", "gives its blocks back|gives way|cannot be used"),
+    M("9.2", "        group.num_preemptions += 1\n", "", "preempt.. counts"),
+    M("9.2", "        plan.preempted.append(group)\n", "", "gives way first"),
+    M("9.3", "return group.num_blocks <= self.swap_pool.num_free", "return True", "room|OutOfBlocks|blocks wanted"),
+    M("9.3", 'if self.preemption == "auto" and len(group.sequences) == 1:', "if False:", "if that is wanted"),
+    M("9.3", "        if self.can_save(group):", "        if False:", "if that is wanted"),
+    # another engine: swap copied the data but never freed the block
+    M("9.3", "plan.swap_out[len(plan.swap_out) :] = group.move_to(self.swap_pool)",
+      "[self.block_pool.share(b) for s in group.sequences for b in s.block_table]\n            plan.swap_out.extend(group.move_to(self.swap_pool))", "gives its blocks back|gives way"),
+    # vLLM #546: the scheduler stops for good when swap space is used up
+    M("9.4", "needed > self.block_pool.num_free:\n                break", "True:\n                break", "comes back as soon as"),
+    M("9.4", "needed = group.num_blocks + blocks_to_allocate(chunks)", "needed = group.num_blocks", "not earlier|OutOfBlocks|comes back"),
+    M("9.4", "            plan.swap_in.extend(group.move_to(self.block_pool))\n", "            group.move_to(self.block_pool)\n", "comes back|swapped in"),
+    M("9.4", "budget -= self._give_slots(chunks, plan)", "self._give_slots(chunks, plan)", "max_num_batched_tokens|let in too early"),
+]  # fmt: skip
+MISTAKES = SCHEDULER + PREEMPTION + BLOCK_POOL + BLOCK_TABLE + ATTENTION + COPY_ON_WRITE + PREFIX_CACHE

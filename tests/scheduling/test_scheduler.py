@@ -5,9 +5,9 @@ test_scheduler_preemption.py and test_scheduler_admission.py.
 """
 
 import pytest
-from scheduling_examples import add, blocks, finish_step, make, names, step, written
 
 from minipage.errors import ConfigurationError, InvalidRequestError
+from minipage.learn.graders.scheduling_examples import add, blocks, finish_step, make, names, step, written
 from minipage.scheduling import Status
 
 # ---- one sequence ----------------------------------------------------------------------------------------------------

@@ -1,9 +1,9 @@
 """Who may start: now, later or never; the watermark; the order of policies; and what the prefix cache changes."""
 
 import pytest
-from scheduling_examples import add, blocks, make, names, step, written
 
 from minipage.errors import ConfigurationError, InvalidRequestError
+from minipage.learn.graders.scheduling_examples import add, blocks, make, names, step, written
 from minipage.memory import BlockTable
 from minipage.scheduling import Admission, Sequence, SequenceGroup, Status
 

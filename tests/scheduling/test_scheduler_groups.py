@@ -1,9 +1,9 @@
 """How a request of several sequences runs: the prompt is computed once, then all go on together, sharing blocks."""
 
 import pytest
-from scheduling_examples import add, blocks, finish_step, make, names, step, written
 
 from minipage.errors import InvalidRequestError
+from minipage.learn.graders.scheduling_examples import add, blocks, finish_step, make, names, step, written
 from minipage.memory import BlockCopy
 from minipage.scheduling import Status
 

@@ -9,9 +9,9 @@ import broken_schedulers as decide
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test as run
-from scheduler_machine import machine
 
 from minipage.errors import MinipageError
+from minipage.learn.graders.scheduler_machine import machine
 from minipage.memory import BlockTable, PrefixCache
 from minipage.scheduling import Scheduler, SequenceGroup
 

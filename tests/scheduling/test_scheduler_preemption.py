@@ -1,9 +1,9 @@
 """When the pool runs dry: who gives way, and whether it is saved in the swap pool or computed again."""
 
 import pytest
-from scheduling_examples import add, blocks, finish_step, make, names, step, written
 
 from minipage.errors import ConfigurationError
+from minipage.learn.graders.scheduling_examples import add, blocks, finish_step, make, names, step, written
 from minipage.memory import BlockCopy
 from minipage.scheduling import Status
 

@@ -245,6 +245,8 @@ def test_8_6_twins(impl):
         counts = [pool.ref_count(block) for block in range(6)]
         why = "Blocks 0 and 1 have two holders now; the second table's own, 3 and 4, were given back."
         expect("the reference counts", counts, [2, 2, 1, 0, 0, 1], why)
+        why = "The first to be published is the one that is known: which block each of them finds must not change."
+        expect("find([1, 2, 3, 4, 5])[0]", cache.find([1, 2, 3, 4, 5])[0], [0, 1], why)
 
 
 def test_8_6_all_together(impl):

@@ -15,12 +15,19 @@ import sys
 from itertools import product
 from typing import ClassVar, NamedTuple
 
-from fake_engine import WatchedPool, assert_reads_its_own, move_data, take_beams, take_samples, write
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from plan_checks import PlanChecks, blocks_of
 
 from minipage.errors import InvalidRequestError
+from minipage.learn.graders.fake_engine import (
+    WatchedPool,
+    assert_reads_its_own,
+    move_data,
+    take_beams,
+    take_samples,
+    write,
+)
+from minipage.learn.graders.plan_checks import PlanChecks, blocks_of
 from minipage.memory import BlockTable, PrefixCache, blocks_needed
 from minipage.scheduling import POLICIES, Scheduler, Sequence, SequenceGroup, Status
 

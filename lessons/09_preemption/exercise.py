@@ -1,0 +1,63 @@
+"""Lesson 9: preemption and swapping. Replace each `raise NotImplementedError(...)` by code of yours.
+
+Blocks are given out as texts grow, so the pool can run dry while everybody runs. Then the last to come gives way: it
+loses its blocks, and they are computed again later, or were saved in a second memory, the swap pool.
+
+Your class is minipage's scheduler with some methods of your own. What you need of the rest:
+
+    self.running, self.waiting, self.swapped     lists of groups (a group is a request), first to be served first
+    self.block_pool, self.swap_pool, self.preemption ("recompute", "swap" or "auto")
+    blocks_to_allocate(chunks)                   how many free blocks the chunks of one group take
+    group.restart(pool)                          frees all blocks; the tokens stay, to be computed again
+    group.move_to(pool)                          moves all blocks to another pool; returns what has to be copied
+    group.num_blocks, group.sequences            physical blocks that it holds; its sequences
+    self._dequeue(group)                         takes it out of whatever list it is in
+    self._enqueue(group, Status.WAITING)         puts it into the list of that status (WAITING, RUNNING, SWAPPED), in order
+    self._seats_left(), self._give_slots(chunks, plan), group.next_chunks(budget)      as in lesson 6
+"""
+
+from __future__ import annotations
+
+from minipage.scheduling import Scheduler, SequenceGroup, StepPlan
+from minipage.scheduling.group import Chunk, Status, blocks_to_allocate  # noqa: F401 (you will use them)
+
+
+class Preempting(Scheduler):
+    """minipage's scheduler, with your preemption."""
+
+    def _make_room(
+        self, group: SequenceGroup, chunks: list[Chunk], plan: StepPlan
+    ) -> bool:
+        """Exercise 9.1: preempt the last running group until the chunks of `group` fit into the free blocks.
+
+        Use `self.preempt(victim, plan)`. Nobody is preempted if there is room already. If the victim is `group` itself,
+        stop and return False: it does not run in this step. Otherwise return True.
+        """
+        raise NotImplementedError(
+            "Exercise 9.1: the last in self.running gives way, until there is room"
+        )
+
+    def preempt(self, group: SequenceGroup, plan: StepPlan) -> None:
+        """Exercise 9.2: make a running group wait, and give its blocks back.
+
+        It leaves the running list, `group.num_preemptions` goes up, it is noted in `plan.preempted`, it restarts from
+        `self.block_pool`, and waits. It keeps every token, the generated ones too: somebody may have read them already.
+
+        Exercise 9.3: if `self.preemption` is "swap", or "auto" and the group has more than one sequence, its blocks are
+        saved instead, provided that the swap pool has room for all of them (`self.swap_pool.num_free`): move it, add
+        the copies to `plan.swap_out`, and its status is SWAPPED. Without room it is computed again, as in 9.2.
+        """
+        raise NotImplementedError(
+            "Exercise 9.2: take its blocks, keep its tokens, and let it wait"
+        )
+
+    def _swap_in(self, plan: StepPlan, budget: int) -> int:
+        """Exercise 9.4: bring swapped groups back, in order, as long as the first finds room; returns the budget left.
+
+        It needs seats for `group.max_num_seqs` sequences, and free blocks for all that it holds and for the chunks that
+        it computes next (`group.next_chunks(budget)`). Move it to the block pool, add the copies to `plan.swap_in`, let
+        it run, give its chunks slots. When the first has to stay, so do all behind it.
+        """
+        raise NotImplementedError(
+            "Exercise 9.4: the first who was swapped out comes back, if all of it fits"
+        )
