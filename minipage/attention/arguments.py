@@ -22,6 +22,8 @@ all tokens before it. With grouped queries, `num_heads / num_kv_heads` query hea
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,9 +39,10 @@ Shape = tuple[int, ...]
 HALVES = (np.float16, np.uint16)  # a number in two bytes: float16, and the bits of bfloat16
 
 
-def require(condition: bool | np.bool, message: str) -> None:
+def require(condition: bool | np.bool, message: str | Callable[[], str]) -> None:
+    """A message that has to be put together is a function: it takes longer than the checks, and is hardly ever read."""
     if not condition:
-        raise KernelArgumentError(message)
+        raise KernelArgumentError(message if isinstance(message, str) else message())
 
 
 def check_arguments(
@@ -59,8 +62,10 @@ def check_arguments(
         q.dtype in (np.float32, np.float64)
         and k_cache.dtype == v_cache.dtype
         and (is_quantized or q.dtype == k_cache.dtype or (q.dtype == np.float32 and k_cache.dtype in HALVES)),
-        f"q is {q.dtype}, k_cache {k_cache.dtype}, v_cache {v_cache.dtype}; all three must be float32, or all float64, "
-        "or q float32 and the caches float16, uint16 (bfloat16), or int8 or uint8 (fp8) with scales.",
+        lambda: (
+            f"q is {q.dtype}, k_cache {k_cache.dtype}, v_cache {v_cache.dtype}; all three must be float32, or all "
+            "float64, or q float32 and the caches float16, uint16 (bfloat16), or int8 or uint8 (fp8) with scales."
+        ),
     )
     check_scales(is_quantized, k_cache.shape, k_scales, v_scales)
     require(
@@ -72,18 +77,20 @@ def check_arguments(
 
 def check_shapes(q: Shape, k_cache: Shape, v_cache: Shape) -> None:
     """Of arrays of any library."""
-    require(len(q) == 3, f"q has shape {q}; it must be [num_tokens, num_heads, head_size].")
+    require(len(q) == 3, lambda: f"q has shape {q}; it must be [num_tokens, num_heads, head_size].")
     require(
         len(k_cache) == 4 and k_cache == v_cache,
-        f"k_cache has shape {k_cache} and v_cache {v_cache}; "
-        "both must be [num_blocks, block_size, num_kv_heads, head_size].",
+        lambda: (
+            f"k_cache has shape {k_cache} and v_cache {v_cache}; "
+            "both must be [num_blocks, block_size, num_kv_heads, head_size]."
+        ),
     )
     num_heads, head_size = q[1:]
     num_kv_heads, cache_head_size = k_cache[2:]
-    require(head_size == cache_head_size, f"q has head_size {head_size}, the cache has {cache_head_size}.")
+    require(head_size == cache_head_size, lambda: f"q has head_size {head_size}, the cache has {cache_head_size}.")
     require(
         num_kv_heads > 0 and num_heads % num_kv_heads == 0,
-        f"{num_heads} query heads cannot share {num_kv_heads} KV heads evenly.",
+        lambda: f"{num_heads} query heads cannot share {num_kv_heads} KV heads evenly.",
     )
 
 
@@ -94,7 +101,7 @@ def check_scales(is_quantized: bool, k_cache: Shape, *both: Any) -> None:
             tuple(scales.shape) == k_cache[:3]
             if is_quantized and scales is not None
             else is_quantized == (scales is not None),
-            f"a quantized cache, and no other, comes with k_scales and v_scales of shape {k_cache[:3]}.",
+            lambda: f"a quantized cache, and no other, comes with k_scales and v_scales of shape {k_cache[:3]}.",
         )
 
 
@@ -108,18 +115,20 @@ def check_tables(
         ("context_lens", context_lens),
         ("query_start_loc", query_start_loc),
     ):
-        require(np.issubdtype(array.dtype, np.integer), f"{name} has dtype {array.dtype}; it must hold integers.")
+        require(array.dtype.kind in "iu", partial("{} has dtype {}; it must hold integers.".format, name, array.dtype))
 
     num_seqs = len(context_lens)
     require(
         block_tables.ndim == 2 and len(block_tables) == num_seqs and query_start_loc.shape == (num_seqs + 1,),
-        f"with {num_seqs} context_lens, block_tables must be [{num_seqs}, max_blocks] and query_start_loc "
-        f"[{num_seqs + 1}]; they are {block_tables.shape} and {query_start_loc.shape}.",
+        lambda: (
+            f"with {num_seqs} context_lens, block_tables must be [{num_seqs}, max_blocks] and query_start_loc "
+            f"[{num_seqs + 1}]; they are {block_tables.shape} and {query_start_loc.shape}."
+        ),
     )
-    query_lens = np.diff(query_start_loc)  # [num_seqs]
+    query_lens = query_start_loc[1:] - query_start_loc[:-1]  # [num_seqs]
     require(
         query_start_loc[0] == 0 and query_start_loc[-1] == num_tokens and (query_lens >= 0).all(),
-        f"query_start_loc must rise from 0 to num_tokens = {num_tokens}; it is {query_start_loc.tolist()}.",
+        lambda: f"query_start_loc must rise from 0 to num_tokens = {num_tokens}; it is {query_start_loc.tolist()}.",
     )
     require(
         (context_lens >= query_lens).all(),
@@ -128,11 +137,13 @@ def check_tables(
     blocks_read = -(-context_lens // block_size)  # [num_seqs]
     require(
         (blocks_read <= block_tables.shape[1]).all(),
-        f"a context of {context_lens.max(initial=0)} tokens takes more blocks of {block_size} than the "
-        f"{block_tables.shape[1]} columns of block_tables.",
+        lambda: (
+            f"a context of {context_lens.max(initial=0)} tokens takes more blocks of {block_size} than the "
+            f"{block_tables.shape[1]} columns of block_tables."
+        ),
     )
-    is_read = np.arange(block_tables.shape[1]) < blocks_read[:, None]  # [num_seqs, max_blocks]
+    is_missing = (block_tables < 0) | (block_tables >= num_blocks)  # [num_seqs, max_blocks]
     require(
-        (~is_read | ((block_tables >= 0) & (block_tables < num_blocks))).all(),
-        f"block_tables points outside the cache, which has blocks 0 to {num_blocks - 1}.",
+        not is_missing.any() or not (is_missing & (np.arange(block_tables.shape[1]) < blocks_read[:, None])).any(),
+        lambda: f"block_tables points outside the cache, which has blocks 0 to {num_blocks - 1}.",
     )

@@ -4,18 +4,15 @@
     bfloat16   s eeeeeeee fffffff                     the upper half of a float32: its range, 8 significant bits
     float16    s eeeee ffffffffff                     at most 65,504, with 11 significant bits
 
-The kernels compute in float32 and only read these, each with one or two instructions of the processor.
+The kernels compute in float32 and only read these: `vectors.py`.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
-from llvmlite import ir  # type: ignore[import-untyped]
-from numba.extending import intrinsic
 
 from minipage.attention.arguments import Floats
 
@@ -32,24 +29,3 @@ def to_bfloat16(numbers: Floats) -> npt.NDArray[np.uint16]:
 def from_bfloat16(bits: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """The numbers that these bfloat16 stand for, [...] to [...], exactly."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
-
-
-@intrinsic
-def bfloat16_number(typing_context, bits):  # type: ignore[no-untyped-def]
-    """In compiled code: the float32 that a uint16 stands for as bfloat16; `from_bfloat16` of one number."""
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        upper = builder.shl(builder.zext(arguments[0], ir.IntType(32)), ir.Constant(ir.IntType(32), 16))
-        return builder.bitcast(upper, ir.FloatType())
-
-    return numba.types.float32(numba.types.uint16), generate
-
-
-@intrinsic
-def float16_number(typing_context, bits):  # type: ignore[no-untyped-def]
-    """In compiled code: the float32 that the bits of a float16, as int16, stand for. (Numba has no float16 on CPUs.)"""
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
-
-    return numba.types.float32(numba.types.int16), generate

@@ -1,0 +1,76 @@
+"""What the vectors of compiled code hold, against NumPy doing the same number by number."""
+
+import numba
+import numpy as np
+import pytest
+
+from minipage.attention.halves import from_bfloat16
+from minipage.attention.quantize import FP8_VALUES
+from minipage.attention.vectors import LANES, exp, filled, fma, load, load_part, store, total_of
+
+CODES = {  # every number there is in each kind of cache, and what it stands for
+    "float16": (np.arange(2**16).astype(np.uint16).view(np.int16), lambda codes: codes.view(np.float16)),
+    "bfloat16": (np.arange(2**16).astype(np.uint16), from_bfloat16),
+    "int8": (np.arange(-128, 128).astype(np.int8), lambda codes: codes),
+    "fp8": (np.arange(256).astype(np.uint8), lambda codes: FP8_VALUES[codes]),
+}
+
+
+@numba.njit
+def read_all(codes, out):
+    for i in range(0, codes.shape[1], LANES):
+        store(out, (0, i), load(codes, (0, i)))
+        for n in range(LANES):
+            store(out, (n + 1, i), load_part(codes, (0, i), n))
+
+
+@pytest.mark.parametrize("codes, numbers", CODES.values(), ids=CODES.keys())
+def test_every_number_is_read_as_what_it_stands_for(codes, numbers):
+    out = np.full((LANES + 1, len(codes)), 7, np.float32)
+    read_all(codes[None], out)
+    expected = np.asarray(numbers(codes), np.float32)
+    np.testing.assert_array_equal(out[0], expected)
+    for n in range(LANES):
+        is_read = np.arange(len(codes)) % LANES < n
+        np.testing.assert_array_equal(out[n + 1], np.where(is_read, expected, 0))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_sums_of_products(dtype):
+    @numba.njit
+    def compute(a, b, weight, out):
+        acc = filled(weight)
+        for i in range(0, a.shape[1], LANES):
+            acc = fma(acc, load(a, (0, i)), load(b, (0, i)))
+        store(out, (0, 0), fma(acc, weight, load(a, (0, 0))))
+        return total_of(acc)
+
+    a, b = np.random.default_rng(0).standard_normal((2, 1, 5 * LANES)).astype(dtype)
+    out = np.zeros((1, LANES), dtype)
+    total = compute(a, b, dtype(0.5), out)
+    acc = 0.5 + (a * b).reshape(5, LANES).sum(axis=0)  # [LANES]
+    tolerance = 10 * np.finfo(dtype).eps
+    np.testing.assert_allclose(total, acc.sum(), rtol=tolerance)
+    np.testing.assert_allclose(out[0], acc + dtype(0.5) * a[0, :LANES], rtol=tolerance, atol=tolerance)
+
+
+@numba.njit
+def exponentials(numbers, out):
+    for i in range(len(numbers)):
+        out[i] = exp(numbers[i])
+
+
+@pytest.mark.parametrize("dtype, lowest", [(np.float32, -86), (np.float64, -700)])
+def test_the_error_of_exp_is_a_unit_of_the_last_place_for_each_unit_of_x(dtype, lowest):
+    numbers = np.concatenate([np.linspace(lowest, 0, 100_001), [-1e-9, -0.0]]).astype(dtype)
+    out = np.empty_like(numbers)
+    exponentials(numbers, out)
+    expected = np.exp(numbers.astype(np.longdouble))
+    assert (np.abs(out - expected) <= (2 + np.abs(numbers)) * np.finfo(dtype).eps * expected).all()
+
+
+def test_exp_of_very_little_is_as_good_as_nothing_and_of_nan_is_nan():
+    numbers = np.array([-88, -1e30, -np.inf, np.nan], np.float32)
+    out = np.empty_like(numbers)
+    exponentials(numbers, out)
+    assert (np.abs(out[:3]) < 2e-38).all() and np.isnan(out[3])
