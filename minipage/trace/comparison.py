@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from minipage.memory.contiguous import (
@@ -41,7 +42,7 @@ class Comparison:
 
     def __init__(self, llm: LLM) -> None:
         pool = llm.block_pool
-        sizes = pool.num_blocks * pool.block_size, llm.max_model_len
+        sizes = pool.num_blocks * pool.block_size, llm.max_model_len, llm.scheduler.max_num_seqs
         self.memories = {name: ContiguousMemory(rule, *sizes) for name, rule in RULES.items()}
 
     @contextmanager
@@ -57,13 +58,14 @@ class Comparison:
 class ContiguousMemory:
     """One of them: who runs in it and where, and who waits."""
 
-    def __init__(self, rule: ReservationRule, num_slots: int, max_model_len: int) -> None:
+    def __init__(self, rule: ReservationRule, num_slots: int, max_model_len: int, max_num_seqs: int) -> None:
         self.allocator = BuddyAllocator(num_slots)
         self.running: list[Job] = []
         self.waiting: deque[Job] = deque()
         self.labels: dict[Job, str] = {}
         self._rule = rule
         self._max_model_len = max_model_len
+        self._max_num_seqs = max_num_seqs
 
     def step(self, come: Iterable[dict[str, Any]]) -> list[list[Any]]:
         """One step of the engine has passed, at the beginning of which some have `come`. Returns what happened."""
@@ -78,8 +80,11 @@ class ContiguousMemory:
             decode(self.running)  # nobody has to give way: the room is reserved
             told.append(["grow"])
         num_old = len(self.running)
-        admit(self.running, self.waiting, self._reserve, requests=iter(()))
-        told += [["start", *self._piece(job)] for job in self.running[num_old:]]
+        next_ones = deque(islice(self.waiting, self._max_num_seqs - num_old))
+        admit(self.running, next_ones, self._reserve, requests=iter(()))
+        for job in self.running[num_old:]:
+            self.waiting.popleft()
+            told.append(["start", *self._piece(job)])
         for job in [job for job in self.running if job.num_tokens == num_stored_at_last(job)]:
             job.table.free()
             self.running.remove(job)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import chain, cycle, islice, takewhile
@@ -27,7 +27,7 @@ from minipage.trace.replay import Trace
 from minipage.trace.scenarios import DEFAULT, SCENARIOS, find_scenario
 from minipage.trace.spinner import spinner
 from minipage.trace.story import Arrival, Scenario, Turn
-from minipage.trace.terminal import MIN_WIDTH, draw
+from minipage.trace.terminal import MIN_WIDTH, draw, fits, what_it_needs
 
 if TYPE_CHECKING:
     from minipage.engine import LLM
@@ -62,10 +62,17 @@ def run(
     """Run a scenario on standard output. Raises MinipageError if the model or a request cannot be served; OSError."""
     if steps is not None and steps < 1:
         raise ConfigurationError(f"{steps} steps are too few to watch; it takes at least 1.")
+    console = console_for_output()
+    full_screen = not (plain or files or console.is_dumb_terminal) and sys.stdin.isatty() and sys.stdout.isatty()
+    if full_screen and not fits(*console.size):
+        raise ConfigurationError(f"{what_it_needs(*console.size)} Make the terminal larger, or print with --plain.")
+    recorded: Sequence[Frame] | None = None  # all frames at once, if they are there already
     if replay is not None:
         with spinner("reading the trace"):
-            trace = Trace.load(replay)
-        frames: Iterator[Frame] = takewhile(lambda frame: steps is None or frame.step <= steps, trace)
+            recorded = trace = Trace.load(replay)
+        if steps is not None:
+            recorded = list(takewhile(lambda frame: frame.step <= steps, trace))
+        frames = iter(recorded)
     else:
         scenario = find_scenario(name).with_prompts(prompts, max_tokens)
         if note:
@@ -78,7 +85,6 @@ def run(
             shown = list(frames)
         export(shown, trace if replay else demo.trace, files)
         return
-    console = console_for_output()
     glyphs = glyphs_for(console.encoding)
     with spinner("computing the first step (on a new machine this compiles the kernels, once)"):
         first = next(frames, None)
@@ -86,8 +92,8 @@ def run(
         print("The trace has no steps.")
         return
     last = first
-    if sys.stdin.isatty() and sys.stdout.isatty() and not plain and not console.is_dumb_terminal:
-        player = Player(first, frames, glyphs)
+    if full_screen:
+        player = Player(first, frames, glyphs) if recorded is None else Player(recorded, iter(()), glyphs)
         play(player, console)
         last = player.frame
         _print_frame(last, console, glyphs)
@@ -99,11 +105,16 @@ def run(
 
 def make_engine(scenario: Scenario, options: dict[str, Any], build: Callable[..., LLM] | None = None) -> LLM:
     from minipage.engine import LLM  # with numba and all it takes half a second
+    from minipage.sampling import is_whole
 
     build = build or LLM
     chosen: dict[str, Any] = SMALL | scenario.engine | options
-    if "memory" in chosen and "num_blocks" not in scenario.engine | options:
-        del chosen["num_blocks"]
+    if "num_blocks" not in options:
+        if "memory" in options or ("memory" in chosen and "num_blocks" not in scenario.engine):
+            del chosen["num_blocks"]
+        elif is_whole(options.get("block_size")) and options["block_size"] > 0:  # other blocks, as many slots
+            num_slots = chosen["num_blocks"] * (SMALL | scenario.engine)["block_size"]
+            chosen["num_blocks"] = max(1, num_slots // options["block_size"])
     return build(chosen.pop("model"), **chosen) if "model" in chosen else build(**chosen)
 
 
@@ -162,7 +173,8 @@ class Demo:
             while steps_done != steps and (arrivals or self.llm.has_unfinished_requests()):
                 while arrivals and arrivals[0][1].step <= steps_done:
                     i, _ = arrivals.pop(0)
-                    self.llm.add_request(self.prompts[i], self.params[i], request_id=label_of(i))
+                    # Who comes later is more urgent, if the policy asks for that.
+                    self.llm.add_request(self.prompts[i], self.params[i], request_id=label_of(i), priority=-i)
                 seen = len(self.trace)
                 with beside.around_step(self.trace) if beside else nullcontext():
                     self.llm.step()

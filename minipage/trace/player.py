@@ -7,7 +7,8 @@ terminal as it found it, whatever happens.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -44,23 +45,28 @@ HELP = """\
 
  space  pause, play      right or n  next      home  to the first   + -  speed
  p      phases or steps  left or b   back      end   to the last    q    leave
+ 12 enter  jump to step 12
 """
 
 
 class Player:
-    """A position in a list of frames that grows on demand, and what the keys do to it."""
+    """A position among frames that grow on demand, and what the keys do to it.
 
-    def __init__(self, first: Frame, source: Iterator[Frame], glyphs: Glyphs) -> None:
-        self.frames = [first]
+    `first` is the first frame, or all there are so far; `source` makes more of them.
+    """
+
+    def __init__(self, first: Frame | Sequence[Frame], source: Iterator[Frame], glyphs: Glyphs) -> None:
+        self.frames: Sequence[Frame] = [first] if isinstance(first, Frame) else first
         self.position = 0
         self.playing = True
         self.at_end = False  # the source has no more frames
         self.touched = False  # a key was pressed
         self.helping = False
+        self.typed = ""  # digits of a step to jump to
         self.by_phase = False  # stop at each phase of a step, not only at its end
         self.left = False
         self.seconds = SECONDS_PER_STEP
-        self._source = source
+        self._source = source  # adds to `frames`, if that is a list
         self._glyphs = glyphs
         self._finish_step()
 
@@ -86,17 +92,29 @@ class Player:
             self.position -= 1
         self._finish_step()
 
+    def jump(self, step: int) -> None:
+        """To a step, or to the last one if there are not so many."""
+        while self.frames[-1].step < step and self._fetch():
+            pass
+        self.position = min(bisect_left(self.frames, step, key=lambda frame: frame.step), len(self.frames) - 1)
+        self._finish_step()
+
     def _finish_step(self) -> None:
         while not (self.by_phase or is_stop(self.frame) or self.finished):
             self._advance()
 
     def _advance(self) -> None:
-        if self.position + 1 == len(self.frames) and not self.at_end:
-            frame = next(self._source, None)
-            self.at_end = frame is None
-            if frame is not None:
-                self.frames.append(frame)
+        if self.position + 1 == len(self.frames):
+            self._fetch()
         self.position = min(self.position + 1, len(self.frames) - 1)
+
+    def _fetch(self) -> bool:
+        """One more frame from the source, if it has one."""
+        frame = next(self._source, None)
+        self.at_end = frame is None
+        if frame is not None and isinstance(self.frames, list):
+            self.frames.append(frame)
+        return not self.at_end
 
     def tick(self) -> bool:
         """The time of one step has passed; returns whether there is something new to see."""
@@ -109,8 +127,14 @@ class Player:
     def press(self, key: str) -> None:
         """Do what `key` stands for."""
         self.touched = True
+        typed, self.typed = self.typed, ""
         if self.helping:
             self.helping = False
+        elif key.isdecimal():
+            self.playing, self.typed = False, typed + key
+        elif key in ("\r", "\n"):
+            if typed:
+                self.jump(int(typed))
         elif key == LEAVE:
             self.left = True
         elif key == " ":
@@ -132,8 +156,9 @@ class Player:
             self.playing, self.position = False, 0
             self._finish_step()
         elif key == "end":
-            while not self.finished:
-                self.forward()
+            while self._fetch():
+                pass
+            self.playing, self.position = False, len(self.frames) - 1
         elif key == "?":
             self.helping = True
 
@@ -143,6 +168,8 @@ class Player:
         return draw(self.frame, width, height, self._glyphs, self._footer(width))
 
     def _footer(self, width: int) -> Text:
+        if self.typed:
+            return Text.assemble("step ", (self.typed, BOLD), (": enter jumps there", DIM))
         sign, state = self._glyphs.play, f"{self.seconds:.1f} s a step"
         if not self.playing:
             sign, state = self._glyphs.pause, "paused"

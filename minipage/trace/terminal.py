@@ -40,14 +40,22 @@ def draw(frame: Frame, width: int, height: int | None, glyphs: Glyphs = UNICODE,
     """
     if height is None:
         return _group(_lines(frame, width, glyphs, roomy=False))
-    if width < MIN_WIDTH or height < MIN_HEIGHT:
+    if not fits(width, height):
         return too_small(width, height)
     lines = _lines(frame, width, glyphs, roomy=width >= 100 and height >= 36, height=height)
     return _group([*lines, footer or Text()])
 
 
+def fits(width: int, height: int) -> bool:
+    return width >= MIN_WIDTH and height >= MIN_HEIGHT
+
+
+def what_it_needs(width: int, height: int) -> str:
+    return f"The picture needs {MIN_WIDTH} columns and {MIN_HEIGHT} lines, and here are {width} and {height}."
+
+
 def too_small(width: int, height: int) -> Group:
-    text = f"The picture needs {MIN_WIDTH} columns and {MIN_HEIGHT} lines, and here are {width} and {height}."
+    text = what_it_needs(width, height)
     return Group(*map(Text, textwrap.wrap(text, max(width, 1))[: max(height, 1)]))
 
 

@@ -150,3 +150,13 @@ def test_the_page_gets_what_it_draws(frames):
     assert [memory["name"] for memory in tree["contiguous"]] == list(RULES)
     for memory, shown in zip(frames[-1].contiguous, tree["contiguous"], strict=True):
         assert shown["waiting"] == memory.waiting and set(shown["pieces"]) == {piece.label for piece in memory.pieces}
+
+
+def test_the_limit_of_running_texts_holds_for_all_memories():
+    def watch(_, frame):
+        for memory in frame.contiguous:
+            assert len(memory.pieces) <= 2 and len(frame.running) <= 2
+            running = {seq.label for seq in frame.sequences if seq.status == "running"}
+            assert {piece.label for piece in memory.pieces} == running
+
+    beside(LLM(block_size=4, num_blocks=400, max_model_len=64, max_num_seqs=2), copied(REQUESTS), watch)

@@ -1,5 +1,7 @@
 """The player, without a terminal: a position among frames, and what the keys do to it."""
 
+from dataclasses import replace
+
 import pytest
 
 from minipage.trace.glyphs import UNICODE
@@ -64,3 +66,43 @@ def test_pause_speed_and_help(player, demo_frames):
 def test_the_help_fits():
     lines = HELP.split("\n")
     assert len(lines) <= 24 and max(map(len, lines)) <= 80 and HELP.isascii()
+
+
+def test_a_jump_needs_no_frame_between(demo_frames):
+    """Of a recorded run only the frames on the way of a search are made: ten thousand steps are no matter."""
+
+    class Recorded(list):
+        made = 0
+
+        def __getitem__(self, index):
+            self.made += 1
+            return super().__getitem__(index)
+
+    frames = Recorded(demo_frames * 500)
+    frames[:] = [replace(frame, step=i) for i, frame in enumerate(frames, 1)]
+    player = Player(frames, iter(()), UNICODE)
+    for key in "9000\r":
+        player.press(key)
+    assert player.frame.step == 9000
+    player.press("end")
+    assert player.frame.step == len(frames) and player.finished
+    for key in "7\r":
+        player.press(key)
+    assert player.frame.step == 7 and not player.finished
+    assert frames.made < 200
+
+
+def test_a_jump_computes_what_is_not_there_yet(player, demo_frames):
+    for key in "12\r":
+        player.press(key)
+    assert player.frame is demo_frames[11] and len(player.frames) == 12
+    for key in "4\r":
+        player.press(key)
+    assert player.frame is demo_frames[3]
+    for key in "99\r":
+        player.press(key)
+    assert player.frame is demo_frames[-1] and player.finished
+    player.press("5")
+    player.press("left")
+    player.press("\n")  # nothing was typed since
+    assert player.frame is demo_frames[-2]

@@ -142,3 +142,71 @@ def test_who_has_no_blocks_says_why():
     assert any("its first sample computes" in screen for screen in screens("copy-on-write", "running"))
     assert any("waits to be recomputed" in screen for screen in screens("preemption", "waiting"))
     assert any(screens("swap", "swapped"))
+
+
+OPTIONS = {
+    "--block-size 3": "of 3 tokens",
+    "--num-blocks 77": "77 blocks",
+    "--memory 1MiB": "memory: 32 blocks",
+    "--seed 5": "",
+    "--max-tokens 2": "",
+    "--max-model-len 100": "",
+    "--max-num-batched-tokens 5": "of at most 5 tokens",
+    "--max-num-seqs 1": "",
+    "--preemption recompute": "",
+    "--preemption swap --swap-space 1MiB": "",
+    "--preemption auto": "",
+    "--policy priority": "",
+    "--watermark 0.1": "",
+    "--kv-cache-dtype int8": "",
+    "--enable-prefix-caching": "",
+    "--model shakespeare": "",
+    "--prompt Hello": "Hello",
+}
+ALONE = {  # options that some scenarios have to refuse, with what they say
+    ("copy-on-write", "--max-num-seqs 1"): "3 sequences go on together",
+    ("beam", "--max-num-seqs 1"): "3 sequences go on together",
+    ("fragmentation", "--max-model-len 100"): "Shorten it",
+    ("fragmentation", "--memory 1MiB"): "but the whole pool has",
+}
+
+
+def run_with(name, options, capsys):
+    code = main(["demo", name, "--steps", "2", *options.split()])
+    out, err = capsys.readouterr()
+    if (name, options) in ALONE:
+        assert code == 2 and ALONE[name, options] in err
+    else:
+        assert (code, err) == (0, "")
+        assert OPTIONS.get(options, "") in out or name in ("fragmentation", "quantized")
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_every_option(options, capsys):
+    run_with("preemption", options, capsys)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_options_together(name, capsys):
+    sizes = ("--num-blocks", "--max-model-len") if name == "fragmentation" else ()
+    left_out = ("--max-num-seqs", "--memory", "--max-tokens", *sizes)
+    several = [option for option in OPTIONS if option.split()[0] not in left_out]
+    run_with(name, " ".join(several), capsys)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", OPTIONS)
+@pytest.mark.parametrize("name", NAMES)
+def test_every_option_with_every_scenario(name, options, capsys):
+    run_with(name, options, capsys)
+
+
+def test_a_policy_is_seen():
+    """With policy="priority" who comes last goes first; without, last."""
+
+    def first_to_run(**options):
+        scenario = SCENARIOS["fragmentation"]
+        frames = Demo(make_engine(scenario, {"max_num_seqs": 1} | options), scenario).frames(1)
+        return next(frames).running
+
+    assert first_to_run() == ("A",) and first_to_run(policy="priority") == ("H",)
