@@ -95,6 +95,35 @@ def in_turn(rounds: Sequence[Callable[[], dict[str, float]]], num_rounds: int, w
     return [{name: summarize(values) for name, values in so_far.items()} for so_far in seconds]
 
 
+class OtherPrograms:
+    """How much of the processors other programs take: a measurement is as good as the machine is quiet."""
+
+    def __init__(self) -> None:
+        self._start = perf_counter(), busy_seconds(), own_seconds()
+
+    def __str__(self) -> str:
+        """Their share since the beginning. Child processes are our own once they have ended."""
+        elapsed, busy, own = (
+            now - then for now, then in zip((perf_counter(), busy_seconds(), own_seconds()), self._start)
+        )
+        share = (busy - own) / elapsed / (os.cpu_count() or 1)
+        return "an unknown share" if busy == 0 else f"{100 * max(0.0, share):.0f} %"
+
+
+def busy_seconds() -> float:
+    """Processor time of all programs together since the computer started; 0 if the system does not tell."""
+    try:
+        user, nice, kernel, _idle, _waiting, *interrupts = Path("/proc/stat").read_text().split()[1:9]
+    except OSError:
+        return 0.0
+    return sum(map(int, (user, nice, kernel, *interrupts))) / os.sysconf("SC_CLK_TCK")
+
+
+def own_seconds() -> float:
+    """Processor time of this program and of its child processes that have ended."""
+    return sum(os.times()[:4])
+
+
 def use_threads(num_threads: int) -> None:
     """Let everybody compute with `num_threads` threads: numba, NumPy's BLAS and PyTorch, as far as they are loaded."""
     from threadpoolctl import threadpool_limits
