@@ -1,7 +1,7 @@
 """What does a scheduling step cost, by the number of running sequences? `python -m benchmarks.scheduler`
 
 While the scheduler thinks, the GPU waits. A step of a large model takes 10 to 50 ms; the scheduler's share should be a
-small part of that, so the goal is 1.0 ms at most for 256 running sequences.
+small part of that, so the goal is 0.3 ms at most for 256 running sequences, whatever the size of the pool.
 
 A step is `schedule()` and `update()`. Every sequence has 16 to 512 tokens of prompt behind it and generates one token a
 step (one in 16 takes a new block); nobody arrives, finishes or is preempted, and there are always enough blocks.
@@ -9,6 +9,8 @@ step (one in 16 takes a new block); nobody arrives, finishes or is preempted, an
     plain              a sequence for each request
     prefix caching     the same, with full blocks published as they fill up, one sequence in 16 each step
     groups of 4        four samples for each request, that were forked after the prompt
+
+The second table has 256 running sequences in pools of different sizes, and what a step costs there should be the same.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from benchmarks.charts import Chart
 from benchmarks.measure import Measured, Stopwatch, console, grid, in_turn, main
 from minipage.memory import BlockPool, BlockTable, PrefixCache
 from minipage.scheduling import Scheduler, Sequence, SequenceGroup
@@ -25,14 +28,17 @@ from minipage.scheduling import Scheduler, Sequence, SequenceGroup
 NUM_RUNNING = 1, 4, 16, 64, 256, 1024  # sequences
 MAX_PROMPT, MAX_TOKENS = 512, 1024
 BLOCK_SIZE = 16
-GOAL = 256, 1000.0  # sequences, microseconds
+GOAL = 256, 300.0  # sequences, microseconds
+POOL_SIZES = 16_384, 102_400, 1_024_000  # blocks; the first is what 256 sequences need at most
 
 
 class Steps:
     """A scheduler in the middle of its work, with `num_seqs` running sequences in groups of `group_size`."""
 
-    def __init__(self, num_seqs: int, group_size: int = 1, prefix_caching: bool = False) -> None:
-        pool = BlockPool(num_seqs * MAX_TOKENS // BLOCK_SIZE, BLOCK_SIZE)
+    def __init__(
+        self, num_seqs: int, group_size: int = 1, prefix_caching: bool = False, num_blocks: int | None = None
+    ) -> None:
+        pool = BlockPool(num_blocks or num_seqs * MAX_TOKENS // BLOCK_SIZE, BLOCK_SIZE)
         cache = PrefixCache(pool) if prefix_caching else None
         self.scheduler = Scheduler(pool, num_seqs, num_seqs * MAX_PROMPT, prefix_cache=cache)
         generator = random.Random(num_seqs)
@@ -64,17 +70,28 @@ def run(quick: bool) -> list[dict[str, Any]]:
         "groups of 4": lambda n: Steps(n, group_size=4),
     }
     cases = [(kind, n) for n in sizes for kind in kinds if n >= 4 or kind != "groups of 4"]
-    measured = in_turn([kinds[kind](n).round for kind, n in cases], 50 if quick else 300, "Measuring")
+    pools = POOL_SIZES[:2] if quick else POOL_SIZES
+    steps = [kinds[kind](n) for kind, n in cases] + [Steps(GOAL[0], num_blocks=num_blocks) for num_blocks in pools]
+    measured = in_turn([each.round for each in steps], 50 if quick else 300, "Measuring")
     results = dict(zip(cases, measured))
+    by_pool = dict(zip(pools, measured[len(cases) :]))
 
     table = grid("Microseconds for a step (median ± half the range of the middle half)", ["sequences", *kinds])
     for n in sizes:
         table.add_row(f"{n:,}", *(str(results[kind, n]["step"]) if (kind, n) in results else "" for kind in kinds))
     console.print(table)
+    table = grid(f"Microseconds for a step with {GOAL[0]} sequences", ["blocks in the pool", "plain"])
+    for num_blocks, parts in by_pool.items():
+        table.add_row(f"{num_blocks:,}", str(parts["step"]))
+    console.print(table)
     say_whether_fast_enough(results["plain", GOAL[0]])
     return [
         {"kind": kind, "num_running": n, "part": part, **times._asdict()}
         for (kind, n), parts in results.items()
+        for part, times in parts.items()
+    ] + [
+        {"kind": "plain", "num_running": GOAL[0], "num_blocks": num_blocks, "part": part, **times._asdict()}
+        for num_blocks, parts in by_pool.items()
         for part, times in parts.items()
     ]
 
@@ -88,5 +105,23 @@ def say_whether_fast_enough(parts: dict[str, Measured]) -> None:
     )
 
 
+def charts(results: list[dict[str, Any]]) -> list[Chart]:
+    rows = [row for row in results if row["part"] == "step"]
+    sizes = sorted({row["num_running"] for row in rows})
+    by_kind = {(row["kind"], row["num_running"]): row["median"] for row in rows if "num_blocks" not in row}
+    by_pool = {row["num_blocks"]: row["median"] for row in rows if "num_blocks" in row}
+    series = {kind: [by_kind.get((kind, n)) for n in sizes] for kind in dict.fromkeys(kind for kind, _ in by_kind)}
+    return [
+        Chart("A scheduling step", "µs", [f"{n:,} running" for n in sizes], series, "lines", logarithmic=True),
+        Chart(
+            f"A scheduling step, {GOAL[0]} running",
+            "µs",
+            [f"{n:,} blocks" for n in by_pool],
+            {"plain": list(by_pool.values())},
+            goal=GOAL[1],
+        ),
+    ]
+
+
 if __name__ == "__main__":
-    sys.exit(main("scheduler", "What a scheduling step costs, by the number of running sequences.", run))
+    sys.exit(main("scheduler", "What a scheduling step costs, by the number of running sequences.", run, charts))

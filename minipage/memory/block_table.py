@@ -66,6 +66,10 @@ class BlockTable:
         """
         if num_tokens < 0:
             raise ConfigurationError(f"cannot append {num_tokens} tokens.")
+        room = len(self.blocks) * self.pool.block_size - self.num_tokens
+        if 0 < num_tokens <= room and self.pool.ref_count(self.blocks[-1]) == 1:
+            self.num_tokens += num_tokens  # as mostly: into the last block, which is nobody else's
+            return []
         wanted = self.blocks_to_allocate(num_tokens)
         if wanted == 0:
             self.num_tokens += num_tokens

@@ -104,6 +104,9 @@ class SequenceGroup:
         """What to compute next with at most `budget` tokens; nothing, if all sequences cannot go on together."""
         if self.is_sharing:
             wanted = [(self.leader, self.shared_len - self.leader.num_computed_tokens)]
+        elif len(self.sequences) == 1:  # nearly all chunks come from here, so it is kept short
+            [seq] = self.sequences
+            return [Chunk(self, seq, seq.block_table.num_tokens, 1)] if budget else []
         elif behind := [seq for seq in self.sequences if seq.num_uncomputed_tokens > 1]:  # after a recomputation
             wanted = [(seq, seq.num_uncomputed_tokens - 1) for seq in behind]
         else:
@@ -141,6 +144,10 @@ class SequenceGroup:
         for seq in self.sequences:
             seq.block_table.move_to(pool, moved)
         return [BlockCopy(*pair) for pair in moved.items()]
+
+
+def count_tokens(chunks: list[Chunk]) -> int:
+    return chunks[0].num_tokens if len(chunks) == 1 else sum(chunk.num_tokens for chunk in chunks)
 
 
 def blocks_to_allocate(chunks: list[Chunk]) -> int:

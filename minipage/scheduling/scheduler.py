@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple, get_args
 
 from minipage.errors import ConfigurationError, InvalidRequestError, require_positive
 from minipage.memory import BlockCopy, BlockPool, PrefixCache
-from minipage.scheduling.group import Chunk, SequenceGroup, Status, blocks_to_allocate
+from minipage.scheduling.group import Chunk, SequenceGroup, Status, blocks_to_allocate, count_tokens
 from minipage.scheduling.policy import Policy, first_come_first_served
 from minipage.scheduling.sequence import Sequence
 
@@ -122,12 +122,17 @@ class Scheduler:
     def schedule(self) -> StepPlan:
         """Choose what the next step computes, and give every token of it a slot."""
         plan = StepPlan([], [], [], [], [])
-        budget = self.max_num_batched_tokens
+        budget, free = self.max_num_batched_tokens, self.block_pool.num_free
         for group in self.running:  # from the first; a preemption takes from the other end of this very list
             chunks = group.next_chunks(budget)
-            if not self._make_room(group, chunks, plan):
-                break
-            budget -= self._give_slots(chunks, plan)
+            num_tokens = count_tokens(chunks)
+            if num_tokens > free:  # mostly not, and then there is no need to look closer
+                if not self._make_room(group, chunks, plan):
+                    break
+                free = self.block_pool.num_free
+            self._give_slots(chunks, plan)
+            budget -= num_tokens
+            free -= num_tokens  # or more are free: a token never takes more than one block
         if not plan.preempted:
             budget = self._swap_in(plan, budget)
             if not self.swapped:
@@ -136,8 +141,6 @@ class Scheduler:
 
     def _make_room(self, group: SequenceGroup, chunks: list[Chunk], plan: StepPlan) -> bool:
         """Preempt the last until the chunks of `group` fit; False if that was `group` itself."""
-        if sum(chunk.num_tokens for chunk in chunks) <= self.block_pool.num_free:
-            return True  # no need to look closer: a token never takes more than one block
         while blocks_to_allocate(chunks) > self.block_pool.num_free:
             last = self.running[-1]
             self.preempt(last, plan)
@@ -153,7 +156,8 @@ class Scheduler:
                 break
             plan.swap_in.extend(self.swapped.pop(0).move_to(self.block_pool))
             self._enqueue(group, Status.RUNNING)
-            budget -= self._give_slots(chunks, plan)
+            self._give_slots(chunks, plan)
+            budget -= count_tokens(chunks)
         return budget
 
     def _admit(self, plan: StepPlan, budget: int) -> None:
@@ -168,7 +172,9 @@ class Scheduler:
                 self.prefix_cache.num_queried_tokens += group.shared_len
                 self.prefix_cache.num_hit_tokens += group.leader.num_computed_tokens
             group.fork_followers()
-            budget -= self._give_slots(group.next_chunks(budget), plan)
+            chunks = group.next_chunks(budget)
+            self._give_slots(chunks, plan)
+            budget -= count_tokens(chunks)
 
     def admission(self, group: SequenceGroup, cached: list[int]) -> Admission:
         """Whether a waiting group may start, if the blocks `cached` already hold its beginning."""
@@ -191,22 +197,21 @@ class Scheduler:
     def _seats_left(self) -> int:
         return self.max_num_seqs - sum(group.max_num_seqs for group in self.running)
 
-    def _give_slots(self, chunks: list[Chunk], plan: StepPlan) -> int:
-        num_tokens = 0
-        for chunk in chunks:
-            plan.copies.extend(chunk.seq.block_table.append(chunk.num_tokens))
-            num_tokens += chunk.num_tokens
+    def _give_slots(self, chunks: list[Chunk], plan: StepPlan) -> None:
+        for _, seq, _, num_tokens in chunks:
+            if copies := seq.block_table.append(num_tokens):
+                plan.copies.extend(copies)
         plan.chunks.extend(chunks)
-        return num_tokens
 
     # ---- after a step
 
     def update(self, plan: StepPlan) -> None:
         """The K and V of the planned tokens are written: groups may fork, and full blocks can be found from now on."""
-        for chunk in plan.chunks:
+        for group, seq, _, _ in plan.chunks:
             if self.prefix_cache:
-                self.prefix_cache.publish(chunk.seq.block_table, chunk.seq.token_ids, chunk.group.cache_salt)
-            chunk.group.fork_followers()
+                self.prefix_cache.publish(seq.block_table, seq.token_ids, group.cache_salt)
+            if group.is_sharing:
+                group.fork_followers()
 
     def finish(self, group: SequenceGroup, seq: Sequence) -> None:
         """A sequence is complete and gives its blocks back; with the last one the group is done."""
