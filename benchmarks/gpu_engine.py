@@ -161,8 +161,8 @@ def apart(*arguments: Any) -> list[dict[str, Any]]:
 
 def replay_time(llm: LLM, batch: int) -> float:
     """Microseconds that one replay of a batch's graph keeps the GPU busy, by the GPU's own clock."""
-    size = min(size for size in llm.runner._graphs if size >= batch)
-    graph, _ = llm.runner._graphs[size]
+    key = min(key for key in llm.runner._graphs if key[0] >= batch)
+    graph, _ = llm.runner._graphs[key]
     start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     times = []
     for _ in range(20):

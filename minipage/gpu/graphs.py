@@ -5,8 +5,8 @@ A CUDA graph is a recording of all the launches of a step, replayed by one call:
 
     batch of 5 decodes ─▶ padded to 8 ─▶ inputs copied to where the graph of 8 reads them ─▶ replay ─▶ 5 rows of logits
 
-A graph is captured when a batch of its size first comes along. In steps with prompts, kernels are launched one by one.
-Either way the host waits for the GPU only when it needs the tokens.
+A graph is captured when a batch of its size, with contexts as long as its own, first comes along. In other steps the
+kernels are launched one by one. Either way the host waits for the GPU only when it needs the tokens.
 """
 
 from __future__ import annotations
@@ -48,8 +48,10 @@ class GraphRunner(GPURunner):
         self.gpu_memory_utilization = gpu_memory_utilization
         self.is_on_gpu = self.somewhere.device.type == "cuda"  # otherwise kernels are simulated
         self.enforce_eager = enforce_eager or not self.is_on_gpu
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}  # by batch size; with its logits
         self._sizes = graph_sizes(limits.max_num_seqs)
+        self._lengths = graph_lengths(limits.max_model_len)
+        # By size and length of context; each with the logits [size, vocab_size] that it writes.
+        self._graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
         self._pool = torch.cuda.graph_pool_handle() if self.is_on_gpu else None  # memory that all graphs share
 
     def blocks_that_fit(self, memory: int | str | None, block_size: int) -> int:
@@ -100,13 +102,15 @@ class GraphRunner(GPURunner):
         """[num_sampled, vocab_size] logits, on the GPU, in the dtype of the model."""
         batch = make_batch(plan.chunks)
         num_tokens, num_seqs, num_sampled = len(batch.token_ids), len(batch.context_lens), len(batch.sampled_rows)
+        longest = int(batch.context_lens.max())
         if num_tokens == num_seqs == num_sampled:
             size = next(size for size in self._sizes if size >= num_seqs)
-            inputs = self._inputs.load(batch, size, size)
-            return self._decode(size, inputs)[:num_sampled]  # [num_sampled, vocab_size]
-        inputs = self._inputs.load(batch, num_tokens, num_seqs)
-        most = int(np.diff(batch.query_start_loc).max()), int(batch.context_lens.max())
-        return self._run(inputs, *most)[:num_sampled]  # [num_sampled, vocab_size]
+            length = next(length for length in self._lengths if length >= longest)
+            logits = self._decode(size, length, self._inputs.load(batch, size, size))  # [size, vocab_size]
+        else:
+            inputs = self._inputs.load(batch, num_tokens, num_seqs)
+            logits = self._run(inputs, int(np.diff(batch.query_start_loc).max()), longest)  # [num_seqs, vocab_size]
+        return logits[:num_sampled]  # [num_sampled, vocab_size]
 
     @torch.inference_mode()
     def sample(self, logits: torch.Tensor, draws: Sequence[tuple[int, Draw]]) -> list[int]:  # type: ignore[override]
@@ -119,21 +123,17 @@ class GraphRunner(GPURunner):
 
     # ---- running the model
 
-    def _decode(self, size: int, inputs: Batch) -> torch.Tensor:
+    def _decode(self, size: int, length: int, inputs: Batch) -> torch.Tensor:
         """[size, vocab_size] logits of `size` sequences with one token each, of which some may be padding."""
-
-        def run() -> torch.Tensor:
-            return self._run(inputs, 1, self.limits.max_model_len)  # [size, vocab_size]
-
         if self.enforce_eager:
-            return run()
-        if size not in self._graphs:
-            run()  # compiles, and loads libraries, which a graph cannot hold; what it writes is written again
+            return self._run(inputs, 1, length)
+        if (size, length) not in self._graphs:
+            self._run(inputs, 1, length)  # compiles and loads what a graph cannot hold; what it writes is written again
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self._pool):
-                logits = run()
-            self._graphs[size] = graph, logits
-        graph, logits = self._graphs[size]
+                logits = self._run(inputs, 1, length)
+            self._graphs[size, length] = graph, logits
+        graph, logits = self._graphs[size, length]
         graph.replay()
         return logits
 
@@ -168,3 +168,9 @@ def graph_sizes(max_num_seqs: int) -> list[int]:
     """The batch sizes that graphs are captured for, so close that padding costs little."""
     sizes = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, max_num_seqs, 32)]
     return [size for size in sizes if size < max_num_seqs] + [max_num_seqs]
+
+
+def graph_lengths(max_model_len: int) -> list[int]:
+    """The lengths of context that graphs are captured for: a long one is cut into parts, a short one need not be."""
+    lengths = [512, 2048, 8192, 32768]
+    return [length for length in lengths if length < max_model_len] + [max_model_len]

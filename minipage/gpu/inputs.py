@@ -11,6 +11,7 @@ written nowhere, and a sequence with a context of 0 reads nothing.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -28,13 +29,14 @@ class StepInputs:
         is_on_gpu = device.type == "cuda"
         self._host = torch.zeros(size, dtype=torch.int32, pin_memory=is_on_gpu)  # [size]
         self._device = torch.zeros(size, dtype=torch.int32, device=device)  # [size]
+        self.places = lru_cache(100)(self._places)  # decodes of one size come again and again
         self._copied = torch.cuda.Event() if is_on_gpu else None  # type: ignore[no-untyped-call]
 
     def load(self, batch: Batch, num_tokens: int, num_seqs: int) -> Batch:
         """Bring a batch to the device, padded to so many tokens and sequences."""
         if self._copied:
             self._copied.synchronize()  # the last step's inputs have left the buffer, long ago
-        host = self._carve(self._host.numpy(), num_tokens, num_seqs)
+        host, device = self.places(num_tokens, num_seqs)
         padding = Batch(0, 0, -1, 0, 0, batch.query_start_loc[-1], 0)  # type: ignore[arg-type]
         for place, array, value in zip(host, batch, padding):
             place[...] = value
@@ -46,11 +48,11 @@ class StepInputs:
         self._device[:used].copy_(self._host[:used], non_blocking=True)
         if self._copied:
             self._copied.record()
-        return self.views(num_tokens, num_seqs)
+        return device
 
-    def views(self, num_tokens: int, num_seqs: int) -> Batch:
-        """Where on the device the inputs of such a batch are."""
-        return self._carve(self._device, num_tokens, num_seqs)
+    def _places(self, num_tokens: int, num_seqs: int) -> tuple[Batch, Batch]:
+        """Where the inputs of such a batch are in pinned memory, and on the device."""
+        return self._carve(self._host.numpy(), num_tokens, num_seqs), self._carve(self._device, num_tokens, num_seqs)
 
     def _carve(self, buffer: Any, num_tokens: int, num_seqs: int) -> Batch:
         """Pieces of a flat buffer [size], one after the other, with the shapes that Batch says."""
