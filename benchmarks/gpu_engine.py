@@ -8,8 +8,8 @@ generate 64 more, greedily. Everybody gets the same requests, one engine after t
     transformers   generate_batch, in the fastest of several ways: with and without its own CUDA graphs and overlapped
                    steps; its second run, so that what it captures in the first does not count
 
-A step is what a user waits for between two tokens: the median, over the run, of the time between two tokens of a
-request. The first token is timed from when the requests were handed over, together, to when a request has got it.
+A step is the time between two tokens of a request: the median over the run. Nobody is told of tokens before the text is
+complete, for that is how generate_batch works. The first token is timed from when the requests were handed over, together, to when a request has got it.
 
 The goal is a step in at most a fifth of transformers' time, at every batch size.
 """
@@ -57,7 +57,7 @@ def run(quick: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         GPT2LMHeadModel(GPT2Config()).to(torch.bfloat16).save_pretrained(folder)
-        ours = [our_runs(folder, prompts) for prompts in requests]
+        ours = our_runs(folder, requests)
         theirs = [apart(folder, settings, requests) for settings in (WAYS[::2] if quick else WAYS)]
     results = []
     for i, (batch, row) in enumerate(zip(batches, ours)):
@@ -76,34 +76,42 @@ def run(quick: bool) -> dict[str, Any]:
     return {"gpu": gpu, "cuda": torch.version.cuda, "batches": results, "transformers in every way": every_way}
 
 
-def our_runs(folder: str, prompts: list[list[int]]) -> dict[str, Any]:
-    """One batch, in each of our ways."""
-    row: dict[str, Any] = {}
-    for name in ("graphs", "eager"):
-        llm = LLM(folder, device="cuda", dtype="bfloat16", memory="4GiB", enforce_eager=name == "eager")
-        serve(llm, prompts, GREEDY)  # compiles, and captures the graph of this size
-        row[name] = serve(llm, prompts, GREEDY)
-        if name == "graphs":
-            serve(llm, prompts, DRAWN)
-            row["drawn"] = serve(llm, prompts, DRAWN)
-            row["graph_us"] = replay_time(llm, len(prompts))
-            row["phases_us"] = phases(llm, prompts)
-    return row
+def our_runs(folder: str, requests: list[list[list[int]]]) -> list[dict[str, Any]]:
+    """Each batch of prompts, in each of our ways."""
+    graphs, eager = (
+        LLM(folder, device="cuda", dtype="bfloat16", memory="4GiB", enforce_eager=enforce_eager)
+        for enforce_eager in (False, True)
+    )
+    rows = []
+    for prompts in requests:
+        row: dict[str, Any] = {}
+        for name, llm, params in (("graphs", graphs, GREEDY), ("eager", eager, GREEDY), ("drawn", graphs, DRAWN)):
+            serve(llm, prompts, params)  # compiles, and captures the graph of this size
+            row[name] = serve(llm, prompts, params)
+        row["graph_us"] = replay_time(graphs, len(prompts))
+        row["phases_us"] = phases(graphs, prompts)
+        console.print(f"{len(prompts)} requests: {row['graphs']['step_us']:.0f} µs a step", style="dim")
+        rows.append(row)
+    return rows
 
 
 def serve(llm: LLM, prompts: list[list[int]], params: SamplingParams) -> dict[str, Any]:
     """Generate for all prompts at once; microseconds, and the texts."""
-    start = perf_counter()
-    ids = [llm.add_request(prompt, params) for prompt in prompts]
-    times: dict[str, list[float]] = {request_id: [] for request_id in ids}
-    texts = {}
-    while llm.has_unfinished_requests():
-        outputs = llm.step()
+    times: dict[str, list[float]] = {}
+    update = llm.update
+
+    def watched(plan: Any, tokens: Any) -> None:
+        update(plan, tokens)
         now = perf_counter()
-        for output in outputs:
-            times[output.request_id].append(now)
-            texts[output.request_id] = output.outputs[0].token_ids
-    return summary(start, perf_counter(), list(times.values())) | {"texts": [texts[i] for i in ids]}
+        for request in tokens:
+            times.setdefault(request.request_id, []).append(now)
+
+    llm.update = watched  # type: ignore[method-assign]
+    start = perf_counter()
+    outputs = llm.generate(prompts, params)
+    stop = perf_counter()
+    del llm.update
+    return summary(start, stop, list(times.values())) | {"texts": [output.outputs[0].token_ids for output in outputs]}
 
 
 def summary(start: float, stop: float, times: list[list[float]]) -> dict[str, Any]:

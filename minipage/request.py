@@ -152,7 +152,8 @@ class SampledRequest(Request):
 
     def draw(self, seq: Sequence) -> Draw:
         text = self.texts[seq]
-        number = random_number(self.seed, text.index, len(seq.token_ids))
+        is_greedy = self.params.temperature == 0
+        number = 0.0 if is_greedy else random_number(self.seed, text.index, len(seq.token_ids))
         return Draw(self.params, number, text.forbidden_tokens)
 
     def choose(self, choices: list[Choice]) -> list[NextToken]:

@@ -11,7 +11,9 @@ kernels are launched one by one. Either way the host waits for the GPU only when
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import gc
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -58,8 +60,10 @@ class GraphRunner(GPURunner):
         """Without `memory`: as many as the GPU has room for, up to twice what the longest sequences could fill."""
         if memory is not None or not self.is_on_gpu:
             return super().blocks_that_fit(memory, block_size)
-        most = 2 * self.limits.max_num_seqs * blocks_needed(self.limits.max_model_len, block_size)
-        return min(most, super().blocks_that_fit(self._spare_memory(), block_size))
+        there_is_room_for = super().blocks_that_fit(self._spare_memory(), block_size)
+        return min(
+            there_is_room_for, 2 * self.limits.max_num_seqs * blocks_needed(self.limits.max_model_len, block_size)
+        )
 
     @torch.inference_mode()
     def _spare_memory(self) -> int:
@@ -130,7 +134,7 @@ class GraphRunner(GPURunner):
         if (size, length) not in self._graphs:
             self._run(inputs, 1, length)  # compiles and loads what a graph cannot hold; what it writes is written again
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
+            with no_garbage_collection(), torch.cuda.graph(graph, pool=self._pool):
                 logits = self._run(inputs, 1, length)
             self._graphs[size, length] = graph, logits
         graph, logits = self._graphs[size, length]
@@ -162,6 +166,18 @@ class GraphRunner(GPURunner):
             return out
 
         return attend
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Nothing is collected in this block: memory or a graph of another engine, freed during a capture, would end it."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def graph_sizes(max_num_seqs: int) -> list[int]:

@@ -16,7 +16,8 @@ def on_the_gpu(init):
     """LLM.__init__ with other defaults. What a test wants to see of attention, it sees in NumPy arrays."""
 
     def init_there(self, *args, **options):
-        if options.setdefault("device", "cuda") == "cuda":
+        if "device" not in options:
+            options["device"] = "cuda"
             if options.get("arrays") == "numpy":
                 del options["arrays"]
             if callable(options.get("attention")):
@@ -36,8 +37,14 @@ def in_numpy(attention):
     return call
 
 
-if os.environ.get("MINIPAGE_TEST_CUDA") == "device":
-    LLM.__init__ = on_the_gpu(LLM.__init__)
+@pytest.fixture(autouse=True, scope="module")
+def where_engines_are():
+    if os.environ.get("MINIPAGE_TEST_CUDA") != "device":
+        yield
+    else:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(LLM, "__init__", on_the_gpu(LLM.__init__))
+            yield
 
 
 @pytest.fixture(scope="session")
