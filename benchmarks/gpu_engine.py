@@ -8,8 +8,8 @@ generate 64 more, greedily. Everybody gets the same requests, one engine after t
     transformers   generate_batch, in the fastest of several ways: with and without its own CUDA graphs and overlapped
                    steps; its second run, so that what it captures in the first does not count
 
-A step is the time between two tokens of a request: the median over the run. Nobody is told of tokens before the text is
-complete, for that is how generate_batch works. The first token is timed from when the requests were handed over, together, to when a request has got it.
+A step is the time between two tokens of a request: the median over the run. The first token is timed from when the
+requests were handed over, together. Nobody is told of a token before the text is complete: so does generate_batch.
 
 The goal is a step in at most a fifth of transformers' time, at every batch size.
 """
@@ -199,7 +199,7 @@ def phases(llm: LLM, prompts: list[list[int]]) -> dict[str, float]:
 
     for name in PHASES:
         setattr(llm, name, timed(name))
-    serve(llm, prompts, GREEDY)
+    llm.generate(prompts, GREEDY)
     for name in PHASES:
         delattr(llm, name)
     return {name: median(times) for name, times in spent.items()}
