@@ -213,6 +213,18 @@ for ax in axes:
 plt.show()
 
 # %% [markdown]
+# The demo has this in slow motion, inside the real engine: a query, and block after block. (The last steps are the ones to look at.)
+
+# %%
+from minipage.trace.demo import Demo, make_engine
+from minipage.trace.scenarios import find_scenario
+
+scenario = find_scenario("kernel")
+demo = Demo(make_engine(scenario, {}), scenario)
+list(demo.frames())
+demo.trace
+
+# %% [markdown]
 # > **Try.** Parts can be joined: run it over blocks 0–2 and over blocks 3–4 *separately*, keep `(highest, total, acc)` of each,
 # > and combine the two. That is how a GPU splits one long text among many processors ("split-K", "flash decoding").
 #

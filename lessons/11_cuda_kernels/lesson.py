@@ -1,0 +1,360 @@
+# ---
+# jupyter:
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # 11. CUDA kernels, rung by rung
+#
+# *About 40 minutes. Comes after lesson 5. No GPU is needed: kernels run in a simulator. With a GPU, the last part measures.*
+#
+# > **"I can call the kernel on my own q, K and V now (vLLM #3586). Mine is right as well, and a hundred times slower. What does theirs do?"**
+#
+# Reading memory in the right order, mostly. Attention for one new token does two operations for each number that it reads. A GPU can do hundreds in that time. So everything is about
+# reading: how much, how often, by whom. You will
+#
+# - work out the least time that it can take, before any kernel is written,
+# - read and run six kernels, each a rung of a ladder, in a simulator,
+# - draw which bytes a warp touches, and count what is wasted,
+# - and compare predictions with measurements on a real chip.
+
+# %% tags=["hide-input"]
+# Installs minipage if it is missing (on Colab, say), and sets up the pictures. Every lesson begins with this cell.
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+SOURCE = "minipage"  # what to install; the URL of a repository ("git+https://...") does as well
+if importlib.util.find_spec("minipage") is None:
+    checkout = next(
+        (str(p) for p in Path.cwd().parents if (p / "minipage" / "engine.py").exists()),
+        None,
+    )
+    subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            checkout or SOURCE,
+            "matplotlib",
+        ],
+        check=True,
+    )
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+set_matplotlib_formats("svg")
+plt.rcParams["figure.figsize"] = 7.5, 3
+plt.rcParams["axes.spines.top"] = plt.rcParams["axes.spines.right"] = False
+plt.rcParams["axes.prop_cycle"] = plt.cycler(
+    color=["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"]
+)
+
+# %% [markdown]
+# ## The floor
+#
+# 32 texts of 4,096 tokens; 32 query heads on 8 heads of K and V, of 128 numbers in bfloat16. A step reads every K and V once. An NVIDIA H100 copies about
+# 3,000 GB a second:
+
+# %%
+num_seqs, context, heads, kv_heads, head_size, width = 32, 4096, 32, 8, 128, 2
+kv_bytes = 2 * num_seqs * context * kv_heads * head_size * width
+flops = (
+    4 * num_seqs * context * heads * head_size
+)  # q·K and weights·V, a product and a sum each
+print(f"{kv_bytes / 1e6:.0f} MB: {1e6 * kv_bytes / 3.0e12:.0f} µs at 3.0 TB/s")
+print(
+    f"{flops / 1e9:.1f} GFLOP: {1e6 * flops / 60e12:.0f} µs on ordinary cores at 60 TFLOP/s, and {1e6 * flops / 990e12:.1f} µs on tensor cores at 990"
+)
+
+# %% tags=["hide-input"]
+intensity = np.logspace(-1, 3.5, 200)  # [200] operations per byte
+fig, ax = plt.subplots(figsize=(7.5, 3))
+for peak, name, color in (
+    (60e12, "ordinary cores", "C0"),
+    (990e12, "tensor cores", "C1"),
+):
+    ax.plot(
+        intensity, np.minimum(peak, 3.0e12 * intensity) / 1e12, color=color, label=name
+    )
+for group, name in ((1, "decode,\n1 head a KV head"), (4, "4 heads"), (8, "8")):
+    ax.axvline(2 * group / 2, color="gray", linestyle=":", linewidth=0.8)
+    ax.text(2 * group / 2, 0.25, name, rotation=90, fontsize=8, ha="right")
+ax.axvline(1000, color="gray", linestyle=":", linewidth=0.8)
+ax.text(1000, 0.25, "a long prompt", rotation=90, fontsize=8, ha="right")
+ax.set(
+    xscale="log",
+    yscale="log",
+    xlabel="operations for each byte that is read",
+    ylabel="TFLOP/s that are possible",
+)
+ax.legend(frameon=False)
+plt.show()
+
+# %% [markdown]
+# This picture is called a *roofline*. On its slope, memory decides; under its flat roof, arithmetic. Decoding is far down the slope: its least time is **bytes / bandwidth**, 179 µs here, and every
+# kernel is judged by how near it comes. (Prompts are at the other end: each K is used for many queries.)
+#
+# ## A GPU on one screen
+#
+# - A **thread** runs the kernel once, with its own numbers in registers.
+# - 32 threads are a **warp**. They do the same instruction at the same time, on different numbers. They can read each other's registers (*shuffle*).
+# - Up to 32 warps are a **block** of threads (not of tokens!). They share a small fast memory, and can wait for each other (`syncthreads`).
+# - Blocks are spread over the chip's 132 multiprocessors. They cannot wait for each other.
+# - Memory comes in **sectors** of 32 bytes. A warp's load of 32 neighbouring 2-byte numbers takes two sectors; of 32 scattered ones, 32.
+#
+# ## Six kernels, run here
+#
+# `minipage/ladder/` has the same kernel six times; each file opens with what it changes and why. In the simulator a CUDA thread is a small Python task, and memory that nobody wrote is
+# poison. It has to be switched on before numba is imported, so it runs in a process of its own:
+
+# %%
+import os
+
+if importlib.util.find_spec("greenlet") is None:  # the simulator's threads
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "greenlet"], check=True
+    )
+
+
+def simulate(code):
+    """Run a program with numba's CUDA simulator, and show what it prints."""
+    env = os.environ | {"NUMBA_ENABLE_CUDASIM": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True
+    )
+    print(done.stdout + done.stderr[-2000:])
+    done.check_returncode()
+
+
+simulate("""
+import numpy as np
+from minipage.attention import reference
+from minipage.ladder import RUNGS, rung, simulator
+
+simulator.install()
+rng = np.random.default_rng(0)
+q = rng.standard_normal((2, 4, 64), np.float32)  # [num_seqs, num_heads, head_size]
+k, v = (rng.standard_normal((8, 16, 2, 64), np.float32) for _ in "kv")  # [num_blocks, block_size, num_kv_heads, head_size]
+q16, k16, v16 = (x.astype(np.float16) for x in (q, k, v))
+tables = np.array([[5, 2, 7], [1, 0, 0]], np.int32)  # [num_seqs, max_blocks]
+lens = np.array([40, 7], np.int32)  # [num_seqs]
+exact = reference.paged_attention(*(x.astype(np.float32) for x in (q16, k16, v16)), tables, lens, np.array([0, 1, 2]), 0.125)
+for name in RUNGS:
+    out = np.zeros_like(q16)  # [num_seqs, num_heads, head_size]
+    rung(name)(q16, k16, v16, tables, lens, 0.125, out)
+    print(f"rung {name:9} largest difference from the reference: {abs(out - exact).max():.1e}")
+""")
+
+# %% [markdown]
+# All six are right, up to the 11 bits of a float16. Now for what sets them apart.
+#
+# ## Rung 1 to 2: who stands where
+#
+# Rung 1 is the obvious one: a thread for each query head, which walks along the table. Neighbouring threads are neighbouring *heads*, so at any moment a warp reads one number from each of many rows.
+# In rung 2, a warp works on *one* row, and its 32 lanes stand side by side.
+#
+# > **Predict.** 32 threads read 2 bytes each. How many sectors of 32 bytes are fetched in rung 1, if neighbours are 256 bytes apart? How many in rung 2? Which share of the bytes is wanted?
+
+
+# %%
+def sectors(addresses):
+    return len(set(np.asarray(addresses) // 32))
+
+
+lanes = np.arange(32)  # [32]
+patterns = {
+    "rung 1": lanes * 128 * 2,
+    "rung 2": lanes * 2,
+    "rung 5": lanes * 16,
+}  # bytes from the first
+loaded = {"rung 1": 2, "rung 2": 2, "rung 5": 16}
+fig, axes = plt.subplots(3, 1, figsize=(8.5, 3), layout="constrained")
+for ax, (name, addresses) in zip(axes, patterns.items()):
+    span = np.zeros(512 if name != "rung 1" else 1600)
+    for address in addresses[addresses < len(span)]:
+        span[address // 32 * 32 : address // 32 * 32 + 32] = 0.3  # fetched
+    for address in addresses[addresses < len(span)]:
+        span[address : address + loaded[name]] = 1  # wanted
+    ax.imshow(
+        span[None],
+        aspect="auto",
+        cmap="Blues",
+        vmin=0,
+        vmax=1.1,
+        extent=(0, len(span), 0, 1),
+    )
+    used = 32 * loaded[name] / (32 * sectors(addresses))
+    ax.set(yticks=[], ylabel=name)
+    ax.set_title(
+        f"{sectors(addresses)} sectors for one load of a warp, {used:.0%} of their bytes wanted",
+        fontsize=9,
+    )
+axes[-1].set(xlabel="byte   (dark: wanted, light: fetched with it)")
+plt.show()
+
+# %% [markdown]
+# (The rest of rung 1's sectors is wanted soon, but by then others may have thrown it out of the cache.) In rung 2 every lane has a part of the score, and they have to be added. No memory is needed for that: in five
+# shuffles, each lane adds the register of the lane that is 16, 8, 4, 2, 1 places away.
+
+# %%
+values = np.arange(8)  # [8] lanes, to keep it small
+for distance in (4, 2, 1):
+    values = values + values[np.arange(8) ^ distance]
+    print(f"after adding the lane {distance} away:", values.tolist())
+
+# %% [markdown]
+# After log₂ 32 = 5 steps every lane knows the sum. `lane ^ distance` is a *butterfly*: everybody gives and everybody gets.
+#
+# ## Rung 3: the online softmax again
+#
+# Rungs 1 and 2 go along the context twice, first for the highest score. You know from lesson 5 how to do it in one pass. Rung 3 does, and lets four warps share a context: each keeps its
+# `(highest, total, acc)`, and at the end they are joined: with the `join` that you wrote there.
+#
+# ## Rung 4: enough work for the whole chip
+#
+# A block of threads for each head of each text: with 32 texts and 32 heads, 1,024 blocks for 132 multiprocessors. With *one* long text?
+
+# %%
+multiprocessors = 132
+fig, ax = plt.subplots(figsize=(7.5, 2.6))
+contexts = np.array([512, 2048, 8192, 32768, 131072])  # [5]
+ax.plot(contexts, np.full(5, 32), "o-", label="rung 3: a block for each of 32 heads")
+ax.plot(
+    contexts,
+    32 * np.ceil(contexts / 512),
+    "s-",
+    label="rung 4: one for every 512 tokens, too",
+)
+ax.axhline(multiprocessors, color="gray", linestyle=":")
+ax.text(
+    512, multiprocessors * 1.15, "multiprocessors of an H100", fontsize=9, color="gray"
+)
+ax.set(
+    xscale="log",
+    yscale="log",
+    xlabel="tokens of the only text",
+    ylabel="blocks of threads",
+)
+ax.legend(frameon=False)
+plt.show()
+
+# %% [markdown]
+# Since blocks cannot wait for each other, each leaves its part in memory, with the logarithm of its total, and a second small kernel joins them ("flash-decoding"). It costs next to nothing and saves all on long texts; for large batches it
+# is not needed.
+#
+# ## Rungs 5 and 6: fewer instructions
+#
+# Rung 5 loads 16 bytes at a time instead of 2, and computes all query heads that share K and V from the same registers: with 4 of them, a quarter of the reading. Rung 6 lets tensor cores do the products, 2,048 with one instruction.
+# By then arithmetic hides behind reading, and nothing but memory is left.
+#
+# ## Into the kernel
+#
+# The demo has a scenario that steps through one query, block by block. The same three numbers on all rungs from 3 on:
+
+# %%
+from minipage.trace.demo import Demo, make_engine
+from minipage.trace.scenarios import find_scenario
+
+scenario = find_scenario("kernel")
+demo = Demo(make_engine(scenario, {}), scenario)
+list(demo.frames())
+demo.trace
+
+# %% [markdown]
+# ## What was predicted, and what came of it
+#
+# Before any rung had run on a GPU, each got a prediction, from counting as above. They are kept in `docs/gpu.md`, together with what was measured. (The second bars are missing as long as
+# nothing has been measured.)
+
+# %%
+predicted = {
+    "1 thread": 30_000,
+    "2 warp": 3400,
+    "3 block": 600,
+    "4 split": 600,
+    "5 wide": 200,
+    "6 tensor": 188,
+}  # µs
+measured = {}  # µs, from docs/gpu.md
+fig, ax = plt.subplots(figsize=(7.5, 3))
+x = np.arange(len(predicted))
+ax.bar(x - 0.2, predicted.values(), 0.4, color="lightgray", label="predicted")
+if measured:
+    ax.bar(
+        x + 0.2,
+        [measured.get(name, np.nan) for name in predicted],
+        0.4,
+        label="measured on an H100",
+    )
+ax.axhline(179, color="C1", linestyle="--", label="the floor: bytes / bandwidth")
+ax.set(yscale="log", ylabel="µs a call", ylim=(100, None))
+ax.set_xticks(x, list(predicted))
+ax.legend(frameon=False)
+plt.show()
+
+# %% [markdown]
+# Prediction first, measurement second: the habit is worth more than any trick here. Where the two differ, there is something that you do not know yet.
+#
+# ## With a GPU
+#
+# If this machine has one, here is the ladder on it; otherwise a sentence says so. (On Colab: *Runtime, Change runtime type, GPU*, and `pip install "minipage[cuda12]"`.)
+
+# %%
+MEASURE = """
+import numpy as np
+try:
+    from numba import cuda
+    cuda.current_context()
+except Exception as error:
+    raise SystemExit("No GPU here: " + type(error).__name__)
+from minipage.ladder import RUNGS, rung
+
+rng = np.random.default_rng(0)
+seqs, context, heads, kv, d, size = 32, 2048, 32, 8, 128, 16
+blocks = seqs * context // size
+q = cuda.to_device(rng.standard_normal((seqs, heads, d), np.float32).astype(np.float16))
+k, v = (cuda.to_device(rng.standard_normal((blocks, size, kv, d), np.float32).astype(np.float16)) for _ in "kv")
+tables = cuda.to_device(rng.permutation(blocks).reshape(seqs, -1).astype(np.int32))
+lens, out = cuda.to_device(np.full(seqs, context, np.int32)), cuda.device_array((seqs, heads, d), np.float16)
+for name in RUNGS:
+    times = []
+    for _ in range(12):
+        start, end = cuda.event(), cuda.event()
+        start.record()
+        rung(name)(q, k, v, tables, lens, d**-0.5, out)
+        end.record()
+        end.synchronize()
+        times.append(1000 * cuda.event_elapsed_time(start, end))
+    print(f"rung {name:9} {np.median(times[2:]):9.0f} us, {2 * k.nbytes / np.median(times[2:]) / 1e6:6.3f} TB/s")
+"""
+done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True)
+print(done.stdout or done.stderr.strip().splitlines()[-1])
+
+# %% [markdown]
+# ## What vLLM does
+#
+# - Its own `paged_attention_v1/v2` are about rungs 3 and 4, with wide loads: a warp reads a token's K in pieces of 16 bytes, from a cache whose layout was made for that.
+# - FlashAttention 2/3 and FlashInfer, which it mostly calls, are rung 6 with many refinements: loads that run ahead of the computing (`cp.async`, TMA), several queries at a time, schedules for ragged batches.
+# - Writing K and V into their slots is a kernel of its own (`reshape_and_cache`), as is copying blocks: the three kernels of the paper's section 5.1.
+# - All of a decode step is captured in a *CUDA graph*, since launching dozens of small kernels from Python would take longer than running them.
+#
+# ## Your turn
+#
+# Two kernels, in the simulator:
+#
+# ```bash
+# python -m minipage learn check 11.1    # copy blocks; then 11.2 paged attention
+# ```
+#
+# **Going further.** (a) How many bytes does rung 2 read, from memory at the worst, and from caches at the best? (b) What is the floor for int8 blocks? (c) Read `minipage/attention/cuda/tensor.py` with rung 6 beside it.
+#
+# Next: **lesson 12**, two processes.
