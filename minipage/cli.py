@@ -124,7 +124,7 @@ def given(args: argparse.Namespace, options: Options) -> dict[str, Any]:
 
 
 def add_demo(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("scenario", nargs="?", help="which story; see --list")
+    parser.add_argument("scenario", nargs="?", help="which story; see --list. `all`, to write every one into a folder")
     parser.add_argument("--list", action="store_true", help="list the scenarios")
     parser.add_argument("--replay", metavar="FILE", help="show a trace that was written with --json")
     parser.add_argument("--enable-prefix-caching", action="store_true", help="equal beginnings are computed once",

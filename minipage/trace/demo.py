@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 PLAIN_WIDTH = 80  # columns where there is no terminal to ask
 SMALL = {"block_size": 4, "num_blocks": 16, "max_num_batched_tokens": 8}  # small enough to see every slot
 SEED, TEMPERATURE = 69, 0.8
+EVERY = "all"  # in place of a scenario's name
 MOST_TEXTS = 12  # printed whole at the end
 
 
@@ -60,6 +61,8 @@ def run(
     **engine: Any,  # options of LLM, before the scenario's
 ) -> None:
     """Run a scenario on standard output. Raises MinipageError if the model or a request cannot be served; OSError."""
+    if name == EVERY and replay is None:
+        return export_all(files or {}, prompts=prompts, max_tokens=max_tokens, seed=seed, steps=steps, **engine)
     if steps is not None and steps < 1:
         raise ConfigurationError(f"{steps} steps are too few to watch; it takes at least 1.")
     console = console_for_output()
@@ -127,6 +130,19 @@ def export(frames: list[Frame], trace: Trace, files: dict[str, str]) -> None:
         with spinner(f"writing {path}"):
             writer(frames, trace, Path(path))
         print(f"wrote {path}")
+
+
+def export_all(folders: dict[str, str], **options: Any) -> None:
+    """Write every scenario, into a folder for each kind of file. Raises ConfigurationError if no kind is asked for."""
+    from minipage.trace.exports import SUFFIXES
+
+    if not folders:
+        raise ConfigurationError("all scenarios can only be written, not shown: add `--svg FOLDER` or `--html FOLDER`.")
+    for name in SCENARIOS:
+        for folder in folders.values():
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        files = {kind: str(Path(folder) / (name + SUFFIXES[kind])) for kind, folder in folders.items()}
+        run(name, files=files, **options)
 
 
 class PipeConsole(Console):

@@ -104,3 +104,4 @@ WRITERS: dict[str, Callable[[list[Frame], Trace, Path], None]] = {
     "cast": write_cast,
     "timeline": write_timeline,
 }
+SUFFIXES = {"html": ".html", "svg": "", "json": ".jsonl", "cast": ".cast", "timeline": ".json"}  # svg: a folder

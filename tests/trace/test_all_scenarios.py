@@ -1,0 +1,18 @@
+"""`demo all` writes every scenario: the pictures for somebody's slides, by one command."""
+
+from minipage.cli import main
+from minipage.trace.scenarios import SCENARIOS
+
+
+def test_every_scenario_gets_a_folder_of_pictures_and_a_page(tmp_path, capsys):
+    assert main(["demo", "all", "--steps", "2", "--svg", str(tmp_path / "svg"), "--html", str(tmp_path / "html")]) == 0
+    for name in SCENARIOS:
+        pictures = list((tmp_path / "svg" / name).glob("step-*.svg"))
+        assert pictures and all("<svg" in p.read_text(encoding="utf-8") for p in pictures)
+        assert (tmp_path / "html" / f"{name}.html").exists()
+    assert capsys.readouterr().out.count("wrote ") == 2 * len(SCENARIOS)
+
+
+def test_all_scenarios_cannot_be_shown_one_after_the_other(capsys):
+    assert main(["demo", "all"]) == 2
+    assert "--svg" in capsys.readouterr().err
