@@ -56,6 +56,8 @@ def copy_lessons(app: Any, config: Any) -> None:
 
 def to_rst(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Docstrings here are written to be read in the source, in plain text: `code`, and pictures that are indented."""
+    if lines and lines[0].startswith("Alias for field number"):
+        lines.clear()  # Python's own words for a field of a named tuple
     out: list[str] = []
     in_section = in_picture = False
     for before, line in zip(["", *lines], lines):

@@ -215,6 +215,7 @@ for ax, budget in zip(axes, (512, 32)):
         va="top",
     )
 axes[0].set(ylabel="ms since the last token")
+axes[0].set_ylim(0, 1.4 * axes[0].get_ylim()[1])
 plt.show()
 
 # %% [markdown]

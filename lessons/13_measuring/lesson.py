@@ -174,7 +174,7 @@ def open_loop(rate, num_requests=60, engine=None, mean_tokens=12, seed=0):
 
 # %%
 most = throughput.max() / 12  # requests per second, if nothing else took time
-rates = most * np.array([0.2, 0.4, 0.6, 0.8, 1.0])
+rates = most * np.array([0.2, 0.4, 0.6, 0.8, 1.0, 1.5])
 runs = {
     rate: open_loop(rate, num_requests=int(np.clip(2 * rate, 12, 60))) for rate in rates
 }
