@@ -88,7 +88,7 @@ def our_runs(folder: str, requests: list[list[list[int]]]) -> list[dict[str, Any
         for name, llm, params in (("graphs", graphs, GREEDY), ("eager", eager, GREEDY), ("drawn", graphs, DRAWN)):
             serve(llm, prompts, params)  # compiles, and captures the graph of this size
             row[name] = serve(llm, prompts, params)
-        row["graph_us"] = replay_time(graphs, len(prompts))
+        row["graph_us"] = replay_time(graphs, prompts)
         row["phases_us"] = phases(graphs, prompts)
         console.print(f"{len(prompts)} requests: {row['graphs']['step_us']:.0f} µs a step", style="dim")
         rows.append(row)
@@ -167,10 +167,15 @@ def apart(*arguments: Any) -> list[dict[str, Any]]:
             return []
 
 
-def replay_time(llm: LLM, batch: int) -> float:
-    """Microseconds that one replay of a batch's graph keeps the GPU busy, by the GPU's own clock."""
-    key = min(key for key in llm.runner._graphs if key[0] >= batch)
-    graph, _ = llm.runner._graphs[key]
+def replay_time(llm: LLM, prompts: list[list[int]]) -> float:
+    """Microseconds that a replay of the batch's graph keeps the GPU busy, by the GPU's own clock, in mid-run: a graph
+    reads its inputs from where the last step has put them."""
+    ids = [llm.add_request(prompt, GREEDY) for prompt in prompts]
+    while llm.scheduler.waiting:
+        llm.step()
+    for _ in range(5):  # now all of them decode
+        llm.step()
+    graph, _ = llm.runner._graphs[min(key for key in llm.runner._graphs if key[0] >= len(prompts))]
     start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     times = []
     for _ in range(20):
@@ -179,6 +184,9 @@ def replay_time(llm: LLM, batch: int) -> float:
         stop.record()
         stop.synchronize()
         times.append(1e3 * start.elapsed_time(stop))
+    for request_id in ids:
+        llm.abort(request_id)
+    llm.step()  # tells of the aborts
     return median(times)
 
 
