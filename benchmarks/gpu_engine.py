@@ -16,17 +16,19 @@ The goal is a step in at most a fifth of transformers' time, at every batch size
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from multiprocessing import get_context
+from pathlib import Path
 from statistics import median
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import ContinuousBatchingConfig, GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from benchmarks.charts import Chart
 from benchmarks.measure import console, grid, main
@@ -42,8 +44,8 @@ PHASES = ("schedule", "copy", "forward", "sample", "update")
 
 
 WAYS = (  # to run transformers
-    {"use_cuda_graph": True, "use_async_batching": True},
     {"use_cuda_graph": False, "use_async_batching": False},
+    {"use_cuda_graph": True, "use_async_batching": True},
     {"use_cuda_graph": False, "use_async_batching": True},
 )
 
@@ -51,14 +53,14 @@ WAYS = (  # to run transformers
 def run(quick: bool) -> dict[str, Any]:
     if not torch.cuda.is_available():
         raise ConfigurationError("this benchmark needs an NVIDIA GPU; `python -m minipage info` says what is there.")
-    batches = BATCHES[1:] if quick else BATCHES
+    batches = BATCHES[1:3] if quick else BATCHES
     requests = [np.random.default_rng(n).integers(0, 50_000, (n, PROMPT_LEN)).tolist() for n in batches]
     console.print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, CUDA {torch.version.cuda}")
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         GPT2LMHeadModel(GPT2Config()).to(torch.bfloat16).save_pretrained(folder)
         ours = our_runs(folder, requests)
-        theirs = [apart(folder, settings, requests) for settings in (WAYS[:2] if quick else WAYS)]
+        theirs = transformers_runs(folder, WAYS[:2] if quick else WAYS, requests, 60 if quick else 240)
     results = []
     for i, (batch, row) in enumerate(zip(batches, ours)):
         row["batch"] = batch
@@ -124,47 +126,43 @@ def summary(start: float, stop: float, times: list[list[float]]) -> dict[str, An
     }
 
 
-def transformers_runs(folder: str, settings: dict[str, bool], requests: list[list[list[int]]]) -> list[dict[str, Any]]:
-    """What transformers does with each batch of prompts, in one way to run it. In a process of its own: see `apart`."""
-    import torch
-    from transformers import ContinuousBatchingConfig, GenerationConfig, GPT2LMHeadModel
+def transformers_runs(
+    folder: str, ways: Sequence[dict[str, bool]], requests: list[list[list[int]]], seconds: float
+) -> list[list[dict[str, Any]]]:
+    """What transformers does with each batch, in each way; the ways that it finished in this time.
 
-    model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.bfloat16).eval().to("cuda")
-    model.set_attn_implementation("paged|sdpa")
+    In another process, for a failure on the GPU ends whatever a process does there.
+    """
+    process = get_context("spawn").Process(target=run_transformers, args=(folder, ways, requests))
+    process.start()
+    process.join(seconds)
+    if process.exitcode != 0:
+        console.print(f"transformers did not finish all its ways: exit code {process.exitcode}")
+        process.kill()
+    return [json.loads(file.read_text()) for file in sorted(Path(folder).glob("way-*.json"))]
+
+
+def run_transformers(folder: str, ways: Sequence[dict[str, bool]], requests: list[list[list[int]]]) -> None:
+    """Run every batch in every way, and write a file way-N.json into the folder after each."""
     generation = GenerationConfig(max_new_tokens=NUM_TOKENS, do_sample=False, eos_token_id=-1, pad_token_id=0)
-    config = ContinuousBatchingConfig(
-        num_blocks=max(map(len, requests)) + 8, max_batch_tokens=2048, max_requests_per_batch=max(BATCHES), **settings
-    )
-    runs = []
-    for prompts in requests:
-        for _ in range(2):  # in the first, it captures its graphs
-            start = perf_counter()
-            outputs = list(
-                model.generate_batch(
-                    prompts,
-                    generation,
-                    continuous_batching_config=config,
-                    record_timestamps=True,
-                    persistent_manager=True,
-                    warmup=False,  # it warms up with positions beyond GPT-2's context, which kills the process
-                ).values()
-            )
-            times = [output.timestamps for output in outputs]
-        run = summary(start, max(of_request[-1] for of_request in times), times)
-        runs.append(run | {"texts": [output.generated_tokens for output in outputs], "settings": settings})
-    return runs
-
-
-def apart(*arguments: Any) -> list[dict[str, Any]]:
-    """`transformers_runs` in another process, for a failure on the GPU ends whatever a process does there."""
-    with ProcessPoolExecutor(1, get_context("spawn")) as processes:
-        try:
-            return processes.submit(transformers_runs, *arguments).result(timeout=60)
-        except Exception as error:
-            console.print(f"transformers with {arguments[1]}: {type(error).__name__}: {str(error)[:300]}")
-            for process in processes._processes.values():
-                process.kill()
-            return []
+    for i, settings in enumerate(ways):
+        model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.bfloat16).eval().to("cuda")
+        model.set_attn_implementation("paged|sdpa")
+        num_blocks, most = max(map(len, requests)) + 8, max(BATCHES)
+        config = ContinuousBatchingConfig(
+            num_blocks=num_blocks, max_batch_tokens=2048, max_requests_per_batch=most, **settings
+        )
+        options = {"continuous_batching_config": config, "record_timestamps": True, "persistent_manager": True}
+        runs = []
+        for prompts in requests:
+            for _ in range(2):  # in the first, it captures its graphs
+                start = perf_counter()
+                # No warm-up before: it tries positions beyond GPT-2's context, and the GPU stops.
+                outputs = list(model.generate_batch(prompts, generation, warmup=False, **options).values())
+                times = [output.timestamps for output in outputs]
+            run = summary(start, max(of_request[-1] for of_request in times), times)
+            runs.append(run | {"texts": [output.generated_tokens for output in outputs], "settings": settings})
+        (Path(folder) / f"way-{i}.json").write_text(json.dumps(runs))
 
 
 def replay_time(llm: LLM, prompts: list[list[int]]) -> float:
