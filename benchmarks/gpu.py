@@ -223,6 +223,12 @@ class Replay:
         return 1e3 * begin.elapsed_time(end) / self.num_launches
 
 
+def say(what: str) -> None:
+    """What is going on, where there is no progress bar."""
+    if not console.is_terminal:
+        print(what, file=sys.stderr, flush=True)
+
+
 def measure(shape: Shape, makes: dict[str, Make], quick: bool) -> dict[str, Timed | str]:
     """Time what can be timed; for what fails, the reason."""
     num_cases = max(1, min(256, ROTATE // shape.bytes))
@@ -230,6 +236,7 @@ def measure(shape: Shape, makes: dict[str, Make], quick: bool) -> dict[str, Time
     replays: dict[str, Replay] = {}
     results: dict[str, Timed | str] = {}
     for name, make in makes.items():
+        say(f"{shape.title}: {name}")
         try:
             replays[name] = Replay(make, cases)
         except Exception as error:  # of a peer that lacks this shape, say; the others go on

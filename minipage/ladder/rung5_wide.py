@@ -15,14 +15,14 @@ from __future__ import annotations
 
 from functools import partial
 
-from minipage.attention.cuda.launch import Choice
-from minipage.attention.cuda.wide import rows_per_tile, wide_kernel
+from minipage.attention.cuda.launch import wide_choice
+from minipage.attention.cuda.wide import wide_kernel
 from minipage.ladder.engine_kernel import decode_with
 
 
 def choose(q_kind, kv, head_size):
     packed = kv.num_bytes == 2 and q_kind == kv
-    return Choice(partial(wide_kernel, packed=packed), rows_per_tile(head_size, kv), rows_per_tile(head_size, kv))
+    return wide_choice(q_kind, kv, head_size)._replace(kernel_for=partial(wide_kernel, packed=packed))
 
 
 decode = partial(decode_with, choose)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minipage.attention.arguments import check_scales, check_shapes, check_tables, require
+from minipage.attention.cuda import tensor, wide
 from minipage.attention.cuda.arrays import (
     Array,
     device_of,
@@ -30,9 +31,9 @@ from minipage.attention.cuda.arrays import (
 from minipage.attention.cuda.compat import external_stream, num_processors
 from minipage.attention.cuda.merge import merge_kernel
 from minipage.attention.cuda.numbers import Kind, kind_of
-from minipage.attention.cuda.tensor import TILE, has_tensor_kernel, tensor_kernel
+from minipage.attention.cuda.tensor import has_tensor_kernel, tensor_kernel
 from minipage.attention.cuda.tiles import num_tiles
-from minipage.attention.cuda.wide import NUM_WARPS, WARP, rows_per_tile, wide_kernel, words_per_lane
+from minipage.attention.cuda.wide import rows_per_tile, wide_kernel, words_per_lane
 
 SPLIT_SIZE = 512  # tokens of a context that one block of a decode works on
 BLOCKS_PER_PROCESSOR = 8  # of a decode: two or three run at once, and the rest wait, so that all end together
@@ -79,16 +80,17 @@ def paged_attention(
 
 class Choice(NamedTuple):
     kernel_for: Callable[..., Any]  # tensor_kernel, or wide_kernel
+    num_threads: int
     decode_rows: int  # most rows of q in a block
     prefill_rows: int
 
 
 def tensor_choice(q_kind: Kind, kv: Kind, head_size: int) -> Choice:
-    return Choice(tensor_kernel, TILE, NUM_WARPS * TILE)
+    return Choice(tensor_kernel, tensor.NUM_THREADS, tensor.TILE, tensor.NUM_WARPS * tensor.TILE)
 
 
 def wide_choice(q_kind: Kind, kv: Kind, head_size: int) -> Choice:
-    return Choice(wide_kernel, rows_per_tile(head_size, kv), rows_per_tile(head_size, kv))
+    return Choice(wide_kernel, wide.NUM_THREADS, rows_per_tile(head_size, kv), rows_per_tile(head_size, kv))
 
 
 def best_choice(q_kind: Kind, kv: Kind, head_size: int) -> Choice:
@@ -148,13 +150,13 @@ def launch_attention(
         np.float32(scale * LOG2_E), strides[0] // q_dtype.itemsize, max_blocks, num_kv_heads, SPLIT_SIZE, num_splits,
     )  # fmt: skip
     cuda_stream = external_stream(stream)
-    kernel_for, decode_rows, prefill_rows = choose(q_kind, kv, head_size)
+    kernel_for, num_threads, decode_rows, prefill_rows = choose(q_kind, kv, head_size)
     head_tiles = -(-group // decode_rows)
     heads = -(-group // head_tiles)  # of a tile
     decode = kernel_for(q_kind, kv, head_size, block_size, group, heads, 1)
     rows = num_kv_heads * head_tiles
     blocks = min(num_seqs * num_splits, -(-BLOCKS_PER_PROCESSOR * num_processors() // rows))
-    decode[(blocks, rows), NUM_WARPS * WARP, cuda_stream](*arguments)
+    decode[(blocks, rows), num_threads, cuda_stream](*arguments)
     if num_splits > 1:
         merge = merge_kernel(q_kind, head_size)
         splits = num_splits, SPLIT_SIZE
@@ -162,7 +164,7 @@ def launch_attention(
     if max_query_len > 1:
         tokens = max(2, prefill_rows // heads)
         prefill = kernel_for(q_kind, kv, head_size, block_size, group, heads, tokens)
-        prefill[(num_tiles(num_tokens, tokens, num_seqs), rows), NUM_WARPS * WARP, cuda_stream](*arguments)
+        prefill[(num_tiles(num_tokens, tokens, num_seqs), rows), num_threads, cuda_stream](*arguments)
 
 
 def check_arrays(q: Array, k_cache: Array, v_cache: Array, k_scales: Any, v_scales: Any, *tables: Array) -> None:

@@ -21,17 +21,19 @@ float32 = types.float32
 def joiner(parts: int, heads: int, tokens: int, group: int, head_size: int, num_threads: int, stored: Any) -> Any:
     """What the warps of one block have found in their parts of a context, joined in shared memory and written.
 
-    all_highest, all_total: [parts, rows]; all_acc: [parts, rows, head_size]. The result goes to `out`, or, if the
+    all_highest, all_total: [parts, rows]; all_acc: [parts * rows * head_size]. The result goes to `out`, or, if the
     context is cut into several splits, to `partial`: [num_seqs, num_heads, num_splits, head_size], and after all of
     them the logarithms of the totals, [num_seqs, num_heads, num_splits].
     """
 
+    rows = heads * tokens
+
     def join(
         all_highest, all_total, all_acc, out, partial, seq, num_seqs, q_start, num_queries, first,
-        kv_head, head_tile, num_kv_heads, split, num_splits, has_context,
+        kv_head, head_tile, num_kv_heads, split, num_splits, context,
     ):  # fmt: skip
         num_heads = num_kv_heads * group
-        for i in range(cuda.threadIdx.x, heads * tokens * head_size, num_threads):
+        for i in range(cuda.threadIdx.x, rows * head_size, num_threads):
             r, column = i // head_size, i % head_size
             token, head = first + r // heads, head_tile * heads + r % heads
             if token < num_queries and head < group:
@@ -41,8 +43,8 @@ def joiner(parts: int, heads: int, tokens: int, group: int, head_size: int, num_
                 for part in range(parts):
                     share = exp2(all_highest[part, r] - highest)
                     total += share * all_total[part, r]
-                    x += share * all_acc[part, r, column]
-                x = x / total if has_context else float32(0)
+                    x += share * all_acc[(part * rows + r) * head_size + column]
+                x = x / total if context > 0 else float32(0)
                 head += kv_head * group
                 if num_splits == 1:
                     out[((q_start + token) * num_heads + head) * head_size + column] = stored(x)
@@ -64,11 +66,11 @@ def merge_kernel(out_kind: Kind, head_size: int) -> Any:
         head, seq, column = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
         num_heads = cuda.gridDim.x
         token = query_start_loc[seq]
-        if query_start_loc[seq + 1] - token != 1 or column >= head_size:
+        used = (context_lens[seq] + split_size - 1) // split_size
+        if query_start_loc[seq + 1] - token != 1 or used <= 1:
             return
         first = (seq * num_heads + head) * num_splits
         log_totals = cuda.gridDim.y * num_heads * num_splits * head_size  # they come after all results
-        used = (context_lens[seq] + split_size - 1) // split_size
         highest, total, acc = LOWEST, float32(0), float32(0)
         for i in range(first, first + used):
             highest = max(highest, partial[log_totals + i])
@@ -76,6 +78,6 @@ def merge_kernel(out_kind: Kind, head_size: int) -> Any:
             weight = exp2(partial[log_totals + i] - highest)
             total += weight
             acc += weight * partial[i * head_size + column]
-        out[(token * num_heads + head) * head_size + column] = stored(acc / total if used > 0 else float32(0))
+        out[(token * num_heads + head) * head_size + column] = stored(acc / total)
 
     return kernel(merge)

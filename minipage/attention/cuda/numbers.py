@@ -172,7 +172,7 @@ PAIRS = {
 
 
 def widener(kv: Kind, to: Kind) -> Any:
-    """(word, array, row, i): the numbers of a word, two bytes each, exactly, to array[row, i] (and i + 1)."""
+    """(word, array, row, i): the numbers of the i-th word of a row, two bytes each, exactly, to their places there."""
     if kv.num_bytes == 2:
 
         def widen(word, array, row, i):
@@ -181,8 +181,8 @@ def widener(kv: Kind, to: Kind) -> Any:
         pair = PAIRS[kv.name, to.name]
 
         def widen(word, array, row, i):
-            array[row, i] = pair(word, 0)
-            array[row, i + 1] = pair(word, 1)
+            array[row, 2 * i] = pair(word, 0)
+            array[row, 2 * i + 1] = pair(word, 1)
 
     return device_function(widen)
 

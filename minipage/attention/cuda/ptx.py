@@ -15,7 +15,8 @@ import numpy as np
 from minipage.attention.cuda import compat
 from minipage.attention.cuda.compat import SIMULATED, types
 
-MEMORY = "memory"  # a parameter that is an array; its address with the index after it is what the instruction gets
+# A parameter that is an array; the address of the element whose index comes next is what the instruction gets.
+MEMORY, SHARED = "memory", "shared memory"
 INDEX, WORD, FLOAT = types.intp, types.uint32, types.float32
 WORDS_2, WORDS_4 = types.UniTuple(WORD, 2), types.UniTuple(WORD, 4)
 FLOATS_4 = types.UniTuple(FLOAT, 4)
@@ -45,12 +46,17 @@ def _intrinsic(name: str, result: Any, parameters: tuple[Any, ...], text: str, v
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         operands, letters = [], []
+        kinds_of_memory = (parameter for parameter in parameters if parameter in (MEMORY, SHARED))
         given = iter(zip(signature.args, arguments))
         for numba_type, value in given:
             if isinstance(numba_type, types.Array):
                 array = context.make_array(numba_type)(context, builder, value=value)
-                operands.append(builder.gep(array.data, [next(given)[1]]))
-                letters.append("l")
+                address = builder.gep(array.data, [next(given)[1]])
+                if next(kinds_of_memory) is SHARED:  # an address of its own kind, of 32 bits
+                    address = builder.addrspacecast(address, ir.PointerType(address.type.pointee, 3))
+                    address = builder.ptrtoint(address, ir.IntType(32))
+                operands.append(address)
+                letters.append("r" if address.type == ir.IntType(32) else "l")
             else:
                 parts = scalars(numba_type)
                 is_tuple = len(parts) > 1
@@ -70,13 +76,15 @@ def _intrinsic(name: str, result: Any, parameters: tuple[Any, ...], text: str, v
         return cgutils.pack_array(builder, [builder.extract_value(value, i) for i in range(len(kinds))])
 
     def typed(actual: tuple[Any, ...]) -> tuple[Any, Any]:
-        declared = [a if parameter is MEMORY else parameter for a, parameter in zip(actual, parameters, strict=True)]
+        declared = [
+            a if parameter in (MEMORY, SHARED) else parameter for a, parameter in zip(actual, parameters, strict=True)
+        ]
         return result(*declared), generate
 
     # numba wants a function of so many named parameters
-    names = ", ".join(f"a{i}" for i in range(len(parameters)))
+    names = "".join(f"a{i}, " for i in range(len(parameters)))
     scope: dict[str, Any] = {"typed": typed}
-    exec(f"def {name}(typing_context, {names}): return typed(({names},))", scope)
+    exec(f"def {name}(typing_context, {names}): return typed(({names}))", scope)
     return intrinsic(scope[name])
 
 
@@ -91,6 +99,52 @@ def load_16_bytes(words, i):
 @instruction(WORDS_2, (MEMORY, INDEX), "ld.global.nc.L1::no_allocate.L2::128B.v2.u32 {$0, $1}, [$2];")
 def load_8_bytes(words, i):
     return tuple(words[i + j] for j in range(2))
+
+
+# ---- asynchronous copies to shared memory: asked for now, there only after a `wait`, and nobody is held up in between
+
+
+@instruction(types.void, (SHARED, INDEX, MEMORY, INDEX), "cp.async.cg.shared.global [$0], [$1], 16;", volatile=True)
+def request_16_bytes(shared, to, words, i):
+    """shared holds float32, but may be handed any bits."""
+    for j in range(4):
+        shared[to + j] = np.uint32(words[i + j]).view(np.float32)
+
+
+@instruction(types.void, (SHARED, INDEX, MEMORY, INDEX), "cp.async.ca.shared.global [$0], [$1], 8;", volatile=True)
+def request_8_bytes(shared, to, words, i):
+    for j in range(2):
+        shared[to + j] = np.uint32(words[i + j]).view(np.float32)
+
+
+@instruction(types.void, (SHARED, INDEX, MEMORY, INDEX), "cp.async.ca.shared.global [$0], [$1], 4;", volatile=True)
+def request_4_bytes(shared, to, numbers, i):
+    shared[to] = numbers[i]
+
+
+@instruction(types.void, (), "cp.async.commit_group;", volatile=True)
+def end_of_group():
+    """What was requested since the last group is one more group."""
+
+
+def waiter(num_groups):
+    """An instruction that waits until all groups have come but for the last num_groups."""
+
+    @instruction(types.void, (), f"cp.async.wait_group {num_groups};", volatile=True)
+    def wait():
+        pass
+
+    return wait
+
+
+@instruction(WORDS_4, (SHARED, INDEX), "ld.shared.v4.u32 {$0, $1, $2, $3}, [$4];", volatile=True)
+def shared_16_bytes(shared, i):
+    return tuple(np.float32(shared[i + j]).view(np.uint32) for j in range(4))
+
+
+@instruction(WORDS_2, (SHARED, INDEX), "ld.shared.v2.u32 {$0, $1}, [$2];", volatile=True)
+def shared_8_bytes(shared, i):
+    return tuple(np.float32(shared[i + j]).view(np.uint32) for j in range(2))
 
 
 @instruction(types.void, (MEMORY, INDEX, WORDS_4), "st.global.v4.u32 [$0], {$1, $2, $3, $4};", volatile=True)

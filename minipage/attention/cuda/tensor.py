@@ -24,12 +24,28 @@ from typing import Any
 from minipage.attention.cuda.compat import cuda, device_function, kernel, types
 from minipage.attention.cuda.merge import joiner
 from minipage.attention.cuda.numbers import BFLOAT16, FLOAT16, LOWEST, Kind, widener
-from minipage.attention.cuda.ptx import exp2, mma_bfloats, mma_halves, pack_bfloats, pack_halves, prmt
+from minipage.attention.cuda.ptx import (
+    end_of_group,
+    exp2,
+    mma_bfloats,
+    mma_halves,
+    pack_bfloats,
+    pack_halves,
+    prmt,
+    request_4_bytes,
+    request_8_bytes,
+    request_16_bytes,
+    shared_8_bytes,
+    shared_16_bytes,
+    waiter,
+)
 from minipage.attention.cuda.tiles import find_split, first_of_tile
-from minipage.attention.cuda.wide import ALL, NUM_WARPS, WARP, loader
+from minipage.attention.cuda.wide import ALL, WARP
 
 float32, int32, uint32 = types.float32, types.int32, types.uint32
 
+NUM_WARPS = 2
+NUM_THREADS = NUM_WARPS * WARP
 STEP = 16  # tokens of K and V at once
 TILE = 16  # rows of q of a warp
 
@@ -52,25 +68,62 @@ def tensor_kernel(q_kind: Kind, kv: Kind, head_size: int, block_size: int, group
     PARTS = 1 if PREFILL else NUM_WARPS
     HALVES = 2 if PREFILL or heads > 8 else 1  # whether rows 8 to 15 are wanted
     HEAD_TILES = -(-group // heads)
-    ROW_WORDS = head_size * kv.num_bytes // 4
-    CHUNKS = ROW_WORDS // 16  # of a row of K: 16 bytes for each of 4 lanes
-    K_WORDS = head_size // 8  # of a lane, once they have two bytes a number
-    WIDTH = K_WORDS // CHUNKS  # words that a chunk becomes
-    V_LOAD = min(4, ROW_WORDS // 8)  # words of a row of V that a lane loads at once; 8 lanes have a row
-    V_CHUNKS = ROW_WORDS // 8 // V_LOAD
-    V_WORDS = head_size // 16
-    V_WIDTH = V_WORDS // V_CHUNKS
-    COLUMNS = 2 * V_WIDTH  # of V, and of the result, that lie together in a lane
-    TILES, K_LOADS, V_LOADS = head_size // 8, 2 * CHUNKS, 4 * V_CHUNKS
     QUANTIZED = kv.is_quantized
+    ROW_WORDS = head_size * kv.num_bytes // 4
+    # A row of K is cut into chunks of 16 bytes for each of 4 lanes, which become K_WIDTH words of two numbers each.
+    K_CHUNKS = ROW_WORDS // 16
+    K_WORDS = head_size // 8
+    K_WIDTH = K_WORDS // K_CHUNKS
+    # A row of V is cut into chunks of up to 16 bytes for each of 8 lanes.
+    V_LOAD = min(4, ROW_WORDS // 8)
+    V_CHUNKS = ROW_WORDS // 8 // V_LOAD
+    V_WIDTH = head_size // 16 // V_CHUNKS
+    COLUMNS = 2 * V_WIDTH  # of V, and of the result, that lie together in a lane
+    TILES = head_size // 8  # of 8 columns of the result
+    # Shared memory, in words: stages of K, V and scales on their way, and in the end the results of the warps.
+    V_START = 2 * K_CHUNKS * 4 * NUM_THREADS
+    SCALE_START = V_START + 4 * V_CHUNKS * V_LOAD * NUM_THREADS
+    STAGE = SCALE_START + (8 * NUM_THREADS if QUANTIZED else 0)
+    STAGES = 2 if STAGE > 2560 else 4
+    BUFFER = max(STAGES * STAGE, PARTS * ROWS * head_size)
     STRIDE = STEP if PREFILL else STEP * NUM_WARPS
     # Weights are multiplied with the scales of V before they are rounded, and might get too small for float16.
     v_kind = BFLOAT16 if QUANTIZED else q_kind
     pack = pack_halves if v_kind == FLOAT16 else pack_bfloats
     k_multiply, v_multiply = multiplier(q_kind), multiplier(v_kind)
-    k_load, v_load = loader(4), loader(V_LOAD)
     k_widen, v_widen = widener(kv, q_kind), widener(kv, v_kind)
-    join = joiner(PARTS, heads, tokens, group, head_size, NUM_WARPS * WARP, q_kind.stored)
+    k_take, v_take = taker(4, k_widen), taker(V_LOAD, v_widen)
+    request_v = request_16_bytes if V_LOAD == 4 else request_8_bytes
+    wait_for_oldest, wait_for_all = waiter(STAGES - 1), waiter(0)
+    join = joiner(PARTS, heads, tokens, group, head_size, NUM_THREADS, q_kind.stored)
+
+    @device_function
+    def request(
+        buffer, stage, base, stop, k_cache, v_cache, k_scales, v_scales, block_tables, table, kv_head, num_kv_heads
+    ):  # fmt: skip
+        """Have what this lane needs of K and V of tokens base to base + 15 brought to a stage of the buffer."""
+        if base < stop:
+            thread = cuda.threadIdx.x
+            lane = thread % WARP
+            g, c = lane // 4, lane % 4
+            # Each lane finds the slot of one token; past the end it is the last one again, with weight 0.
+            token = min(base + lane % STEP, stop - 1)
+            slot = int32(block_tables[table + token // block_size] * block_size + token % block_size)
+            for n in range(2):
+                row = cuda.shfl_sync(ALL, slot, 8 * n + g) * num_kv_heads + kv_head
+                for i in range(K_CHUNKS):
+                    to = stage + ((n * K_CHUNKS + i) * NUM_THREADS + thread) * 4
+                    request_16_bytes(buffer, to, k_cache, row * ROW_WORDS + 16 * i + 4 * c)
+            for r in range(4):
+                row = cuda.shfl_sync(ALL, slot, 8 * (r // 2) + 2 * c + r % 2) * num_kv_heads + kv_head
+                for i in range(V_CHUNKS):
+                    to = stage + V_START + ((r * V_CHUNKS + i) * NUM_THREADS + thread) * V_LOAD
+                    request_v(buffer, to, v_cache, row * ROW_WORDS + (8 * i + g) * V_LOAD)
+                if QUANTIZED:
+                    to = stage + SCALE_START + r * NUM_THREADS + thread
+                    request_4_bytes(buffer, to, k_scales, row)
+                    request_4_bytes(buffer, to + 4 * NUM_THREADS, v_scales, row)
+        end_of_group()
 
     def attend_tile(
         seq, first, split, q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, query_start_loc,
@@ -78,18 +131,26 @@ def tensor_kernel(q_kind: Kind, kv: Kind, head_size: int, block_size: int, group
     ):  # fmt: skip
         # which rows of q, which tokens of K and V
         kv_head, head_tile = cuda.blockIdx.y // HEAD_TILES, cuda.blockIdx.y % HEAD_TILES
-        q_start = query_start_loc[seq]
-        num_queries = query_start_loc[seq + 1] - q_start
-        seen_before = context_lens[seq] - num_queries + 1  # query i sees seen_before + i tokens
-        lane, warp = cuda.threadIdx.x % WARP, cuda.threadIdx.x // WARP
+        thread = cuda.threadIdx.x
+        lane, warp = thread % WARP, thread // WARP
         g, c = lane // 4, lane % 4
+        context, q_start = context_lens[seq], query_start_loc[seq]
+        num_queries = query_start_loc[seq + 1] - q_start
+        seen_before = context - num_queries + 1  # query i sees seen_before + i tokens
         if PREFILL:
             first_row, start = warp * TILE, 0
             stop = seen_before + min(first + min((first_row + TILE - 1) // heads, tokens - 1), num_queries - 1)
         else:
-            first_row, start, stop = 0, split * split_size, seen_before
-            if num_splits > 1:
-                stop = min(stop, start + split_size)
+            first_row, start = 0, split * split_size + warp * STEP
+            stop = min(context, (split + 1) * split_size)
+
+        buffer = cuda.shared.array(BUFFER, float32)
+        table = seq * max_blocks
+        for i in range(STAGES):
+            request(
+                buffer, i * STAGE, start + i * STRIDE, stop, k_cache, v_cache, k_scales, v_scales,
+                block_tables, table, kv_head, num_kv_heads,
+            )  # fmt: skip
 
         q_word = cuda.local.array((2, K_WORDS), uint32)  # of rows g and g + 8
         visible = cuda.local.array(2, int32)
@@ -106,54 +167,37 @@ def tensor_kernel(q_kind: Kind, kv: Kind, head_size: int, block_size: int, group
             for w in range(K_WORDS):
                 q_word[half, w] = uint32(0)
                 if is_row:
-                    q_word[half, w] = q[at + (w // WIDTH * 4 + c) * WIDTH + w % WIDTH]
+                    q_word[half, w] = q[at + (w // K_WIDTH * 4 + c) * K_WIDTH + w % K_WIDTH]
         for j in range(TILES):
             for e in range(4):
                 acc[j, e] = float32(0)
 
-        raw = cuda.local.array((K_LOADS, 4), uint32)
-        k = cuda.local.array((2, K_WORDS), uint32)
-        v_raw = cuda.local.array((V_LOADS, V_LOAD), uint32)
-        v = cuda.local.array((4, V_WORDS), uint32)
-        k_scale = cuda.local.array((2, 2), float32)
-        v_scale = cuda.local.array((2, 2), float32)
+        k = cuda.local.array((2, K_WIDTH), uint32)
+        v = cuda.local.array((4, V_WIDTH), uint32)
         score = cuda.local.array((2, 4), float32)  # tokens 0-7 and 8-15
         p = cuda.local.array((2, 2), uint32)
         p[1, 0], p[1, 1] = uint32(0), uint32(0)
-        for base in range(start if PREFILL else start + warp * STEP, stop, STRIDE):
-            # each lane finds the slot of one token; past the end it is the last one again, with weight 0
-            token = min(base + lane % STEP, stop - 1)
-            slot = int32(block_tables[seq * max_blocks + token // block_size] * block_size + token % block_size)
-            for n in range(2):
-                row = cuda.shfl_sync(ALL, slot, 8 * n + g) * num_kv_heads + kv_head
-                for i in range(CHUNKS):
-                    k_load(raw, n * CHUNKS + i, k_cache, row * ROW_WORDS + 16 * i + 4 * c)
-            for n in range(2):
-                for e in range(2):
-                    row = cuda.shfl_sync(ALL, slot, 8 * n + 2 * c + e) * num_kv_heads + kv_head
-                    for i in range(V_CHUNKS):
-                        at = row * ROW_WORDS + (8 * i + g) * V_LOAD
-                        v_load(v_raw, (2 * n + e) * V_CHUNKS + i, v_cache, at)
-                    if QUANTIZED:
-                        k_scale[n, e], v_scale[n, e] = k_scales[row], v_scales[row]
-            for n in range(2):
-                for i in range(CHUNKS):
-                    for w in range(4):
-                        k_widen(raw[n * CHUNKS + i, w], k, n, i * WIDTH + w * WIDTH // 4)
+        stage = 0
+        for base in range(start, stop, STRIDE):
+            wait_for_oldest()
             for n in range(2):
                 for e in range(4):
                     score[n, e] = float32(0)
-            for w in range(0, K_WORDS, 2):
-                a = (q_word[0, w], q_word[1, w], q_word[0, w + 1], q_word[1, w + 1])
+            for i in range(K_CHUNKS):
                 for n in range(2):
-                    k_multiply(score, n, a, k[n, w], k[n, w + 1])
+                    k_take(k, n, buffer, stage + ((n * K_CHUNKS + i) * NUM_THREADS + thread) * 4)
+                for w in range(0, K_WIDTH, 2):
+                    j = i * K_WIDTH + w
+                    a = (q_word[0, j], q_word[1, j], q_word[0, j + 1], q_word[1, j + 1])
+                    for n in range(2):
+                        k_multiply(score, n, a, k[n, w], k[n, w + 1])
             for half in range(HALVES):
                 new = highest[half]
                 for n in range(2):
                     for e in range(2):
                         x = score[n, 2 * half + e] * scale
                         if QUANTIZED:
-                            x *= k_scale[n, e]
+                            x *= buffer[stage + SCALE_START + (2 * n + e) * NUM_THREADS + thread]
                         x = x if base + 8 * n + 2 * c + e < visible[half] else LOWEST
                         score[n, 2 * half + e] = x
                         new = max(new, x)
@@ -169,21 +213,29 @@ def tensor_kernel(q_kind: Kind, kv: Kind, head_size: int, block_size: int, group
                     for e in range(2):
                         weight = exp2(score[n, 2 * half + e] - new)
                         total[half] += weight
-                        score[n, 2 * half + e] = weight * v_scale[n, e] if QUANTIZED else weight
+                        if QUANTIZED:
+                            weight *= buffer[stage + SCALE_START + (4 + 2 * n + e) * NUM_THREADS + thread]
+                        score[n, 2 * half + e] = weight
                     p[half, n] = pack(score[n, 2 * half], score[n, 2 * half + 1])
-            for r in range(4):
-                for i in range(V_CHUNKS):
-                    for w in range(V_LOAD):
-                        v_widen(v_raw[r * V_CHUNKS + i, w], v, r, i * V_WIDTH + w * V_WIDTH // V_LOAD)
             a = (p[0, 0], p[1, 0], p[0, 1], p[1, 1])
-            for w in range(V_WORDS):
-                low, high = uint32(0x5410), uint32(0x7632)  # which bytes of two words: the lower halves, the upper ones
-                v_multiply(acc, 2 * w, a, prmt(v[0, w], v[1, w], low), prmt(v[2, w], v[3, w], low))
-                v_multiply(acc, 2 * w + 1, a, prmt(v[0, w], v[1, w], high), prmt(v[2, w], v[3, w], high))
+            for i in range(V_CHUNKS):
+                for r in range(4):
+                    v_take(v, r, buffer, stage + V_START + ((r * V_CHUNKS + i) * NUM_THREADS + thread) * V_LOAD)
+                for w in range(V_WIDTH):
+                    low, high = uint32(0x5410), uint32(0x7632)  # the lower halves of two words, and the upper ones
+                    j = 2 * (i * V_WIDTH + w)
+                    v_multiply(acc, j, a, prmt(v[0, w], v[1, w], low), prmt(v[2, w], v[3, w], low))
+                    v_multiply(acc, j + 1, a, prmt(v[0, w], v[1, w], high), prmt(v[2, w], v[3, w], high))
+            request(
+                buffer, stage, base + STAGES * STRIDE, stop, k_cache, v_cache, k_scales, v_scales,
+                block_tables, table, kv_head, num_kv_heads,
+            )  # fmt: skip
+            stage = stage + STAGE if stage < (STAGES - 1) * STAGE else 0
 
         all_highest = cuda.shared.array((PARTS, ROWS), float32)
         all_total = cuda.shared.array((PARTS, ROWS), float32)
-        all_acc = cuda.shared.array((PARTS, ROWS, head_size), float32)
+        wait_for_all()
+        cuda.syncthreads()  # the buffer is free for the results
         part = 0 if PREFILL else warp
         for half in range(HALVES):
             total[half] += cuda.shfl_xor_sync(ALL, total[half], 1)
@@ -194,12 +246,12 @@ def tensor_kernel(q_kind: Kind, kv: Kind, head_size: int, block_size: int, group
                     all_highest[part, row], all_total[part, row] = highest[half], total[half]
                 for j in range(TILES):
                     column = (j // COLUMNS * 8 + 2 * c) * COLUMNS + j % COLUMNS
-                    all_acc[part, row, column] = acc[j, 2 * half]
-                    all_acc[part, row, column + COLUMNS] = acc[j, 2 * half + 1]
+                    at = (part * ROWS + row) * head_size + column
+                    buffer[at], buffer[at + COLUMNS] = acc[j, 2 * half], acc[j, 2 * half + 1]
         cuda.syncthreads()
         join(
-            all_highest, all_total, all_acc, out, partial, seq, len(context_lens), q_start, num_queries, first,
-            kv_head, head_tile, num_kv_heads, split, num_splits, context_lens[seq] > 0,
+            all_highest, all_total, buffer, out, partial, seq, len(context_lens), q_start, num_queries, first,
+            kv_head, head_tile, num_kv_heads, split, num_splits if context > split_size else 1, context,
         )  # fmt: skip
 
     attend_tile = device_function(attend_tile)
@@ -234,6 +286,24 @@ def tensor_kernel(q_kind: Kind, kv: Kind, head_size: int, block_size: int, group
             )  # fmt: skip
 
     return kernel(prefill if PREFILL else decode)
+
+
+def taker(words: int, widen: Any) -> Any:
+    """(array, row, shared, i): `words` words from shared memory, widened, to array[row, :]."""
+
+    def take_2(array, row, shared, i):
+        a, b = shared_8_bytes(shared, i)
+        widen(a, array, row, 0)
+        widen(b, array, row, 1)
+
+    def take_4(array, row, shared, i):
+        a, b, c, d = shared_16_bytes(shared, i)
+        widen(a, array, row, 0)
+        widen(b, array, row, 1)
+        widen(c, array, row, 2)
+        widen(d, array, row, 3)
+
+    return device_function(take_4 if words == 4 else take_2)
 
 
 def multiplier(kind: Kind) -> Any:

@@ -41,6 +41,7 @@ float32, int32, uint32 = types.float32, types.int32, types.uint32
 
 WARP = 32
 NUM_WARPS = 4
+NUM_THREADS = NUM_WARPS * WARP
 UNROLL = 4  # loads of K, and of V, that a warp has under way
 NUMBERS = 32  # of q, and of the result, that a lane keeps in registers
 ALL = 0xFFFFFFFF  # the lanes that take part in a shuffle
@@ -85,12 +86,13 @@ def wide_kernel(
     BLOCK_STEP = STEP * NUM_WARPS
     PARTS = AT_ONCE * NUM_WARPS
     ROWS = heads * tokens
+    RESULTS = PARTS * ROWS * head_size
     ROW_WORDS = head_size * kv.num_bytes // 4
     HEAD_TILES = -(-group // heads)
     QUANTIZED, PREFILL = kv.is_quantized, tokens > 1
     Q_PER_WORD, q_number, number = q_kind.per_word, q_kind.number, kv.number
     load, dot, pack = loader(WORDS), packed_dot(kv, WORDS), pack_halves if kv == FLOAT16 else pack_bfloats
-    join = joiner(PARTS, heads, tokens, group, head_size, NUM_WARPS * WARP, q_kind.stored)
+    join = joiner(PARTS, heads, tokens, group, head_size, NUM_THREADS, q_kind.stored)
 
     def attend_tile(
         seq, first, split, q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, query_start_loc,
@@ -98,12 +100,12 @@ def wide_kernel(
     ):  # fmt: skip
         # which rows of q, which tokens of K and V
         kv_head, head_tile = cuda.blockIdx.y // HEAD_TILES, cuda.blockIdx.y % HEAD_TILES
-        q_start = query_start_loc[seq]
+        context, q_start = context_lens[seq], query_start_loc[seq]
         num_queries = query_start_loc[seq + 1] - q_start
-        seen_before = context_lens[seq] - num_queries + 1  # query i sees seen_before + i tokens
-        start, stop = split * split_size, seen_before + min(first + tokens, num_queries) - 1
-        if num_splits > 1:
-            stop = min(stop, start + split_size)
+        seen_before = context - num_queries + 1  # query i sees seen_before + i tokens
+        start, stop = 0, seen_before + min(first + tokens, num_queries) - 1
+        if not PREFILL:
+            start, stop = split * split_size, min(context, (split + 1) * split_size)
 
         lane, warp = cuda.threadIdx.x % WARP, cuda.threadIdx.x // WARP
         part, column = lane // LANES, lane % LANES * COLUMNS
@@ -181,18 +183,18 @@ def wide_kernel(
         # join what the warps, and the groups of lanes in them, have found
         all_highest = cuda.shared.array((PARTS, ROWS), float32)
         all_total = cuda.shared.array((PARTS, ROWS), float32)
-        all_acc = cuda.shared.array((PARTS, ROWS, head_size), float32)
+        all_acc = cuda.shared.array(RESULTS, float32)
         for r in range(ROWS):
             if column == 0:
                 all_highest[warp * AT_ONCE + part, r] = highest[r]
                 all_total[warp * AT_ONCE + part, r] = total[r]
             if is_inside:
                 for i in range(COLUMNS):
-                    all_acc[warp * AT_ONCE + part, r, column + i] = acc[r, i]
+                    all_acc[((warp * AT_ONCE + part) * ROWS + r) * head_size + column + i] = acc[r, i]
         cuda.syncthreads()
         join(
             all_highest, all_total, all_acc, out, partial, seq, len(context_lens), q_start, num_queries, first,
-            kv_head, head_tile, num_kv_heads, split, num_splits, context_lens[seq] > 0,
+            kv_head, head_tile, num_kv_heads, split, num_splits if context > split_size else 1, context,
         )  # fmt: skip
 
     attend_tile = device_function(attend_tile)
