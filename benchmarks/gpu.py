@@ -21,6 +21,7 @@ from __future__ import annotations
 import statistics
 import sys
 from collections.abc import Callable, Sequence
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +39,7 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 TOLERANCES = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}  # of |out - expected| / |expected|
 GOAL = (32, 4096, "32/8x128", "bfloat16")  # the shape that the goals are about
 ROTATE = 1_500_000_000  # bytes of K and V that a graph goes through; the level-2 cache has 50 or 60 million
+PATIENCE = 0.3  # seconds of replays of one kernel; a slow one is replayed less often
 LARGEST = 20_000_000_000  # bytes of K and V in one shape
 
 
@@ -213,20 +215,23 @@ class Replay:
             for launch in launches:
                 launch()
         self.microseconds: list[float] = []
+        self.seconds = 0.0  # in all
 
-    def replay(self) -> float:
+    def replay(self, keep: bool = True) -> None:
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         self.graph.replay()
         end.record()
         end.synchronize()
-        return 1e3 * begin.elapsed_time(end) / self.num_launches
+        self.seconds += begin.elapsed_time(end) / 1e3
+        if keep:
+            self.microseconds.append(1e3 * begin.elapsed_time(end) / self.num_launches)
 
 
 def say(what: str) -> None:
     """What is going on, where there is no progress bar."""
     if not console.is_terminal:
-        print(what, file=sys.stderr, flush=True)
+        print(f"{perf_counter():.0f} s {what}", file=sys.stderr, flush=True)
 
 
 def measure(shape: Shape, makes: dict[str, Make], quick: bool) -> dict[str, Timed | str]:
@@ -242,11 +247,10 @@ def measure(shape: Shape, makes: dict[str, Make], quick: bool) -> dict[str, Time
         except Exception as error:  # of a peer that lacks this shape, say; the others go on
             results[name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             torch.cuda.synchronize()
-    for i in range(3 if quick else 12):
+    for i in range(4 if quick else 12):
         for replay in replays.values():
-            took = replay.replay()
-            if i > 0:
-                replay.microseconds.append(took)
+            if replay.seconds < PATIENCE or i < 3:
+                replay.replay(keep=i > 0)
     for name, replay in replays.items():
         tolerance = TOLERANCES[shape.dtype]
         if not replay.error <= tolerance:

@@ -21,7 +21,8 @@ def decode_with(choose, q, k_cache, v_cache, block_tables, context_lens, scale, 
     )  # fmt: skip
 
 
-STARTS: dict[tuple[str, str, int], Any] = {}  # made once for each number of sequences, since a CUDA graph that is being captured must not wait for it
+# Made once for each number of sequences: while a CUDA graph is being captured, nothing can be brought to the GPU.
+STARTS: dict[tuple[str, str, int], Any] = {}
 
 
 def starts_of(q):

@@ -35,16 +35,16 @@ def decode(q, k_cache, v_cache, block_tables, context_lens, scale, out, stream=0
     kind, on = kind_of(layout(q).dtype, "q"), external_stream(stream)
     # As many splits as the longest context could have: how long it is, only the GPU knows.
     num_splits = -(-layout(block_tables).shape[1] * layout(k_cache).shape[1] // SPLIT_SIZE)
-    results = in_shape(empty(q, (num_seqs, num_heads, num_splits, head_size), "float32"))
-    log_totals = in_shape(empty(q, (num_seqs, num_heads, num_splits), "float32"))
+    results = empty(q, (num_seqs, num_heads, num_splits, head_size), "float32")
+    log_totals = empty(q, (num_seqs, num_heads, num_splits), "float32")
     attend, join = kernels_for(kind, head_size, layout(k_cache).shape[1])
     attend[(num_splits, num_heads, num_seqs), NUM_WARPS * WARP, on](
-        *map(in_shape, (q, k_cache, v_cache, block_tables, context_lens)),
-        np.float32(scale * LOG2_E),
-        results,
-        log_totals,
+        *map(in_shape, (q, k_cache, v_cache, block_tables, context_lens)), np.float32(scale * LOG2_E),
+        in_shape(results), in_shape(log_totals),
+    )  # fmt: skip
+    join[(num_heads, num_seqs), head_size, on](
+        in_shape(results), in_shape(log_totals), in_shape(context_lens), in_shape(out)
     )
-    join[(num_heads, num_seqs), head_size, on](results, log_totals, in_shape(context_lens), in_shape(out))
 
 
 @cache

@@ -156,7 +156,7 @@ def launch_attention(
     decode = kernel_for(q_kind, kv, head_size, block_size, group, heads, 1)
     rows = num_kv_heads * head_tiles
     blocks = min(num_seqs * num_splits, -(-BLOCKS_PER_PROCESSOR * num_processors() // rows))
-    decode[(blocks, rows), num_threads, cuda_stream](*arguments)
+    decode[(rows, blocks), num_threads, cuda_stream](*arguments)
     if num_splits > 1:
         merge = merge_kernel(q_kind, head_size)
         splits = num_splits, SPLIT_SIZE
@@ -164,7 +164,7 @@ def launch_attention(
     if max_query_len > 1:
         tokens = max(2, prefill_rows // heads)
         prefill = kernel_for(q_kind, kv, head_size, block_size, group, heads, tokens)
-        prefill[(num_tiles(num_tokens, tokens, num_seqs), rows), num_threads, cuda_stream](*arguments)
+        prefill[(rows, num_tiles(num_tokens, tokens, num_seqs)), num_threads, cuda_stream](*arguments)
 
 
 def check_arrays(q: Array, k_cache: Array, v_cache: Array, k_scales: Any, v_scales: Any, *tables: Array) -> None:

@@ -104,16 +104,12 @@ def load_8_bytes(words, i):
 # ---- asynchronous copies to shared memory: asked for now, there only after a `wait`, and nobody is held up in between
 
 
-@instruction(types.void, (SHARED, INDEX, MEMORY, INDEX), "cp.async.cg.shared.global [$0], [$1], 16;", volatile=True)
+@instruction(
+    types.void, (SHARED, INDEX, MEMORY, INDEX), "cp.async.cg.shared.global.L2::128B [$0], [$1], 16;", volatile=True
+)
 def request_16_bytes(shared, to, words, i):
-    """shared holds float32, but may be handed any bits."""
+    """shared is an array of float32, but may be handed any bits."""
     for j in range(4):
-        shared[to + j] = np.uint32(words[i + j]).view(np.float32)
-
-
-@instruction(types.void, (SHARED, INDEX, MEMORY, INDEX), "cp.async.ca.shared.global [$0], [$1], 8;", volatile=True)
-def request_8_bytes(shared, to, words, i):
-    for j in range(2):
         shared[to + j] = np.uint32(words[i + j]).view(np.float32)
 
 

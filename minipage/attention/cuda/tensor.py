@@ -33,7 +33,6 @@ from minipage.attention.cuda.ptx import (
     pack_halves,
     prmt,
     request_4_bytes,
-    request_8_bytes,
     request_16_bytes,
     shared_8_bytes,
     shared_16_bytes,
@@ -80,12 +79,14 @@ def tensor_kernel(q_kind: Kind, kv: Kind, head_size: int, block_size: int, group
     V_WIDTH = head_size // 16 // V_CHUNKS
     COLUMNS = 2 * V_WIDTH  # of V, and of the result, that lie together in a lane
     TILES = head_size // 8  # of 8 columns of the result
-    # Shared memory, in words: stages of K, V and scales on their way, and in the end the results of the warps.
-    V_START = 2 * K_CHUNKS * 4 * NUM_THREADS
-    SCALE_START = V_START + 4 * V_CHUNKS * V_LOAD * NUM_THREADS
-    STAGE = SCALE_START + (8 * NUM_THREADS if QUANTIZED else 0)
-    STAGES = 2 if STAGE > 2560 else 4
-    BUFFER = max(STAGES * STAGE, PARTS * ROWS * head_size)
+    # Shared memory, in words: stages of K, V and scales on their way to each warp, and in the end the results.
+    PIECES = ROW_WORDS // 4  # of 16 bytes, in a row; a load of the warp brings so many of
+    ROWS_AT_ONCE = WARP // PIECES
+    V_START = STEP * ROW_WORDS
+    SCALE_START = 2 * V_START
+    STAGE = SCALE_START + (WARP if QUANTIZED else 0)
+    STAGES = 2 if head_size * kv.num_bytes == 256 else 4
+    BUFFER = max(NUM_WARPS * STAGES * STAGE, PARTS * ROWS * head_size)
     STRIDE = STEP if PREFILL else STEP * NUM_WARPS
     # Weights are multiplied with the scales of V before they are rounded, and might get too small for float16.
     v_kind = BFLOAT16 if QUANTIZED else q_kind
@@ -93,36 +94,40 @@ def tensor_kernel(q_kind: Kind, kv: Kind, head_size: int, block_size: int, group
     k_multiply, v_multiply = multiplier(q_kind), multiplier(v_kind)
     k_widen, v_widen = widener(kv, q_kind), widener(kv, v_kind)
     k_take, v_take = taker(4, k_widen), taker(V_LOAD, v_widen)
-    request_v = request_16_bytes if V_LOAD == 4 else request_8_bytes
     wait_for_oldest, wait_for_all = waiter(STAGES - 1), waiter(0)
     join = joiner(PARTS, heads, tokens, group, head_size, NUM_THREADS, q_kind.stored)
+
+    @device_function
+    def place(row, piece):
+        """Where a piece of a row lies in a stage: not in order, so that the lanes that read together find theirs in
+        different banks of the memory."""
+        if PIECES == 4:
+            return row * ROW_WORDS + (piece ^ row // 2 % 4) * 4
+        return row * ROW_WORDS + (piece ^ row // 2 % 4 * 2 ^ row % 2 * 4) * 4
 
     @device_function
     def request(
         buffer, stage, base, stop, k_cache, v_cache, k_scales, v_scales, block_tables, table, kv_head, num_kv_heads
     ):  # fmt: skip
-        """Have what this lane needs of K and V of tokens base to base + 15 brought to a stage of the buffer."""
+        """Have K and V of tokens base to base + 15 brought to a stage of the buffer, whole rows at a time."""
         if base < stop:
-            thread = cuda.threadIdx.x
-            lane = thread % WARP
-            g, c = lane // 4, lane % 4
-            # Each lane finds the slot of one token; past the end it is the last one again, with weight 0.
+            lane = cuda.threadIdx.x % WARP
+            # Each lane finds the row of one token; past the end it is the last one again, with weight 0.
             token = min(base + lane % STEP, stop - 1)
             slot = int32(block_tables[table + token // block_size] * block_size + token % block_size)
-            for n in range(2):
-                row = cuda.shfl_sync(ALL, slot, 8 * n + g) * num_kv_heads + kv_head
-                for i in range(K_CHUNKS):
-                    to = stage + ((n * K_CHUNKS + i) * NUM_THREADS + thread) * 4
-                    request_16_bytes(buffer, to, k_cache, row * ROW_WORDS + 16 * i + 4 * c)
-            for r in range(4):
-                row = cuda.shfl_sync(ALL, slot, 8 * (r // 2) + 2 * c + r % 2) * num_kv_heads + kv_head
-                for i in range(V_CHUNKS):
-                    to = stage + V_START + ((r * V_CHUNKS + i) * NUM_THREADS + thread) * V_LOAD
-                    request_v(buffer, to, v_cache, row * ROW_WORDS + (8 * i + g) * V_LOAD)
-                if QUANTIZED:
-                    to = stage + SCALE_START + r * NUM_THREADS + thread
-                    request_4_bytes(buffer, to, k_scales, row)
-                    request_4_bytes(buffer, to + 4 * NUM_THREADS, v_scales, row)
+            piece = lane % PIECES
+            for i in range(STEP // ROWS_AT_ONCE):
+                own = i * ROWS_AT_ONCE + lane // PIECES
+                row = cuda.shfl_sync(ALL, slot, own) * num_kv_heads + kv_head
+                to = stage + place(own, piece)
+                request_16_bytes(buffer, to, k_cache, row * ROW_WORDS + piece * 4)
+                request_16_bytes(buffer, to + V_START, v_cache, row * ROW_WORDS + piece * 4)
+            if QUANTIZED:
+                row = slot * num_kv_heads + kv_head
+                if lane < STEP:
+                    request_4_bytes(buffer, stage + SCALE_START + lane, k_scales, row)
+                else:
+                    request_4_bytes(buffer, stage + SCALE_START + lane, v_scales, row)
         end_of_group()
 
     def attend_tile(
@@ -130,7 +135,7 @@ def tensor_kernel(q_kind: Kind, kv: Kind, head_size: int, block_size: int, group
         out, partial, scale, q_stride, max_blocks, num_kv_heads, split_size, num_splits,
     ):  # fmt: skip
         # which rows of q, which tokens of K and V
-        kv_head, head_tile = cuda.blockIdx.y // HEAD_TILES, cuda.blockIdx.y % HEAD_TILES
+        kv_head, head_tile = cuda.blockIdx.x // HEAD_TILES, cuda.blockIdx.x % HEAD_TILES
         thread = cuda.threadIdx.x
         lane, warp = thread % WARP, thread // WARP
         g, c = lane // 4, lane % 4
@@ -146,9 +151,10 @@ def tensor_kernel(q_kind: Kind, kv: Kind, head_size: int, block_size: int, group
 
         buffer = cuda.shared.array(BUFFER, float32)
         table = seq * max_blocks
+        own_stages = warp * STAGES * STAGE
         for i in range(STAGES):
             request(
-                buffer, i * STAGE, start + i * STRIDE, stop, k_cache, v_cache, k_scales, v_scales,
+                buffer, own_stages + i * STAGE, start + i * STRIDE, stop, k_cache, v_cache, k_scales, v_scales,
                 block_tables, table, kv_head, num_kv_heads,
             )  # fmt: skip
 
@@ -177,15 +183,20 @@ def tensor_kernel(q_kind: Kind, kv: Kind, head_size: int, block_size: int, group
         score = cuda.local.array((2, 4), float32)  # tokens 0-7 and 8-15
         p = cuda.local.array((2, 2), uint32)
         p[1, 0], p[1, 1] = uint32(0), uint32(0)
-        stage = 0
+        # Where this lane finds its pieces of rows: other rows and pieces are a fixed distance away from one of these.
+        k_even, k_odd = place(g, c), place(g, c ^ 4)
+        v_even = place(2 * c, g * V_LOAD // 4) + g * V_LOAD % 4 + V_START
+        v_odd = place(2 * c + 1, g * V_LOAD // 4) + g * V_LOAD % 4 + V_START
+        stage = own_stages
         for base in range(start, stop, STRIDE):
             wait_for_oldest()
+            cuda.syncwarp()  # all lanes have waited for what they requested
             for n in range(2):
                 for e in range(4):
                     score[n, e] = float32(0)
             for i in range(K_CHUNKS):
                 for n in range(2):
-                    k_take(k, n, buffer, stage + ((n * K_CHUNKS + i) * NUM_THREADS + thread) * 4)
+                    k_take(k, n, buffer, stage + (k_odd if i % 2 else k_even) + 8 * n * ROW_WORDS + i // 2 * 32)
                 for w in range(0, K_WIDTH, 2):
                     j = i * K_WIDTH + w
                     a = (q_word[0, j], q_word[1, j], q_word[0, j + 1], q_word[1, j + 1])
@@ -197,7 +208,7 @@ def tensor_kernel(q_kind: Kind, kv: Kind, head_size: int, block_size: int, group
                     for e in range(2):
                         x = score[n, 2 * half + e] * scale
                         if QUANTIZED:
-                            x *= buffer[stage + SCALE_START + (2 * n + e) * NUM_THREADS + thread]
+                            x *= buffer[stage + SCALE_START + 8 * n + 2 * c + e]
                         x = x if base + 8 * n + 2 * c + e < visible[half] else LOWEST
                         score[n, 2 * half + e] = x
                         new = max(new, x)
@@ -214,23 +225,25 @@ def tensor_kernel(q_kind: Kind, kv: Kind, head_size: int, block_size: int, group
                         weight = exp2(score[n, 2 * half + e] - new)
                         total[half] += weight
                         if QUANTIZED:
-                            weight *= buffer[stage + SCALE_START + (4 + 2 * n + e) * NUM_THREADS + thread]
+                            weight *= buffer[stage + SCALE_START + STEP + 8 * n + 2 * c + e]
                         score[n, 2 * half + e] = weight
                     p[half, n] = pack(score[n, 2 * half], score[n, 2 * half + 1])
             a = (p[0, 0], p[1, 0], p[0, 1], p[1, 1])
             for i in range(V_CHUNKS):
                 for r in range(4):
-                    v_take(v, r, buffer, stage + V_START + ((r * V_CHUNKS + i) * NUM_THREADS + thread) * V_LOAD)
+                    at = stage + (v_odd if r % 2 else v_even) + r // 2 * 8 * ROW_WORDS + i * 32
+                    v_take(v, r, buffer, at)
                 for w in range(V_WIDTH):
                     low, high = uint32(0x5410), uint32(0x7632)  # the lower halves of two words, and the upper ones
                     j = 2 * (i * V_WIDTH + w)
                     v_multiply(acc, j, a, prmt(v[0, w], v[1, w], low), prmt(v[2, w], v[3, w], low))
                     v_multiply(acc, j + 1, a, prmt(v[0, w], v[1, w], high), prmt(v[2, w], v[3, w], high))
+            cuda.syncwarp()  # all lanes have read what is overwritten now
             request(
                 buffer, stage, base + STAGES * STRIDE, stop, k_cache, v_cache, k_scales, v_scales,
                 block_tables, table, kv_head, num_kv_heads,
             )  # fmt: skip
-            stage = stage + STAGE if stage < (STAGES - 1) * STAGE else 0
+            stage = stage + STAGE if stage < own_stages + (STAGES - 1) * STAGE else own_stages
 
         all_highest = cuda.shared.array((PARTS, ROWS), float32)
         all_total = cuda.shared.array((PARTS, ROWS), float32)
@@ -260,7 +273,7 @@ def tensor_kernel(q_kind: Kind, kv: Kind, head_size: int, block_size: int, group
         q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, query_start_loc, out, partial,
         scale, q_stride, max_blocks, num_kv_heads, split_size, num_splits,
     ):  # fmt: skip
-        item, base, before = cuda.blockIdx.x, 0, 0
+        item, base, before = cuda.blockIdx.y, 0, 0
         while True:
             lane = cuda.threadIdx.x % WARP
             seq, split, base, before = find_split(item, base, before, context_lens, query_start_loc, split_size, lane)
@@ -270,14 +283,14 @@ def tensor_kernel(q_kind: Kind, kv: Kind, head_size: int, block_size: int, group
                 seq, 0, split, q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, query_start_loc,
                 out, partial, scale, q_stride, max_blocks, num_kv_heads, split_size, num_splits,
             )  # fmt: skip
-            item += cuda.gridDim.x
+            item += cuda.gridDim.y
             cuda.syncthreads()  # all have read what the next split overwrites
 
     def prefill(
         q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, query_start_loc, out, partial,
         scale, q_stride, max_blocks, num_kv_heads, split_size, num_splits,
     ):  # fmt: skip
-        seq, first = first_of_tile(cuda.blockIdx.x, tokens, query_start_loc, len(context_lens))
+        seq, first = first_of_tile(cuda.blockIdx.y, tokens, query_start_loc, len(context_lens))
         num_queries = query_start_loc[seq + 1] - query_start_loc[seq]
         if num_queries > 1 and first < num_queries:
             attend_tile(

@@ -99,7 +99,7 @@ def wide_kernel(
         out, partial, scale, q_stride, max_blocks, num_kv_heads, split_size, num_splits,
     ):  # fmt: skip
         # which rows of q, which tokens of K and V
-        kv_head, head_tile = cuda.blockIdx.y // HEAD_TILES, cuda.blockIdx.y % HEAD_TILES
+        kv_head, head_tile = cuda.blockIdx.x // HEAD_TILES, cuda.blockIdx.x % HEAD_TILES
         context, q_start = context_lens[seq], query_start_loc[seq]
         num_queries = query_start_loc[seq + 1] - q_start
         seen_before = context - num_queries + 1  # query i sees seen_before + i tokens
@@ -203,7 +203,7 @@ def wide_kernel(
         q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, query_start_loc, out, partial,
         scale, q_stride, max_blocks, num_kv_heads, split_size, num_splits,
     ):  # fmt: skip
-        item, base, before = cuda.blockIdx.x, 0, 0
+        item, base, before = cuda.blockIdx.y, 0, 0
         while True:
             lane = cuda.threadIdx.x % WARP
             seq, split, base, before = find_split(item, base, before, context_lens, query_start_loc, split_size, lane)
@@ -213,14 +213,14 @@ def wide_kernel(
                 seq, 0, split, q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, query_start_loc,
                 out, partial, scale, q_stride, max_blocks, num_kv_heads, split_size, num_splits,
             )  # fmt: skip
-            item += cuda.gridDim.x
+            item += cuda.gridDim.y
             cuda.syncthreads()  # all have read what the next split overwrites
 
     def prefill(
         q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, query_start_loc, out, partial,
         scale, q_stride, max_blocks, num_kv_heads, split_size, num_splits,
     ):  # fmt: skip
-        seq, first = first_of_tile(cuda.blockIdx.x, tokens, query_start_loc, len(context_lens))
+        seq, first = first_of_tile(cuda.blockIdx.y, tokens, query_start_loc, len(context_lens))
         num_queries = query_start_loc[seq + 1] - query_start_loc[seq]
         if num_queries > 1 and first < num_queries:
             attend_tile(
