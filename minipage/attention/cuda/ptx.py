@@ -143,6 +143,12 @@ def shared_8_bytes(shared, i):
     return tuple(np.float32(shared[i + j]).view(np.uint32) for j in range(2))
 
 
+@instruction(types.int32, (MEMORY, INDEX), "ld.global.nc.s32 $0, [$1];")
+def load_4_bytes(integers, i):
+    """numba's own indexing asks first whether i is negative."""
+    return integers[i]
+
+
 @instruction(types.void, (MEMORY, INDEX, WORDS_4), "st.global.v4.u32 [$0], {$1, $2, $3, $4};", volatile=True)
 def store_16_bytes(words, i, values):
     for j in range(4):

@@ -27,6 +27,7 @@ from minipage.attention.cuda.numbers import BFLOAT16, FLOAT16, LOWEST, Kind, wid
 from minipage.attention.cuda.ptx import (
     end_of_group,
     exp2,
+    load_4_bytes,
     mma_bfloats,
     mma_halves,
     pack_bfloats,
@@ -106,15 +107,16 @@ def tensor_kernel(q_kind: Kind, kv: Kind, head_size: int, block_size: int, group
         return row * ROW_WORDS + (piece ^ row // 2 % 4 * 2 ^ row % 2 * 4) * 4
 
     @device_function
-    def request(
-        buffer, stage, base, stop, k_cache, v_cache, k_scales, v_scales, block_tables, table, kv_head, num_kv_heads
-    ):  # fmt: skip
-        """Have K and V of tokens base to base + 15 brought to a stage of the buffer, whole rows at a time."""
-        if base < stop:
+    def slot_of(base, stop, block_tables, table):
+        """The slot of one of the tokens base to base + 15, another for each lane; past the end, of the last one."""
+        token = min(base + cuda.threadIdx.x % STEP, stop - 1)
+        return int32(load_4_bytes(block_tables, table + token // block_size) * block_size + token % block_size)
+
+    @device_function
+    def request(buffer, stage, slot, is_wanted, k_cache, v_cache, k_scales, v_scales, kv_head, num_kv_heads):
+        """Have K and V of 16 slots, one of each lane, brought to a stage of the buffer, whole rows at a time."""
+        if is_wanted:
             lane = cuda.threadIdx.x % WARP
-            # Each lane finds the row of one token; past the end it is the last one again, with weight 0.
-            token = min(base + lane % STEP, stop - 1)
-            slot = int32(block_tables[table + token // block_size] * block_size + token % block_size)
             piece = lane % PIECES
             for i in range(STEP // ROWS_AT_ONCE):
                 own = i * ROWS_AT_ONCE + lane // PIECES
@@ -153,9 +155,11 @@ def tensor_kernel(q_kind: Kind, kv: Kind, head_size: int, block_size: int, group
         table = seq * max_blocks
         own_stages = warp * STAGES * STAGE
         for i in range(STAGES):
+            base = start + i * STRIDE
+            slot = slot_of(base, stop, block_tables, table) if base < stop else int32(0)
             request(
-                buffer, own_stages + i * STAGE, start + i * STRIDE, stop, k_cache, v_cache, k_scales, v_scales,
-                block_tables, table, kv_head, num_kv_heads,
+                buffer, own_stages + i * STAGE, slot, base < stop,
+                k_cache, v_cache, k_scales, v_scales, kv_head, num_kv_heads,
             )  # fmt: skip
 
         q_word = cuda.local.array((2, K_WORDS), uint32)  # of rows g and g + 8
@@ -189,6 +193,8 @@ def tensor_kernel(q_kind: Kind, kv: Kind, head_size: int, block_size: int, group
         v_odd = place(2 * c + 1, g * V_LOAD // 4) + g * V_LOAD % 4 + V_START
         stage = own_stages
         for base in range(start, stop, STRIDE):
+            ahead = base + STAGES * STRIDE
+            slot = slot_of(ahead, stop, block_tables, table)  # has arrived by the time it is wanted
             wait_for_oldest()
             cuda.syncwarp()  # all lanes have waited for what they requested
             for n in range(2):
@@ -240,8 +246,7 @@ def tensor_kernel(q_kind: Kind, kv: Kind, head_size: int, block_size: int, group
                     v_multiply(acc, j + 1, a, prmt(v[0, w], v[1, w], high), prmt(v[2, w], v[3, w], high))
             cuda.syncwarp()  # all lanes have read what is overwritten now
             request(
-                buffer, stage, base + STAGES * STRIDE, stop, k_cache, v_cache, k_scales, v_scales,
-                block_tables, table, kv_head, num_kv_heads,
+                buffer, stage, slot, ahead < stop, k_cache, v_cache, k_scales, v_scales, kv_head, num_kv_heads
             )  # fmt: skip
             stage = stage + STAGE if stage < own_stages + (STAGES - 1) * STAGE else own_stages
 
