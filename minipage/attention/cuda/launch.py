@@ -29,13 +29,14 @@ from minipage.attention.cuda.arrays import (
     words,
 )
 from minipage.attention.cuda.compat import external_stream, num_processors
-from minipage.attention.cuda.merge import merge_kernel
+from minipage.attention.cuda.merge import MERGE_WARPS, WARP, merge_kernel
 from minipage.attention.cuda.numbers import Kind, kind_of
 from minipage.attention.cuda.tensor import has_tensor_kernel, tensor_kernel
 from minipage.attention.cuda.tiles import num_tiles
 from minipage.attention.cuda.wide import rows_per_tile, wide_kernel, words_per_lane
 
-SPLIT_SIZE = 512  # tokens of a context that one block of a decode works on
+SPLIT_SIZE = 512  # tokens of a context that one block works on, if the answer may not depend on the rest of the batch
+SMALLEST_SPLIT, LARGEST_SPLIT = 128, 1024  # if it may
 BLOCKS_PER_PROCESSOR = 8  # of a decode: two or three run at once, and the rest wait, so that all end together
 LOG2_E = 1.4426950408889634  # exp(x) = exp2(x * LOG2_E): the hardware has exp2
 
@@ -68,12 +69,13 @@ def paged_attention(
 
     out = empty(q, (num_tokens, num_heads, head_size), q.dtype)  # [num_tokens, num_heads, head_size]
     max_query_len, max_context_len = int(np.diff(starts).max(initial=0)), int(contexts.max(initial=0))
-    size = workspace_size(len(contexts), num_heads, head_size, max_context_len)
+    size = workspace_size(len(contexts), num_heads, head_size, max_context_len, SPLIT_SIZE)
     workspace = empty(q, (size,), "float32")  # [size]
     tables, contexts, starts = (to_device(q, np.ascontiguousarray(a, np.int32)) for a in (tables, contexts, starts))
     launch_attention(
         q, k_cache, v_cache, tables, contexts, starts, scale, k_scales, v_scales,
         out=out, workspace=workspace, max_query_len=max_query_len, max_context_len=max_context_len, stream=stream_of(q),
+        split_size=SPLIT_SIZE,
     )  # fmt: skip
     return out
 
@@ -97,10 +99,24 @@ def best_choice(q_kind: Kind, kv: Kind, head_size: int) -> Choice:
     return (tensor_choice if has_tensor_kernel(q_kind, kv, head_size) else wide_choice)(q_kind, kv, head_size)
 
 
-def workspace_size(num_seqs: int, num_heads: int, head_size: int, max_context_len: int) -> int:
-    """How many float32 numbers `launch_attention` needs for the results of the parts of a context, if it is cut."""
-    num_splits = -(-max_context_len // SPLIT_SIZE)
-    return num_seqs * num_heads * num_splits * (head_size + 1) if num_splits > 1 else 1
+def split_size_for(num_seqs: int, max_context_len: int) -> int:
+    """How many tokens of a context a block should work on: few enough for all of the GPU to have work, and no fewer."""
+    most = 2 * num_seqs * max_context_len // num_processors()
+    return max(SMALLEST_SPLIT, min(LARGEST_SPLIT, 1 << max(0, most.bit_length() - 1)))
+
+
+def workspace_size(
+    num_seqs: int, num_heads: int, head_size: int, max_context_len: int, split_size: int | None = None
+) -> int:
+    """How many float32 numbers `launch_attention` needs for the results of the parts of contexts that are cut.
+
+    It is enough for smaller batches and shorter contexts, too, so that one workspace serves all.
+    """
+    if split_size:
+        num_parts = num_seqs * -(-max_context_len // split_size)
+    else:  # `split_size_for` makes about a part for each multiprocessor, unless parts would get larger than the largest
+        num_parts = num_seqs + max(num_processors(), num_seqs * max_context_len // LARGEST_SPLIT)
+    return max(1, num_parts * num_heads * (head_size + 1))
 
 
 def launch_attention(
@@ -119,6 +135,7 @@ def launch_attention(
     max_query_len: int,
     max_context_len: int,
     stream: int = 0,
+    split_size: int | None = None,
     choose: Callable[[Kind, Kind, int], Choice] = best_choice,
 ) -> None:
     """Attention as `paged_attention` has it, into `out`, with everything on the GPU already and nothing checked.
@@ -131,6 +148,8 @@ def launch_attention(
         workspace: [workspace_size(...)] float32; its contents mean nothing before and after.
         max_query_len, max_context_len: at least the largest of the batch.
         stream: the handle of a CUDA stream.
+        split_size: tokens of a context that one block of a decode works on. Default: `split_size_for`, the fastest;
+            a fixed one makes the answer to a sequence independent, to the last bit, of the rest of the batch.
         choose: which kernel, for the kinds of q and of K and V, and the head size.
     """
     (num_tokens, num_heads, head_size), strides, q_dtype = layout(q)[1:]
@@ -140,14 +159,15 @@ def launch_attention(
         return
     group = num_heads // num_kv_heads
     q_kind, kv = kind_of(q_dtype, "q"), kind_of(layout(k_cache).dtype, "k_cache")
-    num_splits = max(1, -(-max_context_len // SPLIT_SIZE))
+    split_size = split_size or split_size_for(num_seqs, max_context_len)
+    num_splits = max(1, -(-max_context_len // split_size))
     partial, flat_out = elements(workspace), elements(out)
     contexts, starts = elements(context_lens), elements(query_start_loc)
     arguments = (
         words(q), words(k_cache), words(v_cache),
         *(partial if scales is None else elements(scales) for scales in (k_scales, v_scales)),
         elements(block_tables), contexts, starts, flat_out, partial,
-        np.float32(scale * LOG2_E), strides[0] // q_dtype.itemsize, max_blocks, num_kv_heads, SPLIT_SIZE, num_splits,
+        np.float32(scale * LOG2_E), strides[0] // q_dtype.itemsize, max_blocks, num_kv_heads, split_size, num_splits,
     )  # fmt: skip
     cuda_stream = external_stream(stream)
     kernel_for, num_threads, decode_rows, prefill_rows = choose(q_kind, kv, head_size)
@@ -159,8 +179,9 @@ def launch_attention(
     decode[(rows, blocks), num_threads, cuda_stream](*arguments)
     if num_splits > 1:
         merge = merge_kernel(q_kind, head_size)
-        splits = num_splits, SPLIT_SIZE
-        merge[(num_heads, num_seqs), head_size, cuda_stream](partial, contexts, starts, flat_out, *splits)
+        merge[(-(-num_heads // MERGE_WARPS), num_seqs), MERGE_WARPS * WARP, cuda_stream](
+            partial, contexts, starts, flat_out, num_heads, num_splits, split_size
+        )
     if max_query_len > 1:
         tokens = max(2, prefill_rows // heads)
         prefill = kernel_for(q_kind, kv, head_size, block_size, group, heads, tokens)

@@ -16,6 +16,7 @@ from minipage.attention.cuda.numbers import LOWEST, Kind
 from minipage.attention.cuda.ptx import exp2, log2
 
 float32 = types.float32
+WARP, MERGE_WARPS = 32, 8
 
 
 def joiner(parts: int, heads: int, tokens: int, group: int, head_size: int, num_threads: int, stored: Any) -> Any:
@@ -59,25 +60,36 @@ def joiner(parts: int, heads: int, tokens: int, group: int, head_size: int, num_
 
 @cache
 def merge_kernel(out_kind: Kind, head_size: int) -> Any:
-    """One block for each head of each sequence (grid: heads, sequences), one thread for each column."""
+    """A warp for each head of each sequence; grid: heads / MERGE_WARPS, sequences."""
     stored = out_kind.stored
+    MINE = -(-head_size // WARP)  # columns of a lane
 
-    def merge(partial, context_lens, query_start_loc, out, num_splits, split_size):
-        head, seq, column = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
-        num_heads = cuda.gridDim.x
+    def merge(partial, context_lens, query_start_loc, out, num_heads, num_splits, split_size):
+        seq, lane = cuda.blockIdx.y, cuda.threadIdx.x % WARP
+        head = cuda.blockIdx.x * MERGE_WARPS + cuda.threadIdx.x // WARP
         token = query_start_loc[seq]
         used = (context_lens[seq] + split_size - 1) // split_size
-        if query_start_loc[seq + 1] - token != 1 or used <= 1:
+        if head >= num_heads or used <= 1 or query_start_loc[seq + 1] - token != 1:
             return
         first = (seq * num_heads + head) * num_splits
-        log_totals = cuda.gridDim.y * num_heads * num_splits * head_size  # they come after all results
-        highest, total, acc = LOWEST, float32(0), float32(0)
-        for i in range(first, first + used):
+        log_totals = cuda.gridDim.y * num_heads * num_splits * head_size + first  # they come after all results
+        highest = LOWEST
+        for i in range(lane, used, WARP):
             highest = max(highest, partial[log_totals + i])
-        for i in range(first, first + used):
+        for bit in (16, 8, 4, 2, 1):
+            highest = max(highest, cuda.shfl_xor_sync(0xFFFFFFFF, highest, bit))
+        acc = cuda.local.array(MINE, float32)
+        for j in range(MINE):
+            acc[j] = float32(0)
+        total = float32(0)
+        for i in range(used):
             weight = exp2(partial[log_totals + i] - highest)
             total += weight
-            acc += weight * partial[i * head_size + column]
-        out[(token * num_heads + head) * head_size + column] = stored(acc / total)
+            for j in range(MINE):
+                if lane + j * WARP < head_size:
+                    acc[j] += weight * partial[(first + i) * head_size + lane + j * WARP]
+        for j in range(MINE):
+            if lane + j * WARP < head_size:
+                out[(token * num_heads + head) * head_size + lane + j * WARP] = stored(acc[j] / total)
 
     return kernel(merge)

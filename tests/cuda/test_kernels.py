@@ -1,0 +1,143 @@
+"""The engine's kernels: every kind of numbers, every size that decides how they are cut, against attention in NumPy."""
+
+import numpy as np
+import pytest
+from where import SIMULATOR, from_gpu, on_gpu
+
+from minipage.attention import KVCache, cuda, reference, write_kv
+from minipage.attention.halves import from_bfloat16, to_bfloat16
+
+Q = {
+    "float32": (lambda x: x, lambda x: x, 1e-5),
+    "float16": (lambda x: x.astype(np.float16), lambda x: x.astype(np.float32), 4e-3),
+    "bfloat16": (to_bfloat16, from_bfloat16, 2e-2),
+}
+KV = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "int8": np.int8, "fp8": np.uint8}
+POISON = {np.float32: np.nan, np.float16: np.nan, np.uint16: 0x7FC0, np.int8: 99, np.uint8: 0x7F}
+
+
+class Batch:
+    """A ragged batch; what no token owns is poison: NaN, or the NaN of fp8, or a NaN of a scale."""
+
+    def __init__(self, lengths, q, kv, num_kv_heads, group, head_size, block_size, seed=0):
+        encode, self.decode, self.tolerance = Q[q]
+        rng = np.random.default_rng(seed)
+        contexts, queries = (np.array(column) for column in zip(*lengths))
+        blocks_of = -(-contexts // block_size)
+        num_blocks = int(blocks_of.sum()) + 2
+        cache = KVCache(1, num_blocks, block_size, num_kv_heads, head_size, KV[kv])
+        for array in cache.arrays[:2]:
+            array[...] = POISON[KV[kv]]
+        for array in cache.arrays[2:]:
+            array[...] = np.nan
+        layer = [array[0] for array in cache.arrays]
+        self.tables = np.full((len(lengths), blocks_of.max(initial=0) + 1), 10**6, np.int32)
+        free = iter(rng.permutation(num_blocks))
+        for s, context in enumerate(contexts):
+            blocks = self.tables[s, : blocks_of[s]]
+            blocks[:] = [next(free) for _ in blocks]
+            slots = (blocks[:, None] * block_size + np.arange(block_size)).reshape(-1)[:context]
+            k, v = rng.standard_normal((2, context, num_kv_heads, head_size)).astype(np.float32)
+            write_kv(k, v, *layer[:2], slots, *layer[2:])
+        self.q = encode(rng.standard_normal((queries.sum(), num_kv_heads * group, head_size)).astype(np.float32))
+        self.k, self.v, *self.scales = layer
+        self.contexts, self.starts = contexts, np.concatenate([[0], queries.cumsum()])
+        self.scale = head_size**-0.5
+
+    def check(self, attention=cuda.paged_attention):
+        given = self.k, self.v, self.tables, self.contexts, self.starts, self.scale, *self.scales
+        expected = reference.paged_attention(self.decode(self.q), *given)
+        out = self.decode(from_gpu(attention(on_gpu(self.q), *map(on_gpu, given))))
+        assert not np.isnan(out).any(), "NaN came out: something was read that no token of the sequence owns"
+        assert np.abs(out - expected).max() <= self.tolerance * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("kv", ["same", "int8", "fp8"])
+@pytest.mark.parametrize("q", Q)
+@pytest.mark.parametrize("sizes", [(1, 1, 64), (1, 4, 128)], ids=str)
+def test_every_kind_of_numbers(q, kv, sizes):
+    Batch([(37, 1), (5, 5)], q, q if kv == "same" else kv, *sizes, block_size=16).check()
+
+
+@pytest.mark.parametrize("q, kv", [("float32", "bfloat16"), ("float32", "float16"), ("bfloat16", "float32")])
+def test_k_and_v_of_other_numbers_than_q(q, kv):
+    Batch([(21, 1), (9, 4)], q, kv, 1, 2, 16, block_size=8).check()
+
+
+@pytest.mark.parametrize("block_size", [1, 8, 16, 20, 32])
+@pytest.mark.parametrize("q, head_size", [("bfloat16", 64), ("float32", 8)])
+def test_every_block_size(block_size, q, head_size):
+    Batch([(50, 1), (23, 3)], q, q, 1, 2, head_size, block_size).check()
+
+
+@pytest.mark.parametrize("group", [1, 3, 8, 16, 20])
+@pytest.mark.parametrize("q, head_size", [("float16", 64), ("float32", 4)])
+def test_every_number_of_heads_that_share_k_and_v(group, q, head_size):
+    Batch([(18, 1), (7, 2)], q, q, 1, group, head_size, block_size=8).check()
+
+
+def test_a_prompt_of_more_tokens_than_a_tile_has_rows():
+    Batch([(70, 70), (90, 45), (3, 1), (1, 1)], "bfloat16", "bfloat16", 1, 1, 64, block_size=16).check()
+    Batch([(30, 30), (40, 9)], "float32", "float32", 1, 1, 4, block_size=16).check()
+
+
+@pytest.mark.parametrize("q, head_size", [("bfloat16", 64), ("float32", 8)])
+@pytest.mark.parametrize("split_size", [16, 48])
+def test_contexts_that_are_cut_into_splits_of_which_blocks_do_several(q, head_size, split_size):
+    batch = Batch([(100, 1), (9, 2), (16, 1), (17, 1)] * 2, q, q, 1, 1, head_size, block_size=8)
+    batch.check(lambda *given: launched(batch, given, split_size))
+
+
+def launched(batch, given, split_size, extra=0, starts=None):
+    """The low-level launch, with maximum lengths that are larger than the true ones."""
+    q, k, v, tables, contexts, own_starts, scale, *scales = given
+    longest = int(batch.contexts.max()) + 100
+    size = cuda.workspace_size(len(batch.contexts), q.shape[1], q.shape[2], longest, split_size)
+    out, workspace = (on_gpu(np.full(shape, np.nan, np.float32)) for shape in (q.shape, (size,)))
+    out = out.astype(q.dtype) if q.dtype != np.uint16 else on_gpu(np.full(q.shape, 0x7FC0, np.uint16))
+    tables = [array.astype(np.int32) for array in (tables, contexts, own_starts)]
+    cuda.launch_attention(
+        q, k, v, *tables, scale, *scales, out=out, workspace=workspace,
+        max_query_len=7, max_context_len=longest, split_size=split_size,
+    )  # fmt: skip
+    return out
+
+
+@pytest.mark.parametrize("q, head_size", [("bfloat16", 64), ("float32", 8)])
+def test_a_sequence_without_a_context_reads_nothing_and_gets_zeros(q, head_size):
+    batch = Batch([(20, 1), (1, 1), (40, 1)], q, q, 1, 2, head_size, block_size=8)
+    expected = reference.paged_attention(
+        batch.decode(batch.q), batch.k, batch.v, batch.tables, batch.contexts, batch.starts, batch.scale
+    )
+    batch.contexts[1], batch.tables[1] = 0, 10**6
+    given = batch.q, batch.k, batch.v, batch.tables, batch.contexts, batch.starts
+    out = batch.decode(from_gpu(launched(batch, [*map(on_gpu, given), batch.scale], 16)))
+    assert not out[1].any()
+    assert np.abs(out[[0, 2]] - expected[[0, 2]]).max() <= batch.tolerance * np.abs(expected).max()
+
+
+def test_the_simulator_sees_reads_outside_and_of_what_nobody_wrote():
+    if not SIMULATOR:
+        pytest.skip("in the simulator only")
+    from minipage.attention.cuda.compat import cuda as numba_cuda
+    from minipage.attention.cuda.compat import kernel
+
+    def outside(array):
+        array[0] = array[numba_cuda.threadIdx.x - 1]
+
+    def unwritten(array):
+        array[0] = numba_cuda.shared.array(4, np.float32)[0]
+
+    def unequal(array):
+        if numba_cuda.threadIdx.x == 0:
+            numba_cuda.syncthreads()
+        else:
+            numba_cuda.syncwarp()
+
+    array = np.ones(4, np.float32)
+    with pytest.raises(IndexError):
+        kernel(outside)[1, 4](array)
+    kernel(unwritten)[1, 1](array)
+    assert np.isnan(array[0])
+    with pytest.raises(RuntimeError, match="for ever"):
+        kernel(unequal)[1, 2](array)

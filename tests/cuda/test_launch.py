@@ -1,0 +1,93 @@
+"""What is decided before a launch: how contexts are cut, and what is refused."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from where import DEVICE, SIMULATOR, on_gpu
+
+from minipage.attention import cuda
+from minipage.attention.cuda import launch
+from minipage.errors import KernelArgumentError
+
+
+@given(st.integers(1, 512), st.integers(1, 70_000), st.integers(0, 511), st.integers(0, 70_000))
+def test_a_workspace_is_enough_for_every_smaller_batch_and_shorter_context(num_seqs, context, fewer, shorter):
+    size = cuda.workspace_size(num_seqs, 3, 8, context)
+    num_seqs, context = max(1, num_seqs - fewer), max(1, context - shorter)
+    num_splits = -(-context // launch.split_size_for(num_seqs, context))
+    assert num_seqs * num_splits * 3 * (8 + 1) <= size
+
+
+def arguments(dtype=np.float32, num_heads=4, head_size=16, **changed):
+    rng = np.random.default_rng(0)
+    cache = rng.standard_normal((5, 4, 2, head_size)).astype(dtype)
+    given = dict(
+        q=rng.standard_normal((2, num_heads, head_size)).astype(dtype),
+        k_cache=cache,
+        v_cache=cache.copy(),
+        block_tables=np.array([[0, 1], [2, 3]]),
+        context_lens=np.array([5, 8]),
+        query_start_loc=np.array([0, 1, 2]),
+    )
+    return {name: on_gpu(value) for name, value in (given | changed).items()} | {"scale": 1.0}
+
+
+def unaligned(shape, dtype=np.float32):
+    """A contiguous array that starts 4 bytes after a multiple of 16."""
+    size = int(np.prod(shape))
+    flat = on_gpu(np.zeros(size + 8, dtype))
+    start = -(flat.ctypes.data if SIMULATOR else flat.data.ptr) // 4 % 4 + 1
+    return flat[start : start + size].reshape(shape)
+
+
+def refused(message, **arguments):
+    with pytest.raises(KernelArgumentError, match=message):
+        cuda.paged_attention(**arguments)
+
+
+def test_unaligned_caches_are_refused():
+    refused("multiple of 16", **arguments() | {"k_cache": unaligned((5, 4, 2, 16))})
+
+
+def test_a_head_size_that_no_kernel_has_is_refused():
+    refused("head_size 33", **arguments(head_size=33))
+    refused("head_size 256", **arguments(head_size=256))
+    refused("head_size 7", **arguments(dtype=np.float16, head_size=7))
+
+
+def test_numbers_that_no_kernel_reads_are_refused():
+    refused("float64", **arguments(dtype=np.float64))
+    refused("int32", **arguments(k_cache=np.zeros((5, 4, 2, 16), np.int32), v_cache=np.zeros((5, 4, 2, 16), np.int32)))
+    refused("both caches alike", **arguments(v_cache=np.zeros((5, 4, 2, 16), np.float16)))
+
+
+def test_rows_of_q_in_pieces_are_refused_but_rows_of_a_larger_array_are_fine():
+    q = np.random.default_rng(1).standard_normal((2, 3, 4, 16)).astype(np.float32)
+    whole = cuda.paged_attention(**arguments(q=q[:, 1].copy()))
+    part = cuda.paged_attention(**arguments() | {"q": on_gpu(q)[:, 1]})
+    np.testing.assert_array_equal(*(np.asarray(a if SIMULATOR else a.get()) for a in (whole, part)))
+    refused("not contiguous in its last 2", **arguments() | {"q": on_gpu(np.zeros((2, 4, 32), np.float32))[..., ::2]})
+
+
+def test_lists_and_arrays_that_are_not_on_the_gpu_are_refused():
+    refused("not on the GPU", **arguments() | {"q": [[[1.0]]]})
+    if DEVICE:
+        import torch
+
+        refused("not on the GPU", **arguments() | {"q": np.zeros((2, 4, 16), np.float32)})
+        refused("not on the GPU", **arguments() | {"q": torch.zeros(2, 4, 16)})
+
+
+@pytest.mark.skipif(not DEVICE, reason="needs PyTorch on a GPU")
+@pytest.mark.parametrize("name", ["float32", "float16", "bfloat16"])
+def test_torch_tensors_are_taken_as_they_are_and_the_answer_is_one(name):
+    import torch
+
+    dtype = getattr(torch, name)
+    plain = {name: torch.as_tensor(np.asarray(a.get())) for name, a in arguments().items() if name != "scale"}
+    expected = cuda.paged_attention(**arguments()).get()
+    tensors = {n: t.cuda().to(dtype) if t.is_floating_point() else t.cuda() for n, t in plain.items()}
+    out = cuda.paged_attention(**tensors, scale=1.0)
+    assert out.dtype == dtype and out.is_cuda
+    np.testing.assert_allclose(out.float().cpu(), expected, atol={"float32": 1e-5, "float16": 1e-2}.get(name, 0.1))
