@@ -465,6 +465,7 @@ except InvalidRequestError as error:
 #
 # **Going further.** (a) `python -m minipage.simulate --block-size 256`: which column grows? (b) What do the shares look
 # like for chats with a long system prompt, say 1,000 tokens in and 50 out? Change `draw_requests` and see.
-# (c) `python -m minipage demo` shows the run above on your terminal.
+# (c) `python -m minipage demo fragmentation` deals
+# out one memory in four ways, side by side, in your terminal.
 #
 # Next: **lesson 2**, what K and V are, and why keeping them is worth it.

@@ -333,6 +333,8 @@ trace
 #
 # ## Your turn
 #
+# In your folder (`learn init my-minipage` makes it, once):
+#
 # ```bash
 # python -m minipage learn check 2.1    # causal attention; then 2.2 the cache, 2.3 writing
 # ```

@@ -366,11 +366,12 @@ except MinipageError as error:
 #
 # ## Your turn
 #
-# Write the pool yourself, in six small steps, and let the engine run on it:
+# Write the pool yourself, in six small steps, and let the engine run on it. In your folder (`learn init my-minipage` makes
+# it, once):
 #
 # ```bash
 # python -m minipage learn check 3.1            # and then 3.2 to 3.6; `learn hint 3.1` if you are stuck
-# python -m minipage demo --mine my-minipage    # the demo, on your pool
+# python -m minipage demo --mine .              # the demo, on your pool
 # ```
 #
 # **Going further.** (a) Replace the queue by a random choice: does anything but the survival time change? (b) Write

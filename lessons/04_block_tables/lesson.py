@@ -340,9 +340,11 @@ except InvalidRequestError as error:
 #
 # ## Your turn
 #
+# In your folder (`learn init my-minipage` makes it, once):
+#
 # ```bash
 # python -m minipage learn check 4.1            # blocks_needed; then 4.2 append, 4.3 slot_mapping, 4.4 free
-# python -m minipage demo --mine my-minipage    # the engine, on your table (and your pool)
+# python -m minipage demo --mine .              # the engine, on your table (and your pool)
 # ```
 #
 # **Going further.** (a) A table of two levels saves memory for very long texts, as on your computer. From how many blocks on

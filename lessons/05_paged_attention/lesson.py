@@ -454,9 +454,11 @@ print(out.shape)
 #
 # ## Your turn
 #
+# In your folder (`learn init my-minipage` makes it, once):
+#
 # ```bash
 # python -m minipage learn check 5.1    # gather; then 5.2 one query, 5.3 the ragged batch, 5.4 online
-# python -m minipage generate --mine my-minipage "To be, or not"
+# python -m minipage generate --mine . "To be, or not"
 # ```
 #
 # **Going further.** (a) The kernel reads K and V once for *each query head*. With grouped queries, could it read them once for

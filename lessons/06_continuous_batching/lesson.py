@@ -242,7 +242,7 @@ plt.show()
 
 # %% [markdown]
 # The two pull in opposite directions: a small budget is kind to those who are writing, a large one to those who come. Where to stand between them is a decision about people,
-# not about machines; 2,048 is vLLM's usual default for a GPU.
+# not about machines. (vLLM's defaults lie between 2,048 and 16,384 tokens, depending on the GPU.)
 #
 # ## Starving
 #
@@ -328,8 +328,8 @@ for name, policy in (
         "o",
         label=f"{name}: on average done after {done.mean():.0f} steps",
     )
-ax.set(xlabel="tokens wanted", ylabel="done after so many steps")
-ax.legend(frameon=False)
+ax.set(xlabel="tokens wanted", ylabel="done after so many steps", ylim=(0, 120))
+ax.legend(frameon=False, loc="upper left")
 plt.show()
 
 # %% [markdown]
@@ -346,9 +346,11 @@ plt.show()
 #
 # ## Your turn
 #
+# In your folder (`learn init my-minipage` makes it, once):
+#
 # ```bash
-# python -m minipage learn check 6.1    # share out the budget; then 6.2 admission, 6.3 schedule
-# python -m minipage demo continuous-batching --mine my-minipage
+# python -m minipage learn check 6.1    # share out the budget; 6.2 admission, 6.3 letting them in, 6.4 schedule
+# python -m minipage demo continuous-batching --mine .
 # ```
 #
 # **Going further.** (a) A policy that ages: short jobs first, but everybody's turn comes. (b) A budget that adapts: as large as the writers'

@@ -310,9 +310,11 @@ except InvalidRequestError as error:
 #
 # ## Your turn
 #
+# In your folder (`learn init my-minipage` makes it, once):
+#
 # ```bash
 # python -m minipage learn check 7.1      # fork; then 7.2 shared_tail, 7.3 blocks_to_allocate, 7.4 append
-# python -m minipage demo beam --mine my-minipage
+# python -m minipage demo beam --mine .
 # ```
 #
 # **Going further.** (a) How would you do what version 1 does, here? Which lines of `block_table.py` could go? (b) Give the beam

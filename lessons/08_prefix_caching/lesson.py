@@ -12,9 +12,13 @@
 # *About 35 minutes. Comes after lessons 3 and 4.*
 #
 # > **"I send the same prompt twice, and the hit rate is 0 %. Why?"** (vLLM #54607, #3942)
+# >
 # > **"One word in the middle has changed. Is anything after it shared?"** (#1414)
+# >
 # > **"Usage fell to 0 %. Is my prefix gone?"** (#5176)
+# >
 # > **"Why does prefix caching change my output?"** (#5543)
+# >
 # > **"Are hash collisions a security problem?"** (#12621, #15297)
 #
 # Five questions, one mechanism. Most requests to a real server begin like another one: the same system prompt, the same
@@ -445,9 +449,11 @@ print("distance from the best token to the next:", best[1] - best[0])
 #
 # ## Your turn
 #
+# In your folder (`learn init my-minipage` makes it, once):
+#
 # ```bash
 # python -m minipage learn check 8.1    # key; 8.2 publish, 8.3 find, 8.4 adopt, 8.5 forget and reset, 8.6 twins
-# python -m minipage demo prefix --mine my-minipage
+# python -m minipage demo prefix --mine .
 # ```
 #
 # **Going further.** (a) What would it take to find prefixes to the token, with blocks? (Lesson 7 has the tool.) (b) A chat of

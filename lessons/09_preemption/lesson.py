@@ -329,9 +329,11 @@ print(
 #
 # ## Your turn
 #
+# In your folder (`learn init my-minipage` makes it, once):
+#
 # ```bash
-# python -m minipage learn check 9.1    # make room; then 9.2 recomputation, 9.3 swapping
-# python -m minipage demo preemption --mine my-minipage
+# python -m minipage learn check 9.1    # make room; 9.2 recomputation, 9.3 swapping out, 9.4 and in
+# python -m minipage demo preemption --mine .
 # ```
 #
 # **Going further.** (a) Preempt the one with the most blocks, not the last: who may starve? (b) Turn on `enable_prefix_caching` in `run`: how many

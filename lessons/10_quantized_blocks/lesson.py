@@ -326,6 +326,8 @@ for name, (kc, vc, ks, vs) in caches.items():
 #
 # ## Your turn
 #
+# In your folder (`learn init my-minipage` makes it, once):
+#
 # ```bash
 # python -m minipage learn check 10.1    # quantize rows; then 10.2 back, 10.3 bytes of a block
 # ```

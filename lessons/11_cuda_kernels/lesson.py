@@ -349,7 +349,7 @@ print(done.stdout or done.stderr.strip().splitlines()[-1])
 #
 # ## Your turn
 #
-# Two kernels, in the simulator:
+# Two kernels, in the simulator. In your folder (`learn init my-minipage` makes it, once):
 #
 # ```bash
 # python -m minipage learn check 11.1    # copy blocks; then 11.2 paged attention

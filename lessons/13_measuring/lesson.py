@@ -167,16 +167,17 @@ def open_loop(rate, num_requests=60, engine=None, mean_tokens=12, seed=0):
 # Note that a request's time begins when it *should* have come, even if the driver was busy then. A driver that starts the clock only when it gets round to sending
 # leaves out just the waiting that it was to measure ("coordinated omission").
 #
-# What the machine can do at most, in requests per second, is roughly its best throughput divided by the tokens of an answer. Let us go from far below
-# to beyond it.
+# Our server has eight seats (`max_num_seqs=8`). What it can do at most, in requests per second, is its throughput with eight at once divided by the tokens of
+# an answer. Let us go from far below to beyond it.
 #
 # > **Predict.** Draw the normalised latency over the rate, before you look.
 
 # %%
-most = throughput.max() / 12  # requests per second, if nothing else took time
+server = LLM(num_blocks=400, max_num_seqs=8)
+most = throughput[ns.index(8)] / 12  # requests per second
 rates = most * np.array([0.2, 0.4, 0.6, 0.8, 1.0, 1.5])
 runs = {
-    rate: open_loop(rate, num_requests=int(np.clip(2 * rate, 12, 60))) for rate in rates
+    rate: open_loop(rate, int(np.clip(1.3 * rate, 8, 200)), server) for rate in rates
 }
 
 fig, axes = plt.subplots(1, 3, figsize=(9.5, 2.8), layout="constrained")
@@ -195,7 +196,7 @@ axes[2].plot(rates, rates, ":", color="gray")
 plt.show()
 
 # %% [markdown]
-# Nearly flat, and then a wall. Left of it the machine has time to spare; right of it more comes than it can serve, the queue grows as long as the experiment lasts, and
+# Nearly flat, and then it climbs like a wall. Left of it the machine has time to spare; right of it more comes than it can serve, the queue grows as long as the experiment lasts, and
 # the latencies say how long *that* was and nothing about the server. Compare servers by the rate at which the curve leaves the
 # floor. The paper's figure 12 has this shape, and the 1.7 to 2.7 times are measured along the rate, not the latency.
 #
@@ -240,7 +241,7 @@ print(
 #
 # ## Honest percentiles
 #
-# Averages hide those who wait longest, so people quote p99: 99 % were faster. Of how many requests? The p99 of 60 requests is simply the slowest. How far does
+# Averages hide those who wait longest, so people quote p99: 99 % were faster. Of how many requests? The p99 of 60 requests is nearly the slowest of them. How far does
 # an estimate scatter? Take a distribution that is known (log-normal, true p99 = 1), and ask again and again:
 
 # %%
@@ -304,10 +305,10 @@ plt.show()
 # The wall may be arithmetic, or it may be *blocks*. The same traffic with less memory:
 
 # %%
-rate = rates[2]
+rate = rates[1]
 fig, ax = plt.subplots(figsize=(7.5, 2.6))
-for num_blocks in (400, 8, 5):
-    engine = LLM(num_blocks=num_blocks)
+for num_blocks in (400, 6, 4):
+    engine = LLM(num_blocks=num_blocks, max_num_seqs=8)
     rows = open_loop(rate, len(runs[rate]), engine)
     waits = np.sort(1000 * (rows[:, 1] - rows[:, 0]))  # [num_requests] ms
     ax.plot(
@@ -349,6 +350,8 @@ trace
 # - The line "Maximum concurrency for 4,096 tokens per request" at its start is this lesson's division with the worst case put in.
 #
 # ## Your turn
+#
+# In your folder (`learn init my-minipage` makes it, once):
 #
 # ```bash
 # python -m minipage learn check 13.1    # percentile; then 13.2 throughput, 13.3 normalised latency, 13.4 capacity

@@ -59,6 +59,19 @@ def test_a_lesson_has_a_question_a_trace_or_a_plot_an_exercise_and_vllm(folder):
     assert f"learn check {number}" in script
 
 
+@by_name
+def test_a_lesson_names_the_exercises_that_there_are(folder):
+    exercise = folder / "exercise.py"
+    if not exercise.exists():
+        pytest.skip("no exercise yet")
+    there_are = set(re.findall(r"Exercise (\d+\.\d+)", exercise.read_text(encoding="utf-8")))
+    your_turn = (folder / "lesson.py").read_text(encoding="utf-8").partition("## Your turn")[2]
+    named = set(re.findall(rf"\b{int(folder.name[:2])}\.\d+\b", your_turn))
+    assert named and named <= there_are
+    last = max(there_are, key=lambda name: int(name.split(".")[1]))
+    assert last in named, f"the lesson does not speak of exercise {last}"
+
+
 @pytest.mark.slow
 @by_name
 def test_a_lesson_runs_from_top_to_bottom(folder):
