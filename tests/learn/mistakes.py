@@ -174,4 +174,90 @@ PREEMPTION = [
     M("9.4", "            plan.swap_in.extend(group.move_to(self.block_pool))\n", "            group.move_to(self.block_pool)\n", "comes back|swapped in"),
     M("9.4", "budget -= self._give_slots(chunks, plan)", "self._give_slots(chunks, plan)", "max_num_batched_tokens|let in too early"),
 ]  # fmt: skip
-MISTAKES = SCHEDULER + PREEMPTION + BLOCK_POOL + BLOCK_TABLE + ATTENTION + COPY_ON_WRITE + PREFIX_CACHE
+WHY_PAGING = [
+    M("1.1", "float(1 - Fraction(sum(lengths), max_len * len(lengths)))", "sum(lengths) / (max_len * len(lengths))", "share that is used"),
+    M("1.1", "    if not lengths:\n        return 0.0\n", "", "not a division by 0|ZeroDivisionError"),
+    M("1.1", "max_len * len(lengths)", "max_len", "share that is wasted is"),
+    M("1.2", "-length % block_size for", "block_size - length % block_size for", "slots are taken"),
+    M("1.2", "-length % block_size for", "length % block_size for", "slots are taken"),
+    M("1.2", "sum(holes) / slots if slots else 0.0", "sum(holes) / slots", "not a division by 0|ZeroDivisionError"),
+    M("1.3", "total <= num_slots for", "total < num_slots for", "exactly full is still a fit"),
+    M("1.3", "in accumulate(needed)", "in accumulate(sorted(needed))", "nobody behind it may overtake"),
+    M("1.3", "total <= num_slots for total in accumulate(needed)", "total <= num_slots for total in needed", "from what is left"),
+]  # fmt: skip
+GPT_AND_CACHE = [
+    M("2.1", "seen = len(k) - len(q) + row + 1", "seen = row + 1", "what is before it"),
+    M("2.1", "seen = len(k) - len(q) + row + 1", "seen = len(k)", "nothing after it"),
+    M("2.1", "seen = len(k) - len(q) + row + 1", "seen = len(k) - len(q) + row", "sees tokens 0 to|ValueError"),
+    M("2.1", " * q.shape[-1] ** -0.5", "", "sqrt"),
+    M("2.1", "np.exp(scores - scores.max())", "np.exp(scores)", "Take the highest score off"),
+    M("2.2", "        self.kept = {}", "        self.kept = KEPT", "keep K and V in self"),
+    M("2.2", "self.kept.setdefault(layer, ([], []))", "self.kept.setdefault(0, ([], []))", "K and V of this layer so far"),
+    M("2.2", "self.kept.setdefault(layer, ([], []))", "([], [])", "K and V of this layer so far"),
+    M("2.2", "        keys.extend(k)\n", "        keys[:0] = k\n", "in order"),
+    # nano-vllm #67: decode positions off by one
+    M("2.3", "position + np.arange(len(new))", "position + np.arange(len(new)) + (position > 0)", "nano-vllm #67"),
+    M("2.3", "        out += new\n    return out", "        out += new\n    return [*prompt, *out]", "the prompt does not"),
+    M("2.3", "        out += new\n", "        out += new\n        new, position = [*prompt, *out], 0\n        attend = CachedAttention()\n", "computed once"),
+    M("2.3", "for _ in range(num_tokens):", "for _ in range(num_tokens + 1):", "num_tokens new ones"),
+    M("2.3", "hidden[[-1]]", "hidden[[0]]", "largest logit of the last"),
+]  # fmt: skip
+QUANTIZED = [
+    M("10.1", "np.round(row * (127 / top))", "(row * (127 / top)).astype(np.int8)", "cuts towards 0"),
+    M("10.1", "max(abs(float(row.min())), abs(float(row.max())))", "float(row.max())", "largest magnitude"),
+    M("10.1", "max(abs(float(row.min())), abs(float(row.max())))", "float(np.abs(rows).max())", "each row has its own"),
+    M("10.1", "        if top:\n            scales[i] = top / 127\n            codes[i]", "        if True:\n            scales[i] = top / 127\n            codes[i]", "ZeroDivisionError|largest magnitude"),
+    M("10.1", "top / 127", "top / 128", "127"),
+    M("10.2", "code * np.float32(scale)", "code * np.float32(scales[0])", "its own scale"),
+    M("10.2", "code * np.float32(scale)", "code / np.float32(scale)", "times its own scale"),
+    M("10.2", "code * np.float32(scale)", "code * np.int8(scale * 4) / 4", "Multiplied as int8|its own scale"),
+    M("10.3", "(numbers + 4 * scales) if", "numbers if", "4 of its scale"),
+    M("10.3", "2 * (numbers + 4 * scales) if quantized else 8 * numbers", "(numbers + 4 * scales) if quantized else 4 * numbers", "K and V"),
+    M("10.3", "2 * (numbers + 4 * scales)", "2 * (numbers + 4)", "4 of its scale"),
+]  # fmt: skip
+KERNELS = [
+    M("11.1", "    if copy >= sources.shape[0]:\n        return\n", "", "have to do nothing"),
+    M("11.1", "    if copy >= sources.shape[0]:", "    if copy > sources.shape[0]:", "have to do nothing"),
+    M("11.1", "divmod(thread_number(), cache.shape[1])", "divmod(cuda.threadIdx.x, cache.shape[1])", "both write|Thread i copies"),
+    M("11.1", "    cache[destinations[copy], number] = value", "    cache[sources[copy], number] = value", "Thread i copies"),
+    M("11.1", "cache[destinations[copy], number] = value", "cache[destinations[copy], 0] = value", "both write"),
+    M("11.2", "    if s >= q.shape[0]:\n        return\n", "", "have to do nothing"),
+    M("11.2", "kv = h // (q.shape[1] // k_cache.shape[2])", "kv = h % k_cache.shape[2]", r"head h // \(H // KH\)"),
+    M("11.2", "        out[s, h, d] = 0.0\n", "        pass\n", "rubbish at first"),
+    M("11.2", "block = block_tables[s, t // size]", "block = t // size", "block_tables|NaN"),
+    M("11.2", "* scale - top)", "* scale)", "NaN came out"),
+    M("11.2", "out[s, h, d] = out[s, h, d] / total", "pass", "divides the result"),
+]  # fmt: skip
+PARALLEL = [
+    M("12.1", "np.split(weight, size, axis=1)[rank]", "np.split(weight, size, axis=0)[rank] if len(weight) % size == 0 else weight", "place for every number|columns"),
+    M("12.1", "np.split(bias, size)[rank]\n\n\ndef split_rows", "bias\n\n\ndef split_rows", "place for every number"),
+    M("12.1", "axis=1)[rank], np.split(bias, size)[rank]\n\n\ndef split_rows", "axis=1)[0], np.split(bias, size)[rank]\n\n\ndef split_rows", "Rank 1 has the columns"),
+    M("12.2", "bias * (rank == 0)", "bias", "only rank 0 has it"),
+    M("12.2", "bias * (rank == 0)", "bias * 0", "only rank 0 has it"),
+    M("12.2", "bias * (rank == 0)", "bias / size", "only rank 0 has it"),
+    M("12.2", "np.split(weight, size)[rank], bias", "np.split(weight, size)[-1 - rank], bias", "has the rows"),
+    M("12.3", "    return np.hstack(weights), np.hstack(biases)", "    return split_columns(weight, bias, rank, size)", "One slice through all three"),
+    M("12.3", "np.hstack(biases)", "np.split(bias, size)[rank]", "One slice through all three"),
+    M("12.3", "np.hstack(weights)", "np.hstack(weights[::-1])", "q of all heads"),
+    M("12.4", "range(len(parts) - 1)", "range(len(parts))", "each once"),
+    M("12.4", "range(len(parts) - 1)", "range(len(parts) - 2)", "sum of all parts"),
+    M("12.4", "    return sums", "    return [sums[0]] * len(sums)", "Give each a copy"),
+    M("12.4", "    return sums", "    return sums[:1]", "Every rank gets the sum"),
+]  # fmt: skip
+MEASURING = [
+    M("13.1", "np.percentile(values, percent)", "np.percentile(values, percent, method='nearest')", "of the way is place"),
+    M("13.1", "np.percentile(values, percent)", "values[int((len(values) - 1) * percent / 100)]", "Sorted"),
+    M("13.1", "    if len(values) == 0:", "    values.sort()\n    if len(values) == 0:", "changes somebody else's list"),
+    M("13.1", 'raise ValueError("nothing was measured")', "return 0.0", "raise ValueError"),
+    M("13.2", "(max(ends) - min(arrivals))", "sum(e - a for a, e in zip(arrivals, ends))", "their times are not added"),
+    M("13.2", "(max(ends) - min(arrivals))", "max(ends)", "between the first arrival"),
+    M("13.2", "sum(tokens) / (max", "len(tokens) / (max", "tokens went out"),
+    M("13.3", "(end - arrival) / tokens for arrival, _, end,", "(end - begin) / tokens for arrival, begin, end,", "waiting counts"),
+    M("13.3", "return fmean((end - arrival) / tokens for arrival, _, end, tokens in served)", "return sum(r[2] - r[0] for r in served) / sum(r[3] for r in served)", "a short one counts as much"),
+    M("13.3", "(end - arrival) / tokens for", "(end - arrival) for", "its own seconds a token"),
+    M("13.4", "ceil(num_tokens / block_size)", "num_tokens / block_size", "the last one part empty"),
+    M("13.4", "return blocks_there // blocks_each", "return memory // bytes_per_token // num_tokens", "whole blocks"),
+    M("13.4", "return blocks_there // blocks_each", "return blocks_there / blocks_each", "Requests count whole"),
+]  # fmt: skip
+NUMBERS = WHY_PAGING + GPT_AND_CACHE + QUANTIZED + KERNELS + PARALLEL + MEASURING
+MISTAKES = NUMBERS + SCHEDULER + PREEMPTION + BLOCK_POOL + BLOCK_TABLE + ATTENTION + COPY_ON_WRITE + PREFIX_CACHE

@@ -5,38 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minipage.learn.graders.common import expect, programs
+from minipage.learn.graders.numbers import assert_close, attention_of, normal
 from minipage.learn.judge import Wrong
 
 QUICK = programs(40)
-TOLERANCE = 1e-4
-
-
-def oracle(q, k, v, scale):
-    """[H, D] attention of one query, q [H, D], to k and v [n, KH, D]."""
-    out = np.zeros(q.shape)  # [H, D]
-    for h in range(len(q)):
-        kv_head = h * k.shape[1] // len(q)
-        scores = [scale * float(np.dot(q[h], k[i, kv_head])) for i in range(len(k))]
-        weights = [np.exp(score - max(scores)) for score in scores]
-        out[h] = sum(w * v[i, kv_head].astype(float) for i, w in enumerate(weights)) / sum(weights)  # [D]
-    return out
-
-
-def assert_close(what, got, expected, why):
-    if not isinstance(got, np.ndarray):
-        raise Wrong(f"{what} is an array.", np.ndarray, type(got))
-    expect(f"the shape of {what}", got.shape, expected.shape, "The result has one place for every number that is due.")
-    if np.isnan(got).any() and not np.isnan(expected).any():
-        raise Wrong(
-            f"NaN came out of {what}: something was read that is no token of the sequence (the unused tail of its last "
-            "block, another block), or inf - inf was computed. A weight of 0 does not help: 0 * NaN is NaN."
-        )
-    if (np.abs(got - expected) > TOLERANCE * (1 + np.abs(expected))).any():
-        raise Wrong(why, np.round(expected, 3).tolist(), np.round(got, 3).tolist(), what)
-
-
-def numbers(rng, *shape):
-    return rng.standard_normal(shape).astype(np.float32)
 
 
 class Cache:
@@ -49,7 +21,7 @@ class Cache:
         self.k, self.v = np.full(shape, np.nan, np.float32), np.full(shape, np.nan, np.float32)  # each `shape`
         self.tables = np.full((len(sizes), max(sizes) + 1), -99)  # [num_seqs, max_blocks]; -99 is no block
         self.texts = [
-            (numbers(rng, n, num_kv_heads, head_size), numbers(rng, n, num_kv_heads, head_size)) for n in context_lens
+            (normal(rng, n, num_kv_heads, head_size), normal(rng, n, num_kv_heads, head_size)) for n in context_lens
         ]
         for s, (k, v) in enumerate(self.texts):
             for i in range(sizes[s]):
@@ -92,7 +64,7 @@ def note(impl, function, **arguments):
 def test_5_2_attend(impl, n, heads, seed, large):
     impl.diary.begin()
     rng, (num_heads, num_kv_heads) = np.random.default_rng(seed), heads
-    q, k, v = numbers(rng, num_heads, 2), numbers(rng, n, num_kv_heads, 2), numbers(rng, n, num_kv_heads, 2)
+    q, k, v = normal(rng, num_heads, 2), normal(rng, n, num_kv_heads, 2), normal(rng, n, num_kv_heads, 2)
     scale = 300.0 if large else 0.5
     note(impl, "attend", q=q, k=k, v=v, scale=scale)
     with np.errstate(all="ignore"):
@@ -104,7 +76,7 @@ def test_5_2_attend(impl, n, heads, seed, large):
         raise Wrong(
             "NaN came out: np.exp of a large score is inf, and inf / inf is NaN. Take the highest score off first."
         )
-    assert_close("the result", got, oracle(q, k, v, scale), why)
+    assert_close("the result", got, attention_of(q, k, v, scale), why)
 
 
 lengths = st.lists(st.tuples(st.integers(1, 7), st.integers(0, 3)), min_size=1, max_size=3)
@@ -119,7 +91,7 @@ def test_5_3_paged_attention(impl, lengths, block_size, heads, seed):
     context_lens = np.array([context for context, _ in lengths])  # [num_seqs]
     query_start_loc = np.cumsum([0] + [queries for _, queries in lengths])  # [num_seqs + 1]
     cache = Cache(rng, context_lens, block_size, num_kv_heads, 2)
-    q = numbers(rng, int(query_start_loc[-1]), num_heads, 2)  # [num_tokens, H, D]
+    q = normal(rng, int(query_start_loc[-1]), num_heads, 2)  # [num_tokens, H, D]
     note(impl, "paged_attention", q=q, k_cache=cache.k, v_cache=cache.v)
     for name, array in (
         ("block_tables", cache.tables),
@@ -132,7 +104,7 @@ def test_5_3_paged_attention(impl, lengths, block_size, heads, seed):
         k, v = cache.texts[s]
         for i in range(queries):
             visible = context - queries + i + 1
-            expected[query_start_loc[s] + i] = oracle(q[query_start_loc[s] + i], k[:visible], v[:visible], 0.7)
+            expected[query_start_loc[s] + i] = attention_of(q[query_start_loc[s] + i], k[:visible], v[:visible], 0.7)
     got = impl.paged_attention(q, cache.k, cache.v, cache.tables, context_lens, query_start_loc, 0.7)
     many = [queries for _, queries in lengths if queries > 1]
     why = "Sequence s has the queries query_start_loc[s] to query_start_loc[s + 1], and its K and V in block_tables[s]."
@@ -155,7 +127,7 @@ def test_5_3_paged_attention(impl, lengths, block_size, heads, seed):
 def test_5_4_online_attention(impl, sizes, num_heads, seed, scale):
     impl.diary.begin()
     rng = np.random.default_rng(seed)
-    q, k, v = numbers(rng, num_heads, 2), numbers(rng, sum(sizes), num_heads, 2), numbers(rng, sum(sizes), num_heads, 2)
+    q, k, v = normal(rng, num_heads, 2), normal(rng, sum(sizes), num_heads, 2), normal(rng, sum(sizes), num_heads, 2)
     ends = np.cumsum(sizes)[:-1]
     scores = (np.einsum("hd,nhd->nh", q, k) * scale)[:, 0].round(1).tolist()
     impl.diary.note(f"blocks of {sizes} tokens; the scores of head 0 are {scores}")
@@ -172,4 +144,4 @@ def test_5_4_online_attention(impl, sizes, num_heads, seed, scale):
             "When a block brings a higher score, what was summed before (both the weights and the weighted v) is too "
             "large by exp(new highest - old highest), and has to shrink by that before anything is added."
         )
-    assert_close("the result", got, oracle(q, k, v, scale), why)
+    assert_close("the result", got, attention_of(q, k, v, scale), why)

@@ -1,0 +1,49 @@
+"""Lesson 11: CUDA kernels. Replace each `raise NotImplementedError(...)` by code of yours.
+
+A kernel is the program of one thread; thousands run it at the same time, each with another number:
+
+    i = cuda.grid(1)          # this thread's number: 0, 1, 2, ... over all blocks of threads
+
+There are as many threads as it takes whole blocks of threads, so usually some too many: they must do nothing. Threads
+run in any order. Nobody checks an index for you on a GPU; here, where the threads are run one after the other in plain
+Python, what is outside is told you.
+
+Both kernels work as they are with `cuda.jit(...)` on a GPU, or in numba's simulator.
+"""
+
+from __future__ import annotations
+
+import math  # noqa: F401 (math.exp is what a kernel uses; it has no NumPy)
+
+from numba import cuda  # noqa: F401 (you will use it)
+
+
+def copy_blocks_kernel(cache, sources, destinations):
+    """Exercise 11.1: copy whole blocks; a thread for each number.
+
+    Args:
+        cache: [num_blocks, n] the n numbers of each block.
+        sources, destinations: [num_copies] block numbers: block sources[j] is copied to block destinations[j].
+
+    There are at least num_copies * n threads. Thread i copies number i % n of copy i // n, and threads beyond that do
+    nothing. No block is both a source and a destination.
+    """
+    raise NotImplementedError(
+        "Exercise 11.1: which copy, which number, and is there one at all?"
+    )
+
+
+def paged_attention_kernel(q, k_cache, v_cache, block_tables, context_lens, scale, out):
+    """Exercise 11.2: paged attention of one token of each sequence (a decode); a thread for each sequence and head.
+
+    Args:
+        q: [num_seqs, H, D]; out: the same shape, to be written; at first it holds rubbish.
+        k_cache, v_cache: [num_blocks, block_size, KH, D]; query head h uses head h // (H // KH) of them.
+        block_tables: [num_seqs, max_blocks]; context_lens: [num_seqs], at least 1.
+        scale: scores are multiplied with it.
+
+    There are at least num_seqs * H threads; thread i has sequence i // H and head i % H. It goes along its tokens, follows
+    the block table, and writes out[sequence, head, 0 to D - 1]. There is no room for all scores: use the online softmax
+    of exercise 5.4, with out[sequence, head] for the weighted sum.
+    """
+    raise NotImplementedError("Exercise 11.2: one sequence, one head, token by token")

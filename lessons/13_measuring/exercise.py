@@ -1,0 +1,53 @@
+"""Lesson 13: measuring a server. Replace each `raise NotImplementedError(...)` by code of yours.
+
+A request that was served is four numbers; times are in seconds, of one clock.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Served(NamedTuple):
+    arrival: float  # when the request came
+    first_token: float  # when its first token went out
+    finished: float  # when its last token went out
+    num_tokens: int  # how many tokens went out, at least 1
+
+
+def percentile(values: list[float], percent: float) -> float:
+    """Exercise 13.1: the value that `percent` % of the values do not exceed, with linear interpolation.
+
+    Sorted, the first value is the 0th percentile and the last one the 100th, and the others lie evenly between. What
+    falls between two of them is taken from the line that joins them: percentile([10, 20], 50) is 15.
+
+    Raises ValueError if there are no values.
+    """
+    raise NotImplementedError("Exercise 13.1: sort, find the place, interpolate")
+
+
+def throughput(served: list[Served]) -> float:
+    """Exercise 13.2: tokens a second, of all requests together: from the first arrival to the last token."""
+    raise NotImplementedError("Exercise 13.2: all tokens / all the time it took")
+
+
+def normalised_latency(served: list[Served]) -> float:
+    """Exercise 13.3: the mean over requests of (time from arrival to the last token) / (tokens of that request).
+
+    It is the measure of the PagedAttention paper (section 6.1): seconds a token as somebody waiting feels them.
+    """
+    raise NotImplementedError(
+        "Exercise 13.3: of each request its own seconds a token, then the mean"
+    )
+
+
+def capacity(
+    memory: int, bytes_per_token: int, block_size: int, num_tokens: int
+) -> int:
+    """Exercise 13.4: how many requests of `num_tokens` tokens fit into `memory` bytes of KV cache at a time.
+
+    The memory is cut into whole blocks of `block_size` tokens, and every request takes whole blocks.
+    """
+    raise NotImplementedError(
+        "Exercise 13.4: blocks there are / blocks that a request takes, whole numbers only"
+    )

@@ -1,0 +1,86 @@
+"""Lesson 12: the ranks together must compute what one process computes."""
+
+import numpy as np
+
+from minipage.learn.graders.common import every, expect
+from minipage.learn.graders.numbers import assert_close
+from minipage.learn.judge import Wrong
+
+
+def layer(num_in, num_out):
+    """A weight and a bias whose numbers say where they belong: weight[i, j] = 10 * i + j, bias[j] = 1000 + j."""
+    return np.add.outer(10.0 * np.arange(num_in), np.arange(num_out)), 1000.0 + np.arange(num_out)
+
+
+def note(impl, call):
+    impl.diary.begin()
+    impl.diary.note(f"{call}   with weight[i, j] = 10 * i + j, bias[j] = 1000 + j")
+
+
+def pair(result):
+    if not (isinstance(result, tuple) and len(result) == 2):
+        raise Wrong("Two arrays come back: (weight, bias).", "(weight, bias)", result)
+    return result
+
+
+@every(num_in=range(1, 4), width=range(1, 4), size=range(1, 4))
+def test_12_1_split_columns(impl, num_in, width, size):
+    weight, bias = layer(num_in, width * size)
+    for rank in range(size):
+        note(impl, f"split_columns(weight {list(weight.shape)}, bias, rank={rank}, size={size})")
+        part, part_bias = pair(impl.split_columns(weight, bias, rank, size))
+        first = rank * width
+        why = f"Rank {rank} has the columns {first} to {first + width - 1}, all rows of them, and their bias."
+        assert_close("weight", part, weight[:, first : first + width], why)
+        assert_close("bias", part_bias, bias[first : first + width], why)
+
+
+@every(height=range(1, 4), num_out=range(1, 4), size=range(1, 4))
+def test_12_2_split_rows(impl, height, num_out, size):
+    weight, bias = layer(height * size, num_out)
+    for rank in range(size):
+        note(impl, f"split_rows(weight {list(weight.shape)}, bias, rank={rank}, size={size})")
+        part, part_bias = pair(impl.split_rows(weight, bias, rank, size))
+        first = rank * height
+        why = f"Rank {rank} has the rows {first} to {first + height - 1}, all columns of them."
+        assert_close("weight", part, weight[first : first + height], why)
+        why = "The results are added up, so a bias that every rank adds would count `size` times: only rank 0 has it."
+        assert_close("bias", part_bias, bias if rank == 0 else 0 * bias, why)
+
+
+@every(per_rank=range(1, 3), size=range(1, 4), head_size=range(1, 3))
+def test_12_3_split_heads(impl, per_rank, size, head_size):
+    num_heads = per_rank * size
+    width = num_heads * head_size
+    weight, bias = layer(width, 3 * width)
+    for rank in range(size):
+        note(impl, f"split_heads(weight {list(weight.shape)}, bias, num_heads={num_heads}, rank={rank}, size={size})")
+        part, part_bias = pair(impl.split_heads(weight, bias, num_heads, rank, size))
+        first, own = rank * per_rank * head_size, per_rank * head_size
+        columns = [third * width + first + i for third in range(3) for i in range(own)]
+        why = (
+            f"The columns are q of all heads (0 to {width - 1}), then k, then v. Rank {rank} needs the columns "
+            f"{columns}: its heads of each. One slice through all three would give it whole q's and nobody's v."
+        )
+        assert_close("weight", part, weight[:, columns], why)
+        assert_close("bias", part_bias, bias[columns], why)
+
+
+@every(size=range(1, 5), length=range(1, 3))
+def test_12_4_all_reduce(impl, size, length):
+    parts = [np.arange(length) + 10.0**rank for rank in range(size)]
+    impl.diary.begin()
+    impl.diary.note(f"all_reduce({[part.tolist() for part in parts]})")
+    before = [part.copy() for part in parts]
+    sums = impl.all_reduce(parts)
+    if not isinstance(sums, list):
+        raise Wrong("A list comes back, with an array for each rank.", list, type(sums))
+    expect("the number of results", len(sums), size, "Every rank gets the sum: that is the `all` in all-reduce.")
+    for total in sums:
+        why = "Every rank gets the sum of all parts, its own included, each once."
+        assert_close("a rank's result", total, sum(before), why)
+    if any(not np.array_equal(part, old) for part, old in zip(parts, before)):
+        raise Wrong("A part was changed; += on the first of them does that. It belongs to its rank.")
+    places = [*sums, *parts]
+    if any(np.shares_memory(a, b) for i, a in enumerate(places) for b in places[:i]):
+        raise Wrong("Two ranks have one and the same array: what one writes, the other reads. Give each a copy.")
