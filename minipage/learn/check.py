@@ -13,6 +13,7 @@ from itertools import groupby
 from pathlib import Path
 
 from minipage.errors import LearnError
+from minipage.learn.child import PATIENCE
 from minipage.learn.course import Exercise
 from minipage.learn.judge import FAILED, Verdict
 
@@ -45,7 +46,7 @@ def run_child(path: Path, numbers: list[str], limit: float) -> Iterator[Verdict]
     )  # fmt: skip
     assert process.stdin and process.stdout and process.stderr
     # The process cuts itself off. This is for one that cannot: it hangs outside of Python.
-    alarm = threading.Timer(limit * (len(numbers) + 1) + 30, process.kill)
+    alarm = threading.Timer(PATIENCE * limit * (len(numbers) + 1) + 30, process.kill)
     alarm.start()
     done: list[str] = []
     try:

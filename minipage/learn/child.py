@@ -21,6 +21,8 @@ from minipage.learn.course import chosen
 from minipage.learn.judge import FAILED, Verdict, judge
 from minipage.learn.load import CodeError, load
 
+PATIENCE = 6
+
 
 class Reports:
     """Where the verdicts go."""
@@ -34,24 +36,28 @@ class Reports:
 
 
 class Watchdog:
-    """Ends the process when something takes longer than `limit` seconds."""
+    """Ends the process when something takes more than `limit` seconds of computing, or PATIENCE times that of waiting.
+
+    A busy computer may take long for what is quick, and must not spoil anybody's grade.
+    """
 
     def __init__(self, reports: Reports, path: Path, limit: float) -> None:
         self.reports, self.path, self.limit = reports, path, limit
         self.numbers: list[str] = []  # the exercises that are lost if it takes too long
-        self.deadline = float("inf")
+        self.deadline = self.cpu_deadline = float("inf")
         self.main = threading.main_thread().ident or 0
         threading.Thread(target=self._watch, daemon=True).start()
 
     def begin(self, numbers: list[str]) -> None:
         self.numbers = numbers
-        self.deadline = time.monotonic() + self.limit
+        self.deadline = time.monotonic() + PATIENCE * self.limit
+        self.cpu_deadline = time.process_time() + self.limit
 
     def end(self) -> None:
-        self.deadline = float("inf")
+        self.deadline = self.cpu_deadline = float("inf")
 
     def _watch(self) -> None:
-        while time.monotonic() < self.deadline:
+        while time.monotonic() < self.deadline and time.process_time() < self.cpu_deadline:
             time.sleep(0.05)
         line = line_in(sys._current_frames().get(self.main), self.path)
         message = f"still running after {self.limit:g} s" + (f", at line {line}" if line else "")
