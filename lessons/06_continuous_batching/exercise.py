@@ -41,10 +41,11 @@ class ContinuousBatching(Scheduler):
     def admission(self, group: SequenceGroup, cached: list[int]) -> Admission:
         """Exercise 6.2: whether a waiting group may start, if the blocks `cached` already hold its beginning.
 
-        Admission.NEVER   it could grow to more blocks (`group.most_blocks(block_size)`) than the whole pool has
-        Admission.NOW     there are enough free blocks for all the tokens it has now (`group.blocks_to_start(block_size)`
-                          less those that are cached), and seats for all its sequences (`group.max_num_seqs`)
-        Admission.LATER   otherwise
+            Admission.NEVER   it could grow to more blocks (`group.most_blocks(block_size)`) than the whole pool has
+            Admission.NOW     there are enough free blocks for all the tokens it has now
+                              (`group.blocks_to_start(block_size)` less those that are cached), and seats for all its
+                              sequences (`group.max_num_seqs`)
+            Admission.LATER   otherwise
 
         A cached block that is free (`ref_count` 0) has to leave the free queue, so it counts as needed after all. While
         others run, `self.watermark_blocks` free blocks are not to be touched, so that they do not run dry at once.

@@ -88,5 +88,5 @@ def require_hypothesis() -> None:
     if find_spec("hypothesis") is None:
         raise LearnError(
             "checking needs the package hypothesis, which finds the smallest example that fails. "
-            "Install it with: pip install 'minipage[learn]'"
+            "Install it with: pip install hypothesis"
         )

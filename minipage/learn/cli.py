@@ -74,7 +74,7 @@ def run_learn(args: argparse.Namespace) -> int:
 
 def init(folder: Path) -> int:
     from minipage.learn.course import exercises, lessons
-    from minipage.learn.show import Screen
+    from minipage.learn.show import PROGRAM, Screen
     from minipage.learn.workspace import init
 
     if folder.exists() and not folder.is_dir():
@@ -86,13 +86,13 @@ def init(folder: Path) -> int:
     else:
         screen.line(f"{folder} has {len(exercises())} exercises in {len(lessons())} lessons. Now:")
     screen.line(f"    cd {folder}")
-    screen.line("    python -m minipage learn next       what to do first")
-    screen.line("    python -m minipage learn watch      in a second terminal: checks whenever you save")
+    screen.line(f"    {PROGRAM} learn next       what to do first")
+    screen.line(f"    {PROGRAM} learn watch      checks whenever you save")
     from importlib.util import find_spec
 
     if find_spec("hypothesis") is None:
         screen.line()
-        screen.line("Checking needs one more package: pip install 'minipage[learn]'")
+        screen.line("Checking needs one more package: pip install hypothesis")
     return 0
 
 
@@ -150,13 +150,15 @@ def check(space: Workspace, numbers: list[str], limit: float) -> int:
 
 def what_now(screen: Any, space: Workspace, exercises: list[Exercise]) -> None:
     """After a success: what minipage does, what comes next, and where the part can be seen at work."""
+    from minipage.learn.show import PROGRAM, relative
+
     lesson, upcoming = exercises[-1].lesson, space.next()
     screen.line()
-    screen.line(f"How minipage does it, and why: learn solution {exercises[-1].number}", "dim")
+    screen.line(f"How minipage does it, and why:  {PROGRAM} learn solution {exercises[-1].number}", "dim")
     if lesson.part and all(map(space.has_passed, lesson.exercises)):
-        screen.line(f"See your {lesson.part} at work:  python -m minipage demo --mine {space.folder}", "dim")
+        screen.line(f"See your {lesson.part} at work:  {PROGRAM} demo --mine {relative(space.folder)}", "dim")
     if upcoming is not None:
-        screen.line(f"Next is {upcoming.number} {upcoming.title}: learn next", "dim")
+        screen.line(f"Next is {upcoming.number} {upcoming.title}:  {PROGRAM} learn next", "dim")
 
 
 def watch(space: Workspace, limit: float) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from minipage.learn.workspace import Workspace
 STYLES = {PASSED: "bold green", TODO: "bold yellow", FAILED: "bold red"}
 PLAIN = str.maketrans({"→": ">", "·": ".", "…": "...", "█": "#", "░": "-", "–": "-"})
 WIDTH = 78
+PROGRAM = "python -m minipage" if Path(sys.argv[0]).name == "__main__.py" else "minipage"
 
 
 class Screen:
@@ -47,7 +49,10 @@ class Screen:
             self.line()
 
     def status(self, status: str, rest: str) -> None:
-        self.console.print(Text.assemble((f"{status:>7}", STYLES[status]), "  ", rest.translate(self.letters)))
+        first, *others = textwrap.wrap(rest, WIDTH - 9)
+        self.console.print(Text.assemble((f"{status:>7}", STYLES[status]), "  ", first.translate(self.letters)))
+        for line in others:
+            self.line(" " * 9 + line)
 
     # ---- verdicts
 
@@ -66,7 +71,7 @@ class Screen:
 
     def failure(self, exercise: Exercise, verdict: Verdict) -> None:
         if verdict.calls:
-            self.line("    The smallest sequence that shows it:")
+            self.line("    The smallest case that shows it:")
             for call in verdict.calls:
                 self.line("        " + call, "cyan")
             self.line()
@@ -85,7 +90,7 @@ class Screen:
             for line in verdict.printed.splitlines()[:10]:
                 self.line("        " + line, "dim")
             self.line()
-        self.line(f"    Stuck? learn hint {exercise.number}", "dim")
+        self.line(f"    Stuck? {PROGRAM} learn hint {exercise.number}", "dim")
 
     def value(self, label: str, value: str, style: str) -> None:
         text = Text.assemble(f"    {label:>8}  ", (value.translate(self.letters), style))
@@ -106,9 +111,10 @@ class Screen:
         self.line()
         upcoming = workspace.next()
         if upcoming is None:
-            self.line(f"All done. See your engine at work: python -m minipage demo --mine {workspace.folder}")
+            self.line(f"All done. See your engine at work: {PROGRAM} demo --mine {workspace.folder}")
         else:
-            self.line(f"Next is {upcoming.number} {upcoming.title} (learn next). One lesson: learn list 3")
+            self.line(f"Next is {upcoming.number} {upcoming.title}:  {PROGRAM} learn next")
+            self.line(f"The steps of a lesson:  {PROGRAM} learn list 3")
 
     def lesson(self, lesson: Lesson, workspace: Workspace) -> None:
         self.line(f"{lesson.number} {lesson.title}: {relative(workspace.file(lesson))}")
@@ -131,10 +137,26 @@ class Screen:
             doc = inspect.cleandoc(ast_docstring(node))
             if about := re.search(rf"Exercise {re.escape(exercise.number)}: (.*)", doc, flags=re.DOTALL):
                 self.line()
-                for text in about[1].splitlines():
-                    self.line("    " + text)
+                self.docstring(about[1])
                 self.line()
-        self.line("Write it in your editor, save, then: learn check", "dim")
+        self.line(f"Write it in your editor, save, then: {PROGRAM} learn check", "dim")
+
+    def docstring(self, text: str) -> None:
+        """A docstring, whose lines may be longer than the screen's: each paragraph, and each argument, wrapped anew."""
+        entries: list[str] = []
+        goes_on = False
+        for line in text.splitlines():
+            indent = len(line) - len(line.lstrip())
+            if goes_on and line and (indent == 0 or indent > len(entries[-1]) - len(entries[-1].lstrip())):
+                entries[-1] += " " + line.strip()
+            else:
+                entries.append(line)
+            goes_on = bool(line) and not line.endswith(":")
+        for entry in entries:
+            margin = "    " + " " * (len(entry) - len(entry.lstrip()))
+            further = margin + "    " * entry.startswith(" ")
+            lines = textwrap.wrap(entry.strip(), WIDTH, initial_indent=margin, subsequent_indent=further)
+            self.line("\n".join(lines))
 
     def solution(self, exercise: Exercise) -> None:
         self.line(f"{exercise.number} {exercise.title}: as minipage has it", "bold")
