@@ -138,7 +138,7 @@ def attend_piece(q, k, v, k_scales, v_scales, block_size, block_table, start, st
     num_heads = len(q)
     group = num_heads // k.shape[1]
     highest[:], total[:], acc[:] = -np.inf, 0, 0
-    slots = np.empty(STEP, np.uint64)  # [STEP]
+    slots = np.empty(2 * STEP, np.uint64)  # [2 * STEP]; of this step, and of the next one
     scores = np.empty((num_heads, STEP), q.dtype)  # [num_heads, STEP]; then the weights
     shrink = np.empty(num_heads, q.dtype)  # [num_heads]
     for begin in range(start, stop, STEP):
@@ -152,7 +152,7 @@ def attend_piece(q, k, v, k_scales, v_scales, block_size, block_table, start, st
             if v_scales is not None:
                 for j in range(STEP):
                     scores[h, j] *= v_scales[slots[j], h // group]
-        add_values(scores, v, slots, shrink, acc)
+        add_values(scores, k, v, slots, shrink, acc)
 
 
 @compiled
@@ -210,8 +210,11 @@ def multiply_keys(q, k, v, slots, scores):
 
 
 @compiled
-def add_values(weights, v, slots, shrink, acc):
-    """acc[h] = acc[h] * shrink[h] + the sum over j of weights[h, j] * v[slots[j], its head]"""
+def add_values(weights, k, v, slots, shrink, acc):
+    """acc[h] = acc[h] * shrink[h] + the sum over j of weights[h, j] * v[slots[j], its head]
+
+    Meanwhile the rows of k for the next step are fetched into the cache.
+    """
     num_heads, head_size = acc.shape
     group = num_heads // v.shape[1]
     for h in range(num_heads):
@@ -220,6 +223,8 @@ def add_values(weights, v, slots, shrink, acc):
             values = fma(filled(acc.dtype.type(0)), shrink[h], load(acc, (h, d)))
             for j in range(STEP):
                 values = fma(values, weights[h, j], load(v, (slots[j], kv_head, d)))
+                if h % group == 0:
+                    prefetch(k, (slots[STEP + j], kv_head, d))
             store(acc, (h, d), values)
 
 
