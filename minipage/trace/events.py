@@ -44,6 +44,8 @@ def sentences(change: dict[str, Any], before: Before, after: State) -> list[str]
         return forwards(after)
     if after.phase == "sample":
         return choices(after)
+    if after.phase == "failed":
+        return ["The step failed. What was half done is not trusted: whoever ran will be computed again."]
     return [
         *branches(change, after),
         *publications(before, after),

@@ -8,22 +8,23 @@ A step of the engine leaves a frame for each of its phases, taken when the phase
     forward    K and V of the chosen tokens are written, and attention has read the blocks of their sequences
     sample     the next tokens are chosen
     update     the sequences have them, and those that are done have given their blocks back
+    failed     something went wrong, and all of it has been taken back; then there is no "update"
 
 Whatever follows from these fields is a property here, so that all renderers show the same numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args, overload
 
 from minipage.memory import BlockCopy, blocks_needed
 from minipage.memory.contiguous import SlotUsage
 
-Phase = Literal["schedule", "copy", "attend", "forward", "sample", "update"]
+Phase = Literal["schedule", "copy", "attend", "forward", "sample", "update", "failed"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
-STOPS = ("attend", "update")
+STOPS = ("attend", "update", "failed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +64,47 @@ class BlockFrame:
     holders: tuple[str, ...]  # the labels of the sequences whose block tables hold it
     cached: bool  # the prefix cache can find it, be it in use or free
     tokens: tuple[str, ...]  # the words in it: as many as it has filled slots
+
+
+FREE = BlockFrame(0, 0, (), False, ())
+
+
+class Blocks(Sequence[BlockFrame]):
+    """All blocks of a pool, by number. Only those that hold something are kept, so a large pool costs no more."""
+
+    def __init__(self, num_blocks: int, kept: Mapping[int, BlockFrame]) -> None:
+        self._num_blocks = num_blocks
+        self._kept = dict(sorted(kept.items()))
+
+    def __len__(self) -> int:
+        return self._num_blocks
+
+    @overload
+    def __getitem__(self, number: int) -> BlockFrame: ...
+    @overload
+    def __getitem__(self, number: slice) -> tuple[BlockFrame, ...]: ...
+    def __getitem__(self, number: int | slice) -> BlockFrame | tuple[BlockFrame, ...]:
+        if isinstance(number, slice):
+            return tuple(self._kept.get(i, FREE) for i in range(self._num_blocks)[number])
+        return self._kept.get(range(self._num_blocks)[number], FREE)
+
+    def items(self) -> Iterable[tuple[int, BlockFrame]]:
+        """(number, block) of those that hold something."""
+        return self._kept.items()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Blocks) and (self._num_blocks, self._kept) == (other._num_blocks, other._kept)
+
+    def __hash__(self) -> int:
+        return hash((self._num_blocks, *self._kept.items()))
+
+    def __repr__(self) -> str:
+        return f"Blocks({self._num_blocks}, {self._kept})"
+
+
+def occupied(blocks: Sequence[BlockFrame]) -> Iterable[tuple[int, BlockFrame]]:
+    """(number, block) of those that hold something."""
+    return blocks.items() if isinstance(blocks, Blocks) else enumerate(blocks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +244,7 @@ class Frame:
     waiting: tuple[str, ...]  # labels, next one first
     running: tuple[str, ...]  # labels, oldest first
     swapped: tuple[str, ...]  # labels of those whose blocks are in the swap pool, next to come back first
-    blocks: tuple[BlockFrame, ...]  # the whole pool, by block number
+    blocks: Sequence[BlockFrame]  # the whole pool, by block number
     free_queue: tuple[int, ...]  # free blocks, next one first
     chunks: tuple[ChunkFrame, ...]  # what this step computes, in the order of the batch
     swap_out: tuple[BlockCopy, ...]  # (block, swap block): saved first of all
@@ -236,12 +278,12 @@ class Frame:
 
     @property
     def num_used_blocks(self) -> int:
-        return sum(block.ref_count > 0 for block in self.blocks)
+        return sum(block.ref_count > 0 for _, block in occupied(self.blocks))
 
     @property
     def num_stored_tokens(self) -> int:
         """Slots in use that hold a token; a shared slot counts once."""
-        return sum(block.num_filled for block in self.blocks if block.ref_count)
+        return sum(block.num_filled for _, block in occupied(self.blocks) if block.ref_count)
 
     @property
     def num_wasted_slots(self) -> int:
@@ -258,7 +300,7 @@ class Frame:
     def segments(self) -> list[Segment]:
         """What lies where in the pool, from the first slot to the last; a shared block counts for its first holder."""
         told = []
-        for number, block in enumerate(self.blocks):
+        for number, block in occupied(self.blocks):
             if block.holders:
                 ends: dict[Use, int] = {"stored": block.num_filled, "reserved": self.block_size}
                 told += segments_between(number * self.block_size, block.holders[0], ends)
@@ -299,7 +341,7 @@ def segments_between(start: int, label: str, ends: dict[Use, int]) -> list[Segme
 
 
 def is_stop(frame: Frame) -> bool:
-    """Whether to stop here when going step by step: a step is over, or a block has been read inside the kernel."""
+    """Whether to stop here when going step by step: a step is over, or inside the kernel a block has been read."""
     return frame.phase in STOPS
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from minipage.trace.events import decimals
-from minipage.trace.frames import AttentionFrame, BlockFrame, ContiguousFrame, Frame, SequenceFrame
+from minipage.trace.frames import AttentionFrame, BlockFrame, ContiguousFrame, Frame, SequenceFrame, occupied
 from minipage.trace.glyphs import PALETTE
 from minipage.trace.state import num_common
 
@@ -90,7 +90,7 @@ def notebook(frames: Iterable[Frame], title: str = TITLE, subtitle: str = "", st
 
 def as_tree(frame: Frame) -> Tree:
     """What the viewer shows of a frame. What is empty is left out: most blocks of a large pool are."""
-    blocks = {str(number): _fields(block, BLOCK_FIELDS) for number, block in enumerate(frame.blocks)}
+    blocks = {str(number): _fields(block, BLOCK_FIELDS) for number, block in occupied(frame.blocks)}
     return _fields(frame, STEP_FIELDS) | {
         "num_blocks": len(frame.blocks),
         "num_free": len(frame.free_queue),

@@ -12,6 +12,7 @@ large the pool is. A test replays every frame beside the engine and compares.
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,25 @@ def record(llm: LLM, title: str = "") -> Iterator[Trace]:
     with ExitStack() as stack:
         for owner, name, method in recorder.replacements():
             stack.enter_context(replaced(owner, name, method))
+        stack.enter_context(few_collections())
         yield recorder.trace
+
+
+@contextmanager
+def few_collections() -> Iterator[None]:
+    """Let the garbage collector leave alone what is there already.
+
+    A trace is many small objects, which make the collector run, and then it looks at all that there are: the libraries'
+    hundred thousand, too. That took more time than the recording itself.
+    """
+    if gc.get_freeze_count():  # somebody has done it before us, and may want it to stay
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager
@@ -93,18 +112,26 @@ class _Recorder:
         self._phases = {name: getattr(self.llm, name) for _, name, _ in phases}
         operations = {"allocate": "take", "allocate_many": "take", "free": "free", "share": "share", "revive": "revive"}
         pool = [(self.pool, name, self._watched(getattr(self.pool, name), op)) for name, op in operations.items()]
+        self._recompute_all = self.llm.scheduler.recompute_all
+        failure = (self.llm.scheduler, "recompute_all", self._on_failure)
         if self.cache is None:
-            return [*phases, *pool]
+            return [*phases, *pool, failure]
         self._publish, self._reset = self.cache.publish, self.cache.reset
-        return [*phases, *pool, (self.cache, "publish", self._on_publish), (self.cache, "reset", self._on_reset)]
+        return [
+            *phases,
+            *pool,
+            failure,
+            (self.cache, "publish", self._on_publish),
+            (self.cache, "reset", self._on_reset),
+        ]
 
     # ---- the phases
 
     def schedule(self) -> StepPlan:
         self._step += 1
         change: Change = {"step": self._step, "phase": "schedule"}
-        gone = {seq: self._reason(seq) for seq in self._live if self._is_gone(seq)}
-        if gone or self._operations:  # aborted, or a step failed
+        gone = self._gone()
+        if gone or self._operations:  # aborted
             change["earlier"] = self._look(gone)
         newcomers = self._newcomers()
         plan: StepPlan = self._phases["schedule"]()
@@ -140,6 +167,11 @@ class _Recorder:
         self._phases["update"](plan, tokens)
         done = {seq: reason(requests.get(self._group_of[seq].group_id), seq) for seq in self._live if seq.finished}
         self._passed("update", **self._look(done, self._newcomers()))
+
+    def _on_failure(self) -> None:
+        """The engine takes a step back that failed."""
+        self._recompute_all()
+        self._passed("failed", **self._look(self._gone()))
 
     def _passed(self, phase: str, **facts: Any) -> None:
         self.trace.changes.append({"step": self._step, "phase": phase} | facts)
@@ -214,6 +246,10 @@ class _Recorder:
         for token_id in token_ids:
             if token_id not in self._words:
                 self._words[token_id] = token_bytes(self.llm.tokenizer, token_id)
+
+    def _gone(self) -> dict[Sequence, str]:
+        """Who is finished since the last look, and why."""
+        return {seq: self._reason(seq) for seq in self._live if self._is_gone(seq)}
 
     def _is_gone(self, seq: Sequence) -> bool:
         return seq.finished or self._group_of[seq].status is Status.FINISHED

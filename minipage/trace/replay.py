@@ -23,7 +23,7 @@ from minipage.trace.frames import STOPS, Frame
 from minipage.trace.state import Change, State, Vocabulary
 
 VERSION = 2  # 2: what the scenarios `fragmentation` and `kernel` show
-CHECKPOINT = 256  # phases between two states that are kept whole
+CHECKPOINT = 256  # phases between two states that are kept whole; with a large pool, more
 ROUTINE = (
     "attend",
     "forward",
@@ -40,7 +40,8 @@ class Trace(Sequence[Frame]):
         self.changes: list[Change] = []
         self.stories: dict[int, str] = {}  # what a scenario says to a step
         self._vocabulary = vocabulary
-        self._checkpoints = [State(header, vocabulary)]  # before changes 0, CHECKPOINT, 2 * CHECKPOINT, ...
+        self._checkpoints = [State(header, vocabulary)]  # before changes 0, distance, 2 * distance, ...
+        self._distance = max(CHECKPOINT, len(header["ref_counts"]) // 16)
         self._ahead = self._checkpoints[0].copy()  # before the change `_next`
         self._next = 0
 
@@ -90,13 +91,13 @@ class Trace(Sequence[Frame]):
 
     def _go_to(self, index: int) -> None:
         """Bring `_ahead` to the moment before a change: from where it is, or from the last whole state before it."""
-        nearest = min(index // CHECKPOINT, len(self._checkpoints) - 1)
-        if index < self._next or self._next < nearest * CHECKPOINT:
-            self._ahead, self._next = self._checkpoints[nearest].copy(), nearest * CHECKPOINT
+        nearest = min(index // self._distance, len(self._checkpoints) - 1)
+        if index < self._next or self._next < nearest * self._distance:
+            self._ahead, self._next = self._checkpoints[nearest].copy(), nearest * self._distance
         while self._next < index:
             play(self.changes[self._next], self._ahead)
             self._next += 1
-            if self._next == len(self._checkpoints) * CHECKPOINT:
+            if self._next == len(self._checkpoints) * self._distance:
                 self._checkpoints.append(self._ahead.copy())
 
     def _repr_html_(self) -> str:

@@ -26,6 +26,7 @@ from minipage.trace.frames import (
     PHASES,
     AttentionFrame,
     BlockFrame,
+    Blocks,
     ChosenToken,
     ChunkFrame,
     ContiguousFrame,
@@ -84,7 +85,8 @@ class State:
         self.max_num_batched_tokens: int = header["max_num_batched_tokens"]
         self.vocabulary = vocabulary
         self.free_queue = dict.fromkeys(header["free_queue"])  # in order
-        self.ref_counts: list[int] = header["ref_counts"].copy()
+        self.num_blocks = len(header["ref_counts"])
+        self.ref_counts = {block: count for block, count in enumerate(header["ref_counts"]) if count}  # of those in use
         self.cached = set(header["cached"])
         self.texts: dict[str, Text] = {}  # unfinished when this step began
         self.finished_before: tuple[SequenceFrame, ...] = ()
@@ -133,6 +135,8 @@ class State:
         self.phase, self.story = change["phase"], change.get("story", "")
         self.apply_facts(change)
         self._attend(change)
+        if self.phase == "failed":
+            self.chunks, self.moves = [], {}
 
     def apply_facts(self, change: Change) -> None:
         for new in change.get("new", ()):
@@ -159,7 +163,7 @@ class State:
         self.chosen = [tuple(token) for token in change["chosen"]] if "chosen" in change else self.chosen
         self.prefix = tuple(change.get("prefix", self.prefix))
         for name, operations in change.get("contiguous", {}).items():
-            empty = ContiguousFrame(name, len(self.ref_counts) * self.block_size)
+            empty = ContiguousFrame(name, self.num_blocks * self.block_size)
             self.contiguous[name] = self.contiguous.get(name, empty).after(operations)
 
     def _attend(self, change: Change) -> None:
@@ -188,6 +192,7 @@ class State:
         elif operation == "free":
             self.ref_counts[block] -= 1
             if self.ref_counts[block] == 0:
+                del self.ref_counts[block]
                 self.free_queue[block] = None
         elif operation == "publish":
             self.cached.add(block)
@@ -267,7 +272,7 @@ class State:
         slots = tuple(blocks[i // size] * size + i % size for i in range(start, start + num_tokens))
         return ChunkFrame(label, start, num_tokens, slots)
 
-    def _blocks(self, words: dict[str, tuple[str, ...]]) -> tuple[BlockFrame, ...]:
+    def _blocks(self, words: dict[str, tuple[str, ...]]) -> Blocks:
         """The physical pool: counts as the pool keeps them; holders and words as the block tables say."""
         size, words = self.block_size, self.words | words
         holders: dict[int, list[str]] = {}
@@ -281,9 +286,9 @@ class State:
             if block in self.homes:
                 label, logical = self.homes[block]
                 stored[block] = words[label][logical * size : (logical + 1) * size]
-        return tuple(
-            BlockFrame(
-                count, len(stored.get(i, ())), tuple(holders.get(i, ())), i in self.cached, tuple(stored.get(i, ()))
-            )
-            for i, count in enumerate(self.ref_counts)
-        )
+        kept = {}
+        for block in self.ref_counts.keys() | self.cached:
+            words_in_it = tuple(stored.get(block, ()))
+            whose, cached = tuple(holders.get(block, ())), block in self.cached
+            kept[block] = BlockFrame(self.ref_counts.get(block, 0), len(words_in_it), whose, cached, words_in_it)
+        return Blocks(self.num_blocks, kept)

@@ -20,7 +20,7 @@ from rich.console import Group
 from rich.text import Text
 
 from minipage.trace.boxes import request_lines
-from minipage.trace.frames import Frame
+from minipage.trace.frames import Frame, occupied
 from minipage.trace.glyphs import BOLD, DIM, UNICODE, Glyphs, chip, spread
 from minipage.trace.lanes import lane_lines
 from minipage.trace.lanes import legend as lane_legend
@@ -147,7 +147,7 @@ def _header(frame: Frame, width: int, glyphs: Glyphs) -> Text:
     cells = min(16, budget)
     filled = -(-used * cells // budget)
     left = Text.assemble(("minipage", BOLD), f" {glyphs.bullet} step ", (str(frame.step), BOLD))
-    if frame.phase != "update":
+    if frame.phase != "update":  # which goes without saying
         left.append(f" {glyphs.bullet} ").append(frame.phase, BOLD)
     right = Text.assemble(
         f"{used} of at most {budget} tokens computed ",
@@ -184,7 +184,9 @@ def _rule(title: str, legend: str, width: int, glyphs: Glyphs) -> Text:
 
 def _legend(frame: Frame, glyphs: Glyphs) -> str:
     first, middle, last = glyphs.fills[1], glyphs.fills[4], glyphs.fills[-1]
-    known = f"  {CACHED} free, still known" if any(b.cached and not b.ref_count for b in frame.blocks) else ""
+    known = (
+        f"  {CACHED} free, still known" if any(b.cached and not b.ref_count for _, b in occupied(frame.blocks)) else ""
+    )
     return f"{first}{middle}{last} fill  * written now  {glyphs.slot * 2} free{known}"
 
 
@@ -225,7 +227,7 @@ def _share(room: int, wanted: list[int]) -> list[int]:
 def _events(frame: Frame, width: int, room: int | None, glyphs: Glyphs) -> list[Text]:
     """The sentences, wrapped; exactly `room` lines if that is given."""
     lines = [Text(part, BOLD) for part in textwrap.wrap(frame.story, width)]
-    for event in frame.events if frame.phase == "update" else frame.phase_events:
+    for event in frame.events if frame.phase in ("update", "failed") else frame.phase_events:
         for i, part in enumerate(textwrap.wrap(event, width - 2)):
             lines.append(Text(f"{glyphs.bullet} {part}" if i == 0 else f"  {part}"))
     if room is None:

@@ -24,7 +24,8 @@ const trees = []; // one for each frame
 for (const delta of trace.deltas) trees.push(patch(trees.at(-1) ?? {}, delta));
 
 const everSwaps = trees.some((tree) => tree.swapped || tree.swap_out || tree.swap_in);
-const everAttends = trees.some((tree) => tree.attention);
+const RARE = ["attend", "failed"]; // phases that are named only where they occur
+const ever = Object.fromEntries(trees.map((tree) => [tree.phase, true]));
 const everTells = trees.some((tree) => tree.story);
 // The last phase of each step, and every look inside attention.
 const ends = trees.map((_, i) => i).filter((i) => trees[i].attention || trees[i + 1]?.step !== trees[i].step);
@@ -90,7 +91,7 @@ function showFrame(tree, before) {
 // "Step 4" and its phases: those that this step has, the one that is shown, and a way to the others.
 function drawClock(tree) {
   byId("step").textContent = `Step ${tree.step}`;
-  const items = PHASES.filter((phase) => phase !== "attend" || everAttends).map((phase) => {
+  const items = PHASES.filter((phase) => ever[phase] || !RARE.includes(phase)).map((phase) => {
     const index = all.findIndex((i) => trees[i].step === tree.step && trees[i].phase === phase);
     const button = make("button", { type: "button", disabled: index < 0 && "disabled", "data-key": `phase ${phase}`,
       "aria-current": (now.steps || phase === tree.phase) && index >= 0 && "step" }, phase);

@@ -10,7 +10,7 @@
 // which it is found in the other pane.
 "use strict";
 
-const PHASES = ["schedule", "copy", "attend", "forward", "sample", "update"];
+const PHASES = ["schedule", "copy", "attend", "forward", "sample", "update", "failed"];
 const BIG_POOL = 40, HUGE_POOL = 160, MOST_CELLS = 2000; // blocks: then without words, then without slots, then cut off
 const MANY_BLOCKS = 8, LAST_BLOCKS = 4; // a text with so many blocks shows the words of the last ones only
 const MANY_WIRES = 28; // then only those that are looked at, or written, are drawn

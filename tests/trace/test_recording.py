@@ -219,7 +219,7 @@ def test_a_block_that_no_sequence_holds(llm):
 
 
 def test_a_failed_step_is_survived(llm, monkeypatch):
-    """The engine takes back a step that fails; the next frame shows what is true then."""
+    """The engine takes back a step that fails, and a frame shows what is true then."""
     forward, failures = llm.forward, iter([False, False, True])
 
     def sometimes(plan):
@@ -234,7 +234,9 @@ def test_a_failed_step_is_survived(llm, monkeypatch):
             try:
                 llm.step()
             except RuntimeError:
-                assert trace[-1].phase == "schedule"
+                assert trace[-1].phase == "failed" and "The step failed." in trace[-1].phase_events[0]
+                assert state_in(trace[-1]) == state_of(llm)
+                assert not trace[-1].written_blocks and "computed again" in "".join(screen(trace[-1]))
     assert [frame.step for frame in trace.steps] == [1, 2, 4, 5, 6]
     assert trace.steps[2].chunks[0].start == 0, "what was half written was not computed again"
     assert trace.steps[-1].sequences[0].finish_reason == "length"
