@@ -8,9 +8,11 @@ replay.py    a trace: those changes, saved and loaded, and the frames that follo
              events.py puts them into words
 terminal.py  draws a frame in a terminal: boxes.py the requests, pool.py the memory, glyphs.py has letters and colours
 player.py    steps through frames on a full screen, with keys.py for the keyboard
-html.py      makes a page of them; viewer.html, viewer.css and the two scripts are its parts
+lanes.py     draws memories side by side, walk_lines.py one attention call from inside
+html.py      makes a page of them; viewer.html, viewer.css and three scripts are its parts
 exports.py   pictures, terminal recordings, timelines
-scenarios.py the stories of the demo; demo.py runs them
+scenarios.py the stories of the demo; story.py says what a story is, demo.py runs them
+comparison.py and walk.py record what two of them show beside the engine: other memories, the inside of a kernel
 
 Nothing here is imported by the engine, and no renderer keeps books of its own: what it draws is in the frame.
 """

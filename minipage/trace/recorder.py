@@ -112,18 +112,14 @@ class _Recorder:
         self._phases = {name: getattr(self.llm, name) for _, name, _ in phases}
         operations = {"allocate": "take", "allocate_many": "take", "free": "free", "share": "share", "revive": "revive"}
         pool = [(self.pool, name, self._watched(getattr(self.pool, name), op)) for name, op in operations.items()]
-        self._recompute_all = self.llm.scheduler.recompute_all
-        failure = (self.llm.scheduler, "recompute_all", self._on_failure)
-        if self.cache is None:
-            return [*phases, *pool, failure]
-        self._publish, self._reset = self.cache.publish, self.cache.reset
-        return [
-            *phases,
-            *pool,
-            failure,
-            (self.cache, "publish", self._on_publish),
-            (self.cache, "reset", self._on_reset),
-        ]
+        watched: list[tuple[object, str, Callable[..., Any]]] = [*phases, *pool]
+        self._recompute_all = getattr(self.llm.scheduler, "recompute_all", None)
+        if self._recompute_all:  # a learner's scheduler may not have it yet
+            watched.append((self.llm.scheduler, "recompute_all", self._on_failure))
+        if self.cache is not None:
+            self._publish, self._reset = self.cache.publish, self.cache.reset
+            watched += [(self.cache, "publish", self._on_publish), (self.cache, "reset", self._on_reset)]
+        return watched
 
     # ---- the phases
 
@@ -170,6 +166,7 @@ class _Recorder:
 
     def _on_failure(self) -> None:
         """The engine takes a step back that failed."""
+        assert self._recompute_all is not None
         self._recompute_all()
         self._passed("failed", **self._look(self._gone()))
 

@@ -12,7 +12,7 @@ import pytest
 MINIPAGE = [sys.executable, "-m", "minipage"]
 QUIET = {"OPENBLAS_NUM_THREADS": "1"}  # tests share their cores with other tests
 LAST_STEP = 23  # of the demo; if the model or the story changes, so does this
-PATIENCE = 30  # seconds; a machine that compiles the kernels first needs some of them
+PATIENCE = 90  # seconds; a machine that compiles the kernels first needs some of them
 SIZES = [(80, 24), (160, 48)]
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX terminal")
 
