@@ -61,6 +61,8 @@ def run_learn(args: argparse.Namespace) -> int:
         return grade(Path(args.folder), args.exercises, args.time_limit, args.json)
     from minipage.learn import workspace
 
+    if args.learn == "list" and args.dir is None and not workspace.is_inside_one():
+        return show_catalogue()
     space = workspace.find(args.dir)
     if args.learn == "check":
         return check(space, args.exercises, args.time_limit)
@@ -93,6 +95,21 @@ def init(folder: Path) -> int:
     if find_spec("hypothesis") is None:
         screen.line()
         screen.line("Checking needs one more package: pip install hypothesis")
+    return 0
+
+
+def show_catalogue() -> int:
+    """What there is, for somebody who has no workspace yet."""
+    from minipage.learn.course import exercises, lessons
+    from minipage.learn.show import PROGRAM, Screen
+
+    screen = Screen()
+    screen.line(f"{len(exercises())} exercises in {len(lessons())} lessons; together they are a paged engine:")
+    screen.line()
+    for lesson in lessons():
+        screen.line(f"{lesson.number:>3} {lesson.title:<34} {len(lesson.exercises)} steps")
+    screen.line()
+    screen.line(f"To begin:  {PROGRAM} learn init my-minipage")
     return 0
 
 

@@ -143,6 +143,11 @@ def write_state(folder: Path, state: dict[str, Any]) -> None:
     temporary.replace(folder / STATE)  # all of it or nothing, whatever happens meanwhile
 
 
+def is_inside_one() -> bool:
+    here = Path.cwd()
+    return any((parent / STATE).exists() for parent in [here, *here.parents])
+
+
 def find(folder: str | None) -> Workspace:
     """The workspace in `folder`, or else the one that the current folder is in."""
     if folder is not None:

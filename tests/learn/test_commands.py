@@ -138,8 +138,10 @@ def test_bad_input_is_a_sentence(space, capsys, arguments, words):
 
 def test_outside_of_a_workspace_it_says_how_to_make_one(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    code, _, err = learn(capsys)
+    code, _, err = learn(capsys, "next")
     assert code == 2 and "learn init my-minipage" in err
+    code, out, _ = learn(capsys)
+    assert code == 0 and "3 The block pool" in out and "learn init my-minipage" in out
 
 
 def test_a_damaged_state_file_is_a_sentence(space, capsys):
