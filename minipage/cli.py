@@ -98,6 +98,8 @@ ENGINE: Options = MODEL | {
     "block_size": (int, "tokens in a block (default 16)"),
     "num_blocks": (int, "blocks in the pool"),
     "memory": (str, 'memory for the pool, such as "512MiB", instead of num-blocks (default 1 GiB)'),
+    "device": (str, "cpu, or cuda for an NVIDIA GPU (default cpu)"),
+    "dtype": (str, "float32, or with a GPU also bfloat16 or float16 (default float32)"),
 }
 SAMPLING: Options = {
     "max_tokens": (int, f"tokens to generate for each text (default {MAX_TOKENS})"),

@@ -15,6 +15,7 @@ import minipage.attention.cuda as kernels
 from minipage.attention import KVCache
 from minipage.attention.cuda.arrays import to_host
 from minipage.batch import Batch, PagedAttention, make_batch
+from minipage.errors import ConfigurationError
 from minipage.gpu.arrays import for_kernels, from_kernels, zeros
 from minipage.memory import BlockPool
 from minipage.model.gpt import GPT, Array, Attend
@@ -36,7 +37,15 @@ class GPURunner(ModelRunner):
 
     def allocate(self, block_pool: BlockPool, swap_pool: BlockPool | None) -> None:
         on_gpu = partial(zeros, self.somewhere)
-        self.kv_cache = KVCache.of(block_pool, *self._kv_sizes, on_gpu)
+        try:
+            self.kv_cache = KVCache.of(block_pool, *self._kv_sizes, on_gpu)
+        except (MemoryError, RuntimeError) as error:  # CuPy's, and PyTorch's
+            if "out of memory" not in str(error).lower():
+                raise
+            raise ConfigurationError(
+                f"the GPU has no room for {block_pool.num_blocks:,} blocks of {block_pool.block_size} tokens. "
+                f"Lower num_blocks or memory. ({error})"
+            ) from error
         self.swap_cache = KVCache.of(swap_pool, *self._kv_sizes, kernels.pinned) if swap_pool else None
 
     def copy(self, plan: StepPlan) -> None:

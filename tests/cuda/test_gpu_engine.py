@@ -138,6 +138,23 @@ def test_what_makes_no_sense_on_a_gpu_is_refused(tiny, options, words):
         gpu_llm(tiny, **options)
 
 
+def test_too_many_blocks_for_the_gpu_are_refused(tiny, monkeypatch):
+    if is_simulated():
+
+        def no_room(*arguments):
+            raise RuntimeError("CUDA out of memory. Tried to allocate 1 TiB.")
+
+        monkeypatch.setattr("minipage.gpu.runner.zeros", no_room)
+    with pytest.raises(ConfigurationError, match="no room for 1,000,000,000 blocks of 4 tokens"):
+        gpu_llm(tiny, block_pool=Endless())
+
+
+class Endless:
+    """A pool of as many blocks as no GPU has room for."""
+
+    num_blocks, block_size = 1_000_000_000, 4
+
+
 # ---- the parts
 
 
