@@ -20,6 +20,7 @@ import numpy as np
 from minipage.attention import KVCache, cpu, reference
 from minipage.attention.quantize import kv_dtype
 from minipage.batch import PagedAttention
+from minipage.compiled_gpt import CompiledGPT
 from minipage.errors import ConfigurationError, InvalidRequestError
 from minipage.memory import BlockPool, BlockTable, PrefixCache
 from minipage.model.arrays import place_model
@@ -109,6 +110,8 @@ class LLM:
         placed = place_model(config, weights, arrays or ("numpy" if device == "cpu" else "torch"), dtype, device)
         kept_as = kv_dtype(dtype if kv_cache_dtype == "auto" else kv_cache_dtype)
         if device == "cpu":
+            if arrays in (None, "numpy"):
+                placed = CompiledGPT(config, placed.weights)
             self.runner = ModelRunner(placed, kept_as, find(attention or "cpu", ATTENTION, "attention"))
         else:
             from minipage.gpu import gpu_runner  # what a CPU does not need is not even loaded

@@ -92,9 +92,9 @@ def memories(num_slots: int = NUM_SLOTS, block_size: int = BLOCK_SIZE) -> dict[s
     }
 
 
-def contiguous(rule: ReservationRule, num_slots: int) -> Memory:
+def contiguous(rule: ReservationRule, num_slots: int, max_model_len: int = MAX_MODEL_LEN) -> Memory:
     allocator = BuddyAllocator(num_slots)
-    return lambda request: ContiguousTable(allocator, rule(*request, MAX_MODEL_LEN))
+    return lambda request: ContiguousTable(allocator, rule(*request, max_model_len))
 
 
 def paged(num_slots: int, block_size: int) -> Memory:
