@@ -113,16 +113,45 @@ def probabilities(logits: npt.NDArray[Any], params: SamplingParams) -> npt.NDArr
         scaled = (logits.astype(np.float64) - logits.max()) / params.temperature  # [V]
     p: npt.NDArray[np.float64] = np.exp(scaled)  # [V]
     p /= p.sum()
-    if 0 < params.top_k < len(p) or params.top_p < 1:
-        likely_first = np.argsort(-p, kind="stable")  # [V] token ids
-        if params.top_k > 0:
-            p[likely_first[params.top_k :]] = 0
-        if params.top_p < 1:
-            reached_before = np.cumsum(p[likely_first]) - p[likely_first]  # [V]; probability of all likelier tokens
-            p[likely_first[reached_before >= params.top_p * p.sum()]] = 0
+    if 0 < params.top_k < len(p):
+        drop_all_but(most_likely(p, params.top_k), p)
+    if params.top_p < 1:
+        drop_all_but(find_nucleus(p, params.top_p), p)
     p[p < params.min_p * p.max()] = 0
     p /= p.sum()
     return p
+
+
+def most_likely(p: npt.NDArray[Any], count: int) -> npt.NDArray[np.intp]:
+    """The token ids of the `count` largest of p [V], largest first; of equals the smaller id."""
+    if count == 0:
+        return np.zeros(0, np.intp)  # [0]
+    token_ids: npt.NDArray[np.intp] = np.arange(len(p))  # [V]
+    if count < len(p):  # sorting all of them would take several times longer
+        token_ids = np.flatnonzero(p >= np.partition(p, -count)[-count])  # [count, or more if some are equal]
+    token_ids = token_ids[np.argsort(-p[token_ids], kind="stable")][:count]  # [count]
+    return token_ids
+
+
+def find_nucleus(p: npt.NDArray[Any], top_p: float) -> npt.NDArray[np.intp]:
+    """The token ids of the fewest most likely tokens that together have the share `top_p` of p [V]."""
+    wanted = top_p * p.sum()
+    token_ids = np.flatnonzero(p)  # [possible]
+    count = 256
+    while True:
+        best = token_ids[most_likely(p[token_ids], count)]  # [count, or all that are possible]
+        reached_before = np.cumsum(p[best]) - p[best]  # [like best]; probability of all likelier tokens
+        if len(best) == len(token_ids) or reached_before[-1] >= wanted:
+            nucleus: npt.NDArray[np.intp] = best[reached_before < wanted]  # [size of the nucleus]
+            return nucleus
+        count *= 8
+
+
+def drop_all_but(token_ids: npt.NDArray[np.intp], p: npt.NDArray[Any]) -> None:
+    """p [V]: all others become 0."""
+    kept = p[token_ids]  # [kept]
+    p[:] = 0
+    p[token_ids] = kept
 
 
 def log_softmax(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
@@ -163,7 +192,7 @@ def sample_batch(logits: npt.NDArray[Any], draws: Sequence[tuple[int, Draw]]) ->
 def top_logprobs(logits: npt.NDArray[Any], token_id: int, count: int) -> dict[int, tuple[float, int]]:
     """{token id: (log probability, rank)} of `token_id` and of the `count` most likely tokens; logits: [V]."""
     logprobs = log_softmax(logits)  # [V]
-    likely_first = np.argsort(-logprobs, kind="stable")[:count]  # [count] token ids
+    likely_first = most_likely(logprobs, count)  # [count]
     rank = 1 + int((logprobs > logprobs[token_id]).sum())
     return {token_id: (float(logprobs[token_id]), rank)} | {
         int(token): (float(logprobs[token]), place) for place, token in enumerate(likely_first, 1)
