@@ -71,7 +71,7 @@ class Size(NamedTuple):
     shorter: int  # times shorter than ShareGPT's texts
 
 
-FULL = Size(num_requests=64, max_num_seqs=64, num_rounds=3, shorter=SHORTER)
+FULL = Size(num_requests=32, max_num_seqs=32, num_rounds=3, shorter=SHORTER)  # half an hour, most of it static batches
 QUICK = Size(num_requests=16, max_num_seqs=16, num_rounds=1, shorter=16)
 
 
@@ -191,7 +191,7 @@ def show(figures: dict[tuple[str, str], list[Figures]], rounds: list[dict[tuple[
         middle = Figures(*(statistics.median(column) for column in zip(*each)))
         speeds = [one.tokens_per_s for one in each]
         table.add_row(
-            f"{name}, {SHORT[dtype]}",
+            f"{name.split()[0]} {SHORT[dtype]}",
             f"{middle.tokens_per_s:.1f} ±{(max(speeds) - min(speeds)) / 2:.1f}",
             f"{middle.first_token_median:.2f} / {middle.first_token_p99:.2f}",
             f"{1000 * middle.between_median:.0f} / {1000 * middle.between_p99:.0f}",
