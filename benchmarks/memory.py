@@ -240,8 +240,13 @@ def charts(results: dict[str, list[dict[str, Any]]]) -> list[Chart]:
     rows = results["fit"]
     names = [row["memory"].replace("reserve ", "reserve\n").replace("paged, ", "paged,\n") for row in rows]
     return [
-        Chart("Sequences at a time in the same memory", "sequences", names, {"": [row["sequences"] for row in rows]}),
-        Chart("Memory wasted", "%", names, {"": [row["waste"] for row in rows]}),
+        Chart(
+            "Sequences at a time in the same memory",
+            "sequences",
+            names,
+            {"sequences": [row["sequences"] for row in rows]},
+        ),
+        Chart("Memory wasted", "%", names, {"waste": [row["waste"] for row in rows]}),
     ]
 
 
