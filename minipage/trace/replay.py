@@ -12,8 +12,10 @@ occur), then one line a phase, a change as state.py describes it.
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import overload
 
@@ -125,7 +127,7 @@ class Trace(Sequence[Frame]):
         """Read what `save` has written. Raises TraceError if it is no trace, a damaged or a newer one; OSError."""
         number = 1
         try:
-            with open(path, encoding="utf-8") as file:
+            with open(path, encoding="utf-8") as file, no_collections():
                 header = json.loads(file.readline())
                 if not isinstance(header, dict) or not isinstance(header.get("minipage_trace"), int):
                     raise TraceError(f"{path} is not a trace: its first line has no minipage_trace version.")
@@ -146,6 +148,18 @@ class Trace(Sequence[Frame]):
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             raise TraceError(f"{path} is damaged: line {number} cannot be replayed ({error!r}).") from error
         return trace
+
+
+@contextmanager
+def no_collections() -> Iterator[None]:
+    """Many small objects are made, and none becomes garbage: looking for some takes longer than making them."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def play(change: Change, state: State, *, tell: bool = False) -> list[str]:
