@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from minipage.attention.quantize import numbers_of
@@ -59,7 +60,8 @@ class Mine:
         theirs = [f"{part} (lesson {solution.lesson.number})" for part, solution in self.solutions.items()]
         others = [f"{part} (next: {number})" for part, number in self.unwritten.items()]
         lines = [f"Your parts: {', '.join(theirs)}."]
-        return [*lines, f"minipage's own, until you write them: {', '.join(others)}."] if others else lines
+        lines += [f"minipage's own, until you write them: {', '.join(others)}."] if others else []
+        return [part for line in lines for part in wrap(line, 79, subsequent_indent="    ")]
 
     # ---- the parts
 
