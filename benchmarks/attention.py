@@ -417,11 +417,11 @@ def say_whether_fast_enough(results: list[dict[str, Any]]) -> None:
         if entry["kind"] == "decode" and entry["heads"]["name"] == GPT2.name
         if entry["batch"] >= 16 and entry["context"] >= 1024
     ]
-    goal("decode, fp32, batch 16 and 64, context 1K and 4K: times SDPA", [m["fp32"]["times SDPA"] for m in large], 1.1)
-    goal("  share of what reading gives", [m["fp32"]["share of reading"] for m in large], 0.9)
-    goal("  int8: times SDPA in fp32", [m["int8"]["times SDPA"] for m in large], 2.5)
+    goal("decode fp32, 16 and 64 x 1K and 4K, x SDPA", [m["fp32"]["times SDPA"] for m in large], 1.1)
+    goal("the same: share of reading", [m["fp32"]["share of reading"] for m in large], 0.9)
+    goal("the same, int8: x SDPA fp32", [m["int8"]["times SDPA"] for m in large], 2.5)
     rates = [e["GB/s"] for e in results if e["kind"] == "block size" and e["block_size"] >= 16]
-    goal("block sizes 16 to 256: slowest / fastest", [min(rates) / max(rates)], 0.9)
+    goal("block sizes 16 to 256, slowest / fastest", [min(rates) / max(rates)], 0.9)
     by_kind = {entry["kind"]: entry for entry in results}
     ragged, uniform = by_kind[RAGGED]["minipage"], by_kind["uniform"]["minipage"]
     goal("ragged / uniform, GB/s, fp32", [ragged["fp32"]["GB/s"] / uniform["fp32"]["GB/s"]], 0.9)

@@ -143,6 +143,9 @@ def attend_piece(q, k, v, k_scales, v_scales, block_size, block_table, start, st
     shrink = np.empty(num_heads, q.dtype)  # [num_heads]
     for begin in range(start, stop, STEP):
         find_slots(block_table, block_size, begin, stop, slots)
+        if k_scales is not None:
+            for j in range(STEP, 2 * STEP):
+                prefetch(k_scales, (slots[j], 0)), prefetch(v_scales, (slots[j], 0))
         multiply_keys(q, k, v, slots, scores)
         for h in range(num_heads):
             for j in range(STEP):
