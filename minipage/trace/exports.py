@@ -52,10 +52,11 @@ def write_html(frames: list[Frame], trace: Trace, path: Path) -> None:
 
 
 def write_svg(frames: list[Frame], trace: Trace, path: Path) -> None:
-    """A folder with one picture a step."""
+    """A folder with one picture a step, and one for each look inside attention."""
     path.mkdir(parents=True, exist_ok=True)
     for frame in filter(is_stop, frames):
-        (path / f"step-{frame.step:04}.svg").write_text(picture(frame), encoding="utf-8")
+        look = f"-attend-{len(frame.attention.steps) + bool(frame.attention.kernel)}" if frame.attention else ""
+        (path / f"step-{frame.step:04}{look}.svg").write_text(picture(frame), encoding="utf-8")
 
 
 def write_json(frames: list[Frame], trace: Trace, path: Path) -> None:

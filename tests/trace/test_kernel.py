@@ -9,6 +9,7 @@ from screens import screen, section
 from minipage import LLM
 from minipage.trace import Trace
 from minipage.trace.demo import Demo, make_engine
+from minipage.trace.exports import write_svg
 from minipage.trace.frames import is_stop
 from minipage.trace.html import as_tree
 from minipage.trace.scenarios import SCENARIOS
@@ -149,6 +150,11 @@ def test_a_file_brings_it_back(watched, tmp_path):
     demo.trace.save(tmp_path / "run.jsonl")
     assert list(Trace.load(tmp_path / "run.jsonl")) == frames
     assert [frame.story for frame in frames if is_stop(frame) and frame.story]
+
+
+def test_each_look_has_a_picture_of_its_own(watched, tmp_path):
+    write_svg(watched[2], watched[1].trace, tmp_path)
+    assert len(list(tmp_path.iterdir())) == len(list(filter(is_stop, watched[2])))
 
 
 def test_the_page_gets_what_it_draws(watched):
