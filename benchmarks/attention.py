@@ -430,7 +430,7 @@ def say_whether_fast_enough(results: list[dict[str, Any]]) -> None:
 
 def charts(results: list[dict[str, Any]]) -> list[Chart]:
     decodes = [e for e in results if e["kind"] in ("decode", RAGGED)]
-    labels = [f"{e['heads']['name']}\n{e['batch']} x {e['context']}" for e in decodes]
+    labels = [f"{e['heads']['name']}\n{e['batch']} x\n{e['context']}" for e in decodes]
     rates: dict[str, list[float | None]] = {"minipage, paged": [e["minipage"]["fp32"]["GB/s"] for e in decodes]}
     rates["SDPA, contiguous"] = [e["minipage"]["fp32"]["GB/s"] / e["minipage"]["fp32"]["times SDPA"] for e in decodes]
     rates["reading alone"] = [e["reading GB/s"] for e in decodes]
