@@ -13,7 +13,7 @@ The memory's speed is that of a copy on the device, measured in the same run: by
 
 How it is timed: launches are captured in a CUDA graph, so that what a launch costs the processor does not count; each
 launch of a graph has K and V of its own, so many that together they are several times the level-2 cache; CUDA events
-before and after a replay give the time, and the median of the replays counts. What is compared is replayed in turn.
+before and after a replay give the time, and the median of the replays counts.
 """
 
 from __future__ import annotations
@@ -238,26 +238,23 @@ def measure(shape: Shape, makes: dict[str, Make], quick: bool) -> dict[str, Time
     """Time what can be timed; for what fails, the reason."""
     num_cases = max(1, min(256, ROTATE // shape.bytes))
     cases = [Case(shape, seed) for seed in range(num_cases)]
-    replays: dict[str, Replay] = {}
     results: dict[str, Timed | str] = {}
     for name, make in makes.items():
         say(f"{shape.title}: {name}")
         try:
-            replays[name] = Replay(make, cases)
+            replay = Replay(make, cases)
+            for i in range(4 if quick else 12):
+                if replay.seconds < PATIENCE or i < 3:
+                    replay.replay(keep=i > 0)
         except Exception as error:  # of a peer that lacks this shape, say; the others go on
             results[name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            torch.cuda.synchronize()
-    for i in range(4 if quick else 12):
-        for replay in replays.values():
-            if replay.seconds < PATIENCE or i < 3:
-                replay.replay(keep=i > 0)
-    for name, replay in replays.items():
+            continue
         tolerance = TOLERANCES[shape.dtype]
-        if not replay.error <= tolerance:
-            results[name] = f"WRONG: off by {replay.error:.1e}, allowed {tolerance:.0e}"
-        else:
+        if replay.error <= tolerance:
             results[name] = Timed(statistics.median(replay.microseconds), replay.error)
-    return {name: results[name] for name in makes}
+        else:
+            results[name] = f"WRONG: off by {replay.error:.1e}, allowed {tolerance:.0e}"
+    return results
 
 
 def copy_bandwidth() -> float:

@@ -1,19 +1,20 @@
 """Paged attention on tensor cores: 16 rows of q at once, against 16 tokens of K and V.
 
-`mma.m16n8k16` multiplies a 16 x 16 matrix with a 16 x 8 one, each held in pieces by the 32 lanes of a warp: lane 4 g +
-c has, of the left one, rows g and g + 8, and of the right one, column g; and of both the inner indices 2 c, 2 c + 1, 2
-c + 8 and 2 c + 9. The 16 rows of q are the query heads that share a KV head (of a decode; unused rows cost nothing, for
-the time goes into reading K and V), or those of several tokens (of a prompt). Nothing passes through shared memory,
-since
+`mma.m16n8k16` multiplies a 16 x 16 matrix with a 16 x 8 one, each held in pieces by the 32 lanes of a warp: lane
+4 g + c has, of the left one, rows g and g + 8, and of the right one, column g; and of both the inner indices 2 c,
+2 c + 1, 2 c + 8 and 2 c + 9. The 16 rows of q are the query heads that share a KV head (of a decode; unused rows cost
+nothing, for the time goes into reading K and V), or those of several tokens (of a prompt).
 
-    q @ K   the inner index is the position in the head, and a sum may be taken in any order: so the 16 bytes that a
-    lane
-            loads of a row of K are its piece as they are, if q is cut in the same way
-    P @ V   lane 4 g + c has the scores of rows g and g + 8 with tokens 2 c, 2 c + 1, 2 c + 8 and 2 c + 9, which is
-            what it must bring as its piece of P. V is cut by columns, which may be taken in any order too: two rows
-            of V, loaded 16 bytes a lane, are interleaved by `prmt`
+    q @ K   the inner index is the position in the head, and a sum may be taken in any order: so 16 bytes of a row of K
+            are a lane's piece as they are, if q is cut in the same way
+    P @ V   lane 4 g + c has the scores of rows g and g + 8 with tokens 2 c, 2 c + 1, 2 c + 8 and 2 c + 9, which is what
+            it must bring as its piece of P. V is cut by columns, which may be taken in any order too: two rows of V are
+            interleaved by `prmt`
 
-K and V of one byte a number are widened to two in registers. The rest is as in wide.py.
+Memory is fast only for whole lines of 128 bytes. So a warp requests whole rows of K and V, two to four steps before it
+wants them (`cp.async`), and they arrive in shared memory, from where each lane takes its pieces (docs/gpu.md: that is a
+fifth faster than requesting the pieces themselves). K and V of one byte a number are widened to two in registers. The
+rest is as in wide.py.
 """
 
 from __future__ import annotations

@@ -1,0 +1,59 @@
+"""The machine code of the CUDA kernels is what their comments claim. It is made and read with no GPU."""
+
+import os
+
+import pytest
+
+os.environ.setdefault("NUMBA_CUDA_ARRAY_INTERFACE_SYNC", "0")
+from machine_code import machine_code, why_not
+
+pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "")
+capabilities = pytest.mark.parametrize("capability", [(8, 0), (9, 0)], ids=["8.0", "9.0"])
+
+
+def attention(make, q, kv, head_size, group, heads, tokens, capability, folder, **options):
+    from numba.cuda import types
+
+    from minipage.attention.cuda.numbers import KINDS
+
+    kinds = {kind.name: kind for kind in KINDS.values()}
+    flat = {t: types.Array(t, 1, "C") for t in (types.uint32, types.float32, types.int32, types.uint16)}
+    words, floats, integers = flat[types.uint32], flat[types.float32], flat[types.int32]
+    out = floats if q == "float32" else flat[types.uint16]
+    signature = (words, words, words, floats, floats, integers, integers, integers, out, floats, types.float32)
+    kernel = make(kinds[q], kinds[kv], head_size, 16, group, heads, tokens, **options)
+    return machine_code(kernel, signature + 5 * (types.int64,), capability, folder)
+
+
+@capabilities
+def test_the_wide_kernel_loads_16_bytes_and_spills_nothing(capability, tmp_path):
+    from minipage.attention.cuda.wide import wide_kernel
+
+    for q, head_size in (("float32", 64), ("bfloat16", 128)):
+        code = attention(wide_kernel, q, q, head_size, 4, 4, 1, capability, tmp_path)
+        assert sum("LDG" in name and ".128" in name for name in code.instructions) == 1
+        assert code.stack == 0 and code.registers <= 255
+
+
+@capabilities
+def test_packed_products_are_two_at_a_time(capability, tmp_path):
+    from minipage.attention.cuda.wide import wide_kernel
+
+    code = attention(wide_kernel, "bfloat16", "bfloat16", 128, 4, 4, 1, capability, tmp_path, packed=True)
+    assert code.count("HFMA2.BF16") >= 4 * 4 * 4  # words of a lane, rows, loads under way
+
+
+@capabilities
+@pytest.mark.parametrize(
+    "q, kv", [("bfloat16", "bfloat16"), ("float16", "float16"), ("float16", "int8"), ("bfloat16", "fp8")]
+)
+@pytest.mark.parametrize("tokens", [1, 8])
+def test_the_tensor_kernel_multiplies_on_tensor_cores_and_spills_nothing(q, kv, tokens, capability, tmp_path):
+    from minipage.attention.cuda.tensor import tensor_kernel
+
+    code = attention(tensor_kernel, q, kv, 128, 4, 4, tokens, capability, tmp_path)
+    assert code.count("HMMA.16816.F32") >= 2 * 8 + 16  # of q with K, and of the weights with V
+    assert code.count("LDGSTS") > 0  # asynchronous copies to shared memory
+    assert any(name.startswith("LDGSTS") and name.endswith(".128") for name in code.instructions)
+    assert code.count("LDS.128") >= (2 * 4 + 4 * 2) * (1 if kv == q else 0.5)  # 16 bytes of K and V at once
+    assert code.stack == 0 and code.registers <= 255 and code.shared <= 48 * 1024
