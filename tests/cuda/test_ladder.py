@@ -17,11 +17,12 @@ SIZES = (
     if SIMULATOR
     else [(12, 1, 64, 16), (8, 4, 128, 16), (8, 8, 128, 32), (2, 3, 40, 5)]
 )
+# In the simulator the other kinds come in one size, for time's sake.
+CASES = [(kind, sizes) for kind in KINDS for sizes in SIZES if not SIMULATOR or kind == "bfloat16" or sizes == SIZES[1]]
 
 
 @pytest.mark.parametrize("name", RUNGS)
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("sizes", SIZES, ids=str)
+@pytest.mark.parametrize("kind, sizes", CASES, ids=str)
 def test_every_rung_equals_dense_attention(name, kind, sizes):
     num_kv_heads, group, head_size, block_size = sizes
     encode, decode, tolerance = KINDS[kind]
