@@ -272,8 +272,7 @@ demo.trace
 # %% [markdown]
 # ## What was predicted, and what came of it
 #
-# Before any rung had run on a GPU, each got a prediction, from counting as above. They are kept in `docs/gpu.md`, together with what was measured. (The second bars are missing as long as
-# nothing has been measured.)
+# Before any rung had run on a GPU, each got a prediction, from counting as above. They are kept in `docs/gpu.md`, together with what was measured. Both are quoted here:
 
 # %%
 predicted = {
@@ -284,17 +283,18 @@ predicted = {
     "5 wide": 200,
     "6 tensor": 188,
 }  # µs
-measured = {}  # µs, from docs/gpu.md
+measured = {
+    "1 thread": 68_600,
+    "2 warp": 6400,
+    "3 block": 2170,
+    "4 split": 1950,
+    "5 wide": 262,
+    "6 tensor": 196,
+}  # µs
 fig, ax = plt.subplots(figsize=(7.5, 3))
 x = np.arange(len(predicted))
 ax.bar(x - 0.2, predicted.values(), 0.4, color="lightgray", label="predicted")
-if measured:
-    ax.bar(
-        x + 0.2,
-        [measured.get(name, np.nan) for name in predicted],
-        0.4,
-        label="measured on an H100",
-    )
+ax.bar(x + 0.2, measured.values(), 0.4, label="measured on an H100")
 ax.axhline(179, color="C1", linestyle="--", label="the floor: bytes / bandwidth")
 ax.set(yscale="log", ylabel="µs a call", ylim=(100, None))
 ax.set_xticks(x, list(predicted))
@@ -302,7 +302,8 @@ ax.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# Prediction first, measurement second: the habit is worth more than any trick here. Where the two differ, there is something that you do not know yet.
+# The first three were thought too well of: a load waits for the one before it, and threads do not hide that wait as they were expected to. The last one
+# reaches 91 % of what copying reaches. Prediction first, measurement second: the habit is worth more than any trick here. Where the two differ, there is something that you do not know yet.
 #
 # ## With a GPU
 #
