@@ -1,12 +1,12 @@
 """The ladder: one kernel, paged attention of a decode step, six times over, each rung a little nearer to the hardware.
 
-    rung            what it changes                                     what that should gain 1 thread        one thread
-    for each query head                      nothing yet: it is right, and can be read 2 warp          32 lanes share a
-    head, side by side in memory       whole sectors of memory are used, not 2 bytes each 3 block         four warps
-    share a context; online softmax          K is read once, not twice; more loads under way 4 split         blocks
-    share a context; a second pass joins them    few long contexts fill the chip 5 wide          16 bytes a load; the
-    heads of a group share them    fewer instructions a byte; K and V once a group 6 tensor        tensor cores do the
-    arithmetic                      next to none is left on the ordinary cores
+    rung       what it changes                                 what that should gain
+    1 thread   one thread for each query head                  nothing yet: it is right, and can be read
+    2 warp     32 lanes share a head, side by side in memory   whole sectors of memory are used, not 2 bytes each
+    3 block    four warps share a context; online softmax      K is read once, not twice; more loads under way
+    4 split    blocks share a context; a second pass joins     few long contexts fill the chip
+    5 wide     16 bytes a load; a group's heads share them     fewer instructions a byte; K and V once a group
+    6 tensor   tensor cores do the arithmetic                  next to none is left on the ordinary cores
 
 The last two are the engine's own (minipage/attention/cuda). A decode step reads every K and V of its batch once and
 does little with them, so its floor is their bytes over the bandwidth of the memory, and every rung is judged by how
