@@ -1,11 +1,17 @@
-"""The demo's default story on one engine, for all tests of a file."""
+"""The demo's default story on one engine, and pages in a browser, for all tests of a file."""
+
+import shutil
+from contextlib import contextmanager
 
 import pytest
 
 from minipage import LLM
 from minipage.trace.demo import SMALL, Demo
 from minipage.trace.frames import is_stop
+from minipage.trace.html import page
 from minipage.trace.scenarios import DEFAULT, SCENARIOS
+
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -17,3 +23,37 @@ def llm():
 def demo_frames(llm):
     """Every step of the demo as it comes out of the box."""
     return list(filter(is_stop, Demo(llm, SCENARIOS[DEFAULT]).frames()))
+
+
+@pytest.fixture(scope="module")
+def browser():
+    api = pytest.importorskip("playwright.sync_api", reason="the viewer is tried out with playwright")
+    if BROWSER is None:
+        pytest.skip("neither chromium nor google-chrome is installed")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def opened(browser, tmp_path):
+    """Opens a page of frames; when it is closed, there must have been no request and no complaint."""
+
+    @contextmanager
+    def open_page(frames, address="", document=None, **options):
+        tab = browser.new_page(viewport={"width": 1280, "height": 800}, **options)
+        complaints = []
+        tab.on("console", lambda message: complaints.append(message.text))
+        tab.on("pageerror", lambda error: complaints.append(str(error)))
+        path = tmp_path / "trace.html"
+        path.write_text(document or page(frames, "A story", "in six steps"), "utf-8")
+        tab.on(
+            "request", lambda ask: ask.url.startswith((path.as_uri(), "data:", "about:")) or complaints.append(ask.url)
+        )
+        tab.goto(path.as_uri() + address)
+        yield tab
+        tab.close()
+        assert complaints == []
+
+    return open_page

@@ -3,8 +3,6 @@
 import json
 import random
 import re
-import shutil
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from html import unescape
 
@@ -14,7 +12,6 @@ from minipage.memory import BlockCopy
 from minipage.trace.frames import PHASES, BlockFrame, ChosenToken, ChunkFrame, Frame, SequenceFrame, label_of
 from minipage.trace.html import as_tree, difference, notebook, page, write_page
 
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 CIRCLE = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><circle r="4"/></svg>'
 WORDS = "to be or not that is the question whether 'tis nobler in mind suffer slings and arrows of".split()
 
@@ -318,40 +315,6 @@ def test_in_a_notebook_there_is_a_frame_and_behind_it_a_picture():
 
 
 # ---- in a browser
-
-
-@pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="the viewer is tried out with playwright")
-    if BROWSER is None:
-        pytest.skip("neither chromium nor google-chrome is installed")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def opened(browser, tmp_path):
-    """Opens a page of frames; when it is closed, there must have been no request and no complaint."""
-
-    @contextmanager
-    def open_page(frames, address="", document=None, **options):
-        tab = browser.new_page(viewport={"width": 1280, "height": 800}, **options)
-        complaints = []
-        tab.on("console", lambda message: complaints.append(message.text))
-        tab.on("pageerror", lambda error: complaints.append(str(error)))
-        path = tmp_path / "trace.html"
-        path.write_text(document or page(frames, "A story", "in six steps"), "utf-8")
-        tab.on(
-            "request", lambda ask: ask.url.startswith((path.as_uri(), "data:", "about:")) or complaints.append(ask.url)
-        )
-        tab.goto(path.as_uri() + address)
-        yield tab
-        tab.close()
-        assert complaints == []
-
-    return open_page
 
 
 def where(tab):
