@@ -51,8 +51,8 @@ class Comparison:
         yield
         changes = trace.changes[seen:]
         come = [new for change in changes for new in change.get("new", ())]
-        if changes:
-            changes[-1]["contiguous"] = {name: memory.step(come) for name, memory in self.memories.items()}
+        if changes:  # from its first phase on, so that every frame shows the memories side by side
+            changes[0]["contiguous"] = {name: memory.step(come) for name, memory in self.memories.items()}
 
 
 class ContiguousMemory:

@@ -16,6 +16,7 @@ from rich.text import Text
 
 from minipage.trace.frames import Frame, is_stop
 from minipage.trace.glyphs import BOLD, DIM, Glyphs, spread
+from minipage.trace.help import help_for
 from minipage.trace.keys import LEAVE, Keys
 from minipage.trace.terminal import draw
 
@@ -24,29 +25,6 @@ LINGER = 2.5  # seconds that the last frame stays when nobody touches a key
 LOOK_AROUND = 0.1  # seconds between two looks at the size of the terminal
 
 FOOTER = {"space": "pause", "n": "next", "b": "back", "p": "phases", "+-": "speed", "?": "help", "q": "quit"}
-
-HELP = """\
- How to read this                                                 any key: back
-
- A request is a letter and a colour. Its text grows by one token a step: dim is
- the prompt, underlined is what this step has added.
-
- The K and V of its tokens are kept in blocks of a few slots each. To the
- request its blocks are in order, 0, 1, 2, ... (logical blocks). In memory they
- are wherever there was room: the arrow leads to the number of the physical
- block. That list of numbers is its block table, as in paging in an operating
- system. What this step has written is turned inside out, or has a star.
-
- The underlined token has no slot yet: the next step computes and stores it.
-
- "paged" is the memory in use: each request's tokens, then the empty slots of
- its last block. "contiguous" is what the same requests would have to reserve
- in one piece each, because nobody knows how long they will get.
-
- space  pause, play      right or n  next      home  to the first   + -  speed
- p      phases or steps  left or b   back      end   to the last    q    leave
- 12 enter  jump to step 12
-"""
 
 
 class Player:
@@ -164,7 +142,7 @@ class Player:
 
     def picture(self, width: int, height: int) -> RenderableType:
         if self.helping:
-            return Text(HELP, no_wrap=True)
+            return Text(help_for(self.frame), no_wrap=True)
         return draw(self.frame, width, height, self._glyphs, self._footer(width))
 
     def _footer(self, width: int) -> Text:
@@ -174,7 +152,7 @@ class Player:
         if not self.playing:
             sign, state = self._glyphs.pause, "paused"
         if self.finished:
-            sign, state = self._glyphs.bullet, "the end"
+            sign, state = self._glyphs.bullet, "the end" if self.touched else "any key: stay"
         keys = Text()
         for key, meaning in FOOTER.items():
             keys.append(key, BOLD).append(f" {meaning}  ", DIM)

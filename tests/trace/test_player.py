@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from minipage.trace.glyphs import UNICODE
-from minipage.trace.player import HELP, SECONDS_PER_STEP, Player
+from minipage.trace.help import BESIDE, HELP, KEYS, WALK, help_for
+from minipage.trace.player import SECONDS_PER_STEP, Player
 
 
 @pytest.fixture
@@ -63,9 +64,16 @@ def test_pause_speed_and_help(player, demo_frames):
     assert not player.helping and not player.left
 
 
-def test_the_help_fits():
-    lines = HELP.split("\n")
-    assert len(lines) <= 24 and max(map(len, lines)) <= 80 and HELP.isascii()
+@pytest.mark.parametrize("text", [HELP, BESIDE, WALK])
+def test_the_help_fits(text):
+    lines = (text + KEYS).split("\n")
+    assert len(lines) <= 24 and max(map(len, lines)) <= 80 and text.isascii()
+
+
+def test_the_help_is_about_what_is_seen(demo_frames):
+    assert "block table" in help_for(demo_frames[0])
+    assert "oracle" in help_for(replace(demo_frames[0], contiguous=(object(),)))
+    assert "softmax" in help_for(replace(demo_frames[0], attention=object()))
 
 
 def test_a_jump_needs_no_frame_between(demo_frames):
