@@ -139,6 +139,8 @@ class Screen:
                 self.line()
                 self.docstring(about[1])
                 self.line()
+        if exercise is exercise.lesson.exercises[0] and path.with_name("lesson.ipynb").exists():
+            self.line(f"What it is about: {relative(path.with_name('lesson.ipynb'))}, a notebook.", "dim")
         self.line(f"Write it in your editor, save, then: {PROGRAM} learn check", "dim")
 
     def docstring(self, text: str) -> None:

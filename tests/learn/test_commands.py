@@ -84,6 +84,7 @@ def test_next_says_what_to_write_and_where(space, capsys):
     learn(capsys, "check")
     out = learn(capsys, "next")[1]
     assert "4.1 Blocks needed" in out and "04_block_tables/exercise.py:" in out and "how many blocks hold" in out
+    assert "04_block_tables/lesson.ipynb" in out
 
 
 def test_reset_puts_one_exercise_or_the_whole_file_back(space, capsys):
