@@ -35,7 +35,7 @@ HELP = """\
 BESIDE = """\
  How to read this                                                 any key: back
 
- Four memories of the same size serve the same requests, which all come first.
+ Four memories of the same size serve the same requests in the same order.
  Three of them keep a request in one piece, and reserve the piece beforehand:
 
  longest case  for the longest text that the model can write
