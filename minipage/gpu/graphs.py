@@ -97,7 +97,7 @@ class GraphRunner(GPURunner):
         max_blocks = blocks_needed(max_len, block_pool.block_size)
         self._inputs = StepInputs(max(max_num_tokens, self._sizes[-1]), self._sizes[-1], max_blocks, device)
         size = kernels.workspace_size(self._sizes[-1], config.n_head, config.head_size, max_len)
-        self._workspace = torch.empty(size, device=device)  # [size] float32
+        self._workspace = torch.zeros(size, device=device)  # [size] float32
         # Each layer's part of the caches, made once: k, v, and the scales of a quantized cache.
         self._layers = [[array[i] for array in self.kv_cache.arrays] for i in range(config.n_layer)]
 

@@ -93,7 +93,7 @@ def launched(batch, given, split_size, extra=0, starts=None):
     q, k, v, tables, contexts, own_starts, scale, *scales = given
     longest = int(batch.contexts.max()) + 100
     size = cuda.workspace_size(len(batch.contexts), q.shape[1], q.shape[2], longest, split_size)
-    out, workspace = (on_gpu(np.full(shape, np.nan, np.float32)) for shape in (q.shape, (size,)))
+    out, workspace = on_gpu(np.full(q.shape, np.nan, np.float32)), on_gpu(np.zeros(size, np.float32))
     out = out.astype(q.dtype) if q.dtype != np.uint16 else on_gpu(np.full(q.shape, 0x7FC0, np.uint16))
     tables = [array.astype(np.int32) for array in (tables, contexts, own_starts)]
     cuda.launch_attention(

@@ -8,15 +8,30 @@ from where import DEVICE, SIMULATOR, on_gpu
 
 from minipage.attention import cuda
 from minipage.attention.cuda import launch
+from minipage.attention.cuda.numbers import FLOAT16
 from minipage.errors import KernelArgumentError
 
 
-@given(st.integers(1, 512), st.integers(1, 70_000), st.integers(0, 511), st.integers(0, 70_000))
-def test_a_workspace_is_enough_for_every_smaller_batch_and_shorter_context(num_seqs, context, fewer, shorter):
-    size = cuda.workspace_size(num_seqs, 3, 8, context)
-    num_seqs, context = max(1, num_seqs - fewer), max(1, context - shorter)
-    num_splits = -(-context // launch.split_size_for(num_seqs, context))
-    assert num_seqs * num_splits * 3 * (8 + 1) <= size
+@given(
+    st.integers(1, 512), st.integers(1, 70_000), st.sampled_from([(1, 1), (12, 1), (8, 4), (2, 64)]),
+    st.sampled_from([None, 48, 512]),
+)  # fmt: skip
+def test_a_workspace_is_enough_for_what_all_blocks_leave_in_it(num_seqs, context, heads, split_size):
+    num_kv_heads, group = heads
+    size = cuda.workspace_size(num_seqs, num_kv_heads * group, 8, context, split_size)
+    for choose in (launch.wide_choice, launch.tensor_choice):
+        grid = launch.decode_grid(choose(FLOAT16, FLOAT16, 64), num_seqs, num_kv_heads, group, context, split_size)
+        assert grid.rows * grid.heads >= num_kv_heads * group
+        num_blocks, numbers = grid.rows * grid.blocks, 2 * grid.heads * (8 + 1)
+        assert num_blocks * (1 + numbers) <= size
+
+
+@given(st.integers(1, 512), st.integers(1, 70_000), st.integers(1, 400))
+def test_contexts_of_one_length_are_cut_alike(num_seqs, context, most):
+    blocks = launch.decode_blocks(num_seqs, context, most)
+    assert 1 <= blocks <= max(1, most)
+    if num_seqs <= most // 8:
+        assert blocks % num_seqs == 0
 
 
 def arguments(dtype=np.float32, num_heads=4, head_size=16, **changed):

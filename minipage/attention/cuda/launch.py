@@ -5,7 +5,7 @@
                        graph can capture it, and the lengths that it is told may be larger than those on the GPU
 
 A sequence with one query (a decode) is cut along its context; one with several (a prompt, or a chunk of it) along its
-queries. A batch of both kinds takes two launches, in which each kernel skips the other's sequences.
+queries: see tiles.py. A batch of both kinds takes two launches, in which each kernel skips the other's sequences.
 """
 
 from __future__ import annotations
@@ -29,15 +29,14 @@ from minipage.attention.cuda.arrays import (
     words,
 )
 from minipage.attention.cuda.compat import external_stream, num_processors
-from minipage.attention.cuda.merge import MERGE_WARPS, WARP, merge_kernel
 from minipage.attention.cuda.numbers import Kind, kind_of
 from minipage.attention.cuda.tensor import has_tensor_kernel, tensor_kernel
-from minipage.attention.cuda.tiles import num_tiles
+from minipage.attention.cuda.tiles import LEAST_SHARE, num_tiles
 from minipage.attention.cuda.wide import rows_per_tile, wide_kernel, words_per_lane
 
 SPLIT_SIZE = 512  # tokens of a context that one block works on, if the answer may not depend on the rest of the batch
-SMALLEST_SPLIT, LARGEST_SPLIT = 128, 1024  # if it may
-BLOCKS_PER_PROCESSOR = 8  # of a decode: two or three run at once, and the rest wait, so that all end together
+UNIT = 32  # tokens that are not divided, if it may
+MOST_HEADS = 32  # of a tile of q, in any kernel
 LOG2_E = 1.4426950408889634  # exp(x) = exp2(x * LOG2_E): the hardware has exp2
 
 
@@ -70,7 +69,7 @@ def paged_attention(
     out = empty(q, (num_tokens, num_heads, head_size), q.dtype)  # [num_tokens, num_heads, head_size]
     max_query_len, max_context_len = int(np.diff(starts).max(initial=0)), int(contexts.max(initial=0))
     size = workspace_size(len(contexts), num_heads, head_size, max_context_len, SPLIT_SIZE)
-    workspace = empty(q, (size,), "float32")  # [size]
+    workspace = to_device(q, np.zeros(size, np.float32))  # [size]
     tables, contexts, starts = (to_device(q, np.ascontiguousarray(a, np.int32)) for a in (tables, contexts, starts))
     launch_attention(
         q, k_cache, v_cache, tables, contexts, starts, scale, k_scales, v_scales,
@@ -83,26 +82,24 @@ def paged_attention(
 class Choice(NamedTuple):
     kernel_for: Callable[..., Any]  # tensor_kernel, or wide_kernel
     num_threads: int
+    blocks_per_processor: int  # of a decode; so many run at once
     decode_rows: int  # most rows of q in a block
     prefill_rows: int
 
 
 def tensor_choice(q_kind: Kind, kv: Kind, head_size: int) -> Choice:
-    return Choice(tensor_kernel, tensor.NUM_THREADS, tensor.TILE, tensor.NUM_WARPS * tensor.TILE)
+    return Choice(tensor_kernel, tensor.NUM_THREADS, 6, tensor.TILE, tensor.NUM_WARPS * tensor.TILE)
 
 
 def wide_choice(q_kind: Kind, kv: Kind, head_size: int) -> Choice:
-    return Choice(wide_kernel, wide.NUM_THREADS, rows_per_tile(head_size, kv), rows_per_tile(head_size, kv))
+    return Choice(wide_kernel, wide.NUM_THREADS, 3, rows_per_tile(head_size, kv), rows_per_tile(head_size, kv))
 
 
 def best_choice(q_kind: Kind, kv: Kind, head_size: int) -> Choice:
     return (tensor_choice if has_tensor_kernel(q_kind, kv, head_size) else wide_choice)(q_kind, kv, head_size)
 
 
-def split_size_for(num_seqs: int, max_context_len: int) -> int:
-    """How many tokens of a context a block should work on: few enough for all of the GPU to have work, and no fewer."""
-    most = 2 * num_seqs * max_context_len // num_processors()
-    return max(SMALLEST_SPLIT, min(LARGEST_SPLIT, 1 << max(0, most.bit_length() - 1)))
+MOST_BLOCKS = 8  # for each multiprocessor, in any Choice
 
 
 def workspace_size(
@@ -112,11 +109,39 @@ def workspace_size(
 
     It is enough for smaller batches and shorter contexts, too, so that one workspace serves all.
     """
+    if split_size:  # a block for each split, in which no more than as many rows again as there are heads are unused
+        num_blocks = num_seqs * -(-max_context_len // split_size)
+        return num_blocks * (num_heads + 2 * 2 * num_heads * (head_size + 1))
+    num_blocks = MOST_BLOCKS * num_processors() + num_heads
+    return num_blocks * (1 + 2 * min(MOST_HEADS, num_heads) * (head_size + 1))
+
+
+class Grid(NamedTuple):
+    """How a decode is shared out to blocks."""
+
+    heads: int  # query heads of a tile, which a block reads K and V for
+    rows: int  # tiles of all heads
+    blocks: int  # for each of them
+    unit: int  # tokens that are not divided
+    share: int  # units of a block; 0: as many as make equal shares
+
+
+def decode_grid(
+    choice: Choice, num_seqs: int, num_kv_heads: int, group: int, max_context_len: int, split_size: int | None
+) -> Grid:
+    head_tiles = -(-group // choice.decode_rows)
+    heads, rows = -(-group // head_tiles), num_kv_heads * head_tiles
     if split_size:
-        num_parts = num_seqs * -(-max_context_len // split_size)
-    else:  # `split_size_for` makes about a part for each multiprocessor, unless parts would get larger than the largest
-        num_parts = num_seqs + max(num_processors(), num_seqs * max_context_len // LARGEST_SPLIT)
-    return max(1, num_parts * num_heads * (head_size + 1))
+        return Grid(heads, rows, num_seqs * max(1, -(-max_context_len // split_size)), split_size, 1)
+    most = max(1, choice.blocks_per_processor * num_processors() // rows)
+    return Grid(heads, rows, decode_blocks(num_seqs, max_context_len, most), UNIT, 0)
+
+
+def decode_blocks(num_seqs: int, max_context_len: int, most: int) -> int:
+    """How many blocks share the contexts of a decode, for one tile of heads; no more than `most`, which run at once."""
+    blocks = min(most, num_seqs * -(-max_context_len // LEAST_SHARE))
+    unequal = blocks % num_seqs  # without these, contexts of one length are all cut alike, or not at all
+    return blocks - unequal if num_seqs <= blocks and 8 * unequal <= blocks else blocks
 
 
 def launch_attention(
@@ -145,11 +170,11 @@ def launch_attention(
 
     Args:
         out: [num_tokens, num_heads, head_size], contiguous.
-        workspace: [workspace_size(...)] float32; its contents mean nothing before and after.
+        workspace: [workspace_size(...)] float32; zeros before the first launch, and not touched in between.
         max_query_len, max_context_len: at least the largest of the batch.
         stream: the handle of a CUDA stream.
-        split_size: tokens of a context that one block of a decode works on. Default: `split_size_for`, the fastest;
-            a fixed one makes the answer to a sequence independent, to the last bit, of the rest of the batch.
+        split_size: tokens of a context that one block of a decode works on. Default: equal shares, the fastest; a fixed
+            size makes the answer to a sequence independent, to the last bit, of the rest of the batch.
         choose: which kernel, for the kinds of q and of K and V, and the head size.
     """
     (num_tokens, num_heads, head_size), strides, q_dtype = layout(q)[1:]
@@ -159,33 +184,21 @@ def launch_attention(
         return
     group = num_heads // num_kv_heads
     q_kind, kv = kind_of(q_dtype, "q"), kind_of(layout(k_cache).dtype, "k_cache")
-    split_size = split_size or split_size_for(num_seqs, max_context_len)
-    num_splits = max(1, -(-max_context_len // split_size))
-    partial, flat_out = elements(workspace), elements(out)
-    contexts, starts = elements(context_lens), elements(query_start_loc)
+    choice = choose(q_kind, kv, head_size)
+    grid = decode_grid(choice, num_seqs, num_kv_heads, group, max_context_len, split_size)
     arguments = (
         words(q), words(k_cache), words(v_cache),
-        *(partial if scales is None else elements(scales) for scales in (k_scales, v_scales)),
-        elements(block_tables), contexts, starts, flat_out, partial,
-        np.float32(scale * LOG2_E), strides[0] // q_dtype.itemsize, max_blocks, num_kv_heads, split_size, num_splits,
+        *(elements(workspace) if scales is None else elements(scales) for scales in (k_scales, v_scales)),
+        *map(elements, (block_tables, context_lens, query_start_loc, out, workspace)),
+        np.float32(scale * LOG2_E), strides[0] // q_dtype.itemsize, max_blocks, num_kv_heads, grid.unit, grid.share,
     )  # fmt: skip
     cuda_stream = external_stream(stream)
-    kernel_for, num_threads, decode_rows, prefill_rows = choose(q_kind, kv, head_size)
-    head_tiles = -(-group // decode_rows)
-    heads = -(-group // head_tiles)  # of a tile
-    decode = kernel_for(q_kind, kv, head_size, block_size, group, heads, 1)
-    rows = num_kv_heads * head_tiles
-    blocks = min(num_seqs * num_splits, -(-BLOCKS_PER_PROCESSOR * num_processors() // rows))
-    decode[(rows, blocks), num_threads, cuda_stream](*arguments)
-    if num_splits > 1:
-        merge = merge_kernel(q_kind, head_size)
-        merge[(-(-num_heads // MERGE_WARPS), num_seqs), MERGE_WARPS * WARP, cuda_stream](
-            partial, contexts, starts, flat_out, num_heads, num_splits, split_size
-        )
+    decode = choice.kernel_for(q_kind, kv, head_size, block_size, group, grid.heads, 1)
+    decode[(grid.rows, grid.blocks), choice.num_threads, cuda_stream](*arguments)
     if max_query_len > 1:
-        tokens = max(2, prefill_rows // heads)
-        prefill = kernel_for(q_kind, kv, head_size, block_size, group, heads, tokens)
-        prefill[(rows, num_tiles(num_tokens, tokens, num_seqs)), num_threads, cuda_stream](*arguments)
+        tokens = max(2, choice.prefill_rows // grid.heads)
+        prefill = choice.kernel_for(q_kind, kv, head_size, block_size, group, grid.heads, tokens)
+        prefill[(grid.rows, num_tiles(num_tokens, tokens, num_seqs)), choice.num_threads, cuda_stream](*arguments)
 
 
 def check_arrays(q: Array, k_cache: Array, v_cache: Array, k_scales: Any, v_scales: Any, *tables: Array) -> None:

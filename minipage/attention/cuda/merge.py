@@ -4,92 +4,106 @@ A warp has its highest score, and total and sums relative to it: they count exp2
 leaves its result and the logarithm of its total. The whole is the average of the results, weighted by their totals:
 
     out = sum of exp2(log_total) * result / sum of exp2(log_total)
+
+No block can wait for another. So every block of a context leaves what it has found in the workspace and adds one to the
+context's counter, and the one that finds the others counted already joins them all. A block begins in one context and
+ends in another, which both may be split: it has two places in the workspace.
+
+    workspace   counters [num_blocks] | log_totals [num_blocks, 2, rows] | results [num_blocks, 2, rows, head_size]
+
+where num_blocks is that of the whole grid, and rows are those of q in a tile. The counters are 0 before and after.
 """
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
-from minipage.attention.cuda.compat import cuda, device_function, kernel, types
-from minipage.attention.cuda.numbers import LOWEST, Kind
+from minipage.attention.cuda.compat import cuda, device_function, types
+from minipage.attention.cuda.numbers import LOWEST
 from minipage.attention.cuda.ptx import exp2, log2
 
-float32 = types.float32
-WARP, MERGE_WARPS = 32, 8
+float32, int32 = types.float32, types.int32
+WARP = 32
+
+
+@device_function
+def place_of(block, first_block):
+    """Where the block, of a row of the grid, leaves its part of a context whose first part is that of `first_block`."""
+    return int32((block * cuda.gridDim.x + cuda.blockIdx.x) * 2 + (1 if block == first_block else 0))
 
 
 def joiner(parts: int, heads: int, tokens: int, group: int, head_size: int, num_threads: int, stored: Any) -> Any:
-    """What the warps of one block have found in their parts of a context, joined in shared memory and written.
+    """What the warps of one block have found in their parts of a context, joined and written to `out`, or to a place of
+    the workspace.
 
-    all_highest, all_total: [parts, rows]; all_acc: [parts * rows * head_size]. The result goes to `out`, or, if the
-    context is cut into several splits, to `partial`: [num_seqs, num_heads, num_splits, head_size], and after all of
-    them the logarithms of the totals, [num_seqs, num_heads, num_splits].
+    found: shared memory with the sums [parts, rows, head_size], the highest scores [parts, rows] and the totals
+    [parts, rows].
     """
-
     rows = heads * tokens
+    HIGHEST = parts * rows * head_size
+    TOTALS = HIGHEST + parts * rows
 
-    def join(
-        all_highest, all_total, all_acc, out, partial, seq, num_seqs, q_start, num_queries, first,
-        kv_head, head_tile, num_kv_heads, split, num_splits, context,
-    ):  # fmt: skip
-        num_heads = num_kv_heads * group
+    def join(found, out, workspace, place, q_start, num_queries, first, kv_head, head_tile, num_kv_heads):
+        num_blocks = cuda.gridDim.x * cuda.gridDim.y
         for i in range(cuda.threadIdx.x, rows * head_size, num_threads):
             r, column = i // head_size, i % head_size
             token, head = first + r // heads, head_tile * heads + r % heads
             if token < num_queries and head < group:
                 highest, total, x = LOWEST, float32(0), float32(0)
                 for part in range(parts):
-                    highest = max(highest, all_highest[part, r])
+                    highest = max(highest, found[HIGHEST + part * rows + r])
                 for part in range(parts):
-                    share = exp2(all_highest[part, r] - highest)
-                    total += share * all_total[part, r]
-                    x += share * all_acc[(part * rows + r) * head_size + column]
-                x = x / total if context > 0 else float32(0)
-                head += kv_head * group
-                if num_splits == 1:
-                    out[((q_start + token) * num_heads + head) * head_size + column] = stored(x)
+                    share = exp2(found[HIGHEST + part * rows + r] - highest)
+                    total += share * found[TOTALS + part * rows + r]
+                    x += share * found[part * rows * head_size + i]
+                x = x / total if total > 0 else float32(0)  # 0: a context without tokens
+                if place < 0:
+                    out[(((q_start + token) * num_kv_heads + kv_head) * group + head) * head_size + column] = stored(x)
                 else:
-                    row = (seq * num_heads + head) * num_splits + split
-                    partial[row * head_size + column] = x
+                    workspace[num_blocks * (1 + 2 * rows) + place * rows * head_size + i] = x
                     if column == 0:
-                        partial[num_seqs * num_heads * num_splits * head_size + row] = highest + log2(total)
+                        workspace[num_blocks + place * rows + r] = highest + log2(total)
 
     return device_function(join)
 
 
-@cache
-def merge_kernel(out_kind: Kind, head_size: int) -> Any:
-    """A warp for each head of each sequence; grid: heads / MERGE_WARPS, sequences."""
-    stored = out_kind.stored
-    MINE = -(-head_size // WARP)  # columns of a lane
+def merger(heads: int, group: int, head_size: int, num_threads: int, stored: Any) -> Any:
+    """What the blocks first_block to last_block of this row of the grid have found, joined by the last to come."""
+    head_tiles = -(-group // heads)
+    MINE = -(-head_size // WARP)  # numbers of a row that a lane has
 
-    def merge(partial, context_lens, query_start_loc, out, num_heads, num_splits, split_size):
-        seq, lane = cuda.blockIdx.y, cuda.threadIdx.x % WARP
-        head = cuda.blockIdx.x * MERGE_WARPS + cuda.threadIdx.x // WARP
-        token = query_start_loc[seq]
-        used = (context_lens[seq] + split_size - 1) // split_size
-        if head >= num_heads or used <= 1 or query_start_loc[seq + 1] - token != 1:
+    def merge(out, workspace, first_block, last_block, token, num_kv_heads):
+        num_blocks = cuda.gridDim.x * cuda.gridDim.y
+        counter = first_block * cuda.gridDim.x + cuda.blockIdx.x
+        cuda.threadfence()  # what this thread has left in the workspace is there before the block is counted
+        cuda.syncthreads()
+        is_last = int32(0)
+        if cuda.threadIdx.x == 0 and cuda.atomic.add(workspace, counter, float32(1)) == last_block - first_block:
+            is_last = int32(1)
+        if not cuda.syncthreads_or(is_last):
             return
-        first = (seq * num_heads + head) * num_splits
-        log_totals = cuda.gridDim.y * num_heads * num_splits * head_size + first  # they come after all results
-        highest = LOWEST
-        for i in range(lane, used, WARP):
-            highest = max(highest, partial[log_totals + i])
-        for bit in (16, 8, 4, 2, 1):
-            highest = max(highest, cuda.shfl_xor_sync(0xFFFFFFFF, highest, bit))
-        acc = cuda.local.array(MINE, float32)
-        for j in range(MINE):
-            acc[j] = float32(0)
-        total = float32(0)
-        for i in range(used):
-            weight = exp2(partial[log_totals + i] - highest)
-            total += weight
+        cuda.threadfence()  # and nothing of theirs is read from before that
+        kv_head, head_tile = cuda.blockIdx.x // head_tiles, cuda.blockIdx.x % head_tiles
+        lane, acc = cuda.threadIdx.x % WARP, cuda.local.array(MINE, float32)
+        for r in range(cuda.threadIdx.x // WARP, heads, num_threads // WARP):  # a warp for each row
+            highest, total = LOWEST, float32(0)
+            for block in range(first_block, last_block + 1):
+                highest = max(highest, workspace[num_blocks + place_of(block, first_block) * heads + r])
             for j in range(MINE):
-                if lane + j * WARP < head_size:
-                    acc[j] += weight * partial[(first + i) * head_size + lane + j * WARP]
-        for j in range(MINE):
-            if lane + j * WARP < head_size:
-                out[(token * num_heads + head) * head_size + lane + j * WARP] = stored(acc[j] / total)
+                acc[j] = float32(0)
+            for block in range(first_block, last_block + 1):
+                row = place_of(block, first_block) * heads + r
+                share = exp2(workspace[num_blocks + row] - highest)
+                total += share
+                for j in range(MINE):
+                    column = min(lane + j * WARP, head_size - 1)
+                    acc[j] += share * workspace[num_blocks * (1 + 2 * heads) + row * head_size + column]
+            head = head_tile * heads + r
+            for j in range(MINE):
+                column = lane + j * WARP
+                if column < head_size and head < group:
+                    out[((token * num_kv_heads + kv_head) * group + head) * head_size + column] = stored(acc[j] / total)
+        if cuda.threadIdx.x == 0:
+            workspace[counter] = float32(0)
 
-    return kernel(merge)
+    return device_function(merge)

@@ -22,8 +22,8 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from minipage.attention.cuda.compat import cuda, device_function, kernel, types
-from minipage.attention.cuda.merge import joiner
+from minipage.attention.cuda.compat import cuda, device_function, types
+from minipage.attention.cuda.merge import joiner, merger
 from minipage.attention.cuda.numbers import BFLOAT16, FLOAT16, LOWEST, Kind, widener
 from minipage.attention.cuda.ptx import (
     end_of_group,
@@ -40,7 +40,7 @@ from minipage.attention.cuda.ptx import (
     shared_16_bytes,
     waiter,
 )
-from minipage.attention.cuda.tiles import find_split, first_of_tile
+from minipage.attention.cuda.tiles import ragged_kernel
 from minipage.attention.cuda.wide import ALL, WARP
 
 float32, int32, uint32 = types.float32, types.int32, types.uint32
@@ -49,6 +49,7 @@ NUM_WARPS = 2
 NUM_THREADS = NUM_WARPS * WARP
 STEP = 16  # tokens of K and V at once
 TILE = 16  # rows of q of a warp
+WARP_BYTES = 16 * 1024  # of K and V that are on their way to a warp
 
 
 def has_tensor_kernel(q_kind: Kind, kv: Kind, head_size: int) -> bool:
@@ -87,13 +88,14 @@ def tensor_kernel(q_kind: Kind, kv: Kind, head_size: int, block_size: int, group
     V_START = STEP * ROW_WORDS
     SCALE_START = 2 * V_START
     STAGE = SCALE_START + (WARP if QUANTIZED else 0)
-    STAGES = 2 if head_size * kv.num_bytes == 256 else 4
-    BUFFER = max(NUM_WARPS * STAGES * STAGE, PARTS * ROWS * head_size)
+    STAGES = min(4, WARP_BYTES // (2 * STEP * head_size * kv.num_bytes))
+    HIGHEST, TOTALS = PARTS * ROWS * head_size, PARTS * ROWS * (head_size + 1)  # after the results
+    BUFFER = max(NUM_WARPS * STAGES * STAGE, PARTS * ROWS * (head_size + 2))
     STRIDE = STEP if PREFILL else STEP * NUM_WARPS
     # Weights are multiplied with the scales of V before they are rounded, and might get too small for float16.
     v_kind = BFLOAT16 if QUANTIZED else q_kind
     pack = pack_halves if v_kind == FLOAT16 else pack_bfloats
-    k_multiply, v_multiply = multiplier(q_kind), multiplier(v_kind)
+    k_multiply, v_multiply = multiplier(q_kind, HALVES), multiplier(v_kind, HALVES)
     k_widen, v_widen = widener(kv, q_kind), widener(kv, v_kind)
     k_take, v_take = taker(4, k_widen), taker(V_LOAD, v_widen)
     wait_for_oldest, wait_for_all = waiter(STAGES - 1), waiter(0)
@@ -104,8 +106,8 @@ def tensor_kernel(q_kind: Kind, kv: Kind, head_size: int, block_size: int, group
         """Where a piece of a row lies in a stage: not in order, so that the lanes that read together find theirs in
         different banks of the memory."""
         if PIECES == 4:
-            return row * ROW_WORDS + (piece ^ row // 2 % 4) * 4
-        return row * ROW_WORDS + (piece ^ row // 2 % 4 * 2 ^ row % 2 * 4) * 4
+            return int32(row * ROW_WORDS + (piece ^ row // 2 % 4) * 4)
+        return int32(row * ROW_WORDS + (piece ^ row // 2 % 4 * 2 ^ row % 2 * 4) * 4)
 
     @device_function
     def slot_of(base, stop, block_tables, table):
@@ -134,8 +136,8 @@ def tensor_kernel(q_kind: Kind, kv: Kind, head_size: int, block_size: int, group
         end_of_group()
 
     def attend_tile(
-        seq, first, split, q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, query_start_loc,
-        out, partial, scale, q_stride, max_blocks, num_kv_heads, split_size, num_splits,
+        seq, first, start, stop, result_at, q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens,
+        query_start_loc, out, workspace, scale, q_stride, max_blocks, num_kv_heads,
     ):  # fmt: skip
         # which rows of q, which tokens of K and V
         kv_head, head_tile = cuda.blockIdx.x // HEAD_TILES, cuda.blockIdx.x % HEAD_TILES
@@ -149,12 +151,11 @@ def tensor_kernel(q_kind: Kind, kv: Kind, head_size: int, block_size: int, group
             first_row, start = warp * TILE, 0
             stop = seen_before + min(first + min((first_row + TILE - 1) // heads, tokens - 1), num_queries - 1)
         else:
-            first_row, start = 0, split * split_size + warp * STEP
-            stop = min(context, (split + 1) * split_size)
+            first_row, start = 0, int32(start + warp * STEP)
 
         buffer = cuda.shared.array(BUFFER, float32)
         table = seq * max_blocks
-        own_stages = warp * STAGES * STAGE
+        own_stages = int32(warp * STAGES * STAGE)
         for i in range(STAGES):
             base = start + i * STRIDE
             slot = slot_of(base, stop, block_tables, table) if base < stop else int32(0)
@@ -190,8 +191,8 @@ def tensor_kernel(q_kind: Kind, kv: Kind, head_size: int, block_size: int, group
         p[1, 0], p[1, 1] = uint32(0), uint32(0)
         # Where this lane finds its pieces of rows: other rows and pieces are a fixed distance away from one of these.
         k_even, k_odd = place(g, c), place(g, c ^ 4)
-        v_even = place(2 * c, g * V_LOAD // 4) + g * V_LOAD % 4 + V_START
-        v_odd = place(2 * c + 1, g * V_LOAD // 4) + g * V_LOAD % 4 + V_START
+        v_even = int32(place(2 * c, g * V_LOAD // 4) + g * V_LOAD % 4 + V_START)
+        v_odd = int32(place(2 * c + 1, g * V_LOAD // 4) + g * V_LOAD % 4 + V_START)
         stage = own_stages
         for base in range(start, stop, STRIDE):
             ahead = base + STAGES * STRIDE
@@ -249,10 +250,8 @@ def tensor_kernel(q_kind: Kind, kv: Kind, head_size: int, block_size: int, group
             request(
                 buffer, stage, slot, ahead < stop, k_cache, v_cache, k_scales, v_scales, kv_head, num_kv_heads
             )  # fmt: skip
-            stage = stage + STAGE if stage < own_stages + (STAGES - 1) * STAGE else own_stages
+            stage = int32(stage + STAGE) if stage < own_stages + (STAGES - 1) * STAGE else own_stages
 
-        all_highest = cuda.shared.array((PARTS, ROWS), float32)
-        all_total = cuda.shared.array((PARTS, ROWS), float32)
         wait_for_all()
         cuda.syncthreads()  # the buffer is free for the results
         part = 0 if PREFILL else warp
@@ -262,49 +261,17 @@ def tensor_kernel(q_kind: Kind, kv: Kind, head_size: int, block_size: int, group
             row = first_row + g + 8 * half
             if row < ROWS:
                 if c == 0:
-                    all_highest[part, row], all_total[part, row] = highest[half], total[half]
+                    buffer[HIGHEST + part * ROWS + row] = highest[half]
+                    buffer[TOTALS + part * ROWS + row] = total[half]
                 for j in range(TILES):
                     column = (j // COLUMNS * 8 + 2 * c) * COLUMNS + j % COLUMNS
                     at = (part * ROWS + row) * head_size + column
                     buffer[at], buffer[at + COLUMNS] = acc[j, 2 * half], acc[j, 2 * half + 1]
         cuda.syncthreads()
-        join(
-            all_highest, all_total, buffer, out, partial, seq, len(context_lens), q_start, num_queries, first,
-            kv_head, head_tile, num_kv_heads, split, num_splits if context > split_size else 1, context,
-        )  # fmt: skip
+        join(buffer, out, workspace, result_at, q_start, num_queries, first, kv_head, head_tile, num_kv_heads)
 
-    attend_tile = device_function(attend_tile)
-
-    def decode(
-        q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, query_start_loc, out, partial,
-        scale, q_stride, max_blocks, num_kv_heads, split_size, num_splits,
-    ):  # fmt: skip
-        item, base, before = cuda.blockIdx.y, 0, 0
-        while True:
-            lane = cuda.threadIdx.x % WARP
-            seq, split, base, before = find_split(item, base, before, context_lens, query_start_loc, split_size, lane)
-            if seq < 0:
-                return
-            attend_tile(
-                seq, 0, split, q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, query_start_loc,
-                out, partial, scale, q_stride, max_blocks, num_kv_heads, split_size, num_splits,
-            )  # fmt: skip
-            item += cuda.gridDim.y
-            cuda.syncthreads()  # all have read what the next split overwrites
-
-    def prefill(
-        q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, query_start_loc, out, partial,
-        scale, q_stride, max_blocks, num_kv_heads, split_size, num_splits,
-    ):  # fmt: skip
-        seq, first = first_of_tile(cuda.blockIdx.y, tokens, query_start_loc, len(context_lens))
-        num_queries = query_start_loc[seq + 1] - query_start_loc[seq]
-        if num_queries > 1 and first < num_queries:
-            attend_tile(
-                seq, first, 0, q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, query_start_loc,
-                out, partial, scale, q_stride, max_blocks, num_kv_heads, split_size, 1,
-            )  # fmt: skip
-
-    return kernel(prefill if PREFILL else decode)
+    merge = merger(heads, group, head_size, NUM_WARPS * WARP, q_kind.stored)
+    return ragged_kernel(device_function(attend_tile), merge, tokens)
 
 
 def taker(words: int, widen: Any) -> Any:
@@ -325,12 +292,18 @@ def taker(words: int, widen: Any) -> Any:
     return device_function(take_4 if words == 4 else take_2)
 
 
-def multiplier(kind: Kind) -> Any:
-    """(acc, j, a, b0, b1): acc[j, :] += a @ b, 16 x 16 with 16 x 8 numbers of this kind, in float32."""
+def multiplier(kind: Kind, halves: int) -> Any:
+    """(acc, j, a, b0, b1): acc[j, :] += a @ b, 16 x 16 with 16 x 8 numbers of this kind, in float32.
+
+    halves: 1 if rows 8 to 15 are of no interest; then they take no registers in between.
+    """
     mma = mma_halves if kind == FLOAT16 else mma_bfloats
 
     def multiply(acc, j, a, b0, b1):
-        c = (acc[j, 0], acc[j, 1], acc[j, 2], acc[j, 3])
-        acc[j, 0], acc[j, 1], acc[j, 2], acc[j, 3] = mma(a, (b0, b1), c)
+        if halves == 1:
+            acc[j, 0], acc[j, 1], _, _ = mma(a, (b0, b1), (acc[j, 0], acc[j, 1], float32(0), float32(0)))
+        else:
+            c = (acc[j, 0], acc[j, 1], acc[j, 2], acc[j, 3])
+            acc[j, 0], acc[j, 1], acc[j, 2], acc[j, 3] = mma(a, (b0, b1), c)
 
     return device_function(multiply)

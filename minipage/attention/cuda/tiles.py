@@ -8,18 +8,28 @@ their sequence have nothing to do.
     size 4      A: queries 0-4     B: query 5   C: queries 6-13
     tiles       0: 0-3  1: 4       2: 5         3: 6-9  4: 10-13  5: nothing
 
-Decodes are cut into splits of their contexts: as many as each context takes, counted through the batch. A fixed number
-of blocks shares them out, block b taking splits b, b + number of blocks, ... So a batch with one long context among
-short ones does not launch thousands of blocks that find nothing to do, and a CUDA graph need not know the longest
-context.
+Decodes are cut into equal shares.
+Their contexts, laid end to end, are so many units of some tokens, and each block gets the same number of units. So all
+blocks end together, however long the contexts are; a long one is the work of many blocks, and a block has many short
+ones. A context that lies in several shares is joined by whoever of its blocks comes last ("stream-K", Osama et al.
+2023, for matrix products).
+
+    contexts    A: 5 units   B: 1   C: 3       A A A A A B C C C
+    3 blocks                                   ===== ----- =====
+                                               0: A  1: A B C  2: C      A and C are joined in the end
 """
 
 from __future__ import annotations
 
-from minipage.attention.cuda.compat import cuda, device_function, types
+from typing import Any
+
+from minipage.attention.cuda.compat import cuda, device_function, kernel, types
+from minipage.attention.cuda.merge import place_of
+from minipage.attention.cuda.ptx import quotient
 
 int32 = types.int32
 ALL, WARP = 0xFFFFFFFF, 32
+LEAST_SHARE = 256  # tokens of a block, at least, if that is left to the kernel: joining takes time, too
 
 
 @device_function
@@ -35,32 +45,99 @@ def first_of_tile(tile, size, query_start_loc, num_seqs):
     return low, (tile - query_start_loc[low] // size - low) * size
 
 
-@device_function
-def find_split(item, base, before, context_lens, query_start_loc, split_size, lane):
-    """The item-th split of all decodes: (sequence, split of it, base, before), or sequence -1 if there are fewer.
+def num_tiles(num_tokens: int, size: int, num_seqs: int) -> int:
+    """At least as many as there are, whatever the batch."""
+    return num_tokens // size + num_seqs
 
-    A warp counts together, 32 sequences at a time. Sequences before `base` have `before` splits: 0, 0 at first, and
-    then what the search for an earlier item returned.
+
+@device_function
+def units_of(seq, context_lens, query_start_loc, unit):
+    """How many units of work a sequence is: 0 if it is no decode, else 1 at least, for its answer is to be written."""
+    if seq >= len(context_lens) or query_start_loc[seq + 1] - query_start_loc[seq] != 1:
+        return int32(0)
+    return int32(max(1, quotient(context_lens[seq] + unit - 1, unit)))
+
+
+@device_function
+def total_units(context_lens, query_start_loc, unit):
+    """Of all sequences; a warp counts together."""
+    total = int32(0)
+    for seq in range(cuda.threadIdx.x % WARP, len(context_lens), WARP):
+        total = int32(total + units_of(seq, context_lens, query_start_loc, unit))
+    for bit in (16, 8, 4, 2, 1):
+        total = int32(total + cuda.shfl_xor_sync(ALL, total, bit))
+    return total
+
+
+@device_function
+def find_unit(wanted, context_lens, query_start_loc, unit):
+    """(sequence that has this unit, units of all before it); a warp counts together, 32 sequences at a time.
+
+    If there are fewer units, it is the sequence after the last.
     """
-    num_seqs = len(context_lens)
-    while base < num_seqs:
-        seq = base + lane
-        own = int32(0)
-        if seq < num_seqs and query_start_loc[seq + 1] - query_start_loc[seq] == 1:
-            own = int32(max(1, (context_lens[seq] + split_size - 1) // split_size))
-        end = own  # splits up to and with this lane's sequence
+    lane, base, before = cuda.threadIdx.x % WARP, int32(0), int32(0)
+    while base < len(context_lens):
+        own = units_of(base + lane, context_lens, query_start_loc, unit)
+        end = own  # units up to and with this lane's sequence
         for distance in (1, 2, 4, 8, 16):
             other = cuda.shfl_up_sync(ALL, end, distance)
             if lane >= distance:
                 end = int32(end + other)
         last = before + cuda.shfl_sync(ALL, end, WARP - 1)
-        if item < last:
-            which = cuda.popc(cuda.ballot_sync(ALL, before + end <= item))  # sequences that are over before it
-            return base + which, item - before - cuda.shfl_sync(ALL, int32(end - own), which), base, before
-        base, before = base + WARP, last
-    return -1, 0, base, before
+        if wanted < last:
+            which = cuda.popc(cuda.ballot_sync(ALL, before + end <= wanted))  # sequences that are over before it
+            return int32(base + which), int32(before + cuda.shfl_sync(ALL, int32(end - own), which))
+        base, before = int32(base + WARP), int32(last)
+    return base, before
 
 
-def num_tiles(num_tokens: int, size: int, num_seqs: int) -> int:
-    """At least as many as there are, whatever the batch."""
-    return num_tokens // size + num_seqs
+def ragged_kernel(attend: Any, merge: Any, tokens: int) -> Any:
+    """The kernel that takes a block through its work: decodes, or, if a tile is of several `tokens`, prompts.
+
+    attend: (seq, first query, first token of K and V, token after the last, place, ...) for a tile of q of a sequence;
+        place: where its result goes in the workspace, or -1: it is the whole answer. For prompts the tokens of K and V
+        follow from the queries.
+    merge: see merge.py.
+    """
+
+    def decode(
+        q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, query_start_loc, out, workspace,
+        scale, q_stride, max_blocks, num_kv_heads, unit, share,
+    ):  # fmt: skip
+        unit, share = int32(unit), int32(share)
+        if share == 0:  # units of each block: as many as make equal shares
+            total, blocks = total_units(context_lens, query_start_loc, unit), cuda.gridDim.y
+            share = max(quotient(LEAST_SHARE, unit), quotient(total + blocks - 1, blocks))
+        begin = int32(cuda.blockIdx.y * share)
+        seq, before = find_unit(begin, context_lens, query_start_loc, unit)
+        while seq < len(context_lens) and before < begin + share:
+            units = units_of(seq, context_lens, query_start_loc, unit)
+            if units > 0:
+                start = int32(max(0, begin - before) * unit)
+                stop = int32(min(context_lens[seq], (begin + share - before) * unit))
+                first_block, last_block = quotient(before, share), quotient(before + units - 1, share)
+                is_whole = first_block == last_block
+                result_at = int32(-1) if is_whole else place_of(cuda.blockIdx.y, first_block)
+                attend(
+                    seq, 0, start, stop, result_at,
+                    q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, query_start_loc, out,
+                    workspace, scale, q_stride, max_blocks, num_kv_heads,
+                )  # fmt: skip
+                if not is_whole:
+                    merge(out, workspace, first_block, last_block, query_start_loc[seq], num_kv_heads)
+                cuda.syncthreads()  # all have read what the next piece overwrites
+            seq, before = int32(seq + 1), int32(before + units)
+
+    def prefill(
+        q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, query_start_loc, out, workspace,
+        scale, q_stride, max_blocks, num_kv_heads, unit, share,
+    ):  # fmt: skip
+        seq, first = first_of_tile(cuda.blockIdx.y, tokens, query_start_loc, len(context_lens))
+        num_queries = query_start_loc[seq + 1] - query_start_loc[seq]
+        if num_queries > 1 and first < num_queries:
+            attend(
+                seq, first, 0, 0, -1, q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens,
+                query_start_loc, out, workspace, scale, q_stride, max_blocks, num_kv_heads,
+            )  # fmt: skip
+
+    return kernel(prefill if tokens > 1 else decode)

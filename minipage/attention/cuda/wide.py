@@ -22,8 +22,8 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from minipage.attention.cuda.compat import cuda, device_function, kernel, types
-from minipage.attention.cuda.merge import joiner
+from minipage.attention.cuda.compat import cuda, device_function, types
+from minipage.attention.cuda.merge import joiner, merger
 from minipage.attention.cuda.numbers import FLOAT16, LOWEST, Kind
 from minipage.attention.cuda.ptx import (
     exp2,
@@ -34,7 +34,7 @@ from minipage.attention.cuda.ptx import (
     pack_bfloats,
     pack_halves,
 )
-from minipage.attention.cuda.tiles import find_split, first_of_tile
+from minipage.attention.cuda.tiles import ragged_kernel
 from minipage.errors import KernelArgumentError
 
 float32, int32, uint32 = types.float32, types.int32, types.uint32
@@ -86,7 +86,8 @@ def wide_kernel(
     BLOCK_STEP = STEP * NUM_WARPS
     PARTS = AT_ONCE * NUM_WARPS
     ROWS = heads * tokens
-    RESULTS = PARTS * ROWS * head_size
+    HIGHEST, TOTALS = PARTS * ROWS * head_size, PARTS * ROWS * (head_size + 1)  # where they are in shared memory
+    FOUND = PARTS * ROWS * (head_size + 2)
     ROW_WORDS = head_size * kv.num_bytes // 4
     HEAD_TILES = -(-group // heads)
     QUANTIZED, PREFILL = kv.is_quantized, tokens > 1
@@ -95,17 +96,16 @@ def wide_kernel(
     join = joiner(PARTS, heads, tokens, group, head_size, NUM_THREADS, q_kind.stored)
 
     def attend_tile(
-        seq, first, split, q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, query_start_loc,
-        out, partial, scale, q_stride, max_blocks, num_kv_heads, split_size, num_splits,
+        seq, first, start, stop, result_at, q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens,
+        query_start_loc, out, workspace, scale, q_stride, max_blocks, num_kv_heads,
     ):  # fmt: skip
         # which rows of q, which tokens of K and V
         kv_head, head_tile = cuda.blockIdx.x // HEAD_TILES, cuda.blockIdx.x % HEAD_TILES
         context, q_start = context_lens[seq], query_start_loc[seq]
         num_queries = query_start_loc[seq + 1] - q_start
         seen_before = context - num_queries + 1  # query i sees seen_before + i tokens
-        start, stop = 0, seen_before + min(first + tokens, num_queries) - 1
-        if not PREFILL:
-            start, stop = split * split_size, min(context, (split + 1) * split_size)
+        if PREFILL:
+            stop = seen_before + min(first + tokens, num_queries) - 1
 
         lane, warp = cuda.threadIdx.x % WARP, cuda.threadIdx.x // WARP
         part, column = lane // LANES, lane % LANES * COLUMNS
@@ -181,54 +181,20 @@ def wide_kernel(
                             acc[r, w * PER_WORD + i] += score[u, r] * x
 
         # join what the warps, and the groups of lanes in them, have found
-        all_highest = cuda.shared.array((PARTS, ROWS), float32)
-        all_total = cuda.shared.array((PARTS, ROWS), float32)
-        all_acc = cuda.shared.array(RESULTS, float32)
+        found = cuda.shared.array(FOUND, float32)
         for r in range(ROWS):
+            at = (warp * AT_ONCE + part) * ROWS + r
             if column == 0:
-                all_highest[warp * AT_ONCE + part, r] = highest[r]
-                all_total[warp * AT_ONCE + part, r] = total[r]
+                found[HIGHEST + at] = highest[r]
+                found[TOTALS + at] = total[r]
             if is_inside:
                 for i in range(COLUMNS):
-                    all_acc[((warp * AT_ONCE + part) * ROWS + r) * head_size + column + i] = acc[r, i]
+                    found[at * head_size + column + i] = acc[r, i]
         cuda.syncthreads()
-        join(
-            all_highest, all_total, all_acc, out, partial, seq, len(context_lens), q_start, num_queries, first,
-            kv_head, head_tile, num_kv_heads, split, num_splits if context > split_size else 1, context,
-        )  # fmt: skip
+        join(found, out, workspace, result_at, q_start, num_queries, first, kv_head, head_tile, num_kv_heads)
 
-    attend_tile = device_function(attend_tile)
-
-    def decode(
-        q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, query_start_loc, out, partial,
-        scale, q_stride, max_blocks, num_kv_heads, split_size, num_splits,
-    ):  # fmt: skip
-        item, base, before = cuda.blockIdx.y, 0, 0
-        while True:
-            lane = cuda.threadIdx.x % WARP
-            seq, split, base, before = find_split(item, base, before, context_lens, query_start_loc, split_size, lane)
-            if seq < 0:
-                return
-            attend_tile(
-                seq, 0, split, q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, query_start_loc,
-                out, partial, scale, q_stride, max_blocks, num_kv_heads, split_size, num_splits,
-            )  # fmt: skip
-            item += cuda.gridDim.y
-            cuda.syncthreads()  # all have read what the next split overwrites
-
-    def prefill(
-        q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, query_start_loc, out, partial,
-        scale, q_stride, max_blocks, num_kv_heads, split_size, num_splits,
-    ):  # fmt: skip
-        seq, first = first_of_tile(cuda.blockIdx.y, tokens, query_start_loc, len(context_lens))
-        num_queries = query_start_loc[seq + 1] - query_start_loc[seq]
-        if num_queries > 1 and first < num_queries:
-            attend_tile(
-                seq, first, 0, q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, query_start_loc,
-                out, partial, scale, q_stride, max_blocks, num_kv_heads, split_size, 1,
-            )  # fmt: skip
-
-    return kernel(prefill if PREFILL else decode)
+    merge = merger(heads, group, head_size, NUM_THREADS, q_kind.stored)
+    return ragged_kernel(device_function(attend_tile), merge, tokens)
 
 
 def packed_dot(kind: Kind, words: int) -> Any:
