@@ -23,7 +23,7 @@ from minipage.attention.cuda.numbers import LOWEST
 from minipage.attention.cuda.ptx import exp2, log2
 
 float32, int32 = types.float32, types.int32
-WARP = 32
+WARP, ALL = 32, 0xFFFFFFFF
 
 
 @device_function
@@ -71,38 +71,52 @@ def merger(heads: int, group: int, head_size: int, num_threads: int, stored: Any
     """What the blocks first_block to last_block of this row of the grid have found, joined by the last to come."""
     head_tiles = -(-group // heads)
     MINE = -(-head_size // WARP)  # numbers of a row that a lane has
+    AT_ONCE = 8  # parts that are on their way to a warp
 
     def merge(out, workspace, first_block, last_block, token, num_kv_heads):
         num_blocks = cuda.gridDim.x * cuda.gridDim.y
         counter = first_block * cuda.gridDim.x + cuda.blockIdx.x
-        cuda.threadfence()  # what this thread has left in the workspace is there before the block is counted
-        cuda.syncthreads()
         is_last = int32(0)
-        if cuda.threadIdx.x == 0 and cuda.atomic.add(workspace, counter, float32(1)) == last_block - first_block:
-            is_last = int32(1)
+        cuda.syncthreads()
+        if cuda.threadIdx.x == 0:
+            cuda.threadfence()  # what this block has left in the workspace is there before it is counted
+            if cuda.atomic.add(workspace, counter, float32(1)) == last_block - first_block:
+                is_last = int32(1)
+            cuda.threadfence()  # and nothing of the others is read before they are counted
         if not cuda.syncthreads_or(is_last):
             return
-        cuda.threadfence()  # and nothing of theirs is read from before that
         kv_head, head_tile = cuda.blockIdx.x // head_tiles, cuda.blockIdx.x % head_tiles
-        lane, acc = cuda.threadIdx.x % WARP, cuda.local.array(MINE, float32)
-        for r in range(cuda.threadIdx.x // WARP, heads, num_threads // WARP):  # a warp for each row
+        lane = cuda.threadIdx.x % WARP
+        row = cuda.local.array(AT_ONCE, int32)
+        log_total = cuda.local.array(AT_ONCE, float32)
+        x = cuda.local.array((AT_ONCE, MINE), float32)
+        acc = cuda.local.array(MINE, float32)
+        for r in range(cuda.threadIdx.x // WARP, heads, num_threads // WARP):  # a warp for each row of q
             highest, total = LOWEST, float32(0)
-            for block in range(first_block, last_block + 1):
+            for block in range(first_block + lane, last_block + 1, WARP):
                 highest = max(highest, workspace[num_blocks + place_of(block, first_block) * heads + r])
+            for bit in (16, 8, 4, 2, 1):
+                highest = max(highest, cuda.shfl_xor_sync(ALL, highest, bit))
             for j in range(MINE):
                 acc[j] = float32(0)
-            for block in range(first_block, last_block + 1):
-                row = place_of(block, first_block) * heads + r
-                share = exp2(workspace[num_blocks + row] - highest)
-                total += share
-                for j in range(MINE):
-                    column = min(lane + j * WARP, head_size - 1)
-                    acc[j] += share * workspace[num_blocks * (1 + 2 * heads) + row * head_size + column]
+            for block in range(first_block, last_block + 1, AT_ONCE):
+                for u in range(AT_ONCE):
+                    row[u] = place_of(min(block + u, last_block), first_block) * heads + r
+                    log_total[u] = workspace[num_blocks + row[u]]
+                    for j in range(MINE):
+                        column = min(lane + j * WARP, head_size - 1)
+                        x[u, j] = workspace[num_blocks * (1 + 2 * heads) + row[u] * head_size + column]
+                for u in range(AT_ONCE):
+                    share = exp2(log_total[u] - highest) if block + u <= last_block else float32(0)
+                    total += share
+                    for j in range(MINE):
+                        acc[j] += share * x[u, j]
             head = head_tile * heads + r
             for j in range(MINE):
                 column = lane + j * WARP
                 if column < head_size and head < group:
-                    out[((token * num_kv_heads + kv_head) * group + head) * head_size + column] = stored(acc[j] / total)
+                    at = ((token * num_kv_heads + kv_head) * group + head) * head_size + column
+                    out[at] = stored(acc[j] / total)
         if cuda.threadIdx.x == 0:
             workspace[counter] = float32(0)
 
