@@ -1,13 +1,16 @@
 """The same GPT on NumPy arrays, with compiled code where NumPy is slow. What is computed, `gpt.py` says.
 
 NumPy leaves a matrix product to its BLAS, which first copies both matrices into an order that suits it. For the few
-rows of a decode that takes longer than the product itself, which has only to read the weights once:
+rows of a decode that takes longer than the product itself, which has only to read the weights once. So the weights are
+kept in such an order from the beginning: in panels of 32 columns, each of them one straight line of memory.
 
-    out[t, n] = x[t] . w[n]        four rows of x with four of w at a time: 16 sums in registers, 8 numbers read for
-                                   16 products, and each weight comes from memory once
+    w [in, out]   ┌──┬──┬──┬──┐      panel 0   panel 1   ...        out[:, panel] = bias + x @ panel
+                  │  │  │  │  │  ─▶  ▤▤▤▤▤▤▤▤  ▤▤▤▤▤▤▤▤             all rows of x, by any thread; then GELU,
+                  └──┴──┴──┴──┘      [in, 32]  [in, 32]             while the numbers are still at hand
 
-For this the weights lie in memory transposed, as [out, in]. Layer norm and GELU are ten NumPy operations each, all of
-which read and write every number; here each is one pass. docs/performance.md has the figures.
+Layer norm and GELU are ten NumPy operations each, all of which read and write every number; here each is one pass.
+Each time the threads are set to work costs some 75 us, for they sleep in between: so only products wake them.
+docs/performance.md has the figures.
 """
 
 from __future__ import annotations
@@ -19,29 +22,35 @@ import numba
 import numpy as np
 
 from minipage.attention.arguments import Floats
-from minipage.attention.cpu import compiled_parallel
-from minipage.attention.vectors import exp
+from minipage.attention.cpu import add_product, compiled, compiled_parallel
+from minipage.attention.vectors import LANES, exp
 from minipage.model.gpt import GPT, GPTConfig
+
+COLUMNS = 2 * LANES  # of a panel
 
 
 class CompiledGPT(GPT):
-    """A GPT whose weights are NumPy arrays of float32."""
+    """A GPT whose weights are NumPy arrays of float32. Its matrices are only kept in panels."""
 
     def __init__(self, config: GPTConfig, weights: Mapping[str, Floats]) -> None:
-        embeddings = "wte.weight", "wpe.weight", "lm_head.weight"
-        transposed = {
-            name: weight if name in embeddings else np.asfortranarray(weight)  # [in, out], in the order of [out, in]
-            for name, weight in weights.items()
+        head = weights.get("lm_head.weight", weights["wte.weight"])  # [V, C]
+        matrices = [name for name in weights if name.startswith("h.") and weights[name].ndim == 2]
+        super().__init__(config, {name: weight for name, weight in weights.items() if name not in matrices})
+        self._linears = {
+            name: Linear(weights[name + ".weight"], weights[name + ".bias"])
+            for name in (matrix.removesuffix(".weight") for matrix in matrices)
         }
-        super().__init__(config, transposed)
+        self._head = Linear(head.T, np.zeros(len(head), head.dtype))
 
     def logits(self, hidden: Floats) -> Floats:
-        return product(hidden, self.weights.get("lm_head.weight", self.weights["wte.weight"]))  # [N, V]
+        return self._head(hidden)  # [N, V]
 
     def _linear(self, name: str, x: Floats) -> Floats:
-        out = product(x, self.weights[name + ".weight"].T)  # [T, out]
-        out += self.weights[name + ".bias"]  # [T, out]
-        return out
+        return self._linears[name](x)  # [T, out]
+
+    def _mlp(self, name: str, x: Floats) -> Floats:
+        x = self._linears[name + ".c_fc"](x, with_gelu=True)  # [T, 4C]
+        return self._linear(name + ".c_proj", x)  # [T, C]
 
     def _layer_norm(self, name: str, x: Floats) -> Floats:
         out = np.empty_like(x)  # [T, C]
@@ -50,59 +59,53 @@ class CompiledGPT(GPT):
         )
         return out
 
-    def _gelu(self, x: Floats) -> Floats:
-        _gelu(x)
-        return x  # [T, 4C]
 
+class Linear:
+    """x [T, in] -> x @ weight + bias [T, out], for a weight [in, out] that is kept in panels."""
 
-def product(x: Floats, w: Floats) -> Floats:
-    """x [T, in], w [out, in] -> x @ w.T [T, out]."""
-    if len(x) == 1:  # a matrix times a vector: here the BLAS copies nothing
-        return x @ w.T  # [1, out]
-    out = np.empty((len(x), len(w)), x.dtype)  # [T, out]
-    _product(np.ascontiguousarray(x), np.ascontiguousarray(w), out)
-    return out
+    def __init__(self, weight: Floats, bias: Floats) -> None:
+        num_in, self.num_out = weight.shape
+        num_panels = -(-self.num_out // COLUMNS)
+        padding = 0, num_panels * COLUMNS - self.num_out  # columns of zeros
+        columns = np.pad(weight, ((0, 0), padding)).reshape(num_in, num_panels, COLUMNS)  # [in, num_panels, COLUMNS]
+        self.panels = np.ascontiguousarray(columns.transpose(1, 0, 2))  # [num_panels, in, COLUMNS]
+        self.bias = np.pad(bias, padding)  # [num_panels * COLUMNS]
 
-
-@compiled_parallel
-def _product(x, w, out):  # type: ignore[no-untyped-def]
-    last_row, last_column = len(x) - 1, len(w) - 1
-    for block in numba.prange(len(w) // 4 + 1):
-        # At the edges the last one is simply computed several times.
-        n0, n1, n2, n3 = (
-            min(4 * block, last_column),
-            min(4 * block + 1, last_column),
-            min(4 * block + 2, last_column),
-            min(4 * block + 3, last_column),
-        )
-        w0, w1, w2, w3 = w[n0], w[n1], w[n2], w[n3]  # [in] each
-        for t0 in range(0, len(x), 4):
-            t1, t2, t3 = min(t0 + 1, last_row), min(t0 + 2, last_row), min(t0 + 3, last_row)
-            x0, x1, x2, x3 = x[t0], x[t1], x[t2], x[t3]  # [in] each
-            s00 = s01 = s02 = s03 = np.float32(0)
-            s10 = s11 = s12 = s13 = np.float32(0)
-            s20 = s21 = s22 = s23 = np.float32(0)
-            s30 = s31 = s32 = s33 = np.float32(0)
-            for i in range(x.shape[1]):
-                a, b, c, d = w0[i], w1[i], w2[i], w3[i]
-                y = x0[i]
-                s00, s01, s02, s03 = s00 + y * a, s01 + y * b, s02 + y * c, s03 + y * d
-                y = x1[i]
-                s10, s11, s12, s13 = s10 + y * a, s11 + y * b, s12 + y * c, s13 + y * d
-                y = x2[i]
-                s20, s21, s22, s23 = s20 + y * a, s21 + y * b, s22 + y * c, s23 + y * d
-                y = x3[i]
-                s30, s31, s32, s33 = s30 + y * a, s31 + y * b, s32 + y * c, s33 + y * d
-            out[t0, n0], out[t0, n1], out[t0, n2], out[t0, n3] = s00, s01, s02, s03
-            out[t1, n0], out[t1, n1], out[t1, n2], out[t1, n3] = s10, s11, s12, s13
-            out[t2, n0], out[t2, n1], out[t2, n2], out[t2, n3] = s20, s21, s22, s23
-            out[t3, n0], out[t3, n1], out[t3, n2], out[t3, n3] = s30, s31, s32, s33
+    def __call__(self, x: Floats, with_gelu: bool = False) -> Floats:
+        out = np.empty((len(x), len(self.bias)), x.dtype)  # [T, num_panels * COLUMNS]
+        _linear(np.ascontiguousarray(x), self.panels, self.bias, with_gelu, out)
+        return out[:, : self.num_out]  # [T, out]
 
 
 @compiled_parallel
+def _linear(x, panels, bias, with_gelu, out):  # type: ignore[no-untyped-def]
+    for p in numba.prange(len(panels)):
+        start = p * COLUMNS
+        columns = out[:, start : start + COLUMNS]  # [T, COLUMNS]
+        for t in range(len(x)):
+            for j in range(COLUMNS):
+                columns[t, j] = bias[start + j]
+        add_product(x, panels[p], 0, len(x), columns)
+        if with_gelu:
+            gelu(columns)
+
+
+@compiled
+def gelu(x):  # type: ignore[no-untyped-def]
+    """In place. 0.5 * (1 + tanh(u / 2)) is 1 / (1 + exp(-u)), which takes only an exponential."""
+    for t in range(len(x)):
+        row = x[t]  # [n]
+        for i in range(len(row)):
+            v = row[i]
+            u = np.float32(1.5957691216057308) * v * (np.float32(1) + np.float32(0.044715) * v * v)  # 2 sqrt(2 / pi)
+            e = exp(-abs(u))
+            row[i] = v * (np.float32(1) if u >= 0 else e) / (np.float32(1) + e)
+
+
+@compiled
 def _layer_norm(x, weight, bias, epsilon, out):  # type: ignore[no-untyped-def]
     size = np.float32(x.shape[1])
-    for t in numba.prange(len(x)):
+    for t in range(len(x)):
         row = x[t]  # [C]
         total = np.float32(0)
         for i in range(len(row)):
@@ -113,15 +116,3 @@ def _layer_norm(x, weight, bias, epsilon, out):  # type: ignore[no-untyped-def]
         factor = np.float32(1 / math.sqrt(squares / size + epsilon))
         for i in range(len(row)):
             out[t, i] = (row[i] - mean) * factor * weight[i] + bias[i]
-
-
-@compiled_parallel
-def _gelu(x):  # type: ignore[no-untyped-def]
-    """In place. 0.5 * (1 + tanh(u / 2)) is 1 / (1 + exp(-u)), which takes only an exponential."""
-    for t in numba.prange(len(x)):
-        row = x[t]  # [4C]
-        for i in range(len(row)):
-            v = row[i]
-            u = np.float32(1.5957691216057308) * v * (np.float32(1) + np.float32(0.044715) * v * v)  # 2 sqrt(2 / pi)
-            e = exp(-abs(u))
-            row[i] = v * (np.float32(1) if u >= 0 else e) / (np.float32(1) + e)

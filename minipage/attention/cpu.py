@@ -32,9 +32,11 @@ import numpy as np
 from minipage.attention.arguments import Floats, Integers, check_arguments
 from minipage.attention.vectors import LANES, exp, filled, fma, load, load_part, prefetch, store, total_of
 
-# Threads that wait for work shall sleep. By default GNU OpenMP lets them spin, and they take the cores from others that
-# compute (NumPy's threads, too): on two busy cores, steps were measured ten times slower. Read at the first call.
+# Threads that wait for work shall sleep, but not at once: to wake one takes some 75 us. By default GNU OpenMP lets them
+# spin for long, and they take the cores from others that compute (NumPy's threads, too): on two busy cores, steps were
+# measured ten times slower. A thousand turns are some 20 us. Both are read at the first call.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 PIECE = 128  # tokens of context that one thread walks along
 STEP = 16  # of them at a time
@@ -309,8 +311,7 @@ def attend_tile(q, k, v, k_scales, v_scales, block_size, block_table, visible, k
         for d in range(head_size):
             for j in range(KEYS):
                 keys_transposed[d, j] = keys[j, d]
-        # Rows before this one see none of these keys; `add_product` takes rows by fours.
-        begin = max(0, start - (visible - num_queries)) * group // 4 * 4
+        begin = max(0, start - (visible - num_queries)) * group  # rows before this one see none of these keys
         scores[begin:] = 0
         add_product(rows, keys_transposed, begin, num_rows, scores)
         for r in range(begin, num_rows):
@@ -342,20 +343,22 @@ def gather(cache, scales, slots, kv_head, rows):
 
 @compiled
 def add_product(a, b, start, stop, c):
-    """c += a @ b, from row `start` to `stop` at least: a [rows, n], b [n, m], c [rows, m].
+    """c += a @ b, from row `start` to `stop`: a [rows, n], b [n, m], c [rows, m]; m is a multiple of 2 * LANES.
 
-    A number that is loaded is used often: a pair of vectors of b for four rows, eight sums held in registers.
+    A number that is loaded is used often: a pair of vectors of b for four rows, eight sums held in registers. Where
+    there are fewer than four rows left, the last one is computed several times.
     """
     for r in range(start, stop, 4):
+        s, t, u = min(r + 1, stop - 1), min(r + 2, stop - 1), min(r + 3, stop - 1)
         for d in range(0, b.shape[1], 2 * LANES):
             e = d + LANES
-            c0d, c1d, c2d, c3d = load(c, (r, d)), load(c, (r + 1, d)), load(c, (r + 2, d)), load(c, (r + 3, d))
-            c0e, c1e, c2e, c3e = load(c, (r, e)), load(c, (r + 1, e)), load(c, (r + 2, e)), load(c, (r + 3, e))
+            rd, sd, td, ud = load(c, (r, d)), load(c, (s, d)), load(c, (t, d)), load(c, (u, d))
+            re, se, te, ue = load(c, (r, e)), load(c, (s, e)), load(c, (t, e)), load(c, (u, e))
             for i in range(len(b)):
                 bd, be = load(b, (i, d)), load(b, (i, e))
-                c0d, c0e = fma(c0d, a[r, i], bd), fma(c0e, a[r, i], be)
-                c1d, c1e = fma(c1d, a[r + 1, i], bd), fma(c1e, a[r + 1, i], be)
-                c2d, c2e = fma(c2d, a[r + 2, i], bd), fma(c2e, a[r + 2, i], be)
-                c3d, c3e = fma(c3d, a[r + 3, i], bd), fma(c3e, a[r + 3, i], be)
-            store(c, (r, d), c0d), store(c, (r + 1, d), c1d), store(c, (r + 2, d), c2d), store(c, (r + 3, d), c3d)
-            store(c, (r, e), c0e), store(c, (r + 1, e), c1e), store(c, (r + 2, e), c2e), store(c, (r + 3, e), c3e)
+                rd, re = fma(rd, a[r, i], bd), fma(re, a[r, i], be)
+                sd, se = fma(sd, a[s, i], bd), fma(se, a[s, i], be)
+                td, te = fma(td, a[t, i], bd), fma(te, a[t, i], be)
+                ud, ue = fma(ud, a[u, i], bd), fma(ue, a[u, i], be)
+            store(c, (r, d), rd), store(c, (s, d), sd), store(c, (t, d), td), store(c, (u, d), ud)
+            store(c, (r, e), re), store(c, (s, e), se), store(c, (t, e), te), store(c, (u, e), ue)

@@ -96,8 +96,7 @@ class GPT:
             mixed = attend(i, qkv[:, 0], qkv[:, 1], qkv[:, 2])  # [T, H, D]
             x = x + self._linear(f"h.{i}.attn.c_proj", xp.reshape(mixed, (-1, config.n_embd)))  # [T, C]
             h = self._layer_norm(f"h.{i}.ln_2", x)  # [T, C]
-            h = self._gelu(self._linear(f"h.{i}.mlp.c_fc", h))  # [T, 4C]
-            x = x + self._linear(f"h.{i}.mlp.c_proj", h)  # [T, C]
+            x = x + self._mlp(f"h.{i}.mlp", h)  # [T, C]
         return self._layer_norm("ln_f", x)  # [T, C]
 
     def logits(self, hidden: Array) -> Array:
@@ -115,8 +114,9 @@ class GPT:
         x = x / xp.sqrt(variance + self.config.layer_norm_epsilon)  # [T, C]
         return x * self.weights[name + ".weight"] + self.weights[name + ".bias"]  # [T, C]
 
-    def _gelu(self, x: Array) -> Array:
-        return gelu(x)
+    def _mlp(self, name: str, x: Array) -> Array:
+        x = gelu(self._linear(name + ".c_fc", x))  # [T, 4C]
+        return self._linear(name + ".c_proj", x)  # [T, C]
 
 
 def gelu(x: Array) -> Array:
