@@ -85,7 +85,7 @@ def _linear(x, panels, bias, with_gelu, out):  # type: ignore[no-untyped-def]
         for t in range(len(x)):
             for j in range(COLUMNS):
                 columns[t, j] = bias[start + j]
-        add_product(x, panels[p], 0, len(x), columns)
+        add_product(x, panels[p], 0, len(x), columns, panels[min(int(p) + 1, len(panels) - 1)])
         if with_gelu:
             gelu(columns)
 

@@ -342,23 +342,32 @@ def gather(cache, scales, slots, kv_head, rows):
 
 
 @compiled
-def add_product(a, b, start, stop, c):
+def add_product(a, b, start, stop, c, coming=None):
     """c += a @ b, from row `start` to `stop`: a [rows, n], b [n, m], c [rows, m]; m is a multiple of 2 * LANES.
 
     A number that is loaded is used often: a pair of vectors of b for four rows, eight sums held in registers. Where
-    there are fewer than four rows left, the last one is computed several times.
+    there are fewer than four rows left, the last one is computed several times. `coming`, the b of the next product, is
+    fetched from memory meanwhile, spread evenly over all rows.
     """
+    stretch = (
+        len(b) if coming is None else max(2, (stop - start + 3) // 4)
+    )  # so many numbers of a row for one row of `coming`
+    fetched = 0
     for r in range(start, stop, 4):
         s, t, u = min(r + 1, stop - 1), min(r + 2, stop - 1), min(r + 3, stop - 1)
         for d in range(0, b.shape[1], 2 * LANES):
             e = d + LANES
             rd, sd, td, ud = load(c, (r, d)), load(c, (s, d)), load(c, (t, d)), load(c, (u, d))
             re, se, te, ue = load(c, (r, e)), load(c, (s, e)), load(c, (t, e)), load(c, (u, e))
-            for i in range(len(b)):
-                bd, be = load(b, (i, d)), load(b, (i, e))
-                rd, re = fma(rd, a[r, i], bd), fma(re, a[r, i], be)
-                sd, se = fma(sd, a[s, i], bd), fma(se, a[s, i], be)
-                td, te = fma(td, a[t, i], bd), fma(te, a[t, i], be)
-                ud, ue = fma(ud, a[u, i], bd), fma(ue, a[u, i], be)
+            for begin in range(0, len(b), stretch):
+                if coming is not None:
+                    prefetch(coming, (min(fetched, len(b) - 1), d)), prefetch(coming, (min(fetched, len(b) - 1), e))
+                    fetched += 1
+                for i in range(begin, min(begin + stretch, len(b))):
+                    bd, be = load(b, (i, d)), load(b, (i, e))
+                    rd, re = fma(rd, a[r, i], bd), fma(re, a[r, i], be)
+                    sd, se = fma(sd, a[s, i], bd), fma(se, a[s, i], be)
+                    td, te = fma(td, a[t, i], bd), fma(te, a[t, i], be)
+                    ud, ue = fma(ud, a[u, i], bd), fma(ue, a[u, i], be)
             store(c, (r, d), rd), store(c, (s, d), sd), store(c, (t, d), td), store(c, (u, d), ud)
             store(c, (r, e), re), store(c, (s, e), se), store(c, (t, e), te), store(c, (u, e), ue)

@@ -24,9 +24,10 @@ def place_model(config: GPTConfig, weights: Weights, arrays: str, dtype: str = "
     placed = as_arrays(weights, arrays, dtype, device)
     if arrays != "torch":
         return GPT(config, placed)
-    from minipage.model.torch_gpt import TorchGPT  # needs PyTorch, which as_arrays has found
+    from minipage.model.torch_gpt import PackedTorchGPT, TorchGPT  # needs PyTorch, which as_arrays has found
 
-    return TorchGPT(config, placed)
+    packed = device == "cpu" and dtype == "bfloat16" and PackedTorchGPT.able()
+    return (PackedTorchGPT if packed else TorchGPT)(config, placed)
 
 
 def as_arrays(weights: Weights, arrays: str, dtype: str = "float32", device: str = "cpu") -> dict[str, Array]:

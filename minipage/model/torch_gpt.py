@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import addmm
+import torch
 from torch.nn.functional import gelu, layer_norm, pad
 
 from minipage.model.gpt import GPT, Array, GPTConfig
@@ -29,11 +29,57 @@ class TorchGPT(GPT):
         return (hidden @ self._head.T)[:, : self.config.vocab_size]  # [N, V]
 
     def _linear(self, name: str, x: Array) -> Array:
-        return addmm(self.weights[name + ".bias"], x, self.weights[name + ".weight"])  # [T, in] -> [T, out]
+        return torch.addmm(self.weights[name + ".bias"], x, self.weights[name + ".weight"])  # [T, in] -> [T, out]
+
+    def _mlp(self, name: str, x: Array) -> Array:
+        x = gelu(self._linear(name + ".c_fc", x), approximate="tanh")  # [T, 4C]
+        return self._linear(name + ".c_proj", x)  # [T, C]
 
     def _layer_norm(self, name: str, x: Array) -> Array:
         weight, bias = self.weights[name + ".weight"], self.weights[name + ".bias"]  # [C] each
         return layer_norm(x, weight.shape, weight, bias, self.config.layer_norm_epsilon)  # [T, C]
 
-    def _gelu(self, x: Array) -> Array:
-        return gelu(x, approximate="tanh")  # [T, 4C]
+
+class PackedTorchGPT(TorchGPT):
+    """A GPT in bfloat16 on a CPU. Its matrices are only kept in the order that the processor's instructions want.
+
+    PyTorch leaves such products to oneDNN, which puts a matrix into that order each time, and for the few rows of a
+    decode that takes longer than the product. PyTorch's compiler does it once and for all, with the operations that are
+    used here; they are not part of its documented interface, so `able` asks for them.
+    """
+
+    @staticmethod
+    def able() -> bool:
+        operations = torch.ops.mkldnn
+        return (
+            hasattr(operations, "_linear_pointwise")
+            and hasattr(operations, "_reorder_linear_weight")
+            and operations._is_mkldnn_bf16_supported()
+        )
+
+    def __init__(self, config: GPTConfig, weights: Mapping[str, Array]) -> None:
+        matrices = [name for name in weights if name.startswith("h.") and weights[name].ndim == 2]
+        super().__init__(config, {name: weight for name, weight in weights.items() if name not in matrices})
+        self._packed = {name: pack(weights[name].T) for name in matrices}
+        self._head = pack(self._head)
+
+    def logits(self, hidden: Array) -> Array:
+        return linear(hidden, self._head, None)  # [N, V]
+
+    def _linear(self, name: str, x: Array) -> Array:
+        return linear(x, self._packed[name + ".weight"], self.weights[name + ".bias"])  # [T, out]
+
+    def _mlp(self, name: str, x: Array) -> Array:
+        inner = name + ".c_fc"
+        x = linear(x, self._packed[inner + ".weight"], self.weights[inner + ".bias"], "gelu", "tanh")  # [T, 4C]
+        return self._linear(name + ".c_proj", x)  # [T, C]
+
+
+def pack(weight: Array) -> Array:
+    """[out, in], in oneDNN's order; what that is, only oneDNN knows."""
+    return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+
+
+def linear(x: Array, packed: Array, bias: Array | None, activation: str = "none", form: str = "") -> Array:
+    """x @ weight.T + bias, and the activation: [T, in] -> [T, out]."""
+    return torch.ops.mkldnn._linear_pointwise(x.contiguous(), packed, bias, activation, [], form)
