@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 
 from minipage.compiled_gpt import CompiledGPT, Linear, gelu
 from minipage.model.gpt import GPT, GPTConfig, dense_attend
+from minipage.model.torch_gpt import PackedTorchGPT
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 2, 3, 4, 5, 97])
@@ -49,3 +51,31 @@ def test_gelu_is_right_far_out():
 
 def exact_gelu(x):
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+@pytest.mark.skipif(not PackedTorchGPT.able(), reason="this PyTorch cannot keep matrices in oneDNN's order")
+@pytest.mark.parametrize("num_tokens", [0, 1, 6, 40])
+@pytest.mark.parametrize("tied", [True, False])
+def test_packed_weights_compute_what_plain_ones_do(num_tokens, tied):
+    config = GPTConfig(vocab_size=61, n_positions=40, n_embd=24, n_layer=2, n_head=3)
+    rng = np.random.default_rng(num_tokens)
+    shapes = config.weight_shapes() | ({} if tied else {"lm_head.weight": (61, 24)})
+    weights = {
+        name: torch.from_numpy(rng.standard_normal(shape, np.float32) / 4).bfloat16() for name, shape in shapes.items()
+    }
+    double = GPT(config, {name: weight.double().numpy() for name, weight in weights.items()})
+    tokens, positions = rng.integers(0, 61, num_tokens), np.arange(num_tokens)
+    hidden = rng.standard_normal((num_tokens, 24))
+    packed = PackedTorchGPT(config, weights)
+    x = torch.from_numpy(hidden).bfloat16()
+    pairs = [
+        (packed.logits(x), double.logits(x.double().numpy())),
+        (packed._mlp("h.1.mlp", x), double._mlp("h.1.mlp", x.double().numpy())),
+        (packed._linear("h.0.attn.c_attn", x), double._linear("h.0.attn.c_attn", x.double().numpy())),
+    ]
+    if num_tokens:
+        there = map(torch.from_numpy, (tokens, positions))
+        pairs += [(packed.forward(*there, dense_attend), double.forward(tokens, positions, dense_attend))]
+    for found, expected in pairs:
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found.double().numpy(), expected, atol=0.03 * np.abs(expected).max(initial=1))
