@@ -130,8 +130,7 @@ class Scheduler:
                 if not self._make_room(group, chunks, plan):
                     break
                 free = self.block_pool.num_free
-            self._give_slots(chunks, plan)
-            budget -= num_tokens
+            budget -= self._give_slots(chunks, plan)
             free -= num_tokens  # or more are free: a token never takes more than one block
         if not plan.preempted:
             budget = self._swap_in(plan, budget)
@@ -156,8 +155,7 @@ class Scheduler:
                 break
             plan.swap_in.extend(self.swapped.pop(0).move_to(self.block_pool))
             self._enqueue(group, Status.RUNNING)
-            self._give_slots(chunks, plan)
-            budget -= count_tokens(chunks)
+            budget -= self._give_slots(chunks, plan)
         return budget
 
     def _admit(self, plan: StepPlan, budget: int) -> None:
@@ -172,9 +170,7 @@ class Scheduler:
                 self.prefix_cache.num_queried_tokens += group.shared_len
                 self.prefix_cache.num_hit_tokens += group.leader.num_computed_tokens
             group.fork_followers()
-            chunks = group.next_chunks(budget)
-            self._give_slots(chunks, plan)
-            budget -= count_tokens(chunks)
+            budget -= self._give_slots(group.next_chunks(budget), plan)
 
     def admission(self, group: SequenceGroup, cached: list[int]) -> Admission:
         """Whether a waiting group may start, if the blocks `cached` already hold its beginning."""
@@ -197,11 +193,14 @@ class Scheduler:
     def _seats_left(self) -> int:
         return self.max_num_seqs - sum(group.max_num_seqs for group in self.running)
 
-    def _give_slots(self, chunks: list[Chunk], plan: StepPlan) -> None:
+    def _give_slots(self, chunks: list[Chunk], plan: StepPlan) -> int:
+        given = 0
         for chunk in chunks:
             if copies := chunk.seq.block_table.append(chunk.num_tokens):
                 plan.copies.extend(copies)
             plan.chunks.append(chunk)
+            given += chunk.num_tokens
+        return given
 
     # ---- after a step
 
