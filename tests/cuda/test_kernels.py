@@ -88,10 +88,16 @@ def test_contexts_that_are_cut_into_splits_of_which_blocks_do_several(q, head_si
     batch.check(lambda *given: launched(batch, given, split_size))
 
 
-def launched(batch, given, split_size, extra=0, starts=None):
+@pytest.mark.parametrize("q, head_size", [("bfloat16", 64), ("float32", 8)])
+def test_contexts_that_are_cut_into_equal_shares(q, head_size):
+    batch = Batch([(9, 2), (700, 1), (1, 1), (300, 1)], q, q, 1, 2, head_size, block_size=8)
+    batch.check(lambda *given: launched(batch, given, None, extra=1000))
+
+
+def launched(batch, given, split_size, extra=100):
     """The low-level launch, with maximum lengths that are larger than the true ones."""
     q, k, v, tables, contexts, own_starts, scale, *scales = given
-    longest = int(batch.contexts.max()) + 100
+    longest = int(batch.contexts.max()) + extra
     size = cuda.workspace_size(len(batch.contexts), q.shape[1], q.shape[2], longest, split_size)
     out, workspace = on_gpu(np.full(q.shape, np.nan, np.float32)), on_gpu(np.zeros(size, np.float32))
     out = out.astype(q.dtype) if q.dtype != np.uint16 else on_gpu(np.full(q.shape, 0x7FC0, np.uint16))

@@ -31,11 +31,12 @@ from minipage.attention.cuda.arrays import (
 from minipage.attention.cuda.compat import external_stream, num_processors
 from minipage.attention.cuda.numbers import Kind, kind_of
 from minipage.attention.cuda.tensor import has_tensor_kernel, tensor_kernel
-from minipage.attention.cuda.tiles import LEAST_SHARE, num_tiles
+from minipage.attention.cuda.tiles import num_tiles
 from minipage.attention.cuda.wide import rows_per_tile, wide_kernel, words_per_lane
 
 SPLIT_SIZE = 512  # tokens of a context that one block works on, if the answer may not depend on the rest of the batch
-UNIT = 32  # tokens that are not divided, if it may
+UNIT = 128  # tokens that are not divided, if it may
+SHORT = 512  # tokens of a context that is not divided: joining its parts would take longer than it gains
 MOST_HEADS = 32  # of a tile of q, in any kernel
 LOG2_E = 1.4426950408889634  # exp(x) = exp2(x * LOG2_E): the hardware has exp2
 
@@ -82,24 +83,25 @@ def paged_attention(
 class Choice(NamedTuple):
     kernel_for: Callable[..., Any]  # tensor_kernel, or wide_kernel
     num_threads: int
-    blocks_per_processor: int  # of a decode; so many run at once
+    few_blocks: int  # of a decode, for each multiprocessor: enough for all of the memory's speed
+    most_blocks: int  # so many run at once, and one starts while another ends
     decode_rows: int  # most rows of q in a block
     prefill_rows: int
 
 
 def tensor_choice(q_kind: Kind, kv: Kind, head_size: int) -> Choice:
-    return Choice(tensor_kernel, tensor.NUM_THREADS, 6, tensor.TILE, tensor.NUM_WARPS * tensor.TILE)
+    return Choice(tensor_kernel, tensor.NUM_THREADS, 2, 4, tensor.TILE, tensor.NUM_WARPS * tensor.TILE)
 
 
 def wide_choice(q_kind: Kind, kv: Kind, head_size: int) -> Choice:
-    return Choice(wide_kernel, wide.NUM_THREADS, 3, rows_per_tile(head_size, kv), rows_per_tile(head_size, kv))
+    return Choice(wide_kernel, wide.NUM_THREADS, 2, 3, rows_per_tile(head_size, kv), rows_per_tile(head_size, kv))
 
 
 def best_choice(q_kind: Kind, kv: Kind, head_size: int) -> Choice:
     return (tensor_choice if has_tensor_kernel(q_kind, kv, head_size) else wide_choice)(q_kind, kv, head_size)
 
 
-MOST_BLOCKS = 8  # for each multiprocessor, in any Choice
+MOST_BLOCKS = 4  # for each multiprocessor, in any Choice
 
 
 def workspace_size(
@@ -112,7 +114,7 @@ def workspace_size(
     if split_size:  # a block for each split, in which no more than as many rows again as there are heads are unused
         num_blocks = num_seqs * -(-max_context_len // split_size)
         return num_blocks * (num_heads + 2 * 2 * num_heads * (head_size + 1))
-    num_blocks = MOST_BLOCKS * num_processors() + num_heads
+    num_blocks = max(MOST_BLOCKS * num_processors(), num_heads)
     return num_blocks * (1 + 2 * min(MOST_HEADS, num_heads) * (head_size + 1))
 
 
@@ -133,13 +135,15 @@ def decode_grid(
     heads, rows = -(-group // head_tiles), num_kv_heads * head_tiles
     if split_size:
         return Grid(heads, rows, num_seqs * max(1, -(-max_context_len // split_size)), split_size, 1)
-    most = max(1, choice.blocks_per_processor * num_processors() // rows)
-    return Grid(heads, rows, decode_blocks(num_seqs, max_context_len, most), UNIT, 0)
+    if max_context_len <= SHORT:
+        return Grid(heads, rows, num_seqs, SHORT, 1)
+    few, most = (max(1, num * num_processors() // rows) for num in (choice.few_blocks, choice.most_blocks))
+    return Grid(heads, rows, decode_blocks(num_seqs, few, most), UNIT, 0)
 
 
-def decode_blocks(num_seqs: int, max_context_len: int, most: int) -> int:
-    """How many blocks share the contexts of a decode, for one tile of heads; no more than `most`, which run at once."""
-    blocks = min(most, num_seqs * -(-max_context_len // LEAST_SHARE))
+def decode_blocks(num_seqs: int, few: int, most: int) -> int:
+    """How many blocks share the contexts of a decode, for one tile of heads."""
+    blocks = few if num_seqs <= few else most
     unequal = blocks % num_seqs  # without these, contexts of one length are all cut alike, or not at all
     return blocks - unequal if num_seqs <= blocks and 8 * unequal <= blocks else blocks
 

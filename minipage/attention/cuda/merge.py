@@ -20,10 +20,10 @@ from typing import Any
 
 from minipage.attention.cuda.compat import cuda, device_function, types
 from minipage.attention.cuda.numbers import LOWEST
-from minipage.attention.cuda.ptx import exp2, log2
+from minipage.attention.cuda.ptx import add_in_turn, exp2, log2
 
 float32, int32 = types.float32, types.int32
-WARP, ALL = 32, 0xFFFFFFFF
+WARP = 32
 
 
 @device_function
@@ -78,36 +78,34 @@ def merger(heads: int, group: int, head_size: int, num_threads: int, stored: Any
         counter = first_block * cuda.gridDim.x + cuda.blockIdx.x
         is_last = int32(0)
         cuda.syncthreads()
-        if cuda.threadIdx.x == 0:
-            cuda.threadfence()  # what this block has left in the workspace is there before it is counted
-            if cuda.atomic.add(workspace, counter, float32(1)) == last_block - first_block:
-                is_last = int32(1)
-            cuda.threadfence()  # and nothing of the others is read before they are counted
+        if cuda.threadIdx.x == 0 and add_in_turn(workspace, counter, float32(1)) == last_block - first_block:
+            is_last = int32(1)
         if not cuda.syncthreads_or(is_last):
             return
         kv_head, head_tile = cuda.blockIdx.x // head_tiles, cuda.blockIdx.x % head_tiles
         lane = cuda.threadIdx.x % WARP
-        row = cuda.local.array(AT_ONCE, int32)
         log_total = cuda.local.array(AT_ONCE, float32)
         x = cuda.local.array((AT_ONCE, MINE), float32)
         acc = cuda.local.array(MINE, float32)
         for r in range(cuda.threadIdx.x // WARP, heads, num_threads // WARP):  # a warp for each row of q
             highest, total = LOWEST, float32(0)
-            for block in range(first_block + lane, last_block + 1, WARP):
-                highest = max(highest, workspace[num_blocks + place_of(block, first_block) * heads + r])
-            for bit in (16, 8, 4, 2, 1):
-                highest = max(highest, cuda.shfl_xor_sync(ALL, highest, bit))
             for j in range(MINE):
                 acc[j] = float32(0)
             for block in range(first_block, last_block + 1, AT_ONCE):
+                new = highest
                 for u in range(AT_ONCE):
-                    row[u] = place_of(min(block + u, last_block), first_block) * heads + r
-                    log_total[u] = workspace[num_blocks + row[u]]
+                    row = place_of(min(block + u, last_block), first_block) * heads + r
+                    log_total[u] = workspace[num_blocks + row] if block + u <= last_block else LOWEST
+                    new = max(new, log_total[u])
                     for j in range(MINE):
                         column = min(lane + j * WARP, head_size - 1)
-                        x[u, j] = workspace[num_blocks * (1 + 2 * heads) + row[u] * head_size + column]
+                        x[u, j] = workspace[num_blocks * (1 + 2 * heads) + row * head_size + column]
+                shrink = exp2(highest - new)
+                highest, total = new, total * shrink
+                for j in range(MINE):
+                    acc[j] *= shrink
                 for u in range(AT_ONCE):
-                    share = exp2(log_total[u] - highest) if block + u <= last_block else float32(0)
+                    share = exp2(log_total[u] - new)
                     total += share
                     for j in range(MINE):
                         acc[j] += share * x[u, j]

@@ -155,6 +155,15 @@ def store_16_bytes(words, i, values):
         words[i + j] = values[j]
 
 
+@instruction(FLOAT, (MEMORY, INDEX, FLOAT), "atom.acq_rel.gpu.global.add.f32 $0, [$1], $2;", volatile=True)
+def add_in_turn(numbers, i, x):
+    """numbers[i] += x, and what was there before. What the block has written by now is there for all who add later, and
+    what those wrote who added before is there for the block, after a barrier."""
+    before = numbers[i]
+    numbers[i] = before + x
+    return before
+
+
 # ---- numbers
 
 
