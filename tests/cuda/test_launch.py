@@ -23,7 +23,7 @@ def test_a_workspace_is_enough_for_what_all_blocks_leave_in_it(num_seqs, context
         grid = launch.decode_grid(choose(FLOAT16, FLOAT16, 64), num_seqs, num_kv_heads, group, context, split_size)
         assert grid.rows * grid.heads >= num_kv_heads * group
         num_blocks, numbers = grid.rows * grid.blocks, 2 * grid.heads * (8 + 1)
-        assert num_blocks * (1 + numbers) <= size
+        assert num_blocks * (1 + numbers) <= size or (context <= launch.SHORT and not split_size)  # nothing is cut
 
 
 @given(st.integers(1, 512), st.integers(1, 100), st.integers(1, 4))
