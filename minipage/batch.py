@@ -42,23 +42,24 @@ def make_batch(chunks: Sequence[Chunk]) -> Batch:
     slot_mapping: list[int] = []
     query_start_loc = [0]
     sampled_rows = []
-    max_blocks = max(len(c.seq.block_table) for c in chunks)
-    block_tables = np.zeros((len(chunks), max_blocks), np.int32)  # [num_seqs, max_blocks]
-    for i, chunk in enumerate(chunks):
-        seq, start, stop = chunk.seq, chunk.start, chunk.start + chunk.num_tokens
+    tables = []
+    for chunk in chunks:
+        _, seq, start, num_tokens = chunk
+        stop = start + num_tokens
         token_ids += seq.token_ids[start:stop]
         positions += range(start, stop)
         slot_mapping += seq.block_table.slot_mapping(start, stop)
         query_start_loc.append(len(token_ids))
-        block_tables[i, : len(seq.block_table)] = list(seq.block_table)
+        tables.append(list(seq.block_table))
         if chunk.samplers:
             sampled_rows.append(len(token_ids) - 1)
+    max_blocks = max(map(len, tables))
     return Batch(
         token_ids=np.array(token_ids, np.int64),
         positions=np.array(positions, np.int64),
         slot_mapping=np.array(slot_mapping, np.int64),
-        block_tables=block_tables,
-        context_lens=np.array([c.start + c.num_tokens for c in chunks], np.int32),
+        block_tables=np.array([table + [0] * (max_blocks - len(table)) for table in tables], np.int32),
+        context_lens=np.array([start + num_tokens for _, _, start, num_tokens in chunks], np.int32),
         query_start_loc=np.array(query_start_loc, np.int32),
         sampled_rows=np.array(sampled_rows, np.int64),
     )

@@ -49,7 +49,7 @@ class Completion:
     @property
     def forbidden_tokens(self) -> frozenset[int]:
         """Tokens that must not come next: those that would end the text before min_tokens."""
-        too_short = len(self.seq.output_token_ids) < self._params.min_tokens
+        too_short = self.seq.num_output_tokens < self._params.min_tokens
         return self._stop_token_ids if too_short else frozenset()
 
     def add_token(self, token_id: int, logprobs: dict[int, Logprob] | None) -> None:
@@ -59,7 +59,7 @@ class Completion:
             self._logprobs.append(logprobs)
         old_length = len(self._detokenizer.text)
         self._detokenizer.add(token_id)
-        if len(self.seq.output_token_ids) >= self._params.min_tokens:
+        if self.seq.num_output_tokens >= self._params.min_tokens:
             self._look_for_stop(token_id, old_length)
         if self._stop_reason is not None:
             self.finish("stop")

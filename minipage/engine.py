@@ -326,15 +326,15 @@ class LLM:
         self._streamed |= unfinished.keys()
         try:
             while unfinished:
-                news = next((request_id for request_id in unfinished if request_id in self._inbox), None)
-                if news is None:
+                news = [request_id for request_id in unfinished if request_id in self._inbox]
+                if not news:
                     self._step()
-                    continue
-                request = self._inbox.pop(news)
-                if request.finished:
-                    del unfinished[news]
-                    self._streamed.discard(news)
-                yield request  # and meanwhile anybody may call step()
+                for request_id in news:
+                    request = self._inbox.pop(request_id)
+                    if request.finished:
+                        del unfinished[request_id]
+                        self._streamed.discard(request_id)
+                    yield request  # and meanwhile anybody may call step()
         finally:  # closed early, or something failed
             for request_id in unfinished:
                 self.abort(request_id)

@@ -41,6 +41,10 @@ class Sequence:
     def output_token_ids(self) -> list[int]:
         return self.token_ids[self.num_prompt_tokens :]
 
+    @property
+    def num_output_tokens(self) -> int:
+        return len(self.token_ids) - self.num_prompt_tokens
+
     def fork(self, seq_id: str) -> Sequence:
         """Another sequence with the same tokens, sharing all blocks until one of the two writes."""
         twin = Sequence(seq_id, self.token_ids[: self.num_prompt_tokens], self.block_table.fork())
