@@ -1,6 +1,9 @@
 """Pictures of what was measured: SVG, one for light pages and one for dark ones.
 
-A chart is numbers by label and by series. Bars show their value; lines are for a horizontal axis with an order.
+A chart is numbers by label and by series. Bars show their value; lines are for a horizontal axis with an order. A
+roofline (Williams, Waterman and Patterson 2009) shows how near programs come to what a machine could do: its memory
+brings so many bytes a second, its arithmetic units do so many operations, and how many operations a program does with
+each byte decides which of the two is its roof.
 """
 
 from __future__ import annotations
@@ -26,7 +29,14 @@ class Chart(NamedTuple):
     logarithmic: bool = False
 
 
-def save_charts(charts: Sequence[Chart], folder: Path, name: str) -> list[Path]:
+class Roofline(NamedTuple):
+    title: str
+    bytes_per_second: float  # of the memory
+    operations_per_second: float  # of the arithmetic units
+    series: Mapping[str, Sequence[tuple[float, float]]]  # name -> (operations for each byte, operations a second)
+
+
+def save_charts(charts: Sequence[Chart | Roofline], folder: Path, name: str) -> list[Path]:
     """Write all charts of a benchmark, one below the other, as `name-light.svg` and `name-dark.svg`."""
     from matplotlib import rc_context
     from matplotlib.figure import Figure  # without pyplot: no window, no global state
@@ -45,7 +55,10 @@ def save_charts(charts: Sequence[Chart], folder: Path, name: str) -> list[Path]:
         with rc_context(style):
             figure = Figure(figsize=(9, 3.6 * len(charts)), layout="constrained")
             for axes, chart in zip(figure.subplots(len(charts), squeeze=False)[:, 0], charts, strict=True):
-                draw(axes, chart, text)
+                if isinstance(chart, Roofline):
+                    draw_roofline(axes, chart, text)
+                else:
+                    draw(axes, chart, text)
             paths.append(folder / f"{name}-{theme}.svg")
             figure.savefig(paths[-1], metadata={"Date": None})
     return paths
@@ -71,4 +84,21 @@ def draw(axes: Any, chart: Chart, text: str) -> None:
         axes.set_ylim(bottom=0)
     axes.set_xticks(range(len(chart.labels)), chart.labels)
     axes.set(title=chart.title, ylabel=chart.unit)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
+
+
+def draw_roofline(axes: Any, chart: Roofline, text: str) -> None:
+    """Operations for each byte along the horizontal axis, 10 ** 12 operations a second along the vertical one."""
+    dots = [dot for series in chart.series.values() for dot in series]
+    left = min(intensity for intensity, _ in dots) / 2
+    corner = chart.operations_per_second / chart.bytes_per_second  # from here on the arithmetic is the roof
+    right = max(2 * corner, *(2 * intensity for intensity, _ in dots))
+    roof = [min(x * chart.bytes_per_second, chart.operations_per_second) / 1e12 for x in (left, corner, right)]
+    axes.plot((left, corner, right), roof, color=text, linewidth=1, label="roof: memory, then arithmetic")
+    for i, (name, series) in enumerate(chart.series.items()):
+        marker, colour = MARKERS[i % len(MARKERS)], COLOURS[i % len(COLOURS)]
+        faces = colour if i < len(MARKERS) else "none"
+        x, y = [intensity for intensity, _ in series], [speed / 1e12 for _, speed in series]
+        axes.plot(x, y, marker, color=colour, markerfacecolor=faces, markersize=5, label=name)
+    axes.set(title=chart.title, xlabel="operations for each byte", ylabel="TFLOP/s", xscale="log", yscale="log")
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))

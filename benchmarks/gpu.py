@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from benchmarks.charts import Chart
+from benchmarks.charts import Chart, Roofline
 from benchmarks.measure import console, grid, main
 from minipage.errors import ConfigurationError
 from minipage.ladder import RUNGS, rung
@@ -272,6 +272,21 @@ def copy_bandwidth() -> float:
     return 2 * source.numel() / statistics.median(times[2:])
 
 
+def arithmetic_speed() -> float:
+    """Operations a second of a large product of matrices of bfloat16, on tensor cores."""
+    n = 8192
+    a, b = (torch.randn(n, n, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    times = []
+    for _ in range(10):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        a @ b
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end) / 1e3)
+    return 2 * n**3 / statistics.median(times[2:])
+
+
 def ragged(num_seqs: int) -> tuple[int, ...]:
     """Context lengths as in a chat service, like ShareGPT's: most some hundreds of tokens, a few of many thousands."""
     lengths = np.random.default_rng(0).lognormal(5.8, 1.1, num_seqs)
@@ -316,13 +331,17 @@ def shapes_of_kinds(quick: bool) -> list[Shape]:
 def run(quick: bool) -> dict[str, Any]:
     if not torch.cuda.is_available():
         raise ConfigurationError("no GPU: PyTorch finds none. The tests run the same kernels in a simulator.")
-    bandwidth = copy_bandwidth()
+    bandwidth, arithmetic = copy_bandwidth(), arithmetic_speed()
     device = torch.cuda.get_device_properties(0)
     console.print(
-        f"{device.name}: a copy on the device moves {bandwidth / 1e12:.2f} TB/s (bytes read and written). "
+        f"{device.name}: a copy on the device moves {bandwidth / 1e12:.2f} TB/s (bytes read and written), a "
+        f"product of matrices reaches {arithmetic / 1e12:.0f} TFLOP/s. "
         f"CUDA {torch.version.cuda}, driver {driver_version()}",
     )
-    results: dict[str, Any] = {"device": device.name, "copy_bytes_per_second": bandwidth, **versions(), "tables": {}}
+    results: dict[str, Any] = {
+        "device": device.name, "copy_bytes_per_second": bandwidth, "operations_per_second": arithmetic, **versions(),
+        "tables": {},
+    }  # fmt: skip
     engine = {"minipage": engine_kernel}
     peers: dict[str, Make] = {"PyTorch SDPA, contiguous": torch_sdpa}
     try:
@@ -396,19 +415,26 @@ def versions() -> dict[str, str]:
     return found
 
 
-def charts(results: dict[str, Any]) -> list[Chart]:
-    ladder, copy = results["tables"]["ladder"], results["copy_bytes_per_second"] / 1e12
-    kernels, shapes = list(dict.fromkeys(m["kernel"] for m in ladder)), list(dict.fromkeys(m["shape"] for m in ladder))
-    found = {(m["kernel"], m["shape"]): m for m in ladder if "failed" not in m}
-
-    def speed(kernel: str, shape: str) -> float | None:
-        one = found.get((kernel, shape))
-        return one["bytes_per_second"] / 1e12 if one else None
-
-    bars = {kernel: [speed(kernel, shape) for shape in shapes] for kernel in kernels}
-    shapes = [shape.replace(", ", "\n") for shape in shapes]
-    where = f"{results['device']}; dashed: a copy on the device"
-    return [Chart(f"Decode attention: how much of K and V a second ({where})", "TB/s", shapes, bars, goal=copy)]
+def charts(results: dict[str, Any]) -> list[Chart | Roofline]:
+    ladder, copy = results["tables"]["ladder"], results["copy_bytes_per_second"]
+    measured = [one for one in ladder if "failed" not in one]
+    kernels, shapes = (list(dict.fromkeys(one[what] for one in measured)) for what in ("kernel", "shape"))
+    speeds = {(one["kernel"], one["shape"]): one["bytes_per_second"] / 1e12 for one in measured}
+    bars = {kernel: [speeds.get((kernel, shape)) for shape in shapes] for kernel in kernels}
+    dots = {
+        kernel: [
+            (one["operations"] / one["bytes"], one["operations"] / one["microseconds"] * 1e6)
+            for one in measured
+            if one["kernel"] == kernel
+        ]
+        for kernel in kernels
+    }
+    title = f"Decode attention on {results['device']}"
+    labels = [shape.replace(", ", "\n") for shape in shapes]
+    return [
+        Roofline(f"{title}: each kernel in several shapes", copy, results["operations_per_second"], dots),
+        Chart(f"{title}: K and V a second (dashed: a copy on the device)", "TB/s", labels, bars, goal=copy / 1e12),
+    ]
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from rich.progress import track
 from rich.table import Table
 
 import minipage
-from benchmarks.charts import Chart, save_charts
+from benchmarks.charts import Chart, Roofline, save_charts
 from minipage.errors import MinipageError
 
 console = Console(highlight=False)
@@ -184,7 +184,7 @@ def main(
     name: str,
     meaning: str,
     run: Callable[[bool], Any],
-    charts: Callable[[Any], Sequence[Chart]] | None = None,
+    charts: Callable[[Any], Sequence[Chart | Roofline]] | None = None,
     arguments: Sequence[str] | None = None,
 ) -> int:
     """Run a benchmark from the command line. Exit codes: 0 fine; 1 something failed; 2 bad input; 130 Ctrl-C.
