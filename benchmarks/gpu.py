@@ -157,6 +157,8 @@ def engine_kernel(case: Case) -> Launch:
 
 def torch_sdpa(case: Case) -> Launch:
     """Contiguous K and V, each [num_seqs, num_kv_heads, context, head_size]; all contexts must be of one length."""
+    if len(set(case.shape.contexts)) > 1:
+        raise ValueError("contexts of several lengths are not one array")
     blocks = case.block_tables.long()
     shape = len(blocks), -1, case.num_kv_heads, case.head_size
     k, v = (
@@ -298,10 +300,10 @@ def shapes_of_ladder(quick: bool) -> list[Shape]:
     shapes = [Shape((context,) * batch, heads, dtype)]
     if not quick:
         shapes += [
-            Shape((65_536,), "32/8x128", "bfloat16"),
-            Shape((4096,) * 32, "64/8x128", "bfloat16"),
-            Shape((1024,) * 64, "12x64", "bfloat16"),
-            Shape((1024,) * 64, "12x64", "float32"),
+            Shape(ragged(256), heads, dtype, name="256 ragged"),
+            Shape((65_536,), heads, dtype),
+            Shape((4096,) * 32, "64/8x128", dtype),
+            Shape((1024,) * 64, "12x64", dtype),
         ]
     return shapes
 
@@ -430,7 +432,7 @@ def charts(results: dict[str, Any]) -> list[Chart | Roofline]:
         for kernel in kernels
     }
     title = f"Decode attention on {results['device']}"
-    labels = [shape.replace(", ", "\n") for shape in shapes]
+    labels = [shape.replace(", ", "\n").replace(" bf", "\nbf") for shape in shapes]
     return [
         Roofline(f"{title}: each kernel in several shapes", copy, results["operations_per_second"], dots),
         Chart(f"{title}: K and V a second (dashed: a copy on the device)", "TB/s", labels, bars, goal=copy / 1e12),

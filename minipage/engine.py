@@ -10,7 +10,8 @@ scheduler or an attention kernel of your own runs the real model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -184,8 +185,9 @@ class LLM:
 
         Closing the iterator aborts what is not finished.
         """
-        for request in self._run(self._add_all(prompts, params)):
-            yield request.output()
+        with closing(self._run(self._add_all(prompts, params))) as requests:
+            for request in requests:
+                yield request.output()
 
     def add_request(
         self,
@@ -320,7 +322,7 @@ class LLM:
         if request.finished:
             del self.requests[request.request_id]
 
-    def _run(self, request_ids: list[str]) -> Iterator[Request]:
+    def _run(self, request_ids: list[str]) -> Generator[Request, None, None]:
         """Step until these requests are done, and yield each whenever it has news."""
         unfinished = dict.fromkeys(request_ids)
         self._streamed |= unfinished.keys()

@@ -133,7 +133,8 @@ class Request:
 
     def _note(self, event: str) -> None:
         """Remember when something happened first."""
-        self._times.setdefault(event, time.perf_counter())
+        if event not in self._times:
+            self._times[event] = time.perf_counter()
 
 
 class SampledRequest(Request):
@@ -165,11 +166,14 @@ class SampledRequest(Request):
 
     def take(self, tokens: list[NextToken]) -> list[Sequence]:
         self._note("first_token_time")
+        texts, done = self.texts, []
         for seq, token_id, logprobs in tokens:
-            self.texts[seq].add_token(token_id, logprobs)
-        if all(text.finish_reason for text in self.texts.values()):
+            texts[seq].add_token(token_id, logprobs)
+            if texts[seq].finish_reason:
+                done.append(seq)
+        if done and all(text.finish_reason for text in texts.values()):
             self._note("finished_time")
-        return [seq for seq, _, _ in tokens if self.texts[seq].finish_reason]
+        return done
 
     def completions(self) -> list[CompletionOutput]:
         return [text.output() for text in self.texts.values()]
