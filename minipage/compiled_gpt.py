@@ -22,7 +22,8 @@ import numba
 import numpy as np
 
 from minipage.attention.arguments import Floats
-from minipage.attention.cpu import add_product, compiled, compiled_parallel
+from minipage.attention.compiled import compiled, compiled_parallel
+from minipage.attention.prefill import add_product
 from minipage.attention.vectors import LANES, exp
 from minipage.model.gpt import GPT, GPTConfig
 

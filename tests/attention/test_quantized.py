@@ -67,6 +67,28 @@ def test_attention_over_a_quantized_cache_is_attention_over_what_it_stands_for(p
     assert 1e-5 < np.abs(plain_k.reshape(48, 2, 8)[slots] - k).max() < 0.15
 
 
+@versions
+@dtypes
+@pytest.mark.parametrize("heads, kv_heads, head_size", [(2, 2, 64), (4, 1, 80), (2, 1, 12)])
+def test_attention_over_a_quantized_cache_is_exact_in_long_contexts_too(
+    paged_attention, name, heads, kv_heads, head_size
+):
+    rng = np.random.default_rng(1)
+    num_tokens, block_size = 150, 4
+    cache = KVCache(1, 40, block_size, kv_heads, head_size, kv_dtype(name))
+    tables = rng.permutation(40)[None, :38]
+    slots = (tables[0, :, None] * block_size + np.arange(block_size)).reshape(-1)[:num_tokens]
+    k, v = rng.standard_normal((2, num_tokens, kv_heads, head_size)).astype(np.float32)
+    v *= np.geomspace(1e-3, 1e3, num_tokens, dtype=np.float32)[:, None, None]  # scales of very different sizes
+    write_kv(k, v, cache.k[0], cache.v[0], slots, cache.k_scales[0], cache.v_scales[0])
+    q = rng.standard_normal((1, heads, head_size)).astype(np.float32)
+    where = tables, np.array([num_tokens]), np.array([0, 1]), head_size**-0.5
+    got = paged_attention(q, cache.k[0], cache.v[0], *where, cache.k_scales[0], cache.v_scales[0])
+    plain = (dequantize(c[0], s[0]) for c, s in ((cache.k, cache.k_scales), (cache.v, cache.v_scales)))
+    expected = reference.paged_attention(q.astype(float), *(a.astype(float) for a in plain), *where)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
 @dtypes
 def test_the_same_memory_holds_two_to_four_times_as_many_blocks(name):
     few = blocks_that_fit("8MiB", 16, 4, 4, 64)

@@ -6,7 +6,20 @@ import pytest
 
 from minipage.attention.halves import from_bfloat16
 from minipage.attention.quantize import FP8_VALUES
-from minipage.attention.vectors import LANES, exp, filled, fma, load, load_part, store, total_of
+from minipage.attention.vectors import (
+    LANES,
+    exp,
+    filled,
+    fma,
+    highest_of,
+    load,
+    load_part,
+    prefetch,
+    product,
+    store,
+    store_totals,
+    total_of,
+)
 
 CODES = {  # every number there is in each kind of cache, and what it stands for
     "float16": (np.arange(2**16).astype(np.uint16).view(np.int16), lambda codes: codes.view(np.float16)),
@@ -52,6 +65,26 @@ def test_sums_of_products(dtype):
     tolerance = 10 * np.finfo(dtype).eps
     np.testing.assert_allclose(total, acc.sum(), rtol=tolerance)
     np.testing.assert_allclose(out[0], acc + dtype(0.5) * a[0, :LANES], rtol=tolerance, atol=tolerance)
+
+
+@numba.njit
+def totals_and_highest(a, totals, highest):
+    prefetch(a, (0,))
+    store_totals(totals, (1, 2), (load(a, (0, 0)), load(a, (1, 0)), load(a, (2, 0)), load(a, (3, 0))))
+    for i in range(4):
+        highest[i] = highest_of(product(load(a, (i, 0)), a.dtype.type(2)))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_four_sums_at_once_and_the_highest_number(dtype):
+    a = np.random.default_rng(0).standard_normal((4, LANES)).astype(dtype)
+    a[0] = -np.inf  # what a row of scores has that sees nothing
+    totals, highest = np.zeros((2, 8), dtype), np.zeros(4, dtype)
+    totals_and_highest(a, totals, highest)
+    tolerance = 10 * np.finfo(dtype).eps
+    np.testing.assert_allclose(totals[1, 2:6], a.sum(axis=1), rtol=tolerance, atol=tolerance)
+    assert np.delete(totals.ravel(), slice(10, 14)).tolist() == [0] * 12
+    np.testing.assert_array_equal(highest, 2 * a.max(axis=1))
 
 
 @numba.njit

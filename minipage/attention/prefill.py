@@ -1,0 +1,152 @@
+"""Many queries of a sequence at once: tiles of queries against tiles of keys, as products of small matrices.
+
+This is the second half of `minipage.attention.cpu`, which says what is summed up.
+"""
+
+from __future__ import annotations
+
+import numba
+import numpy as np
+
+from minipage.attention.compiled import compiled, compiled_parallel
+from minipage.attention.decode import find_slots
+from minipage.attention.vectors import LANES, exp, filled, fma, load, load_part, prefetch, store
+
+QUERIES, KEYS = 64, 64  # a tile of a prefill
+
+
+@compiled_parallel
+def prefill(q, k, v, k_scales, v_scales, block_size, block_tables, context_lens, query_start_loc, scale, out, seqs):
+    tiles = cut_queries(query_start_loc, seqs)  # [num_tiles, 3]
+    for item in numba.prange(k.shape[1] * len(tiles)):  # heads vary slowest: each thread gets a share of every text
+        kv_head = item // len(tiles)
+        seq, begin, end = tiles[item % len(tiles)]
+        visible = context_lens[seq] - (query_start_loc[seq + 1] - end)  # to the last query of the tile
+        queries, block_table = q[begin:end], block_tables[seq]
+        attend_tile(queries, k, v, k_scales, v_scales, block_size, block_table, visible, kv_head, scale, out[begin:end])
+
+
+@compiled
+def cut_queries(query_start_loc, seqs):
+    """[num_tiles, 3]: (sequence, begin, end); its queries, cut after every QUERIES."""
+    num_tiles = 0
+    for seq in seqs:
+        num_tiles += (query_start_loc[seq + 1] - query_start_loc[seq] + QUERIES - 1) // QUERIES
+    tiles = np.empty((num_tiles, 3), np.int64)  # [num_tiles, 3]
+    t = 0
+    for seq in seqs:
+        for begin in range(query_start_loc[seq], query_start_loc[seq + 1], QUERIES):
+            tiles[t, 0], tiles[t, 1], tiles[t, 2] = seq, begin, min(begin + QUERIES, query_start_loc[seq + 1])
+            t += 1
+    return tiles
+
+
+@compiled
+def attend_tile(q, k, v, k_scales, v_scales, block_size, block_table, visible, kv_head, scale, out):
+    """Queries that follow each other, [queries, num_heads, head_size], in the heads that share a head of K and V.
+
+    The last of them sees `visible` tokens, the one before it one less, and so on.
+    """
+    num_queries, num_heads, head_size = q.shape
+    group = num_heads // k.shape[1]
+    num_rows = num_queries * group  # a row: a query in one of the heads
+    width = -(-head_size // (2 * LANES)) * 2 * LANES  # of a row, with zeros behind it
+    rows = np.zeros((QUERIES * group, width), q.dtype)  # [rows, width]
+    for r in range(num_rows):
+        for d in range(head_size):
+            rows[r, d] = q[r // group, kv_head * group + r % group, d] * scale
+    slots = np.empty(KEYS, np.uint64)  # [KEYS]
+    keys = np.zeros((KEYS, width), q.dtype)  # [KEYS, width]
+    keys_transposed = np.empty((head_size, KEYS), q.dtype)  # [head_size, KEYS]
+    values = np.zeros((KEYS, width), q.dtype)  # [KEYS, width]
+    scores = np.zeros((len(rows), KEYS), q.dtype)  # [rows, KEYS]; then the weights
+    highest = np.full(len(rows), -np.inf, q.dtype)  # [rows]
+    total = np.zeros(len(rows), q.dtype)  # [rows]
+    acc = np.zeros(rows.shape, q.dtype)  # [rows, width]
+    for start in range(0, visible, KEYS):
+        find_slots(block_table, block_size, start, visible, slots)
+        gather(k, k_scales, slots, kv_head, keys)
+        gather(v, v_scales, slots, kv_head, values)
+        for d in range(head_size):
+            for j in range(KEYS):
+                keys_transposed[d, j] = keys[j, d]
+        begin = max(0, start - (visible - num_queries)) * group  # rows before this one see none of these keys
+        scores[begin:] = 0
+        add_product(rows, keys_transposed, begin, num_rows, scores)
+        for r in range(begin, num_rows):
+            num_visible = min(KEYS, visible - num_queries + 1 + r // group - start)
+            if num_visible > 0:
+                highest[r], total[r], shrink = softmax_step(scores[r], num_visible, highest[r], total[r])
+                for d in range(width):
+                    acc[r, d] *= shrink
+            else:
+                scores[r] = 0
+        add_product(scores, values, begin, num_rows, acc)
+    for r in range(num_rows):
+        for d in range(head_size):
+            out[r // group, kv_head * group + r % group, d] = acc[r, d] / total[r]
+
+
+@compiled
+def softmax_step(scores, num_visible, highest, total):
+    """Turn a row of scores into weights, those from `num_visible` on into 0.
+
+    Gives the new highest and total, and what to multiply everything with that was summed up before.
+    """
+    new_highest = highest
+    for j in range(num_visible):
+        new_highest = max(new_highest, scores[j])
+    shrink = exp(highest - new_highest)
+    new_total = total * shrink
+    for j in range(len(scores)):
+        scores[j] = exp(scores[j] - new_highest)
+    for j in range(num_visible, len(scores)):
+        scores[j] = 0
+    for j in range(len(scores)):
+        new_total += scores[j]
+    return new_highest, new_total, shrink
+
+
+@compiled
+def gather(cache, scales, slots, kv_head, rows):
+    """rows[j] = the numbers that cache[slots[j], kv_head] stands for"""
+    head_size = cache.shape[2]
+    zero, one = rows.dtype.type(0), rows.dtype.type(1)
+    for j in range(len(slots)):
+        scale = one if scales is None else scales[slots[j], kv_head]
+        for d in range(0, head_size, LANES):
+            place = slots[j], kv_head, d
+            row = load(cache, place) if d + LANES <= head_size else load_part(cache, place, head_size - d)
+            store(rows, (j, d), fma(filled(zero), scale, row))
+
+
+@compiled
+def add_product(a, b, start, stop, c, coming=None):
+    """c += a @ b, from row `start` to `stop`: a [rows, n], b [n, m], c [rows, m]; m is a multiple of 2 * LANES.
+
+    A number that is loaded is used often: a pair of vectors of b for four rows, eight sums held in registers. Where
+    there are fewer than four rows left, the last one is computed several times. `coming`, the b of the next product, is
+    fetched from memory meanwhile, spread evenly over all rows.
+    """
+    stretch = (
+        len(b) if coming is None else max(2, (stop - start + 3) // 4)
+    )  # so many numbers of a row for one row of `coming`
+    fetched = 0
+    for r in range(start, stop, 4):
+        s, t, u = min(r + 1, stop - 1), min(r + 2, stop - 1), min(r + 3, stop - 1)
+        for d in range(0, b.shape[1], 2 * LANES):
+            e = d + LANES
+            rd, sd, td, ud = load(c, (r, d)), load(c, (s, d)), load(c, (t, d)), load(c, (u, d))
+            re, se, te, ue = load(c, (r, e)), load(c, (s, e)), load(c, (t, e)), load(c, (u, e))
+            for begin in range(0, len(b), stretch):
+                if coming is not None:
+                    prefetch(coming, (min(fetched, len(b) - 1), d)), prefetch(coming, (min(fetched, len(b) - 1), e))
+                    fetched += 1
+                for i in range(begin, min(begin + stretch, len(b))):
+                    bd, be = load(b, (i, d)), load(b, (i, e))
+                    rd, re = fma(rd, a[r, i], bd), fma(re, a[r, i], be)
+                    sd, se = fma(sd, a[s, i], bd), fma(se, a[s, i], be)
+                    td, te = fma(td, a[t, i], bd), fma(te, a[t, i], be)
+                    ud, ue = fma(ud, a[u, i], bd), fma(ue, a[u, i], be)
+            store(c, (r, d), rd), store(c, (s, d), sd), store(c, (t, d), td), store(c, (u, d), ud)
+            store(c, (r, e), re), store(c, (s, e), se), store(c, (t, e), te), store(c, (u, e), ue)
