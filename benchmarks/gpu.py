@@ -146,7 +146,7 @@ def engine_kernel(case: Case) -> Launch:
 
     longest = max(case.shape.contexts)
     size = workspace_size(len(case.q), case.num_heads, case.head_size, longest)
-    workspace = torch.empty(size, device="cuda")
+    workspace = torch.zeros(size, device="cuda")
     starts = torch.arange(len(case.q) + 1, dtype=torch.int32, device="cuda")
     return lambda: launch_attention(
         case.q, case.k, case.v, case.block_tables, case.context_lens, starts, case.scale, *(case.scales or (None,
@@ -384,18 +384,20 @@ def entry(shape: Shape, name: str, timed: Timed | str, bandwidth: float) -> dict
 
 
 def table(title: str, measured: Sequence[dict[str, Any]]) -> Any:
-    rows = grid(f"{title}: of a device copy = share of its speed", ["", "µs", "TB/s", "of a device copy", "error"])
-    shape = None
+    rows = grid(f"{title}: of a device copy = share of its speed", ["", "µs", "TB/s", "of copy", "error"])
+    shape, reasons = None, []
     for one in measured:
         if one["shape"] != shape and len({m["kernel"] for m in measured}) > 1:
             shape = one["shape"]
             rows.add_row(f"[bold]{shape}")
         name = one["kernel"] if shape else one["shape"]
         if "failed" in one:
-            rows.add_row(f"{name}: {one['failed']}")
+            rows.add_row(name, "failed")
+            reasons.append(f"{one['kernel']}, {one['shape']}: {one['failed']}")
         else:
             speed = f"{one['bytes_per_second'] / 1e12:.2f}", f"{one['of_copy']:.1%}", f"{one['error']:.1e}"
             rows.add_row(name, f"{one['microseconds']:,.1f}", *speed)
+    rows.caption = "\n".join(reasons)
     return rows
 
 

@@ -94,12 +94,23 @@ def test_contexts_that_are_cut_into_equal_shares(q, head_size):
     batch.check(lambda *given: launched(batch, given, None, extra=1000))
 
 
-def launched(batch, given, split_size, extra=100):
+def test_a_workspace_serves_batches_of_every_size_one_after_the_other():
+    small, large = (
+        Batch([(n, 1) for n in contexts], "bfloat16", "bfloat16", 1, 1, 64, block_size=8)
+        for contexts in ([100], [100, 9, 16, 17, 80, 70])
+    )
+    workspace = on_gpu(np.zeros(cuda.workspace_size(6, 1, 64, 200, 16), np.float32))
+    for batch in (small, large, small, large):
+        batch.check(lambda *given, batch=batch: launched(batch, given, 16, 0, workspace))
+
+
+def launched(batch, given, split_size, extra=100, workspace=None):
     """The low-level launch, with maximum lengths that are larger than the true ones."""
     q, k, v, tables, contexts, own_starts, scale, *scales = given
     longest = int(batch.contexts.max()) + extra
     size = cuda.workspace_size(len(batch.contexts), q.shape[1], q.shape[2], longest, split_size)
-    out, workspace = on_gpu(np.full(q.shape, np.nan, np.float32)), on_gpu(np.zeros(size, np.float32))
+    out = on_gpu(np.full(q.shape, np.nan, np.float32))
+    workspace = on_gpu(np.zeros(size, np.float32)) if workspace is None else workspace
     out = out.astype(q.dtype) if q.dtype != np.uint16 else on_gpu(np.full(q.shape, 0x7FC0, np.uint16))
     tables = [array.astype(np.int32) for array in (tables, contexts, own_starts)]
     cuda.launch_attention(

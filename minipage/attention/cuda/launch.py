@@ -90,7 +90,8 @@ class Choice(NamedTuple):
 
 
 def tensor_choice(q_kind: Kind, kv: Kind, head_size: int) -> Choice:
-    return Choice(tensor_kernel, tensor.NUM_THREADS, 2, 4, tensor.TILE, tensor.NUM_WARPS * tensor.TILE)
+    few = min(4, 512 // (head_size * kv.num_bytes))
+    return Choice(tensor_kernel, tensor.NUM_THREADS, few, 4, tensor.TILE, tensor.NUM_WARPS * tensor.TILE)
 
 
 def wide_choice(q_kind: Kind, kv: Kind, head_size: int) -> Choice:

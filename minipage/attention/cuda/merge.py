@@ -9,9 +9,10 @@ No block can wait for another. So every block of a context leaves what it has fo
 context's counter, and the one that finds the others counted already joins them all. A block begins in one context and
 ends in another, which both may be split: it has two places in the workspace.
 
-    workspace   counters [num_blocks] | log_totals [num_blocks, 2, rows] | results [num_blocks, 2, rows, head_size]
+    workspace   log_totals [num_blocks, 2, rows] | results [num_blocks, 2, rows, head_size] | ... | counters [num_blocks]
 
-where num_blocks is that of the whole grid, and rows are those of q in a tile. The counters are 0 before and after.
+where num_blocks is that of the whole grid, and rows are those of q in a tile. The counters are 0 before and after, and
+counted from the end, so that what a grid of another size leaves is not in their place.
 """
 
 from __future__ import annotations
@@ -60,9 +61,9 @@ def joiner(parts: int, heads: int, tokens: int, group: int, head_size: int, num_
                 if place < 0:
                     out[(((q_start + token) * num_kv_heads + kv_head) * group + head) * head_size + column] = stored(x)
                 else:
-                    workspace[num_blocks * (1 + 2 * rows) + place * rows * head_size + i] = x
+                    workspace[2 * num_blocks * rows + place * rows * head_size + i] = x
                     if column == 0:
-                        workspace[num_blocks + place * rows + r] = highest + log2(total)
+                        workspace[place * rows + r] = highest + log2(total)
 
     return device_function(join)
 
@@ -75,7 +76,7 @@ def merger(heads: int, group: int, head_size: int, num_threads: int, stored: Any
 
     def merge(out, workspace, first_block, last_block, token, num_kv_heads):
         num_blocks = cuda.gridDim.x * cuda.gridDim.y
-        counter = first_block * cuda.gridDim.x + cuda.blockIdx.x
+        counter = len(workspace) - 1 - (first_block * cuda.gridDim.x + cuda.blockIdx.x)
         is_last = int32(0)
         cuda.syncthreads()
         if cuda.threadIdx.x == 0 and add_in_turn(workspace, counter, float32(1)) == last_block - first_block:
@@ -95,11 +96,11 @@ def merger(heads: int, group: int, head_size: int, num_threads: int, stored: Any
                 new = highest
                 for u in range(AT_ONCE):
                     row = place_of(min(block + u, last_block), first_block) * heads + r
-                    log_total[u] = workspace[num_blocks + row] if block + u <= last_block else LOWEST
+                    log_total[u] = workspace[row] if block + u <= last_block else LOWEST
                     new = max(new, log_total[u])
                     for j in range(MINE):
                         column = min(lane + j * WARP, head_size - 1)
-                        x[u, j] = workspace[num_blocks * (1 + 2 * heads) + row * head_size + column]
+                        x[u, j] = workspace[2 * num_blocks * heads + row * head_size + column]
                 shrink = exp2(highest - new)
                 highest, total = new, total * shrink
                 for j in range(MINE):
