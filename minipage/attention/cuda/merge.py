@@ -9,7 +9,7 @@ No block can wait for another. So every block of a context leaves what it has fo
 context's counter, and the one that finds the others counted already joins them all. A block begins in one context and
 ends in another, which both may be split: it has two places in the workspace.
 
-    workspace   log_totals [num_blocks, 2, rows] | results [num_blocks, 2, rows, head_size] | ... | counters [num_blocks]
+    workspace   log_totals [num_blocks, 2, rows] | results [num_blocks, 2, rows, head_size] | ... | counters
 
 where num_blocks is that of the whole grid, and rows are those of q in a tile. The counters are 0 before and after, and
 counted from the end, so that what a grid of another size leaves is not in their place.
