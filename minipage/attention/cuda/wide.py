@@ -12,9 +12,9 @@ sixteen bytes that a lane loads are the same piece of every row of K and V that 
     V         each lane adds weight * its 8 numbers to its 8 sums
     at last   warps and groups of lanes meet in shared memory: what one of them found counts exp2(its highest - highest)
 
-A context is cut into splits of a fixed number of tokens, each a block's work ("flash-decoding", Dao et al. 2023), so
-that few long contexts fill the chip as well as many short ones; `merge.py` joins what they find. Because the cuts do
-not depend on what else is in the batch, neither does a single bit of the result.
+A long context is the work of several blocks ("flash-decoding", Dao et al. 2023), so that few long contexts fill the
+chip as well as many short ones. `tiles.py` cuts, `merge.py` joins what they find. If contexts are cut into splits of a
+fixed number of tokens, what else is in the batch changes not a bit of the result; equal shares are faster.
 """
 
 from __future__ import annotations
