@@ -36,7 +36,8 @@ class CompiledGPT(GPT):
     def __init__(self, config: GPTConfig, weights: Mapping[str, Floats]) -> None:
         head = weights.get("lm_head.weight", weights["wte.weight"])  # [V, C]
         matrices = [name for name in weights if name.startswith("h.") and weights[name].ndim == 2]
-        super().__init__(config, {name: weight for name, weight in weights.items() if name not in matrices})
+        dropped = [*matrices, "lm_head.weight"]
+        super().__init__(config, {name: weight for name, weight in weights.items() if name not in dropped})
         self._linears = {
             name: Linear(weights[name + ".weight"], weights[name + ".bias"])
             for name in (matrix.removesuffix(".weight") for matrix in matrices)

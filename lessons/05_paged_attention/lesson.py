@@ -345,8 +345,8 @@ trace
 #
 # ## From NumPy to machine code
 #
-# `minipage/attention/cpu.py` is step 5 with the loops written out, and `numba` turns it into machine code that runs on all
-# cores. Read it now: the picture at its top is `attend_online`. How much is it worth? One new token, contexts of growing
+# `minipage/attention/cpu.py` is step 5 in `numba`, which makes machine code of it that runs on all cores. Read it now: the
+# picture at its top is `attend_online`, and the loops are written out in `decode.py` beside it. How much is it worth? One new token, contexts of growing
 # length, a text of 8 heads of 64:
 
 # %%
@@ -462,6 +462,6 @@ print(out.shape)
 # ```
 #
 # **Going further.** (a) The kernel reads K and V once for *each query head*. With grouped queries, could it read them once for
-# the group? Where in `cpu.py`? (b) Attention over a sliding window of the last 100 tokens: which two lines change?
+# the group? Where in `decode.py`? (b) Attention over a sliding window of the last 100 tokens: which two lines change?
 #
 # Next: **lesson 6**, who gets to compute how many tokens in a step. (Lesson 11 takes this kernel to a GPU.)

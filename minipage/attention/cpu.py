@@ -13,7 +13,7 @@ head: the highest score so far, the sum of the weights, and the weighted sum of 
 This is the online softmax (Milakov and Gimelshein, arXiv 1805.02867), the idea under FlashAttention too. Two results of
 that kind can be joined in the same way, so a context may be cut into pieces:
 
-    decode     q ─▶ [── piece 0 ──][── piece 1 ──][─ 2 ─]      each piece by any thread, then joined ("split-KV")
+    decode     q ─▶ [── piece 0 ──][── piece 1 ──][─ 2 ─]      each thread takes a share, then joined ("split-KV")
     prefill    a tile of queries ─▶ [keys][keys][keys][ke╲     two products of small matrices with each tile of keys
 
 A decode reads every number of K and V once and uses it once for each query head: the memory is the limit. In a prefill

@@ -45,10 +45,14 @@ def decode(
         for p in range(begin, end):
             if pieces[p, 2] == 0:
                 join_pieces(p, end, pieces, highest, total, acc, out)
-    # What lies in two shares is joined here: to wake the threads again would take longer.
+    # What lies in several shares is joined here: to wake the threads again would take longer.
+    joined = -1
     for share in range(1, num_shares):
         p = share * len(pieces) // num_shares
-        join_pieces(p - pieces[p, 2] // PIECE, len(pieces), pieces, highest, total, acc, out)
+        first = p - pieces[p, 2] // PIECE
+        if first < p and first != joined:
+            join_pieces(first, len(pieces), pieces, highest, total, acc, out)
+            joined = first
 
 
 @compiled
@@ -112,7 +116,7 @@ def find_scales(k_scales, v_scales, slots, step_scales):
 
 @compiled
 def weigh(scores, num_visible, scale, step_scales, highest, total, shrink):
-    """Turn the scores of a step into weights of the rows of V as they are stored, those from `num_visible` on into 0.
+    """Turn the scores of a step into weights of the rows of V as they are stored, beyond `num_visible` next to none.
 
     highest, total: [num_heads], brought up to date; shrink: [num_heads], what to multiply everything with that was
     summed up before.
@@ -190,7 +194,7 @@ def add_values(weights, k, v, slots, shrink, acc):
 
 @compiled
 def join_pieces(first, end, pieces, highest, total, acc, out):
-    """Join the pieces of a query, of which `first` is the first, into its row of `out`; if the last is before `end`."""
+    """Join the pieces of a query, beginning with `first`, into its row of `out`; not if it has pieces at `end`."""
     stop = first + 1
     while stop < len(pieces) and pieces[stop, 2] > 0:
         stop += 1

@@ -125,13 +125,14 @@ def add_product(a, b, start, stop, c, coming=None):
     """c += a @ b, from row `start` to `stop`: a [rows, n], b [n, m], c [rows, m]; m is a multiple of 2 * LANES.
 
     A number that is loaded is used often: a pair of vectors of b for four rows, eight sums held in registers. Where
-    there are fewer than four rows left, the last one is computed several times. `coming`, the b of the next product, is
-    fetched from memory meanwhile, spread evenly over all rows.
+    there are fewer than four rows left, the last one is computed several times.
+
+    `coming`, the b of the next product, of 2 * LANES columns, is fetched from memory meanwhile: one of its rows after
+    every `stretch` numbers of a row of a. (With up to four rows only half of it: more would hinder the reading of b.)
     """
-    stretch = (
-        len(b) if coming is None else max(2, (stop - start + 3) // 4)
-    )  # so many numbers of a row for one row of `coming`
-    fetched = 0
+    stretch, fetched = len(b), 0
+    if coming is not None:
+        stretch = max(2, (stop - start + 3) // 4)
     for r in range(start, stop, 4):
         s, t, u = min(r + 1, stop - 1), min(r + 2, stop - 1), min(r + 3, stop - 1)
         for d in range(0, b.shape[1], 2 * LANES):

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 import minipage.attention.cuda as kernels
+from minipage.attention.cuda.launch import SHORT
 from minipage.batch import Batch, make_batch
 from minipage.errors import ConfigurationError, require_positive
 from minipage.gpu.arrays import for_kernels
@@ -187,6 +188,5 @@ def graph_sizes(max_num_seqs: int) -> list[int]:
 
 
 def graph_lengths(max_model_len: int) -> list[int]:
-    """The lengths of context that graphs are captured for: a long one is cut into parts, a short one need not be."""
-    lengths = [512, 2048, 8192, 32768]
-    return [length for length in lengths if length < max_model_len] + [max_model_len]
+    """The lengths of context that graphs are captured for: short ones are not cut into parts, longer ones may be."""
+    return [SHORT, max_model_len] if SHORT < max_model_len else [max_model_len]

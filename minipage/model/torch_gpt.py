@@ -51,17 +51,15 @@ class PackedTorchGPT(TorchGPT):
     @staticmethod
     def able() -> bool:
         operations = torch.ops.mkldnn
-        return (
-            hasattr(operations, "_linear_pointwise")
-            and hasattr(operations, "_reorder_linear_weight")
-            and operations._is_mkldnn_bf16_supported()
-        )
+        names = "_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported"
+        return all(hasattr(operations, name) for name in names) and operations._is_mkldnn_bf16_supported()
 
     def __init__(self, config: GPTConfig, weights: Mapping[str, Array]) -> None:
         matrices = [name for name in weights if name.startswith("h.") and weights[name].ndim == 2]
         super().__init__(config, {name: weight for name, weight in weights.items() if name not in matrices})
         self._packed = {name: pack(weights[name].T) for name in matrices}
         self._head = pack(self._head)
+        self.weights.pop("lm_head.weight", None)
 
     def logits(self, hidden: Array) -> Array:
         return linear(hidden, self._head, None)  # [N, V]

@@ -83,7 +83,7 @@ def test_a_prompt_of_more_tokens_than_a_tile_has_rows():
 
 @pytest.mark.parametrize("q, head_size", [("bfloat16", 64), ("float32", 8)])
 @pytest.mark.parametrize("split_size", [16, 48])
-def test_contexts_that_are_cut_into_splits_of_which_blocks_do_several(q, head_size, split_size):
+def test_contexts_that_are_cut_into_splits_of_which_each_is_the_work_of_a_block(q, head_size, split_size):
     batch = Batch([(100, 1), (9, 2), (16, 1), (17, 1)] * 2, q, q, 1, 1, head_size, block_size=8)
     batch.check(lambda *given: launched(batch, given, split_size))
 

@@ -21,8 +21,8 @@ def test_a_workspace_is_enough_for_what_all_blocks_leave_in_it(num_seqs, context
     size = cuda.workspace_size(num_seqs, num_kv_heads * group, 8, context, split_size)
     for choose in (launch.wide_choice, launch.tensor_choice):
         grid = launch.decode_grid(choose(FLOAT16, FLOAT16, 64), num_seqs, num_kv_heads, group, context, split_size)
-        assert grid.rows * grid.heads >= num_kv_heads * group
-        num_blocks, numbers = grid.rows * grid.blocks, 2 * grid.heads * (8 + 1)
+        assert grid.tiles * grid.heads >= num_kv_heads * group
+        num_blocks, numbers = grid.tiles * grid.blocks, 2 * grid.heads * (8 + 1)
         assert num_blocks * (1 + numbers) <= size or (context <= launch.SHORT and not split_size)  # nothing is cut
 
 
@@ -69,6 +69,19 @@ def test_a_head_size_that_no_kernel_has_is_refused():
     refused("head_size 33", **arguments(head_size=33))
     refused("head_size 256", **arguments(head_size=256))
     refused("head_size 7", **arguments(dtype=np.float16, head_size=7))
+
+
+def test_more_pieces_of_work_than_a_launch_has_room_for_are_refused():
+    num_seqs = 1024
+    long = dict(
+        q=np.zeros((num_seqs, 4, 16), np.float32),
+        k_cache=np.zeros((1, 32_768, 1, 16), np.float32),
+        v_cache=np.zeros((1, 32_768, 1, 16), np.float32),
+        block_tables=np.zeros((num_seqs, 1), np.int32),
+        context_lens=np.full(num_seqs, 32_768),
+        query_start_loc=np.arange(num_seqs + 1),
+    )
+    refused("65536 pieces of work", **arguments(**long))
 
 
 def test_numbers_that_no_kernel_reads_are_refused():

@@ -4,8 +4,9 @@
 launch, for an engine that knows its arrays are right and captures its steps in CUDA graphs. Read in this order:
 
     numbers.py   what q, K and V are made of
-    wide.py      the kernel for all of them, on ordinary cores; with tiles.py and merge.py
-    cache.py     writing, copying and swapping K and V
+    tiles.py     how a batch is cut into pieces of work; merge.py: how what they find is joined
+    wide.py      the kernel for all numbers, on ordinary cores; tensor.py: that for two bytes or one, on tensor cores
+    cache.py     writing and copying K and V; swap.py: in a stream of its own
     launch.py    which kernel, and how many blocks of it
     ptx.py       single instructions that numba has no name for; compat.py and arrays.py: numba, and other libraries
 """

@@ -141,6 +141,14 @@ def empty(like: Array, shape: tuple[int, ...], dtype: Any) -> Array:
     return xp.empty(shape, dtype=getattr(xp, dtype) if isinstance(dtype, str) else dtype, device=like.device)
 
 
+def zeros(like: Array, shape: tuple[int, ...], dtype: str) -> Array:
+    """The same, all 0."""
+    if library(like) == "numba":
+        return cuda.to_device(np.zeros(shape, dtype))
+    xp = array_namespace(like)
+    return xp.zeros(shape, dtype=getattr(xp, dtype), device=like.device)
+
+
 def to_host(array: Array) -> np.ndarray:
     """A copy in NumPy, after all work on the array is done."""
     if library(array) == "torch":

@@ -27,6 +27,7 @@ from minipage.attention.cuda.arrays import (
     to_device,
     to_host,
     words,
+    zeros,
 )
 from minipage.attention.cuda.compat import external_stream, num_processors
 from minipage.attention.cuda.numbers import Kind, kind_of
@@ -35,6 +36,7 @@ from minipage.attention.cuda.tiles import num_tiles
 from minipage.attention.cuda.wide import rows_per_tile, wide_kernel, words_per_lane
 
 SPLIT_SIZE = 512  # tokens of a context that one block works on, if the answer may not depend on the rest of the batch
+MOST_SPLITS = 65_535  # what CUDA allows in the second dimension of a grid
 UNIT = 128  # tokens that are not divided, if it may
 SHORT = 512  # tokens of a context that is not divided: joining its parts would take longer than it gains
 MOST_HEADS = 32  # of a tile of q, in any kernel
@@ -69,8 +71,14 @@ def paged_attention(
 
     out = empty(q, (num_tokens, num_heads, head_size), q.dtype)  # [num_tokens, num_heads, head_size]
     max_query_len, max_context_len = int(np.diff(starts).max(initial=0)), int(contexts.max(initial=0))
+    num_splits = len(contexts) * -(-max_context_len // SPLIT_SIZE)
+    require(
+        num_splits <= MOST_SPLITS,
+        f"{len(contexts)} sequences of up to {max_context_len} tokens are {num_splits} pieces of work, but a launch "
+        f"takes {MOST_SPLITS}: give it fewer sequences at a time.",
+    )
     size = workspace_size(len(contexts), num_heads, head_size, max_context_len, SPLIT_SIZE)
-    workspace = to_device(q, np.zeros(size, np.float32))  # [size]
+    workspace = zeros(q, (size,), "float32")  # [size]
     tables, contexts, starts = (to_device(q, np.ascontiguousarray(a, np.int32)) for a in (tables, contexts, starts))
     launch_attention(
         q, k_cache, v_cache, tables, contexts, starts, scale, k_scales, v_scales,
@@ -112,7 +120,7 @@ def workspace_size(
 
     It is enough for smaller batches and shorter contexts, too, so that one workspace serves all.
     """
-    if split_size:  # a block for each split, in which no more than as many rows again as there are heads are unused
+    if split_size:  # a block for each split; tiles are at least half full, so 2 * num_heads rows; two places for each
         num_blocks = num_seqs * -(-max_context_len // split_size)
         return num_blocks * (num_heads + 2 * 2 * num_heads * (head_size + 1))
     num_blocks = max(MOST_BLOCKS * num_processors(), num_heads)
@@ -123,23 +131,23 @@ class Grid(NamedTuple):
     """How a decode is shared out to blocks."""
 
     heads: int  # query heads of a tile, which a block reads K and V for
-    rows: int  # tiles of all heads
+    tiles: int  # of all heads
     blocks: int  # for each of them
     unit: int  # tokens that are not divided
-    share: int  # units of a block; 0: as many as make equal shares
+    share: int  # units of a block; 0: as many as make equal shares, but at least LEAST_SHARE tokens
 
 
 def decode_grid(
     choice: Choice, num_seqs: int, num_kv_heads: int, group: int, max_context_len: int, split_size: int | None
 ) -> Grid:
     head_tiles = -(-group // choice.decode_rows)
-    heads, rows = -(-group // head_tiles), num_kv_heads * head_tiles
+    heads, tiles = -(-group // head_tiles), num_kv_heads * head_tiles
     if split_size:
-        return Grid(heads, rows, num_seqs * max(1, -(-max_context_len // split_size)), split_size, 1)
+        return Grid(heads, tiles, num_seqs * max(1, -(-max_context_len // split_size)), split_size, 1)
     if max_context_len <= SHORT:
-        return Grid(heads, rows, num_seqs, SHORT, 1)
-    few, most = (max(1, num * num_processors() // rows) for num in (choice.few_blocks, choice.most_blocks))
-    return Grid(heads, rows, decode_blocks(num_seqs, few, most), UNIT, 0)
+        return Grid(heads, tiles, num_seqs, SHORT, 1)
+    few, most = (max(1, num * num_processors() // tiles) for num in (choice.few_blocks, choice.most_blocks))
+    return Grid(heads, tiles, decode_blocks(num_seqs, few, most), UNIT, 0)
 
 
 def decode_blocks(num_seqs: int, few: int, most: int) -> int:
@@ -175,7 +183,8 @@ def launch_attention(
 
     Args:
         out: [num_tokens, num_heads, head_size], contiguous.
-        workspace: [workspace_size(...)] float32; zeros before the first launch, and not touched in between.
+        workspace: [workspace_size(...)] float32; zeros before the first launch, and not touched in between; for one
+            stream at a time.
         max_query_len, max_context_len: at least the largest of the batch.
         stream: the handle of a CUDA stream.
         split_size: tokens of a context that one block of a decode works on. Default: equal shares, the fastest; a fixed
@@ -199,11 +208,11 @@ def launch_attention(
     )  # fmt: skip
     cuda_stream = external_stream(stream)
     decode = choice.kernel_for(q_kind, kv, head_size, block_size, group, grid.heads, 1)
-    decode[(grid.rows, grid.blocks), choice.num_threads, cuda_stream](*arguments)
+    decode[(grid.tiles, grid.blocks), choice.num_threads, cuda_stream](*arguments)
     if max_query_len > 1:
         tokens = max(2, choice.prefill_rows // grid.heads)
         prefill = choice.kernel_for(q_kind, kv, head_size, block_size, group, grid.heads, tokens)
-        prefill[(grid.rows, num_tiles(num_tokens, tokens, num_seqs)), choice.num_threads, cuda_stream](*arguments)
+        prefill[(grid.tiles, num_tiles(num_tokens, tokens, num_seqs)), choice.num_threads, cuda_stream](*arguments)
 
 
 def check_arrays(q: Array, k_cache: Array, v_cache: Array, k_scales: Any, v_scales: Any, *tables: Array) -> None:

@@ -29,7 +29,10 @@ WARP = 32
 
 @device_function
 def place_of(block, first_block):
-    """Where the block, of a row of the grid, leaves its part of a context whose first part is that of `first_block`."""
+    """Where a block leaves its part of a context whose first part is that of `first_block`.
+
+    A block's place 0 is for the context that it begins within, place 1 for the one that it ends within.
+    """
     return int32((block * cuda.gridDim.x + cuda.blockIdx.x) * 2 + (1 if block == first_block else 0))
 
 

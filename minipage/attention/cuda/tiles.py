@@ -14,9 +14,8 @@ blocks end together, however long the contexts are; a long one is the work of ma
 ones. A context that lies in several shares is joined by whoever of its blocks comes last ("stream-K", Osama et al.
 2023, for matrix products).
 
-    contexts    A: 5 units   B: 1   C: 3       A A A A A B C C C
-    3 blocks                                   ===== ----- =====
-                                               0: A  1: A B C  2: C      A and C are joined in the end
+    contexts    A: 5 units   B: 1   C: 6       A A A A  A B C C  C C C C
+    3 blocks of 4 units                        0: A     1: A B C 2: C        A and C are joined in the end
 """
 
 from __future__ import annotations
