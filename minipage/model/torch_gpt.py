@@ -59,7 +59,7 @@ class PackedTorchGPT(TorchGPT):
         super().__init__(config, {name: weight for name, weight in weights.items() if name not in matrices})
         self._packed = {name: pack(weights[name].T) for name in matrices}
         self._head = pack(self._head)
-        self.weights.pop("lm_head.weight", None)
+        self.weights = {name: weight for name, weight in self.weights.items() if name != "lm_head.weight"}
 
     def logits(self, hidden: Array) -> Array:
         return linear(hidden, self._head, None)  # [N, V]
