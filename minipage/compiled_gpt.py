@@ -26,6 +26,7 @@ from minipage.attention.compiled import compiled, compiled_parallel
 from minipage.attention.prefill import add_product
 from minipage.attention.vectors import LANES, exp
 from minipage.model.gpt import GPT, GPTConfig
+from minipage.model.packed import PackedWeights
 
 COLUMNS = 2 * LANES  # of a panel
 
@@ -35,14 +36,16 @@ class CompiledGPT(GPT):
 
     def __init__(self, config: GPTConfig, weights: Mapping[str, Floats]) -> None:
         head = weights.get("lm_head.weight", weights["wte.weight"])  # [V, C]
+        self._head = Linear(head.T, np.zeros(len(head), head.dtype))
         matrices = [name for name in weights if name.startswith("h.") and weights[name].ndim == 2]
-        dropped = [*matrices, "lm_head.weight"]
-        super().__init__(config, {name: weight for name, weight in weights.items() if name not in dropped})
         self._linears = {
             name: Linear(weights[name + ".weight"], weights[name + ".bias"])
             for name in (matrix.removesuffix(".weight") for matrix in matrices)
         }
-        self._head = Linear(head.T, np.zeros(len(head), head.dtype))
+        unpack = {f"{name}.weight": linear.weight for name, linear in self._linears.items()}
+        if "lm_head.weight" in weights:
+            unpack["lm_head.weight"] = lambda: self._head.weight().T
+        super().__init__(config, PackedWeights(weights, unpack))
 
     def logits(self, hidden: Floats) -> Floats:
         return self._head(hidden)  # [N, V]
@@ -72,6 +75,10 @@ class Linear:
         columns = np.pad(weight, ((0, 0), padding)).reshape(num_in, num_panels, COLUMNS)  # [in, num_panels, COLUMNS]
         self.panels = np.ascontiguousarray(columns.transpose(1, 0, 2))  # [num_panels, in, COLUMNS]
         self.bias = np.pad(bias, padding)  # [num_panels * COLUMNS]
+
+    def weight(self) -> Floats:
+        columns = self.panels.transpose(1, 0, 2)  # [in, num_panels, COLUMNS]
+        return columns.reshape(len(columns), -1)[:, : self.num_out]  # [in, out]
 
     def __call__(self, x: Floats, with_gelu: bool = False) -> Floats:
         out = np.empty((len(x), len(self.bias)), x.dtype)  # [T, num_panels * COLUMNS]

@@ -38,6 +38,7 @@ def test_it_computes_what_the_plain_one_does(num_tokens, tied):
     expected = double.logits(double.forward(tokens, positions, dense_attend))
     found = compiled.logits(compiled.forward(tokens, positions, dense_attend))
     np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
+    assert set(compiled.weights) == set(before) and len(compiled.weights) == len(before)
     for name, weight in compiled.weights.items():
         np.testing.assert_array_equal(weight, before[name])
 
@@ -68,6 +69,8 @@ def test_packed_weights_compute_what_plain_ones_do(num_tokens, tied):
     hidden = rng.standard_normal((num_tokens, 24))
     packed = PackedTorchGPT(config, weights)
     x = torch.from_numpy(hidden).bfloat16()
+    assert set(packed.weights) == set(weights)
+    assert all(torch.equal(weight, weights[name]) for name, weight in packed.weights.items())
     pairs = [
         (packed.logits(x), double.logits(x.double().numpy())),
         (packed._mlp("h.1.mlp", x), double._mlp("h.1.mlp", x.double().numpy())),

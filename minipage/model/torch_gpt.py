@@ -7,11 +7,13 @@ which also computes in float32 when the numbers are bfloat16. What is computed i
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch.nn.functional import gelu, layer_norm, pad
 
 from minipage.model.gpt import GPT, Array, GPTConfig
+from minipage.model.packed import PackedWeights
 
 
 class TorchGPT(GPT):
@@ -55,11 +57,14 @@ class PackedTorchGPT(TorchGPT):
         return all(hasattr(operations, name) for name in names) and operations._is_mkldnn_bf16_supported()
 
     def __init__(self, config: GPTConfig, weights: Mapping[str, Array]) -> None:
+        super().__init__(config, weights)
         matrices = [name for name in weights if name.startswith("h.") and weights[name].ndim == 2]
-        super().__init__(config, {name: weight for name, weight in weights.items() if name not in matrices})
         self._packed = {name: pack(weights[name].T) for name in matrices}
         self._head = pack(self._head)
-        self.weights = {name: weight for name, weight in self.weights.items() if name != "lm_head.weight"}
+        unpack = {name: partial(unpack_transposed, packed) for name, packed in self._packed.items()}
+        if "lm_head.weight" in weights:
+            unpack["lm_head.weight"] = self._head.to_dense
+        self.weights = PackedWeights(weights, unpack)
 
     def logits(self, hidden: Array) -> Array:
         return linear(hidden, self._head, None)  # [N, V]
@@ -76,6 +81,10 @@ class PackedTorchGPT(TorchGPT):
 def pack(weight: Array) -> Array:
     """[out, in], in oneDNN's order; what that is, only oneDNN knows."""
     return torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+
+
+def unpack_transposed(packed: Array) -> Array:
+    return packed.to_dense().T  # [in, out]
 
 
 def linear(x: Array, packed: Array, bias: Array | None, activation: str = "none", form: str = "") -> Array:
