@@ -144,6 +144,9 @@ def open_loop(rate, num_requests=60, engine=None, mean_tokens=12, seed=0):
     lengths = 1 + rng.exponential(mean_tokens - 1, num_requests).astype(
         int
     )  # [num_requests]
+    lengths = np.minimum(
+        lengths, 48
+    )  # [num_requests]; four blocks hold the longest, with its prompt
     due, rows = 0, {}
     start = perf_counter()
     while len(rows) < num_requests:
