@@ -297,8 +297,9 @@ class LLM:
         ends = [chunk for chunk in plan.chunks if chunk.samplers]
         asking = [(self.requests[c.group.group_id], seq, row) for row, c in enumerate(ends) for seq in c.samplers]
         draws = [(row, request.draw(seq)) for request, seq, row in asking]
+        looked_at = {row for request, _, row in asking if request.looks_at_logits}
         tokens = self.runner.sample(logits, [(row, draw) for row, draw in draws if draw])
-        seen = self.runner.rows(logits, {row for request, _, row in asking if request.looks_at_logits})
+        seen = self.runner.rows(logits, looked_at)
         choices: dict[Request, list[Choice]] = {}
         next_token = iter(tokens)
         for (request, seq, row), (_, draw) in zip(asking, draws):

@@ -99,7 +99,7 @@ class Logprob(NamedTuple):
 
 
 def is_whole(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
+    return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))  # mostly the first
 
 
 def is_real(value: Any) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, is_torch_array
 
+from minipage.attention.cuda.arrays import View, view
 from minipage.model.arrays import is_simulated
 from minipage.model.gpt import Array
 
@@ -21,6 +22,11 @@ def for_kernels(array: Array) -> Array:
         return array
     xp = array_namespace(array)
     return (array.view(xp.uint16) if array.dtype == xp.bfloat16 else array).numpy()
+
+
+def view_for_kernels(array: Array) -> View:
+    """The same, looked up only once for all the launches that it is given to."""
+    return view(for_kernels(array))
 
 
 def from_kernels(array: Array, like: Array) -> Array:

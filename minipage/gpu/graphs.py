@@ -20,9 +20,10 @@ import torch
 
 import minipage.attention.cuda as kernels
 from minipage.attention.cuda.launch import SHORT
-from minipage.batch import Batch, make_batch
+from minipage.batch import Batch
 from minipage.errors import ConfigurationError, require_positive
-from minipage.gpu.arrays import for_kernels
+from minipage.gpu.arrays import for_kernels, view_for_kernels
+from minipage.gpu.batches import Batches
 from minipage.gpu.inputs import StepInputs
 from minipage.gpu.runner import GPURunner
 from minipage.gpu.sampling import sample_on_device
@@ -97,15 +98,16 @@ class GraphRunner(GPURunner):
         config, device = self.model.config, self.somewhere.device
         max_blocks = blocks_needed(max_len, block_pool.block_size)
         self._inputs = StepInputs(max(max_num_tokens, self._sizes[-1]), self._sizes[-1], max_blocks, device)
+        self._batches = Batches(block_pool.block_size)
         size = kernels.workspace_size(self._sizes[-1], config.n_head, config.head_size, max_len)
         self._workspace = torch.zeros(size, device=device)  # [size] float32
-        # Each layer's part of the caches, made once: k, v, and the scales of a quantized cache.
-        self._layers = [[array[i] for array in self.kv_cache.arrays] for i in range(config.n_layer)]
+        # Each layer's part of the caches: k, v, and the scales of a quantized cache.
+        self._layers = [[kernels.view(array[i]) for array in self.kv_cache.arrays] for i in range(config.n_layer)]
 
     @torch.inference_mode()
     def forward(self, plan: StepPlan) -> torch.Tensor:  # type: ignore[override]
         """[num_sampled, vocab_size] logits, on the GPU, in the dtype of the model."""
-        batch = make_batch(plan.chunks)
+        batch = self._batches.make(plan)
         num_tokens, num_seqs, num_sampled = len(batch.token_ids), len(batch.context_lens), len(batch.sampled_rows)
         longest = int(batch.context_lens.max())
         if num_tokens == num_seqs == num_sampled:
@@ -113,8 +115,9 @@ class GraphRunner(GPURunner):
             length = next(length for length in self._lengths if length >= longest)
             logits = self._decode(size, length, self._inputs.load(batch, size, size))  # [size, vocab_size]
         else:
+            query_lens = np.diff(batch.query_start_loc)  # [num_seqs]
             inputs = self._inputs.load(batch, num_tokens, num_seqs)
-            logits = self._run(inputs, int(np.diff(batch.query_start_loc).max()), longest)  # [num_seqs, vocab_size]
+            logits = self._run(inputs, int(query_lens.min()), int(query_lens.max()), longest)  # [num_seqs, vocab_size]
         return logits[:num_sampled]  # [num_sampled, vocab_size]
 
     @torch.inference_mode()
@@ -131,38 +134,40 @@ class GraphRunner(GPURunner):
     def _decode(self, size: int, length: int, inputs: Batch) -> torch.Tensor:
         """[size, vocab_size] logits of `size` sequences with one token each, of which some may be padding."""
         if self.enforce_eager:
-            return self._run(inputs, 1, length)
+            return self._run(inputs, 1, 1, length)
         if (size, length) not in self._graphs:
-            self._run(inputs, 1, length)  # compiles and loads what a graph cannot hold; what it writes is written again
+            self._run(
+                inputs, 1, 1, length
+            )  # compiles and loads what a graph cannot hold; what it writes is written again
             graph = torch.cuda.CUDAGraph()
             with no_garbage_collection(), torch.cuda.graph(graph, pool=self._pool):
-                logits = self._run(inputs, 1, length)
+                logits = self._run(inputs, 1, 1, length)
             self._graphs[size, length] = graph, logits
         graph, logits = self._graphs[size, length]
         graph.replay()
         return logits
 
-    def _run(self, inputs: Batch, max_query_len: int, max_context_len: int) -> torch.Tensor:
+    def _run(self, inputs: Batch, min_query_len: int, max_query_len: int, max_context_len: int) -> torch.Tensor:
         """[num_seqs, vocab_size] logits, in the first rows those that are wanted."""
-        attend = self._launches(inputs, max_query_len, max_context_len)
+        attend = self._launches(inputs, min_query_len, max_query_len, max_context_len)
         hidden = self.model.forward(inputs.token_ids, inputs.positions, attend)  # [T, n_embd]
         logits: torch.Tensor = self.model.logits(hidden.index_select(0, inputs.sampled_rows))  # [num_seqs, vocab_size]
         return logits
 
-    def _launches(self, inputs: Batch, max_query_len: int, max_context_len: int) -> Attend:
+    def _launches(self, inputs: Batch, min_query_len: int, max_query_len: int, max_context_len: int) -> Attend:
         """Attention with nothing checked and nothing waited for."""
         stream = torch.cuda.current_stream().cuda_stream if self.is_on_gpu else 0
-        slots, tables, contexts, starts = map(for_kernels, inputs[2:6])
-        workspace = for_kernels(self._workspace)
+        slots, tables, contexts, starts, workspace = map(view_for_kernels, (*inputs[2:6], self._workspace))
 
         def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
-            out = torch.empty(q.shape, dtype=q.dtype, device=q.device)  # [T, H, D]
-            q, k, v = map(for_kernels, (q, k, v))  # each [T, H, D], rows of one array
+            out, scale = torch.empty(q.shape, dtype=q.dtype, device=q.device), q.shape[-1] ** -0.5  # [T, H, D]
+            q, k, v = map(view_for_kernels, (q, k, v))  # each [T, H, D], rows of one array
             k_cache, v_cache, *scales = self._layers[layer]
             kernels.launch_write_kv(k, v, k_cache, v_cache, slots, *scales, stream=stream)
             kernels.launch_attention(
-                q, k_cache, v_cache, tables, contexts, starts, q.shape[-1] ** -0.5, *scales, out=for_kernels(out),
-                workspace=workspace, max_query_len=max_query_len, max_context_len=max_context_len, stream=stream,
+                q, k_cache, v_cache, tables, contexts, starts, scale, *scales, out=for_kernels(out),
+                workspace=workspace, min_query_len=min_query_len, max_query_len=max_query_len,
+                max_context_len=max_context_len, stream=stream,
             )  # fmt: skip
             return out
 

@@ -1,20 +1,25 @@
 """`minipage.sampling.sample_batch` on the GPU: the same rules for all rows at once, and one wait for all tokens.
 
-    greedy rows      the place of the maximum
-    the others       temperature, top_k, top_p and min_p as in `probabilities`, in float64 too; then the first token
-                     whose cumulative probability exceeds the number that the host has drawn for it
+    greedy rows             the place of the maximum
+    temperature, min_p      probabilities in float64, as in `minipage.sampling`; then the first token whose cumulative
+                            probability exceeds the number that the host has drawn for it
+    top_k, top_p as well    the same, among the MOST likeliest tokens only: to sort a whole vocabulary takes longer than
+                            to compute its logits
 
+Where that many tokens were not enough, which only the GPU knows, it answers -1, and the row is done again with all.
 Only a row with forbidden tokens is fetched, and chosen from by the host.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 
 from minipage.sampling import Draw, sample
+
+MOST = 1024  # tokens that are looked at first
 
 
 def sample_on_device(logits: torch.Tensor, draws: Sequence[tuple[int, Draw]]) -> list[int]:
@@ -23,39 +28,91 @@ def sample_on_device(logits: torch.Tensor, draws: Sequence[tuple[int, Draw]]) ->
     if rows != list(range(len(tokens))):
         tokens = tokens[upload(rows, logits.device)]  # [num_draws]
     drawn = [i for i, (_, draw) in enumerate(draws) if draw.params.temperature > 0]
-    if drawn:
-        tokens[upload(drawn, logits.device)] = draw_tokens(logits, [draws[i] for i in drawn])
+    filtered = [i for i in drawn if draws[i][1].params.top_k > 0 or draws[i][1].params.top_p < 1]
+    put(tokens, sorted({*drawn} - {*filtered}), draw_from_all, logits, draws)
+    put(tokens, filtered, draw_from_likeliest, logits, draws)
     chosen: list[int] = tokens.tolist()  # here the host waits for the GPU
+    if filtered and -1 in chosen:
+        put(tokens, [i for i in filtered if chosen[i] == -1], draw_from_sorted, logits, draws)
+        chosen = tokens.tolist()
     for i, (row, draw) in enumerate(draws):
         if draw.forbidden:
             chosen[i] = sample(logits[row].float().cpu().numpy(), *draw)
     return chosen
 
 
-def draw_tokens(logits: torch.Tensor, draws: Sequence[tuple[int, Draw]]) -> torch.Tensor:
-    """[num_draws] tokens; no draw is greedy."""
-    rows = upload([row for row, _ in draws], logits.device)  # [num_draws]
-    settings = [(d.params.temperature, d.params.top_k, d.params.top_p, d.params.min_p, d.number) for _, d in draws]
-    columns = upload(settings, logits.device, torch.float64).T[:, :, None]  # [5, num_draws, 1]
-    temperature, top_k, top_p, min_p, number = columns  # each [num_draws, 1]
-    scaled = logits[rows].double()  # [num_draws, V]
-    scaled = (scaled - scaled.amax(dim=-1, keepdim=True)) / temperature  # [num_draws, V]
-    p = scaled.softmax(dim=-1)  # [num_draws, V]
-    if any(draw.params.top_k > 0 or draw.params.top_p < 1 for _, draw in draws):
-        p = keep_likeliest(p, top_k, top_p)  # [num_draws, V]
-    p = p.where(p >= min_p * p.amax(dim=-1, keepdim=True), 0)  # [num_draws, V]
-    cumulative = p.cumsum(dim=-1)  # [num_draws, V]
-    return torch.searchsorted(cumulative, number * cumulative[:, -1:], right=True)[:, 0]  # [num_draws]
+def put(
+    tokens: torch.Tensor, places: list[int], draw_tokens: Callable[..., torch.Tensor], logits: torch.Tensor, draws: Any
+) -> None:
+    """tokens[places] = what is drawn for these draws."""
+    if places:
+        rows = upload([draws[i][0] for i in places], logits.device)  # [num_places]
+        settings = Settings.of([draws[i][1] for i in places], logits.device)
+        tokens[upload(places, logits.device)] = draw_tokens(logits[rows], settings)
 
 
-def keep_likeliest(p: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> torch.Tensor:
-    """[N, V] probabilities -> [N, V] with 0 for all but the top_k [N, 1], and of these but the top_p [N, 1]."""
+class Settings(NamedTuple):
+    """Of several draws: each [num_draws, 1] float64."""
+
+    temperature: torch.Tensor
+    top_k: torch.Tensor
+    top_p: torch.Tensor
+    min_p: torch.Tensor
+    number: torch.Tensor
+
+    @classmethod
+    def of(cls, draws: Sequence[Draw], device: torch.device) -> Settings:
+        each = [(d.params.temperature, d.params.top_k, d.params.top_p, d.params.min_p, d.number) for d in draws]
+        return cls(*upload(each, device, torch.float64).T[:, :, None])  # [5, num_draws, 1]
+
+
+def draw_from_all(logits: torch.Tensor, settings: Settings) -> torch.Tensor:
+    """[num_draws, V] -> [num_draws] tokens."""
+    return draw(scaled(logits, settings).softmax(dim=-1), settings)
+
+
+def draw_from_sorted(logits: torch.Tensor, settings: Settings) -> torch.Tensor:
+    """[num_draws, V] -> [num_draws] tokens, with top_k and top_p."""
+    p = scaled(logits, settings).softmax(dim=-1)  # [num_draws, V]
+    return draw(keep_likeliest(p, settings), settings)
+
+
+def draw_from_likeliest(logits: torch.Tensor, settings: Settings) -> torch.Tensor:
+    """The same, but -1 where more than MOST tokens have to be looked at."""
+    if logits.shape[1] <= MOST:
+        return draw_from_sorted(logits, settings)
+    token_ids = logits.topk(MOST, sorted=False).indices.sort().values  # [num_draws, MOST]
+    weights = scaled(logits, settings).exp()  # [num_draws, V]
+    p = weights.gather(-1, token_ids) / weights.sum(dim=-1, keepdim=True)  # [num_draws, MOST]
+    kept = keep_likeliest(p, settings)  # [num_draws, MOST]
+    # Others of the vocabulary are at most as likely as the last of these. If that is not kept, no other is.
+    is_sure = kept.where(kept > 0, 1).amin(dim=-1) > p.amin(dim=-1)  # [num_draws]
+    return token_ids.gather(-1, draw(kept, settings)[:, None])[:, 0].where(is_sure, -1)  # [num_draws]
+
+
+def scaled(logits: torch.Tensor, settings: Settings) -> torch.Tensor:
+    """[num_draws, V] in float64; the largest of a row is 0."""
+    x = logits.double()  # [num_draws, V]
+    return (x - x.amax(dim=-1, keepdim=True)) / settings.temperature  # [num_draws, V]
+
+
+def keep_likeliest(p: torch.Tensor, settings: Settings) -> torch.Tensor:
+    """[N, V] probabilities -> [N, V] with 0 for all but the top_k, and of these but the top_p; of equals the first."""
     likely_first, order = p.sort(dim=-1, descending=True, stable=True)  # [N, V] each
     rank = torch.arange(p.shape[1], device=p.device)  # [V]
-    likely_first = likely_first.where((top_k <= 0) | (rank < top_k), 0)  # [N, V]
+    is_top_k = (settings.top_k <= 0) | (rank < settings.top_k)  # [N, V]
+    likely_first = likely_first.where(is_top_k, 0)  # [N, V]
+    whole = likely_first.sum(dim=-1, keepdim=True).where(settings.top_k > 0, 1)  # [N, 1]
     reached_before = likely_first.cumsum(dim=-1) - likely_first  # [N, V]; probability of all likelier tokens
-    enough = (top_p < 1) & (reached_before >= top_p * likely_first.sum(dim=-1, keepdim=True))  # [N, V]
+    enough = (settings.top_p < 1) & (reached_before >= settings.top_p * whole)  # [N, V]
     return torch.zeros_like(p).scatter(-1, order, likely_first.where(~enough, 0))  # [N, V]
+
+
+def draw(p: torch.Tensor, settings: Settings) -> torch.Tensor:
+    """[N, V] probabilities, of any sum -> [N] places: the first whose cumulative share exceeds the number."""
+    p = p.where(p >= settings.min_p * p.amax(dim=-1, keepdim=True), 0)  # [N, V]
+    cumulative = p.cumsum(dim=-1)  # [N, V]
+    return torch.searchsorted(cumulative, settings.number * cumulative[:, -1:], right=True)[:, 0]  # [N]
 
 
 def upload(values: Sequence[Any], device: torch.device, dtype: torch.dtype = torch.int64) -> torch.Tensor:

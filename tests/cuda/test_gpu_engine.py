@@ -12,15 +12,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+import minipage.batch as batch_module
 from minipage.attention import cuda
 from minipage.batch import Batch
 from minipage.engine import LLM
 from minipage.errors import ConfigurationError
+from minipage.gpu.batches import Batches
 from minipage.gpu.graphs import GraphRunner, graph_sizes
 from minipage.gpu.inputs import StepInputs
-from minipage.gpu.sampling import sample_on_device
+from minipage.gpu.sampling import Settings, draw_from_likeliest, sample_on_device
+from minipage.memory import BlockCopy, BlockPool, BlockTable
 from minipage.model.arrays import is_simulated
 from minipage.sampling import Draw, SamplingParams, sample
+from minipage.scheduling import Chunk, Sequence, SequenceGroup, StepPlan
 
 DEVICE = torch.device("cpu" if is_simulated() else "cuda")
 PROMPTS = [[3, 1, 4, 1, 5, 9], [2, 7], [1, 8, 2, 8, 1, 8, 2, 8, 4], [5]]
@@ -172,19 +176,104 @@ draws = st.builds(
 )
 
 
+@pytest.mark.parametrize("most", [3, 1024])  # tokens looked at first: too few of them, or all
 @given(
     # Halves: many ties, of which the first has to win.
     logits=arrays(np.float32, (3, 12), elements=st.integers(-20, 20).map(lambda i: i / 2)),
     batch=st.lists(st.tuples(st.integers(0, 2), draws), min_size=1, max_size=6),
 )
-def test_the_device_draws_what_the_host_draws(logits, batch):
-    tokens = sample_on_device(torch.from_numpy(logits.copy()).to(DEVICE), batch)
+def test_the_device_draws_what_the_host_draws(most, logits, batch):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("minipage.gpu.sampling.MOST", most)
+        tokens = sample_on_device(torch.from_numpy(logits.copy()).to(DEVICE), batch)
     for token, (row, draw) in zip(tokens, batch, strict=True):
         expected = sample(logits[row], *draw)
         if token != expected:  # allowed if the number fell on the edge between two tokens, up to rounding
             nudged = [sample(logits[row], draw.params, n, draw.forbidden) for n in np.clip(
                 [draw.number - 1e-9, draw.number + 1e-9], 0, 1 - 1e-12)]  # fmt: skip
             assert token in nudged, f"{token}, not {expected}, from {logits[row]} with {draw}"
+
+
+def test_a_nucleus_of_few_tokens_is_found_without_sorting_all(monkeypatch):
+    monkeypatch.setattr("minipage.gpu.sampling.MOST", 4)
+    monkeypatch.setattr("minipage.gpu.sampling.draw_from_sorted", None)
+    logits = torch.tensor([[0.0, 9, 1, 8, 2, 9, 3, 7], [5.0, 1, 2, 3, 4, 0, 0, 0]], device=DEVICE)
+    ways = [{"top_p": 0.8}, {"top_k": 3}, {"top_k": 2, "top_p": 0.5, "min_p": 0.9}]
+    batch = [(row, Draw(SamplingParams(**way), i / 8)) for row in (0, 1) for way in ways for i in range(8)]
+    expected = [sample(logits[row].cpu().numpy(), *draw) for row, draw in batch]
+    assert sample_on_device(logits, batch) == expected and len(set(expected)) > 3
+    two = Settings.of([Draw(SamplingParams(top_k=2), 0.5)], DEVICE)
+    equals = torch.zeros(1, 8, device=DEVICE)  # of which the first two are wanted, and any four may be found
+    assert draw_from_likeliest(equals, two).tolist() == [-1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"max_num_batched_tokens": 7, "block_size": 3},
+        {"num_blocks": 12, "preemption": "swap"},
+        {"num_blocks": 12, "enable_prefix_caching": True},
+    ],
+    ids=str,
+)
+def test_a_batch_that_follows_from_the_last_is_what_it_would_be_anew(tiny, options, monkeypatch):
+    llm = LLM(tiny, **({"block_size": 4, "num_blocks": 64, "max_num_seqs": 6} | options))
+    batches, made_anew = Batches(llm.block_pool.block_size), []
+    forward, real = llm.forward, batch_module.make_batch
+    monkeypatch.setattr("minipage.gpu.batches.make_batch", lambda chunks: made_anew.append(1) or real(chunks))
+    num_steps = 0
+
+    def checked(plan):
+        nonlocal num_steps
+        num_steps += 1
+        for name, ours, anew in zip(Batch._fields, batches.make(plan), real(plan.chunks)):
+            assert np.array_equal(ours, anew), f"{name} in step {num_steps}: {ours}, not {anew}"
+        return forward(plan)
+
+    llm.forward = checked
+    params = [greedy(12), greedy(15), SamplingParams(n=3, seed=1, max_tokens=9), greedy(14), greedy(3),
+              SamplingParams(beam_width=2, max_tokens=6)]  # fmt: skip
+    llm.generate([*PROMPTS, *PROMPTS[:2]], params)
+    assert 5 < len(made_anew) < num_steps - 5
+
+
+def test_no_batch_follows_from_one_whose_blocks_or_tokens_were_others():
+    """What an engine hardly does with the sequences of the last step: a scheduler of one's own might."""
+    pool = BlockPool(20, 4)
+    seqs = [Sequence(name, list(range(start, start + 8)), BlockTable(pool)) for name, start in (("a", 0), ("b", 20))]
+    groups = [SequenceGroup(seq.seq_id, [seq], 20) for seq in seqs]
+    batches = Batches(4)
+
+    def step(num_tokens=1, copies=(), swap_in=()):
+        starts = [seq.num_computed_tokens for seq in seqs]
+        for seq in seqs:
+            seq.block_table.append(num_tokens)
+            seq.token_ids += [7] * (seq.num_computed_tokens - len(seq.token_ids))
+        chunks = [Chunk(*one, num_tokens) for one in zip(groups, seqs, starts)]
+        plan = StepPlan([], list(swap_in), list(copies), chunks, [])
+        for name, ours, anew in zip(Batch._fields, batches.make(plan), batch_module.make_batch(chunks)):
+            assert np.array_equal(ours, anew), f"{name}: {ours}, not {anew}"
+        for seq in seqs:
+            seq.token_ids.append(seq.num_computed_tokens)
+
+    def exchange(seq):
+        old = list(seq.block_table)
+        other = BlockPool(40, 4)
+        other.allocate_many(30)
+        seq.block_table.move_to(other, {})
+        return list(map(BlockCopy, old, seq.block_table))
+
+    step(8)
+    step()
+    step()
+    step(copies=exchange(seqs[1])[:1])
+    step(swap_in=exchange(seqs[0]))
+    step()
+    step(2)
+    step()
+    for seq in seqs:
+        seq.block_table.free()
+    step()
 
 
 def test_inputs_are_padded_with_what_is_written_nowhere_and_reads_nothing():

@@ -11,12 +11,12 @@ launch, for an engine that knows its arrays are right and captures its steps in 
     ptx.py       single instructions that numba has no name for; compat.py and arrays.py: numba, and other libraries
 """
 
-from minipage.attention.cuda.arrays import pinned
+from minipage.attention.cuda.arrays import pinned, view
 from minipage.attention.cuda.cache import copy_blocks, launch_write_kv, write_kv
 from minipage.attention.cuda.launch import launch_attention, paged_attention, workspace_size
 from minipage.attention.cuda.swap import SideStream
 
 __all__ = [
-    "SideStream", "copy_blocks", "launch_attention", "launch_write_kv", "paged_attention", "pinned", "workspace_size",
-    "write_kv",
+    "SideStream", "copy_blocks", "launch_attention", "launch_write_kv", "paged_attention", "pinned", "view",
+    "workspace_size", "write_kv",
 ]  # fmt: skip

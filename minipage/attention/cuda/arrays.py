@@ -2,12 +2,15 @@
 
 A row of K is found by its number, and one load brings 16 bytes of it, whatever they mean: `words` is an array's memory
 as 32-bit words, `elements` as single numbers. bfloat16 is uint16 here, as in NumPy, which has no name for it.
+
+To look all this up takes longer than a launch. So who launches with the same array again and again makes a `view` of it
+first, which remembers, and may be given wherever these functions, and `launch_...`, take an array.
 """
 
 from __future__ import annotations
 
 import sys
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,8 +64,46 @@ def library(array: Array) -> str:
     return type(array).__module__.partition(".")[0]
 
 
+class View:
+    """An array, and what kernels have to know of it."""
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+
+    @cached_property
+    def layout(self) -> Layout:
+        return _layout(self.array)
+
+    @cached_property
+    def words(self) -> Any:
+        return _flat(self, np.dtype(np.uint32))
+
+    @cached_property
+    def elements(self) -> Any:
+        dtype = self.layout.dtype
+        return _flat(self, np.dtype(np.uint16) if dtype.itemsize == 2 else dtype)
+
+
+def view(array: Array) -> View:
+    return array if isinstance(array, View) else View(array)
+
+
 def layout(array: Array) -> Layout:
     """Raises KernelArgumentError if it is no array that a kernel could read."""
+    return view(array).layout
+
+
+def words(array: Array) -> Any:
+    """[span in words] uint32; what is left over of less than a word is left out."""
+    return view(array).words
+
+
+def elements(array: Array) -> Any:
+    """[span in numbers]; numbers of two bytes as uint16."""
+    return view(array).elements
+
+
+def _layout(array: Array) -> Layout:
     if isinstance(array, np.ndarray if SIMULATED else Pinned):
         return Layout(array.ctypes.data, array.shape, array.strides, array.dtype)
     if not SIMULATED and library(array) == "torch" and array.is_cuda:  # its interface knows no bfloat16
@@ -83,17 +124,6 @@ def layout(array: Array) -> Layout:
     return Layout(interface["data"][0], shape, tuple(strides), dtype)
 
 
-def words(array: Array) -> Any:
-    """[span in words] uint32; what is left over of less than a word is left out."""
-    return _flat(array, np.dtype(np.uint32))
-
-
-def elements(array: Array) -> Any:
-    """[span in numbers]; numbers of two bytes as uint16."""
-    dtype = layout(array).dtype
-    return _flat(array, np.dtype(np.uint16) if dtype.itemsize == 2 else dtype)
-
-
 def in_shape(array: Array) -> Any:
     """A contiguous array as it is; numbers of two bytes as uint16."""
     where = layout(array)
@@ -101,12 +131,12 @@ def in_shape(array: Array) -> Any:
     return array.view(dtype) if SIMULATED else _device_view(where.address, where.shape, dtype)
 
 
-def _flat(array: Array, dtype: np.dtype[Any]) -> Any:
-    where = layout(array)
+def _flat(view: View, dtype: np.dtype[Any]) -> Any:
+    where = view.layout
     length = where.span // dtype.itemsize
     if SIMULATED:
         own = where.dtype.itemsize
-        flat = np.lib.stride_tricks.as_strided(array, (length * dtype.itemsize // own,), (own,))
+        flat = np.lib.stride_tricks.as_strided(view.array, (length * dtype.itemsize // own,), (own,))
         return flat.view(dtype)
     return _device_view(where.address, (length,), dtype)
 

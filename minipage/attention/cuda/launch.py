@@ -172,6 +172,7 @@ def launch_attention(
     workspace: Array,
     max_query_len: int,
     max_context_len: int,
+    min_query_len: int = 1,
     stream: int = 0,
     split_size: int | None = None,
     choose: Callable[[Kind, Kind, int], Choice] = best_choice,
@@ -186,6 +187,7 @@ def launch_attention(
         workspace: [workspace_size(...)] float32; zeros before the first launch, and not touched in between; for one
             stream at a time.
         max_query_len, max_context_len: at least the largest of the batch.
+        min_query_len: at most the smallest; of more than 1, there are no decodes.
         stream: the handle of a CUDA stream.
         split_size: tokens of a context that one block of a decode works on. Default: equal shares, the fastest; a fixed
             size makes the answer to a sequence independent, to the last bit, of the rest of the batch.
@@ -207,8 +209,9 @@ def launch_attention(
         np.float32(scale * LOG2_E), strides[0] // q_dtype.itemsize, max_blocks, num_kv_heads, grid.unit, grid.share,
     )  # fmt: skip
     cuda_stream = external_stream(stream)
-    decode = choice.kernel_for(q_kind, kv, head_size, block_size, group, grid.heads, 1)
-    decode[(grid.tiles, grid.blocks), choice.num_threads, cuda_stream](*arguments)
+    if min_query_len == 1:
+        decode = choice.kernel_for(q_kind, kv, head_size, block_size, group, grid.heads, 1)
+        decode[(grid.tiles, grid.blocks), choice.num_threads, cuda_stream](*arguments)
     if max_query_len > 1:
         tokens = max(2, choice.prefill_rows // grid.heads)
         prefill = choice.kernel_for(q_kind, kv, head_size, block_size, group, grid.heads, tokens)
