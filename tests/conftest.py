@@ -17,6 +17,7 @@ from pathlib import Path
 # It is read when NumPy is first loaded, hence before any other import.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import pytest
 from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent / "cuda"))  # its helpers, for tests of the attention that both share
@@ -26,6 +27,17 @@ settings.register_profile("ci", derandomize=True, deadline=None)
 settings.register_profile("thorough", max_examples=2_000, stateful_step_count=100, deadline=None)
 settings.register_profile("cuda", derandomize=True, deadline=None, max_examples=12)
 settings.load_profile(os.environ.get("MINIPAGE_HYPOTHESIS", "ci"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_thread_in_each_of_several_processes():
+    """Threads of several processes that wait for each other make the tests of engines many times slower."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        import numba  # not before: it is told in pytest_configure whether to simulate GPUs
+        import torch
+
+        numba.set_num_threads(1)
+        torch.set_num_threads(1)
 
 
 def pytest_addoption(parser):

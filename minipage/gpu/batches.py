@@ -38,7 +38,8 @@ class Batches:
         else:
             self._last = make_batch(plan.chunks)
             is_decode = len(self._last.token_ids) == len(seqs) == len(self._last.sampled_rows)
-            self._seqs = seqs if is_decode else ()
+            # After a swap the prefix cache may exchange any of the blocks for one that it knows already.
+            self._seqs = seqs if is_decode and not plan.swap_in else ()
         return self._last
 
     def _next(self, seqs: tuple[Sequence, ...], positions: Integers) -> Batch:

@@ -207,34 +207,40 @@ def test_a_nucleus_of_few_tokens_is_found_without_sorting_all(monkeypatch):
     assert draw_from_likeliest(equals, two).tolist() == [-1]
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"max_num_batched_tokens": 7, "block_size": 3},
-        {"num_blocks": 12, "preemption": "swap"},
-        {"num_blocks": 12, "enable_prefix_caching": True},
-    ],
-    ids=str,
-)
-def test_a_batch_that_follows_from_the_last_is_what_it_would_be_anew(tiny, options, monkeypatch):
-    llm = LLM(tiny, **({"block_size": 4, "num_blocks": 64, "max_num_seqs": 6} | options))
-    batches, made_anew = Batches(llm.block_pool.block_size), []
-    forward, real = llm.forward, batch_module.make_batch
+@pytest.mark.parametrize("preemption", ["recompute", "swap"])
+@pytest.mark.parametrize("caching", [False, True])
+@pytest.mark.parametrize("max_num_batched_tokens", [7, 2048])
+def test_a_batch_that_follows_from_the_last_is_what_it_would_be_anew(
+    tiny, preemption, caching, max_num_batched_tokens, monkeypatch
+):
+    made_anew, num_steps, num_preemptions = [], 0, 0
+    real = batch_module.make_batch
     monkeypatch.setattr("minipage.gpu.batches.make_batch", lambda chunks: made_anew.append(1) or real(chunks))
-    num_steps = 0
+    first = [3 * i % 59 for i in range(17)]
+    prompts = [first, [*first[:9], 1, 2, 3], first, [5, 7, 9]]  # alike in part, in all, in nothing
+    samples, beams = SamplingParams(n=4, seed=3, max_tokens=9), SamplingParams(beam_width=4, max_tokens=9)
+    for params, num_blocks in ((greedy(12), 9), (samples, 16), (beams, 16)):  # too few blocks for all prompts
+        llm = LLM(
+            tiny,
+            block_size=4,
+            num_blocks=num_blocks,
+            preemption=preemption,
+            enable_prefix_caching=caching,
+            max_num_batched_tokens=max_num_batched_tokens,
+        )
+        batches, forward = Batches(4), llm.forward
 
-    def checked(plan):
-        nonlocal num_steps
-        num_steps += 1
-        for name, ours, anew in zip(Batch._fields, batches.make(plan), real(plan.chunks)):
-            assert np.array_equal(ours, anew), f"{name} in step {num_steps}: {ours}, not {anew}"
-        return forward(plan)
+        def checked(plan, batches=batches, forward=forward):
+            nonlocal num_steps
+            num_steps += 1
+            for name, ours, anew in zip(Batch._fields, batches.make(plan), real(plan.chunks)):
+                assert np.array_equal(ours, anew), f"{name} in step {num_steps}: {ours}, not {anew}"
+            return forward(plan)
 
-    llm.forward = checked
-    params = [greedy(12), greedy(15), SamplingParams(n=3, seed=1, max_tokens=9), greedy(14), greedy(3),
-              SamplingParams(beam_width=2, max_tokens=6)]  # fmt: skip
-    llm.generate([*PROMPTS, *PROMPTS[:2]], params)
-    assert 5 < len(made_anew) < num_steps - 5
+        llm.forward = checked
+        num_preemptions += sum(output.metrics.num_preemptions for output in llm.generate(prompts, params))
+    assert num_preemptions > 0, "the pool was too large to test this"
+    assert len(made_anew) < num_steps - 10
 
 
 def test_no_batch_follows_from_one_whose_blocks_or_tokens_were_others():
