@@ -26,6 +26,7 @@ class Chart(NamedTuple):
     series: Mapping[str, Sequence[float | None]]  # name -> a number for each label; None: not measured
     kind: Literal["bars", "lines"] = "bars"
     goal: float | None = None  # drawn as a dashed line
+    goal_name: str = "goal"
     logarithmic: bool = False
 
 
@@ -73,11 +74,12 @@ def draw(axes: Any, chart: Chart, text: str) -> None:
             axes.plot(range(len(shown)), shown, MARKERS[i % len(MARKERS)] + "-", color=colour, label=name)
         else:
             places = [x + (i - (len(chart.series) - 1) / 2) * width for x in range(len(shown))]
-            bars = axes.bar(places, shown, width * 0.92, color=colour, hatch=HATCHES[i % len(HATCHES)], label=name)
-            labels = ["" if number is None else f"{number:.3g}" for number in numbers]
+            hatch, alpha = HATCHES[i % len(HATCHES)], 1 if i < len(COLOURS) else 0.5
+            bars = axes.bar(places, shown, width * 0.92, color=colour, hatch=hatch, alpha=alpha, label=name)
+            labels = ["" if n is None else f"{n:.3g}" if n < 1000 else f"{n:,.0f}" for n in numbers]
             axes.bar_label(bars, labels, fontsize=6.5, rotation=90 if len(chart.labels) * len(chart.series) > 24 else 0)
     if chart.goal is not None:
-        axes.axhline(chart.goal, color=text, linewidth=1, linestyle="--", label=f"goal: {chart.goal:g}")
+        axes.axhline(chart.goal, color=text, linewidth=1, linestyle="--", label=f"{chart.goal_name}: {chart.goal:.3g}")
     if chart.logarithmic:
         axes.set_yscale("log")
     else:
@@ -99,6 +101,6 @@ def draw_roofline(axes: Any, chart: Roofline, text: str) -> None:
         marker, colour = MARKERS[i % len(MARKERS)], COLOURS[i % len(COLOURS)]
         faces = colour if i < len(MARKERS) else "none"
         x, y = [intensity for intensity, _ in series], [speed / 1e12 for _, speed in series]
-        axes.plot(x, y, marker, color=colour, markerfacecolor=faces, markersize=5, label=name)
+        axes.plot(x, y, marker + ":", color=colour, markerfacecolor=faces, markersize=6, linewidth=0.8, label=name)
     axes.set(title=chart.title, xlabel="operations for each byte", ylabel="TFLOP/s", xscale="log", yscale="log")
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))

@@ -13,7 +13,7 @@ The memory's speed is that of a copy on the device, measured in the same run: by
 
 How it is timed: launches are captured in a CUDA graph, so that what a launch costs the processor does not count; each
 launch of a graph has K and V of its own, so many that together they are several times the level-2 cache; CUDA events
-before and after a replay give the time, and the median of the replays counts.
+before and after a replay give the time; after a warm-up, the median of the replays counts.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 TOLERANCES = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}  # of |out - expected| / |expected|
 GOAL = (32, 4096, "32/8x128", "bfloat16")  # the shape that the goals are about
 ROTATE = 1_500_000_000  # bytes of K and V that a graph goes through; the level-2 cache has 50 or 60 million
-PATIENCE = 0.3  # seconds of replays of one kernel; a slow one is replayed less often
+WARM_UP = 0.1  # seconds of replays that do not count: an idle GPU has lowered its clocks
+PATIENCE = 0.3  # seconds of replays of one kernel, these included; but three that count, however slow they are
 LARGEST = 20_000_000_000  # bytes of K and V in one shape
 
 
@@ -216,18 +217,25 @@ class Replay:
         with torch.cuda.graph(self.graph, stream=side):
             for launch in launches:
                 launch()
-        self.microseconds: list[float] = []
-        self.seconds = 0.0  # in all
+        self.microseconds: list[float] = []  # of a launch, by the replays that count
 
-    def replay(self, keep: bool = True) -> None:
+    def run(self, seconds: float) -> None:
+        spent = self.once()
+        while spent < WARM_UP:
+            spent += self.once()
+        while spent < seconds or len(self.microseconds) < 3:
+            taken = self.once()
+            self.microseconds.append(1e6 * taken / self.num_launches)
+            spent += taken
+
+    def once(self) -> float:
+        """Seconds of a replay, on the GPU's clock."""
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         begin.record()
         self.graph.replay()
         end.record()
         end.synchronize()
-        self.seconds += begin.elapsed_time(end) / 1e3
-        if keep:
-            self.microseconds.append(1e3 * begin.elapsed_time(end) / self.num_launches)
+        return begin.elapsed_time(end) / 1e3
 
 
 def say(what: str) -> None:
@@ -245,9 +253,7 @@ def measure(shape: Shape, makes: dict[str, Make], quick: bool) -> dict[str, Time
         say(f"{shape.title}: {name}")
         try:
             replay = Replay(make, cases)
-            for i in range(4 if quick else 12):
-                if replay.seconds < PATIENCE or i < 3:
-                    replay.replay(keep=i > 0)
+            replay.run(PATIENCE / 2 if quick else PATIENCE)
         except Exception as error:  # of a peer that lacks this shape, say; the others go on
             results[name] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
             continue
@@ -425,20 +431,24 @@ def charts(results: dict[str, Any]) -> list[Chart | Roofline]:
     kernels, shapes = (list(dict.fromkeys(one[what] for one in measured)) for what in ("kernel", "shape"))
     speeds = {(one["kernel"], one["shape"]): one["bytes_per_second"] / 1e12 for one in measured}
     bars = {kernel: [speeds.get((kernel, shape)) for shape in shapes] for kernel in kernels}
+    full = [shape for shape in shapes if "ragged" not in shape and not shape.startswith("1 x")]  # enough work for all
     dots = {
-        kernel: [
+        kernel: sorted(
             (one["operations"] / one["bytes"], one["operations"] / one["microseconds"] * 1e6)
             for one in measured
-            if one["kernel"] == kernel
-        ]
+            if one["kernel"] == kernel and one["shape"] in full
+        )
         for kernel in kernels
     }
-    title = f"Decode attention on {results['device']}"
     labels = [shape.replace(", ", "\n").replace(" bf", "\nbf") for shape in shapes]
+    kinds = ", ".join(sorted(shape.partition(", ")[2].partition(" ")[0] for shape in full))
     return [
-        Roofline(f"{title}: each kernel in several shapes", copy, results["operations_per_second"], dots),
-        Chart(f"{title}: K and V a second (dashed: a copy on the device)", "TB/s", labels, bars, goal=copy / 1e12),
-    ]
+        Roofline(f"{results['device']}, decode attention, heads {kinds}", copy, results["operations_per_second"], dots),
+        Chart(
+            "K and V a second", "TB/s", labels, bars, goal=copy / 1e12, goal_name="a copy on the device",
+            logarithmic=True,
+        ),
+    ]  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def for_kernels(array: Array) -> Array:
 
 
 def view_for_kernels(array: Array) -> View:
-    """The same, looked up only once for all the launches that it is given to."""
+    """A view of the same (attention/cuda/arrays.py), for several launches."""
     return view(for_kernels(array))
 
 

@@ -1,23 +1,27 @@
 """`make_batch` with a memory: mostly a step goes on with the sequences of the last one, a token each.
 
 Then nearly everything follows from the last batch. Positions are one further, the slots follow from the block tables,
-and a table has changed only if its sequence has just begun a block:
+and of these only a few have changed: where a block was begun, copied on write, or exchanged by the prefix cache.
 
-                    last step    this step
-    token_ids       [ a6  b4 ]   [ a7  b5 ]    asked of each sequence
-    positions       [  6   4 ]   [  7   5 ]    one further
-    block_tables    [ 7 1    ]   [ 7 1    ]    blocks of 5 tokens: A is in its second,
-                    [ 3      ]   [ 3 8    ]    and B begins one
-    slot_mapping    [  6  19 ]   [  7  40 ]    block * 5 + position % 5
+                    last step     this step
+    token_ids       [ a6  b4 ]    [ a7  b5 ]    asked of each sequence
+    positions       [  6   4 ]    [  7   5 ]    one further
+    block_tables    [ 7 2    ]    [ 7 2    ]    blocks of 5 tokens: A is in its second,
+                    [ 3      ]    [ 3 8    ]    and B begins one
+    slot_mapping    [ 11  19 ]    [ 12  40 ]    block * 5 + position % 5
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
 from minipage.attention.arguments import Integers
 from minipage.batch import Batch, make_batch
-from minipage.scheduling import Sequence, StepPlan
+from minipage.memory import BlockTable
+from minipage.scheduling import Chunk
+from minipage.scheduling import Sequence as TokenSequence
 
 
 class Batches:
@@ -25,35 +29,41 @@ class Batches:
 
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
-        self._seqs: tuple[Sequence, ...] = ()  # of the last step, if each of them had one token and chose the next
+        # Of the last step, if it can be gone on from: each sequence had one token, and chose the next.
+        self._seqs: tuple[TokenSequence, ...] = ()
+        self._tables: list[list[int]] = []
         self._last: Batch
 
-    def make(self, plan: StepPlan) -> Batch:
-        """The same as make_batch(plan.chunks)."""
-        _, seqs, starts, nums_tokens = zip(*plan.chunks)
-        goes_on = seqs == self._seqs and max(nums_tokens) == 1 and not plan.copies and not plan.swap_in
+    def make(self, chunks: Sequence[Chunk]) -> Batch:
+        """The same as make_batch(chunks)."""
+        _, seqs, starts, nums_tokens = zip(*chunks)
         positions = np.array(starts)  # [num_seqs]
+        goes_on = seqs == self._seqs and max(nums_tokens) == 1
         if goes_on and np.array_equal(positions, self._last.context_lens):
-            self._last = self._next(seqs, positions)
+            self._last = self._next(positions)
         else:
-            self._last = make_batch(plan.chunks)
-            is_decode = len(self._last.token_ids) == len(seqs) == len(self._last.sampled_rows)
-            # After a swap the prefix cache may exchange any of the blocks for one that it knows already.
-            self._seqs = seqs if is_decode and not plan.swap_in else ()
+            self._last = make_batch(chunks)
+            are_decodes = len(self._last.token_ids) == len(seqs) == len(self._last.sampled_rows)
+            are_ours = all(type(seq.block_table) is BlockTable for seq in seqs)  # another may have rules of its own
+            self._seqs = seqs if are_decodes and are_ours else ()
+            self._tables = [seq.block_table.blocks.copy() for seq in self._seqs]
         return self._last
 
-    def _next(self, seqs: tuple[Sequence, ...], positions: Integers) -> Batch:
+    def _next(self, positions: Integers) -> Batch:
+        """The same sequences, at these positions [num_seqs]."""
         tables = self._last.block_tables  # [num_seqs, max_blocks]
-        for row in np.flatnonzero(positions % self.block_size == 0):
-            table = list(seqs[row].block_table)
-            if len(table) > tables.shape[1]:
-                tables = np.pad(tables, ((0, 0), (0, 1)))  # [num_seqs, max_blocks + 1]
-            tables[row, : len(table)] = table
-        blocks = tables[np.arange(len(seqs)), positions // self.block_size]  # [num_seqs]
+        for row, seq in enumerate(self._seqs):
+            blocks = seq.block_table.blocks
+            if blocks != self._tables[row]:
+                self._tables[row] = blocks.copy()
+                if len(blocks) > tables.shape[1]:
+                    tables = np.pad(tables, ((0, 0), (0, len(blocks) - tables.shape[1])))  # [num_seqs, len(blocks)]
+                tables[row, : len(blocks)] = blocks
+        block = tables[np.arange(len(tables)), positions // self.block_size]  # [num_seqs]
         return self._last._replace(
-            token_ids=np.array([seq.token_ids[-1] for seq in seqs]),
+            token_ids=np.array([seq.token_ids[-1] for seq in self._seqs]),
             positions=positions,
-            slot_mapping=blocks * self.block_size + positions % self.block_size,
+            slot_mapping=block * self.block_size + positions % self.block_size,
             block_tables=tables,
             context_lens=(positions + 1).astype(np.int32),
         )

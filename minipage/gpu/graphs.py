@@ -5,8 +5,9 @@ A CUDA graph is a recording of all the launches of a step, replayed by one call:
 
     batch of 5 decodes ─▶ padded to 8 ─▶ inputs copied to where the graph of 8 reads them ─▶ replay ─▶ 5 rows of logits
 
-A graph is captured when a batch of its size, with contexts as long as its own, first comes along. In other steps the
-kernels are launched one by one. Either way the host waits for the GPU only when it needs the tokens.
+A graph is captured when the first batch of its size comes along; there is one for contexts of up to 512 tokens, and one
+for longer ones. In other steps the kernels are launched one by one. Either way the host waits for the GPU only when it
+needs the tokens.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class GraphRunner(GPURunner):
 
     @torch.inference_mode()
     def _spare_memory(self) -> int:
-        """Bytes that are left for K and V, when the largest step has taken what it needs."""
+        """Bytes that are left for K and V, when the largest step and the graphs have taken what they need."""
         device = self.somewhere.device
         _, num_tokens, num_seqs = self.limits
         torch.cuda.synchronize()
@@ -78,8 +79,11 @@ class GraphRunner(GPURunner):
         some = torch.zeros(num_tokens, dtype=torch.int32, device=device)  # [num_tokens]
         hidden = self.model.forward(some, some, lambda layer, q, k, v: q.contiguous())  # [num_tokens, n_embd]
         logits = self.model.logits(hidden[:1].expand(num_seqs, -1))  # [num_seqs, vocab_size]
-        self.sample(logits, [(row, Draw(SamplingParams(top_p=0.5), 0.5)) for row in range(num_seqs)])
+        nearly_all = Draw(SamplingParams(top_p=1 - 1e-9), 0.5)  # so many that the whole vocabulary is sorted
+        self.sample(logits, [(row, nearly_all) for row in range(num_seqs)])
         needed = torch.cuda.max_memory_allocated() - before
+        if not self.enforce_eager:  # each graph keeps its logits
+            needed += len(self._lengths) * sum(self._sizes) * logits.stride(0) * logits.element_size()
         del hidden, logits
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info()
@@ -106,13 +110,12 @@ class GraphRunner(GPURunner):
 
     @torch.inference_mode()
     def forward(self, plan: StepPlan) -> torch.Tensor:  # type: ignore[override]
-        """[num_sampled, vocab_size] logits, on the GPU, in the dtype of the model."""
-        batch = self._batches.make(plan)
+        """[num_sampled, vocab_size] logits, on the GPU, in the dtype of the model; until the next step."""
+        batch = self._batches.make(plan.chunks)
         num_tokens, num_seqs, num_sampled = len(batch.token_ids), len(batch.context_lens), len(batch.sampled_rows)
         longest = int(batch.context_lens.max())
         if num_tokens == num_seqs == num_sampled:
-            size = next(size for size in self._sizes if size >= num_seqs)
-            length = next(length for length in self._lengths if length >= longest)
+            size, length = first_at_least(num_seqs, self._sizes), first_at_least(longest, self._lengths)
             logits = self._decode(size, length, self._inputs.load(batch, size, size))  # [size, vocab_size]
         else:
             query_lens = np.diff(batch.query_start_loc)  # [num_seqs]
@@ -184,6 +187,11 @@ def no_garbage_collection() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+def first_at_least(number: int, choices: Sequence[int]) -> int:
+    """Of choices in ascending order."""
+    return next(choice for choice in choices if choice >= number)
 
 
 def graph_sizes(max_num_seqs: int) -> list[int]:

@@ -37,7 +37,7 @@ class StepInputs:
         if self._copied:
             self._copied.synchronize()  # the last step's inputs have left the buffer, long ago
         host, device = self.places(num_tokens, num_seqs)
-        padding = Batch(0, 0, -1, 0, 0, batch.query_start_loc[-1], 0)  # type: ignore[arg-type]
+        padding = Batch(0, 0, -1, 0, 0, 0, 0)  # type: ignore[arg-type]
         for place, array, value in zip(host, batch, padding):
             place[...] = value
             place[tuple(map(slice, array.shape))] = array

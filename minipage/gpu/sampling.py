@@ -6,8 +6,8 @@
     top_k, top_p as well    the same, among the MOST likeliest tokens only: to sort a whole vocabulary takes longer than
                             to compute its logits
 
-Where that many tokens were not enough, which only the GPU knows, it answers -1, and the row is done again with all.
-Only a row with forbidden tokens is fetched, and chosen from by the host.
+Where that many tokens may not be enough, which only the GPU knows, it answers -1, and the row is done again with all.
+A row with forbidden tokens is fetched, and chosen from by the host.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ import torch
 from minipage.sampling import Draw, sample
 
 MOST = 1024  # tokens that are looked at first
+LARGE = 2**31  # no vocabulary has as many tokens
 
 
 def sample_on_device(logits: torch.Tensor, draws: Sequence[tuple[int, Draw]]) -> list[int]:
-    """A token for each draw, from the row of logits [num_rows, V] that is named before it."""
+    """A token for each of the draws, which are (row of logits [num_rows, V], how to draw from it)."""
     tokens, rows = logits.argmax(dim=-1), [row for row, _ in draws]  # [num_rows]
     if rows != list(range(len(tokens))):
         tokens = tokens[upload(rows, logits.device)]  # [num_draws]
-    drawn = [i for i, (_, draw) in enumerate(draws) if draw.params.temperature > 0]
+    drawn = [i for i, (_, draw) in enumerate(draws) if draw.params.temperature > 0 and not draw.forbidden]
     filtered = [i for i in drawn if draws[i][1].params.top_k > 0 or draws[i][1].params.top_p < 1]
     put(tokens, sorted({*drawn} - {*filtered}), draw_from_all, logits, draws)
     put(tokens, filtered, draw_from_likeliest, logits, draws)
@@ -62,32 +63,35 @@ class Settings(NamedTuple):
 
     @classmethod
     def of(cls, draws: Sequence[Draw], device: torch.device) -> Settings:
-        each = [(d.params.temperature, d.params.top_k, d.params.top_p, d.params.min_p, d.number) for d in draws]
+        each = [
+            (d.params.temperature, min(d.params.top_k, LARGE), d.params.top_p, d.params.min_p, d.number) for d in draws
+        ]
         return cls(*upload(each, device, torch.float64).T[:, :, None])  # [5, num_draws, 1]
 
 
 def draw_from_all(logits: torch.Tensor, settings: Settings) -> torch.Tensor:
     """[num_draws, V] -> [num_draws] tokens."""
-    return draw(scaled(logits, settings).softmax(dim=-1), settings)
+    return pick(scaled(logits, settings).softmax(dim=-1), settings)
 
 
 def draw_from_sorted(logits: torch.Tensor, settings: Settings) -> torch.Tensor:
     """[num_draws, V] -> [num_draws] tokens, with top_k and top_p."""
     p = scaled(logits, settings).softmax(dim=-1)  # [num_draws, V]
-    return draw(keep_likeliest(p, settings), settings)
+    return pick(keep_likeliest(p, settings), settings)
 
 
 def draw_from_likeliest(logits: torch.Tensor, settings: Settings) -> torch.Tensor:
-    """The same, but -1 where more than MOST tokens have to be looked at."""
+    """The same, but -1 where MOST tokens may not be enough."""
     if logits.shape[1] <= MOST:
         return draw_from_sorted(logits, settings)
     token_ids = logits.topk(MOST, sorted=False).indices.sort().values  # [num_draws, MOST]
     weights = scaled(logits, settings).exp()  # [num_draws, V]
     p = weights.gather(-1, token_ids) / weights.sum(dim=-1, keepdim=True)  # [num_draws, MOST]
     kept = keep_likeliest(p, settings)  # [num_draws, MOST]
-    # Others of the vocabulary are at most as likely as the last of these. If that is not kept, no other is.
-    is_sure = kept.where(kept > 0, 1).amin(dim=-1) > p.amin(dim=-1)  # [num_draws]
-    return token_ids.gather(-1, draw(kept, settings)[:, None])[:, 0].where(is_sure, -1)  # [num_draws]
+    # The others of the vocabulary are at most as likely as the least likely of these. If that is not kept, none is. But
+    # more than MOST would have to be added up to know what share of the top_k is top_p.
+    is_sure = (kept.where(kept > 0, 1).amin(dim=-1) > p.amin(dim=-1)) & (settings.top_k[:, 0] <= MOST)  # [num_draws]
+    return token_ids.gather(-1, pick(kept, settings)[:, None])[:, 0].where(is_sure, -1)  # [num_draws]
 
 
 def scaled(logits: torch.Tensor, settings: Settings) -> torch.Tensor:
@@ -97,21 +101,22 @@ def scaled(logits: torch.Tensor, settings: Settings) -> torch.Tensor:
 
 
 def keep_likeliest(p: torch.Tensor, settings: Settings) -> torch.Tensor:
-    """[N, V] probabilities -> [N, V] with 0 for all but the top_k, and of these but the top_p; of equals the first."""
-    likely_first, order = p.sort(dim=-1, descending=True, stable=True)  # [N, V] each
-    rank = torch.arange(p.shape[1], device=p.device)  # [V]
-    is_top_k = (settings.top_k <= 0) | (rank < settings.top_k)  # [N, V]
-    likely_first = likely_first.where(is_top_k, 0)  # [N, V]
-    whole = likely_first.sum(dim=-1, keepdim=True).where(settings.top_k > 0, 1)  # [N, 1]
-    reached_before = likely_first.cumsum(dim=-1) - likely_first  # [N, V]; probability of all likelier tokens
-    enough = (settings.top_p < 1) & (reached_before >= settings.top_p * whole)  # [N, V]
-    return torch.zeros_like(p).scatter(-1, order, likely_first.where(~enough, 0))  # [N, V]
+    """Probabilities of M tokens, [N, M] -> [N, M] with 0 for all but the top_k, and of these but the top_p; of equals
+    the first."""
+    likely_first, order = p.sort(dim=-1, descending=True, stable=True)  # [N, M] each
+    rank = torch.arange(p.shape[1], device=p.device)  # [M]
+    is_top_k = (settings.top_k <= 0) | (rank < settings.top_k)  # [N, M]
+    likely_first = likely_first.where(is_top_k, 0)  # [N, M]
+    whole = likely_first.sum(dim=-1, keepdim=True).where(settings.top_k > 0, 1)  # [N, 1]; 1: of all the vocabulary
+    reached_before = likely_first.cumsum(dim=-1) - likely_first  # [N, M]; probability of all likelier tokens
+    enough = (settings.top_p < 1) & (reached_before >= settings.top_p * whole)  # [N, M]
+    return torch.zeros_like(p).scatter(-1, order, likely_first.where(~enough, 0))  # [N, M]
 
 
-def draw(p: torch.Tensor, settings: Settings) -> torch.Tensor:
-    """[N, V] probabilities, of any sum -> [N] places: the first whose cumulative share exceeds the number."""
-    p = p.where(p >= settings.min_p * p.amax(dim=-1, keepdim=True), 0)  # [N, V]
-    cumulative = p.cumsum(dim=-1)  # [N, V]
+def pick(p: torch.Tensor, settings: Settings) -> torch.Tensor:
+    """[N, M] probabilities, of any sum -> [N] places: the first whose cumulative share exceeds the number."""
+    p = p.where(p >= settings.min_p * p.amax(dim=-1, keepdim=True), 0)  # [N, M]
+    cumulative = p.cumsum(dim=-1)  # [N, M]
     return torch.searchsorted(cumulative, settings.number * cumulative[:, -1:], right=True)[:, 0]  # [N]
 
 

@@ -21,10 +21,10 @@ from minipage.gpu.batches import Batches
 from minipage.gpu.graphs import GraphRunner, graph_sizes
 from minipage.gpu.inputs import StepInputs
 from minipage.gpu.sampling import Settings, draw_from_likeliest, sample_on_device
-from minipage.memory import BlockCopy, BlockPool, BlockTable
+from minipage.memory import BlockPool, BlockTable
 from minipage.model.arrays import is_simulated
 from minipage.sampling import Draw, SamplingParams, sample
-from minipage.scheduling import Chunk, Sequence, SequenceGroup, StepPlan
+from minipage.scheduling import Chunk, Sequence, SequenceGroup
 
 DEVICE = torch.device("cpu" if is_simulated() else "cuda")
 PROMPTS = [[3, 1, 4, 1, 5, 9], [2, 7], [1, 8, 2, 8, 1, 8, 2, 8, 4], [5]]
@@ -207,6 +207,15 @@ def test_a_nucleus_of_few_tokens_is_found_without_sorting_all(monkeypatch):
     assert draw_from_likeliest(equals, two).tolist() == [-1]
 
 
+@pytest.mark.parametrize("top_k", [6, 10**400], ids=["6", "huge"])
+def test_top_p_of_more_tokens_than_are_looked_at_first(top_k, monkeypatch):
+    monkeypatch.setattr("minipage.gpu.sampling.MOST", 4)
+    logits = -torch.arange(8.0, device=DEVICE)[None] / 100  # [1, 8], nearly equal
+    batch = [(0, Draw(SamplingParams(top_k=top_k, top_p=0.5), i / 8)) for i in range(8)]
+    expected = [sample(logits[0].cpu().numpy(), *draw) for _, draw in batch]
+    assert sample_on_device(logits, batch) == expected and max(expected) == (2 if top_k == 6 else 3)
+
+
 @pytest.mark.parametrize("preemption", ["recompute", "swap"])
 @pytest.mark.parametrize("caching", [False, True])
 @pytest.mark.parametrize("max_num_batched_tokens", [7, 2048])
@@ -233,7 +242,7 @@ def test_a_batch_that_follows_from_the_last_is_what_it_would_be_anew(
         def checked(plan, batches=batches, forward=forward):
             nonlocal num_steps
             num_steps += 1
-            for name, ours, anew in zip(Batch._fields, batches.make(plan), real(plan.chunks)):
+            for name, ours, anew in zip(Batch._fields, batches.make(plan.chunks), real(plan.chunks)):
                 assert np.array_equal(ours, anew), f"{name} in step {num_steps}: {ours}, not {anew}"
             return forward(plan)
 
@@ -243,42 +252,45 @@ def test_a_batch_that_follows_from_the_last_is_what_it_would_be_anew(
     assert len(made_anew) < num_steps - 10
 
 
-def test_no_batch_follows_from_one_whose_blocks_or_tokens_were_others():
-    """What an engine hardly does with the sequences of the last step: a scheduler of one's own might."""
-    pool = BlockPool(20, 4)
-    seqs = [Sequence(name, list(range(start, start + 8)), BlockTable(pool)) for name, start in (("a", 0), ("b", 20))]
+class Backwards(BlockTable):
+    """A table of somebody's own, with other slots."""
+
+    def slot_mapping(self, start, stop):
+        return [1000 - slot for slot in super().slot_mapping(start, stop)]
+
+
+@pytest.mark.parametrize("kind", [BlockTable, Backwards])
+def test_a_batch_follows_from_the_last_whatever_became_of_the_tables(kind):
+    """Also what an engine hardly does with the sequences of the last step: a scheduler of one's own might."""
+    pool = BlockPool(60, 4)
+    seqs = [Sequence(name, list(range(start, start + 8)), kind(pool)) for name, start in (("a", 0), ("b", 20))]
     groups = [SequenceGroup(seq.seq_id, [seq], 20) for seq in seqs]
     batches = Batches(4)
 
-    def step(num_tokens=1, copies=(), swap_in=()):
+    def step(num_tokens=1):
         starts = [seq.num_computed_tokens for seq in seqs]
         for seq in seqs:
             seq.block_table.append(num_tokens)
             seq.token_ids += [7] * (seq.num_computed_tokens - len(seq.token_ids))
         chunks = [Chunk(*one, num_tokens) for one in zip(groups, seqs, starts)]
-        plan = StepPlan([], list(swap_in), list(copies), chunks, [])
-        for name, ours, anew in zip(Batch._fields, batches.make(plan), batch_module.make_batch(chunks)):
+        for name, ours, anew in zip(Batch._fields, batches.make(chunks), batch_module.make_batch(chunks)):
             assert np.array_equal(ours, anew), f"{name}: {ours}, not {anew}"
         for seq in seqs:
             seq.token_ids.append(seq.num_computed_tokens)
 
-    def exchange(seq):
-        old = list(seq.block_table)
-        other = BlockPool(40, 4)
-        other.allocate_many(30)
-        seq.block_table.move_to(other, {})
-        return list(map(BlockCopy, old, seq.block_table))
-
     step(8)
     step()
     step()
-    step(copies=exchange(seqs[1])[:1])
-    step(swap_in=exchange(seqs[0]))
+    seqs[1].block_table.blocks[0] = 41  # exchanged for one of the same text
+    step()
+    seqs[0].block_table.move_to(BlockPool(40, 4), {})  # swapped out and in
+    step()
+    seqs[1].block_table.blocks += pool.allocate_many(4)  # reserved
     step()
     step(2)
     step()
-    for seq in seqs:
-        seq.block_table.free()
+    for seq in seqs:  # restarted
+        seq.block_table.blocks, seq.block_table.num_tokens = [], 0
     step()
 
 

@@ -4,7 +4,7 @@ A row of K is found by its number, and one load brings 16 bytes of it, whatever 
 as 32-bit words, `elements` as single numbers. bfloat16 is uint16 here, as in NumPy, which has no name for it.
 
 To look all this up takes longer than a launch. So who launches with the same array again and again makes a `view` of it
-first, which remembers, and may be given wherever these functions, and `launch_...`, take an array.
+first, which remembers; `layout`, `words` and `elements` take it for the array, and so do all `launch_...`.
 """
 
 from __future__ import annotations
@@ -94,12 +94,12 @@ def layout(array: Array) -> Layout:
 
 
 def words(array: Array) -> Any:
-    """[span in words] uint32; what is left over of less than a word is left out."""
+    """[number of words it spans] uint32; what is left over of less than a word is left out."""
     return view(array).words
 
 
 def elements(array: Array) -> Any:
-    """[span in numbers]; numbers of two bytes as uint16."""
+    """[number of numbers it spans]; those of two bytes as uint16."""
     return view(array).elements
 
 

@@ -209,7 +209,7 @@ def launch_attention(
         np.float32(scale * LOG2_E), strides[0] // q_dtype.itemsize, max_blocks, num_kv_heads, grid.unit, grid.share,
     )  # fmt: skip
     cuda_stream = external_stream(stream)
-    if min_query_len == 1:
+    if min_query_len <= 1:
         decode = choice.kernel_for(q_kind, kv, head_size, block_size, group, grid.heads, 1)
         decode[(grid.tiles, grid.blocks), choice.num_threads, cuda_stream](*arguments)
     if max_query_len > 1:
