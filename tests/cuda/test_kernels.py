@@ -94,14 +94,17 @@ def test_contexts_that_are_cut_into_equal_shares(q, head_size):
     batch.check(lambda *given: launched(batch, given, None, extra=1000))
 
 
-def test_a_workspace_serves_batches_of_every_size_one_after_the_other():
-    small, large = (
-        Batch([(n, 1) for n in contexts], "bfloat16", "bfloat16", 1, 1, 64, block_size=8)
-        for contexts in ([100], [100, 9, 16, 17, 80, 70])
-    )
-    workspace = on_gpu(np.zeros(cuda.workspace_size(6, 1, 64, 200, 16), np.float32))
+@pytest.mark.parametrize(
+    "split_size, head_size, contexts",
+    [(16, 64, ([100], [100, 9, 16, 17, 80, 70])), (None, 128, ([700], [9, 300, 530]))],
+    ids=["splits", "shares"],
+)
+def test_a_workspace_serves_batches_of_every_size_one_after_the_other(split_size, head_size, contexts):
+    kinds = "bfloat16", "bfloat16", 1, 1, head_size
+    small, large = (Batch([(n, 1) for n in each], *kinds, block_size=8) for each in contexts)
+    workspace = on_gpu(np.zeros(cuda.workspace_size(6, 1, head_size, 900, split_size), np.float32))
     for batch in (small, large, small, large):
-        batch.check(lambda *given, batch=batch: launched(batch, given, 16, 0, workspace))
+        batch.check(lambda *given, batch=batch: launched(batch, given, split_size, 100, workspace))
 
 
 def launched(batch, given, split_size, extra=100, workspace=None):
