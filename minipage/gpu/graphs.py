@@ -139,9 +139,8 @@ class GraphRunner(GPURunner):
         if self.enforce_eager:
             return self._run(inputs, 1, 1, length)
         if (size, length) not in self._graphs:
-            self._run(
-                inputs, 1, 1, length
-            )  # compiles and loads what a graph cannot hold; what it writes is written again
+            # This compiles and loads what a graph cannot hold; what it writes is written again.
+            self._run(inputs, 1, 1, length)
             graph = torch.cuda.CUDAGraph()
             with no_garbage_collection(), torch.cuda.graph(graph, pool=self._pool):
                 logits = self._run(inputs, 1, 1, length)
