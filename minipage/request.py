@@ -161,7 +161,7 @@ class SampledRequest(Request):
         tokens = []
         for seq, token_id, logits in choices:
             assert token_id is not None, "a sampled request draws all its tokens"
-            tokens.append(NextToken(seq, token_id, None if logits is None else self._logprobs(logits, token_id)))
+            tokens.append(NextToken(seq, token_id, self._logprobs(logits, token_id)))
         return tokens
 
     def take(self, tokens: list[NextToken]) -> list[Sequence]:
@@ -184,8 +184,8 @@ class SampledRequest(Request):
                 text.finish("abort")
         super().abort()
 
-    def _logprobs(self, logits: np.ndarray, token_id: int) -> dict[int, Logprob] | None:
-        if self.params.logprobs is None:
+    def _logprobs(self, logits: np.ndarray | None, token_id: int) -> dict[int, Logprob] | None:
+        if self.params.logprobs is None or logits is None:
             return None
         decode = self.tokenizer.token_text if self.tokenizer else lambda token_id: ""
         top = top_logprobs(logits, token_id, self.params.logprobs)
