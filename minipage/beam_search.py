@@ -90,7 +90,8 @@ class BeamSearch:
         return [] if self.done else going_on
 
     def _score(self, logprob: float, length: int) -> float:
-        return float(logprob / length**self.length_penalty)
+        with np.errstate(all="ignore"):  # beyond what a float holds the score is -0.0 or -inf, for all texts alike
+            return float(np.float64(logprob) / np.float64(length) ** self.length_penalty)
 
     def _finish(self, hypothesis: Hypothesis) -> None:
         """Keep the `width` best; of equals the earlier."""

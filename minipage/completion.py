@@ -18,7 +18,7 @@ class CompletionOutput:
     token_ids: list[int]
     logprobs: list[dict[int, Logprob]] | None  # for each token: itself and the most likely ones, if asked for
     cumulative_logprob: float | None  # of all tokens together, if logprobs were asked for, or of a beam
-    finish_reason: str | None  # "stop", "length" or "abort"; None: still going on
+    finish_reason: str | None  # "stop", "length", "abort" or "error"; None: still going on
     stop_reason: int | str | None  # the stop token or stop string that ended it
     score: float | None = None  # of a beam: cumulative_logprob / length ** length_penalty
 
@@ -41,7 +41,9 @@ class Completion:
         self._params = params
         self._stop_token_ids = stop_token_ids
         self._max_num_tokens = max_num_tokens
+        self._tokenizer = tokenizer
         self._detokenizer = Detokenizer(tokenizer)
+        self._num_seen = 0  # tokens whose text is known
         self._logprobs: list[dict[int, Logprob]] = []
         self._text_end: int | None = None  # where the text is cut off, if a stop string ended it
         self._stop_reason: int | str | None = None
@@ -54,20 +56,38 @@ class Completion:
 
     def add_token(self, token_id: int, logprobs: dict[int, Logprob] | None) -> None:
         """Take the next token, and finish if it is the last."""
-        self.seq.token_ids.append(token_id)
+        del self._logprobs[self.seq.num_output_tokens :]  # of a token that did not come to count
         if logprobs is not None:
             self._logprobs.append(logprobs)
+        self.seq.token_ids.append(token_id)  # from here on it counts, and all else follows from it
+        self._follow()
+
+    def _follow(self) -> None:
+        """Take note of the tokens that have not been looked at yet."""
+        for token_id in self.seq.output_token_ids[self._num_seen :]:
+            self._see(token_id)
+            self._num_seen += 1
+
+    def restore(self) -> None:
+        """Something failed half way: work out text and finish reason anew, from the tokens that count."""
+        self.finish_reason, self.seq.finished = None, False
+        self._detokenizer, self._num_seen = Detokenizer(self._tokenizer), 0
+        self._text_end, self._stop_reason = None, None
+        self._follow()
+
+    def _see(self, token_id: int) -> None:
+        num_tokens = self._num_seen + 1  # generated so far
         old_length = len(self._detokenizer.text)
         self._detokenizer.add(token_id)
-        if self.seq.num_output_tokens >= self._params.min_tokens:
+        if num_tokens >= self._params.min_tokens:
             self._look_for_stop(token_id, old_length)
         if self._stop_reason is not None:
             self.finish("stop")
-        elif len(self.seq.token_ids) >= self._max_num_tokens:
+        elif self.seq.num_prompt_tokens + num_tokens >= self._max_num_tokens:
             self.finish("length")
 
     def finish(self, reason: str) -> None:
-        """Nothing more will come: "stop", "length" or "abort"."""
+        """Nothing more will come: "stop", "length", "abort" or "error"."""
         self.finish_reason = reason
         self.seq.finished = True
         self._detokenizer.flush()
@@ -75,7 +95,7 @@ class Completion:
     def output(self) -> CompletionOutput:
         """What the user may see now."""
         token_ids = self.seq.output_token_ids
-        logprobs = None if self._params.logprobs is None else self._logprobs.copy()
+        logprobs = None if self._params.logprobs is None else self._logprobs[: len(token_ids)]
         return CompletionOutput(
             index=self.index,
             text=self._visible_text(),

@@ -10,8 +10,8 @@ scheduler or an attention kernel of your own runs the real model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,18 +21,19 @@ import numpy as np
 from minipage.attention import KVCache, cpu, reference
 from minipage.attention.quantize import kv_dtype
 from minipage.batch import PagedAttention
+from minipage.changes import Changes
 from minipage.compiled_gpt import CompiledGPT
 from minipage.errors import ConfigurationError, InvalidRequestError
+from minipage.intake import Intake
 from minipage.memory import BlockPool, BlockTable, PrefixCache
 from minipage.model.arrays import place_model
 from minipage.model.gpt import GPT
 from minipage.model.weights import SHIPPED_MODEL, load_model
 from minipage.model_runner import Limits, ModelRunner
-from minipage.prompts import Prompt, check_token_ids, list_prompts, prompt_token_ids
-from minipage.request import BeamRequest, Choice, NextToken, Request, RequestOutput, SampledRequest
+from minipage.prompts import Prompt, list_prompts
+from minipage.request import Choice, NextToken, Request, RequestOutput
 from minipage.sampling import SamplingParams, is_whole
-from minipage.scheduling import POLICIES, Policy, Preemption, Scheduler, SequenceGroup, StepPlan
-from minipage.scheduling import Sequence as TokenSequence
+from minipage.scheduling import POLICIES, Policy, Preemption, Scheduler, StepPlan
 
 ATTENTION = {"cpu": cpu.paged_attention, "reference": reference.paged_attention}
 
@@ -41,6 +42,9 @@ NextTokens: TypeAlias = dict[Request, list[NextToken]]  # what each request chos
 
 class LLM:
     """A language model that serves any number of requests at once from paged memory.
+
+    Any thread may use it. They take turns, step by step: one waits while another's step runs, and what several have
+    asked for is computed together. Whatever raises, Ctrl-C included, leaves the engine whole: see `changes.py`.
 
     Args:
         model: "shakespeare" (shipped), a folder in the Hugging Face GPT-2 layout, or a GPT-2 on the hub, e.g. "gpt2".
@@ -60,7 +64,7 @@ class LLM:
             times as many blocks in the same memory.
         enable_prefix_caching: begin with what an earlier sequence has computed of the same text.
         preemption: "recompute", "swap" or "auto"; see Scheduler.
-        swap_space: bytes for swapped blocks, like `memory`; unused with preemption="recompute".
+        swap_space: bytes for swapped blocks, like `memory`; with 0, preemption is by recomputation.
         policy: "fcfs", "priority", or a function; see minipage/scheduling/policy.py.
         watermark: the share of the pool that is left free when a request is admitted.
         gpu_memory_utilization: the share of a GPU's memory that may be used, by everything together.
@@ -99,6 +103,13 @@ class LLM:
         block_table: type[BlockTable] = BlockTable,
         scheduler: Scheduler | None = None,
     ) -> None:
+        if not (seed is None or (is_whole(seed) and seed >= 0)):
+            raise ConfigurationError(f"seed is {seed!r}; it must be None or a whole number of at least 0.")
+        if num_blocks is not None and memory is not None:
+            raise ConfigurationError(f"num_blocks is {num_blocks!r} and memory {memory!r}: give one of the two.")
+        for name, switch in (("enable_prefix_caching", enable_prefix_caching), ("enforce_eager", enforce_eager)):
+            if not isinstance(switch, bool | np.bool):
+                raise ConfigurationError(f"{name} is {switch!r}; it must be True or False.")
         config, weights, self.tokenizer, self.eos_token_ids = load_model(model)
         self.config = config
         self.max_model_len = config.n_positions if max_model_len is None else max_model_len
@@ -125,8 +136,10 @@ class LLM:
                 block_pool = BlockPool(room, block_size)
             pool = block_pool
             swap_pool = None
+            if preemption in ("swap", "auto") and swap_space in (0, "0"):
+                preemption = "recompute"
             if preemption != "recompute":
-                num_swap_blocks = self.runner.blocks_that_fit(swap_space, pool.block_size)
+                num_swap_blocks = self.runner.blocks_that_fit(swap_space, pool.block_size, "swap_space")
                 swap_pool = BlockPool(num_swap_blocks, pool.block_size)
             scheduler = Scheduler(
                 pool,
@@ -142,11 +155,21 @@ class LLM:
         self.block_pool = scheduler.block_pool
         self.runner.allocate(scheduler.block_pool, scheduler.swap_pool)
         self.requests: dict[str, Request] = {}  # those not finished yet, by request id
-        self._block_table = block_table
+        parts = self.scheduler.block_pool, block_table
+        self._intake = Intake(self.tokenizer, config.vocab_size, self.eos_token_ids, self.max_model_len, *parts)
         self._seeds = np.random.default_rng(seed)
         self._ids = count()
-        self._inbox: dict[str, Request] = {}  # requests with news that nobody has seen yet
-        self._streamed: set[str] = set()  # requests whose news belong to a generate() or stream() call
+        self._news: dict[Request, None] = {}  # requests with news that nobody has seen yet, in order
+        self._claimed: set[Request] = set()  # requests whose news belong to a generate() or stream() call
+        self._changes = Changes()
+        self._lock = self._changes.lock
+
+    def __repr__(self) -> str:
+        pool = self.block_pool
+        return (
+            f"<LLM: {len(self.requests)} requests unfinished, "
+            f"{pool.num_free} of {pool.num_blocks} blocks of {pool.block_size} tokens free>"
+        )
 
     @property
     def model(self) -> GPT:
@@ -174,9 +197,10 @@ class LLM:
         Raises:
             InvalidRequestError: a prompt or its parameters cannot be served; then none of them is.
         """
-        request_ids = self._add_all(prompts, params)
-        outputs = {r.request_id: r.output() for r in self._run(request_ids) if r.finished}
-        return [outputs[request_id] for request_id in request_ids]
+        requests = self._add_all(prompts, params)
+        for _ in self._run(requests):
+            pass
+        return [request.output() for request in requests]
 
     def stream(
         self, prompts: Prompt | Iterable[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
@@ -185,9 +209,8 @@ class LLM:
 
         Closing the iterator aborts what is not finished.
         """
-        with closing(self._run(self._add_all(prompts, params))) as requests:
-            for request in requests:
-                yield request.output()
+        with closing(self._run(self._add_all(prompts, params))) as outputs:
+            yield from outputs
 
     def add_request(
         self,
@@ -206,76 +229,53 @@ class LLM:
         Raises:
             InvalidRequestError: it cannot be served; nothing else is affected.
         """
-        params = params or SamplingParams()
-        if not isinstance(cache_salt, str) or not is_whole(priority):
-            raise InvalidRequestError(
-                f"cache_salt is {cache_salt!r} and must be a string; priority is {priority!r} and "
-                "must be a whole number."
-            )
-        taken = self.requests.keys() | self._inbox.keys()
-        if request_id is None:
-            request_id = next(name for name in map(str, self._ids) if name not in taken)
-        elif request_id in taken:
-            raise InvalidRequestError(f"there is a request {request_id!r} already; choose another request_id.")
-        token_ids = prompt_token_ids(prompt, self.tokenizer, self.config.vocab_size, self.max_model_len)
-        check_token_ids(params.stop_token_ids or (), self.config.vocab_size, "stop_token_ids")
-        stop = frozenset(params.stop_token_ids or ()) | (frozenset() if params.ignore_eos else self.eos_token_ids)
-        if params.min_tokens > 0 and len(stop) == self.config.vocab_size:
-            raise InvalidRequestError("min_tokens keeps all of stop_token_ids from coming, but they are all there are.")
-        width = params.beam_width or params.n
-        if width > self.config.vocab_size:
-            raise InvalidRequestError(f"beam_width is {width}; this model has only {self.config.vocab_size} tokens.")
-        names = [request_id] if params.n == 1 else [f"{request_id}.{i}" for i in range(params.n)]
-        sequences = [TokenSequence(name, token_ids, self._block_table(self.block_pool)) for name in names]
-        max_num_tokens = self._max_num_tokens(len(token_ids), params)
-        group = SequenceGroup(request_id, sequences, max_num_tokens, width, priority, cache_salt)
-        self.scheduler.add(group)  # or it is refused, and has used up nothing
-        text = prompt if isinstance(prompt, str) else None
-        seed = int(self._seeds.integers(2**63)) if params.seed is None else params.seed
-        kind = BeamRequest if params.beam_width else SampledRequest
-        request = kind(text, params, group, stop, self.tokenizer, seed)
-        self.requests[request_id] = request
-        return request_id
+        with self._lock:
+            if request_id is None:
+                request_id = self._free_id()
+            request = self._intake.make_request(request_id, prompt, params, priority, cache_salt)
+            self._queue([request])
+            return request.request_id
 
     def abort(self, request_id: str) -> bool:
         """Stop a request, whatever it is doing; False if it is unknown or finished already."""
-        request = self.requests.pop(request_id, None)
-        if request is None:
-            return False
-        self.scheduler.remove(request.group)
-        request.abort()
-        self._inbox[request_id] = request
-        return True
+        with self._lock:
+            request = self.requests.get(request_id)
+            if request is None:
+                return False
+            with self._changes.mended_by(self._mend):
+                self._end(request, "abort")
+            return True
 
     def reset_prefix_cache(self) -> None:
         """Forget all prefixes, for example because the weights were changed. Whatever is running goes on."""
-        if self.scheduler.prefix_cache:
-            self.scheduler.prefix_cache.reset()
+        with self._lock:
+            if self.scheduler.prefix_cache:
+                self.scheduler.prefix_cache.reset()
 
     def has_unfinished_requests(self) -> bool:
         """Whether another `step` is worth while: something is still to be computed, or to be told."""
-        return self.scheduler.has_unfinished or bool(self._inbox.keys() - self._streamed)
+        with self._lock:
+            return bool(self.requests) or not self._claimed.issuperset(self._news)
 
     def step(self) -> list[RequestOutput]:
         """Run one step and return what is new of every request that got a token in it, finished or was aborted."""
-        self._step()
-        return [request.output() for request in self._take_news(self._inbox.keys() - self._streamed)]
+        with self._lock:
+            self._step()
+            told = {request: None for request in self._news if request not in self._claimed}
+            outputs = [request.output() for request in told]
+            self._news = {request: None for request in self._news if request not in told}
+            return outputs
 
     # ---- the five phases of a step
 
     def _step(self) -> None:
-        try:
+        with self._changes.mended_by(self._mend):
             plan = self.schedule()
             self.copy(plan)
             if plan.chunks:
                 logits = self.forward(plan)
                 tokens = self.sample(plan, logits)
                 self.update(plan, tokens)
-        except BaseException:  # Ctrl-C too: whatever was half done is computed again, and nothing is lost
-            self.scheduler.recompute_all()
-            for request in [request for request in self.requests.values() if request.finished]:
-                self._tell(request)
-            raise
 
     def schedule(self) -> StepPlan:
         """Choose the tokens of this step and give each a slot."""
@@ -305,48 +305,76 @@ class LLM:
         for (request, seq, row), (_, draw) in zip(asking, draws):
             choice = Choice(seq, next(next_token) if draw else None, seen.get(row))
             choices.setdefault(request, []).append(choice)
-        return {request: request.choose(its_choices) for request, its_choices in choices.items()}
+        return {request: self._choose(request, its_choices) for request, its_choices in choices.items()}
+
+    def _choose(self, request: Request, choices: list[Choice]) -> list[NextToken]:
+        """Its next tokens; none if it cannot choose. Choosing changes nothing, so what fails is tried once more."""
+        for _ in range(2):
+            try:
+                request.error = None
+                return request.choose(choices)
+            except Exception as error:
+                request.error = f"request {request.request_id!r} cannot go on: {str(error) or type(error).__name__}"
+        return []  # it is its own fault: it will end, and the others go on
 
     def update(self, plan: StepPlan, tokens: NextTokens) -> None:
         """Give the sequences their tokens; those that are finished give their blocks back."""
+        for request in [request for request in tokens if request.error]:
+            self._end(request, "error")
         self.scheduler.update(plan)
         for request, its_tokens in tokens.items():
-            for seq in request.take(its_tokens):
-                self.scheduler.finish(request.group, seq)
-            self._tell(request)
+            if not request.error:
+                for seq in request.take(its_tokens):
+                    self.scheduler.finish(request.group, seq)
+                self._tell(request)
 
     # ---- helpers
 
+    def _mend(self) -> None:
+        for request in list(self.requests.values()):
+            request.restore()
+            if request.finished:
+                self._tell(request)
+        self.scheduler.groups = {request.group: None for request in self.requests.values()}
+        self.scheduler.recompute_all()
+
+    def _end(self, request: Request, reason: str) -> None:
+        cache = self.scheduler.prefix_cache
+        if reason == "error" and cache:  # its K and V may be no numbers either, and nobody should find them
+            for block in {block for seq in request.group.sequences for block in seq.block_table}:
+                cache.forget(block)
+        self.scheduler.remove(request.group)
+        request.end(reason)
+        self._tell(request)
+
     def _tell(self, request: Request) -> None:
         """There is news of a request; after the last of it the engine forgets it."""
-        self._inbox[request.request_id] = request
+        self._news[request] = None
         if request.finished:
             del self.requests[request.request_id]
 
-    def _run(self, request_ids: list[str]) -> Generator[Request, None, None]:
-        """Step until these requests are done, and yield each whenever it has news."""
-        unfinished = dict.fromkeys(request_ids)
-        self._streamed |= unfinished.keys()
+    def _run(self, requests: list[Request]) -> Generator[RequestOutput, None, None]:
+        """Step until these requests are done, and yield what is known of each whenever it has news."""
+        unfinished = dict.fromkeys(requests)
         try:
             while unfinished:
-                news = [request_id for request_id in unfinished if request_id in self._inbox]
-                if not news:
-                    self._step()
-                for request_id in news:
-                    request = self._inbox.pop(request_id)
-                    if request.finished:
-                        del unfinished[request_id]
-                        self._streamed.discard(request_id)
-                    yield request  # and meanwhile anybody may call step()
+                with self._lock:
+                    news = [request for request in unfinished if request in self._news]
+                    if not news:
+                        self._step()
+                for request in news:
+                    with self._lock:
+                        self._news.pop(request)
+                        output = request.output()
+                    if output.finished:
+                        del unfinished[request]
+                    yield output  # and meanwhile anybody may call step()
         finally:  # closed early, or something failed
-            for request_id in unfinished:
-                self.abort(request_id)
-            self._take_news(unfinished.keys())
-            self._streamed -= unfinished.keys()
+            self._withdraw(requests)
 
     def _add_all(
         self, prompts: Prompt | Iterable[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
-    ) -> list[str]:
+    ) -> list[Request]:
         """Add one request for each prompt, or none if one of them is refused."""
         prompts = list_prompts(prompts)
         each = [params] * len(prompts) if params is None or isinstance(params, SamplingParams) else list(params)
@@ -354,27 +382,63 @@ class LLM:
             raise InvalidRequestError(
                 f"{len(each)} SamplingParams came for {len(prompts)} prompts; give one, or as many."
             )
-        request_ids: list[str] = []
+        with self._lock:
+            requests: list[Request] = []
+            for number, (prompt, prompt_params) in enumerate(zip(prompts, each, strict=True)):
+                with saying_which(number, len(prompts)):
+                    requests.append(self._intake.make_request(self._free_id(), prompt, prompt_params))
+            self._claimed.update(requests)
+            self._queue(requests)
+            return requests
+
+    def _free_id(self) -> str:
+        return next(name for name in map(str, self._ids) if name not in self.requests)
+
+    def _queue(self, requests: list[Request]) -> None:
+        """Let the scheduler know of new requests: of all, or if anything raises, of none."""
         try:
-            for prompt, prompt_params in zip(prompts, each, strict=True):
-                request_ids.append(self.add_request(prompt, prompt_params))
-        except InvalidRequestError as error:
-            for request_id in request_ids:
-                self.abort(request_id)
-            self._take_news(request_ids)
-            where = f"prompt {len(request_ids)} of {len(prompts)} (counted from 0): " if len(prompts) > 1 else ""
-            raise InvalidRequestError(f"{where}{error}") from None
-        return request_ids
+            with self._changes.mended_by(self._mend):
+                refusal = self._offer(requests)
+            if refusal:
+                raise refusal
+        except BaseException:
+            self._withdraw(requests)
+            raise
 
-    def _take_news(self, request_ids: Collection[str]) -> list[Request]:
-        return [self._inbox.pop(request_id) for request_id in list(self._inbox) if request_id in request_ids]
+    def _offer(self, requests: list[Request]) -> InvalidRequestError | None:
+        for number, request in enumerate(requests):
+            try:
+                with saying_which(number, len(requests)):
+                    if request.request_id in self.requests:
+                        known = request.request_id
+                        raise InvalidRequestError(f"there is a request {known!r} already; choose another request_id.")
+                    self.scheduler.add(request.group)
+            except InvalidRequestError as refusal:  # as it well may, and nothing has changed
+                return refusal
+            self.requests[request.request_id] = request
+        for request in requests:
+            if request.params.seed is None:
+                request.seed = int(self._seeds.integers(2**63))
+        return None
 
-    def _max_num_tokens(self, num_prompt_tokens: int, params: SamplingParams) -> int:
-        """How long a sequence may get: max_tokens more than the prompt, as far as the context goes."""
-        if params.max_tokens is not None:
-            return min(num_prompt_tokens + params.max_tokens, self.max_model_len)
-        slots = self.block_pool.num_blocks * self.block_pool.block_size
-        return max(num_prompt_tokens + 1, min(self.max_model_len, slots + 1))  # the last token needs no slot
+    def _withdraw(self, requests: list[Request]) -> None:
+        """Nobody waits for these requests any more."""
+        with self._lock:
+            for request in requests:
+                if self.requests.get(request.request_id) is request:
+                    self.abort(request.request_id)
+            self._news = {request: None for request in self._news if request not in requests}
+            self._claimed.difference_update(requests)
+
+
+@contextmanager
+def saying_which(number: int, total: int) -> Iterator[None]:
+    """A prompt that is refused is named, if it is one of many."""
+    try:
+        yield
+    except InvalidRequestError as error:
+        where = f"prompt {number} of {total} (counted from 0): " if total > 1 else ""
+        raise InvalidRequestError(f"{where}{error}") from None
 
 
 def find(choice: str | Callable[..., Any], named: dict[str, Any], what: str) -> Any:

@@ -13,6 +13,10 @@ class InvalidRequestError(MinipageError, ValueError):
     """A prompt or its sampling parameters cannot be served. Only this request is refused; the others go on."""
 
 
+class RequestError(MinipageError):
+    """A request that was being served cannot go on. It ends with finish_reason "error"; the others never notice."""
+
+
 class ConfigurationError(MinipageError, ValueError):
     """An engine, pool or kernel was set up with a value that makes no sense."""
 

@@ -17,6 +17,7 @@ from array_api_compat import array_namespace
 
 from minipage.attention import KVCache, blocks_that_fit, copy_blocks
 from minipage.batch import PagedAttention, as_numpy, make_batch, paged_attend
+from minipage.errors import ConfigurationError
 from minipage.memory import BlockPool
 from minipage.model.gpt import GPT
 from minipage.sampling import Draw, sample_batch
@@ -45,14 +46,23 @@ class ModelRunner:
         self.paged_attention = paged_attention
         self._kv_sizes = model.config.n_layer, model.config.n_head, model.config.head_size, kv_dtype
 
-    def blocks_that_fit(self, memory: int | str | None, block_size: int) -> int:
-        """How many blocks `memory` holds: a number of bytes, or a text such as "512MiB". Default: "1GiB"."""
-        return blocks_that_fit("1GiB" if memory is None else memory, block_size, *self._kv_sizes)
+    def blocks_that_fit(self, memory: int | str | None, block_size: int, name: str = "memory") -> int:
+        """How many blocks `memory` holds: a number of bytes, or a text such as "512MiB". Default: "1GiB".
+
+        Raises ConfigurationError if it makes no sense; `name` is what the option is called.
+        """
+        return blocks_that_fit("1GiB" if memory is None else memory, block_size, *self._kv_sizes, name=name)
 
     def allocate(self, block_pool: BlockPool, swap_pool: BlockPool | None) -> None:
         """Make the arrays for the blocks of the two pools."""
-        self.kv_cache = KVCache.of(block_pool, *self._kv_sizes)
-        self.swap_cache = KVCache.of(swap_pool, *self._kv_sizes) if swap_pool else None
+        try:
+            self.kv_cache = KVCache.of(block_pool, *self._kv_sizes)
+            self.swap_cache = KVCache.of(swap_pool, *self._kv_sizes) if swap_pool else None
+        except (MemoryError, ValueError) as error:  # more than there is, or than NumPy can count
+            raise ConfigurationError(
+                f"there is no room for {block_pool.num_blocks:,} blocks of {block_pool.block_size} tokens ({error}). "
+                "Lower num_blocks, memory or swap_space."
+            ) from error
 
     def copy(self, plan: StepPlan) -> None:
         """Move whole blocks before anything is written: save and restore what is swapped, and copy on write."""

@@ -7,19 +7,19 @@ the best texts are known.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from minipage.beam_search import BeamSearch
 from minipage.completion import Completion, CompletionOutput
+from minipage.errors import RequestError
 from minipage.model.tokenizer import Tokenizer
-from minipage.sampling import Draw, Logprob, SamplingParams, log_softmax, random_number, top_logprobs
+from minipage.sampling import NO_TOKEN, Draw, Logprob, SamplingParams, log_softmax, random_number, top_logprobs
 from minipage.scheduling import Sequence, SequenceGroup
 
 
@@ -44,6 +44,7 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     finished: bool
     metrics: RequestMetrics
+    error: str | None = None  # why it could not go on, if finish_reason is "error"
 
 
 class NextToken(NamedTuple):
@@ -62,8 +63,19 @@ class Choice(NamedTuple):
     logits: np.ndarray | None  # [V], if the request looks at them itself
 
 
+class Beams(NamedTuple):
+    """How far a beam search has come."""
+
+    search: BeamSearch
+    texts: list[tuple[Sequence, list[int]]]  # each beam and its tokens, prompt included; best first
+
+
 class Request:
-    """What both kinds have in common. `group` holds its sequences, `seed` is where random draws start."""
+    """What sampled requests and beam searches have in common.
+
+    `group` holds its sequences. Their tokens count, and whether the request was ended; all else here follows from them,
+    and `restore` works it out again if something failed half way.
+    """
 
     def __init__(
         self,
@@ -72,15 +84,16 @@ class Request:
         group: SequenceGroup,
         stop_token_ids: frozenset[int],
         tokenizer: Tokenizer | None,
-        seed: int,
     ) -> None:
         self.prompt = prompt
         self.params = params
         self.group = group
         self.stop_token_ids = stop_token_ids
         self.tokenizer = tokenizer
-        self.seed = seed
+        self.seed = params.seed or 0  # where random draws start; without one in params, the engine draws it
         self.prompt_token_ids = group.leader.token_ids.copy()
+        self.ended_by: str | None = None  # "abort" or "error", if it did not come to its own end
+        self.error: str | None = None  # what is the matter, in a sentence
         self._times: dict[str, float] = {}
         self._note("arrival_time")
 
@@ -112,9 +125,14 @@ class Request:
     def completions(self) -> list[CompletionOutput]:
         raise NotImplementedError
 
-    def abort(self) -> None:
-        """Nothing more will come."""
-        self._note("finished_time")
+    def end(self, reason: str) -> None:
+        """Nothing more will come: "abort", or "error"."""
+        self.ended_by = reason  # from here on it counts
+        self.restore()
+
+    def restore(self) -> None:
+        """Bring texts and sequences in line with the tokens that count. Block tables are up to the scheduler."""
+        raise NotImplementedError
 
     def started(self) -> None:
         """It is scheduled."""
@@ -129,6 +147,7 @@ class Request:
             outputs=self.completions(),
             finished=self.finished,
             metrics=RequestMetrics(num_preemptions=self.group.num_preemptions, **self._times),
+            error=self.error,
         )
 
     def _note(self, event: str) -> None:
@@ -161,6 +180,8 @@ class SampledRequest(Request):
         tokens = []
         for seq, token_id, logits in choices:
             assert token_id is not None, "a sampled request draws all its tokens"
+            if token_id == NO_TOKEN:
+                raise not_numbers(seq)
             tokens.append(NextToken(seq, token_id, self._logprobs(logits, token_id)))
         return tokens
 
@@ -178,11 +199,14 @@ class SampledRequest(Request):
     def completions(self) -> list[CompletionOutput]:
         return [text.output() for text in self.texts.values()]
 
-    def abort(self) -> None:
+    def restore(self) -> None:
         for text in self.texts.values():
-            if text.finish_reason is None:
-                text.finish("abort")
-        super().abort()
+            text.restore()
+            if text.finish_reason is None and self.ended_by:
+                text.finish(self.ended_by)
+        self.group.sequences = [seq for seq in self.texts if not seq.finished]
+        if not self.group.sequences:
+            self._note("finished_time")
 
     def _logprobs(self, logits: np.ndarray | None, token_id: int) -> dict[int, Logprob] | None:
         if self.params.logprobs is None or logits is None:
@@ -195,15 +219,21 @@ class SampledRequest(Request):
 class BeamRequest(Request):
     """The `beam_width` best texts that beam search finds. Beams share blocks, branch, and die."""
 
-    @cached_property
-    def search(self) -> BeamSearch:
-        return BeamSearch(
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        search = BeamSearch(
             width=self.group.max_num_seqs,
             length_penalty=self.params.length_penalty,
             early_stopping=self.params.early_stopping,
             stop_token_ids=self.stop_token_ids,
             max_new_tokens=self.group.max_num_tokens - len(self.prompt_token_ids),
         )
+        self._beams = Beams(search, [(self.group.leader, self.prompt_token_ids)])
+        self._num_forks = count(1)
+
+    @property
+    def search(self) -> BeamSearch:
+        return self._beams.search
 
     @property
     def looks_at_logits(self) -> bool:
@@ -212,7 +242,11 @@ class BeamRequest(Request):
     def choose(self, choices: list[Choice]) -> list[NextToken]:
         beams = [choice.seq for choice in choices]
         texts = [seq.output_token_ids for seq in beams]
-        logprobs = log_softmax(np.stack([c.logits for c in choices if c.logits is not None]))  # [num_beams, V]
+        logits = np.stack([c.logits for c in choices if c.logits is not None])  # [num_beams, V]
+        for seq, highest in zip(beams, logits.max(axis=-1)):
+            if not np.isfinite(highest):
+                raise not_numbers(seq)
+        logprobs = log_softmax(logits)  # [num_beams, V]
         if len(texts[0]) < self.params.min_tokens:
             logprobs[:, list(self.stop_token_ids)] = -np.inf
         self._advanced = copy(self.search)  # until the tokens are taken, the step may still fail
@@ -220,36 +254,37 @@ class BeamRequest(Request):
 
     def take(self, tokens: list[NextToken]) -> list[Sequence]:
         self._note("first_token_time")
-        self.search = self._advanced
         parents = [token.seq for token in tokens]
         beams = []
-        for i, parent in enumerate(parents):
+        for i, (parent, token_id, _) in enumerate(tokens):
             is_last_child = parent not in parents[i + 1 :]  # it takes the place of its parent
-            beams.append(parent if is_last_child else parent.fork(f"{self.request_id}.{next(self._seq_numbers)}"))
-        for beam, token in zip(beams, tokens):
-            beam.token_ids.append(token.token_id)
+            seq = parent if is_last_child else parent.fork(f"{self.request_id}.{next(self._num_forks)}")
+            beams.append((seq, [*parent.token_ids, token_id]))
         dead = [seq for seq in self.group.sequences if seq not in parents]
         for seq in dead:
             seq.finished = True
-        self.group.sequences = beams + dead
-        if self.search.done:
-            self._note("finished_time")
+        self._beams = Beams(self._advanced, beams)  # from here on it counts
+        self.restore()
+        self.group.sequences += dead
         return dead
+
+    def restore(self) -> None:
+        is_over = self.search.done or self.ended_by is not None
+        for seq, token_ids in self._beams.texts:
+            seq.token_ids, seq.finished = token_ids, is_over
+        self.group.sequences = [seq for seq, _ in self._beams.texts]
+        if is_over:
+            self._note("finished_time")
 
     def completions(self) -> list[CompletionOutput]:
         """The best texts that are finished; while the search goes on, or if it was aborted, the beams as they stand."""
         if not self.search.done:
-            reason = "abort" if self.finished else None
-            beams = zip(self.search.logprobs, self.group.sequences)
-            return [self._completion(i, lp, seq.output_token_ids, reason) for i, (lp, seq) in enumerate(beams)]
+            beams = zip(self.search.logprobs, (seq for seq, _ in self._beams.texts))
+            return [self._completion(i, lp, seq.output_token_ids, self.ended_by) for i, (lp, seq) in enumerate(beams)]
         return [
             self._completion(i, lp, text, "stop" if text[-1] in self.stop_token_ids else "length", score)
             for i, (score, lp, text) in enumerate(self.search.finished)
         ]
-
-    @cached_property
-    def _seq_numbers(self) -> Iterator[int]:
-        return count(1)
 
     def _completion(
         self, index: int, logprob: float, token_ids: list[int], reason: str | None, score: float | None = None
@@ -257,3 +292,11 @@ class BeamRequest(Request):
         text = self.tokenizer.decode(token_ids) if self.tokenizer else ""
         stop_reason = token_ids[-1] if reason == "stop" else None
         return CompletionOutput(index, text, token_ids, None, logprob, reason, stop_reason, score)
+
+
+def not_numbers(seq: Sequence) -> RequestError:
+    return RequestError(
+        f"the model's logits for token {len(seq.token_ids)} (counted from 0, prompt included) are not finite numbers. "
+        "Something overflowed, as in float16 or by a value that is too large, or the model's weights are damaged: "
+        "try dtype='float32' and kv_cache_dtype='float32'."
+    )

@@ -82,6 +82,9 @@ class SamplingParams:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
+NO_TOKEN = -1  # drawn where there is nothing to draw from: the logits are no numbers
+
+
 class Draw(NamedTuple):
     """How to choose one token, from one row of logits."""
 
@@ -173,12 +176,18 @@ def sample(
     draw: float,
     forbidden: Collection[int] = (),
 ) -> int:
-    """Choose the next token from one row of logits [V], by a number from [0, 1); never one of `forbidden`."""
+    """Choose the next token from one row of logits [V], by a number from [0, 1); never one of `forbidden`.
+
+    The answer is NO_TOKEN if the largest logit is not a finite number.
+    """
     if forbidden:
         logits = logits.copy()
         logits[list(forbidden)] = -np.inf
+    likeliest = int(logits.argmax())  # or the first NaN
+    if not math.isfinite(logits[likeliest]):
+        return NO_TOKEN
     if params.temperature == 0:
-        return int(logits.argmax())
+        return likeliest
     cumulative = np.cumsum(probabilities(logits, params))  # [V]
     # The first token whose cumulative probability exceeds the draw: never one with probability 0.
     return int(np.searchsorted(cumulative, draw * cumulative[-1], side="right"))

@@ -108,22 +108,28 @@ def copy_blocks(source: KVCache, destination: KVCache, copies: Sequence[BlockCop
 
 
 def blocks_that_fit(
-    memory: int | str, block_size: int, num_layers: int, num_kv_heads: int, head_size: int, dtype: type = np.float32
+    memory: int | str,
+    block_size: int,
+    num_layers: int,
+    num_kv_heads: int,
+    head_size: int,
+    dtype: type = np.float32,
+    name: str = "memory",
 ) -> int:
     """How many blocks of K and V, in all layers, `memory` holds: a number of bytes, or a text such as "512MiB".
 
-    Raises ConfigurationError if `memory` or `block_size` makes no sense, or not one block fits.
+    Raises ConfigurationError if `memory` (an option called `name`) or `block_size` makes no sense, or no block fits.
     """
-    units = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmg]i?)?b?\s*", str(memory).lower())
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?))?b?\s*", str(memory).lower())
     if not match or isinstance(memory, bool):
-        raise ConfigurationError(f"memory is {memory!r}; it must be a number of bytes, or a text such as '512MiB'.")
-    num_bytes = int(float(match[1]) * units[match[2] or ""])
+        raise ConfigurationError(f"{name} is {memory!r}; it must be a number of bytes, or a text such as '512MiB'.")
+    power = " kmgt".index(match[2] or " ")
+    num_bytes = int(float(match[1]) * (1024 if match[3] else 1000) ** power)
     require_positive(block_size=block_size)
     bytes_per_block = KVCache(num_layers, 1, block_size, num_kv_heads, head_size, dtype).nbytes
     if num_bytes < bytes_per_block:
         raise ConfigurationError(
-            f"memory is {memory!r}, too small for one block: {block_size} tokens take {bytes_per_block:,} bytes here. "
+            f"{name} is {memory!r}, too small for one block: {block_size} tokens take {bytes_per_block:,} bytes here. "
             "Give more memory, or a smaller block_size."
         )
     return num_bytes // bytes_per_block

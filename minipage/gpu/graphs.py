@@ -59,10 +59,10 @@ class GraphRunner(GPURunner):
         self._graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
         self._pool = torch.cuda.graph_pool_handle() if self.is_on_gpu else None  # memory that all graphs share
 
-    def blocks_that_fit(self, memory: int | str | None, block_size: int) -> int:
+    def blocks_that_fit(self, memory: int | str | None, block_size: int, name: str = "memory") -> int:
         """Without `memory`: as many as the GPU has room for, up to twice what the longest sequences could fill."""
         if memory is not None or not self.is_on_gpu:
-            return super().blocks_that_fit(memory, block_size)
+            return super().blocks_that_fit(memory, block_size, name)
         there_is_room_for = super().blocks_that_fit(self._spare_memory(), block_size)
         return min(
             there_is_room_for, 2 * self.limits.max_num_seqs * blocks_needed(self.limits.max_model_len, block_size)

@@ -6,36 +6,42 @@
     top_k, top_p as well    the same, among the MOST likeliest tokens only: to sort a whole vocabulary takes longer than
                             to compute its logits
 
-Where that many tokens may not be enough, which only the GPU knows, it answers -1, and the row is done again with all.
+Where that many tokens may not be enough, which only the GPU knows, it answers UNSURE, and the row is done again with
+all. Where the largest logit is not a finite number, the answer is NO_TOKEN.
 A row with forbidden tokens is fetched, and chosen from by the host.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
-from minipage.sampling import Draw, sample
+from minipage.sampling import NO_TOKEN, Draw, sample
 
 MOST = 1024  # tokens that are looked at first
+UNSURE = -2
 LARGE = 2**31  # no vocabulary has as many tokens
 
 
 def sample_on_device(logits: torch.Tensor, draws: Sequence[tuple[int, Draw]]) -> list[int]:
     """A token for each of the draws, which are (row of logits [num_rows, V], how to draw from it)."""
-    tokens, rows = logits.argmax(dim=-1), [row for row, _ in draws]  # [num_rows]
+    highest, tokens = logits.max(dim=-1)  # [num_rows] each
+    rows = [row for row, _ in draws]
     if rows != list(range(len(tokens))):
-        tokens = tokens[upload(rows, logits.device)]  # [num_draws]
+        places = upload(rows, logits.device)  # [num_draws]
+        highest, tokens = highest[places], tokens[places]  # [num_draws] each
+    is_number = highest.abs() < math.inf  # [num_draws]; False for NaN, too
     drawn = [i for i, (_, draw) in enumerate(draws) if draw.params.temperature > 0 and not draw.forbidden]
     filtered = [i for i in drawn if draws[i][1].params.top_k > 0 or draws[i][1].params.top_p < 1]
     put(tokens, sorted({*drawn} - {*filtered}), draw_from_all, logits, draws)
     put(tokens, filtered, draw_from_likeliest, logits, draws)
-    chosen: list[int] = tokens.tolist()  # here the host waits for the GPU
-    if filtered and -1 in chosen:
-        put(tokens, [i for i in filtered if chosen[i] == -1], draw_from_sorted, logits, draws)
-        chosen = tokens.tolist()
+    chosen: list[int] = tokens.where(is_number, NO_TOKEN).tolist()  # here the host waits for the GPU
+    if filtered and UNSURE in chosen:
+        put(tokens, [i for i in filtered if chosen[i] == UNSURE], draw_from_sorted, logits, draws)
+        chosen = tokens.where(is_number, NO_TOKEN).tolist()
     for i, (row, draw) in enumerate(draws):
         if draw.forbidden:
             chosen[i] = sample(logits[row].float().cpu().numpy(), *draw)
@@ -81,7 +87,7 @@ def draw_from_sorted(logits: torch.Tensor, settings: Settings) -> torch.Tensor:
 
 
 def draw_from_likeliest(logits: torch.Tensor, settings: Settings) -> torch.Tensor:
-    """The same, but -1 where MOST tokens may not be enough."""
+    """The same, but UNSURE where MOST tokens may not be enough."""
     if logits.shape[1] <= MOST:
         return draw_from_sorted(logits, settings)
     token_ids = logits.topk(MOST, sorted=False).indices.sort().values  # [num_draws, MOST]
@@ -91,7 +97,7 @@ def draw_from_likeliest(logits: torch.Tensor, settings: Settings) -> torch.Tenso
     # The others of the vocabulary are at most as likely as the least likely of these. If that is not kept, none is. But
     # more than MOST would have to be added up to know what share of the top_k is top_p.
     is_sure = (kept.where(kept > 0, 1).amin(dim=-1) > p.amin(dim=-1)) & (settings.top_k[:, 0] <= MOST)  # [num_draws]
-    return token_ids.gather(-1, pick(kept, settings)[:, None])[:, 0].where(is_sure, -1)  # [num_draws]
+    return token_ids.gather(-1, pick(kept, settings)[:, None])[:, 0].where(is_sure, UNSURE)  # [num_draws]
 
 
 def scaled(logits: torch.Tensor, settings: Settings) -> torch.Tensor:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
+from itertools import islice
 
 from minipage.errors import BlockError, ConfigurationError, IntegrityError, OutOfBlocksError, require_positive
 
@@ -23,7 +24,8 @@ from minipage.errors import BlockError, ConfigurationError, IntegrityError, OutO
 class BlockPool:
     """`num_blocks` blocks of `block_size` tokens, a free queue and a reference count for each.
 
-    Every operation takes time O(1) per block, however large the pool.
+    Every operation takes time O(1) per block, however large the pool. A block without references is always in the
+    queue, even if an operation is interrupted half way: so whoever frees every reference has all blocks back.
 
     Raises:
         ConfigurationError: `num_blocks` or `block_size` is not a whole number of at least 1.
@@ -39,6 +41,7 @@ class BlockPool:
         self._free_queue: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
         # Called with a block that leaves the queue for new contents: the prefix cache must forget the old ones.
         self.on_reuse: Callable[[int], None] = lambda block: None
+        self.owner: Callable[[], object] | None = None  # a weak reference to the scheduler that it serves
 
     @property
     def num_free(self) -> int:
@@ -72,9 +75,10 @@ class BlockPool:
                 f"{count} blocks wanted, {self.num_free} of {self.num_blocks} are free. "
                 "Free a block table first, or make the pool larger."
             )
-        blocks = [self._free_queue.popitem(last=False)[0] for _ in range(count)]
+        blocks = list(islice(self._free_queue, count))
         for block in blocks:
             self._ref_counts[block] = 1
+            del self._free_queue[block]
             self.on_reuse(block)
         return blocks
 
@@ -85,8 +89,8 @@ class BlockPool:
         """
         if self.ref_count(block) > 0:
             raise BlockError(f"block {block} is in use; share it.")
-        del self._free_queue[block]
         self._ref_counts[block] = 1
+        del self._free_queue[block]
 
     def share(self, block: int) -> None:
         """Add a reference to a block in use. Raises BlockError if it is free: its contents may vanish at any time."""
@@ -101,9 +105,9 @@ class BlockPool:
         """
         if self.ref_count(block) == 0:
             raise BlockError(f"block {block} was freed twice: no block table holds it any more.")
-        self._ref_counts[block] -= 1
-        if self._ref_counts[block] == 0:
+        if self._ref_counts[block] == 1:
             self._free_queue[block] = None
+        self._ref_counts[block] -= 1
 
     def check_integrity(self, block_tables: Iterable[Iterable[int]]) -> None:
         """Check the pool against all the block tables in the world, in O(num_blocks).

@@ -86,7 +86,8 @@ class PrefixCache:
             table.keys.append(key)
             block, known = table.blocks[i], self._block_of.get(key)
             if known is None:
-                self._block_of[key], self._key_of[block] = block, key
+                self._key_of[block] = key  # first: whatever can be found can also be forgotten, even after an interrupt
+                self._block_of[key] = block
             elif known != block:
                 self._hold(known)
                 self.pool.free(block)
@@ -95,16 +96,17 @@ class PrefixCache:
     def forget(self, block: int) -> None:
         """The block is about to lose its contents. The pool calls this when it hands a block out."""
         if block in self._key_of:
-            del self._block_of[self._key_of.pop(block)]
+            self._block_of.pop(self._key_of[block], None)
+            del self._key_of[block]
 
     def reset(self) -> None:
         """Forget everything, for example because the model's weights have changed.
 
         Sequences keep their blocks. What they still publish follows an old root, under which nobody looks any more.
         """
+        self._secret = secrets.token_bytes(32)
         self._block_of.clear()
         self._key_of.clear()
-        self._secret = secrets.token_bytes(32)
 
     def _hold(self, block: int) -> None:
         if self.pool.ref_count(block) == 0:

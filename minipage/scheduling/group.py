@@ -72,6 +72,7 @@ class SequenceGroup:
         self.arrival = -1  # the scheduler numbers its groups
         self.status = Status.WAITING
         self.num_preemptions = 0
+        self.was_admitted = False  # at least once
         self.shared_len = len(sequences[0].token_ids)
         self.is_sharing = True  # the leader computes for all; the others have no blocks
 
@@ -92,6 +93,12 @@ class SequenceGroup:
         longest = blocks_needed(self.max_num_tokens - 1, block_size)  # the last token is never stored
         shared = self.leader.num_prompt_tokens // block_size
         return shared + self.max_num_seqs * (longest - shared)
+
+    @staticmethod
+    def most_tokens(num_prompt_tokens: int, max_num_seqs: int, num_blocks: int, block_size: int) -> int:
+        """How long every sequence may get so that all of them fit into a pool: the other way round of `most_blocks`."""
+        shared = num_prompt_tokens // block_size
+        return (shared + (num_blocks - shared) // max_num_seqs) * block_size + 1  # the last token is never stored
 
     def blocks_to_start(self, block_size: int) -> int:
         """What it takes to compute all the tokens there are now, beginning with no blocks."""

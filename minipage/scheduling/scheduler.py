@@ -5,22 +5,29 @@ and leaves as soon as it is done. A step may compute `max_num_batched_tokens` to
 
     1. running groups first, in the order of the policy: a token for each sequence, or the next chunk of a prompt;
        when the pool runs dry, the last of them is preempted, until there is room
-    2. then swapped groups come back, as far as there are blocks
-    3. then waiting groups, while there are tokens, blocks and seats (`max_num_seqs`) left; a long prompt is cut into
-       chunks (chunked prefill, Agrawal et al., Sarathi, arXiv 2308.16369)
+    2. then swapped groups come back, while there are tokens, blocks and seats (`max_num_seqs`) left
+    3. then waiting groups, in the same way; a long prompt is cut into chunks (chunked prefill, Agrawal et al., Sarathi,
+       arXiv 2308.16369)
 
-Nobody is admitted in a step that had to preempt, nor while anybody is swapped out. The first in the order is never
-preempted for another, and a group that the whole pool could not hold is refused when it is added. So every step makes
-progress, and everybody finishes. Preemption is section 4.5 of the PagedAttention paper (arXiv 2309.06180).
+Nobody comes in (2, 3) in a step that had to preempt, nor before somebody who is earlier in the order, whether that one
+is swapped out or waits. The first in the order is never preempted for another, and a group that the whole pool could
+not hold is refused when it is added. So every step makes progress, and everybody finishes. Preemption is section 4.5 of
+the PagedAttention paper (arXiv 2309.06180).
+
+Whatever raises in the middle of all this, be it a policy or an interrupt: `groups` knows everybody, and from there
+`recompute_all` makes queues and blocks anew.
 """
 
 from __future__ import annotations
 
+import weakref
 from bisect import insort
+from collections import Counter
+from contextlib import suppress
 from enum import Enum
 from typing import Literal, NamedTuple, get_args
 
-from minipage.errors import ConfigurationError, InvalidRequestError, require_positive
+from minipage.errors import ConfigurationError, IntegrityError, InvalidRequestError, require_positive
 from minipage.memory import BlockCopy, BlockPool, PrefixCache
 from minipage.scheduling.group import Chunk, SequenceGroup, Status, blocks_to_allocate, count_tokens
 from minipage.scheduling.policy import Policy, first_come_first_served
@@ -78,6 +85,8 @@ class Scheduler:
             )
         if not 0 <= watermark < 1:
             raise ConfigurationError(f"watermark is {watermark!r}; it must be a share of the pool, from 0 to below 1.")
+        for pool in filter(None, (block_pool, swap_pool)):
+            self._claim(pool)
         self.block_pool = block_pool
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
@@ -86,15 +95,25 @@ class Scheduler:
         self.swap_pool = swap_pool
         self.preemption = preemption
         self.watermark_blocks = int(watermark * block_pool.num_blocks)
-        # Each in the order of the policy, first to be served first.
+        self.preempted_queries = 0  # prompt tokens that were looked for in the prefix cache again, to be recomputed,
+        self.preempted_hits = 0  # and those found; apart from the cache's own numbers, since they find themselves
+        self.groups: dict[SequenceGroup, None] = {}  # all that are not finished, in the order of arrival
+        # Each of them is in one of these queues; in the order of the policy, first to be served first.
         self.waiting: list[SequenceGroup] = []
         self.running: list[SequenceGroup] = []
         self.swapped: list[SequenceGroup] = []
         self._num_arrived = 0
 
+    def _claim(self, pool: BlockPool) -> None:
+        """A pool serves one scheduler: another's block numbers would name other contents, and its prefixes, too."""
+        owner = getattr(pool, "owner", None)
+        if owner is not None and owner() is not None:
+            raise ConfigurationError("this block pool serves another scheduler already; make a BlockPool for each.")
+        pool.owner = weakref.ref(self)
+
     @property
     def has_unfinished(self) -> bool:
-        return bool(self.waiting or self.running or self.swapped)
+        return bool(self.groups)
 
     def add(self, group: SequenceGroup) -> None:
         """Queue a new group. Raises InvalidRequestError if it could never run: even alone, it might not finish."""
@@ -134,8 +153,7 @@ class Scheduler:
             free -= num_tokens  # or more are free: a token never takes more than one block
         if not plan.preempted:
             budget = self._swap_in(plan, budget)
-            if not self.swapped:
-                self._admit(plan, budget)
+            self._admit(plan, budget)
         return plan
 
     def _make_room(self, group: SequenceGroup, chunks: list[Chunk], plan: StepPlan) -> bool:
@@ -148,10 +166,10 @@ class Scheduler:
         return True
 
     def _swap_in(self, plan: StepPlan, budget: int) -> int:
-        while self.swapped and self._seats_left() >= self.swapped[0].max_num_seqs:
-            group = self.swapped[0]
+        while self.swapped and budget > 0 and self._is_next(group := self.swapped[0]):
             chunks = group.next_chunks(budget)
-            if group.num_blocks + blocks_to_allocate(chunks) > self.block_pool.num_free:
+            fits = group.num_blocks + blocks_to_allocate(chunks) <= self.block_pool.num_free
+            if not fits or group.max_num_seqs > self._seats_left():
                 break
             plan.swap_in.extend(self.swapped.pop(0).move_to(self.block_pool))
             self._enqueue(group, Status.RUNNING)
@@ -159,18 +177,32 @@ class Scheduler:
         return budget
 
     def _admit(self, plan: StepPlan, budget: int) -> None:
-        while self.waiting and budget > 0:
-            group = self.waiting[0]
+        while self.waiting and budget > 0 and self._is_next(group := self.waiting[0]):
             cached, keys = self._find_prefix(group)
             if self.admission(group, cached) is not Admission.NOW:
                 break  # nobody overtakes: a long prompt would wait for ever behind a stream of short ones
             self._enqueue(self.waiting.pop(0), Status.RUNNING)
             if self.prefix_cache:
                 self.prefix_cache.adopt(group.leader.block_table, cached, keys)
-                self.prefix_cache.num_queried_tokens += group.shared_len
-                self.prefix_cache.num_hit_tokens += group.leader.num_computed_tokens
+                self._count_hits(self.prefix_cache, group)
+            group.was_admitted = True
             group.fork_followers()
             budget -= self._give_slots(group.next_chunks(budget), plan)
+
+    def _is_next(self, group: SequenceGroup) -> bool:
+        """Whether nobody who is swapped out or waits comes before `group`; of equals, those swapped out come first."""
+        if not self.waiting or not self.swapped:
+            return True
+        return min(self.swapped[0], self.waiting[0], key=self.policy) is group
+
+    def _count_hits(self, cache: PrefixCache, group: SequenceGroup) -> None:
+        """A prompt counts once: after a preemption a group finds its own blocks, and that is not the cache's merit."""
+        if group.was_admitted:
+            self.preempted_queries += group.shared_len
+            self.preempted_hits += group.leader.num_computed_tokens
+        else:
+            cache.num_queried_tokens += group.shared_len
+            cache.num_hit_tokens += group.leader.num_computed_tokens
 
     def admission(self, group: SequenceGroup, cached: list[int]) -> Admission:
         """Whether a waiting group may start, if the blocks `cached` already hold its beginning."""
@@ -207,6 +239,8 @@ class Scheduler:
     def update(self, plan: StepPlan) -> None:
         """The K and V of the planned tokens are written: groups may fork, and full blocks can be found from now on."""
         for group, seq, _, _ in plan.chunks:
+            if group.status is not Status.RUNNING:
+                continue  # it has ended in this step, and gave its blocks back
             if self.prefix_cache:
                 self.prefix_cache.publish(seq.block_table, seq.token_ids, group.cache_salt)
             if group.is_sharing:
@@ -226,6 +260,7 @@ class Scheduler:
             seq.block_table.free()
         self._dequeue(group)
         group.status = Status.FINISHED
+        self.groups.pop(group, None)
 
     # ---- preemption
 
@@ -243,17 +278,39 @@ class Scheduler:
             self._enqueue(group, Status.WAITING)
 
     def recompute_all(self) -> None:
-        """A step failed half way. Nothing that it moved or wrote can be trusted, so all K and V are computed again."""
-        for group in [*self.running, *self.swapped]:
-            for seq in [seq for seq in group.sequences if seq.finished]:
-                self.finish(group, seq)
-            if group.sequences:
-                self._dequeue(group)
-                group.restart(self.block_pool)
-                self._enqueue(group, Status.WAITING)
+        """Something failed half way. Queues, blocks and what was written to them cannot be trusted: all is made anew.
+
+        What counts is who is in `groups`, and which tokens their sequences have. Everybody waits, to be computed again.
+        Prefixes stay known: a block that can be found is not written before the pool hands it out, and then forgotten.
+        """
+        for pool in filter(None, (self.block_pool, self.swap_pool)):
+            for block in range(pool.num_blocks):
+                for _ in range(pool.ref_count(block)):  # whoever held it
+                    pool.free(block)
+        self.running, self.swapped = [], []
+        for group in list(self.groups):
+            group.sequences = [seq for seq in group.sequences if not seq.finished]
+            for seq in group.sequences:
+                seq.block_table = type(seq.block_table)(self.block_pool)
+            if not group.sequences:
+                group.status = Status.FINISHED
+                del self.groups[group]
+                continue
+            group.restart(self.block_pool)
+            group.status = Status.WAITING
+        self.waiting = list(self.groups)
+        with suppress(Exception):  # a policy that raises now, too: then first come, first served
+            self.waiting = sorted(self.groups, key=self.policy)
 
     def check_integrity(self) -> None:
-        """Raise IntegrityError unless the block tables account for every block in use, here and in the swap pool."""
+        """Raise IntegrityError unless every group is in the queue of its status and in no other, and the block tables
+        account for every block in use, here and in the swap pool."""
+        queued = Counter([*self.waiting, *self.running, *self.swapped])
+        for group in queued.keys() | self.groups.keys():
+            if queued[group] != 1 or group not in self._queue(group) or group not in self.groups:
+                raise IntegrityError(
+                    f"{group} is in {queued[group]} queues; whoever is unfinished should be in one, that of its status."
+                )
         here = [seq.block_table for group in [*self.running, *self.waiting] for seq in group.sequences]
         self.block_pool.check_integrity(here)
         if self.swap_pool:
@@ -261,6 +318,7 @@ class Scheduler:
 
     def _enqueue(self, group: SequenceGroup, status: Status) -> None:
         group.status = status
+        self.groups[group] = None
         insort(self._queue(group), group, key=self.policy)
 
     def _dequeue(self, group: SequenceGroup) -> None:

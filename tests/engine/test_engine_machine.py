@@ -249,7 +249,7 @@ MUTANTS = {  # the broken class: (the setting in which it shows, words that the 
     PublishesBeforeItIsWritten: (CACHE, "others can find as a prefix|writes to block"),
     SharesBetweenSalts: (CACHE, "of salt ''|of salt 'salt'"),
     FreeKeepsTheTable: (AUTO, "block-table entries name it|freed twice|cannot allocate -1"),
-    FreeKeepsTheLength: (AUTO, f"{READS}|has no \\d+ tokens to compute"),
+    FreeKeepsTheLength: (AUTO, f"{READS}|has no \\d+ tokens to compute|cannot append -"),
     SlotsOneBehind: (AUTO, "holds a [KV] not of|a slot that nobody wrote"),
     ReadsTheBlocksInOrderOfNumber: (AUTO, f"{READS}|holds a [KV] not of|share|others can find as a prefix"),
     ForksWithoutCopyOnWrite: (AUTO, r"writes to block \d+, which \d share"),

@@ -80,7 +80,7 @@ def a_prompt_that_is_cached_to_the_last_token_is_served(engine):
 
 def a_preempted_request_finds_its_own_beginning(engine):
     llm = preempting(engine, enable_prefix_caching=True)
-    assert llm.scheduler.prefix_cache.num_hit_tokens > 0, "nothing was found after the preemption"
+    assert llm.scheduler.preempted_hits > 0, "nothing was found after the preemption"
 
 
 def a_prompt_in_chunks_says_the_same(engine):

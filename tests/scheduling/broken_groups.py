@@ -131,9 +131,11 @@ class FailedStepIsTrusted(Scheduler):
 
 class FailedStepForgetsTheSwapped(Scheduler):
     def recompute_all(self):
-        self.swapped, kept = [], self.swapped
+        kept = self.swapped
         super().recompute_all()
-        self.swapped = kept
+        for group in kept:
+            self._dequeue(group)
+            self._enqueue(group, Status.SWAPPED)
 
 
 # ---- what the prefix cache may do to a scheduler ---------------------------------------------------------------------

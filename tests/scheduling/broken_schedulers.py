@@ -119,14 +119,19 @@ class WatermarkEvenIfNobodyRuns(Rewritten):
         return self.watermark_blocks
 
 
-class AdmitsWhileSomebodyIsSwappedOut(Rewritten):
-    def may_admit(self, plan):
-        return not plan.preempted
+class AdmitsBeforeSomebodySwappedOut(Rewritten):
+    def is_first(self, group, others):
+        return others is self.swapped or super().is_first(group, others)
+
+
+class BringsBackBeforeSomebodyWhoWaits(Rewritten):
+    def is_first(self, group, others):
+        return others is self.waiting or super().is_first(group, others)
 
 
 class AdmitsAfterPreempting(Rewritten):
-    def may_admit(self, plan):
-        return not self.swapped
+    def may_let_in(self, plan):
+        return True
 
 
 class OneSeatTooMany(Rewritten):

@@ -13,9 +13,8 @@ class Rewritten(Scheduler):
     def schedule(self):
         plan = StepPlan([], [], [], [], [])
         self.go_on(plan)
-        if not plan.preempted:
+        if self.may_let_in(plan):
             self.bring_back(plan)
-        if self.may_admit(plan):
             self.admit(plan)
         return plan
 
@@ -31,8 +30,10 @@ class Rewritten(Scheduler):
                     self.compute(plan, chunks)
 
     def bring_back(self, plan):
-        while self.swapped and self.has_seats(self.swapped[0]):
+        while self.swapped and self.budget(plan) > 0:
             group = self.swapped[0]
+            if not self.has_seats(group) or not self.is_first(group, self.waiting):
+                break
             chunks = self.chunks(group, plan)
             if group.num_blocks + self.count_blocks(chunks) > self.block_pool.num_free:
                 break
@@ -41,12 +42,17 @@ class Rewritten(Scheduler):
             self.run(group)
             self.compute(plan, chunks)
 
-    def may_admit(self, plan):
-        return not plan.preempted and not self.swapped
+    def may_let_in(self, plan):
+        return not plan.preempted
+
+    def is_first(self, group, others):
+        return all(self.policy(group) <= self.policy(other) for other in others)
 
     def admit(self, plan):
         while self.waiting and self.budget(plan) > 0:
             group = self.next_to_admit()
+            if not self.is_first(group, self.swapped):
+                break
             found, keys = self.known_prefix(group)
             wanted = self.blocks_to_start(group, found) + self.spare()
             if not self.has_seats(group) or wanted > self.block_pool.num_free:

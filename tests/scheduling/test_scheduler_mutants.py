@@ -19,6 +19,7 @@ ANY, CACHING, NO_WATERMARK, TINY = {}, {"caching": True}, {"watermark": 0.0}, {"
 CROWD = {"num_blocks": 8, "max_num_seqs": 16, "max_num_batched_tokens": 32}  # so that many have to give way
 RECOMPUTE, SWAP = CROWD | {"preemption": "recompute"}, CROWD | {"preemption": "swap", "swap": 24}
 
+URGENCY = SWAP | {"policy": "priority"}
 NEXT_TOKEN = r"(\d+) tokens were computed, so token \1 is next, not token|a chunk of \d+ tokens from token|have slots"
 TOO_FEW = "too few were counted|blocks wanted"
 FOR_EVER = "wait, and nobody runs: this would go on for ever"
@@ -46,7 +47,8 @@ MUTANTS = [  # the broken class, words that the failure message must have, setti
     (decide.NeverGivesTheLastBlockAway, FOR_EVER, TINY),
     (decide.WatermarkIsIgnored, "below the watermark", {"watermark": 0.3}),
     (decide.WatermarkEvenIfNobodyRuns, FOR_EVER, TINY | {"watermark": 0.5}),
-    (decide.AdmitsWhileSomebodyIsSwappedOut, "were let in while .*, swapped out, wait for blocks", SWAP),
+    (decide.AdmitsBeforeSomebodySwappedOut, "was let in before .*, who come first in the order", SWAP),
+    (decide.BringsBackBeforeSomebodyWhoWaits, "was let in before .*, who come first in the order", URGENCY),
     (decide.AdmitsAfterPreempting, "had to preempt .* and yet it lets", RECOMPUTE),
     (decide.OneSeatTooMany, "but max_num_seqs is", ANY),
     (decide.EveryGroupTakesOneSeat, "but max_num_seqs is", ANY),

@@ -125,9 +125,9 @@ class PlanChecks:
         assert not (plan.preempted and newcomers), (
             f"this step had to preempt {plan.preempted}, and yet it lets {newcomers} in"
         )
-        assert not (s.swapped and admitted), (
-            f"{admitted} were let in while {s.swapped}, swapped out, wait for blocks: admission has to stop until then"
-        )
+        for group in swapped_in + admitted:
+            earlier = [other for other in [*s.swapped, *s.waiting] if s.policy(other) < s.policy(group)]
+            assert not earlier, f"{group} was let in before {earlier}, who come first in the order of the policy"
         if admitted:
             newest, free = admitted[-1], self.pool.num_free
             wanted = blocks_wanted(newest, self.pool.block_size, self.holders(s.running))
