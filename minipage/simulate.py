@@ -21,8 +21,9 @@ import argparse
 import math
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -116,6 +117,18 @@ def draw_requests(seed: int) -> Iterator[Request]:
             request = Request(max(1, round(prompt)), max(1, round(output)))
             if request.final_len <= MAX_MODEL_LEN:
                 yield request
+
+
+def mean_held(requests: Iterable[Request]) -> float:
+    """Tokens that a running request holds, averaged over time. Divide a memory by it, to see how many run at once.
+
+    A request of p prompt and o output tokens runs for o steps and holds p + j tokens in step j: o * p + o * (o + 1) / 2
+    in all of them. The sum of this over all requests, divided by all of their steps, counts a long answer as often as it
+    is there to be seen. If answers do not depend on prompts, it is E[p] + E[o^2] / (2 E[o]), and a half; that is the
+    prompt and half of the answer only if all answers are equally long.
+    """
+    prompts, outputs = np.array([*requests], float).T  # [num_requests] each
+    return float((outputs * prompts + outputs * (outputs + 1) / 2).sum() / outputs.sum())
 
 
 def lognormal_parameters(mean: float, std: float) -> tuple[float, float]:
@@ -305,9 +318,11 @@ def report(args: argparse.Namespace) -> None:
     if args.seed < 0:
         raise ConfigurationError(f"the seed is {args.seed}; it must not be negative.")
     results = run_all(args.slots, args.block_size, args.requests, args.seed, console)
+    held = mean_held(islice(draw_requests(args.seed), args.requests))
     console.print(figure_2(results, beside_paper=args.slots == NUM_SLOTS))
     console.print(
         f"{args.slots:,} slots, paged in blocks of {args.block_size}; {args.requests:,} requests, seed {args.seed}.\n"
+        f"A request holds {held:.0f} tokens on average while it runs, so about {args.slots / held:.0f} fit at once.\n"
         f"Paging reserves nothing, so it can run out: {results['paged'].preemptions:.1f} preemptions a request.\n"
     )
     console.print(examples(args.seed, args.block_size))

@@ -45,6 +45,45 @@ def test_as_many_run_at_a_time_as_in_the_papers_figure_13(results):
     assert 30 < results["paged"].mean_batch < 37
 
 
+ANSWERS = {  # of 338 tokens on average, all of them
+    "equal": lambda rng: 338,
+    "uniform": lambda rng: rng.uniform(1, 675),
+    "exponential": lambda rng: rng.exponential(338),
+    "two kinds": lambda rng: 100 if rng.random() < 0.7 else 893,
+}
+
+
+def traffic(answer, seed=1):
+    rng = np.random.default_rng(seed)
+    while True:
+        yield Request(161, max(1, round(answer(rng))))
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+def test_as_many_run_as_the_slots_in_use_divided_by_what_a_running_request_holds(answer):
+    held = sim.mean_held(itertools.islice(traffic(ANSWERS[answer]), 2000))
+    result = simulate(memories()["paged"], traffic(ANSWERS[answer]), NUM_SLOTS, 2000)
+    in_use = NUM_SLOTS * result.shares.token_states / 100
+    assert result.mean_batch == pytest.approx(in_use / held, rel=0.04)
+    wrong = in_use / (161 + 338 / 2)  # the prompt and half of the answer
+    assert (result.mean_batch == pytest.approx(wrong, rel=0.04)) == (answer == "equal")
+
+
+def test_answers_that_depend_on_prompts():
+    def talkative():  # long prompts get short answers
+        yield from itertools.cycle([Request(20, 50), Request(302, 10)])
+
+    in_each_step = [p + j for p, o in itertools.islice(talkative(), 2) for j in range(1, o + 1)]
+    assert sim.mean_held(itertools.islice(talkative(), 2)) == pytest.approx(statistics.mean(in_each_step))
+
+
+def test_what_a_running_request_of_the_papers_workload_holds():
+    """161 + (338^2 + 296^2) / (2 * 338) is 460, and 17 of it are cut off with the requests of more than 2,048 tokens."""
+    held = sim.mean_held(itertools.islice(draw_requests(0), 20_000))
+    assert held == pytest.approx(443, rel=0.02)
+    assert NUM_SLOTS / held == pytest.approx(35.5, rel=0.02)
+
+
 def test_only_paged_memory_ever_has_to_preempt(results):
     assert [result.preemptions > 0 for result in results.values()] == [False, False, False, True]
 
