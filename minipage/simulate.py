@@ -123,9 +123,9 @@ def mean_held(requests: Iterable[Request]) -> float:
     """Tokens that a running request holds, averaged over time. Divide a memory by it, to see how many run at once.
 
     A request of p prompt and o output tokens runs for o steps and holds p + j tokens in step j: o * p + o * (o + 1) / 2
-    in all of them. The sum of this over all requests, divided by all of their steps, counts a long answer as often as it
-    is there to be seen. If answers do not depend on prompts, it is E[p] + E[o^2] / (2 E[o]), and a half; that is the
-    prompt and half of the answer only if all answers are equally long.
+    in all of them. The sum over all requests, divided by all of their steps, counts a long answer as often as it is
+    there to be seen. If answers do not depend on prompts, it is E[p] + E[o^2] / (2 E[o]), and a half: the prompt and
+    half of the answer only if all answers are equally long.
     """
     prompts, outputs = np.array([*requests], float).T  # [num_requests] each
     return float((outputs * prompts + outputs * (outputs + 1) / 2).sum() / outputs.sum())

@@ -78,7 +78,7 @@ def test_answers_that_depend_on_prompts():
 
 
 def test_what_a_running_request_of_the_papers_workload_holds():
-    """161 + (338^2 + 296^2) / (2 * 338) is 460, and 17 of it are cut off with the requests of more than 2,048 tokens."""
+    """161 + (338^2 + 296^2) / (2 * 338) is 460; leaving out requests of more than 2,048 tokens takes 17 off."""
     held = sim.mean_held(itertools.islice(draw_requests(0), 20_000))
     assert held == pytest.approx(443, rel=0.02)
     assert NUM_SLOTS / held == pytest.approx(35.5, rel=0.02)

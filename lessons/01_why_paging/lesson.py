@@ -21,6 +21,7 @@
 # - work out how many bytes one token of a conversation costs,
 # - see the three ways in which memory was lost before 2023, and measure each,
 # - watch paging do without nearly all of that loss,
+# - find out why the obvious average gives a wrong answer, and which one is right,
 # - and say what more requests at once are good for.
 
 # %% tags=["hide-input"]
@@ -104,7 +105,7 @@ print("conversations of 161 + 338   :", slots // (161 + 338))
 
 # %% [markdown]
 # Seven, or 31. The whole lesson is about that gap, because before paging the answer was seven, whatever people
-# sent.
+# sent. (And 31 is not the last word: it counts every answer as if it were finished. We come back to it.)
 #
 # ## Reserving: one piece, sized for the worst case
 #
@@ -263,7 +264,7 @@ plt.show()
 # %% [markdown]
 # The diamonds are what the paper measured on real systems (figures 2 and 13a). *Max* holds tokens in a fifth of the
 # memory. Even the oracle, which nobody can build, holds them in less than two fifths: a quarter is reserved for later,
-# and more than a third lies in gaps.
+# and more than a third lies in gaps. The last bar, *paged*, is what comes next: 34 requests at once, in the same memory.
 #
 # ## Paging: blocks, taken when they are needed
 #
@@ -424,9 +425,123 @@ plt.show()
 #
 # ## So, how many requests fit?
 #
-# Divide: the memory for K and V, by the bytes of a token, by the tokens a request has *on average while it runs*. Not by
-# the longest that the model can do, and not by `max_tokens`: **neither reserves anything**. What `max_tokens` does is
-# bound how long a text may get; a request that could never fit, even alone, is refused when it arrives.
+# Divide: the memory for K and V, by the bytes of a token, by the tokens that a request holds *on average while it runs*.
+# How many are these? A request starts with its prompt and ends with its prompt and its whole answer. On average it holds,
+# it seems, the prompt and half of the answer:
+#
+# > **Predict.** With 161 + 338 / 2 tokens each, 48 requests fit into the 15,728 slots. The simulation above has counted how
+# > many ran at once, `results["paged"].mean_batch`. Is it 48?
+
+# %%
+print(f"half of the answer:  {slots / (161 + 338 / 2):.1f}")
+print(f"counted:             {results['paged'].mean_batch:.1f}")
+print(f"slots in use:        {results['paged'].shares.token_states:.1f} %")
+
+# %% [markdown]
+# Fewer by a third, and it is not that memory was lost: 97 % of it holds tokens. It is the average that is wrong. An answer
+# of 1,000 tokens runs for 1,000 steps, one of 10 tokens for 10 steps. So at any moment you meet the long one a hundred
+# times as often, though just as many of both were sent. **Those who are running are not an average of those who come:
+# long answers are seen in proportion to their length.** (Statisticians call it *length bias*, or the *inspection paradox*.
+# You know it from waiting for a bus: you are more likely to arrive in a long gap between two buses than in a short one.)
+#
+# So let us count properly. A request with a prompt of P and an answer of O tokens runs for O steps, and in step number j it
+# holds P + j tokens. Over its whole life, that is
+#
+# ```
+# (P + 1) + (P + 2) + ... + (P + O)  =  O × P + O × (O + 1) / 2
+# ```
+#
+# Add this up over all requests, and divide by all the steps that they ran. That is the mean number of tokens of somebody who
+# is running. With E for the mean over all requests that come, and answers that do not depend on their prompts:
+#
+# ```
+# held  =  E[O × P + O² / 2] / E[O]
+#       =  E[P] + E[O²] / (2 × E[O])
+#       =  prompt + answer / 2 × (1 + (spread / answer)²)
+# ```
+#
+# (Half a token is left out.) In the last line *answer* is the mean and *spread* the standard deviation, because
+# E[O²] is the sum of their squares. "Half of the answer" is right only if the spread is zero, so if all answers are
+# equally long. In our traffic the spread is 296:
+
+# %%
+held = 161 + 338 / 2 * (1 + (296 / 338) ** 2)
+print(f"{held:.0f} tokens on average while it runs, so {slots / held:.1f} requests fit")
+
+# %% [markdown]
+# Is that so in general? Here are five kinds of traffic. All have prompts of 161 tokens and answers of 338 *on average*;
+# only the spread differs. On the left, for one of them, the answers of those who come and of those whom you see running:
+
+# %%
+from itertools import islice
+
+from minipage.simulate import Request, gamma_parameters
+
+kinds = {
+    "all equal": lambda rng: 338,
+    "uniform": lambda rng: rng.uniform(1, 675),
+    "gamma, spread 296": lambda rng: rng.gamma(*gamma_parameters(338, 296)),
+    "exponential": lambda rng: rng.exponential(338),
+    "70 % have 100, others 893": lambda rng: 100 if rng.random() < 0.7 else 893,
+}
+
+
+def traffic(draw_answer):
+    rng = np.random.default_rng(1)
+    while True:
+        yield Request(161, max(1, round(draw_answer(rng))))
+
+
+counted, predicted = [], []
+for draw_answer in kinds.values():
+    memory = memories()["paged"]
+    counted.append(simulate(memory, traffic(draw_answer), NUM_SLOTS, 1000).mean_batch)
+    answers = np.array([a for _, a in islice(traffic(draw_answer), 1000)])  # [1000]
+    held = 161 + (answers**2).mean() / (2 * answers.mean())
+    predicted.append(NUM_SLOTS / held)
+
+# %% tags=["hide-input"]
+fig, axes = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+come = np.array([a for _, a in islice(traffic(kinds["gamma, spread 296"]), 20_000)])
+bins = np.arange(0, 2001, 50)
+axes[0].hist(come, bins, density=True, alpha=0.6, label=f"come: mean {come.mean():.0f}")
+seen = np.average(come, weights=come)
+axes[0].hist(
+    come,
+    bins,
+    density=True,
+    weights=come,
+    alpha=0.6,
+    label=f"are running: mean {seen:.0f}",
+)
+axes[0].set(xlabel="tokens of the whole answer", yticks=[])
+axes[0].legend(frameon=False)
+axes[1].barh(list(kinds), counted, color="C2", label="counted")
+axes[1].plot(predicted, list(kinds), "kD", markersize=5, label="slots / held")
+axes[1].axvline(NUM_SLOTS / (161 + 338 / 2), color="gray", linestyle=":")
+axes[1].text(48.2, 4.4, "half of\nthe answer", fontsize=8, color="gray")
+axes[1].invert_yaxis()
+axes[1].set(xlabel="requests at once", xlim=(0, 58))
+axes[1].legend(frameon=False, fontsize=8, loc="upper right")
+plt.show()
+
+# %% [markdown]
+# The same mean, and between 30 and 46 requests. What you have to know about your traffic is not only how long answers are,
+# but how much they differ. (With an exponential distribution the spread equals the mean, and a running request holds
+# *all* of a mean answer: that is the 31 of the beginning, which was right for a reason that it did not give.)
+#
+# Where the division is only approximate:
+#
+# - It deals out all slots. A few per cent are always the ends of last blocks, or free blocks too few for the next in line: so the
+#   bars end a little before the diamonds. Multiply by the share in use, and they agree.
+# - It takes the answer's length to be independent of the prompt's. If long prompts get long answers, they are seen more
+#   often, too, and fewer requests fit; `minipage.simulate.mean_held` takes both lengths of each request, and needs no
+#   such assumption.
+# - It is an average over a long time, with somebody always waiting. With less traffic fewer are inside, by Little's law
+#   (lesson 13); the paper's 30.42 was counted at two requests a second, and with its own spread, which it does not tell.
+#
+# Note what is *not* in it: the longest text that the model can do, and `max_tokens`. **Neither reserves anything.** What
+# `max_tokens` does is bound how long a text may get; a request that could never fit, even alone, is refused when it arrives.
 
 # %%
 from minipage.errors import InvalidRequestError
@@ -445,9 +560,9 @@ except InvalidRequestError as error:
 # ## What vLLM does
 #
 # - When it starts, vLLM runs the model once at its largest batch, sees how much GPU memory is left of
-#   `gpu_memory_utilization` (0.9 by default), and makes *all* of that into KV blocks. So a tiny model takes 90 % of the
-#   GPU (#4723, #235): not because it needs to, but because more blocks mean more requests at once.
-# - It logs the number of blocks, and a "maximum concurrency": that number × block size / `max_model_len`, which is the
+#   `gpu_memory_utilization` (0.92 by default in 2026, 0.9 before), and makes *all* of that into KV blocks. So a tiny model
+#   takes 90 % of the GPU (#4723, #235): not because it needs to, but because more blocks mean more requests at once.
+# - It logs the size of the cache in tokens, and a "maximum concurrency": that number / `max_model_len`, which is the
 #   worst case, seven in our example. Real traffic is shorter, and more of it fits.
 # - Blocks have 16 tokens by default on NVIDIA GPUs, and are taken as tokens come. `max_tokens` reserves nothing.
 # - What minipage calls slot, block and block table has the same name there.
