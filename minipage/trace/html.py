@@ -32,7 +32,7 @@ Tree: TypeAlias = dict[str, Any]  # of what JSON can say, None excepted
 TITLE = "What the engine did"
 SCRIPTS = ("viewer_frame.js", "viewer_beside.js", "viewer.js")
 FREE_SHOWN = 40  # blocks of the free queue, the next ones
-NOTEBOOK_HEIGHT = 640  # pixels
+NOTEBOOK_HEIGHT = 780  # pixels: in a column of 736, 16 blocks and the bars under them are seen without scrolling
 STEP_FIELDS = (  # what the viewer shows of a frame, under the same names
     "step phase block_size max_num_batched_tokens waiting running swapped swap_out swap_in copies chosen "
     "preempted finished num_queried_tokens num_hit_tokens events num_earlier_events story "
