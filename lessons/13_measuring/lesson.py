@@ -225,12 +225,30 @@ for rate, rows in list(runs.items())[:-1]:
     )
 
 # %% [markdown]
-# It needs no assumption at all, which makes it the tool for planning. Backwards through lesson 1: OPT-13B on an A100 has 15,728 slots. A request holds 161
-# tokens of prompt and on average half of 338 of its answer, so about 48 fit. Suppose each is to be done in 15 seconds:
+# It needs no assumption at all, which makes it the tool for planning. All that it asks for is how many fit inside, and there lies the trap of lesson 1: those who
+# are inside at some moment are *not* an average of those who come, because long answers stay for longer. In the traffic that we have just served:
 
 # %%
-slots, prompt, answer, seconds = 15_728, 161, 338, 15
-fit = slots / (prompt + answer / 2)
+rows = runs[rates[1]]
+tokens, spent = rows[:, 3], rows[:, 2] - rows[:, 0]  # [num_requests] each
+print(f"mean answer of all who came:            {tokens.mean():5.1f} tokens")
+print(
+    f"mean answer of whom you meet inside:    {np.average(tokens, weights=spent):5.1f}"
+)
+print(
+    f"predicted, mean of squares / mean:      {(tokens**2).mean() / tokens.mean():5.1f}"
+)
+
+# %% [markdown]
+# So, the plan. OPT-13B on an A100 has 15,728 slots (lesson 1). A request holds its prompt and, on average while it runs, half of the answer *that you meet inside*:
+# 161 + E[O²] / (2 E[O]) tokens. For answers of 338 tokens with a spread of 296 that is 460, so 34 fit. (With half of the *mean* answer, 330, one would plan for 48, and be
+# wrong by a third.) Suppose each is to be done in 15 seconds:
+
+# %%
+slots, prompt, answer, spread, seconds = 15_728, 161, 338, 296, 15
+held = prompt + (answer**2 + spread**2) / (2 * answer)
+fit = slots / held
+print(f"{slots} slots / {held:.0f} tokens held by each = {fit:.0f} inside")
 print(
     f"{fit:.0f} inside / {seconds} s each = {fit / seconds:.1f} requests a second at most"
 )
@@ -239,8 +257,11 @@ print(
 )
 
 # %% [markdown]
-# Count *bytes* for the number inside, *measure* the time inside at that batch, and divide. That is capacity planning. Then leave room: near the wall a small
-# burst makes a long queue.
+# By this estimate the paper's server was near its limit: 30 of the 34 that fit, and 2 of the 2.3 requests a second that it could have served at 15 seconds each. (The spread is ours; the paper does not
+# give it.)
+#
+# That is capacity planning: *count* bytes for what a request holds while it runs, with the squares of your own answers' lengths; divide; *measure* the time inside at that
+# batch; divide again. Then leave room: near the wall a small burst makes a long queue.
 #
 # ## Honest percentiles
 #
@@ -348,9 +369,11 @@ trace
 #
 # - `vllm bench serve` is an open loop with a `--request-rate` (Poisson by default, with `--burstiness` for worse), and prints TTFT, TPOT (its word for the mean ITL of
 #   a request) and ITL with percentiles; `--goodput` takes limits.
-# - A server exports histograms of the same (`vllm:time_to_first_token_seconds` and so on), the number running and waiting, KV cache usage, and preemptions.
+# - A server exports histograms of the same (`vllm:time_to_first_token_seconds`, `vllm:inter_token_latency_seconds`, `vllm:e2e_request_latency_seconds`), the numbers
+#   running and waiting (`vllm:num_requests_running`, `vllm:num_requests_waiting`), `vllm:kv_cache_usage_perc`, and `vllm:num_preemptions_total`. (Names of version 0.33.)
 #   "Waiting" that grows while usage is at 100 % is a lack of blocks; with usage low, of arithmetic.
 # - The line "Maximum concurrency for 4,096 tokens per request" at its start is this lesson's division with the worst case put in.
+# - For your own mean of squares, its histograms `vllm:request_prompt_tokens` and `vllm:request_generation_tokens` have the lengths that were served.
 #
 # ## Your turn
 #
