@@ -169,7 +169,7 @@ plt.show()
 # ## Why a queue
 #
 # A stack would do as well, it seems: give out the block that was freed last. Its data are even still warm in the
-# processor's cache. But a free block still holds the K and V of its last owner, and in lesson 8 we shall want them back:
+# processor's cache. But a free block still holds the K and V of its last owner, and in lesson 8 we will want them back:
 # if the same prompt comes again, there they are. So how long does a block keep its contents once it is free?
 
 
@@ -275,7 +275,7 @@ plt.show()
 
 # %% [markdown]
 # The queue is an `OrderedDict`, whose keys are the free blocks in order: both ends, and (needed in lesson 8) the middle,
-# in constant time. Read `minipage/memory/block_pool.py` now; it is some 120 lines, and you know all of it but `revive`.
+# in constant time. Read `minipage/memory/block_pool.py` now; it is about 120 lines, and you know all of it except `revive`.
 #
 # ## In the engine
 #
@@ -360,7 +360,9 @@ except MinipageError as error:
 #   through the block objects themselves, so that allocating creates no Python object at all.
 # - Block 0 is never handed out. It is the *null block*, a placeholder for table entries whose contents are not needed, as
 #   behind a sliding window.
-# - Freed blocks go to the end of the queue, and a text's last block goes first: the same order as here.
+# - Freed blocks go to the end of the queue, and a text's last block goes first: the same order as here. Since May 2026
+#   (#42656) that holds for blocks that the prefix cache can find; a last block that is only part full goes to the *front*,
+#   because nobody will look for it. With prefix caching off, the pool there is a stack.
 # - The arrays are made once, when the server starts, out of `gpu_memory_utilization` of the GPU. That is the answer to the
 #   question above: the memory is not *used*, it is *divided*.
 #

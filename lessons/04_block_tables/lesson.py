@@ -242,7 +242,7 @@ for name, array in make_batch(chunks)._asdict().items():
     print(f"{name:16}", array.tolist())
 
 # %% [markdown]
-# Seven tokens to compute, and no padding but in the rectangle of block tables, where the entries behind a text's last block
+# Seven tokens to compute, and no padding except in the rectangle of block tables, where the entries behind a text's last block
 # are never read. `query_start_loc` says that rows 0–4 are A's, row 5 is B's, row 6 is C's.
 #
 # > **Try.** Which slots would change if block 1 had been taken by somebody else? Check with `pool.allocate()` before the loop.

@@ -119,7 +119,7 @@ print(np.array_equal(attend_gathered(q, k_cache, v_cache, table, context_len), a
 #
 # Three slots behind the end would be read, and they hold *something*: zeros if the block is new, and otherwise what its last
 # owner left there. One variant of this bug has a test of its own in
-# vLLM: it is not enough to give those slots the weight zero, for there may be a NaN in them, and 0 × NaN is NaN.
+# vLLM: it is not enough to give those slots the weight zero, because there may be a NaN in them, and 0 × NaN is NaN.
 
 # %%
 poisoned = v_cache.copy()  # [num_blocks, block_size, head_size]
@@ -445,9 +445,10 @@ print(out.shape)
 #
 # - Its first kernel (`paged_attention_v1`, in CUDA) is step 3: all scores of a token in fast shared memory, then a second
 #   pass. `v2` splits long texts into parts of 512 tokens and joins them, as in the exercise above.
-# - Today it mostly calls FlashAttention or FlashInfer, which do step 5 for blocks of queries at once on tensor cores, and take
+# - Today it usually calls FlashAttention or FlashInfer, which do step 5 for blocks of queries at once on tensor cores, and take
 #   a block table as an argument, as ours does.
-# - The block size is 16 by default. nano-vllm has 256, because the version of FlashAttention that it calls asked for a
+# - The block size is 16 by default, and hundreds of tokens for models that mix attention with Mamba layers, because all
+#   layers share one pool of blocks of equal bytes (lesson 8 says what that does to prefix caching). nano-vllm has 256, because the version of FlashAttention that it calls asked for a
 #   multiple of 256 in paged mode.
 # - Kwon et al. measured their paged kernel 20 to 26 % slower than one over contiguous memory (figure 18a), and the whole
 #   system two to four times as fast: the batch grows by more than the kernel loses.

@@ -126,8 +126,9 @@ trace
 # rule of the scheduler, in three lines:
 #
 # 1. those who are running come first, in order: a token each (or the next piece of their prompt);
-# 2. then those who were swapped out (lesson 9);
-# 3. then those who wait, as long as there are tokens, blocks and seats left; a prompt that does not fit is *cut*.
+# 2. then the others, whether they are new or were preempted (lesson 9), in order, as long as there are tokens, blocks and
+#    seats left;
+# 3. a prompt that is longer than the tokens that are left is *cut*.
 #
 # Here is what every step of that run computed. Find the prompt that was cut:
 
@@ -328,7 +329,7 @@ for name, policy in (
         "o",
         label=f"{name}: on average done after {done.mean():.0f} steps",
     )
-ax.set(xlabel="tokens wanted", ylabel="done after so many steps", ylim=(0, 120))
+ax.set(xlabel="tokens wanted", ylabel="done after this many steps", ylim=(0, 120))
 ax.legend(frameon=False, loc="upper left")
 plt.show()
 
@@ -339,8 +340,9 @@ plt.show()
 #
 # - Version 1 has the same loop as `Scheduler.schedule`: running requests first, then waiting ones, one budget of tokens for both, and no
 #   phases. "Prefill" and "decode" are only words for how many tokens are missing.
-# - Chunked prefill is always on there. Beside the budget there are limits for how many long prompts are worked on at a time
-#   (`max_num_partial_prefills`, `long_prefill_token_threshold`).
+# - Chunked prefill is on by default. Beside the budget, `long_prefill_token_threshold` bounds how much of one prompt a step computes, so that
+#   several can advance together. (A limit for how *many* do, `max_num_partial_prefills`, was version 0's; version 1 does not heed it, and users ask for it, #57413.)
+# - *Async scheduling*: the next step is planned while the GPU still computes this one, with placeholders for the tokens that are not known yet.
 # - TensorRT-LLM says *in-flight batching*, and *chunked context*.
 # - Policies: `fcfs` and `priority`, as here.
 #

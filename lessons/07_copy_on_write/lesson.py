@@ -12,7 +12,7 @@
 # *About 30 minutes. Comes after lessons 3 and 4.*
 #
 # > **"The paper is full of copy-on-write and beam search. I cannot find either in vLLM's code. Where did they go?"**
-# > (asked around vLLM's pull request #8726, which took beam search out of its core)
+# > (asked around vLLM's pull requests #8726 and #9105, which took beam search out of its core)
 #
 # They are here, running. Several texts that begin alike can hold the *same* blocks, as long as nobody writes into them; who
 # wants to write gets a copy first. You will
@@ -257,7 +257,7 @@ plt.show()
 # %% [markdown]
 # Samples save little when prompts are short: often there is not even one full block. Beams save a lot, since they share not
 # only the prompt but most of what they wrote. (Ours is a far smaller model than the paper's, and its beams part at other
-# places. That the bars come out alike says that sharing is mostly a matter of lengths.)
+# places. That the bars come out alike says that sharing is above all a matter of lengths.)
 #
 # > **Predict.** Smaller blocks: do they save more, or less? And a longer prompt?
 
@@ -300,12 +300,14 @@ except InvalidRequestError as error:
 # ## What vLLM does
 #
 # - The first version had all of this in its block manager: `fork`, `append_slots` with copy-on-write, groups.
-# - Version 1 of its engine has none of it. A request with `n=3` becomes three requests, and the *prefix cache* (lesson 8) lets the
-#   second and third find the prompt's full blocks; the part-full last one is computed again by each. No block is ever written
-#   by anybody but its owner, so nothing needs copying.
+# - Version 1 of its engine does without. A request with `n=3` becomes three requests, and the *prefix cache* (lesson 8) lets the
+#   second and third find the prompt's full blocks; the part-full last one is computed again by each.
 # - Beam search lives outside the engine (`LLM.beam_search`): at every step it sends the best texts back as new prompts, and
-#   relies on the prefix cache to make that cheap. That was the point of #8726: simpler code in the core for a feature that few
+#   relies on the prefix cache to make that cheap. That was the point of #8726 and #9105: simpler code in the core for a feature that few
 #   use, at the price of some recomputation.
+# - Copy-on-write came back in June 2026 (RFC #45702, #46384), for another reason: *partial prefix hits* (lesson 8). Who goes on from the
+#   middle of a block that somebody else has filled gets a copy first, and both blocks are held until the copy is made: the
+#   order that you have just seen.
 # - TensorRT-LLM keeps beams in its core, with shared blocks for the prompt.
 #
 # ## Your turn
@@ -317,7 +319,7 @@ except InvalidRequestError as error:
 # python -m minipage demo beam --mine .
 # ```
 #
-# **Going further.** (a) How would you do what version 1 does, here? Which lines of `block_table.py` could go? (b) Give the beam
+# **Going further.** (a) How would you do what version 1 does for samples, here? Which lines of `block_table.py` could go? (b) Give the beam
 # search a `length_penalty` of −1 and of 2, and explain what you get.
 #
 # Next: **lesson 8**, sharing between texts of *different* requests.

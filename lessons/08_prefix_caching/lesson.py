@@ -25,7 +25,7 @@
 # document, the conversation so far. Their K and V are the same numbers, and they may still be there. You will
 #
 # - measure what is found, and when nothing is,
-# - build the key that a block is found by, and break a bad one,
+# - build the hash (the *key*) that a block is found by, and break a bad one,
 # - see blocks that are free and yet not empty, and in which order they are lost,
 # - and answer all five questions.
 
@@ -104,7 +104,7 @@ from minipage.memory import BlockPool, BlockTable, PrefixCache
 
 
 def serve(tokens, cache, table_class=BlockTable):
-    """What the engine does with a prompt, but for the computing. Returns how many tokens were found."""
+    """What the engine does with a prompt, except the computing. Returns how many tokens were found."""
     table = table_class(cache.pool)
     blocks, keys = cache.find(tokens)
     cache.adopt(table, blocks, keys)
@@ -434,18 +434,22 @@ print("distance from the best token to the next:", best[1] - best[0])
 # %% [markdown]
 # Differences in the last digits: the first time, products of matrices with 65 rows; the second time, with one. Libraries add up the
 # products in another order for another shape, and a floating-point sum depends on the order. When two tokens are equally likely up
-# to the seventh digit, the other one may win, and from there the texts differ. That is no bug of the cache; any change of the
+# to the seventh digit, the other one may win, and from there the texts differ. That is not a bug of the cache; any change of the
 # batch does the same (in bf16, with three digits, far more often).
 #
 # ## What vLLM does
 #
 # - Prefix caching is on by default. Hash chains as here, over the parent's hash, the block's tokens, and "extra keys": LoRA
 #   adapter, images, `cache_salt`. The hash is SHA-256 by default in recent versions.
-# - Free and cached blocks stay in the free queue until they are reused; eviction is by that order, tails first, as you measured.
-# - The metric "prefix cache hit rate" counts tokens of whole blocks. Short prompts show 0 %.
+# - Free and cached blocks stay in the free queue until they are reused; eviction is by that order, tails first, as you measured. Since May 2026
+#   blocks without a hash (part-full ends) do not stand in line with them: they are reused first (#42656).
+# - The metric "prefix cache hit rate" counts tokens of whole blocks. Short prompts show 0 %. How short? In #54607 the shared prompt had
+#   240 tokens and the block 784: models that mix attention with Mamba layers have blocks as large as a Mamba state.
+# - For those models a hit may end inside a block since June 2026: `prefix_match_unit` says how fine the hashes are, and copy-on-write
+#   (lesson 7) gives the newcomer its own copy of the block that is shared in part (RFC #45702, #45939, #46384).
 # - Two requests with the same new prompt *in one step* both compute it. minipage then keeps one copy
 #   (`PrefixCache.publish`); vLLM keeps both.
-# - SGLang keeps a *radix tree* of tokens in place of the hash table, and finds prefixes to the token.
+# - SGLang keeps a *radix tree* of tokens in place of the hash table, and with pages of one token it finds prefixes to the token.
 #
 # ## Your turn
 #

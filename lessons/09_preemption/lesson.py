@@ -133,7 +133,7 @@ for ax, (name, a_trace) in zip(axes, (("recompute", trace), ("swap", trace_swap)
     ax.set(yticks=[0, 1], yticklabels=["A", "B"], title=name)
     ax.invert_yaxis()
 axes[1].set(
-    xlabel="step   (blue: a token; green: so many tokens at once; orange: swapped out; grey: waiting)"
+    xlabel="step   (blue: a token; green: that many tokens at once; orange: swapped out; grey: waiting)"
 )
 plt.show()
 
@@ -322,10 +322,13 @@ print(
 # ## What vLLM does
 #
 # - Version 1 always recomputes. With prefix caching on, much of what was computed is often still there when the text comes back, so that
-#   only its end is computed again. Swapping was in version 0, and its watermark too (1 % by default).
+#   only its end is computed again. Swapping was in version 0.
+# - The watermark was in version 0 (1 % by default), went with it, and came back in June 2026 because preemptions came in waves without it
+#   (`watermark`, #44594; 0 by default). A prompt is admitted only if all of it finds room, even if it is computed in chunks (`scheduler_reserve_full_isl`, #37307).
 # - It warns in the log when preemptions happen, and counts them in a metric. The advice there is what you measured: more memory, or
 #   fewer sequences and tokens at once.
-# - Offloading KV blocks to main memory has come back as a *second cache level* (KV connectors, LMCache), rather than as a way to preempt.
+# - Swapping has an heir, *KV offloading*: main memory (then disk, or other machines) as a second cache level behind the prefix cache, with an eviction order of
+#   its own. Blocks are kept there for whoever needs them, not for one preempted request.
 #
 # ## Your turn
 #

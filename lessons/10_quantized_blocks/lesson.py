@@ -231,7 +231,7 @@ plt.show()
 #
 # ## In the engine
 #
-# Rows are quantized when they are written, and turned back while the kernel reads them, number by number. Nothing else in the engine changes, but the number of blocks:
+# Rows are quantized when they are written, and turned back while the kernel reads them, number by number. Nothing else in the engine changes, except the number of blocks:
 
 # %%
 prompts = [
@@ -319,10 +319,10 @@ for name, (kc, vc, ks, vs) in caches.items():
 # ## What vLLM does
 #
 # - `kv_cache_dtype="fp8"` (e4m3 or e5m2), with *one scale for each layer* (or attention head), taken from the checkpoint or measured on calibration data, not one a row: less to store and to read, but outliers hurt
-#   more.
+#   more. Since 2026 there are also `"int8_per_token_head"` and `"fp8_per_token_head"` (#38378): a scale for each row, computed when it is written, as here.
 # - Weights and activations are quantized separately, by other options.
 # - FlashAttention 3 and FlashInfer compute directly on fp8; older kernels convert first, as we do.
-# - int8 caches with per-token scales are in LMDeploy and TensorRT-LLM; KIVI (Liu et al., [2024](https://arxiv.org/abs/2402.02750)) goes down to 2 bits, with K scaled by *channel*.
+# - LMDeploy has int8 with a scale (and a zero point) for each token and head, TensorRT-LLM int8 with one for each layer; KIVI (Liu et al., [2024](https://arxiv.org/abs/2402.02750)) goes down to 2 bits, with K scaled by *channel*.
 #
 # ## Your turn
 #

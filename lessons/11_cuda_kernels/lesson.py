@@ -13,7 +13,7 @@
 #
 # > **"I can call the kernel on my own q, K and V now (vLLM #3586). Mine is right as well, and a hundred times slower. What does theirs do?"**
 #
-# Reading memory in the right order, mostly. Attention for one new token does two operations for each number that it reads. A GPU can do hundreds in that time. So everything is about
+# Above all, reading memory in the right order. Attention for one new token does two operations for each number that it reads. A GPU can do hundreds in that time. So everything is about
 # reading: how much, how often, by whom. You will
 #
 # - work out the least time that it can take, before any kernel is written,
@@ -155,8 +155,28 @@ for name in RUNGS:
 """)
 
 # %% [markdown]
-# All six are right, up to the 11 bits of a float16. Now for what sets them apart.
-#
+# All six are right, up to the 11 bits of a float16. Now for what sets them apart. We look at the line or two of each that matter, taken from its file:
+
+# %%
+import inspect
+import textwrap
+from importlib import import_module
+
+
+def show(module, first, last):
+    """Print a file's lines from the one that begins with `first` to the next that begins with `last`."""
+    lines = inspect.getsource(import_module(module)).splitlines()
+    begins = [line.strip() for line in lines]
+    start = next(i for i, line in enumerate(begins) if line.startswith(first))
+    stop = next(i for i in range(start, len(lines)) if begins[i].startswith(last))
+    print(f"# {module.replace('.', '/')}.py")
+    print(textwrap.dedent("\n".join(lines[start : stop + 1])), end="\n\n")
+
+
+show("minipage.ladder.rung1_thread", "for token in", "highest = max")
+show("minipage.ladder.rung2_warp", "for token in", "highest = max")
+
+# %% [markdown]
 # ## Rung 1 to 2: who stands where
 #
 # Rung 1 is the obvious one: a thread for each query head, which walks along the table. Neighbouring threads are neighbouring *heads*, so at any moment a warp reads one number from each of many rows.
@@ -217,8 +237,13 @@ for distance in (4, 2, 1):
 # ## Rung 3: the online softmax again
 #
 # Rungs 1 and 2 go along the context twice, first for the highest score. You know from lesson 5 how to do it in one pass. Rung 3 does, and lets four warps share a context: each keeps its
-# `(highest, total, acc)`, and at the end they are joined: with the `join` that you wrote there.
-#
+# `(highest, total, acc)`, and at the end they are joined: with the `join` that you wrote there. The same loop again; K and V of a token are now read one after the other, and the `range`
+# says that each warp takes every fourth token:
+
+# %%
+show("minipage.ladder.rung3_block", "for token in range(warp", "acc[j] =")
+
+# %% [markdown]
 # ## Rung 4: enough work for the whole chip
 #
 # A block of threads for each head of each text: with 32 texts and 32 heads, 1,024 blocks for 132 multiprocessors. With *one* long text?
@@ -248,14 +273,26 @@ ax.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# Since blocks cannot wait for each other, each leaves its part in memory, with the logarithm of its total, and a second small kernel joins them ("flash-decoding"). It costs some microseconds and saves all on long texts; for large batches it
-# is not needed. (In rungs 5 and 6 the block that comes last joins, without a second kernel.)
-#
+# Since blocks cannot wait for each other, each leaves its part in memory, with the logarithm of its total, and a second small kernel joins them ("flash-decoding"). It costs a few microseconds and makes all the difference for long texts; for large batches it
+# is not needed. (In rungs 5 and 6 the block that comes last joins, without a second kernel.) What changes is where a block starts and stops; and here is the joining:
+
+# %%
+show("minipage.ladder.rung4_split", "split, head, seq", "start, stop")
+show("minipage.ladder.rung4_split", "def join", "out[seq")
+
+# %% [markdown]
 # ## Rungs 5 and 6: fewer instructions
 #
 # Rung 5 loads 16 bytes at a time instead of 2, and computes all query heads that share K and V from the same registers: with 4 of them, a quarter of the reading. Rung 6 lets tensor cores do the products, 2,048 with one instruction.
-# By then arithmetic hides behind reading, and nothing but memory is left.
-#
+# By then arithmetic hides behind reading, and nothing but memory is left. First the loads of rung 5 (four of K and four of V before any is used) and its products, where one `x` of K meets
+# all rows of q; then rung 6, where the products of 16 rows of q with 8 tokens are one call:
+
+# %%
+show("minipage.attention.cuda.wide", "for u in range(UNROLL)", "load(v, u")
+show("minipage.attention.cuda.wide", "for w in range(0 if packed", "score[u, r] +=")
+show("minipage.attention.cuda.tensor", "for w in range(0, K_WIDTH", "k_multiply")
+
+# %% [markdown]
 # ## Into the kernel
 #
 # The demo has a scenario that steps through one query, block by block. The same three numbers on all rungs from 3 on:
@@ -344,7 +381,7 @@ print(done.stdout or done.stderr.strip().splitlines()[-1])
 # ## What vLLM does
 #
 # - Its own `paged_attention_v1/v2` are about rungs 3 and 4, with wide loads: a warp reads a token's K in pieces of 16 bytes, from a cache whose layout was made for that.
-# - FlashAttention 2/3 and FlashInfer, which it mostly calls, are rung 6 with many refinements: loads that run ahead of the computing (`cp.async`, TMA), several queries at a time, schedules for ragged batches.
+# - FlashAttention 2/3 and FlashInfer, which it usually calls, are rung 6 with many refinements: loads that run ahead of the computing (`cp.async`, TMA), several queries at a time, schedules for ragged batches.
 # - Writing K and V into their slots is a kernel of its own (`reshape_and_cache`), as is copying blocks: the three kernels of the paper's section 5.1.
 # - All of a decode step is captured in a *CUDA graph*, since launching dozens of small kernels from Python would take longer than running them.
 #

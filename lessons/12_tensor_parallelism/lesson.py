@@ -62,7 +62,7 @@ plt.rcParams["axes.prop_cycle"] = plt.cycler(
 # ## On paper: columns, then rows
 #
 # The MLP of a layer is two matrix products with a nonlinearity between them: `gelu(x @ A) @ B`. Split `A` by its *columns*: each half computes half of the
-# hidden numbers, and needs nothing from the other, for `gelu` works on each number alone. Split `B` by its *rows*, just those that belong to these hidden
+# hidden numbers, and needs nothing from the other, because `gelu` works on each number alone. Split `B` by its *rows*, just those that belong to these hidden
 # numbers. Each half then has a *part of the sum*:
 #
 # ```
@@ -357,7 +357,7 @@ two.close()
 # On a laptop there is little to gain: a single process uses all cores already, and a pipe between processes takes longer than a link between GPUs. What is worth seeing is the *shape*: for a single
 # token the talking is all there is, for many the computing counts.
 #
-# On GPUs it is the same. Sixteen bytes or sixteen thousand take about as long, some microseconds, for small messages are all latency. So tensor parallelism is used *within* a machine, where GPUs have fast
+# On GPUs it is the same. Sixteen bytes or sixteen thousand take about as long, a few microseconds, because small messages are all latency. So tensor parallelism is used *within* a machine, where GPUs have fast
 # links (NVLink: hundreds of GB/s), and pipelines or data parallelism between machines. With *N* processes, a ring all-reduce sends 2·(N−1)/N of the bytes from each, hardly more for eight than for two:
 
 # %%
