@@ -158,23 +158,22 @@ for name in RUNGS:
 # All six are right, up to the 11 bits of a float16. Now for what sets them apart. We look at the line or two of each that matter, taken from its file:
 
 # %%
-import inspect
 import textwrap
-from importlib import import_module
+from importlib.resources import files
 
 
-def show(module, first, last):
+def show(name, first, last):
     """Print a file's lines from the one that begins with `first` to the next that begins with `last`."""
-    lines = inspect.getsource(import_module(module)).splitlines()
+    lines = files("minipage").joinpath(name).read_text(encoding="utf-8").splitlines()
     begins = [line.strip() for line in lines]
     start = next(i for i, line in enumerate(begins) if line.startswith(first))
     stop = next(i for i in range(start, len(lines)) if begins[i].startswith(last))
-    print(f"# {module.replace('.', '/')}.py")
+    print(f"# minipage/{name}")
     print(textwrap.dedent("\n".join(lines[start : stop + 1])), end="\n\n")
 
 
-show("minipage.ladder.rung1_thread", "for token in", "highest = max")
-show("minipage.ladder.rung2_warp", "for token in", "highest = max")
+show("ladder/rung1_thread.py", "for token in", "highest = max")
+show("ladder/rung2_warp.py", "for token in", "highest = max")
 
 # %% [markdown]
 # ## Rung 1 to 2: who stands where
@@ -241,7 +240,7 @@ for distance in (4, 2, 1):
 # says that each warp takes every fourth token:
 
 # %%
-show("minipage.ladder.rung3_block", "for token in range(warp", "acc[j] =")
+show("ladder/rung3_block.py", "for token in range(warp", "acc[j] =")
 
 # %% [markdown]
 # ## Rung 4: enough work for the whole chip
@@ -277,8 +276,8 @@ plt.show()
 # is not needed. (In rungs 5 and 6 the block that comes last joins, without a second kernel.) What changes is where a block starts and stops; and here is the joining:
 
 # %%
-show("minipage.ladder.rung4_split", "split, head, seq", "start, stop")
-show("minipage.ladder.rung4_split", "def join", "out[seq")
+show("ladder/rung4_split.py", "split, head, seq", "start, stop")
+show("ladder/rung4_split.py", "def join", "out[seq")
 
 # %% [markdown]
 # ## Rungs 5 and 6: fewer instructions
@@ -288,9 +287,9 @@ show("minipage.ladder.rung4_split", "def join", "out[seq")
 # all rows of q; then rung 6, where the products of 16 rows of q with 8 tokens are one call:
 
 # %%
-show("minipage.attention.cuda.wide", "for u in range(UNROLL)", "load(v, u")
-show("minipage.attention.cuda.wide", "for w in range(0 if packed", "score[u, r] +=")
-show("minipage.attention.cuda.tensor", "for w in range(0, K_WIDTH", "k_multiply")
+show("attention/cuda/wide.py", "for u in range(UNROLL)", "load(v, u")
+show("attention/cuda/wide.py", "for w in range(0 if packed", "score[u, r] +=")
+show("attention/cuda/tensor.py", "for w in range(0, K_WIDTH", "k_multiply")
 
 # %% [markdown]
 # ## Into the kernel
