@@ -9,7 +9,7 @@
 # %% [markdown]
 # # 1. Why paging
 #
-# *About 25 minutes. You need Python, and nothing else: no GPU, no earlier lesson.*
+# *About 30 minutes. You need Python, and nothing else: no GPU, no earlier lesson.*
 #
 # The question that everybody asks first, on the day they put a language model on a GPU:
 #
@@ -460,8 +460,8 @@ print(f"slots in use:        {results['paged'].shares.token_states:.1f} %")
 #       =  prompt + answer / 2 × (1 + (spread / answer)²)
 # ```
 #
-# (Half a token is left out.) In the last line *answer* is the mean and *spread* the standard deviation, because
-# E[O²] is the sum of their squares. "Half of the answer" is right only if the spread is zero, so if all answers are
+# (Half a token is left out.) The last line is the same in words: *answer* is the mean of the answers, *spread* their standard
+# deviation, and E[O²] is answer² + spread². "Half of the answer" is right only if the spread is zero, so if all answers are
 # equally long. In our traffic the spread is 296:
 
 # %%
@@ -522,13 +522,15 @@ axes[1].axvline(NUM_SLOTS / (161 + 338 / 2), color="gray", linestyle=":")
 axes[1].text(48.2, 4.4, "half of\nthe answer", fontsize=8, color="gray")
 axes[1].invert_yaxis()
 axes[1].set(xlabel="requests at once", xlim=(0, 58))
-axes[1].legend(frameon=False, fontsize=8, loc="upper right")
+fig.legend(
+    *axes[1].get_legend_handles_labels(), fontsize=8, loc="outside upper right", ncols=2
+)
 plt.show()
 
 # %% [markdown]
-# The same mean, and between 30 and 46 requests. What you have to know about your traffic is not only how long answers are,
-# but how much they differ. (With an exponential distribution the spread equals the mean, and a running request holds
-# *all* of a mean answer: that is the 31 of the beginning, which was right for a reason that it did not give.)
+# The same mean, and between 29 and 46 requests. What you have to know about your traffic is not only how long answers are,
+# but how much they differ. (With an exponential distribution the spread equals the mean, and a running request
+# holds *all* of a mean answer on average. Then the 31 of the beginning is right, by accident.)
 #
 # Where the division is only approximate:
 #
@@ -537,6 +539,7 @@ plt.show()
 # - It takes the answer's length to be independent of the prompt's. If long prompts get long answers, they are seen more
 #   often, too, and fewer requests fit; `minipage.simulate.mean_held` takes both lengths of each request, and needs no
 #   such assumption.
+# - It counts the steps that write a token. A prompt that is computed in several chunks (lesson 6) holds blocks in those steps, too.
 # - It is an average over a long time, with somebody always waiting. With less traffic fewer are inside, by Little's law
 #   (lesson 13); the paper's 30.42 was counted at two requests a second, and with its own spread, which it does not tell.
 #

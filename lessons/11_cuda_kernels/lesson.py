@@ -379,7 +379,7 @@ print(done.stdout or done.stderr.strip().splitlines()[-1])
 # %% [markdown]
 # ## What vLLM does
 #
-# - Its own `paged_attention_v1/v2` are about rungs 3 and 4, with wide loads: a warp reads a token's K in pieces of 16 bytes, from a cache whose layout was made for that.
+# - Its first kernels, `paged_attention_v1` and `v2`, are about rungs 3 and 4, with wide loads: a warp reads a token's K in pieces of 16 bytes, from a cache whose layout was made for that.
 # - FlashAttention 2/3 and FlashInfer, which it usually calls, are rung 6 with many refinements: loads that run ahead of the computing (`cp.async`, TMA), several queries at a time, schedules for ragged batches.
 # - Writing K and V into their slots is a kernel of its own (`reshape_and_cache`), as is copying blocks: the three kernels of the paper's section 5.1.
 # - All of a decode step is captured in a *CUDA graph*, since launching dozens of small kernels from Python would take longer than running them.

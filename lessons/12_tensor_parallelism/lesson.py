@@ -378,7 +378,7 @@ plt.show()
 # - `tensor_parallel_size=2`: the same cut (`ColumnParallelLinear`, `RowParallelLinear`, `QKVParallelLinear`), a worker process for each GPU, NCCL or custom kernels for the all-reduce.
 # - One scheduler in the engine's process; what it sends to the workers at each step is a `SchedulerOutput`, with block ids that are the same for all.
 # - The vocabulary is split as well, in the embedding and for the logits. (We left it whole, for simplicity.)
-# - In vLLM's log, the number of blocks is that of *one* GPU, and at the same time that of all: it is the same number.
+# - In vLLM's log, the size of the KV cache is in *tokens*, and so the same number for one GPU and for all of them: each token is on all, a part of it on each.
 #
 # ## Your turn
 #
