@@ -323,7 +323,7 @@ print(
 #
 # - Version 1 always recomputes. With prefix caching on, much of what was computed is often still there when the text comes back, so that
 #   only its end is computed again. Swapping was in version 0.
-# - The watermark was in version 0 (1 % by default), went with it, and came back in June 2026 because preemptions came in waves without it
+# - The watermark was in version 0 (1 % by default), went with it, and came back in June 2026 to reduce preemptions
 #   (`watermark`, #44594; 0 by default). A prompt is admitted only if all of it finds room, even if it is computed in chunks (`scheduler_reserve_full_isl`, #37307).
 # - It warns in the log when preemptions happen, and counts them in a metric. The advice there is what you measured: more memory, or
 #   fewer sequences and tokens at once.
