@@ -13,7 +13,13 @@ COMMON = {"max_num_batched_tokens": 8, "max_num_seqs": 6, "max_model_len": 32, "
 SCENARIOS = {
     "recomputing": {"block_size": 2, "num_blocks": 11},
     "swapping": {"block_size": 2, "num_blocks": 11, "preemption": "swap", "swap_space": "8KiB"},
-    "caching": {"block_size": 2, "num_blocks": 11, "enable_prefix_caching": True, "preemption": "auto", "swap_space": "8KiB"},
+    "caching": {
+        "block_size": 2,
+        "num_blocks": 11,
+        "enable_prefix_caching": True,
+        "preemption": "auto",
+        "swap_space": "8KiB",
+    },
     "urgent": {"block_size": 3, "num_blocks": 8, "policy": "priority", "preemption": "swap", "swap_space": "8KiB"},
 }
 
@@ -44,7 +50,6 @@ class Scenario:
             found["r1"] = self.texts["r1"]
         wrong = {name for name in found.keys() | self.texts.keys() if found.get(name) != self.texts[name]}
         assert not wrong, f"{wrong} differ after {error.__name__} at {name_of(place)}, the {count}th time"
-
 
     def check_random(self, seed, every):
         found, num_raised = self.run(RandomLines(seed, every))

@@ -1,0 +1,288 @@
+"""One request's fault is its own: it ends with a named error, and the others never notice."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from minipage.engine import LLM
+from minipage.errors import ConfigurationError, InvalidRequestError
+from minipage.memory import BlockPool
+from minipage.sampling import SamplingParams
+from minipage.scheduling import Scheduler
+
+GREEDY = {"temperature": 0, "max_tokens": 6, "ignore_eos": True}
+WAYS = {
+    "greedy": GREEDY,
+    "sampled": {"seed": 1, "max_tokens": 6},
+    "top_k": {"seed": 1, "max_tokens": 6, "top_k": 5, "top_p": 0.9},
+    "short of its end": {"seed": 1, "max_tokens": 6, "min_tokens": 6, "stop_token_ids": (3,)},
+    "samples": {"seed": 1, "max_tokens": 6, "n": 3},
+    "log probabilities": GREEDY | {"logprobs": 2},
+    "beams": {"max_tokens": 6, "beam_width": 2},
+}
+BAD = {"NaN": np.nan, "infinite": np.inf, "nothing possible": -np.inf}
+POISON = 13  # a text that has this token gets bad logits from its third generated token on
+
+
+def poisoned(folder, bad, **options):
+    """An engine whose logits are bad after a prompt that begins with POISON."""
+    llm = LLM(folder, num_blocks=64, attention="reference", **options)
+    forward = llm.forward
+
+    def poisoned_forward(plan):
+        logits = forward(plan).copy()
+        for row, chunk in enumerate([chunk for chunk in plan.chunks if chunk.samplers]):
+            if chunk.seq.token_ids[0] == POISON and chunk.seq.num_output_tokens >= 2:
+                logits[row] = bad
+        return logits
+
+    llm.forward = poisoned_forward
+    return llm
+
+
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_logits_that_are_no_numbers_end_their_request_and_no_other(tiny, way, bad):
+    prompts = [[1, 2, 3], [POISON, 5], [4, 5]]
+    expected = LLM(tiny, num_blocks=64, attention="reference").generate(prompts, SamplingParams(**way))
+    llm = poisoned(tiny, bad)
+    outputs = llm.generate(prompts, SamplingParams(**way))
+    for output, due in zip((outputs[0], outputs[2]), (expected[0], expected[2])):
+        assert [text.token_ids for text in output.outputs] == [text.token_ids for text in due.outputs]
+        assert output.error is None
+    failed = outputs[1]
+    assert {text.finish_reason for text in failed.outputs} == {"error"} and failed.finished
+    assert all(len(text.token_ids) == 2 for text in failed.outputs), "what it had before is kept"
+    assert repr(failed.request_id) in failed.error and "not finite numbers" in failed.error
+    assert not llm.requests and llm.block_pool.num_used == 0
+    llm.scheduler.check_integrity()
+
+
+def test_a_sample_that_is_done_keeps_its_end_when_another_fails(tiny):
+    params = SamplingParams(n=2, seed=1, max_tokens=6, stop_token_ids=range(0, 60, 2))
+    (output,) = poisoned(tiny, np.nan).generate([[POISON, 5]], params)
+    reasons = [text.finish_reason for text in output.outputs]
+    assert set(reasons) == {"error", "stop"}, f"one should have stopped early, and the other not: {reasons}"
+
+
+def test_what_a_failed_request_has_written_is_found_by_nobody(tiny):
+    llm = poisoned(tiny, np.nan, block_size=2, enable_prefix_caching=True)
+    prompt = [POISON, 5, 6, 7]
+    assert llm.generate([prompt], SamplingParams(**GREEDY))[0].error
+    llm.generate([prompt], SamplingParams(**GREEDY))
+    assert llm.scheduler.prefix_cache.num_hit_tokens == 0
+
+
+def test_huge_but_finite_logits_are_no_error(tiny):
+    llm = LLM(tiny, num_blocks=64)
+    forward = llm.forward
+    llm.forward = lambda plan: forward(plan) * np.float32(1e35)
+    for way in WAYS.values():
+        assert llm.generate([[1, 2]], SamplingParams(**way))[0].error is None
+
+
+@pytest.mark.parametrize("penalty", [1000.0, -1000.0, 300.0, 1e308, -1e308])
+def test_any_length_penalty_ends_well(tiny, penalty):
+    llm = LLM(tiny, num_blocks=64)
+    params = SamplingParams(beam_width=3, max_tokens=5, length_penalty=penalty, ignore_eos=True)
+    assert [len(text.token_ids) for text in llm.generate([[1, 2]], params)[0].outputs] == [5, 5, 5]
+
+
+def test_a_request_that_cannot_choose_ends_and_the_others_go_on(tiny):
+    llm = LLM(tiny, num_blocks=64)
+    llm.add_request([1, 2], SamplingParams(beam_width=2, max_tokens=5), "beam")
+    llm.add_request([1, 2], SamplingParams(**GREEDY), "other")
+    llm.requests["beam"].search.advance = None  # it cannot be called
+    done = {}
+    while llm.has_unfinished_requests():
+        done |= {output.request_id: output for output in llm.step() if output.finished}
+    assert "'beam' cannot go on" in done["beam"].error and len(done["other"].outputs[0].token_ids) == 6
+
+
+# ---- policies
+
+
+@pytest.mark.parametrize("preemption", ["recompute", "swap"])
+@pytest.mark.parametrize("turn", range(0, 40, 3))
+def test_a_policy_that_raises_loses_nobody(tiny, preemption, turn):
+    calls = iter(range(10**6))
+
+    def policy(group):
+        if next(calls) == turn:
+            raise ValueError("it was its turn")
+        return -group.arrival
+
+    options = {"block_size": 2, "num_blocks": 12, "max_model_len": 24, "preemption": preemption, "swap_space": "8KiB"}
+    prompts = [[i, i + 1, i + 2] for i in range(5)]
+    expected = LLM(tiny, num_blocks=64).generate(prompts, SamplingParams(**GREEDY))
+    llm, done, errors = LLM(tiny, policy=policy, **options), {}, []
+    for prompt in prompts:
+        try:
+            llm.add_request(prompt, SamplingParams(**GREEDY), str(prompt))
+        except ValueError as error:
+            errors.append(error)
+            assert str(prompt) not in llm.requests, "what raises has not been added"
+            llm.add_request(prompt, SamplingParams(**GREEDY), str(prompt))
+    while llm.has_unfinished_requests():
+        try:
+            done |= {output.request_id: output for output in llm.step() if output.finished}
+        except ValueError as error:
+            errors.append(error)
+        llm.scheduler.check_integrity()
+    assert len(errors) == (next(calls) > turn)
+    found = [done[str(prompt)].outputs[0].token_ids for prompt in prompts]
+    assert found == [output.outputs[0].token_ids for output in expected]
+
+
+def test_a_policy_that_always_raises_refuses_everybody_and_says_why(tiny):
+    llm = LLM(tiny, num_blocks=8, policy=lambda group: group.nothing)
+    for add in (llm.add_request, llm.generate):
+        with pytest.raises(AttributeError, match="nothing"):
+            add([1, 2])
+    assert not llm.has_unfinished_requests() and llm.step() == []
+
+
+def test_values_that_cannot_be_compared_are_refused(tiny):
+    llm = LLM(tiny, num_blocks=64, policy=lambda group: None if group.arrival else 0)
+    with pytest.raises(TypeError):
+        llm.generate([[1], [2]], SamplingParams(**GREEDY))
+    assert not llm.requests
+    assert llm.block_pool.num_used == 0
+
+
+def test_a_part_that_calls_the_engine_from_inside_a_step_is_told_so(tiny):
+    llm = LLM(tiny, num_blocks=8, policy=lambda group: llm.step())
+    with pytest.raises(ConfigurationError, match="in the middle of a step"):
+        llm.generate([[1, 2]])
+    assert not llm.requests
+
+
+# ---- a batch is all or nothing
+
+
+class Strange:
+    def __iter__(self):
+        raise ZeroDivisionError("a prompt of this kind")
+
+
+@pytest.mark.parametrize("bad", [None, {"max_tokens": 4}, 7, "params"], ids=str)
+def test_of_a_batch_with_parameters_that_are_none_nobody_is_served(tiny, bad):
+    llm = LLM(tiny, num_blocks=8)
+    params = [SamplingParams(**GREEDY), bad if bad is not None else SamplingParams(max_tokens=10_000)]
+    try:
+        llm.generate([[1], [2]], params)
+    except InvalidRequestError as error:
+        assert "prompt 1 of 2" in str(error)
+    else:
+        assert bad is None, "such a thing was taken for parameters"
+    assert not llm.has_unfinished_requests() and llm.step() == []
+
+
+def test_of_a_batch_with_a_prompt_that_raises_nobody_is_served(tiny):
+    llm = LLM(tiny, num_blocks=8)
+    with pytest.raises(ZeroDivisionError):
+        llm.generate([[1, 2], Strange()], SamplingParams(**GREEDY))
+    assert not llm.has_unfinished_requests() and llm.step() == []
+
+
+def test_a_refused_batch_uses_up_nobodys_random_numbers_and_recomputes_nobody(tiny):
+    texts = []
+    for bad in (False, True):
+        llm = LLM(tiny, block_size=2, num_blocks=9, seed=1)
+        llm.add_request([5, 6, 7], SamplingParams(**GREEDY), "first")
+        llm.step()
+        if bad:
+            with pytest.raises(InvalidRequestError, match="prompt 1 of 2"):
+                llm.generate([[1, 2], [1, 2]], [SamplingParams(max_tokens=3), SamplingParams(max_tokens=50)])
+            assert llm.requests["first"].group.leader.num_computed_tokens == 3, "the others were not disturbed"
+        texts.append(llm.generate([[3, 4]], SamplingParams(max_tokens=8, ignore_eos=True))[0].outputs[0].token_ids)
+    assert texts[0] == texts[1]
+
+
+# ---- names, pools, numbers
+
+
+@pytest.mark.parametrize("name", [["a"], 7, b"a", ("a",), {"a": 1}], ids=str)
+def test_a_request_id_is_a_string(tiny, name):
+    llm = LLM(tiny, num_blocks=8)
+    with pytest.raises(InvalidRequestError, match="request_id"):
+        llm.add_request([1, 2], request_id=name)
+
+
+def test_the_id_of_an_aborted_request_is_free_at_once(tiny):
+    llm = LLM(tiny, num_blocks=8)
+    llm.add_request([1, 2], SamplingParams(**GREEDY), "a")
+    llm.step()
+    llm.abort("a")
+    llm.add_request([1, 2], SamplingParams(**GREEDY), "a")
+    reasons = []
+    while llm.has_unfinished_requests():
+        reasons += [output.outputs[0].finish_reason for output in llm.step() if output.finished]
+    assert reasons == ["abort", "length"]
+
+
+def test_a_pool_serves_one_engine(tiny):
+    pool = BlockPool(8)
+    first = LLM(tiny, block_pool=pool, enable_prefix_caching=True)
+    for make in (
+        lambda: LLM(tiny, block_pool=pool),
+        lambda: Scheduler(pool),
+        lambda: Scheduler(BlockPool(8), swap_pool=pool),
+    ):
+        with pytest.raises(ConfigurationError, match="serves another scheduler"):
+            make()
+    assert first.generate([[1, 2]], SamplingParams(**GREEDY))[0].finished
+    del first
+    assert LLM(tiny, block_pool=pool).generate([[1, 2]], SamplingParams(**GREEDY))[0].finished
+
+
+def test_more_samples_than_the_model_has_tokens(tiny):
+    (output,) = LLM(tiny, num_blocks=128, max_num_seqs=80).generate(
+        [[1, 2]], SamplingParams(n=70, seed=1, max_tokens=2)
+    )
+    assert len(output.outputs) == 70
+
+
+@pytest.mark.parametrize("way", [{"n": 1}, {"n": 2}, {"n": 4}, {"beam_width": 3}], ids=str)
+@pytest.mark.parametrize("num_prompt_tokens", [1, 4, 7])
+def test_without_max_tokens_several_texts_share_the_pool(tiny, way, num_prompt_tokens):
+    llm = LLM(tiny, block_size=2, num_blocks=16)
+    params = SamplingParams(max_tokens=None, ignore_eos=True, **way)
+    (output,) = llm.generate([[1] * num_prompt_tokens], params)
+    shared, width = num_prompt_tokens // 2, way.get("n") or way["beam_width"]
+    longest = (shared + (16 - shared) // width) * 2 + 1 - num_prompt_tokens
+    assert [len(text.token_ids) for text in output.outputs] == [longest] * width
+
+
+# ---- threads
+
+
+def test_several_threads_use_one_engine_and_each_gets_its_own(tiny):
+    llm = LLM(tiny, block_size=2, num_blocks=40)
+    prompts = [[i, i + 1] for i in range(6)]
+    params = SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
+    expected = [output.outputs[0].token_ids for output in llm.generate(prompts, params)]
+    wrong = []
+
+    def work(i):
+        try:
+            for _ in range(3):
+                if llm.generate([prompts[i]], params)[0].outputs[0].token_ids != expected[i]:
+                    wrong.append(f"another text in thread {i}")
+                *_, last = llm.stream([prompts[i]], params)
+                if last.outputs[0].token_ids != expected[i]:
+                    wrong.append(f"another stream in thread {i}")
+                llm.abort(llm.add_request(prompts[i], params))
+        except Exception as error:
+            wrong.append(repr(error))
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    llm.step()
+    assert not llm.has_unfinished_requests() and llm.block_pool.num_used == 0
+    llm.scheduler.check_integrity()
