@@ -1,19 +1,22 @@
 """All or nothing: a change that is interrupted half way, by whatever and wherever, is mended before anybody goes on.
 
-    with changes.mended_by(mend):     one thread at a time
-        ...                           whatever raises in here, Ctrl-C included: `mend` is called, and the error goes on
+    changes.make(change, mend)     one thread at a time; whatever `change()` raises, Ctrl-C too, `mend()` is called, and
+                                   the error goes on
 
-`mend` makes everything anew from the few things that count. It may be interrupted, too: then it is called again, before
-the next change begins.
+`mend` makes everything anew from the few things that count. It may be interrupted, too: then it is called again before
+the next change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable
 from threading import RLock
+from typing import TypeVar
 
 from minipage.errors import ConfigurationError
+
+Result = TypeVar("Result")
 
 
 class Changes:
@@ -21,24 +24,28 @@ class Changes:
 
     def __init__(self) -> None:
         self.lock = RLock()
-        self._is_inside = False  # a change is going on
-        self._is_torn = False  # one was interrupted, or is going on
+        self._is_torn = False  # a change has begun, and has neither come to its end nor been mended
 
-    @contextmanager
-    def mended_by(self, mend: Callable[[], None]) -> Iterator[None]:
+    def make(self, change: Callable[[], Result], mend: Callable[[], None]) -> Result:
         with self.lock:
-            if self._is_inside and self._is_torn:
-                raise ConfigurationError("the engine is in the middle of a step, and one of its parts called it again.")
+            if self._is_torn:
+                if self._is_being_made():
+                    raise ConfigurationError("one of the engine's parts has called it in the middle of a step.")
+                mend()
             try:
-                self._is_inside = True
-                if self._is_torn:
-                    mend()
                 self._is_torn = True
-                yield
+                result = change()
                 self._is_torn = False
+                return result
             except BaseException:
                 mend()
                 self._is_torn = False
                 raise
-            finally:
-                self._is_inside = False
+
+    def _is_being_made(self) -> bool:
+        """Whether one of the calls that have led here is a change of the same engine, other than the latest."""
+        frame = sys._getframe().f_back
+        while frame and (frame := frame.f_back):
+            if frame.f_code is Changes.make.__code__ and frame.f_locals["self"] is self:
+                return True
+        return False

@@ -242,8 +242,7 @@ class LLM:
             request = self.requests.get(request_id)
             if request is None:
                 return False
-            with self._changes.mended_by(self._mend):
-                self._end(request, "abort")
+            self._changes.make(lambda: self._end(request, "abort"), self._mend)
             return True
 
     def reset_prefix_cache(self) -> None:
@@ -260,7 +259,7 @@ class LLM:
     def step(self) -> list[RequestOutput]:
         """Run one step and return what is new of every request that got a token in it, finished or was aborted."""
         with self._lock:
-            self._step()
+            self._changes.make(self._step, self._mend)
             told = {request: None for request in self._news if request not in self._claimed}
             outputs = [request.output() for request in told]
             self._news = {request: None for request in self._news if request not in told}
@@ -269,13 +268,12 @@ class LLM:
     # ---- the five phases of a step
 
     def _step(self) -> None:
-        with self._changes.mended_by(self._mend):
-            plan = self.schedule()
-            self.copy(plan)
-            if plan.chunks:
-                logits = self.forward(plan)
-                tokens = self.sample(plan, logits)
-                self.update(plan, tokens)
+        plan = self.schedule()
+        self.copy(plan)
+        if plan.chunks:
+            logits = self.forward(plan)
+            tokens = self.sample(plan, logits)
+            self.update(plan, tokens)
 
     def schedule(self) -> StepPlan:
         """Choose the tokens of this step and give each a slot."""
@@ -361,7 +359,7 @@ class LLM:
                 with self._lock:
                     news = [request for request in unfinished if request in self._news]
                     if not news:
-                        self._step()
+                        self._changes.make(self._step, self._mend)
                 for request in news:
                     with self._lock:
                         self._news.pop(request)
@@ -397,8 +395,7 @@ class LLM:
     def _queue(self, requests: list[Request]) -> None:
         """Let the scheduler know of new requests: of all, or if anything raises, of none."""
         try:
-            with self._changes.mended_by(self._mend):
-                refusal = self._offer(requests)
+            refusal = self._changes.make(lambda: self._offer(requests), self._mend)
             if refusal:
                 raise refusal
         except BaseException:

@@ -30,6 +30,9 @@ class Lines:
     def __init__(self, place=None, count=1, error=None):
         self.counts, self.place, self.count, self.error = Counter(), place, count, error
 
+    def watch(self, llm):
+        pass
+
     def __enter__(self):
         self.before = sys.gettrace()
         sys.settrace(self.call)
@@ -60,6 +63,20 @@ class RandomLines(Lines):
         super().__init__()
         self.random, self.every = random.Random(seed), every
 
+    def watch(self, llm):
+        """Python gives up tracing when a trace function raises; so it is begun again where the engine mends."""
+        mend = llm._mend
+
+        def watched():
+            before = sys.gettrace()
+            sys.settrace(self.call)
+            try:
+                mend()
+            finally:
+                sys.settrace(before)
+
+        llm._mend = watched
+
     def line(self, frame, event, arg):
         if event == "line" and self.random.random() * self.every < 1:
             raise self.random.choice([Boom, ZeroDivisionError])
@@ -76,6 +93,7 @@ def serve(make, requests, lines, abort_at=None):
     Whatever is raised, the same call is made again. In step number `abort_at` the second request is aborted.
     """
     llm, done, num_raised = make(), {}, 0
+    lines.watch(llm)
 
     def insist(call):
         nonlocal num_raised
