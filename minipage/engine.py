@@ -28,7 +28,7 @@ from minipage.model.arrays import place_model
 from minipage.model.gpt import GPT
 from minipage.model.weights import SHIPPED_MODEL, load_model
 from minipage.model_runner import Limits, ModelRunner
-from minipage.prompts import Prompt, check_token_ids, list_prompts, prompt_token_ids
+from minipage.prompts import Prompt, check_token_ids, list_prompts, read_prompt
 from minipage.request import BeamRequest, Choice, NextToken, Request, RequestOutput, SampledRequest
 from minipage.sampling import SamplingParams, is_whole
 from minipage.scheduling import POLICIES, Policy, Preemption, Scheduler, SequenceGroup, StepPlan
@@ -168,7 +168,7 @@ class LLM:
         """Generate for one prompt or many, and return when all are done, in the order of the prompts.
 
         Args:
-            prompts: a text, a list of token ids, or a list of either.
+            prompts: a text, a list of token ids, or a list of either; for more ways see prompts.py.
             params: for all prompts, or one for each. Default: SamplingParams().
 
         Raises:
@@ -217,8 +217,8 @@ class LLM:
             request_id = next(name for name in map(str, self._ids) if name not in taken)
         elif request_id in taken:
             raise InvalidRequestError(f"there is a request {request_id!r} already; choose another request_id.")
-        token_ids = prompt_token_ids(prompt, self.tokenizer, self.config.vocab_size, self.max_model_len)
-        check_token_ids(params.stop_token_ids or (), self.config.vocab_size, "stop_token_ids")
+        text, token_ids = read_prompt(prompt, self.tokenizer, self.config.vocab_size, self.max_model_len)
+        check_token_ids(tuple(params.stop_token_ids or ()), self.config.vocab_size, "stop_token_ids")
         stop = frozenset(params.stop_token_ids or ()) | (frozenset() if params.ignore_eos else self.eos_token_ids)
         if params.min_tokens > 0 and len(stop) == self.config.vocab_size:
             raise InvalidRequestError("min_tokens keeps all of stop_token_ids from coming, but they are all there are.")
@@ -230,7 +230,6 @@ class LLM:
         max_num_tokens = self._max_num_tokens(len(token_ids), params)
         group = SequenceGroup(request_id, sequences, max_num_tokens, width, priority, cache_salt)
         self.scheduler.add(group)  # or it is refused, and has used up nothing
-        text = prompt if isinstance(prompt, str) else None
         seed = int(self._seeds.integers(2**63)) if params.seed is None else params.seed
         kind = BeamRequest if params.beam_width else SampledRequest
         request = kind(text, params, group, stop, self.tokenizer, seed)
