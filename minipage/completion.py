@@ -74,7 +74,6 @@ class Completion:
         """Nothing more will come: "stop", "length" or "abort"."""
         self._detokenizer.flush()
         self._look_for_stop_strings()  # in what was held back until now
-
         is_cut = self._text_end is not None and reason == "length"
         self.finish_reason = "stop" if is_cut else reason
         self.seq.finished = True

@@ -13,7 +13,7 @@ from minipage.model.tokenizer import Detokenizer, Tokenizer, without_surrogates
 
 LOST = "\N{REPLACEMENT CHARACTER}"
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
-SPACED = ["a", "b", "▁a", "▁", "▁▁b", "c▁d", LOST, "▁" + LOST, ".", "▁.", "é", " ", "▁🙂"]
+SPACED = ["", "a", "b", "▁a", "▁", "▁▁b", "c▁d", LOST, "▁" + LOST, ".", "▁.", "é", " ", "▁🙂"]
 
 
 def by_words(words, decoder):

@@ -9,29 +9,28 @@ import tokenizers
 from tokenizers.decoders import DecodeStream
 
 from minipage.errors import ModelError
-
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what stands for bytes, or half a surrogate pair, that are no character
+from minipage.model.settings import why
 
 
 class Tokenizer:
-    """The tokenizer of a model, read from its `tokenizer.json`, or made elsewhere (see byte_pairs.py).
+    """The tokenizer of a model, read from its `tokenizer.json`, or made of other files by tokenizer_files.py.
 
     Raises:
         ModelError: the file cannot be read.
     """
 
     def __init__(self, source: Path | tokenizers.Tokenizer) -> None:
-        if isinstance(source, Path):
-            try:
-                source = tokenizers.Tokenizer.from_file(str(source))
-            except Exception as error:  # the library raises bare Exceptions
-                message = f"{source} is not a readable tokenizer ({error}). Fetch the model's own tokenizer.json again."
-                raise ModelError(message) from error
-        source.no_truncation()  # kept from training, these would cut long prompts, and fill up short ones
-        source.no_padding()
-        self.backend = source
-        self._special = {i for i, token in source.get_added_tokens_decoder().items() if token.special}
-        self._bytes = find_byte_tokens(source)
+        backend = read_backend(source) if isinstance(source, Path) else source
+        backend.no_truncation()  # kept from training, these would cut long prompts, and fill up short ones
+        backend.no_padding()
+        self.backend = backend
+        self._special = {i for i, token in backend.get_added_tokens_decoder().items() if token.special}
+        self._bytes = find_byte_tokens(backend)
+
+    @property
+    def base_vocab_size(self) -> int:
+        """One more than the largest token id, without the tokens that were added after training."""
+        return max(self.backend.get_vocab(with_added_tokens=False).values(), default=-1) + 1
 
     @property
     def vocab_size(self) -> int:
@@ -54,13 +53,24 @@ class Tokenizer:
         """A token as the vocabulary spells it; empty for an id that the tokenizer does not know."""
         return self.backend.id_to_token(token_id) or ""
 
-    def is_special(self, token_id: int) -> bool:
-        """Whether it is a sign for the model, such as the end of text, and no text."""
-        return token_id in self._special
+    def is_silent(self, token_id: int, skip_special_tokens: bool) -> bool:
+        """Whether it is left out of texts: an unknown id, or a sign for the model, such as the end of text."""
+        if skip_special_tokens and token_id in self._special:
+            return True
+        return self.backend.id_to_token(token_id) is None
 
     def is_byte(self, token_id: int) -> bool:
         """Whether it is a single byte such as <0xE2>, by which some tokenizers spell what they have no token for."""
         return token_id in self._bytes
+
+
+def read_backend(path: Path) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exceptions
+        reason = why(path, error)
+        message = f"{path} is not a readable tokenizer ({reason}). Fetch the model's own tokenizer.json again."
+        raise ModelError(message) from error
 
 
 def find_byte_tokens(tokenizer: tokenizers.Tokenizer) -> set[int]:
@@ -100,7 +110,7 @@ class Detokenizer:
 
     def add(self, token_id: int) -> None:
         tokenizer = self._tokenizer
-        if tokenizer is None or not tokenizer.token(token_id) or (self._skip and tokenizer.is_special(token_id)):
+        if tokenizer is None or tokenizer.is_silent(token_id, self._skip):
             return
         self._token_ids.append(token_id)
         self._waiting.append(token_id)
