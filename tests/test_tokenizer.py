@@ -9,6 +9,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from tokenizers.decoders import DecodeStream
 
+from minipage.errors import InvalidRequestError
 from minipage.model.tokenizer import Detokenizer, Tokenizer, without_surrogates
 
 LOST = "\N{REPLACEMENT CHARACTER}"
@@ -156,6 +157,11 @@ def test_half_a_surrogate_pair_is_a_lost_character(text, mended):
     tokenizer = TOKENIZERS["byte level"]
     assert without_surrogates(text) == mended
     assert tokenizer.encode(text) == tokenizer.encode(mended)
+
+
+def test_a_text_that_a_tokenizer_cannot_spell_is_refused():
+    with pytest.raises(InvalidRequestError, match="cannot read the text"):
+        TOKENIZERS["WordPiece"].encode("Zürich")
 
 
 @given(st.text(st.characters(), max_size=8))

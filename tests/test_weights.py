@@ -325,10 +325,28 @@ def test_without_a_network_a_hub_name_ends_in_a_sentence(monkeypatch, error):
         load_model("distilgpt2")
 
 
-@pytest.mark.parametrize("path", ["./gpt2", "/no/such/folder", "~/no-such-gpt2", "../gpt2", "a/b/c", "models\\gpt2"])
+PATHS = [
+    "./gpt2",
+    "/no/such/folder",
+    "~/no-such-gpt2",
+    "../gpt2",
+    "a/b/c",
+    "models\\gpt2",
+    "~no-such-user/gpt2",
+    "a\0b",
+]
+
+
+@pytest.mark.parametrize("path", [*PATHS, "/" + "x" * 5000])
 def test_what_looks_like_a_path_never_goes_to_the_network(path):
     with pytest.raises(ModelError, match=r"there is no folder.*Give a folder with config.json"):
         load_model(path)
+
+
+@pytest.mark.parametrize("model", [None, 5, b"gpt2", "", ["gpt2"], True])
+def test_what_is_no_name_at_all_is_no_model(model):
+    with pytest.raises(ModelError, match=r"model is .*Give a folder"):
+        load_model(model)
 
 
 def test_a_file_is_not_a_model(folder):

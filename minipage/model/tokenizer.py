@@ -8,7 +8,7 @@ from pathlib import Path
 import tokenizers
 from tokenizers.decoders import DecodeStream
 
-from minipage.errors import ModelError
+from minipage.errors import InvalidRequestError, ModelError
 from minipage.model.settings import why
 
 
@@ -38,8 +38,16 @@ class Tokenizer:
         return max(self.backend.get_vocab().values(), default=-1) + 1
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a text. A lone surrogate, which is no character, counts as U+FFFD."""
-        return list(self.backend.encode(without_surrogates(text)).ids)
+        """The tokens of a text. A lone surrogate, which is no character, counts as U+FFFD.
+
+        Raises:
+            InvalidRequestError: the tokenizer has no way to spell it.
+        """
+        try:
+            return list(self.backend.encode(without_surrogates(text)).ids)
+        except Exception as error:  # the library raises bare Exceptions
+            message = f"the tokenizer cannot read the text ({error}); leave out what it has no token for."
+            raise InvalidRequestError(message) from error
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """The text of some tokens. A character whose bytes are not all there comes out as U+FFFD."""

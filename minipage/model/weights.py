@@ -14,6 +14,7 @@ bf16, the causal masks stored along with them. All are read here, into float32.
 from __future__ import annotations
 
 import json
+from os import PathLike
 from pathlib import Path, PurePath
 from shlex import quote
 from typing import NamedTuple
@@ -75,12 +76,17 @@ def find_folder(model: str | Path) -> Path:
     """The folder of a model: the shipped one's, the named one, or a download from the hub (kept in the hub's cache)."""
     if model == SHIPPED_MODEL:
         return Path(__file__).parent.parent / "assets" / SHIPPED_MODEL
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder
     hint = "Give a folder with config.json, model.safetensors and tokenizer.json, or the name of a GPT-2 on the hub."
-    name = str(model)
-    if folder.exists() or not name or name.startswith((".", "~", "/")) or name.count("/") > 1 or "\\" in name:
+    if not isinstance(model, str | PathLike) or not (name := str(model)):
+        raise ModelError(f"model is {model!r}. {hint}")
+    try:
+        folder = Path(name).expanduser()
+        if folder.is_dir():
+            return folder
+        is_file = folder.exists()
+    except (OSError, RuntimeError):  # no path can be like this: too long, or of a user who has no home
+        is_file = False
+    if is_file or name.startswith((".", "~", "/")) or name.count("/") > 1 or "\\" in name or "\0" in name:
         raise ModelError(f"there is no folder {name!r}. {hint}")
 
     from huggingface_hub import snapshot_download  # slow to import, and rarely needed
