@@ -23,6 +23,8 @@ def list_prompts(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
     """One prompt or many -> a list of prompts. A list that begins with a number is one prompt of token ids."""
     if isinstance(prompts, str | Mapping):
         return [prompts]
+    if getattr(prompts, "ndim", 1) == 2:  # an array, with a prompt in each row
+        return list(as_plain(prompts))
     items = members(prompts)
     return [items] if items and is_whole(items[0]) else items
 
@@ -73,7 +75,7 @@ def members(values: Any) -> list[Any]:
         raise InvalidRequestError(f"{shortened(values)} is a set, which has no order; give a list.")
     if getattr(values, "ndim", 1) != 1:
         raise InvalidRequestError(
-            f"an array has {values.ndim} dimensions; the token ids of a prompt have 1. Of several prompts, give a list."
+            f"an array has {values.ndim} dimensions; the token ids of a prompt have 1. Give a list for each prompt."
         )
     if isinstance(values, str | Mapping) or not isinstance(values, Iterable):
         raise InvalidRequestError(

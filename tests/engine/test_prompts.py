@@ -68,6 +68,16 @@ def test_with_a_text_and_token_ids_the_token_ids_count_and_the_text_is_kept(llm)
     assert [(o.request_id, o.prompt) for o in llm.step()] == [(request_id, "the")]
 
 
+@pytest.mark.parametrize("rows", [np.array([IDS, [1, 2, 3]]), torch.tensor([IDS, [1, 2, 3]])], ids=["array", "tensor"])
+def test_the_rows_of_an_array_are_prompts_but_an_array_of_rows_is_no_prompt(llm, rows):
+    assert [output.prompt_token_ids for output in llm.generate(rows, SHORT)] == [IDS, [1, 2, 3]]
+    for one in ([rows], {"prompt_token_ids": rows}):
+        with pytest.raises(InvalidRequestError, match="2 dimensions"):
+            llm.generate(one, SHORT)
+    with pytest.raises(InvalidRequestError, match="2 dimensions"):
+        llm.add_request(rows, SHORT)
+
+
 def test_a_whole_array_of_texts_is_many_prompts(llm):
     assert [o.prompt for o in llm.generate(np.array(["the", "sea"]), SHORT)] == ["the", "sea"]
     assert llm.generate([], SHORT) == llm.generate(np.array([], int), SHORT) == []
@@ -79,8 +89,8 @@ WRONG = {
     "a memoryview": (memoryview(b"the"), "decode it first"),
     "a set of ids": ({65, 66}, "no order"),
     "a set of texts": ({"the", "sea"}, "no order"),
-    "two dimensions": (np.array([IDS, IDS]), "2 dimensions"),
-    "a tensor of two dimensions": (torch.tensor([IDS, IDS]), "2 dimensions"),
+    "three dimensions": (np.array([[IDS, IDS]]), r"token id \[65, 66, 67\]|3 dimensions"),
+    "a tensor of three dimensions": (torch.tensor([[IDS, IDS]]), r"token id \[65, 66, 67\]|3 dimensions"),
     "no dimension": (np.array(65), "0 dimensions|65 is no prompt"),
     "a tensor without dimensions": (torch.tensor(65), "0 dimensions|65 is no prompt"),
     "a number": (65, "no prompt"),
