@@ -129,16 +129,19 @@ def test_broken_text_is_not_looked_at_again_and_again(monkeypatch, length):
 # ---- prompts
 
 
-@pytest.mark.parametrize("keep", ["truncation", "padding"])
-def test_lengths_that_were_set_in_training_change_no_prompt(tmp_path, keep):
+@pytest.mark.parametrize("keep", ["truncation", "padding", "dropout"])
+def test_what_was_set_in_training_changes_no_prompt(tmp_path, keep):
     backend = byte_level().backend
+    expected = backend.encode("the café, 你好").ids
     if keep == "truncation":
         backend.enable_truncation(max_length=2)
-    else:
+    elif keep == "padding":
         backend.enable_padding(length=64)
+    else:
+        backend.model.dropout = 0.9
     backend.save(str(tmp_path / "tokenizer.json"))
     tokenizer = Tokenizer(tmp_path / "tokenizer.json")
-    assert tokenizer.decode(tokenizer.encode("the café, 你好")) == "the café, 你好"
+    assert [tokenizer.encode("the café, 你好") for _ in range(5)] == [expected] * 5
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,7 @@ class Tokenizer:
 
     def __init__(self, source: Path | tokenizers.Tokenizer) -> None:
         backend = read_backend(source) if isinstance(source, Path) else source
-        backend.no_truncation()  # kept from training, these would cut long prompts, and fill up short ones
-        backend.no_padding()
+        forget_training(backend)
         self.backend = backend
         self._special = {i for i, token in backend.get_added_tokens_decoder().items() if token.special}
         self._bytes = find_byte_tokens(backend)
@@ -79,6 +78,14 @@ def read_backend(path: Path) -> tokenizers.Tokenizer:
         reason = why(path, error)
         message = f"{path} is not a readable tokenizer ({reason}). Fetch the model's own tokenizer.json again."
         raise ModelError(message) from error
+
+
+def forget_training(backend: tokenizers.Tokenizer) -> None:
+    """Switch off what is of use in training and may have been saved along."""
+    backend.no_truncation()  # would cut long prompts
+    backend.no_padding()  # would fill up short ones
+    if isinstance(backend.model, tokenizers.models.BPE):
+        backend.model.dropout = None  # would cut the same text into other tokens each time
 
 
 def find_byte_tokens(tokenizer: tokenizers.Tokenizer) -> set[int]:
