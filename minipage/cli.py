@@ -12,6 +12,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from minipage import __version__
@@ -26,34 +27,72 @@ if TYPE_CHECKING:
 Options: TypeAlias = dict[str, tuple[type, str]]  # name: the type of its value, and what it means
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+BYTE_ORDER_MARK = "\ufeff"  # before the first line of a file that was written on Windows
 MAX_TOKENS = 100  # what `generate` makes, if it is not told
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    parser = make_parser()
-    args = parser.parse_args(argv)
-    if args.command is None:
-        parser.print_help()
-        return BAD_INPUT
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # a text may hold letters that the terminal has not
+    prepare_streams()
     try:
-        code = args.command(args) or 0
+        code = run(argv)
         sys.stdout.flush()
-        return int(code)
+        return code
     except MinipageError as error:
-        print(f"minipage: {error}", file=sys.stderr)
+        complain(str(error))
         return BAD_INPUT
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # the reader has seen enough: `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would complain when it flushes
+        forget_output()
+        return 0
     except (OSError, MemoryError) as error:
-        print(f"minipage: {str(error) or 'out of memory'}", file=sys.stderr)
+        complain(str(error) or "out of memory")
+        forget_output()
         return FAILED
-    return 0
+
+
+def run(argv: list[str] | None) -> int:
+    parser = make_parser()
+    try:
+        args = parser.parse_args(argv)
+    finally:
+        sys.stdout.flush()  # after --help, too, what goes wrong here is ours to handle
+    if args.command is None:
+        parser.print_help()
+        return BAD_INPUT
+    return int(args.command(args) or 0)
+
+
+# ---- standard streams
+
+
+def prepare_streams() -> None:
+    """Let each take any text; one that is closed, as under cron or with `<&-`, has nothing, and leads nowhere."""
+    for name, mode, errors in (
+        ("stdin", "r", "replace"),  # what is not UTF-8 becomes U+FFFD
+        ("stdout", "w", "backslashreplace"),  # a text may hold letters that the terminal has not
+        ("stderr", "w", "backslashreplace"),
+    ):
+        stream = getattr(sys, name)
+        if stream is None or getattr(stream, "closed", False):
+            # Opened in this order each gets the number that is missing, which no other file should have.
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (open until the end)
+        elif hasattr(stream, "reconfigure") and stream.errors != errors:
+            stream.reconfigure(errors=errors)
+
+
+def complain(message: str) -> None:
+    with suppress(OSError):  # on a full disk, for example
+        print(f"minipage: {message}", file=sys.stderr, flush=True)
+
+
+def forget_output() -> None:
+    """Drop what could not be written, or Python would try again when it ends, and complain."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -206,11 +245,14 @@ def generate(args: argparse.Namespace, prompts: list[str], build: Callable[..., 
 
 def read_prompts(arguments: list[str]) -> Iterator[str]:
     """The prompts as they are, and for a `-` each line of standard input that is not empty."""
+    from minipage.model.tokenizer import without_surrogates
+
     for argument in arguments:
         if argument == "-":
-            yield from filter(None, (line.rstrip("\r\n") for line in sys.stdin))
+            lines = (line.rstrip("\r\n") for line in sys.stdin)
+            yield from filter(None, (line.removeprefix(BYTE_ORDER_MARK) for line in lines))
         else:
-            yield argument
+            yield without_surrogates(argument)  # which stand for bytes that are not UTF-8
 
 
 def stream_one(llm: LLM, prompt: str, params: SamplingParams) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minipage.model.tokenizer import Detokenizer, Tokenizer
+from minipage.model.tokenizer import Detokenizer, Tokenizer, without_surrogates
 from minipage.sampling import Logprob, SamplingParams
 from minipage.scheduling import Sequence
 
@@ -14,7 +14,7 @@ class CompletionOutput:
     """One generated text."""
 
     index: int  # which of the request's texts
-    text: str  # without the prompt; empty if the model has no tokenizer
+    text: str  # without the prompt, its end and special tokens; empty if the model has no tokenizer
     token_ids: list[int]
     logprobs: list[dict[int, Logprob]] | None  # for each token: itself and the most likely ones, if asked for
     cumulative_logprob: float | None  # of all tokens together, if logprobs were asked for, or of a beam
@@ -37,16 +37,13 @@ class Completion:
     ) -> None:
         self.index = index
         self.seq = seq
-        self.finish_reason: str | None = None
         self._params = params
         self._stop_token_ids = stop_token_ids
         self._max_num_tokens = max_num_tokens
         self._tokenizer = tokenizer
-        self._detokenizer = Detokenizer(tokenizer)
-        self._num_seen = 0  # tokens whose text is known
+        self._stop_strings = tuple(map(without_surrogates, params.stop_strings))
         self._logprobs: list[dict[int, Logprob]] = []
-        self._text_end: int | None = None  # where the text is cut off, if a stop string ended it
-        self._stop_reason: int | str | None = None
+        self._begin()
 
     @property
     def forbidden_tokens(self) -> frozenset[int]:
@@ -62,35 +59,44 @@ class Completion:
         self.seq.token_ids.append(token_id)  # from here on it counts, and all else follows from it
         self._follow()
 
-    def _follow(self) -> None:
-        """Take note of the tokens that have not been looked at yet."""
-        for token_id in self.seq.output_token_ids[self._num_seen :]:
-            self._see(token_id)
-            self._num_seen += 1
-
     def restore(self) -> None:
         """Something failed half way: work out text and finish reason anew, from the tokens that count."""
-        self.finish_reason, self.seq.finished = None, False
-        self._detokenizer, self._num_seen = Detokenizer(self._tokenizer), 0
-        self._text_end, self._stop_reason = None, None
+        self.seq.finished = False
+        self._begin()
         self._follow()
 
+    def _begin(self) -> None:
+        self.finish_reason: str | None = None
+        self._detokenizer = Detokenizer(self._tokenizer, self._params.skip_special_tokens)
+        self._num_seen = 0  # tokens that text and finish reason take account of
+        self._num_searched = 0  # characters of the text in which no stop string ends
+        self._text_end: int | None = None  # where the text is cut off, if a stop string ended it
+        self._stop_reason: int | str | None = None
+
+    def _follow(self) -> None:
+        for token_id in self.seq.token_ids[self.seq.num_prompt_tokens + self._num_seen :]:
+            self._num_seen += 1
+            self._see(token_id)
+
     def _see(self, token_id: int) -> None:
-        num_tokens = self._num_seen + 1  # generated so far
-        old_length = len(self._detokenizer.text)
-        self._detokenizer.add(token_id)
-        if num_tokens >= self._params.min_tokens:
-            self._look_for_stop(token_id, old_length)
+        is_stop_token = self._may_stop and token_id in self._stop_token_ids
+        if not is_stop_token or self._params.include_stop_str_in_output:
+            self._detokenizer.add(token_id)
+        self._look_for_stop_strings()
+        if is_stop_token and self._stop_reason is None:
+            self._stop_reason = token_id
         if self._stop_reason is not None:
             self.finish("stop")
-        elif self.seq.num_prompt_tokens + num_tokens >= self._max_num_tokens:
+        elif self.seq.num_prompt_tokens + self._num_seen >= self._max_num_tokens:
             self.finish("length")
 
     def finish(self, reason: str) -> None:
         """Nothing more will come: "stop", "length", "abort" or "error"."""
-        self.finish_reason = reason
-        self.seq.finished = True
         self._detokenizer.flush()
+        self._look_for_stop_strings()  # in what was held back until now
+        is_cut = self._text_end is not None and reason == "length"
+        self.finish_reason = "stop" if is_cut else reason
+        self.seq.finished = True
 
     def output(self) -> CompletionOutput:
         """What the user may see now."""
@@ -106,21 +112,28 @@ class Completion:
             stop_reason=self._stop_reason,
         )
 
-    def _look_for_stop(self, token_id: int, old_length: int) -> None:
-        """Whether the new token is a stop token, or completes a stop string in the text of `old_length` characters."""
-        if token_id in self._stop_token_ids:
-            self._stop_reason = token_id
+    @property
+    def _may_stop(self) -> bool:
+        return self._num_seen >= self._params.min_tokens
+
+    def _look_for_stop_strings(self) -> None:
+        """Whether the text that is new ends one; of several the one that begins first ends the text."""
+        if self._text_end is not None:
             return
-        text = self._detokenizer.text
-        for stop in self._params.stop_strings:
-            place = text.find(stop, max(0, old_length - len(stop) + 1))
-            if place >= 0 and (self._text_end is None or place < self._text_end):
-                self._text_end, self._stop_reason = place, stop
+        text, begin = self._detokenizer.text, self._num_searched
+        self._num_searched = len(text)
+        places = [(text.find(stop, max(0, begin - len(stop) + 1)), stop) for stop in self._stop_strings]
+        found = [(place, stop) for place, stop in places if place >= 0 and self._may_stop]
+        if found:
+            place, self._stop_reason = min(found, key=lambda pair: pair[0])
+            is_kept = self._params.include_stop_str_in_output
+            self._text_end = place + len(self._stop_reason) if is_kept else place
 
     def _visible_text(self) -> str:
-        """The text up to the stop string. While it may still turn out to begin with one, the end is held back."""
+        """The text up to its end. While it may still turn out to end with a stop string, that much is held back."""
         text = self._detokenizer.text
         if self.finish_reason is not None:
             return text[: self._text_end]
-        longest = max((len(stop) for stop in self._params.stop_strings), default=1)
+        is_cut = self._stop_strings and not self._params.include_stop_str_in_output
+        longest = max(map(len, self._stop_strings)) if is_cut else 1
         return text[: max(0, len(text) - (longest - 1))]

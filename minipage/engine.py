@@ -191,7 +191,7 @@ class LLM:
         """Generate for one prompt or many, and return when all are done, in the order of the prompts.
 
         Args:
-            prompts: a text, a list of token ids, or a list of either.
+            prompts: a text, a list of token ids, or a list of either; for more ways see prompts.py.
             params: for all prompts, or one for each. Default: SamplingParams().
 
         Raises:

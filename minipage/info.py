@@ -19,7 +19,8 @@ import numba
 
 from minipage import __version__
 from minipage.attention import cpu
-from minipage.model.weights import SHIPPED_MODEL, find_folder, read_config, read_json
+from minipage.model.settings import read_config, read_json
+from minipage.model.weights import SHIPPED_MODEL, find_folder
 
 
 def print_info() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from minipage.errors import InvalidRequestError
 from minipage.memory import BlockPool, BlockTable
 from minipage.model.tokenizer import Tokenizer
-from minipage.prompts import Prompt, check_token_ids, prompt_token_ids
+from minipage.prompts import Prompt, check_token_ids, read_prompt
 from minipage.request import BeamRequest, Request, SampledRequest
 from minipage.sampling import SamplingParams, is_whole
 from minipage.scheduling import Sequence, SequenceGroup
@@ -46,7 +46,7 @@ class Intake:
                 f"cache_salt is {cache_salt!r} and must be a string; priority is {priority!r} and "
                 "must be a whole number."
             )
-        token_ids = prompt_token_ids(prompt, self.tokenizer, self.vocab_size, self.max_model_len)
+        text, token_ids = read_prompt(prompt, self.tokenizer, self.vocab_size, self.max_model_len)
         stop = self._stop_token_ids(params)
         if params.beam_width and params.beam_width > self.vocab_size:
             raise InvalidRequestError(
@@ -56,13 +56,12 @@ class Intake:
         sequences = [Sequence(name, token_ids, self.block_table(self.block_pool)) for name in names]
         width, longest = params.beam_width or params.n, self._max_num_tokens(len(token_ids), params)
         group = SequenceGroup(request_id, sequences, longest, width, priority, cache_salt)
-        text = prompt if isinstance(prompt, str) else None
         kind = BeamRequest if params.beam_width else SampledRequest
         return kind(text, params, group, stop, self.tokenizer)
 
     def _stop_token_ids(self, params: SamplingParams) -> frozenset[int]:
         """The tokens that end a text."""
-        check_token_ids(params.stop_token_ids or (), self.vocab_size, "stop_token_ids")
+        check_token_ids(tuple(params.stop_token_ids or ()), self.vocab_size, "stop_token_ids")
         stop = frozenset(params.stop_token_ids or ()) | (frozenset() if params.ignore_eos else self.eos_token_ids)
         if params.min_tokens > 0 and len(stop) == self.vocab_size:
             raise InvalidRequestError("min_tokens keeps all of stop_token_ids from coming, but they are all there are.")

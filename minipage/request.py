@@ -289,7 +289,9 @@ class BeamRequest(Request):
     def _completion(
         self, index: int, logprob: float, token_ids: list[int], reason: str | None, score: float | None = None
     ) -> CompletionOutput:
-        text = self.tokenizer.decode(token_ids) if self.tokenizer else ""
+        ends_in_stop = reason == "stop" and not self.params.include_stop_str_in_output
+        said = token_ids[:-1] if ends_in_stop else token_ids
+        text = self.tokenizer.decode(said, self.params.skip_special_tokens) if self.tokenizer else ""
         stop_reason = token_ids[-1] if reason == "stop" else None
         return CompletionOutput(index, text, token_ids, None, logprob, reason, stop_reason, score)
 

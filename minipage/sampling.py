@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import math
+import sys
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from numbers import Integral
 from typing import Any, Literal, NamedTuple
 
@@ -25,6 +26,9 @@ from minipage.errors import InvalidRequestError
 class SamplingParams:
     """How to generate. Names, meanings and defaults are those of vLLM's SamplingParams.
 
+    Numbers may be NumPy's, and lists anything that can be iterated over. Kept are Python's own numbers, and tuples,
+    which nobody can change afterwards.
+
     Raises:
         InvalidRequestError: a value makes no sense; the message says which and what is allowed.
     """
@@ -37,19 +41,28 @@ class SamplingParams:
     seed: int | None = None  # makes this request repeatable
     max_tokens: int | None = 16  # stop after so many; None: as many as the context and the pool have room for
     min_tokens: int = 0  # do not stop for a stop string, a stop token or the end of text before so many
-    stop: str | Sequence[str] | None = None  # stop when the text contains one of these, and cut it off there
-    stop_token_ids: Sequence[int] | None = None  # stop after one of these
+    stop: str | Iterable[str] | None = None  # stop when the text contains one of these, and cut it off there
+    stop_token_ids: Iterable[int] | None = None  # stop after one of these
     ignore_eos: bool = False  # go on after the model's end-of-text token
     beam_width: int | None = None  # search for so many best texts instead of sampling
     length_penalty: float = 1.0  # of beams: above 0 favours long texts, below 0 short ones
     early_stopping: bool | Literal["never"] = False  # of beams: when to be content; see BeamSearch
     logprobs: int | None = None  # report the log probabilities of so many most likely tokens at each place
+    skip_special_tokens: bool = True  # leave tokens such as <|endoftext|> out of the text
+    include_stop_str_in_output: bool = False  # let the text end with the stop string, or the stop token's text
 
     def __post_init__(self) -> None:
         def require(valid: bool, name: str, allowed: str) -> None:
             if not valid:
                 raise InvalidRequestError(f"{name} is {getattr(self, name)!r}; it must be {allowed}.")
 
+        for field in fields(self):
+            object.__setattr__(self, field.name, as_plain(getattr(self, field.name)))
+        stop, token_ids = as_tuple(self.stop), as_tuple(self.stop_token_ids)
+        require(are_texts((stop,) if isinstance(stop, str) else stop), "stop", "texts, none empty")
+        require(are_whole(token_ids), "stop_token_ids", "token ids")
+        object.__setattr__(self, "stop", stop)
+        object.__setattr__(self, "stop_token_ids", token_ids)
         require(is_real(self.temperature) and self.temperature >= 0, "temperature", "a finite number of at least 0")
         require(is_whole(self.top_k) and self.top_k >= -1, "top_k", "a whole number; 0 or -1 to keep all tokens")
         require(is_real(self.top_p) and 0 < self.top_p <= 1, "top_p", "above 0 and at most 1")
@@ -64,6 +77,8 @@ class SamplingParams:
         require(self.beam_width is None or self.n == 1, "n", "1 in a beam search, which gives beam_width texts")
         require(is_real(self.length_penalty), "length_penalty", "a finite number")
         require(self.early_stopping in (True, False, "never"), "early_stopping", "True, False or 'never'")
+        for name in ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output"):
+            require(isinstance(getattr(self, name), bool), name, "True or False")
         if self.beam_width is not None:
             require(is_whole(self.beam_width) and self.beam_width >= 1, "beam_width", "a whole number of at least 1")
             draws = self.temperature not in (0, 1) or self.top_k > 0 or self.top_p < 1 or self.min_p > 0
@@ -72,10 +87,6 @@ class SamplingParams:
             )
             require(not self.stop_strings, "stop", "empty in a beam search; use stop_token_ids")
             require(self.logprobs is None, "logprobs", "None in a beam search; see cumulative_logprob")
-        stop, token_ids = (() if value is None else value for value in (self.stop, self.stop_token_ids))
-        require(isinstance(stop, Iterable) and all(isinstance(s, str) and s for s in stop), "stop", "texts, none empty")
-        require(stop != "", "stop", "texts, none empty")
-        require(isinstance(token_ids, Iterable) and all(map(is_whole, token_ids)), "stop_token_ids", "token ids")
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -106,7 +117,28 @@ def is_whole(value: Any) -> bool:
 
 
 def is_real(value: Any) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def as_plain(value: Any) -> Any:
+    """NumPy's and PyTorch's numbers and arrays as Python's own numbers and lists; anything else as it is."""
+    return value.tolist() if hasattr(value, "tolist") and hasattr(value, "ndim") else value
+
+
+def as_tuple(values: Any) -> Any:
+    """The members of anything that can be iterated over. What is one thing, a text for example, stays as it is."""
+    if isinstance(values, str | bytes | bytearray | memoryview) or not isinstance(values, Iterable):
+        return values
+    in_order = sorted(values, key=str) if isinstance(values, set | frozenset) else values  # of a set always the same
+    return tuple(map(as_plain, in_order))
+
+
+def are_texts(values: Any) -> bool:
+    return values is None or (isinstance(values, tuple) and all(isinstance(text, str) and text for text in values))
+
+
+def are_whole(values: Any) -> bool:
+    return values is None or (isinstance(values, tuple) and all(map(is_whole, values)))
 
 
 def probabilities(logits: npt.NDArray[Any], params: SamplingParams) -> npt.NDArray[np.float64]:

@@ -265,7 +265,7 @@ class Training:
 def show(training: Training) -> None:
     """Train, with a progress bar on a terminal, and a line for each validation everywhere."""
     columns = BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}")
-    with Progress(*columns, expand=True, disable=not sys.stdout.isatty()) as progress:
+    with Progress(*columns, expand=True, disable=not (sys.stdout and sys.stdout.isatty())) as progress:
         bar = progress.add_task("", total=training.settings.steps)
         for loss, validation in training.run():
             progress.update(bar, completed=training.step, description=f"loss {loss:.3f}")

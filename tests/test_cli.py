@@ -1,12 +1,15 @@
 """The command line as people use it: in a shell, through pipes, and in a real pseudo-terminal."""
 
+import io
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 
 import pytest
+from engine.checkpoints import save_gpt2, save_tokenizer
 
 from minipage import __version__
 from minipage.cli import main
@@ -115,6 +118,99 @@ def test_what_fails_on_the_way(monkeypatch, capsys):
     monkeypatch.setattr("minipage.trace.demo.run", full)
     assert main(["demo"]) == 1
     assert "No space left" in capsys.readouterr().err
+
+
+# ---- standard streams, and texts that are none
+
+
+def as_input(monkeypatch, content):
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content), encoding="utf-8"))
+
+
+COMMANDS = {
+    "generate": ["generate", "--max-tokens", "1", "To be"],
+    "generate json": ["generate", "--max-tokens", "1", "--json", "To be", "To"],
+    "demo": ["demo", "--steps", "1"],
+    "info": ["info"],
+    "learn": ["learn", "list"],
+}
+
+
+@pytest.mark.parametrize("state", ["None", "closed"])
+@pytest.mark.parametrize("streams", [["stdin"], ["stdout"], ["stderr"], ["stdin", "stdout", "stderr"]], ids="+".join)
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_a_closed_standard_stream_is_no_terminal(command, streams, state, monkeypatch, capsys):
+    """Under systemd or cron Python has None there."""
+    closed = None if state == "None" else io.StringIO()
+    if closed is not None:
+        closed.close()
+    for stream in streams:
+        monkeypatch.setattr(sys, stream, closed)
+    assert main(command) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and ("stdout" in streams or out != "")
+
+
+def test_closed_standard_input_has_no_lines(monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", None)
+    assert main(["generate", "-"]) == 2
+    assert "standard input has no lines" in capsys.readouterr().err
+
+
+def test_bad_input_without_standard_error_is_said_by_the_exit_code(monkeypatch):
+    monkeypatch.setattr("sys.stderr", None)
+    assert main(["generate", ""]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        main(["generate", "--no-such-option"])
+
+
+@posix
+@pytest.mark.parametrize(
+    ("redirected", "code", "sentence"),
+    [
+        ("info <&- >&- 2>&-", 0, ""),
+        ("info >/dev/full", 1, "minipage: [Errno 28] No space left on device"),
+        ("generate '' 2>/dev/full", 2, ""),
+        ("info </dev/null 1</dev/null", 1, "minipage: [Errno 9] Bad file descriptor"),
+    ],
+)
+def test_in_a_shell_it_ends_without_a_traceback(redirected, code, sentence):
+    if "/dev/full" in redirected and not os.path.exists("/dev/full"):
+        pytest.skip("there is no /dev/full")
+    command = f"exec {' '.join(map(shlex.quote, MINIPAGE))} {redirected}"
+    ended = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr.strip()) == (code, sentence)
+
+
+def test_lines_of_input_may_end_in_any_way_and_begin_with_a_byte_order_mark(monkeypatch, capsys):
+    as_input(monkeypatch, b"\xef\xbb\xbfTo be\r\n\r\n\n  \ncaf\xe9\rnul\0nul\n\xff\xfe")
+    assert main(["generate", "--max-tokens", "1", "--json", "-"]) == 0
+    outputs = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    lost = "\N{REPLACEMENT CHARACTER}"
+    assert [output["prompt"] for output in outputs] == ["To be", "  ", f"caf{lost}", "nul\0nul", lost * 2]
+
+
+@posix
+def test_bytes_that_are_no_text_are_lost_characters_and_nothing_else(capsys):
+    prompt, stop = os.fsdecode(b"caf\xe9"), os.fsdecode(b"\xff")
+    assert main(["generate", "--max-tokens", "1", "--stop", stop, prompt]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("caf\N{REPLACEMENT CHARACTER}") and err == ""
+    assert main(["demo", "--steps", "1", "--prompt", prompt]) == 0
+    assert "caf\N{REPLACEMENT CHARACTER}" in capsys.readouterr().out
+    assert main(["generate", "--model", prompt, "x"]) == 2
+    assert capsys.readouterr().err.startswith("minipage: ")
+
+
+def test_the_end_of_a_text_is_not_printed(tmp_path, capsys):
+    tokenizer = save_tokenizer(tmp_path)
+    save_gpt2(tmp_path, seed=1, vocab_size=300, eos_token_id=list(range(300)))
+    (tmp_path / "generation_config.json").unlink()
+    assert main(["generate", "--model", str(tmp_path), "--seed", "1", "Every wave"]) == 0
+    assert capsys.readouterr().out == "Every wave\n"
+    assert main(["generate", "--model", str(tmp_path), "--seed", "1", "--json", "Every wave"]) == 0
+    output = json.loads(capsys.readouterr().out)
+    assert output["text"] == "" and tokenizer.decode(output["token_ids"], skip_special_tokens=False) != ""
 
 
 # ---- generate

@@ -3,8 +3,11 @@
 The oracles are plain Python over lists, one filter after the other, and transformers' own filters.
 """
 
+import copy
 import math
+import pickle
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -205,16 +208,16 @@ GOOD = [
     {"max_tokens": 1, "min_tokens": 1},
     {"max_tokens": None, "min_tokens": 10**6},
     {"stop": "x"},
-    {"stop": ["x", "yz"]},
-    {"stop": (), "stop_token_ids": [3, 4]},
+    {"stop": ("x", "yz")},
+    {"stop": (), "stop_token_ids": (3, 4)},
     {"stop": None, "stop_token_ids": None},  # vLLM's defaults
     {"logprobs": 0},
     {"n": 4},
     {"beam_width": 1},
-    {"beam_width": 3, "length_penalty": -0.5, "early_stopping": "never", "stop_token_ids": [1]},
+    {"beam_width": 3, "length_penalty": -0.5, "early_stopping": "never", "stop_token_ids": (1,)},
 ]
 BAD = {
-    "temperature": [math.nan, math.inf, -math.inf, -0.1, True, "1", None, [1.0]],
+    "temperature": [math.nan, math.inf, -math.inf, -0.1, True, "1", None, [1.0], 10**400, 1j],
     "top_k": [-2, 1.0, True, "5", None],
     "top_p": [0, -0.5, 1.5, math.nan, math.inf, True, "0.5", None],
     "min_p": [-0.1, 1.1, math.nan, True, "0", None],
@@ -222,12 +225,15 @@ BAD = {
     "max_tokens": [0, -1, 1.5, True, "16", math.inf],
     "min_tokens": [-1, 17, 1.0, True, None],  # max_tokens is 16
     "logprobs": [-1, 1.0, True, "all"],
-    "stop": ["", [""], ["ok", ""], [3], 5, [None]],
+    "stop": ["", [""], ["ok", ""], [3], 5, [None], b"x", b"", bytearray(b"x"), [b"x"]],
     "n": [0, -1, 1.0, True, "2", None],
     "beam_width": [0, -1, 1.5, True, "4"],
     "length_penalty": [math.nan, math.inf, "1", None, True],
     "early_stopping": ["always", None, 2],
-    "stop_token_ids": [["x"], [1.0], [True], 5, "12"],
+    "stop_token_ids": [["x"], [1.0], [True], 5, "12", "", b"12", [[1, 2]]],
+    "ignore_eos": [1, None, "yes"],
+    "skip_special_tokens": [0, None, "no"],
+    "include_stop_str_in_output": [1, None],
 }
 
 
@@ -270,3 +276,54 @@ def test_a_beam_search_refuses_what_it_would_ignore(values):
 def test_parameters_do_not_change():
     with pytest.raises(AttributeError):
         SamplingParams().temperature = 2
+
+
+WAYS = {  # to hand in three words or numbers
+    "list": list,
+    "tuple": tuple,
+    "generator": lambda values: (value for value in values),
+    "map": lambda values: map(type(values[0]), values),
+    "dict": dict.fromkeys,
+    "dict's keys": lambda values: dict.fromkeys(values).keys(),
+    "dict's values": lambda values: dict(enumerate(values)).values(),
+    "set": set,
+    "frozenset": frozenset,
+    "array": np.array,
+    "array of objects": lambda values: np.array(values, object),
+}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_what_ends_a_text_may_come_as_anything_that_has_members(way):
+    words, numbers = ["ab", "cd", "e"], [3, 1, 2]
+    params = SamplingParams(stop=way(words), stop_token_ids=way(numbers))
+    assert sorted(params.stop) == sorted(words) and sorted(params.stop_token_ids) == sorted(numbers)
+    assert {type(value) for value in params.stop + params.stop_token_ids} <= {str, np.str_, int}
+    assert params == replace(params) == pickle.loads(pickle.dumps(params)) == copy.deepcopy(params)
+    assert hash(params) == hash(replace(params)) and eval(repr(params)) == params
+
+
+@pytest.mark.parametrize("tensor", [torch.tensor([3, 1]), [torch.tensor(3), torch.tensor(1)], np.array([3, 1], "u1")])
+def test_stop_tokens_may_be_tensors(tensor):
+    assert SamplingParams(stop_token_ids=tensor).stop_token_ids == (3, 1)
+
+
+def test_a_list_that_its_owner_changes_later_is_not_ours():
+    words, numbers = ["a"], [1]
+    params = SamplingParams(stop=words, stop_token_ids=numbers)
+    words[0], numbers[0] = "b", 2
+    assert params == SamplingParams(stop=["a"], stop_token_ids=[1])
+
+
+def test_numbers_of_numpy_and_pytorch_become_pythons_own():
+    given = {
+        "temperature": np.float32(0.5),
+        "top_p": torch.tensor(0.5),
+        "max_tokens": np.array(3),
+        "seed": np.uint64(9),
+    }
+    params = SamplingParams(**given)
+    assert repr(params) == repr(SamplingParams(temperature=0.5, top_p=0.5, max_tokens=3, seed=9))
+    for values in ({"ignore_eos": np.int64(1)}, {"max_tokens": np.float64(3)}, {"temperature": np.array([0.5])}):
+        with pytest.raises(InvalidRequestError):
+            SamplingParams(**values)

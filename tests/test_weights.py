@@ -1,7 +1,11 @@
 """Checkpoints as the world writes them are read, and whatever is wrong with one is said in a sentence."""
 
 import json
+import shlex
 import shutil
+import tracemalloc
+from codecs import BOM_UTF8, BOM_UTF16_LE
+from fnmatch import fnmatch
 
 import huggingface_hub
 import numpy as np
@@ -9,6 +13,7 @@ import pytest
 import torch
 from engine.checkpoints import EOS, VOCAB, save_gpt2, save_tokenizer
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
 from minipage.engine import LLM
 from minipage.errors import InvalidRequestError, ModelError
@@ -115,12 +120,166 @@ def test_an_untied_head_is_read_and_a_tied_one_needs_none(tmp_path, original):
     assert "lm_head.weight" not in load_model(original).weights
 
 
-@pytest.mark.parametrize(
-    ("eos", "expected"), [(EOS, {EOS}), ([3, 5], {3, 5}), (None, set()), (50256, set()), ([3, 50256], {3})]
-)
+ENDS = [
+    (EOS, {EOS}),
+    ([3, 5], {3, 5}),
+    (None, set()),
+    (50256, set()),  # GPT-2's own, which small vocabularies do not have
+    ([3, 50256], {3}),
+    (-1, set()),
+    ([-1, 0], {0}),
+    ([None, 3], {3}),
+    ("3", {3}),
+    (["3", "</s>", ""], {3}),
+    (True, set()),  # and not token 1
+    ([False, True, 3.0, {}], set()),
+    ([[3], [4, [5]]], {3, 4, 5}),
+    ("9" * 5000, set()),
+]
+
+
+@pytest.mark.parametrize(("eos", "expected"), ENDS, ids=lambda value: str(value)[:20])
 def test_the_end_of_text_may_be_one_token_or_several_or_none(folder, eos, expected):
-    configure(folder, eos_token_id=eos)  # 50256 is GPT-2's own, which small vocabularies do not have
+    (folder / "generation_config.json").unlink()
+    configure(folder, eos_token_id=eos)
     assert load_model(folder).eos_token_ids == expected
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [7]}))
+    assert load_model(folder).eos_token_ids == expected | {7}
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": eos}))
+    configure(folder, eos_token_id=[7])
+    assert load_model(folder).eos_token_ids == expected | {7}
+
+
+def test_a_text_ends_where_transformers_ends_it(folder, original):
+    theirs = AutoModelForCausalLM.from_pretrained(original)
+    free = greedy(theirs, eos_token_id=[])
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [2, free[3]]}))
+    configure(folder, eos_token_id=None)
+    with_end = greedy(AutoModelForCausalLM.from_pretrained(folder))
+    assert with_end == free[: free.index(free[3]) + 1] == our_greedy(folder)
+
+
+# ---- what transformers reads
+
+
+def greedy(model, **options):
+    prompt = torch.tensor([[1, 2, 3]])
+    return model.generate(prompt, max_new_tokens=8, do_sample=False, pad_token_id=0, **options)[0, 3:].tolist()
+
+
+def our_greedy(folder):
+    params = SamplingParams(max_tokens=8, temperature=0)
+    return LLM(folder, num_blocks=16, attention="reference").generate([1, 2, 3], params)[0].outputs[0].token_ids
+
+
+def save_bare(folder):
+    theirs = GPT2LMHeadModel.from_pretrained(folder)
+    shutil.rmtree(folder)
+    theirs.transformer.save_pretrained(folder)
+
+
+def rename_sizes(folder):
+    names = {"n_embd": "hidden_size", "n_layer": "num_hidden_layers", "n_head": "num_attention_heads"}
+    path = folder / "config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({names.get(name, name): value for name, value in settings.items()}))
+
+
+def untie(folder):
+    configure(folder, tie_word_embeddings=False)
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"lm_head.weight": tensors["transformer.wte.weight"].flip(0)}, folder / "model.safetensors")
+
+
+def old_index(folder):
+    weight_map = {"transformer.wte.weight": "model-00001-of-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+LAYOUTS = {
+    "as saved": lambda folder: None,
+    "saved without a head": save_bare,
+    "several files": lambda folder: shard(folder),
+    "a whole file beside an old index": old_index,
+    "another model's weights beside an index": lambda folder: (
+        shard(folder),
+        save_file({"lm_head.weight": torch.ones(1)}, folder / "consolidated.safetensors"),
+    ),
+    "the usual names of sizes": rename_sizes,
+    "two names of a size": lambda folder: configure(folder, n_embd=128, hidden_size=16),
+    "null for a size that has another name": lambda folder: configure(folder, n_inner=None),
+    "gelu_fast": lambda folder: configure(folder, activation_function="gelu_fast"),
+    "gelu_pytorch_tanh": lambda folder: configure(folder, activation_function="gelu_pytorch_tanh"),
+    "an untied head": untie,
+    "another epsilon": lambda folder: configure(folder, layer_norm_epsilon=0.5),
+    "no end token": lambda folder: configure(folder, eos_token_id=-1),
+    "bf16": lambda folder: rewrite(folder, lambda name, tensor: (name, tensor.to(torch.bfloat16))),
+}
+
+
+@pytest.mark.parametrize("change", LAYOUTS.values(), ids=LAYOUTS)
+def test_a_folder_as_the_world_has_it_means_what_it_means_to_transformers(folder, change):
+    change(folder)
+    (folder / "generation_config.json").unlink(missing_ok=True)
+    expected = greedy(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
+    assert our_greedy(folder) == expected
+
+
+# ---- how it is read
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """Four megabytes."""
+    folder = tmp_path_factory.mktemp("large")
+    save_gpt2(folder, n_embd=128, n_layer=4, vocab_size=1000)
+    return folder
+
+
+def peak_of(action):
+    """Bytes that Python and NumPy take, at most, while it runs."""
+    action()
+    tracemalloc.start()
+    try:
+        kept = action()
+        return tracemalloc.get_traced_memory()[1], kept
+    finally:
+        tracemalloc.stop()
+
+
+def test_weights_are_not_read_before_they_are_used(large):
+    size = (large / "model.safetensors").stat().st_size
+    peak, model = peak_of(lambda: load_model(large))
+    assert peak < size / 4, f"{peak:,} bytes for a file of {size:,}"
+    assert sum(weight.nbytes for weight in model.weights.values()) > 0.9 * size
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_another_type_are_in_memory_once(large, tmp_path, dtype):
+    folder = shutil.copytree(large, tmp_path / "model")
+    rewrite(folder, lambda name, tensor: (name, tensor.to(dtype)))
+    peak, model = peak_of(lambda: load_model(folder))
+    weights = model.weights.values()
+    assert peak < sum(weight.nbytes for weight in weights) + 3 * max(weight.nbytes for weight in weights)
+
+
+def test_what_is_written_into_weights_does_not_change_the_file(folder):
+    before = (folder / "model.safetensors").read_bytes()
+    model = load_model(folder)
+    for weight in model.weights.values():
+        weight *= 2
+    assert (folder / "model.safetensors").read_bytes() == before
+    np.testing.assert_array_equal(load_model(folder).weights["wte.weight"] * 2, model.weights["wte.weight"])
+
+
+@pytest.mark.parametrize("num_odd", [1, 2, 3])
+def test_weights_that_begin_at_an_odd_byte_are_aligned(folder, original, num_odd):
+    content = (folder / "model.safetensors").read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + size].rstrip() + b" " * (num_odd - len(content[8 : 8 + size].rstrip()) % 4 + 4)
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + content[8 + size :])
+    assert_same_weights(folder, original)
+    assert all(weight.flags.aligned for weight in load_model(folder).weights.values())
 
 
 # ---- where it is looked for
@@ -131,6 +290,20 @@ def test_a_name_on_the_hub_is_fetched_from_there(folder, monkeypatch):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: asked.append(name) or str(folder))
     assert load_model("somebody/tiny-gpt2").config.vocab_size == VOCAB
     assert asked == ["somebody/tiny-gpt2"]
+
+
+def test_of_a_model_on_the_hub_all_is_fetched_that_is_read(folder, monkeypatch):
+    patterns = []
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda name, allow_patterns: patterns.extend(allow_patterns) or folder
+    )
+    load_model("somebody/tiny-gpt2")
+    files = ["config.json", "generation_config.json", "model.safetensors", "model-00001-of-00002.safetensors"]
+    files += ["model.safetensors.index.json", "tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json"]
+    files += ["special_tokens_map.json", "tokenizer_config.json"]
+    assert [file for file in files if not any(fnmatch(file, pattern) for pattern in patterns)] == []
+    others = ["pytorch_model.bin", "tf_model.h5", "README.md", "onnx/model.onnx"]
+    assert [file for file in others if any(fnmatch(file, pattern) for pattern in patterns)] == []
 
 
 @pytest.mark.parametrize(
@@ -152,10 +325,28 @@ def test_without_a_network_a_hub_name_ends_in_a_sentence(monkeypatch, error):
         load_model("distilgpt2")
 
 
-@pytest.mark.parametrize("path", ["./gpt2", "/no/such/folder", "~/no-such-gpt2", "../gpt2", "a/b/c", "models\\gpt2"])
+PATHS = [
+    "./gpt2",
+    "/no/such/folder",
+    "~/no-such-gpt2",
+    "../gpt2",
+    "a/b/c",
+    "models\\gpt2",
+    "~no-such-user/gpt2",
+    "a\0b",
+]
+
+
+@pytest.mark.parametrize("path", [*PATHS, "/" + "x" * 5000])
 def test_what_looks_like_a_path_never_goes_to_the_network(path):
     with pytest.raises(ModelError, match=r"there is no folder.*Give a folder with config.json"):
         load_model(path)
+
+
+@pytest.mark.parametrize("model", [None, 5, b"gpt2", "", ["gpt2"], True])
+def test_what_is_no_name_at_all_is_no_model(model):
+    with pytest.raises(ModelError, match=r"model is .*Give a folder"):
+        load_model(model)
 
 
 def test_a_file_is_not_a_model(folder):
@@ -192,6 +383,55 @@ def test_damaged_weights_are_named(folder, damage):
     assert_refused(folder, "model.safetensors", "missing or damaged", "Fetch it again")
 
 
+def test_a_pointer_of_git_lfs_is_called_one(folder):
+    pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:0000\nsize 999\n"
+    for file in ("tokenizer.json", "model.safetensors", "generation_config.json", "config.json"):
+        (folder / file).write_bytes(pointer)
+        assert_refused(folder, file, "Git LFS", "git lfs pull")
+        (folder / file).unlink()
+        if file == "model.safetensors":
+            save_gpt2(folder)
+
+
+def test_pytorchs_own_format_is_refused_with_the_command_that_converts_it(folder, original, monkeypatch):
+    bins = folder.rename(folder.with_name("it's a $model"))
+    tensors = load_file(bins / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["transformer.wte.weight"]  # the same memory, as PyTorch keeps a tied head
+    names = sorted(tensors)
+    torch.save({name: tensors[name] for name in names[::2]}, bins / "pytorch_model-00001-of-00002.bin")
+    torch.save(
+        {name: tensors[name].mT.contiguous().mT if tensors[name].ndim == 2 else tensors[name] for name in names[1::2]},
+        bins / "pytorch_model-00002-of-00002.bin",
+    )
+    (bins / "model.safetensors").unlink()
+    assert_refused(bins, "pytorch_model.bin", "Convert it")
+    with pytest.raises(ModelError) as error:
+        load_model(bins)
+    python, option, code = shlex.split(str(error.value).partition("installed: ")[2])
+    assert (python, option) == ("python", "-c")
+    exec(code, {})
+    ours, expected = load_model(bins).weights, load_model(original).weights
+    assert all(np.array_equal(ours[name], weight) for name, weight in expected.items())
+
+
+BAD_INDICES = {
+    "a list": {"weight_map": ["model.safetensors"]},
+    "no map": {"metadata": {}},
+    "an empty map": {"weight_map": {}},
+    "no names": {"weight_map": {"transformer.wte.weight": 3}},
+    "a file outside": {"weight_map": {"transformer.wte.weight": "../model.safetensors"}},
+    "an absolute path": {"weight_map": {"transformer.wte.weight": "/etc/passwd"}},
+    "one file outside": {"weight_map": {"a": "model-00001-of-00003.safetensors", "b": "sub/../../b.safetensors"}},
+}
+
+
+@pytest.mark.parametrize("index", BAD_INDICES.values(), ids=BAD_INDICES)
+def test_an_index_that_is_none_is_named_and_nothing_outside_the_folder_is_read(folder, index):
+    shard(folder)
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert_refused(folder, "model.safetensors.index.json", "which file")
+
+
 def test_a_missing_shard_is_named(folder):
     files = shard(folder)
     (folder / files[1]).unlink()
@@ -203,10 +443,27 @@ def test_a_missing_config_is_named(folder):
     assert_refused(folder, "config.json", "cannot be read")
 
 
-@pytest.mark.parametrize("text", ["", "{", "no json", '"text"', "[1, 2]", "null"])
-def test_a_config_that_is_no_json_object_is_named(folder, text):
-    (folder / "config.json").write_text(text)
-    assert_refused(folder, "config.json")
+@pytest.mark.parametrize("text", ["", "{", "no json", '"text"', "[1, 2]", "null", "[" * 100_000, "9" * 5000])
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+def test_a_config_that_is_no_json_object_is_named(folder, file, text):
+    (folder / file).write_text(text)
+    assert_refused(folder, f"/{file}")
+
+
+@pytest.mark.parametrize("bytes_before", [BOM_UTF8, BOM_UTF16_LE])
+def test_a_byte_order_mark_is_named(folder, bytes_before):
+    path = folder / "config.json"
+    path.write_bytes(bytes_before + path.read_bytes())
+    assert_refused(folder, "config.json", "byte order mark", "without one")
+
+
+@pytest.mark.parametrize("value", [None, "gelu_new", ["gelu_new"]])
+def test_an_activation_function_that_is_no_name_is_refused(folder, value):
+    configure(folder, activation_function=value)
+    if value == "gelu_new":
+        load_model(folder)
+    else:
+        assert_refused(folder, "activation_function", repr(value))
 
 
 @pytest.mark.parametrize(
@@ -225,7 +482,12 @@ def test_a_model_that_is_not_quite_a_gpt2_is_refused(folder, setting, value):
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("n_embd", None), ("n_embd", "wide"), ("n_layer", 0), ("n_head", 3), ("n_head", 0), ("n_positions", -1)],
+    [
+        *[("n_embd", None), ("n_embd", "wide"), ("n_layer", 0), ("n_head", 3), ("n_head", 0), ("n_positions", -1)],
+        *[("n_embd", 16.5), ("n_layer", True), ("n_head", [2]), ("n_inner", "64"), ("n_inner", 0), ("n_inner", 64.0)],
+        *[("layer_norm_epsilon", value) for value in ("1e-5", -1, True, [1e-5])],
+        ("hidden_size", "wide"),
+    ],
 )
 def test_sizes_that_no_gpt2_has_are_refused(folder, setting, value):
     configure(folder, **{setting: value})
@@ -242,6 +504,17 @@ def test_a_config_without_a_size_is_refused(folder, setting):
 def test_a_missing_weight_is_named(folder):
     rewrite(folder, lambda name, tensor: None if "h.1.mlp.c_fc.weight" in name else (name, tensor))
     assert_refused(folder, "h.1.mlp.c_fc.weight", "lacks 1 weights")
+
+
+def test_a_head_that_is_missing_is_not_guessed(folder):
+    configure(folder, tie_word_embeddings=False)
+    assert_refused(folder, "lm_head.weight", "lacks 1 weights")
+
+
+def test_a_weight_of_another_type_is_named(folder):
+    whole = "transformer.h.0.mlp.c_fc.weight"
+    rewrite(folder, lambda name, tensor: (name, tensor.to(torch.int8) if name == whole else tensor))
+    assert_refused(folder, "h.0.mlp.c_fc.weight", "I8", "F32")
 
 
 def test_a_weight_of_another_shape_is_named(folder):
@@ -264,6 +537,17 @@ def test_a_damaged_tokenizer_is_named(folder, text):
 def test_the_tokenizer_of_another_model_is_noticed(folder):
     save_tokenizer(folder, vocab_size=300)
     assert_refused(folder, "tokenizer.json", "knows 300 tokens", "the model has 60", "another model")
+
+
+def test_a_token_added_without_a_row_of_weights_is_refused_only_where_it_is_used(folder):
+    tokenizer = save_tokenizer(folder)
+    tokenizer.add_special_tokens(["[PAD]"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    save_gpt2(folder, vocab_size=300, eos_token_id=0)
+    llm = LLM(folder, num_blocks=4)
+    assert len(llm.generate("Every wave", SamplingParams(max_tokens=2))) == 1
+    with pytest.raises(InvalidRequestError, match="token id 300; this model has 0 to 299"):
+        llm.generate("Every[PAD] wave")
 
 
 def test_without_a_tokenizer_texts_are_refused_and_token_ids_work(folder):

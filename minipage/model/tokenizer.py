@@ -6,35 +6,51 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import tokenizers
+from tokenizers.decoders import DecodeStream
 
-from minipage.errors import ModelError
+from minipage.errors import InvalidRequestError, ModelError
+from minipage.model.settings import why
 
 
 class Tokenizer:
-    """The tokenizer of a model, read from its `tokenizer.json`.
+    """The tokenizer of a model, read from its `tokenizer.json`, or made of other files by tokenizer_files.py.
 
     Raises:
         ModelError: the file cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # the library raises bare Exceptions
-            message = f"{path} is not a readable tokenizer ({error}). Fetch the model's own tokenizer.json again."
-            raise ModelError(message) from error
+    def __init__(self, source: Path | tokenizers.Tokenizer) -> None:
+        backend = read_backend(source) if isinstance(source, Path) else source
+        forget_training(backend)
+        self.backend = backend
+        self._special = {i for i, token in backend.get_added_tokens_decoder().items() if token.special}
+        self._bytes = find_byte_tokens(backend)
+
+    @property
+    def base_vocab_size(self) -> int:
+        """One more than the largest token id, without the tokens that were added after training."""
+        return max(self.backend.get_vocab(with_added_tokens=False).values(), default=-1) + 1
 
     @property
     def vocab_size(self) -> int:
         """One more than the largest token id."""
-        return max(self._tokenizer.get_vocab().values(), default=-1) + 1
+        return max(self.backend.get_vocab().values(), default=-1) + 1
 
     def encode(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text).ids)
+        """The tokens of a text. A lone surrogate, which is no character, counts as U+FFFD.
 
-    def decode(self, token_ids: Sequence[int]) -> str:
+        Raises:
+            InvalidRequestError: the tokenizer has no way to spell it.
+        """
+        try:
+            return list(self.backend.encode(without_surrogates(text)).ids)
+        except Exception as error:  # the library raises bare Exceptions
+            message = f"the tokenizer cannot read the text ({error}); leave out what it has no token for."
+            raise InvalidRequestError(message) from error
+
+    def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """The text of some tokens. A character whose bytes are not all there comes out as U+FFFD."""
-        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=False))
+        return str(self.backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
 
     def token_text(self, token_id: int) -> str:
         """The text of one token on its own; empty for an id that the tokenizer does not know."""
@@ -42,45 +58,88 @@ class Tokenizer:
 
     def token(self, token_id: int) -> str:
         """A token as the vocabulary spells it; empty for an id that the tokenizer does not know."""
-        return self._tokenizer.id_to_token(token_id) or ""
+        return self.backend.id_to_token(token_id) or ""
+
+    def is_silent(self, token_id: int, skip_special_tokens: bool) -> bool:
+        """Whether it is left out of texts: an unknown id, or a sign for the model, such as the end of text."""
+        if skip_special_tokens and token_id in self._special:
+            return True
+        return self.backend.id_to_token(token_id) is None
+
+    def is_byte(self, token_id: int) -> bool:
+        """Whether it is a single byte such as <0xE2>, by which some tokenizers spell what they have no token for."""
+        return token_id in self._bytes
+
+
+def read_backend(path: Path) -> tokenizers.Tokenizer:
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises bare Exceptions
+        reason = why(path, error)
+        message = f"{path} is not a readable tokenizer ({reason}). Fetch the model's own tokenizer.json again."
+        raise ModelError(message) from error
+
+
+def forget_training(backend: tokenizers.Tokenizer) -> None:
+    """Switch off what is of use in training and may have been saved along."""
+    backend.no_truncation()  # would cut long prompts
+    backend.no_padding()  # would fill up short ones
+    if isinstance(backend.model, tokenizers.models.BPE):
+        backend.model.dropout = None  # would cut the same text into other tokens each time
+
+
+def find_byte_tokens(tokenizer: tokenizers.Tokenizer) -> set[int]:
+    """The tokens <0x00> to <0xFF>, if the tokenizer takes them for bytes."""
+    if tokenizer.decoder is None or b"ByteFallback" not in tokenizer.decoder.__getstate__():
+        return set()
+    names = [form % byte for byte in range(256) for form in ("<0x%02X>", "<0x%02x>")]
+    return {token_id for name in names if (token_id := tokenizer.token_to_id(name)) is not None}
+
+
+def without_surrogates(text: str) -> str:
+    """Lone surrogates, which come of text that was broken elsewhere, as U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 class Detokenizer:
-    """The text of a growing list of tokens, without decoding the beginning again and again.
+    """The text of a growing list of tokens: `text` only grows, and after `flush` it is that of all of them together.
 
-    A token may end in the middle of a character (GPT-2's tokens are made of bytes, and a character has up to four), so
-    the last few tokens are held back until they make whole characters.
+    What a token says may depend on its neighbours: characters are split over tokens, and spaces, kept or dropped.
+    DecodeStream knows of that, and takes time only for the last few tokens. Left to us are what it would hold back for
+    ever, and three kinds of tokens:
+
+        nothing to say   unknown ids, and special tokens where they are skipped: the stream never gets them
+        bytes, <0xE2>    a run of these is text only as a whole, so the stream gets it as one
+        broken text      the stream looks at all of it again with each token that mends nothing, so it is given several
+                         tokens at once, the more the longer that lasts
     """
 
-    def __init__(self, tokenizer: Tokenizer | None) -> None:
-        self._tokenizer = tokenizer
-        self._held_back: list[int] = []
+    def __init__(self, tokenizer: Tokenizer | None, skip_special_tokens: bool = False) -> None:
         self.text = ""  # stays empty when there is no tokenizer
+        self._tokenizer = tokenizer
+        self._skip = skip_special_tokens
+        self._stream = DecodeStream(skip_special_tokens=skip_special_tokens)
+        self._token_ids: list[int] = []
+        self._waiting: list[int] = []  # the last of them, which the stream has not got yet
+        self._num_silent = 0  # tokens that it got and has said nothing of
 
     def add(self, token_id: int) -> None:
-        if self._tokenizer is None:
+        tokenizer = self._tokenizer
+        if tokenizer is None or tokenizer.is_silent(token_id, self._skip):
             return
-        self._held_back.append(token_id)
-        held = self._held_back
-        text = self._tokenizer.decode(held)
-        if not text.endswith("\N{REPLACEMENT CHARACTER}"):
-            self._take(len(held))
-        elif len(held) > 3:  # more than a character can lack: these begin with bytes that are no character at all
-            splits = (n for n in range(len(held) - 1, 0, -1) if self._halves(n) == text)
-            self._take(next(splits, 0))
+        self._token_ids.append(token_id)
+        self._waiting.append(token_id)
+        if tokenizer.is_byte(token_id) or len(self._waiting) <= self._num_silent // 8:
+            return
+        try:
+            text = self._stream.step(tokenizer.backend, self._waiting) or ""
+        except Exception:  # the decoder takes back what it has said: `flush` will have it right
+            text = ""
+        self._num_silent = 0 if text else self._num_silent + len(self._waiting)
+        self._waiting = []
+        self.text += text
 
     def flush(self) -> None:
-        """Take what is held back as it is: no more tokens will come."""
-        self._take(len(self._held_back))
-
-    def _take(self, num_tokens: int) -> None:
-        if self._tokenizer is not None and num_tokens:
-            self.text += self._tokenizer.decode(self._held_back[:num_tokens])
-            del self._held_back[:num_tokens]
-
-    def _halves(self, num_tokens: int) -> str:
-        """The text of what is held back, decoded in two parts: another one if a character lies across them."""
-        if self._tokenizer is None:
-            return ""
-        first, second = self._held_back[:num_tokens], self._held_back[num_tokens:]
-        return self._tokenizer.decode(first) + self._tokenizer.decode(second)
+        """No more tokens will come: what is held back is taken as it is."""
+        if self._tokenizer is not None:
+            self.text = self._tokenizer.decode(self._token_ids, self._skip)

@@ -2,9 +2,10 @@
 
 A model is a folder in the layout that Hugging Face uses for GPT-2:
 
-    config.json         the sizes
-    model.safetensors   the weights, or several files and a model.safetensors.index.json that lists them
-    tokenizer.json      the tokenizer; without it, prompts must be token ids
+    config.json              the sizes
+    generation_config.json   may name more tokens that end a text
+    model.safetensors        the weights, or several files and a model.safetensors.index.json that lists them
+    tokenizer.json           the tokenizer, or vocab.json and merges.txt; without it, prompts must be token ids
 
 Published GPT-2 weights come in several small variations: names with or without a leading `transformer.`, fp32, fp16 or
 bf16, the causal masks stored along with them. All are read here, into float32.
@@ -13,18 +14,23 @@ bf16, the causal masks stored along with them. All are read here, into float32.
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any, NamedTuple
+from os import PathLike
+from pathlib import Path, PurePath
+from shlex import quote
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from safetensors import SafetensorError, deserialize
+from safetensors import SafetensorError, safe_open
 
 from minipage.errors import ModelError
 from minipage.model.gpt import GPTConfig
+from minipage.model.settings import end_tokens, read_config, read_json, why
 from minipage.model.tokenizer import Tokenizer
+from minipage.model.tokenizer_files import TOKENIZER_FILES, read_tokenizer
 
 SHIPPED_MODEL = "shakespeare"  # the one in minipage/assets, trained by minipage/train.py
+DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # what safetensors calls them, and how to read them
 
 Weights = dict[str, npt.NDArray[np.float32]]
 
@@ -32,12 +38,23 @@ Weights = dict[str, npt.NDArray[np.float32]]
 class LoadedModel(NamedTuple):
     config: GPTConfig
     weights: Weights  # the names and shapes of config.weight_shapes(), perhaps lm_head.weight too
-    tokenizer: Tokenizer | None  # None: the folder has no tokenizer.json
+    tokenizer: Tokenizer | None  # None: the folder has none
     eos_token_ids: frozenset[int]  # tokens that end a text
+
+
+class StoredTensor(NamedTuple):
+    """A tensor as it lies in a file. Its bytes are read when they are looked at."""
+
+    dtype: str  # as safetensors names it
+    shape: tuple[int, ...]
+    data: npt.NDArray[np.uint8]  # [num_bytes]
 
 
 def load_model(model: str | Path) -> LoadedModel:
     """Load the shipped model, a folder, or a model of the Hugging Face hub such as "gpt2" or "distilgpt2".
+
+    Weights that are stored as float32 are not copied: the system reads them from the file when they are first used. So
+    the file may be replaced while they are in use, but not written to.
 
     Raises:
         ModelError: it cannot be found, is damaged, or is not a GPT-2.
@@ -45,108 +62,120 @@ def load_model(model: str | Path) -> LoadedModel:
     folder = find_folder(model)
     settings = read_json(folder / "config.json")
     config = read_config(settings, folder)
-    weights = read_weights(config, folder)
-    tokenizer = Tokenizer(folder / "tokenizer.json") if (folder / "tokenizer.json").exists() else None
-    if tokenizer and tokenizer.vocab_size > config.vocab_size:
+    weights = read_weights(config, folder, is_tied=settings.get("tie_word_embeddings") is not False)
+    tokenizer = read_tokenizer(folder)
+    if tokenizer and tokenizer.base_vocab_size > config.vocab_size:  # tokens added later may lack a row of weights
         raise ModelError(
-            f"{folder / 'tokenizer.json'} knows {tokenizer.vocab_size} tokens, but the model has {config.vocab_size}: "
-            "it belongs to another model. Put the model's own tokenizer.json there."
+            f"{folder / 'tokenizer.json'} knows {tokenizer.base_vocab_size} tokens, but the model has "
+            f"{config.vocab_size}: it belongs to another model. Put the model's own tokenizer.json there."
         )
-    eos = settings.get("eos_token_id")
-    eos_token_ids = [eos] if isinstance(eos, int) else eos or []  # a default of GPT-2's may lie outside the vocabulary
-    return LoadedModel(config, weights, tokenizer, frozenset(t for t in eos_token_ids if t < config.vocab_size))
+    return LoadedModel(config, weights, tokenizer, end_tokens(settings, folder, config.vocab_size))
 
 
 def find_folder(model: str | Path) -> Path:
     """The folder of a model: the shipped one's, the named one, or a download from the hub (kept in the hub's cache)."""
     if model == SHIPPED_MODEL:
         return Path(__file__).parent.parent / "assets" / SHIPPED_MODEL
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder
     hint = "Give a folder with config.json, model.safetensors and tokenizer.json, or the name of a GPT-2 on the hub."
-    name = str(model)
-    if folder.exists() or not name or name.startswith((".", "~", "/")) or name.count("/") > 1 or "\\" in name:
+    if not isinstance(model, str | PathLike) or not (name := str(model)):
+        raise ModelError(f"model is {model!r}. {hint}")
+    try:
+        folder = Path(name).expanduser()
+        if folder.is_dir():
+            return folder
+        is_file = folder.exists()
+    except (OSError, RuntimeError):  # no path can be like this: too long, or of a user who has no home
+        is_file = False
+    if is_file or name.startswith((".", "~", "/")) or name.count("/") > 1 or "\\" in name or "\0" in name:
         raise ModelError(f"there is no folder {name!r}. {hint}")
 
     from huggingface_hub import snapshot_download  # slow to import, and rarely needed
 
+    settings = ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"]
     try:
-        files = ["config.json", "*.safetensors", "*.safetensors.index.json", "tokenizer.json"]
-        return Path(snapshot_download(name, allow_patterns=files))
+        return Path(snapshot_download(name, allow_patterns=[*settings, *TOKENIZER_FILES]))
     except (OSError, ValueError) as error:  # the hub's errors derive from these
         reason = str(error).partition("\n")[0] or type(error).__name__
         message = f"there is no folder {name!r}, and it could not be fetched from the hub: {reason} {hint}"
         raise ModelError(message) from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} cannot be read ({error}). A model folder needs it.") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path} does not hold a JSON object. Fetch it again.")
-    return content
-
-
-def read_config(settings: dict[str, Any], folder: Path) -> GPTConfig:
-    """The sizes, if this is a GPT-2 as `gpt.py` computes it; otherwise ModelError."""
-    expected = {
-        "model_type": ("gpt2",),
-        "activation_function": ("gelu_new", "gelu_pytorch_tanh"),  # two names of one function
-        "scale_attn_weights": (True,),
-        "scale_attn_by_inverse_layer_idx": (False,),
-    }
-    for name, values in expected.items():
-        if settings.get(name, values[0]) not in values:
-            found = f"{folder / 'config.json'} says {name} = {settings[name]!r}"
-            raise ModelError(f"{found}, but minipage computes only {values[0]!r}. Choose a plain GPT-2.")
-    try:
-        sizes = {name: int(settings[name]) for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")}
-        epsilon = float(settings.get("layer_norm_epsilon", 1e-5))
-        config = GPTConfig(**sizes, n_inner=settings.get("n_inner"), layer_norm_epsilon=epsilon)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ModelError(f"{folder / 'config.json'} lacks a GPT-2's sizes, or has them wrong ({error!r}).") from error
-    if min(config.vocab_size, config.n_positions, config.n_layer, config.n_head) < 1 or config.n_embd % config.n_head:
-        raise ModelError(f"{folder / 'config.json'} has sizes that no GPT-2 can have: {config}.")
-    return config
-
-
-def read_weights(config: GPTConfig, folder: Path) -> Weights:
+def read_weights(config: GPTConfig, folder: Path, is_tied: bool = True) -> Weights:
     """Every weight that `config` calls for, as float32; ModelError if one is missing or of another shape."""
-    index = folder / "model.safetensors.index.json"
-    files = sorted(set(read_json(index).get("weight_map", {}).values())) if index.exists() else ["model.safetensors"]
+    stored = {name: tensor for file in weight_files(folder) for name, tensor in read_safetensors(file).items()}
     shapes = config.weight_shapes()
-    optional = {"lm_head.weight": shapes["wte.weight"]}
-    weights = {
-        name: tensor
-        for file in files
-        for name, tensor in read_safetensors(folder / file).items()
-        if name in shapes or name in optional
-    }
-    missing = sorted(shapes.keys() - weights.keys())
+    if "lm_head.weight" in stored or not is_tied:
+        shapes["lm_head.weight"] = shapes["wte.weight"]
+    missing = sorted(shapes.keys() - stored.keys())
     if missing:
         raise ModelError(f"{folder} lacks {len(missing)} weights, {missing[0]!r} first: is it a GPT-2, and complete?")
-    for name, weight in weights.items():
-        expected = (shapes | optional)[name]
-        if weight.shape != expected:
-            raise ModelError(f"{folder}: {name!r} has shape {weight.shape}; by config.json it should be {expected}.")
-    return weights
+    for name, expected in shapes.items():
+        tensor = stored[name]
+        if tensor.shape != expected:
+            raise ModelError(f"{folder}: {name!r} has shape {tensor.shape}; by config.json it should be {expected}.")
+        if tensor.dtype not in DTYPES:
+            raise ModelError(f"{folder}: {name!r} is stored as {tensor.dtype}; minipage reads {', '.join(DTYPES)}.")
+    return {name: as_float32(stored[name]) for name in shapes}
 
 
-def read_safetensors(path: Path) -> Weights:
-    """All floating-point tensors of a file as float32, without the prefix `transformer.`."""
+def weight_files(folder: Path) -> list[Path]:
+    """Where the weights are. An index is old or of another set of weights, if there is a whole file beside it."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.exists():
+        return [whole]
+    if index.exists():
+        weight_map = read_json(index).get("weight_map")
+        files = list(weight_map.values()) if isinstance(weight_map, dict) else []
+        if not files or not all(isinstance(file, str) and is_inside(PurePath(file)) for file in files):
+            raise ModelError(f"{index} does not say which file of the folder each weight is in. Fetch it again.")
+        return [folder / file for file in sorted(set(files))]
+    if any(folder.glob("pytorch_model*.bin")):
+        raise ModelError(
+            f"{folder} has its weights as pytorch_model.bin, which minipage does not read: such a file can run code. "
+            f"Convert it, where PyTorch is installed: {conversion(folder)}"
+        )
+    raise ModelError(f"{whole} is missing or damaged (there is no such file). Fetch it again, or convert the weights.")
+
+
+def is_inside(path: PurePath) -> bool:
+    return not path.is_absolute() and ".." not in path.parts
+
+
+def conversion(folder: Path) -> str:
+    """A command that makes model.safetensors of pytorch_model.bin, without running what is in there."""
+    code = (
+        "import torch; from pathlib import Path; from safetensors.torch import save_file; "
+        f"folder = Path({str(folder)!r}); "
+        "save_file({name: weight.clone().contiguous() for file in sorted(folder.glob('pytorch_model*.bin')) "
+        "for name, weight in torch.load(file, 'cpu', weights_only=True).items()}, folder / 'model.safetensors')"
+    )
+    return f"python -c {quote(code)}"
+
+
+def read_safetensors(path: Path) -> dict[str, StoredTensor]:
+    """All tensors of a file, without the prefix `transformer.`."""
     try:
-        tensors = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
-    except (OSError, SafetensorError) as error:
-        raise ModelError(f"{path} is missing or damaged ({error}). Fetch it again.") from error
-    readers = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-    weights = {}
-    for name, tensor in tensors:
-        if tensor["dtype"] in readers:
-            array = np.frombuffer(tensor["data"], readers[tensor["dtype"]]).reshape(tensor["shape"])
-            if tensor["dtype"] == "BF16":  # the upper half of a float32
-                array = (array.astype(np.uint32) << 16).view(np.float32)
-            weights[name.removeprefix("transformer.")] = array.astype(np.float32, copy=False)
-    return weights
+        with safe_open(path, "numpy"):
+            pass  # the header is sound, and the file as long as it says
+        with path.open("rb") as file:
+            header_size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(header_size))
+        data = np.memmap(path, np.uint8, "c", 8 + header_size)  # [num_bytes]; "c": what is written stays with us
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(f"{path} is missing or damaged ({why(path, error)}). Fetch it again.") from error
+    header.pop("__metadata__", None)
+    return {
+        name.removeprefix("transformer."): StoredTensor(
+            facts["dtype"], tuple(facts["shape"]), np.asarray(data)[slice(*facts["data_offsets"])]
+        )
+        for name, facts in header.items()
+    }
+
+
+def as_float32(tensor: StoredTensor) -> npt.NDArray[np.float32]:
+    array = tensor.data.view(DTYPES[tensor.dtype]).reshape(tensor.shape)
+    if tensor.dtype == "BF16":  # the upper half of a float32
+        wide = array.astype(np.uint32)
+        wide <<= 16
+        array = wide.view(np.float32)
+    return np.require(array, np.float32, "A")  # a copy, if it is another type or begins at an odd byte

@@ -128,6 +128,102 @@ def test_half_a_character_at_the_end_is_shown_as_such(parrot, by_bytes):
     assert output.text == "ok \N{REPLACEMENT CHARACTER}"
 
 
+# ---- what ends a text, and what is no text at all
+
+
+def say(parrot, token_ids, **params):
+    parrot.script = token_ids
+    return parrot.generate([3], SamplingParams(max_tokens=len(token_ids), **params))[0].outputs[0]
+
+
+@pytest.mark.parametrize(
+    ("params", "text"),
+    [
+        ({}, "gull"),
+        ({"skip_special_tokens": False}, "gull"),  # the token that ends it is left out in any case
+        ({"include_stop_str_in_output": True}, "gull"),
+        ({"include_stop_str_in_output": True, "skip_special_tokens": False}, "gull<|endoftext|>"),
+        ({"ignore_eos": True}, "gullgull"),
+        ({"ignore_eos": True, "skip_special_tokens": False}, "gull<|endoftext|>gull"),
+        ({"ignore_eos": True, "stop": "lg"}, "gul"),  # as if nothing were in between
+    ],
+    ids=str,
+)
+def test_special_tokens_and_the_end_are_left_out_of_the_text_unless_asked_for(parrot, by_words, params, text):
+    gull = by_words.encode("gull").ids
+    output = say(parrot, [*gull, 0, *gull], **params)
+    assert output.text == text
+    assert output.token_ids[: len(gull) + 1] == [*gull, 0], "a token was left out of token_ids, too"
+
+
+def test_a_stop_token_that_is_no_special_one_is_left_out_too(parrot, by_words):
+    the, wave = by_words.encode("the").ids, by_words.encode(" wave").ids
+    output = say(parrot, [*the, *wave], stop_token_ids=wave[-1:])
+    assert output.text == by_words.decode([*the, *wave[:-1]]) and output.token_ids == [*the, *wave]
+    assert say(parrot, [*the, *wave], stop_token_ids=wave[-1:], include_stop_str_in_output=True).text == "the wave"
+
+
+def test_a_stop_string_is_shown_if_asked_for_and_nothing_needs_to_be_held_back(parrot, by_bytes):
+    parrot.script = by_bytes.encode("every wave").ids
+    params = SamplingParams(stop=["y w"], include_stop_str_in_output=True)
+    seen = [output.outputs[0] for output in parrot.stream([3], params)]
+    assert [output.text for output in seen] == ["e", "ev", "eve", "ever", "every", "every ", "every w"]
+    assert (seen[-1].finish_reason, seen[-1].stop_reason) == ("stop", "y w")
+
+
+@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize(
+    ("text", "num_missing", "stop", "shown"),
+    [
+        ("ab🙂", 1, "b\N{REPLACEMENT CHARACTER}", "a"),  # its end is known only when nothing more comes
+        ("ab🙂", 2, "\N{REPLACEMENT CHARACTER}", "ab"),
+        ("ab🙂", 3, "x", "ab\N{REPLACEMENT CHARACTER}"),
+    ],
+)
+def test_stop_strings_are_looked_for_in_what_comes_out_at_the_end(
+    parrot, by_bytes, text, num_missing, stop, shown, kept
+):
+    output = say(parrot, by_bytes.encode(text).ids[:-num_missing], stop=stop, include_stop_str_in_output=kept)
+    found = stop != "x"
+    assert output.text == shown + stop * (kept and found)
+    assert (output.finish_reason, output.stop_reason) == (("stop", stop) if found else ("length", None))
+
+
+def test_a_stop_string_in_what_was_held_back_comes_before_the_stop_token_after_it(parrot, by_bytes):
+    output = say(parrot, [*by_bytes.encode("a🙂").ids[:-1], 0], stop="\N{REPLACEMENT CHARACTER}")
+    assert (output.text, output.stop_reason) == ("a", "\N{REPLACEMENT CHARACTER}")
+
+
+def test_no_stop_string_is_in_a_text_that_is_aborted(parrot, by_bytes):
+    parrot.script = by_bytes.encode("ab🙂").ids
+    request_id = parrot.add_request([3], SamplingParams(stop="b\N{REPLACEMENT CHARACTER}"))
+    for _ in range(4):
+        parrot.step()
+    parrot.abort(request_id)
+    output = parrot.step()[0].outputs[0]
+    assert (output.text, output.finish_reason) == ("a", "abort")
+
+
+def test_half_a_surrogate_pair_is_the_same_lost_character_in_a_prompt_and_in_a_stop_string(parrot, by_bytes):
+    assert say(parrot, by_bytes.encode("ab🙂").ids[:-1], stop="b\ud83d").text == "a"
+    lost = parrot.generate("a\udcff", SamplingParams(max_tokens=1))[0]
+    assert lost.prompt == "a\N{REPLACEMENT CHARACTER}"
+    assert lost.prompt_token_ids == by_bytes.encode(lost.prompt).ids
+
+
+@pytest.mark.parametrize("skip", [True, False])
+@pytest.mark.parametrize("kept", [True, False])
+def test_beams_leave_out_of_their_texts_what_others_do(talker, by_words, skip, kept):
+    llm = LLM(talker, num_blocks=32, attention="reference")
+    ways = {"skip_special_tokens": skip, "include_stop_str_in_output": kept}
+    params = SamplingParams(beam_width=3, max_tokens=6, stop_token_ids=range(0, 300, 3), **ways)
+    outputs = llm.generate("Every wave", params)[0].outputs
+    assert {output.finish_reason for output in outputs} >= {"stop"}
+    for output in outputs:
+        said = output.token_ids if kept or output.finish_reason != "stop" else output.token_ids[:-1]
+        assert output.text == by_words.decode(said, skip_special_tokens=skip)
+
+
 # ---- examples
 
 
@@ -155,7 +251,7 @@ def test_the_end_of_text_token_ends_it_unless_it_is_ignored(parrot, by_words, ig
     else:
         assert (output.finish_reason, output.stop_reason) == ("stop", 0)
         assert output.token_ids == parrot.script[: eos_at + 1]
-        assert output.text.startswith("gull")
+        assert output.text == "gull"
 
 
 def test_a_stop_token_ends_the_text_and_is_kept(parrot):

@@ -1,0 +1,122 @@
+"""GPT-2's older files, vocab.json and merges.txt, make the tokenizer that transformers makes of them."""
+
+import json
+
+import pytest
+from engine.checkpoints import save_gpt2, save_tokenizer
+from transformers import GPT2Tokenizer
+
+from minipage.engine import LLM
+from minipage.errors import ModelError
+from minipage.model.tokenizer_files import read_tokenizer
+from minipage.sampling import SamplingParams
+
+TEXTS = ["Every wave", " the  café,\n£5 你好🙂", "the<|endoftext|> sea", "a [PAD]b <s> c", "", "# #", "\u2028\x85 x"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Only vocab.json and merges.txt."""
+    tokenizer = save_tokenizer(tmp_path)
+    tokenizer.model.save(str(tmp_path))
+    (tmp_path / "tokenizer.json").unlink()
+    return tmp_path
+
+
+def write(folder, file, content):
+    (folder / file).write_text(json.dumps(content))
+
+
+def described(content, special=True, **settings):
+    plain = {"lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
+    return {"content": content, "special": special} | plain | settings
+
+
+OTHERS = {
+    "nothing else": {},
+    "an added token": {"added_tokens.json": {"<s>": 301, "[PAD]": 300}},
+    "one of them special": {
+        "added_tokens.json": {"<s>": 301, "[PAD]": 300},
+        "special_tokens_map.json": {"pad_token": "[PAD]"},
+    },
+    "special tokens without ids": {
+        "special_tokens_map.json": {"eos_token": {"content": "<s>"}, "additional_special_tokens": ["[PAD]"]}
+    },
+    "described in the settings": {
+        "tokenizer_config.json": {
+            "added_tokens_decoder": {
+                "0": described("<|endoftext|>"),
+                "301": described("[PAD]", lstrip=True),
+                "300": described("<s>", special=False),
+            },
+            "pad_token": "[PAD]",
+            "add_prefix_space": True,
+            "model_max_length": 2,
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("others", OTHERS.values(), ids=OTHERS)
+def test_they_make_the_tokenizer_that_transformers_makes(folder, others):
+    for file, content in others.items():
+        write(folder, file, content)
+    ours, theirs = read_tokenizer(folder), GPT2Tokenizer.from_pretrained(str(folder)).backend_tokenizer
+    assert ours is not None
+    for text in TEXTS:
+        token_ids = theirs.encode(text).ids
+        assert ours.encode(text) == token_ids, f"{text!r}: {theirs.encode(text).tokens}"
+        for skip in (True, False):
+            assert ours.decode(token_ids, skip) == theirs.decode(token_ids, skip_special_tokens=skip)
+
+
+def test_a_model_with_these_files_reads_and_writes_texts(folder):
+    save_gpt2(folder, seed=1, vocab_size=300, eos_token_id=0)
+    output = LLM(folder, num_blocks=8, attention="reference").generate("Every wave", SamplingParams(max_tokens=3))[0]
+    assert output.prompt == "Every wave" and output.prompt_token_ids == read_tokenizer(folder).encode("Every wave")
+
+
+def test_tokenizer_json_counts_before_all_others(folder):
+    save_tokenizer(folder, vocab_size=257)
+    assert read_tokenizer(folder).base_vocab_size == 257
+
+
+@pytest.mark.parametrize("file", ["vocab.json", "merges.txt"])
+def test_one_without_the_other_is_no_tokenizer(folder, file):
+    (folder / file).unlink()
+    assert read_tokenizer(folder) is None
+
+
+def test_lines_may_end_as_on_windows(folder):
+    expected = read_tokenizer(folder).encode(TEXTS[1])
+    merges = folder / "merges.txt"
+    merges.write_bytes(merges.read_bytes().replace(b"\n", b"\r\n"))
+    assert read_tokenizer(folder).encode(TEXTS[1]) == expected
+
+
+DAMAGED = {
+    "no JSON": ("vocab.json", b"{"),
+    "a list": ("vocab.json", b"[]"),
+    "ids that are none": ("vocab.json", b'{"a": "b"}'),
+    "too few words": ("vocab.json", b'{"a": 0}'),
+    "a pointer for words": ("vocab.json", b"version https://git-lfs.github.com/spec/v1\n"),
+    "a pointer for merges": ("merges.txt", b"version https://git-lfs.github.com/spec/v1\noid 0\nsize 1\n"),
+    "a web page": ("merges.txt", b"<html>404</html>"),
+    "no UTF-8": ("merges.txt", b"\xff\xfe \xff"),
+    "merges of three": ("merges.txt", b"#version: 0.2\na b c\n"),
+    "unknown letters": ("merges.txt", "你 好\n".encode()),
+    "added ids that are none": ("added_tokens.json", b'{"[PAD]": "x"}'),
+    "an added id that leaves a gap": ("added_tokens.json", b'{"[PAD]": 310}'),
+    "an added id of another token": ("added_tokens.json", b'{"[PAD]": 5}'),
+    "added tokens without a name": ("tokenizer_config.json", b'{"added_tokens_decoder": {"300": {}}}'),
+    "added tokens in a list": ("tokenizer_config.json", b'{"added_tokens_decoder": [1]}'),
+    "no map": ("special_tokens_map.json", b"null"),
+}
+
+
+@pytest.mark.parametrize(("file", "content"), DAMAGED.values(), ids=DAMAGED)
+def test_damaged_files_are_named(folder, file, content):
+    (folder / file).write_bytes(content)
+    with pytest.raises(ModelError, match=file) as error:
+        read_tokenizer(folder)
+    assert "Fetch" in str(error.value) or "fetch" in str(error.value)
