@@ -1,8 +1,10 @@
 """Checkpoints as the world writes them are read, and whatever is wrong with one is said in a sentence."""
 
 import json
+import pickle
 import shlex
 import shutil
+import sys
 import tracemalloc
 from codecs import BOM_UTF8, BOM_UTF16_LE
 from fnmatch import fnmatch
@@ -393,7 +395,7 @@ def test_a_pointer_of_git_lfs_is_called_one(folder):
             save_gpt2(folder)
 
 
-def test_pytorchs_own_format_is_refused_with_the_command_that_converts_it(folder, original, monkeypatch):
+def test_pytorchs_own_format_takes_pytorch_or_the_command_that_converts_it(folder, original, monkeypatch):
     bins = folder.rename(folder.with_name("it's a $model"))
     tensors = load_file(bins / "model.safetensors")
     tensors["lm_head.weight"] = tensors["transformer.wte.weight"]  # the same memory, as PyTorch keeps a tied head
@@ -404,14 +406,26 @@ def test_pytorchs_own_format_is_refused_with_the_command_that_converts_it(folder
         bins / "pytorch_model-00002-of-00002.bin",
     )
     (bins / "model.safetensors").unlink()
-    assert_refused(bins, "pytorch_model.bin", "Convert it")
-    with pytest.raises(ModelError) as error:
-        load_model(bins)
+    expected = load_model(original).weights
+    ours = load_model(bins).weights
+    assert all(np.array_equal(ours[name], weight) for name, weight in expected.items())
+    with monkeypatch.context() as without_torch:
+        without_torch.setitem(sys.modules, "torch", None)
+        assert_refused(bins, "pytorch_model.bin", "takes PyTorch", "convert it")
+        with pytest.raises(ModelError) as error:
+            load_model(bins)
     python, option, code = shlex.split(str(error.value).partition("installed: ")[2])
     assert (python, option) == ("python", "-c")
     exec(code, {})
-    ours, expected = load_model(bins).weights, load_model(original).weights
+    ours = load_model(bins).weights
     assert all(np.array_equal(ours[name], weight) for name, weight in expected.items())
+
+
+@pytest.mark.parametrize("content", [b"", b"not a pickle", b"PK\x03\x04", pickle.dumps(print)], ids=str)
+def test_a_damaged_or_hostile_pickle_is_refused(folder, content):
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(content)
+    assert_refused(folder, "pytorch_model.bin", "damaged, or holds more than weights")
 
 
 BAD_INDICES = {

@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 from os import PathLike
 from pathlib import Path, PurePath
-from shlex import quote
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 
 from minipage.errors import ModelError
 from minipage.model.gpt import GPTConfig
+from minipage.model.pytorch_files import read_pytorch_files
 from minipage.model.settings import end_tokens, read_config, read_json, why
 from minipage.model.tokenizer import Tokenizer
 from minipage.model.tokenizer_files import TOKENIZER_FILES, read_tokenizer
@@ -102,7 +102,7 @@ def find_folder(model: str | Path) -> Path:
 
 def read_weights(config: GPTConfig, folder: Path, is_tied: bool = True) -> Weights:
     """Every weight that `config` calls for, as float32; ModelError if one is missing or of another shape."""
-    stored = {name: tensor for file in weight_files(folder) for name, tensor in read_safetensors(file).items()}
+    stored = read_stored(folder)
     shapes = config.weight_shapes()
     if "lm_head.weight" in stored or not is_tied:
         shapes["lm_head.weight"] = shapes["wte.weight"]
@@ -118,6 +118,15 @@ def read_weights(config: GPTConfig, folder: Path, is_tied: bool = True) -> Weigh
     return {name: as_float32(stored[name]) for name in shapes}
 
 
+def read_stored(folder: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a folder, without the prefix `transformer.`."""
+    if not any(folder.glob("*.safetensors*")) and any(folder.glob("pytorch_model*.bin")):
+        tensors = {name: StoredTensor(*tensor) for name, tensor in read_pytorch_files(folder).items()}
+    else:
+        tensors = {name: tensor for file in weight_files(folder) for name, tensor in read_safetensors(file).items()}
+    return {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+
+
 def weight_files(folder: Path) -> list[Path]:
     """Where the weights are. An index is old or of another set of weights, if there is a whole file beside it."""
     whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
@@ -129,11 +138,6 @@ def weight_files(folder: Path) -> list[Path]:
         if not files or not all(isinstance(file, str) and is_inside(PurePath(file)) for file in files):
             raise ModelError(f"{index} does not say which file of the folder each weight is in. Fetch it again.")
         return [folder / file for file in sorted(set(files))]
-    if any(folder.glob("pytorch_model*.bin")):
-        raise ModelError(
-            f"{folder} has its weights as pytorch_model.bin, which minipage does not read: such a file can run code. "
-            f"Convert it, where PyTorch is installed: {conversion(folder)}"
-        )
     raise ModelError(f"{whole} is missing or damaged (there is no such file). Fetch it again, or convert the weights.")
 
 
@@ -141,19 +145,8 @@ def is_inside(path: PurePath) -> bool:
     return not path.is_absolute() and ".." not in path.parts
 
 
-def conversion(folder: Path) -> str:
-    """A command that makes model.safetensors of pytorch_model.bin, without running what is in there."""
-    code = (
-        "import torch; from pathlib import Path; from safetensors.torch import save_file; "
-        f"folder = Path({str(folder)!r}); "
-        "save_file({name: weight.clone().contiguous() for file in sorted(folder.glob('pytorch_model*.bin')) "
-        "for name, weight in torch.load(file, 'cpu', weights_only=True).items()}, folder / 'model.safetensors')"
-    )
-    return f"python -c {quote(code)}"
-
-
 def read_safetensors(path: Path) -> dict[str, StoredTensor]:
-    """All tensors of a file, without the prefix `transformer.`."""
+    """All tensors of a file."""
     try:
         with safe_open(path, "numpy"):
             pass  # the header is sound, and the file as long as it says
@@ -165,9 +158,7 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
         raise ModelError(f"{path} is missing or damaged ({why(path, error)}). Fetch it again.") from error
     header.pop("__metadata__", None)
     return {
-        name.removeprefix("transformer."): StoredTensor(
-            facts["dtype"], tuple(facts["shape"]), np.asarray(data)[slice(*facts["data_offsets"])]
-        )
+        name: StoredTensor(facts["dtype"], tuple(facts["shape"]), np.asarray(data)[slice(*facts["data_offsets"])])
         for name, facts in header.items()
     }
 

@@ -168,6 +168,9 @@ class _Recorder:
         """The engine takes a step back that failed."""
         assert self._recompute_all is not None
         self._recompute_all()
+        self._cached = {block for block in range(self.pool.num_blocks) if self.cache and block in self.cache}
+        # What was noted of the pool may lack what it was doing when it was interrupted; this is how it is now.
+        self._operations = [["restart", *self.pool.free_queue], ["publish", *sorted(self._cached)]]
         self._passed("failed", **self._look(self._gone()))
 
     def _passed(self, phase: str, **facts: Any) -> None:

@@ -152,6 +152,9 @@ class State:
         for label, reason in change.get("finished", {}).items():
             self.texts[label].finish_reason, self.texts[label].status = reason, "finished"
         for operation, *blocks in change.get("pool", ()):
+            if operation == "restart":  # all are free, in this order, and none is known
+                self.free_queue, self.ref_counts, self.cached = dict.fromkeys(blocks), {}, set()
+                continue
             for block in blocks:
                 self._operate(operation, block)
         self.queues |= change.get("queues", {})
