@@ -32,8 +32,8 @@ class Changes:
                 if self._is_being_made():
                     raise ConfigurationError("one of the engine's parts has called it in the middle of a step.")
                 mend()
+            self._is_torn = True
             try:
-                self._is_torn = True
                 result = change()
                 self._is_torn = False
                 return result

@@ -104,6 +104,8 @@ def serve(make, requests, lines, abort_at=None):
             except (Boom, ZeroDivisionError):
                 num_raised += 1
             else:
+                if result is False:  # nothing was to do; if who mended was interrupted, that still is
+                    return result
                 llm.scheduler.check_integrity()
                 queued = [g.group_id for q in ("waiting", "running", "swapped") for g in getattr(llm.scheduler, q)]
                 assert sorted(queued) == sorted(llm.requests), f"{queued} are queued, {[*llm.requests]} are unfinished"
@@ -116,8 +118,9 @@ def serve(make, requests, lines, abort_at=None):
 
     def add(number, prompt, params, priority):
         name = f"r{number}"
-        if name not in llm.requests:  # an interrupt may have come when all was done
-            llm.add_request(prompt, params, name, priority)
+        if name in llm.requests:  # the interrupt has come when all was done
+            return False
+        return llm.add_request(prompt, params, name, priority)
 
     for number, (prompt, params, priority) in enumerate(requests):
         insist(lambda request=(number, prompt, params, priority): add(*request))
