@@ -87,7 +87,10 @@ def as_integers(name: str, given: Any) -> npt.NDArray[np.int64]:
     if array.dtype == np.int64 and array.flags.carray:
         return array
     is_empty_list = array.size == 0 and array.dtype == np.float64
-    require(array.dtype.kind in "iu" or is_empty_list, f"{name} has dtype {array.dtype}; it must hold integers of up to 64 bits.")
+    require(
+        array.dtype.kind in "iu" or is_empty_list,
+        f"{name} has dtype {array.dtype}; it must hold integers of up to 64 bits.",
+    )
     if array.dtype.kind == "u" and array.dtype.itemsize == 8:
         array = np.minimum(array, np.iinfo(np.int64).max)  # [...]
     return array.astype(np.int64, order="C")  # [...]
@@ -103,7 +106,7 @@ def as_scale(scale: Any, dtype: npt.DTypeLike) -> float:
     if isinstance(scale, np.ndarray) and scale.shape == ():
         scale = scale[()]  # a number in an array of no axes
     require(
-        isinstance(scale, Real) and bool(abs(scale) <= np.finfo(dtype).max),  # false for NaN
+        isinstance(scale, Real) and abs(scale) <= float(np.finfo(dtype).max),  # false for NaN
         lambda: (
             f"scale is {scale!r}; it must be a finite number that {np.dtype(dtype)} can hold, usually "
             "1 / sqrt(head_size)."
@@ -184,9 +187,7 @@ def check_scales(is_quantized: bool, k_cache: Shape, *both: Any) -> None:
         )
 
 
-def check_tables(
-    num_tokens: int, k_cache: Shape, block_tables: Any, context_lens: Any, query_start_loc: Any
-) -> Tables:
+def check_tables(num_tokens: int, k_cache: Shape, block_tables: Any, context_lens: Any, query_start_loc: Any) -> Tables:
     """The three as int64, in which nothing wraps around; raise unless every block that will be read exists."""
     num_blocks, block_size = k_cache[:2]
     block_tables = as_integers("block_tables", block_tables)  # [num_seqs, max_blocks]
@@ -213,7 +214,9 @@ def check_tables(
         "context_lens count the tokens being queried too, so none can be less than its sequence's number of queries.",
     )
     longest = int(context_lens.max(initial=0))
-    require(longest <= LARGEST_LENGTH, f"context_lens has more than {LARGEST_LENGTH:,}, the most that kernels can count.")
+    require(
+        longest <= LARGEST_LENGTH, f"context_lens has more than {LARGEST_LENGTH:,}, the most that kernels can count."
+    )
     require(
         -(-longest // block_size) <= block_tables.shape[1],
         lambda: (

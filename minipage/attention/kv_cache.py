@@ -116,9 +116,9 @@ def write_kv(
 
 def check_cache(k_cache: Floats, v_cache: Floats, k_scales: Floats | None, v_scales: Floats | None) -> None:
     """Raise KernelArgumentError unless K and V can be written to these arrays, in place."""
-    for array in (k_cache, v_cache, k_scales, v_scales):
+    for array in (k_cache, v_cache, *(scales for scales in (k_scales, v_scales) if scales is not None)):
         require(
-            array is None or (isinstance(array, np.ndarray) and array.flags.writeable),
+            isinstance(array, np.ndarray) and array.flags.writeable,
             lambda: (
                 f"K and V are written in place, to NumPy arrays that may be written, not to {type(array).__name__} "
                 "or to read-only arrays."
