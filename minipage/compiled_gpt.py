@@ -77,8 +77,8 @@ class Linear:
         require(
             weight.ndim == 2 and bias.shape == weight.shape[1:] and weight.dtype == bias.dtype == np.float32,
             lambda: (
-                f"the weight is {weight.shape} of {weight.dtype} and the bias {bias.shape} of {bias.dtype}; they must be "
-                "[in, out] and [out], of float32."
+                f"the weight is {weight.shape} of {weight.dtype} and the bias {bias.shape} of {bias.dtype}; they must "
+                "be [in, out] and [out], of float32."
             ),
         )
         num_in, self.num_out = weight.shape

@@ -23,6 +23,7 @@ all tokens before it. With grouped queries, `num_heads / num_kv_heads` query hea
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from numbers import Real
 from typing import Any, NamedTuple
 
@@ -105,8 +106,9 @@ def as_scale(scale: Any, dtype: npt.DTypeLike) -> float:
     """Anything that Python counts as a real number, if it is finite in `dtype`."""
     if isinstance(scale, np.ndarray) and scale.shape == ():
         scale = scale[()]  # a number in an array of no axes
+    is_real = isinstance(scale, Real)
     require(
-        isinstance(scale, Real) and abs(scale) <= float(np.finfo(dtype).max),  # false for NaN
+        is_real and abs(scale) <= float(np.finfo(dtype).max),  # false for NaN
         lambda: (
             f"scale is {scale!r}; it must be a finite number that {np.dtype(dtype)} can hold, usually "
             "1 / sqrt(head_size)."
@@ -176,14 +178,12 @@ def check_scales(is_quantized: bool, k_cache: Shape, *both: Any) -> None:
     """both: k_scales and v_scales, arrays of any library (or their layouts) or None."""
     for scales in both:
         require(
-            tuple(scales.shape) == k_cache[:3]
+            tuple(scales.shape) == k_cache[:3] and scales.dtype == np.float32
             if is_quantized and scales is not None
             else is_quantized == (scales is not None),
-            lambda: f"a quantized cache, and no other, comes with k_scales and v_scales of shape {k_cache[:3]}.",
-        )
-        require(
-            scales is None or scales.dtype == np.float32,
-            lambda: f"k_scales and v_scales must be float32, not {scales.dtype}.",
+            lambda: (
+                f"a quantized cache, and no other, comes with k_scales and v_scales of shape {k_cache[:3]}, float32."
+            ),
         )
 
 
@@ -249,5 +249,5 @@ def check_copies(pairs: npt.NDArray[np.int64], old: Sequence[Any], new: Sequence
     for blocks, array in zip(pairs.T, (old[0], new[0])):
         require(
             blocks.min() >= 0 and blocks.max() < array.shape[1],
-            lambda: f"copies names a block outside the cache, which has blocks 0 to {array.shape[1] - 1}.",
+            partial("copies names a block outside the cache, which has blocks 0 to {}.".format, array.shape[1] - 1),
         )

@@ -90,15 +90,16 @@ def write_kv(
     slots = as_integers("slot_mapping", slot_mapping)  # [num_tokens]
     k, v = as_array("k", k), as_array("v", v)
     check_cache(k_cache, v_cache, k_scales, v_scales)
-    for new in (k, v):
-        require(
-            new.dtype.kind == "f" and new.shape == (*slots.shape, *k_cache.shape[2:]) and slots.ndim == 1,
-            lambda: (
-                f"cannot write K or V of shape {new.shape} and dtype {new.dtype} with a slot_mapping of shape "
-                f"{slots.shape} into a cache of shape {k_cache.shape}: floats [num_tokens, num_kv_heads, head_size] and "
-                "a slot for each token are needed."
-            ),
-        )
+    require(
+        slots.ndim == 1
+        and k.shape == v.shape == (*slots.shape, *k_cache.shape[2:])
+        and k.dtype.kind == v.dtype.kind == "f",
+        lambda: (
+            f"cannot write K of shape {k.shape} and {k.dtype}, and V of {v.shape} and {v.dtype}, to slots of shape "
+            f"{slots.shape} in a cache of shape {k_cache.shape}: floats [num_tokens, num_kv_heads, head_size] and a "
+            "slot for each token are needed."
+        ),
+    )
     num_blocks, block_size = k_cache.shape[:2]
     require(
         len(slots) == 0 or (slots.min() >= 0 and slots.max() < num_blocks * block_size),
@@ -119,16 +120,13 @@ def check_cache(k_cache: Floats, v_cache: Floats, k_scales: Floats | None, v_sca
     for array in (k_cache, v_cache, *(scales for scales in (k_scales, v_scales) if scales is not None)):
         require(
             isinstance(array, np.ndarray) and array.flags.writeable,
-            lambda: (
-                f"K and V are written in place, to NumPy arrays that may be written, not to {type(array).__name__} "
-                "or to read-only arrays."
-            ),
+            "the caches and their scales are written in place, so they must be NumPy arrays, and not read-only.",
         )
     require(
         k_cache.ndim == 4 and k_cache.shape == v_cache.shape and k_cache.dtype == v_cache.dtype,
         lambda: (
-            f"k_cache is {k_cache.shape} of {k_cache.dtype} and v_cache {v_cache.shape} of {v_cache.dtype}; both must be "
-            "[num_blocks, block_size, num_kv_heads, head_size], of one dtype."
+            f"k_cache is {k_cache.shape} of {k_cache.dtype} and v_cache {v_cache.shape} of {v_cache.dtype}; both must "
+            "be [num_blocks, block_size, num_kv_heads, head_size], of one dtype."
         ),
     )
     require(

@@ -246,7 +246,7 @@ def test_blocks_are_copied_or_nothing_is(given_copies):
     cache.k[:], cache.v[:] = np.arange(3)[:, None, None, None], -np.arange(3)[:, None, None, None]
     blocks = [0, 1, 2]
     if all(0 <= block < 3 for pair in meant for block in pair):
-        blocks = [dict((new, old) for old, new in meant).get(block, block) for block in blocks]
+        blocks = [{new: old for old, new in meant}.get(block, block) for block in blocks]
         copy_blocks(cache, cache, copies)
     else:
         with pytest.raises(KernelArgumentError):

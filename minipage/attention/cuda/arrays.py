@@ -138,13 +138,13 @@ def check_rows(name: str, array: Array) -> None:
     stride = where.strides[0] if where.shape[0] > 1 else 0  # bytes from a token to the next
     require(
         where.num_contiguous >= 2 and stride >= 0,
-        f"{name} is not contiguous in its last 2 axes, or runs backwards, so that its rows are not pieces of memory: copy "
-        "it first.",
+        f"{name} is not contiguous in its last 2 axes, or runs backwards, so that its rows are not pieces of memory: "
+        "copy it first.",
     )
     require(
         where.address % 4 == stride % 4 == where.span % 4 == 0,
-        f"{name} is read in pieces of 4 bytes, but its address, the step from a token to the next, or its size in bytes "
-        "is no multiple of that.",
+        f"{name} is read in pieces of 4 bytes, but its address, the step from a token to the next, or its size in "
+        "bytes is no multiple of that.",
     )
 
 

@@ -62,9 +62,9 @@ def write_kv(
             and layout(new).shape == (len(slots), *cache_shape[2:])
             and layout(new).dtype == layout(k).dtype
             and (len(slots) < 2 or layout(new).strides[0] == layout(k).strides[0]),
-            f"cannot write K or V of shape {layout(new).shape} with a slot_mapping of shape {slots.shape} into a cache of "
-            f"shape {cache_shape}: [num_tokens, num_kv_heads, head_size], laid out alike in K and V, and a slot for each "
-            "token are needed.",
+            f"cannot write K or V of shape {layout(new).shape} with a slot_mapping of shape {slots.shape} into a cache "
+            f"of shape {cache_shape}: [num_tokens, num_kv_heads, head_size], laid out alike in K and V, and a slot for "
+            "each token are needed.",
         )
     require(not kind_of(layout(k).dtype, "k").is_quantized, "new K and V must be float32, float16 or bfloat16.")
     num_slots = cache_shape[0] * cache_shape[1]
@@ -74,11 +74,12 @@ def write_kv(
     )
     if 0 in layout(k).shape:
         return
-    check_rows("k", k), check_rows("v", v)
-    last_token = dict(zip(slots.tolist(), range(len(slots))))  # of each slot; threads would write in any order
-    slots = [slot if last_token[slot] == token else -1 for token, slot in enumerate(slots.tolist())]
-    slot_mapping = to_device(k, np.array(slots))  # [num_tokens] int64
-    launch_write_kv(k, v, k_cache, v_cache, slot_mapping, k_scales, v_scales, stream=stream_of(k))
+    check_rows("k", k)
+    check_rows("v", v)
+    _, last = np.unique(slots[::-1], return_index=True)  # [num different slots]; counted from the end
+    written = np.full_like(slots, -1)  # [num_tokens]; threads write in any order, so only the last token of a slot does
+    written[len(slots) - 1 - last] = slots[len(slots) - 1 - last]
+    launch_write_kv(k, v, k_cache, v_cache, to_device(k, written), k_scales, v_scales, stream=stream_of(k))
 
 
 def check_cache(k_cache: Array, v_cache: Array, k_scales: Array | None, v_scales: Array | None) -> None:
@@ -196,15 +197,16 @@ def copy_blocks(source: Blocks, destination: Blocks, copies: Sequence[BlockCopy]
     """`minipage.attention.copy_blocks` on the GPU: whole blocks, K and V, in all layers at once.
 
     Within one cache, or from one to another, of which one may be in pinned memory (`pinned`). All sources are read
-    before any destination is written, and of copies to the same block the last one counts. stream: the handle of a CUDA
-    stream; default: the current one of the library that made the cache on the GPU. Raises KernelArgumentError if a block
-    does not exist, or the caches hold different numbers; nothing was copied then.
+    before any destination is written, and of copies to the same block the last one counts. Raises KernelArgumentError
+    if a block does not exist, or the caches hold different numbers; nothing was copied then.
+
+    stream: the handle of a CUDA stream; default: the current one of the library that made the cache on the GPU.
     """
     pairs = as_integers("copies", list(copies))  # [num_copies, 2]
     if pairs.size == 0:
         return
     check_copied(pairs, [layout(a) for a in source.arrays], [layout(a) for a in destination.arrays])
-    copies = [(old, new) for new, old in dict(pairs[:, ::-1].tolist()).items()]
+    copies = [BlockCopy(old, new) for new, old in dict(pairs[:, ::-1].tolist()).items()]
     if stream is None:
         stream = max(stream_of(cache.arrays[0]) for cache in (source, destination))
     sources, destinations = zip(*copies, strict=True)

@@ -84,9 +84,9 @@ def paged_attention(
     )
     size = workspace_size(len(contexts), num_heads, head_size, max_context_len, SPLIT_SIZE)
     workspace = zeros(q, (size,), "float32")  # [size]
-    on_gpu = (to_device(q, a.astype(np.int32)) for a in (tables, contexts, starts))  # in the tables, what is read fits
+    on_gpu = [to_device(q, a.astype(np.int32)) for a in (tables, contexts, starts)]  # in the tables, what is read fits
     launch_attention(
-        q, k_cache, v_cache, *on_gpu, scale, k_scales, v_scales,
+        q, k_cache, v_cache, on_gpu[0], on_gpu[1], on_gpu[2], scale, k_scales, v_scales,
         out=out, workspace=workspace, max_query_len=max_query_len, max_context_len=max_context_len, stream=stream_of(q),
         split_size=SPLIT_SIZE,
     )  # fmt: skip
