@@ -1,6 +1,6 @@
 """Recording launches as a CUDA graph, with nothing in between that would spoil it.
 
-While launches are recorded, CUDA permits nothing that has to wait for the GPU or that changes what memory is there: with
+While launches are recorded, CUDA permits nothing that has to wait for the GPU or changes what memory is there: with
 "operation not permitted when stream is capturing" all is lost. What might do such a thing, and why it does not:
 
     kernels that are compiled or loaded   everything has been launched once before

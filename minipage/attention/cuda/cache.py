@@ -84,15 +84,15 @@ def write_kv(
 
 def check_cache(k_cache: Array, v_cache: Array, k_scales: Array | None, v_scales: Array | None) -> None:
     """Raise KernelArgumentError unless kernels can find a row of K or V, and its scale, by its number."""
-    where = layout(k_cache)
+    where, where_v = layout(k_cache), layout(v_cache)
     scales = [None if array is None else layout(array) for array in (k_scales, v_scales)]
     require(
-        len(where.shape) == 4 and where[1:] == layout(v_cache)[1:],
-        f"k_cache has shape {where.shape} and v_cache {layout(v_cache).shape}; both must be [num_blocks, block_size, "
-        "num_kv_heads, head_size], of the same numbers and laid out alike.",
+        len(where.shape) == 4 and where.shape == where_v.shape and where.dtype == where_v.dtype,
+        f"k_cache has shape {where.shape} and v_cache {where_v.shape}; both must be [num_blocks, block_size, "
+        "num_kv_heads, head_size], of the same numbers.",
     )
     check_scales(kind_of(where.dtype, "k_cache").is_quantized, where.shape, *scales)
-    for array in (where, *scales):
+    for array in (where, where_v, *scales):
         require(
             array is None or array.num_contiguous == len(array.shape),
             "the caches and their scales must be contiguous in all axes, so that a block is one piece of memory: copy "
