@@ -61,8 +61,14 @@ def a_list(array):
 
 @st.composite
 def integers(draw, shape):
-    """An array of this shape, and the numbers in it as a list of Python's, which have no largest."""
-    values = draw(st.lists(numbers, min_size=int(np.prod(shape)), max_size=int(np.prod(shape))))
+    """An array of any numbers of this shape, and the same as a list of Python's, which have no largest."""
+    size = int(np.prod(shape))
+    return draw(arrays(shape, draw(st.lists(numbers, min_size=size, max_size=size))))
+
+
+@st.composite
+def arrays(draw, shape, values):
+    """An array of these values, of any dtype and layout, and what is in it as a list."""
     fitting = [d for d in INTEGERS if all(np.iinfo(d).min <= v <= np.iinfo(d).max for v in values)]
     if not fitting:
         values, fitting = [v % 128 for v in values], INTEGERS
@@ -83,6 +89,8 @@ def is_right(num_tokens, num_blocks, block_size, tables, contexts, starts):
 
 def expected(q, k_cache, v_cache, tables, contexts, starts, scale):
     out = np.zeros(q.shape)
+    if out.size == 0:
+        return out
     for table, context, start, stop in zip(tables, contexts, starts, starts[1:]):
         table = table[: -(-context // k_cache.shape[1])]
         k, v = (c[table].reshape(-1, *c.shape[2:])[:context].astype(float) for c in (k_cache, v_cache))
@@ -92,22 +100,29 @@ def expected(q, k_cache, v_cache, tables, contexts, starts, scale):
 
 @st.composite
 def batches(draw):
-    num_seqs, max_blocks = draw(st.integers(0, 3)), draw(st.integers(0, 3))
-    return (
-        draw(integers((num_seqs, max_blocks))),
-        draw(integers((num_seqs,))),
-        draw(integers((num_seqs + 1,))),
-    )
+    """Tables, contexts and starts that are right for blocks of 4, except for up to two numbers; how many queries."""
+    lengths = draw(st.lists(st.integers(0, 12).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))), max_size=3))
+    num_seqs, max_blocks = len(lengths), draw(st.integers(2, 4))
+    tables = draw(st.lists(st.integers(0, 2), min_size=num_seqs * max_blocks, max_size=num_seqs * max_blocks))
+    contexts, starts = [context for context, _ in lengths], [0]
+    for _, num_queries in lengths:
+        starts.append(starts[-1] + num_queries)
+    num_tokens = starts[-1]
+    for _ in range(draw(st.integers(0, 2))):
+        changed = draw(st.sampled_from([tables, contexts, starts]))
+        if changed:
+            changed[draw(st.integers(0, len(changed) - 1))] = draw(numbers)
+    shapes = (num_seqs, max_blocks), (num_seqs,), (num_seqs + 1,)
+    return *(draw(arrays(*each)) for each in zip(shapes, (tables, contexts, starts))), num_tokens
 
 
 @versions
-@given(batches(), st.integers(0, 4), st.sampled_from([16, 8, 0]))
-def test_integers_of_any_kind_are_served_if_they_are_right_and_refused_if_not(
-    paged_attention, batch, num_tokens, head_size
-):
+@settings(max_examples=100 if not CUDA else 12)
+@given(batches(), st.sampled_from([16, 8, 0]))
+def test_integers_of_any_kind_are_served_if_they_are_right_and_refused_if_not(paged_attention, batch, head_size):
+    (given_tables, tables), (given_contexts, contexts), (given_starts, starts), num_tokens = batch
     rng = np.random.default_rng(num_tokens)
     q, (k, v) = (rng.standard_normal(s).astype("f4") for s in ((num_tokens, 2, head_size), (2, 3, 4, 1, head_size)))
-    (given_tables, tables), (given_contexts, contexts), (given_starts, starts) = batch
     arguments = np.ascontiguousarray(k), np.ascontiguousarray(v), given_tables, given_contexts, given_starts, 0.25
     right = is_right(num_tokens, 3, 4, tables, contexts, starts)
     try:
@@ -136,6 +151,13 @@ def float_layouts(array):
         np.broadcast_to(array[:1], array.shape),
         array.astype(np.float16), array.astype(object), array > 0, array[0], array[None],
     ]  # fmt: skip
+
+
+@versions
+def test_a_refusal_says_what_is_true_of_numbers_that_int64_does_not_hold(paged_attention):
+    case = Case([(9, 1)], 4, 2, 2, 16, seed=2)
+    with pytest.raises(KernelArgumentError, match="more than 2,147,483,647"):
+        paged_attention(**case.arguments(context_lens=np.array([2**64 - 4], np.uint64)))
 
 
 @versions
