@@ -38,7 +38,13 @@ Integers = npt.NDArray[np.integer[Any]]
 Shape = tuple[int, ...]
 
 # What a cache may hold in fewer bytes: float16, the bits of bfloat16, int8, and fp8; kernels compute with float32 then.
-NARROW = (np.float16, np.uint16, np.int8, np.uint8)
+NARROW = tuple(map(np.dtype, (np.float16, np.uint16, np.int8, np.uint8)))
+QUANTIZED = NARROW[2:]
+FLOATS = FLOAT32, FLOAT64 = (
+    np.dtype(np.float32),
+    np.dtype(np.float64),
+)  # compared with a dtype faster than np.float32 is
+INT64 = np.dtype(np.int64)
 LARGEST_LENGTH = 2**31 - 1  # tokens of a context; kernels on GPUs count them in 32 bits
 
 
@@ -85,12 +91,11 @@ def as_integers(name: str, given: Any) -> npt.NDArray[np.int64]:
     int64 becomes the largest there is, which is as much too large for everything here.
     """
     array = as_array(name, given)
-    if array.dtype == np.int64 and array.flags.carray:
+    if array.dtype == INT64 and array.flags.carray:
         return array
-    is_empty_list = array.size == 0 and array.dtype == np.float64
     require(
-        array.dtype.kind in "iu" or is_empty_list,
-        f"{name} has dtype {array.dtype}; it must hold integers of up to 64 bits.",
+        array.dtype.kind in "iu" or (array.size == 0 and array.dtype == FLOAT64),  # the latter: an empty list
+        lambda: f"{name} has dtype {array.dtype}; it must hold integers of up to 64 bits.",
     )
     if array.dtype.kind == "u" and array.dtype.itemsize == 8:
         array = np.minimum(array, np.iinfo(np.int64).max)  # [...]
@@ -133,17 +138,16 @@ def check_arguments(
     k_scales = None if k_scales is None else as_array("k_scales", k_scales)
     v_scales = None if v_scales is None else as_array("v_scales", v_scales)
     check_shapes(q.shape, k_cache.shape, v_cache.shape)
-    is_quantized = k_cache.dtype in (np.int8, np.uint8)
     require(
-        q.dtype in (np.float32, np.float64)
+        q.dtype in FLOATS
         and k_cache.dtype == v_cache.dtype
-        and (q.dtype == k_cache.dtype or (q.dtype == np.float32 and k_cache.dtype in NARROW)),
+        and (q.dtype == k_cache.dtype or (q.dtype == FLOAT32 and k_cache.dtype in NARROW)),
         lambda: (
             f"q is {q.dtype}, k_cache {k_cache.dtype}, v_cache {v_cache.dtype}; all three must be float32, or all "
             "float64, or q float32 and the caches float16, uint16 (bfloat16), or int8 or uint8 (fp8) with scales."
         ),
     )
-    check_scales(is_quantized, k_cache.shape, k_scales, v_scales)
+    check_scales(k_cache.dtype in QUANTIZED, k_cache.shape, k_scales, v_scales)
     for cache in (k_cache, v_cache):
         require(
             cache.flags.c_contiguous and cache.flags.aligned,
@@ -178,7 +182,7 @@ def check_scales(is_quantized: bool, k_cache: Shape, *both: Any) -> None:
     """both: k_scales and v_scales, arrays of any library (or their layouts) or None."""
     for scales in both:
         require(
-            tuple(scales.shape) == k_cache[:3] and scales.dtype == np.float32
+            tuple(scales.shape) == k_cache[:3] and scales.dtype == FLOAT32
             if is_quantized and scales is not None
             else is_quantized == (scales is not None),
             lambda: (
@@ -215,7 +219,8 @@ def check_tables(num_tokens: int, k_cache: Shape, block_tables: Any, context_len
     )
     longest = int(context_lens.max(initial=0))
     require(
-        longest <= LARGEST_LENGTH, f"context_lens has more than {LARGEST_LENGTH:,}, the most that kernels can count."
+        longest <= LARGEST_LENGTH,
+        lambda: f"context_lens has more than {LARGEST_LENGTH:,}, the most that kernels can count.",
     )
     require(
         -(-longest // block_size) <= block_tables.shape[1],
@@ -224,7 +229,8 @@ def check_tables(num_tokens: int, k_cache: Shape, block_tables: Any, context_len
             "of block_tables."
         ),
     )
-    if block_tables.min(initial=0) < 0 or block_tables.max(initial=-1) >= num_blocks:  # that is fine where none is read
+    # Without their signs, negative numbers are large ones too. Either is fine where nothing is read.
+    if block_tables.view(np.uint64).max(initial=0) >= num_blocks:
         is_missing = (block_tables < 0) | (block_tables >= num_blocks)  # [num_seqs, max_blocks]
         blocks_read = -(-context_lens // block_size)  # [num_seqs]
         is_read = np.arange(block_tables.shape[1]) < blocks_read[:, None]  # [num_seqs, max_blocks]

@@ -62,7 +62,7 @@ def paged_attention(
     k, v = (a.reshape(-1, num_kv_heads, head_size) for a in (k_cache, v_cache))  # each [num_slots, KH, head_size]
     scales = [None if a is None else as_they_lie(a).reshape(-1, num_kv_heads) for a in (k_scales, v_scales)]
     # The kernel for one query is made for rows of whole vectors, as all common models have them.
-    query_lens = np.diff(tables.query_start_loc)  # [num_seqs]
+    query_lens = tables.query_start_loc[1:] - tables.query_start_loc[:-1]  # [num_seqs]
     is_prefill = query_lens >= (MANY if head_size % LANES == 0 else 1)  # [num_seqs]
     is_decode = (query_lens > 0) & ~is_prefill  # [num_seqs]
     arguments = as_they_lie(q), k, v, *scales, block_size, *tables, q.dtype.type(scale), out

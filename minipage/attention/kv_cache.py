@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from minipage.attention.arguments import (
+    FLOATS,
     NARROW,
+    QUANTIZED,
     Floats,
     Integers,
     as_array,
@@ -130,14 +132,14 @@ def check_cache(k_cache: Floats, v_cache: Floats, k_scales: Floats | None, v_sca
         ),
     )
     require(
-        k_cache.dtype in (np.float32, np.float64, *NARROW),
+        k_cache.dtype in FLOATS or k_cache.dtype in NARROW,
         lambda: f"a cache is float32, float64, float16, uint16 (bfloat16), int8 or uint8 (fp8), not {k_cache.dtype}.",
     )
     require(
         k_cache.flags.c_contiguous and v_cache.flags.c_contiguous,
-        f"the caches, of shape {k_cache.shape}, must be C-contiguous, so that a block is one piece of memory.",
+        lambda: f"the caches, of shape {k_cache.shape}, must be C-contiguous, so that a block is one piece of memory.",
     )
-    check_scales(k_cache.dtype in (np.int8, np.uint8), k_cache.shape, k_scales, v_scales)
+    check_scales(k_cache.dtype in QUANTIZED, k_cache.shape, k_scales, v_scales)
 
 
 def copy_blocks(source: KVCache, destination: KVCache, copies: Sequence[BlockCopy]) -> None:
