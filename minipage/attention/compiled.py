@@ -20,6 +20,7 @@ from threading import RLock
 from typing import Any
 
 import numba
+import numpy as np
 from numba import threading_layer  # type: ignore[attr-defined]
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 
@@ -39,14 +40,21 @@ expressions = ["comprehension", "fusion", "inplace_binop", "numpy", "reduction",
 SHARED_FILES = "compiled.py", "decode.py", "prefill.py", "vectors.py"
 
 
+IN_PYTHON = bool(getattr(numba.config, "DISABLE_JIT"))  # noqa: B009  (unknown to type checkers)
+# Machine code says nothing of numbers that become infinite, but NumPy warns of them.
+silently: Any = np.errstate(all="ignore")
+
+
 def compiled(function: Callable[..., Any]) -> Any:
-    return kept_on_disk(numba.njit(**options)(function))
+    return silently(function) if IN_PYTHON else kept_on_disk(numba.njit(**options)(function))
 
 
 def compiled_parallel(function: Callable[..., Any]) -> Any:
     """Kernels of several Python threads run one after the other: they want the same cores, and numba's workqueue, which
     it uses where there is no OpenMP, ends the process when it is entered twice. In a forked process, whose threads did
     not come along, one thread runs the same loops."""
+    if IN_PYTHON:
+        return silently(function)
     parallel: Any = dict.fromkeys(expressions, False)
     shared = kept_on_disk(numba.njit(**options, parallel=parallel)(function))
     alone = kept_on_disk(numba.njit(**options)(function), "alone")  # compiled only if it is ever called

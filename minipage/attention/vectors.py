@@ -19,13 +19,13 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import ir  # type: ignore[import-untyped]
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
+from minipage.attention.compiled import IN_PYTHON
 from minipage.attention.quantize import FP8_VALUES, numbers_of
 
 LANES = 16
@@ -38,8 +38,7 @@ FLOAT = ir.VectorType(ir.FloatType(), LANES)
 
 def in_python(plain: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
     """Decorates a function that makes machine code; `plain` does in Python what that does."""
-    is_compiled = not getattr(numba.config, "DISABLE_JIT")  # noqa: B009  (unknown to type checkers)
-    return lambda make: intrinsic(make) if is_compiled else wraps(make)(plain)
+    return lambda make: wraps(make)(plain) if IN_PYTHON else intrinsic(make)
 
 
 def part(array: Any, index: tuple[int, ...], count: int = LANES) -> Any:
@@ -219,8 +218,7 @@ def prefetch(typing_context, array, index):
 
 def exp(x: Any) -> Any:
     """e ** x; for float32 only x up to 0, with a relative error of at most (2 + |x|) / 2 ** 23 in compiled code."""
-    with np.errstate(over="ignore"):
-        return np.exp(x)
+    return np.exp(x)
 
 
 @overload(exp, inline="always")
