@@ -131,6 +131,11 @@ def is_writable(array: Array | None) -> bool:
     return bool(getattr(getattr(array, "flags", None), "writeable", True))
 
 
+def check_devices(*arrays: Array | None) -> None:
+    devices = sorted({device_of(array) for array in arrays if array is not None})
+    require(len(devices) == 1, f"the arrays are on several devices, {', '.join(devices)}: move them to one.")
+
+
 def check_rows(name: str, array: Array) -> None:
     """Raise KernelArgumentError unless a kernel can read q, or new K or V, of [num_tokens, num_heads, head_size]: whole
     words of 32 bits, and each token's numbers in one piece."""

@@ -16,6 +16,7 @@ from minipage.attention.arguments import as_integers, check_copies, check_scales
 from minipage.attention.cuda.arrays import (
     Array,
     Layout,
+    check_devices,
     check_rows,
     elements,
     empty,
@@ -55,6 +56,7 @@ def write_kv(
     for array in (k_cache, v_cache, k_scales, v_scales):
         require(is_writable(array), "the caches and their scales must not be read-only.")
     layout(slot_mapping)  # raises, if it is not on the GPU
+    check_devices(k, v, k_cache, v_cache, slot_mapping, k_scales, v_scales)
     cache_shape, slots = layout(k_cache).shape, as_integers("slot_mapping", to_host(slot_mapping))
     for new in (k, v):
         require(

@@ -19,8 +19,8 @@ from minipage.attention.arguments import as_scale, check_shapes, check_tables, r
 from minipage.attention.cuda import tensor, wide
 from minipage.attention.cuda.arrays import (
     Array,
+    check_devices,
     check_rows,
-    device_of,
     elements,
     empty,
     layout,
@@ -241,6 +241,4 @@ def check_arrays(q: Array, k_cache: Array, v_cache: Array, k_scales: Any, v_scal
             layout(array).address % alignment == 0,
             f"{name} starts at an address that is no multiple of {alignment}, which the kernels' loads need.",
         )
-    arrays = [array for array in (q, k_cache, v_cache, k_scales, v_scales, *tables) if array is not None]
-    devices = sorted({device_of(array) for array in arrays})
-    require(len(devices) == 1, f"the arrays are on several devices, {', '.join(devices)}: move them to one.")
+    check_devices(q, k_cache, v_cache, k_scales, v_scales, *tables)
