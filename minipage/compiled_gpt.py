@@ -21,7 +21,7 @@ from collections.abc import Mapping
 import numba
 import numpy as np
 
-from minipage.attention.arguments import Floats
+from minipage.attention.arguments import Floats, as_they_lie, require
 from minipage.attention.compiled import compiled, compiled_parallel
 from minipage.attention.prefill import add_product
 from minipage.attention.vectors import LANES, exp
@@ -35,6 +35,11 @@ class CompiledGPT(GPT):
     """A GPT whose weights are NumPy arrays of float32. Its matrices are only kept in panels."""
 
     def __init__(self, config: GPTConfig, weights: Mapping[str, Floats]) -> None:
+        for name, shape in config.weight_shapes().items():
+            require(
+                name in weights and weights[name].shape == shape and weights[name].dtype == np.float32,
+                f"the weight {name} must be there, as {shape} of float32.",
+            )
         head = weights.get("lm_head.weight", weights["wte.weight"])  # [V, C]
         self._head = Linear(head.T, np.zeros(len(head), head.dtype))
         matrices = [name for name in weights if name.startswith("h.") and weights[name].ndim == 2]
@@ -69,6 +74,13 @@ class Linear:
     """x [T, in] -> x @ weight + bias [T, out], for a weight [in, out] that is kept in panels."""
 
     def __init__(self, weight: Floats, bias: Floats) -> None:
+        require(
+            weight.ndim == 2 and bias.shape == weight.shape[1:] and weight.dtype == bias.dtype == np.float32,
+            lambda: (
+                f"the weight is {weight.shape} of {weight.dtype} and the bias {bias.shape} of {bias.dtype}; they must "
+                "be [in, out] and [out], of float32."
+            ),
+        )
         num_in, self.num_out = weight.shape
         num_panels = -(-self.num_out // COLUMNS)
         padding = 0, num_panels * COLUMNS - self.num_out  # columns of zeros
@@ -81,8 +93,13 @@ class Linear:
         return columns.reshape(len(columns), -1)[:, : self.num_out]  # [in, out]
 
     def __call__(self, x: Floats, with_gelu: bool = False) -> Floats:
+        num_in = self.panels.shape[1]
+        require(
+            x.ndim == 2 and x.shape[1] == num_in and x.dtype == np.float32,
+            lambda: f"x is {x.shape} of {x.dtype}; it must be [T, {num_in}] of float32.",
+        )
         out = np.empty((len(x), len(self.bias)), x.dtype)  # [T, num_panels * COLUMNS]
-        _linear(np.ascontiguousarray(x), self.panels, self.bias, with_gelu, out)
+        _linear(as_they_lie(x), self.panels, self.bias, with_gelu, out)
         return out[:, : self.num_out]  # [T, out]
 
 

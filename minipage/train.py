@@ -36,6 +36,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors.torch import save
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from minipage.attention.compiled import kept_on_disk
 from minipage.errors import ConfigurationError, MinipageError
 from minipage.model.gpt import GPT, GPTConfig
 
@@ -120,7 +121,8 @@ class Corpus:
         return self.tokens[starts + torch.arange(s.context + 1)]  # [B, T + 1]
 
 
-@njit(cache=True)
+@kept_on_disk
+@njit
 def spell(letters: Ints, bounds: Ints, ranks: Ints, merged: Ints, dropout: float, generator: Any) -> Any:
     """BPE: in each word, from single letters on, do the possible merge of lowest rank, until there is none. Each time,
     each possible merge is overlooked with probability `dropout`."""

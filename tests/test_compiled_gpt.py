@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from minipage.compiled_gpt import CompiledGPT, Linear, gelu
+from minipage.errors import KernelArgumentError
 from minipage.model.gpt import GPT, GPTConfig, dense_attend
 from minipage.model.torch_gpt import PackedTorchGPT
 
@@ -22,6 +23,23 @@ def test_a_linear_layer_is_that_of_numpy(num_rows, n_in, n_out):
         np.testing.assert_allclose(linear(x), exact, rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(linear(np.asfortranarray(x)), exact, rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(linear(x, with_gelu=True), exact_gelu(exact), rtol=1e-3, atol=1e-4)
+
+
+def test_rows_and_weights_of_the_wrong_size_are_refused_instead_of_read_beyond_their_ends():
+    ones = np.ones((3, 4), np.float32)
+    linear = Linear(ones, ones[0])
+    for x in (ones, ones.T[:, :2], ones.T[0], ones.T.astype(np.float64), ones.T.astype(int), ones.T[None]):
+        with pytest.raises(KernelArgumentError, match=r"\[T, 3\]"):
+            linear(x)
+    for weight, bias in ((ones, ones[0, :3]), (ones[0], ones[0]), (ones.astype(np.float64), ones[0]), (ones, ones)):
+        with pytest.raises(KernelArgumentError, match=r"\[in, out\]"):
+            Linear(weight, bias)
+    config = GPTConfig(vocab_size=61, n_positions=40, n_embd=24, n_layer=2, n_head=3)
+    weights = {name: np.ones(shape, np.float32) for name, shape in config.weight_shapes().items()}
+    for name in ("ln_f.weight", "h.1.ln_2.bias", "wte.weight"):
+        for wrong in (weights[name][:-1], weights[name].astype(np.float64)):
+            with pytest.raises(KernelArgumentError, match=name):
+                CompiledGPT(config, weights | {name: wrong})
 
 
 @pytest.mark.parametrize("num_tokens", [1, 6, 40])

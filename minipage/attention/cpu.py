@@ -26,7 +26,7 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from minipage.attention.arguments import Floats, Integers, check_arguments
+from minipage.attention.arguments import Floats, Integers, as_they_lie, check_arguments
 from minipage.attention.decode import decode
 from minipage.attention.prefill import prefill
 from minipage.attention.vectors import LANES
@@ -50,19 +50,22 @@ def paged_attention(
     Raises KernelArgumentError if they do not fit together. The first call ever compiles for some seconds; the machine
     code is then kept in numba's cache on disk.
     """
-    check_arguments(q, k_cache, v_cache, block_tables, context_lens, query_start_loc, k_scales, v_scales)
+    q, k_cache, v_cache, tables, scale, k_scales, v_scales = check_arguments(
+        q, k_cache, v_cache, block_tables, context_lens, query_start_loc, scale, k_scales, v_scales
+    )
     _, block_size, num_kv_heads, head_size = k_cache.shape
+    out = np.empty(q.shape, q.dtype)  # [num_tokens, num_heads, head_size]
+    if out.size == 0:
+        return out
     if k_cache.dtype == np.float16:  # numba has no such type, so the kernels get the bits
         k_cache, v_cache = k_cache.view(np.int16), v_cache.view(np.int16)  # [num_blocks, block_size, KH, head_size]
     k, v = (a.reshape(-1, num_kv_heads, head_size) for a in (k_cache, v_cache))  # each [num_slots, KH, head_size]
-    scales = [None if a is None else a.reshape(-1, num_kv_heads) for a in (k_scales, v_scales)]  # [num_slots, KH]
-    out = np.empty(q.shape, q.dtype)  # [num_tokens, num_heads, head_size]
+    scales = [None if a is None else as_they_lie(a).reshape(-1, num_kv_heads) for a in (k_scales, v_scales)]
     # The kernel for one query is made for rows of whole vectors, as all common models have them.
-    query_lens = query_start_loc[1:] - query_start_loc[:-1]  # [num_seqs]
+    query_lens = tables.query_start_loc[1:] - tables.query_start_loc[:-1]  # [num_seqs]
     is_prefill = query_lens >= (MANY if head_size % LANES == 0 else 1)  # [num_seqs]
     is_decode = (query_lens > 0) & ~is_prefill  # [num_seqs]
-    tables = (np.ascontiguousarray(a, np.int32) for a in (block_tables, context_lens, query_start_loc))
-    arguments = np.ascontiguousarray(q), k, v, *scales, block_size, *tables, q.dtype.type(scale), out
+    arguments = as_they_lie(q), k, v, *scales, block_size, *tables, q.dtype.type(scale), out
     if is_decode.any():
         decode(*arguments, np.flatnonzero(is_decode), numba.get_num_threads())
     if is_prefill.any():

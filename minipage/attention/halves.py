@@ -5,6 +5,9 @@
     float16    s eeeee ffffffffff                     at most 65,504, with 11 significant bits
 
 The kernels compute in float32 and only read these: `vectors.py`.
+
+A K or V beyond the largest float16 is kept as that: as an infinity it would turn every score to NaN. An infinity stays
+one, and NaN stays NaN, for a model that computes these has failed, and that should be seen.
 """
 
 from __future__ import annotations
@@ -15,6 +18,21 @@ import numpy as np
 import numpy.typing as npt
 
 from minipage.attention.arguments import Floats
+
+LARGEST_FLOAT16 = 65_504
+
+
+def stored(numbers: Floats, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """[...] numbers as a cache of this dtype holds them, [...]."""
+    if dtype == np.uint16:
+        return to_bfloat16(numbers)
+    return to_float16(numbers) if dtype == np.float16 else numbers
+
+
+def to_float16(numbers: Floats) -> npt.NDArray[np.float16]:
+    """The nearest float16 to each number, [...] to [...]; infinities are near to nothing else."""
+    limited = np.clip(numbers, -LARGEST_FLOAT16, LARGEST_FLOAT16)  # [...]
+    return np.where(np.isinf(numbers), numbers, limited).astype(np.float16)
 
 
 def to_bfloat16(numbers: Floats) -> npt.NDArray[np.uint16]:

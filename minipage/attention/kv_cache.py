@@ -12,10 +12,21 @@ from typing import Any
 
 import numpy as np
 
-from minipage.attention.arguments import Floats, Integers
-from minipage.attention.halves import to_bfloat16
+from minipage.attention.arguments import (
+    FLOATS,
+    NARROW,
+    QUANTIZED,
+    Floats,
+    Integers,
+    as_array,
+    as_integers,
+    check_copies,
+    check_scales,
+    require,
+)
+from minipage.attention.halves import stored
 from minipage.attention.quantize import quantize
-from minipage.errors import ConfigurationError, KernelArgumentError, require_positive
+from minipage.errors import ConfigurationError, require_positive
 from minipage.memory import BlockCopy, BlockPool
 
 
@@ -75,36 +86,77 @@ def write_kv(
 
     k, v: [num_tokens, num_kv_heads, head_size]; k_cache, v_cache: [num_blocks, block_size, num_kv_heads, head_size],
     C-contiguous; slot_mapping: [num_tokens] integers; k_scales, v_scales: [num_blocks, block_size, num_kv_heads]
-    float32. Raises KernelArgumentError if they do not fit together.
+    float32. Of tokens with the same slot, the last one stays there. Raises KernelArgumentError if the arrays do not fit
+    together; nothing was written then.
     """
-    for new, cache in ((k, k_cache), (v, v_cache)):
-        if new.shape != (len(slot_mapping), *cache.shape[2:]) or not cache.flags.c_contiguous:
-            raise KernelArgumentError(
-                f"cannot write K or V of shape {new.shape} into {len(slot_mapping)} slots of a cache of shape "
-                f"{cache.shape}: [num_tokens, num_kv_heads, head_size] and a C-contiguous cache are needed."
-            )
+    slots = as_integers("slot_mapping", slot_mapping)  # [num_tokens]
+    k, v = as_array("k", k), as_array("v", v)
+    check_cache(k_cache, v_cache, k_scales, v_scales)
+    require(
+        slots.ndim == 1
+        and k.shape == v.shape == (*slots.shape, *k_cache.shape[2:])
+        and k.dtype.kind == v.dtype.kind == "f",
+        lambda: (
+            f"cannot write K of shape {k.shape} and {k.dtype}, and V of {v.shape} and {v.dtype}, to slots of shape "
+            f"{slots.shape} in a cache of shape {k_cache.shape}: floats [num_tokens, num_kv_heads, head_size] and a "
+            "slot for each token are needed."
+        ),
+    )
     num_blocks, block_size = k_cache.shape[:2]
-    if len(slot_mapping) and not (0 <= slot_mapping.min() and slot_mapping.max() < num_blocks * block_size):
-        raise KernelArgumentError(
-            f"slot_mapping points outside the cache, which has slots 0 to {num_blocks * block_size - 1}."
-        )
-    where = slot_mapping // block_size, slot_mapping % block_size  # (block, offset), each [num_tokens]
+    require(
+        len(slots) == 0 or (slots.min() >= 0 and slots.max() < num_blocks * block_size),
+        lambda: f"slot_mapping points outside the cache, which has slots 0 to {num_blocks * block_size - 1}.",
+    )
+    if k.size == 0:
+        return
+    where = slots // block_size, slots % block_size  # (block, offset), each [num_tokens]
     for new, cache, scales in ((k, k_cache, k_scales), (v, v_cache, v_scales)):
         if scales is None:
-            cache[where] = to_bfloat16(new) if cache.dtype == np.uint16 else new
+            cache[where] = stored(new, cache.dtype)
         else:
             cache[where], scales[where] = quantize(new, cache.dtype)
+
+
+def check_cache(k_cache: Floats, v_cache: Floats, k_scales: Floats | None, v_scales: Floats | None) -> None:
+    """Raise KernelArgumentError unless K and V can be written to these arrays, in place."""
+    for array in (k_cache, v_cache, *(scales for scales in (k_scales, v_scales) if scales is not None)):
+        require(
+            isinstance(array, np.ndarray) and array.flags.writeable,
+            "the caches and their scales are written in place, so they must be NumPy arrays, and not read-only.",
+        )
+    require(
+        k_cache.ndim == 4 and k_cache.shape == v_cache.shape and k_cache.dtype == v_cache.dtype,
+        lambda: (
+            f"k_cache is {k_cache.shape} of {k_cache.dtype} and v_cache {v_cache.shape} of {v_cache.dtype}; both must "
+            "be [num_blocks, block_size, num_kv_heads, head_size], of one dtype."
+        ),
+    )
+    require(
+        k_cache.dtype in FLOATS or k_cache.dtype in NARROW,
+        lambda: f"a cache is float32, float64, float16, uint16 (bfloat16), int8 or uint8 (fp8), not {k_cache.dtype}.",
+    )
+    require(
+        k_cache.flags.c_contiguous and v_cache.flags.c_contiguous,
+        lambda: f"the caches, of shape {k_cache.shape}, must be C-contiguous, so that a block is one piece of memory.",
+    )
+    check_scales(k_cache.dtype in QUANTIZED, k_cache.shape, k_scales, v_scales)
 
 
 def copy_blocks(source: KVCache, destination: KVCache, copies: Sequence[BlockCopy]) -> None:
     """Copy whole blocks, K and V, in every layer at once: within one cache, or from one to another.
 
-    All sources are read before any destination is written.
+    All sources are read before any destination is written; of copies to the same block, the last one counts. Raises
+    KernelArgumentError if a block does not exist or the caches hold different numbers; nothing was copied then.
     """
-    if copies:
-        sources, destinations = (list(blocks) for blocks in zip(*copies, strict=True))
-        for old, new in zip(source.arrays, destination.arrays, strict=True):
-            new[:, destinations] = old[:, sources]
+    pairs = as_integers("copies", list(copies))  # [num_copies, 2]
+    if pairs.size == 0:
+        return
+    check_copies(pairs, source.arrays, destination.arrays)
+    for array in destination.arrays:
+        require(array.flags.writeable, "the cache that is copied to is read-only.")
+    sources, destinations = pairs.T  # [num_copies] each
+    for old, new in zip(source.arrays, destination.arrays):
+        new[:, destinations] = old[:, sources]
 
 
 def blocks_that_fit(

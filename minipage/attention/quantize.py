@@ -54,10 +54,14 @@ FP8_LARGEST = 448.0
 
 
 def quantize(rows: Floats, dtype: Any) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
-    """[..., head_size] numbers -> [..., head_size] codes of `dtype` (int8 or uint8) and [...] scales."""
+    """[..., head_size] numbers -> [..., head_size] codes of `dtype` (int8 or uint8) and [...] scales.
+
+    No code is infinite. But the scale of a row with an infinity or NaN is, so that all that comes back of it is NaN.
+    """
     largest = np.abs(rows).max(axis=-1)  # [...]
     scales = (largest / (127 if dtype == np.int8 else FP8_LARGEST)).astype(np.float32)  # [...]
-    scaled = rows / np.where(scales > 0, scales, 1)[..., None]  # [..., head_size]
+    finite = np.where(np.isfinite(scales)[..., None], rows, 0)  # [..., head_size]
+    scaled = finite / np.where(scales > 0, scales, 1)[..., None]  # [..., head_size]
     if dtype == np.int8:
         return np.rint(scaled).clip(-127, 127).astype(np.int8), scales
     return fp8_codes(scaled), scales
@@ -76,7 +80,8 @@ def fp8_codes(numbers: Floats) -> npt.NDArray[np.uint8]:
 def dequantize(codes: npt.NDArray[Any], scales: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """[..., head_size] codes and [...] scales -> [..., head_size] numbers."""
     numbers = FP8_VALUES[codes] if codes.dtype == np.uint8 else codes.astype(np.float32)  # [..., head_size]
-    return numbers * scales[..., None]
+    with np.errstate(invalid="ignore"):  # 0 times infinity: see quantize
+        return numbers * scales[..., None]
 
 
 def numbers_of(stored: npt.NDArray[Any], scales: npt.NDArray[np.float32] | None) -> npt.NDArray[Any]:

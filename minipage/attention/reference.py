@@ -27,9 +27,14 @@ def paged_attention(
 
     Raises KernelArgumentError if they do not fit together.
     """
-    check_arguments(q, k_cache, v_cache, block_tables, context_lens, query_start_loc, k_scales, v_scales)
+    q, k_cache, v_cache, tables, scale, k_scales, v_scales = check_arguments(
+        q, k_cache, v_cache, block_tables, context_lens, query_start_loc, scale, k_scales, v_scales
+    )
+    block_tables, context_lens, query_start_loc = tables
     num_heads, (_, block_size, num_kv_heads, head_size) = q.shape[1], k_cache.shape
-    out = np.empty_like(q)  # [num_tokens, num_heads, head_size]
+    out = np.empty(q.shape, q.dtype)  # [num_tokens, num_heads, head_size]
+    if out.size == 0:
+        return out
     for s, context_len in enumerate(context_lens):
         rows = slice(query_start_loc[s], query_start_loc[s + 1])
         blocks = block_tables[s, : -(-context_len // block_size)]  # [blocks of this sequence]

@@ -7,11 +7,16 @@ Numba's compiler, LLVM, turns ordinary loops into vector instructions too, but o
 the loop writes is read by it. With rows picked from a cache it cannot. Said like this nothing is left to prove, on any
 processor: LLVM cuts these vectors into as many registers as it takes (one of AVX-512, two of AVX2, four of NEON).
 Whatever the cache holds, float16, bfloat16, int8 or fp8, becomes float32 as it is loaded.
+
+Each instruction comes twice: `@in_python` says in NumPy what it does, and the function below makes the machine code for
+it. With NUMBA_DISABLE_JIT=1 the first is called, and a vector is an array of LANES numbers.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -20,12 +25,35 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
+from minipage.attention.compiled import IN_PYTHON
+from minipage.attention.quantize import FP8_VALUES, numbers_of
+
 LANES = 16
 LINE = 64  # bytes that the processor fetches at once
 FAST = ("contract", "nsz", "reassoc")  # sums in any order, products fused with sums; infinities and NaN stay
 
 INT = ir.VectorType(ir.IntType(32), LANES)
 FLOAT = ir.VectorType(ir.FloatType(), LANES)
+
+
+def in_python(plain: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
+    """Decorates a function that makes machine code; `plain` does in Python what that does."""
+    return lambda make: wraps(make)(plain) if IN_PYTHON else intrinsic(make)
+
+
+def part(array: Any, index: tuple[int, ...], count: int = LANES) -> Any:
+    """array[index : index + count] along the last axis, to read or to write."""
+    *row, start = index
+    return array[tuple(row)][start : start + count]  # [count]
+
+
+def numbers_in(stored: Any) -> Any:
+    """[n] of a cache -> [n] what they stand for, except for the scale of their row; int16 are the bits of float16."""
+    if stored.dtype == np.uint8:
+        return FP8_VALUES[stored]
+    if stored.dtype == np.int8:
+        return stored.astype(np.float32)
+    return numbers_of(stored.view(np.float16) if stored.dtype == np.int16 else stored, None)
 
 
 class Vector(types.Type):
@@ -42,7 +70,7 @@ class VectorModel(models.PrimitiveModel):
         super().__init__(manager, vector, ir.VectorType(manager.lookup(vector.dtype).get_value_type(), LANES))
 
 
-@intrinsic
+@in_python(lambda array, index: numbers_in(part(array, index)))
 def load(typing_context, array, index):
     """array[index : index + LANES] along the last axis; index: a tuple of integers, all numbers within the array."""
 
@@ -55,7 +83,7 @@ def load(typing_context, array, index):
     return Vector(array.dtype if array.dtype == types.float64 else types.float32)(array, index), generate
 
 
-@intrinsic
+@in_python(lambda array, index, count: np.pad(numbers_in(part(array, index, count)), (0, LANES - count)))
 def load_part(typing_context, array, index, count):
     """The same, but only the first `count` numbers are read, fewer than LANES; the others are 0."""
 
@@ -71,7 +99,7 @@ def load_part(typing_context, array, index, count):
     return Vector(array.dtype if array.dtype == types.float64 else types.float32)(array, index, count), generate
 
 
-@intrinsic
+@in_python(lambda array, index, vector: np.copyto(part(array, index), vector))
 def store(typing_context, array, index, vector):
     """array[index : index + LANES] = vector; the array has the vector's dtype."""
 
@@ -84,7 +112,7 @@ def store(typing_context, array, index, vector):
     return types.void(array, index, vector), generate
 
 
-@intrinsic
+@in_python(lambda acc, weight, vector: acc + weight * vector)
 def fma(typing_context, acc, weight, vector):
     """acc + weight * vector; weight is one number, or a vector too."""
 
@@ -97,7 +125,7 @@ def fma(typing_context, acc, weight, vector):
     return acc(acc, weight, vector), generate
 
 
-@intrinsic
+@in_python(lambda vector, factor: vector * factor)
 def product(typing_context, vector, factor):
     """vector * factor; factor is one number, or a vector too."""
 
@@ -110,7 +138,7 @@ def product(typing_context, vector, factor):
     return vector(vector, factor), generate
 
 
-@intrinsic
+@in_python(lambda number: np.full(LANES, number))
 def filled(typing_context, number):
     """A vector of LANES times this number."""
 
@@ -120,7 +148,7 @@ def filled(typing_context, number):
     return Vector(number)(number), generate
 
 
-@intrinsic
+@in_python(lambda vector: vector.sum())
 def total_of(typing_context, vector):
     """The sum of a vector's numbers."""
 
@@ -135,7 +163,7 @@ def total_of(typing_context, vector):
     return vector.dtype(vector), generate
 
 
-@intrinsic
+@in_python(lambda array, index, vectors: np.copyto(part(array, index, 4), np.sum(vectors, axis=1)))
 def store_totals(typing_context, array, index, vectors):
     """array[index : index + 4] = the sums of the numbers of four vectors: quicker than one after the other."""
 
@@ -154,7 +182,7 @@ def store_totals(typing_context, array, index, vectors):
     return types.void(array, index, vectors), generate
 
 
-@intrinsic
+@in_python(lambda vector: vector.max())
 def highest_of(typing_context, vector):
     """The largest of a vector's numbers."""
 
@@ -168,7 +196,7 @@ def highest_of(typing_context, vector):
     return vector.dtype(vector), generate
 
 
-@intrinsic
+@in_python(lambda array, index: None)
 def prefetch(typing_context, array, index):
     """Tell the processor that array[index] will soon be read: a number, or a whole row. Changes nothing."""
 
@@ -189,8 +217,8 @@ def prefetch(typing_context, array, index):
 
 
 def exp(x: Any) -> Any:
-    """e ** x, in compiled code; for float32 only x up to 0, with a relative error of at most (2 + |x|) / 2 ** 23."""
-    raise NotImplementedError
+    """e ** x; for float32 only x up to 0, with a relative error of at most (2 + |x|) / 2 ** 23 in compiled code."""
+    return np.exp(x)
 
 
 @overload(exp, inline="always")
@@ -251,7 +279,7 @@ def add_picked(builder: Any, a: Any, b: Any, *picks: Any) -> Any:
 
 
 def numbers(builder: Any, stored: Any, dtype: Any) -> Any:
-    """What LANES stored numbers stand for, but for the scale of their row; int16 are the bits of float16."""
+    """The machine code of `numbers_in`."""
     if dtype == types.int8:
         return builder.sitofp(builder.sext(stored, INT), FLOAT)
     if dtype == types.uint16:  # bfloat16: the upper half of a float32

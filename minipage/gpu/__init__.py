@@ -2,6 +2,7 @@
 
 runner.py     the same steps as minipage/model_runner.py, with arrays on the GPU: PyTorch's or CuPy's
 graphs.py     the fast path, for PyTorch: one copy brings a step's inputs, decodes are replayed as CUDA graphs
+capture.py    how a graph is captured, undisturbed
 batches.py    a step's inputs, most of which follow from the last step's; inputs.py: that one copy
 sampling.py   tokens are drawn where the logits are
 arrays.py     the model's arrays as the kernels take them, also in the simulator

@@ -6,15 +6,14 @@ A CUDA graph is a recording of all the launches of a step, replayed by one call:
     batch of 5 decodes ─▶ padded to 8 ─▶ inputs copied to where the graph of 8 reads them ─▶ replay ─▶ 5 rows of logits
 
 A graph is captured when the first batch of its size comes along; there is one for contexts of up to 512 tokens, and one
-for longer ones. In other steps the kernels are launched one by one. Either way the host waits for the GPU only when it
-needs the tokens.
+for longer ones. In other steps the kernels are launched one by one, and so they are where a capture fails. Either way
+the host waits for the GPU only when it needs the tokens.
 """
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+import warnings
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
@@ -25,6 +24,7 @@ from minipage.batch import Batch
 from minipage.errors import ConfigurationError, require_positive
 from minipage.gpu.arrays import for_kernels, view_for_kernels
 from minipage.gpu.batches import Batches
+from minipage.gpu.capture import capture
 from minipage.gpu.inputs import StepInputs
 from minipage.gpu.runner import GPURunner
 from minipage.gpu.sampling import sample_on_device
@@ -57,6 +57,8 @@ class GraphRunner(GPURunner):
         self._lengths = graph_lengths(limits.max_model_len)
         # By size and length of context; each with the logits [size, vocab_size] that it writes.
         self._graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        self._failures = 0  # captures that failed
+        self._steps_to_wait = 0  # until another one is tried
         self._pool = torch.cuda.graph_pool_handle() if self.is_on_gpu else None  # memory that all graphs share
 
     def blocks_that_fit(self, memory: int | str | None, block_size: int, name: str = "memory") -> int:
@@ -140,14 +142,32 @@ class GraphRunner(GPURunner):
             return self._run(inputs, 1, 1, length)
         if (size, length) not in self._graphs:
             # This compiles and loads what a graph cannot hold; what it writes is written again.
-            self._run(inputs, 1, 1, length)
-            graph = torch.cuda.CUDAGraph()
-            with no_garbage_collection(), torch.cuda.graph(graph, pool=self._pool):
-                logits = self._run(inputs, 1, 1, length)
-            self._graphs[size, length] = graph, logits
+            launched = self._run(inputs, 1, 1, length)  # [size, vocab_size]
+            if not self._capture(size, length, inputs):
+                return launched
         graph, logits = self._graphs[size, length]
         graph.replay()
         return logits
+
+    def _capture(self, size: int, length: int, inputs: Batch) -> bool:
+        """Whether there is a graph now. After a failure the next steps do without, twice as many each time."""
+        if self._steps_to_wait > 0:
+            self._steps_to_wait -= 1
+            return False
+        try:
+            self._graphs[size, length] = capture(lambda: self._run(inputs, 1, 1, length), self._pool)
+        except Exception as error:  # PyTorch's, numba's, or CUDA's own
+            if self._failures == 0:
+                warnings.warn(
+                    f"a CUDA graph for {size} sequences could not be captured, so kernels are launched one by one, "
+                    f"which is slower; it will be tried again. ({type(error).__name__}: {error})",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+            self._failures += 1
+            self._steps_to_wait = 2 ** min(self._failures, 10)
+            return False
+        return True
 
     def _run(self, inputs: Batch, min_query_len: int, max_query_len: int, max_context_len: int) -> torch.Tensor:
         """[num_seqs, vocab_size] logits, in the first rows those that are wanted."""
@@ -174,18 +194,6 @@ class GraphRunner(GPURunner):
             return out
 
         return attend
-
-
-@contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    """Nothing is collected in this block: memory or a graph of another engine, freed during a capture, would end it."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
 
 
 def first_at_least(number: int, choices: Sequence[int]) -> int:

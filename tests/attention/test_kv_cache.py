@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minipage.attention import KVCache, copy_blocks, write_kv
+from minipage.attention.quantize import numbers_of
 from minipage.errors import KernelArgumentError
 from minipage.memory import BlockCopy
 
@@ -89,3 +90,26 @@ def test_a_cache_that_is_not_contiguous_is_refused_rather_than_written_to_a_copy
     k = v = np.ones((1, 2, 3), np.float32)
     with pytest.raises(KernelArgumentError, match="contiguous"):
         write_kv(k, v, cache.k[0][:, ::2], cache.v[0][:, ::2], np.array([0]))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.uint16, np.int8, np.uint8])
+def test_numbers_too_large_for_a_cache_are_kept_finite_and_infinities_and_nan_are_never_hidden(dtype):
+    cache = KVCache(1, 2, 4, 1, 4, dtype)
+    layer = [array[0] for array in cache.arrays]
+    rows = np.array([[7e4, -1e30, 3, 0], [np.inf, 1, 2, 3], [1, 2, -np.inf, 3], [1, 2, 3, np.nan]], np.float32)
+    write_kv(rows[:, None], rows[:, None], *layer[:2], np.arange(4), *layer[2:])
+    scales = layer[2].reshape(8, 1)[:4] if len(layer) > 2 else None
+    kept = numbers_of(layer[0].reshape(8, 1, 4)[:4], scales)[:, 0]
+    assert np.isfinite(kept[0]).all()
+    if dtype == np.float16:
+        assert kept[0].tolist() == [65_504, -65_504, 3, 0]
+    assert not np.isfinite([kept[1, 0], kept[2, 2]]).any()
+    assert np.isnan(kept[3, 3])
+
+
+def test_of_tokens_with_the_same_slot_the_last_one_stays():
+    cache = random_cache()
+    k = v = np.random.default_rng(1).standard_normal((3, 2, 3)).astype(np.float32)
+    write_kv(k, v, cache.k[0], cache.v[0], [5, 7, 5])
+    np.testing.assert_array_equal(cache.k[0, 1, 1], k[2])
+    np.testing.assert_array_equal(cache.k[0, 1, 3], k[1])

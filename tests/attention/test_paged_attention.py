@@ -180,6 +180,11 @@ BAD = {
     "more queries than context": (lambda c: dict(context_lens=np.array([3, 3])), "context_lens"),
     "a context longer than its block table": (lambda c: dict(context_lens=np.array([20, 400])), "columns"),
     "a block that does not exist": (lambda c: dict(block_tables=c.block_tables + 1000), "outside the cache"),
+    "blocks with room for no token": (
+        lambda c: {name: np.zeros((9, 0, 2, 8), np.float32) for name in ("k_cache", "v_cache")},
+        "at least one token",
+    ),
+    "a scale that is none": (lambda c: dict(scale=None), "scale is None"),
     "a negative block": (lambda c: dict(block_tables=-1 - c.block_tables), "outside the cache"),
 }
 

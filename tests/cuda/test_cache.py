@@ -9,6 +9,7 @@ from minipage.attention import copy_blocks as copy_on_cpu
 from minipage.attention import write_kv as write_on_cpu
 from minipage.attention.cuda.arrays import pinned
 from minipage.attention.halves import to_bfloat16
+from minipage.attention.quantize import numbers_of
 from minipage.errors import KernelArgumentError
 from minipage.memory import BlockCopy
 
@@ -133,3 +134,58 @@ def test_blocks_are_swapped_to_pinned_memory_and_back_beside_the_main_stream(dty
     side.wait()
     ours.assert_equal(cache)  # it was fetched in the main stream, after that wait
     pinned_cache.assert_equal(host)
+
+
+LARGE = np.array([1, 65_504, 65_519, 65_520, -70_000, 3e38, -3e38, 0], np.float32)
+
+
+@dtypes
+@pytest.mark.parametrize("last", [0, np.inf, -np.inf, np.nan], ids=str)
+def test_what_is_too_large_is_kept_as_the_largest_number_and_infinities_and_nan_are_seen(dtype, last):
+    k = v = np.broadcast_to(LARGE, (3, 2, 8)).copy()
+    k[1, :, 7] = last
+    cache = random_cache(dtype)
+    ours, slots = OnGpu(cache), np.array([3, 9, 1])
+    layer = [array[0] for array in ours.arrays]
+    cuda.write_kv(on_gpu(k), on_gpu(v), *layer[:2], on_gpu(slots), *layer[2:])
+    write_on_cpu(k, v, cache.k[0], cache.v[0], slots, *[array[0] for array in cache.arrays[2:]])
+    kept, expected = (
+        numbers_of(
+            from_gpu(a[0]).reshape(24, 2, 8)[slots], from_gpu(a[1]).reshape(24, 2)[slots] if len(a) > 1 else None
+        )
+        for a in ((layer[0], *layer[2:3]), (cache.k[0], *[s[0] for s in cache.arrays[2:3]]))
+    )
+    np.testing.assert_array_equal(kept, expected)
+
+
+def test_of_tokens_with_the_same_slot_the_last_one_stays():
+    cache = random_cache(np.float32)
+    ours, new = OnGpu(cache), np.random.default_rng(0).standard_normal((40, 2, 8)).astype(np.float32)
+    slots = np.random.default_rng(1).integers(0, 24, 40).astype(np.uint8)
+    cuda.write_kv(on_gpu(new), on_gpu(-new), ours.arrays[0][0], ours.arrays[1][0], on_gpu(slots))
+    write_on_cpu(new, -new, cache.k[0], cache.v[0], slots)
+    ours.assert_equal(cache)
+
+
+def test_of_copies_to_the_same_block_the_last_one_counts():
+    cache = random_cache(np.float32)
+    ours, copies = OnGpu(cache), [BlockCopy(0, 3), BlockCopy(1, 3), BlockCopy(3, 4)]
+    cuda.copy_blocks(ours, ours, copies)
+    copy_on_cpu(cache, cache, copies)
+    ours.assert_equal(cache)
+
+
+@pytest.mark.parametrize("copies", [[(0, 6)], [(6, 0)], [(-1, 0)], [(0, -1)], [(0.5, 1)], [(0, 1, 2)], ["ab"], [None]])
+def test_copies_of_blocks_that_do_not_exist_are_refused(copies):
+    cache = random_cache(np.float32)
+    ours = OnGpu(cache)
+    for copy, blocks in ((cuda.copy_blocks, ours), (copy_on_cpu, cache)):
+        with pytest.raises(KernelArgumentError, match="copies"):
+            copy(blocks, blocks, copies)
+    ours.assert_equal(random_cache(np.float32))
+
+
+def test_blocks_that_are_not_made_of_whole_words_are_refused():
+    ours = OnGpu(KVCache(2, 6, 1, 1, 2, np.int8))
+    with pytest.raises(KernelArgumentError, match="pieces of 4 bytes"):
+        cuda.copy_blocks(ours, ours, [(0, 1)])

@@ -4,6 +4,10 @@ On a GPU the whole suite in tests/engine runs there, too (`--cuda=device`, see t
 are small enough for the simulator, where decodes are padded as for a CUDA graph, but launched one by one.
 """
 
+import gc
+from contextlib import contextmanager
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +21,7 @@ from minipage.attention import cuda
 from minipage.batch import Batch
 from minipage.engine import LLM
 from minipage.errors import ConfigurationError
+from minipage.gpu import capture, graphs
 from minipage.gpu.batches import Batches
 from minipage.gpu.graphs import GraphRunner, graph_sizes
 from minipage.gpu.inputs import StepInputs
@@ -324,3 +329,53 @@ def test_there_is_a_graph_for_every_batch_with_little_padding(most):
     for num_seqs in range(1, most + 1):
         size = next(size for size in sizes if size >= num_seqs)
         assert size - num_seqs <= max(7, num_seqs / 4), f"{num_seqs} padded to {size}"
+
+
+class Captures:
+    """Instead of CUDA's: the first few fail."""
+
+    def __init__(self, num_failures):
+        self.num_failures, self.tried, self.replayed = num_failures, 0, 0
+
+    def __call__(self, run, pool):
+        self.tried += 1
+        logits = run()
+        if self.tried <= self.num_failures:
+            raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+        logits = logits.clone()
+
+        def replay():
+            self.replayed += 1
+            logits.copy_(run())
+
+        return SimpleNamespace(replay=replay), logits
+
+
+@pytest.mark.filterwarnings("default:a CUDA graph")
+def test_where_a_graph_cannot_be_captured_kernels_are_launched_one_by_one_and_it_is_tried_again(
+    tiny, monkeypatch, recwarn
+):
+    captures = Captures(num_failures=2)
+    monkeypatch.setattr(graphs, "capture", captures)
+    llm = gpu_llm(tiny, num_blocks=64)
+    llm.runner.enforce_eager = False
+    outputs = llm.generate(PROMPTS[:1], greedy(12))
+    assert texts(outputs) == [[Dense(tiny).greedy(PROMPTS[0], 12)]]
+    assert captures.tried == 3, "it has to be tried again, but not at every step"
+    assert 0 < captures.replayed < 10
+    (warning,) = (w for w in recwarn if "CUDA graph" in str(w.message))
+    assert "operation not permitted" in str(warning.message)
+
+
+def test_a_failed_capture_leaves_the_garbage_collector_as_it_was(monkeypatch):
+    @contextmanager
+    def spoiled(graph, **options):
+        assert not gc.isenabled()
+        yield
+        raise RuntimeError("operation not permitted")
+
+    monkeypatch.setattr(torch.cuda, "graph", spoiled)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="not permitted"), capture.recorded(None):
+            pass
+        assert gc.isenabled()

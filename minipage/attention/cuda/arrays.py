@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_api_compat import array_namespace
 
+from minipage.attention.arguments import require
 from minipage.attention.cuda.compat import SIMULATED, cuda, device_view
 from minipage.errors import KernelArgumentError
 
@@ -41,6 +42,8 @@ class Layout(NamedTuple):
     @property
     def num_contiguous(self) -> int:
         """How many of the last axes lie in memory as one piece."""
+        if 0 in self.shape:
+            return len(self.shape)
         expected = self.dtype.itemsize
         for count, (n, stride) in enumerate(zip(reversed(self.shape), reversed(self.strides))):
             if n != 1 and stride != expected:
@@ -122,6 +125,32 @@ def _layout(array: Array) -> Layout:
         dtype.itemsize * int(np.prod(shape[axis + 1 :], dtype=np.int64)) for axis in range(len(shape))
     )
     return Layout(interface["data"][0], shape, tuple(strides), dtype)
+
+
+def is_writable(array: Array | None) -> bool:
+    return bool(getattr(getattr(array, "flags", None), "writeable", True))
+
+
+def check_devices(*arrays: Array | None) -> None:
+    devices = sorted({device_of(array) for array in arrays if array is not None})
+    require(len(devices) == 1, f"the arrays are on several devices, {', '.join(devices)}: move them to one.")
+
+
+def check_rows(name: str, array: Array) -> None:
+    """Raise KernelArgumentError unless a kernel can read q, or new K or V, of [num_tokens, num_heads, head_size]: whole
+    words of 32 bits, and each token's numbers in one piece."""
+    where = layout(array)
+    stride = where.strides[0] if where.shape[0] > 1 else 0  # bytes from a token to the next
+    require(
+        where.num_contiguous >= 2 and stride >= 0,
+        f"{name} is not contiguous in its last 2 axes, or runs backwards, so that its rows are not pieces of memory: "
+        "copy it first.",
+    )
+    require(
+        where.address % 4 == stride % 4 == where.span % 4 == 0,
+        f"{name} is read in pieces of 4 bytes, but its address, the step from a token to the next, or its size in "
+        "bytes is no multiple of that.",
+    )
 
 
 def in_shape(array: Array) -> Any:

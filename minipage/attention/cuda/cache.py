@@ -12,11 +12,25 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from minipage.attention.arguments import check_scales, require
-from minipage.attention.cuda.arrays import Array, elements, empty, layout, stream_of, to_host, words
+from minipage.attention.arguments import as_integers, check_copies, check_scales, require
+from minipage.attention.cuda.arrays import (
+    Array,
+    Layout,
+    check_devices,
+    check_rows,
+    elements,
+    empty,
+    is_writable,
+    layout,
+    stream_of,
+    to_device,
+    to_host,
+    words,
+)
 from minipage.attention.cuda.compat import cuda, device_function, external_stream, kernel, types, upload
-from minipage.attention.cuda.numbers import Kind, kind_of
+from minipage.attention.cuda.numbers import FLOAT16, Kind, kind_of
 from minipage.attention.cuda.ptx import load_16_bytes, store_16_bytes
+from minipage.attention.halves import LARGEST_FLOAT16
 from minipage.memory import BlockCopy
 
 float32 = types.float32
@@ -38,26 +52,58 @@ def write_kv(
     rounded to what the cache is made of, or quantized with a scale for each row. Raises KernelArgumentError if the
     arrays do not fit together or a slot does not exist; nothing was written then.
     """
-    cache_shape, slots = layout(k_cache).shape, to_host(slot_mapping)
-    for new, kept in ((k, k_cache), (v, v_cache)):
+    check_cache(k_cache, v_cache, k_scales, v_scales)
+    for array in (k_cache, v_cache, k_scales, v_scales):
+        require(is_writable(array), "the caches and their scales must not be read-only.")
+    layout(slot_mapping)  # raises, if it is not on the GPU
+    check_devices(k, v, k_cache, v_cache, slot_mapping, k_scales, v_scales)
+    cache_shape, slots = layout(k_cache).shape, as_integers("slot_mapping", to_host(slot_mapping))
+    for new in (k, v):
         require(
-            layout(new).shape == (len(slots), *cache_shape[2:])
-            and layout(new).num_contiguous >= 2
-            and layout(kept).num_contiguous == 4
-            and layout(kept)[1:] == layout(k_cache)[1:]
-            and layout(new)[2:] == layout(k)[2:],
-            f"cannot write K or V of shape {layout(new).shape} into {len(slots)} slots of a cache of shape "
-            f"{layout(kept).shape}: [num_tokens, num_kv_heads, head_size], laid out alike in K and V, and contiguous "
-            "caches are needed.",
+            slots.ndim == 1
+            and layout(new).shape == (len(slots), *cache_shape[2:])
+            and layout(new).dtype == layout(k).dtype
+            and (len(slots) < 2 or layout(new).strides[0] == layout(k).strides[0]),
+            f"cannot write K or V of shape {layout(new).shape} with a slot_mapping of shape {slots.shape} into a cache "
+            f"of shape {cache_shape}: [num_tokens, num_kv_heads, head_size], laid out alike in K and V, and a slot for "
+            "each token are needed.",
         )
-    check_scales(kind_of(layout(k_cache).dtype, "k_cache").is_quantized, cache_shape, k_scales, v_scales)
     require(not kind_of(layout(k).dtype, "k").is_quantized, "new K and V must be float32, float16 or bfloat16.")
     num_slots = cache_shape[0] * cache_shape[1]
     require(
         len(slots) == 0 or (slots.min() >= 0 and slots.max() < num_slots),
         f"slot_mapping points outside the cache, which has slots 0 to {num_slots - 1}.",
     )
-    launch_write_kv(k, v, k_cache, v_cache, slot_mapping, k_scales, v_scales, stream=stream_of(k))
+    if 0 in layout(k).shape:
+        return
+    check_rows("k", k)
+    check_rows("v", v)
+    _, last = np.unique(slots[::-1], return_index=True)  # [num different slots]; counted from the end
+    written = np.full_like(slots, -1)  # [num_tokens]; threads write in any order, so only the last token of a slot does
+    written[len(slots) - 1 - last] = slots[len(slots) - 1 - last]
+    launch_write_kv(k, v, k_cache, v_cache, to_device(k, written), k_scales, v_scales, stream=stream_of(k))
+
+
+def check_cache(k_cache: Array, v_cache: Array, k_scales: Array | None, v_scales: Array | None) -> None:
+    """Raise KernelArgumentError unless kernels can find a row of K or V, and its scale, by its number."""
+    where, where_v = layout(k_cache), layout(v_cache)
+    scales = [None if array is None else layout(array) for array in (k_scales, v_scales)]
+    require(
+        len(where.shape) == 4 and where.shape == where_v.shape and where.dtype == where_v.dtype,
+        f"k_cache has shape {where.shape} and v_cache {where_v.shape}; both must be [num_blocks, block_size, "
+        "num_kv_heads, head_size], of the same numbers.",
+    )
+    check_scales(kind_of(where.dtype, "k_cache").is_quantized, where.shape, *scales)
+    for array in (where, where_v, *scales):
+        require(
+            array is None or array.num_contiguous == len(array.shape),
+            "the caches and their scales must be contiguous in all axes, so that a block is one piece of memory: copy "
+            "them first.",
+        )
+        require(
+            array is None or array.address % array.dtype.itemsize == 0,
+            "the caches and their scales must start at a multiple of the size of their numbers.",
+        )
 
 
 def launch_write_kv(
@@ -89,21 +135,23 @@ def write_kernel(new_kind: Kind, kv: Kind, head_size: int) -> Any:
     """One warp for each row of K, and of V."""
     PER_WORD, number = new_kind.per_word, new_kind.number
     QUANTIZED, LARGEST, stored = kv.is_quantized, np.float32(kv.largest), kv.stored
+    INFINITY, limited, larger = np.float32(np.inf), limiter(kv), device_function(larger_or_nan, fastmath=False)
 
     def write_row(new, start, cache, scales, row, lane):
-        scale = float32(1)
+        scale, largest = float32(1), float32(0)
         if QUANTIZED:
-            largest = float32(0)
             for i in range(lane, head_size, WARP):
-                largest = max(largest, abs(number(new[(start + i) // PER_WORD], (start + i) % PER_WORD)))
+                largest = larger(largest, abs(number(new[(start + i) // PER_WORD], (start + i) % PER_WORD)))
             for bit in (16, 8, 4, 2, 1):
-                largest = max(largest, cuda.shfl_xor_sync(0xFFFFFFFF, largest, bit))
+                largest = larger(largest, cuda.shfl_xor_sync(0xFFFFFFFF, largest, bit))
             if lane == 0:
                 scales[row] = largest / LARGEST
             scale = largest / LARGEST if largest > 0 else float32(1)
         for i in range(lane, head_size, WARP):
             x = number(new[(start + i) // PER_WORD], (start + i) % PER_WORD)
-            cache[row * head_size + i] = stored(x / scale if QUANTIZED else x)
+            if QUANTIZED:
+                x = x / scale if largest < INFINITY else float32(0)
+            cache[row * head_size + i] = stored(limited(x))
 
     # The CPU's `quantize` divides exactly. So do we, and the codes are the same.
     write_row = device_function(write_row, fastmath=False)
@@ -123,6 +171,23 @@ def write_kernel(new_kind: Kind, kv: Kind, head_size: int) -> Any:
     return kernel(write, fastmath=False)
 
 
+def larger_or_nan(a, b):
+    """`max` forgets a NaN. In a scale it has to stay, so that all that comes back of its row is NaN."""
+    return b if b > a or b != b else a
+
+
+def limiter(kv: Kind) -> Any:
+    """A device function: a number -> what is kept of it. See minipage/attention/halves.py for why infinities stay."""
+    MOST, INFINITY = np.float32(LARGEST_FLOAT16), np.float32(np.inf)
+
+    def limit(x):
+        if MOST < abs(x) < INFINITY:
+            return MOST if x > 0 else -MOST
+        return x
+
+    return device_function(limit if kv == FLOAT16 else lambda x: x, fastmath=False)
+
+
 class Blocks(Protocol):
     """What a KVCache is for copying: arrays [num_layers, num_blocks, ...], each contiguous, in pairs for K and V."""
 
@@ -134,11 +199,16 @@ def copy_blocks(source: Blocks, destination: Blocks, copies: Sequence[BlockCopy]
     """`minipage.attention.copy_blocks` on the GPU: whole blocks, K and V, in all layers at once.
 
     Within one cache, or from one to another, of which one may be in pinned memory (`pinned`). All sources are read
-    before any destination is written. stream: the handle of a CUDA stream; default: the current one of the library that
-    made the cache on the GPU.
+    before any destination is written, and of copies to the same block the last one counts. Raises KernelArgumentError
+    if a block does not exist, or the caches hold different numbers; nothing was copied then.
+
+    stream: the handle of a CUDA stream; default: the current one of the library that made the cache on the GPU.
     """
-    if not copies:
+    pairs = as_integers("copies", list(copies))  # [num_copies, 2]
+    if pairs.size == 0:
         return
+    check_copied(pairs, [layout(a) for a in source.arrays], [layout(a) for a in destination.arrays])
+    copies = [BlockCopy(old, new) for new, old in dict(pairs[:, ::-1].tolist()).items()]
     if stream is None:
         stream = max(stream_of(cache.arrays[0]) for cache in (source, destination))
     sources, destinations = zip(*copies, strict=True)
@@ -148,7 +218,17 @@ def copy_blocks(source: Blocks, destination: Blocks, copies: Sequence[BlockCopy]
         _launch_copy(source.arrays, shelf.arrays, list(zip(sources, places)), stream)
         _launch_copy(shelf.arrays, destination.arrays, list(zip(places, destinations)), stream)
     else:
-        _launch_copy(source.arrays, destination.arrays, list(copies), stream)
+        _launch_copy(source.arrays, destination.arrays, copies, stream)
+
+
+def check_copied(pairs: Any, old: Sequence[Layout], new: Sequence[Layout]) -> None:
+    check_copies(pairs, old, new)
+    for array in (*old, *new):
+        num_bytes = int(np.prod(array.shape[2:])) * array.dtype.itemsize
+        require(
+            num_bytes % 4 == array.address % 4 == 0 and array.num_contiguous == len(array.shape),
+            f"blocks are copied in pieces of 4 bytes, and must lie in contiguous arrays; these have {num_bytes} bytes.",
+        )
 
 
 class _Shelf:

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minipage.attention.arguments import check_scales, check_shapes, check_tables, require
+from minipage.attention.arguments import as_scale, check_shapes, check_tables, require
 from minipage.attention.cuda import tensor, wide
 from minipage.attention.cuda.arrays import (
     Array,
-    device_of,
+    check_devices,
+    check_rows,
     elements,
     empty,
     layout,
@@ -29,6 +30,7 @@ from minipage.attention.cuda.arrays import (
     words,
     zeros,
 )
+from minipage.attention.cuda.cache import check_cache
 from minipage.attention.cuda.compat import external_stream, num_processors
 from minipage.attention.cuda.numbers import Kind, kind_of
 from minipage.attention.cuda.tensor import has_tensor_kernel, tensor_kernel
@@ -65,11 +67,14 @@ def paged_attention(
     """
     check_shapes(*(layout(array).shape for array in (q, k_cache, v_cache)))
     check_arrays(q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, query_start_loc)
+    scale = as_scale(scale, np.float32)
     (num_tokens, num_heads, head_size), cache_shape = layout(q).shape, layout(k_cache).shape
-    tables, contexts, starts = (to_host(a) for a in (block_tables, context_lens, query_start_loc))
-    check_tables(num_tokens, cache_shape, tables, contexts, starts)
+    given = (to_host(a) for a in (block_tables, context_lens, query_start_loc))
+    tables, contexts, starts = check_tables(num_tokens, cache_shape, *given)
 
     out = empty(q, (num_tokens, num_heads, head_size), q.dtype)  # [num_tokens, num_heads, head_size]
+    if 0 in layout(q).shape:
+        return out
     max_query_len, max_context_len = int(np.diff(starts).max(initial=0)), int(contexts.max(initial=0))
     num_splits = len(contexts) * -(-max_context_len // SPLIT_SIZE)
     require(
@@ -79,9 +84,9 @@ def paged_attention(
     )
     size = workspace_size(len(contexts), num_heads, head_size, max_context_len, SPLIT_SIZE)
     workspace = zeros(q, (size,), "float32")  # [size]
-    tables, contexts, starts = (to_device(q, np.ascontiguousarray(a, np.int32)) for a in (tables, contexts, starts))
+    on_gpu = [to_device(q, a.astype(np.int32)) for a in (tables, contexts, starts)]  # in the tables, what is read fits
     launch_attention(
-        q, k_cache, v_cache, tables, contexts, starts, scale, k_scales, v_scales,
+        q, k_cache, v_cache, on_gpu[0], on_gpu[1], on_gpu[2], scale, k_scales, v_scales,
         out=out, workspace=workspace, max_query_len=max_query_len, max_context_len=max_context_len, stream=stream_of(q),
         split_size=SPLIT_SIZE,
     )  # fmt: skip
@@ -226,19 +231,14 @@ def check_arrays(q: Array, k_cache: Array, v_cache: Array, k_scales: Any, v_scal
         f"q is {q_kind.name}, k_cache {kv.name}, v_cache {layout(v_cache).dtype}; q must be float32, float16 or "
         "bfloat16, and both caches alike.",
     )
-    check_scales(kv.is_quantized, layout(k_cache).shape, k_scales, v_scales)
-    for name, array, num_contiguous in (("q", q, 2), ("k_cache", k_cache, 4), ("v_cache", v_cache, 4)):
-        require(
-            layout(array).num_contiguous >= num_contiguous,
-            f"{name} is not contiguous in its last {num_contiguous} axes, so that its rows are not pieces of memory: "
-            "copy it first.",
-        )
+    check_rows("q", q)
+    check_cache(k_cache, v_cache, k_scales, v_scales)
+    for array in tables:
+        layout(array)  # raises, if it is not on the GPU
     alignment = 4 * words_per_lane(layout(q).shape[2], kv)  # bytes; also refuses a head size that no kernel has
     for name, array in (("k_cache", k_cache), ("v_cache", v_cache)):
         require(
             layout(array).address % alignment == 0,
             f"{name} starts at an address that is no multiple of {alignment}, which the kernels' loads need.",
         )
-    arrays = [array for array in (q, k_cache, v_cache, k_scales, v_scales, *tables) if array is not None]
-    devices = sorted({device_of(array) for array in arrays})
-    require(len(devices) == 1, f"the arrays are on several devices, {', '.join(devices)}: move them to one.")
+    check_devices(q, k_cache, v_cache, k_scales, v_scales, *tables)
