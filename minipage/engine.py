@@ -238,12 +238,14 @@ class LLM:
 
     def abort(self, request_id: str) -> bool:
         """Stop a request, whatever it is doing; False if it is unknown or finished already."""
-        with self._lock:
+
+        def change() -> bool:
             request = self.requests.get(request_id)
-            if request is None:
-                return False
-            self._changes.make(lambda: self._end(request, "abort"), self._mend)
-            return True
+            if request is not None:
+                self._end(request, "abort")
+            return request is not None
+
+        return self._changes.make(change, self._mend)
 
     def reset_prefix_cache(self) -> None:
         """Forget all prefixes, for example because the weights were changed. Whatever is running goes on."""
