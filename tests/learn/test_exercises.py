@@ -10,6 +10,7 @@ from minipage.learn.course import chosen, exercises
 from minipage.learn.judge import FAILED, PASSED, TODO, judge
 from minipage.learn.load import definitions, load
 from tests.learn.mistakes import MISTAKES
+from tests.learn.subtle_mistakes import SUBTLE
 
 ALTERNATIVES = Path(__file__).parent / "alternatives"
 every_exercise = pytest.mark.parametrize("exercise", exercises(), ids=lambda exercise: exercise.number)
@@ -38,7 +39,7 @@ def test_a_solution_in_another_style_passes(exercise):
 
 
 @pytest.mark.parametrize(
-    "mistake", MISTAKES, ids=lambda m: f"{m.exercise}: {' '.join(m.new.split())[:50] or 'nothing'}"
+    "mistake", MISTAKES + SUBTLE, ids=lambda m: f"{m.exercise}: {' '.join(m.new.split())[:50] or 'nothing'}"
 )
 def test_the_mistake_is_caught_and_named(mistake, tmp_path):
     [exercise] = chosen([mistake.exercise])

@@ -1,0 +1,74 @@
+"""More wrong solutions, of the kinds that are hard to see: right on tame numbers, in narrow traffic, or but for what
+they do on the side. Written as in mistakes.py.
+
+    numbers      an epsilon here, a maximum for all there, a mask that is not low enough, one dimension only
+    side effects what was lent is written to, what must stay is thrown away, or told to others
+    bounds       negative blocks, a block more, nothing at all
+    traffic      right as long as nobody shares, swaps, or comes back
+    the point    the right result, and not what the exercise is about
+"""
+
+from tests.learn.mistakes import M
+
+WHY_PAGING = [
+    M("1.1", "max_len * len(lengths)))", "max_len * len(lengths)) - Fraction(1, 10**11))", "share that is wasted is"),
+    M("1.1", "return float(1", "return round(1", "share that is wasted is"),
+    M("1.1", "float(1 - Fraction(sum(lengths), max_len * len(lengths)))", "float(100 - Fraction(100 * sum(lengths), max_len * len(lengths)))", "per cent"),
+    M("1.1", "    if not lengths:\n", "    lengths.sort()\n    if not lengths:\n", "belongs to somebody else"),
+    M("1.1", "    if not lengths:\n", "    if not sum(lengths):\n", "share that is used"),
+    M("1.1", "float(1 - Fraction(sum(lengths), max_len * len(lengths)))", "str(1 - sum(lengths) / (max_len * len(lengths)))", "one number, not a str"),
+    M("1.2", "-length % block_size for length", "(-length % block_size if length else block_size) for length", "no slot is taken|slots are taken"),
+    M("1.2", "return sum(holes) / slots if", "return sum(h / (h + n) for h, n in zip(holes, lengths) if n) / len(lengths) if", "slots are taken"),
+    M("1.2", "return sum(holes) / slots", "return round(sum(holes) / slots, 3)", "slots are taken"),
+    M("1.2", "    holes =", "    lengths.sort()\n    holes =", "belongs to somebody else"),
+    M("1.3", "total <= num_slots for", "total <= num_slots and total for", "exactly full"),
+    M("1.3", "    return sum(total", "    needed.append(0)\n    return -1 + sum(total", "belongs to somebody else|nobody behind it|Nobody came"),
+    M("1.3", "return sum(total <=", "return 1.0 * sum(total <=", "whole number"),
+]  # fmt: skip
+GPT_AND_CACHE = [
+    M("2.1", "np.exp(scores - scores.max())", "np.exp(np.minimum(scores, 80))", "Take the highest score off"),
+    M("2.1", "scores - scores.max()", "scores - (k @ q[row].T).max() * q.shape[-1] ** -0.5", "of each query and head|place for every"),
+    M("2.1", "            scores = k[:seen, h] @ q[row, h]", "            q *= 1.0\n            q[row, h] /= 1.5\n            scores = k[:seen, h] @ q[row, h] * 1.5", "was changed"),
+    M("2.1", "            weights = np.exp(scores - scores.max())\n            out[row, h] = weights @ v[:seen, h] / weights.sum()",
+      "            scores = k[:, h] @ q[row, h] * q.shape[-1] ** -0.5\n            scores[seen:] = -1000\n            weights = np.exp(scores - scores.max())\n"
+      "            out[row, h] = weights @ v[:, h] / weights.sum()", "-1000 is not small enough"),
+    M("2.1", "            weights = np.exp(scores - scores.max())\n            out[row, h] = weights @ v[:seen, h] / weights.sum()",
+      "            scores = k[:, h] @ q[row, h] * q.shape[-1] ** -0.5\n            scores[seen:] += -1e4\n            weights = np.exp(scores - scores.max())\n"
+      "            out[row, h] = weights @ v[:, h] / weights.sum()", "-1000 is not small enough"),
+    M("2.1", "/ weights.sum()", "/ (weights.sum() + 1e-3)", "Scores are q"),
+    M("2.1", "weights @ v[:seen, h] / weights.sum()", "np.where(abs(v[:seen, h]) < 1e-5, 0, v[:seen, h]).T @ weights / weights.sum()", "Take the highest"),
+    M("2.2", "setdefault(layer, ", "setdefault(layer % 2, ", "K and V of this layer so far"),
+    M("2.2", "        keys.extend(k)\n", "        k *= 2\n        k /= 2\n        q *= 0\n        keys.extend(k)\n", "was changed"),
+    M("2.2", "        values.extend(v)\n        return causal_attention(q", "        values.extend(v)\n        return causal_attention(q[-1:]", "place for every number"),
+    M("2.3", "        out += new\n", "        out += new\n        prompt += new\n", "belongs to somebody else"),
+    M("2.3", "        out += new\n    return out", "        out += new\n    return np.array(out)", "A list of the new tokens"),
+    M("2.3", "    for _ in range(num_tokens):", "    while len(new) > 1:\n        model.forward(np.asarray(new[:1]), np.array([position]), attend)\n        new, position = new[1:], position + 1\n"
+      "    for _ in range(num_tokens):", "all of the prompt first and at once"),
+    M("2.3", "    attend, new", "    model.forward(np.asarray(prompt), np.arange(len(prompt)), CachedAttention())\n    attend, new", "computed once"),
+]  # fmt: skip
+BLOCK_POOL = [
+    M("3.1", "if block not in range(self.num_blocks)", "if block not in range(-1, self.num_blocks)", "no block -1"),
+    M("3.1", "if block not in range(self.num_blocks)", "if block not in range(self.num_blocks + 1)", "no block 3"),
+    M("3.1", "return self.holders.get(block, 0)", "import numpy\n        return numpy.int64(self.holders.get(block, 0))", "an int of Python's"),
+    M("3.1", "self.unused = [*range(num_blocks)]", "self.unused = [*map(str, range(num_blocks))]", "whole number"),
+    M("3.1", "block_size: int = 16", "block_size: int = 4", "16 slots"),
+    M("3.1", "self.unused = [*range(num_blocks)]", "self.unused = [*range(num_blocks)][:32]", "all free"),
+    M("3.2", "self.on_reuse = lambda block: None", "self.on_reuse = None", "not callable"),
+    M("3.2", "        block = self.unused.pop(0)\n", "        import numpy\n        block = numpy.int64(self.unused.pop(0))\n", "an int of Python's"),
+    M("3.2", "        if not self.unused:\n", "        self.on_reuse(self.unused[0]) if self.unused else 0\n        if not self.unused:\n", "once"),
+    M("3.3", "        if not self.ref_count(block):", "        if block < 0:\n            block += self.num_blocks\n        if not self.ref_count(block):", "no block -1|changes? nothing|leave everything"),
+    M("3.3", "        left = self.holders.pop(block) - 1\n        if left:", "        left = self.holders.pop(block) - 1\n        self.on_reuse(block)\n        if left:", "gets? new contents|new contents"),
+    M("3.3", "        if not self.ref_count(block):", "        if self.holders.get(block) is None and block in range(self.num_blocks):", "no block|KeyError"),
+    M("3.4", "            self.holders[block] += 1\n", "            self.holders[block % self.num_blocks] += 1\n", "no block"),
+    M("3.4", "            self.holders[block] += 1\n", "            self.holders[block] = min(3, self.holders[block] + 1)\n", "adds one reference"),
+    M("3.5", "        if len(self.unused) < count:", "        if len(self.unused) < count:\n            self.unused.sort()", "must leave everything"),
+    M("3.5", "[self.allocate() for _ in range(count)]", "sorted(self.allocate() for _ in range(count))", "in order"),
+    M("3.5", "[self.allocate() for _ in range(count)]", "tuple(self.allocate() for _ in range(count))", "as a list"),
+    M("3.5", "        if len(self.unused) < count:", "        if len(self.unused) <= count and count:", "OutOfBlocksError|returned|line|More blocks"),
+    M("3.5", "        if len(self.unused) < count:\n            raise OutOfBlocksError(\"too few are free\")\n        return [self.allocate() for _ in range(count)]",
+      "        taken = []\n        for _ in range(count):\n            if not self.unused:\n                [self.free(b) for b in taken]\n                raise OutOfBlocksError(\"too few are free\")\n"
+      "            taken.append(self.allocate())\n        return taken", "must leave everything"),
+    M("3.6", "            self.unused.remove(block)\n", "            self.unused.remove(block % self.num_blocks)\n", "no block"),
+    M("3.6", "            self.unused.remove(block)\n", "            self.unused.remove(block)\n            self.unused.sort()\n", "keep their order"),
+]  # fmt: skip
+SUBTLE = WHY_PAGING + GPT_AND_CACHE + BLOCK_POOL
