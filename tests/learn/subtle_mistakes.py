@@ -71,4 +71,45 @@ BLOCK_POOL = [
     M("3.6", "            self.unused.remove(block)\n", "            self.unused.remove(block % self.num_blocks)\n", "no block"),
     M("3.6", "            self.unused.remove(block)\n", "            self.unused.remove(block)\n            self.unused.sort()\n", "keep their order"),
 ]  # fmt: skip
-SUBTLE = WHY_PAGING + GPT_AND_CACHE + BLOCK_POOL
+BLOCK_TABLE = [
+    M("4.1", "    return full + bool(rest)", "    import math\n    return 1.0 * math.ceil(num_tokens / block_size)", "whole number"),
+    M("4.1", "full + bool(rest)", "full + bool(rest) if num_tokens else 1", "0 tokens need none"),
+    M("4.1", "full + bool(rest)", "min(full + bool(rest), 1000)", "Every started block"),
+    M("4.2", "        if self.blocks_to_allocate(num_tokens) > self.pool.num_free:\n            raise OutOfBlocksError(\"too few blocks\")\n        for _ in range(num_tokens):\n",
+      "        old, n = list(self.blocks), self.num_tokens\n        new = self.blocks_to_allocate(num_tokens)\n        if new > self.pool.num_free:\n            taken = [self.pool.allocate() for _ in range(self.pool.num_free)]\n"
+      "            for block in taken:\n                self.pool.free(block)\n            raise OutOfBlocksError(\"too few blocks\")\n        for _ in range(num_tokens):\n", "not even to give it back"),
+    M("4.2", "self.blocks.append(self.pool.allocate())", "self.blocks = (*self.blocks, self.pool.allocate())", "is a list of block numbers"),
+    M("4.2", "self.blocks.append(self.pool.allocate())", "self.blocks.append(self.pool.allocate())\n                self.keys.append(b'')", "changes nothing|append"),
+    M("4.2", "self.blocks.append(self.pool.allocate())", "self.pool.allocate()\n                self.blocks.append(len(self.blocks))", "from the pool|has one reference"),
+    M("4.2", "if num_tokens < 0:", "if num_tokens < 0 and self.num_tokens + num_tokens <= 0:", "raise ConfigurationError"),
+    M("4.2", "        self.pool, self.blocks, self.num_tokens, self.keys = pool, [], 0, []", "        self.pool, self.blocks, self.num_tokens, self.keys = pool, SHARED, 0, []\n\n    SHARED = []", "SHARED|of its own"),
+    M("4.3", "if start < 0 or stop > self.num_tokens or start > stop:", "if stop > self.num_tokens or start > stop:", "have a slot"),
+    M("4.3", "return slots[start:stop]", "import numpy\n        return numpy.array(slots[start:stop])", "has to be a list"),
+    M("4.3", "return slots[start:stop]", "import numpy\n        return list(numpy.array(slots, int)[start:stop])", "int of Python's"),
+    M("4.3", "return slots[start:stop]", "return (slot for slot in slots[start:stop])", "has to be a list"),
+    M("4.3", "or start > stop:", "or start >= stop:", "ConfigurationError"),
+    M("4.4", "        for block in self.blocks[::-1]:\n            self.pool.free(block)\n        self.blocks,", "        for block in sorted(self.blocks)[::-1]:\n            self.pool.free(block)\n        self.blocks,", "goes back first"),
+    M("4.4", "self.blocks, self.num_tokens, self.keys = [], 0, []", "self.blocks, self.num_tokens = [], 0", "is empty"),
+    M("4.4", "self.blocks, self.num_tokens, self.keys = [], 0, []", "self.blocks, self.num_tokens, self.keys = None, 0, []", "is a list of block numbers"),
+]  # fmt: skip
+COPY_ON_WRITE = [
+    M("7.1", "[self.pool.share(block) for block in twin]", "[self.pool.share(block) for block in twin if self.pool.ref_count(block) == 1]", "one more"),
+    M("7.1", "[self.pool.share(block) for block in twin]", "[self.pool.share(block) for block in self.blocks[-1:]]", "needs a second reference"),
+    M("7.1", "[self.pool.share(block) for block in twin]", "[self.pool.share(i) for i, _ in enumerate(twin)]", "needs a second reference|BlockError"),
+    M("7.1", "        return twin", "        self.keys = []\n        return twin", "stays as it is"),
+    M("7.1", "        return twin", "        self.pool.free(self.pool.allocate())\n        return twin", "takes no block"),
+    M("7.2", "            return self.blocks[-1]\n", "            return len(self.blocks) - 1\n", "not its place in the table"),
+    M("7.2", "self.pool.ref_count(self.blocks[-1]) != 1", "max(map(self.pool.ref_count, self.blocks)) != 1", "Nobody else holds the last"),
+    M("7.2", "self.pool.ref_count(self.blocks[-1]) != 1", "self.pool.ref_count(self.blocks[-1]) == 2", "another table holds it too"),
+    M("7.2", "            return self.blocks[-1]\n", "            return True\n", "another table holds it too"),
+    M("7.3", "1 if num_tokens and self", "1 if num_tokens > 1 and self", "one to copy the shared tail into"),
+    M("7.3", "return copies + super().blocks_to_allocate(num_tokens)", "return max(copies, super().blocks_to_allocate(num_tokens))", "one to copy the shared tail into"),
+    M("7.4", "        self.pool.free(tail)\n", "        self.pool.free(tail)\n        self.pool.free(tail) if self.pool.ref_count(tail) else 0\n", "number of tables that hold it"),
+    M("7.4", "        if self.blocks_to_allocate(num_tokens) > self.pool.num_free:\n            raise OutOfBlocksError(\"too few blocks\")\n        orders = self.make_private() if num_tokens else []\n        super().append(num_tokens)\n",
+      "        old, tail = list(self.blocks), self.shared_tail()\n        orders = self.make_private() if num_tokens else []\n        try:\n            super().append(num_tokens)\n        except OutOfBlocksError:\n"
+      "            if orders:\n                self.pool.free(self.blocks[-1])\n                self.pool.share(tail)\n                self.blocks = old\n            raise\n", "changes nothing at all"),
+    M("7.4", "        super().append(num_tokens)\n", "        super().append(num_tokens)\n        orders = orders and [*orders, *orders]\n", "has to be copied"),
+    M("7.4", "        return orders", "        return orders or None", "list of pairs"),
+    M("7.4", "return [BlockCopy(source=tail, destination=self.blocks[-1])]", "return [BlockCopy(source=len(rest), destination=self.blocks[-1])]", "has to be copied"),
+]  # fmt: skip
+SUBTLE = WHY_PAGING + GPT_AND_CACHE + BLOCK_POOL + BLOCK_TABLE + COPY_ON_WRITE
