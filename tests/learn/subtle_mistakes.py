@@ -112,4 +112,30 @@ COPY_ON_WRITE = [
     M("7.4", "        return orders", "        return orders or None", "list of pairs"),
     M("7.4", "return [BlockCopy(source=tail, destination=self.blocks[-1])]", "return [BlockCopy(source=len(rest), destination=self.blocks[-1])]", "has to be copied"),
 ]  # fmt: skip
-SUBTLE = WHY_PAGING + GPT_AND_CACHE + BLOCK_POOL + BLOCK_TABLE + COPY_ON_WRITE
+BLOCKS = "    blocks = [*zip(k_blocks, v_blocks)]\n    return np.stack([one_head(q[h], [(k[:, h], v[:, h]) for k, v in blocks], scale) for h in range(len(q))])"
+ATTEND = "    out = np.zeros(q.shape)\n    for h in range(len(q)):\n        kv = h // (len(q) // k.shape[1])\n        out[h] = one_head(q[h], [(k[:, kv], v[:, kv])], scale)\n    return out"
+EINSUM = "    k, v = (np.repeat(a, len(q) // k.shape[1], axis=1) for a in (k, v))\n    scores = np.einsum('hd,nhd->hn', q, k) * scale\n"
+ATTENTION = [
+    M("5.1", "    slots = [", "    np.nan_to_num(cache, copy=False)\n    slots = [", "cache was changed"),
+    M("5.1", "    slots = [", "    block_table[-(-context_len // size):] = 0\n    slots = [", "block_table was changed"),
+    M("5.1", "    return cache.reshape(-1, *cache.shape[2:])[slots]", "    return np.nan_to_num(cache.reshape(-1, cache.shape[3], cache.shape[2])[slots].reshape(len(slots), *cache.shape[2:]))[:, :, ::1] if cache.shape[2] == 1 else cache.reshape(-1, *cache.shape[2:])[slots][:, ::-1]", "Token i is in block"),
+    M("5.1", "    return cache.reshape(-1, *cache.shape[2:])[slots]", "    return cache.reshape(-1, *cache.shape[2:])[slots].tolist()", "has to be an array"),
+    M("5.2", ATTEND, EINSUM + "    weights = np.exp(scores - scores.max())\n    return np.einsum('hn,nhd->hd', weights / weights.sum(axis=1, keepdims=True), v)", "of each head its own"),
+    M("5.2", ATTEND, EINSUM + "    weights = np.exp(np.clip(scores, -80, 80))\n    return np.einsum('hn,nhd->hd', weights / weights.sum(axis=1, keepdims=True), v)", "of each head its own"),
+    M("5.2", ATTEND, EINSUM + "    weights = np.exp(scores - scores.max(axis=1, keepdims=True))\n    return np.einsum('hn,nhd->hd', weights / (weights.sum(axis=1, keepdims=True) + 1e-4), v)", "softmax over the tokens"),
+    M("5.2", ATTEND, EINSUM + "    q *= scale\n    scores = np.einsum('hd,nhd->hn', q, k)\n    weights = np.exp(scores - scores.max(axis=1, keepdims=True))\n    return np.einsum('hn,nhd->hd', weights / weights.sum(axis=1, keepdims=True), v)", "was changed"),
+    M("5.2", "    return acc / total", "    return np.where(abs(acc / total) < 1e-8, 0, acc / total)", "softmax over the tokens|large"),
+    M("5.3", "    rows = []\n", "    rows = []\n    q *= scale\n    scale = 1.0\n", "q was changed"),
+    M("5.3", "    rows = []\n", "    rows = []\n    k_cache[np.isnan(k_cache)] = 0\n", "k_cache was changed"),
+    M("5.3", "    rows = []\n", "    rows = []\n    v_cache[np.isnan(v_cache)] = 0\n", "v_cache was changed"),
+    M("5.3", "np.array(rows, q.dtype)", "np.array(rows, np.float32)", "q's dtype"),
+    M("5.3", "np.array(rows, q.dtype)", "np.array(rows)", "q's dtype"),
+    M("5.4", BLOCKS, "    return attend(q, np.concatenate(list(k_blocks)), np.concatenate(list(v_blocks)), scale)", "One of the two iterators"),
+    M("5.4", BLOCKS, "    blocks = [*zip(k_blocks, v_blocks)]\n    return attend(q, np.concatenate([k for k, _ in blocks]), np.concatenate([v for _, v in blocks]), scale)", "The blocks were joined"),
+    M("5.4", BLOCKS, "    keys, values = [], []\n    for k, v in zip(k_blocks, v_blocks):\n        keys.extend(k)\n        values.extend(v)\n    return attend(q, np.array(keys), np.array(values), scale)", "The blocks were joined"),
+    M("5.4", BLOCKS, "    all_k, all_v = np.zeros((0, *q.shape)), np.zeros((0, *q.shape))\n    for k, v in zip(k_blocks, v_blocks):\n        all_k, all_v = np.vstack([all_k, k]), np.vstack([all_v, v])\n    return attend(q, all_k, all_v, scale)", "The blocks were joined"),
+    M("5.4", BLOCKS, "    top, total, acc = -np.inf, 0.0, 0.0\n    for k, v in zip(k_blocks, v_blocks):\n        scores = np.einsum('hd,mhd->hm', q, k) * scale\n        new = max(top, scores.max())\n        weights = np.exp(scores - new)\n"
+      "        shrink = np.exp(top - new)\n        total = total * shrink + weights.sum(axis=1)\n        acc = acc * shrink + np.einsum('hm,mhd->hd', weights, v)\n        top = new\n    return acc / total[:, None]", "of each head its own|head its own"),
+    M("5.4", "    return np.stack([one_head(q[h], [(k[:, h], v[:, h]) for k, v in blocks]", "    return np.stack([one_head(q[h], [(k[:, h], v[:, h]) for k, v in blocks if len(k) > 0][:4]", "has to shrink"),
+]  # fmt: skip
+SUBTLE = WHY_PAGING + GPT_AND_CACHE + BLOCK_POOL + BLOCK_TABLE + COPY_ON_WRITE + ATTENTION
