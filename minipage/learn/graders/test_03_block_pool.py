@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minipage.errors import BlockError, ConfigurationError, OutOfBlocksError
-from minipage.learn.graders.common import QUICK, expect, must_raise, passes
+from minipage.learn.graders.common import QUICK, expect, must_raise, passes, remembered
 from minipage.learn.judge import Wrong
 
 
@@ -212,6 +212,7 @@ def test_3_4_as_many_references_as_there_are_tables(impl):
     run(impl, 2, [("allocate", 0), *[("share", 0)] * 9, *[("free", 0)] * 11])
 
 
+@remembered
 @QUICK
 @given(num_blocks=st.integers(1, 5), calls=calls("allocate_many", "allocate_many", "share", "free"))
 def test_3_5_allocate_many(impl, num_blocks, calls):
