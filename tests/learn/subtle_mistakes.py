@@ -195,4 +195,43 @@ PREEMPTION = [
     M("9.4", "        for group in list(self.swapped):\n", "        for group in list(self.swapped):\n            if budget <= 0:\n                break\n", "comes back as soon as"),
     M("9.4", "plan.swap_in.extend(group.move_to(self.block_pool))", "plan.swap_in.extend((b, a) for a, b in group.move_to(self.block_pool))", "as pairs .swap, block"),
 ]  # fmt: skip
-SUBTLE = WHY_PAGING + GPT_AND_CACHE + BLOCK_POOL + BLOCK_TABLE + COPY_ON_WRITE + ATTENTION + SCHEDULER + PREEMPTION
+KEY = "        return parent + b\";\" + repr((self.nonce, *token_ids)).encode()"
+HOLD = "                self.hold(kept)\n"
+PREFIX_CACHE = [
+    M("8.1", KEY, "        return b'%032d' % hash((parent, self.nonce, *token_ids))", "hash.. is not a cryptographic|modulo"),
+    M("8.1", KEY, "        import zlib\n        return b'%032d' % zlib.crc32(parent + repr((self.nonce, *token_ids)).encode())", "zlib.crc32 is not|by chance"),
+    M("8.1", KEY, "        import hashlib\n        return hashlib.sha256(parent + repr((self.nonce, *token_ids)).encode()).digest()[:4]", "4 bytes is too short"),
+    M("8.1", KEY, "        import hashlib\n        return hashlib.sha256(parent + repr((self.nonce, *token_ids)).encode()).digest()[:3] * 6", "by chance"),
+    M("8.1", KEY, "        import hashlib\n        return hashlib.sha256(self.nonce.encode() + parent + b',' + b','.join(b'%d' % t for t in token_ids)).digest()", "run into each other"),
+    M("8.1", KEY, "        import hashlib\n        return hashlib.sha256(self.nonce.encode() + b','.join([parent, *(b'%d' % t for t in token_ids)])).digest()", "run into each other"),
+    M("8.1", KEY, "        import hashlib\n        return hashlib.sha256(self.nonce.encode() + parent + b';' + bytes(t % 256 for t in token_ids)).digest()", "do not fit into"),
+    M("8.1", KEY, "        import hashlib\n        return hashlib.sha256(self.nonce.encode() + parent + b';' + b''.join((t % 2**32).to_bytes(4) for t in token_ids)).digest()", "do not fit into|large numbers"),
+    M("8.1", KEY, "        return repr((self.nonce, parent[:6], *token_ids)).encode()", "run into each other|another beginning"),
+    M("8.1", KEY, "        return repr((self.nonce, parent, *sorted(token_ids))).encode()", "another order"),
+    M("8.1", KEY, "        return repr((self.nonce, parent, *token_ids))", "A key is bytes"),
+    M("8.1", KEY, "        self.n = getattr(self, 'n', 0) + 1\n        return repr((self.nonce, parent, *token_ids, self.n)).encode()", "always, and whether they come"),
+    M("8.2", "            kept = self.table.setdefault(table.keys[-1], block)\n", "            kept = self.table.setdefault(table.keys[-1], i)\n", "gives none back"),
+    M("8.2", "            table.keys = [self.root(salt)]", "            table.keys = [self.root('salt')]", "root.salt., of its own"),
+    M("8.2", "        size = self.pool.block_size\n        done", "        token_ids.reverse()\n        token_ids.reverse()\n        token_ids += [0]\n        size = self.pool.block_size\n        done", "belong to somebody else"),
+    M("8.2", "        if table.keys == []:\n", "        if table.keys == [] and table.num_tokens >= self.pool.block_size:\n", "root alone|IndexError|the root, and"),
+    M("8.2", "        if table.keys == []:\n", "        self.pool.share(table.blocks[0]) if table.blocks else 0\n        if table.keys == []:\n", "takes no block and gives"),
+    M("8.3", "            rest = rest[size:]\n", "            rest = rest[size:]\n            self.num_hit_tokens += size\n            self.table.pop(key) if len(blocks) > 1 else 0\n", "Looking changes nothing|as far|far as"),
+    M("8.3", "        blocks, keys, size = [], [self.root(salt)], self.pool.block_size", "        if getattr(self, 'last', None) and self.last[0] == (*token_ids, salt):\n            return self.last[1]\n        blocks, keys, size = [], [self.root(salt)], self.pool.block_size\n"
+      "        self.last = (*token_ids, salt), (blocks, keys)", "lists of its own|far as|As far"),
+    M("8.3", "        while len(rest) > size:", "        while len(rest) > size + 1:", "As far as the text is the same"),
+    M("8.3", "                return blocks, keys\n", "                return [], keys[:1]\n", "As far as the text is the same"),
+    M("8.4", "take = self.pool.share if self.pool.ref_count(block) else self.pool.revive", "take = self.pool.share if self.pool.ref_count(self.pool.num_blocks - 1) else self.pool.revive", "BlockError|one reference more"),
+    M("8.4", "            self.hold(block)\n\n    def hold", "            self.hold(block) if self.pool.ref_count(block) else [self.pool.revive(block), self.pool.on_reuse(block)]\n\n    def hold", "handed out for new contents"),
+    M("8.4", "        table.num_tokens = self.pool.block_size * len(blocks)\n", "        table.num_tokens = self.pool.block_size * len(keys)\n", "All tokens of the adopted"),
+    M("8.4", "        table.num_tokens = self.pool.block_size * len(blocks)\n", "        table.num_tokens = self.pool.block_size * len(blocks)\n        keys.clear()\n", "belong to somebody else"),
+    M("8.5", "self.table, self.nonce = {}, secrets.token_hex(8)", "self.table, self.nonce = {}, 'new'", "draws a new secret at random|rest on old"),
+    M("8.5", "self.table, self.nonce = {}, secrets.token_hex(8)", "self.table, self.nonce = {}, self.nonce[::-1]", "draws a new secret at random"),
+    M("8.5", "self.table = {key: known for key, known in self.table.items() if known != block}", "self.table = {key: known for key, known in self.table.items() if known < block}", "nobody has to forget|nothing is lost|be found|Block 2"),
+    M("8.5", "    def forget(self, block):\n", "    def forget(self, block):\n        if block not in self:\n            raise KeyError(block)\n", "KeyError"),
+    M("8.5", "    def forget(self, block):\n", "    def forget(self, block):\n        self.pool.free(block) if self.pool.ref_count(block) > 1 else 0\n        self.pool.on_reuse = lambda block: None\n", "can be found|found any more|holds|is found under"),
+    M("8.6", HOLD, "                self.pool.share(kept)\n", "pool.revive, as in adopt"),
+    M("8.6", HOLD, "                self.pool.revive(kept)\n", "BlockError"),
+    M("8.6", "                self.pool.free(block)\n", "                while self.pool.ref_count(block):\n                    self.pool.free(block)\n", "no other's"),
+    M("8.6", HOLD + "                table.blocks[i] = kept\n                self.pool.free(block)\n", "                self.pool.free(block)\n" + HOLD + "                table.blocks[block % len(table.blocks)] = kept\n", "nothing is stored twice"),
+]  # fmt: skip
+SUBTLE = WHY_PAGING + GPT_AND_CACHE + BLOCK_POOL + BLOCK_TABLE + COPY_ON_WRITE + ATTENTION + SCHEDULER + PREEMPTION + PREFIX_CACHE

@@ -1,10 +1,15 @@
 """Lesson 8: a PrefixCache over minipage's own pool and tables must find what is known, and never another text."""
 
+import zlib
+from contextlib import contextmanager
+
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minipage.learn.graders.common import QUICK, every, expect, run_machine
+from minipage.errors import BlockError
+from minipage.learn.graders.common import QUICK, every, expect, name_of, run_machine
 from minipage.learn.graders.memory_machine import text
+from minipage.learn.graders.pools import scattered_pool, state_of
 from minipage.learn.graders.prefix_machine import machine
 from minipage.learn.judge import Wrong
 from minipage.memory import BlockPool, BlockTable
@@ -12,9 +17,9 @@ from minipage.memory import BlockPool, BlockTable
 sizes = st.integers(1, 3)
 
 
-def make(impl, size, num_blocks=20, forgets=False):
+def make(impl, size, num_blocks=20, forgets=False, scattered=False):
     """A cache and its pool; before exercise 8.5 the pool does not tell it when blocks are handed out."""
-    pool = BlockPool(num_blocks, size)
+    pool = scattered_pool(num_blocks - 2, size) if scattered else BlockPool(num_blocks, size)
     cache = impl.PrefixCache(pool)
     if not forgets:
         pool.on_reuse = lambda block: None
@@ -40,9 +45,61 @@ CONFUSED = [
     ([0, 0], [0, 1], "small numbers"),
     ([256, 1], [1, 256], "numbers that do not fit into a byte"),
     ([2**40, 1], [2**40 + 1, 0], "large numbers"),
+    ([2**61 - 1, 1], [0, 1], "Python's hash() counts modulo 2**61 - 1"),
+    ([2**32 + 7], [7], "numbers that do not fit into 32 bits"),
     ([0], [0, 0], "a token more"),
     ([], [0], "no token"),
+    ([1], [1, 1], "the same token twice"),
+    ([1, 1, 2], [1, 2, 2], "a set has no doubles"),
 ]
+PARENTS = [b"", b"p", b"q", b"p1", b"p,1", b"p;1", b"p|1", b"p 1", b"p[1", b"p(1", b"p:1", b"p,5", b"p|5", b"p;5", b"p\x00"]
+PARENTS += [b"parent", b"tnerap", b"arent", b"parent, 5", b"parent[5, 6"]
+TOKENS = [[], [0], [1], [5], [6], [15], [5, 6], [6, 5], [1, 5], [1, 5, 6], [1, 6], [1, 1, 5], [1, 15], [11, 5], [0, 5]]
+LEAST = 16  # bytes of a key
+
+
+def key_of(impl, cache, parent, tokens):
+    key = cache.key(parent, tokens)
+    if not isinstance(key, bytes):
+        raise Wrong(f"A key is bytes: digest(), not {name_of(key)}.", bytes, key, "a key")
+    if len(key) < LEAST:
+        why = (
+            f"A key of {len(key)} bytes is too short: of so few, two different texts have the same one by chance. "
+            f"{LEAST} are enough for ever; hashlib's digests have 16 to 64."
+        )
+        raise Wrong(why, f"at least {LEAST} bytes", f"{len(key)} bytes", "a key")
+    return key
+
+
+@contextmanager
+def without_weak_hashes(impl):
+    """Python's own hash() and checksums are not made against people who look for collisions."""
+
+    def refuse(name):
+        def weak(*args):
+            raise Wrong(
+                f"{name} is not a cryptographic hash: whoever wants to finds two texts with one key. hashlib has some."
+            )
+
+        return weak
+
+    saved = zlib.crc32, zlib.adler32
+    zlib.crc32, zlib.adler32 = refuse("zlib.crc32"), refuse("zlib.adler32")
+    names = {"hash": refuse("Python's hash()")}
+    names |= {
+        name: refuse(f"zlib.{function.__name__}")
+        for name, thing in vars(impl.module).items() for function in saved if thing is function
+    }  # fmt: skip
+    before = {name: vars(impl.module).get(name) for name in names}
+    vars(impl.module).update(names)
+    try:
+        yield
+    finally:
+        zlib.crc32, zlib.adler32 = saved
+        for name, thing in before.items():
+            vars(impl.module).pop(name)
+            if thing is not None:
+                setattr(impl.module, name, thing)
 
 
 def test_8_1_different_texts_have_different_keys(impl):
@@ -50,31 +107,57 @@ def test_8_1_different_texts_have_different_keys(impl):
     for one, other, kind in CONFUSED:
         impl.diary.begin()
         impl.diary.note(f"cache.key(parent, {one}) and cache.key(parent, {other})")
-        keys = cache.key(b"parent", one), cache.key(b"parent", other)
-        if keys[0] == keys[1]:
+        if key_of(impl, cache, b"parent", one) == key_of(impl, cache, b"parent", other):
             raise Wrong(f"Two texts have one key ({kind}), so one would be given the other's K and V.")
 
 
 def test_8_1_the_same_text_has_the_same_key(impl):
     _, cache = make(impl, 2)
+    impl.diary.begin()
+    impl.diary.note("cache.key(parent, [5, 6]) and cache.key(parent, (5, 6)), twice")
     why = "The same parent and tokens have the same key, always, and whether they come as a list or a tuple."
-    if cache.key(b"parent", [5, 6]) != cache.key(b"parent", (5, 6)):
+    for _ in range(2):
+        if key_of(impl, cache, b"parent", [5, 6]) != key_of(impl, cache, b"parent", (5, 6)):
+            raise Wrong(why)
+    first = [key_of(impl, cache, b"parent", [5, 6]), key_of(impl, cache, b"parent", [5])]
+    again = [key_of(impl, cache, b"parent", [5, 6]), key_of(impl, cache, b"parent", [5])]
+    if first != again:
         raise Wrong(why)
-    if not isinstance(cache.key(b"parent", [5, 6]), bytes):
-        raise Wrong("A key is bytes: digest(), not the hash object or a number.", bytes, cache.key(b"parent", [5, 6]))
 
 
 def test_8_1_the_parent_counts(impl):
     _, cache = make(impl, 2)
+    impl.diary.begin()
     if cache.key(b"parent", [5, 6]) == cache.key(b"another", [5, 6]):
         raise Wrong("The same tokens after another beginning have other K and V: the parent's key belongs in the hash.")
     if cache.key(b"parent1", [5]) == cache.key(b"parent", [15]):
         raise Wrong(
             "Parent and tokens run into each other: `parent1` + `5` is not `parent` + `15`. Put a mark between."
         )
+    seen = {}
+    for parent in PARENTS:
+        for tokens in TOKENS:
+            key = key_of(impl, cache, parent, tokens)
+            if key in seen:
+                raise Wrong(
+                    f"key({parent}, {tokens}) and key({seen[key][0]}, {seen[key][1]}) are the same: parent and tokens "
+                    "run into each other, or what lies between two tokens looks like what lies before the first. Two "
+                    "different pairs never have one key, whatever bytes the parent is."
+                )
+            seen[key] = (parent, tokens)
+
+
+def test_8_1_the_hash_is_a_good_one(impl):
+    _, cache = make(impl, 2)
+    impl.diary.begin()
+    with without_weak_hashes(impl):
+        keys = {key_of(impl, cache, b"parent", [i, i % 7]) for i in range(20_000)}
+    why = "Keys that are cut short meet by chance: of 20000 different texts some had the same key."
+    expect("the number of keys", len(keys), 20_000, why)
 
 
 def test_8_1_nobody_outside_can_work_out_keys(impl):
+    impl.diary.begin()
     keys = {make(impl, 2)[1].key(b"parent", [5, 6]) for _ in range(2)}
     if len(keys) == 1:
         raise Wrong(
@@ -87,12 +170,18 @@ def test_8_1_nobody_outside_can_work_out_keys(impl):
 @given(size=sizes, lengths=st.lists(st.integers(1, 4), min_size=1, max_size=4))
 def test_8_2_publish(impl, size, lengths):
     with watching(impl):
-        pool, cache = make(impl, size)
+        pool, cache = make(impl, size, scattered=True)
         table, tokens = BlockTable(pool), []
         for more in lengths:
             tokens += range(len(tokens), len(tokens) + more)
             table.append(more)
-            cache.publish(table, [*tokens, 7, 7, 7, 7], "salt")
+            before, blocks, lent = state_of(pool), list(table.blocks), [*tokens, 7, 7, 7, 7]
+            cache.publish(table, lent, "salt")
+            expect("token_ids afterwards", lent, [*tokens, 7, 7, 7, 7], "They belong to somebody else: copy the list.")
+            why = "Publishing takes no block and gives none back."
+            expect("(free queue, counts)", state_of(pool), before, why)
+            now = list(table.blocks), table.num_tokens
+            expect("(table.blocks, num_tokens)", now, (blocks, len(tokens)), "Publishing changes only table.keys.")
             full = table.blocks[: len(tokens) // size]
             known = [block for block in range(20) if block in cache]
             why = (
@@ -105,23 +194,36 @@ def test_8_2_publish(impl, size, lengths):
                 keys.append(cache.key(keys[-1], tokens[i * size : (i + 1) * size]))
             why = "table.keys is the root, and a key for each full block, which follows the key before it. Each once."
             expect("table.keys", table.keys, keys, why)
-        expect(
-            "the blocks that are in use", pool.num_used, len(table), "Publishing takes no block and gives none back."
-        )
+        check_roots(cache, pool, size)
+
+
+def check_roots(cache, pool, size):
+    """Another text, under another salt, and one that is not full."""
+    other, part = BlockTable(pool), BlockTable(pool)
+    other.append(size)
+    cache.publish(other, [0] * size, "pepper")
+    keys = [cache.root("pepper"), cache.key(cache.root("pepper"), [0] * size)]
+    expect("the keys of a text with another salt", other.keys, keys, "It begins with root(salt), of its own salt.")
+    part.append(max(1, size - 1))
+    if size > 1:
+        cache.publish(part, [5] * size)
+        why = "The root alone: nothing is full."
+        expect("the keys of a text without a full block", part.keys, [cache.root("")], why)
 
 
 @QUICK
 @given(size=sizes, first=text(8, 1), second=text(8, 1), same_salt=st.booleans())
 def test_8_3_find(impl, size, first, second, same_salt):
     with watching(impl):
-        pool, cache = make(impl, size)
+        pool, cache = make(impl, size, scattered=True)
         table = computed(cache, first, "salt")
-        before = pool.free_queue, [pool.ref_count(block) for block in range(20)], list(table.keys)
+        before, known = (state_of(pool), list(table.keys)), [block in cache for block in range(20)]
         salt = "salt" if same_salt else "pepper"
         found = cache.find(second, salt)
         if not (isinstance(found, tuple) and len(found) == 2):
             raise Wrong("find returns two lists: (blocks, keys).", ([], [cache.root(salt)]), found)
         blocks, keys = found
+        again = cache.find(tuple(second), salt)
         due = []
         for i in range((len(second) - 1) // size):
             if not same_salt or second[: (i + 1) * size] != first[: (i + 1) * size]:
@@ -136,48 +238,60 @@ def test_8_3_find(impl, size, first, second, same_salt):
             "As far as the text is the same, in full blocks, under the same salt, and with one token left to compute. "
             "A block after the first difference holds another context."
         )
-        expect("the blocks", blocks, due, why)
+        expect("the blocks", blocks, due, why, exactly=True)
         why = "The keys are the root of this salt, and the key of each block that was found."
         expect("the number of keys", len(keys), len(due) + 1, why)
         expect("the keys", keys, [cache.root(salt), *table.keys[1 : len(due) + 1]], why)
-        after = pool.free_queue, [pool.ref_count(block) for block in range(20)], list(table.keys)
-        expect(
-            "(free queue, counts, keys)", after, before, "Looking changes nothing: whoever asked may not be admitted."
-        )
+        after = state_of(pool), list(table.keys)
+        why = "Looking changes nothing: whoever asked may not be admitted."
+        expect("((free queue, counts), keys)", after, before, why)
+        expect("which blocks are known", [block in cache for block in range(20)], known, why)
+        expect("what a second look finds", (list(again[0]), list(again[1])), (due, list(keys)), why)
+        if keys is again[1] or blocks is again[0]:
+            raise Wrong("Each look gives lists of its own: what one request does with its lists is its affair.")
 
 
-@every(size=range(1, 4), num_blocks=range(1, 5), is_free=range(2))
-def test_8_4_adopt(impl, size, num_blocks, is_free):
+@every(size=range(1, 4), num_blocks=range(5), num_free=range(5), others=range(1, 3))
+def test_8_4_adopt(impl, size, num_blocks, num_free, others):
+    """Of the blocks that are adopted the last `num_free` lie in the free queue; `others` hold each of the first."""
     with watching(impl):
-        pool, cache = make(impl, size)
-        tokens = list(range(num_blocks * size + 1))
-        first = computed(cache, tokens)
-        if is_free:
-            first.free()
-        blocks, keys = cache.find(tokens)
-        table = BlockTable(pool)
-        cache.adopt(table, blocks, keys)
-        expect(
-            "table.blocks", list(table.blocks), blocks, "The table begins with the blocks that were found, in order."
-        )
-        expect(
-            "table.num_tokens", table.num_tokens, len(blocks) * size, "All tokens of the adopted blocks are computed."
-        )
-        expect(
-            "table.keys", list(table.keys), keys, "The keys go along, or everything would be published a second time."
-        )
-        if table.blocks is blocks or table.keys is keys:
+        pool, cache = make(impl, size, scattered=True)
+        blocks = pool.allocate_many(num_blocks)
+        free = blocks[max(0, num_blocks - num_free) :]
+        for block in blocks[::-1]:
+            if block in free:
+                pool.free(block)
+            for _ in range(0 if block in free else others - 1):
+                pool.share(block)
+        told = []
+        pool.on_reuse = told.append
+        keys = [cache.root("")] + [b"key %d" % block for block in blocks]
+        due_counts = [count + (block in blocks) for block, count in enumerate(state_of(pool)[1])]
+        due_queue = [block for block in pool.free_queue if block not in blocks]
+        table, lent = BlockTable(pool), (list(blocks), list(keys))
+        impl.diary.note(f"blocks {blocks}: {free} are free, the others in use")
+        cache.adopt(table, *lent)
+        why = "The table begins with the blocks that were found, in order."
+        expect("table.blocks", table.blocks, blocks, why)
+        why = "All tokens of the adopted blocks are computed."
+        expect("table.num_tokens", table.num_tokens, num_blocks * size, why)
+        why = "The keys go along, or everything would be published a second time."
+        expect("table.keys", table.keys, keys, why)
+        if table.blocks is lent[0] or table.keys is lent[1]:
             raise Wrong("The table needs lists of its own: the one it was given belongs to somebody else.")
-        counts = [pool.ref_count(block) for block in blocks]
-        if is_free:
-            why = "These blocks were free. They have to leave the free queue (pool.revive), with one reference each."
-        else:
-            why = (
-                "Another table holds these blocks. Each gets one reference more (pool.share), or it is freed too early."
-            )
-        expect("the reference counts", counts, [1 if is_free else 2] * len(blocks), why)
+        expect("the lists that were handed in", lent, (blocks, keys), "They belong to somebody else: copy them.")
         queued = [block for block in blocks if block in pool.free_queue]
+        why = "Blocks that were free have to leave the free queue (pool.revive), with one reference each."
         expect("those of the blocks that are in the free queue", queued, [], why)
+        why = (
+            "Each block gets one reference more: those that others hold (pool.share), or they are freed too early, and "
+            "those that were free (pool.revive)."
+        )
+        expect("the reference counts", state_of(pool)[1], due_counts, why)
+        why = "Nothing else leaves the free queue, and the others keep their order."
+        expect("the free queue", list(pool.free_queue), due_queue, why)
+        why = "Nothing is handed out for new contents: what these blocks hold is what is wanted (revive, not allocate)."
+        expect("what on_reuse was called with", told, [], why)
 
 
 def test_8_5_forget(impl):
@@ -209,6 +323,25 @@ def test_8_5_a_block_that_was_forgotten_can_be_published_again(impl):
         expect("the free queue", pool.free_queue, (0,), "Forgetting is not freeing: the pool is left alone.")
 
 
+def test_8_5_a_text_without_its_head_cannot_be_found(impl):
+    with watching(impl):
+        pool, cache = make(impl, 1, num_blocks=3, forgets=True)
+        table = computed(cache, [1, 2, 3])
+        for block in list(table.blocks):  # from its head, as it should not be
+            pool.free(block)
+        pool.allocate()
+        why = "Block 0 was handed out. Without it nobody knows what the others rest on: find stops at the first unknown."
+        expect("find([1, 2, 3, 4])[0]", cache.find([1, 2, 3, 4])[0], [], why)
+        why = "Blocks 1 and 2 were not handed out, and nobody has to forget them."
+        expect("[block in cache]", [block in cache for block in range(3)], [False, True, True], why)
+        before = state_of(pool)
+        for block in (0, 0, 1, 1):
+            cache.forget(block)
+        why = "A block can be forgotten twice, or without having been known; and then it is not known."
+        expect("[block in cache]", [block in cache for block in range(3)], [False, False, True], why)
+        expect("(free queue, counts)", state_of(pool), before, "Forgetting is not freeing: the pool is left alone.")
+
+
 def test_8_5_reset(impl):
     with watching(impl):
         pool, cache = make(impl, 2, forgets=True)
@@ -229,6 +362,23 @@ def test_8_5_reset(impl):
             )
 
 
+def test_8_5_every_reset_draws_a_new_secret(impl):
+    with watching(impl):
+        caches = [make(impl, 2, forgets=True)[1] for _ in range(2)]
+        seen = []
+        for number in range(3):
+            for cache in caches:
+                seen.append(cache.root(""))
+                seen.append(cache.key(b"parent", [1, 2]))
+                cache.reset()
+            if len(set(seen)) < len(seen):
+                raise Wrong(
+                    f"After {number} reset(s) a root or a key was the same as before, or as another cache's. Each "
+                    "reset draws a new secret at random: with one that is always the same, texts of before the last reset "
+                    "and after the one before it have equal keys, and everybody can work them out."
+                )
+
+
 def test_8_6_twins(impl):
     with watching(impl):
         pool, cache = make(impl, 2, num_blocks=8, forgets=True)
@@ -247,6 +397,60 @@ def test_8_6_twins(impl):
         expect("the reference counts", counts, [2, 2, 1, 0, 0, 1], why)
         why = "The first to be published is the one that is known: which block each of them finds must not change."
         expect("find([1, 2, 3, 4, 5])[0]", cache.find([1, 2, 3, 4, 5])[0], [0, 1], why)
+
+
+def test_8_6_the_known_block_may_be_free(impl):
+    with watching(impl):
+        pool, cache = make(impl, 2, num_blocks=6, forgets=True)
+        first, second = BlockTable(pool), BlockTable(pool)
+        for table in (first, second):
+            table.append(4)
+        cache.publish(first, [1, 2, 3, 4])
+        first.free()  # blocks 1 and 0 can still be found, until somebody else gets them
+        try:
+            cache.publish(second, [1, 2, 3, 4])
+        except BlockError as error:
+            raise Wrong(
+                "Blocks 0 and 1 are known for this text and lie in the free queue: their table was freed. A reference "
+                f"to a free block is taken with pool.revive, as in adopt; here: {error}"
+            ) from error
+        why = "Blocks 0 and 1 are known, and free: the table revives them, and gives its own, 2 and 3, back."
+        expect("the second table's blocks", second.blocks, [0, 1], why)
+        expect("the reference counts", state_of(pool)[1], [1, 1, 0, 0, 0, 0], why)
+        expect("the free queue, sorted", sorted(pool.free_queue), [2, 3, 4, 5], why)
+        pool.check_integrity([first, second])
+        why = "What they hold is still there, and can be found."
+        expect("find([1, 2, 3, 4, 5])[0]", cache.find([1, 2, 3, 4, 5])[0], [0, 1], why)
+
+
+def test_8_6_a_block_of_ones_own_is_no_twin(impl):
+    with watching(impl):
+        pool, cache = make(impl, 2, num_blocks=8, forgets=True)
+        table = computed(cache, [1, 2, 3, 4])
+        table.keys = []  # it forgot that it was published
+        fork = table.fork()
+        for each in (table, fork, fork):
+            cache.publish(each, [1, 2, 3, 4])
+        why = "The known blocks are its own already: nothing is taken, nothing given back."
+        expect("the tables' blocks", (table.blocks, fork.blocks), ([0, 1], [0, 1]), why)
+        expect("the reference counts", state_of(pool)[1], [2, 2] + [0] * 6, why)
+
+
+def test_8_6_own_blocks_that_others_hold(impl):
+    with watching(impl):
+        pool, cache = make(impl, 2, num_blocks=8, forgets=True)
+        first, second = BlockTable(pool), BlockTable(pool)
+        first.append(2)
+        second.append(2)
+        third = second.fork()
+        for each in (first, second):
+            cache.publish(each, [1, 2])
+        why = "Only the table that is published takes the known block; it gives back its own reference, and no other's."
+        expect("the blocks", (first.blocks, second.blocks, third.blocks), ([0], [0], [1]), why)
+        expect("the reference counts", state_of(pool)[1], [2, 1] + [0] * 6, why)
+        cache.publish(third, [1, 2])
+        expect("the third table's blocks", third.blocks, [0], why)
+        expect("the reference counts", state_of(pool)[1], [3, 0] + [0] * 6, why)
 
 
 def test_8_6_all_together(impl):
