@@ -234,4 +234,53 @@ PREFIX_CACHE = [
     M("8.6", "                self.pool.free(block)\n", "                while self.pool.ref_count(block):\n                    self.pool.free(block)\n", "no other's"),
     M("8.6", HOLD + "                table.blocks[i] = kept\n                self.pool.free(block)\n", "                self.pool.free(block)\n" + HOLD + "                table.blocks[block % len(table.blocks)] = kept\n", "nothing is stored twice"),
 ]  # fmt: skip
+QUANTIZED = [
+    M("10.1", "scales[i] = top / 127", "scales[i] = (top + 1e-8) / 127", "largest magnitude"),
+    M("10.1", "        if top:\n", "        if top > 1e-5:\n", "no row is too small"),
+    M("10.1", "        if top:\n", "        if top > 1e-20:\n", "no row is too small|largest magnitude"),
+    M("10.1", "np.round(row * (127 / top))", "np.floor(row * (127 / top) + 0.501)", "rounded to the nearest"),
+    M("10.1", "        top = max", "        row -= 0\n        rows[i] = rows[i] * 2\n        top = max", "was changed"),
+    M("10.1", "    return codes, scales", "    return codes, scales.astype(float)", "float32"),
+    M("10.1", "    return codes, scales", "    return codes, scales[:, None]", "A scale for each row"),
+    M("10.1", "    return codes, scales", "    return codes.tolist(), scales.tolist()", "Two arrays"),
+    M("10.2", "code * np.float32(scale)", "code * np.float32(scale + 1e-9)", "its own scale"),
+    M("10.2", "    return np.stack(", "    scales *= 2\n    scales /= 2\n    codes += 1\n    codes -= 1\n    codes[0, 0] = 0\n    return np.stack(", "was changed"),
+    M("10.2", ".astype(np.float32)\n\n\ndef bytes", ".astype(np.float64)\n\n\ndef bytes", "Attention computes in float32"),
+    M("10.2", "code * np.float32(scale)", "code * np.float16(scale)", "its own scale"),
+    M("10.3", "return 2 * (numbers", "return 2.0 * (numbers", "whole number"),
+    M("10.3", "    scales = block_size * num_layers * num_kv_heads", "    scales = block_size * num_layers", "4 of its scale"),
+]  # fmt: skip
+PARALLEL = [
+    M("12.1", "    return np.split(weight, size, axis=1)[rank], np.split(bias, size)[rank]\n\n\ndef split_rows", "    weight[:] = np.roll(weight, 0)\n    bias -= bias[0]\n    return np.split(weight, size, axis=1)[rank], np.split(bias, size)[rank]\n\n\ndef split_rows", "was changed"),
+    M("12.1", "np.split(weight, size, axis=1)[rank]", "weight[:, rank::size]", "has the columns"),
+    M("12.2", "    return np.split(weight, size)[rank], bias * (rank == 0)", "    if rank:\n        bias[:] = 0\n    return np.split(weight, size)[rank], bias", "was changed"),
+    M("12.2", "bias * (rank == 0)", "bias * (rank == size - 1)", "only rank 0 has it"),
+    M("12.2", "bias * (rank == 0)", "bias if rank == 0 else None", "nothing .None."),
+    M("12.2", "bias * (rank == 0)", "bias * (rank == 0) + 1e-9", "only rank 0 has it"),
+    M("12.3", "thirds = [split_columns(w, b, rank, size)", "thirds = [(w.reshape(len(w), num_heads, -1)[:, rank::size].reshape(len(w), -1), split_columns(w, b, rank, size)[1])", "its heads of each"),
+    M("12.4", "sums = [part.astype(part.dtype) for part in parts]", "sums = [part.astype(part.dtype).ravel() for part in parts]\n    parts = [part.ravel() for part in parts]", "place for every number"),
+    M("12.4", "    return sums", "    return [np.full_like(total, total.ravel()[0]) for total in sums]", "number by number"),
+    M("12.4", "    return sums", "    return sums if parts[0].ndim < 3 else [total.T.reshape(total.shape) for total in sums]", "number by number"),
+    M("12.4", "    return sums", "    parts.reverse()\n    return sums", "list of parts was changed"),
+    M("12.4", "    return sums", "    parts[-1][...] = sums[-1]\n    return sums", "was changed"),
+    M("12.4", "    return sums", "    return parts if len(parts) == 1 else sums", "one and the same array"),
+]  # fmt: skip
+MEASURING = [
+    M("13.1", "np.percentile(values, percent)", "np.percentile(values, int(percent))", "of the way is place"),
+    M("13.1", "return float(np.percentile(values, percent))", "return round(float(np.percentile(values, percent)), 3)", "of the way is place"),
+    M("13.1", "np.percentile(values, percent)", "np.percentile([abs(v) for v in values], percent)", "of the way is place"),
+    M("13.1", "np.percentile(values, percent)", "np.percentile(list(set(values)), percent)", "of the way is place"),
+    M("13.1", "return float(np.percentile(values, percent))", "return np.percentile(values, [percent])", "has to be one number"),
+    M("13.1", 'raise ValueError("nothing was measured")', "return float('nan')", "raise ValueError"),
+    M("13.2", "(max(ends) - min(arrivals))", "(ends[-1] - arrivals[0])", "between the first arrival|ZeroDivision"),
+    M("13.2", "(max(ends) - min(arrivals))", "(max(ends) - min(arrivals) + 1e-9)", "between the first arrival"),
+    M("13.2", "arrivals, _, ends, tokens = zip(*served)", "_, arrivals, ends, tokens = zip(*served)", "between the first arrival|ZeroDivision"),
+    M("13.2", "    arrivals, _", "    served.sort()\n    arrivals, _", "belongs to somebody else"),
+    M("13.3", "(end - arrival) / tokens for", "(end - arrival) / max(tokens - 1, 1) for", "its own seconds a token"),
+    M("13.3", "    return fmean((end - arrival) / tokens", "    return round(1, 2) * fmean(round((end - arrival) / tokens, 4)", "its own seconds a token"),
+    M("13.4", "memory // bytes_per_token // block_size", "round(memory / (bytes_per_token * block_size))", "whole blocks"),
+    M("13.4", "    return blocks_there // blocks_each", "    return max(1, blocks_there // blocks_each)", "Requests count whole"),
+    M("13.4", "    return blocks_there // blocks_each", "    return float(blocks_there // blocks_each)", "whole number"),
+]  # fmt: skip
 SUBTLE = WHY_PAGING + GPT_AND_CACHE + BLOCK_POOL + BLOCK_TABLE + COPY_ON_WRITE + ATTENTION + SCHEDULER + PREEMPTION + PREFIX_CACHE
+SUBTLE += QUANTIZED + PARALLEL + MEASURING
