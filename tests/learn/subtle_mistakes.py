@@ -282,5 +282,33 @@ MEASURING = [
     M("13.4", "    return blocks_there // blocks_each", "    return max(1, blocks_there // blocks_each)", "Requests count whole"),
     M("13.4", "    return blocks_there // blocks_each", "    return float(blocks_there // blocks_each)", "whole number"),
 ]  # fmt: skip
+SCORE = "    score = 0.0\n    for d in range(q.shape[2]):\n        score += q[s, h, d] * k_cache[block, offset, kv, d]\n    return score"
+ATTENTION_LOOP = "    top = -math.inf\n    for t in range(length):\n        top = max(top, score_of(q, k_cache, s, h, kv, block_tables[s, t // size], t % size) * scale)\n"
+KERNELS = [
+    M("11.1", "    cache[destinations[copy], number] = value", "    for j in range(len(sources)):\n        if copy == j and number == 0:\n            for d in range(cache.shape[1]):\n                cache[destinations[j], d] = cache[sources[j], d]", "each its own share"),
+    M("11.1", "copy, number = divmod(thread_number(), cache.shape[1])", "number, copy = divmod(thread_number(), max(1, sources.shape[0]))\n    if number >= cache.shape[1]:\n        return", "each its own share"),
+    M("11.1", "    value = cache[sources[copy], number]\n", "    value = [cache[sources[copy], d] for d in range(cache.shape[1])][number]\n", "a list comprehension"),
+    M("11.1", "    value = cache[sources[copy], number]\n", "    value = sum((cache[sources[copy], number],))\n", "sum"),
+    M("11.1", "    cache[destinations[copy], number] = value", "    cache[destinations[copy], number] = value\n    return value", "returns nothing"),
+    M("11.1", "    cache[destinations[copy], number] = value", "    cache[destinations[copy]] = cache[sources[copy]]", "both write"),
+    M("11.1", "divmod(thread_number(), cache.shape[1])", "thread_number() / cache.shape[1], thread_number() % cache.shape[1]", "whole number"),
+    M("11.1", "    value = cache[sources[copy], number]\n", "    try:\n        value = cache[sources[copy], number]\n    except IndexError:\n        return\n", "has try"),
+    M("11.1", "cuda.blockIdx.x * cuda.blockDim.x + cuda.threadIdx.x", "cuda.blockIdx.x * 4 + cuda.threadIdx.x", "Thread i copies|both write|have to do nothing|own share"),
+    M("11.1", "    value = cache[sources[copy], number]\n", "    value = cache[sources[copy] - cache.shape[0], number]\n", "somebody else's memory"),
+    M("11.2", SCORE, "    return sum(q[s, h, d] * k_cache[block, offset, kv, d] for d in range(q.shape[2]))", "a generator expression|has sum"),
+    M("11.2", SCORE, "    import numpy as np\n    return np.dot(q[s, h], k_cache[block, offset, kv])", "does not have: write a loop"),
+    M("11.2", SCORE, "    return (q[s, h] * k_cache[block, offset, kv]).sum()", "write a loop"),
+    M("11.2", SCORE, "    return q[s, h] @ k_cache[block, offset, kv]", "write a loop"),
+    M("11.2", SCORE, "    scores = []\n    for d in range(q.shape[2]):\n        scores.append(q[s, h, d] * k_cache[block, offset, kv, d])\n    return math.fsum(scores)", "has a list|fsum"),
+    M("11.2", SCORE, "    import numpy\n    score = 0.0\n    for d in range(q.shape[2]):\n        score += numpy.sum((q[s, h, d] * k_cache[block, offset, kv, d],))\n    return score", "an import"),
+    M("11.2", SCORE, "    return math.fsum((q[s, h, 0] * k_cache[block, offset, kv, 0], 0.0)) if q.shape[2] == 1 else math.fsum(tuple(map(lambda d: q[s, h, d] * k_cache[block, offset, kv, d], range(q.shape[2]))))", "math.fsum|map|lambda"),
+    M("11.2", ATTENTION_LOOP, "    scores = cuda.local.array(length, 'float32')\n    for t in range(length):\n        scores[t] = score_of(q, k_cache, s, h, kv, block_tables[s, t // size], t % size) * scale\n"
+      "    top = scores[0]\n    for t in range(length):\n        top = max(top, scores[t])\n", "not for all scores"),
+    M("11.2", "* scale - top)", "* scale)", "too large for any number|NaN came out"),
+    M("11.2", "out[s, h, d] = out[s, h, d] / total", "out[s, h, d] = out[s, h, d] / (total + 1e-2)", "divides the result"),
+    M("11.2", "    top = -math.inf\n", "    top = 0.0\n", "weights are exp|NaN came out"),
+    M("11.2", "        out[s, h, d] = 0.0\n", "        out[s, h, d] *= 0.0\n", "rubbish at first"),
+    M("11.2", "s, h = divmod(thread_number(), q.shape[1])\n    if s >= q.shape[0]:", "h, s = divmod(thread_number(), q.shape[0])\n    if h >= q.shape[1]:", "each its own share"),
+]  # fmt: skip
 SUBTLE = WHY_PAGING + GPT_AND_CACHE + BLOCK_POOL + BLOCK_TABLE + COPY_ON_WRITE + ATTENTION + SCHEDULER + PREEMPTION + PREFIX_CACHE
-SUBTLE += QUANTIZED + PARALLEL + MEASURING
+SUBTLE += KERNELS + QUANTIZED + PARALLEL + MEASURING
