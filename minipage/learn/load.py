@@ -83,7 +83,7 @@ def laid_over(copy_on_write: Any, table: Any, name: str = "BlockTable") -> Any:
             try:
                 return super().append(num_tokens)
             finally:
-                vars(self).pop("blocks_to_allocate", None)
+                self.__dict__.pop("blocks_to_allocate", None)
 
     return type(name, (copy_on_write, Plain), {})
 

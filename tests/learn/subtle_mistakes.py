@@ -195,7 +195,7 @@ PREEMPTION = [
     M("9.4", "        for group in list(self.swapped):\n", "        for group in list(self.swapped):\n            if budget <= 0:\n                break\n", "comes back as soon as"),
     M("9.4", "plan.swap_in.extend(group.move_to(self.block_pool))", "plan.swap_in.extend((b, a) for a, b in group.move_to(self.block_pool))", "as pairs .swap, block"),
 ]  # fmt: skip
-KEY = "        return parent + b\";\" + repr((self.nonce, *token_ids)).encode()"
+KEY = '        return parent + b";" + repr((self.nonce, *token_ids)).encode()'
 HOLD = "                self.hold(kept)\n"
 PREFIX_CACHE = [
     M("8.1", KEY, "        return b'%032d' % hash((parent, self.nonce, *token_ids))", "hash.. is not a cryptographic|modulo"),
@@ -300,6 +300,7 @@ KERNELS = [
     M("11.2", SCORE, "    return (q[s, h] * k_cache[block, offset, kv]).sum()", "write a loop"),
     M("11.2", SCORE, "    return q[s, h] @ k_cache[block, offset, kv]", "write a loop"),
     M("11.2", SCORE, "    scores = []\n    for d in range(q.shape[2]):\n        scores.append(q[s, h, d] * k_cache[block, offset, kv, d])\n    return math.fsum(scores)", "has a list|fsum"),
+    M("11.2", SCORE + "\n", "    SCORES.clear()\n    for d in range(q.shape[2]):\n        SCORES.append(q[s, h, d] * k_cache[block, offset, kv, d])\n    score = 0.0\n    for one in SCORES:\n        score += one\n    return score\n\n\nSCORES = []\n", "a list of Python's"),
     M("11.2", SCORE, "    import numpy\n    score = 0.0\n    for d in range(q.shape[2]):\n        score += numpy.sum((q[s, h, d] * k_cache[block, offset, kv, d],))\n    return score", "an import"),
     M("11.2", SCORE, "    return math.fsum((q[s, h, 0] * k_cache[block, offset, kv, 0], 0.0)) if q.shape[2] == 1 else math.fsum(tuple(map(lambda d: q[s, h, d] * k_cache[block, offset, kv, d], range(q.shape[2]))))", "math.fsum|map|lambda"),
     M("11.2", ATTENTION_LOOP, "    scores = cuda.local.array(length, 'float32')\n    for t in range(length):\n        scores[t] = score_of(q, k_cache, s, h, kv, block_tables[s, t // size], t % size) * scale\n"
@@ -310,5 +311,15 @@ KERNELS = [
     M("11.2", "        out[s, h, d] = 0.0\n", "        out[s, h, d] *= 0.0\n", "rubbish at first"),
     M("11.2", "s, h = divmod(thread_number(), q.shape[1])\n    if s >= q.shape[0]:", "h, s = divmod(thread_number(), q.shape[0])\n    if h >= q.shape[1]:", "each its own share"),
 ]  # fmt: skip
-SUBTLE = WHY_PAGING + GPT_AND_CACHE + BLOCK_POOL + BLOCK_TABLE + COPY_ON_WRITE + ATTENTION + SCHEDULER + PREEMPTION + PREFIX_CACHE
+SUBTLE = (
+    WHY_PAGING
+    + GPT_AND_CACHE
+    + BLOCK_POOL
+    + BLOCK_TABLE
+    + COPY_ON_WRITE
+    + ATTENTION
+    + SCHEDULER
+    + PREEMPTION
+    + PREFIX_CACHE
+)
 SUBTLE += KERNELS + QUANTIZED + PARALLEL + MEASURING

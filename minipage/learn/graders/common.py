@@ -97,7 +97,8 @@ def differs(got: Any, expected: Any) -> bool:
     if isinstance(expected, dict):
         return len(got) != len(expected) or any(k not in got or differs(got[k], expected[k]) for k in expected)
     if isinstance(expected, Integral):
-        return int.__add__(operator.index(got), 0) != int(expected)
+        number = bool(got) if isinstance(got, np.bool_) else operator.index(got)
+        return int.__add__(number, 0) != int(expected)
     if isinstance(expected, str | bytes):
         return bool(type(expected).__ne__(expected, got))
     if isinstance(expected, Real):
@@ -129,7 +130,7 @@ def exact(number: float) -> Fraction | float:
 
 
 def expect_number(what: str, got: Any, due: Fraction | float, why: str, size: float = 0) -> None:
-    """As near as arithmetic can be; `size`: of the largest number that was computed with, if that is more than `due`."""
+    """As near as arithmetic can be; `size`: of the largest number that was computed with, if more than `due`."""
     number = number_of(got)
     if number is None:
         raise Wrong(f"{why} It has to be one number, not {name_of(got)}.", shown(due), got, what)

@@ -49,8 +49,8 @@ class FakeCuda:
         shape = (shape,) if isinstance(shape, Integral) else tuple(shape)
         if math.prod(shape) > MOST_LOCAL:
             raise Wrong(
-                f"thread {self.number} wants {math.prod(shape)} numbers of its own (cuda.local.array), and has room for "
-                f"{MOST_LOCAL}: for one head, but not for all scores or all of K."
+                f"thread {self.number} wants {math.prod(shape)} numbers of its own (cuda.local.array), and has room "
+                f"for {MOST_LOCAL}: for one head, but not for all scores or all of K."
             )
         dtype = dtype if isinstance(dtype, type) else str(dtype)
         return Watched("its local array", np.full(shape, 77, dtype), self)  # rubbish, as on a GPU
@@ -95,8 +95,8 @@ class Watched:
             first = whole.writers.setdefault(place, thread)
             if first != thread:
                 raise Wrong(
-                    f"threads {first} and {thread} both write {at}. Threads run at the same time, so nobody knows whose "
-                    "number stays: every place belongs to one thread."
+                    f"threads {first} and {thread} both write {at}. Threads run at the same time, so nobody knows "
+                    "whose number stays: every place belongs to one thread."
                 )
         self.array[index] = value.array if isinstance(value, Watched) else value
 

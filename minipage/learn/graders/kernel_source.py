@@ -51,8 +51,9 @@ def check_source(impl, kernel):
         seen.add(name)
         for node in inside(functions[name]):
             if what := trouble(node, impl.module, functions):
+                line = getattr(node, "lineno", functions[name].lineno)
                 raise Wrong(
-                    f"line {getattr(node, 'lineno', functions[name].lineno)} has {what}, which no GPU's compiler takes. "
+                    f"line {line} has {what}, which no GPU's compiler takes. "
                     "A kernel, and what it calls, has numbers, tuples, loops and if, arrays and parts of them, and the "
                     "functions of math. (The numbers are right.)"
                 )
@@ -86,8 +87,12 @@ def trouble(node, module, functions):
         owner = getattr(thing, "__module__", None) or ""
         if owner.startswith("numpy") and not isinstance(thing, np.ndarray):
             return unknown(np, thing, node.id)
-        if thing in [getattr(math, name, None) for name in NOT_IN_MATH]:
+        if any(thing is getattr(math, name, None) for name in NOT_IN_MATH):
             return node.id
+        if isinstance(thing, list | dict | set | bytearray):
+            return f"{node.id}, a {type(thing).__name__} of Python's"
+        if isinstance(thing, type) and owner == module.__name__ and not issubclass(thing, tuple):
+            return f"{node.id}, a class"
     return ""
 
 

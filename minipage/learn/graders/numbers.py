@@ -45,6 +45,7 @@ def assert_close(what, got, expected, why, tolerance=TAME, size=None):
         raise Wrong(f"{what} is nothing (None): is there a `return`?")
     if not isinstance(got, np.ndarray):
         raise Wrong(f"{what} has to be an array of NumPy's, not {name_of(got)}.", Words("numpy.ndarray"), type(got))
+    got = np.asarray(got)  # not a class of its own any more
     if got.shape != expected.shape:
         why = f"{what} has one place for every number that is due."
         raise Wrong(f"{why} It has to be {list(expected.shape)}.", expected.shape, got.shape, f"the shape of {what}")
@@ -78,5 +79,5 @@ class Untouched:
             if not np.array_equal(array, before, equal_nan=array.dtype.kind == "f"):
                 raise Wrong(
                     f"{name} was changed: it was only lent, and belongs to somebody else. `{name} *= 2`, `+=` and "
-                    f"`out={name}` write into it; `{name} = {name} * 2` makes an array of your own.", before, array, name
+                    f"`out={name}` write into it; `{name} = {name} * 2` makes an array of yours.", before, array, name
                 )  # fmt: skip

@@ -1,7 +1,7 @@
 """Random traffic for two schedulers, the same every time, and the smallest piece of it that still goes wrong.
 
-Hypothesis likes its examples small, and a small example never fills a pool, let alone empties one. Here requests ask for
-several times what the pool has; what fails is then made smaller, one request and one setting at a time.
+Hypothesis likes its examples small, and a small example never fills a pool, let alone empties one. Here requests ask
+for several times what the pool has; what fails is then made smaller, one request and one setting at a time.
 """
 
 from itertools import chain

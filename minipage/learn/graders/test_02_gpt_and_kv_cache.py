@@ -31,8 +31,8 @@ def test_2_1_causal_attention(impl, before, n, num_heads, seed, wild):
         scores = np.einsum("nhd,thd->nht", q, k) * q.shape[-1] ** -0.5  # [n, H, T]
         impl.diary.note(f"the scores of head 0, from each query to each token: {np.rint(scores[:, 0]).tolist()}")
         why += (
-            " The scores are large here. Take the highest score off, of each query and head by itself and of the tokens "
-            "that it sees, and nothing overflows or vanishes; for a mask, -1000 is not small enough, -inf is."
+            " The scores are large here. Take the highest score off, of each query and head by itself and of the "
+            "tokens that it sees, and nothing overflows or vanishes; for a mask, -1000 is not small enough, -inf is."
         )
     with np.errstate(all="ignore"):
         got = impl.causal_attention(q, k, v)
@@ -116,9 +116,9 @@ def test_2_3_generate(impl, num_prompt, num_tokens, seed):
     alone = [[position] for position in range(num_prompt, num_prompt + num_tokens - 1)]
     calls = [list(range(num_prompt)), *alone] if num_tokens else []
     why = (
-        "Each token is computed once, at its own position: all of the prompt first and at once, at 0, 1, ..., then each "
-        "new token by itself (positions one too high are nano-vllm #67). The last token that comes out is never put in, "
-        "so for no tokens nothing is computed."
+        "Each token is computed once, at its own position: all of the prompt first and at once, at 0, 1, ..., then "
+        "each new token by itself (positions one too high are nano-vllm #67). The last token that comes out is never "
+        "put in, so for no tokens nothing is computed."
     )
     expect("the positions that were computed, in each call of forward", model.calls, calls, why)
     expect("the tokens", got, due, "The next token has the largest logit of the last one.")

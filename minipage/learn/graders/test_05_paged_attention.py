@@ -148,7 +148,10 @@ def test_5_3_paged_attention(impl, lengths, block_size, heads, seed, wild, dtype
             "context of 5 is token 3, and sees tokens 0 to 3: all that is in the cache and not only the chunk."
         )
     rows = [
-        (attention_of(query, k[: len(k) - len(queries) + i + 1], v[: len(k) - len(queries) + i + 1], 0.7), np.abs(v).max())
+        (
+            attention_of(query, k[: len(k) - len(queries) + i + 1], v[: len(k) - len(queries) + i + 1], 0.7),
+            np.abs(v).max(),
+        )
         for queries, k, v in parts
         for i, query in enumerate(queries)
     ]

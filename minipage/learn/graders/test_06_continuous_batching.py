@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minipage.learn.graders.common import expect, passes, programs, remembered, run_machine
-from minipage.learn.graders.scheduler_machine import machine
 from minipage.learn.graders.pools import state_of
+from minipage.learn.graders.scheduler_machine import machine
 from minipage.learn.graders.scripts import script, search
 from minipage.learn.graders.traffic import Request, Setup, run, scheduler_of, with_methods
 from minipage.learn.judge import Wrong
@@ -159,7 +159,9 @@ def test_6_2_admission(impl, seed, used, num_prompt, num_generated, n, so_far, c
     group = group_of(ours, num_prompt, num_generated, n, so_far)
     most = group.shared_len // setup.block_size
     cached = [block for block in cached if block < setup.num_blocks][:most]
-    ours.running += [SequenceGroup(f"R{i}", [Sequence("R", [1], BlockTable(ours.block_pool))], 9) for i in range(others)]
+    ours.running += [
+        SequenceGroup(f"R{i}", [Sequence("R", [1], BlockTable(ours.block_pool))], 9) for i in range(others)
+    ]
     due = ours.admission(group, cached)
     pool = theirs.block_pool
     free = [block for block in cached if not pool.ref_count(block)]
@@ -210,4 +212,3 @@ def test_6_4_all_together(impl):
     """Random traffic with samples, beams, priorities and prefixes, carried out on dictionaries."""
     if all(passes(impl, grader) for grader in (test_6_2_admission, test_6_3_admit)):  # or it has been said
         run_machine(impl, machine(Scheduler=with_only(impl, *METHODS)), count=25)
-

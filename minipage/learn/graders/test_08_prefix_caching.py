@@ -52,7 +52,23 @@ CONFUSED = [
     ([1], [1, 1], "the same token twice"),
     ([1, 1, 2], [1, 2, 2], "a set has no doubles"),
 ]
-PARENTS = [b"", b"p", b"q", b"p1", b"p,1", b"p;1", b"p|1", b"p 1", b"p[1", b"p(1", b"p:1", b"p,5", b"p|5", b"p;5", b"p\x00"]
+PARENTS = [
+    b"",
+    b"p",
+    b"q",
+    b"p1",
+    b"p,1",
+    b"p;1",
+    b"p|1",
+    b"p 1",
+    b"p[1",
+    b"p(1",
+    b"p:1",
+    b"p,5",
+    b"p|5",
+    b"p;5",
+    b"p\x00",
+]
 PARENTS += [b"parent", b"tnerap", b"arent", b"parent, 5", b"parent[5, 6"]
 TOKENS = [[], [0], [1], [5], [6], [15], [5, 6], [6, 5], [1, 5], [1, 5, 6], [1, 6], [1, 1, 5], [1, 15], [11, 5], [0, 5]]
 LEAST = 16  # bytes of a key
@@ -330,7 +346,9 @@ def test_8_5_a_text_without_its_head_cannot_be_found(impl):
         for block in list(table.blocks):  # from its head, as it should not be
             pool.free(block)
         pool.allocate()
-        why = "Block 0 was handed out. Without it nobody knows what the others rest on: find stops at the first unknown."
+        why = (
+            "Block 0 was handed out. Without it nobody knows what the others rest on: find stops at the first unknown."
+        )
         expect("find([1, 2, 3, 4])[0]", cache.find([1, 2, 3, 4])[0], [], why)
         why = "Blocks 1 and 2 were not handed out, and nobody has to forget them."
         expect("[block in cache]", [block in cache for block in range(3)], [False, True, True], why)
@@ -374,8 +392,8 @@ def test_8_5_every_reset_draws_a_new_secret(impl):
             if len(set(seen)) < len(seen):
                 raise Wrong(
                     f"After {number} reset(s) a root or a key was the same as before, or as another cache's. Each "
-                    "reset draws a new secret at random: with one that is always the same, texts of before the last reset "
-                    "and after the one before it have equal keys, and everybody can work them out."
+                    "reset draws a new secret at random: with one that is always the same, texts of before the last "
+                    "reset and after the one before it have equal keys, and everybody can work them out."
                 )
 
 

@@ -90,4 +90,3 @@ def test_9_4_all_together(impl):
     others = test_9_1_make_room, test_9_2_preempt_by_recomputation, test_9_3_preempt_by_swapping
     if all(passes(impl, grader) for grader in others):  # otherwise it has been said what is wrong
         run_machine(impl, machine(Scheduler=with_only(impl, *METHODS)), count=25)
-

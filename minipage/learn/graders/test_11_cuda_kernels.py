@@ -83,7 +83,9 @@ def check_kernel(impl, lens, group, num_kv_heads, size, head_size):
     arguments = {"q": q, "k_cache": k_cache, "v_cache": v_cache, "block_tables": tables}
     arguments |= {"context_lens": np.array(lens), "scale": 0.5, "out": out}
     with np.errstate(all="ignore"):
-        watched = launch(impl.module, "paged_attention_kernel", num_seqs * num_heads, arguments, {"out"}, False, 1 + size)
+        watched = launch(
+            impl.module, "paged_attention_kernel", num_seqs * num_heads, arguments, {"out"}, False, 1 + size
+        )
     why = (
         "Thread i has sequence i // H and head i % H, and its K and V in head h // (H // KH) of block "
         "block_tables[sequence, token // block_size], at offset token % block_size. out holds rubbish at first; the "

@@ -49,7 +49,9 @@ numbers = st.lists(small, min_size=1, max_size=6) | st.lists(large, min_size=1, 
 @QUICK
 @given(
     values=numbers,
-    percent=st.sampled_from([0, 10, 25, 50, 75, 90, 99, 99.9, 100]) | st.integers(0, 100) | st.sampled_from([12.5, 0.5]),
+    percent=st.sampled_from([0, 10, 25, 50, 75, 90, 99, 99.9, 100])
+    | st.integers(0, 100)
+    | st.sampled_from([12.5, 0.5]),
 )
 def test_13_1_percentile(impl, values, percent):
     check_percentile(impl, values, percent)
@@ -99,7 +101,10 @@ def test_13_2_throughput(impl, served):
 @given(served=tables)
 def test_13_3_normalised_latency(impl, served):
     note(impl, "normalised_latency", served)
-    due, lent = sum((exactly(r.finished) - exactly(r.arrival)) / r.num_tokens for r in served) / len(served), list(served)
+    due, lent = (
+        sum((exactly(r.finished) - exactly(r.arrival)) / r.num_tokens for r in served) / len(served),
+        list(served),
+    )
     why = (
         "Each request has its own seconds a token, from its arrival (waiting counts) to its last token; the mean "
         "is over requests, so that a short one counts as much as a long one."
@@ -129,6 +134,8 @@ def test_13_4_capacity(impl, memory, bytes_per_token, block_size, num_tokens):
     check_capacity(impl, memory, bytes_per_token, block_size, num_tokens)
 
 
-@every(memory=(2**34, 10**10 + 7, 2**34 - 1), bytes_per_token=(36_864, 131_072), block_size=(16, 31), num_tokens=(1, 700))
+@every(
+    memory=(2**34, 10**10 + 7, 2**34 - 1), bytes_per_token=(36_864, 131_072), block_size=(16, 31), num_tokens=(1, 700)
+)
 def test_13_4_of_a_real_machine(impl, memory, bytes_per_token, block_size, num_tokens):
     check_capacity(impl, memory, bytes_per_token, block_size, num_tokens)

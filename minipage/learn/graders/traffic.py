@@ -73,9 +73,11 @@ RESULTS = {  # method -> what it returns
 
 
 def with_methods(theirs, names, others=(), **methods):
-    """A subclass of theirs in which `names` are under test, and `others` are minipage's again: a mistake is said once."""
+    """A subclass of theirs: `names` are under test, and `others` are minipage's again, so a mistake is said once."""
     if not (isinstance(theirs, type) and issubclass(theirs, Scheduler)):
-        raise Wrong(f"Your class builds on minipage's scheduler: class {getattr(theirs, '__name__', '...')}(Scheduler).")
+        raise Wrong(
+            f"Your class builds on minipage's scheduler: class {getattr(theirs, '__name__', '...')}(Scheduler)."
+        )
     methods |= {name: getattr(Scheduler, name) for name in others} | {name: checked(theirs, name) for name in names}
     own = type("Scheduler", (Scheduler,), {name: not_yours(name) for name in names})
     return type(theirs.__name__, (theirs, own), methods)
@@ -222,7 +224,9 @@ def check_lists(side, running, tables, plan):
     }  # fmt: skip
     copied_from = {destination: source for source, destination in plan.copies}  # on write, after they came back
     now = {
-        group: [[copied_from.get(block, block) for block in table] if group in moved["swap_in"] else table for table in of]
+        group: [
+            [copied_from.get(block, block) for block in table] if group in moved["swap_in"] else table for table in of
+        ]
         for group, of in side.tables().items()
     }
     for what, groups in moved.items():
@@ -283,7 +287,9 @@ def compare(setup, before, plan, due, theirs, ours):
     if [name for name, _, _ in chunks[: len(before)]] != [name for name, _, _ in expected[: len(before)]]:
         why += " With newcomers first, a stream of new prompts would starve whoever runs (as nano-vllm does)."
     if setup.caching and any(a[0] == b[0] and a[1] < b[1] for a, b in zip(chunks, expected)):
-        why += " What the prefix cache knows of a text (self._find_prefix) need not be computed: its first token is later."
+        why += (
+            " What the prefix cache knows of a text (self._find_prefix) need not be computed: its first token is later."
+        )
     expect("the plan", chunks, expected, why)
     compare_pools(theirs, ours)
 
@@ -301,7 +307,9 @@ def compare_pools(theirs, ours):
         raise Wrong(f"The block tables and the pool do not agree after this step: {error}") from error
     if theirs.prefix_cache:
         hits = [(s.prefix_cache.num_queried_tokens, s.prefix_cache.num_hit_tokens) for s in (theirs, ours)]
-        why = "A newcomer begins with the blocks that are known to hold its prefix: hand on what self._find_prefix found."
+        why = (
+            "A newcomer begins with the blocks that are known to hold its prefix: hand on what self._find_prefix found."
+        )
         expect("(tokens looked up, tokens found) in the prefix cache", *hits, why)
 
 

@@ -1,7 +1,7 @@
 """Lesson 3 in a third style: a dataclass, a base class in the same file, and arrays of NumPy inside."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Callable
 
 import numpy as np
 

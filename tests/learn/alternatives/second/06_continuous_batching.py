@@ -1,4 +1,4 @@
-"""Lesson 6 in a third style: a second base class, an __init__ of its own, super() for what is the scheduler's, recursion."""
+"""Lesson 6 in a third style: a second base class, an __init__ of its own, super(), and recursion."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""Lesson 9 in a third style: layers of classes in one file, super() between them, an __init__ and helpers of its own."""
+"""Lesson 9 in a third style: layers of classes in one file, super() between them, an __init__ of its own."""
 
 from minipage.scheduling import Scheduler
 from minipage.scheduling.group import Status, blocks_to_allocate

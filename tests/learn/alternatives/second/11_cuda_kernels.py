@@ -1,4 +1,4 @@
-"""Lesson 11 in a third style: rows and parts of rows, a local array, functions under cuda.jit, and another name for it."""
+"""Lesson 11 in a third style: parts of arrays, a local array, functions under cuda.jit, and another name for it."""
 
 import math
 

@@ -13,7 +13,9 @@ def split_columns(weight, bias, rank, size):
 
 
 def split_rows(weight, bias, rank, size):
-    return np.array([weight[i] for i in mine(len(weight), rank, size)]), np.array([b if rank == 0 else 0.0 for b in bias])
+    return np.array([weight[i] for i in mine(len(weight), rank, size)]), np.array(
+        [b if rank == 0 else 0.0 for b in bias]
+    )
 
 
 def split_heads(weight, bias, num_heads, rank, size):

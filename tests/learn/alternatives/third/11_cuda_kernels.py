@@ -18,7 +18,7 @@ def add(weighted, values, shrink, weight):
 
 
 def copy_blocks_kernel(cache, sources, destinations):
-    i, (num_blocks, n) = cuda.grid(1), cache.shape
+    i, (_, n) = cuda.grid(1), cache.shape
     if i // n < len(sources):
         source, destination = sources[i // n], destinations[i // n]
         part = slice(i % n, i % n + 1)
