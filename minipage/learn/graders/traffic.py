@@ -56,8 +56,8 @@ def scheduler_of(cls, setup):
         )  # fmt: skip
     except TypeError as error:
         raise Wrong(
-            f"{cls.__name__} cannot be made as minipage makes its scheduler: {error}. An __init__ of your own has to "
-            "take the same arguments and hand them on: super().__init__(*args, **options)."
+            f"{cls.__name__} cannot be made as minipage makes its scheduler: an __init__ of your own has to take the "
+            "same arguments and hand them on, super().__init__(*args, **options)."
         ) from error
 
 
