@@ -215,6 +215,7 @@ PREFIX_CACHE = [
     M("8.2", "        size = self.pool.block_size\n        done", "        token_ids.reverse()\n        token_ids.reverse()\n        token_ids += [0]\n        size = self.pool.block_size\n        done", "belong to somebody else"),
     M("8.2", "        if table.keys == []:\n", "        if table.keys == [] and table.num_tokens >= self.pool.block_size:\n", "root alone|IndexError|the root, and"),
     M("8.2", "        if table.keys == []:\n", "        self.pool.share(table.blocks[0]) if table.blocks else 0\n        if table.keys == []:\n", "takes no block and gives"),
+    M("8.2", "        if table.keys == []:\n", "        if True:\n", "is not published again"),
     M("8.3", "            rest = rest[size:]\n", "            rest = rest[size:]\n            self.num_hit_tokens += size\n            self.table.pop(key) if len(blocks) > 1 else 0\n", "Looking changes nothing|as far|far as"),
     M("8.3", "        blocks, keys, size = [], [self.root(salt)], self.pool.block_size", "        if getattr(self, 'last', None) and self.last[0] == (*token_ids, salt):\n            return self.last[1]\n        blocks, keys, size = [], [self.root(salt)], self.pool.block_size\n"
       "        self.last = (*token_ids, salt), (blocks, keys)", "lists of its own|far as|As far"),

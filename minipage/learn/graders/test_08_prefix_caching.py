@@ -1,5 +1,7 @@
 """Lesson 8: a PrefixCache over minipage's own pool and tables must find what is known, and never another text."""
 
+from contextlib import contextmanager
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,6 +36,22 @@ def computed(cache, tokens, salt=""):
     return table
 
 
+@contextmanager
+def counted_keys(cache):
+    """The keys that are computed meanwhile."""
+    keys, key = [], cache.key
+
+    def counted(parent, token_ids):
+        keys.append(key(parent, token_ids))
+        return keys[-1]
+
+    cache.key = counted
+    try:
+        yield keys
+    finally:
+        del cache.key
+
+
 @QUICK
 @given(size=sizes, lengths=st.lists(st.integers(1, 4), min_size=1, max_size=4))
 def test_8_2_publish(impl, size, lengths):
@@ -44,7 +62,9 @@ def test_8_2_publish(impl, size, lengths):
             tokens += range(len(tokens), len(tokens) + more)
             table.append(more)
             before, blocks, lent = state_of(pool), list(table.blocks), [*tokens, 7, 7, 7, 7]
-            cache.publish(table, lent, "salt")
+            new = len(tokens) // size - max(0, len(table.keys) - 1)
+            with counted_keys(cache) as computed_keys:
+                cache.publish(table, lent, "salt")
             expect("token_ids afterwards", lent, [*tokens, 7, 7, 7, 7], "They belong to somebody else: copy the list.")
             why = "Publishing takes no block and gives none back."
             expect("(free queue, counts)", state_of(pool), before, why)
@@ -62,6 +82,12 @@ def test_8_2_publish(impl, size, lengths):
                 keys.append(cache.key(keys[-1], tokens[i * size : (i + 1) * size]))
             why = "table.keys is the root, and a key for each full block, which follows the key before it. Each once."
             expect("table.keys", table.keys, keys, why)
+            if len(computed_keys) > new:
+                raise Wrong(
+                    "What was published before is not published again: publish is called after every step, of every "
+                    "text, and a long one would be hashed anew for each of its tokens. table.keys says how far it is.",
+                    f"{new} new key(s)", f"{len(computed_keys)} computed", "what publish does",
+                )  # fmt: skip
         check_roots(cache, pool, size)
 
 
