@@ -4,19 +4,8 @@ import zlib
 from contextlib import contextmanager
 
 from minipage.learn.graders.common import expect, name_of
-from minipage.learn.graders.pools import scattered_pool
+from minipage.learn.graders.prefix_examples import make
 from minipage.learn.judge import Wrong
-from minipage.memory import BlockPool
-
-
-def make(impl, size, num_blocks=20, forgets=False, scattered=False):
-    """A cache and its pool; before exercise 8.5 the pool does not tell it when blocks are handed out."""
-    pool = scattered_pool(num_blocks - 2, size) if scattered else BlockPool(num_blocks, size)
-    cache = impl.PrefixCache(pool)
-    if not forgets:
-        pool.on_reuse = lambda block: None
-    return pool, cache
-
 
 CONFUSED = [
     ([1, 23], [12, 3], "the same digits, cut at another place"),

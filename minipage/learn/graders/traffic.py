@@ -5,6 +5,7 @@ so the plans are compared whole, except for which physical block is whose. fake_
 dictionaries, so a block that is moved to a wrong place, or shared with the wrong text, is read and found.
 """
 
+from numbers import Integral
 from typing import NamedTuple
 
 from minipage.errors import IntegrityError, InvalidRequestError
@@ -66,7 +67,7 @@ def scheduler_of(cls, setup):
 
 RESULTS = {  # method -> what it returns
     "_make_room": (bool, "True if there is room now, False if the group itself had to give way"),
-    "_swap_in": (int, "how much of the budget is left"),
+    "_swap_in": (Integral, "how much of the budget is left"),
     "schedule": (StepPlan, "the plan that it made"),
     "admission": (Admission, "Admission.NOW, LATER or NEVER"),
 }
@@ -92,8 +93,8 @@ def checked(theirs, name):
     def looked_at(self, *args, **kwargs):
         result = method(self, *args, **kwargs)
         kind, what = RESULTS.get(name, (object, ""))
-        if not isinstance(result, kind) or (kind is int and isinstance(result, bool)):
-            raise Wrong(f"{name} has to return {what}.", Words(kind.__name__), result)
+        if not isinstance(result, kind) or (kind is Integral and isinstance(result, bool)):
+            raise Wrong(f"{name} has to return {what}.", Words("int" if kind is Integral else kind.__name__), result)
         return result
 
     return looked_at
