@@ -8,7 +8,7 @@ from minipage.learn.judge import Wrong
 from minipage.memory import BlockTable
 
 
-def test_8_6_twins(impl):
+def test_8_6_side_by_side(impl):
     with watching(impl):
         pool, cache = make(impl, 2, num_blocks=8, forgets=True)
         first, second = BlockTable(pool), BlockTable(pool)
@@ -28,7 +28,7 @@ def test_8_6_twins(impl):
         expect("find([1, 2, 3, 4, 5])[0]", cache.find([1, 2, 3, 4, 5])[0], [0, 1], why)
 
 
-def test_8_6_the_known_block_may_be_free(impl):
+def test_8_6_that_are_free(impl):
     with watching(impl):
         pool, cache = make(impl, 2, num_blocks=6, forgets=True)
         first, second = BlockTable(pool), BlockTable(pool)
@@ -52,7 +52,7 @@ def test_8_6_the_known_block_may_be_free(impl):
         expect("find([1, 2, 3, 4, 5])[0]", cache.find([1, 2, 3, 4, 5])[0], [0, 1], why)
 
 
-def test_8_6_a_block_of_ones_own_is_no_twin(impl):
+def test_8_6_that_are_ones_own(impl):
     with watching(impl):
         pool, cache = make(impl, 2, num_blocks=8, forgets=True)
         table = computed(cache, [1, 2, 3, 4])
@@ -65,7 +65,7 @@ def test_8_6_a_block_of_ones_own_is_no_twin(impl):
         expect("the reference counts", state_of(pool)[1], [2, 2] + [0] * 6, why)
 
 
-def test_8_6_own_blocks_that_others_hold(impl):
+def test_8_6_that_others_hold(impl):
     with watching(impl):
         pool, cache = make(impl, 2, num_blocks=8, forgets=True)
         first, second = BlockTable(pool), BlockTable(pool)

@@ -18,10 +18,10 @@ from minipage.learn.graders.prefix_keys import (  # noqa: F401 (8.1 is judged th
 )
 from minipage.learn.graders.prefix_machine import machine
 from minipage.learn.graders.prefix_twins import (  # noqa: F401 (and 8.6, but for the last)
-    test_8_6_a_block_of_ones_own_is_no_twin,
-    test_8_6_own_blocks_that_others_hold,
-    test_8_6_the_known_block_may_be_free,
-    test_8_6_twins,
+    test_8_6_side_by_side,
+    test_8_6_that_are_free,
+    test_8_6_that_are_ones_own,
+    test_8_6_that_others_hold,
 )
 from minipage.learn.judge import Wrong
 from minipage.memory import BlockPool, BlockTable
