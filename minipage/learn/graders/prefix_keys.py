@@ -20,6 +20,8 @@ CONFUSED = [
     ([], [0], "no token"),
     ([1], [1, 1], "the same token twice"),
     ([1, 1, 2], [1, 2, 2], "a set has no doubles"),
+    ([1] * 64, [1] * 63 + [2], "the last of many tokens"),
+    ([1] * 2000, [1] * 1000 + [2] + [1] * 999, "in the middle of very many tokens, which NumPy shows as ..."),
 ]
 PARENTS = [
     b"",
@@ -39,8 +41,13 @@ PARENTS = [
     b"p\x00",
 ]
 PARENTS += [b"parent", b"tnerap", b"arent", b"parent, 5", b"parent[5, 6"]
+PARENTS += [b"x" * 64 + b"1", b"x" * 64 + b"2", b"1" + b"x" * 64]
 TOKENS = [[], [0], [1], [5], [6], [15], [5, 6], [6, 5], [1, 5], [1, 5, 6], [1, 6], [1, 1, 5], [1, 15], [11, 5], [0, 5]]
 LEAST = 16  # bytes of a key
+
+
+def brief(tokens):
+    return tokens if len(tokens) < 9 else f"[{len(tokens)} tokens]"
 
 
 def key_of(impl, cache, parent, tokens):
@@ -91,7 +98,7 @@ def test_8_1_different_texts_have_different_keys(impl):
     _, cache = make(impl, 2)
     for one, other, kind in CONFUSED:
         impl.diary.begin()
-        impl.diary.note(f"cache.key(parent, {one}) and cache.key(parent, {other})")
+        impl.diary.note(f"cache.key(parent, {brief(one)}) and cache.key(parent, {brief(other)})")
         if key_of(impl, cache, b"parent", one) == key_of(impl, cache, b"parent", other):
             raise Wrong(f"Two texts have one key ({kind}), so one would be given the other's K and V.")
 

@@ -55,6 +55,7 @@ def counted_keys(cache):
 def test_8_2_publish(impl, size, lengths):
     with watching(impl):
         pool, cache = make(impl, size, scattered=True)
+        _, another = make(impl, size)
         table, tokens = BlockTable(pool), []
         for more in lengths:
             tokens += range(len(tokens), len(tokens) + more)
@@ -86,6 +87,8 @@ def test_8_2_publish(impl, size, lengths):
                     "text, and a long one would be hashed anew for each of its tokens. table.keys says how far it is.",
                     f"{new} new key(s)", f"{len(computed_keys)} computed", "what publish does",
                 )  # fmt: skip
+        others = [block for block in range(20) if block in another]
+        expect("the blocks that another cache knows", others, [], "Each keeps its own: in self, not in the class.")
         check_roots(cache, pool, size)
 
 

@@ -61,7 +61,7 @@ def test_11_2_there_is_no_room_for_all_scores(impl):
 def check_kernel(impl, lens, group, num_kv_heads, size, head_size):
     rng, num_heads = np.random.default_rng([*lens, group, num_kv_heads, size]), group * num_kv_heads
     num_seqs, wild = len(lens), (sum(lens) + group + size) % 2 == 0
-    num_blocks = 2 + sum(-(-n // size) for n in lens)
+    num_blocks, scale = 2 + sum(-(-n // size) for n in lens), (0.5, 0.3)[lens[0] % 2]
     k_cache = np.full((num_blocks, size, num_kv_heads, head_size), np.nan, np.float32)  # [num_blocks, size, KH, D]
     v_cache = k_cache.copy()  # [num_blocks, size, KH, D]
     tables = np.full((num_seqs, max(lens) + 1), -99)  # [num_seqs, max_blocks]
@@ -69,19 +69,19 @@ def check_kernel(impl, lens, group, num_kv_heads, size, head_size):
     q = np.zeros((num_seqs, num_heads, head_size), np.float32)  # [num_seqs, H, D]
     due, largest = np.zeros(q.shape), np.zeros((num_seqs, 1, 1))  # [num_seqs, H, D], [num_seqs, 1, 1]
     for s, n in enumerate(lens):
-        [q[s]], k, v = texts(rng, 1, n, num_heads, num_kv_heads, head_size, 0.5, wild)  # [H, D], each [n, KH, D]
+        [q[s]], k, v = texts(rng, 1, n, num_heads, num_kv_heads, head_size, scale, wild)  # [H, D], each [n, KH, D]
         for i in range(-(-n // size)):
             tables[s, i] = block = next(places)
             part = slice(i * size, (i + 1) * size)
             k_cache[block, : len(k[part])], v_cache[block, : len(v[part])] = k[part], v[part]
-        due[s], largest[s] = attention_of(q[s], k, v, 0.5), np.abs(v).max()
+        due[s], largest[s] = attention_of(q[s], k, v, scale), np.abs(v).max()
     out = np.full(q.shape, np.nan if wild else 7e7, np.float32)  # [num_seqs, H, D]
     impl.diary.begin()
     impl.diary.note(f"{num_heads} heads of {head_size} over {num_kv_heads} of K and V; blocks of {size} tokens")
     shown = tables[:, :8].tolist() if max(lens) > 8 else tables.tolist()
-    impl.diary.note(f"context_lens={lens}, block_tables={shown}, scale=0.5, out full of {out[0, 0, 0]:g}")
+    impl.diary.note(f"context_lens={lens}, block_tables={shown}, scale={scale}, out full of {out[0, 0, 0]:g}")
     arguments = {"q": q, "k_cache": k_cache, "v_cache": v_cache, "block_tables": tables}
-    arguments |= {"context_lens": np.array(lens), "scale": 0.5, "out": out}
+    arguments |= {"context_lens": np.array(lens), "scale": scale, "out": out}
     with np.errstate(all="ignore"):
         watched = launch(
             impl.module, "paged_attention_kernel", num_seqs * num_heads, arguments, {"out"}, False, 1 + size
