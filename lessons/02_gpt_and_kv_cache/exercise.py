@@ -3,7 +3,9 @@
 A token attends to itself and to all tokens before it. So when the next token comes, K and V of the old ones are needed
 again, but they never change: keep them, and compute only what is new. That is a KV cache. (No pages yet: one piece.)
 
-Shapes: T tokens, H heads, D = head_size. The real GPT of minipage calls your attention: see 2.2 and 2.3.
+Shapes: T tokens, H heads, D = head_size. Arrays come in float32; what you return is an array of float32 or float64, as
+you like. What is handed in belongs to somebody else: read it, and do not write into it. The real GPT of minipage calls
+your attention: see 2.2 and 2.3.
 """
 
 from __future__ import annotations
@@ -15,12 +17,14 @@ def causal_attention(q, k, v):
     """Exercise 2.1: attention of the last tokens of a text to all of it.
 
     Args:
-        q: [n, H, D], the queries of the last n of T tokens (all of them if n = T).
+        q: [n, H, D], the queries of the last n of T tokens (all of them if n = T); n is at least 1.
         k, v: [T, H, D].
 
     Returns:
         [n, H, D]: for each query and head, the mean of v weighted with softmax(q · k / sqrt(D)). The query of token i
-        sees tokens 0 to i, and none after it; query 0 is token T - n.
+        sees tokens 0 to i, and none after it; query 0 is token T - n. Scores may be thousands, of either sign, and of
+        each query and head others: softmax does not change if its own highest score is taken off first, and np.exp of
+        what is left is at most 1.
     """
     raise NotImplementedError(
         "Exercise 2.1: scores, a mask, softmax, the weighted mean of v"
@@ -41,7 +45,8 @@ class CachedAttention:
     def __call__(self, layer: int, q, k, v):
         """Exercise 2.2: called once per layer with q, k, v of the new tokens, each [n, H, D]; returns [n, H, D].
 
-        Add k and v to what is kept of this layer (np.concatenate), and let the new tokens attend to all of it.
+        Add k and v to what is kept of this layer (np.concatenate), and let the new tokens attend to all of it. Each
+        CachedAttention is one text. Layers have any numbers, and come in any order.
         """
         raise NotImplementedError(
             "Exercise 2.2: keep k and v of this layer, then causal_attention"
@@ -54,9 +59,10 @@ def generate(model, prompt: list[int], num_tokens: int) -> list[int]:
     `model.forward(token_ids, positions, attend)` takes two integer arrays [n] and returns hidden states [n, C];
     `model.logits(hidden)` turns [1, C] into [1, vocab_size]. Positions count from 0 in the text.
 
-    First all of the prompt, then each new token by itself: with a CachedAttention nothing is computed twice.
+    First all of the prompt in one call, then each new token by itself: with a CachedAttention nothing is computed twice.
 
     Returns:
-        The new tokens, without the prompt. Of the last one no K and V are ever needed.
+        A list of the new tokens (whole numbers), without the prompt. Of the last one no K and V are ever needed, so it is
+        never put in; and for `num_tokens` 0 nothing is computed.
     """
     raise NotImplementedError("Exercise 2.3: the prompt once, then one token at a time")

@@ -8,7 +8,11 @@ reference count), and, if nobody does, its place in the free queue.
                                           ◀── and come back at the end
     reference counts         [0, 1, 0, 2, 0]
 
-How you keep this is up to you: lists, a deque, a dictionary. Only what the methods promise counts.
+How you keep this is up to you: lists, a deque, a dictionary. Only what the methods promise counts. What comes out,
+blocks and counts, are ints of Python's own (an int64 of NumPy's cannot be written into a trace: `int(...)` it).
+
+The pool has blocks 0 to num_blocks - 1, and of any other number, negative ones included, every method that is given a
+block raises BlockError. A call that raises changes nothing.
 
     python -m minipage learn check 3.1      try one step
     python -m minipage learn hint 3.1       a nudge; again for more
@@ -28,7 +32,8 @@ class BlockPool:
         """Exercise 3.1: a new pool is all free, and its queue begins with block 0, then 1, 2, ..."""
         self.num_blocks = num_blocks
         self.block_size = block_size
-        # Call this with every block that is handed out for new contents (3.2, 3.5). Lesson 8 will listen to it.
+        # Call this with every block that is handed out for new contents (3.2, 3.5), once, in the order in which they are
+        # handed out. Lesson 8 will listen to it: until then it does nothing.
         self.on_reuse: Callable[[int], None] = lambda block: None
         raise NotImplementedError(
             "Exercise 3.1: keep the free queue and the reference counts, in whatever you like"
@@ -51,7 +56,7 @@ class BlockPool:
     def ref_count(self, block: int) -> int:
         """Exercise 3.1: how many block tables hold `block`; 0 means that it is free.
 
-        Raises BlockError if there is no such block: the pool has blocks 0 to num_blocks - 1.
+        Raises BlockError if there is no such block.
         """
         raise NotImplementedError("Exercise 3.1: the number of references to a block")
 
@@ -67,19 +72,19 @@ class BlockPool:
     def free(self, block: int) -> None:
         """Exercise 3.3: drop one reference; with the last one the block goes to the end of the free queue.
 
-        Raises BlockError if the block is free already.
+        Raises BlockError if the block is free already, or there is no such block.
         """
         raise NotImplementedError("Exercise 3.3: drop one reference")
 
     def share(self, block: int) -> None:
         """Exercise 3.4: add a reference to a block in use.
 
-        Raises BlockError if it is free: its contents may vanish at any time.
+        Raises BlockError if it is free (its contents may vanish at any time), or there is no such block.
         """
         raise NotImplementedError("Exercise 3.4: add one reference")
 
     def allocate_many(self, count: int) -> list[int]:
-        """Exercise 3.5: take `count` blocks from the front, each with one reference; or none, if there are too few.
+        """Exercise 3.5: take `count` blocks from the front, in order, each with one reference; or none, if there are too few.
 
         Raises OutOfBlocksError, and changes nothing, if fewer are free; ConfigurationError if `count` is negative.
         """
@@ -88,8 +93,8 @@ class BlockPool:
     def revive(self, block: int) -> None:
         """Exercise 3.6: take one particular block out of the free queue, because what it holds is wanted again.
 
-        It gets one reference. Nothing new will be written, so `on_reuse` is not called. Raises BlockError if the block
-        is in use.
+        It gets one reference, and the others keep their order. Nothing new will be written, so `on_reuse` is not called.
+        Raises BlockError if the block is in use, or there is no such block.
         """
         raise NotImplementedError(
             "Exercise 3.6: take this block out of the free queue, from wherever it is"

@@ -9,7 +9,8 @@ A block table is the page table of one sequence. Token i lives in logical block 
     slot of token i  blocks[i // block_size] * block_size + i % block_size
 
 The pool is handed in: `self.pool.allocate()`, `.allocate_many(n)`, `.free(block)`, `.num_free` and `.block_size` are
-what you need of it. Nobody shares blocks yet; that is lesson 7.
+what you need of it. Nobody shares blocks yet; that is lesson 7. `self.blocks` is a list, and what is in it, and slots,
+are ints of Python's own; others of minipage read them.
 """
 
 from __future__ import annotations
@@ -52,18 +53,19 @@ class BlockTable:
     def append(self, num_tokens: int) -> list[BlockCopy]:
         """Exercise 4.2: give slots to `num_tokens` more tokens, all of them or none.
 
-        New blocks are taken from the pool only when the last one is full. Returns the blocks that have to be copied
-        first: none before lesson 7, so an empty list.
+        New blocks are taken from the pool only when the last one is full and one more token comes; 0 tokens take
+        nothing. Returns the blocks that have to be copied first: none before lesson 7, so an empty list.
 
         Raises OutOfBlocksError if the pool has too few blocks (the pool does that), and then nothing has changed, in
-        the table or in the pool; ConfigurationError if `num_tokens` is negative.
+        the table or in the pool: no block may be taken and given back, since a prefix cache forgets what a block holds
+        as soon as the pool hands it out. Raises ConfigurationError if `num_tokens` is negative.
         """
         raise NotImplementedError(
             "Exercise 4.2: take the blocks that are missing, and count the tokens"
         )
 
     def slot_mapping(self, start: int, stop: int) -> list[int]:
-        """Exercise 4.3: the slots of tokens `start` to `stop - 1`: where in the KV cache their K and V are.
+        """Exercise 4.3: a list of the slots of tokens `start` to `stop - 1`: where in the KV cache their K and V are.
 
         Raises ConfigurationError unless 0 <= start <= stop <= num_tokens.
         """
@@ -72,7 +74,7 @@ class BlockTable:
         )
 
     def free(self) -> None:
-        """Exercise 4.4: give every block back to the pool, the last one first, and be empty (also of `keys`).
+        """Exercise 4.4: give every block back to the pool, the last one first, and be empty (also of `keys`), as if new.
 
         The last first, because the pool reuses the block that was freed longest ago: so the beginning of a text, which
         other texts may share, is the last to be reused.

@@ -7,6 +7,9 @@ K and V of a sequence lie in blocks, anywhere in the cache. Attention has to fin
 
 5.1 to 5.3 do it the obvious way: gather, then ordinary attention. 5.4 goes block by block and gathers nothing, which is
 how fast kernels do it. Shapes: H query heads, KH heads of K and V, D = head_size.
+
+Arrays come in float32; where no dtype is named, what you return is an array of float32 or float64, as you like. What is
+handed in belongs to somebody else: read it, and do not write into it, not even over the NaN in the cache.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ def gather(cache, block_table, context_len):
         cache: [num_blocks, block_size, KH, D], k_cache or v_cache.
         block_table: [max_blocks] integers, physical blocks in logical order. What comes after the blocks that
             `context_len` tokens fill is anything at all, and must not be used.
-        context_len: how many tokens the sequence has in the cache.
+        context_len: how many tokens the sequence has in the cache, at least 1.
 
     Returns:
         [context_len, KH, D]. Of the last block only the slots that hold tokens: the others may be NaN.
@@ -41,8 +44,8 @@ def attend(q, k, v, scale):
         scale: scores are multiplied with it.
 
     Returns:
-        [H, D], for each head the mean of v, weighted with softmax(scores). Take the highest score off before np.exp,
-        or large scores overflow.
+        [H, D], for each head the mean of v, weighted with softmax(scores). Scores may be thousands, of either sign, and
+        of each head others: take the head's own highest score off before np.exp, or it overflows.
     """
     raise NotImplementedError("Exercise 5.2: scores, softmax, weighted mean of v")
 
@@ -56,10 +59,10 @@ def paged_attention(
     all tokens before it, but none after it.
 
     Args:
-        q: [num_tokens, H, D], of all sequences, one sequence after the other.
+        q: [num_tokens, H, D], of all sequences, one sequence after the other; float32 or float64.
         k_cache, v_cache: [num_blocks, block_size, KH, D].
-        block_tables: [num_seqs, max_blocks].
-        context_lens: [num_seqs], tokens in the cache, those being queried included.
+        block_tables: [num_seqs, max_blocks]; what comes after the blocks of a sequence is anything, as in 5.1.
+        context_lens: [num_seqs], tokens in the cache, those being queried included; at least 1.
         query_start_loc: [num_seqs + 1]; sequence s asks with q[query_start_loc[s] : query_start_loc[s + 1]]. A
             sequence may have no queries at all.
         scale: as above.
@@ -76,12 +79,13 @@ def online_attention(q, k_blocks, v_blocks, scale):
     """Exercise 5.4: what `attend` computes, block by block, without ever holding all scores: softmax, online.
 
     For each head keep the highest score so far, the sum of exp(score - highest), and the sum of exp(score - highest) * v.
-    When a block brings a higher score, first multiply both sums by exp(old highest - new highest).
+    When a block brings a higher score, first multiply both sums by exp(old highest - new highest). Use each block when it
+    comes, and let it go: joined, K and V of a long text would not fit into a kernel.
 
     Args:
         q: [H, D].
         k_blocks, v_blocks: iterators over arrays [m, H, D], each block's tokens (m may differ, and is at least 1).
-            They can be gone through only once, together.
+            They can be gone through only once, and together: a block of K, and then the block of V that belongs to it.
         scale: as above.
 
     Returns:

@@ -15,6 +15,9 @@ Your class is minipage's scheduler with some methods of your own. What you need 
     self._give_slots(chunks, plan)               puts chunks into the plan; returns how many tokens they are
     self._swap_in(plan, budget)                  step 2; returns the budget that is left
     self._seats_left()                           sequences that may still join
+
+The class may have more: methods of your own, another base class beside the scheduler, an __init__ that takes what the
+scheduler's takes and hands it on to super().__init__. What you are to write is yours, though, and not super()'s.
 """
 
 from __future__ import annotations
@@ -26,7 +29,8 @@ def share_out(wanted: list[int], budget: int) -> list[int]:
     """Exercise 6.1: how many tokens each sequence computes in a step, when all together may compute `budget`.
 
     `wanted` says how many each has left, in the order in which they are served: the first gets all it wants if it can,
-    then the second, and so on; a long prompt is cut into chunks, and who comes too late gets 0.
+    then the second, and so on; a long prompt is cut into chunks, and who comes too late gets 0. A new list comes back, and
+    `wanted` stays as it is.
 
     share_out([1, 1, 10, 5], budget=8) is [1, 1, 6, 0].
     """
@@ -48,7 +52,8 @@ class ContinuousBatching(Scheduler):
             Admission.LATER   otherwise
 
         A cached block that is free (`ref_count` 0) has to leave the free queue, so it counts as needed after all. While
-        others run, `self.watermark_blocks` free blocks are not to be touched, so that they do not run dry at once.
+        others run, `self.watermark_blocks` free blocks are not to be touched, so that they do not run dry at once. It is
+        a question: nobody is started yet, and nothing changes.
         """
         raise NotImplementedError("Exercise 6.2: NEVER, NOW or LATER")
 
@@ -57,7 +62,8 @@ class ContinuousBatching(Scheduler):
 
         Nobody overtakes: when the first in `self.waiting` has to wait, so do all behind it. For each newcomer:
         `self._find_prefix(group)` gives (cached blocks, keys), which `admission` needs; `self._start(group, cached,
-        keys)` makes it run; then it computes what `group.next_chunks(budget)` says, and the budget shrinks.
+        keys)` makes it run; then it computes what `group.next_chunks(budget)` says (`self._give_slots`), and the budget
+        shrinks. Nothing is returned.
         """
         raise NotImplementedError(
             "Exercise 6.3: let in the first who waits, as long as it may start"
@@ -68,7 +74,7 @@ class ContinuousBatching(Scheduler):
 
         Begin with `StepPlan([], [], [], [], [])`. Stop with step 1 when a group could not get room (`_make_room` is
         False). Nobody comes in (2, 3) in a step that had to preempt (`plan.preempted`), and nobody is admitted (3)
-        while anybody is still swapped out.
+        while anybody is still swapped out. Returns the plan.
         """
         raise NotImplementedError(
             "Exercise 6.4: who runs, who comes back, who is let in"

@@ -12,7 +12,9 @@ The class below is laid over the block table of lesson 4, which knows nothing of
     class SharingBlockTable(CopyOnWrite, BlockTable): ...
 
 So you have `self.pool`, `self.blocks` and `self.num_tokens`, and `super().append(n)` is lesson 4's append. (Yours,
-if you have written it; otherwise minipage's.)
+if you have written it; otherwise minipage's.) It knows of no copies: it takes new blocks for the tokens that do not fit
+into those there are, whether you call it before you exchange the shared block or after, and raises OutOfBlocksError if
+there are too few for that.
 """
 
 from __future__ import annotations
@@ -35,7 +37,8 @@ class CopyOnWrite:
     def shared_tail(self) -> int | None:
         """Exercise 7.2: the block that the next token would be written into, if another table holds it too.
 
-        None if nobody else does (`pool.ref_count`), or if the next token begins a new block anyway.
+        Its number in the pool; None if nobody else holds it (`pool.ref_count`), or if the next token begins a new block
+        anyway.
         """
         raise NotImplementedError(
             "Exercise 7.2: is the last block part full, and shared?"
@@ -57,6 +60,7 @@ class CopyOnWrite:
         one into the table instead, give back this table's reference to the shared one, and return the order to copy:
         `[BlockCopy(shared, copy)]`. Otherwise return [].
 
-        Raises OutOfBlocksError if the pool has too few free blocks for everything, and then nothing has changed.
+        Raises OutOfBlocksError if the pool has too few free blocks for everything, and then nothing has changed: no
+        block is taken, not even to be given back.
         """
         raise NotImplementedError("Exercise 7.4: copy the shared block on write")

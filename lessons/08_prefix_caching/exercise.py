@@ -51,7 +51,9 @@ class PrefixCache:
         """Exercise 8.1: the key of a block that holds `token_ids` and follows the block with the key `parent`.
 
         Two different (parent, token_ids) never have the same key: feed all of both to a cryptographic hash, in a form
-        that cannot be confused ([1, 23] is not [12, 3]), under the secret, as `root` does.
+        that cannot be confused ([1, 23] is not [12, 3]), under the secret, as `root` does. A key is bytes, at least 16 of
+        them. `parent` may be any bytes; token ids are whole numbers from 0 to 2**63 - 1, in a list or a tuple, and there
+        may be none. (Python's own `hash` is not cryptographic.)
         """
         raise NotImplementedError("Exercise 8.1: hash the parent and the tokens")
 
@@ -61,11 +63,13 @@ class PrefixCache:
         """Exercise 8.2: make the full blocks of a table known. Their K and V have been written.
 
         `token_ids` are the tokens of the text, at least `table.num_tokens` of them. Begin `table.keys` with
-        `root(salt)` if it is empty, and add a key for each full block that has none yet. This is called after every
-        step: what was published before must not be published again.
+        `root(salt)` if it is empty, also if no block is full yet, and add a key for each full block that has none yet.
+        This is called after every step: what was published before must not be published again. Until 8.6 the pool and
+        `table.blocks` stay as they are.
 
         Exercise 8.6: if another block is known for the same text already (two sequences computed it side by side), the
-        table takes that one instead, with a reference, and gives its own back to the pool.
+        table takes that one instead, with a reference, and gives its own reference to its own block back to the pool.
+        The known block may be free by now: then it is revived, as in 8.4. The first to be published stays the known one.
         """
         raise NotImplementedError(
             "Exercise 8.2: a key for each full block, and an entry in both dictionaries"
@@ -77,7 +81,8 @@ class PrefixCache:
         """Exercise 8.3: the blocks that hold the beginning of a text, as far as they are known; the root and their keys.
 
         Stops at the first block that is not known. At least the last token is always left to be computed: its logits
-        are wanted, and nobody kept them. Looking changes nothing: whoever asked may not be admitted after all.
+        are wanted, and nobody kept them. Looking changes nothing: whoever asked may not be admitted after all. Both lists
+        are new, and belong to whoever asked.
         """
         raise NotImplementedError("Exercise 8.3: follow the chain of keys")
 
@@ -85,12 +90,15 @@ class PrefixCache:
         """Exercise 8.4: let an empty block table begin with what `find` has just found.
 
         It gets lists of its own, its `num_tokens`, and a reference to every block: `pool.share` if the block is in use,
-        `pool.revive` if it lies in the free queue.
+        `pool.revive` if it lies in the free queue. There may be no blocks, only the root.
         """
         raise NotImplementedError("Exercise 8.4: take references, fill the table")
 
     def forget(self, block: int) -> None:
-        """Exercise 8.5: the block is about to lose its contents. The pool calls this for blocks that are not known, too."""
+        """Exercise 8.5: the block is about to lose its contents. The pool calls this for blocks that are not known, too.
+
+        The pool itself is left alone: forgetting is not freeing.
+        """
         raise NotImplementedError(
             "Exercise 8.5: remove the entry from both dictionaries"
         )
@@ -98,8 +106,8 @@ class PrefixCache:
     def reset(self) -> None:
         """Exercise 8.5: forget everything, for example because the model's weights have changed.
 
-        Texts that are under way go on publishing after their old keys. Nobody may find that: draw a new secret, and the
-        root is another.
+        Texts that are under way go on publishing after their old keys. Nobody may find that: draw a new secret, at random
+        and at each reset, and the root and all keys are others. The pool is left alone.
         """
         raise NotImplementedError(
             "Exercise 8.5: forget everything, and draw a new secret"

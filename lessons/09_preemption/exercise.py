@@ -14,6 +14,15 @@ Your class is minipage's scheduler with some methods of your own. What you need 
     self._dequeue(group)                         takes it out of whatever list it is in
     self._enqueue(group, Status.WAITING)         puts it into the list of that status (WAITING, RUNNING, SWAPPED), in order
     self._seats_left(), self._give_slots(chunks, plan), group.next_chunks(budget)      as in lesson 6
+    plan                                         the step's StepPlan, a tuple of five lists that you add to:
+        plan.swap_out, plan.swap_in              pairs to copy, (block, swap block) and (swap block, block): what
+                                                 group.move_to returns
+        plan.preempted                           the groups that lost their blocks in this step, in the order in which
+                                                 they lost them
+        plan.copies, plan.chunks                 _give_slots adds to these
+
+The class may have more: methods of your own, another base class beside the scheduler, an __init__ that takes what the
+scheduler's takes and hands it on to super().__init__. What you are to write is yours, though, and not super()'s.
 """
 
 from __future__ import annotations
@@ -30,8 +39,9 @@ class Preempting(Scheduler):
     ) -> bool:
         """Exercise 9.1: preempt the last running group until the chunks of `group` fit into the free blocks.
 
-        Use `self.preempt(victim, plan)`. Nobody is preempted if there is room already. If the victim is `group` itself,
-        stop and return False: it does not run in this step. Otherwise return True.
+        Use `self.preempt(victim, plan)`. Nobody is preempted if there is room already. `group` is running, too, and may
+        itself be the last: then it is preempted like any other, stop and return False, since it does not run in this
+        step. Otherwise return True.
         """
         raise NotImplementedError(
             "Exercise 9.1: the last in self.running gives way, until there is room"
@@ -40,12 +50,14 @@ class Preempting(Scheduler):
     def preempt(self, group: SequenceGroup, plan: StepPlan) -> None:
         """Exercise 9.2: make a running group wait, and give its blocks back.
 
-        It leaves the running list, `group.num_preemptions` goes up, it is noted in `plan.preempted`, it restarts from
-        `self.block_pool`, and waits. It keeps every token, the generated ones too: somebody may have read them already.
+        It leaves the running list, `group.num_preemptions` goes up by 1, the group is added to `plan.preempted`, it
+        restarts from `self.block_pool`, and waits. It keeps every token, the generated ones too: somebody may have read
+        them already. (9.2 is asked with `self.preemption` "recompute".)
 
-        Exercise 9.3: if `self.preemption` is "swap", or "auto" and the group has more than one sequence, its blocks are
-        saved instead, provided that the swap pool has room for all of them (`self.swap_pool.num_free`): move it, add
-        the copies to `plan.swap_out`, and its status is SWAPPED. Without room it is computed again, as in 9.2.
+        Exercise 9.3: if `self.preemption` is "swap", or "auto" and the group has more than one sequence (those in
+        `group.sequences`), its blocks are saved instead, provided that there is a swap pool (with "auto" it may be None)
+        and that it has room for all of them (`self.swap_pool.num_free`): move it, add the copies to `plan.swap_out`, and
+        its status is SWAPPED. It is noted in `plan.preempted` all the same. Without room it is computed again, as in 9.2.
         """
         raise NotImplementedError(
             "Exercise 9.2: take its blocks, keep its tokens, and let it wait"
@@ -56,7 +68,8 @@ class Preempting(Scheduler):
 
         It needs seats for `group.max_num_seqs` sequences, and free blocks for all that it holds and for the chunks that
         it computes next (`group.next_chunks(budget)`). Move it to the block pool, add the copies to `plan.swap_in`, let
-        it run, give its chunks slots. When the first has to stay, so do all behind it.
+        it run, give its chunks slots; what they take is gone from the budget for the next one. When the first has to
+        stay, so do all behind it. With a budget of 0 there are no next chunks, and it may come back all the same.
         """
         raise NotImplementedError(
             "Exercise 9.4: the first who was swapped out comes back, if all of it fits"

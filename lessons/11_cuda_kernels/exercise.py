@@ -9,6 +9,12 @@ run in any order. Nobody checks an index for you on a GPU; here, where the threa
 Python, what is outside is told you.
 
 Both kernels work as they are with `cuda.jit(...)` on a GPU, or in numba's simulator.
+
+numba compiles a small part of Python for a GPU: numbers, tuples, `if` and loops; arrays and parts of them, as in
+`row = cache[3]` and `q[s, h][d]`, to be computed with one number at a time; `math`; functions of your own, with
+`cuda.jit` or without; and `cuda.local.array(64, float32)` for a few numbers of a thread's own (a whole number known
+beforehand, 256 at most). Not lists and comprehensions, NumPy's functions of whole arrays, or `try`. A kernel returns
+nothing.
 """
 
 from __future__ import annotations
@@ -25,8 +31,8 @@ def copy_blocks_kernel(cache, sources, destinations):
         cache: [num_blocks, n] the n numbers of each block.
         sources, destinations: [num_copies] block numbers: block sources[j] is copied to block destinations[j].
 
-    There are at least num_copies * n threads. Thread i copies number i % n of copy i // n, and threads beyond that do
-    nothing. No block is both a source and a destination.
+    There are at least num_copies * n threads (num_copies may be 0). Thread i copies number i % n of copy i // n, and
+    threads beyond that do nothing. No block is both a source and a destination, or a destination twice.
     """
     raise NotImplementedError(
         "Exercise 11.1: which copy, which number, and is there one at all?"
@@ -37,10 +43,11 @@ def paged_attention_kernel(q, k_cache, v_cache, block_tables, context_lens, scal
     """Exercise 11.2: paged attention of one token of each sequence (a decode); a thread for each sequence and head.
 
     Args:
-        q: [num_seqs, H, D]; out: the same shape, to be written; at first it holds rubbish.
+        q: [num_seqs, H, D]; out: the same shape, to be written; at first it holds rubbish, NaN perhaps.
         k_cache, v_cache: [num_blocks, block_size, KH, D]; query head h uses head h // (H // KH) of them.
-        block_tables: [num_seqs, max_blocks]; context_lens: [num_seqs], at least 1.
-        scale: scores are multiplied with it.
+        block_tables: [num_seqs, max_blocks], of which only the blocks that hold tokens may be used; context_lens:
+            [num_seqs], at least 1.
+        scale: scores are multiplied with it. They may be thousands, of either sign: see 5.2.
 
     There are at least num_seqs * H threads; thread i has sequence i // H and head i % H. It goes along its tokens, follows
     the block table, and writes out[sequence, head, 0 to D - 1]. There is no room for all scores: use the online softmax

@@ -5,7 +5,8 @@ attention and once after the MLP they add up what they have: an all-reduce.
 
     MLP    x ─▶ [ W1, columns of rank ] ─▶ gelu ─▶ [ W2, rows of rank ] ─▶ a part of the sum ─▶ all-reduce ─▶ y
 
-Weights are stored (in, out), as in the published GPT-2: y = x @ weight + bias. `size` divides what is split.
+Weights are stored (in, out), as in the published GPT-2: y = x @ weight + bias. `size` divides what is split. What is
+handed in belongs to somebody else and stays as it is; parts of weights may be views of it.
 """
 
 from __future__ import annotations
@@ -58,10 +59,10 @@ def all_reduce(parts):
     """Exercise 12.4: what each rank has after an all-reduce: the sum of all parts.
 
     Args:
-        parts: a list of `size` arrays of one shape, one of each rank.
+        parts: a list of `size` arrays of one shape, one of each rank; of one dimension or more.
 
     Returns:
-        A list of `size` arrays with the sum, each an array of its own; `parts` stay as they are.
+        A list of `size` arrays of that shape with the sum, each an array of its own; `parts` stay as they are.
     """
     raise NotImplementedError(
         "Exercise 12.4: add all of them up, and give each rank a copy"

@@ -1,6 +1,7 @@
 """Lesson 13: measuring a server. Replace each `raise NotImplementedError(...)` by code of yours.
 
-A request that was served is four numbers; times are in seconds, of one clock.
+A request that was served is four numbers; times are in seconds, of one clock, which need not begin at 0. Lists come in
+any order, and stay as they are; of requests there is at least one. Results are numbers of any kind, not rounded.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ class Served(NamedTuple):
 
 
 def percentile(values: list[float], percent: float) -> float:
-    """Exercise 13.1: the value that `percent` % of the values do not exceed, with linear interpolation.
+    """Exercise 13.1: the value that `percent` % (0 to 100) of the values do not exceed, with linear interpolation.
 
     Sorted, the first value is the 0th percentile and the last one the 100th, and the others lie evenly between. What
     falls between two of them is taken from the line that joins them: percentile([10, 20], 50) is 15.
@@ -46,7 +47,10 @@ def capacity(
 ) -> int:
     """Exercise 13.4: how many requests of `num_tokens` tokens fit into `memory` bytes of KV cache at a time.
 
-    The memory is cut into whole blocks of `block_size` tokens, and every request takes whole blocks.
+    The memory is cut into whole blocks of `block_size` tokens, and every request takes whole blocks. A whole number
+    comes back.
+
+    capacity(memory=1000, bytes_per_token=10, block_size=16, num_tokens=20) is 3: 6 blocks, and 2 for each request.
     """
     raise NotImplementedError(
         "Exercise 13.4: blocks there are / blocks that a request takes, whole numbers only"

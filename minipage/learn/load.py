@@ -70,6 +70,24 @@ def read(path: Path) -> str:
         raise CodeError(f"{path} cannot be read: {error}") from None
 
 
+def laid_over(copy_on_write: Any, table: Any, name: str = "BlockTable") -> Any:
+    """Lesson 7's class over lesson 4's. Lesson 4's `append` goes on counting with lesson 4's `blocks_to_allocate`.
+
+    Lesson 7 has another one, which counts the copy, too; an append that was written before there were copies must not
+    find that, whether it is called before the copy is made or after.
+    """
+
+    class Plain(table):  # type: ignore[misc]
+        def append(self, num_tokens: int) -> Any:
+            self.blocks_to_allocate = super().blocks_to_allocate  # hides lesson 7's for a moment
+            try:
+                return super().append(num_tokens)
+            finally:
+                self.__dict__.pop("blocks_to_allocate", None)
+
+    return type(name, (copy_on_write, Plain), {})
+
+
 def describe(error: BaseException) -> str:
     """An exception in a line."""
     if isinstance(error, SystemExit):

@@ -16,7 +16,7 @@ from minipage.attention.quantize import numbers_of
 from minipage.engine import LLM
 from minipage.errors import ConfigurationError, InvalidRequestError, LearnError, MinipageError, ModelError, TraceError
 from minipage.learn.course import Lesson, lessons
-from minipage.learn.load import Solution, describe, load, stubs, where
+from minipage.learn.load import Solution, describe, laid_over, load, stubs, where
 from minipage.memory import BlockPool, BlockTable, PrefixCache
 from minipage.scheduling import Scheduler
 
@@ -74,7 +74,7 @@ class Mine:
             return BlockTable
         solved = {lesson.part: load(lesson, lesson.solution) for lesson in lessons() if lesson.number in "47"}
         layers = [self.solutions.get(part, solved[part]) for part in ("copy-on-write", "block table")]
-        cls: type[BlockTable] = type("YourBlockTable", (layers[0].CopyOnWrite, layers[1].BlockTable), {})
+        cls: type[BlockTable] = laid_over(layers[0].CopyOnWrite, layers[1].BlockTable, "YourBlockTable")
         return cls
 
     def scheduler(self) -> type[Scheduler]:

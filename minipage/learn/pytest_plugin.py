@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from minipage.learn.course import HERE, Lesson, lessons
-from minipage.learn.load import Solution, load, stubs
+from minipage.learn.load import Solution, laid_over, load, stubs
 
 PLACES = {"BlockPool": "block_pool", "BlockTable": "block_table", "PrefixCache": "prefix_cache"}
 
@@ -54,7 +54,7 @@ def put_in_place(solutions: dict[str, Solution]) -> None:
     theirs = {"BlockPool": solutions["3"].BlockPool, "PrefixCache": solutions["8"].PrefixCache}
     plain = solutions["4"].BlockTable
     sharing = [e for e in solutions["7"].lesson.exercises if stubs(solutions["7"].path, list(e.names))]
-    theirs["BlockTable"] = plain if sharing else type("BlockTable", (solutions["7"].CopyOnWrite, plain), {})
+    theirs["BlockTable"] = plain if sharing else laid_over(solutions["7"].CopyOnWrite, plain)
     for name, cls in theirs.items():
         for module in (memory, sys.modules[f"minipage.memory.{PLACES[name]}"]):
             setattr(module, name, cls)

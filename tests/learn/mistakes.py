@@ -105,8 +105,8 @@ PREFIX_CACHE = [
     M("8.1", "parent + b\";\" + repr((self.nonce, *token_ids)).encode()",
       "parent + b\";%d\" % sum(token_ids) + self.nonce.encode()", "a hash that adds them up"),  # Megatron-LM #4158
     M("8.1", "parent + b\";\"", "b\";\"", "parent's key belongs in the hash"),
-    M("8.1", "repr((self.nonce, *token_ids))", "repr(token_ids)", "always, and whether they come|anybody can work out"),
-    M("8.1", "repr((self.nonce, *token_ids))", "repr(tuple(token_ids))", "anybody can work out keys"),  # vLLM #12621
+    M("8.1", "repr((self.nonce, *token_ids))", "repr(token_ids)", "always, and whether they come|too short"),
+    M("8.1", "repr((self.nonce, *token_ids))", "repr((*token_ids, 'no secret at all'))", "anybody can work out keys"),  # vLLM #12621
     M("8.2", "[done : table.num_tokens // size]", "[done:]", "Only full blocks are|the root, and a key"),
     M("8.2", "done = len(table.keys) - 1", "done = 0", "Each once"),
     M("8.2", "self.key(table.keys[-1], token_ids", "self.key(table.keys[0], token_ids", "follows the key before it"),
@@ -161,7 +161,7 @@ PREEMPTION = [
     M("9.2", "        group.restart(self.block_pool)\n", "        for seq in group.sequences:\n            del seq.token_ids[seq.num_prompt_tokens :]\n        group.restart(self.block_pool)\n", "keeps every token"),
     M("9.2", "        group.restart(self.block_pool)\n        self._enqueue(group, Status.WAITING)", "        self._enqueue(group, Status.WAITING)", "gives its blocks back|gives way|cannot be used"),
     M("9.2", "        group.num_preemptions += 1\n", "", "preempt.. counts"),
-    M("9.2", "        plan.preempted.append(group)\n", "", "gives way first"),
+    M("9.2", "        plan.preempted.append(group)\n", "", "plan.preempted.append"),
     M("9.3", "return group.num_blocks <= self.swap_pool.num_free", "return True", "room|OutOfBlocks|blocks wanted"),
     M("9.3", 'if self.preemption == "auto" and len(group.sequences) == 1:', "if False:", "if that is wanted"),
     M("9.3", "        if self.can_save(group):", "        if False:", "if that is wanted"),
@@ -171,7 +171,7 @@ PREEMPTION = [
     # vLLM #546: the scheduler stops for good when swap space is used up
     M("9.4", "needed > self.block_pool.num_free:\n                break", "True:\n                break", "comes back as soon as"),
     M("9.4", "needed = group.num_blocks + blocks_to_allocate(chunks)", "needed = group.num_blocks", "not earlier|OutOfBlocks|comes back"),
-    M("9.4", "            plan.swap_in.extend(group.move_to(self.block_pool))\n", "            group.move_to(self.block_pool)\n", "comes back|swapped in"),
+    M("9.4", "            plan.swap_in.extend(group.move_to(self.block_pool))\n", "            group.move_to(self.block_pool)\n", "nobody copies K and V"),
     M("9.4", "budget -= self._give_slots(chunks, plan)", "self._give_slots(chunks, plan)", "max_num_batched_tokens|let in too early"),
 ]  # fmt: skip
 WHY_PAGING = [

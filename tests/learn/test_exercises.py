@@ -1,4 +1,4 @@
-"""Every exercise: the stub is to do, two solutions pass, and wrong ones are caught with words that name the mistake."""
+"""Every exercise: the stub is to do, solutions of any style pass, and wrong ones are caught by name."""
 
 import re
 from collections import Counter
@@ -10,6 +10,7 @@ from minipage.learn.course import chosen, exercises
 from minipage.learn.judge import FAILED, PASSED, TODO, judge
 from minipage.learn.load import definitions, load
 from tests.learn.mistakes import MISTAKES
+from tests.learn.subtle_mistakes import SUBTLE
 
 ALTERNATIVES = Path(__file__).parent / "alternatives"
 every_exercise = pytest.mark.parametrize("exercise", exercises(), ids=lambda exercise: exercise.number)
@@ -31,14 +32,18 @@ def test_the_reference_passes(exercise):
     assert verdict.status == PASSED, verdict
 
 
-@every_exercise
-def test_a_solution_in_another_style_passes(exercise):
-    verdict = judged(exercise, ALTERNATIVES / f"{exercise.lesson.name}.py")
+@pytest.mark.parametrize(
+    "exercise, path",
+    [(e, path) for e in exercises() for path in sorted(ALTERNATIVES.rglob(f"{e.lesson.name}.py"))],
+    ids=lambda thing: getattr(thing, "number", "") or thing.parent.name,
+)
+def test_a_solution_in_another_style_passes(exercise, path):
+    verdict = judged(exercise, path)
     assert verdict.status == PASSED, verdict
 
 
 @pytest.mark.parametrize(
-    "mistake", MISTAKES, ids=lambda m: f"{m.exercise}: {' '.join(m.new.split())[:50] or 'nothing'}"
+    "mistake", MISTAKES + SUBTLE, ids=lambda m: f"{m.exercise}: {' '.join(m.new.split())[:50] or 'nothing'}"
 )
 def test_the_mistake_is_caught_and_named(mistake, tmp_path):
     [exercise] = chosen([mistake.exercise])

@@ -28,6 +28,7 @@ from minipage.learn.graders.fake_engine import (
     write,
 )
 from minipage.learn.graders.plan_checks import PlanChecks, blocks_of
+from minipage.learn.graders.scheduling_examples import shown
 from minipage.memory import BlockTable, PrefixCache, blocks_needed
 from minipage.scheduling import POLICIES, Scheduler, Sequence, SequenceGroup, Status
 
@@ -51,7 +52,8 @@ requests = st.integers(0, len(REQUESTS) - 1).map(lambda number: REQUESTS[number]
 
 def machine(Scheduler=Scheduler, Group=SequenceGroup, Table=BlockTable, Cache=PrefixCache, **given):
     """A SchedulerMachine with these parts, and with these settings instead of random ones."""
-    parts = {"Scheduler": Scheduler, "Group": Group, "Table": Table, "Cache": Cache, "given": given}
+    named = type(Group.__name__, (Group,), {"__repr__": lambda group: group.group_id})  # as messages should have it
+    parts = {"Scheduler": Scheduler, "Group": named, "Table": Table, "Cache": Cache, "given": given}
     return type("SchedulerMachine", (SchedulerMachine,), parts)
 
 
@@ -75,6 +77,7 @@ class SchedulerMachine(PlanChecks, RuleBasedStateMachine):
     )
     def start(self, first, **drawn):
         given = drawn | self.given
+        self.note(", ".join(f"{name}={value}" for name, value in given.items()))
         pools = WatchedPool(given["num_blocks"], given["block_size"]), WatchedPool(given["swap"], given["block_size"])
         self.pool, self.swap_pool = pools
         self.max_num_seqs, self.max_num_batched_tokens = given["max_num_seqs"], given["max_num_batched_tokens"]
@@ -92,6 +95,9 @@ class SchedulerMachine(PlanChecks, RuleBasedStateMachine):
         self.common = {}  # group -> how many tokens all its sequences had in common when it (re)started
         self.num_arrived = 0
         self.arrive(first)
+
+    def note(self, line):
+        """Graders write down what happens (run_machine)."""
 
     def order(self, group):
         number = int(group.group_id[1:])
@@ -129,6 +135,7 @@ class SchedulerMachine(PlanChecks, RuleBasedStateMachine):
                 "never fit, refuse it"
             )
             self.groups.append(group)
+            self.note(f"{name} arrives: {kind}, {num_prompt} prompt tokens, {num_generated} more, priority {priority}")
             self.texts.update((seq, (salt, *prompt)) for seq in sequences)
             self.takes[group] = take_beams if is_beams else take_samples
             self.common[group] = num_prompt
@@ -160,6 +167,7 @@ class SchedulerMachine(PlanChecks, RuleBasedStateMachine):
     def step_that_fails(self, what, how_many):
         """Something breaks half way, and nobody knows how far it came."""
         plan = self.schedule()
+        self.note(f"... and breaks while {what}: everybody is computed again (recompute_all)")
         if what == "copying":
             self.pool.lose_old_contents()
             self.swap_pool.lose_old_contents()
@@ -182,6 +190,7 @@ class SchedulerMachine(PlanChecks, RuleBasedStateMachine):
         groups = (self.scheduler.swapped if swapped else None) or self.groups
         if groups:
             group = groups[index % len(groups)]
+            self.note(f"{group} is aborted")
             self.groups.remove(group)
             self.scheduler.remove(group)
             assert group.status is Status.FINISHED, f"{group} was aborted, so it is finished"
@@ -208,6 +217,7 @@ class SchedulerMachine(PlanChecks, RuleBasedStateMachine):
     def schedule(self):
         before = self.state()
         plan = self.scheduler.schedule()
+        self.note(f"step: {shown(plan)}")
         for group in plan.preempted:
             if group.status is Status.WAITING:
                 self.note_restart(group)

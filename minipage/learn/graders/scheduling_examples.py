@@ -58,3 +58,19 @@ def names(groups):
 def blocks(group):
     """The block table of each sequence."""
     return [list(seq.block_table) for seq in group.sequences]
+
+
+def shown(plan):
+    """A plan in a line."""
+    chunks = ", ".join(f"{name} tokens {start}-{start + num - 1}" for name, start, num in written(plan)) or "nothing"
+    if plan.preempted:
+        chunks += f"; preempted {names_of(plan.preempted)}"
+    for what in ("swap_out", "swap_in", "copies"):
+        if there := getattr(plan, what):
+            chunks += f"; {what} {[tuple(pair) for pair in there]}"
+    return chunks
+
+
+def names_of(groups):
+    """Of whatever a plan has for groups: a learner's may have something else."""
+    return [group.group_id if isinstance(group, SequenceGroup) else group for group in groups]

@@ -4,8 +4,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minipage.errors import ConfigurationError, OutOfBlocksError
-from minipage.learn.graders.common import QUICK, every, expect, must_raise, run_machine
+from minipage.learn.graders.common import QUICK, every, expect, must_raise, passes, remembered, run_machine
 from minipage.learn.graders.memory_machine import MemoryMachine
+from minipage.learn.graders.pools import scattered_pool, state_of
+from minipage.learn.judge import Wrong
 from minipage.memory import BlockPool
 
 appends = st.lists(st.integers(0, 9), min_size=1, max_size=8)
@@ -17,8 +19,17 @@ def blocks_for(num_tokens, size):
     return len(range(0, num_tokens, size))
 
 
-@every(num_tokens=range(40), size=range(1, 18))
+def test_4_1_the_examples(impl):
+    for num_tokens in (8, 9):
+        check_blocks_needed(impl, num_tokens, 4)
+
+
+@every(num_tokens=[*range(40), 4096, 100_001], size=range(1, 18))
 def test_4_1_blocks_needed(impl, num_tokens, size):
+    check_blocks_needed(impl, num_tokens, size)
+
+
+def check_blocks_needed(impl, num_tokens, size):
     impl.diary.begin()
     impl.diary.note(f"blocks_needed({num_tokens}, block_size={size})")
     why = (
@@ -30,47 +41,62 @@ def test_4_1_blocks_needed(impl, num_tokens, size):
     )
 
 
+def blocks_of(table):
+    if not isinstance(table.blocks, list):
+        raise Wrong("table.blocks is a list of block numbers: others of minipage read it.", list, table.blocks)
+    return list(table.blocks)
+
+
 def state(pool, table):
-    return (
-        list(table.blocks),
-        table.num_tokens,
-        list(pool.free_queue),
-        [pool.ref_count(b) for b in range(pool.num_blocks)],
-    )
+    return blocks_of(table), table.num_tokens, *state_of(pool), list(table.keys)
 
 
-def scattered(solution, num_blocks, size):
-    """A pool whose free queue is out of order, as it is in real life, and a new table over it."""
-    pool = BlockPool(num_blocks, size)
-    for block in reversed(pool.allocate_many(num_blocks)):
-        pool.free(block)
-    return pool, solution.BlockTable(pool)
+STATE = "[blocks, num_tokens, free queue, counts, keys]"
 
 
-@QUICK
-@given(num_blocks=st.integers(1, 6), size=sizes, appends=appends)
-def test_4_2_append(impl, num_blocks, size, appends):
+def table_over(impl, num_free, size, seed=0):
+    """A scattered pool, and a new table over it."""
     impl.diary.begin()
+    pool = scattered_pool(num_free, size, seed)
+    impl.diary.note(f"pool: blocks of {size}; others hold blocks 0 and 1; free queue {list(pool.free_queue)}")
+    return pool, impl.BlockTable(pool)
+
+
+@remembered
+@QUICK
+@given(num_blocks=st.integers(1, 6), size=sizes, appends=appends, seed=st.integers(0, 5))
+def test_4_2_append(impl, num_blocks, size, appends, seed):
+    pool, table = table_over(impl, num_blocks, size, seed)
     with impl.diary.watching(BlockPool, impl.BlockTable):
-        pool, table = scattered(impl, num_blocks, size)
-        total = 0
+        bystander, total = impl.BlockTable(pool), 0
         for count in appends:
-            before = state(pool, table)
+            before, told = state(pool, table), list(pool.told)
             if blocks_for(total + count, size) > num_blocks:
                 why = "The pool has too few free blocks for so many tokens, so append has to raise OutOfBlocksError."
                 must_raise(OutOfBlocksError, lambda: table.append(count), why)  # noqa: B023
                 why = "An append that fails changes nothing: no block is taken, no token is counted."
-                expect("[blocks, num_tokens, free queue, counts]", state(pool, table), before, why)
+                expect(STATE, state(pool, table), before, why)
+                why = (
+                    "An append that fails takes no block, not even to give it back: `on_reuse` is called with every "
+                    "block that is handed out, and a prefix cache has forgotten what it held. Find out before whether "
+                    "there are enough (allocate_many takes all or none)."
+                )
+                expect("what on_reuse was called with", pool.told[len(told) :], [], why)
                 continue
             copies = table.append(count)
             total += count
             expect("the result of append", copies, [], "Nothing is shared yet, so nothing is copied: return [].")
             check_grown(pool, table, total, before[0], before[2])
+            expect("table.keys", table.keys, [], "The keys are lesson 8's; append leaves them alone.")
+            why = "Only what is needed is taken from the pool (allocate, allocate_many), each block once."
+            expect("what on_reuse was called with, sorted", sorted(pool.told), sorted(table.blocks), why)
+        why = "Each table has a list of its own: keep it in self, not in the class."
+        expect("(blocks, num_tokens) of another table", (blocks_of(bystander), bystander.num_tokens), ([], 0), why)
 
 
 def check_grown(pool, table, total, old, queue):
-    size, blocks = pool.block_size, list(table.blocks)
-    expect("table.num_tokens", table.num_tokens, total, "append counts the tokens that now have a slot.")
+    size, blocks = pool.block_size, blocks_of(table)
+    expect("table.num_tokens", table.num_tokens, total, "append counts the tokens that now have a slot.", exactly=True)
     due, num_blocks = blocks_for(total, size), len(blocks)
     why = (
         f"{total} tokens in blocks of {size} take {due} blocks. A new block is taken when the last one is full and one "
@@ -79,30 +105,32 @@ def check_grown(pool, table, total, old, queue):
     expect("the number of blocks", num_blocks, due, why)
     expect("the first blocks", blocks[: len(old)], old, "Blocks that hold tokens already stay where they are.")
     new = sorted(blocks[len(old) :])
-    expect("the new blocks, sorted", new, sorted(queue[: len(new)]), "New blocks come from the pool, each once.")
+    why = "New blocks come from the pool, each once."
+    expect("the new blocks, sorted", new, sorted(queue[: len(new)]), why, exactly=True)
     counts = [pool.ref_count(block) for block in blocks]
     expect("the reference counts of its blocks", counts, [1] * due, "Every block of the table has one reference.")
-    expect("pool.num_used", pool.num_used, due, "No block is taken that does not end up in the table: it would leak.")
+    why = "No block is taken that does not end up in the table: it would leak. (2 are others'.)"
+    expect("pool.num_used", pool.num_used, due + 2, why)
 
 
 def test_4_2_a_negative_number_cannot_be_appended(impl):
-    impl.diary.begin()
+    pool, table = table_over(impl, 3, 4)
     with impl.diary.watching(BlockPool, impl.BlockTable):
-        pool, table = scattered(impl, 3, 4)
         table.append(6)
         before = state(pool, table)
-        must_raise(ConfigurationError, lambda: table.append(-1), "append(-1) makes no sense: raise ConfigurationError.")
-        expect(
-            "[blocks, num_tokens, free queue, counts]", state(pool, table), before, "A failed append changes nothing."
-        )
+        for count in (-1, -5, -6, -100):
+            why = f"append({count}) makes no sense: raise ConfigurationError."
+            must_raise(ConfigurationError, lambda: table.append(count), why)  # noqa: B023
+            expect(STATE, state(pool, table), before, "A failed append changes nothing.")
 
 
+@remembered
 @every(size=range(1, 4), total=range(8), start=range(-1, 8), length=range(-1, 8))
 def test_4_3_slot_mapping(impl, size, total, start, length):
-    impl.diary.begin()
+    pool, table = table_over(impl, 13, size)
     with impl.diary.watching(BlockPool, impl.BlockTable):
-        _, table = scattered(impl, 13, size)
         table.append(total)
+        before = state(pool, table)
         stop = start + length
         if not 0 <= start <= stop <= total:
             why = f"Only tokens 0 to {total - 1} have a slot, although the last block may have room for more."
@@ -114,21 +142,24 @@ def test_4_3_slot_mapping(impl, size, total, start, length):
             f"Token i is in logical block i // {size}, at offset i % {size}. That block's place in the pool is "
             f"blocks[i // {size}], and the slot is place * {size} + offset."
         )
-        expect(f"slot_mapping({start}, {stop}) with the blocks {blocks}", table.slot_mapping(start, stop), due, why)
+        got = table.slot_mapping(start, stop)
+        expect(f"slot_mapping({start}, {stop}) with the blocks {blocks}", got, due, why, exactly=True)
+        expect(STATE, state(pool, table), before, "slot_mapping only looks, and changes nothing.")
 
 
 @QUICK
-@given(size=sizes, appends=appends)
-def test_4_4_free(impl, size, appends):
-    impl.diary.begin()
+@given(size=sizes, appends=appends, seed=st.integers(0, 5))
+def test_4_4_free(impl, size, appends, seed):
+    pool, table = table_over(impl, 80, size, seed)
     with impl.diary.watching(BlockPool, impl.BlockTable):
-        pool, table = scattered(impl, 80, size)
+        bystander = impl.BlockTable(pool)
+        bystander.append(1)
         for count in appends:
             table.append(count)
-        blocks = list(table.blocks)
+        blocks, taken = list(table.blocks), len(pool.told)
         table.keys = [b"root"]
         table.free()
-        empty = list(table.blocks), table.num_tokens, list(table.keys)
+        empty = blocks_of(table), table.num_tokens, list(table.keys)
         expect(
             "(blocks, num_tokens, keys)", empty, ([], 0, []), "A table that was freed is empty, and can be used again."
         )
@@ -137,8 +168,13 @@ def test_4_4_free(impl, size, appends):
         given_back = list(pool.free_queue)[pool.num_free - len(blocks) :]
         why = "The last block goes back first: the head of a text, which others may share, is the last to be reused."
         expect("the end of the free queue", given_back, blocks[::-1], why)
+        expect("what on_reuse was called with", pool.told[taken:], [], "Giving blocks back hands none out.")
+        why = "Another table keeps its blocks and tokens."
+        expect("num_tokens of another table", (len(blocks_of(bystander)), bystander.num_tokens), (1, 1), why)
         table.free()  # again: there is nothing to give back
         table.append(1)
+        again = len(blocks_of(table)), table.num_tokens
+        expect("(number of blocks, num_tokens) after append(1)", again, (1, 1), "A freed table can be used again.")
 
 
 def test_4_4_all_together(impl):
@@ -149,5 +185,6 @@ def test_4_4_all_together(impl):
         Table = table
         fork = take_some_block = None  # rules that share blocks
 
-    with impl.diary.watching(BlockPool, impl.BlockTable):
-        run_machine(impl, WithoutSharing)
+    if all(passes(impl, grader) for grader in (test_4_2_append, test_4_3_slot_mapping)):  # or it has been said
+        with impl.diary.watching(BlockPool, impl.BlockTable):
+            run_machine(impl, WithoutSharing)

@@ -1,13 +1,15 @@
 """Lesson 7: CopyOnWrite, laid over a plain block table, must keep everybody's K and V apart."""
 
+from collections import Counter
 from functools import cache
 
 from minipage.errors import OutOfBlocksError
 from minipage.learn.course import chosen
-from minipage.learn.graders.common import every, expect, must_raise, run_machine
+from minipage.learn.graders.common import every, expect, must_raise, passes, remembered, run_machine
 from minipage.learn.graders.memory_machine import machine
+from minipage.learn.graders.pools import counts_of, scattered_pool, state_of
 from minipage.learn.judge import Wrong
-from minipage.learn.load import load
+from minipage.learn.load import laid_over, load
 from minipage.memory import BlockPool
 
 
@@ -19,135 +21,158 @@ def plain_table():
 
 
 def table_class(solution):
-    return type("BlockTable", (solution.CopyOnWrite, plain_table()), {})
+    return laid_over(solution.CopyOnWrite, plain_table())
 
 
-def fill(table, num_tokens):
-    """Give tokens to a new table, without asking it."""
-    table.blocks = table.pool.allocate_many(len(range(0, num_tokens, table.pool.block_size)))
-    table.num_tokens = num_tokens
-
-
-SIZES = range(1, 4)
-
-
-@every(size=SIZES, num_tokens=range(7))
-def test_7_1_fork(impl, size, num_tokens):
+def table_over(impl, Table, size, num_tokens, head=0, tail=0, num_free=20):
+    """A pool in disorder, and a table of so many tokens over it, filled by us. `head` others hold its blocks but for
+    the last one, and `tail` others the last one."""
+    num_blocks = len(range(0, num_tokens, size))
     impl.diary.begin()
+    pool = scattered_pool(num_blocks + num_free, size, seed=num_tokens)
+    table = Table(pool)
+    table.blocks, table.num_tokens, table.keys = pool.allocate_many(num_blocks), num_tokens, [b"root"]
+    for i, block in enumerate(table.blocks):
+        for _ in range(tail if i == num_blocks - 1 else head):
+            pool.share(block)
+    pool.told.clear()
+    shared = f"; {head} others hold each of its blocks but the last, {tail} the last one" if num_blocks else ""
+    impl.diary.note(f"table: {num_tokens} tokens in the blocks {table.blocks} of {size}{shared}")
+    return pool, table
+
+
+SIZES, TOKENS, OTHERS = range(1, 4), range(7), range(3)
+
+
+@remembered
+@every(size=SIZES, num_tokens=TOKENS, head=range(2), tail=range(2))
+def test_7_1_fork(impl, size, num_tokens, head, tail):
     Table = table_class(impl)
     with impl.diary.watching(BlockPool, Table):
-        pool = BlockPool(12, size)
-        parent = Table(pool)
-        fill(parent, num_tokens)
-        impl.diary.note(f"table has {num_tokens} tokens")
-        parent.keys = [b"root"]
+        pool, parent = table_over(impl, Table, size, num_tokens, head, tail)
+        blocks, before, queue = list(parent.blocks), counts_of(pool), pool.free_queue
         child = parent.fork()
         if not isinstance(child, Table):
             raise Wrong("fork returns another block table, of the same class.", Table, child)
-        blocks = list(parent.blocks)
-        expect("the child's blocks", list(child.blocks), blocks, "Parent and child point to the same blocks.")
+        if child is parent:
+            raise Wrong("fork returns another table, not the same one once more.")
+        expect("the child's blocks", child.blocks, blocks, "Parent and child point to the same blocks.")
         expect("the child's num_tokens", child.num_tokens, num_tokens, "The child has all of the parent's tokens.")
-        expect("the child's keys", list(child.keys), [b"root"], "The notes of the prefix cache go along, in a copy.")
-        counts = [pool.ref_count(block) for block in blocks]
-        why = "Two tables hold each block now, so each needs a second reference (pool.share), or it is freed too early."
-        expect("the reference counts", counts, [2] * len(blocks), why)
-        expect("pool.num_used", pool.num_used, len(blocks), "A fork takes no block from the pool, and copies nothing.")
+        expect("the child's keys", child.keys, [b"root"], "The notes of the prefix cache go along, in a copy.")
+        parents = parent.blocks, parent.num_tokens, parent.keys
+        expect(
+            "the parent's (blocks, num_tokens, keys)", parents, (blocks, num_tokens, [b"root"]), "It stays as it is."
+        )
+        counts = [count + (block in blocks) for block, count in enumerate(before)]
+        why = (
+            "Two tables hold each block now, so each needs a second reference (pool.share), or it is freed too early; "
+            "where others hold it already, one more."
+        )
+        expect("the reference counts of all blocks", counts_of(pool), counts, why)
+        why = "A fork takes no block from the pool, and copies nothing."
+        expect("(free queue, what on_reuse was told)", (pool.free_queue, pool.told), (queue, []), why)
+        if child.pool is not pool:
+            raise Wrong("The child's blocks are in the parent's pool: type(self)(self.pool).")
         for name in ("blocks", "keys"):
             if getattr(child, name) is getattr(parent, name):
                 raise Wrong(f"Parent and child have one and the same list of {name}: what one appends, the other has.")
 
 
-def forked(solution, num_blocks, size, num_tokens, num_forks):
-    """Tables over one pool with the same tokens; their references are counted by us, not by fork()."""
-    Table = table_class(solution)
-    pool = BlockPool(num_blocks, size)
-    parent = Table(pool)
-    fill(parent, num_tokens)
-    tables = [parent]
-    for _ in range(num_forks):
-        twin = Table(pool)
-        twin.blocks, twin.num_tokens, twin.keys = list(parent.blocks), num_tokens, []
-        for block in parent.blocks:
-            pool.share(block)
-        tables.append(twin)
-    return pool, tables
-
-
-def set_up(solution, size, num_tokens, num_forks):
-    solution.diary.begin()
-    solution.diary.note(f"{num_forks + 1} table(s) share {num_tokens} tokens, in blocks of {size}")
-
-
-@every(size=SIZES, num_tokens=range(7), num_forks=range(3))
-def test_7_2_shared_tail(impl, size, num_tokens, num_forks):
-    set_up(impl, size, num_tokens, num_forks)
-    _, tables = forked(impl, 20, size, num_tokens, num_forks)
-    part_full = num_tokens % size > 0
-    due = tables[0].blocks[-1] if part_full and num_forks else None
+@remembered
+@every(size=SIZES, num_tokens=TOKENS, head=range(2), tail=OTHERS)
+def test_7_2_shared_tail(impl, size, num_tokens, head, tail):
+    pool, table = table_over(impl, table_class(impl), size, num_tokens, head, tail)
+    before, part_full = state_of(pool), num_tokens % size > 0
+    due = table.blocks[-1] if part_full and tail else None
     if due is not None:
-        why = "The last block is part full, so the next token is written into it, and another table holds it too."
+        why = (
+            "The last block is part full, so the next token is written into it, and another table holds it too: its "
+            "number in the pool is wanted, not its place in the table."
+        )
     elif not part_full:
         why = "The last block is full (or there is none): the next token begins a block of its own, and none is shared."
     else:
         why = "Nobody else holds the last block: it can be written in place."
-    expect("shared_tail()", tables[0].shared_tail(), due, why)
+    got = table.shared_tail()
+    if due is None and got is not None:
+        raise Wrong(f"{why} So it is None.", due, got, "shared_tail()")
+    if got is None and due is not None:
+        raise Wrong(why, due, got, "shared_tail()")
+    expect("shared_tail()", got, due, why, exactly=True)
+    expect("(free queue, counts)", state_of(pool), before, "shared_tail only looks, and changes nothing.")
 
 
-@every(size=SIZES, num_tokens=range(7), num_forks=range(3), more=range(5))
-def test_7_3_blocks_to_allocate(impl, size, num_tokens, num_forks, more):
-    set_up(impl, size, num_tokens, num_forks)
-    _, tables = forked(impl, 20, size, num_tokens, num_forks)
-    new = len(range(0, num_tokens + more, size)) - len(tables[0].blocks)
-    copy = int(more > 0 and num_forks > 0 and num_tokens % size > 0)
+@remembered
+@every(size=SIZES, num_tokens=TOKENS, head=range(2), tail=OTHERS, more=range(6))
+def test_7_3_blocks_to_allocate(impl, size, num_tokens, head, tail, more):
+    pool, table = table_over(impl, table_class(impl), size, num_tokens, head, tail)
+    before = state_of(pool)
+    new = len(range(0, num_tokens + more, size)) - len(table.blocks)
+    copy = int(more > 0 and tail > 0 and num_tokens % size > 0)
     why = f"{more} more tokens take {new} new blocks" + (" and one to copy the shared tail into." if copy else ".")
     if more == 0:
         why = "Appending 0 tokens writes nothing, so it takes nothing."
-    expect(f"blocks_to_allocate({more})", tables[0].blocks_to_allocate(more), new + copy, why)
+    expect(f"blocks_to_allocate({more})", table.blocks_to_allocate(more), new + copy, why)
+    expect("(free queue, counts)", state_of(pool), before, "It only counts, and changes nothing.")
 
 
-@every(size=SIZES, num_tokens=range(5), forks=range(3), more=range(5), num_free=range(4))
-def test_7_4_append(impl, size, num_tokens, forks, more, num_free):
-    num_blocks = max(1, len(range(0, num_tokens, size)) + num_free)
-    set_up(impl, size, num_tokens, forks)
-    with impl.diary.watching(BlockPool, table_class(impl)):
-        pool, tables = forked(impl, num_blocks, size, num_tokens, forks)
-        impl.diary.note(f"append({more}) to the first of them")
-        first, old = tables[0], list(tables[0].blocks)
-        before = [list(t.blocks) for t in tables], [t.num_tokens for t in tables], pool.free_queue
-        copy = more > 0 and forks > 0 and num_tokens % size > 0
+@every(size=SIZES, num_tokens=range(6), head=range(2), tail=OTHERS, more=range(5), num_free=range(4))
+def test_7_4_append(impl, size, num_tokens, head, tail, more, num_free):
+    Table = table_class(impl)
+    with impl.diary.watching(BlockPool, Table):
+        pool, table = table_over(impl, Table, size, num_tokens, head, tail, num_free)
+        old = list(table.blocks)
+        before = old, table.num_tokens, *state_of(pool)
+        copy = more > 0 and tail > 0 and num_tokens % size > 0
         wanted = len(range(0, num_tokens + more, size)) - len(old) + copy
-        if wanted > pool.num_free:
-            why = (
-                f"{wanted} blocks are needed, the copy included, and {pool.num_free} are free: raise OutOfBlocksError."
-            )
-            must_raise(OutOfBlocksError, lambda: first.append(more), why)
-            after = [list(t.blocks) for t in tables], [t.num_tokens for t in tables], pool.free_queue
-            expect("(blocks, num_tokens, free queue)", after, before, "An append that fails changes nothing at all.")
+        if wanted > num_free:
+            why = f"{wanted} blocks are needed, the copy included, and {num_free} are free: raise OutOfBlocksError."
+            must_raise(OutOfBlocksError, lambda: table.append(more), why)
+            after = list(table.blocks), table.num_tokens, *state_of(pool)
+            why = "An append that fails changes nothing at all."
+            expect("(blocks, num_tokens, free queue, counts)", after, before, why)
+            why += " No block is taken, not even to give it back: a prefix cache would have forgotten what it held."
+            expect("what on_reuse was called with", pool.told, [], why)
             return
-        copies = [tuple(pair) for pair in first.append(more)]
-        now = list(first.blocks)
-        due = [(old[-1], now[len(old) - 1])] if copy else []
-        why = (
-            "The shared block has to be copied before it is written: return [BlockCopy(shared, copy)], with the block "
-            "that the table has now." if copy else "Nothing has to be copied: the tail is full, or nobody shares it."
-        )  # fmt: skip
-        expect("the copies", copies, due, why)
-        if copy and now[len(old) - 1] == old[-1]:
-            raise Wrong("The table still points to the shared block: its next token overwrites the others' K and V.")
-        for other in tables[1:]:
-            expect("another table's blocks", list(other.blocks), old, "append changes its own table, and no other.")
-        holders = [sum(block in table.blocks for table in tables) for block in range(num_blocks)]
-        counts = [pool.ref_count(block) for block in range(num_blocks)]
+        copies = table.append(more)
+        check_copies(copies, old, list(table.blocks), copy)
+        new = [block for block in table.blocks if block not in old]
+        due = Counter({block: count for block, count in enumerate(before[3]) if count})
+        due.update(new)
+        due.subtract(old[-1:] if copy else [])
+        counts = dict(enumerate(counts_of(pool)))
         why = (
             "Every block's count is the number of tables that hold it. A table that takes a copy gives its own "
             "reference to the shared block back (pool.free)."
         )
-        expect("the reference counts", counts, holders, why)
-        expect("num_tokens", first.num_tokens, num_tokens + more, "append counts the tokens that now have a slot.")
+        expect("the reference counts", counts, {block: due[block] for block in counts}, why)
+        expect("num_tokens", table.num_tokens, num_tokens + more, "append counts the tokens that now have a slot.")
+        why = "The table keeps its other blocks, and has one for every started block of tokens."
+        kept = old[:-1] if copy else old
+        expect("its first blocks", table.blocks[: len(kept)], kept, why)
+        expect("the number of its blocks", len(table.blocks), len(range(0, num_tokens + more, size)), why)
+        why = "Only what is needed is taken from the pool: the new blocks, and one to copy into, each once."
+        expect("what on_reuse was called with, sorted", sorted(pool.told), sorted(new), why)
+
+
+def check_copies(copies, old, now, is_due):
+    why = (
+        "The shared block has to be copied before it is written: return [BlockCopy(shared, copy)], with the block that "
+        "the table has now." if is_due else "Nothing has to be copied (the tail is full, or nobody shares it): []."
+    )  # fmt: skip
+    place = now[len(old) - 1] if is_due and len(now) >= len(old) else None
+    due = [(old[-1], place)] if is_due else []
+    if not isinstance(copies, list) or not all(isinstance(pair, tuple) and len(pair) == 2 for pair in copies):
+        raise Wrong(f"{why} It has to be a list of pairs.", due, copies, "the result of append")
+    expect("the copies", copies, due, why)
+    if is_due and place == old[-1]:
+        raise Wrong("The table still points to the shared block: its next token overwrites the others' K and V.")
 
 
 def test_7_4_all_together(impl):
     """Random programs of appends, forks and frees; the K and V of every token are read back."""
-    Table = table_class(impl)
-    with impl.diary.watching(BlockPool, Table):
-        run_machine(impl, machine(Table=Table))
+    others = test_7_1_fork, test_7_2_shared_tail, test_7_3_blocks_to_allocate
+    if all(passes(impl, grader) for grader in others):  # otherwise it has been said what is wrong
+        Table = table_class(impl)
+        with impl.diary.watching(BlockPool, Table):
+            run_machine(impl, machine(Table=Table))

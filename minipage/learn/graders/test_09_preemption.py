@@ -1,58 +1,92 @@
 """Lesson 9: a scheduler in a small pool runs beside minipage's, under the same traffic."""
 
-from hypothesis import given
-from hypothesis import strategies as st
+from functools import cache
 
-from minipage.learn.graders.common import programs, run_machine
+from minipage.learn.course import chosen
+from minipage.learn.graders.common import passes, remembered, run_machine
 from minipage.learn.graders.scheduler_machine import machine
-from minipage.learn.graders.traffic import Request, Setup, arrivals, run, setups_of
+from minipage.learn.graders.scripts import search
+from minipage.learn.graders.traffic import Request, Setup, run, with_methods
+from minipage.learn.load import load
 
-QUICK = programs(60)
-small = setups_of(num_blocks=st.integers(3, 7), max_num_batched_tokens=st.integers(2, 6))
-swap = st.sampled_from(["swap", "auto"])
+METHODS = ("_make_room", "preempt", "_swap_in")
 
 
-def with_methods(impl, *names):
-    """minipage's scheduler with some of the learner's methods, and whatever they have added."""
-    theirs = impl.Preempting
-    base = theirs.__mro__[1]
-    kept = {k: v for k, v in vars(theirs).items() if k in names or k not in vars(base)}
-    return type("Preempting", (base,), {k: v for k, v in kept.items() if k not in ("__dict__", "__weakref__")})
+@cache
+def schedule():
+    """Lesson 6's: it asks for room for every group. minipage's own asks only if there might be none."""
+    lesson = chosen(["6"])[0].lesson
+    return load(lesson, lesson.solution).ContinuousBatching.schedule
+
+
+def with_only(impl, *names):
+    """minipage's scheduler, with these methods of the learner's, and whatever else the class has."""
+    others = [name for name in METHODS if name not in names]
+    return with_methods(impl.Preempting, names, others, schedule=schedule())
 
 
 def test_9_1_one_victim_may_not_be_enough(impl):
     four = [
         [Request(2, 2, n=2), Request(1, 2), Request(1, 2), Request(1, 2)]
     ]  # the first two samples take a block each
-    run(impl, with_methods(impl, "_make_room"), Setup(num_blocks=4, max_num_seqs=5), four)
+    run(impl, with_only(impl, "_make_room"), Setup(num_blocks=4, max_num_seqs=5), four)
 
 
-@QUICK
-@given(setup=small, arrivals=arrivals)
-def test_9_1_make_room(impl, setup, arrivals):
-    run(impl, with_methods(impl, "_make_room"), setup, arrivals)
+@remembered
+def test_9_1_make_room(impl):
+    search(impl, with_only(impl, "_make_room"), num_blocks=(3, 8))
 
 
-@QUICK
-@given(setup=small, arrivals=arrivals)
-def test_9_2_preempt_by_recomputation(impl, setup, arrivals):
-    run(impl, with_methods(impl, "preempt"), setup, arrivals)
+@remembered
+def test_9_2_preempt_by_recomputation(impl):
+    search(impl, with_only(impl, "preempt"), num_blocks=(3, 8), preemption=["recompute"])
 
 
-@QUICK
-@given(setup=small, arrivals=arrivals, preemption=swap, num_swap_blocks=st.integers(1, 7))
-def test_9_3_preempt_by_swapping(impl, setup, arrivals, preemption, num_swap_blocks):
-    setup = setup._replace(preemption=preemption, num_swap_blocks=num_swap_blocks)
-    run(impl, with_methods(impl, "preempt"), setup, arrivals)
+def test_9_3_there_may_be_no_swap_pool(impl):
+    pair = [[Request(2, 4, n=2), Request(2, 4, n=2)]]
+    run(impl, with_only(impl, "preempt"), Setup(num_blocks=7, max_num_seqs=6, preemption="auto"), pair)
 
 
-@QUICK
-@given(setup=small, arrivals=arrivals, preemption=swap, num_swap_blocks=st.integers(1, 7), seats=st.integers(2, 4))
-def test_9_4_swap_in(impl, setup, arrivals, preemption, num_swap_blocks, seats):
-    setup = setup._replace(preemption=preemption, num_swap_blocks=num_swap_blocks, max_num_seqs=seats)
-    run(impl, impl.Preempting, setup, arrivals)
+def test_9_3_what_counts_is_how_many_sequences_there_are(impl):
+    """Beams begin as one, and are preempted while they are."""
+    setup = Setup(12, 1, max_num_batched_tokens=2, preemption="auto", num_swap_blocks=12)
+    run(impl, with_only(impl, "preempt"), setup, [[Request(2, 7), Request(6, 2, n=3, beams=True)]])
+
+
+@remembered
+def test_9_3_preempt_by_swapping(impl):
+    search(impl, with_only(impl, "preempt"), num_blocks=(3, 8), preemption=["swap", "auto"])
+
+
+def test_9_4_several_come_back_in_one_step(impl):
+    setup = Setup(num_blocks=10, block_size=1, max_num_seqs=5, preemption="swap", num_swap_blocks=12)
+    run(impl, with_only(impl, "_swap_in"), setup, [[Request(3, 7), Request(2, 4), Request(1, 4), Request(1, 4)]])
+
+
+def test_9_4_also_when_the_budget_is_used_up(impl):
+    setup = Setup(num_blocks=10, block_size=1, max_num_batched_tokens=2, preemption="swap", num_swap_blocks=12)
+    run(impl, with_only(impl, "_swap_in"), setup, [[Request(3, 7), Request(2, 4), Request(1, 4), Request(1, 4)]])
+
+
+def test_9_4_swap_in(impl):
+    search(impl, with_only(impl, "_swap_in"), num_blocks=(3, 8), preemption=["swap", "auto"])
+
+
+def test_9_4_seats_count(impl):
+    swap = Setup(9, 2, 8, 8, preemption="swap", num_swap_blocks=12)
+    arrivals = [[Request(1, 6), Request(3, 5, n=2), Request(1, 5)]]
+    run(impl, with_only(impl, "_swap_in"), swap, arrivals, squeezed=2)
+    swap = Setup(6, 4, 6, 8, preemption="swap", num_swap_blocks=3)
+    beams = Request(5, 3, n=3, beams=True, salt="salt")
+    run(impl, with_only(impl, "_swap_in"), swap, [[Request(1, 5)], [Request(3, 5), beams]], squeezed=3)
+
+
+def test_9_4_swap_in_with_more_room(impl):
+    search(impl, with_only(impl, "_swap_in"), preemption=["swap"])
 
 
 def test_9_4_all_together(impl):
     """Random traffic with samples, beams, priorities and prefixes, carried out on dictionaries."""
-    run_machine(impl, machine(Scheduler=impl.Preempting), count=25)
+    others = test_9_1_make_room, test_9_2_preempt_by_recomputation, test_9_3_preempt_by_swapping
+    if all(passes(impl, grader) for grader in others):  # otherwise it has been said what is wrong
+        run_machine(impl, machine(Scheduler=with_only(impl, *METHODS)), count=25)

@@ -1,0 +1,26 @@
+"""Block pools as they are in real life: the free queue out of order, some blocks in use, and somebody who listens."""
+
+from random import Random
+
+from minipage.memory import BlockPool
+
+
+def scattered_pool(num_free, size, seed=0, num_taken=2):
+    """A pool in which others hold blocks 0 and 1, and the free ones lie in any order: the place of a block in a table
+    is not its number. `pool.told` lists what `on_reuse` was called with."""
+    pool = BlockPool(num_free + num_taken, size)
+    free = pool.allocate_many(pool.num_blocks)[num_taken:]
+    Random(seed).shuffle(free)
+    for block in free:
+        pool.free(block)
+    pool.told = []
+    pool.on_reuse = pool.told.append
+    return pool
+
+
+def counts_of(pool):
+    return [pool.ref_count(block) for block in range(pool.num_blocks)]
+
+
+def state_of(pool):
+    return list(pool.free_queue), counts_of(pool)

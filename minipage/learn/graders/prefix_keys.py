@@ -1,0 +1,158 @@
+"""The keys of lesson 8: two different texts never have the same one, and nobody outside can work one out."""
+
+import zlib
+from contextlib import contextmanager
+
+from minipage.learn.graders.common import expect, name_of
+from minipage.learn.graders.prefix_examples import make
+from minipage.learn.judge import Wrong
+
+CONFUSED = [
+    ([1, 23], [12, 3], "the same digits, cut at another place"),
+    ([5, 6], [4, 7], "one token goes up by 1, its neighbour down: a hash that adds them up collides"),
+    ([5, 6], [6, 5], "the same tokens in another order"),
+    ([0, 0], [0, 1], "small numbers"),
+    ([256, 1], [1, 256], "numbers that do not fit into a byte"),
+    ([2**40, 1], [2**40 + 1, 0], "large numbers"),
+    ([2**61 - 1, 1], [0, 1], "Python's hash() counts modulo 2**61 - 1"),
+    ([2**32 + 7], [7], "numbers that do not fit into 32 bits"),
+    ([0], [0, 0], "a token more"),
+    ([], [0], "no token"),
+    ([1], [1, 1], "the same token twice"),
+    ([1, 1, 2], [1, 2, 2], "a set has no doubles"),
+    ([1] * 64, [1] * 63 + [2], "the last of many tokens"),
+    ([1] * 2000, [1] * 1000 + [2] + [1] * 999, "in the middle of very many tokens, which NumPy shows as ..."),
+]
+PARENTS = [
+    b"",
+    b"p",
+    b"q",
+    b"p1",
+    b"p,1",
+    b"p;1",
+    b"p|1",
+    b"p 1",
+    b"p[1",
+    b"p(1",
+    b"p:1",
+    b"p,5",
+    b"p|5",
+    b"p;5",
+    b"p\x00",
+]
+PARENTS += [b"parent", b"tnerap", b"arent", b"parent, 5", b"parent[5, 6"]
+PARENTS += [b"x" * 64 + b"1", b"x" * 64 + b"2", b"1" + b"x" * 64]
+TOKENS = [[], [0], [1], [5], [6], [15], [5, 6], [6, 5], [1, 5], [1, 5, 6], [1, 6], [1, 1, 5], [1, 15], [11, 5], [0, 5]]
+LEAST = 16  # bytes of a key
+
+
+def brief(tokens):
+    return tokens if len(tokens) < 9 else f"[{len(tokens)} tokens]"
+
+
+def key_of(impl, cache, parent, tokens):
+    key = cache.key(parent, tokens)
+    if not isinstance(key, bytes):
+        raise Wrong(f"A key is bytes: digest(), not {name_of(key)}.", bytes, key, "a key")
+    if len(key) < LEAST:
+        why = (
+            f"A key of {len(key)} bytes is too short: of so few, two different texts have the same one by chance. "
+            f"{LEAST} are enough for ever; hashlib's digests have 16 to 64."
+        )
+        raise Wrong(why, f"at least {LEAST} bytes", f"{len(key)} bytes", "a key")
+    return key
+
+
+@contextmanager
+def without_weak_hashes(impl):
+    """Python's own hash() and checksums are not made against people who look for collisions."""
+
+    def refuse(name):
+        def weak(*args):
+            raise Wrong(
+                f"{name} is not a cryptographic hash: whoever wants to finds two texts with one key. hashlib has some."
+            )
+
+        return weak
+
+    saved = zlib.crc32, zlib.adler32
+    zlib.crc32, zlib.adler32 = refuse("zlib.crc32"), refuse("zlib.adler32")
+    names = {"hash": refuse("Python's hash()")}
+    names |= {
+        name: refuse(f"zlib.{function.__name__}")
+        for name, thing in vars(impl.module).items() for function in saved if thing is function
+    }  # fmt: skip
+    before = {name: vars(impl.module).get(name) for name in names}
+    vars(impl.module).update(names)
+    try:
+        yield
+    finally:
+        zlib.crc32, zlib.adler32 = saved
+        for name, thing in before.items():
+            vars(impl.module).pop(name)
+            if thing is not None:
+                setattr(impl.module, name, thing)
+
+
+def test_8_1_different_texts_have_different_keys(impl):
+    _, cache = make(impl, 2)
+    for one, other, kind in CONFUSED:
+        impl.diary.begin()
+        impl.diary.note(f"cache.key(parent, {brief(one)}) and cache.key(parent, {brief(other)})")
+        if key_of(impl, cache, b"parent", one) == key_of(impl, cache, b"parent", other):
+            raise Wrong(f"Two texts have one key ({kind}), so one would be given the other's K and V.")
+
+
+def test_8_1_the_same_text_has_the_same_key(impl):
+    _, cache = make(impl, 2)
+    impl.diary.begin()
+    impl.diary.note("cache.key(parent, [5, 6]) and cache.key(parent, (5, 6)), twice")
+    why = "The same parent and tokens have the same key, always, and whether they come as a list or a tuple."
+    for _ in range(2):
+        if key_of(impl, cache, b"parent", [5, 6]) != key_of(impl, cache, b"parent", (5, 6)):
+            raise Wrong(why)
+    first = [key_of(impl, cache, b"parent", [5, 6]), key_of(impl, cache, b"parent", [5])]
+    again = [key_of(impl, cache, b"parent", [5, 6]), key_of(impl, cache, b"parent", [5])]
+    if first != again:
+        raise Wrong(why)
+
+
+def test_8_1_the_parent_counts(impl):
+    _, cache = make(impl, 2)
+    impl.diary.begin()
+    if cache.key(b"parent", [5, 6]) == cache.key(b"another", [5, 6]):
+        raise Wrong("The same tokens after another beginning have other K and V: the parent's key belongs in the hash.")
+    if cache.key(b"parent1", [5]) == cache.key(b"parent", [15]):
+        raise Wrong(
+            "Parent and tokens run into each other: `parent1` + `5` is not `parent` + `15`. Put a mark between."
+        )
+    seen = {}
+    for parent in PARENTS:
+        for tokens in TOKENS:
+            key = key_of(impl, cache, parent, tokens)
+            if key in seen:
+                raise Wrong(
+                    f"key({parent}, {tokens}) and key({seen[key][0]}, {seen[key][1]}) are the same: parent and tokens "
+                    "run into each other, or what lies between two tokens looks like what lies before the first. Two "
+                    "different pairs never have one key, whatever bytes the parent is."
+                )
+            seen[key] = (parent, tokens)
+
+
+def test_8_1_the_hash_is_a_good_one(impl):
+    _, cache = make(impl, 2)
+    impl.diary.begin()
+    with without_weak_hashes(impl):
+        keys = {key_of(impl, cache, b"parent", [i, i % 7]) for i in range(20_000)}
+    why = "Keys that are cut short meet by chance: of 20000 different texts some had the same key."
+    expect("the number of keys", len(keys), 20_000, why)
+
+
+def test_8_1_nobody_outside_can_work_out_keys(impl):
+    impl.diary.begin()
+    keys = {make(impl, 2)[1].key(b"parent", [5, 6]) for _ in range(2)}
+    if len(keys) == 1:
+        raise Wrong(
+            "Two caches give a text the same key, so anybody can work out keys, and look for two texts with one "
+            "(vLLM #12621). Hash under self._secret: hashlib.blake2b(text, key=self._secret)."
+        )

@@ -1,0 +1,67 @@
+"""Lesson 9 in a third style: layers of classes in one file, super() between them, an __init__ of its own."""
+
+from minipage.scheduling import Scheduler
+from minipage.scheduling.group import Status, blocks_to_allocate
+
+
+class Recomputing(Scheduler):
+    """Only 9.1 and 9.2."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.times = {}
+
+    def _make_room(self, group, chunks, plan):
+        if blocks_to_allocate(chunks) <= self.block_pool.num_free:
+            return True
+        victim = self.running[-1]
+        self.preempt(victim, plan)
+        return victim is not group and self._make_room(group, chunks, plan)
+
+    def preempt(self, group, plan):
+        self.leave(group, plan)
+        group.restart(self.block_pool)
+        self._enqueue(group, Status.WAITING)
+
+    def leave(self, group, plan):
+        super()._dequeue(group)
+        self.times[group.group_id] = self.times.get(group.group_id, 0) + 1
+        group.num_preemptions += 1
+        plan.preempted.append(group)
+
+
+class Counted:
+    """Seats and blocks, asked for in words."""
+
+    def has_seats_for(self, group):
+        return self._seats_left() - group.max_num_seqs >= 0
+
+    def has_blocks_for(self, group, chunks):
+        return self.block_pool.num_free - group.num_blocks - blocks_to_allocate(chunks) >= 0
+
+
+class Preempting(Counted, Recomputing):
+    @property
+    def saves(self):
+        return {"recompute": (), "swap": range(1, 1000), "auto": range(2, 1000)}[self.preemption]
+
+    def preempt(self, group, plan):
+        saved = self.swap_pool is not None and len(group.sequences) in self.saves
+        if not saved or self.swap_pool.num_free < group.num_blocks:
+            return super().preempt(group, plan)
+        self.leave(group, plan)
+        for pair in group.move_to(self.swap_pool):
+            plan.swap_out.append(pair)
+        return self._enqueue(group, Status.SWAPPED)
+
+    def _swap_in(self, plan, budget):
+        if not self.swapped:
+            return budget
+        first, *_ = self.swapped
+        chunks = first.next_chunks(budget)
+        if not (self.has_seats_for(first) and self.has_blocks_for(first, chunks)):
+            return budget
+        self._dequeue(first)
+        plan.swap_in[len(plan.swap_in) :] = first.move_to(self.block_pool)
+        self._enqueue(first, Status.RUNNING)
+        return self._swap_in(plan, budget - self._give_slots(chunks, plan))

@@ -1,0 +1,45 @@
+"""Lesson 11 in a fourth style: slices to set and to copy, enumerate, and a helper that is compiled for any device."""
+
+import math
+
+from numba import cuda, njit
+
+
+@njit
+def softer(top, score):
+    new = max(top, score)
+    return new, math.exp(top - new), math.exp(score - new)
+
+
+@cuda.jit(device=True)
+def add(weighted, values, shrink, weight):
+    for d, value in enumerate(values):
+        weighted[d] = weighted[d] * shrink + weight * value
+
+
+def copy_blocks_kernel(cache, sources, destinations):
+    i, (_, n) = cuda.grid(1), cache.shape
+    if i // n < len(sources):
+        source, destination = sources[i // n], destinations[i // n]
+        part = slice(i % n, i % n + 1)
+        cache[destination, part] = cache[source, part]
+
+
+def paged_attention_kernel(q, k_cache, v_cache, block_tables, context_lens, scale, out):
+    seq, head = divmod(cuda.grid(1), q.shape[1])
+    if seq >= len(q):
+        return
+    mine, table = out[seq, head], block_tables[seq]
+    mine[:] = 0.0
+    kv = head // (q.shape[1] // k_cache.shape[2])
+    top, total = -math.inf, 0.0
+    for token in range(context_lens[seq]):
+        block, offset = table[token // k_cache.shape[1]], token % k_cache.shape[1]
+        keys, score = k_cache[block, offset, kv], 0.0
+        for d in range(keys.shape[0]):
+            score += q[seq][head][d] * keys[d]
+        top, shrink, weight = softer(top, score * scale)
+        total = total * shrink + weight
+        add(mine, v_cache[block, offset, kv], shrink, weight)
+    for d in range(mine.size):
+        mine[d] /= total
