@@ -74,7 +74,8 @@ class ContinuousBatching(Scheduler):
 
         Begin with `StepPlan([], [], [], [], [])`. Stop with step 1 when a group could not get room (`_make_room` is
         False). Nobody comes in (2, 3) in a step that had to preempt (`plan.preempted`), and nobody is admitted (3)
-        while anybody is still swapped out. Returns the plan.
+        while anybody is still swapped out: the paper's rule. (minipage's own lets the policy decide between those two.)
+        Returns the plan.
         """
         raise NotImplementedError(
             "Exercise 6.4: who runs, who comes back, who is let in"
@@ -90,6 +91,5 @@ class ContinuousBatching(Scheduler):
         self._enqueue(group, Status.RUNNING)
         if self.prefix_cache:
             self.prefix_cache.adopt(group.leader.block_table, cached, keys)
-            self.prefix_cache.num_queried_tokens += group.shared_len
-            self.prefix_cache.num_hit_tokens += group.leader.num_computed_tokens
+            self._count_hits(self.prefix_cache, group)
         group.fork_followers()

@@ -72,7 +72,7 @@ class SequenceGroup:
         self.arrival = -1  # the scheduler numbers its groups
         self.status = Status.WAITING
         self.num_preemptions = 0
-        self.was_admitted = False  # at least once
+        self.was_admitted = False  # with its prefix looked up, at least once
         self.shared_len = len(sequences[0].token_ids)
         self.is_sharing = True  # the leader computes for all; the others have no blocks
 

@@ -5,9 +5,9 @@ and leaves as soon as it is done. A step may compute `max_num_batched_tokens` to
 
     1. running groups first, in the order of the policy: a token for each sequence, or the next chunk of a prompt;
        when the pool runs dry, the last of them is preempted, until there is room
-    2. then swapped groups come back, while there are tokens, blocks and seats (`max_num_seqs`) left
-    3. then waiting groups, in the same way; a long prompt is cut into chunks (chunked prefill, Agrawal et al., Sarathi,
-       arXiv 2308.16369)
+    2. then swapped groups come back, while there are blocks and seats (`max_num_seqs`) left
+    3. then waiting groups, while there are tokens left as well; a long prompt is cut into chunks (chunked prefill,
+       Agrawal et al., Sarathi, arXiv 2308.16369)
 
 Nobody comes in (2, 3) in a step that had to preempt, nor before somebody who is earlier in the order, whether that one
 is swapped out or waits. The first in the order is never preempted for another, and a group that the whole pool could
@@ -166,7 +166,7 @@ class Scheduler:
         return True
 
     def _swap_in(self, plan: StepPlan, budget: int) -> int:
-        while self.swapped and budget > 0 and self._is_next(group := self.swapped[0]):
+        while self.swapped and self._is_next(group := self.swapped[0]):
             chunks = group.next_chunks(budget)
             fits = group.num_blocks + blocks_to_allocate(chunks) <= self.block_pool.num_free
             if not fits or group.max_num_seqs > self._seats_left():
@@ -185,7 +185,6 @@ class Scheduler:
             if self.prefix_cache:
                 self.prefix_cache.adopt(group.leader.block_table, cached, keys)
                 self._count_hits(self.prefix_cache, group)
-            group.was_admitted = True
             group.fork_followers()
             budget -= self._give_slots(group.next_chunks(budget), plan)
 
@@ -203,6 +202,7 @@ class Scheduler:
         else:
             cache.num_queried_tokens += group.shared_len
             cache.num_hit_tokens += group.leader.num_computed_tokens
+        group.was_admitted = True
 
     def admission(self, group: SequenceGroup, cached: list[int]) -> Admission:
         """Whether a waiting group may start, if the blocks `cached` already hold its beginning."""

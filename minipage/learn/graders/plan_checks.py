@@ -125,9 +125,18 @@ class PlanChecks:
         assert not (plan.preempted and newcomers), (
             f"this step had to preempt {plan.preempted}, and yet it lets {newcomers} in"
         )
+        if getattr(s, "swapped_out_come_first", False):
+            assert not (s.swapped and admitted), (
+                f"{admitted} were let in while {s.swapped}, swapped out, wait for blocks: admission has to stop"
+            )
+            return swapped_in, self.check_room(admitted)
         for group in swapped_in + admitted:
             earlier = [other for other in [*s.swapped, *s.waiting] if s.policy(other) < s.policy(group)]
             assert not earlier, f"{group} was let in before {earlier}, who come first in the order of the policy"
+        return swapped_in, self.check_room(admitted)
+
+    def check_room(self, admitted):
+        s = self.scheduler
         if admitted:
             newest, free = admitted[-1], self.pool.num_free
             wanted = blocks_wanted(newest, self.pool.block_size, self.holders(s.running))
@@ -138,7 +147,7 @@ class PlanChecks:
             assert free - wanted >= self.watermark_blocks or s.running == [newest], (
                 f"{newest} was let in and leaves {free - wanted} blocks, below the watermark of {self.watermark_blocks}"
             )
-        return swapped_in, admitted
+        return admitted
 
     def check_limits(self, plan):
         total = sum(chunk.num_tokens for chunk in plan.chunks)

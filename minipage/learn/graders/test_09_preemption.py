@@ -1,28 +1,17 @@
 """Lesson 9: a scheduler in a small pool runs beside minipage's, under the same traffic."""
 
-from functools import cache
-
-from minipage.learn.course import chosen
 from minipage.learn.graders.common import passes, remembered, run_machine
 from minipage.learn.graders.scheduler_machine import machine
 from minipage.learn.graders.scripts import search
 from minipage.learn.graders.traffic import Request, Setup, run, with_methods
-from minipage.learn.load import load
 
 METHODS = ("_make_room", "preempt", "_swap_in")
-
-
-@cache
-def schedule():
-    """Lesson 6's: it asks for room for every group. minipage's own asks only if there might be none."""
-    lesson = chosen(["6"])[0].lesson
-    return load(lesson, lesson.solution).ContinuousBatching.schedule
 
 
 def with_only(impl, *names):
     """minipage's scheduler, with these methods of the learner's, and whatever else the class has."""
     others = [name for name in METHODS if name not in names]
-    return with_methods(impl.Preempting, names, others, schedule=schedule())
+    return with_methods(impl.Preempting, names, others)
 
 
 def test_9_1_one_victim_may_not_be_enough(impl):

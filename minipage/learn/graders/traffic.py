@@ -9,6 +9,7 @@ from numbers import Integral
 from typing import NamedTuple
 
 from minipage.errors import IntegrityError, InvalidRequestError
+from minipage.learn.graders.by_the_paper import NAMES, ByThePaper
 from minipage.learn.graders.common import Words, expect
 from minipage.learn.graders.fake_engine import (
     WatchedPool,
@@ -79,7 +80,8 @@ def with_methods(theirs, names, others=(), **methods):
         raise Wrong(
             f"Your class builds on minipage's scheduler: class {getattr(theirs, '__name__', '...')}(Scheduler)."
         )
-    methods |= {name: getattr(Scheduler, name) for name in others} | {name: checked(theirs, name) for name in names}
+    methods |= {name: getattr(ByThePaper, name) for name in (*others, *NAMES)}
+    methods |= {name: checked(theirs, name) for name in names}
     own = type("Scheduler", (Scheduler,), {name: not_yours(name) for name in names})
     return type(theirs.__name__, (theirs, own), methods)
 
@@ -156,7 +158,7 @@ def run(impl, cls, setup, arrivals, most_steps=80, squeezed=0):
     impl.diary.begin()
     changed = {name: value for name, value in setup._asdict().items() if value}
     impl.diary.note(", ".join(f"{name}={value}" for name, value in changed.items()))
-    theirs, ours = Side(cls, setup), Side(Scheduler, setup)
+    theirs, ours = Side(cls, setup), Side(ByThePaper, setup)
     arrivals, names = [*arrivals], iter("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
     for number in range(1, most_steps):
         for request in arrivals.pop(0) if arrivals else ():

@@ -53,6 +53,5 @@ class ContinuousBatching(Scheduler):
         self._enqueue(group, Status.RUNNING)
         if self.prefix_cache:
             self.prefix_cache.adopt(group.leader.block_table, cached, keys)
-            self.prefix_cache.num_queried_tokens += group.shared_len
-            self.prefix_cache.num_hit_tokens += group.leader.num_computed_tokens
+            self._count_hits(self.prefix_cache, group)
         group.fork_followers()
