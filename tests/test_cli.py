@@ -73,7 +73,7 @@ def test_no_command_shows_the_help(capsys):
         (["demo", "--block-size", "0"], "block_size is 0"),
         (["demo", "--prompt", ""], "the prompt is empty"),
         (["demo", "--prompt", "To be " * 600], "Shorten it"),
-        (["demo", "--prompt", "fine", "--prompt", "to be or not " * 20], "num_blocks"),
+        (["demo", "--num-blocks", "16", "--prompt", "fine", "--prompt", "to be or not " * 20], "num_blocks"),
         (["demo", "--max-tokens", "0"], "max_tokens is 0"),
         (["demo", "--steps", "0"], "at least 1"),
         (["demo", "--model", "./no/such/model"], "no/such/model"),

@@ -353,3 +353,11 @@ def label_of(index: int) -> str:
         letters = chr(ord("A") + letter) + letters
         index -= 1
     return letters
+
+
+def index_of(label: str) -> int:
+    """A -> 0, Z -> 25, AA -> 26: what `label_of` makes a label of."""
+    index = 0
+    for letter in label:
+        index = 26 * index + ord(letter) - ord("A") + 1
+    return index - 1

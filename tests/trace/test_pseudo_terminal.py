@@ -253,7 +253,7 @@ def test_a_crash_restores_the_terminal(tmp_path):
     [
         ("--num-blocks 2", "num_blocks"),
         ("copyonwrite", "did you mean 'copy-on-write'"),
-        ("--prompt '" + "word " * 200 + "'", "takes"),
+        ("--num-blocks 20 --prompt '" + "word " * 200 + "'", "takes"),
         ("kernel --max-model-len 5", "5"),
         ("--replay /no/such/file", "No such file"),
         ("--replay DAMAGED", "damaged"),

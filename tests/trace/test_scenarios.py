@@ -109,7 +109,7 @@ def test_files(tmp_path, capsys):
         (["demo", "copyonwrite"], "did you mean 'copy-on-write'"),
         (["demo", "xyzzy"], "--list"),
         (["demo", "basics", "--preemption", "never"], "preemption"),
-        (["demo", "basics", "--prompt", "word " * 200], "block"),
+        (["demo", "basics", "--num-blocks", "20", "--prompt", "word " * 200], "block"),
         (["demo", "--replay", __file__], "damaged"),
     ],
 )
