@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from minipage.errors import ConfigurationError
-from minipage.trace.events import count
+from minipage.trace.events import count, join
 from minipage.trace.frames import Frame, index_of, is_stop, label_of
 from minipage.trace.glyphs import BOLD, DIM, Glyphs, chip, glyphs_for, visible
 from minipage.trace.player import Player, play
@@ -83,6 +83,8 @@ def run(
             scenario = replace(scenario, title=f"{scenario.title} ({note})")
         with spinner("loading the model"):
             demo = Demo(make_engine(scenario, engine, build), scenario, seed)
+        if cut := demo.what_is_cut():
+            print(f"minipage: {cut}", file=sys.stderr)
         frames = demo.frames(steps)
     if files:
         with spinner("running the scenario"):
@@ -108,7 +110,7 @@ def run(
 
 
 def make_engine(scenario: Scenario, options: dict[str, Any], build: Callable[..., LLM] | None = None) -> LLM:
-    """An engine for a story. `options` of LLM go before the story's own; without any, its pool is as large as it needs."""
+    """An engine for a story; `options` of LLM go before its own, and if none says else, its pool is what it needs."""
     from minipage.engine import LLM  # with numba and all it takes half a second
 
     build = build or LLM
@@ -181,6 +183,21 @@ class Demo:
         self.prompts = [fitted(arrival, llm) for arrival in self.arrivals]
         for prompt, params in zip(self.prompts, self.params, strict=True):
             llm.abort(llm.add_request(prompt, params))  # what cannot be served is refused before the curtain
+
+    def what_is_cut(self) -> str:
+        """Whose max_tokens is more than the context has room for, in a sentence."""
+        cut = []
+        for i, (prompt, params) in enumerate(zip(self.prompts, self.params, strict=True)):
+            token_ids = self.llm.tokenizer.encode(prompt) if isinstance(prompt, str) and self.llm.tokenizer else prompt
+            room = self.llm.max_model_len - len(token_ids)
+            if params.max_tokens is not None and params.max_tokens > room:
+                cut.append(f"{label_of(i)} {room}")
+        if not cut:
+            return ""
+        asked = max(params.max_tokens or 0 for params in self.params)
+        return (
+            f"max_tokens is {asked}, but a context of {self.llm.max_model_len} tokens has room for fewer: {join(cut)}."
+        )
 
     def frames(self, steps: int | None = None) -> Iterator[Frame]:
         """Run step by step, `steps` at most; yields every phase of each, as soon as the step is over."""

@@ -48,9 +48,7 @@ class Player:
         self.left = False
         self.seconds = SECONDS_PER_STEP
         self.waits_for = ""  # what takes long at the moment
-        self.watch: Callable[[str], AbstractContextManager[object]] = (
-            nullcontext  # what surrounds the making of a frame
-        )
+        self.watch: Callable[[str], AbstractContextManager[object]] = nullcontext  # around the making of a frame
         self._source = source  # adds to `frames`, if that is a list
         self._glyphs = glyphs
         self._finish_step()

@@ -74,7 +74,8 @@ def blocks_for(asks: Sequence[Ask], block_size: int, room: float, runs_dry: bool
     wanted: int = max(least, round(room * sum(needs)))
     sizes = range(least, sum(needs)) if runs_dry else range(wanted, wanted + sum(needs) + 1)
     few = sizes[:: max(1, len(sizes) // MOST_REHEARSALS)]
-    for size in sorted({wanted, *few}, key=lambda size: abs(size - wanted)):
+    nearest_first: list[int] = sorted({wanted, *few}, key=lambda size: abs(size - wanted))
+    for size in nearest_first:
         if rehearse(asks, BlockPool(size, block_size), options) == runs_dry:
             return size
     return wanted  # it cannot be; the story says so at its end
