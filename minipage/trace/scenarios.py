@@ -31,7 +31,7 @@ def step_is(number: int) -> Callable[[Frame], bool]:
 
 
 def newly_used(frame: Frame) -> bool:
-    return any("needs a block" in event for event in frame.events)
+    return any("needs a block" in event or "need a block each" in event for event in frame.events)
 
 
 RICHARD = "KING RICHARD III:\nMy kingdom for a"
@@ -85,7 +85,7 @@ def gave_way(frame: Frame) -> bool:
 
 
 def is_back(frame: Frame) -> bool:
-    return any("is back" in event for event in frame.events)
+    return any(" back: " in event for event in frame.events)
 
 
 def is_cut(frame: Frame) -> bool:
@@ -231,8 +231,8 @@ ALL = (
                 NEVER_COPIED,
             ),
             Turn(
-                lambda f: any("none of its" in event for event in f.events),
-                "A beam whose continuations are not among the best dies, and gives its blocks back.",
+                lambda f: any("is finished (beaten" in event for event in f.events),
+                "A beam that is beaten by the others dies, and gives its blocks back.",
             ),
             Turn(lambda f: f.step > 4 and f.copies, "A good beam branches again: a new table, and one copied block."),
             Turn(lambda f: f.finished and not f.running, "The search is over: the best text is what remains."),
