@@ -105,7 +105,7 @@ FIRST_TURNS = (
 NEVER_DRY = "Nobody had to give way: with these texts and sizes there was always a free block."
 PREEMPTED = Turn(
     lambda f: f.preempted,
-    "The pool is dry: the last in line gives all its blocks up, and the first goes on.",
+    "The pool is dry: the last in line gives its blocks up, and the first goes on.",
     NEVER_DRY,
 )
 NEVER_COPIED = (

@@ -79,7 +79,6 @@ def _lines(frame: Frame, width: int, glyphs: Glyphs, roomy: bool, height: int | 
         *pool,
         free_queue_line(frame, width, glyphs),
         *bar_lines(frame, width, glyphs),
-        _rule("what happened", [], width, glyphs),
         *events,
     ]  # fmt: skip
 
@@ -96,11 +95,11 @@ def _requests_and_events(
     num_done = len(frame.all_sequences) - len(going_on)
     wanted = [_wanted(seq, frame, width, glyphs, roomy) for seq in going_on]
     spared = min(_num_lines(frame, width), room - sum(wanted) - num_done)  # block tables stay whole
-    for_events = room - sum(map(_least, going_on))
-    matters = min(_num_lines(frame, width, routine=False), for_events)
-    events_room = max(usual, spared, 0 if small else matters)
-    if events_room > for_events:  # the last lines may be empty
-        events_room = max(for_events, min(usual, _num_lines(frame, width, routine=False)))
+    matters = _num_lines(frame, width, routine=False)
+    most = room - sum(map(_least, going_on)) - bool(num_done)
+    events_room = max(usual, spared, 0 if small else min(matters, most))
+    if events_room > most:  # its last lines may be empty, or routine
+        events_room = max(most, min(usual, matters))
     events_room = min(events_room, room)
     requests = _requests(frame, width, room - events_room, glyphs, roomy)
     return requests, _events(frame, width, events_room, glyphs)
@@ -114,10 +113,10 @@ def _comparison(frame: Frame, width: int, glyphs: Glyphs, roomy: bool, height: i
     events = _events(frame, width, most if roomy else min(most, max(4, _num_lines(frame, width))), glyphs)
     num_lanes, lines_per_lane = len(frame.contiguous) + 1, 4 if roomy else 2
     if height is not None:
-        lines_per_lane = min(lines_per_lane, (height - 4 - len(events)) // num_lanes - 1)
+        lines_per_lane = min(lines_per_lane, (height - 4 - (len(events) - 1)) // num_lanes - 1)
     size = f"{len(frame.blocks) * frame.block_size:,} slots, dealt out in {num_lanes} ways"
     lanes = lane_lines(frame, width, lines_per_lane, glyphs)
-    room = 0 if height is None else height - 4 - len(lanes) - len(events)
+    room = 0 if height is None else height - 4 - len(lanes) - (len(events) - 1)
     requests = []
     if room > 2:
         rule = _rule("requests", [_words_legend(glyphs)], width, glyphs)
@@ -127,7 +126,6 @@ def _comparison(frame: Frame, width: int, glyphs: Glyphs, roomy: bool, height: i
         _rule(size, fewer_parts(lane_legend(glyphs)), width, glyphs),
         *lanes,
         *(requests or [Text()] * room),
-        _rule("what happened", [], width, glyphs),
         *events,
     ]
 
@@ -139,7 +137,7 @@ def _inside_attention(frame: Frame, width: int, glyphs: Glyphs, roomy: bool, hei
     events = _events(frame, width, None if height is None else most, glyphs)
     seq = next(seq for seq in frame.sequences if seq.label == frame.attention.label)
     text = request_lines(seq, frame, width, LINES_PER_REQUEST if height is None else max(3, height // 4), glyphs, roomy)
-    room = None if height is None else height - 5 - len(text) - len(events)
+    room = None if height is None else height - 5 - len(text) - (len(events) - 1)
     walk = walk_lines(frame, frame.attention, width, room, glyphs)
     return [
         _header(frame, width, glyphs),
@@ -147,7 +145,6 @@ def _inside_attention(frame: Frame, width: int, glyphs: Glyphs, roomy: bool, hei
         *text,
         _rule("inside attention", [walk_legend(frame.attention)], width, glyphs),
         *walk,
-        _rule("what happened", [], width, glyphs),
         *events,
     ]
 
@@ -282,15 +279,13 @@ def _wrapped(sentence: str, width: int) -> list[str]:
 
 
 def _num_lines(frame: Frame, width: int, routine: bool = True) -> int:
-    """Lines of the story and of the sentences; without those that are routine, there is a line for their number."""
-    left_out = [] if routine else [event for event in _told(frame) if is_routine(event)]
-    told = [event for event in _told(frame) if event not in left_out]
-    num_lines = sum(len(_wrapped(event, width)) for event in told) + bool(left_out)
-    return num_lines + len(textwrap.wrap(frame.story, width))
+    """Lines of the story and of the sentences, with or without those that are routine."""
+    told = [event for event in _told(frame) if routine or not is_routine(event)]
+    return sum(len(_wrapped(event, width)) for event in told) + len(textwrap.wrap(frame.story, width))
 
 
 def _events(frame: Frame, width: int, room: int | None, glyphs: Glyphs) -> list[Text]:
-    """The sentences, wrapped; exactly `room` lines if that is given. Then some may go, as a whole: routine first."""
+    """A rule and the sentences, wrapped; in exactly `room` lines, some are left out as a whole: routine first."""
     lines = [Text(part, BOLD) for part in textwrap.wrap(frame.story, width)]
     told = list(_told(frame))
     num_told = len(told)
@@ -300,11 +295,13 @@ def _events(frame: Frame, width: int, room: int | None, glyphs: Glyphs) -> list[
             *filter(is_routine, reversed(told)),
             *(event for event in reversed(told) if not is_routine(event)),
         ]
-        while sum(len(_wrapped(event, width)) for event in told) + (len(told) < num_told) > max(0, room_left) and told:
+        while told and sum(len(_wrapped(event, width)) for event in told) > room_left:
             told.remove(expendable.pop(0))
     for event in told:
         first, *others = _wrapped(event, width)
         lines += [Text(f"{glyphs.bullet} {first}"), *(Text(f"  {part}") for part in others)]
-    if len(told) < num_told:
-        lines.append(Text(f"{glyphs.bullet} {glyphs.ellipsis} and {num_told - len(told)} more", DIM))
-    return lines if room is None else (lines + [Text()] * room)[:room]
+    left_out = [f"{glyphs.ellipsis} and {num_told - len(told)} more"] if len(told) < num_told else []
+    return [
+        _rule("what happened", left_out, width, glyphs),
+        *(lines if room is None else (lines + [Text()] * room)[:room]),
+    ]
