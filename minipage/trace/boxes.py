@@ -15,8 +15,8 @@ from typing import NamedTuple
 from rich.style import Style
 from rich.text import Text
 
+from minipage.errors import count
 from minipage.memory import blocks_needed
-from minipage.trace.events import count
 from minipage.trace.frames import Frame, SequenceFrame
 from minipage.trace.glyphs import BOLD, DIM, NEWEST, Glyphs, chip, clip_left, ink_of, spread, style_of, visible
 

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from minipage.errors import ConfigurationError
-from minipage.trace.events import count, join
+from minipage.errors import ConfigurationError, count
+from minipage.trace.events import join
 from minipage.trace.frames import Frame, index_of, is_stop, label_of
 from minipage.trace.glyphs import BOLD, DIM, Glyphs, chip, glyphs_for, visible
 from minipage.trace.player import Player, play
@@ -64,8 +64,10 @@ def run(
     """Run a scenario on standard output. Raises MinipageError if the model or a request cannot be served; OSError."""
     if name == EVERY and replay is None:
         return export_all(files or {}, prompts=prompts, max_tokens=max_tokens, seed=seed, steps=steps, **engine)
+    if files and len({Path(path) for path in files.values()}) < len(files):
+        raise ConfigurationError("two kinds of file are to be written to the same place; give each a name of its own.")
     if steps is not None and steps < 1:
-        raise ConfigurationError(f"{steps} steps are too few to watch; it takes at least 1.")
+        raise ConfigurationError(f"steps is {steps}; to watch anything it takes at least 1.")
     console = console_for_output()
     full_screen = not (plain or files or console.is_dumb_terminal) and sys.stdin.isatty() and sys.stdout.isatty()
     if full_screen and not fits(*console.size):
@@ -131,22 +133,32 @@ def export(frames: list[Frame], trace: Trace, files: dict[str, str]) -> None:
 
     for kind, path in files.items():
         writer: Callable[[list[Frame], Trace, Path], None] = exports.WRITERS[kind]
-        with spinner(f"writing {path}"):
-            writer(frames, trace, Path(path))
+        try:
+            with spinner(f"writing {path}"):
+                writer(frames, trace, Path(path))
+        except OSError as error:
+            raise OSError(f"{path!r} cannot be written: {error.strerror or error}.") from error
         print(f"wrote {path}")
 
 
 def export_all(folders: dict[str, str], **options: Any) -> None:
     """Write every scenario, into a folder for each kind of file. Raises ConfigurationError if no kind is asked for."""
-    from minipage.trace.exports import SUFFIXES
+    from minipage.trace.exports import SUFFIXES, write_index
 
     if not folders:
         raise ConfigurationError("all scenarios can only be written, not shown: add `--svg FOLDER` or `--html FOLDER`.")
-    for name in SCENARIOS:
-        for folder in folders.values():
+    for folder in folders.values():
+        try:
             Path(folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(f"the folder {folder!r} cannot be made: {error.strerror or error}.") from error
+    for name in SCENARIOS:
         files = {kind: str(Path(folder) / (name + SUFFIXES[kind])) for kind, folder in folders.items()}
         run(name, files=files, **options)
+    if "html" in folders:
+        index = Path(folders["html"]) / "index.html"
+        write_index(index, SCENARIOS.values())
+        print(f"open {index}")
 
 
 class PipeConsole(Console):
@@ -247,7 +259,7 @@ def _print_texts(frame: Frame, console: Console, glyphs: Glyphs) -> None:
     """What became of each text, over as many lines as it has, and the block table it had."""
     for seq in frame.all_sequences[:MOST_TEXTS]:
         lines = Text.assemble(chip(seq.label), " ", (_lines(seq.prompt, glyphs), DIM), _lines(seq.text, glyphs))
-        generated = f"{len(seq.tokens) - seq.num_prompt_tokens} tokens generated"
+        generated = count(len(seq.tokens) - seq.num_prompt_tokens, "token") + " generated"
         reason = f" ({seq.finish_reason})" if seq.finish_reason else ""
         table = " ".join(map(str, seq.blocks or seq.last_blocks)) or "empty"
         lines.append(f"\n    [{generated}, {seq.status}{reason}; block table {table}]", DIM)

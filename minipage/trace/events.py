@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from minipage.errors import count
+
 if TYPE_CHECKING:
     from minipage.trace.frames import AttentionFrame
     from minipage.trace.state import State, Text
@@ -63,7 +65,9 @@ def arrivals(change: dict[str, Any], after: State) -> list[str]:
     lengths = {its[0]: after.texts[its[0]].num_prompt_tokens for its in requests.values()}
     if len(requests) > FEW:
         labels = [label for its in requests.values() for label in its]
-        return [f"{join(labels)} arrive: prompts of {min(lengths.values())} to {max(lengths.values())} tokens."]
+        shortest, longest = min(lengths.values()), max(lengths.values())
+        are = f"of {count(longest, 'token')} each" if shortest == longest else f"of {shortest} to {longest} tokens"
+        return [f"{join(labels)} arrive: prompts {are}."]
     told = []
     for its in requests.values():
         prompt = f"a prompt of {count(lengths[its[0]], 'token')}"
@@ -302,11 +306,6 @@ def block_names(blocks: Sequence[int]) -> str:
     if len(blocks) > 8:
         return f"blocks {', '.join(map(str, blocks[:6]))} and {len(blocks) - 6} more"
     return f"blocks {join(map(str, blocks))}"
-
-
-def count(number: int, noun: str) -> str:
-    """1 block, 2 blocks."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def decimals(number: float) -> str:

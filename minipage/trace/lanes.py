@@ -52,7 +52,7 @@ def lane_lines(frame: Frame, width: int, lines_per_lane: int, glyphs: Glyphs) ->
 
 
 def legend(glyphs: Glyphs) -> list[str]:
-    return ["A words", f"{glyphs.free} free", f"{glyphs.empty} later", f"{glyphs.unused} never used"]
+    return ["A words", f"{glyphs.empty} later", f"{glyphs.unused} never used", f"{glyphs.free} free"]
 
 
 def _figures(lane: Lane, width: int) -> Text:

@@ -20,8 +20,9 @@ from dataclasses import replace
 from rich.console import Group
 from rich.text import Text
 
+from minipage.errors import count
 from minipage.trace.boxes import folded_line, request_lines
-from minipage.trace.events import count, is_routine
+from minipage.trace.events import is_routine
 from minipage.trace.frames import Frame, SequenceFrame, occupied
 from minipage.trace.glyphs import BOLD, DIM, UNICODE, Glyphs, chip, spread
 from minipage.trace.lanes import lane_lines
@@ -114,7 +115,7 @@ def _comparison(frame: Frame, width: int, glyphs: Glyphs, roomy: bool, height: i
     num_lanes, lines_per_lane = len(frame.contiguous) + 1, 4 if roomy else 2
     if height is not None:
         lines_per_lane = min(lines_per_lane, (height - 4 - (len(events) - 1)) // num_lanes - 1)
-    size = f"{len(frame.blocks) * frame.block_size:,} slots, dealt out in {num_lanes} ways"
+    size = f"{count(len(frame.blocks) * frame.block_size, 'slot')}, dealt out in {num_lanes} ways"
     lanes = lane_lines(frame, width, lines_per_lane, glyphs)
     room = 0 if height is None else height - 4 - len(lanes) - (len(events) - 1)
     requests = []
@@ -123,7 +124,7 @@ def _comparison(frame: Frame, width: int, glyphs: Glyphs, roomy: bool, height: i
         requests = [rule, *_requests(frame, width, room - 1, glyphs, roomy)]
     return [
         _header(frame, width, glyphs),
-        _rule(size, fewer_parts(lane_legend(glyphs)), width, glyphs),
+        _rule(size, fewer_parts(lane_legend(glyphs), lane_legend(glyphs)[:0:-1]), width, glyphs),
         *lanes,
         *(requests or [Text()] * room),
         *events,
@@ -170,7 +171,7 @@ def _header(frame: Frame, width: int, glyphs: Glyphs) -> Text:
     if frame.phase != "update":  # which goes without saying
         left.append(f" {glyphs.bullet} ").append(frame.phase, BOLD)
     right = Text.assemble(
-        f"{used} of at most {budget} tokens computed ",
+        f"{used} of at most {count(budget, 'token')} computed ",
         (glyphs.stored * filled, BOLD),
         (glyphs.free * (cells - filled), DIM),
     )
@@ -213,17 +214,16 @@ def _legends(frame: Frame, glyphs: Glyphs) -> Iterable[str]:
     known = any(block.cached and not block.ref_count for _, block in occupied(frame.blocks))
     shared = max((block.ref_count for _, block in occupied(frame.blocks)), default=0) > 1
     fill, free = f"{first}{middle}{last} fill", f"{glyphs.slot * 2} free"
-    sharing = ["2 share it"] * shared
-    long = [free, fill, "* written now", *sharing, *[f"{CACHED} free, still known"] * known]
-    short = [free, fill, "* new", *["2 shared"] * shared, *[f"{CACHED} still known"] * known]
-    yield "  ".join(long)
-    yield from fewer_parts(short)
+    cached, sharing = f"{CACHED} free, still known", "2 share it"
+    yield "  ".join([fill, "* written now", free, *[sharing] * shared, *[cached] * known])
+    star, cached, sharing = "* new", f"{CACHED} still known", "2 shared"
+    yield from fewer_parts([fill, star, free, *[sharing] * shared, *[cached] * known], [free, fill, star, sharing])
 
 
-def fewer_parts(parts: list[str]) -> Iterable[str]:
-    """All of them in a line, then without the first, without the first two, ..."""
-    for start in range(len(parts)):
-        yield "  ".join(parts[start:])
+def fewer_parts(parts: list[str], expendable: list[str]) -> Iterable[str]:
+    """All of them in a line, then without the first of those that are `expendable`, without the first two, ..."""
+    for num_left_out in range(len(expendable) + 1):
+        yield "  ".join(part for part in parts if part not in expendable[:num_left_out])
 
 
 def _requests(frame: Frame, width: int, room: int | None, glyphs: Glyphs, roomy: bool) -> list[Text]:

@@ -232,6 +232,16 @@ def test_owners_differ_without_colour(demo_frames):
     assert {cell[0] for cell in cells.split()} >= {"A", "B", "C"}
 
 
+def test_numbers_have_the_right_noun():
+    llm = LLM(block_size=1, num_blocks=1, max_num_batched_tokens=1)
+    with record(llm) as trace:
+        llm.generate([[7]], SamplingParams(max_tokens=1))
+    text = "\n".join("\n".join(screen(frame)) for frame in trace) + repr(trace)
+    assert "1 of at most 1 token computed" in text and "1 of 1 block, 0 empty slots" in text
+    assert "memory: 1 block of 1 token " in text
+    assert not re.search(r"\b1 (slots|blocks|tokens|steps|frames|requests)\b", text)
+
+
 def test_glyphs_for():
     assert glyphs_for("utf-8") is UNICODE
     for encoding in ("ascii", "latin-1", "cp1252", "cp437", "no such encoding"):
