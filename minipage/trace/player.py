@@ -162,10 +162,11 @@ class Player:
             sign, state = self._glyphs.pause, "paused"
         if self.finished:
             sign, state = self._glyphs.bullet, "the end" if self.touched else "any key: stay"
-        keys = Text()
-        for key, meaning in FOOTER.items():
-            keys.append(key, BOLD).append(f" {meaning}  ", DIM)
-        return spread(keys, Text(f"{sign} {state}"), width)
+        end = Text(f"{sign} {state}")
+        keys = [Text.assemble((key, BOLD), (f" {meaning}  ", DIM)) for key, meaning in FOOTER.items()]
+        while sum(key.cell_len for key in keys) + end.cell_len >= width and len(keys) > 1:
+            del keys[-3 if len(keys) > 2 else 0]  # help, and how to leave, are the last to go
+        return spread(Text.assemble(*keys), end, width)
 
 
 def play(player: Player, console: Console) -> None:

@@ -52,12 +52,15 @@ def free_queue_line(frame: Frame, width: int, glyphs: Glyphs) -> Text:
 def bar_lines(frame: Frame, width: int, glyphs: Glyphs) -> list[Text]:
     """Two bars of one scale: the memory in use, and what the same requests would take in one piece each."""
     total, contiguous = len(frame.blocks), frame.num_contiguous_blocks
-    used = f" {frame.num_used_blocks} of {count(total, 'block')}, {count(frame.num_wasted_slots, 'empty slot')} in them"
-    reserved = Text(f" {count(contiguous, 'block')} reserved, for the longest case")
-    if contiguous > total:
-        reserved = Text(f" {count(contiguous, 'block')} reserved: more than there are", ALERT)
-
     cells = max(10, min(80, width - BAR_LABEL - 42))
+    used = f" {frame.num_used_blocks} of {count(total, 'block')}, {count(frame.num_wasted_slots, 'empty slot')} in them"
+    reserved = Text(f" {count(contiguous, 'block')} reserved", ALERT if contiguous > total else "")
+    why = ": more than there are" if contiguous > total else ", for the longest case"
+    if BAR_LABEL + cells + reserved.cell_len + len(why) <= width:
+        reserved.append(why)
+    if BAR_LABEL + cells + len(used) > width:
+        used = f" {frame.num_used_blocks} of {count(total, 'block')}"
+
     slots = total * frame.block_size
     scale = cells / (max(total, contiguous) * frame.block_size)
     paged = _bar(_shares_paged(frame), slots, cells, scale, glyphs)

@@ -196,7 +196,7 @@ def _chips(labels: tuple[str, ...] | list[str]) -> Text:
 def _rule(title: str, legends: Iterable[str], width: int, glyphs: Glyphs) -> Text:
     """A line with a title at its left end and a word of help at its right: the first of `legends` that has room."""
     left = Text.assemble((f"{glyphs.line * 2} ", DIM), (title, BOLD), " ")
-    for legend in legends:
+    for legend in filter(None, legends):
         right = Text(f" {legend} {glyphs.line * 2}", DIM)
         rest = width - left.cell_len - right.cell_len
         if rest >= 1:
