@@ -120,8 +120,10 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
 
 
 def run_demo(args: argparse.Namespace) -> None:
-    from minipage.trace import demo
+    from minipage.trace.spinner import spinner
 
+    with spinner("starting"):
+        from minipage.trace import demo
     if args.list:
         return demo.list_scenarios()
     name = {"name": args.scenario} if args.scenario else {}
@@ -285,6 +287,8 @@ def as_json(output: RequestOutput, completion: CompletionOutput) -> str:
 
 
 def run_info(_: argparse.Namespace) -> None:
-    from minipage.info import print_info
+    from minipage.trace.spinner import spinner
 
+    with spinner("looking around"):
+        from minipage.info import print_info
     print_info()
