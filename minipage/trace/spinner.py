@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 
-PATIENCE = 0.3  # seconds that pass before it shows, so that what is quick does not flash
+PATIENCE = 0.5  # seconds that pass before it shows, so that what is quick does not flash
 BETWEEN = 0.1  # seconds between two looks at what is going on
 
 T = TypeVar("T")
