@@ -6,13 +6,12 @@ first step at whose end its condition holds, so that a story stays true with oth
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from difflib import get_close_matches
 
 from minipage.errors import ConfigurationError
 from minipage.simulate import draw_lengths
 from minipage.trace.comparison import Comparison
-from minipage.trace.frames import Frame, occupied
+from minipage.trace.sights import gave_way, is_back, is_cut, is_full, is_shared, newly_used, step_is
 from minipage.trace.story import Arrival, Scenario, Turn
 from minipage.trace.walk import Walk
 
@@ -24,14 +23,6 @@ def find_scenario(name: str) -> Scenario:
     near = get_close_matches(name, SCENARIOS, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}?" if near else "`demo --list` shows them."
     raise ConfigurationError(f"there is no scenario {name!r}; {hint}")
-
-
-def step_is(number: int) -> Callable[[Frame], bool]:
-    return lambda frame: frame.step >= number
-
-
-def newly_used(frame: Frame) -> bool:
-    return any("needs a block" in event or "need a block each" in event for event in frame.events)
 
 
 RICHARD = "KING RICHARD III:\nMy kingdom for a"
@@ -68,30 +59,6 @@ def crowd() -> tuple[Arrival, ...]:
         prompt, params = "".join(lines[start:] + lines[:start]), {"ignore_eos": True}
         arrivals.append(Arrival(i // ARRIVING, prompt, num_tokens - num_prompt_tokens, params, num_prompt_tokens))
     return tuple(arrivals)
-
-
-def is_full(index: int) -> Callable[[Frame], bool]:
-    """Whether somebody has to wait in a contiguous memory."""
-    return lambda frame: bool(frame.contiguous[index].waiting)
-
-
-def is_shared(frame: Frame) -> bool:
-    return any(block.ref_count > 1 for _, block in occupied(frame.blocks))
-
-
-def gave_way(frame: Frame) -> bool:
-    """Whether somebody who lost its blocks is waiting now."""
-    return any(seq.num_preemptions and seq.status == "waiting" for seq in frame.sequences)
-
-
-def is_back(frame: Frame) -> bool:
-    return any(" back: " in event for event in frame.events)
-
-
-def is_cut(frame: Frame) -> bool:
-    """Whether this step computes a part of a prompt, and not the end of it."""
-    lengths = {seq.label: seq.num_prompt_tokens for seq in frame.sequences}
-    return any(chunk.start + chunk.num_tokens < lengths[chunk.label] for chunk in frame.chunks)
 
 
 FIRST_TURNS = (
