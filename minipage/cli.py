@@ -13,22 +13,57 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeAlias
+from itertools import chain
+from typing import TYPE_CHECKING
 
 from minipage import __version__
-from minipage.errors import InvalidRequestError, MinipageError
+from minipage.errors import ConfigurationError, InvalidRequestError, MinipageError
 from minipage.learn.cli import add_learn
+from minipage.options import DEMO, ENGINE, FILES, SAMPLING, Defaults, add_options, given
 
 if TYPE_CHECKING:
+    from minipage.completion import CompletionOutput
     from minipage.engine import LLM
     from minipage.request import RequestOutput
     from minipage.sampling import SamplingParams
 
-Options: TypeAlias = dict[str, tuple[type, str]]  # name: the type of its value, and what it means
-
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 BYTE_ORDER_MARK = "\ufeff"  # before the first line of a file that was written on Windows
 MAX_TOKENS = 100  # what `generate` makes, if it is not told
+DEFAULTS: Defaults = {  # as the help tells them
+    "model": "the shipped one",
+    "block_size": 16,
+    "memory": "1GiB",
+    "max_model_len": "the model's context",
+    "max_num_seqs": 256,
+    "max_num_batched_tokens": 2048,
+    "preemption": "recompute",
+    "swap_space": "256MiB",
+    "policy": "fcfs",
+    "watermark": 0.0,
+    "kv_cache_dtype": "auto, which is --dtype",
+    "dtype": "float32",
+    "arrays": "numpy, or torch on a GPU",
+    "device": "cpu",
+    "gpu_memory_utilization": 0.9,
+    "temperature": 1.0,
+    "max_tokens": MAX_TOKENS,
+    "n": 1,
+    "length_penalty": 1.0,
+    "early_stopping": "false",
+    "skip_special_tokens": "true",
+}
+OF_THE_STORY = "as the story needs"
+DEFAULTS_OF_DEMO: Defaults = DEFAULTS | {
+    "block_size": "4, or as the story needs",
+    "num_blocks": OF_THE_STORY,
+    "memory": None,
+    "max_num_batched_tokens": OF_THE_STORY,
+    "preemption": OF_THE_STORY,
+    "swap_space": OF_THE_STORY,
+    "kv_cache_dtype": OF_THE_STORY,
+    "max_tokens": OF_THE_STORY,
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -108,59 +143,6 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-# Options that are handed on under their own names; without one the default of what receives it holds.
-MODEL: Options = {"model": (str, "a folder, or a GPT-2 on the hub, such as gpt2 (default: the shipped model)")}
-DEMO: Options = MODEL | {
-    "max_tokens": (int, "tokens to generate for each text"),
-    "block_size": (int, "tokens in a block (default 4)"),
-    "num_blocks": (int, "blocks in the pool (default: as the scenario needs)"),
-    "memory": (str, 'memory for the pool, such as "1MiB", instead of num-blocks'),
-    "max_model_len": (int, "longest text in tokens (default: the model's context)"),
-    "max_num_batched_tokens": (int, "most tokens computed in a step (default 8 or 16)"),
-    "max_num_seqs": (int, "most texts that run at once"),
-    "preemption": (str, "recompute, swap or auto"),
-    "swap_space": (str, 'memory for swapped blocks, such as "1MiB"'),
-    "policy": (str, "fcfs, or priority: who comes later is more urgent"),
-    "watermark": (float, "share of the pool that admission leaves free"),
-    "kv_cache_dtype": (str, "float32, bfloat16, float16, int8 or fp8"),
-    "seed": (int, "another seed, other texts"),
-    "steps": (int, "stop after N steps"),
-}
-FILES: Options = {  # written instead of showing the run
-    "html": (str, "a page to step through in a browser"),
-    "svg": (str, "a folder, with one picture a step"),
-    "json": (str, "the trace itself, as JSON lines"),
-    "cast": (str, "a terminal recording, for asciinema"),
-    "timeline": (str, "what each text did when, for ui.perfetto.dev"),
-}
-ENGINE: Options = MODEL | {
-    "block_size": (int, "tokens in a block (default 16)"),
-    "num_blocks": (int, "blocks in the pool"),
-    "memory": (str, 'memory for the pool, such as "512MiB", instead of num-blocks (default 1 GiB)'),
-    "device": (str, "cpu, or cuda for an NVIDIA GPU (default cpu)"),
-    "dtype": (str, "float32, or with a GPU also bfloat16 or float16 (default float32)"),
-}
-SAMPLING: Options = {
-    "max_tokens": (int, f"tokens to generate for each text (default {MAX_TOKENS})"),
-    "temperature": (float, "0: always the most likely token; the higher, the wilder (default 1)"),
-    "top_k": (int, "choose among so many most likely tokens"),
-    "top_p": (float, "choose among the most likely tokens that together have this probability"),
-    "min_p": (float, "drop tokens less likely than this share of the most likely one"),
-    "seed": (int, "makes the text repeatable"),
-}
-
-
-def add_options(parser: argparse._ActionsContainer, options: Options) -> None:
-    for name, (kind, meaning) in options.items():
-        flag, value = "--" + name.replace("_", "-"), "TEXT" if kind is str else "N"
-        parser.add_argument(flag, type=kind, metavar=value, help=meaning, default=argparse.SUPPRESS)
-
-
-def given(args: argparse.Namespace, options: Options) -> dict[str, Any]:
-    """Those of `options` that are on the command line."""
-    return {name: value for name, value in vars(args).items() if name in options}
-
-
 # ---- demo
 
 
@@ -168,23 +150,28 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("scenario", nargs="?", help="which story; see --list. `all`, to write every one into a folder")
     parser.add_argument("--list", action="store_true", help="list the scenarios")
     parser.add_argument("--replay", metavar="FILE", help="show a trace that was written with --json")
-    parser.add_argument("--enable-prefix-caching", action="store_true", help="equal beginnings are computed once",
-                        default=argparse.SUPPRESS)  # fmt: skip
     parser.add_argument("--mine", metavar="DIR", help="with the parts that you wrote there (see `learn`)")
     parser.add_argument("--plain", action="store_true", help="print every step, even in a terminal")
-    parser.add_argument("--prompt", action="append", metavar="TEXT", help="a text of your own (may be repeated)")
-    add_options(parser, DEMO)
+    parser.add_argument("--prompt", action="append", metavar="TEXT",
+                        help="a text of your own in place of one of the story's (may be repeated)")  # fmt: skip
+    add_options(parser, DEMO, DEFAULTS_OF_DEMO)
     add_options(parser.add_argument_group("instead of showing it, write"), FILES)
     parser.set_defaults(command=run_demo)
 
 
 def run_demo(args: argparse.Namespace) -> None:
-    from minipage.trace import demo
+    from minipage.trace.spinner import spinner
 
+    with spinner("starting"):
+        from minipage.trace import demo
     if args.list:
         return demo.list_scenarios()
     name = {"name": args.scenario} if args.scenario else {}
-    options = name | given(args, DEMO | {"enable_prefix_caching": (bool, "")})
+    options = name | given(args, DEMO)
+    if args.replay is not None and (name or args.prompt or args.mine or options.keys() - {"steps"}):
+        raise ConfigurationError(
+            "--replay shows what was recorded: give it no story, no text and no option of the engine."
+        )
     options |= {"replay": args.replay, "prompts": args.prompt, "plain": args.plain, "files": given(args, FILES)}
     if args.mine is None:
         return demo.run(**options)
@@ -203,14 +190,13 @@ def run_demo(args: argparse.Namespace) -> None:
 def add_generate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("prompt", nargs="+", metavar="PROMPT", help="a text to continue; - for one per line of input")
     parser.add_argument("--json", action="store_true", help="print one JSON object per text")
-    parser.add_argument("--stop", action="append", default=[], metavar="TEXT",
-                        help="end when this appears in the text (may be repeated)")  # fmt: skip
     parser.add_argument("--mine", metavar="DIR", help="with the parts that you wrote there (see `learn`)")
-    add_options(parser, SAMPLING | ENGINE)
+    add_options(parser.add_argument_group("what is written"), SAMPLING, DEFAULTS)
+    add_options(parser.add_argument_group("the engine"), ENGINE, DEFAULTS)
     parser.set_defaults(command=run_generate, max_tokens=MAX_TOKENS)
 
 
-def run_generate(args: argparse.Namespace) -> None:
+def run_generate(args: argparse.Namespace) -> int:
     prompts = list(read_prompts(args.prompt))
     if not prompts:
         raise InvalidRequestError("standard input has no lines; give one prompt on each.")
@@ -221,26 +207,49 @@ def run_generate(args: argparse.Namespace) -> None:
     mine = Mine(args.mine)
     print(*mine.lines(), sep="\n", file=sys.stderr)
     with mine.blamed():
-        generate(args, prompts, mine.build)
+        return generate(args, prompts, mine.build)
 
 
-def generate(args: argparse.Namespace, prompts: list[str], build: Callable[..., LLM] | None = None) -> None:
-    """Continue the prompts with the engine that `build` makes, or else an LLM."""
+def generate(args: argparse.Namespace, prompts: list[str], build: Callable[..., LLM] | None = None) -> int:
+    """Continue the prompts with the engine that `build` makes, or else an LLM; returns the exit code."""
     from minipage.trace.spinner import spinner
 
     with spinner("loading the model"):
         from minipage import LLM, SamplingParams
 
-        params = SamplingParams(stop=args.stop, **given(args, SAMPLING))
+        params = SamplingParams(**given(args, SAMPLING))
+        if params.logprobs is not None and not args.json:
+            raise InvalidRequestError("log probabilities are printed with --json only: add it, or drop --logprobs.")
         llm = (build or LLM)(**given(args, ENGINE))
-    if len(prompts) == 1 and not args.json:
-        stream_one(llm, prompts[0], params)
-        return
-    for i, output in enumerate(generate_all(llm, prompts, params), 1):
-        if args.json:
-            print(as_json(output))
-        else:
-            print(f"=== {i} of {len(prompts)} ===\n{output.prompt}{output.outputs[0].text}\n")
+    num_texts = params.beam_width or params.n
+    if len(prompts) == 1 and num_texts == 1 and not params.beam_width and not args.json:
+        outputs = [stream_one(llm, prompts[0], params)]
+    else:
+        outputs = generate_all(llm, prompts, params)
+        for i, output in enumerate(outputs, 1):
+            for completion in output.outputs:
+                which = f", text {completion.index + 1} of {len(output.outputs)}" if num_texts > 1 else ""
+                title = f"=== {i} of {len(prompts)}{which} ==="
+                print(as_json(output, completion) if args.json else f"{title}\n{output.prompt}{completion.text}\n")
+    tell_what_was_cut(outputs, params, llm)
+    errors = [output.error for output in outputs if output.error]
+    for error in errors:
+        print(f"minipage: {error}", file=sys.stderr)
+    return FAILED if errors else 0
+
+
+def tell_what_was_cut(outputs: list[RequestOutput], params: SamplingParams, llm: LLM) -> None:
+    """Say which texts have fewer tokens than were asked for, because they came to the end of the context."""
+    for i, output in enumerate(outputs, 1):
+        longest = max(len(completion.token_ids) for completion in output.outputs)
+        if params.max_tokens is None or longest >= params.max_tokens:
+            continue
+        if len(output.prompt_token_ids) + longest == llm.max_model_len:
+            which = f"text {i}" if len(outputs) > 1 else "the text"
+            told = (
+                f"{which} ends after {longest} of {params.max_tokens} tokens, with the context of {llm.max_model_len}."
+            )
+            print(f"minipage: {told}", file=sys.stderr)
 
 
 def read_prompts(arguments: list[str]) -> Iterator[str]:
@@ -255,34 +264,46 @@ def read_prompts(arguments: list[str]) -> Iterator[str]:
             yield without_surrogates(argument)  # which stand for bytes that are not UTF-8
 
 
-def stream_one(llm: LLM, prompt: str, params: SamplingParams) -> None:
-    """Print the prompt, and each word after it as it comes."""
+def stream_one(llm: LLM, prompt: str, params: SamplingParams) -> RequestOutput:
+    """Print the prompt, and each word after it as it comes; returns the last of what is known of it."""
     from minipage.trace.spinner import spinner
 
     outputs = llm.stream(prompt, params)
-    with spinner("computing the prompt (on a new machine this compiles the kernels, once)"):
-        text = next(outputs).outputs[0].text
-    print(prompt + text, end="", flush=True)
-    for output in outputs:
-        print(output.outputs[0].text[len(text) :], end="", flush=True)
-        text = output.outputs[0].text
+    with spinner("computing the prompt"):
+        first = next(outputs)
+    with spinner("computing the first word"):  # by another kernel; nothing is printed yet that a sign could damage
+        second = next(outputs, first)
+    print(prompt, end="")
+    num_printed = 0
+    for output in chain([second], outputs):
+        print(output.outputs[0].text[num_printed:], end="", flush=True)
+        num_printed = len(output.outputs[0].text)
     print()
+    return output
 
 
 def generate_all(llm: LLM, prompts: list[str], params: SamplingParams) -> list[RequestOutput]:
     """All prompts as one batch, with a progress bar where somebody watches; in the order of the prompts."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from minipage.trace.spinner import signs_of_life
 
     request_ids = [add(llm, prompt, params, i, len(prompts)) for i, prompt in enumerate(prompts, 1)]
     finished: dict[str, RequestOutput] = {}
     console = Console(stderr=True)
-    columns = (SpinnerColumn(), BarColumn(), MofNCompleteColumn(), "texts", TimeElapsedColumn())
+    what = TextColumn("texts {task.description}", markup=False)
+    columns = (SpinnerColumn(), BarColumn(), MofNCompleteColumn(), what, TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("texts", total=len(prompts))
+        task = progress.add_task("", total=len(prompts))
+
+        def show(text: str) -> None:
+            progress.update(task, description=text)
+
         while llm.has_unfinished_requests():
-            finished |= {output.request_id: output for output in llm.step() if output.finished}
-            progress.update(task, completed=len(finished))
+            with signs_of_life("", show):
+                finished |= {output.request_id: output for output in llm.step() if output.finished}
+            progress.update(task, completed=len(finished), description="")
     return [finished[request_id] for request_id in request_ids]
 
 
@@ -294,22 +315,27 @@ def add(llm: LLM, prompt: str, params: SamplingParams, number: int, total: int) 
         raise InvalidRequestError(f"prompt {number} of {total}: {error}" if total > 1 else str(error)) from None
 
 
-def as_json(output: RequestOutput) -> str:
-    """Everything about one result in a line; times in seconds since it arrived."""
+def as_json(output: RequestOutput, completion: CompletionOutput) -> str:
+    """Everything about one text in a line; times in seconds since its request arrived."""
     import json
     from dataclasses import asdict
 
-    facts = asdict(output)
-    completion, metrics = facts.pop("outputs")[0], facts.pop("metrics")
+    facts, text = asdict(output), asdict(completion)
+    if completion.logprobs is not None:  # a JSON object for each token, under its number
+        text["logprobs"] = [{token: lp._asdict() for token, lp in each.items()} for each in completion.logprobs]
+    del facts["outputs"]
+    metrics = facts.pop("metrics")
     arrival, num_preemptions = metrics.pop("arrival_time"), metrics.pop("num_preemptions")
     seconds = {name.removesuffix("_time"): round(time - arrival, 6) for name, time in metrics.items()}
-    return json.dumps(facts | completion | {"seconds_to": seconds, "num_preemptions": num_preemptions})
+    return json.dumps(facts | text | {"seconds_to": seconds, "num_preemptions": num_preemptions})
 
 
 # ---- info
 
 
 def run_info(_: argparse.Namespace) -> None:
-    from minipage.info import print_info
+    from minipage.trace.spinner import spinner
 
+    with spinner("looking around"):
+        from minipage.info import print_info
     print_info()

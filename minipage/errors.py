@@ -49,6 +49,11 @@ class KernelArgumentError(MinipageError, ValueError):
     """The arrays handed to an attention kernel do not fit together. Nothing was read or written."""
 
 
+def count(number: int, noun: str) -> str:
+    """1 block, 2 blocks: for every sentence with a number in it."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def require_positive(**settings: object) -> None:
     """Raise ConfigurationError unless each setting is a whole number of at least 1."""
     for name, value in settings.items():

@@ -50,7 +50,8 @@ def installed(*packages: str) -> str:
 def cpu_facts() -> Iterator[tuple[str, str]]:
     yield "CPUs", f"{os.cpu_count()}, of which numba uses {numba.get_num_threads()}"
     yield "threading layer", threading_layer()
-    for folder in {kernel.stats.cache_path for kernel in vars(cpu).values() if hasattr(kernel, "stats")}:
+    folders = {kernel.stats.cache_path for kernel in vars(cpu).values() if hasattr(kernel, "stats")}
+    for folder in filter(None, folders):
         size = sum(file.stat().st_size for pattern in ("*.nbi", "*.nbc") for file in Path(folder).glob(pattern))
         yield "compiled kernels", f"{size:,} bytes in {folder}"
 

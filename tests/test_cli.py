@@ -1,5 +1,6 @@
 """The command line as people use it: in a shell, through pipes, and in a real pseudo-terminal."""
 
+import inspect
 import io
 import json
 import os
@@ -8,12 +9,14 @@ import shlex
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from engine.checkpoints import save_gpt2, save_tokenizer
 
-from minipage import __version__
-from minipage.cli import main
+from minipage import LLM, SamplingParams, __version__
+from minipage.cli import DEFAULTS, main
 from minipage.model.weights import SHIPPED_MODEL, find_folder
+from minipage.options import DEMO, ENGINE, SAMPLING, early_stopping, truth
 
 MINIPAGE = [sys.executable, "-m", "minipage"]
 QUIET = {"OPENBLAS_NUM_THREADS": "1"}  # tests share their cores with other tests
@@ -76,7 +79,7 @@ def test_no_command_shows_the_help(capsys):
         (["demo", "--block-size", "0"], "block_size is 0"),
         (["demo", "--prompt", ""], "the prompt is empty"),
         (["demo", "--prompt", "To be " * 600], "Shorten it"),
-        (["demo", "--prompt", "fine", "--prompt", "to be or not " * 20], "num_blocks"),
+        (["demo", "--num-blocks", "16", "--prompt", "fine", "--prompt", "to be or not " * 20], "num_blocks"),
         (["demo", "--max-tokens", "0"], "max_tokens is 0"),
         (["demo", "--steps", "0"], "at least 1"),
         (["demo", "--model", "./no/such/model"], "no/such/model"),
@@ -86,6 +89,8 @@ def test_no_command_shows_the_help(capsys):
         (["generate", "--memory", "lots", "x"], "'lots'"),
         (["generate", ""], "the prompt is empty"),
         (["generate", "x", ""], "prompt 2 of 2: the prompt is empty"),
+        (["demo", "basics", "--replay", "x.jsonl"], "--replay"),
+        (["demo", "--replay", "x.jsonl", "--block-size", "4"], "--replay"),
     ],
 )
 def test_bad_input_is_one_sentence(arguments, sentence, capsys):
@@ -96,7 +101,15 @@ def test_bad_input_is_one_sentence(arguments, sentence, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["dance"], ["generate"], ["demo", "--num-blocks", "many"], ["info", "--no-such"]]
+    "arguments",
+    [
+        ["dance"],
+        ["generate"],
+        ["demo", "--num-blocks", "many"],
+        ["info", "--no-such"],
+        ["demo", "--num-blocks", "9", "--memory", "1MiB"],
+        ["generate", "x", "--num-blocks", "9", "--memory", "1MiB"],
+    ],
 )
 def test_bad_usage(arguments, capsys):
     with pytest.raises(SystemExit) as end:
@@ -213,6 +226,65 @@ def test_the_end_of_a_text_is_not_printed(tmp_path, capsys):
     assert output["text"] == "" and tokenizer.decode(output["token_ids"], skip_special_tokens=False) != ""
 
 
+# ---- the table of options
+
+PARTS = {"self", "block_pool", "block_table", "scheduler"}  # of LLM: nothing that could be typed
+VALUES = {str: "some", int: "7", float: "0.5", early_stopping: "never", truth: "false"}
+
+
+def parameters(function):
+    return {name: p for name, p in inspect.signature(function).parameters.items() if name not in PARTS}
+
+
+def test_the_tables_have_every_option_of_the_engine_and_of_sampling():
+    assert ENGINE.keys() == parameters(LLM).keys() - {"seed"}  # --seed is that of the request
+    assert SAMPLING.keys() == parameters(SamplingParams).keys()
+    assert ENGINE.keys() < DEMO.keys()
+
+
+def test_the_help_tells_the_defaults_that_hold():
+    known = {name: p.default for name, p in (parameters(LLM) | parameters(SamplingParams)).items()}
+    compared = {name: told for name, told in DEFAULTS.items() if name not in ("max_tokens", "model") and known[name]}
+    assert len(compared) > 10
+    for name, told in compared.items():
+        assert str(told).split(",")[0].lower() == str(known[name]).lower(), name
+
+
+class Taken(Exception):
+    """Carries what the engine was asked for."""
+
+
+@pytest.mark.parametrize("command", ["generate", "demo"])
+@pytest.mark.parametrize("name", [*ENGINE, *SAMPLING])
+def test_every_option_arrives_under_its_own_name(command, name, monkeypatch):
+    table = ENGINE if name in ENGINE else SAMPLING
+    if command == "demo" and table is SAMPLING:
+        return
+
+    def take(*args, **options):
+        raise Taken(options | dict(zip(["model"], args)))
+
+    monkeypatch.setattr("minipage.engine.LLM" if table is ENGINE else "minipage.sampling.SamplingParams", take)
+    option = table[name]
+    typed = "shakespeare" if name == "model" else VALUES.get(option.kind)
+    arguments = [f"--{name.replace('_', '-')}", *([typed] if option.value else [])]
+    with pytest.raises(Taken) as taken:
+        main([command, "x" if command == "generate" else "basics", *arguments])
+    wanted = option.kind(typed) if option.value else True
+    assert taken.value.args[0][name] == ([wanted] if option.repeats else wanted)
+
+
+def test_no_metavar_says_less_than_it_could(capsys):
+    for command in ("generate", "demo"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        told = capsys.readouterr().out
+        assert set(re.findall(r"--(\\S+) TEXT", told)) <= {"stop", "prompt"}
+        for name in ("watermark", "gpu-memory-utilization"):
+            assert f"--{name} SHARE" in told
+    assert "--html FILE" in told and "--svg FOLDER" in told
+
+
 # ---- generate
 
 
@@ -277,6 +349,33 @@ def test_generate_stops(capsys):
     result = json.loads(capsys.readouterr().out)
     assert result["finish_reason"] == "stop" and result["stop_reason"] in ("a", "e")
     assert not set(result["text"]) & {"a", "e"}
+
+
+def test_generate_several_texts_of_each_prompt(capsys):
+    assert main(["generate", "To be", "ROMEO:", "--n", "2", "--max-tokens", "3", "--seed", "1"]) == 0
+    titles = re.findall(r"=== (.*) ===", capsys.readouterr().out)
+    assert titles == [f"{i} of 2, text {j} of 2" for i in (1, 2) for j in (1, 2)]
+    assert main(["generate", "To be", "--beam-width", "2", "--max-tokens", "3", "--json"]) == 0
+    best, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (best["index"], second["index"]) == (0, 1) and best["score"] >= second["score"]
+
+
+def test_generate_log_probabilities(capsys):
+    assert main(["generate", "To be", "--logprobs", "2", "--max-tokens", "3", "--json", "--temperature", "0"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    for token_id, top in zip(result["token_ids"], result["logprobs"], strict=True):
+        assert top[str(token_id)]["rank"] == 1 and len(top) == 2 and top[str(token_id)]["logprob"] < 0
+    assert main(["generate", "To be", "--logprobs", "2"]) == 2
+    assert "--json" in capsys.readouterr().err
+
+
+def test_what_the_context_cuts_off_is_said(capsys):
+    assert main(["generate", "To be", "--max-model-len", "10", "--max-tokens", "99", "--seed", "1"]) == 0
+    assert "after 8 of 99 tokens, with the context of 10" in capsys.readouterr().err
+    assert main(["generate", "To be", "--max-model-len", "10", "--max-tokens", "8", "--seed", "1"]) == 0
+    assert capsys.readouterr().err == ""
+    assert main(["demo", "basics", "--max-model-len", "15", "--max-tokens", "99", "--steps", "1"]) == 0
+    assert "A 5" in capsys.readouterr().err
 
 
 def test_generate_reads_standard_input(monkeypatch, capsys):
@@ -388,3 +487,11 @@ def test_a_wide_page(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "132")
     assert main(["demo", "--steps", "1"]) == 0
     assert max(map(len, capsys.readouterr().out.split("\n"))) == 132
+
+
+def test_a_text_that_cannot_go_on_is_named_and_the_exit_code_says_so(monkeypatch, capsys):
+    monkeypatch.setattr("minipage.engine.LLM.forward", lambda self, plan: np.full((9, 10_000), np.nan))
+    for prompts in (["To be"], ["To be", "KING:"]):
+        assert main(["generate", "--max-tokens", "3", *prompts]) == 1
+        err = capsys.readouterr().err
+        assert err.count("cannot go on") == len(prompts) and "not finite numbers" in err

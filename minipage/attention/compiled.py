@@ -66,6 +66,7 @@ def compiled_parallel(function: Callable[..., Any]) -> Any:
         with threads.lock:
             return shared(*arguments)
 
+    kernel.stats = shared.stats  # type: ignore[attr-defined]  # says where the machine code is kept
     return kernel
 
 

@@ -9,14 +9,14 @@ On a small screen a block is a piece of a line, on a large one a box:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from rich.style import Style
 from rich.text import Text
 
+from minipage.errors import count
 from minipage.memory import blocks_needed
-from minipage.trace.events import count
 from minipage.trace.frames import Frame, SequenceFrame
 from minipage.trace.glyphs import BOLD, DIM, NEWEST, Glyphs, chip, clip_left, ink_of, spread, style_of, visible
 
@@ -84,11 +84,26 @@ def words(seq: SequenceFrame, logical: int, frame: Frame, glyphs: Glyphs) -> Tex
     return text
 
 
+def folded_line(seqs: Sequence[SequenceFrame], width: int, glyphs: Glyphs) -> Text:
+    """Several that are finished in one line: how each ended, for that is where they differ."""
+    num_shown = min(len(seqs), max(1, width // (INDENT + 8)))
+    line = Text()
+    for seq in seqs[-num_shown:]:
+        room = width // num_shown - INDENT - 1
+        text = clip_left(running_text(seq, glyphs), room, glyphs)
+        line.append(chip(seq.label)).append(" ").append(text).append(" " * (room - text.cell_len + 1))
+    line.truncate(width)
+    return line
+
+
 def _finished_lines(seq: SequenceFrame, width: int, height: int, glyphs: Glyphs) -> list[Text]:
     text, status = running_text(seq, glyphs), Text(f"finished ({seq.finish_reason})", DIM)
-    first, rest = _split(text, width - INDENT - status.cell_len - 2)
+    room = width - INDENT - status.cell_len - 2
+    if height == 1:
+        return [_labelled(seq, clip_left(text, room, glyphs), status, width)]
+    first, rest = _split(text, room)
     lines = [_labelled(seq, first, status, width), _indent(clip_left(rest, width - INDENT, glyphs))]
-    if not seq.last_blocks or height == 1:
+    if not seq.last_blocks:
         return lines[:height]
     gave_back = _indent(Text(f"gave back {_numbers(seq.last_blocks)}", DIM))
     return [*lines[: height - 1], gave_back] if rest else [lines[0], gave_back]

@@ -17,16 +17,17 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.text import Text
 
-from minipage.errors import ConfigurationError
-from minipage.trace.events import count
-from minipage.trace.frames import Frame, is_stop, label_of
+from minipage.errors import ConfigurationError, count
+from minipage.trace.events import join
+from minipage.trace.frames import Frame, index_of, is_stop, label_of
 from minipage.trace.glyphs import BOLD, DIM, Glyphs, chip, glyphs_for, visible
 from minipage.trace.player import Player, play
 from minipage.trace.recorder import record
 from minipage.trace.replay import Trace
 from minipage.trace.scenarios import DEFAULT, SCENARIOS, find_scenario
-from minipage.trace.spinner import spinner
-from minipage.trace.story import Arrival, Scenario, Turn
+from minipage.trace.sizes import pool_for
+from minipage.trace.spinner import patiently, spinner
+from minipage.trace.story import Arrival, Scenario
 from minipage.trace.terminal import MIN_WIDTH, draw, fits, what_it_needs
 
 if TYPE_CHECKING:
@@ -63,8 +64,10 @@ def run(
     """Run a scenario on standard output. Raises MinipageError if the model or a request cannot be served; OSError."""
     if name == EVERY and replay is None:
         return export_all(files or {}, prompts=prompts, max_tokens=max_tokens, seed=seed, steps=steps, **engine)
+    if files and len({Path(path) for path in files.values()}) < len(files):
+        raise ConfigurationError("two kinds of file are to be written to the same place; give each a name of its own.")
     if steps is not None and steps < 1:
-        raise ConfigurationError(f"{steps} steps are too few to watch; it takes at least 1.")
+        raise ConfigurationError(f"steps is {steps}; to watch anything it takes at least 1.")
     console = console_for_output()
     full_screen = not (plain or files or console.is_dumb_terminal) and sys.stdin.isatty() and sys.stdout.isatty()
     if full_screen and not fits(*console.size):
@@ -82,6 +85,8 @@ def run(
             scenario = replace(scenario, title=f"{scenario.title} ({note})")
         with spinner("loading the model"):
             demo = Demo(make_engine(scenario, engine, build), scenario, seed)
+        if cut := demo.what_is_cut():
+            print(f"minipage: {cut}", file=sys.stderr)
         frames = demo.frames(steps)
     if files:
         with spinner("running the scenario"):
@@ -89,7 +94,7 @@ def run(
         export(shown, trace if replay else demo.trace, files)
         return
     glyphs = glyphs_for(console.encoding)
-    with spinner("computing the first step (on a new machine this compiles the kernels, once)"):
+    with spinner("computing the first step"):
         first = next(frames, None)
     if first is None:
         print("The trace has no steps.")
@@ -101,23 +106,24 @@ def run(
         last = player.frame
         _print_frame(last, console, glyphs)
     else:
-        for last in filter(is_stop, chain([first], frames)):
+        for last in filter(is_stop, chain([first], patiently(frames, "computing the next step"))):
             _print_frame(last, console, glyphs)
     _print_texts(last, console, glyphs)
 
 
 def make_engine(scenario: Scenario, options: dict[str, Any], build: Callable[..., LLM] | None = None) -> LLM:
+    """An engine for a story; `options` of LLM go before its own, and if none says else, its pool is what it needs."""
     from minipage.engine import LLM  # with numba and all it takes half a second
-    from minipage.sampling import is_whole
 
     build = build or LLM
     chosen: dict[str, Any] = SMALL | scenario.engine | options
-    if "num_blocks" not in options:
-        if "memory" in options or ("memory" in chosen and "num_blocks" not in scenario.engine):
-            del chosen["num_blocks"]
-        elif is_whole(options.get("block_size")) and options["block_size"] > 0:  # other blocks, as many slots
-            num_slots = chosen["num_blocks"] * (SMALL | scenario.engine)["block_size"]
-            chosen["num_blocks"] = max(1, num_slots // options["block_size"])
+    if "memory" in options:
+        if "num_blocks" in options:
+            raise ConfigurationError("num_blocks and memory both say how large the pool is; give one of them.")
+        del chosen["num_blocks"]
+    elif "num_blocks" not in options:
+        sizes = pool_for(scenario, chosen)
+        chosen = {name: value for name, value in chosen.items() if name != "num_blocks" or not sizes} | sizes
     return build(chosen.pop("model"), **chosen) if "model" in chosen else build(**chosen)
 
 
@@ -127,22 +133,32 @@ def export(frames: list[Frame], trace: Trace, files: dict[str, str]) -> None:
 
     for kind, path in files.items():
         writer: Callable[[list[Frame], Trace, Path], None] = exports.WRITERS[kind]
-        with spinner(f"writing {path}"):
-            writer(frames, trace, Path(path))
+        try:
+            with spinner(f"writing {path}"):
+                writer(frames, trace, Path(path))
+        except OSError as error:
+            raise OSError(f"{path!r} cannot be written: {error.strerror or error}.") from error
         print(f"wrote {path}")
 
 
 def export_all(folders: dict[str, str], **options: Any) -> None:
     """Write every scenario, into a folder for each kind of file. Raises ConfigurationError if no kind is asked for."""
-    from minipage.trace.exports import SUFFIXES
+    from minipage.trace.exports import SUFFIXES, write_index
 
     if not folders:
         raise ConfigurationError("all scenarios can only be written, not shown: add `--svg FOLDER` or `--html FOLDER`.")
-    for name in SCENARIOS:
-        for folder in folders.values():
+    for folder in folders.values():
+        try:
             Path(folder).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(f"the folder {folder!r} cannot be made: {error.strerror or error}.") from error
+    for name in SCENARIOS:
         files = {kind: str(Path(folder) / (name + SUFFIXES[kind])) for kind, folder in folders.items()}
         run(name, files=files, **options)
+    if "html" in folders:
+        index = Path(folders["html"]) / "index.html"
+        write_index(index, SCENARIOS.values())
+        print(f"open {index}")
 
 
 class PipeConsole(Console):
@@ -180,38 +196,56 @@ class Demo:
         for prompt, params in zip(self.prompts, self.params, strict=True):
             llm.abort(llm.add_request(prompt, params))  # what cannot be served is refused before the curtain
 
+    def what_is_cut(self) -> str:
+        """Whose max_tokens is more than the context has room for, in a sentence."""
+        cut = []
+        for i, (prompt, params) in enumerate(zip(self.prompts, self.params, strict=True)):
+            token_ids = self.llm.tokenizer.encode(prompt) if isinstance(prompt, str) and self.llm.tokenizer else prompt
+            room = self.llm.max_model_len - len(token_ids)
+            if params.max_tokens is not None and params.max_tokens > room:
+                cut.append(f"{label_of(i)} {room}")
+        if not cut:
+            return ""
+        asked = max(params.max_tokens or 0 for params in self.params)
+        return (
+            f"max_tokens is {asked}, but a context of {self.llm.max_model_len} tokens has room for fewer: {join(cut)}."
+        )
+
     def frames(self, steps: int | None = None) -> Iterator[Frame]:
         """Run step by step, `steps` at most; yields every phase of each, as soon as the step is over."""
-        arrivals, turns = list(enumerate(self.arrivals)), list(self.scenario.turns)
+        coming, ends, turns = dict(enumerate(self.arrivals)), dict[int, int](), list(self.scenario.turns)
         beside = self.scenario.beside and self.scenario.beside(self.llm)
         steps_done, steps = 0, self.scenario.num_steps if steps is None else steps
         with record(self.llm, self.scenario.title) as self.trace:
-            while steps_done != steps and (arrivals or self.llm.has_unfinished_requests()):
-                while arrivals and arrivals[0][1].step <= steps_done:
-                    i, _ = arrivals.pop(0)
+            while steps_done != steps and (coming or self.llm.has_unfinished_requests()):
+                for i in [i for i, arrival in coming.items() if arrival.is_due(steps_done, ends)]:
+                    del coming[i]
                     # Who comes later is more urgent, if the policy asks for that.
                     self.llm.add_request(self.prompts[i], self.params[i], request_id=label_of(i), priority=-i)
                 seen = len(self.trace)
                 with beside.around_step(self.trace) if beside else nullcontext():
-                    self.llm.step()
+                    outputs = self.llm.step()
                 steps_done += 1
+                ends |= {index_of(output.request_id): steps_done for output in outputs if output.finished}
                 if len(self.trace) == seen:
                     continue  # nothing was left to compute, only to be told
                 for i in range(seen, len(self.trace)):
                     if is_stop(self.trace[i]) and (turn := next((t for t in turns if t.when(self.trace[i])), None)):
                         turns.remove(turn)
-                        self._tell(i, turn)
+                        self._tell(i, turn.say)
+                if not (coming or self.llm.has_unfinished_requests()):
+                    for missed in dict.fromkeys(turn.otherwise for turn in turns if turn.otherwise):
+                        self._tell(len(self.trace) - 1, missed)
                 yield from self.trace[seen:]
         for request_id in list(self.llm.requests):  # if it was stopped
             self.llm.abort(request_id)
 
-    def _tell(self, index: int, turn: Turn) -> None:
-        """To a whole step, or inside attention to a single frame."""
+    def _tell(self, index: int, sentence: str) -> None:
+        """To a whole step, or inside attention to a single frame; after what was said there already."""
         change = self.trace.changes[index]
-        if change["phase"] == "attend":
-            change["story"] = turn.say
-        else:
-            self.trace.stories[change["step"]] = turn.say
+        stories: Any = change if change["phase"] == "attend" else self.trace.stories
+        place = "story" if change["phase"] == "attend" else change["step"]
+        stories[place] = f"{stories.get(place, '')} {sentence}".strip()
 
 
 def fitted(arrival: Arrival, llm: LLM) -> str | list[int]:
@@ -225,7 +259,7 @@ def _print_texts(frame: Frame, console: Console, glyphs: Glyphs) -> None:
     """What became of each text, over as many lines as it has, and the block table it had."""
     for seq in frame.all_sequences[:MOST_TEXTS]:
         lines = Text.assemble(chip(seq.label), " ", (_lines(seq.prompt, glyphs), DIM), _lines(seq.text, glyphs))
-        generated = f"{len(seq.tokens) - seq.num_prompt_tokens} tokens generated"
+        generated = count(len(seq.tokens) - seq.num_prompt_tokens, "token") + " generated"
         reason = f" ({seq.finish_reason})" if seq.finish_reason else ""
         table = " ".join(map(str, seq.blocks or seq.last_blocks)) or "empty"
         lines.append(f"\n    [{generated}, {seq.status}{reason}; block table {table}]", DIM)

@@ -7,13 +7,18 @@ kept below 76 characters where they can be, which is a line of the smallest scre
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+from minipage.errors import count
 
 if TYPE_CHECKING:
     from minipage.trace.frames import AttentionFrame
     from minipage.trace.state import State, Text
 
 MANY = 10  # labels in a row that nobody reads
+FEW = 2  # of the same kind that get a sentence each; more of them share one
+ROUTINE = " arrives: ", " arrive: ", ": the new token", "full: others can find"  # parts of sentences
 Tables = Mapping[str, Sequence[int]]  # label -> block table
 
 
@@ -54,10 +59,18 @@ def sentences(change: dict[str, Any], before: Before, after: State) -> list[str]
 
 
 def arrivals(change: dict[str, Any], after: State) -> list[str]:
+    requests: dict[str, list[str]] = {}
+    for new in change.get("new", ()):
+        requests.setdefault(new["request_id"], []).append(new["label"])
+    lengths = {its[0]: after.texts[its[0]].num_prompt_tokens for its in requests.values()}
+    if len(requests) > FEW:
+        labels = [label for its in requests.values() for label in its]
+        shortest, longest = min(lengths.values()), max(lengths.values())
+        are = f"of {count(longest, 'token')} each" if shortest == longest else f"of {shortest} to {longest} tokens"
+        return [f"{join(labels)} arrive: prompts {are}."]
     told = []
-    for request_id in dict.fromkeys(new["request_id"] for new in change.get("new", ())):
-        its = [new["label"] for new in change["new"] if new["request_id"] == request_id]
-        prompt = f"a prompt of {count(after.texts[its[0]].num_prompt_tokens, 'token')}"
+    for its in requests.values():
+        prompt = f"a prompt of {count(lengths[its[0]], 'token')}"
         told.append(
             f"{its[0]} arrives: {prompt}." if len(its) == 1 else f"{join(its)} arrive: {prompt}, {len(its)} samples."
         )
@@ -73,7 +86,7 @@ def hits(before: Before, after: State) -> list[str]:
             found = text.blocks[: start // after.block_size]
             told.append(
                 f"{label} finds its first {count(start, 'token')} in the prefix cache: {block_names(found)} "
-                f"{'is' if len(found) == 1 else 'are'} shared, not computed."
+                f"{'is' if len(found) == 1 else 'are'} shared."
             )
     return told
 
@@ -107,10 +120,13 @@ def copies(after: State) -> list[str]:
         if pairs := after.moves.get(name):
             here = [pair.source if name == "swap_out" else pair.destination for pair in pairs]
             told.append(f"{block_names(here).capitalize()} {'is' if len(here) == 1 else 'are'} {verb}.")
-    for source, to in after.moves.get("copies", ()):
-        writers = [text.label for text in after.texts.values() if to in text.blocks]
-        writer = join(writers) if writers else "its writer"
-        told.append(f"{writer} writes into block {source}, which is shared: it is copied to block {to} first.")
+    copied: dict[int, list[int]] = {}
+    for source, destination in after.moves.get("copies", ()):
+        copied.setdefault(source, []).append(destination)
+    for source, to in copied.items():
+        writers = [text.label for text in after.texts.values() if not {*to}.isdisjoint(text.blocks)]
+        who = f"{join(writers)} {'writes' if len(writers) == 1 else 'write'}" if writers else "Somebody writes"
+        told.append(f"{who} into block {source}, which is shared: it is copied to {block_names(to)} first.")
     return told
 
 
@@ -157,14 +173,16 @@ def printable(text: str) -> str:
 
 def publications(before: Before, after: State) -> list[str]:
     new = sorted(after.cached - before.cached)
-    return (
-        [f"{block_names(new).capitalize()} {'is' if len(new) == 1 else 'are'} full: others can find it."] if new else []
-    )
+    if not new:
+        return []
+    full = "is full: others can find it" if len(new) == 1 else "are full: others can find them"
+    return [f"{block_names(new).capitalize()} {full}."]
 
 
 def allocations(before: Before, after: State) -> list[str]:
     """Who got blocks for what, and who lost them for it, in the order in which it happened."""
-    told, fitting, preempted, num_free = [], [], list(after.preempted), before.num_free
+    told: list[Told] = []
+    fitting, preempted, num_free = [], list(after.preempted), before.num_free
     for label, start, num_tokens in after.chunks:
         text = after.texts[label]
         # What the prefix cache found, or what came back from swap, was not taken for this.
@@ -172,36 +190,80 @@ def allocations(before: Before, after: State) -> list[str]:
         new_blocks = text.blocks[known:] if before.status.get(label) != "swapped" else []
         while preempted and num_free < len(new_blocks):
             num_free += len(_held(preempted[0], before.tables))
-            told.append(_preemption(label, preempted.pop(0), before.tables, after))
+            told.append(Told("preempt", label, 0, (), _preemption(label, preempted.pop(0), before.tables, after)))
         num_free -= len(new_blocks)
         ends = start + num_tokens == len(text.token_ids)
+        facts = label, num_tokens, tuple(new_blocks)
         if start == 0:
-            told.append(_start(text, num_tokens, ends, new_blocks))
+            kind = "return" if text.preemptions else "start"
+            told.append(Told(kind, *facts, _start(text, num_tokens, ends, new_blocks)))
         elif num_tokens > 1 or not ends:
-            told.append(_next_chunk(text, num_tokens, new_blocks))
+            told.append(Told("go on", *facts, _next_chunk(text, num_tokens, new_blocks)))
         elif new_blocks:
-            told.append(f"{label} needs a block: {block_names(new_blocks)} is taken from the free queue.")
+            sentence = f"{label} needs a block: {block_names(new_blocks)} is taken from the free queue."
+            told.append(Told("need", *facts, sentence))
         else:
             fitting.append(label)
     # Whoever is left made way in vain: the last of them needed a block, and was the latest itself.
-    told += [_preemption(join(preempted[-1]), group, before.tables, after) for group in preempted]
+    in_vain = [_preemption(join(preempted[-1]), group, before.tables, after) for group in preempted]
+    sentences = [*_together(told), *in_vain]
     if fitting:
         what = "new token fits in its last block" if len(fitting) == 1 else "new tokens fit in their last blocks"
-        told.append(f"{join(fitting)}: the {what}.")
-    return told
+        sentences.append(f"{join(fitting)}: the {what}.")
+    return sentences
+
+
+class Told(NamedTuple):
+    """Something that happened to one text, ready to be said; with others of its kind it is said in one sentence."""
+
+    kind: str
+    label: str
+    num_tokens: int
+    blocks: tuple[int, ...]
+    sentence: str
+
+
+def _together(told: list[Told]) -> list[str]:
+    """What happened, in order; more than a few of one kind in a row share a sentence."""
+    sentences = []
+    for kind, row in groupby(told, key=lambda each: each.kind):
+        group = list(row)
+        who, num_tokens = join(each.label for each in group), sum(each.num_tokens for each in group)
+        blocks = [block for each in group for block in each.blocks]
+        taken = f"{block_names(blocks)} {'is' if len(blocks) == 1 else 'are'} taken" if blocks else "there is room"
+        if len(group) <= FEW or kind == "preempt":
+            sentences += [each.sentence for each in group]
+        elif kind == "start":
+            sentences.append(f"{who} start, with {num_tokens} tokens: {taken} from the free queue.")
+        elif kind == "return":
+            sentences.append(f"{who} are back: {num_tokens} tokens are computed again, in {block_names(blocks)}.")
+        elif kind == "go on":
+            sentences.append(f"{who} go on, with {num_tokens} more tokens: {taken}.")
+        else:
+            sentences.append(f"{who} need a block each: {taken} from the free queue.")
+    return sentences
 
 
 def finishes(reasons: Mapping[str, str], tables: Tables) -> list[str]:
     """`tables` are the block tables before the update emptied them."""
-    return [f"{label} is finished ({why}){_and_frees(len(tables[label]))}" for label, why in reasons.items()]
+    told = []
+    for why in dict.fromkeys(reasons.values()):
+        labels = [label for label, reason in reasons.items() if reason == why]
+        if len(labels) > FEW:
+            their = {block for label in labels for block in tables[label]}
+            told.append(f"{join(labels)} are finished ({why}){_and_frees(len(their), 'their')}")
+        else:
+            told += [f"{label} is finished ({why}){_and_frees(len(tables[label]))}" for label in labels]
+    return told
 
 
 def _preemption(needy: str, latest: list[str], tables: Tables, after: State) -> str:
     held, swapped = len(_held(latest, tables)), after.texts[latest[0]].status == "swapped"
-    free = f"its {count(held, 'block')} {'is' if held == 1 else 'are'} {'saved and ' if swapped else ''}free again"
-    then = "will come back" if swapped else "will be recomputed"
-    what = f"{join(latest)}, the latest, is preempted; {free} and it {then}."
-    return f"{needy} needs room, but the pool is dry: {what}"
+    is_or_are = "is" if held == 1 else "are"
+    what = f"its {count(held, 'block')} {is_or_are} free again and it will be recomputed"
+    if swapped:
+        what = f"its {count(held, 'block')} {is_or_are} saved, and free again; it will come back"
+    return f"{needy} needs room, but the pool is dry: {join(latest)}, last in line, is preempted; {what}."
 
 
 def _held(group: list[str], tables: Tables) -> set[int]:
@@ -220,14 +282,19 @@ def _start(text: Text, num_tokens: int, ends: bool, blocks: Sequence[int]) -> st
 
 def _next_chunk(text: Text, num_tokens: int, blocks: Sequence[int]) -> str:
     taken = f"{block_names(blocks)} {'is' if len(blocks) == 1 else 'are'} taken" if blocks else "there is room"
-    return f"{text.label} goes on: {num_tokens} more of its {len(text.token_ids)} tokens; {taken}."
+    return f"{text.label} goes on: {num_tokens} more of its {count(len(text.token_ids), 'token')}; {taken}."
 
 
-def _and_frees(num_blocks: int) -> str:
+def _and_frees(num_blocks: int, whose: str = "its") -> str:
     if num_blocks == 0:
         return "."
     goes = "goes" if num_blocks == 1 else "go"
-    return f": its {count(num_blocks, 'block')} {goes} back to the free queue."
+    return f": {whose} {count(num_blocks, 'block')} {goes} back to the free queue."
+
+
+def is_routine(sentence: str) -> bool:
+    """Whether it can go first where there is no room: what it says is seen, or does not change what is computed."""
+    return any(part in sentence for part in ROUTINE)
 
 
 def block_names(blocks: Sequence[int]) -> str:
@@ -239,11 +306,6 @@ def block_names(blocks: Sequence[int]) -> str:
     if len(blocks) > 8:
         return f"blocks {', '.join(map(str, blocks[:6]))} and {len(blocks) - 6} more"
     return f"blocks {join(map(str, blocks))}"
-
-
-def count(number: int, noun: str) -> str:
-    """1 block, 2 blocks."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def decimals(number: float) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from html import escape
 from itertools import groupby
 from pathlib import Path
@@ -16,8 +16,9 @@ from typing import Any
 from rich.console import Console
 
 from minipage.trace import html
-from minipage.trace.frames import Frame, is_stop
+from minipage.trace.frames import Frame, fullest, is_stop
 from minipage.trace.replay import Trace
+from minipage.trace.story import Scenario
 from minipage.trace.terminal import draw
 
 WIDTH, HEIGHT = 100, 36  # cells of a picture
@@ -48,7 +49,19 @@ def picture(frame: Frame, width: int = WIDTH, height: int = HEIGHT) -> str:
 
 
 def write_html(frames: list[Frame], trace: Trace, path: Path) -> None:
-    html.write_page(frames, path, trace.title or html.TITLE)
+    still = picture(fullest(frames)) if frames else ""
+    html.write_page(frames, path, trace.title or html.TITLE, still=still)
+
+
+def write_index(path: Path, scenarios: Iterable[Scenario]) -> None:
+    """A page with a link to each story's page beside it."""
+    lines = [
+        f'<li><a href="{s.name}{SUFFIXES["html"]}">{escape(s.title)}</a>: {escape(s.about)}.</li>' for s in scenarios
+    ]
+    head = '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>minipage: the stories</title>\n'
+    looks = '<meta name="viewport" content="width=device-width">\n<meta name="color-scheme" content="light dark">\n'
+    body = "\n".join(["<h1>The stories</h1>", "<ul>", *lines, "</ul>", "</html>", ""])
+    path.write_text(head + looks + body, encoding="utf-8")
 
 
 def write_svg(frames: list[Frame], trace: Trace, path: Path) -> None:

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args, overload
 
+from minipage.errors import count
 from minipage.memory import BlockCopy, blocks_needed
 from minipage.memory.contiguous import SlotUsage
 
@@ -49,6 +50,10 @@ class SequenceFrame:
     last_blocks: tuple[int, ...]  # if it holds none: the block table that it lost, finished or preempted
     num_preemptions: int  # how often it lost its blocks
     finish_reason: str | None  # "length", "stop", "abort", …, once it is finished
+
+    def __repr__(self) -> str:
+        length = f"{len(self.tokens)} of at most {count(self.max_num_tokens, 'token')}"
+        return f"<{self.label}: {shorten(repr(self.prompt + self.text), 60)}, {self.status}, {length}>"
 
     def block_tokens(self, logical: int, block_size: int) -> tuple[str, ...]:
         """The words in logical block `logical`: up to `block_size` of them."""
@@ -99,7 +104,7 @@ class Blocks(Sequence[BlockFrame]):
         return hash((self._num_blocks, *self._kept.items()))
 
     def __repr__(self) -> str:
-        return f"Blocks({self._num_blocks}, {self._kept})"
+        return f"<{count(self._num_blocks, 'block')}, of which {len(self._kept)} hold something>"
 
 
 def occupied(blocks: Sequence[BlockFrame]) -> Iterable[tuple[int, BlockFrame]]:
@@ -219,6 +224,10 @@ class AttentionFrame:
     steps: tuple[SoftmaxStep, ...] = ()  # those that are done
     kernel: tuple[float, ...] = ()  # [head_size], what the engine's own kernel returned; empty before the end
 
+    def __repr__(self) -> str:
+        where = f"layer {self.layer}, head {self.head}"
+        return f"<attention of token {self.position} of {self.label}, {where}: {count(len(self.steps), 'block')} read>"
+
     @property
     def result(self) -> tuple[float, ...]:
         """[head_size] what the walk comes to, once it is over: the output divided by the sum."""
@@ -260,6 +269,13 @@ class Frame:
     story: str  # what a scenario says to this step, or an empty string
     contiguous: tuple[ContiguousFrame, ...] = ()  # the same requests in other memories, where a scenario compares
     attention: AttentionFrame | None = None  # in an "attend" frame
+
+    def __repr__(self) -> str:
+        queues = {"running": self.running, "waiting": self.waiting, "swapped": self.swapped}
+        who = ", ".join(f"{name} {shorten(' '.join(labels), 30)}" for name, labels in queues.items() if labels)
+        used = f"{self.num_used_blocks} of {count(len(self.blocks), 'block')} used"
+        computed = f"{count(self.num_computed_tokens, 'token')} computed"
+        return f"<Frame: step {self.step}, {self.phase}: {who or 'nobody is there'}; {used}; {computed}>"
 
     @property
     def phase_events(self) -> tuple[str, ...]:
@@ -345,6 +361,19 @@ def is_stop(frame: Frame) -> bool:
     return frame.phase in STOPS
 
 
+def fullest(frames: Iterable[Frame]) -> Frame:
+    """The one with most blocks in use, and of these most tokens in them: where only one can be shown, it shows most."""
+    latest_first = list(frames)[::-1]
+    stops = list(filter(is_stop, latest_first)) or latest_first
+    return max(stops, key=lambda frame: (frame.num_used_blocks, frame.num_stored_tokens))
+
+
+def shorten(text: str, length: int) -> str:
+    """`text` in at most `length` characters: its beginning and its end."""
+    half = (length - 3) // 2
+    return text if len(text) <= length else f"{text[:half]}...{text[-half:]}"
+
+
 def label_of(index: int) -> str:
     """0 -> A, 25 -> Z, 26 -> AA, …: the columns of a spreadsheet."""
     letters = ""
@@ -353,3 +382,11 @@ def label_of(index: int) -> str:
         letters = chr(ord("A") + letter) + letters
         index -= 1
     return letters
+
+
+def index_of(label: str) -> int:
+    """A -> 0, Z -> 25, AA -> 26: what `label_of` makes a label of."""
+    index = 0
+    for letter in label:
+        index = 26 * index + ord(letter) - ord("A") + 1
+    return index - 1

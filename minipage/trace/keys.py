@@ -48,6 +48,10 @@ if sys.platform == "win32":
             pressed = readchar.readkey()
             return ARROWS.get(pressed, pressed)
 
+        def wants_to_leave(self) -> bool:
+            """Not to be known here without taking the key; Ctrl-C leaves at any time."""
+            return False
+
 else:
     import os
     import select
@@ -79,6 +83,11 @@ else:
             if not self._pressed:
                 self._read(timeout)
             return self._pressed.popleft() if self._pressed else None
+
+        def wants_to_leave(self) -> bool:
+            """Whether the key for leaving has been pressed; all that was pressed is still there for `poll`."""
+            self._read(0)
+            return LEAVE in self._pressed
 
         def _read(self, timeout: float) -> None:
             if not select.select([self._fd], [], [], timeout)[0]:

@@ -51,8 +51,8 @@ def lane_lines(frame: Frame, width: int, lines_per_lane: int, glyphs: Glyphs) ->
     return told
 
 
-def legend(glyphs: Glyphs) -> str:
-    return f"A words  {glyphs.empty} later  {glyphs.unused} never used  {glyphs.free} free"
+def legend(glyphs: Glyphs) -> list[str]:
+    return ["A words", f"{glyphs.empty} later", f"{glyphs.unused} never used", f"{glyphs.free} free"]
 
 
 def _figures(lane: Lane, width: int) -> Text:

@@ -1,14 +1,16 @@
 """Plays frames on a full screen: by itself until a key is pressed, then as the viewer likes.
 
-Frames come from an iterator and are made as they are needed; going back shows those that were kept. It leaves the
-terminal as it found it, whatever happens.
+Frames come from an iterator and are made as they are needed; going back shows those that were kept. While one takes
+long, the last line says why, and something turns. It leaves the terminal as it found it, whatever happens.
 """
 
 from __future__ import annotations
 
+import _thread
 import time
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from rich.console import Console, RenderableType
 from rich.live import Live
@@ -18,6 +20,7 @@ from minipage.trace.frames import Frame, is_stop
 from minipage.trace.glyphs import BOLD, DIM, Glyphs, spread
 from minipage.trace.help import help_for
 from minipage.trace.keys import LEAVE, Keys
+from minipage.trace.spinner import signs_of_life
 from minipage.trace.terminal import draw
 
 SECONDS_PER_STEP = 0.7
@@ -44,6 +47,8 @@ class Player:
         self.by_phase = False  # stop at each phase of a step, not only at its end
         self.left = False
         self.seconds = SECONDS_PER_STEP
+        self.waits_for = ""  # what takes long at the moment
+        self.watch: Callable[[str], AbstractContextManager[object]] = nullcontext  # around the making of a frame
         self._source = source  # adds to `frames`, if that is a list
         self._glyphs = glyphs
         self._finish_step()
@@ -88,7 +93,8 @@ class Player:
 
     def _fetch(self) -> bool:
         """One more frame from the source, if it has one."""
-        frame = next(self._source, None)
+        with self.watch(f"computing step {self.frames[-1].step + 1}"):
+            frame = next(self._source, None)
         self.at_end = frame is None
         if frame is not None and isinstance(self.frames, list):
             self.frames.append(frame)
@@ -146,6 +152,9 @@ class Player:
         return draw(self.frame, width, height, self._glyphs, self._footer(width))
 
     def _footer(self, width: int) -> Text:
+        if self.waits_for:
+            sign = self._glyphs.turning[int(time.monotonic() * 10) % len(self._glyphs.turning)]
+            return spread(Text(f"{sign} {self.waits_for}"), Text.assemble(("q", BOLD), (" quit", DIM)), width)
         if self.typed:
             return Text.assemble("step ", (self.typed, BOLD), (": enter jumps there", DIM))
         sign, state = self._glyphs.play, f"{self.seconds:.1f} s a step"
@@ -153,28 +162,50 @@ class Player:
             sign, state = self._glyphs.pause, "paused"
         if self.finished:
             sign, state = self._glyphs.bullet, "the end" if self.touched else "any key: stay"
-        keys = Text()
-        for key, meaning in FOOTER.items():
-            keys.append(key, BOLD).append(f" {meaning}  ", DIM)
-        return spread(keys, Text(f"{sign} {state}"), width)
+        end = Text(f"{sign} {state}")
+        keys = [Text.assemble((key, BOLD), (f" {meaning}  ", DIM)) for key, meaning in FOOTER.items()]
+        while sum(key.cell_len for key in keys) + end.cell_len >= width and len(keys) > 1:
+            del keys[-3 if len(keys) > 2 else 0]  # help, and how to leave, are the last to go
+        return spread(Text.assemble(*keys), end, width)
 
 
 def play(player: Player, console: Console) -> None:
     """Show `player` on the full screen until the viewer leaves, or the last frame was seen and no key pressed."""
     with Keys() as keys, Live(console=console, screen=True, auto_refresh=False) as live:
-        shown: tuple[int, int] | None = None  # the size that the picture on the screen was drawn for
-        due = time.monotonic() + player.seconds
-        while not player.left:
-            size = console.size
-            if shown != size:
-                live.update(player.picture(*size), refresh=True)
-                shown = size
-            key = keys.poll(min(LOOK_AROUND, max(0.0, due - time.monotonic())))
-            if key:
-                player.press(key)
-                shown = None
-            elif time.monotonic() < due:
-                continue
-            elif player.tick():
-                shown = None
-            due = time.monotonic() + (LINGER if player.finished else player.seconds)
+
+        def draw_again() -> None:
+            live.update(player.picture(*console.size), refresh=True)
+
+        def still_waiting(what: str) -> None:
+            """Called from a thread of its own, while the main one computes."""
+            player.waits_for = what
+            draw_again()
+            if keys.wants_to_leave() and not player.left:
+                player.left = True
+                _thread.interrupt_main()
+
+        player.watch = lambda what: signs_of_life(what, still_waiting)
+        try:
+            _play(player, console, keys, draw_again)
+        except KeyboardInterrupt:
+            if not player.left:
+                raise
+
+
+def _play(player: Player, console: Console, keys: Keys, draw_again: Callable[[], None]) -> None:
+    shown: tuple[int, int] | None = None  # the size that the picture on the screen was drawn for
+    due = time.monotonic() + player.seconds
+    while not player.left:
+        player.waits_for = ""
+        if shown != console.size:
+            shown = console.size
+            draw_again()
+        key = keys.poll(min(LOOK_AROUND, max(0.0, due - time.monotonic())))
+        if key:
+            player.press(key)
+            shown = None
+        elif time.monotonic() < due:
+            continue
+        elif player.tick():
+            shown = None
+        due = time.monotonic() + (LINGER if player.finished else player.seconds)

@@ -14,9 +14,9 @@ from typing import NamedTuple
 
 from rich.text import Text
 
+from minipage.errors import count
 from minipage.memory import blocks_needed
 from minipage.trace.boxes import beside, boxed, words
-from minipage.trace.events import count
 from minipage.trace.frames import BlockFrame, Frame, SequenceFrame
 from minipage.trace.glyphs import ALERT, BOLD, DIM, Glyphs, ink_of, style_of
 
@@ -37,7 +37,7 @@ def pool_lines(frame: Frame, width: int, max_lines: int, glyphs: Glyphs, roomy: 
                 return lines
     shown = (max_lines - 1) * width
     lines = _letters_grid(replace(frame, blocks=frame.blocks[:shown]), width, glyphs)
-    return [*lines, Text(f"{glyphs.ellipsis} and {num_blocks - shown} more blocks", DIM)]
+    return [*lines, Text(f"{glyphs.ellipsis} and {count(num_blocks - shown, 'more block')}", DIM)]
 
 
 def free_queue_line(frame: Frame, width: int, glyphs: Glyphs) -> Text:
@@ -52,12 +52,15 @@ def free_queue_line(frame: Frame, width: int, glyphs: Glyphs) -> Text:
 def bar_lines(frame: Frame, width: int, glyphs: Glyphs) -> list[Text]:
     """Two bars of one scale: the memory in use, and what the same requests would take in one piece each."""
     total, contiguous = len(frame.blocks), frame.num_contiguous_blocks
-    used = f" {frame.num_used_blocks} of {total} blocks, {count(frame.num_wasted_slots, 'empty slot')} in them"
-    reserved = Text(f" {contiguous} blocks reserved, for the longest case")
-    if contiguous > total:
-        reserved = Text(f" {contiguous} blocks reserved: more than there are", ALERT)
-
     cells = max(10, min(80, width - BAR_LABEL - 42))
+    used = f" {frame.num_used_blocks} of {count(total, 'block')}, {count(frame.num_wasted_slots, 'empty slot')} in them"
+    reserved = Text(f" {count(contiguous, 'block')} reserved", ALERT if contiguous > total else "")
+    why = ": more than there are" if contiguous > total else ", for the longest case"
+    if BAR_LABEL + cells + reserved.cell_len + len(why) <= width:
+        reserved.append(why)
+    if BAR_LABEL + cells + len(used) > width:
+        used = f" {frame.num_used_blocks} of {count(total, 'block')}"
+
     slots = total * frame.block_size
     scale = cells / (max(total, contiguous) * frame.block_size)
     paged = _bar(_shares_paged(frame), slots, cells, scale, glyphs)

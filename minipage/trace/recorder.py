@@ -313,4 +313,4 @@ def reason(request: Request | None, seq: Sequence) -> str:
         return request.texts[seq].finish_reason or "abort"
     if request is None:
         return "abort"
-    return "the search is over" if request.finished else "none of its continuations is among the best"
+    return "the search is over" if request.finished else "beaten by other beams"

@@ -19,9 +19,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import overload
 
-from minipage.errors import MinipageError, TraceError
+from minipage.errors import MinipageError, TraceError, count
 from minipage.trace import events
-from minipage.trace.frames import STOPS, Frame
+from minipage.trace.frames import STOPS, Frame, fullest
 from minipage.trace.state import Change, State, Vocabulary
 
 VERSION = 2  # 2: what the scenarios `fragmentation` and `kernel` show
@@ -49,6 +49,12 @@ class Trace(Sequence[Frame]):
 
     def __len__(self) -> int:
         return len(self.changes)
+
+    def __repr__(self) -> str:
+        title = f" {self.title!r}" if self.title else ""
+        num_steps = len({change["step"] for change in self.changes})
+        pool = f"{count(len(self.header['ref_counts']), 'block')} of {count(self.header['block_size'], 'token')}"
+        return f"<Trace{title}: {count(num_steps, 'step')}, {count(len(self), 'frame')}, {pool}>"
 
     @overload
     def __getitem__(self, index: int) -> Frame: ...
@@ -108,7 +114,8 @@ class Trace(Sequence[Frame]):
 
         if not len(self):
             return "<p>The trace has no frames yet.</p>"
-        return html.notebook(self, self.title or html.TITLE, still=exports.picture(self[-1]))
+        frames = self[:]
+        return html.notebook(frames, self.title or html.TITLE, still=exports.picture(fullest(frames)))
 
     # ---- files
 
@@ -142,7 +149,9 @@ class Trace(Sequence[Frame]):
                     trace.changes.append(json.loads(line))
                     trace._go_to(len(trace))
                 if len(trace) != header["num_frames"]:
-                    raise TraceError(f"{path} is damaged: it has {len(trace)} of its {header['num_frames']} frames.")
+                    raise TraceError(
+                        f"{path} is damaged: it has {len(trace)} of its {count(header['num_frames'], 'frame')}."
+                    )
         except MinipageError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:

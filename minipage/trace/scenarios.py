@@ -6,13 +6,12 @@ first step at whose end its condition holds, so that a story stays true with oth
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from difflib import get_close_matches
 
 from minipage.errors import ConfigurationError
 from minipage.simulate import draw_lengths
 from minipage.trace.comparison import Comparison
-from minipage.trace.frames import Frame
+from minipage.trace.sights import gave_way, is_back, is_cut, is_full, is_shared, newly_used, step_is
 from minipage.trace.story import Arrival, Scenario, Turn
 from minipage.trace.walk import Walk
 
@@ -24,14 +23,6 @@ def find_scenario(name: str) -> Scenario:
     near = get_close_matches(name, SCENARIOS, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}?" if near else "`demo --list` shows them."
     raise ConfigurationError(f"there is no scenario {name!r}; {hint}")
-
-
-def step_is(number: int) -> Callable[[Frame], bool]:
-    return lambda frame: frame.step >= number
-
-
-def newly_used(frame: Frame) -> bool:
-    return any("needs a block" in event for event in frame.events)
 
 
 RICHARD = "KING RICHARD III:\nMy kingdom for a"
@@ -70,18 +61,23 @@ def crowd() -> tuple[Arrival, ...]:
     return tuple(arrivals)
 
 
-def is_full(index: int) -> Callable[[Frame], bool]:
-    """Whether somebody has to wait in a contiguous memory."""
-    return lambda frame: bool(frame.contiguous[index].waiting)
-
-
 FIRST_TURNS = (
     Turn(step_is(1), "The prompt is cut into blocks, and each is put wherever the pool has room."),
-    Turn(lambda f: not f.chunks or newly_used(f), "A last block is full: the next token gets a new one, and only now."),
+    Turn(
+        newly_used,
+        "A last block is full: the next token gets a new one, and only now.",
+        "No block was added: the last one of the prompt had room for all that came.",
+    ),
 )
+NEVER_DRY = "Nobody had to give way: with these texts and sizes there was always a free block."
 PREEMPTED = Turn(
     lambda f: f.preempted,
-    "The pool is dry: who came last gives all its blocks up, and the first goes on.",
+    "The pool is dry: the last in line gives its blocks up, and the first goes on.",
+    NEVER_DRY,
+)
+NEVER_COPIED = (
+    "Nothing was copied: nobody wrote into a block while it was shared. "
+    "(A prompt that fills its last block to the end leaves nothing to copy.)"
 )
 
 ALL = (
@@ -95,7 +91,6 @@ ALL = (
             Turn(step_is(4), "Every step computes one token: its K and V go to the slot that the table names."),
             Turn(lambda f: f.finished, "Done. The blocks go back, the last one first, for somebody else to use."),
         ),
-        {"num_blocks": 12},
     ),
     Scenario(
         "fragmentation",
@@ -124,8 +119,9 @@ ALL = (
                 "Same memory, same requests: in blocks it is full of words, and many more are done or nearly so.",
             ),
         ),
-        {"block_size": 16, "num_blocks": SLOTS // SCALE // 16, "max_num_batched_tokens": 1024},
-        Comparison,
+        {"block_size": 16, "max_num_batched_tokens": 1024},
+        num_slots=SLOTS // SCALE,
+        beside=Comparison,
         num_steps=28,
     ),
     Scenario(
@@ -134,16 +130,15 @@ ALL = (
         "three requests come at different times and share one small pool",
         (Arrival(0, RICHARD, 14), Arrival(2, JULIET, 18), Arrival(5, ROMEO, 12)),
         (
-            Turn(step_is(1), "One request begins alone; the others come while it runs."),
+            Turn(step_is(1), "One request begins alone; the others come later."),
             Turn(lambda f: len(f.running) > 1, "A second one joins at once: nobody waits for a batch to be over."),
             Turn(lambda f: len(f.running) > 2, "Three of them, and their blocks lie mixed. Each table knows its own."),
             PREEMPTED,
             Turn(lambda f: f.finished, "One is done and leaves; its blocks are free for others in the same step."),
-            Turn(
-                lambda f: any("is back" in event for event in f.events),
-                "Who gave way is back: its prompt and what it had written are computed again.",
-            ),
+            Turn(is_back, "Who gave way is back: its prompt and what it had written are computed again."),
         ),
+        room=0.84,
+        runs_dry=True,
     ),
     Scenario(
         "chunked-prefill",
@@ -151,17 +146,18 @@ ALL = (
         "a long prompt is computed in chunks, so that others need not stop",
         (Arrival(0, JULIET, 16), Arrival(2, FRIENDS + RICHARD, 8)),
         (
-            Turn(step_is(1), "A step computes 8 tokens at most. A short prompt fits."),
+            Turn(lambda f: f.chosen, "A step computes only a few tokens. A short prompt is soon done."),
             Turn(
-                lambda f: any(chunk.num_tokens > 1 for chunk in f.chunks) and f.step > 2,
-                "A long prompt comes. Who runs goes first, and the prompt gets what is left of the 8 tokens.",
+                lambda f: is_cut(f) and len(f.chunks) > 1,
+                "A long prompt comes. Who runs goes first, and the prompt gets what is left of the step's tokens.",
+                "No prompt was cut beside another text: each was computed in one step, or alone.",
             ),
             Turn(
-                lambda f: f.step > 5 and all(chunk.num_tokens == 1 for chunk in f.chunks),
-                "The prompt is complete. From now on both get one token a step.",
+                lambda f: len(f.chunks) > 1 and all(chunk.num_tokens == 1 for chunk in f.chunks),
+                "The prompt is complete. From now on each gets one token a step.",
             ),
         ),
-        {"num_blocks": 20},
+        room=1.33,
     ),
     Scenario(
         "copy-on-write",
@@ -170,7 +166,7 @@ ALL = (
         (Arrival(0, RICHARD, 9, {"n": 3}),),
         (
             Turn(
-                step_is(1),
+                is_shared,
                 "Three texts of one prompt: it is computed once, by A. The others fork its block table: "
                 "the same blocks, nothing copied. The number in a block counts who shares it.",
             ),
@@ -178,11 +174,13 @@ ALL = (
                 lambda f: f.copies,
                 "Now they go on differently. Who writes into a shared block gets a copy first; "
                 "the last of them writes in place.",
+                NEVER_COPIED,
             ),
             Turn(newly_used, "New blocks are each one's own. The full ones of the prompt stay shared to the end."),
             Turn(lambda f: f.finished, "A block is free only when the last of those who share it lets go."),
         ),
-        {"num_blocks": 16, "max_num_batched_tokens": 16},
+        {"max_num_batched_tokens": 16},
+        room=1.45,
     ),
     Scenario(
         "beam",
@@ -190,70 +188,88 @@ ALL = (
         "beam search keeps the three best texts; tables fork when a beam branches",
         (Arrival(0, JULIET, 10, {"beam_width": 3}),),
         (
-            Turn(step_is(1), "The three likeliest first words make three beams, over the very same blocks."),
-            Turn(lambda f: f.copies, "Each beam writes its own word: the shared last block is copied for all but one."),
             Turn(
-                lambda f: any("none of its" in event for event in f.events),
-                "A beam whose continuations are not among the best dies, and gives its blocks back.",
+                lambda f: any("branches off" in event for event in f.events),
+                "The three likeliest first words make three beams, over the very same blocks.",
+            ),
+            Turn(
+                lambda f: f.copies,
+                "Each beam writes its own word: the shared last block is copied for all but one.",
+                NEVER_COPIED,
+            ),
+            Turn(
+                lambda f: any("is finished (beaten" in event for event in f.events),
+                "A beam that is beaten by the others dies, and gives its blocks back.",
             ),
             Turn(lambda f: f.step > 4 and f.copies, "A good beam branches again: a new table, and one copied block."),
             Turn(lambda f: f.finished and not f.running, "The search is over: the best text is what remains."),
         ),
-        {"num_blocks": 24, "max_num_batched_tokens": 16},
+        {"max_num_batched_tokens": 16},
+        room=2.4,
     ),
     Scenario(
         "prefix",
         "What was computed once",
         "requests that begin alike share blocks, even after the first is done",
-        (Arrival(0, FRIENDS + "All:\nSpeak", 6), Arrival(9, FRIENDS + RICHARD, 6), Arrival(11, FRIENDS + JULIET, 6)),
+        (
+            Arrival(0, FRIENDS + "All:\nSpeak", 6),
+            Arrival(2, FRIENDS + RICHARD, 6, after=0),
+            Arrival(4, FRIENDS + JULIET, 6, after=0),
+        ),
         (
             Turn(step_is(1), "Every full block is known by the text that it ends: the prefix cache can find it."),
             Turn(lambda f: f.finished, "The request is done and its blocks are free, but they keep what they hold."),
             Turn(
-                lambda f: f.num_hit_tokens,
-                "A request that begins alike finds them, and takes them out of the free queue: nothing to compute.",
+                lambda f: f.num_hit_tokens and not is_shared(f),
+                "A request that begins alike finds them, and takes them out of the free queue: only the rest of its "
+                "prompt is computed.",
+                "No request found blocks that were free: what is found are full blocks whose every token, and all "
+                "before it, is the same.",
             ),
-            Turn(
-                lambda f: any(b.ref_count > 1 for b in f.blocks),
-                "And one more, while they are in use: now the blocks are shared.",
-            ),
+            Turn(is_shared, "One more finds them while they are in use: now the blocks are shared."),
         ),
-        {"num_blocks": 20, "max_num_batched_tokens": 16, "enable_prefix_caching": True},
+        {"max_num_batched_tokens": 16, "enable_prefix_caching": True},
+        room=0.84,
+        beginning=FRIENDS,
     ),
     Scenario(
         "preemption",
         "Giving way",
-        "the pool runs dry: the latest loses its blocks, and is computed again",
+        "the pool runs dry: the last in line loses its blocks, and is computed again",
         (Arrival(0, RICHARD, 16), Arrival(1, JULIET, 16)),
         (
             Turn(step_is(1), "Nobody knows how long a text will get, so blocks are handed out as they are needed."),
             PREEMPTED,
             Turn(
-                lambda f: f.waiting and not f.preempted,
+                lambda f: gave_way(f) and not f.preempted,
                 "It keeps its words. Only K and V are gone, and those can be computed again.",
             ),
-            Turn(
-                lambda f: any("is back" in event for event in f.events),
-                "There is room again. Prompt and words are computed like one long prompt.",
-            ),
+            Turn(is_back, "There is room again. Prompt and words are computed like one long prompt."),
         ),
-        {"num_blocks": 9},
+        room=0.7,
+        runs_dry=True,
     ),
     Scenario(
         "swap",
         "Saved, not lost",
-        "the pool runs dry: the latest one's blocks are saved in a second memory",
+        "the pool runs dry: the blocks of the last in line are saved in a second memory",
         (Arrival(0, RICHARD, 16), Arrival(1, JULIET, 16)),
         (
             Turn(step_is(1), "As in `preemption`, but there is a second memory to put blocks into."),
-            Turn(lambda f: f.swap_out, "The pool is dry. The latest one's blocks are copied out, and are free here."),
-            Turn(lambda f: f.swapped and not f.swap_out, "While anybody is swapped out, nobody new is admitted."),
+            Turn(
+                lambda f: f.swap_out,
+                "The pool is dry. The blocks of the last in line are copied out, and are free here.",
+                "Nothing was saved: there was always a free block, or too little swap space.",
+            ),
+            Turn(lambda f: f.swapped and not f.swap_out, "It waits with all its K and V, until there is room again."),
             Turn(
                 lambda f: f.swap_in,
                 "Back again, in other blocks: only the table has changed, and nothing is computed twice.",
             ),
         ),
-        {"num_blocks": 9, "preemption": "swap", "swap_space": "1MiB"},
+        {"preemption": "swap"},
+        room=0.7,
+        runs_dry=True,
     ),
     Scenario(
         "quantized",
@@ -261,11 +277,16 @@ ALL = (
         "K and V in one byte a number: the memory of 9 blocks holds many more",
         (Arrival(0, RICHARD, 16), Arrival(1, JULIET, 16), Arrival(2, ROMEO, 12)),
         (
-            Turn(step_is(1), "The memory is that of `preemption`, but each number takes one byte instead of four."),
-            Turn(lambda f: len(f.running) > 2, "Three requests run where two were too many: there are more blocks."),
-            Turn(lambda f: f.finished, "Nobody had to give way. The price: each K and V is rounded to 8 bits."),
+            Turn(step_is(1), "The memory is as small as in `preemption`, but a number takes one byte instead of four."),
+            Turn(lambda f: len(f.running) > 2, "All run at once where there was no room for that: it has more blocks."),
+            Turn(
+                lambda f: f.finished and not any(seq.num_preemptions for seq in f.all_sequences),
+                "Nobody had to give way. The price: each K and V is rounded to 8 bits.",
+            ),
         ),
-        {"memory": 9 * 4 * 2 * 4 * 256 * 4, "kv_cache_dtype": "int8"},
+        {"kv_cache_dtype": "int8"},
+        room=0.45,
+        runs_dry=True,  # in float32
     ),
     Scenario(
         "kernel",
@@ -273,7 +294,7 @@ ALL = (
         "the query of one token meets block after block: scores, maximum, sum and output",
         (Arrival(0, RICHARD, 6), Arrival(1, JULIET, 6)),
         (
-            Turn(step_is(1), "Two texts in one pool. After a few steps we look into the kernel, at a single query."),
+            Turn(step_is(1), "Texts in one pool. After a few steps we look into the kernel, at a single query."),
             Turn(
                 lambda f: f.attention,
                 "The newest token has a query. Each word in the first block answers with a score: how well it fits.",
@@ -292,7 +313,8 @@ ALL = (
             ),
         ),
         {"max_num_batched_tokens": 16},
-        Walk,
+        room=2.28,
+        beside=Walk,
     ),
 )
 SCENARIOS = {scenario.name: scenario for scenario in ALL}

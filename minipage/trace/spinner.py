@@ -1,29 +1,128 @@
-"""A sign of life on the terminal's error stream while something slow goes on; nothing where nobody watches."""
+"""A sign of life while something slow goes on, which says what that is. Nothing where nobody watches.
+
+The slow things are done where they always were; it is the sign that has a thread of its own. Most of them are kernels
+that are compiled on a new machine, and numba tells whoever asks which one it is at.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import signal
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import Timer
+from threading import Event, Thread, current_thread, main_thread
+from typing import Any, TypeVar
 
 from rich.console import Console
 
-PATIENCE = 0.3  # seconds that pass before it shows, so that what is quick does not flash
+PATIENCE = 0.5  # seconds that pass before it shows, so that what is quick does not flash
+BETWEEN = 0.1  # seconds between two looks at what is going on
+
+T = TypeVar("T")
+
+
+@contextmanager
+def signs_of_life(message: str, show: Callable[[str], object]) -> Iterator[None]:
+    """Call `show` with what is going on, again and again, from another thread, if the block runs for long."""
+    over = Event()
+
+    with compilations() as compiling, interrupts_kept():
+
+        def look() -> None:
+            pause = PATIENCE
+            while not over.wait(pause):
+                kernel = next(iter(compiling), "")  # the first: what it calls is compiled with it
+                show(f"compiling the kernel `{kernel}`, once on each machine" if kernel else message)
+                pause = BETWEEN
+
+        thread = Thread(target=look, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+
+@contextmanager
+def compilations() -> Iterator[list[str]]:
+    """A list that has the names of what numba is compiling, at any moment; the outermost comes first."""
+    if "numba" not in sys.modules:  # then nothing is compiled, and to load it takes half a second
+        yield []
+        return
+    import numba.core.event as event
+
+    class Listener(event.Listener):
+        def on_start(self, event: Any) -> None:
+            names.append(event.data["dispatcher"].py_func.__name__.strip("_"))
+
+        def on_end(self, event: Any) -> None:
+            names.pop()
+
+    names: list[str] = []
+    with event.install_listener("numba:compile", Listener()):
+        yield names
+
+
+@contextmanager
+def interrupts_kept() -> Iterator[None]:
+    """Ctrl-C ends the block as KeyboardInterrupt, wherever it comes.
+
+    It may come while LLVM calls back into numba. Then it is printed and dropped, and another error follows, or none.
+    """
+    if current_thread() is not main_thread():
+        yield
+        return
+    pressed: list[int] = []
+
+    def on_interrupt(number: int, _: object) -> None:
+        pressed.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield
+    except Exception as error:
+        if pressed:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed:
+        raise KeyboardInterrupt
 
 
 @contextmanager
 def spinner(message: str) -> Iterator[None]:
-    """Show `message` and something that turns while the block runs, if it runs for long."""
+    """Show `message` on the error stream's terminal, and something that turns, if the block runs for long."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield
+        with interrupts_kept():
+            yield
         return
-    status = console.status(message)
-    timer = Timer(PATIENCE, status.start)
-    timer.start()
+    status, told = console.status(message), list[str]()
+
+    def show(text: str) -> None:
+        if not console.is_dumb_terminal:
+            status.update(text)
+            status.start()
+        elif text not in told:  # nothing can turn here
+            told.append(text)
+            console.print(f"{text} ...", markup=False)
+
     try:
-        yield
+        with signs_of_life(message, show):
+            yield
     finally:
-        timer.cancel()
-        timer.join()
         status.stop()
+
+
+def patiently(items: Iterator[T], message: str) -> Iterator[T]:
+    """The same items, with a spinner whenever one of them is long in coming."""
+    while True:
+        with spinner(message):
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+        yield item

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from itertools import cycle
@@ -14,8 +14,8 @@ from minipage.trace.replay import Trace
 if TYPE_CHECKING:
     from minipage.engine import LLM
 
-ARRIVAL_STEPS = (0, 2, 5)  # of the viewer's own prompts; each further one comes 3 steps later
-MAX_TOKENS = 16  # for prompts of the viewer's own
+MAX_TOKENS = 16  # for more texts of the viewer's own than the story has
+PAUSE = 3  # steps between two of these
 
 
 class Arrival(NamedTuple):
@@ -25,7 +25,19 @@ class Arrival(NamedTuple):
     prompt: str
     max_tokens: int
     params: dict[str, Any] = {}  # noqa: RUF012 (nobody changes it): more for SamplingParams
-    num_prompt_tokens: int | None = None  # the prompt is repeated and cut to so many; None: it is taken as it is
+    num_prompt_tokens: int | None = None  # the prompt is repeated and cut to this many; None: it is taken as it is
+    after: int | None = None  # count the steps from the end of the request with this number
+
+    @property
+    def num_seqs(self) -> int:
+        """Texts that are written at once."""
+        most: int = self.params.get("beam_width") or self.params.get("n", 1)
+        return most
+
+    def is_due(self, steps_done: int, ends: Mapping[int, int]) -> bool:
+        """Whether it comes now; `ends` says after which step each request was done."""
+        start = 0 if self.after is None else ends.get(self.after)
+        return start is not None and steps_done >= start + self.step
 
 
 class Turn(NamedTuple):
@@ -33,6 +45,7 @@ class Turn(NamedTuple):
 
     when: Callable[[Frame], object]
     say: str
+    otherwise: str = ""  # said at the end if that was never seen, because texts or sizes of the viewer's prevent it
 
 
 class Beside(Protocol):
@@ -49,20 +62,28 @@ class Scenario:
     arrivals: tuple[Arrival, ...]
     turns: tuple[Turn, ...]
     engine: dict[str, Any] = field(default_factory=dict)  # options of LLM
+    room: float = 2.0  # blocks in the pool, as a share of what all requests together could grow to; see sizes.py
+    runs_dry: bool = False  # the pool has to be too small for all of them at once: that is what the story is about
+    num_slots: int | None = None  # the pool has this many, whatever is asked of it
+    beginning: str = ""  # all prompts begin with this; a single text of the viewer's takes its place
     beside: Callable[[LLM], Beside] | None = None  # what else is to be recorded
-    num_steps: int | None = None  # it is over after so many, whoever still runs
+    num_steps: int | None = None  # it is over after this many, whoever still runs
 
     def with_prompts(self, prompts: list[str] | None, max_tokens: int | None) -> Scenario:
-        """The same with the viewer's own texts."""
-        arrivals = self.arrivals
+        """The same with the viewer's own texts, each in the place of one of the story's."""
+        arrivals = list(self.arrivals)
         if prompts and arrivals[0].num_prompt_tokens:  # they are here for their lengths, and those stay
-            pairs = zip(arrivals, cycle(prompts))
-            arrivals = tuple(arrival._replace(prompt=prompt) for arrival, prompt in pairs)
-        elif prompts:
-            last = len(ARRIVAL_STEPS) - 1
-            steps = [ARRIVAL_STEPS[min(i, last)] + 3 * max(0, i - last) for i in range(len(prompts))]
-            params = arrivals[0].params
-            arrivals = tuple(Arrival(step, text, MAX_TOKENS, params) for step, text in zip(steps, prompts, strict=True))
+            arrivals = [arrival._replace(prompt=text) for arrival, text in zip(arrivals, cycle(prompts))]
+        elif prompts and prompts[0] and self.beginning and len(prompts) == 1:
+            begin = prompts[0].rstrip("\n") + "\n"
+            arrivals = [arrival._replace(prompt=arrival.prompt.replace(self.beginning, begin)) for arrival in arrivals]
+        else:
+            for i, text in enumerate(prompts or ()):
+                if i < len(arrivals):
+                    arrivals[i] = arrivals[i]._replace(prompt=text)
+                else:
+                    last = arrivals[-1]
+                    arrivals.append(Arrival(last.step + PAUSE, text, MAX_TOKENS, last.params, after=last.after))
         if max_tokens is not None:
-            arrivals = tuple(arrival._replace(max_tokens=max_tokens) for arrival in arrivals)
-        return replace(self, arrivals=arrivals)
+            arrivals = [arrival._replace(max_tokens=max_tokens) for arrival in arrivals]
+        return replace(self, arrivals=tuple(arrivals))

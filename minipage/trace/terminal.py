@@ -14,13 +14,16 @@ out, or has a star.
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterable
 from dataclasses import replace
 
 from rich.console import Group
 from rich.text import Text
 
-from minipage.trace.boxes import request_lines
-from minipage.trace.frames import Frame, occupied
+from minipage.errors import count
+from minipage.trace.boxes import folded_line, request_lines
+from minipage.trace.events import is_routine
+from minipage.trace.frames import Frame, SequenceFrame, occupied
 from minipage.trace.glyphs import BOLD, DIM, UNICODE, Glyphs, chip, spread
 from minipage.trace.lanes import lane_lines
 from minipage.trace.lanes import legend as lane_legend
@@ -64,48 +67,66 @@ def _lines(frame: Frame, width: int, glyphs: Glyphs, roomy: bool, height: int | 
         return _comparison(frame, width, glyphs, roomy, height)
     if frame.attention:
         return _inside_attention(frame, width, glyphs, roomy, height)
-    small = height is not None and height < 24
     pool = pool_lines(frame, width, _pool_height(height), glyphs, roomy)
-    events_room = (2 if small else 6 if roomy else 4) + bool(frame.story and not small)
-    events = _events(frame, width, None if height is None else events_room, glyphs)
-    room = None if height is None else height - FIXED_LINES - len(pool) - len(events)
+    room = None if height is None else height - FIXED_LINES - len(pool)
+    requests, events = _requests_and_events(frame, width, room, glyphs, roomy)
     return [
         _header(frame, width, glyphs),
         _queues(frame),
-        _rule("requests", f"[words in a logical block]{glyphs.arrow}physical block", width, glyphs),
-        *_requests(frame, width, room, glyphs, roomy),
-        _rule(
-            f"memory: {len(frame.blocks)} blocks of {frame.block_size} tokens", _legend(frame, glyphs), width, glyphs
-        ),
+        _rule("requests", [_words_legend(glyphs)], width, glyphs),
+        *requests,
+        _rule(f"memory: {count(len(frame.blocks), 'block')} of {count(frame.block_size, 'token')}",
+              _legends(frame, glyphs), width, glyphs),
         *pool,
         free_queue_line(frame, width, glyphs),
         *bar_lines(frame, width, glyphs),
-        _rule("what happened", "", width, glyphs),
         *events,
-    ]
+    ]  # fmt: skip
+
+
+def _requests_and_events(
+    frame: Frame, width: int, room: int | None, glyphs: Glyphs, roomy: bool
+) -> tuple[list[Text], list[Text]]:
+    """Both in `room` lines together. Events get a few; more, if requests can spare it, or if it matters."""
+    if room is None:
+        return _requests(frame, width, None, glyphs, roomy), _events(frame, width, None, glyphs)
+    small = room < 10
+    usual = (2 if small else 6 if roomy else 4) + bool(frame.story and not small)
+    going_on = [seq for seq in frame.sequences if seq.status != "finished"]
+    num_done = len(frame.all_sequences) - len(going_on)
+    wanted = [_wanted(seq, frame, width, glyphs, roomy) for seq in going_on]
+    spared = min(_num_lines(frame, width), room - sum(wanted) - num_done)  # block tables stay whole
+    matters = _num_lines(frame, width, routine=False)
+    most = room - sum(map(_least, going_on)) - bool(num_done)
+    events_room = max(usual, spared, 0 if small else min(matters, most))
+    if events_room > most:  # its last lines may be empty, or routine
+        events_room = max(most, min(usual, matters))
+    events_room = min(events_room, room)
+    requests = _requests(frame, width, room - events_room, glyphs, roomy)
+    return requests, _events(frame, width, events_room, glyphs)
 
 
 def _comparison(frame: Frame, width: int, glyphs: Glyphs, roomy: bool, height: int | None) -> list[Text]:
     """Several memories side by side; the texts get what room there is."""
     news = sorted(frame.events, key=lambda event: "the pool is dry" not in event)  # of so many, these first
     frame = replace(frame, events=tuple(news), num_earlier_events=0)
-    events = _events(frame, width, 8 if roomy else 4 if height is None or height < 24 else 5, glyphs)
+    most = 4 if height is None or height < 24 else 8
+    events = _events(frame, width, most if roomy else min(most, max(4, _num_lines(frame, width))), glyphs)
     num_lanes, lines_per_lane = len(frame.contiguous) + 1, 4 if roomy else 2
     if height is not None:
-        lines_per_lane = min(lines_per_lane, (height - 4 - len(events)) // num_lanes - 1)
-    size = f"{len(frame.blocks) * frame.block_size:,} slots, dealt out in {num_lanes} ways"
+        lines_per_lane = min(lines_per_lane, (height - 4 - (len(events) - 1)) // num_lanes - 1)
+    size = f"{count(len(frame.blocks) * frame.block_size, 'slot')}, dealt out in {num_lanes} ways"
     lanes = lane_lines(frame, width, lines_per_lane, glyphs)
-    room = 0 if height is None else height - 4 - len(lanes) - len(events)
+    room = 0 if height is None else height - 4 - len(lanes) - (len(events) - 1)
     requests = []
     if room > 2:
-        rule = _rule("requests", f"[words in a logical block]{glyphs.arrow}physical block", width, glyphs)
+        rule = _rule("requests", [_words_legend(glyphs)], width, glyphs)
         requests = [rule, *_requests(frame, width, room - 1, glyphs, roomy)]
     return [
         _header(frame, width, glyphs),
-        _rule(size, lane_legend(glyphs), width, glyphs),
+        _rule(size, fewer_parts(lane_legend(glyphs), lane_legend(glyphs)[:0:-1]), width, glyphs),
         *lanes,
         *(requests or [Text()] * room),
-        _rule("what happened", "", width, glyphs),
         *events,
     ]
 
@@ -113,18 +134,18 @@ def _comparison(frame: Frame, width: int, glyphs: Glyphs, roomy: bool, height: i
 def _inside_attention(frame: Frame, width: int, glyphs: Glyphs, roomy: bool, height: int | None) -> list[Text]:
     """One query on its way along its block table."""
     assert frame.attention is not None
-    events = _events(frame, width, None if height is None else 6 if roomy else 3, glyphs)
+    most = 6 if roomy else 3 if height is None or height < 24 else max(3, min(5, _num_lines(frame, width)))
+    events = _events(frame, width, None if height is None else most, glyphs)
     seq = next(seq for seq in frame.sequences if seq.label == frame.attention.label)
     text = request_lines(seq, frame, width, LINES_PER_REQUEST if height is None else max(3, height // 4), glyphs, roomy)
-    room = None if height is None else height - 5 - len(text) - len(events)
+    room = None if height is None else height - 5 - len(text) - (len(events) - 1)
     walk = walk_lines(frame, frame.attention, width, room, glyphs)
     return [
         _header(frame, width, glyphs),
-        _rule("whose query it is", f"[words in a logical block]{glyphs.arrow}physical block", width, glyphs),
+        _rule("whose query it is", [_words_legend(glyphs)], width, glyphs),
         *text,
-        _rule("inside attention", walk_legend(frame.attention), width, glyphs),
+        _rule("inside attention", [walk_legend(frame.attention)], width, glyphs),
         *walk,
-        _rule("what happened", "", width, glyphs),
         *events,
     ]
 
@@ -150,7 +171,7 @@ def _header(frame: Frame, width: int, glyphs: Glyphs) -> Text:
     if frame.phase != "update":  # which goes without saying
         left.append(f" {glyphs.bullet} ").append(frame.phase, BOLD)
     right = Text.assemble(
-        f"{used} of at most {budget} tokens computed ",
+        f"{used} of at most {count(budget, 'token')} computed ",
         (glyphs.stored * filled, BOLD),
         (glyphs.free * (cells - filled), DIM),
     )
@@ -172,66 +193,115 @@ def _chips(labels: tuple[str, ...] | list[str]) -> Text:
     return Text(" ").join(map(chip, labels)) if labels else Text("nobody", DIM)
 
 
-def _rule(title: str, legend: str, width: int, glyphs: Glyphs) -> Text:
-    """A line with a title at its left end and a word of help at its right."""
+def _rule(title: str, legends: Iterable[str], width: int, glyphs: Glyphs) -> Text:
+    """A line with a title at its left end and a word of help at its right: the first of `legends` that has room."""
     left = Text.assemble((f"{glyphs.line * 2} ", DIM), (title, BOLD), " ")
-    right = Text(f" {legend} {glyphs.line * 2}" if legend else "", DIM)
-    rest = width - left.cell_len - right.cell_len
-    if rest < 1:
-        return _rule(title, "", width, glyphs) if legend else left
-    return Text.assemble(left, (glyphs.line * rest, DIM), right)
+    for legend in filter(None, legends):
+        right = Text(f" {legend} {glyphs.line * 2}", DIM)
+        rest = width - left.cell_len - right.cell_len
+        if rest >= 1:
+            return Text.assemble(left, (glyphs.line * rest, DIM), right)
+    return left.append(glyphs.line * max(0, width - left.cell_len), DIM)
 
 
-def _legend(frame: Frame, glyphs: Glyphs) -> str:
+def _words_legend(glyphs: Glyphs) -> str:
+    return f"[words in a logical block]{glyphs.arrow}physical block"
+
+
+def _legends(frame: Frame, glyphs: Glyphs) -> Iterable[str]:
+    """What the signs of the memory mean, in fewer and fewer words; the sign that nobody could guess stays longest."""
     first, middle, last = glyphs.fills[1], glyphs.fills[4], glyphs.fills[-1]
-    known = (
-        f"  {CACHED} free, still known" if any(b.cached and not b.ref_count for _, b in occupied(frame.blocks)) else ""
-    )
-    return f"{first}{middle}{last} fill  * written now  {glyphs.slot * 2} free{known}"
+    known = any(block.cached and not block.ref_count for _, block in occupied(frame.blocks))
+    shared = max((block.ref_count for _, block in occupied(frame.blocks)), default=0) > 1
+    fill, free = f"{first}{middle}{last} fill", f"{glyphs.slot * 2} free"
+    cached, sharing = f"{CACHED} free, still known", "2 share it"
+    yield "  ".join([fill, "* written now", free, *[sharing] * shared, *[cached] * known])
+    star, cached, sharing = "* new", f"{CACHED} still known", "2 shared"
+    yield from fewer_parts([fill, star, free, *[sharing] * shared, *[cached] * known], [free, fill, star, sharing])
+
+
+def fewer_parts(parts: list[str], expendable: list[str]) -> Iterable[str]:
+    """All of them in a line, then without the first of those that are `expendable`, without the first two, ..."""
+    for num_left_out in range(len(expendable) + 1):
+        yield "  ".join(part for part in parts if part not in expendable[:num_left_out])
 
 
 def _requests(frame: Frame, width: int, room: int | None, glyphs: Glyphs, roomy: bool) -> list[Text]:
-    """A share of `room` lines for each request; without enough of them, the unfinished ones first."""
+    """All requests in `room` lines. Those that go on come first; those that are done share a line, if need be."""
     seqs = frame.all_sequences
     if room is None:
         return [line for seq in seqs for line in request_lines(seq, frame, width, LINES_PER_REQUEST, glyphs)]
-    by_interest = [*frame.sequences, *reversed(frame.finished_before)]
-    hidden = by_interest[room - 1 :] if len(seqs) > room else []
-    shown = [seq for seq in seqs if seq not in hidden]
-    wanted = [len(request_lines(seq, frame, width, LINES_PER_REQUEST, glyphs, roomy)) for seq in shown]
-    lines: list[Text] = []
-    for seq, height in zip(shown, _share(room, wanted), strict=True):
+    wanted = {seq: _wanted(seq, frame, width, glyphs, roomy) for seq in seqs}
+    done = [*frame.finished_before, *(seq for seq in frame.sequences if seq.status == "finished")]
+    num_folded, too_many = 0, sum(map(_least, seqs)) - room
+    while num_folded < len(done) and num_folded - bool(num_folded) < too_many:
+        num_folded += 1
+    folded = [seq for seq in seqs if seq in done[:num_folded]]
+    shown = [seq for seq in seqs if seq not in folded]
+    lines = [folded_line(folded, width, glyphs)] if folded and room > sum(map(_least, shown)) else []
+    room_left = room - len(lines)
+    hidden = shown[max(0, room_left - 1) :] if len(shown) > room_left else []
+    shown = [seq for seq in shown if seq not in hidden]
+    heights = _share(room_left - bool(hidden), [wanted[seq] for seq in shown], [bool(seq.blocks) for seq in shown])
+    for seq, height in zip(shown, heights, strict=True):
         lines += (request_lines(seq, frame, width, height, glyphs, roomy) + [Text()] * height)[:height]
     if hidden:
-        lines[room - 1 :] = [Text(f"{glyphs.ellipsis} and {len(hidden)} more requests", DIM)]
+        lines.append(Text(f"{glyphs.ellipsis} and {count(len(hidden), 'more request')}", DIM))
     return (lines + [Text()] * room)[:room]
 
 
-def _share(room: int, wanted: list[int]) -> list[int]:
-    """Equal parts of `room`, as long as they do; then those who want more get what others can spare."""
-    heights = [room // max(1, len(wanted))] * len(wanted)
-    spare = room - sum(heights)
-    for taker, want in enumerate(wanted):
-        while heights[taker] < want:
-            giver = max(range(len(wanted)), key=lambda i: heights[i] - wanted[i])
-            if spare:
-                spare -= 1
-            elif heights[giver] > wanted[giver]:
-                heights[giver] -= 1
-            else:
-                break
-            heights[taker] += 1
+def _wanted(seq: SequenceFrame, frame: Frame, width: int, glyphs: Glyphs, roomy: bool) -> int:
+    """Lines that a request would take."""
+    return len(request_lines(seq, frame, width, LINES_PER_REQUEST, glyphs, roomy))
+
+
+def _least(seq: SequenceFrame) -> int:
+    """Lines without which a request cannot be followed: its text, and the end of its block table."""
+    return 2 if seq.blocks else 1
+
+
+def _share(room: int, wanted: list[int], come_first: list[bool]) -> list[int]:
+    """A line for each, and then one after the other gets more, until all have what they want or `room` is used up."""
+    heights = [1] * len(wanted)
+    for now in (True, False):
+        takers = [i for i, first in enumerate(come_first) if first is now]
+        while sum(heights) < room and (takers := [i for i in takers if heights[i] < wanted[i]]):
+            heights[min(takers, key=lambda i: heights[i])] += 1
     return heights
 
 
+def _told(frame: Frame) -> tuple[str, ...]:
+    return frame.events if frame.phase in ("update", "failed") else frame.phase_events
+
+
+def _wrapped(sentence: str, width: int) -> list[str]:
+    return textwrap.wrap(sentence, width - 2)
+
+
+def _num_lines(frame: Frame, width: int, routine: bool = True) -> int:
+    """Lines of the story and of the sentences, with or without those that are routine."""
+    told = [event for event in _told(frame) if routine or not is_routine(event)]
+    return sum(len(_wrapped(event, width)) for event in told) + len(textwrap.wrap(frame.story, width))
+
+
 def _events(frame: Frame, width: int, room: int | None, glyphs: Glyphs) -> list[Text]:
-    """The sentences, wrapped; exactly `room` lines if that is given."""
+    """A rule and the sentences, wrapped; in exactly `room` lines, some are left out as a whole: routine first."""
     lines = [Text(part, BOLD) for part in textwrap.wrap(frame.story, width)]
-    for event in frame.events if frame.phase in ("update", "failed") else frame.phase_events:
-        for i, part in enumerate(textwrap.wrap(event, width - 2)):
-            lines.append(Text(f"{glyphs.bullet} {part}" if i == 0 else f"  {part}"))
-    if room is None:
-        return lines
-    if len(lines) > room:
-        lines[room - 1 :] = [Text(f"{glyphs.bullet} {glyphs.ellipsis} and more", DIM)]
-    return (lines + [Text()] * room)[:room]
+    told = list(_told(frame))
+    num_told = len(told)
+    if room is not None:
+        room_left = room - len(lines)
+        expendable = [
+            *filter(is_routine, reversed(told)),
+            *(event for event in reversed(told) if not is_routine(event)),
+        ]
+        while told and sum(len(_wrapped(event, width)) for event in told) > room_left:
+            told.remove(expendable.pop(0))
+    for event in told:
+        first, *others = _wrapped(event, width)
+        lines += [Text(f"{glyphs.bullet} {first}"), *(Text(f"  {part}") for part in others)]
+    left_out = [f"{glyphs.ellipsis} and {num_told - len(told)} more"] if len(told) < num_told else []
+    return [
+        _rule("what happened", left_out, width, glyphs),
+        *(lines if room is None else (lines + [Text()] * room)[:room]),
+    ]

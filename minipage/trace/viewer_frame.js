@@ -184,7 +184,7 @@ function drawSwapped(label, text, i, block, size) {
 
 function drawPool(frame, before, detail) {
   const size = frame.block_size, total = frame.num_blocks;
-  byId("memory-size").textContent = `${total} blocks of ${count(size, "token")}`;
+  byId("memory-size").textContent = `${count(total, "block")} of ${count(size, "token")}`;
   const cells = Array.from({ length: Math.min(total, MOST_CELLS) }, (_, number) => drawCell(frame, before, number, detail));
   if (total > MOST_CELLS) cells.push(make("li", { class: "more" }, `… and ${total - MOST_CELLS} more`));
   byId("pool").className = `walk ${detail}`;
@@ -265,7 +265,7 @@ function drawFigures(frame) {
   const tooMuch = one > slots;
   byId("figures").replaceChildren(
     ...row("Paged", bar(["stored", stored], ["wasted", frame.num_wasted_slots], ["rest", slots - taken]),
-      `${frame.num_used_blocks} of ${frame.num_blocks} blocks, ${count(frame.num_wasted_slots, "empty slot")} in them`),
+      `${frame.num_used_blocks} of ${count(frame.num_blocks, "block")}, ${count(frame.num_wasted_slots, "empty slot")} in them`),
     ...row("In one piece", bar(["reserved", Math.min(one, slots)], ["excess", Math.max(0, one - slots)], ["rest", Math.max(0, slots - one)]),
       `${count(frame.num_contiguous_blocks, "block")} reserved${tooMuch ? ": more than there are" : " for the longest case"}`, tooMuch),
     ...row("This step", "", `${frame.num_computed_tokens} of at most ${count(frame.max_num_batched_tokens, "token")} computed`),

@@ -15,6 +15,7 @@ import math
 
 from rich.text import Text
 
+from minipage.errors import count
 from minipage.trace.events import decimals
 from minipage.trace.frames import AttentionFrame, Frame, SoftmaxStep
 from minipage.trace.glyphs import BOLD, DIM, Glyphs, clip, ink_of, style_of, visible
@@ -60,7 +61,7 @@ def _block_lines(frame: Frame, attention: AttentionFrame, glyphs: Glyphs) -> lis
 def _table_lines(attention: AttentionFrame, width: int, glyphs: Glyphs) -> list[Text]:
     """A row for each block so far; at the end the result, and what the kernel says."""
     num_shown = max(1, min(len(attention.steps[-1].output), (width - NAME - 3 * NUMBER - 2) // NUMBER))
-    title = f"output: {num_shown} of its {len(attention.steps[-1].output)} numbers"
+    title = f"output: {num_shown} of its {count(len(attention.steps[-1].output), 'number')}"
     head = f"{'':{NAME}}{'shrink':>{NUMBER}}{'maximum':>{NUMBER}}{'sum':>{NUMBER}}  {title}"
     lines = [Text(head, DIM)]
     for step in attention.steps:
@@ -70,7 +71,7 @@ def _table_lines(attention: AttentionFrame, width: int, glyphs: Glyphs) -> list[
         for name, numbers in (("output / sum", attention.result), ("the kernel", attention.kernel)):
             lines.append(Text(f"{name:{NAME + 3 * NUMBER}}  {_numbers(numbers[:num_shown])}", BOLD))
         difference = decimals(attention.largest_difference)
-        lines.append(Text(f"largest difference of all {len(attention.kernel)} numbers: {difference}"))
+        lines.append(Text(f"largest difference of all {count(len(attention.kernel), 'number')}: {difference}"))
     return lines
 
 

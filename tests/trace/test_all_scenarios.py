@@ -1,5 +1,7 @@
 """`demo all` writes every scenario: the pictures for somebody's slides, by one command."""
 
+import re
+
 from minipage.cli import main
 from minipage.trace.scenarios import SCENARIOS
 
@@ -10,7 +12,11 @@ def test_every_scenario_gets_a_folder_of_pictures_and_a_page(tmp_path, capsys):
         pictures = list((tmp_path / "svg" / name).glob("step-*.svg"))
         assert pictures and all("<svg" in p.read_text(encoding="utf-8") for p in pictures)
         assert (tmp_path / "html" / f"{name}.html").exists()
-    assert capsys.readouterr().out.count("wrote ") == 2 * len(SCENARIOS)
+    out = capsys.readouterr().out
+    assert out.count("wrote ") == 2 * len(SCENARIOS) and f"open {tmp_path / 'html' / 'index.html'}" in out
+    index = (tmp_path / "html" / "index.html").read_text(encoding="utf-8")
+    links = re.findall(r'<li><a href="([^"]+)">[^<]+</a>: [^<]+[.]</li>', index)
+    assert links == [f"{name}.html" for name in SCENARIOS]
 
 
 def test_all_scenarios_cannot_be_shown_one_after_the_other(capsys):

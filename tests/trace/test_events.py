@@ -46,7 +46,7 @@ def test_events_tell_the_story():
         (7, "A and B: the new tokens fit in their last blocks."),
         (
             8,
-            "B needs room, but the pool is dry: B, the latest, is preempted; "
+            "B needs room, but the pool is dry: B, last in line, is preempted; "
             "its 2 blocks are free again and it will be recomputed.",
         ),
         (11, "A is finished (length): its 5 blocks go back to the free queue."),
@@ -74,12 +74,9 @@ def test_who_is_preempted_for_whom():
         run_story(llm, {0: [("x", [5, 6], 6), ("y", [7], 4), ("z", [8], 4)]})
     story = [event for frame in trace.steps for event in frame.events]
     again = "its {} free again and it will be recomputed."
-    start = story.index("A needs a block: block 4 is taken from the free queue.")
-    assert story[start : start + 5] == [
-        "A needs a block: block 4 is taken from the free queue.",
-        "B needs a block: block 5 is taken from the free queue.",
-        "C needs a block: block 6 is taken from the free queue.",
-        "A needs room, but the pool is dry: C, the latest, is preempted; " + again.format("2 blocks are"),
+    start = story.index("A, B and C need a block each: blocks 4, 5 and 6 are taken from the free queue.")
+    assert story[start + 1 : start + 3] == [
+        "A needs room, but the pool is dry: C, last in line, is preempted; " + again.format("2 blocks are"),
         "A needs a block: block 6 is taken from the free queue.",
     ]
 

@@ -163,7 +163,7 @@ def a_story():
     stage.shoot("sample", 'Sampled: A " that", B " to", C " o".')
     stage.say(A=" that", B=" to", C=" o")
     stage.cached |= {1, 2, 3, 4}
-    stage.shoot("update", "Blocks 1, 2, 3 and 4 are full: others can find it.")
+    stage.shoot("update", "Blocks 1, 2, 3 and 4 are full: others can find them.")
 
     stage.begin("A and B need one block each, and C, the latest, makes room for the time being.")
     c = texts["C"]
@@ -172,7 +172,7 @@ def a_story():
     texts["A"].blocks, texts["B"].blocks, stage.free = [0, 2, 6], [0, 1, 7], [5, 4, 3]
     out = tuple(map(BlockCopy, (3, 4, 5), (0, 1, 2)))
     chunks = stage.chunk("A", 8, 1), stage.chunk("B", 8, 1)
-    told = "C, the latest, is preempted; its 3 blocks are saved and free again and it will come back."
+    told = "C, last in line, is preempted; its 3 blocks are saved, and free again; it will come back."
     stage.shoot("schedule", told, chunks=chunks, swap_out=out, preempted=("C",))
     stage.shoot("copy", "Blocks 3, 4 and 5 are saved to swap space.")
     stage.shoot("forward", "K and V of 2 tokens are written to blocks 6 and 7; attention reads 5 blocks.")

@@ -240,3 +240,14 @@ def test_a_failed_step_is_survived(llm, monkeypatch):
     assert [frame.step for frame in trace.steps] == [1, 2, 4, 5, 6]
     assert trace.steps[2].chunks[0].start == 0, "what was half written was not computed again"
     assert trace.steps[-1].sequences[0].finish_reason == "length"
+
+
+def test_a_trace_and_all_in_it_say_in_a_line_what_they_are():
+    llm = LLM(block_size=4, num_blocks=400, max_num_batched_tokens=1000)
+    with record(llm, "A title") as trace:
+        llm.generate(["To be, or not to be"] * 40, SamplingParams(max_tokens=4))
+    assert repr(trace) == "<Trace 'A title': 4 steps, 16 frames, 400 blocks of 4 tokens>"
+    frame = trace[5]
+    assert "step 2" in repr(frame) and "of 400 blocks used" in repr(frame)
+    for thing in (trace, frame, frame.sequences[0], frame.blocks, frame.blocks[0], frame.chunks[0]):
+        assert len(repr(thing)) < 200 and "\n" not in repr(thing)

@@ -1,7 +1,9 @@
 """The stories: they happen, on the real engine, and what they say is seen when it is said."""
 
+import base64
 import io
 import json
+import re
 import xml.etree.ElementTree as ElementTree
 from functools import cache
 
@@ -12,6 +14,7 @@ from minipage import LLM
 from minipage.cli import main
 from minipage.trace import Trace
 from minipage.trace.demo import Demo, make_engine
+from minipage.trace.exports import write_html
 from minipage.trace.frames import is_stop
 from minipage.trace.glyphs import UNICODE
 from minipage.trace.player import Player
@@ -109,7 +112,7 @@ def test_files(tmp_path, capsys):
         (["demo", "copyonwrite"], "did you mean 'copy-on-write'"),
         (["demo", "xyzzy"], "--list"),
         (["demo", "basics", "--preemption", "never"], "preemption"),
-        (["demo", "basics", "--prompt", "word " * 200], "block"),
+        (["demo", "basics", "--num-blocks", "20", "--prompt", "word " * 200], "block"),
         (["demo", "--replay", __file__], "damaged"),
     ],
 )
@@ -210,3 +213,32 @@ def test_a_policy_is_seen():
         return next(frames).running
 
     assert first_to_run() == ("A",) and first_to_run(policy="priority") == ("H",)
+
+
+def stills(html):
+    """The pictures in a page, decoded: what is seen where no script runs."""
+    return [base64.b64decode(data).decode() for data in re.findall(r"data:image/svg\+xml;base64,([\w+/=]+)", html)]
+
+
+@pytest.mark.parametrize("name", ["basics", "preemption", "copy-on-write"])
+def test_what_stands_for_a_story_where_no_script_runs_is_its_fullest_frame(name, tmp_path):
+    demo, frames = play(name)
+    most = max(frame.num_used_blocks for frame in frames if is_stop(frame))
+    write_html(frames, demo.trace, tmp_path / "page.html")
+    pages = demo.trace._repr_html_(), (tmp_path / "page.html").read_text(encoding="utf-8")
+    for still in (stills(page)[0] for page in pages):
+        text = re.sub(r"<[^>]+>", "", still).replace("&#160;", " ")
+        assert f"{most} of {len(frames[0].blocks)} blocks" in text
+
+
+def test_one_path_for_two_files_is_refused(tmp_path, capsys):
+    assert main(["demo", "basics", "--html", str(tmp_path / "x"), "--json", str(tmp_path / "x")]) == 2
+    assert "same place" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["html", "svg", "json", "cast", "timeline"])
+def test_what_cannot_be_written_is_said_in_a_sentence(kind, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert main(["demo", "basics", "--steps", "1", f"--{kind}", str(tmp_path / "file" / "x")]) == 1
+    error = capsys.readouterr().err
+    assert re.fullmatch(r"minipage: '[^']+' cannot be written: [^\n]+\.\n", error)

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from functools import cache
 
 import pytest
 from rich.cells import cell_len
@@ -10,9 +11,11 @@ from screens import SIZES, screen, section
 from minipage import LLM, SamplingParams
 from minipage.memory import BlockCopy
 from minipage.trace import record
-from minipage.trace.demo import SMALL
+from minipage.trace.demo import SMALL, Demo, make_engine
+from minipage.trace.events import is_routine
 from minipage.trace.frames import BlockFrame, label_of
 from minipage.trace.glyphs import ASCII, UNICODE, glyphs_for, visible
+from minipage.trace.scenarios import SCENARIOS
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
@@ -75,6 +78,12 @@ def test_the_large_pool_shows_the_words(demo_frames):
                 assert "free" in foot
 
 
+@cache
+def frames_of(name):
+    """All phases of a story."""
+    return list(Demo(make_engine(SCENARIOS[name], {}), SCENARIOS[name]).frames())
+
+
 @pytest.fixture(scope="module")
 def one_long():
     """A step with one request of twenty blocks between two of one."""
@@ -84,6 +93,61 @@ def one_long():
             llm.add_request(list(range(300, 300 + length)), SamplingParams(max_tokens=2))
         llm.step()
     return trace.steps[0]
+
+
+SCREENS = [(80, 24), (100, 30), (120, 40)]
+
+
+@pytest.mark.parametrize(("width", "height"), SCREENS)
+@pytest.mark.parametrize("name", [name for name in SCENARIOS if name != "fragmentation"])
+def test_what_was_computed_is_told_in_whole_sentences(name, width, height):
+    """Of every story, at every phase. What is left out for want of room is routine, and it is counted."""
+    for frame in frames_of(name):
+        lines = screen(frame, width, height)
+        rule = next(line for line in lines if "what happened" in line)
+        told = " ".join(line.strip() for line in section(lines, "what happened"))
+        assert frame.story in told
+        events = frame.events if frame.phase == "update" else frame.phase_events
+        left_out = [event for event in events if event not in told]
+        assert ("more" in rule) == bool(left_out) and (not left_out or f"and {len(left_out)} more" in rule)
+        assert all(is_routine(event) for event in left_out), (frame.step, left_out)
+        assert not any(event[:20] in told for event in left_out), "a part of a sentence"
+
+
+@pytest.mark.parametrize(("width", "height"), SCREENS)
+@pytest.mark.parametrize("name", [name for name in SCENARIOS if name != "fragmentation"])
+def test_every_sign_that_is_on_the_screen_is_explained(name, width, height):
+    for frame in frames_of(name):
+        if frame.attention:
+            continue
+        lines = screen(frame, width, height)
+        legend = next(line for line in lines if line.startswith("── memory"))
+        assert "fill" in legend and legend.endswith("──") and len(legend) == width
+        cells = section(lines, "memory")
+        assert ("cc" in " ".join(cells)) == ("cc " in legend)
+        assert any(block.ref_count > 1 for block in frame.blocks) == ("2 share" in legend)
+
+
+@pytest.mark.parametrize("width", range(40, 100, 3))
+def test_a_legend_gets_shorter_before_it_goes(width):
+    frame = next(frame for frame in frames_of("prefix") if any(b.cached and not b.ref_count for b in frame.blocks))
+    legend = next(line for line in screen(frame, width) if line.startswith("── memory"))
+    assert len(legend) <= width and ("cc" in legend) == (width >= 52)
+
+
+def test_running_beams_have_the_room_and_those_that_died_show_where_they_differ():
+    for frame in frames_of("beam"):
+        lines = section(screen(frame), "requests")
+        for seq in frame.sequences:
+            if seq.status == "running" and seq.num_new_tokens:
+                place = next(i for i, line in enumerate(lines) if line.startswith(f" {seq.label}  "))
+                assert lines[place].endswith(f"{len(seq.tokens)}/{seq.max_num_tokens} tokens"), frame.step
+                assert lines[place + 1].endswith((f"→{seq.blocks[-1]}", f"→{seq.blocks[-1]}*"))
+        text = "\n".join(lines)
+        for seq in frame.finished_before if frame.running else ():
+            if frame.step == 3 and f" {seq.label}  " not in text:
+                continue  # there is so much to tell that the dead are only named, among those who are finished
+            assert visible(seq.text, UNICODE)[-5:].strip() in text.split(f" {seq.label}  ")[1].split("  ")[0]
 
 
 def test_a_long_request_gets_the_room_that_others_spare(one_long):
@@ -98,10 +162,13 @@ def test_without_room_the_last_blocks_are_shown(one_long, width, height):
     assert "→0" in first and "→20*" in second and "→1*" not in second and "→21*" in third
 
 
-def test_without_room_events_are_cut(demo_frames):
+def test_without_room_whole_events_are_left_out(demo_frames):
     frame = max(demo_frames, key=lambda frame: len(frame.events))
-    lines = section(screen(frame, 60, 20), "what happened")
-    assert lines[1] == "• … and more"
+    lines = screen(replace(frame, story=""), 60, 20)
+    told = " ".join(line.removeprefix("• ").strip() for line in section(lines, "what happened")).strip()
+    assert told and any(told == event for event in frame.events)
+    rule = next(line for line in lines if "what happened" in line)
+    assert rule.endswith(f"… and {len(frame.events) - 1} more ──")
 
 
 def test_bars_compare_paging_with_reservations(demo_frames):
@@ -163,6 +230,16 @@ def test_owners_differ_without_colour(demo_frames):
     frame = next(frame for frame in demo_frames if len(frame.running) == 3)
     cells = section(screen(frame), "memory")[1]
     assert {cell[0] for cell in cells.split()} >= {"A", "B", "C"}
+
+
+def test_numbers_have_the_right_noun():
+    llm = LLM(block_size=1, num_blocks=1, max_num_batched_tokens=1)
+    with record(llm) as trace:
+        llm.generate([[7]], SamplingParams(max_tokens=1))
+    text = "\n".join("\n".join(screen(frame)) for frame in trace) + repr(trace)
+    assert "1 of at most 1 token computed" in text and "1 of 1 block, 0 empty slots" in text
+    assert "memory: 1 block of 1 token " in text
+    assert not re.search(r"\b1 (slots|blocks|tokens|steps|frames|requests)\b", text)
 
 
 def test_glyphs_for():
@@ -251,8 +328,8 @@ def test_beams_that_branch_and_die_are_told_of():
         llm.generate("To be, or", SamplingParams(beam_width=3, max_tokens=8))
     told = [event for frame in trace.steps for event in frame.events]
     assert any("branches off and shares block" in event for event in told)
-    assert any("is finished (none of its continuations is among the best)" in event for event in told)
-    assert any("is finished (the search is over)" in event for event in told)
+    assert any("is finished (beaten by other beams)" in event for event in told)
+    assert any("finished (the search is over)" in event for event in told)
     for frame in trace.steps:
         assert frame.num_used_blocks == len({block for seq in frame.sequences for block in seq.blocks})
         assert max(map(len, screen(frame))) <= 80
@@ -266,5 +343,5 @@ def test_swapping_is_told_of_and_its_blocks_are_not_drawn_as_if_they_were_in_the
     assert swapped and all(seq.blocks == () for frame in swapped for seq in frame.sequences if seq.status == "swapped")
     assert "swapped out" in "".join(screen(swapped[0]))
     told = [event for frame in trace.steps for event in frame.events]
-    assert any("saved and free again and it will come back" in event for event in told)
+    assert any("saved, and free again; it will come back" in event for event in told)
     assert any("back from swap" in event for event in told)
