@@ -53,7 +53,7 @@ def put_in_place(solutions: dict[str, Solution]) -> None:
     memory = importlib.import_module("minipage.memory")
     theirs = {"BlockPool": solutions["3"].BlockPool, "PrefixCache": solutions["8"].PrefixCache}
     plain = solutions["4"].BlockTable
-    sharing = [e for e in solutions["7"].lesson.exercises if stubs(solutions["7"].path, list(e.names))]
+    sharing = [e for e in solutions["7"].lesson.exercises if stubs(solutions["7"], e.names)]
     theirs["BlockTable"] = plain if sharing else type("BlockTable", (solutions["7"].CopyOnWrite, plain), {})
     for name, cls in theirs.items():
         for module in (memory, sys.modules[f"minipage.memory.{PLACES[name]}"]):

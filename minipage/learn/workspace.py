@@ -11,13 +11,15 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import os
 import shutil
+import tokenize
 from pathlib import Path
 from typing import Any
 
 from minipage.errors import LearnError
 from minipage.learn.course import Exercise, Lesson, exercises, lessons
-from minipage.learn.load import CodeError, definitions, read
+from minipage.learn.load import CodeError, definitions, is_untouched, read
 
 STATE = ".minipage-learn.json"
 
@@ -46,8 +48,8 @@ class Workspace:
 
     def fingerprint(self, lesson: Lesson) -> str:
         try:
-            return hashlib.sha256(self.file(lesson).read_bytes()).hexdigest()[:16]
-        except OSError:
+            return hashlib.sha256(read(self.file(lesson)).encode()).hexdigest()[:16]
+        except CodeError:
             return ""
 
     def record(self, exercise: Exercise, passed: bool) -> None:
@@ -70,10 +72,7 @@ class Workspace:
         return max(begun, key=lambda lesson: self.file(lesson).stat().st_mtime) if begun else lessons()[0]
 
     def is_begun(self, lesson: Lesson) -> bool:
-        try:
-            return self.file(lesson).read_bytes() != lesson.stub.read_bytes()
-        except OSError:
-            return False
+        return self.file(lesson).is_file() and not is_untouched(self.file(lesson), lesson)
 
     def next(self) -> Exercise | None:
         """The first exercise that is not passed, in the current lesson, then in those after it, then in all."""
@@ -85,19 +84,27 @@ class Workspace:
         """Put the stub back, of these exercises of one lesson or of the file; returns it and the copy of the old."""
         lesson = chosen[0].lesson
         path, stub = self.file(lesson), lesson.stub.read_text(encoding="utf-8")
-        new = stub if whole_file else with_stubs(read(path), stub, [name for e in chosen for name in e.names])
+        new, encoding = stub, "utf-8"
+        if not whole_file:
+            new, encoding = with_stubs(read(path), stub, [name for e in chosen for name in e.names]), encoding_of(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
         number = 1
-        while (backup := path.with_name(f"exercise.{number}.bak")).exists():
+        while os.path.lexists(backup := path.with_name(f"exercise.{number}.bak")):
             number += 1
-        path.parent.mkdir(exist_ok=True)
-        if path.exists():
-            shutil.copy(path, backup)
-        path.write_text(new, encoding="utf-8")
+        if os.path.lexists(path):
+            path.replace(backup)
+        path.write_text(new, encoding=encoding)
         for exercise in lesson.exercises if whole_file else chosen:
             self.passed.pop(exercise.number, None)
             self.hints.pop(exercise.number, None)
         self.save()
         return path, backup
+
+
+def encoding_of(path: Path) -> str:
+    """As the file declares it, or its first bytes do."""
+    with open(path, "rb") as file:
+        return tokenize.detect_encoding(file.readline)[0]
 
 
 def with_stubs(source: str, stub: str, names: list[str]) -> str:
