@@ -1,7 +1,7 @@
 """Checks exercises in processes of their own, so that nothing a learner's code does can harm or fake anything here.
 
-Each file has a keeper (child.py), which runs each of its exercises in a process by itself. What the keeper says counts;
-if somebody kills it, that exercise has failed, and another keeper takes the next one.
+A keeper (child.py) runs each exercise in a process by itself. What the keeper says counts; if somebody kills it, that
+exercise has failed, and another keeper takes the next one.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from itertools import groupby
 from pathlib import Path
-from types import TracebackType
+from queue import SimpleQueue
 
 from minipage.errors import LearnError
 from minipage.learn.child import MARK, PATIENCE, end_family
@@ -34,8 +35,9 @@ def check(exercises: list[Exercise], folder: Path, limit: float = LIMIT) -> Iter
     """A verdict for each exercise, in order, as soon as it is known. Raises LearnError if hypothesis is missing."""
     require_hypothesis()
     limits = Limits(limit)
-    for group in by_file(exercises):
-        yield from check_file(group, folder, limits)
+    with Keeper() as keeper:
+        for group in by_file(exercises):
+            yield from check_file(group, folder, limits, keeper)
 
 
 def check_all(
@@ -44,17 +46,22 @@ def check_all(
     """The same, several files at a time. `advance` is called after each exercise."""
     require_hypothesis()
     limits, originals = Limits(limit), Originals(HERE.parent)
+    idle: SimpleQueue[Keeper] = SimpleQueue()
 
     def whole_file(group: list[Exercise]) -> list[Verdict]:
-        verdicts = []
-        for verdict in check_file(group, folder, limits):
+        keeper, verdicts = idle.get(), []
+        for verdict in check_file(group, folder, limits, keeper):
             if names := originals.put_back():
                 verdict = Verdict(verdict.number, FAILED, f"0 points: meanwhile minipage's {names} changed.")
             verdicts.append(verdict)
             advance()
+        idle.put(keeper)
         return verdicts
 
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+    num_keepers = min(4, os.cpu_count() or 1)
+    with ExitStack() as stack, ThreadPoolExecutor(num_keepers) as pool:
+        for _ in range(num_keepers):
+            idle.put(stack.enter_context(Keeper()))
         return [verdict for verdicts in pool.map(whole_file, by_file(exercises)) for verdict in verdicts]
 
 
@@ -76,18 +83,19 @@ class Limits:
             self._num_late += verdict.message.startswith("still running")
 
 
-def check_file(group: list[Exercise], folder: Path, limits: Limits) -> Iterator[Verdict]:
+def check_file(group: list[Exercise], folder: Path, limits: Limits, keeper: Keeper) -> Iterator[Verdict]:
     # Links are not followed to their ends: they may have none.
     path = Path(os.path.abspath(folder / group[0].lesson.name / "exercise.py"))
     failures: dict[str, str] = {}  # what was said -> of which exercise
-    left = list(group)
-    while left:
-        with Keeper(path) as keeper:
-            while left and keeper.is_alive:
-                exercise = left.pop(0)
-                verdict = keeper.judged(exercise, limits.now())
-                limits.note(verdict)
-                yield said_once(verdict, failures)
+    stuck: Verdict | None = None  # the file itself does not come to an end
+    for exercise in group:
+        if stuck:
+            yield Verdict(exercise.number, FAILED, stuck.message, stuck.line)
+            continue
+        verdict, is_stuck = keeper.judged(exercise, path, limits.now())
+        stuck = verdict if is_stuck else None
+        limits.note(verdict)
+        yield said_once(verdict, failures)
 
 
 def said_once(verdict: Verdict, failures: dict[str, str]) -> Verdict:
@@ -102,64 +110,63 @@ def said_once(verdict: Verdict, failures: dict[str, str]) -> Verdict:
 
 
 class Keeper:
-    """A process of child.py, for one file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.mark = path, secrets.token_hex(16)
-        self.scratch = tempfile.TemporaryDirectory(prefix="minipage-", ignore_cleanup_errors=True)
-        self.is_alive = True
+    """A process of child.py, begun when there is something to do, and begun anew if it was killed."""
 
     def __enter__(self) -> Keeper:
-        # -P: nothing is imported from the learner's folder, where a file could have the name of a module of ours.
-        command = [sys.executable, "-P", "-m", "minipage.learn.child"]
-        place = os.path.realpath(self.scratch.name)
-        environment = os.environ | {
-            "PYTHONPATH": str(HERE.parents[1]), "PYTHONDONTWRITEBYTECODE": "1", "NUMBA_ENABLE_CUDASIM": "1",
-            "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "HYPOTHESIS_STORAGE_DIRECTORY": place,
-            "TMPDIR": place, "MPLCONFIGDIR": place, MARK: self.mark,
-        }  # fmt: skip
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            env=environment, encoding="utf-8", errors="replace", start_new_session=True, cwd=place,
-        )  # fmt: skip
-        self._order(path=str(self.path), scratch=place)
+        self.process: subprocess.Popen[str] | None = None
+        self.mark = secrets.token_hex(16)
+        self.scratch = tempfile.TemporaryDirectory(prefix="minipage-", ignore_cleanup_errors=True)
+        self.place = os.path.realpath(self.scratch.name)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.process.kill()
-        self.process.communicate()
-        end_family(self.mark)
+    def __exit__(self, *of_an_error: object) -> None:
+        self._stop()
         self.scratch.cleanup()
 
-    def _order(self, **facts: object) -> None:
-        assert self.process.stdin
-        try:
-            self.process.stdin.write(json.dumps(facts) + "\n")
-            self.process.stdin.flush()
-        except OSError:
-            self.is_alive = False
+    def _begin(self) -> subprocess.Popen[str]:
+        # -P: nothing is imported from the learner's folder, where a file could have the name of a module of ours.
+        command = [sys.executable, "-P", "-m", "minipage.learn.child"]
+        environment = os.environ | {
+            "PYTHONPATH": str(HERE.parents[1]), "PYTHONDONTWRITEBYTECODE": "1", "NUMBA_ENABLE_CUDASIM": "1",
+            "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "HYPOTHESIS_STORAGE_DIRECTORY": self.place,
+            "TMPDIR": self.place, "MPLCONFIGDIR": self.place, MARK: self.mark,
+        }  # fmt: skip
+        return subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=environment, encoding="utf-8", errors="replace", start_new_session=True, cwd=self.place,
+        )  # fmt: skip
 
-    def judged(self, exercise: Exercise, limit: float) -> Verdict:
-        assert self.process.stdout
+    def _stop(self) -> str:
+        """Returns its last words."""
+        if self.process is None:
+            return ""
+        self.process.kill()
+        end_family(self.mark)
+        words = self.process.communicate()[1].strip().splitlines()
+        self.process = None
+        return words[-1].rstrip(".") if words else ""
+
+    def judged(self, exercise: Exercise, path: Path, limit: float) -> tuple[Verdict, bool]:
+        """The verdict; and whether the file never ended loading."""
+        self.process = self.process or self._begin()
+        assert self.process.stdin and self.process.stdout
         # The keeper cuts its cells off. This is for one that cannot: it is stopped, or was never right.
         alarm = threading.Timer((PATIENCE + 1) * limit + 30, self.process.kill)
         alarm.start()
+        order = {"number": exercise.number, "path": str(path), "limit": limit, "scratch": self.place}
         try:
-            self._order(number=exercise.number, limit=limit)
+            self.process.stdin.write(json.dumps(order) + "\n")
+            self.process.stdin.flush()
             line = self.process.stdout.readline()
+        except OSError:
+            line = ""
         finally:
             alarm.cancel()
         if line:
-            return Verdict(**json.loads(line))
-        self.is_alive = False
-        return Verdict(exercise.number, FAILED, f"the check of {exercise.number} came to no end: {self._what_ended_it()}.")
-
-    def _what_ended_it(self) -> str:
-        """It can be our own fault, too: then it has left a last word."""
-        assert self.process.stderr
-        self.process.kill()
-        words = self.process.stderr.read(100_000).strip().splitlines()
-        return words[-1].rstrip(".") if words else "it killed the process that judges it"
+            verdict, is_stuck = json.loads(line)
+            return Verdict(**verdict), is_stuck
+        what = self._stop() or "it killed the process that judges it"  # or a fault of ours: then there are last words
+        return Verdict(exercise.number, FAILED, f"the check of {exercise.number} came to no end: {what}."), False
 
 
 def require_hypothesis() -> None:

@@ -1,6 +1,6 @@
 """The processes in which a learner's code runs: `python -m minipage.learn.child`, started by check.py.
 
-    check.py ──▶ keeper ──fork──▶ cell        one for each exercise: in a session of its own, with limits and a fence
+    check.py ──▶ keeper ──fork──▶ cell         one for each exercise: in a session of its own, with limits and a fence
                 (this file)       load, judge
 
 The keeper never runs a line of theirs. It watches the cell's clock, reads what comes out of it without keeping much,
@@ -21,18 +21,19 @@ import select
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from minipage.learn import fence, origin, seal
-from minipage.learn.course import HERE, Exercise, chosen, lessons
+from minipage.learn.course import HERE, Exercise, chosen
 from minipage.learn.judge import FAILED, PASSED, Verdict, graders, judge
 from minipage.learn.load import CodeError, describe, load
 
 PATIENCE = 6  # a busy machine may take this many times the limit, where nobody can say who is computing
 TICK = 0.05  # seconds between two looks at a cell
-MOST_MEMORY = 2 << 30  # bytes that a cell may take, beyond what it begins with
+MOST_MEMORY = 1 << 30  # bytes that a cell may take, beyond what it begins with
 MOST_WRITTEN = 16 << 20  # bytes of one file
 MOST_KEPT = 1 << 20  # bytes of what comes out of a cell
 CANNOT_SAY = 77  # the exit status of a cell that could not report
@@ -46,7 +47,7 @@ class Cell:
         self.exercise, self.path, self.limit, self.scratch = exercise, path, limit, scratch
         self.token = secrets.token_hex(16)
         self.heard, self.pid, self.status = b"", 0, -1
-        self.is_late = False
+        self.is_late = self.is_cut = False
 
     # ---- seen from the keeper
 
@@ -68,7 +69,7 @@ class Cell:
     def watch(self) -> None:
         """Until it has reported, or ended, or used up its time. (The time of its processors, it watches itself.)"""
         start, idle = time.monotonic(), 0.0
-        while not self.said("verdict"):
+        while not self.has_reported():
             if select.select([self.out], [], [], TICK)[0]:
                 if not (chunk := os.read(self.out, 1 << 16)):
                     return
@@ -100,15 +101,22 @@ class Cell:
 
     def end(self) -> None:
         """End it, and whatever it has started."""
-        time.sleep(0 if self.said("verdict") or self.is_late else TICK)  # it may be about to end in its own way
+        patience = 0 if self.has_reported() or self.is_late else 20
+        while not self.has_ended() and patience:  # it may be about to end in its own way
+            patience -= 1
+            time.sleep(TICK)
         ended = self.has_ended()
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, signal.SIGKILL)
+        for kill in os.killpg, os.kill:
+            with suppress(ProcessLookupError, PermissionError):
+                if not ended or kill is os.killpg:
+                    kill(self.pid, signal.SIGKILL)
         if not ended:
-            with suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
+            self.is_cut = True
             self.status = os.waitpid(self.pid, 0)[1]
         end_family(os.environ.get(MARK, ""), but=os.getpid())
+
+    def has_reported(self) -> bool:
+        return bool(self.said("verdict") or self.said("caught"))
 
     def said(self, word: str) -> str:
         start = f"\n{self.token} {word} ".encode()
@@ -117,8 +125,11 @@ class Cell:
         return line.decode(errors="replace") or " " if found and complete else ""
 
     def verdict(self) -> Verdict:
-        if said := self.said("verdict"):
-            return Verdict(**json.loads(said))
+        if trick := self.said("caught").strip():
+            line = re.match(r"line (\d+)", trick)
+            return Verdict(self.exercise.number, FAILED, f"0 points: {trick}", int(line[1]) if line else 0)
+        with suppress(ValueError, TypeError):
+            return Verdict(**json.loads(self.said("verdict")))
         number, signalled = self.exercise.number, os.WTERMSIG(self.status) if os.WIFSIGNALED(self.status) else 0
         if self.is_late or signalled == getattr(signal, "SIGXCPU", -1):
             self.is_late = True
@@ -126,12 +137,12 @@ class Cell:
             line = int(lines[0]) if lines else 0
             message = f"still running after {self.limit:g} s" + (f", at line {line}" if line else "")
             return Verdict(number, FAILED, f"{message}: a loop that does not end, or far too much work.", line)
-        if signalled == signal.SIGKILL:
+        if self.is_cut or os.waitstatus_to_exitcode(self.status) == CANNOT_SAY:
+            what = "it closed the files of the program that runs it"
+        elif signalled == signal.SIGKILL:
             what = "it was killed, as happens to what takes far too much memory or time"
         elif signalled:
             what = f"Python crashed ({signal.Signals(signalled).name}), as it does when calls are nested without end"
-        elif os.WEXITSTATUS(self.status) == CANNOT_SAY:
-            what = "it closed the files of the program that runs it"
         else:
             what = "it ended Python itself (os._exit)"
         return Verdict(number, FAILED, f"the check of {number} came to no end: {what}.")
@@ -140,14 +151,15 @@ class Cell:
 
     def inside(self, out: int) -> NoReturn:
         """Judge, report and end. What is left behind (threads, exit handlers) does not matter any more."""
-        leave, write = os._exit, os.write
+        leave, write, trick = os._exit, os.write, ""
         try:
             self.move_in(out)
-            verdict = self.judged(lambda: write(out, f"\n{self.token} loaded \n".encode()))
+            verdict, trick = self.judged(lambda: write(out, f"\n{self.token} loaded \n".encode()))
         except BaseException as error:
             verdict = Verdict(self.exercise.number, FAILED, f"the check stopped with {describe(error)}.")
-        try:
-            report = f"\n{self.token} verdict {json.dumps(verdict.as_dict())}\n".encode()
+        try:  # a trick is said with as little as possible, because anything could have been changed
+            said = f"caught {trick}" if trick else f"verdict {json.dumps(verdict.as_dict())}"
+            report = f"\n{self.token} {said}\n".encode()
             while report:
                 report = report[write(out, report) :]
         except BaseException:
@@ -160,56 +172,44 @@ class Cell:
         nowhere = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):  # what it prints itself ends in nothing, or in the verdict
             os.dup2(nowhere, descriptor)
+        os.closerange(3, out)  # the way out of the keeper is among them
+        os.closerange(out + 1, 1024)
         faulthandler.register(signal.SIGXCPU, file=out, all_threads=True, chain=True)
         limit_resources(self.limit)
         with suppress(OSError):
             os.chdir(self.path.parent)
 
-    def judged(self, on_loaded: Any) -> Verdict:
-        """What the judge says, if it is still the judge that was there before, and the work is the learner's own."""
+    def judged(self, on_loaded: Callable[[], object]) -> tuple[Verdict, str]:
+        """What the judge says; and what is wrong with that: the judge has been changed, or the work is borrowed."""
         exercise, lesson = self.exercise, self.exercise.lesson
         called_reference = origin.watch(lesson, self.path)
         known = {id(cls) for cls in origin.subclasses(object)}
-        refused = fence.put_up(self.path, self.scratch, secrets_of(self.path))
+        refused = fence.put_up(self.path, self.scratch, hidden_files())
         as_before, pretenders, judge_it, load_it = seal.take(), origin.pretenders, judge, load
         gc.disable()  # so that classes stay to be looked at, and nothing of theirs runs between these lines
+        verdict, trick = Verdict(exercise.number, FAILED), ""
         try:
             solution = load_it(lesson, self.path)
         except CodeError as error:
-            verdict = Verdict(exercise.number, FAILED, str(error), error.line)
+            verdict.message, verdict.line = str(error), error.line
         else:
             on_loaded()
-            if tampered := as_before():
-                return caught(exercise, f"this file changes {tampered}, which is not its own.")
-            gc.enable()
-            verdict = judge_it(exercise, solution)
-            gc.disable()
-        trick = refused[0] if refused else called_reference()
-        trick = trick or (verdict.status == PASSED and pretenders(known, self.path)) or ""
-        if tampered := as_before():
-            return caught(exercise, f"this file changes {tampered}, which is not its own.")
-        return caught(exercise, trick) if trick else verdict
+            if not as_before():
+                gc.enable()
+                verdict = judge_it(exercise, solution)
+                gc.disable()
+                trick = called_reference()
+                if verdict.status == PASSED and not trick:
+                    trick = pretenders(known, solution)
+        if changed := as_before():
+            trick = f"this file changes {changed}, which is not its own."
+        return verdict, refused[0] if refused else trick
 
 
-def caught(exercise: Exercise, trick: str) -> Verdict:
-    line = re.match(r"line (\d+)", trick)
-    return Verdict(exercise.number, FAILED, f"0 points: {trick}", int(line[1]) if line else 0)
-
-
-def secrets_of(path: Path) -> list[Path]:
-    """What a learner's code has no business to read: solutions, graders, the other exercises of all."""
-    ours = [*HERE.glob("solutions/*"), *HERE.glob("graders/*")]
-    ours += HERE.parents[1].glob("tests/learn/**/*.py")
-    theirs = [path.parents[1] / lesson.name / "exercise.py" for lesson in lessons()]
-    others = [*path.parents[1].glob("../*/*/exercise.py")]
-    return [file for file in [*ours, *theirs, *others] if file.is_file() and not is_same(file, path)]
-
-
-def is_same(file: Path, other: Path) -> bool:
-    try:
-        return file.samefile(other)
-    except OSError:
-        return False
+def hidden_files() -> list[Path]:
+    """What a learner's code has no business to read: solutions and graders."""
+    ours = [*HERE.glob("solutions/*.py"), *HERE.glob("graders/*.py"), *HERE.parents[1].glob("tests/learn/**/*.py")]
+    return [file for file in ours if file.is_file()]
 
 
 # ---- the operating system
@@ -264,23 +264,18 @@ def end_family(mark: str, but: int = 0) -> None:
 
 
 def main() -> None:
-    order = json.loads(sys.stdin.readline())
-    path, scratch = Path(order["path"]), Path(order["scratch"])
+    """For each order a line with the verdict, and whether the file never ended loading."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.set_inheritable(out.fileno(), False)
-    stuck: Verdict | None = None
     for line in sys.stdin:
         order = json.loads(line)
         [exercise] = chosen([order["number"]])
+        path, limit, scratch = Path(order["path"]), order["limit"], Path(order["scratch"])
         graders(exercise.lesson)  # imported once, here
-        if stuck:
-            verdict = Verdict(exercise.number, FAILED, stuck.message, stuck.line)
-        elif hasattr(os, "fork"):
-            verdict, is_stuck = Cell(exercise, path, order["limit"], scratch).run()
-            stuck = verdict if is_stuck else None
+        if hasattr(os, "fork"):
+            verdict, is_stuck = Cell(exercise, path, limit, scratch).run()
         else:
-            verdict = judged_here(exercise, path)
-        out.write(json.dumps(verdict.as_dict()) + "\n")
+            verdict, is_stuck = judged_here(exercise, path), False
+        out.write(json.dumps([verdict.as_dict(), is_stuck]) + "\n")
         out.flush()
 
 

@@ -267,18 +267,16 @@ def one_exercise(space: Workspace, numbers: list[str]) -> Exercise:
 
 def grade(folder: Path, numbers: list[str], limit: float, as_json: bool) -> int:
     """Points of all exercises in a folder. What is missing there has 0."""
-    from minipage.learn.check import check
+    from minipage.learn.check import check_all
     from minipage.learn.course import chosen
     from minipage.learn.show import Screen
 
     if not folder.is_dir():
         raise LearnError(f"there is no folder {folder}.")
     exercises = chosen(numbers)
-    rows = []
     with progress(len(exercises)) as advance:
-        for exercise, verdict in zip(exercises, check(exercises, folder, limit), strict=True):
-            rows.append(row(exercise, verdict))
-            advance()
+        verdicts = check_all(exercises, folder, limit, advance)
+    rows = [row(exercise, verdict) for exercise, verdict in zip(exercises, verdicts, strict=True)]
     points, most = sum(r["points"] for r in rows), sum(r["max_points"] for r in rows)
     if as_json:
         print(json.dumps({"folder": str(folder), "points": points, "max_points": most, "exercises": rows}, indent=1))

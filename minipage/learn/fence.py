@@ -43,14 +43,15 @@ UNHEARD = [  # these do the same, and no hook is told
 ]  # fmt: skip
 
 
-def put_up(path: Path, scratch: Path, secret: list[Path]) -> list[str]:
-    """From here on, for this process. `secret` are files that it may not read.
+def put_up(path: Path, scratch: Path, hidden_files: list[Path]) -> list[str]:
+    """From here on, for this process: what the file at `path` may not do. It can write in the folder `scratch`.
 
     Returns a list: what was refused and can only have been a trick, with the line. It grows.
     """
-    own, inside = str(path), f"{scratch}{os.sep}"
+    own, inside, itself = str(path), f"{scratch}{os.sep}", str(scratch)
     stat, getframe = os.stat, sys._getframe
-    hidden = frozenset((found.st_dev, found.st_ino) for found in map(os.stat, secret))
+    hidden = frozenset((found.st_dev, found.st_ino) for found in map(os.stat, hidden_files))
+    own_number = (os.stat(own).st_dev, os.stat(own).st_ino) if os.path.exists(own) else (-1, -1)
     refused: list[str] = []
     busy: set[int] = set()  # threads that are in the hook: it makes events itself
 
@@ -76,9 +77,7 @@ def put_up(path: Path, scratch: Path, secret: list[Path]) -> list[str]:
         raise PermissionError(f"an exercise may not {what}")
 
     def is_inside(name: object) -> bool:
-        return type(name) is str and (
-            name == os_devnull or (name.startswith(inside) and ".." not in name)
-        )
+        return type(name) is str and (name in (os_devnull, itself) or (name.startswith(inside) and ".." not in name))
 
     def on_change(args: tuple[Any, ...]) -> None:
         names = [arg for arg in args if not isinstance(arg, int | float) and arg is not None]
@@ -100,8 +99,13 @@ def put_up(path: Path, scratch: Path, secret: list[Path]) -> list[str]:
         if found.st_mode & 0o170000 == 0o040000:  # with a folder's descriptor, names mean something else
             if not is_inside(name):
                 refuse("open folders")
-        elif (found.st_dev, found.st_ino) in hidden and (line := line_of_caller()):
-            refuse("read minipage's solutions and graders, or somebody else's exercise", line)
+        elif is_hidden(name, found) and (line := line_of_caller()):
+            refuse("read minipage's solutions and graders, or another exercise", line)
+
+    def is_hidden(name: Any, found: os.stat_result) -> bool:
+        number = found.st_dev, found.st_ino
+        is_exercise = not isinstance(name, str) or str.endswith(name, ("exercise.py", ".bak"))
+        return number in hidden or (is_exercise and number != own_number)
 
     def on_frame(args: tuple[Any, ...]) -> None:
         if line := caller_behind("/inspect.py", "\\inspect.py"):

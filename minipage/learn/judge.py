@@ -16,7 +16,7 @@ from typing import Any
 
 from minipage.learn.course import Exercise, Lesson
 from minipage.learn.load import Solution, describe, line_of, stubs, where, written
-from minipage.learn.origin import borrowed
+from minipage.learn.origin import borrowed, is_copy
 
 PASSED, TODO, FAILED = "passed", "to do", "failed"
 MOST_PRINTED = 2000  # characters
@@ -90,23 +90,26 @@ def _judge(exercise: Exercise, solution: Solution) -> Verdict:
     number, line = exercise.number, line_of(solution.path, exercise.names[0])
     if lost := missing(exercise, solution):
         return Verdict(number, FAILED, lost, line)
-    what, place = borrowed(exercise, solution)
+    what, line_of_it = borrowed(exercise, solution)
     if what:
-        return Verdict(number, FAILED, f"0 points: {what}", place)
+        return Verdict(number, FAILED, f"0 points: {what}", line_of_it)
     if unwritten := stubs(solution, exercise.names):
         return todo(exercise, unwritten[0].message, unwritten[0].line)
     for grader in graders(exercise.lesson)[number]:
         try:
             grader(solution)
         except NotImplementedError as error:
-            place = where(error.__traceback__, solution.path)
-            return todo(exercise, str(error), place.line)
+            return todo(exercise, str(error), where(error.__traceback__, solution.path).line)
         except Exception as error:
             return failed(exercise, error, solution, line)
         except BaseException as error:  # SystemExit, KeyboardInterrupt: raised by their code
             place = where(error.__traceback__, solution.path)
             return Verdict(number, FAILED, f"your code stops with {describe(error)}", place.line or line)
-    return Verdict(number, PASSED)
+    return Verdict(
+        number,
+        PASSED,
+        "this is minipage's own solution, word for word." if is_copy(exercise.lesson, solution.path) else "",
+    )
 
 
 def missing(exercise: Exercise, solution: Solution) -> str:
@@ -122,7 +125,7 @@ def missing(exercise: Exercise, solution: Solution) -> str:
 
 
 def defines(solution: Solution, name: str) -> bool:
-    """Whether the learner's file itself has this function, or this method (what minipage's classes hand down is not)."""
+    """Whether the learner's file itself has this function, or this method (not what minipage's classes hand down)."""
     owner, _, method = name.rpartition(".")
     if not owner:
         return callable(getattr(solution.module, name, None))

@@ -73,7 +73,9 @@ def read(path: Path) -> str:
     try:
         facts = path.stat()
         if not S_ISREG(facts.st_mode):
-            raise CodeError(f"{path} is no file but a folder, a pipe or a device. Move it away; `learn reset` puts a file there.")
+            raise CodeError(
+                f"{path} is no file but a folder, a pipe or a device. Move it away; `learn reset` puts a file there."
+            )
         if facts.st_size > MOST_BYTES:
             raise CodeError(f"{path} has {facts.st_size // 1000} kB; an exercise has a few.")
         with tokenize.open(path) as file:
@@ -174,7 +176,7 @@ def stubs(solution: Solution, names: Sequence[str]) -> list[Stub]:
 
 
 def written(solution: Solution, owner: str, name: str) -> Any:
-    """What the file itself has under this name: a function; or what is in a class of it, or in a base class in the file.
+    """What the file itself has under this name: a function, or what a class has, or its bases in the file.
 
     None if there is nothing; what a class inherits from elsewhere is not theirs.
     """

@@ -1,8 +1,8 @@
-"""Whose code is it? An exercise is written by whoever hands it in, and not borrowed from minipage or put on for the judge.
+"""Whose code is it? An exercise is written by whoever hands it in: not borrowed from minipage, or put on for the judge.
 
-    borrowed    what its file takes from minipage beyond what the stub was given with: the reference, a solution, ...
-    watch       the reference's own methods, so that a call of them by the learner's code is noticed, however it came there
-    pretenders  classes whose objects claim to equal anything
+borrowed    what its file takes from minipage beyond what the stub was given with: the reference, a solution, ...
+watch       the reference's own methods, so that a call of them by the learner's code is noticed, however it came there
+pretenders  classes whose objects claim to equal anything
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import enum
 import importlib
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +28,9 @@ REFERENCES = {  # lesson: minipage's own class that its exercises are about
     "8": ("minipage.memory", "PrefixCache"),
     "9": ("minipage.scheduling", "Scheduler"),
 }
+INHERITED = "6", "7", "9"  # there the stub itself is a class that goes on from another
 PACKAGE = HERE.parent
+PROBES = object(), 271828182845, "no such thing", -0.577215
 
 
 class Import(NamedTuple):
@@ -38,17 +41,25 @@ class Import(NamedTuple):
 
 def borrowed(exercise: Exercise, solution: Solution) -> tuple[str, int]:
     """A sentence and a line, if this file uses what it should write; or empty."""
-    if solution.path in (exercise.lesson.solution, exercise.lesson.stub):
+    if is_copy(exercise.lesson, solution.path):
         return "", 0
     given = {(found.module, found.name) for found in imports(read(exercise.lesson.stub))}
     for found in imports(read(solution.path)):
         if (found.module, found.name) not in given and not is_harmless(found):
             what = f"minipage's own {found.name or found.module}"
-            return f"this file uses {what} instead of its own: of minipage, take only what the stub imports.", found.line
+            return (
+                f"this file uses {what} instead of its own: of minipage, take only what the stub imports.",
+                found.line,
+            )
     for name in exercise.names:
         if what := reference_behind(solution, name, given):
             return f"{name} is minipage's own {what}: this file uses it instead of its own.", 0
     return "", 0
+
+
+def is_copy(lesson: Lesson, path: Path) -> bool:
+    """Whether it is minipage's own solution, word for word but for comments. That is known to be right."""
+    return ast.dump(ast.parse(read(path))) == ast.dump(ast.parse(read(lesson.solution)))
 
 
 def imports(source: str) -> Iterator[Import]:
@@ -107,11 +118,18 @@ def watch(lesson: Lesson, path: Path) -> Callable[[], str]:
     cls = getattr(importlib.import_module(module), name)
     own, getframe = str(path), sys._getframe
 
+    def asked_by(name: str) -> int:
+        """The line of theirs that calls this. A Scheduler of theirs may call other methods that it inherits."""
+        frame, line, names = getframe(2), getframe(2).f_lineno, set()
+        while frame is not None and frame.f_code.co_filename == own:
+            names.add(frame.f_code.co_name)
+            frame = frame.f_back  # type: ignore[assignment]
+        return line if names and (name in names or lesson.number not in INHERITED) else 0
+
     def watched(method: Any) -> Any:
         @wraps(method)
         def call(*args: Any, **kwargs: Any) -> Any:
-            if getframe(1).f_code.co_filename == own:
-                line = getframe(1).f_lineno
+            if line := asked_by(method.__name__):
                 calls.append(f"line {line} calls minipage's own {method.__qualname__}, instead of doing it.")
             return method(*args, **kwargs)
 
@@ -127,19 +145,27 @@ def watch(lesson: Lesson, path: Path) -> Callable[[], str]:
     return lambda: calls[0] if calls else ""
 
 
-def pretenders(known: set[int], path: Path) -> str:
-    """A sentence, if objects of a class of theirs equal what they cannot. `known` are ids of classes that were there."""
+def pretenders(known: set[int], solution: Solution) -> str:
+    """A sentence, if objects of theirs equal what they cannot. `known` are ids of classes that were there before."""
+    things = [thing for thing in vars(solution.module).values() if is_plain_object(thing)]
     for cls in subclasses(object):
-        if id(cls) in known or not any(vars(cls).get(name) for name in ("__eq__", "__ne__")):
-            continue
-        try:
-            thing = object.__new__(cls) if cls.__basicsize__ == object.__basicsize__ else cls.__new__(cls)
-            probes: tuple[object, ...] = (object(), 271828182845, "no such thing", -0.577215)
-            if all(thing == probe for probe in probes) or not any(thing != probe for probe in probes):
-                return f"objects of {cls.__name__} say that they equal anything, which says nothing of their contents."
-        except Exception:
-            continue
+        if id(cls) not in known and any(vars(cls).get(name) for name in ("__eq__", "__ne__")):
+            with suppress(Exception):
+                things.append(cls.__new__(cls))  # type: ignore[call-overload]
+    for thing in things:
+        with suppress(Exception):
+            is_theirs = type(thing).__module__ == solution.module.__name__
+            if all(thing == probe for probe in PROBES) or (is_theirs and not any(thing != probe for probe in PROBES)):
+                return (
+                    f"objects of {type(thing).__name__} say that they equal anything, which says nothing of their "
+                    "contents."
+                )
     return ""
+
+
+def is_plain_object(thing: Any) -> bool:
+    """Not a module, class or function: something whose == means its contents."""
+    return not callable(thing) and type(thing).__module__ not in ("builtins", "numpy")
 
 
 def subclasses(cls: type) -> Iterator[type]:
@@ -147,6 +173,7 @@ def subclasses(cls: type) -> Iterator[type]:
     seen: set[int] = set()
     waiting = [cls]
     while waiting:
+        found: type
         for found in type.__subclasses__(waiting.pop()):
             if id(found) not in seen:
                 seen.add(id(found))

@@ -1,4 +1,4 @@
-"""Whether what grades is still what it was: every function, class and module that was there before a learner's code ran.
+"""Whether what grades is still what it was: every function, class and module that was there before they ran.
 
 `take()` writes down what each name stands for, and returns a function that says which one stands for something else
 now. It uses nothing but what it holds itself, because any name elsewhere could be the one that was changed.

@@ -19,7 +19,7 @@ from typing import Any
 
 from minipage.errors import LearnError
 from minipage.learn.course import Exercise, Lesson, exercises, lessons
-from minipage.learn.load import CodeError, definitions, is_untouched, read
+from minipage.learn.load import UNREADABLE, CodeError, definitions, is_untouched, read
 
 STATE = ".minipage-learn.json"
 
@@ -108,18 +108,32 @@ def encoding_of(path: Path) -> str:
 
 
 def with_stubs(source: str, stub: str, names: list[str]) -> str:
-    """`source` with the functions `names` as they are in `stub`. Raises CodeError if that cannot be done."""
+    """`source` with the functions `names` as they are in `stub`; what is not there any more is put at the end.
+
+    Raises CodeError if Python cannot read it.
+    """
     try:
         theirs = definitions(source)
-    except SyntaxError as error:
-        raise CodeError(f"Python cannot read the file (line {error.lineno}), so only all of it can be reset.") from None
-    lines, given = source.splitlines(keepends=True), definitions(stub)
-    for name in sorted(names, key=lambda name: -theirs[name].lineno if name in theirs else 0):
-        if name not in theirs:
-            raise CodeError(f"there is no {name} in the file any more, so only all of it can be reset.")
-        first, last = extent(theirs[name])
+    except UNREADABLE as error:
+        line = getattr(error, "lineno", 0)
+        raise CodeError(f"Python cannot read the file (line {line}), so only all of it can be reset.") from None
+    given = definitions(stub)
+    if any(name.partition(".")[0] not in theirs for name in names if "." in name):
+        return stub  # the class is gone
+    lines = [line + "\n" for line in source.splitlines()]
+
+    def place(name: str) -> tuple[int, int]:
+        if name in theirs:
+            return extent(theirs[name])
+        owner = name.rpartition(".")[0]
+        end = extent(theirs[owner])[1] if owner else len(lines)
+        return end, end
+
+    for name in sorted(names, key=place, reverse=True):
         start, stop = extent(given[name])
-        lines[first:last] = stub.splitlines(keepends=True)[start:stop]
+        new = stub.splitlines(keepends=True)[start:stop]
+        first, last = place(name)
+        lines[first:last] = new if name in theirs else ["\n", *new]
     return "".join(lines)
 
 
