@@ -19,6 +19,7 @@ from contextlib import ExitStack
 from itertools import groupby
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 from minipage.errors import LearnError
 from minipage.learn.child import MARK, PATIENCE, end_family
@@ -27,8 +28,7 @@ from minipage.learn.judge import FAILED, Verdict
 from minipage.learn.originals import Originals
 
 LIMIT = 10.0  # seconds for one exercise
-SHORT = 0.2  # of the limit: what is left to each when some have used up the patience
-MOST_LATE = 3  # exercises of a folder that may use up all their time, before the others get less
+LEAST = 0.1  # of the limit: what is left to each when many of a folder do not come to an end
 
 
 def check(exercises: list[Exercise], folder: Path, limit: float = LIMIT) -> Iterator[Verdict]:
@@ -70,13 +70,13 @@ def by_file(exercises: list[Exercise]) -> list[list[Exercise]]:
 
 
 class Limits:
-    """How long an exercise may take: less, once several of a folder have not come to an end."""
+    """How long an exercise may take: each that does not end leaves the others of the folder half of it."""
 
     def __init__(self, limit: float) -> None:
         self.limit, self._num_late, self._lock = limit, 0, threading.Lock()
 
     def now(self) -> float:
-        return self.limit if self._num_late < MOST_LATE else max(1.0, SHORT * self.limit)
+        return max(self.limit / 2**self._num_late, LEAST * self.limit, min(1.0, self.limit))
 
     def note(self, verdict: Verdict) -> None:
         with self._lock:
@@ -163,10 +163,20 @@ class Keeper:
         finally:
             alarm.cancel()
         if line:
-            verdict, is_stuck = json.loads(line)
-            return Verdict(**verdict), is_stuck
+            facts, is_stuck = json.loads(line)
+            return Verdict(**{name: printable(fact) for name, fact in facts.items()}), is_stuck
         what = self._stop() or "it killed the process that judges it"  # or a fault of ours: then there are last words
         return Verdict(exercise.number, FAILED, f"the check of {exercise.number} came to no end: {what}."), False
+
+
+def printable(fact: Any) -> Any:
+    """Texts without what would move a terminal's cursor, or could not be printed at all."""
+    if isinstance(fact, list):
+        return [printable(part) for part in fact]
+    if not isinstance(fact, str):
+        return fact
+    shown = (c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in fact)
+    return "".join(shown)
 
 
 def require_hypothesis() -> None:

@@ -51,9 +51,9 @@ def load(lesson: Lesson, path: Path) -> Solution:
     name = f"exercise_{lesson.name}"
     try:
         compile(source, str(path), "exec")
-    except (SyntaxError, ValueError) as error:
+    except UNREADABLE as error:
         line = getattr(error, "lineno", 0) or 0
-        text = (getattr(error, "text", "") or "").strip()
+        text = (getattr(error, "text", "") or "").strip()[:80]
         what = getattr(error, "msg", str(error))
         raise CodeError(f"Python cannot read this file: {what}" + f": `{text}`" * bool(text), line) from None
     spec = importlib.util.spec_from_file_location(name, path)

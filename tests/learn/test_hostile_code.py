@@ -282,7 +282,8 @@ BREAKS = {
     "the end of Python": ("import os; os._exit(0)", "it ended Python itself"),
     "the end, with a word": ("import sys; sys.exit('passed')", "ends Python itself"),
     "a crash": ("import os; os.abort()", "Python crashed"),
-    "calls without end": ("import sys\nsys.setrecursionlimit(10**8)\nf = lambda *a: [*map(f, a)]\nf(0)", "Python crashed"),
+    "calls without end": (
+        "import sys\nsys.setrecursionlimit(10**8)\nf = lambda *a: [*map(f, a)]\nf(0)", "Python crashed"),
     "calls without end, noticed": ("f = lambda: f()\nf()", "RecursionError"),
     "all memory": ("hog = bytearray(1 << 36)", "MemoryError"),
     "all memory, step by step": ("hog = []\nwhile True: hog.append([0] * (1 << 26))", "MemoryError"),
