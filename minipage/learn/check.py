@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -76,7 +77,8 @@ class Limits:
         self.limit, self._num_late, self._lock = limit, 0, threading.Lock()
 
     def now(self) -> float:
-        return max(self.limit / 2**self._num_late, LEAST * self.limit, min(1.0, self.limit))
+        left: float = self.limit / 2**self._num_late
+        return max(left, LEAST * self.limit, min(1.0, self.limit))
 
     def note(self, verdict: Verdict) -> None:
         with self._lock:
@@ -129,7 +131,7 @@ class Keeper:
         environment = os.environ | {
             "PYTHONPATH": str(HERE.parents[1]), "PYTHONDONTWRITEBYTECODE": "1", "NUMBA_ENABLE_CUDASIM": "1",
             "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "HYPOTHESIS_STORAGE_DIRECTORY": self.place,
-            "TMPDIR": self.place, "MPLCONFIGDIR": self.place, MARK: self.mark,
+            "NUMBA_CACHE_DIR": self.place, "TMPDIR": self.place, "MPLCONFIGDIR": self.place, MARK: self.mark,
         }  # fmt: skip
         return subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -150,9 +152,11 @@ class Keeper:
         """The verdict; and whether the file never ended loading."""
         self.process = self.process or self._begin()
         assert self.process.stdin and self.process.stdout
-        # The keeper cuts its cells off. This is for one that cannot: it is stopped, or was never right.
-        alarm = threading.Timer((PATIENCE + 1) * limit + 30, self.process.kill)
+        # The keeper cuts its cells off. This is for one that cannot: it is stopped, or there is no fork here.
+        patience = (PATIENCE + 1) * limit + 30 * hasattr(os, "fork")
+        alarm = threading.Timer(patience, self.process.kill)
         alarm.start()
+        alarm_at = time.monotonic() + patience
         order = {"number": exercise.number, "path": str(path), "limit": limit, "scratch": self.place}
         try:
             self.process.stdin.write(json.dumps(order) + "\n")
@@ -165,6 +169,10 @@ class Keeper:
         if line:
             facts, is_stuck = json.loads(line)
             return Verdict(**{name: printable(fact) for name, fact in facts.items()}), is_stuck
+        if time.monotonic() >= alarm_at:
+            self._stop()
+            message = f"still running after {patience:g} s: a loop that does not end, or far too much work."
+            return Verdict(exercise.number, FAILED, message), False
         what = self._stop() or "it killed the process that judges it"  # or a fault of ours: then there are last words
         return Verdict(exercise.number, FAILED, f"the check of {exercise.number} came to no end: {what}."), False
 

@@ -126,8 +126,8 @@ class Cell:
 
     def verdict(self) -> Verdict:
         if trick := self.said("caught").strip():
-            line = re.match(r"line (\d+)", trick)
-            return Verdict(self.exercise.number, FAILED, f"0 points: {trick}", int(line[1]) if line else 0)
+            place = re.match(r"line (\d+)", trick)
+            return Verdict(self.exercise.number, FAILED, f"0 points: {trick}", int(place[1]) if place else 0)
         with suppress(ValueError, TypeError):
             return Verdict(**json.loads(self.said("verdict")))
         number, signalled = self.exercise.number, os.WTERMSIG(self.status) if os.WIFSIGNALED(self.status) else 0

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from minipage.learn.check import Keeper
-from minipage.learn.course import HERE, chosen
+from minipage.learn.course import HERE, chosen, lessons
 from minipage.learn.judge import FAILED, PASSED, TODO
+from minipage.learn.load import definitions, is_stub
+from minipage.learn.workspace import init
 
 RIGHT = (Path(__file__).parent / "alternatives" / "03_block_pool.py").read_text(encoding="utf-8")
 WRONG = RIGHT.replace("self.unused.pop(0)", "self.unused.pop()")
@@ -353,3 +355,26 @@ def test_a_repr_that_raises_is_not_said_to_end_python(keeper, tmp_path):
     code = "class Bad:\n    def __repr__(self): 1 / 0\nreturn Bad()"
     verdict = judged(keeper, tmp_path, in_allocate(code))
     assert verdict.status == FAILED and "ended Python" not in verdict.message, verdict
+
+
+def test_what_is_shown_cannot_move_the_cursor(keeper, tmp_path):
+    verdict = judged(keeper, tmp_path, in_allocate("print('\\x1b[2J')\nraise ValueError('\\x1b[2J\\ud800')"))
+    assert verdict.status == FAILED and "ValueError: \\x1b[2J\\ud800" in verdict.message, verdict
+    assert "\x1b" not in verdict.printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("code", ["while True: pass", "import time; time.sleep(1000)", "import os; os.fork()"])
+def test_a_hostile_folder_comes_to_an_end(tmp_path, code):
+    init(tmp_path)
+    for lesson in lessons():
+        path = tmp_path / lesson.name / "exercise.py"
+        source = path.read_text(encoding="utf-8")
+        lines = source.splitlines(keepends=True)
+        stubs = [node.body[-1] for node in definitions(source).values() if node.name[0].islower() and is_stub(node)]
+        for statement in sorted(stubs, key=lambda statement: -statement.lineno):
+            lines[statement.lineno - 1 : statement.end_lineno] = [" " * statement.col_offset + code + "\n"]
+        path.write_text("".join(lines), encoding="utf-8")
+    verdicts = check_all(chosen([]), tmp_path, limit=2.0)
+    assert [verdict.number for verdict in verdicts] == [exercise.number for exercise in chosen([])]
+    assert {verdict.status for verdict in verdicts} == {FAILED} and all(verdict.message for verdict in verdicts)
