@@ -19,6 +19,7 @@ from minipage.errors import ConfigurationError, InvalidRequestError, LearnError,
 from minipage.learn.course import Lesson, lessons
 from minipage.learn.judge import missing
 from minipage.learn.load import CodeError, Solution, describe, is_untouched, load, stubs, where
+from minipage.learn.origin import borrowed
 from minipage.memory import BlockPool, BlockTable, PrefixCache
 from minipage.scheduling import Scheduler
 
@@ -50,7 +51,7 @@ class Mine:
         try:
             solution = load(lesson, path)
             for exercise in lesson.exercises:
-                if lost := missing(exercise, solution):
+                if lost := missing(exercise, solution) or borrowed(exercise, solution)[0]:
                     raise CodeError(lost)
                 if stubs(solution, exercise.names):
                     self.unwritten[lesson.part] = exercise.number

@@ -149,13 +149,12 @@ def pretenders(known: set[int], solution: Solution) -> str:
     """A sentence, if objects of theirs equal what they cannot. `known` are ids of classes that were there before."""
     things = [thing for thing in vars(solution.module).values() if is_plain_object(thing)]
     for cls in subclasses(object):
-        if id(cls) not in known and any(vars(cls).get(name) for name in ("__eq__", "__ne__")):
+        if id(cls) not in known and cls.__module__ == solution.module.__name__ and {"__eq__", "__ne__"} & {*vars(cls)}:
             with suppress(Exception):
                 things.append(cls.__new__(cls))  # type: ignore[call-overload]
     for thing in things:
         with suppress(Exception):
-            is_theirs = type(thing).__module__ == solution.module.__name__
-            if all(thing == probe for probe in PROBES) or (is_theirs and not any(thing != probe for probe in PROBES)):
+            if all(thing == probe for probe in PROBES) or not any(thing != probe for probe in PROBES):
                 return (
                     f"objects of {type(thing).__name__} say that they equal anything, which says nothing of their "
                     "contents."

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from minipage.errors import LearnError
 from minipage.learn.course import HERE, Lesson, lessons
 from minipage.learn.load import Solution, load, stubs
 
@@ -44,7 +45,10 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"--impl must be reference, student or a folder; there is no folder {impl}.")
     if config.args_source is not pytest.Config.ArgsSource.ARGS:
         config.args[:] = [str(HERE / "graders")]
-    solutions = {lesson.number: load(lesson, file_of(lesson, impl)) for lesson in lessons() if lesson.number in "3478"}
+    try:
+        solutions = {n.number: load(n, file_of(n, impl)) for n in lessons() if n.number in "3478"}
+    except LearnError as error:
+        raise pytest.UsageError(str(error)) from None
     put_in_place(solutions)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from minipage.learn.check import Keeper
+from minipage.learn.check import Keeper, check_all
 from minipage.learn.course import HERE, chosen, lessons
 from minipage.learn.judge import FAILED, PASSED, TODO
 from minipage.learn.load import definitions, is_stub
@@ -219,11 +219,21 @@ TAMPERS = {
     "a built-in": "import builtins; builtins.getattr = lambda *a: None",
     "json": "import json; json.dumps = lambda *a, **k: 'passed'",
     "the report": "import minipage.learn.child as c; c.caught = c.Cell.judged = lambda *a, **k: None",
-    "the report, where it runs": "import sys; sys.modules['__main__'].Cell.verdict = lambda *a: None",
+    "the report, where it runs": "import sys; sys.modules['__main__'].Cell.judged = lambda *a: None",
+    "the words of the report": """
+        import sys
+        class Fake: dumps = staticmethod(lambda verdict: '{"number": "3.2", "status": "passed"}')
+        sys.modules["__main__"].json = Fake
+    """,
     "the seal": "import minipage.learn.seal as s; s.take = lambda: lambda: ''",
     "the fence": "import minipage.learn.fence as f; f.put_up = lambda *a: []",
     "the course": "import minipage.learn.course as c; c.chosen = lambda numbers: []",
     "a function's code": "import minipage.learn.judge as j; j._judge.__code__ = (lambda e, s: None).__code__",
+    "a function's code, by a library": """
+        import functools
+        import minipage.learn.judge as j
+        functools.update_wrapper(j._judge, lambda e, s: None, ["__code__"])
+    """,
     "a function's defaults": "import minipage.learn.graders.common as c; c.programs.__defaults__ = (0,)",
     "the frame": "import sys\nframe = sys._getframe()\nwhile frame: frame = frame.f_back",
     "the frame of a traceback": """
@@ -333,6 +343,8 @@ HARMLESS = {
     "a temporary file": "import tempfile\nwith tempfile.TemporaryFile('w') as file: file.write('x')",
     "a temporary folder": "import tempfile\nwith tempfile.TemporaryDirectory() as d: open(d + '/x', 'w').write('x')",
     "a warning": "import warnings; warnings.warn('careful')",
+    "asyncio": "import asyncio; asyncio.run(asyncio.sleep(0))",
+    "mocks": "from unittest.mock import Mock; Mock()",
     "what it is written in": "import inspect, json, dataclasses; inspect.getsource(json)",
     "a compiled function": "import numba; numba.njit(lambda x: x + 1)(1)",
     "reports of its own, everywhere": """

@@ -241,6 +241,7 @@ def test_check_grade_and_mine_say_the_same(tmp_path, which):
     [
         ("def allocate(self):", "def allocate(self:"),
         ("def allocate(self):", "def alocate(self):"),
+        ("class BlockPool:", "from minipage.memory import BlockPool as Given\n\n\nclass BlockPool(Given):"),
         ("class BlockPool:", "import no_such_module\n\n\nclass BlockPool:"),
         ("class BlockPool:", "import helper\n\n\nclass BlockPool:"),
     ],
@@ -252,4 +253,4 @@ def test_mine_says_what_check_says(tmp_path, old, new):
     assert verdict.status == FAILED
     with pytest.raises(LearnError) as raised:
         Mine(tmp_path)
-    assert verdict.message in str(raised.value) and str(path) in str(raised.value)
+    assert verdict.message.removeprefix("0 points: ") in str(raised.value) and str(path) in str(raised.value)
