@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import groupby
 from pathlib import Path
 from queue import SimpleQueue
@@ -60,10 +60,13 @@ def check_all(
         return verdicts
 
     num_keepers = min(4, os.cpu_count() or 1)
-    with ExitStack() as stack, ThreadPoolExecutor(num_keepers) as pool:
+    with ThreadPoolExecutor(num_keepers) as pool, ExitStack() as stack:
         for _ in range(num_keepers):
             idle.put(stack.enter_context(Keeper()))
-        return [verdict for verdicts in pool.map(whole_file, by_file(exercises)) for verdict in verdicts]
+        try:
+            return [verdict for verdicts in pool.map(whole_file, by_file(exercises)) for verdict in verdicts]
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C: nobody waits for what has not begun
 
 
 def by_file(exercises: list[Exercise]) -> list[list[Exercise]]:
@@ -116,12 +119,14 @@ class Keeper:
 
     def __enter__(self) -> Keeper:
         self.process: subprocess.Popen[str] | None = None
+        self.is_closed = False
         self.mark = secrets.token_hex(16)
         self.scratch = tempfile.TemporaryDirectory(prefix="minipage-", ignore_cleanup_errors=True)
         self.place = os.path.realpath(self.scratch.name)
         return self
 
     def __exit__(self, *of_an_error: object) -> None:
+        self.is_closed = True
         self._stop()
         self.scratch.cleanup()
 
@@ -130,8 +135,9 @@ class Keeper:
         command = [sys.executable, "-P", "-m", "minipage.learn.child"]
         environment = os.environ | {
             "PYTHONPATH": str(HERE.parents[1]), "PYTHONDONTWRITEBYTECODE": "1", "NUMBA_ENABLE_CUDASIM": "1",
-            "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "HYPOTHESIS_STORAGE_DIRECTORY": self.place,
-            "NUMBA_CACHE_DIR": self.place, "TMPDIR": self.place, "MPLCONFIGDIR": self.place, MARK: self.mark,
+            "OPENBLAS_NUM_THREADS": "1", "VECLIB_MAXIMUM_THREADS": "1", "OMP_NUM_THREADS": "1",
+            "HYPOTHESIS_STORAGE_DIRECTORY": self.place, "NUMBA_CACHE_DIR": self.place,
+            "TMPDIR": self.place, "MPLCONFIGDIR": self.place, MARK: self.mark,
         }  # fmt: skip
         return subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -140,33 +146,35 @@ class Keeper:
 
     def _stop(self) -> str:
         """Returns its last words."""
-        if self.process is None:
+        process, self.process = self.process, None
+        if process is None:
             return ""
-        self.process.kill()
+        process.kill()
         end_family(self.mark)
-        words = self.process.communicate()[1].strip().splitlines()
-        self.process = None
+        words = process.communicate()[1].strip().splitlines()
         return words[-1].rstrip(".") if words else ""
 
     def judged(self, exercise: Exercise, path: Path, limit: float) -> tuple[Verdict, bool]:
         """The verdict; and whether the file never ended loading."""
-        self.process = self.process or self._begin()
-        assert self.process.stdin and self.process.stdout
+        if self.is_closed:
+            raise LearnError("the check was ended.")
+        process = self.process = self.process or self._begin()
+        assert process.stdin and process.stdout
         # The keeper cuts its cells off. This is for one that cannot: it is stopped, or there is no fork here.
         patience = (PATIENCE + 1) * limit + 30 * hasattr(os, "fork")
-        alarm = threading.Timer(patience, self.process.kill)
+        alarm = threading.Timer(patience, process.kill)
         alarm.start()
         alarm_at = time.monotonic() + patience
         order = {"number": exercise.number, "path": str(path), "limit": limit, "scratch": self.place}
         try:
-            self.process.stdin.write(json.dumps(order) + "\n")
-            self.process.stdin.flush()
-            line = self.process.stdout.readline()
+            process.stdin.write(json.dumps(order) + "\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
         except OSError:
             line = ""
         finally:
             alarm.cancel()
-        if line:
+        with suppress(ValueError, TypeError):
             facts, is_stuck = json.loads(line)
             return Verdict(**{name: printable(fact) for name, fact in facts.items()}), is_stuck
         if time.monotonic() >= alarm_at:
