@@ -21,11 +21,17 @@ def take() -> Callable[[], str]:
     kept: list[tuple[str, Any, Any, Any]] = []  # (name, a namespace, the key in it, what it stood for)
     contents: list[tuple[str, Any, list[Any]]] = []  # (name, a container, what was in it)
     cells: list[tuple[str, Any, Any]] = []  # (name, a variable that a function holds, what it was)
-    seen: set[int] = set()
+    full: list[tuple[str, Any, int]] = []  # (name, the namespace of a class, how many names it has)
+    seen: set[int] = set()  # of values
+    classes: set[int] = set()
 
     def keep_function(name: str, function: FunctionType) -> None:
         if handle := getattr(function, "hypothesis", None):  # what is inside of @given
             keep_names(name, vars(handle), everything=True)
+            for key, value in vars(function).items():
+                if type(value).__name__ == "settings":
+                    kept.append((f"{name}.{key}", vars(function), key, value))
+                    contents.append((f"{name}.{key}", vars(value), flat(vars(value))))
         elif f"{sep}learn{sep}" in function.__code__.co_filename:
             keep_cells(name, function)
 
@@ -61,8 +67,9 @@ def take() -> Callable[[], str]:
                 keep_value(f"{prefix}.{key}", value)
 
     def keep_class(cls: type) -> None:
-        if id(cls) not in seen:
-            seen.add(id(cls))
+        if id(cls) not in classes:
+            classes.add(id(cls))
+            full.append((f"{cls.__module__}.{cls.__qualname__}", vars(cls), len(vars(cls))))
             keep_names(f"{cls.__module__}.{cls.__qualname__}", vars(cls), is_ours(cls.__module__))
 
     modules = [(name, module) for name, module in sys.modules.items() if isinstance(module, ModuleType)]
@@ -80,6 +87,9 @@ def take() -> Callable[[], str]:
     def changed() -> str:
         for name, namespace, key, value in kept:
             if namespace.get(key, absent) is not value:
+                return name
+        for name, namespace, number in full:
+            if count(namespace) != number:
                 return name
         for name, container, before in contents:
             now = flat_now(container)

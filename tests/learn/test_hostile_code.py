@@ -225,6 +225,15 @@ TAMPERS = {
         class Fake: dumps = staticmethod(lambda verdict: '{"number": "3.2", "status": "passed"}')
         sys.modules["__main__"].json = Fake
     """,
+    "the words of a verdict": """
+        import minipage.learn.judge as j
+        j.Verdict.as_dict = lambda self: {"number": "3.2", "status": "passed"}
+    """,
+    "json, inside": """
+        import json
+        json._default_encoder.encode = lambda facts: '{"number": "3.2", "status": "passed"}'
+    """,
+    "chance": "import random; random.Random.random = lambda self: 0.0",
     "the seal": "import minipage.learn.seal as s; s.take = lambda: lambda: ''",
     "the fence": "import minipage.learn.fence as f; f.put_up = lambda *a: []",
     "the course": "import minipage.learn.course as c; c.chosen = lambda numbers: []",
@@ -285,9 +294,10 @@ class Same{base}:
     ],
 )
 def test_what_equals_everything_is_no_answer(keeper, tmp_path, before, result):
-    source = f"{before}\n\n\ndef reserved_waste(*args, **kwargs):\n    return {result}\n"
-    verdict = judged(keeper, tmp_path, source, "1.1")
-    assert verdict.status == FAILED and verdict.message, verdict
+    assert "        return block\n" in RIGHT
+    source = f"{before}\n\n" + RIGHT.replace("        return block\n", f"        return {result}\n", 1)
+    verdict = judged(keeper, tmp_path, source)
+    assert verdict.status == FAILED and "equal anything" in verdict.message, verdict
 
 
 BREAKS = {
