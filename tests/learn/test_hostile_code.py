@@ -393,7 +393,7 @@ def test_a_hostile_folder_comes_to_an_end(tmp_path, code):
         path = tmp_path / lesson.name / "exercise.py"
         source = path.read_text(encoding="utf-8")
         lines = source.splitlines(keepends=True)
-        stubs = [node.body[-1] for node in definitions(source).values() if node.name[0].islower() and is_stub(node)]
+        stubs = [node.body[-1] for node in definitions(source).values() if hasattr(node, "args") and is_stub(node)]
         for statement in sorted(stubs, key=lambda statement: -statement.lineno):
             lines[statement.lineno - 1 : statement.end_lineno] = [" " * statement.col_offset + code + "\n"]
         path.write_text("".join(lines), encoding="utf-8")
