@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from minipage.learn.course import Exercise, Lesson
-from minipage.learn.load import Solution, describe, line_of, where
+from minipage.learn.load import Solution, describe, line_of, stubs, where, written
+from minipage.learn.origin import borrowed, is_copy
 
 PASSED, TODO, FAILED = "passed", "to do", "failed"
 MOST_PRINTED = 2000  # characters
@@ -63,7 +64,10 @@ def judge(exercise: Exercise, solution: Solution) -> Verdict:
     solution.diary.on_begin = printed.clear
     solution.diary.begin()
     with redirect_stdout(printed), redirect_stderr(printed):
-        verdict = _judge(exercise, solution)
+        try:
+            verdict = _judge(exercise, solution)
+        except BaseException as error:  # even to say what is wrong can raise: a __str__ of theirs, for example
+            verdict = Verdict(exercise.number, FAILED, f"what it does or returns cannot be shown: {describe(error)}")
     if verdict.status == FAILED:
         verdict.printed = printed.getvalue()
     return verdict
@@ -84,50 +88,59 @@ class Printed(io.StringIO):
 
 def _judge(exercise: Exercise, solution: Solution) -> Verdict:
     number, line = exercise.number, line_of(solution.path, exercise.names[0])
-    for name in exercise.names:
-        if not defines(solution, name):
-            return Verdict(
-                number,
-                FAILED,
-                f"there is no {name} in this file any more, or it is something else. `learn reset {number}` puts the "
-                "file back as it was given (yours is kept beside it); its signature has to stay.",
-                line,
-            )
+    if lost := missing(exercise, solution):
+        return Verdict(number, FAILED, lost, line)
+    what, line_of_it = borrowed(exercise, solution)
+    if what:
+        return Verdict(number, FAILED, f"0 points: {what}", line_of_it)
+    if unwritten := stubs(solution, exercise.names):
+        return todo(exercise, unwritten[0].message, unwritten[0].line)
     for grader in graders(exercise.lesson)[number]:
         try:
             grader(solution)
         except NotImplementedError as error:
-            return todo(exercise, error, solution)
+            return todo(exercise, str(error), where(error.__traceback__, solution.path).line)
         except Exception as error:
             return failed(exercise, error, solution, line)
         except BaseException as error:  # SystemExit, KeyboardInterrupt: raised by their code
             place = where(error.__traceback__, solution.path)
             return Verdict(number, FAILED, f"your code stops with {describe(error)}", place.line or line)
-    return Verdict(number, PASSED)
+    return Verdict(
+        number,
+        PASSED,
+        "this is minipage's own solution, word for word." if is_copy(exercise.lesson, solution.path) else "",
+    )
+
+
+def missing(exercise: Exercise, solution: Solution) -> str:
+    """A sentence, if something that belongs to the exercise is not in the file."""
+    for name in exercise.names:
+        if not defines(solution, name):
+            return (
+                f"there is no {name} in this file any more, or it is something else. `learn reset "
+                f"{exercise.lesson.number}` puts the file back as it was given (yours is kept beside it); its "
+                "signature has to stay."
+            )
+    return ""
 
 
 def defines(solution: Solution, name: str) -> bool:
-    """Whether the learner's file itself has this function, or this method (an inherited one is not theirs)."""
+    """Whether the learner's file itself has this function, or this method (not what minipage's classes hand down)."""
     owner, _, method = name.rpartition(".")
     if not owner:
         return callable(getattr(solution.module, name, None))
-    cls = getattr(solution.module, owner, None)
-    theirs = [
-        base for base in getattr(cls, "__mro__", ()) if base is cls or base.__module__ == solution.module.__name__
-    ]
-    return any(method in vars(base) for base in theirs)
+    return written(solution, owner, method) is not None
 
 
-def todo(exercise: Exercise, error: NotImplementedError, solution: Solution) -> Verdict:
-    place = where(error.__traceback__, solution.path)
-    match = re.match(r"Exercise (\d+\.\d+): (.*)", str(error))
+def todo(exercise: Exercise, said: str, line: int) -> Verdict:
+    match = re.match(r"Exercise (\d+\.\d+): (.*)", said)
     if match is None:
-        message = f"line {place.line} raises NotImplementedError; write what belongs there."
+        message = f"line {line} raises NotImplementedError; write what belongs there."
     elif match[1] == exercise.number:
         message = match[2]
     else:
         message = f"needs {match[1]} first: {match[2]}"
-    return Verdict(exercise.number, TODO, message, place.line)
+    return Verdict(exercise.number, TODO, message, line)
 
 
 def failed(exercise: Exercise, error: Exception, solution: Solution, line: int) -> Verdict:

@@ -5,14 +5,21 @@ from __future__ import annotations
 import ast
 import importlib.util
 import sys
+import tokenize
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType, TracebackType
+from stat import S_ISREG
+from types import CodeType, FunctionType, ModuleType, TracebackType
 from typing import Any, NamedTuple
 
 from minipage.errors import LearnError
 from minipage.learn.course import Lesson
 from minipage.learn.diary import Diary
+
+MOST_BYTES = 1_000_000  # of an exercise
+MOST_SAID = 500  # letters of an exception
+UNREADABLE = SyntaxError, ValueError, RecursionError, MemoryError  # what ast.parse raises
 
 
 class Place(NamedTuple):
@@ -44,9 +51,9 @@ def load(lesson: Lesson, path: Path) -> Solution:
     name = f"exercise_{lesson.name}"
     try:
         compile(source, str(path), "exec")
-    except (SyntaxError, ValueError) as error:
+    except UNREADABLE as error:
         line = getattr(error, "lineno", 0) or 0
-        text = (getattr(error, "text", "") or "").strip()
+        text = (getattr(error, "text", "") or "").strip()[:80]
         what = getattr(error, "msg", str(error))
         raise CodeError(f"Python cannot read this file: {what}" + f": `{text}`" * bool(text), line) from None
     spec = importlib.util.spec_from_file_location(name, path)
@@ -62,12 +69,31 @@ def load(lesson: Lesson, path: Path) -> Solution:
 
 
 def read(path: Path) -> str:
+    """The text of a learner's file, in whatever encoding it declares. Raises CodeError."""
     try:
-        return path.read_text(encoding="utf-8")
+        facts = path.stat()
+        if not S_ISREG(facts.st_mode):
+            raise CodeError(
+                f"{path} is no file but a folder, a pipe or a device. Move it away; `learn reset` puts a file there."
+            )
+        if facts.st_size > MOST_BYTES:
+            raise CodeError(f"{path} has {facts.st_size // 1000} kB; an exercise has a few.")
+        with tokenize.open(path) as file:
+            return file.read()
     except FileNotFoundError:
         raise CodeError(f"{path} is not there; `learn reset` puts it back.") from None
+    except SyntaxError as error:  # of the line that declares the encoding
+        raise CodeError(f"Python cannot read this file: {error.msg}", error.lineno or 0) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise CodeError(f"{path} cannot be read: {error}") from None
+        raise CodeError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+
+
+def is_untouched(path: Path, lesson: Lesson) -> bool:
+    """Whether the file is as it was given, whatever its line ends."""
+    try:
+        return read(path) == read(lesson.stub)
+    except CodeError:
+        return False
 
 
 def laid_over(copy_on_write: Any, table: Any, name: str = "BlockTable") -> Any:
@@ -92,8 +118,22 @@ def describe(error: BaseException) -> str:
     """An exception in a line."""
     if isinstance(error, SystemExit):
         return "it ends Python itself (sys.exit)"
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
+    try:
+        text = str(error).strip().splitlines()
+    except Exception:  # a __str__ of theirs
+        text = ["(it cannot be shown)"]
+    said = f"{type(error).__name__}: {text[0][:MOST_SAID]}" if text else type(error).__name__
+    if isinstance(error, ModuleNotFoundError) and (helper := lies_beside(error)):
+        return f"{said}. {helper} is not looked at: everything has to be in exercise.py, which is all that is checked"
+    return said
+
+
+def lies_beside(error: ModuleNotFoundError) -> str:
+    """The name of a module of their own that they wanted to import, if that is what went wrong."""
+    name = f"{(error.name or '').partition('.')[0]}.py"
+    files = [Path(frame.filename) for frame in traceback.extract_tb(error.__traceback__)]
+    folders = [folder for file in files for folder in (file.parent, file.parent.parent) if file.name == "exercise.py"]
+    return name if any((folder / name).exists() for folder in folders) else ""
 
 
 def where(trace: TracebackType | None, path: Path) -> Place:
@@ -119,8 +159,8 @@ def definitions(source: str) -> dict[str, ast.FunctionDef | ast.ClassDef]:
 def line_of(path: Path, name: str) -> int:
     """Where a function begins; 0 if it is not there, or the file cannot be read."""
     try:
-        node = definitions(path.read_text(encoding="utf-8")).get(name)
-    except (OSError, SyntaxError, ValueError):
+        node = definitions(read(path)).get(name)
+    except (LearnError, *UNREADABLE):
         return 0
     return node.lineno if node else 0
 
@@ -133,20 +173,49 @@ def is_stub(node: ast.FunctionDef | ast.ClassDef) -> bool:
     return isinstance(last, ast.Raise) and last.exc is not None and "NotImplementedError" in ast.dump(last.exc)
 
 
-def stubs(path: Path, names: list[str]) -> list[str]:
-    """Those of `names` that are not written yet, or not there at all."""
-    try:
-        source = path.read_text(encoding="utf-8")
-        found, assigned = definitions(source), assignments(source)
-    except (OSError, SyntaxError, ValueError):
-        return names
-    return [name for name in names if (is_stub(found[name]) if name in found else name not in assigned)]
+class Stub(NamedTuple):
+    name: str  # of the function
+    line: int  # that says what is to be written
+    message: str
 
 
-def assignments(source: str) -> set[str]:
-    """What a file and its classes define without `def`, by names such as "BlockPool.num_free"."""
-    tree = ast.parse(source)
-    owners: list[tuple[str, list[ast.stmt]]] = [("", tree.body)]
-    owners += [(f"{node.name}.", node.body) for node in tree.body if isinstance(node, ast.ClassDef)]
-    statements = [(owner, s) for owner, body in owners for s in body if isinstance(s, ast.Assign)]
-    return {owner + t.id for owner, s in statements for t in s.targets if isinstance(t, ast.Name)}
+def stubs(solution: Solution, names: Sequence[str]) -> list[Stub]:
+    """Those of `names` that are not written yet."""
+    tree = ast.parse(read(solution.path))
+    functions = {node.lineno: node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+    functions |= {node.decorator_list[0].lineno: node for node in functions.values() if node.decorator_list}
+    found = []
+    for name in names:
+        node = functions.get(first_line(written(solution, *name.rpartition(".")[::2]), solution.path))
+        if node and is_stub(node):
+            said = [part.value for part in ast.walk(node.body[-1]) if isinstance(part, ast.Constant)]
+            found.append(Stub(name, node.body[-1].lineno, str(said[0]) if said else ""))
+    return found
+
+
+def written(solution: Solution, owner: str, name: str) -> Any:
+    """What the file itself has under this name: a function, or what a class has, or its bases in the file.
+
+    None if there is nothing; what a class inherits from elsewhere is not theirs.
+    """
+    if not owner:
+        return getattr(solution.module, name, None)
+    cls = getattr(solution.module, owner, None)
+    bases = [base for base in getattr(cls, "__mro__", ()) if base is cls or base.__module__ == solution.module.__name__]
+    return next((vars(base)[name] for base in bases if name in vars(base)), None)
+
+
+def first_line(thing: Any, path: Path) -> int:
+    """Where a function of this file begins, whatever is wrapped around it; 0: it is from elsewhere."""
+    code = innermost(thing)
+    return code.co_firstlineno if code and Path(code.co_filename) == path else 0
+
+
+def innermost(thing: Any) -> CodeType | None:
+    """What runs when this is called: inside of a property, a staticmethod, cache, jit, partial, ..."""
+    for _ in range(10):
+        if isinstance(thing, FunctionType) and not hasattr(thing, "__wrapped__"):
+            return thing.__code__
+        inner = (getattr(thing, name, None) for name in ("__wrapped__", "fget", "__func__", "py_func", "fn", "func"))
+        thing = next((found for found in inner if found is not None), None)
+    return None

@@ -6,6 +6,7 @@ are minipage's. Parts are handed in, as anybody can do: LLM(scheduler=..., block
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,9 @@ from minipage.attention.quantize import numbers_of
 from minipage.engine import LLM
 from minipage.errors import ConfigurationError, InvalidRequestError, LearnError, MinipageError, ModelError, TraceError
 from minipage.learn.course import Lesson, lessons
-from minipage.learn.load import Solution, describe, laid_over, load, stubs, where
+from minipage.learn.judge import missing
+from minipage.learn.load import CodeError, Solution, describe, is_untouched, laid_over, load, stubs, where
+from minipage.learn.origin import borrowed
 from minipage.memory import BlockPool, BlockTable, PrefixCache
 from minipage.scheduling import Scheduler
 
@@ -40,16 +43,23 @@ class Mine:
             raise LearnError(f"no part in {folder} is written yet. What is next of each: {parts}.")
 
     def _take(self, lesson: Lesson) -> None:
-        path = (self.folder / lesson.name / "exercise.py").resolve()
-        for exercise in lesson.exercises:
-            if stubs(path, list(exercise.names)):
-                self.unwritten[lesson.part] = exercise.number
-                return
+        """The same as `learn check` would say: to be written, wrong in this or that line, or written."""
+        path = Path(os.path.abspath(self.folder / lesson.name / "exercise.py"))
+        if not os.path.lexists(path) or is_untouched(path, lesson):
+            self.unwritten[lesson.part] = lesson.exercises[0].number
+            return
         try:
-            self.solutions[lesson.part] = load(lesson, path)
+            solution = load(lesson, path)
+            for exercise in lesson.exercises:
+                if lost := missing(exercise, solution) or borrowed(exercise, solution)[0]:
+                    raise CodeError(lost)
+                if stubs(solution, exercise.names):
+                    self.unwritten[lesson.part] = exercise.number
+                    return
         except MinipageError as error:
             line = getattr(error, "line", 0)
             raise LearnError(f"{path}{f', line {line}' if line else ''}: {error}") from None
+        self.solutions[lesson.part] = solution
 
     @property
     def note(self) -> str:

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from minipage.errors import LearnError
 from minipage.learn.course import HERE, Lesson, lessons
 from minipage.learn.load import Solution, laid_over, load, stubs
 
@@ -44,7 +45,10 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"--impl must be reference, student or a folder; there is no folder {impl}.")
     if config.args_source is not pytest.Config.ArgsSource.ARGS:
         config.args[:] = [str(HERE / "graders")]
-    solutions = {lesson.number: load(lesson, file_of(lesson, impl)) for lesson in lessons() if lesson.number in "3478"}
+    try:
+        solutions = {n.number: load(n, file_of(n, impl)) for n in lessons() if n.number in "3478"}
+    except LearnError as error:
+        raise pytest.UsageError(str(error)) from None
     put_in_place(solutions)
 
 
@@ -53,7 +57,7 @@ def put_in_place(solutions: dict[str, Solution]) -> None:
     memory = importlib.import_module("minipage.memory")
     theirs = {"BlockPool": solutions["3"].BlockPool, "PrefixCache": solutions["8"].PrefixCache}
     plain = solutions["4"].BlockTable
-    sharing = [e for e in solutions["7"].lesson.exercises if stubs(solutions["7"].path, list(e.names))]
+    sharing = [e for e in solutions["7"].lesson.exercises if stubs(solutions["7"], e.names)]
     theirs["BlockTable"] = plain if sharing else laid_over(solutions["7"].CopyOnWrite, plain)
     for name, cls in theirs.items():
         for module in (memory, sys.modules[f"minipage.memory.{PLACES[name]}"]):

@@ -12,9 +12,10 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
+from minipage.errors import LearnError
 from minipage.learn.course import Exercise, Lesson, lessons
 from minipage.learn.judge import FAILED, PASSED, TODO, Verdict
-from minipage.learn.load import definitions, load
+from minipage.learn.load import UNREADABLE, definitions, load, read
 from minipage.learn.workspace import Workspace
 
 STYLES = {PASSED: "bold green", TODO: "bold yellow", FAILED: "bold red"}
@@ -184,8 +185,8 @@ def ast_docstring(node: Any) -> str:
 
 def definitions_of(path: Path) -> dict[str, Any]:
     try:
-        return dict(definitions(path.read_text(encoding="utf-8")))
-    except (OSError, SyntaxError, ValueError):
+        return dict(definitions(read(path)))
+    except (LearnError, *UNREADABLE):
         return {}
 
 

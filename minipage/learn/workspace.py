@@ -11,13 +11,15 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import os
 import shutil
+import tokenize
 from pathlib import Path
 from typing import Any
 
 from minipage.errors import LearnError
 from minipage.learn.course import Exercise, Lesson, exercises, lessons
-from minipage.learn.load import CodeError, definitions, read
+from minipage.learn.load import UNREADABLE, CodeError, definitions, is_untouched, read
 
 STATE = ".minipage-learn.json"
 
@@ -46,8 +48,8 @@ class Workspace:
 
     def fingerprint(self, lesson: Lesson) -> str:
         try:
-            return hashlib.sha256(self.file(lesson).read_bytes()).hexdigest()[:16]
-        except OSError:
+            return hashlib.sha256(read(self.file(lesson)).encode()).hexdigest()[:16]
+        except CodeError:
             return ""
 
     def record(self, exercise: Exercise, passed: bool) -> None:
@@ -70,10 +72,7 @@ class Workspace:
         return max(begun, key=lambda lesson: self.file(lesson).stat().st_mtime) if begun else lessons()[0]
 
     def is_begun(self, lesson: Lesson) -> bool:
-        try:
-            return self.file(lesson).read_bytes() != lesson.stub.read_bytes()
-        except OSError:
-            return False
+        return self.file(lesson).is_file() and not is_untouched(self.file(lesson), lesson)
 
     def next(self) -> Exercise | None:
         """The first exercise that is not passed, in the current lesson, then in those after it, then in all."""
@@ -85,14 +84,16 @@ class Workspace:
         """Put the stub back, of these exercises of one lesson or of the file; returns it and the copy of the old."""
         lesson = chosen[0].lesson
         path, stub = self.file(lesson), lesson.stub.read_text(encoding="utf-8")
-        new = stub if whole_file else with_stubs(read(path), stub, [name for e in chosen for name in e.names])
+        new, encoding = stub, "utf-8"
+        if not whole_file:
+            new, encoding = with_stubs(read(path), stub, [name for e in chosen for name in e.names]), encoding_of(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
         number = 1
-        while (backup := path.with_name(f"exercise.{number}.bak")).exists():
+        while os.path.lexists(backup := path.with_name(f"exercise.{number}.bak")):
             number += 1
-        path.parent.mkdir(exist_ok=True)
-        if path.exists():
-            shutil.copy(path, backup)
-        path.write_text(new, encoding="utf-8")
+        if os.path.lexists(path):
+            path.replace(backup)
+        path.write_text(new, encoding=encoding)
         for exercise in lesson.exercises if whole_file else chosen:
             self.passed.pop(exercise.number, None)
             self.hints.pop(exercise.number, None)
@@ -100,19 +101,39 @@ class Workspace:
         return path, backup
 
 
+def encoding_of(path: Path) -> str:
+    """As the file declares it, or its first bytes do."""
+    with open(path, "rb") as file:
+        return tokenize.detect_encoding(file.readline)[0]
+
+
 def with_stubs(source: str, stub: str, names: list[str]) -> str:
-    """`source` with the functions `names` as they are in `stub`. Raises CodeError if that cannot be done."""
+    """`source` with the functions `names` as they are in `stub`; what is not there any more is put at the end.
+
+    Raises CodeError if Python cannot read it.
+    """
     try:
         theirs = definitions(source)
-    except SyntaxError as error:
-        raise CodeError(f"Python cannot read the file (line {error.lineno}), so only all of it can be reset.") from None
-    lines, given = source.splitlines(keepends=True), definitions(stub)
-    for name in sorted(names, key=lambda name: -theirs[name].lineno if name in theirs else 0):
-        if name not in theirs:
-            raise CodeError(f"there is no {name} in the file any more, so only all of it can be reset.")
-        first, last = extent(theirs[name])
+    except UNREADABLE as error:
+        line = getattr(error, "lineno", 0)
+        raise CodeError(f"Python cannot read the file (line {line}), so only all of it can be reset.") from None
+    given = definitions(stub)
+    if any(name.partition(".")[0] not in theirs for name in names if "." in name):
+        return stub  # the class is gone
+    lines = [line + "\n" for line in source.splitlines()]
+
+    def place(name: str) -> tuple[int, int]:
+        if name in theirs:
+            return extent(theirs[name])
+        owner = name.rpartition(".")[0]
+        end = extent(theirs[owner])[1] if owner else len(lines)
+        return end, end
+
+    for name in sorted(names, key=place, reverse=True):
         start, stop = extent(given[name])
-        lines[first:last] = stub.splitlines(keepends=True)[start:stop]
+        new = stub.splitlines(keepends=True)[start:stop]
+        first, last = place(name)
+        lines[first:last] = new if name in theirs else ["\n", *new]
     return "".join(lines)
 
 

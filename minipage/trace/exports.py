@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterable
 from html import escape
 from itertools import groupby
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +109,7 @@ def write_timeline(frames: list[Frame], trace: Trace, path: Path) -> None:
             steps = [step for step, _ in group]
             start, length = (steps[0] - 1) * MICROSECONDS_A_STEP, (steps[-1] - steps[0] + 1) * MICROSECONDS_A_STEP
             facts.append({"ph": "X", "pid": 1, "tid": number, "ts": start, "dur": length, "name": doing})
-    path.write_text(json.dumps({"traceEvents": facts, "displayTimeUnit": "ms"}), encoding="utf-8")
+    path.write_text(json.dumps({"traceEvents": facts, "displayTimeUnit": "ms"}, default=index), encoding="utf-8")
 
 
 WRITERS: dict[str, Callable[[list[Frame], Trace, Path], None]] = {

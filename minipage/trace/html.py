@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from html import escape
 from importlib.resources import files
+from operator import index
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -54,7 +55,9 @@ def page(frames: Iterable[Frame], title: str = TITLE, subtitle: str = "", still:
         "subtitle": escape(subtitle),
         "style": _part("viewer.css"),
         "still": _image(still, title),
-        "trace": json.dumps(data, separators=(",", ":")).replace("<", r"\u003c"),  # no way to end the script element
+        "trace": json.dumps(data, separators=(",", ":"), default=index).replace(
+            "<", r"\u003c"
+        ),  # no way to end the script element
         "script": script,
         "hash": b64encode(sha256(script.encode()).digest()).decode(),
     }

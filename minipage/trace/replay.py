@@ -16,6 +16,7 @@ import gc
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from operator import index
 from pathlib import Path
 from typing import overload
 
@@ -127,7 +128,7 @@ class Trace(Sequence[Frame]):
         header = {"minipage_trace": VERSION} | self.header | facts | {"words": words}
         with open(path, "w", encoding="utf-8") as file:
             for line in (header, *self.changes):
-                file.write(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n")
+                file.write(json.dumps(line, ensure_ascii=False, separators=(",", ":"), default=index) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:

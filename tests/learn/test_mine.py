@@ -7,7 +7,9 @@ import pytest
 
 from minipage.cli import main
 from minipage.errors import LearnError
-from minipage.learn.course import lessons
+from minipage.learn.check import check, check_all
+from minipage.learn.course import chosen, lessons
+from minipage.learn.judge import FAILED, PASSED
 from minipage.learn.mine import Mine
 from minipage.learn.workspace import init
 from minipage.trace.demo import Demo, make_engine
@@ -114,3 +116,141 @@ def test_without_any_part_it_says_what_to_write(tmp_path):
         Mine(tmp_path)
     with pytest.raises(LearnError, match="there is no folder"):
         Mine(tmp_path / "nowhere")
+
+
+# ---- what `learn check` accepts, `--mine` runs
+
+NUMPY_POOL = '''
+import numpy as np
+
+from minipage.errors import BlockError, ConfigurationError, OutOfBlocksError
+
+
+class Counting:
+    """A base class in the same file."""
+
+    def ref_count(self, block):
+        if not 0 <= block < self.num_blocks:
+            raise BlockError(block)
+        return self.counts[block]
+
+    @property
+    def num_free(self):
+        return np.int64(len(self.queue))
+
+    @property
+    def num_used(self):
+        return np.int64(self.num_blocks - len(self.queue))
+
+
+class BlockPool(Counting):
+    def __init__(self, num_blocks, block_size=16):
+        if num_blocks < 1 or block_size < 1:
+            raise ConfigurationError("too small")
+        self.num_blocks, self.block_size = num_blocks, block_size
+        self.queue, self.counts = np.arange(num_blocks), np.zeros(num_blocks, np.int64)
+        self.on_reuse = None
+
+    free_queue = property(lambda self: tuple(self.queue))
+
+    def allocate(self):
+        return self.allocate_many(1)[0]
+
+    def allocate_many(self, count):
+        if count < 0:
+            raise ConfigurationError("fewer than none")
+        if count > len(self.queue):
+            raise OutOfBlocksError("too few")
+        blocks, self.queue = self.queue[:count], self.queue[count:]
+        self.counts[blocks] = 1
+        for block in blocks:
+            if self.on_reuse:
+                self.on_reuse(block)
+        return list(blocks)
+
+    def free(self, block):
+        if self.ref_count(block) == 0:
+            raise BlockError(block)
+        self.counts[block] -= 1
+        if self.counts[block] == 0:
+            self.queue = np.append(self.queue, block)
+
+    def share(self, block):
+        if self.ref_count(block) == 0:
+            raise BlockError(block)
+        self.counts[block] += 1
+
+    def revive(self, block):
+        if self.ref_count(block) > 0:
+            raise BlockError(block)
+        self.queue = self.queue[self.queue != block]
+        self.counts[block] = 1
+
+    def check_integrity(self, block_tables):
+        pass
+'''
+POOL = (ALTERNATIVES / "03_block_pool.py").read_text(encoding="utf-8")
+MIXIN = POOL.replace("class BlockPool:", "class Given:") + "\n\nclass BlockPool(Given):\n    pass\n"
+DATACLASS = "from dataclasses import dataclass\n" + POOL.replace(
+    "class BlockPool:\n    def __init__(self, num_blocks: int, block_size: int = 16) -> None:\n",
+    "@dataclass(eq=False)\nclass BlockPool:\n    num_blocks: int\n    block_size: int = 16\n\n"
+    "    def __post_init__(self):\n        num_blocks, block_size = self.num_blocks, self.block_size\n",
+)
+STYLES = {
+    "numpy": NUMPY_POOL,
+    "a base class": MIXIN,
+    "a dataclass": DATACLASS,
+    "a function": POOL.replace("def allocate(", "def take(")
+    + "\n\ndef allocate(self):\n    return self.take()\n\n\nBlockPool.allocate = allocate\n",
+    "saved by Notepad": "\ufeff" + POOL.replace("\n", "\r\n"),
+    "in an encoding of its own": "# -*- coding: latin-1 -*-\n# caf\xe9\n" + POOL,
+}
+
+
+assert "__post_init__" in DATACLASS
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_what_check_accepts_the_engine_runs(tmp_path, style, capsys):
+    path = workspace(tmp_path) / PARTS["block pool"] / "exercise.py"
+    encoding = "latin-1" if "encoding" in style else "utf-8"
+    path.write_bytes(STYLES[style].encode(encoding))
+    exercises = chosen(["3"] if style == "numpy" else ["3.2"])
+    assert {verdict.status for verdict in check(exercises, tmp_path)} == {PASSED}
+    assert [*Mine(tmp_path).solutions] == ["block pool"]
+    for way in ("--json", "--html", "--timeline") if style == "numpy" else ("--json",):
+        assert main(["demo", "prefix", "--mine", str(tmp_path), way, str(tmp_path / "run")]) == 0, capsys.readouterr()
+        assert (tmp_path / "run").stat().st_size > 1000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("which", ["reference", "alternative"])
+def test_check_grade_and_mine_say_the_same(tmp_path, which):
+    init(tmp_path)
+    for lesson in lessons():
+        source = lesson.solution if which == "reference" else ALTERNATIVES / f"{lesson.name}.py"
+        shutil.copy(source, tmp_path / lesson.name / "exercise.py")
+    checked = list(check(chosen([]), tmp_path))
+    assert checked == check_all(chosen([]), tmp_path)
+    assert {verdict.status for verdict in checked} == {PASSED}
+    assert Mine(tmp_path).solutions.keys() == PARTS.keys()
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("def allocate(self):", "def allocate(self:"),
+        ("def allocate(self):", "def alocate(self):"),
+        ("class BlockPool:", "from minipage.memory import BlockPool as Given\n\n\nclass BlockPool(Given):"),
+        ("class BlockPool:", "import no_such_module\n\n\nclass BlockPool:"),
+        ("class BlockPool:", "import helper\n\n\nclass BlockPool:"),
+    ],
+)
+def test_mine_says_what_check_says(tmp_path, old, new):
+    path, _ = broken(tmp_path, "block pool", old, new)
+    path.with_name("helper.py").write_text("")
+    [verdict] = check(chosen(["3.2"]), tmp_path)
+    assert verdict.status == FAILED
+    with pytest.raises(LearnError) as raised:
+        Mine(tmp_path)
+    assert verdict.message.removeprefix("0 points: ") in str(raised.value) and str(path) in str(raised.value)

@@ -1,0 +1,185 @@
+"""What a learner's code is kept from doing while it is graded, in its process and for good.
+
+Python tells an audit hook (PEP 578) of everything that reaches out of a program, and a hook that is set can never be
+taken away again. This one refuses, with a PermissionError that the code sees like any other:
+
+    outwards   processes, signals, sockets, limits, and files anywhere but in a scratch folder
+    inwards    the frames of whoever called it, the garbage collector's lists, ctypes, the code of others' functions
+    reading    minipage's solutions and graders, and other people's exercises
+
+An exercise needs none of that. What can only be a trick is also noted, and costs the exercise. Nothing here looks up a
+name when it runs: a name in a module could have been changed meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from _thread import get_ident
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+STARTS = "os.fork os.forkpty os.exec os.posix_spawn os.spawn os.system os.startfile subprocess.Popen pty.spawn"
+SIGNALS = "os.kill os.killpg signal.pthread_kill resource.setrlimit resource.prlimit"
+NETWORK = "socket.connect socket.bind socket.sendto socket.sendmsg socket.getaddrinfo socket.gethostbyname"
+CHANGES = (
+    "os.remove os.rename os.rmdir os.mkdir os.truncate os.chmod os.chown os.chflags os.lockf os.utime os.setxattr "
+    "os.removexattr sqlite3.connect dbm.open"
+)
+LINKS = "os.link os.symlink"  # a link in the scratch folder could lead anywhere
+INWARDS = (
+    "gc.get_objects gc.get_referrers gc.get_referents sys._current_frames sys._current_exceptions sys.settrace "
+    "sys.setprofile sys.addaudithook"
+)
+FRAMES = "tb_frame", "gi_frame", "cr_frame", "ag_frame"
+PARTS = "__code__", "__defaults__", "__kwdefaults__"
+UNHEARD = [  # these do the same, and no hook is told
+    ("_posixsubprocess", "fork_exec"), ("subprocess", "_fork_exec"), ("multiprocessing.util", "spawnv_passfds"),
+    ("signal", "signal"), ("_signal", "signal"), ("signal", "pidfd_send_signal"), ("_signal", "pidfd_send_signal"),
+    ("os", "setpriority"), ("posix", "setpriority"), ("os", "sched_setaffinity"), ("posix", "sched_setaffinity"),
+]  # fmt: skip
+
+
+def put_up(path: Path, scratch: Path, hidden_files: list[Path]) -> list[str]:
+    """From here on, for this process: what the file at `path` may not do. It can write in the folder `scratch`.
+
+    Returns a list: what was refused and can only have been a trick, with the line. It grows.
+    """
+    own, inside, itself = str(path), f"{scratch}{os.sep}", str(scratch)
+    stat, getframe = os.stat, sys._getframe
+    hidden = frozenset((found.st_dev, found.st_ino) for found in map(os.stat, hidden_files))
+    own_number = (os.stat(own).st_dev, os.stat(own).st_ino) if os.path.exists(own) else (-1, -1)
+    refused: list[str] = []
+    busy: set[int] = set()  # threads that are in the hook: it makes events itself
+
+    def line_of_caller() -> int:
+        """The line of the learner's code that all this comes from; 0: it comes from elsewhere."""
+        frame: FrameType | None = getframe()
+        while frame is not None and frame.f_code.co_filename != own:
+            frame = frame.f_back
+        return frame.f_lineno if frame else 0
+
+    def caller_behind(*parts: str) -> int:
+        """The line, if the learner's code calls for it itself, or through files whose names contain one of `parts`."""
+        frame: FrameType | None = getframe(1)
+        while frame is not None and (
+            frame.f_code.co_filename == __file__ or any(part in frame.f_code.co_filename for part in parts)
+        ):
+            frame = frame.f_back
+        return frame.f_lineno if frame and frame.f_code.co_filename == own else 0
+
+    def refuse(what: str, trick_at: int = 0) -> None:
+        if trick_at:
+            refused.append(f"line {trick_at} tries to {what}, which an exercise may not.")
+        raise PermissionError(f"an exercise may not {what}")
+
+    def is_inside(name: object) -> bool:
+        return type(name) is str and (name in (os_devnull, itself) or (name.startswith(inside) and ".." not in name))
+
+    def on_change(args: tuple[Any, ...]) -> None:
+        names = [arg for arg in args if not isinstance(arg, int | float) and arg is not None]
+        if not all(is_inside(name) or name == ":memory:" for name in names if type(name) is not tuple):
+            refuse("change files")
+
+    def on_open(args: tuple[Any, ...]) -> None:
+        name, _, flags = args
+        if isinstance(name, int):
+            return
+        if flags & writing:
+            if not is_inside(name):
+                refuse("write files")
+            return
+        try:
+            found = stat(name)
+        except (OSError, ValueError):
+            return
+        if found.st_mode & 0o170000 == 0o040000:  # with a folder's descriptor, names mean something else
+            if not is_inside(name):
+                refuse("open folders")
+        elif is_hidden(name, found) and (line := line_of_caller()):
+            refuse("read minipage's solutions and graders, or another exercise", line)
+
+    def is_hidden(name: Any, found: os.stat_result) -> bool:
+        number = found.st_dev, found.st_ino
+        is_exercise = not isinstance(name, str) or str.endswith(name, ("exercise.py", ".bak"))
+        return number in hidden or (is_exercise and number != own_number)
+
+    def on_frame(args: tuple[Any, ...]) -> None:
+        if line := caller_behind("/inspect.py", "\\inspect.py"):
+            refuse("look at the frames of whoever called it", line)
+
+    def on_getframe(args: tuple[Any, ...]) -> None:
+        if getframe(2).f_code.co_filename == own or "inspect.py" in getframe(2).f_code.co_filename:
+            on_frame(args)
+
+    def on_getattr(args: tuple[Any, ...]) -> None:
+        if args[1] in frame_names:
+            file = getframe(2).f_code.co_filename
+            walked = getframe(2).f_code.co_name in ("walk_tb", "walk_stack")  # generators, and made for whom?
+            if line := caller_behind("traceback.py", "inspect.py") if walked else file == own and line_of_caller():
+                refuse("look at the frames of whoever called it", line)
+
+    def on_setattr(args: tuple[Any, ...]) -> None:
+        if args[1] in function_parts:
+            file = getattr(getattr(args[0], "__code__", None), "co_filename", "<>")
+            if file != own and not file.startswith("<") and (line := caller_behind("functools.py")):
+                refuse("change a function that is not its own", line)
+
+    def on_inward(args: tuple[Any, ...]) -> None:
+        if line := line_of_caller():
+            refuse("look into the program that runs it", line)
+
+    def on_ctypes(args: tuple[Any, ...]) -> None:
+        if line := caller_behind(f"{os_sep}ctypes{os_sep}"):
+            refuse("use ctypes", line)
+
+    def refusing(what: str) -> Callable[[tuple[Any, ...]], None]:
+        return lambda args: refuse(what)
+
+    def on_signal(args: tuple[Any, ...]) -> None:
+        refuse("send signals, or change its limits", line_of_caller())
+
+    os_sep, os_devnull, frame_names, function_parts = os.sep, os.devnull, FRAMES, PARTS
+    writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+    rules: dict[str, Callable[[tuple[Any, ...]], None]] = {
+        "open": on_open, "object.__getattr__": on_getattr, "object.__setattr__": on_setattr,
+        "sys._getframe": on_getframe,
+    }  # fmt: skip
+    groups = (STARTS, refusing("start a process")), (SIGNALS, on_signal), (NETWORK, refusing("use the network"))
+    for names, rule in (*groups, (CHANGES, on_change), (LINKS, refusing("make links")), (INWARDS, on_inward)):
+        rules |= dict.fromkeys(names.split(), rule)
+
+    def hook(event: str, args: tuple[Any, ...]) -> None:
+        rule = rules.get(event)
+        if rule is None:
+            if not event.startswith("ctypes."):
+                return
+            rule = on_ctypes
+        if (me := get_ident()) in busy:
+            return
+        busy.add(me)
+        try:
+            rule(args)
+        finally:
+            busy.discard(me)
+
+    close_what_no_hook_hears()
+    sys.addaudithook(hook)
+    return refused
+
+
+class Refused(PermissionError, ValueError):
+    """asyncio, for one, can do without signals where a ValueError says that it has to."""
+
+
+def close_what_no_hook_hears() -> None:
+    def refused(*args: Any, **kwargs: Any) -> None:
+        raise Refused("an exercise may not start processes, or handle signals")
+
+    signal.set_wakeup_fd(-1)
+    for module, name in UNHEARD:
+        if hasattr(sys.modules.get(module), name):
+            setattr(sys.modules[module], name, refused)

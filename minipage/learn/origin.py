@@ -1,0 +1,180 @@
+"""Whose code is it? An exercise is written by whoever hands it in: not borrowed from minipage, or put on for the judge.
+
+borrowed    what its file takes from minipage beyond what the stub was given with: the reference, a solution, ...
+watch       the reference's own methods, so that a call of them by the learner's code is noticed, however it came there
+pretenders  classes whose objects claim to equal anything
+"""
+
+from __future__ import annotations
+
+import ast
+import enum
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import wraps
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from minipage.learn.course import HERE, Exercise, Lesson
+from minipage.learn.load import Solution, innermost, read, written
+
+REFERENCES = {  # lesson: minipage's own class that its exercises are about
+    "3": ("minipage.memory", "BlockPool"),
+    "4": ("minipage.memory", "BlockTable"),
+    "6": ("minipage.scheduling", "Scheduler"),
+    "7": ("minipage.memory", "BlockTable"),
+    "8": ("minipage.memory", "PrefixCache"),
+    "9": ("minipage.scheduling", "Scheduler"),
+}
+INHERITED = "6", "7", "9"  # there the stub itself is a class that goes on from another
+PACKAGE = HERE.parent
+PROBES = object(), 271828182845, "no such thing", -0.577215
+
+
+class Import(NamedTuple):
+    module: str
+    name: str  # empty: the module itself
+    line: int
+
+
+def borrowed(exercise: Exercise, solution: Solution) -> tuple[str, int]:
+    """A sentence and a line, if this file uses what it should write; or empty."""
+    if is_copy(exercise.lesson, solution.path):
+        return "", 0
+    given = {(found.module, found.name) for found in imports(read(exercise.lesson.stub))}
+    for found in imports(read(solution.path)):
+        if (found.module, found.name) not in given and not is_harmless(found):
+            what = f"minipage's own {found.name or found.module}"
+            return (
+                f"this file uses {what} instead of its own: of minipage, take only what the stub imports.",
+                found.line,
+            )
+    for name in exercise.names:
+        if what := reference_behind(solution, name, given):
+            return f"{name} is minipage's own {what}: this file uses it instead of its own.", 0
+    return "", 0
+
+
+def is_copy(lesson: Lesson, path: Path) -> bool:
+    """Whether it is minipage's own solution, word for word but for comments. That is known to be right."""
+    return ast.dump(ast.parse(read(path))) == ast.dump(ast.parse(read(lesson.solution)))
+
+
+def imports(source: str) -> Iterator[Import]:
+    """What a file imports from minipage, wherever it does; not what is for type checkers alone."""
+    waiting: list[ast.AST] = [ast.parse(source)]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            waiting += node.orelse
+            continue
+        waiting += ast.iter_child_nodes(node)
+        if isinstance(node, ast.Import):
+            yield from (Import(a.name, "", node.lineno) for a in node.names if is_ours(a.name))
+        elif isinstance(node, ast.ImportFrom) and is_ours(node.module or ""):
+            yield from (Import(node.module or "", alias.name, node.lineno) for alias in node.names)
+
+
+def is_ours(module: str | None) -> bool:
+    return f"{module}.".startswith("minipage.")
+
+
+def is_harmless(found: Import) -> bool:
+    """Errors, enumerations and records: no exercise is about these."""
+    if "minipage.errors" in (found.module, f"{found.module}.{found.name}"):
+        return True
+    if not found.name or found.module.startswith("minipage.learn"):
+        return False
+    try:
+        thing = getattr(importlib.import_module(found.module), found.name, None)
+    except ImportError:
+        return True  # Python will say it
+    kinds = BaseException, enum.Enum, tuple
+    return isinstance(thing, type) and (issubclass(thing, kinds) or hasattr(thing, "__dataclass_fields__"))
+
+
+def reference_behind(solution: Solution, name: str, given: set[tuple[str, str]]) -> str:
+    """The name of minipage's class or function that answers for this name, if one does."""
+    owner, _, method = name.rpartition(".")
+    thing = getattr(solution.module, owner or method, None)
+    if owner and isinstance(thing, type):
+        allowed = {base for base in thing.__mro__ for _, name in given if base.__name__ == name}
+        allowed |= {base for cls in allowed for base in cls.__mro__}  # the stub is a Scheduler, and so what that is
+        for base in thing.__mro__[1:]:
+            if is_ours(base.__module__) and base not in allowed:
+                return base.__name__
+    code = innermost(written(solution, owner, method))
+    return code.co_qualname if code and Path(code.co_filename).is_relative_to(PACKAGE) else ""
+
+
+def watch(lesson: Lesson, path: Path) -> Callable[[], str]:
+    """From here on: a sentence, once the learner's code has called the methods that it should write; or empty."""
+    calls: list[str] = []
+    if lesson.number not in REFERENCES:
+        return lambda: ""
+    module, name = REFERENCES[lesson.number]
+    cls = getattr(importlib.import_module(module), name)
+    own, getframe = str(path), sys._getframe
+
+    def asked_by(name: str) -> int:
+        """The line of theirs that calls this. A Scheduler of theirs may call other methods that it inherits."""
+        frame, line, names = getframe(2), getframe(2).f_lineno, set()
+        while frame is not None and frame.f_code.co_filename == own:
+            names.add(frame.f_code.co_name)
+            frame = frame.f_back  # type: ignore[assignment]
+        return line if names and (name in names or lesson.number not in INHERITED) else 0
+
+    def watched(method: Any) -> Any:
+        @wraps(method)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if line := asked_by(method.__name__):
+                calls.append(f"line {line} calls minipage's own {method.__qualname__}, instead of doing it.")
+            return method(*args, **kwargs)
+
+        return call
+
+    for exercise_name in {name for exercise in lesson.exercises for name in exercise.names}:
+        method_name = exercise_name.rpartition(".")[2]
+        method = vars(cls).get(method_name)
+        if isinstance(method, property):
+            setattr(cls, method_name, property(watched(method.fget)))
+        elif callable(method):
+            setattr(cls, method_name, watched(method))
+    return lambda: calls[0] if calls else ""
+
+
+def pretenders(known: set[int], solution: Solution) -> str:
+    """A sentence, if objects of theirs equal what they cannot. `known` are ids of classes that were there before."""
+    things = [thing for thing in vars(solution.module).values() if is_plain_object(thing)]
+    for cls in subclasses(object):
+        if id(cls) not in known and cls.__module__ == solution.module.__name__ and {"__eq__", "__ne__"} & {*vars(cls)}:
+            with suppress(Exception):
+                things.append(cls.__new__(cls))  # type: ignore[call-overload]
+    for thing in things:
+        with suppress(Exception):
+            if all(thing == probe for probe in PROBES) or not any(thing != probe for probe in PROBES):
+                return (
+                    f"objects of {type(thing).__name__} say that they equal anything, which says nothing of their "
+                    "contents."
+                )
+    return ""
+
+
+def is_plain_object(thing: Any) -> bool:
+    """Not a module, class or function: something whose == means its contents."""
+    return not callable(thing) and type(thing).__module__ not in ("builtins", "numpy")
+
+
+def subclasses(cls: type) -> Iterator[type]:
+    """All of them that there are, of all depths."""
+    seen: set[int] = set()
+    waiting = [cls]
+    while waiting:
+        found: type
+        for found in type.__subclasses__(waiting.pop()):
+            if id(found) not in seen:
+                seen.add(id(found))
+                waiting.append(found)
+                yield found
