@@ -9,7 +9,7 @@ reference count), and, if nobody does, its place in the free queue.
     reference counts         [0, 1, 0, 2, 0]
 
 How you keep this is up to you: lists, a deque, a dictionary. Only what the methods promise counts. What comes out,
-blocks and counts, are ints of Python's own (an int64 of NumPy's cannot be written into a trace: `int(...)` it).
+blocks and counts, are whole numbers: Python's ints, or NumPy's.
 
 The pool has blocks 0 to num_blocks - 1, and of any other number, negative ones included, every method that is given a
 block raises BlockError. A call that raises changes nothing.

@@ -10,7 +10,7 @@ A block table is the page table of one sequence. Token i lives in logical block 
 
 The pool is handed in: `self.pool.allocate()`, `.allocate_many(n)`, `.free(block)`, `.num_free` and `.block_size` are
 what you need of it. Nobody shares blocks yet; that is lesson 7. `self.blocks` is a list, and what is in it, and slots,
-are ints of Python's own; others of minipage read them.
+are whole numbers; others of minipage read them.
 """
 
 from __future__ import annotations

@@ -63,7 +63,7 @@ def test_the_engine_has_their_parts(everything):
     for thing in (llm.block_pool, llm.scheduler.prefix_cache, *type(llm.scheduler).__mro__[1:3]):
         module = thing.__module__ if isinstance(thing, type) else type(thing).__module__
         assert not module.startswith(ours), thing
-    assert "exercise" in llm._block_table.__mro__[1].__module__
+    assert "exercise" in llm._intake.block_table.__mro__[1].__module__
 
 
 def test_the_demo_says_whose_parts_run(tmp_path, capsys):

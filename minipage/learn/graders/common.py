@@ -62,15 +62,15 @@ class Words(str):
         return str(self)
 
 
-def expect(what: str, got: Any, expected: Any, why: str, exactly: bool = False) -> None:
-    """`what` names what is looked at, for example "pool.free_queue". `exactly`: NumPy's numbers are not Python's."""
-    if kind := wrong_kind(got, expected, exactly):
+def expect(what: str, got: Any, expected: Any, why: str) -> None:
+    """`what` names what is looked at, for example "pool.free_queue"."""
+    if kind := wrong_kind(got, expected):
         raise Wrong(f"{why} {kind}", expected, got, what)
     if differs(got, expected):
         raise Wrong(why, expected, got, what)
 
 
-def wrong_kind(got: Any, expected: Any, exactly: bool = False) -> str:
+def wrong_kind(got: Any, expected: Any) -> str:
     """A sentence if `got` is another kind of thing than what is expected, else nothing."""
     if got is None and expected is not None:
         return "Nothing came back (None): is there a `return`?"
@@ -78,12 +78,10 @@ def wrong_kind(got: Any, expected: Any, exactly: bool = False) -> str:
         kind = list if isinstance(expected, list) else tuple
         if not isinstance(got, kind):
             return f"It has to be a {kind.__name__}, not {name_of(got)}."
-        return next((kind for pair in zip(got, expected) if (kind := wrong_kind(*pair, exactly))), "")
+        return next((kind for pair in zip(got, expected) if (kind := wrong_kind(*pair))), "")
     if isinstance(expected, Integral):
         if not isinstance(got, Integral | np.bool_):
             return f"It has to be a whole number, an int, not {name_of(got)}."
-        if exactly and not isinstance(got, int):
-            return f"It has to be an int of Python's, not {name_of(got)}, which the engine cannot write down: int(...)."
     elif isinstance(expected, Real) and number_of(got) is None:
         return f"It has to be a number, not {name_of(got)}."
     elif isinstance(expected, str | bytes | dict) and not isinstance(got, type(expected)):
