@@ -38,6 +38,7 @@ class Changes:
                 self._is_torn = False
                 return result
             except BaseException:
+                self._is_torn = True  # as it is, unless the interrupt came in the last moment
                 mend()
                 self._is_torn = False
                 raise

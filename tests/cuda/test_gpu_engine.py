@@ -25,7 +25,7 @@ from minipage.gpu import capture, graphs
 from minipage.gpu.batches import Batches
 from minipage.gpu.graphs import GraphRunner, graph_sizes
 from minipage.gpu.inputs import StepInputs
-from minipage.gpu.sampling import Settings, draw_from_likeliest, sample_on_device
+from minipage.gpu.sampling import UNSURE, Settings, draw_from_likeliest, sample_on_device
 from minipage.memory import BlockPool, BlockTable
 from minipage.model.arrays import is_simulated
 from minipage.sampling import Draw, SamplingParams, sample
@@ -209,7 +209,7 @@ def test_a_nucleus_of_few_tokens_is_found_without_sorting_all(monkeypatch):
     assert sample_on_device(logits, batch) == expected and len(set(expected)) > 3
     two = Settings.of([Draw(SamplingParams(top_k=2), 0.5)], DEVICE)
     equals = torch.zeros(1, 8, device=DEVICE)  # of which the first two are wanted, and any four may be found
-    assert draw_from_likeliest(equals, two).tolist() == [-1]
+    assert draw_from_likeliest(equals, two).tolist() == [UNSURE]
 
 
 @pytest.mark.parametrize("top_k", [6, 10**400], ids=["6", "huge"])
