@@ -117,7 +117,7 @@ def batches(draw):
 
 
 @versions
-@settings(max_examples=100 if not CUDA else 12)
+@settings(max_examples=40 if not CUDA else 6)
 @given(batches(), st.sampled_from([16, 8, 0]))
 def test_integers_of_any_kind_are_served_if_they_are_right_and_refused_if_not(paged_attention, batch, head_size):
     (given_tables, tables), (given_contexts, contexts), (given_starts, starts), num_tokens = batch

@@ -8,6 +8,7 @@ whatever is raised, and checks after each step that it is whole.
 import random
 import sys
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import minipage
@@ -87,7 +88,14 @@ class Boom(BaseException):
     """Like Ctrl-C, it may come anywhere, and nobody may swallow it."""
 
 
-def serve(make, requests, lines, abort_at=None):
+def serve(*arguments):
+    """What `serve_here` does, in a thread of its own: where a trace function raises, Python may take the exception for
+    one that is still being handled, until that thread ends."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(serve_here, *arguments).result()
+
+
+def serve_here(make, requests, lines, abort_at=None):
     """Add the requests, a step after each, and step until all are done; {request id: what it has got}.
 
     Whatever is raised, the same call is made again. In step number `abort_at` the second request is aborted.

@@ -34,7 +34,11 @@ def test_the_reference_passes(exercise):
 
 @pytest.mark.parametrize(
     "exercise, path",
-    [(e, path) for e in exercises() for path in sorted(ALTERNATIVES.rglob(f"{e.lesson.name}.py"))],
+    [
+        pytest.param(e, path, marks=[pytest.mark.slow] * (path.parent != ALTERNATIVES))
+        for e in exercises()
+        for path in sorted(ALTERNATIVES.rglob(f"{e.lesson.name}.py"))
+    ],
     ids=lambda thing: getattr(thing, "number", "") or thing.parent.name,
 )
 def test_a_solution_in_another_style_passes(exercise, path):
@@ -43,7 +47,9 @@ def test_a_solution_in_another_style_passes(exercise, path):
 
 
 @pytest.mark.parametrize(
-    "mistake", MISTAKES + SUBTLE, ids=lambda m: f"{m.exercise}: {' '.join(m.new.split())[:50] or 'nothing'}"
+    "mistake",
+    [*MISTAKES, *(pytest.param(mistake, marks=pytest.mark.slow) for mistake in SUBTLE)],
+    ids=lambda m: f"{m.exercise}: {' '.join(m.new.split())[:50] or 'nothing'}",
 )
 def test_the_mistake_is_caught_and_named(mistake, tmp_path):
     [exercise] = chosen([mistake.exercise])

@@ -36,12 +36,15 @@ def texts(name, build=None):
     return {seq.label: seq.tokens for seq in last.all_sequences}
 
 
+LONG = pytest.param("fragmentation", marks=pytest.mark.slow)
+
+
 @pytest.fixture(scope="module")
 def everything(tmp_path_factory):
     return workspace(tmp_path_factory.mktemp("mine"), *PARTS)
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("name", [*(name for name in SCENARIOS if name != "fragmentation"), LONG])
 def test_every_scenario_says_the_same_with_all_parts(everything, name):
     mine = Mine(everything)
     assert mine.solutions.keys() == PARTS.keys() and not mine.unwritten

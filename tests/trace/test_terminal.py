@@ -95,7 +95,7 @@ def one_long():
     return trace.steps[0]
 
 
-SCREENS = [(80, 24), (100, 30), (120, 40)]
+SCREENS = [(80, 24), *(pytest.param(*size, marks=pytest.mark.slow) for size in ((100, 30), (120, 40)))]
 
 
 @pytest.mark.parametrize(("width", "height"), SCREENS)
