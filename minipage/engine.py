@@ -14,18 +14,19 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 
 from minipage.attention import KVCache, cpu, reference
 from minipage.attention.quantize import kv_dtype
 from minipage.batch import PagedAttention
+from minipage.build import check_settings, find, make_scheduler
 from minipage.changes import Changes
 from minipage.compiled_gpt import CompiledGPT
 from minipage.errors import ConfigurationError, InvalidRequestError
 from minipage.intake import Intake
-from minipage.memory import BlockPool, BlockTable, PrefixCache
+from minipage.memory import BlockPool, BlockTable
 from minipage.model.arrays import place_model
 from minipage.model.gpt import GPT
 from minipage.model.weights import SHIPPED_MODEL, load_model
@@ -33,10 +34,11 @@ from minipage.model_runner import Limits, ModelRunner
 from minipage.prompts import Prompt, list_prompts
 from minipage.request import Choice, NextToken, Request, RequestOutput
 from minipage.sampling import SamplingParams, is_whole
-from minipage.scheduling import POLICIES, Policy, Preemption, Scheduler, StepPlan
+from minipage.scheduling import Policy, Preemption, Scheduler, StepPlan
 
 ATTENTION = {"cpu": cpu.paged_attention, "reference": reference.paged_attention}
 
+Seen = TypeVar("Seen")
 NextTokens: TypeAlias = dict[Request, list[NextToken]]  # what each request chose in one step
 
 
@@ -103,13 +105,8 @@ class LLM:
         block_table: type[BlockTable] = BlockTable,
         scheduler: Scheduler | None = None,
     ) -> None:
-        if not (seed is None or (is_whole(seed) and seed >= 0)):
-            raise ConfigurationError(f"seed is {seed!r}; it must be None or a whole number of at least 0.")
-        if num_blocks is not None and memory is not None:
-            raise ConfigurationError(f"num_blocks is {num_blocks!r} and memory {memory!r}: give one of the two.")
-        for name, switch in (("enable_prefix_caching", enable_prefix_caching), ("enforce_eager", enforce_eager)):
-            if not isinstance(switch, bool | np.bool):
-                raise ConfigurationError(f"{name} is {switch!r}; it must be True or False.")
+        switches = {"enable_prefix_caching": enable_prefix_caching, "enforce_eager": enforce_eager}
+        check_settings(seed, num_blocks, memory, **switches)
         config, weights, self.tokenizer, self.eos_token_ids = load_model(model)
         self.config = config
         self.max_model_len = config.n_positions if max_model_len is None else max_model_len
@@ -131,24 +128,18 @@ class LLM:
             limits = Limits(self.max_model_len, max_num_batched_tokens, max_num_seqs)
             self.runner = gpu_runner(placed, kept_as, attention, limits, gpu_memory_utilization, enforce_eager)
         if scheduler is None:
-            if block_pool is None:
-                room = self.runner.blocks_that_fit(memory, block_size) if num_blocks is None else num_blocks
-                block_pool = BlockPool(room, block_size)
-            pool = block_pool
-            swap_pool = None
-            if preemption in ("swap", "auto") and swap_space in (0, "0"):
-                preemption = "recompute"
-            if preemption != "recompute":
-                num_swap_blocks = self.runner.blocks_that_fit(swap_space, pool.block_size, "swap_space")
-                swap_pool = BlockPool(num_swap_blocks, pool.block_size)
-            scheduler = Scheduler(
-                pool,
+            scheduler = make_scheduler(
+                self.runner,
                 max_num_seqs,
                 max_num_batched_tokens,
-                policy=find(policy, POLICIES, "policy"),
-                prefix_cache=PrefixCache(pool) if enable_prefix_caching else None,
-                swap_pool=swap_pool,
+                block_pool=block_pool,
+                block_size=block_size,
+                num_blocks=num_blocks,
+                memory=memory,
+                enable_prefix_caching=enable_prefix_caching,
                 preemption=preemption,
+                swap_space=swap_space,
+                policy=policy,
                 watermark=watermark,
             )
         self.scheduler = scheduler
@@ -198,7 +189,7 @@ class LLM:
             InvalidRequestError: a prompt or its parameters cannot be served; then none of them is.
         """
         requests = self._add_all(prompts, params)
-        for _ in self._run(requests):
+        for _ in self._run(requests, look=lambda request: None):
             pass
         return [request.output() for request in requests]
 
@@ -209,7 +200,7 @@ class LLM:
 
         Closing the iterator aborts what is not finished.
         """
-        with closing(self._run(self._add_all(prompts, params))) as outputs:
+        with closing(self._run(self._add_all(prompts, params), look=Request.output)) as outputs:
             yield from outputs
 
     def add_request(
@@ -305,17 +296,7 @@ class LLM:
         for (request, seq, row), (_, draw) in zip(asking, draws):
             choice = Choice(seq, next(next_token) if draw else None, seen.get(row))
             choices.setdefault(request, []).append(choice)
-        return {request: self._choose(request, its_choices) for request, its_choices in choices.items()}
-
-    def _choose(self, request: Request, choices: list[Choice]) -> list[NextToken]:
-        """Its next tokens; none if it cannot choose. Choosing changes nothing, so what fails is tried once more."""
-        for _ in range(2):
-            try:
-                request.error = None
-                return request.choose(choices)
-            except Exception as error:
-                request.error = f"request {request.request_id!r} cannot go on: {str(error) or type(error).__name__}"
-        return []  # it is its own fault: it will end, and the others go on
+        return {request: request.choose_or_fail(its_choices) for request, its_choices in choices.items()}
 
     def update(self, plan: StepPlan, tokens: NextTokens) -> None:
         """Give the sequences their tokens; those that are finished give their blocks back."""
@@ -353,8 +334,8 @@ class LLM:
         if request.finished:
             del self.requests[request.request_id]
 
-    def _run(self, requests: list[Request]) -> Generator[RequestOutput, None, None]:
-        """Step until these requests are done, and yield what is known of each whenever it has news."""
+    def _run(self, requests: list[Request], look: Callable[[Request], Seen]) -> Generator[Seen, None, None]:
+        """Step until these requests are done, and yield a look at each whenever it has news."""
         unfinished = dict.fromkeys(requests)
         try:
             while unfinished:
@@ -365,10 +346,10 @@ class LLM:
                 for request in news:
                     with self._lock:
                         self._news.pop(request)
-                        output = request.output()
-                    if output.finished:
-                        del unfinished[request]
-                    yield output  # and meanwhile anybody may call step()
+                        if request.finished:
+                            del unfinished[request]
+                        seen = look(request)
+                    yield seen  # and meanwhile anybody may call step()
         finally:  # closed early, or something failed
             self._withdraw(requests)
 
@@ -438,14 +419,3 @@ def saying_which(number: int, total: int) -> Iterator[None]:
     except InvalidRequestError as error:
         where = f"prompt {number} of {total} (counted from 0): " if total > 1 else ""
         raise InvalidRequestError(f"{where}{error}") from None
-
-
-def find(choice: str | Callable[..., Any], named: dict[str, Any], what: str) -> Any:
-    """A function handed in, or the one of that name."""
-    if callable(choice):
-        return choice
-    if choice == "cuda":
-        raise ConfigurationError(f"{what} is 'cuda', which needs an NVIDIA GPU and device='cuda'.")
-    if choice not in named:
-        raise ConfigurationError(f"{what} is {choice!r}; it must be a function or one of {', '.join(named)}.")
-    return named[choice]

@@ -118,6 +118,19 @@ class Request:
         """The next tokens of the sequences that have come to their end."""
         raise NotImplementedError
 
+    def choose_or_fail(self, choices: list[Choice]) -> list[NextToken]:
+        """Its next tokens; none, and `error` says why, if it cannot choose: that is its own fault, and the others go on.
+
+        Choosing changes nothing, so what fails is tried once more.
+        """
+        for _ in range(2):
+            try:
+                self.error = None
+                return self.choose(choices)
+            except Exception as error:
+                self.error = f"request {self.request_id!r} cannot go on: {str(error) or type(error).__name__}"
+        return []
+
     def take(self, tokens: list[NextToken]) -> list[Sequence]:
         """Let the sequences have their tokens; returns those that are done with their blocks."""
         raise NotImplementedError

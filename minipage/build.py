@@ -1,0 +1,73 @@
+"""From the options of an engine to the parts that it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from minipage.errors import ConfigurationError
+from minipage.memory import BlockPool, PrefixCache
+from minipage.model_runner import ModelRunner
+from minipage.sampling import is_whole
+from minipage.scheduling import POLICIES, Policy, Preemption, Scheduler
+
+
+def check_settings(seed: Any, num_blocks: object, memory: object, **switches: object) -> None:
+    """Raise ConfigurationError for what no part would notice."""
+    if not (seed is None or (is_whole(seed) and seed >= 0)):
+        raise ConfigurationError(f"seed is {seed!r}; it must be None or a whole number of at least 0.")
+    if num_blocks is not None and memory is not None:
+        raise ConfigurationError(f"num_blocks is {num_blocks!r} and memory {memory!r}: give one of the two.")
+    for name, switch in switches.items():
+        if not isinstance(switch, bool | np.bool):
+            raise ConfigurationError(f"{name} is {switch!r}; it must be True or False.")
+
+
+def make_scheduler(
+    runner: ModelRunner,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    *,
+    block_pool: BlockPool | None,
+    block_size: int,
+    num_blocks: int | None,
+    memory: int | str | None,
+    enable_prefix_caching: bool,
+    preemption: Preemption,
+    swap_space: int | str,
+    policy: str | Policy,
+    watermark: float,
+) -> Scheduler:
+    """A scheduler with its pools; how many blocks a memory holds, the runner knows."""
+    if block_pool is None:
+        room = runner.blocks_that_fit(memory, block_size) if num_blocks is None else num_blocks
+        block_pool = BlockPool(room, block_size)
+    if preemption in ("swap", "auto") and swap_space in (0, "0"):
+        preemption = "recompute"
+    swap_pool = None
+    if preemption != "recompute":
+        num_swap_blocks = runner.blocks_that_fit(swap_space, block_pool.block_size, "swap_space")
+        swap_pool = BlockPool(num_swap_blocks, block_pool.block_size)
+    return Scheduler(
+        block_pool,
+        max_num_seqs,
+        max_num_batched_tokens,
+        policy=find(policy, POLICIES, "policy"),
+        prefix_cache=PrefixCache(block_pool) if enable_prefix_caching else None,
+        swap_pool=swap_pool,
+        preemption=preemption,
+        watermark=watermark,
+    )
+
+
+def find(choice: str | Callable[..., Any], named: dict[str, Any], what: str) -> Any:
+    """A function handed in, or the one of that name."""
+    if callable(choice):
+        return choice
+    if choice == "cuda":
+        raise ConfigurationError(f"{what} is 'cuda', which needs an NVIDIA GPU and device='cuda'.")
+    if choice not in named:
+        raise ConfigurationError(f"{what} is {choice!r}; it must be a function or one of {', '.join(named)}.")
+    return named[choice]
