@@ -119,7 +119,7 @@ class Request:
         raise NotImplementedError
 
     def choose_or_fail(self, choices: list[Choice]) -> list[NextToken]:
-        """Its next tokens; none, and `error` says why, if it cannot choose: that is its own fault, and the others go on.
+        """Its next tokens; none, with the reason in `error`, if it cannot choose: its own fault, so the others go on.
 
         Choosing changes nothing, so what fails is tried once more.
         """
