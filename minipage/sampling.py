@@ -33,21 +33,21 @@ class SamplingParams:
         InvalidRequestError: a value makes no sense; the message says which and what is allowed.
     """
 
-    n: int = 1  # so many texts for the prompt, which is computed once
+    n: int = 1  # number of texts to generate for the prompt, which is computed once
     temperature: float = 1.0  # 0: greedy, always the most likely token
-    top_k: int = 0  # choose among so many most likely tokens; 0 or -1: all
+    top_k: int = 0  # keep only this many most likely tokens; 0 or -1: all
     top_p: float = 1.0  # choose among the fewest most likely tokens that together have this probability
     min_p: float = 0.0  # drop tokens less likely than this share of the most likely one
     seed: int | None = None  # makes this request repeatable
-    max_tokens: int | None = 16  # stop after so many; None: as many as the context and the pool have room for
-    min_tokens: int = 0  # do not stop for a stop string, a stop token or the end of text before so many
+    max_tokens: int | None = 16  # most tokens to generate; None: as the context and the pool have room for
+    min_tokens: int = 0  # before it has this many, a text ends for no stop string, stop token or end
     stop: str | Iterable[str] | None = None  # stop when the text contains one of these, and cut it off there
     stop_token_ids: Iterable[int] | None = None  # stop after one of these
     ignore_eos: bool = False  # go on after the model's end-of-text token
-    beam_width: int | None = None  # search for so many best texts instead of sampling
+    beam_width: int | None = None  # search for this many best texts instead of sampling
     length_penalty: float = 1.0  # of beams: above 0 favours long texts, below 0 short ones
     early_stopping: bool | Literal["never"] = False  # of beams: when to be content; see BeamSearch
-    logprobs: int | None = None  # report the log probabilities of so many most likely tokens at each place
+    logprobs: int | None = None  # report log probabilities: of the token and this many likeliest at each place
     skip_special_tokens: bool = True  # leave tokens such as <|endoftext|> out of the text
     include_stop_str_in_output: bool = False  # let the text end with the stop string, or the stop token's text
 

@@ -1,7 +1,7 @@
 """One text being generated: its tokens, its block table, and how far it has come.
 
 There is no "prefill" or "decode" state. A sequence has tokens (the prompt, then what was generated), and the K and V of
-the first so many of them are in the cache. Each step computes some of the rest:
+the first `num_computed_tokens` are in the cache. Each step computes some of the rest:
 
     tokens     [ p p p p p p p p | g g g ]        p from the prompt, g generated
     computed   [ = = = = = = = = = = ]            their K and V are in the blocks
