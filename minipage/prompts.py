@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from reprlib import repr as shortened
 from typing import Any, TypeAlias
 
-from minipage.errors import InvalidRequestError
+from minipage.errors import InvalidRequestError, count
 from minipage.model.tokenizer import Tokenizer, without_surrogates
 from minipage.sampling import as_plain, is_whole
 
@@ -43,7 +43,7 @@ def read_prompt(
         raise InvalidRequestError("the prompt is empty; give at least one token.")
     if len(token_ids) >= max_model_len:
         raise InvalidRequestError(
-            f"the prompt has {len(token_ids)} tokens; with a context of {max_model_len} it may have "
+            f"the prompt has {count(len(token_ids), 'token')}; with a context of {max_model_len} it may have "
             f"{max_model_len - 1}, so that one can be generated. Shorten it."
         )
     return text, [int(token) for token in token_ids]

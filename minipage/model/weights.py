@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from minipage.errors import ModelError
+from minipage.errors import ModelError, count
 from minipage.model.gpt import GPTConfig
 from minipage.model.pytorch_files import read_pytorch_files
 from minipage.model.settings import end_tokens, read_config, read_json, why
@@ -108,7 +108,9 @@ def read_weights(config: GPTConfig, folder: Path, is_tied: bool = True) -> Weigh
         shapes["lm_head.weight"] = shapes["wte.weight"]
     missing = sorted(shapes.keys() - stored.keys())
     if missing:
-        raise ModelError(f"{folder} lacks {len(missing)} weights, {missing[0]!r} first: is it a GPT-2, and complete?")
+        raise ModelError(
+            f"{folder} lacks {count(len(missing), 'weight')}, {missing[0]!r} first: is it a GPT-2, and complete?"
+        )
     for name, expected in shapes.items():
         tensor = stored[name]
         if tensor.shape != expected:
