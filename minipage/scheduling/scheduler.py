@@ -129,8 +129,8 @@ class Scheduler:
         if most > pool.num_blocks:
             each = f"{group.max_num_seqs} sequences of up to" if group.max_num_seqs > 1 else "up to"
             raise InvalidRequestError(
-                f"a prompt of {count(group.leader.num_prompt_tokens, 'token')}, grown to {each} {group.max_num_tokens}, takes "
-                f"{count(most, 'block')} of {pool.block_size}, but the whole pool has {pool.num_blocks}. "
+                f"a prompt of {count(group.leader.num_prompt_tokens, 'token')}, grown to {each} {group.max_num_tokens}"
+                f", takes {count(most, 'block')} of {pool.block_size}, but the whole pool has {pool.num_blocks}. "
                 "Lower max_tokens, shorten the prompt, or give the engine more num_blocks or memory."
             )
         group.arrival, self._num_arrived = self._num_arrived, self._num_arrived + 1
