@@ -10,7 +10,8 @@ from where import CUDA, DEVICE
 
 
 @pytest.mark.skipif(DEVICE, reason="CuPy has no arrays in most of these layouts")
-def test_kernels_survive_whatever_they_are_given():
+@pytest.mark.parametrize("_", [pytest.param("", marks=[pytest.mark.slow] * CUDA)])  # long in the simulator
+def test_kernels_survive_whatever_they_are_given(_):
     where = [f"--cuda={os.environ['MINIPAGE_TEST_CUDA']}"] if CUDA else []
     file = Path(__file__).with_name("strangers.py")
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *where, str(file)]

@@ -13,7 +13,10 @@ def frames_of(name):
     return list(filter(is_stop, demo.frames()))
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+LONG = pytest.param("fragmentation", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize("name", [*(name for name in SCENARIOS if name != "fragmentation"), LONG])
 def test_every_scenario(name, opened):
     frames = frames_of(name)
     with opened(frames) as tab:

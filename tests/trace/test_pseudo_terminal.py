@@ -95,7 +95,7 @@ def seconds_of(screen):
     return float(re.search(r"([\d.]+) s a step", screen[-1])[1])
 
 
-@pytest.mark.parametrize(("columns", "lines"), SIZES)
+@pytest.mark.parametrize(("columns", "lines"), [SIZES[0], pytest.param(*SIZES[1], marks=pytest.mark.slow)])
 def test_every_key(columns, lines):
     terminal = Terminal(columns, lines)
     terminal.until("step 1")
