@@ -103,6 +103,7 @@ class Scheduler:
         self.running: list[SequenceGroup] = []
         self.swapped: list[SequenceGroup] = []
         self._num_arrived = 0
+        self._policy_decides = False  # who comes in first, of those swapped out and those who wait; see `schedule`
 
     def _claim(self, pool: BlockPool) -> None:
         """A pool serves one scheduler: another's block numbers would name other contents, and its prefixes, too."""
@@ -141,6 +142,7 @@ class Scheduler:
     def schedule(self) -> StepPlan:
         """Choose what the next step computes, and give every token of it a slot."""
         plan = StepPlan([], [], [], [], [])
+        self._policy_decides = True  # a `schedule` of your own may want the paper's rule, and do without
         budget, free = self.max_num_batched_tokens, self.block_pool.num_free
         for group in self.running:  # from the first; a preemption takes from the other end of this very list
             chunks = group.next_chunks(budget)
@@ -190,7 +192,7 @@ class Scheduler:
 
     def _is_next(self, group: SequenceGroup) -> bool:
         """Whether nobody who is swapped out or waits comes before `group`; of equals, those swapped out come first."""
-        if not self.waiting or not self.swapped:
+        if not (self._policy_decides and self.waiting and self.swapped):
             return True
         return min(self.swapped[0], self.waiting[0], key=self.policy) is group
 

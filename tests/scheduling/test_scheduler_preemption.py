@@ -5,7 +5,7 @@ import pytest
 from minipage.errors import ConfigurationError
 from minipage.learn.graders.scheduling_examples import add, blocks, finish_step, make, names, step, written
 from minipage.memory import BlockCopy
-from minipage.scheduling import Status
+from minipage.scheduling import Scheduler, Status, StepPlan
 
 
 def crowded(**options):
@@ -147,3 +147,55 @@ def test_swapping_needs_swap_space_and_names_are_checked(preemption):
 def test_auto_without_swap_space_always_computes_again():
     _, _, b = crowded(preemption="auto")
     assert b.status is Status.WAITING
+
+
+# ---- swapped out, or waiting -----------------------------------------------------------------------------------------
+
+
+def one_swapped_out_and_one_waiting(policy="fcfs", **options):
+    """B is swapped out and C, who is more urgent, waits; A has all four blocks, so there is room for neither."""
+    scheduler = make(num_blocks=4, block_size=1, num_swap_blocks=8, preemption="swap", policy=policy, **options)
+    add(scheduler, "A", num_prompt=1, num_generated=4, priority=0)
+    b = add(scheduler, "B", num_prompt=1, num_generated=3, priority=2)
+    while b.status is not Status.SWAPPED:
+        step(scheduler)
+    c = add(scheduler, "C", num_prompt=2, num_generated=2, priority=1)
+    return scheduler, b, c
+
+
+def order_of_coming_in(scheduler, b, c):
+    came_in = []
+    while scheduler.has_unfinished:
+        waited = [group for group in (b, c) if group.status in (Status.WAITING, Status.SWAPPED)]
+        plan = scheduler.schedule()
+        assert plan.chunks, "somebody waits, and nobody runs: this would go on for ever"
+        came_in += [group.group_id for group in waited if group.status is Status.RUNNING]
+        finish_step(scheduler, plan)
+    return came_in
+
+
+@pytest.mark.parametrize(("policy", "first"), [("fcfs", "B"), ("priority", "C")])
+def test_the_policy_alone_decides_between_those_swapped_out_and_those_who_wait(policy, first):
+    scheduler, b, c = one_swapped_out_and_one_waiting(policy)
+    assert order_of_coming_in(scheduler, b, c)[0] == first
+
+
+def test_a_schedule_of_ones_own_may_keep_the_papers_rule():
+    """Nobody is admitted while anybody is swapped out, whatever the policy says of those two."""
+
+    class PapersRule(Scheduler):
+        def schedule(self):
+            plan, budget = StepPlan([], [], [], [], []), self.max_num_batched_tokens
+            for group in self.running:
+                chunks = group.next_chunks(budget)
+                if not self._make_room(group, chunks, plan):
+                    break
+                budget -= self._give_slots(chunks, plan)
+            if not plan.preempted:
+                budget = self._swap_in(plan, budget)
+                if not self.swapped:
+                    self._admit(plan, budget)
+            return plan
+
+    scheduler, b, c = one_swapped_out_and_one_waiting("priority", cls=PapersRule)
+    assert order_of_coming_in(scheduler, b, c) == ["B", "C"]

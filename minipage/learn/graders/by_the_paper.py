@@ -28,13 +28,10 @@ class ByThePaper(Scheduler):
                 self._admit(plan, budget)
         return plan
 
-    def _is_next(self, group: SequenceGroup) -> bool:
-        return True
-
     def _count_hits(self, cache: PrefixCache, group: SequenceGroup) -> None:
         """Each time, as somebody may write it who has not been told of more."""
         cache.num_queried_tokens += group.shared_len
         cache.num_hit_tokens += group.leader.num_computed_tokens
 
 
-NAMES = ("swapped_out_come_first", "schedule", "_is_next", "_count_hits")
+NAMES = ("swapped_out_come_first", "schedule", "_count_hits")

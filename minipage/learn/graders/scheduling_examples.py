@@ -8,13 +8,13 @@ from minipage.scheduling import POLICIES, Scheduler, Sequence, SequenceGroup
 
 
 def make(num_blocks=100, block_size=4, max_num_seqs=8, max_num_batched_tokens=100, **options):
-    """A scheduler; `num_swap_blocks`, `caching`, and `policy` as a name, besides its own options."""
+    """A scheduler, of class `cls`; `num_swap_blocks`, `caching`, and `policy` as a name, besides its own options."""
     pool, num_swap_blocks = BlockPool(num_blocks, block_size), options.pop("num_swap_blocks", None)
     options["swap_pool"] = BlockPool(num_swap_blocks, block_size) if num_swap_blocks else None
     options["prefix_cache"] = PrefixCache(pool) if options.pop("caching", False) else None
     policy = options.pop("policy", "fcfs")
     options["policy"] = policy if callable(policy) else POLICIES[policy]
-    return Scheduler(pool, max_num_seqs, max_num_batched_tokens, **options)
+    return options.pop("cls", Scheduler)(pool, max_num_seqs, max_num_batched_tokens, **options)
 
 
 def add(scheduler, name, num_prompt=0, num_generated=10, n=1, **options):
