@@ -30,6 +30,7 @@ class Lines:
 
     def __init__(self, place=None, count=1, error=None):
         self.counts, self.place, self.count, self.error = Counter(), place, count, error
+        self.has_raised = False
 
     def watch(self, llm):
         pass
@@ -53,6 +54,7 @@ class Lines:
             place = frame.f_code.co_filename, frame.f_lineno
             self.counts[place] += 1
             if place == self.place and self.counts[place] == self.count:
+                self.has_raised = True
                 raise self.error
         return self.line
 

@@ -41,11 +41,13 @@ class Scenario:
         return serve(self.make, self.requests, lines, self.abort_at)
 
     def check(self, place, count, error=Boom):
+        lines = Lines(place, count, error())
         try:
-            found, num_raised = self.run(Lines(place, count, error()))
+            found, num_raised = self.run(lines)
         except Exception as problem:
             raise AssertionError(f"{error.__name__} at {name_of(place)}, the {count}th time: {problem!r}") from problem
-        assert num_raised, f"nothing was raised at {name_of(place)}"
+        assert lines.has_raised, f"nothing was raised at {name_of(place)}"
+        assert num_raised or error is not Boom, f"what was raised at {name_of(place)} did not come out"
         if self.abort_at and found["r1"] == "aborted":
             found["r1"] = self.texts["r1"]
         wrong = {name for name in found.keys() | self.texts.keys() if found.get(name) != self.texts[name]}
