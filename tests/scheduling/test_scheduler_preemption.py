@@ -3,9 +3,10 @@
 import pytest
 
 from minipage.errors import ConfigurationError
+from minipage.learn.graders.by_the_paper import ByThePaper
 from minipage.learn.graders.scheduling_examples import add, blocks, finish_step, make, names, step, written
 from minipage.memory import BlockCopy
-from minipage.scheduling import Scheduler, Status, StepPlan
+from minipage.scheduling import Status
 
 
 def crowded(**options):
@@ -183,19 +184,5 @@ def test_the_policy_alone_decides_between_those_swapped_out_and_those_who_wait(p
 def test_a_schedule_of_ones_own_may_keep_the_papers_rule():
     """Nobody is admitted while anybody is swapped out, whatever the policy says of those two."""
 
-    class PapersRule(Scheduler):
-        def schedule(self):
-            plan, budget = StepPlan([], [], [], [], []), self.max_num_batched_tokens
-            for group in self.running:
-                chunks = group.next_chunks(budget)
-                if not self._make_room(group, chunks, plan):
-                    break
-                budget -= self._give_slots(chunks, plan)
-            if not plan.preempted:
-                budget = self._swap_in(plan, budget)
-                if not self.swapped:
-                    self._admit(plan, budget)
-            return plan
-
-    scheduler, b, c = one_swapped_out_and_one_waiting("priority", cls=PapersRule)
+    scheduler, b, c = one_swapped_out_and_one_waiting("priority", cls=ByThePaper)
     assert order_of_coming_in(scheduler, b, c) == ["B", "C"]
