@@ -312,6 +312,6 @@ class BeamRequest(Request):
 def not_numbers(seq: Sequence) -> RequestError:
     return RequestError(
         f"the model's logits for token {len(seq.token_ids)} (counted from 0, prompt included) are not finite numbers. "
-        "Something overflowed, as in float16 or by a value that is too large, or the model's weights are damaged: "
-        "try dtype='float32' and kv_cache_dtype='float32'."
+        "Something overflowed (float16 holds 65,504 at most), or the model's weights are damaged: fetch them again, or "
+        "use dtype='float32' and kv_cache_dtype='float32', if it does not do so already."
     )

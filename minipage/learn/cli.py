@@ -278,18 +278,23 @@ def grade(folder: Path, numbers: list[str], limit: float, as_json: bool) -> int:
     with progress(len(exercises)) as advance:
         verdicts = check_all(exercises, folder, limit, advance)
     rows = [row(exercise, verdict) for exercise, verdict in zip(exercises, verdicts, strict=True)]
+    notes = [note()]
+    if not any(os.path.lexists(folder / exercise.lesson.name) for exercise in exercises):
+        names = f"{exercises[0].lesson.name}/exercise.py and so on"
+        notes.append(f"None of these exercises is in {folder}: is it the right folder? They are looked for as {names}.")
+    said = " ".join(filter(None, notes))
     points, most = sum(r["points"] for r in rows), sum(r["max_points"] for r in rows)
     if as_json:
-        facts = {"folder": str(folder), "points": points, "max_points": most, "note": note(), "exercises": rows}
+        facts = {"folder": str(folder), "points": points, "max_points": most, "note": said, "exercises": rows}
         print(json.dumps(facts, indent=1))
         return 0
     screen = Screen()
     for r in rows:
         screen.status(r["status"], f"{r['exercise']:>5} {r['title']:<36} {r['points']} of {r['max_points']}")
     screen.line(f"{points} of {most} points")
-    if note():
+    if said:
         screen.line()
-        screen.paragraph(note(), indent="", style="dim")
+        screen.paragraph(said, indent="", style="dim")
     return 0
 
 

@@ -96,7 +96,7 @@ def find_folder(model: str | Path) -> Path:
         return Path(snapshot_download(name, allow_patterns=[*settings, *TOKENIZER_FILES]))
     except (OSError, ValueError) as error:  # the hub's errors derive from these
         reason = str(error).partition("\n")[0] or type(error).__name__
-        message = f"there is no folder {name!r}, and it could not be fetched from the hub: {reason} {hint}"
+        message = f"there is no folder {name!r}, and it could not be fetched from the hub: {reason.rstrip('.')}. {hint}"
         raise ModelError(message) from error
 
 
