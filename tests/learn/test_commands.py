@@ -151,3 +151,9 @@ def test_a_damaged_state_file_is_a_sentence(space, capsys):
     (space / ".minipage-learn.json").write_text("{")
     code, _, err = learn(capsys)
     assert code == 2 and "is damaged" in err
+
+
+def test_a_folder_without_exercises_is_noted_when_it_is_graded(tmp_path, capsys):
+    code, out, _ = learn(capsys, "grade", str(tmp_path), "3.1", "--json")
+    assert code == 0 and json.loads(out)["points"] == 0
+    assert "is it the right folder?" in json.loads(out)["note"]
