@@ -19,6 +19,7 @@ from array_api_compat import array_namespace
 
 from minipage.attention.arguments import Floats, Integers
 from minipage.attention.kv_cache import KVCache, write_kv
+from minipage.errors import KernelArgumentError
 from minipage.model.gpt import Array, Attend
 from minipage.scheduling import Chunk
 
@@ -75,7 +76,11 @@ def paged_attend(batch: Batch, cache: KVCache, paged_attention: PagedAttention) 
         scales = [a[layer] for a in (cache.k_scales, cache.v_scales) if a is not None]  # if the cache is quantized
         write_kv(k, v, k_cache, v_cache, batch.slot_mapping, *scales)
         tables = batch.block_tables, batch.context_lens, batch.query_start_loc
-        return xp.asarray(paged_attention(q, k_cache, v_cache, *tables, scale, *scales), dtype=dtype)  # [T, H, D]
+        mixed = paged_attention(q, k_cache, v_cache, *tables, scale, *scales)  # [T, H, D]
+        if getattr(mixed, "shape", None) != q.shape:
+            what = getattr(mixed, "shape", type(mixed).__name__)
+            raise KernelArgumentError(f"the attention function returned {what}; it must return an array of {q.shape}.")
+        return xp.asarray(mixed, dtype=dtype)  # [T, H, D]
 
     return attend
 

@@ -43,13 +43,14 @@ def make_scheduler(
     """A scheduler with its pools; how many blocks a memory holds, the runner knows."""
     if block_pool is None:
         room = runner.blocks_that_fit(memory, block_size) if num_blocks is None else num_blocks
-        block_pool = BlockPool(room, block_size)
+        block_pool = make_pool(room, block_size, "num_blocks")
     if preemption in ("swap", "auto") and swap_space in (0, "0"):
         preemption = "recompute"
     swap_pool = None
     if preemption != "recompute":
+        swap_space = "256MiB" if swap_space is None else swap_space
         num_swap_blocks = runner.blocks_that_fit(swap_space, block_pool.block_size, "swap_space")
-        swap_pool = BlockPool(num_swap_blocks, block_pool.block_size)
+        swap_pool = make_pool(num_swap_blocks, block_pool.block_size, "swap_space")
     return Scheduler(
         block_pool,
         max_num_seqs,
@@ -62,12 +63,21 @@ def make_scheduler(
     )
 
 
-def find(choice: str | Callable[..., Any], named: dict[str, Any], what: str) -> Any:
-    """A function handed in, or the one of that name."""
+def make_pool(num_blocks: int, block_size: int, name: str) -> BlockPool:
+    try:
+        return BlockPool(num_blocks, block_size)
+    except (MemoryError, OverflowError) as error:  # the pool's own lists; K and V take much more
+        raise ConfigurationError(f"{name} asks for {num_blocks:.3g} blocks, which no memory can hold.") from error
+
+
+def find(choice: str | Callable[..., Any] | None, named: dict[str, Any], what: str) -> Any:
+    """A function handed in, or the one of that name, or the first of those that have one."""
+    if choice is None:
+        return next(iter(named.values()))
     if callable(choice):
         return choice
     if choice == "cuda":
         raise ConfigurationError(f"{what} is 'cuda', which needs an NVIDIA GPU and device='cuda'.")
-    if choice not in named:
+    if not isinstance(choice, str) or choice not in named:
         raise ConfigurationError(f"{what} is {choice!r}; it must be a function or one of {', '.join(named)}.")
     return named[choice]

@@ -11,7 +11,7 @@ scheduler or an attention kernel of your own runs the real model.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from itertools import count
 from pathlib import Path
 from typing import TypeAlias, TypeVar
@@ -25,7 +25,7 @@ from minipage.build import check_settings, find, make_scheduler
 from minipage.changes import Changes
 from minipage.compiled_gpt import CompiledGPT
 from minipage.errors import ConfigurationError, InvalidRequestError
-from minipage.intake import Intake
+from minipage.intake import Intake, saying_which
 from minipage.memory import BlockPool, BlockTable
 from minipage.model.arrays import place_model
 from minipage.model.gpt import GPT
@@ -35,6 +35,7 @@ from minipage.prompts import Prompt, list_prompts
 from minipage.request import Choice, NextToken, Request, RequestOutput
 from minipage.sampling import SamplingParams, is_whole
 from minipage.scheduling import Policy, Preemption, Scheduler, StepPlan
+from minipage.scheduling.scheduler import claim
 
 ATTENTION = {"cpu": cpu.paged_attention, "reference": reference.paged_attention}
 
@@ -121,7 +122,7 @@ class LLM:
         if device == "cpu":
             if arrays in (None, "numpy"):
                 placed = CompiledGPT(config, placed.weights)
-            self.runner = ModelRunner(placed, kept_as, find(attention or "cpu", ATTENTION, "attention"))
+            self.runner = ModelRunner(placed, kept_as, find(attention, ATTENTION, "attention"))
         else:
             from minipage.gpu import gpu_runner  # what a CPU does not need is not even loaded
 
@@ -142,6 +143,7 @@ class LLM:
                 policy=policy,
                 watermark=watermark,
             )
+        claim(scheduler, self, "scheduler")
         self.scheduler = scheduler
         self.block_pool = scheduler.block_pool
         self.runner.allocate(scheduler.block_pool, scheduler.swap_pool)
@@ -153,7 +155,7 @@ class LLM:
         self._news: dict[Request, None] = {}  # requests with news that nobody has seen yet, in order
         self._claimed: set[Request] = set()  # requests whose news belong to a generate() or stream() call
         self._changes = Changes()
-        self._lock = self._changes.lock
+        self._abandoned: list[Request] = []  # nobody waits for them any more; they are ended with the next change
 
     def __repr__(self) -> str:
         pool = self.block_pool
@@ -188,7 +190,7 @@ class LLM:
         Raises:
             InvalidRequestError: a prompt or its parameters cannot be served; then none of them is.
         """
-        requests = self._add_all(prompts, params)
+        requests = self._make_all(prompts, params)
         for _ in self._run(requests, look=lambda request: None):
             pass
         return [request.output() for request in requests]
@@ -200,7 +202,7 @@ class LLM:
 
         Closing the iterator aborts what is not finished.
         """
-        with closing(self._run(self._add_all(prompts, params), look=Request.output)) as outputs:
+        with closing(self._run(self._make_all(prompts, params), look=Request.output)) as outputs:
             yield from outputs
 
     def add_request(
@@ -220,7 +222,7 @@ class LLM:
         Raises:
             InvalidRequestError: it cannot be served; nothing else is affected.
         """
-        with self._lock:
+        with self._changes.lock:
             if request_id is None:
                 request_id = self._free_id()
             request = self._intake.make_request(request_id, prompt, params, priority, cache_salt)
@@ -240,18 +242,18 @@ class LLM:
 
     def reset_prefix_cache(self) -> None:
         """Forget all prefixes, for example because the weights were changed. Whatever is running goes on."""
-        with self._lock:
+        with self._changes.lock:
             if self.scheduler.prefix_cache:
                 self.scheduler.prefix_cache.reset()
 
     def has_unfinished_requests(self) -> bool:
         """Whether another `step` is worth while: something is still to be computed, or to be told."""
-        with self._lock:
+        with self._changes.lock:
             return bool(self.requests) or not self._claimed.issuperset(self._news)
 
     def step(self) -> list[RequestOutput]:
         """Run one step and return what is new of every request that got a token in it, finished or was aborted."""
-        with self._lock:
+        with self._changes.lock:
             self._changes.make(self._step, self._mend)
             told = {request: None for request in self._news if request not in self._claimed}
             outputs = [request.output() for request in told]
@@ -261,6 +263,7 @@ class LLM:
     # ---- the five phases of a step
 
     def _step(self) -> None:
+        self._end_abandoned()
         plan = self.schedule()
         self.copy(plan)
         if plan.chunks:
@@ -338,13 +341,15 @@ class LLM:
         """Step until these requests are done, and yield a look at each whenever it has news."""
         unfinished = dict.fromkeys(requests)
         try:
+            self._claimed.update(requests)
+            self._queue(requests)
             while unfinished:
-                with self._lock:
+                with self._changes.lock:
                     news = [request for request in unfinished if request in self._news]
                     if not news:
                         self._changes.make(self._step, self._mend)
                 for request in news:
-                    with self._lock:
+                    with self._changes.lock:
                         self._news.pop(request)
                         if request.finished:
                             del unfinished[request]
@@ -353,23 +358,26 @@ class LLM:
         finally:  # closed early, or something failed
             self._withdraw(requests)
 
-    def _add_all(
+    def _make_all(
         self, prompts: Prompt | Iterable[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
     ) -> list[Request]:
-        """Add one request for each prompt, or none if one of them is refused."""
+        """A request for each prompt, if all can be served."""
         prompts = list_prompts(prompts)
-        each = [params] * len(prompts) if params is None or isinstance(params, SamplingParams) else list(params)
+        if params is None or isinstance(params, SamplingParams):
+            each: list[SamplingParams | None] = [params] * len(prompts)
+        elif isinstance(params, Iterable):
+            each = list(params)
+        else:
+            raise InvalidRequestError(f"params is {params!r}; give SamplingParams(...), or a list of them.")
         if len(each) != len(prompts):
             raise InvalidRequestError(
                 f"{len(each)} SamplingParams came for {len(prompts)} prompts; give one, or as many."
             )
-        with self._lock:
+        with self._changes.lock:
             requests: list[Request] = []
             for number, (prompt, prompt_params) in enumerate(zip(prompts, each, strict=True)):
                 with saying_which(number, len(prompts)):
                     requests.append(self._intake.make_request(self._free_id(), prompt, prompt_params))
-            self._claimed.update(requests)
-            self._queue(requests)
             return requests
 
     def _free_id(self) -> str:
@@ -402,20 +410,18 @@ class LLM:
         return None
 
     def _withdraw(self, requests: list[Request]) -> None:
-        """Nobody waits for these requests any more."""
-        with self._lock:
-            for request in requests:
-                if self.requests.get(request.request_id) is request:
-                    self.abort(request.request_id)
-            self._news = {request: None for request in self._news if request not in requests}
-            self._claimed.difference_update(requests)
+        """Nobody waits for these requests any more.
 
+        An iterator may be closed by the garbage collector, in the middle of a step; then the next one sees to it.
+        """
+        self._abandoned += requests
+        if not self._changes.is_being_made:
+            self._changes.make(self._end_abandoned, self._mend)
 
-@contextmanager
-def saying_which(number: int, total: int) -> Iterator[None]:
-    """A prompt that is refused is named, if it is one of many."""
-    try:
-        yield
-    except InvalidRequestError as error:
-        where = f"prompt {number} of {total} (counted from 0): " if total > 1 else ""
-        raise InvalidRequestError(f"{where}{error}") from None
+    def _end_abandoned(self) -> None:
+        for request in self._abandoned.copy():
+            if self.requests.get(request.request_id) is request:
+                self._end(request, "abort")
+            self._news.pop(request, None)
+            self._claimed.discard(request)
+            self._abandoned.remove(request)

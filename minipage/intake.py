@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from minipage.errors import InvalidRequestError
@@ -74,3 +76,13 @@ class Intake:
         pool, width = self.block_pool, params.beam_width or params.n
         most = SequenceGroup.most_tokens(num_prompt_tokens, width, pool.num_blocks, pool.block_size)
         return max(num_prompt_tokens + 1, min(self.max_model_len, most))
+
+
+@contextmanager
+def saying_which(number: int, total: int) -> Iterator[None]:
+    """A prompt that is refused is named, if it is one of many."""
+    try:
+        yield
+    except InvalidRequestError as error:
+        where = f"prompt {number} of {total} (counted from 0): " if total > 1 else ""
+        raise InvalidRequestError(f"{where}{error}") from None

@@ -34,7 +34,7 @@ KV_CACHE_DTYPES: dict[str, type] = {
 
 
 def kv_dtype(name: str) -> type:
-    if name not in KV_CACHE_DTYPES:
+    if not isinstance(name, str) or name not in KV_CACHE_DTYPES:
         raise ConfigurationError(f"kv_cache_dtype is {name!r}; it must be one of auto, {', '.join(KV_CACHE_DTYPES)}.")
     return KV_CACHE_DTYPES[name]
 

@@ -123,7 +123,8 @@ def pick(p: torch.Tensor, settings: Settings) -> torch.Tensor:
     """[N, M] probabilities, of any sum -> [N] places: the first whose cumulative share exceeds the number."""
     p = p.where(p >= settings.min_p * p.amax(dim=-1, keepdim=True), 0)  # [N, M]
     cumulative = p.cumsum(dim=-1)  # [N, M]
-    return torch.searchsorted(cumulative, settings.number * cumulative[:, -1:], right=True)[:, 0]  # [N]
+    places = torch.searchsorted(cumulative, settings.number * cumulative[:, -1:], right=True)[:, 0]  # [N]
+    return places.clamp(max=p.shape[1] - 1)  # [N]; where p is no number the place is M, and nobody may look there
 
 
 def upload(values: Sequence[Any], device: torch.device, dtype: torch.dtype = torch.int64) -> torch.Tensor:

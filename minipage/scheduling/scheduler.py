@@ -23,9 +23,11 @@ from __future__ import annotations
 import weakref
 from bisect import insort
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum
-from typing import Literal, NamedTuple, get_args
+from numbers import Real
+from typing import Any, Literal, NamedTuple, get_args
 
 from minipage.errors import ConfigurationError, IntegrityError, InvalidRequestError, count, require_positive
 from minipage.memory import BlockCopy, BlockPool, PrefixCache
@@ -34,6 +36,14 @@ from minipage.scheduling.policy import Policy, first_come_first_served
 from minipage.scheduling.sequence import Sequence
 
 Preemption = Literal["recompute", "swap", "auto"]
+
+
+def claim(part: Any, owner: object, name: str) -> None:
+    """A part serves one owner: in another's hands block numbers, and prefixes, would stand for other contents."""
+    before = getattr(part, "owner", None)
+    if before is not None and before() is not None:
+        raise ConfigurationError(f"this {name} serves another {type(before()).__name__} already; make one for each.")
+    part.owner = weakref.ref(owner)
 
 
 class Admission(Enum):
@@ -83,10 +93,16 @@ class Scheduler:
             raise ConfigurationError(
                 f"preemption is {preemption!r}; it must be 'recompute', or 'swap' or 'auto' with swap space."
             )
-        if not 0 <= watermark < 1:
+        share: Any = watermark
+        if not (isinstance(share, Real) and 0 <= float(share) < 1):
             raise ConfigurationError(f"watermark is {watermark!r}; it must be a share of the pool, from 0 to below 1.")
-        for pool in filter(None, (block_pool, swap_pool)):
-            self._claim(pool)
+        for name, pool in (("block_pool", block_pool), ("swap_pool", swap_pool)):
+            if pool is not None:
+                claim(pool, self, name)
+                if pool.num_used:
+                    raise ConfigurationError(
+                        f"{name} has {count(pool.num_used, 'block')} in use; give a new BlockPool."
+                    )
         self.block_pool = block_pool
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
@@ -103,14 +119,8 @@ class Scheduler:
         self.running: list[SequenceGroup] = []
         self.swapped: list[SequenceGroup] = []
         self._num_arrived = 0
+        self.owner: Callable[[], object] | None = None  # a weak reference to the engine that it serves
         self._policy_decides = False  # who comes in first, of those swapped out and those who wait; see `schedule`
-
-    def _claim(self, pool: BlockPool) -> None:
-        """A pool serves one scheduler: another's block numbers would name other contents, and its prefixes, too."""
-        owner = getattr(pool, "owner", None)
-        if owner is not None and owner() is not None:
-            raise ConfigurationError("this block pool serves another scheduler already; make a BlockPool for each.")
-        pool.owner = weakref.ref(self)
 
     @property
     def has_unfinished(self) -> bool:

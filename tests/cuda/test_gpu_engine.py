@@ -28,7 +28,7 @@ from minipage.gpu.inputs import StepInputs
 from minipage.gpu.sampling import UNSURE, Settings, draw_from_likeliest, sample_on_device
 from minipage.memory import BlockPool, BlockTable
 from minipage.model.arrays import is_simulated
-from minipage.sampling import Draw, SamplingParams, sample
+from minipage.sampling import NO_TOKEN, Draw, SamplingParams, sample
 from minipage.scheduling import Chunk, Sequence, SequenceGroup
 
 DEVICE = torch.device("cpu" if is_simulated() else "cuda")
@@ -379,3 +379,17 @@ def test_a_failed_capture_leaves_the_garbage_collector_as_it_was(monkeypatch):
         with pytest.raises(RuntimeError, match="not permitted"), capture.recorded(None):
             pass
         assert gc.isenabled()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("most", [4, 1024], ids=["more tokens than are looked at first", "all"])
+def test_logits_that_are_no_numbers_give_no_token_and_harm_no_other_row(bad, most, monkeypatch):
+    monkeypatch.setattr("minipage.gpu.sampling.MOST", most)
+    logits = torch.randn(3, 64, generator=torch.Generator().manual_seed(0)).to(DEVICE)
+    ways = [{"temperature": 0}, {}, {"top_k": 3}, {"top_p": 0.8}, {"top_k": 2, "top_p": 0.5, "min_p": 0.5}]
+    batch = [(row, Draw(SamplingParams(**way), 0.3)) for row in range(3) for way in ways]
+    expected = [sample(logits[row].cpu().numpy(), *draw) for row, draw in batch]
+    logits[1, 5 if bad == bad and bad > 0 else slice(None)] = bad
+    for i, (row, _) in enumerate(batch):
+        expected[i] = NO_TOKEN if row == 1 else expected[i]
+    assert sample_on_device(logits, batch) == expected

@@ -1,12 +1,14 @@
 """One request's fault is its own: it ends with a named error, and the others never notice."""
 
+import os
 import threading
+import time
 
 import numpy as np
 import pytest
 
 from minipage.engine import LLM
-from minipage.errors import ConfigurationError, InvalidRequestError
+from minipage.errors import ConfigurationError, InvalidRequestError, KernelArgumentError
 from minipage.memory import BlockPool
 from minipage.sampling import SamplingParams
 from minipage.scheduling import Scheduler
@@ -31,7 +33,8 @@ def poisoned(folder, bad, **options):
     forward = llm.forward
 
     def poisoned_forward(plan):
-        logits = forward(plan).copy()
+        logits = forward(plan)
+        logits = logits.copy() if isinstance(logits, np.ndarray) else logits.clone()
         for row, chunk in enumerate([chunk for chunk in plan.chunks if chunk.samplers]):
             if chunk.seq.token_ids[0] == POISON and chunk.seq.num_output_tokens >= 2:
                 logits[row] = bad
@@ -245,7 +248,7 @@ def test_a_pool_serves_one_engine(tiny):
         lambda: Scheduler(pool),
         lambda: Scheduler(BlockPool(8), swap_pool=pool),
     ):
-        with pytest.raises(ConfigurationError, match="serves another scheduler"):
+        with pytest.raises(ConfigurationError, match="serves another Scheduler"):
             make()
     assert first.generate([[1, 2]], SamplingParams(**GREEDY))[0].finished
     del first
@@ -301,3 +304,108 @@ def test_several_threads_use_one_engine_and_each_gets_its_own(tiny):
     llm.step()
     assert not llm.has_unfinished_requests() and llm.block_pool.num_used == 0
     llm.scheduler.check_integrity()
+
+
+# ---- what a stranger tried
+
+
+def test_a_scheduler_serves_one_engine(tiny):
+    scheduler = Scheduler(BlockPool(8))
+    first = LLM(tiny, scheduler=scheduler)
+    with pytest.raises(ConfigurationError, match="serves another LLM"):
+        LLM(tiny, scheduler=scheduler)
+    assert first.generate([[1, 2]], SamplingParams(**GREEDY))[0].finished
+
+
+def test_a_pool_with_blocks_in_use_is_refused(tiny):
+    pool = BlockPool(8)
+    pool.allocate_many(3)
+    with pytest.raises(ConfigurationError, match="3 blocks in use"):
+        LLM(tiny, block_pool=pool)
+
+
+def test_a_stream_that_is_closed_in_the_middle_of_a_step_is_ended_with_the_next(tiny):
+    """The garbage collector may do so at any time."""
+    llm = LLM(tiny, num_blocks=32)
+    stream = llm.stream([[1, 2]], SamplingParams(max_tokens=40, temperature=0, ignore_eos=True))
+    next(stream)
+    forward = llm.forward
+
+    def closing(plan):
+        stream.close()
+        return forward(plan)
+
+    llm.forward = closing
+    llm.add_request([3, 4], SamplingParams(**GREEDY), "other")
+    llm.step()
+    llm.forward = forward
+    while llm.has_unfinished_requests():
+        assert [output.request_id for output in llm.step()] == ["other"]
+        assert list(llm.requests) in (["other"], [])
+    assert llm.block_pool.num_used == 0
+
+
+@pytest.mark.parametrize("shape", [lambda out: out[:1], lambda out: out[0, 0, 0], lambda out: None], ids=str)
+def test_attention_of_another_shape_is_named(tiny, shape):
+    from minipage.attention import reference
+
+    llm = LLM(tiny, num_blocks=8, attention=lambda *args: shape(reference.paged_attention(*args)))
+    with pytest.raises(KernelArgumentError, match="the attention function returned"):
+        llm.generate([[1, 2, 3]])
+    assert not llm.requests
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"watermark": "0.1"}, "watermark"),
+        ({"watermark": None}, "watermark"),
+        ({"watermark": float("nan")}, "watermark"),
+        ({"policy": []}, "policy"),
+        ({"attention": []}, "attention"),
+        ({"kv_cache_dtype": []}, "kv_cache_dtype"),
+        ({"num_blocks": 10**15}, "num_blocks"),
+        ({"num_blocks": 10**30}, "num_blocks"),
+    ],
+    ids=str,
+)
+def test_settings_of_another_kind_are_named(tiny, options, words):
+    with pytest.raises(ConfigurationError, match=words):
+        LLM(tiny, **{"num_blocks": 8, **options})
+
+
+@pytest.mark.parametrize("params", [5, SamplingParams, 2.5], ids=str)
+def test_what_are_no_parameters_is_said(tiny, params):
+    with pytest.raises(InvalidRequestError, match="params"):
+        LLM(tiny, num_blocks=8).generate([[1, 2]], params)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_that_is_forked_in_the_middle_of_a_step_of_another_thread_goes_on(tiny):
+    llm = LLM(tiny, num_blocks=32, attention="reference")
+    expected = llm.generate([[1, 2]], SamplingParams(**GREEDY))[0].outputs[0].token_ids
+    inside, go_on = threading.Event(), threading.Event()
+    forward = llm.forward
+
+    def slow(plan):
+        inside.set()
+        go_on.wait(20)
+        return forward(plan)
+
+    llm.forward = slow
+    thread = threading.Thread(target=llm.generate, args=([[3, 4]], SamplingParams(**GREEDY)))
+    thread.start()
+    inside.wait(20)
+    child = os.fork()
+    if child == 0:
+        llm.forward = forward
+        right = llm.generate([[1, 2]], SamplingParams(**GREEDY))[0].outputs[0].token_ids == expected
+        os._exit(0 if right else 1)
+    go_on.set()
+    thread.join()
+    deadline = time.monotonic() + 30
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    if ended == (0, 0):
+        os.kill(child, 9)
+    assert ended == (child, 0), "the child waits for a thread that has not come along, or says something else"

@@ -204,6 +204,8 @@ def copy_blocks(source: Blocks, destination: Blocks, copies: Sequence[BlockCopy]
 
     stream: the handle of a CUDA stream; default: the current one of the library that made the cache on the GPU.
     """
+    if copies == []:  # as in most steps
+        return
     pairs = as_integers("copies", list(copies))  # [num_copies, 2]
     if pairs.size == 0:
         return
