@@ -58,7 +58,7 @@ def litter() -> None:
 def disturb(stopped: Event) -> None:
     """What another thread of the process may be doing."""
     while not stopped.is_set():
-        array = torch.randn(1 << 20, device="cuda")
+        array = torch.full((1 << 20,), 1.0, device="cuda")  # random numbers would be refused during a capture
         array.sum().item()
         del array
         torch.cuda.empty_cache()

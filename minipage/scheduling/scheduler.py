@@ -99,10 +99,8 @@ class Scheduler:
         for name, pool in (("block_pool", block_pool), ("swap_pool", swap_pool)):
             if pool is not None:
                 claim(pool, self, name)
-                if pool.num_used:
-                    raise ConfigurationError(
-                        f"{name} has {count(pool.num_used, 'block')} in use; give a new BlockPool."
-                    )
+                if used := getattr(pool, "num_used", 0):
+                    raise ConfigurationError(f"{name} has {count(used, 'block')} in use; give a new BlockPool.")
         self.block_pool = block_pool
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
