@@ -13,7 +13,7 @@ from minipage.memory import BlockCopy
 from minipage.trace import record
 from minipage.trace.demo import SMALL, Demo, make_engine
 from minipage.trace.events import is_routine
-from minipage.trace.frames import BlockFrame, label_of
+from minipage.trace.frames import BlockFrame, is_stop, label_of
 from minipage.trace.glyphs import ASCII, UNICODE, glyphs_for, visible
 from minipage.trace.scenarios import SCENARIOS
 
@@ -76,6 +76,27 @@ def test_the_large_pool_shows_the_words(demo_frames):
                 assert f" logical {logical} " in foot and seq.label in foot
             else:
                 assert "free" in foot
+
+
+def test_a_free_block_that_can_be_found_again_differs_from_an_empty_one():
+    """In the large pool as in the small one, and its words are still there to be read."""
+    frames = [frame for frame in frames_of("prefix") if is_stop(frame) and frame.step >= 10]
+    for frame in frames:
+        lines = screen(frame, 160, 48)
+        cells = section(lines, "memory")
+        known = [block for block in frame.blocks if block.cached and not block.ref_count]
+        empty = [block for block in frame.blocks if not block.cached and not block.ref_count]
+        feet = " ".join(cells)
+        assert feet.count(" cc free ") == len(known)
+        assert feet.count(" free ─") == len(known) + len(empty)
+        assert all("│".join(visible(word, UNICODE) for word in block.tokens)[:20] in feet for block in known)
+
+
+def test_nobody_reserves_for_a_longest_case_where_nobody_runs(demo_frames):
+    shown = [line for frame in demo_frames for line in screen(frame, 160, 48) if line.startswith("contiguous")]
+    assert any(line.rstrip().endswith(" 0 blocks reserved") for line in shown)
+    assert any("reserved, for the longest case" in line for line in shown)
+    assert not any(" 0 blocks reserved," in line for line in shown)
 
 
 @cache
