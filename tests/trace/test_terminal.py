@@ -92,6 +92,38 @@ def test_a_free_block_that_can_be_found_again_differs_from_an_empty_one():
         assert all("│".join(visible(word, UNICODE) for word in block.tokens)[:20] in feet for block in known)
 
 
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (160, 48), (60, 18)])
+def test_a_block_longer_than_a_line_shows_its_last_words_and_where_it_lies(width, height):
+    """Its empty slots are counted, and the rest goes on in the next line; what is left out has an ellipsis."""
+    scenario = SCENARIOS["prefix"]
+    for frame in filter(is_stop, Demo(make_engine(scenario, {"block_size": 64}), scenario).frames()):
+        text = re.split(r"(?m)^ (?=[A-Z]  )", "\n".join(section(screen(frame, width, height), "requests")))[1:]
+        shown = {part[0]: part for part in text}
+        for seq in frame.sequences if frame.phase == "update" else ():
+            for block in seq.blocks:
+                assert re.search(rf"\d+ empty[]│](?s:.*)→(?: block )?{block}\b", shown[seq.label]), shown[seq.label]
+            words = seq.tokens[: seq.num_computed_tokens] if seq.blocks else ()
+            assert all(visible(word, UNICODE) in shown[seq.label] for word in words[-3:])
+            assert not words or "[" + visible(words[0], UNICODE) + "│" in shown[seq.label] or "… " in shown[seq.label]
+
+
+def test_who_has_one_line_for_the_blocks_shows_that_there_are_more(one_long):
+    lines = section(screen(one_long, 40, 16), "requests")
+    rows = [line for line in lines if "→" in line]
+    assert rows and all("… " in row for row in rows if "→20*" in row)
+
+
+@pytest.mark.parametrize("name", ["prefix", "copy-on-write"])
+def test_of_a_finished_text_the_end_is_shown(name):
+    """What was generated; what has no room is the beginning, and there is an ellipsis in its place."""
+    for frame in frames_of(name):
+        text = re.split(r"(?m)^ (?=[A-Z]  )", "\n".join(section(screen(frame), "requests")))[1:]
+        shown = {part[0]: " ".join(part.split()) for part in text}
+        for seq in frame.finished_before:
+            squeezed = re.sub(r"finished \(\w+\)| ", "", shown[seq.label])
+            assert visible(seq.text, UNICODE)[-12:].replace(" ", "") in squeezed, (frame.step, shown[seq.label])
+
+
 def test_nobody_reserves_for_a_longest_case_where_nobody_runs(demo_frames):
     shown = [line for frame in demo_frames for line in screen(frame, 160, 48) if line.startswith("contiguous")]
     assert any(line.rstrip().endswith(" 0 blocks reserved") for line in shown)
