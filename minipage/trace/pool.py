@@ -18,7 +18,7 @@ from minipage.errors import count
 from minipage.memory import blocks_needed
 from minipage.trace.boxes import beside, boxed, words
 from minipage.trace.frames import BlockFrame, Frame, SequenceFrame
-from minipage.trace.glyphs import ALERT, BOLD, DIM, Glyphs, ink_of, style_of, visible
+from minipage.trace.glyphs import ALERT, BOLD, DIM, Glyphs, ink_of, letter_of, style_of, visible
 
 WORDS_CELL = 26  # columns that a block takes when its words are shown
 BOX_CELL = 23  # and when they are shown in a box of their own
@@ -93,7 +93,8 @@ def _bar(shares: list[tuple[str, int, int]], total: int, cells: int, scale: floa
         signs = glyphs.stored * round((start + stored) * scale)
         signs += glyphs.empty * (round((start + taken) * scale) - len(signs))
         piece = signs[round(start * scale) :]
-        bar.append(label[: len(piece)], style_of(label, now=True) + BOLD).append(piece[len(label) :], style_of(label))
+        name = label if len(label) <= len(piece) else letter_of(label)[: len(piece)]
+        bar.append(name, style_of(label, now=True) + BOLD).append(piece[len(name) :], style_of(label))
         start += taken
     bar.append(glyphs.free * (round(total * scale) - len(bar)), DIM)
     return bar.append(" " * (cells - len(bar)))
@@ -215,7 +216,7 @@ def _letter(block: BlockFrame, written: bool, glyphs: Glyphs) -> Text:
     if not block.ref_count:
         return Text(CACHED[0] if block.cached else glyphs.slot, DIM)
     owner = block.holders[0] if block.holders else "?"
-    return Text(owner[-1], style_of(owner, now=written) + BOLD)
+    return Text(letter_of(owner), style_of(owner, now=written) + BOLD)
 
 
 class Layout(NamedTuple):
