@@ -234,7 +234,8 @@ class Demo:
                         turns.remove(turn)
                         self._tell(i, turn.say)
                 if not (coming or self.llm.has_unfinished_requests()):
-                    for missed in dict.fromkeys(turn.otherwise for turn in turns if turn.otherwise):
+                    last = self.trace[-1]
+                    for missed in dict.fromkeys(turn.missed(last) for turn in turns if turn.otherwise):
                         self._tell(len(self.trace) - 1, missed)
                 yield from self.trace[seen:]
         for request_id in list(self.llm.requests):  # if it was stopped
