@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.text import Text
 
 from minipage.errors import ConfigurationError, count
@@ -41,10 +42,15 @@ MOST_TEXTS = 12  # printed whole at the end
 
 
 def list_scenarios() -> None:
+    """Two lines a story in a terminal, where they are wrapped and indented; one for a program that reads them."""
     console = console_for_output()
     for scenario in SCENARIOS.values():
         default = " (what is shown without a name)" if scenario.name == DEFAULT else ""
-        console.print(Text.assemble((scenario.name, BOLD), f": {scenario.title}{default}\n    ", (scenario.about, DIM)))
+        title = Text.assemble((scenario.name, BOLD), f": {scenario.title}{default}")
+        if console.is_terminal:
+            console.print(title, Padding(Text(scenario.about, DIM), (0, 0, 0, 4)))
+        else:
+            console.print(f"{title}; {scenario.about}", soft_wrap=True, markup=False)
 
 
 def run(
@@ -62,6 +68,9 @@ def run(
     **engine: Any,  # options of LLM, before the scenario's
 ) -> None:
     """Run a scenario on standard output. Raises MinipageError if the model or a request cannot be served; OSError."""
+    for kind, path in (files or {}).items():
+        if not path:
+            raise ConfigurationError(f"the name of what {kind} is to be written to is empty; give it one.")
     if name == EVERY and replay is None:
         return export_all(files or {}, prompts=prompts, max_tokens=max_tokens, seed=seed, steps=steps, **engine)
     if files and len({Path(path) for path in files.values()}) < len(files):
@@ -75,7 +84,7 @@ def run(
     recorded: Sequence[Frame] | None = None  # all frames at once, if they are there already
     if replay is not None:
         with spinner("reading the trace"):
-            recorded = trace = Trace.load(replay)
+            recorded = trace = load(replay)
         if steps is not None:
             recorded = list(takewhile(lambda frame: frame.step <= steps, trace))
         frames = iter(recorded)
@@ -127,6 +136,14 @@ def make_engine(scenario: Scenario, options: dict[str, Any], build: Callable[...
     return build(chosen.pop("model"), **chosen) if "model" in chosen else build(**chosen)
 
 
+def load(path: str) -> Trace:
+    """A saved trace. Raises TraceError, or OSError with a sentence."""
+    try:
+        return Trace.load(path)
+    except OSError as error:
+        raise OSError(f"{path!r} cannot be read: {error.strerror or error}.") from error
+
+
 def export(frames: list[Frame], trace: Trace, files: dict[str, str]) -> None:
     """Write each kind of file that is wanted, and say so."""
     from minipage.trace import exports
@@ -136,6 +153,8 @@ def export(frames: list[Frame], trace: Trace, files: dict[str, str]) -> None:
         try:
             with spinner(f"writing {path}"):
                 writer(frames, trace, Path(path))
+        except FileExistsError as error:
+            raise OSError(f"{path!r} is no folder; give --{kind} a folder, or a new name.") from error
         except OSError as error:
             raise OSError(f"{path!r} cannot be written: {error.strerror or error}.") from error
         print(f"wrote {path}")
@@ -150,6 +169,8 @@ def export_all(folders: dict[str, str], **options: Any) -> None:
     for folder in folders.values():
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise OSError(f"{folder!r} is no folder; give a folder, or a new name.") from error
         except OSError as error:
             raise OSError(f"the folder {folder!r} cannot be made: {error.strerror or error}.") from error
     for name in SCENARIOS:
