@@ -22,6 +22,7 @@ from minipage.errors import ConfigurationError, count
 from minipage.trace.events import join
 from minipage.trace.frames import Frame, index_of, is_stop, label_of
 from minipage.trace.glyphs import BOLD, DIM, Glyphs, chip, glyphs_for, visible
+from minipage.trace.keys import keyboard
 from minipage.trace.player import Player, play
 from minipage.trace.recorder import record
 from minipage.trace.replay import Trace
@@ -38,6 +39,7 @@ PLAIN_WIDTH = 80  # columns where there is no terminal to ask
 SMALL = {"block_size": 4, "num_blocks": 16, "max_num_batched_tokens": 8}  # small enough to see every slot
 SEED, TEMPERATURE = 69, 0.8
 EVERY = "all"  # in place of a scenario's name
+LONG = 5.0  # seconds until it is said, where nothing can turn, that something is still being computed
 MOST_TEXTS = 12  # printed whole at the end
 
 
@@ -82,41 +84,46 @@ def run(
     if full_screen and not fits(*console.size):
         raise ConfigurationError(f"{what_it_needs(*console.size)} Make the terminal larger, or print with --plain.")
     recorded: Sequence[Frame] | None = None  # all frames at once, if they are there already
-    if replay is not None:
-        with spinner("reading the trace"):
-            recorded = trace = load(replay)
-        if steps is not None:
-            recorded = list(takewhile(lambda frame: frame.step <= steps, trace))
-        frames = iter(recorded)
-    else:
-        scenario = find_scenario(name).with_prompts(prompts, max_tokens)
-        if note:
-            scenario = replace(scenario, title=f"{scenario.title} ({note})")
-        with spinner("loading the model"):
-            demo = Demo(make_engine(scenario, engine, build), scenario, seed)
-        if cut := demo.what_is_cut():
-            print(f"minipage: {cut}", file=sys.stderr)
-        frames = demo.frames(steps)
-    if files:
-        with spinner("running the scenario"):
-            shown = list(frames)
-        export(shown, trace if replay else demo.trace, files)
+    last: Frame | None = None
+    with keyboard(full_screen) as keys:
+        if replay is not None:
+            with spinner("reading the trace", keys):
+                recorded = trace = load(replay)
+            if steps is not None:
+                recorded = list(takewhile(lambda frame: frame.step <= steps, trace))
+            frames = iter(recorded)
+        else:
+            scenario = find_scenario(name).with_prompts(prompts, max_tokens)
+            if note:
+                scenario = replace(scenario, title=f"{scenario.title} ({note})")
+            with spinner("loading the model", keys, LONG):
+                demo = Demo(make_engine(scenario, engine, build), scenario, seed)
+            if cut := demo.what_is_cut():
+                print(f"minipage: {cut}", file=sys.stderr)
+            frames = demo.frames(steps)
+        if files:
+            with spinner("running the scenario", long=LONG):
+                shown = list(frames)
+            export(shown, trace if replay else demo.trace, files)
+            return
+        glyphs = glyphs_for(console.encoding)
+        with spinner("computing the first step", keys, LONG):
+            first = next(frames, None)
+        if first is None:
+            print("The trace has no steps.")
+            return
+        last = first
+        if keys:
+            player = Player(first, frames, glyphs) if recorded is None else Player(recorded, iter(()), glyphs)
+            play(player, console, keys)
+            last = player.frame
+        else:
+            for last in filter(is_stop, chain([first], patiently(frames, "computing the next step", LONG))):
+                _print_frame(last, console, glyphs)
+    if last is None:  # the viewer has left before there was anything to see
         return
-    glyphs = glyphs_for(console.encoding)
-    with spinner("computing the first step"):
-        first = next(frames, None)
-    if first is None:
-        print("The trace has no steps.")
-        return
-    last = first
     if full_screen:
-        player = Player(first, frames, glyphs) if recorded is None else Player(recorded, iter(()), glyphs)
-        play(player, console)
-        last = player.frame
         _print_frame(last, console, glyphs)
-    else:
-        for last in filter(is_stop, chain([first], patiently(frames, "computing the next step"))):
-            _print_frame(last, console, glyphs)
     _print_texts(last, console, glyphs)
 
 
