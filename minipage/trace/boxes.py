@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from rich.cells import chop_cells
 from rich.style import Style
 from rich.text import Text
 
@@ -41,7 +42,7 @@ def request_lines(
         return _finished_lines(seq, width, height, glyphs)
     if height == 1 and seq.blocks:
         rows = _rows(seq, frame, width - INDENT, glyphs, roomy=False)
-        return [Text.assemble(chip(seq.label), " ", rows[-1])]
+        return [Text.assemble(chip(seq.label), " ", _last_rows(rows, 1, width - INDENT, glyphs)[0])]
     lines = [_text_line(seq, width, glyphs)]
     if not seq.blocks:
         lines += [_indent(Text(reason, DIM)) for reason in _why_no_blocks(seq, frame)]
@@ -50,10 +51,15 @@ def request_lines(
     room = height - 1
     if len(rows) > room:
         rows = _rows(seq, frame, width - INDENT, glyphs, roomy=False)
-    if len(rows) > room:
-        rows = rows[len(rows) - room :]
-        rows[0] = clip_left(Text.assemble(glyphs.ellipsis, " ", rows[0]), width - INDENT, glyphs)
-    return lines + [_indent(row) for row in rows]
+    return lines + [_indent(row) for row in _last_rows(rows, room, width - INDENT, glyphs)]
+
+
+def _last_rows(rows: list[Text], room: int, width: int, glyphs: Glyphs) -> list[Text]:
+    """The last `room` of them; if that is not all, they begin with an ellipsis."""
+    if len(rows) <= room:
+        return rows
+    first, *others = rows[len(rows) - room :]
+    return [clip_left(Text.assemble(glyphs.ellipsis, " ", first), width, glyphs), *others]
 
 
 def running_text(seq: SequenceFrame, glyphs: Glyphs) -> Text:
@@ -67,8 +73,11 @@ def running_text(seq: SequenceFrame, glyphs: Glyphs) -> Text:
     return line.append(newest.lstrip(), ink_of(seq.label) + NEWEST)
 
 
-def words(seq: SequenceFrame, logical: int, frame: Frame, glyphs: Glyphs) -> Text:
-    """The slots of a block in one line: words that were written in this step are turned inside out."""
+def words(seq: SequenceFrame, logical: int, frame: Frame, glyphs: Glyphs, counted: bool = False) -> Text:
+    """The slots of a block in one line: words that were written in this step are turned inside out.
+
+    The empty ones are drawn, or, where there would be too many, `counted`.
+    """
     written = {chunk.start + i for chunk in frame.chunks if chunk.label == seq.label for i in range(chunk.num_tokens)}
     plain = style_of(seq.label)
     text = Text(style=plain)
@@ -77,6 +86,8 @@ def words(seq: SequenceFrame, logical: int, frame: Frame, glyphs: Glyphs) -> Tex
     for slot in range(frame.block_size):
         if slot:
             text.append(glyphs.divider, plain + DIM)
+        if counted and slot == len(tokens):
+            return text.append(f"{frame.block_size - slot} empty", plain + DIM)
         if slot < len(tokens):
             text.append(visible(tokens[slot], glyphs), style_of(seq.label, now=first + slot in written))
         else:
@@ -99,14 +110,16 @@ def folded_line(seqs: Sequence[SequenceFrame], width: int, glyphs: Glyphs) -> Te
 def _finished_lines(seq: SequenceFrame, width: int, height: int, glyphs: Glyphs) -> list[Text]:
     text, status = running_text(seq, glyphs), Text(f"finished ({seq.finish_reason})", DIM)
     room = width - INDENT - status.cell_len - 2
-    if height == 1:
-        return [_labelled(seq, clip_left(text, room, glyphs), status, width)]
-    first, rest = _split(text, room)
-    lines = [_labelled(seq, first, status, width), _indent(clip_left(rest, width - INDENT, glyphs))]
-    if not seq.last_blocks:
-        return lines[:height]
-    gave_back = _indent(Text(f"gave back {_numbers(seq.last_blocks)}", DIM))
-    return [*lines[: height - 1], gave_back] if rest else [lines[0], gave_back]
+    if height - bool(seq.last_blocks) < 2:  # one line for the text: its end, which was generated
+        first, rest = clip_left(text, room, glyphs), Text()
+    else:
+        first, rest = _split(text, room)
+    lines = [_labelled(seq, first, status, width)]
+    if rest:
+        lines.append(_indent(clip_left(rest, width - INDENT, glyphs)))
+    if seq.last_blocks:
+        lines.append(_indent(Text(f"gave back {_numbers(seq.last_blocks)}", DIM)))
+    return lines[:height]
 
 
 def _text_line(seq: SequenceFrame, width: int, glyphs: Glyphs) -> Text:
@@ -132,12 +145,16 @@ def _numbers(blocks: tuple[int, ...]) -> str:
 
 
 def _rows(seq: SequenceFrame, frame: Frame, width: int, glyphs: Glyphs, roomy: bool = False) -> list[Text]:
-    """All the blocks of a request, in rows of at most `width`."""
+    """All the blocks of a request, in rows of at most `width`. A block that is longer goes on in the next row."""
     boxes = [
         Box(i, block, words(seq, i, frame, glyphs), _mark(block, frame, glyphs), seq.label)
         for i, block in enumerate(seq.blocks)
     ]
     draw: Callable[[Box, Glyphs], list[Text]] = _large_box if roomy else _small_box
+    if any(draw(box, glyphs)[0].cell_len > width for box in boxes):
+        boxes = [box._replace(words=words(seq, box.logical, frame, glyphs, counted=True)) for box in boxes]
+    if any(draw(box, glyphs)[0].cell_len > width for box in boxes):
+        draw = _small_box
     rows: list[list[Text]] = []
     for box in boxes:
         drawn = draw(box, glyphs)
@@ -145,7 +162,18 @@ def _rows(seq: SequenceFrame, frame: Frame, width: int, glyphs: Glyphs, roomy: b
             rows[-1] = beside(rows[-1], drawn)
         else:
             rows.append(drawn)
-    return [line for row in rows for line in row]
+    return [part for row in rows for line in row for part in _folded(line, width, glyphs)]
+
+
+def _folded(line: Text, width: int, glyphs: Glyphs) -> list[Text]:
+    """A line that is too long, in several: between two slots, if there is an end of one."""
+    parts = []
+    while line.cell_len > width:
+        end = len(chop_cells(line.plain, width)[0])
+        end = line.plain.rfind(glyphs.divider, 1, end) + 1 or end
+        parts.append(line[:end])
+        line = line[end:]
+    return [*parts, line]
 
 
 def _mark(block: int, frame: Frame, glyphs: Glyphs) -> str:

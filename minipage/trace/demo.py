@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.text import Text
 
 from minipage.errors import ConfigurationError, count
 from minipage.trace.events import join
 from minipage.trace.frames import Frame, index_of, is_stop, label_of
 from minipage.trace.glyphs import BOLD, DIM, Glyphs, chip, glyphs_for, visible
+from minipage.trace.keys import keyboard
 from minipage.trace.player import Player, play
 from minipage.trace.recorder import record
 from minipage.trace.replay import Trace
@@ -37,14 +39,20 @@ PLAIN_WIDTH = 80  # columns where there is no terminal to ask
 SMALL = {"block_size": 4, "num_blocks": 16, "max_num_batched_tokens": 8}  # small enough to see every slot
 SEED, TEMPERATURE = 69, 0.8
 EVERY = "all"  # in place of a scenario's name
+LONG = 5.0  # seconds until it is said, where nothing can turn, that something is still being computed
 MOST_TEXTS = 12  # printed whole at the end
 
 
 def list_scenarios() -> None:
+    """Two lines a story in a terminal, where they are wrapped and indented; one for a program that reads them."""
     console = console_for_output()
     for scenario in SCENARIOS.values():
         default = " (what is shown without a name)" if scenario.name == DEFAULT else ""
-        console.print(Text.assemble((scenario.name, BOLD), f": {scenario.title}{default}\n    ", (scenario.about, DIM)))
+        title = Text.assemble((scenario.name, BOLD), f": {scenario.title}{default}")
+        if console.is_terminal:
+            console.print(title, Padding(Text(scenario.about, DIM), (0, 0, 0, 4)))
+        else:
+            console.print(f"{title}; {scenario.about}", soft_wrap=True, markup=False)
 
 
 def run(
@@ -62,6 +70,9 @@ def run(
     **engine: Any,  # options of LLM, before the scenario's
 ) -> None:
     """Run a scenario on standard output. Raises MinipageError if the model or a request cannot be served; OSError."""
+    for kind, path in (files or {}).items():
+        if not path:
+            raise ConfigurationError(f"the name of what {kind} is to be written to is empty; give it one.")
     if name == EVERY and replay is None:
         return export_all(files or {}, prompts=prompts, max_tokens=max_tokens, seed=seed, steps=steps, **engine)
     if files and len({Path(path) for path in files.values()}) < len(files):
@@ -73,41 +84,46 @@ def run(
     if full_screen and not fits(*console.size):
         raise ConfigurationError(f"{what_it_needs(*console.size)} Make the terminal larger, or print with --plain.")
     recorded: Sequence[Frame] | None = None  # all frames at once, if they are there already
-    if replay is not None:
-        with spinner("reading the trace"):
-            recorded = trace = Trace.load(replay)
-        if steps is not None:
-            recorded = list(takewhile(lambda frame: frame.step <= steps, trace))
-        frames = iter(recorded)
-    else:
-        scenario = find_scenario(name).with_prompts(prompts, max_tokens)
-        if note:
-            scenario = replace(scenario, title=f"{scenario.title} ({note})")
-        with spinner("loading the model"):
-            demo = Demo(make_engine(scenario, engine, build), scenario, seed)
-        if cut := demo.what_is_cut():
-            print(f"minipage: {cut}", file=sys.stderr)
-        frames = demo.frames(steps)
-    if files:
-        with spinner("running the scenario"):
-            shown = list(frames)
-        export(shown, trace if replay else demo.trace, files)
+    last: Frame | None = None
+    with keyboard(full_screen) as keys:
+        if replay is not None:
+            with spinner("reading the trace", keys):
+                recorded = trace = load(replay)
+            if steps is not None:
+                recorded = list(takewhile(lambda frame: frame.step <= steps, trace))
+            frames = iter(recorded)
+        else:
+            scenario = find_scenario(name).with_prompts(prompts, max_tokens)
+            if note:
+                scenario = replace(scenario, title=f"{scenario.title} ({note})")
+            with spinner("loading the model", keys, LONG):
+                demo = Demo(make_engine(scenario, engine, build), scenario, seed)
+            if cut := demo.what_is_cut():
+                print(f"minipage: {cut}", file=sys.stderr)
+            frames = demo.frames(steps)
+        if files:
+            with spinner("running the scenario", long=LONG):
+                shown = list(frames)
+            export(shown, trace if replay else demo.trace, files)
+            return
+        glyphs = glyphs_for(console.encoding)
+        with spinner("computing the first step", keys, LONG):
+            first = next(frames, None)
+        if first is None:
+            print("The trace has no steps.")
+            return
+        last = first
+        if keys:
+            player = Player(first, frames, glyphs) if recorded is None else Player(recorded, iter(()), glyphs)
+            play(player, console, keys)
+            last = player.frame
+        else:
+            for last in filter(is_stop, chain([first], patiently(frames, "computing the next step", LONG))):
+                _print_frame(last, console, glyphs)
+    if last is None:  # the viewer has left before there was anything to see
         return
-    glyphs = glyphs_for(console.encoding)
-    with spinner("computing the first step"):
-        first = next(frames, None)
-    if first is None:
-        print("The trace has no steps.")
-        return
-    last = first
     if full_screen:
-        player = Player(first, frames, glyphs) if recorded is None else Player(recorded, iter(()), glyphs)
-        play(player, console)
-        last = player.frame
         _print_frame(last, console, glyphs)
-    else:
-        for last in filter(is_stop, chain([first], patiently(frames, "computing the next step"))):
-            _print_frame(last, console, glyphs)
     _print_texts(last, console, glyphs)
 
 
@@ -127,6 +143,14 @@ def make_engine(scenario: Scenario, options: dict[str, Any], build: Callable[...
     return build(chosen.pop("model"), **chosen) if "model" in chosen else build(**chosen)
 
 
+def load(path: str) -> Trace:
+    """A saved trace. Raises TraceError, or OSError with a sentence."""
+    try:
+        return Trace.load(path)
+    except OSError as error:
+        raise OSError(f"{path!r} cannot be read: {error.strerror or error}.") from error
+
+
 def export(frames: list[Frame], trace: Trace, files: dict[str, str]) -> None:
     """Write each kind of file that is wanted, and say so."""
     from minipage.trace import exports
@@ -136,6 +160,8 @@ def export(frames: list[Frame], trace: Trace, files: dict[str, str]) -> None:
         try:
             with spinner(f"writing {path}"):
                 writer(frames, trace, Path(path))
+        except FileExistsError as error:
+            raise OSError(f"{path!r} is no folder; give --{kind} a folder, or a new name.") from error
         except OSError as error:
             raise OSError(f"{path!r} cannot be written: {error.strerror or error}.") from error
         print(f"wrote {path}")
@@ -150,6 +176,8 @@ def export_all(folders: dict[str, str], **options: Any) -> None:
     for folder in folders.values():
         try:
             Path(folder).mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise OSError(f"{folder!r} is no folder; give a folder, or a new name.") from error
         except OSError as error:
             raise OSError(f"the folder {folder!r} cannot be made: {error.strerror or error}.") from error
     for name in SCENARIOS:
@@ -234,7 +262,8 @@ class Demo:
                         turns.remove(turn)
                         self._tell(i, turn.say)
                 if not (coming or self.llm.has_unfinished_requests()):
-                    for missed in dict.fromkeys(turn.otherwise for turn in turns if turn.otherwise):
+                    last = self.trace[-1]
+                    for missed in dict.fromkeys(turn.missed(last) for turn in turns if turn.otherwise):
                         self._tell(len(self.trace) - 1, missed)
                 yield from self.trace[seen:]
         for request_id in list(self.llm.requests):  # if it was stopped

@@ -7,6 +7,7 @@ blue, which cannot be read on a dark ground.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from rich.cells import cell_len, set_cell_size
@@ -75,6 +76,17 @@ def style_of(label: str, *, now: bool = False) -> Style:
     """The colour of a request; `now` turns it inside out, for what happened in this step."""
     index = ord(label[-1]) - ord("A")
     return Style(color=PALETTE[index % len(PALETTE)], bgcolor=GROUND, reverse=now)
+
+
+def letter_of(label: str) -> str:
+    """A request in a single cell: A to Z, then a to z for AA to AZ. All who come later share one sign."""
+    return label if len(label) == 1 else label[1].lower() if len(label) == 2 and label[0] == "A" else "+"
+
+
+def letters_explained(labels: Iterable[str]) -> str:
+    """What the signs of `letter_of` stand for that are not the letter itself."""
+    signs = {letter_of(label) for label in labels if len(label) > 1}
+    return ", a: AA" * bool(signs) + ", +: BA" * ("+" in signs)
 
 
 def ink_of(label: str) -> Style:

@@ -43,10 +43,10 @@ BESIDE = """\
  oracle        for the true length, as if it were known
  in blocks     nothing is reserved: a block at a time, wherever one is free
 
- Each cell is a share of the memory's slots. A letter: words of that request,
- by the first letter of its name. later: reserved, and it will be used. never:
- reserved, and never used. free: nobody's; but if the free slots lie apart, no
- piece fits into them.
+ Each cell is a share of the memory's slots. A letter: words of that request; a
+ to z are AA to AZ, and + is anybody from BA on. later: reserved, and it will be
+ used. never: reserved, and never used. free: nobody's; but if the free slots
+ lie apart, no piece fits into them.
 
 """
 

@@ -9,10 +9,13 @@ What each key sends is looked up in `readchar`, whose own reading functions wait
 
 from __future__ import annotations
 
+import _thread
 import re
 import sys
 import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from readchar import key as codes
 
@@ -33,6 +36,7 @@ if sys.platform == "win32":
         """The keyboard, for as long as the `with` block lasts."""
 
         def __enter__(self) -> Keys:
+            self.left = False
             return self
 
         def __exit__(self, *error: object) -> None:
@@ -63,6 +67,7 @@ else:
         """The keyboard, for as long as the `with` block lasts."""
 
         def __enter__(self) -> Keys:
+            self.left = False
             self._fd = sys.stdin.fileno()
             self._pressed: deque[str] = deque()
             self._before = termios.tcgetattr(self._fd)
@@ -99,3 +104,24 @@ else:
                 sent += os.read(self._fd, 64)  # the rest of an arrow that came in two pieces
             for pressed in ONE_KEY.findall(sent.decode(errors="ignore")):
                 self._pressed.append(ARROWS.get(pressed, pressed))
+
+
+@contextmanager
+def keyboard(wanted: bool) -> Iterator[Keys | None]:
+    """Its keys, if they are `wanted`. Who leaves while something is computed (`leave_if_asked`) ends the block."""
+    if not wanted:
+        yield None
+        return
+    with Keys() as keys:
+        try:
+            yield keys
+        except KeyboardInterrupt:
+            if not keys.left:
+                raise
+
+
+def leave_if_asked(keys: Keys) -> None:
+    """Called from another thread, again and again, while the main one computes: interrupt it if `q` was pressed."""
+    if not keys.left and keys.wants_to_leave():
+        keys.left = True
+        _thread.interrupt_main()

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from minipage.memory.contiguous import SlotUsage
 from minipage.trace.frames import Frame, Segment
-from minipage.trace.glyphs import BOLD, DIM, Glyphs, ink_of, style_of
+from minipage.trace.glyphs import BOLD, DIM, Glyphs, ink_of, letter_of, letters_explained, style_of
 
 NAME = 14  # columns of the name of a memory
 USES = ("words", "later", "never", "free")  # what the four shares of a memory are called, in their order
@@ -51,8 +51,15 @@ def lane_lines(frame: Frame, width: int, lines_per_lane: int, glyphs: Glyphs) ->
     return told
 
 
-def legend(glyphs: Glyphs) -> list[str]:
-    return ["A words", f"{glyphs.empty} later", f"{glyphs.unused} never used", f"{glyphs.free} free"]
+def legend(frame: Frame, glyphs: Glyphs) -> list[str]:
+    """The first part is the one that nobody could do without."""
+    letters = letters_explained(seq.label for seq in frame.all_sequences)
+    return [
+        f"A words ({letters})" if letters else "A words",
+        f"{glyphs.empty} later",
+        f"{glyphs.unused} never",
+        f"{glyphs.free} free",
+    ]
 
 
 def _figures(lane: Lane, width: int) -> Text:
@@ -77,7 +84,7 @@ def _bar(lane: Lane, width: int, num_lines: int, glyphs: Glyphs) -> list[Text]:
             if segment is None or slot >= segment.start + segment.num_slots:
                 line.append(glyphs.free, DIM)
             elif segment.use == "stored":
-                line.append(segment.label[-1], style_of(segment.label, now=True))
+                line.append(letter_of(segment.label), style_of(segment.label, now=True))
             else:
                 line.append(signs[segment.use], ink_of(segment.label))
         lines.append(line)

@@ -169,9 +169,9 @@ class Player:
         return spread(Text.assemble(*keys), end, width)
 
 
-def play(player: Player, console: Console) -> None:
+def play(player: Player, console: Console, keys: Keys) -> None:
     """Show `player` on the full screen until the viewer leaves, or the last frame was seen and no key pressed."""
-    with Keys() as keys, Live(console=console, screen=True, auto_refresh=False) as live:
+    with Live(console=console, screen=True, auto_refresh=False) as live:
 
         def draw_again() -> None:
             live.update(player.picture(*console.size), refresh=True)

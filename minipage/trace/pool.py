@@ -18,7 +18,7 @@ from minipage.errors import count
 from minipage.memory import blocks_needed
 from minipage.trace.boxes import beside, boxed, words
 from minipage.trace.frames import BlockFrame, Frame, SequenceFrame
-from minipage.trace.glyphs import ALERT, BOLD, DIM, Glyphs, ink_of, style_of
+from minipage.trace.glyphs import ALERT, BOLD, DIM, Glyphs, ink_of, letter_of, style_of, visible
 
 WORDS_CELL = 26  # columns that a block takes when its words are shown
 BOX_CELL = 23  # and when they are shown in a box of their own
@@ -56,7 +56,7 @@ def bar_lines(frame: Frame, width: int, glyphs: Glyphs) -> list[Text]:
     used = f" {frame.num_used_blocks} of {count(total, 'block')}, {count(frame.num_wasted_slots, 'empty slot')} in them"
     reserved = Text(f" {count(contiguous, 'block')} reserved", ALERT if contiguous > total else "")
     why = ": more than there are" if contiguous > total else ", for the longest case"
-    if BAR_LABEL + cells + reserved.cell_len + len(why) <= width:
+    if contiguous and BAR_LABEL + cells + reserved.cell_len + len(why) <= width:
         reserved.append(why)
     if BAR_LABEL + cells + len(used) > width:
         used = f" {frame.num_used_blocks} of {count(total, 'block')}"
@@ -93,7 +93,8 @@ def _bar(shares: list[tuple[str, int, int]], total: int, cells: int, scale: floa
         signs = glyphs.stored * round((start + stored) * scale)
         signs += glyphs.empty * (round((start + taken) * scale) - len(signs))
         piece = signs[round(start * scale) :]
-        bar.append(label[: len(piece)], style_of(label, now=True) + BOLD).append(piece[len(label) :], style_of(label))
+        name = label if len(label) <= len(piece) else letter_of(label)[: len(piece)]
+        bar.append(name, style_of(label, now=True) + BOLD).append(piece[len(name) :], style_of(label))
         start += taken
     bar.append(glyphs.free * (round(total * scale) - len(bar)), DIM)
     return bar.append(" " * (cells - len(bar)))
@@ -170,8 +171,14 @@ def _box(
 ) -> list[Text]:
     head = Text(f" block {number} ", BOLD if home else DIM)
     if home is None:
-        slots = Text(glyphs.divider.join(glyphs.slot * frame.block_size), DIM)
-        return boxed(head, slots, Text(" free ", DIM), inner, DIM, glyphs)
+        block = frame.blocks[number]
+        known = [visible(word, glyphs) for word in block.tokens]
+        slots = Text(glyphs.divider.join([*known, *glyphs.slot * (frame.block_size - len(known))]), DIM)
+        foot = (
+            Text.assemble(" ", cell, " ") if block.ref_count else Text(f" {CACHED} free " if block.cached else " free ")
+        )
+        foot.stylize(DIM)
+        return boxed(head, slots, foot, inner, DIM, glyphs)
     seq, logical = home
     foot = Text.assemble(" ", cell, (f" logical {logical} ", DIM))
     return boxed(head, words(seq, logical, frame, glyphs), foot, inner, ink_of(seq.label), glyphs)
@@ -209,7 +216,7 @@ def _letter(block: BlockFrame, written: bool, glyphs: Glyphs) -> Text:
     if not block.ref_count:
         return Text(CACHED[0] if block.cached else glyphs.slot, DIM)
     owner = block.holders[0] if block.holders else "?"
-    return Text(owner[-1], style_of(owner, now=written) + BOLD)
+    return Text(letter_of(owner), style_of(owner, now=written) + BOLD)
 
 
 class Layout(NamedTuple):

@@ -156,8 +156,19 @@ class Trace(Sequence[Frame]):
         except MinipageError:
             raise
         except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise TraceError(f"{path} is damaged: line {number} cannot be replayed ({error!r}).") from error
+            raise TraceError(f"{path} is damaged: line {number} {what_is_wrong(error)}.") from error
         return trace
+
+
+def what_is_wrong(error: Exception) -> str:
+    """With a line of a file that could not be replayed."""
+    if isinstance(error, UnicodeDecodeError):
+        return "and what follows is not text in UTF-8"
+    if isinstance(error, json.JSONDecodeError):
+        return "is not JSON, or only a part of it"
+    if isinstance(error, KeyError):
+        return f"names something that it or the lines before it should have told, and have not: {error}"
+    return "does not follow from the lines before it"
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from minipage.errors import ConfigurationError
 from minipage.simulate import draw_lengths
 from minipage.trace.comparison import Comparison
+from minipage.trace.frames import Frame
 from minipage.trace.sights import gave_way, is_back, is_cut, is_full, is_shared, newly_used, step_is
 from minipage.trace.story import Arrival, Scenario, Turn
 from minipage.trace.walk import Walk
@@ -75,10 +76,20 @@ PREEMPTED = Turn(
     "The pool is dry: the last in line gives its blocks up, and the first goes on.",
     NEVER_DRY,
 )
-NEVER_COPIED = (
-    "Nothing was copied: nobody wrote into a block while it was shared. "
-    "(A prompt that fills its last block to the end leaves nothing to copy.)"
-)
+NEVER_COPIED = "Nothing was copied: nobody wrote into a block while it was shared."
+NO_SECOND_TOKEN = "(The first token is stored with the second, and no second token was generated.)"
+LAST_BLOCK_FULL = "(A prompt that fills its last block to the end leaves nothing to copy.)"
+
+
+def never_copied(frame: Frame) -> str:
+    """At the end of a story: that nothing was copied, and why, if it is one of the two usual reasons."""
+    seqs = frame.all_sequences
+    if all(len(seq.tokens) < seq.num_prompt_tokens + 2 for seq in seqs):
+        return f"{NEVER_COPIED} {NO_SECOND_TOKEN}"
+    if all(seq.num_prompt_tokens % frame.block_size == 0 for seq in seqs):
+        return f"{NEVER_COPIED} {LAST_BLOCK_FULL}"
+    return NEVER_COPIED
+
 
 ALL = (
     Scenario(
@@ -174,7 +185,7 @@ ALL = (
                 lambda f: f.copies,
                 "Now they go on differently. Who writes into a shared block gets a copy first; "
                 "the last of them writes in place.",
-                NEVER_COPIED,
+                never_copied,
             ),
             Turn(newly_used, "New blocks are each one's own. The full ones of the prompt stay shared to the end."),
             Turn(lambda f: f.finished, "A block is free only when the last of those who share it lets go."),
@@ -195,7 +206,7 @@ ALL = (
             Turn(
                 lambda f: f.copies,
                 "Each beam writes its own word: the shared last block is copied for all but one.",
-                NEVER_COPIED,
+                never_copied,
             ),
             Turn(
                 lambda f: any("is finished (beaten" in event for event in f.events),

@@ -6,14 +6,18 @@ that are compiled on a new machine, and numba tells whoever asks which one it is
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import Event, Thread, current_thread, main_thread
 from typing import Any, TypeVar
 
 from rich.console import Console
+
+from minipage.trace.keys import Keys, leave_if_asked
 
 PATIENCE = 0.5  # seconds that pass before it shows, so that what is quick does not flash
 BETWEEN = 0.1  # seconds between two looks at what is going on
@@ -93,17 +97,26 @@ def interrupts_kept() -> Iterator[None]:
 
 
 @contextmanager
-def spinner(message: str) -> Iterator[None]:
-    """Show `message` on the error stream's terminal, and something that turns, if the block runs for long."""
+def spinner(message: str, keys: Keys | None = None, long: float = math.inf) -> Iterator[None]:
+    """Show `message` on the error stream's terminal, and something that turns, if the block runs for long.
+
+    If `keys` are given, `q` ends it. Where the error stream is no terminal it is said once, after `long` seconds.
+    """
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not (console.is_terminal or keys or long < math.inf):
         with interrupts_kept():
             yield
         return
-    status, told = console.status(message), list[str]()
+    status, told, start = console.status(message), list[str](), time.monotonic()
 
     def show(text: str) -> None:
-        if not console.is_dumb_terminal:
+        if keys:
+            leave_if_asked(keys)
+        if not console.is_terminal:
+            if not told and time.monotonic() - start > long:
+                told.append(text)
+                print(f"minipage: still {text} ...", file=sys.stderr, flush=True)
+        elif not console.is_dumb_terminal:
             status.update(text)
             status.start()
         elif text not in told:  # nothing can turn here
@@ -117,10 +130,10 @@ def spinner(message: str) -> Iterator[None]:
         status.stop()
 
 
-def patiently(items: Iterator[T], message: str) -> Iterator[T]:
+def patiently(items: Iterator[T], message: str, long: float = math.inf) -> Iterator[T]:
     """The same items, with a spinner whenever one of them is long in coming."""
     while True:
-        with spinner(message):
+        with spinner(message, long=long):
             try:
                 item = next(items)
             except StopIteration:

@@ -45,7 +45,12 @@ class Turn(NamedTuple):
 
     when: Callable[[Frame], object]
     say: str
-    otherwise: str = ""  # said at the end if that was never seen, because texts or sizes of the viewer's prevent it
+    # Said at the end if that was never seen, because texts or sizes of the viewer's prevent it; some say why.
+    otherwise: str | Callable[[Frame], str] = ""
+
+    def missed(self, last: Frame) -> str:
+        """What to say after the last frame of a run that has not shown it."""
+        return self.otherwise(last) if callable(self.otherwise) else self.otherwise
 
 
 class Beside(Protocol):

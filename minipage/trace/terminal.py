@@ -115,18 +115,20 @@ def _comparison(frame: Frame, width: int, glyphs: Glyphs, roomy: bool, height: i
     num_lanes, lines_per_lane = len(frame.contiguous) + 1, 4 if roomy else 2
     if height is not None:
         lines_per_lane = min(lines_per_lane, (height - 4 - (len(events) - 1)) // num_lanes - 1)
-    size = f"{count(len(frame.blocks) * frame.block_size, 'slot')}, dealt out in {num_lanes} ways"
-    lanes = lane_lines(frame, width, lines_per_lane, glyphs)
+    size = f"{count(len(frame.blocks) * frame.block_size, 'slot')}, dealt out {num_lanes} ways"
+    signs, lanes = lane_legend(frame, glyphs), lane_lines(frame, width, lines_per_lane, glyphs)
     room = 0 if height is None else height - 4 - len(lanes) - (len(events) - 1)
-    requests = []
-    if room > 2:
+    requests = [Text()] * room
+    if 0 < room <= 2 and frame.all_sequences:
+        requests[0] = Text(f"{glyphs.ellipsis} {count(len(frame.all_sequences), 'request')}: no room for texts", DIM)
+    elif room > 2:
         rule = _rule("requests", [_words_legend(glyphs)], width, glyphs)
         requests = [rule, *_requests(frame, width, room - 1, glyphs, roomy)]
     return [
         _header(frame, width, glyphs),
-        _rule(size, fewer_parts(lane_legend(glyphs), lane_legend(glyphs)[:0:-1]), width, glyphs),
+        _rule(size, fewer_parts(signs, signs[:0:-1]), width, glyphs),
         *lanes,
-        *(requests or [Text()] * room),
+        *requests,
         *events,
     ]
 

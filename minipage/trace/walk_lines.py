@@ -34,10 +34,11 @@ def walk_lines(frame: Frame, attention: AttentionFrame, width: int, height: int 
     table = _table_lines(attention, width, glyphs)
     if height is None:
         return [*block, *table]
-    block = block[: max(0, height - 4)]
+    block = _first_words(block, attention, max(0, height - min(len(table), 4)), glyphs)
     room = height - len(block)
     if len(table) > room:
-        table = [table[0], *table[len(table) - room + 1 :]]
+        left_out = Text(f"{glyphs.ellipsis} {count(len(table) - room + 1, 'earlier row')}", DIM)
+        table = [table[0], *[left_out][: room - 2], *table[len(table) - max(1, room - 2) :]][:room]
     return ([*block, *table] + [Text()] * height)[:height]
 
 
@@ -56,6 +57,17 @@ def _block_lines(frame: Frame, attention: AttentionFrame, glyphs: Glyphs) -> lis
         line.append(f"{score:8.2f} ", BOLD if is_highest else "").append(f"{weight:6.2f} ").append(bar, ink_of(label))
         lines.append(line)
     return lines
+
+
+def _first_words(lines: list[Text], attention: AttentionFrame, room: int, glyphs: Glyphs) -> list[Text]:
+    """As many of the words as there is room for, and what the weights of the others come to."""
+    if len(lines) <= room:
+        return lines
+    num_shown = max(0, room - 2)  # less the title, and the line that counts the others
+    others = attention.steps[-1].weights[num_shown:]
+    rest = f"{glyphs.ellipsis} and {len(others)} more"
+    columns = Text.assemble("  ", (rest.ljust(WORD + 2), DIM), " " * 9, f"{sum(others):6.2f} ", ("together", DIM))
+    return [*lines[: num_shown + 1], columns][:room]
 
 
 def _table_lines(attention: AttentionFrame, width: int, glyphs: Glyphs) -> list[Text]:

@@ -8,7 +8,8 @@ from minipage.memory.contiguous import slot_usage
 from minipage.trace import Trace, record
 from minipage.trace.comparison import RULES, Comparison, num_stored_at_last
 from minipage.trace.demo import Demo, make_engine
-from minipage.trace.frames import is_stop
+from minipage.trace.frames import is_stop, label_of
+from minipage.trace.glyphs import letter_of
 from minipage.trace.html import as_tree
 from minipage.trace.lanes import lanes_of
 from minipage.trace.scenarios import LONGEST, NUM_REQUESTS, SCALE, SCENARIOS, SHORTEST
@@ -135,8 +136,29 @@ def test_the_terminal_shows_every_memory(frames, width, height):
                 what = {slot: s for s in lane.segments for slot in range(s.start, s.start + s.num_slots)}
                 for cell, sign in enumerate(bar):
                     segment = what.get((2 * cell + 1) * lane.num_slots // 320)
-                    signs = {"stored": segment.label[-1], "reserved": "▒", "internal": "×"} if segment else {}
+                    signs = {"stored": letter_of(segment.label), "reserved": "▒", "internal": "×"} if segment else {}
                     assert sign == (signs[segment.use] if segment else "░")
+
+
+def test_no_two_requests_look_alike_without_a_word(frames):
+    """Behind Z come small letters, and behind those a sign that many share: the picture says both."""
+    labels = [label_of(i) for i in range(52)]
+    assert len({letter_of(label) for label in labels}) == 52
+    for frame in frames:
+        lines = screen(frame)
+        names = {len(seq.label) > 1 for seq in frame.all_sequences}
+        assert (", a: AA" in lines[1]) == (True in names), lines[1]
+        assert (", +: BA" in lines[1]) == any(seq.label >= "BA" for seq in frame.all_sequences if len(seq.label) > 1)
+        assert "▒ later" in lines[1] and "× never" in lines[1]
+
+
+def test_texts_without_room_are_counted(frames):
+    for frame in frames:
+        lines = screen(frame)
+        first = next(i for i, line in enumerate(lines) if line.startswith("in blocks")) + 3
+        last = next(i for i, line in enumerate(lines) if line.startswith("── what happened"))
+        if last > first and not lines[first].startswith("── requests"):
+            assert lines[first] == f"… {len(frame.all_sequences)} requests: no room for texts"
 
 
 def test_a_file_brings_them_back(demo, frames, tmp_path):

@@ -1,6 +1,7 @@
 """The scenario `kernel`: a walk through one attention call is float64 attention, and what the real kernel returned."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -143,6 +144,25 @@ def test_the_terminal_shows_the_numbers(watched, width, height):
             for score, weight in zip(step.scores, step.weights, strict=True):
                 assert f"{score:8.2f} {weight:6.2f}" in shown
             assert f"→{step.physical}◂ read" in "\n".join(lines) or f"→ block {step.physical}◂ read" in "\n".join(lines)
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (80, 20), (160, 48)])
+@pytest.mark.parametrize("block_size", [1, 16, 32])
+def test_the_weights_on_the_screen_add_up(block_size, width, height):
+    """Words that have no room are counted, and so is what they weigh; rows that have none are counted, too."""
+    for frame in walks(Demo(make_engine(SCENARIO, {"block_size": block_size}), SCENARIO).frames()):
+        lines, walk = section(screen(frame, width, height), "inside attention"), frame.attention
+        assert any(line.startswith(f"after block {walk.steps[-1].physical} ") for line in lines) or walk.kernel
+        rows = [line for line in lines if line.startswith("after block")]
+        left_out = [int(line.split()[1]) for line in lines if "earlier row" in line]
+        assert len(rows) + sum(left_out) == len(walk.steps)
+        if not walk.kernel:
+            start, end = (next(i for i, line in enumerate(lines) if word in line) for word in ("is read", "shrink"))
+            words = lines[start + 1 : end]
+            shown = [float(line[20:].split()[0 if "together" in line else 1]) for line in words]
+            num_words = sum(int(re.search(r"and (\d+) more", line)[1]) if "together" in line else 1 for line in words)
+            assert num_words == len(walk.steps[-1].weights)
+            assert sum(shown) == pytest.approx(sum(walk.steps[-1].weights), abs=0.006 * len(shown))
 
 
 def test_a_file_brings_it_back(watched, tmp_path):

@@ -3,7 +3,9 @@
 import base64
 import io
 import json
+import os
 import re
+import sys
 import xml.etree.ElementTree as ElementTree
 from functools import cache
 
@@ -125,7 +127,46 @@ def test_bad_input_is_a_sentence(arguments, message, capsys):
 def test_the_list(capsys):
     assert main(["demo", "--list"]) == 0
     shown = capsys.readouterr().out
-    assert all(name in shown for name in NAMES)
+    assert len(shown.splitlines()) == len(NAMES), "a line for each, however long"
+    for line, story in zip(shown.splitlines(), SCENARIOS.values(), strict=True):
+        assert line.startswith(f"{story.name}: {story.title}") and line.endswith(story.about)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--replay", "nosuch.jsonl"], "'nosuch.jsonl' cannot be read: No such file or directory."),
+        (["--replay", "."], "'.' cannot be read: "),
+        (["basics", "--steps", "1", "--svg", os.devnull], f"{os.devnull!r} is no folder; give --svg a folder"),
+        (["all", "--svg", os.devnull], f"{os.devnull!r} is no folder; give a folder"),
+        (["basics", "--html", ""], "the name of what html is to be written to is empty"),
+        (["all", "--svg", ""], "the name of what svg is to be written to is empty"),
+    ],
+)
+@pytest.mark.skipif(sys.platform == "win32", reason="other words for the same")
+def test_a_file_that_cannot_be_used_is_a_sentence(arguments, message, capsys):
+    assert main(["demo", *arguments]) != 0
+    error = capsys.readouterr().err
+    assert error.startswith(f"minipage: {message}") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda line: line.replace('"step"', '"stop"'), "should have told, and have not: 'step'."),
+        (lambda line: line[:-1], "is not JSON, or only a part of it."),
+        (lambda line: "[7]", "does not follow from the lines before it."),
+    ],
+)
+def test_what_is_damaged_is_said_without_pythons_words(change, message, tmp_path, capsys):
+    demo, _ = play("basics")
+    demo.trace.save(tmp_path / "run.jsonl")
+    text = (tmp_path / "run.jsonl").read_text("utf-8")
+    line = text.splitlines()[3]
+    (tmp_path / "run.jsonl").write_text(text.replace(line, change(line), 1), "utf-8")
+    assert main(["demo", "--replay", str(tmp_path / "run.jsonl")]) == 2
+    error = capsys.readouterr().err
+    assert "is damaged: line " in error and message in error and "Error" not in error
 
 
 def test_own_prompts_and_options(capsys):

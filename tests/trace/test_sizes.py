@@ -69,6 +69,10 @@ def test_what_cannot_be_seen_is_said():
     assert (
         "Nothing was copied" in run("copy-on-write", [QUESTION], block_size=7)[-1].story
     )  # 14 tokens: two full blocks
+    full, alone = "fills its last block", "no second token was generated"
+    for block_size, max_tokens, reason in ((7, None, full), (4, 1, alone), (7, 1, alone)):
+        last = run("copy-on-write", [QUESTION], max_tokens, block_size=block_size)[-1]
+        assert [why for why in (full, alone) if why in last.story] == [reason]
     assert "Nobody had to give way" in run("preemption", max_tokens=1)[-1].story
     assert "No request found" in run("prefix", block_size=64)[-1].story
     assert "No block was added" in run("basics", block_size=64)[-1].story

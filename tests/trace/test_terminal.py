@@ -13,7 +13,7 @@ from minipage.memory import BlockCopy
 from minipage.trace import record
 from minipage.trace.demo import SMALL, Demo, make_engine
 from minipage.trace.events import is_routine
-from minipage.trace.frames import BlockFrame, label_of
+from minipage.trace.frames import BlockFrame, is_stop, label_of
 from minipage.trace.glyphs import ASCII, UNICODE, glyphs_for, visible
 from minipage.trace.scenarios import SCENARIOS
 
@@ -76,6 +76,60 @@ def test_the_large_pool_shows_the_words(demo_frames):
                 assert f" logical {logical} " in foot and seq.label in foot
             else:
                 assert "free" in foot
+
+
+def test_a_free_block_that_can_be_found_again_differs_from_an_empty_one():
+    """In the large pool as in the small one, and its words are still there to be read."""
+    frames = [frame for frame in frames_of("prefix") if is_stop(frame) and frame.step >= 10]
+    for frame in frames:
+        lines = screen(frame, 160, 48)
+        cells = section(lines, "memory")
+        known = [block for block in frame.blocks if block.cached and not block.ref_count]
+        empty = [block for block in frame.blocks if not block.cached and not block.ref_count]
+        feet = " ".join(cells)
+        assert feet.count(" cc free ") == len(known)
+        assert feet.count(" free ─") == len(known) + len(empty)
+        assert all("│".join(visible(word, UNICODE) for word in block.tokens)[:20] in feet for block in known)
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (160, 48), (60, 18)])
+def test_a_block_longer_than_a_line_shows_its_last_words_and_where_it_lies(width, height):
+    """Its empty slots are counted, and the rest goes on in the next line; what is left out has an ellipsis."""
+    scenario = SCENARIOS["prefix"]
+    for frame in filter(is_stop, Demo(make_engine(scenario, {"block_size": 64}), scenario).frames()):
+        text = re.split(r"(?m)^ (?=[A-Z]  )", "\n".join(section(screen(frame, width, height), "requests")))[1:]
+        shown = {part[0]: part for part in text}
+        for seq in frame.sequences if frame.phase == "update" else ():
+            for block in seq.blocks:
+                assert re.search(rf"\d+ empty[]│](?s:.*)→(?: block )?{block}\b", shown[seq.label]), shown[seq.label]
+            words = seq.tokens[: seq.num_computed_tokens] if seq.blocks else ()
+            assert all(visible(word, UNICODE) in shown[seq.label] for word in words[-3:])
+            first = visible(words[0], UNICODE) + "│" if words else ""
+            assert first in shown[seq.label] or "… " in shown[seq.label]
+
+
+def test_who_has_one_line_for_the_blocks_shows_that_there_are_more(one_long):
+    lines = section(screen(one_long, 40, 16), "requests")
+    rows = [line for line in lines if "→" in line]
+    assert rows and all("… " in row for row in rows if "→20*" in row)
+
+
+@pytest.mark.parametrize("name", ["prefix", "copy-on-write"])
+def test_of_a_finished_text_the_end_is_shown(name):
+    """What was generated; what has no room is the beginning, and there is an ellipsis in its place."""
+    for frame in frames_of(name):
+        text = re.split(r"(?m)^ (?=[A-Z]  )", "\n".join(section(screen(frame), "requests")))[1:]
+        shown = {part[0]: " ".join(part.split()) for part in text}
+        for seq in frame.finished_before:
+            squeezed = re.sub(r"finished \(\w+\)| ", "", shown[seq.label])
+            assert visible(seq.text, UNICODE)[-12:].replace(" ", "") in squeezed, (frame.step, shown[seq.label])
+
+
+def test_nobody_reserves_for_a_longest_case_where_nobody_runs(demo_frames):
+    shown = [line for frame in demo_frames for line in screen(frame, 160, 48) if line.startswith("contiguous")]
+    assert any(line.rstrip().endswith(" 0 blocks reserved") for line in shown)
+    assert any("reserved, for the longest case" in line for line in shown)
+    assert not any(" 0 blocks reserved," in line for line in shown)
 
 
 @cache

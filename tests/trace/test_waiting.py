@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -93,7 +94,7 @@ import minipage.engine as engine, itertools, os, time
 step, numbers = engine.LLM.step, itertools.count(1)
 def slow(llm):
     number = next(numbers)
-    while number == 2 and not os.path.exists(os.environ["GO_ON"]):
+    while number == int(os.environ.get("SLOW_STEP", "2")) and not os.path.exists(os.environ["GO_ON"]):
         time.sleep(0.02)
     return step(llm)
 engine.LLM.step = slow
@@ -131,3 +132,34 @@ def test_a_slow_step_can_be_left(slow, key, code):
     terminal, _ = slow
     terminal.child.send(key)
     assert terminal.close()[1] == code
+
+
+@pytest.fixture
+def stuck(tmp_path):
+    """What is needed for a demo whose first step is never over."""
+    (tmp_path / "sitecustomize.py").write_text(SLOW)
+    path = os.pathsep.join([str(tmp_path), os.getcwd()])
+    return {"PYTHONPATH": path, "GO_ON": str(tmp_path / "never"), "SLOW_STEP": "1"}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX terminal")
+@pytest.mark.parametrize(("key", "code"), [("q", 0), ("\x03", 130)])
+def test_a_first_step_that_never_ends_can_be_left(stuck, key, code):
+    terminal = Terminal(80, 24, env=stuck)
+    terminal.child.expect_exact("computing the first step")
+    terminal.child.send(key)
+    assert terminal.end()[1] == code
+
+
+def test_a_pipe_is_told_that_a_step_takes_long(stuck):
+    """On the error stream, and once."""
+    command = [sys.executable, "-m", "minipage", "demo", "basics"]
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env=os.environ | stuck,
+    ) as child:  # fmt: skip
+        lines = iter(child.stderr.readline, "")
+        told = next(line for line in lines if "first step" in line)
+        child.kill()
+        assert told == "minipage: still computing the first step ...\n"
+        assert not list(lines)
