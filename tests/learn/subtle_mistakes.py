@@ -51,6 +51,12 @@ BLOCK_TABLE = [
     M("4.3", "return slots[start:stop]", "return (slot for slot in slots[start:stop])", "has to be a list"),
     M("4.3", "or start > stop:", "or start >= stop:", "ConfigurationError"),
     M("4.4", "        for block in self.blocks[::-1]:\n            self.pool.free(block)\n        self.blocks,", "        for block in sorted(self.blocks)[::-1]:\n            self.pool.free(block)\n        self.blocks,", "goes back first"),
+    M("4.1", "    return full + bool(rest)", "    return int(num_tokens / block_size + 0.99)", "Every started block"),
+    M("4.1", "    return full + bool(rest)", "    return int(num_tokens / block_size + 0.999)", "Every started block"),
+    M("4.2", "            self.num_tokens += 1\n", "            self.num_tokens = (self.num_tokens + 1 + 128) % 256 - 128\n", "now have a slot|ConfigurationError|OutOfBlocks|line"),
+    M("4.2", "            self.num_tokens += 1\n", "            self.num_tokens = (self.num_tokens + 1) % 2**15\n", "now have a slot|OutOfBlocks|line"),
+    M("4.3", "for block in self.blocks for", "for block in __import__('numpy').array(self.blocks).astype('int8').tolist() for", "is in logical block"),
+    M("4.3", "return slots[start:stop]", "return __import__('numpy').array(slots[start:stop]).astype('int16').tolist()", "is in logical block"),
     M("4.4", "self.blocks, self.num_tokens, self.keys = [], 0, []", "self.blocks, self.num_tokens = [], 0", "is empty"),
     M("4.4", "self.blocks, self.num_tokens, self.keys = [], 0, []", "self.blocks, self.num_tokens, self.keys = None, 0, []", "is a list of block numbers"),
 ]  # fmt: skip
@@ -73,6 +79,10 @@ COPY_ON_WRITE = [
     M("7.4", "        super().append(num_tokens)\n", "        super().append(num_tokens)\n        orders = orders and [*orders, *orders]\n", "has to be copied"),
     M("7.4", "        return orders", "        return orders or None", "list of pairs"),
     M("7.4", "return [BlockCopy(source=tail, destination=self.blocks[-1])]", "return [BlockCopy(source=len(rest), destination=self.blocks[-1])]", "has to be copied"),
+    M("7.1", "self.keys[:]", "self.keys[:1]", "notes of the prefix cache"),
+    M("7.2", "            return self.blocks[-1]\n", "            return self.blocks[-1] or None\n", "Block 0 is a block like any other"),
+    M("7.3", "self.shared_tail() is not None else 0", "self.shared_tail() else 0", "one to copy the shared tail into"),
+    M("7.4", "        if tail is None:\n", "        if not tail:\n", "has to be copied"),
 ]  # fmt: skip
 SCHEDULER = [
     M("6.1", "    before = [0, *accumulate(wanted)]\n", "    wanted.append(0)\n    before = [0, *accumulate(wanted)]\n", "In order|belongs to somebody else"),
