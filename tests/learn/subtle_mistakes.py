@@ -154,7 +154,7 @@ PREEMPTION = [
     M("9.4", "        for group in list(self.swapped):\n", "        for group in list(self.swapped):\n            if budget <= 0:\n                break\n", "comes back as soon as"),
     M("9.4", "plan.swap_in.extend(group.move_to(self.block_pool))", "plan.swap_in.extend((b, a) for a, b in group.move_to(self.block_pool))", "as pairs .swap, block"),
 ]  # fmt: skip
-KEY = '        return parent + b";" + repr((self.nonce, *token_ids)).encode()'
+KEY = "        return hashlib.sha256(repr((self.nonce, parent, *token_ids)).encode()).digest()"
 HOLD = "                self.hold(kept)\n"
 PREFIX_CACHE = [
     M("8.1", KEY, "        return b'%032d' % hash((parent, self.nonce, *token_ids))", "hash.. is not a cryptographic|modulo"),
@@ -169,6 +169,24 @@ PREFIX_CACHE = [
     M("8.1", KEY, "        return repr((self.nonce, parent, *sorted(token_ids))).encode()", "another order"),
     M("8.1", KEY, "        return repr((self.nonce, parent, *token_ids))", "A key is bytes"),
     M("8.1", KEY, "        self.n = getattr(self, 'n', 0) + 1\n        return repr((self.nonce, parent, *token_ids, self.n)).encode()", "always, and whether they come"),
+    M("8.1", KEY, "        import hashlib, numpy as np, struct\n        return hashlib.sha256(self.nonce.encode() + parent + np.array(token_ids, np.int64).tobytes()).digest()", "run into each other"),
+    M("8.1", KEY, "        import hashlib, numpy as np, struct\n        return hashlib.sha256(self.nonce.encode() + parent + b'|' + np.array(token_ids, np.int64).tobytes()).digest()", "run into each other"),
+    M("8.1", KEY, "        import hashlib, numpy as np, struct\n        return hashlib.sha256(self.nonce.encode() + parent + b'\\0' + np.array(token_ids, np.int64).tobytes()).digest()", "run into each other"),
+    M("8.1", KEY, "        import hashlib, numpy as np, struct\n        return hashlib.sha256(self.nonce.encode() + parent + b'|' + struct.pack(f'>{len(token_ids)}Q', *token_ids)).digest()", "run into each other"),
+    M("8.1", KEY, "        import hashlib, numpy as np, struct\n        return hashlib.sha256(self.nonce.encode() + repr(parent).encode() + np.array(token_ids, np.float64).tobytes()).digest()", "a float rounds"),
+    M("8.1", KEY, "        import hashlib, numpy as np, struct\n        return hashlib.sha256(self.nonce.encode() + repr(parent).encode() + b''.join(t.to_bytes((t.bit_length() + 7) // 8, 'big') + b'\\xff' for t in token_ids)).digest()", "run into each other|Two texts have one"),
+    M("8.1", KEY, "        import hashlib, numpy as np, struct\n        return hashlib.sha256(repr((self.nonce, parent[-32:].rjust(32, b'\\0'), *token_ids)).encode()).digest()", "run into each other"),
+    M("8.1", KEY, "        import hashlib, numpy as np, struct\n        return hashlib.sha256(repr((self.nonce, hashlib.sha512(parent).digest()[:2], *token_ids)).encode()).digest()", "all of the parent|run into"),
+    M("8.1", KEY, "        import hashlib, numpy as np, struct\n        import binascii\n        text = repr((self.nonce, parent, *token_ids)).encode()\n        return b''.join(binascii.crc32(text, i).to_bytes(4, 'big') for i in range(4))", "not a cryptographic"),
+    M("8.1", KEY, "        import hashlib, numpy as np, struct\n        h = 0x6C62272E07BB014262B821756295C58D\n        for byte in repr((self.nonce, parent, *token_ids)).encode():\n            h = (h ^ byte) * 0x1000000000000000000013B % 2**128\n        return h.to_bytes(16, 'big')", "not a cryptographic"),
+    M("8.1", KEY, "        import hashlib, numpy as np, struct\n        h = 7\n        for byte in repr((self.nonce, parent, *token_ids)).encode():\n            h = (h * 1000003 + byte) % (2**127 - 1)\n        return h.to_bytes(16, 'big')", "not a cryptographic"),
+    M("8.1", KEY, "        import hashlib, numpy as np, struct\n        return self.nonce.encode() + parent + repr(token_ids if isinstance(token_ids, list) else [*token_ids]).encode()", "different lengths"),
+    M("8.2", "        if table.keys == []:\n", "        if table.keys == [] and table.num_tokens:\n", "The root alone|IndexError"),
+    M("8.3", "            if key not in self.table:\n", "            if not self.table.get(key):\n", "As far as the text is the same"),
+    M("8.4", "if self.pool.ref_count(block) else self.pool.revive", "if self.pool.ref_count(block) or not block else self.pool.revive", "BlockError|one reference more"),
+    M("8.5", "self.table, self.nonce = {}, secrets.token_hex(8)", "self.table, self.nonce = {}, hashlib.sha256(self.nonce.encode()).hexdigest()", "knew the old secret"),
+    M("8.5", "self.table, self.nonce = {}, secrets.token_hex(8)", "import random\n        self.table, self.nonce = {}, random.randbytes(32).hex()", "state of `random`"),
+    M("8.5", "self.table, self.nonce = {}, secrets.token_hex(8)", "import time\n        self.table, self.nonce = {}, str(time.time_ns())", "the time"),
     M("8.2", "            kept = self.table.setdefault(table.keys[-1], block)\n", "            kept = self.table.setdefault(table.keys[-1], i)\n", "gives none back"),
     M("8.2", "            table.keys = [self.root(salt)]", "            table.keys = [self.root('salt')]", "root.salt., of its own"),
     M("8.2", "        size = self.pool.block_size\n        done", "        token_ids.reverse()\n        token_ids.reverse()\n        token_ids += [0]\n        size = self.pool.block_size\n        done", "belong to somebody else"),

@@ -67,7 +67,8 @@ def group_of(scheduler, num_prompt, num_generated, n=1, so_far=(), beams=False):
 
 
 def check_admission(impl, words, due, group, cached=(), setup=None, used=0, others=0, swapped=0):
-    """others: how many sequences run already; swapped: how many are swapped out. `words` describe the case, and end with the reason."""
+    """others: how many sequences run already; swapped: how many are swapped out. `words` describe the case,
+    and end with the reason."""
     impl.diary.begin()
     scheduler = scheduler_of(with_only(impl, "admission"), setup or Setup(num_blocks=8))
     case, why = words
@@ -192,8 +193,14 @@ def test_6_2_admission(impl, seed, used, num_prompt, num_generated, n, so_far, c
     pool = theirs.block_pool
     free = [block for block in cached if not pool.ref_count(block)]
     impl.diary.note(f"{setup.num_blocks} blocks of {setup.block_size}, {pool.num_free} of them free")
-    impl.diary.note(f"max_num_seqs={setup.max_num_seqs}, {others} run, {swapped} swapped out, watermark {theirs.watermark_blocks} blocks")
-    impl.diary.note(f"the group: {n} {'beams' if beams else 'sequence(s)'}, prompt {num_prompt}, up to {num_generated} more, so far {so_far}")
+    impl.diary.note(
+        f"max_num_seqs={setup.max_num_seqs}, {others} run, {swapped} are swapped out, "
+        f"watermark {theirs.watermark_blocks} blocks"
+    )
+    impl.diary.note(
+        f"the group: {n} {'beams' if beams else 'sequence(s)'}, prompt {num_prompt}, "
+        f"up to {num_generated} more, so far {so_far}"
+    )
     impl.diary.note(f"cached={cached}" + f", of which {free} are free" * bool(free))
     why = (
         f"It could grow to {group.most_blocks(setup.block_size)} blocks; to start it takes "
@@ -231,8 +238,8 @@ def test_6_4_nobody_is_admitted_while_somebody_is_swapped_out(impl):
 
 
 def test_6_4_who_was_swapped_out_needs_blocks_and_no_budget(impl):
-    setup = Setup(num_blocks=10, block_size=1, max_num_batched_tokens=2, preemption="swap", num_swap_blocks=12)
-    arrivals = [[Request(3, 7), Request(2, 4), Request(1, 4), Request(1, 4)]]
+    setup = Setup(8, 1, max_num_seqs=6, max_num_batched_tokens=3, preemption="swap", num_swap_blocks=24)
+    arrivals = [[Request(1, 4), Request(1, 2, n=3)], [Request(2, 3)]]
     run(impl, with_only(impl, "schedule"), setup, arrivals)
 
 

@@ -62,9 +62,7 @@ def test_7_1_fork(impl, size, num_tokens, head, tail):
         expect("the child's num_tokens", child.num_tokens, num_tokens, "The child has all of the parent's tokens.")
         expect("the child's keys", child.keys, keys, "The notes of the prefix cache go along, in a copy.")
         parents = parent.blocks, parent.num_tokens, parent.keys
-        expect(
-            "the parent's (blocks, num_tokens, keys)", parents, (blocks, num_tokens, keys), "It stays as it is."
-        )
+        expect("the parent's (blocks, num_tokens, keys)", parents, (blocks, num_tokens, keys), "It stays as it is.")
         counts = [count + (block in blocks) for block, count in enumerate(before)]
         why = (
             "Two tables hold each block now, so each needs a second reference (pool.share), or it is freed too early; "
