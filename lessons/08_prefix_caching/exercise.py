@@ -52,7 +52,7 @@ class PrefixCache:
 
         Two different (parent, token_ids) never have the same key: feed all of both to a cryptographic hash, in a form
         that cannot be confused ([1, 23] is not [12, 3]), under the secret, as `root` does. A key is bytes, at least 16 of
-        them. `parent` may be any bytes; token ids are whole numbers from 0 to 2**63 - 1, in a list or a tuple, and there
+        them, and always as many. `parent` may be any bytes, of any length, so it has to be clear where it ends; token ids are whole numbers from 0 to 2**63 - 1, in a list or a tuple, and there
         may be none. (Python's own `hash` is not cryptographic.)
         """
         raise NotImplementedError("Exercise 8.1: hash the parent and the tokens")
@@ -107,7 +107,7 @@ class PrefixCache:
         """Exercise 8.5: forget everything, for example because the model's weights have changed.
 
         Texts that are under way go on publishing after their old keys. Nobody may find that: draw a new secret, at random
-        and at each reset, and the root and all keys are others. The pool is left alone.
+        (with `secrets`) and at each reset, and the root and all keys are others. The pool is left alone.
         """
         raise NotImplementedError(
             "Exercise 8.5: forget everything, and draw a new secret"

@@ -102,11 +102,10 @@ COPY_ON_WRITE = [
     M("7.4", "if num_tokens else []", "", "Nothing has to be copied|OutOfBlocks"),
 ]  # fmt: skip
 PREFIX_CACHE = [
-    M("8.1", "parent + b\";\" + repr((self.nonce, *token_ids)).encode()",
-      "parent + b\";%d\" % sum(token_ids) + self.nonce.encode()", "a hash that adds them up"),  # Megatron-LM #4158
-    M("8.1", "parent + b\";\"", "b\";\"", "parent's key belongs in the hash"),
-    M("8.1", "repr((self.nonce, *token_ids))", "repr(token_ids)", "always, and whether they come|too short"),
-    M("8.1", "repr((self.nonce, *token_ids))", "repr((*token_ids, 'no secret at all'))", "anybody can work out keys"),  # vLLM #12621
+    M("8.1", "parent, *token_ids", "parent, sum(token_ids)", "a hash that adds them up"),  # Megatron-LM #4158
+    M("8.1", "self.nonce, parent, *token_ids", "self.nonce, *token_ids", "parent's key belongs in the hash"),
+    M("8.1", "repr((self.nonce, parent, *token_ids))", "repr((self.nonce, parent, token_ids))", "always, and whether they come"),
+    M("8.1", "repr((self.nonce, parent, *token_ids))", "repr((parent, *token_ids, 'no secret at all'))", "anybody can work out keys"),  # vLLM #12621
     M("8.2", "[done : table.num_tokens // size]", "[done:]", "Only full blocks are|the root, and a key"),
     M("8.2", "done = len(table.keys) - 1", "done = 0", "Each once"),
     M("8.2", "self.key(table.keys[-1], token_ids", "self.key(table.keys[0], token_ids", "follows the key before it"),

@@ -6,11 +6,15 @@ from minipage.memory import BlockPool
 
 
 def scattered_pool(num_free, size, seed=0, num_taken=2):
-    """A pool in which others hold blocks 0 and 1, and the free ones lie in any order: the place of a block in a table
-    is not its number. `pool.told` lists what `on_reuse` was called with."""
+    """A pool of which others hold some blocks, and the free ones lie in any order: the place of a block in a table is
+    not its number. Block 0, which counts as False, is free, and early in the queue. `pool.told` lists what `on_reuse`
+    was called with."""
     pool = BlockPool(num_free + num_taken, size)
-    free = pool.allocate_many(pool.num_blocks)[num_taken:]
-    Random(seed).shuffle(free)
+    _, *others = pool.allocate_many(pool.num_blocks)
+    Random(seed).shuffle(others)
+    free = others[num_taken:]
+    if num_free:
+        free.insert(seed % 3, 0)
     for block in free:
         pool.free(block)
     pool.told = []

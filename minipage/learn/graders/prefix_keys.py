@@ -20,6 +20,8 @@ CONFUSED = [
     ([], [0], "no token"),
     ([1], [1, 1], "the same token twice"),
     ([1, 1, 2], [1, 2, 2], "a set has no doubles"),
+    ([2**53], [2**53 + 1], "numbers that a float rounds to the same"),
+    ([2**63 - 1], [2**63 - 2], "the largest numbers"),
     ([1] * 64, [1] * 63 + [2], "the last of many tokens"),
     ([1] * 2000, [1] * 1000 + [2] + [1] * 999, "in the middle of very many tokens, which NumPy shows as ..."),
 ]
@@ -41,9 +43,35 @@ PARENTS = [
     b"p\x00",
 ]
 PARENTS += [b"parent", b"tnerap", b"arent", b"parent, 5", b"parent[5, 6"]
-PARENTS += [b"x" * 64 + b"1", b"x" * 64 + b"2", b"1" + b"x" * 64]
+PARENTS += [
+    b"x" * 64 + b"1",
+    b"x" * 64 + b"2",
+    b"1" + b"x" * 64,
+    b"1" + b"x" * 128,
+    b"x" * 129,
+    b"x" * 64 + b"1" + b"x" * 64,
+]
+PARENTS += [b"\x00", b"\x00p", b"\x00" * 32, b" p", b"p ", b"P", b"p\xff"]
 TOKENS = [[], [0], [1], [5], [6], [15], [5, 6], [6, 5], [1, 5], [1, 5, 6], [1, 6], [1, 1, 5], [1, 15], [11, 5], [0, 5]]
 LEAST = 16  # bytes of a key
+MARKS = [b"", *(bytes([i]) for i in range(256)), b"||", b"::", b"--", b", ", b"\x00\x00"]  # between parent and tokens
+
+
+def run_together():
+    """Pairs of (parent, tokens) that are the same bytes if a parent, a mark and tokens of fixed width, or tokens that
+    end with a mark, are joined without saying where the parent ends."""
+    for mark in MARKS:
+        for width in (8, 16):
+            for order in ("big", "little"):
+                first = int.from_bytes(mark.rjust(width, b"\0") if order == "big" else mark.rjust(8, b"\0"), order)
+                joined = b"x" + mark + first.to_bytes(width, order)
+                if first < 2**63 and joined.endswith(mark):
+                    yield (b"x", [first, 2]), (joined.removesuffix(mark), [2])
+        if len(mark) == 1:
+            yield (b"x", [1, 1]), (b"x", [2**16 + 256 * mark[0] + 1])
+
+
+LONGER = [(b"", []), (b"p" * 32, [1] * 16), (b"p" * 100, [2**60] * 500), (b"p" * 3000, [7])]
 
 
 def brief(tokens):
@@ -126,6 +154,13 @@ def test_8_1_the_parent_counts(impl):
         raise Wrong(
             "Parent and tokens run into each other: `parent1` + `5` is not `parent` + `15`. Put a mark between."
         )
+    for (one, some), (other, more) in run_together():
+        if key_of(impl, cache, one, some) == key_of(impl, cache, other, more):
+            raise Wrong(
+                f"key({one}, {some}) and key({other}, {more}) are the same: joined, parent and tokens run into each "
+                "other. A parent may be any bytes, of any length, so what is hashed has to say where it ends: write "
+                "tokens as digits after a mark that is no digit, or the number of tokens, or len(parent), before them."
+            )
     seen = {}
     for parent in PARENTS:
         for tokens in TOKENS:
@@ -146,6 +181,47 @@ def test_8_1_the_hash_is_a_good_one(impl):
         keys = {key_of(impl, cache, b"parent", [i, i % 7]) for i in range(20_000)}
     why = "Keys that are cut short meet by chance: of 20000 different texts some had the same key."
     expect("the number of keys", len(keys), 20_000, why)
+
+
+def test_8_1_the_whole_parent_counts(impl):
+    _, cache = make(impl, 2)
+    impl.diary.begin()
+    keys = {key_of(impl, cache, b"%032d" % i, [5]) for i in range(20_000)}
+    why = "Of 20000 different parents some led to the same key: hash all of the parent, not a few bytes."
+    expect("the number of keys", len(keys), 20_000, why)
+
+
+def test_8_1_with_keys_always_of_one_length(impl):
+    _, cache = make(impl, 2)
+    impl.diary.begin()
+    lengths = [len(key_of(impl, cache, parent, tokens)) for parent, tokens in LONGER]
+    if len(set(lengths)) > 1:
+        raise Wrong(
+            "Keys have different lengths. A text's key is the parent of the next, so without a hash it grows along the "
+            "chain until it holds the whole text; a hash always has the same number of bytes.",
+            "one length", f"{lengths[0]} to {max(lengths)} bytes", "the lengths of keys",
+        )  # fmt: skip
+
+
+def test_8_1_with_keys_nobody_can_reckon_with(impl):
+    """In checksums and the like, which add, multiply and shift, texts that are neighbours have keys that are, too."""
+    _, cache = make(impl, 2)
+    impl.diary.begin()
+    keys = [[key_of(impl, cache, b"parent", [40 * i + j]) for j in range(8)] for i in range(64)]
+    together, varies, steps = 0, 0, {"big": set(), "little": set()}
+    for row in keys:
+        numbers = [int.from_bytes(key) for key in row]
+        for a, b, c, d in (numbers[:4], numbers[4:]):  # the exclusive or of such four texts is 0
+            together |= a ^ b ^ c ^ d
+            varies |= (a ^ numbers[0]) | (a ^ b) | (a ^ c) | (a ^ d)
+        for order, seen in steps.items():
+            seen.add(int.from_bytes(row[1], order) - int.from_bytes(row[0], order))
+    if varies & ~together or min(map(len, steps.values())) < 32:
+        raise Wrong(
+            "This is not a cryptographic hash: from the keys of some texts those of others can be reckoned, so whoever "
+            "wants to finds two texts with one key. Checksums (CRC), FNV, sums and products are like that; hashlib has "
+            "hashes that are not."
+        )
 
 
 def test_8_1_nobody_outside_can_work_out_keys(impl):

@@ -121,7 +121,10 @@ def run(solution, num_blocks, calls):
         told = []
         pool.on_reuse = told.append
         compare("a new pool", pool, oracle, told)
-        for method, number in calls:
+        for i, (method, number) in enumerate(calls):
+            if i == len(calls) // 2:
+                solution.BlockPool(2)
+                compare("another pool", pool, oracle, told, why=OWN)
             if method not in ("allocate", "allocate_many") and number > num_blocks:
                 number %= num_blocks  # so that one block too many is asked for, and no more
             arguments = () if method == "allocate" else (number,)
@@ -138,7 +141,8 @@ def run(solution, num_blocks, calls):
     expect("the free queue of another pool, which nobody has used,", bystander.free_queue, (0, 1), OWN)
 
 
-def compare(method, pool, oracle, told, failed=False):
+def compare(method, pool, oracle, told, failed=False, why=""):
+    """`why` is the sentence for whatever differs, if there is one for all."""
     counts = [pool.ref_count(block) for block in range(len(oracle.counts))]
     if not isinstance(pool.free_queue, tuple):
         why = "free_queue is a tuple, so that nobody can change the queue from outside."
@@ -146,10 +150,12 @@ def compare(method, pool, oracle, told, failed=False):
     seen = {"free_queue": list(pool.free_queue), "counts": counts, "told": told}
     for name, due in (("counts", oracle.counts), ("free_queue", oracle.queue), ("told", oracle.told)):
         what = {"free_queue": "the free queue", "counts": "the list of reference counts"}
-        why = FAILED_CALL if failed else WHY.get((method, name), "A new pool is all free: 0, 1, 2, ...")
-        expect(what.get(name, "what on_reuse was told"), seen[name], due, why)
-    why = "num_free counts the blocks in the free queue."
-    expect("pool.num_free", pool.num_free, len(oracle.queue), why)
+        default = FAILED_CALL if failed else WHY.get((method, name), "A new pool is all free: 0, 1, 2, ...")
+        expect(what.get(name, "what on_reuse was told"), seen[name], due, why or default)
+    default = "num_free counts the blocks in the free queue."
+    expect("pool.num_free", pool.num_free, len(oracle.queue), why or default)
+    default = "num_used is all the blocks that are not free."
+    expect("pool.num_used", pool.num_used, pool.num_blocks - len(oracle.queue), why or default)
 
 
 def calls(*methods):
@@ -210,6 +216,11 @@ def test_3_4_share(impl, num_blocks, calls):
 
 def test_3_4_as_many_references_as_there_are_tables(impl):
     run(impl, 2, [("allocate", 0), *[("share", 0)] * 9, *[("free", 0)] * 11])
+
+
+def test_3_4_there_may_be_hundreds(impl):
+    """More than fit into 8 bits, signed or not."""
+    run(impl, 2, [("allocate", 0), *[("share", 0)] * 300, *[("free", 0)] * 302])
 
 
 @remembered

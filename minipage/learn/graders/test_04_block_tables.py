@@ -19,6 +19,11 @@ def blocks_for(num_tokens, size):
     return len(range(0, num_tokens, size))
 
 
+@every(size=(128, 1000, 4096, 2**20), full=(1, 2, 9), more=(-1, 0, 1))
+def test_4_1_of_large_blocks(impl, size, full, more):
+    check_blocks_needed(impl, full * size + more, size)
+
+
 def test_4_1_the_examples(impl):
     for num_tokens in (8, 9):
         check_blocks_needed(impl, num_tokens, 4)
@@ -58,7 +63,8 @@ def table_over(impl, num_free, size, seed=0):
     """A scattered pool, and a new table over it."""
     impl.diary.begin()
     pool = scattered_pool(num_free, size, seed)
-    impl.diary.note(f"pool: blocks of {size}; others hold blocks 0 and 1; free queue {list(pool.free_queue)}")
+    queue = list(pool.free_queue) if num_free < 99 else f"of {num_free} blocks"
+    impl.diary.note(f"pool: blocks of {size}; free queue, next first, {queue}")
     return pool, impl.BlockTable(pool)
 
 
@@ -92,6 +98,17 @@ def test_4_2_append(impl, num_blocks, size, appends, seed):
             expect("what on_reuse was called with, sorted", sorted(pool.told), sorted(table.blocks), why)
         why = "Each table has a list of its own: keep it in self, not in the class."
         expect("(blocks, num_tokens) of another table", (blocks_of(bystander), bystander.num_tokens), ([], 0), why)
+
+
+def test_4_2_append_very_many(impl):
+    """More tokens than fit into 8 or 16 bits, some at a time."""
+    pool, table = table_over(impl, 180, 200)
+    impl.diary.note("table.append(100), again and again")
+    for total in range(100, 33_100, 100):
+        before = blocks_of(table), list(pool.free_queue)
+        table.append(100)
+        if total < 500 or total > 32_500:
+            check_grown(pool, table, total, *before)
 
 
 def check_grown(pool, table, total, old, queue):
@@ -145,6 +162,19 @@ def test_4_3_slot_mapping(impl, size, total, start, length):
         got = table.slot_mapping(start, stop)
         expect(f"slot_mapping({start}, {stop}) with the blocks {blocks}", got, due, why)
         expect(STATE, state(pool, table), before, "slot_mapping only looks, and changes nothing.")
+
+
+def test_4_3_slots_have_large_numbers(impl):
+    """More than fit into 8 or into 16 bits, of the blocks and of the slots."""
+    _, table = table_over(impl, 300, 200)
+    impl.diary.note("table.append(100), 600 times")
+    for _ in range(600):
+        table.append(100)
+    blocks = blocks_of(table)
+    why = "Token i is in logical block i // 200, at offset i % 200, and there are 300 blocks here, so 60000 slots."
+    for start in range(0, 60_000, 2_000):
+        due = [blocks[start // 200] * 200 + offset for offset in (0, 1)]
+        expect(f"slot_mapping({start}, {start + 2})", table.slot_mapping(start, start + 2), due, why)
 
 
 @QUICK

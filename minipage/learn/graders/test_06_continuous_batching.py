@@ -43,15 +43,22 @@ def test_6_1_the_example(impl):
     check_share_out(impl, [1, 1, 10, 5], 8)
 
 
+def test_6_1_large_numbers(impl):
+    check_share_out(impl, [100, 200, 300], 500)
+    check_share_out(impl, [1, 100_000, 3_000_000_000, 5], 2**32)
+
+
 @QUICK
 @given(wanted=st.lists(st.integers(0, 9), max_size=6), budget=st.integers(0, 30))
 def test_6_1_share_out(impl, wanted, budget):
     check_share_out(impl, wanted, budget)
 
 
-def group_of(scheduler, num_prompt, num_generated, n=1, so_far=()):
-    """A request of `n` samples; `so_far`: how many tokens each of them has generated before it was preempted."""
-    sequences = [Sequence(f"A{i}", list(range(num_prompt)), BlockTable(scheduler.block_pool)) for i in range(n)]
+def group_of(scheduler, num_prompt, num_generated, n=1, so_far=(), beams=False):
+    """A request of `n` samples or beams, which begin as one sequence; `so_far`: how many tokens each sequence has
+    generated before it was preempted."""
+    names = [f"A{i}" for i in range(1 if beams else n)]
+    sequences = [Sequence(name, list(range(num_prompt)), BlockTable(scheduler.block_pool)) for name in names]
     group = SequenceGroup("A", sequences, num_prompt + num_generated, n)
     for i, (seq, num_tokens) in enumerate(zip(sequences, so_far)):
         seq.token_ids += [100 * i + j for j in range(num_tokens)]
@@ -59,26 +66,30 @@ def group_of(scheduler, num_prompt, num_generated, n=1, so_far=()):
     return group
 
 
-def check_admission(impl, words, due, group, cached=(), setup=None, used=0, others=0):
-    """others: how many sequences run already. `words` describe the case, and end with the reason."""
+def check_admission(impl, words, due, group, cached=(), setup=None, used=0, others=0, swapped=0):
+    """others: how many sequences run already; swapped: how many are swapped out. `words` describe the case,
+    and end with the reason."""
     impl.diary.begin()
     scheduler = scheduler_of(with_only(impl, "admission"), setup or Setup(num_blocks=8))
     case, why = words
     impl.diary.note(case)
     scheduler.block_pool.allocate_many(used)
-    ask(scheduler, group_of(scheduler, *group), [*cached], due, why, others)
+    ask(scheduler, group_of(scheduler, *group), [*cached], due, why, others, swapped)
 
 
-def ask(scheduler, group, cached, due, why, others):
+def ask(scheduler, group, cached, due, why, others, swapped=0):
     pool = scheduler.block_pool
-    for i in range(others):
-        running = SequenceGroup(f"R{i}", [Sequence("R", [1], BlockTable(pool))], 9)
-        scheduler.running.append(running)
+    scheduler.running += strangers("R", others, pool)
+    scheduler.swapped += strangers("S", swapped, scheduler.swap_pool or pool)
     before, lent = (state_of(pool), list(scheduler.running), list(scheduler.waiting)), list(cached)
     expect("admission(group, cached)", scheduler.admission(group, lent), due, why)
     after = state_of(pool), list(scheduler.running), list(scheduler.waiting)
     if after != before or lent != cached:
         raise Wrong("admission is a question: it starts nobody, takes no block, and changes no list.")
+
+
+def strangers(name, count, pool):
+    return [SequenceGroup(f"{name}{i}", [Sequence(name, [1], BlockTable(pool))], 9) for i in range(count)]
 
 
 def test_6_2_what_can_never_fit_is_never_admitted(impl):
@@ -127,6 +138,16 @@ def test_6_2_the_watermark_holds_while_others_run(impl):
     check_admission(impl, words, Admission.NOW, (6, 2), setup=setup, used=5)
 
 
+def test_6_2_those_swapped_out_do_not_run(impl):
+    setup = Setup(num_blocks=8, watermark=0.25, preemption="swap", num_swap_blocks=4)
+    why = (
+        "Somebody is swapped out, but nobody runs, so nobody can run dry: the watermark is for those in self.running. "
+        "Whether newcomers have to wait for those swapped out is asked by `schedule`, not here."
+    )
+    words = ("8 blocks of 2, watermark 2, 3 free, nobody runs, somebody is swapped out. prompt 6", why)
+    check_admission(impl, words, Admission.NOW, (6, 2), setup=setup, used=5, swapped=1)
+
+
 def test_6_2_every_sequence_needs_a_seat(impl):
     setup = Setup(num_blocks=8, max_num_seqs=3)
     for others, due in ((1, Admission.NOW), (2, Admission.LATER)):
@@ -135,6 +156,11 @@ def test_6_2_every_sequence_needs_a_seat(impl):
             "A group joins with all its sequences (group.max_num_seqs), or not at all: see self._seats_left().",
         )
         check_admission(impl, words, due, (2, 2, 2), setup=setup, others=others)
+        words = (
+            f"max_num_seqs=3, {others} running. a group of 2 beams, which is one sequence at first, prompt 2",
+            "There will be as many as group.max_num_seqs says, and each will need a seat: see self._seats_left().",
+        )
+        check_admission(impl, words, due, (2, 2, 2, (), True), setup=setup, others=others)
 
 
 @remembered
@@ -148,33 +174,40 @@ def test_6_2_every_sequence_needs_a_seat(impl):
     so_far=st.lists(st.integers(0, 6), max_size=1),
     cached=st.lists(st.integers(0, 11), max_size=4, unique=True),
     others=st.integers(0, 4),
+    swapped=st.integers(0, 2),
+    beams=st.booleans(),
 )
-def test_6_2_admission(impl, seed, used, num_prompt, num_generated, n, so_far, cached, others):
+def test_6_2_admission(impl, seed, used, num_prompt, num_generated, n, so_far, cached, others, swapped, beams):
     impl.diary.begin()
     setup, _ = script(Random(seed))
     so_far = [min(num, num_generated - 1) for num in so_far] * n
     theirs, ours = (scheduler_of(cls, setup) for cls in (with_only(impl, "admission"), Scheduler))
     for scheduler in (theirs, ours):
         scheduler.block_pool.allocate_many(min(used, setup.num_blocks))
-    group = group_of(ours, num_prompt, num_generated, n, so_far)
+    request = num_prompt, num_generated, n, so_far, beams
+    group = group_of(ours, *request)
     most = group.shared_len // setup.block_size
     cached = [block for block in cached if block < setup.num_blocks][:most]
-    ours.running += [
-        SequenceGroup(f"R{i}", [Sequence("R", [1], BlockTable(ours.block_pool))], 9) for i in range(others)
-    ]
+    ours.running += strangers("R", others, ours.block_pool)
     due = ours.admission(group, cached)
     pool = theirs.block_pool
     free = [block for block in cached if not pool.ref_count(block)]
     impl.diary.note(f"{setup.num_blocks} blocks of {setup.block_size}, {pool.num_free} of them free")
-    impl.diary.note(f"max_num_seqs={setup.max_num_seqs}, {others} run, watermark {theirs.watermark_blocks} blocks")
-    impl.diary.note(f"the group: {n} sequence(s), prompt {num_prompt}, up to {num_generated} more, so far {so_far}")
+    impl.diary.note(
+        f"max_num_seqs={setup.max_num_seqs}, {others} run, {swapped} are swapped out, "
+        f"watermark {theirs.watermark_blocks} blocks"
+    )
+    impl.diary.note(
+        f"the group: {n} {'beams' if beams else 'sequence(s)'}, prompt {num_prompt}, "
+        f"up to {num_generated} more, so far {so_far}"
+    )
     impl.diary.note(f"cached={cached}" + f", of which {free} are free" * bool(free))
     why = (
         f"It could grow to {group.most_blocks(setup.block_size)} blocks; to start it takes "
         f"{group.blocks_to_start(setup.block_size)}, less {len(cached) - len(free)} that are cached and in use. While "
         "others run the watermark stays free, and every sequence needs a seat."
     )
-    ask(theirs, group_of(theirs, num_prompt, num_generated, n, so_far), cached, due, why, others)
+    ask(theirs, group_of(theirs, *request), cached, due, why, others, swapped)
 
 
 LONG_FIRST = [[Request(6, 1)], [Request(6, 1), Request(1, 1)], [Request(1, 1)]]
@@ -202,6 +235,12 @@ def test_6_4_decodes_go_before_prompts(impl):
 def test_6_4_nobody_is_admitted_while_somebody_is_swapped_out(impl):
     setup = Setup(max_num_batched_tokens=4, preemption="swap", num_swap_blocks=8)
     run(impl, with_only(impl, "schedule"), setup, [[Request(6, 3), Request(5, 1), Request(1, 1)]])
+
+
+def test_6_4_who_was_swapped_out_needs_blocks_and_no_budget(impl):
+    setup = Setup(8, 1, max_num_seqs=6, max_num_batched_tokens=3, preemption="swap", num_swap_blocks=24)
+    arrivals = [[Request(1, 4), Request(1, 2, n=3)], [Request(2, 3)]]
+    run(impl, with_only(impl, "schedule"), setup, arrivals)
 
 
 def test_6_4_schedule(impl):

@@ -15,8 +15,12 @@ from minipage.learn.graders.prefix_keys import (  # noqa: F401 (8.1 is judged th
     test_8_1_the_hash_is_a_good_one,
     test_8_1_the_parent_counts,
     test_8_1_the_same_text_has_the_same_key,
+    test_8_1_the_whole_parent_counts,
+    test_8_1_with_keys_always_of_one_length,
+    test_8_1_with_keys_nobody_can_reckon_with,
 )
 from minipage.learn.graders.prefix_machine import machine
+from minipage.learn.graders.prefix_secret import test_8_5_nobody_can_guess_the_new_secret  # noqa: F401
 from minipage.learn.graders.prefix_twins import (  # noqa: F401 (and 8.6, but for the last)
     test_8_6_side_by_side,
     test_8_6_that_are_free,
@@ -94,7 +98,7 @@ def test_8_2_publish(impl, size, lengths):
 
 def check_roots(cache, pool, size):
     """Another text, under another salt, and one that is not full."""
-    other, part = BlockTable(pool), BlockTable(pool)
+    other, part, empty = BlockTable(pool), BlockTable(pool), BlockTable(pool)
     other.append(size)
     cache.publish(other, [0] * size, "pepper")
     keys = [cache.root("pepper"), cache.key(cache.root("pepper"), [0] * size)]
@@ -104,6 +108,9 @@ def check_roots(cache, pool, size):
         cache.publish(part, [5] * size)
         why = "The root alone: nothing is full."
         expect("the keys of a text without a full block", part.keys, [cache.root("")], why)
+    cache.publish(empty, [])
+    why = "The root alone: there is no token yet."
+    expect("the keys of an empty table that is published", empty.keys, [cache.root("")], why)
 
 
 @remembered

@@ -31,6 +31,12 @@ def test_9_2_preempt_by_recomputation(impl):
     search(impl, with_only(impl, "preempt"), num_blocks=(3, 8), preemption=["recompute"])
 
 
+def test_9_2_who_is_more_urgent_stays_before_it(impl):
+    setup = Setup(num_blocks=4, policy="priority", max_num_batched_tokens=8)
+    arrivals = [[Request(2, 5), Request(2, 5, priority=1)], [], [Request(4, 1)]]
+    run(impl, with_only(impl, "preempt"), setup, arrivals)
+
+
 def test_9_3_there_may_be_no_swap_pool(impl):
     pair = [[Request(2, 4, n=2), Request(2, 4, n=2)]]
     run(impl, with_only(impl, "preempt"), Setup(num_blocks=7, max_num_seqs=6, preemption="auto"), pair)

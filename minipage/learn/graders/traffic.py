@@ -314,6 +314,12 @@ def compare_pools(theirs, ours):
             "A newcomer begins with the blocks that are known to hold its prefix: hand on what self._find_prefix found."
         )
         expect("(tokens looked up, tokens found) in the prefix cache", *hits, why)
+        keys = [[len(seq.block_table.keys) for group in s.running for seq in group.sequences] for s in (theirs, ours)]
+        why = (
+            "A newcomer's table takes the root and the key of every block that was found, or those blocks are "
+            "published again: hand all on that self._find_prefix found."
+        )
+        expect("the number of keys of each sequence that runs", *keys, why)
 
 
 def swapped_why(plan, due, otherwise):
