@@ -44,8 +44,8 @@ def attend(q, k, v, scale):
         scale: scores are multiplied with it.
 
     Returns:
-        [H, D], for each head the mean of v, weighted with softmax(scores). Scores may be thousands, of either sign, and
-        of each head others: take the head's own highest score off before np.exp, or it overflows.
+        [H, D], for each head the mean of v, weighted with softmax(scores). Scores may be tens of thousands, of either
+        sign, and of each head others: take the head's own highest score off before np.exp, or it overflows.
     """
     raise NotImplementedError("Exercise 5.2: scores, softmax, weighted mean of v")
 

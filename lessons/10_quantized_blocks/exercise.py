@@ -13,7 +13,7 @@ def quantize_rows(rows):
     """Exercise 10.1: rows of numbers as int8 codes, from -127 to 127, and a scale for each row.
 
     Args:
-        rows: [n, D] float32, n and D at least 1, of any size (a row's largest magnitude may be 1e-30). They belong to
+        rows: [n, D] float32, n and D at least 1, of any size (a row's largest magnitude may be 1e-35, or 1e36). They belong to
             somebody else: read them, and do not write into them.
 
     Returns:

@@ -47,7 +47,7 @@ def paged_attention_kernel(q, k_cache, v_cache, block_tables, context_lens, scal
         k_cache, v_cache: [num_blocks, block_size, KH, D]; query head h uses head h // (H // KH) of them.
         block_tables: [num_seqs, max_blocks], of which only the blocks that hold tokens may be used; context_lens:
             [num_seqs], at least 1.
-        scale: scores are multiplied with it. They may be thousands, of either sign: see 5.2.
+        scale: scores are multiplied with it. They may be tens of thousands, of either sign: see 5.2.
 
     There are at least num_seqs * H threads; thread i has sequence i // H and head i % H. It goes along its tokens, follows
     the block table, and writes out[sequence, head, 0 to D - 1]. There is no room for all scores: use the online softmax

@@ -16,6 +16,8 @@ WHY_PAGING = [
     M("1.3", "total <= num_slots for", "total <= num_slots and total for", "exactly full"),
     M("1.3", "    return sum(total", "    needed.append(0)\n    return -1 + sum(total", "belongs to somebody else|nobody behind it|Nobody came"),
     M("1.3", "return sum(total <=", "return 1.0 * sum(total <=", "whole number"),
+    M("1.2", "[-length % block_size for length in lengths]", "[int(length / block_size + 0.99) * block_size - length for length in lengths]", "slots are taken"),
+    M("1.2", "[-length % block_size for length in lengths]", "[int(length / block_size + 0.999) * block_size - length for length in lengths]", "slots are taken"),
 ]  # fmt: skip
 GPT_AND_CACHE = [
     M("2.1", "np.exp(scores - scores.max())", "np.exp(np.minimum(scores, 80))", "Take the highest score off"),
@@ -37,6 +39,13 @@ GPT_AND_CACHE = [
     M("2.3", "    for _ in range(num_tokens):", "    while len(new) > 1:\n        model.forward(np.asarray(new[:1]), np.array([position]), attend)\n        new, position = new[1:], position + 1\n"
       "    for _ in range(num_tokens):", "all of the prompt first and at once"),
     M("2.3", "    attend, new", "    model.forward(np.asarray(prompt), np.arange(len(prompt)), CachedAttention())\n    attend, new", "computed once"),
+    M("2.1", "            scores = k[:seen, h] @ q[row, h]", "            q = q.copy()\n            q[:, :, 0] *= seen < 64\n            scores = k[:seen, h] @ q[row, h]", "sees tokens"),
+    M("2.2", "np.stack(keys), np.stack(values)", "np.stack(keys[-max(8, len(q)):]), np.stack(values[-max(8, len(q)):])", "K and V of this layer so far"),
+    M("2.2", "        keys.extend(k)\n", "        self.calls = getattr(self, 'calls', 0) + 1\n        if self.calls > 24:\n            del keys[: len(k)], values[: len(k)]\n        keys.extend(k)\n", "K and V of this layer so far"),
+    M("2.3", "places = position + np.arange(len(new))", "places = np.array([prompt.index(t) for t in new]) if position == 0 else position + np.arange(len(new))", "at its own position"),
+    M("2.3", "list(prompt), 0, []", "list(dict.fromkeys(prompt)), 0, []", "at its own position"),
+    M("2.3", "new = [int(np.argmax(model.logits(hidden[[-1]])[0]))]", "new = [int(np.argmax(model.logits(hidden[[-1]])[0])) % 256]", "largest logit"),
+    M("2.3", "new = [int(np.argmax(model.logits(hidden[[-1]])[0]))]", "new = [int(np.argmax(model.logits(hidden[[-1]])[0])) % 2**15]", "largest logit"),
 ]  # fmt: skip
 BLOCKS = "    blocks = [*zip(k_blocks, v_blocks)]\n    return np.stack([one_head(q[h], [(k[:, h], v[:, h]) for k, v in blocks], scale) for h in range(len(q))])"
 ATTEND = "    out = np.zeros(q.shape)\n    for h in range(len(q)):\n        kv = h // (len(q) // k.shape[1])\n        out[h] = one_head(q[h], [(k[:, kv], v[:, kv])], scale)\n    return out"
@@ -63,6 +72,8 @@ ATTENTION = [
     M("5.4", BLOCKS, "    top, total, acc = -np.inf, 0.0, 0.0\n    for k, v in zip(k_blocks, v_blocks):\n        scores = np.einsum('hd,mhd->hm', q, k) * scale\n        new = max(top, scores.max())\n        weights = np.exp(scores - new)\n"
       "        shrink = np.exp(top - new)\n        total = total * shrink + weights.sum(axis=1)\n        acc = acc * shrink + np.einsum('hm,mhd->hd', weights, v)\n        top = new\n    return acc / total[:, None]", "of each head its own|head its own"),
     M("5.4", "    return np.stack([one_head(q[h], [(k[:, h], v[:, h]) for k, v in blocks]", "    return np.stack([one_head(q[h], [(k[:, h], v[:, h]) for k, v in blocks if len(k) > 0][:4]", "has to shrink"),
+    M("5.2", "kv = h // (len(q) // k.shape[1])", "kv = h // 2 if len(q) > k.shape[1] else h", "of each head|head 0|line"),
+    M("5.4", "    top, total, acc = -math.inf, 0.0, 0.0\n", "    top, total, acc = -30000.0, 0.0, 0.0\n", "All scores are -60000|ZeroDivision"),
 ]  # fmt: skip
 QUANTIZED = [
     M("10.1", "scales[i] = top / 127", "scales[i] = (top + 1e-8) / 127", "largest magnitude"),
@@ -79,6 +90,8 @@ QUANTIZED = [
     M("10.2", "code * np.float32(scale)", "code * np.float16(scale)", "its own scale"),
     M("10.3", "return 2 * (numbers", "return 2.0 * (numbers", "whole number"),
     M("10.3", "    scales = block_size * num_layers * num_kv_heads", "    scales = block_size * num_layers", "4 of its scale"),
+    M("10.1", "        if top:\n", "        if top > 1e-35:\n", "no row is too small|largest magnitude"),
+    M("10.1", "        top = max(abs(float(row.min())), abs(float(row.max())))", "        top = min(1e35, max(abs(float(row.min())), abs(float(row.max()))))", "largest magnitude"),
 ]  # fmt: skip
 PARALLEL = [
     M("12.1", "    return np.split(weight, size, axis=1)[rank], np.split(bias, size)[rank]\n\n\ndef split_rows", "    weight[:] = np.roll(weight, 0)\n    bias -= bias[0]\n    return np.split(weight, size, axis=1)[rank], np.split(bias, size)[rank]\n\n\ndef split_rows", "was changed"),
@@ -94,6 +107,15 @@ PARALLEL = [
     M("12.4", "    return sums", "    parts.reverse()\n    return sums", "list of parts was changed"),
     M("12.4", "    return sums", "    parts[-1][...] = sums[-1]\n    return sums", "was changed"),
     M("12.4", "    return sums", "    return parts if len(parts) == 1 else sums", "one and the same array"),
+    M("12.1", "np.split(weight, size, axis=1)[rank]", "np.split(weight, size, axis=1)[rank].astype(int)", "has the columns"),
+    M("12.1", "np.split(bias, size)[rank]\n\n\ndef split_rows", "np.split(bias, size)[rank].astype(np.float16)\n\n\ndef split_rows", "their bias"),
+    M("12.2", "np.split(weight, size)[rank]", "np.rint(np.split(weight, size)[rank])", "has the rows"),
+    M("12.2", "bias * (rank == 0)", "bias.astype(np.int16) * (rank == 0)", "only rank 0 has it"),
+    M("12.3", "np.hstack(weights), np", "np.hstack(weights).astype(np.int16), np", "its heads of each"),
+    M("12.3", "np.hstack(biases)", "np.rint(np.hstack(biases))", "its heads of each"),
+    M("12.4", "    return sums", "    return [total.astype(int) for total in sums]", "number by number"),
+    M("12.4", "    return sums", "    return [np.rint(total) for total in sums]", "number by number"),
+    M("12.4", "    return sums", "    return [total.astype(np.float16) for total in sums]", "number by number"),
 ]  # fmt: skip
 MEASURING = [
     M("13.1", "np.percentile(values, percent)", "np.percentile(values, int(percent))", "of the way is place"),
@@ -111,6 +133,11 @@ MEASURING = [
     M("13.4", "memory // bytes_per_token // block_size", "round(memory / (bytes_per_token * block_size))", "whole blocks"),
     M("13.4", "    return blocks_there // blocks_each", "    return max(1, blocks_there // blocks_each)", "Requests count whole"),
     M("13.4", "    return blocks_there // blocks_each", "    return float(blocks_there // blocks_each)", "whole number"),
+    M("13.1", "return float(np.percentile(values, percent))", "return float(np.percentile(np.array(values, np.float32), percent))", "float32 has 7 digits|of the way"),
+    M("13.1", "return float(np.percentile(values, percent))", "return np.percentile(np.array(values, np.float32), percent)", "float32 has 7 digits|of the way"),
+    M("13.2", "    arrivals, _", "    served = [[*map(np.float32, one)] for one in served]\n    arrivals, _", "between the first arrival"),
+    M("13.4", "ceil(num_tokens / block_size)", "int(num_tokens / block_size + 0.99)", "whole blocks"),
+    M("13.4", "ceil(num_tokens / block_size)", "int(num_tokens / block_size + 0.999)", "whole blocks"),
 ]  # fmt: skip
 SCORE = "    score = 0.0\n    for d in range(q.shape[2]):\n        score += q[s, h, d] * k_cache[block, offset, kv, d]\n    return score"
 ATTENTION_LOOP = "    top = -math.inf\n    for t in range(length):\n        top = max(top, score_of(q, k_cache, s, h, kv, block_tables[s, t // size], t % size) * scale)\n"
@@ -140,5 +167,7 @@ KERNELS = [
     M("11.2", "    top = -math.inf\n", "    top = 0.0\n", "weights are exp|NaN came out"),
     M("11.2", "        out[s, h, d] = 0.0\n", "        out[s, h, d] *= 0.0\n", "rubbish at first"),
     M("11.2", "s, h = divmod(thread_number(), q.shape[1])\n    if s >= q.shape[0]:", "h, s = divmod(thread_number(), q.shape[0])\n    if h >= q.shape[1]:", "each its own share"),
+    M("11.2", "kv = h // (q.shape[1] // k_cache.shape[2])", "kv = h // 2 if q.shape[1] > k_cache.shape[2] else h", "somebody else's|outside|h // .H // KH|does not|line"),
+    M("11.2", "    top = -math.inf\n", "    top = -30000.0\n", "NaN came out|weights are exp|0 / 0|division"),
 ]  # fmt: skip
 NUMBERS = WHY_PAGING + GPT_AND_CACHE + ATTENTION + KERNELS + QUANTIZED + PARALLEL + MEASURING

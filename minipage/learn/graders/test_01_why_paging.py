@@ -5,7 +5,7 @@ from fractions import Fraction
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minipage.learn.graders.common import QUICK, expect, expect_number
+from minipage.learn.graders.common import QUICK, every, expect, expect_number
 from minipage.learn.judge import Wrong
 
 lengths_up_to = {most: st.lists(st.integers(0, most), max_size=5) for most in (4, 5000)}
@@ -80,6 +80,11 @@ def test_1_1_reserved_waste(impl, data, max_len):
 
 def test_1_2_the_example(impl):
     check_paged(impl, [5, 8], 4)
+
+
+@every(size=(128, 1000, 4096), more=(-1, 0, 1), full=(1, 3))
+def test_1_2_large_blocks(impl, size, more, full):
+    check_paged(impl, [full * size + more, size], size)
 
 
 @QUICK

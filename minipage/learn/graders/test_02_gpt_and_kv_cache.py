@@ -8,6 +8,7 @@ from minipage.learn.judge import Wrong
 from minipage.model.gpt import GPT, GPTConfig, dense_attend
 
 TINY = GPTConfig(vocab_size=40, n_positions=32, n_embd=8, n_layer=2, n_head=2)
+MANY = GPTConfig(vocab_size=50_000, n_positions=32, n_embd=4, n_layer=1, n_head=1)  # as many as GPT-2 has
 
 
 def oracle(q, k, v):
@@ -18,6 +19,15 @@ def oracle(q, k, v):
 
 @every(before=range(4), n=range(1, 4), num_heads=range(1, 3), seed=range(4), wild=range(2))
 def test_2_1_causal_attention(impl, before, n, num_heads, seed, wild):
+    check_causal(impl, before, n, num_heads, seed, wild)
+
+
+def test_2_1_of_a_long_text(impl):
+    for before, n in ((300, 1), (60, 9), (0, 70)):
+        check_causal(impl, before, n, 2, seed=1, wild=0)
+
+
+def check_causal(impl, before, n, num_heads, seed, wild):
     rng = np.random.default_rng([before, n, num_heads, seed])
     q, k, v = texts(rng, n, before + n, num_heads, num_heads, 1 + seed, wild=bool(wild))  # [n, H, D], each [T, H, D]
     lent = Untouched(q=q, k=k, v=v)
@@ -48,12 +58,22 @@ def test_2_1_causal_attention(impl, before, n, num_heads, seed, wild):
 
 @every(first=range(1, 4), second=range(1, 3), seed=range(2))
 def test_2_2_cached_attention(impl, first, second, seed):
-    rng = np.random.default_rng([first, second, seed])
+    calls = ("attend", first), ("another", 1), ("attend", second), ("attend", 1), ("another", 2)
+    check_cached(impl, calls, seed=[first, second, seed])
+
+
+def test_2_2_of_a_long_text(impl):
+    check_cached(impl, [("attend", 30), *[("attend", 1)] * 40], seed=0)
+
+
+def check_cached(impl, calls, seed):
+    """`calls`: which of the two, and how many new tokens."""
+    rng = np.random.default_rng(seed)
     caches = {"attend": impl.CachedAttention(), "another": impl.CachedAttention()}
     impl.diary.begin()
     impl.diary.note("attend, another = CachedAttention(), CachedAttention()")
     kept = {}  # (which of the two, layer): all K and all V
-    for name, n in (("attend", first), ("another", 1), ("attend", second), ("attend", 1), ("another", 2)):
+    for name, n in calls:
         for layer in (2, 0, 1):
             q, k, v = texts(rng, n, n, 2, 2, 2)  # each [n, H, D]
             keys, values = kept.setdefault((name, layer), ([], []))
@@ -74,12 +94,15 @@ def test_2_2_cached_attention(impl, first, second, seed):
 class Watched(GPT):
     """A GPT that notes which positions it is asked to compute, call by call."""
 
-    def __init__(self, seed):
+    def __init__(self, seed, config=TINY):
         rng = np.random.default_rng(seed)
-        shapes = TINY.weight_shapes()
+        shapes = config.weight_shapes()
         weights = {name: rng.normal(0, 0.5, shape) for name, shape in shapes.items()}
-        weights |= {"ln_f.weight": np.ones(TINY.n_embd), "ln_f.bias": np.zeros(TINY.n_embd)}  # or one word always wins
-        super().__init__(TINY, weights)
+        weights |= {
+            "ln_f.weight": np.ones(config.n_embd),
+            "ln_f.bias": np.zeros(config.n_embd),
+        }  # or one word always wins
+        super().__init__(config, weights)
         self.calls = []
 
     def forward(self, token_ids, positions, attend):
@@ -101,8 +124,20 @@ def greedy(model, prompt, num_tokens):
 
 @every(num_prompt=range(1, 6), num_tokens=range(5), seed=range(2))
 def test_2_3_generate(impl, num_prompt, num_tokens, seed):
-    model = Watched(seed)
     prompt = [(7 * i + seed) % 40 for i in range(num_prompt)]
+    check_generate(impl, Watched(seed), prompt, num_tokens)
+
+
+def test_2_3_a_prompt_may_repeat_itself(impl):
+    for prompt in ([5, 5], [3, 9, 3, 3, 9, 1], [0] * 5):
+        check_generate(impl, Watched(1), prompt, 3)
+
+
+def test_2_3_tokens_may_be_large_numbers(impl):
+    check_generate(impl, Watched(2, MANY), [49_999, 300, 40_000], 12)
+
+
+def check_generate(impl, model, prompt, num_tokens):
     impl.diary.begin()
     impl.diary.note(f"generate(model, prompt={prompt}, num_tokens={num_tokens})")
     due = greedy(model, prompt, num_tokens)
@@ -113,6 +148,7 @@ def test_2_3_generate(impl, num_prompt, num_tokens, seed):
     if not isinstance(got, list):
         expect("the tokens", got, due, why)
     expect("the number of tokens", len(got), num_tokens, "num_tokens new ones come back, and the prompt does not.")
+    num_prompt = len(prompt)
     alone = [[position] for position in range(num_prompt, num_prompt + num_tokens - 1)]
     calls = [list(range(num_prompt)), *alone] if num_tokens else []
     why = (

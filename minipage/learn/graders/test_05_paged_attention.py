@@ -30,7 +30,7 @@ class Cache:
                 self.k[block, : len(k[part])], self.v[block, : len(v[part])] = k[part], v[part]
 
 
-heads = st.sampled_from([(1, 1), (2, 2), (4, 2), (4, 1), (6, 3)])  # (query heads, heads of K and V)
+heads = st.sampled_from([(1, 1), (2, 2), (4, 2), (4, 1), (6, 3), (6, 2)])  # (query heads, heads of K and V)
 
 
 @QUICK
@@ -213,6 +213,20 @@ def test_5_4_online_attention(impl, sizes, num_heads, head_size, seed, scale, wi
         )
     expected = attention_of(q, k, v, scale)
     assert_close("the result", got, expected, why, WILD if wild else TAME, size=np.abs(v).max())
+
+
+def test_5_4_all_scores_may_be_far_below_0(impl):
+    """No number is low enough to begin with, but -inf."""
+    impl.diary.begin()
+    q, k, v = np.ones((2, 1)), np.full((4, 2, 1), -60_000.0), np.arange(8.0).reshape(4, 2, 1)  # [H, D], [n, H, D] twice
+    q, k, v = (array.astype(np.float32) for array in (q, k, v))
+    note_scores(impl, q, k, 1.0)
+    with np.errstate(all="ignore"):
+        got = impl.online_attention(q, iter(np.split(k, 2)), iter(np.split(v, 2)), 1.0)
+    why = "All scores are -60000 here, so all tokens count the same. The highest so far begins with -inf."
+    if isinstance(got, np.ndarray) and not np.isfinite(got).all():
+        raise Wrong(f"NaN came out. {why}")
+    assert_close("the result", got, attention_of(q, k, v, 1.0), why, size=8)
 
 
 def test_5_4_nothing_grows_with_the_text(impl):

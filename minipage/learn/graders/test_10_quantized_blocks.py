@@ -29,7 +29,18 @@ def two_arrays(result, names):
 
 @every(seed=range(12), n=range(1, 4), width=range(1, 6))
 def test_10_1_quantize_rows(impl, seed, n, width):
-    rows = rows_of(seed, n, width)  # [n, D]
+    check_quantized(impl, rows_of(seed, n, width))
+
+
+def test_10_1_very_small_and_very_large_rows(impl):
+    rows = [[4e-36, -2e-36, 1e-36], [1e36, 2e36, -1e36], [1.0, -3.0, 2.0]]
+    for row in rows:
+        check_quantized(impl, np.array([row], np.float32))
+    check_quantized(impl, np.array(rows, np.float32))
+
+
+def check_quantized(impl, rows):
+    """rows: [n, D]"""
     impl.diary.begin()
     impl.diary.note(f"codes, scales = quantize_rows({rows.tolist()})")
     lent = Untouched(rows=rows)

@@ -54,11 +54,21 @@ def test_11_2_paged_attention_kernel(impl, first, second, group, num_kv_heads, s
     check_kernel(impl, [first, second], group, num_kv_heads, size, head_size=1 + (first + second) % 4)
 
 
+def test_11_2_groups_of_any_size(impl):
+    for group in (3, 4, 5):
+        check_kernel(impl, [3, 2], group, 2, 2, head_size=2)
+
+
+def test_11_2_all_scores_may_be_far_below_0(impl):
+    check_kernel(impl, [3, 1], 1, 1, 2, head_size=1, level=-60_000)
+
+
 def test_11_2_there_is_no_room_for_all_scores(impl):
     check_kernel(impl, [300], 1, 2, 16, head_size=2)
 
 
-def check_kernel(impl, lens, group, num_kv_heads, size, head_size):
+def check_kernel(impl, lens, group, num_kv_heads, size, head_size, level=None):
+    """`level`: the score of every token, if they are not to be random."""
     rng, num_heads = np.random.default_rng([*lens, group, num_kv_heads, size]), group * num_kv_heads
     num_seqs, wild = len(lens), (sum(lens) + group + size) % 2 == 0
     num_blocks, scale = 2 + sum(-(-n // size) for n in lens), (0.5, 0.3)[lens[0] % 2]
@@ -70,6 +80,8 @@ def check_kernel(impl, lens, group, num_kv_heads, size, head_size):
     due, largest = np.zeros(q.shape), np.zeros((num_seqs, 1, 1))  # [num_seqs, H, D], [num_seqs, 1, 1]
     for s, n in enumerate(lens):
         [q[s]], k, v = texts(rng, 1, n, num_heads, num_kv_heads, head_size, scale, wild)  # [H, D], each [n, KH, D]
+        if level is not None:
+            q[s], k[:] = level / head_size / scale, 1  # [H, D], [n, KH, D]
         for i in range(-(-n // size)):
             tables[s, i] = block = next(places)
             part = slice(i * size, (i + 1) * size)

@@ -8,15 +8,16 @@ from minipage.learn.judge import Wrong
 
 
 def layer(num_in, num_out, dtype=np.float32):
-    """A weight and a bias whose numbers say where they belong: weight[i, j] = 100 * i + j + 1, bias[j] = 10000 + j."""
-    weight = np.add.outer(100.0 * np.arange(num_in), np.arange(num_out) + 1).astype(dtype)  # [in, out]
-    return weight, (10000.0 + np.arange(num_out)).astype(dtype)  # [in, out], [out]
+    """A weight and a bias whose numbers say where they belong: weight[i, j] = 100 * i + j + 1.3, bias[j] = 70000.3 + j.
+    They are not whole, and larger than 16 bits hold."""
+    weight = np.add.outer(100.0 * np.arange(num_in), np.arange(num_out) + 1.3).astype(dtype)  # [in, out]
+    return weight, (70000.3 + np.arange(num_out)).astype(dtype)  # [in, out], [out]
 
 
 def parts_of(impl, call, weight, bias, *arguments):
     """What came back, after a look at what was lent."""
     impl.diary.begin()
-    impl.diary.note(f"{call}   with weight[i, j] = 100 * i + j + 1, bias[j] = 10000 + j")
+    impl.diary.note(f"{call}   with weight[i, j] = 100 * i + j + 1.3, bias[j] = 70000.3 + j")
     lent = Untouched(weight=weight, bias=bias)
     result = getattr(impl, call.partition("(")[0])(weight, bias, *arguments)
     lent.check()
@@ -75,7 +76,7 @@ SHAPES = [(1,), (2,), (2, 3), (3, 1, 2), (1, 1, 1), (2, 2, 2, 2)]
 def test_12_4_all_reduce(impl, size, which, seed):
     rng = np.random.default_rng([size, which, seed])
     shape = SHAPES[which]
-    parts = [rng.integers(-9, 10, shape) + 100.0**rank for rank in range(size)]  # each [*shape]
+    parts = [rng.integers(-72, 73, shape) / 8 + 100.0**rank for rank in range(size)]  # each [*shape]
     parts = [part.astype(np.float32 if seed else float) for part in parts]
     impl.diary.begin()
     impl.diary.note(f"all_reduce({[part.tolist() for part in parts]})")

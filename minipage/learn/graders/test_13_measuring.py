@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minipage.learn.graders.common import every, expect, expect_number, must_raise, programs
+from minipage.learn.judge import Wrong
 
 QUICK = programs(120)
 
@@ -57,6 +58,18 @@ def test_13_1_percentile(impl, values, percent):
     check_percentile(impl, values, percent)
 
 
+def test_13_1_times_of_a_clock(impl):
+    """Seconds since 1970 need more digits than float32 has."""
+    impl.diary.begin()
+    values = [1.7e9 + i / 8 for i in range(9)]
+    impl.diary.note(f"percentile({values}, 50)")
+    got = impl.percentile(list(values), 50)
+    why = "Times of a clock are large numbers that differ by little: float32 has 7 digits, which are too few for them."
+    expect_number("the percentile", got, exactly(values[4]), why)
+    if not abs(float(got) - values[4]) < 0.01:
+        raise Wrong(why, values[4], float(got), "the percentile")
+
+
 def test_13_1_no_values(impl):
     impl.diary.begin()
     must_raise(ValueError, lambda: impl.percentile([], 50), "No values have no percentile: raise ValueError.")
@@ -68,7 +81,7 @@ def served_at(unit):
         lambda start, arrival, wait, more, tokens: Served(
             *((start + t) * unit for t in (arrival, arrival + wait, arrival + wait + more)), tokens
         ),
-        st.sampled_from([0, 0, 5]), st.integers(0, 8), st.integers(1, 4), st.integers(0, 8),
+        st.sampled_from([0, 0, 5, int(1.7e9 / unit)]), st.integers(0, 8), st.integers(1, 4), st.integers(0, 8),
         st.integers(1, 10) | st.integers(1, 3000),
     )  # fmt: skip
 
@@ -132,6 +145,11 @@ def test_13_4_the_example(impl):
 @every(memory=range(0, 60, 5), bytes_per_token=range(1, 4), block_size=range(1, 4), num_tokens=range(1, 6))
 def test_13_4_capacity(impl, memory, bytes_per_token, block_size, num_tokens):
     check_capacity(impl, memory, bytes_per_token, block_size, num_tokens)
+
+
+@every(block_size=(128, 1000, 4096), more=(-1, 0, 1), full=(1, 3))
+def test_13_4_of_large_blocks(impl, block_size, more, full):
+    check_capacity(impl, 100 * block_size, 1, block_size, full * block_size + more)
 
 
 @every(
