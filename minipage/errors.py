@@ -52,7 +52,10 @@ class KernelArgumentError(MinipageError, ValueError):
 
 def count(number: int, noun: str) -> str:
     """1 block, 2 blocks: for every sentence with a number in it."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    try:
+        return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    except ValueError:  # Python writes no integers of over 4,300 digits
+        return f"far too many {noun}s"
 
 
 SHORT = Repr()
@@ -64,7 +67,7 @@ def shown(value: object) -> str:
     try:
         text = SHORT.repr(value)
         return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
-    except Exception:  # Python writes no integers of over 4,300 digits, and an object may have a repr of its own
+    except Exception:  # an integer of over 4,300 digits, or an object with a repr of its own
         return f"a value of type {type(value).__name__} that cannot be written out"
 
 
