@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from numbers import Integral
+from reprlib import Repr
 
 
 class MinipageError(Exception):
@@ -51,11 +52,27 @@ class KernelArgumentError(MinipageError, ValueError):
 
 def count(number: int, noun: str) -> str:
     """1 block, 2 blocks: for every sentence with a number in it."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    try:
+        return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    except ValueError:  # Python writes no integers of over 4,300 digits
+        return f"far too many {noun}s"
+
+
+SHORT = Repr()
+SHORT.maxstring = SHORT.maxother = SHORT.maxlong = LONGEST = 80  # characters
+
+
+def shown(value: object) -> str:
+    """A value in a sentence, shortened. Whatever it is, this raises nothing: the sentence is what has to come out."""
+    try:
+        text = SHORT.repr(value)
+        return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
+    except Exception:  # an integer of over 4,300 digits, or an object with a repr of its own
+        return f"a value of type {type(value).__name__} that cannot be written out"
 
 
 def require_positive(**settings: object) -> None:
     """Raise ConfigurationError unless each setting is a whole number of at least 1."""
     for name, value in settings.items():
         if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
-            raise ConfigurationError(f"{name} is {value!r}; it must be a whole number of at least 1.")
+            raise ConfigurationError(f"{name} is {shown(value)}; it must be a whole number of at least 1.")

@@ -7,10 +7,9 @@ A prompt is a text; or token ids: a list, a NumPy array, a PyTorch tensor, an it
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from reprlib import repr as shortened
 from typing import Any, TypeAlias
 
-from minipage.errors import InvalidRequestError, count
+from minipage.errors import InvalidRequestError, count, shown
 from minipage.model.tokenizer import Tokenizer, without_surrogates
 from minipage.sampling import as_plain, is_whole
 
@@ -57,29 +56,29 @@ def text_and_ids(prompt: Prompt) -> tuple[str | None, list[Any] | None]:
         return None, members(prompt)
     given = {key: value for key, value in prompt.items() if value is not None}
     if unknown := [key for key in given if key not in KEYS]:
-        key = shortened(unknown[0])
+        key = shown(unknown[0])
         raise InvalidRequestError(f"a prompt has the key {key}; known are {' and '.join(map(repr, KEYS))}.")
     if not given:
         raise InvalidRequestError("a prompt is an empty dict; give it a 'prompt' or 'prompt_token_ids'.")
     text, token_ids = (given.get(key) for key in KEYS)
     if text is not None and not isinstance(text, str):
-        raise InvalidRequestError(f"the 'prompt' of a dict is {shortened(text)}; it must be a text.")
+        raise InvalidRequestError(f"the 'prompt' of a dict is {shown(text)}; it must be a text.")
     return text and without_surrogates(text), None if token_ids is None else members(token_ids)
 
 
 def members(values: Any) -> list[Any]:
     """What a list, an array, an iterator, ... holds; InvalidRequestError for what only looks like one."""
     if isinstance(values, bytes | bytearray | memoryview):
-        raise InvalidRequestError(f"{shortened(values)} is bytes, which may be any text; decode it first.")
+        raise InvalidRequestError(f"{shown(values)} is bytes, which may be any text; decode it first.")
     if isinstance(values, set | frozenset):
-        raise InvalidRequestError(f"{shortened(values)} is a set, which has no order; give a list.")
+        raise InvalidRequestError(f"{shown(values)} is a set, which has no order; give a list.")
     if getattr(values, "ndim", 1) != 1:
         raise InvalidRequestError(
             f"an array has {values.ndim} dimensions; the token ids of a prompt have 1. Give a list for each prompt."
         )
     if isinstance(values, str | Mapping) or not isinstance(values, Iterable):
         raise InvalidRequestError(
-            f"{shortened(values)} is no prompt; give a text, a list of token ids, or a list of either."
+            f"{shown(values)} is no prompt; give a text, a list of token ids, or a list of either."
         )
     return [as_plain(value) if getattr(value, "ndim", 1) == 0 else value for value in as_plain(values)]
 
@@ -88,6 +87,4 @@ def check_token_ids(token_ids: Sequence[Any], vocab_size: int, what: str) -> Non
     """Raise InvalidRequestError unless all are tokens of the model."""
     for token in token_ids:
         if not is_whole(token) or not 0 <= token < vocab_size:
-            raise InvalidRequestError(
-                f"{what} has the token id {shortened(token)}; this model has 0 to {vocab_size - 1}."
-            )
+            raise InvalidRequestError(f"{what} has the token id {shown(token)}; this model has 0 to {vocab_size - 1}.")

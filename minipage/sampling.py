@@ -19,7 +19,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from minipage.errors import InvalidRequestError
+from minipage.errors import InvalidRequestError, shown
+
+MOST_TEXTS = 16_384  # of one request; as in vLLM
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class SamplingParams:
     def __post_init__(self) -> None:
         def require(valid: bool, name: str, allowed: str) -> None:
             if not valid:
-                raise InvalidRequestError(f"{name} is {getattr(self, name)!r}; it must be {allowed}.")
+                raise InvalidRequestError(f"{name} is {shown(getattr(self, name))}; it must be {allowed}.")
 
         for field in fields(self):
             object.__setattr__(self, field.name, as_plain(getattr(self, field.name)))
@@ -67,20 +69,24 @@ class SamplingParams:
         require(is_whole(self.top_k) and self.top_k >= -1, "top_k", "a whole number; 0 or -1 to keep all tokens")
         require(is_real(self.top_p) and 0 < self.top_p <= 1, "top_p", "above 0 and at most 1")
         require(is_real(self.min_p) and 0 <= self.min_p <= 1, "min_p", "from 0 to 1")
-        for name, least in (("seed", 0), ("max_tokens", 1), ("logprobs", 0)):
+        is_seed = self.seed is None or (is_whole(self.seed) and 0 <= self.seed < 2**64)
+        require(is_seed, "seed", "None or a whole number from 0 to 2**64 - 1")
+        for name, least in (("max_tokens", 1), ("logprobs", 0)):
             value = getattr(self, name)
             allowed = f"None or a whole number of at least {least}"
             require(value is None or (is_whole(value) and value >= least), name, allowed)
         most = math.inf if self.max_tokens is None else self.max_tokens
         require(is_whole(self.min_tokens) and 0 <= self.min_tokens <= most, "min_tokens", "from 0 to max_tokens")
-        require(is_whole(self.n) and self.n >= 1, "n", "a whole number of at least 1")
+        require(is_whole(self.n) and 1 <= self.n <= MOST_TEXTS, "n", f"a whole number from 1 to {MOST_TEXTS:,}")
         require(self.beam_width is None or self.n == 1, "n", "1 in a beam search, which gives beam_width texts")
         require(is_real(self.length_penalty), "length_penalty", "a finite number")
-        require(self.early_stopping in (True, False, "never"), "early_stopping", "True, False or 'never'")
+        knows_when = isinstance(self.early_stopping, bool) or self.early_stopping == "never"
+        require(knows_when, "early_stopping", "True, False or 'never'")
         for name in ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output"):
             require(isinstance(getattr(self, name), bool), name, "True or False")
         if self.beam_width is not None:
-            require(is_whole(self.beam_width) and self.beam_width >= 1, "beam_width", "a whole number of at least 1")
+            is_width = is_whole(self.beam_width) and 1 <= self.beam_width <= MOST_TEXTS
+            require(is_width, "beam_width", f"a whole number from 1 to {MOST_TEXTS:,}")
             draws = self.temperature not in (0, 1) or self.top_k > 0 or self.top_p < 1 or self.min_p > 0
             require(
                 not draws, "beam_width", "left out when temperature, top_k, top_p or min_p is set: beams are not drawn"
@@ -121,8 +127,19 @@ def is_real(value: Any) -> bool:
 
 
 def as_plain(value: Any) -> Any:
-    """NumPy's and PyTorch's numbers and arrays as Python's own numbers and lists; anything else as it is."""
-    return value.tolist() if hasattr(value, "tolist") and hasattr(value, "ndim") else value
+    """NumPy's and PyTorch's numbers and arrays as Python's own numbers and lists; anything else as it is.
+
+    Raises:
+        InvalidRequestError: an array that has no list of its members: a sparse one, or one without memory.
+    """
+    if not (hasattr(value, "tolist") and hasattr(value, "ndim")):
+        return value
+    try:
+        return value.tolist()
+    except Exception as error:  # each library, and each layout, raises its own
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        message = f"a {type(value).__name__} cannot be made a list ({reason}); give a list or a plain array."
+        raise InvalidRequestError(message) from error
 
 
 def as_tuple(values: Any) -> Any:

@@ -21,7 +21,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from minipage.errors import InvalidRequestError, MinipageError
+from minipage.errors import InvalidRequestError, MinipageError, shown
 from minipage.sampling import SamplingParams, probabilities, random_number, sample, top_logprobs
 
 # Whole numbers divided by a power of two: sums come out the same in any order, so a tie is a tie for everybody.
@@ -204,7 +204,7 @@ GOOD = [
     {"top_p": 1},
     {"min_p": 1},
     {"seed": 0},
-    {"seed": 2**70},
+    {"seed": 2**64 - 1},
     {"max_tokens": 1, "min_tokens": 1},
     {"max_tokens": None, "min_tokens": 10**6},
     {"stop": "x"},
@@ -212,8 +212,9 @@ GOOD = [
     {"stop": (), "stop_token_ids": (3, 4)},
     {"stop": None, "stop_token_ids": None},  # vLLM's defaults
     {"logprobs": 0},
-    {"n": 4},
+    {"n": 16_384},
     {"beam_width": 1},
+    {"beam_width": 16_384, "early_stopping": np.True_},
     {"beam_width": 3, "length_penalty": -0.5, "early_stopping": "never", "stop_token_ids": (1,)},
 ]
 BAD = {
@@ -221,16 +222,16 @@ BAD = {
     "top_k": [-2, 1.0, True, "5", None],
     "top_p": [0, -0.5, 1.5, math.nan, math.inf, True, "0.5", None],
     "min_p": [-0.1, 1.1, math.nan, True, "0", None],
-    "seed": [-1, 1.5, True, "1"],
+    "seed": [-1, 1.5, True, "1", 2**64, 10**5000],
     "max_tokens": [0, -1, 1.5, True, "16", math.inf],
     "min_tokens": [-1, 17, 1.0, True, None],  # max_tokens is 16
     "logprobs": [-1, 1.0, True, "all"],
     "stop": ["", [""], ["ok", ""], [3], 5, [None], b"x", b"", bytearray(b"x"), [b"x"]],
-    "n": [0, -1, 1.0, True, "2", None],
-    "beam_width": [0, -1, 1.5, True, "4"],
-    "length_penalty": [math.nan, math.inf, "1", None, True],
-    "early_stopping": ["always", None, 2],
-    "stop_token_ids": [["x"], [1.0], [True], 5, "12", "", b"12", [[1, 2]]],
+    "n": [0, -1, 1.0, True, "2", None, 16_385, 10**5000],
+    "beam_width": [0, -1, 1.5, True, "4", 16_385, 10**5000],
+    "length_penalty": [-(10**5000), math.nan, math.inf, "1", None, True],
+    "early_stopping": ["always", None, 2, 1, 0, 1.0],
+    "stop_token_ids": [["x", 10**5000], ["x"], [1.0], [True], 5, "12", "", b"12", [[1, 2]]],
     "ignore_eos": [1, None, "yes"],
     "skip_special_tokens": [0, None, "no"],
     "include_stop_str_in_output": [1, None],
@@ -246,11 +247,11 @@ def test_good_parameters_are_taken(values):
 BAD_PAIRS = [(name, value) for name, values in BAD.items() for value in values]
 
 
-@pytest.mark.parametrize(("name", "value"), BAD_PAIRS, ids=lambda x: str(x)[:9])
+@pytest.mark.parametrize(("name", "value"), BAD_PAIRS, ids=lambda x: shown(x)[:9])
 def test_a_bad_parameter_is_named_with_its_value(name, value):
     with pytest.raises(InvalidRequestError) as error:
         SamplingParams(**{name: value})
-    assert str(error.value).startswith(f"{name} is {value!r}; it must be "), str(error.value)
+    assert str(error.value).startswith(f"{name} is {shown(value)}; it must be "), str(error.value)
     assert isinstance(error.value, MinipageError) and isinstance(error.value, ValueError)
 
 
@@ -306,6 +307,25 @@ def test_what_ends_a_text_may_come_as_anything_that_has_members(way):
 @pytest.mark.parametrize("tensor", [torch.tensor([3, 1]), [torch.tensor(3), torch.tensor(1)], np.array([3, 1], "u1")])
 def test_stop_tokens_may_be_tensors(tensor):
     assert SamplingParams(stop_token_ids=tensor).stop_token_ids == (3, 1)
+
+
+@pytest.mark.parametrize("field", ["seed", "stop_token_ids"])
+@pytest.mark.parametrize("tensor", [torch.ones(2, dtype=torch.int).to_sparse(), torch.ones((), device="meta")])
+def test_tensors_without_a_list_of_members_are_refused(field, tensor):
+    with pytest.raises(InvalidRequestError):
+        SamplingParams(**{field: tensor})
+
+
+class Unspeakable:
+    def __repr__(self):
+        raise RuntimeError("no words for it")
+
+
+@pytest.mark.parametrize("value", [10**5000, [10**5000], Unspeakable(), {"a": [Unspeakable()]}, "x" * 10**6], ids=shown)
+def test_whatever_is_wrong_a_sentence_can_show_it(value):
+    assert 0 < len(shown(value)) < 200
+    with pytest.raises(InvalidRequestError):
+        SamplingParams(temperature=value)
 
 
 def test_a_list_that_its_owner_changes_later_is_not_ours():

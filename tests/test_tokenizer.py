@@ -167,6 +167,58 @@ def test_a_text_that_a_tokenizer_cannot_spell_is_refused():
         TOKENIZERS["WordPiece"].encode("Zürich")
 
 
+def panicking():
+    """A tokenizer whose library panics where a text is a single space, and knows how to go on."""
+    steps = [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 1)]
+    return by_words(["▁", "▁a", "b", "▁b▁"], decoders.Sequence(steps))
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "text"),
+    [([0], LOST), ([1], "a"), ([0, 1], " a"), ([1, 0], "a"), ([0, 0, 0], " "), ([2**40], LOST), ([-1, 1], LOST + "a")],
+)
+def test_a_panic_of_the_library_is_no_reason_to_stop(token_ids, text):
+    tokenizer = panicking()
+    assert tokenizer.decode(token_ids) == text
+    assert tokenizer.token_text(token_ids[0]) in (LOST, "a")
+
+
+@given(st.lists(st.integers(0, 3), max_size=8))
+def test_what_was_streamed_stays_where_the_library_panics(token_ids):
+    tokenizer = panicking()
+    *texts, whole = streamed(tokenizer, token_ids)
+    assert whole == tokenizer.decode(token_ids)
+
+
+def test_what_was_said_before_a_decoder_fails_for_good_stays(monkeypatch):
+    tokenizer = by_words(SPACED, decoders.Metaspace())
+    detokenizer = Detokenizer(tokenizer)
+    for token_id in (1, 3):
+        detokenizer.add(token_id)
+    said = detokenizer.text
+    tokenizer.backend.decoder = panicking().backend.decoder
+    for token_id in (4, 4, 4):
+        detokenizer.add(token_id)
+    monkeypatch.setattr(tokenizer, "decode_whole", lambda *_: 1 / 0)
+    for _ in range(2):
+        detokenizer.flush()
+        assert said and detokenizer.text.startswith(said) and detokenizer.text.strip(LOST + " ") == said.strip()
+
+
+def test_a_text_that_the_library_panics_at_is_refused():
+    class PanicException(BaseException):
+        pass
+
+    class Backend:
+        def encode(self, text):
+            raise PanicException("index out of bounds")
+
+    tokenizer = byte_level()
+    tokenizer.backend = Backend()
+    with pytest.raises(InvalidRequestError, match="panicked: index out of bounds"):
+        tokenizer.encode("a")
+
+
 @given(st.text(st.characters(), max_size=8))
 def test_whatever_is_in_a_text_it_can_be_encoded_and_comes_back(text):
     tokenizer = TOKENIZERS["byte level"]

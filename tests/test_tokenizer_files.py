@@ -9,6 +9,7 @@ from transformers import GPT2Tokenizer
 from minipage.engine import LLM
 from minipage.errors import ModelError
 from minipage.model.tokenizer_files import read_tokenizer
+from minipage.model.weights import load_model
 from minipage.sampling import SamplingParams
 
 TEXTS = ["Every wave", " the  café,\n£5 你好🙂", "the<|endoftext|> sea", "a [PAD]b <s> c", "", "# #", "\u2028\x85 x"]
@@ -85,6 +86,20 @@ def test_tokenizer_json_counts_before_all_others(folder):
 def test_one_without_the_other_is_no_tokenizer(folder, file):
     (folder / file).unlink()
     assert read_tokenizer(folder) is None
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "vocab.json"])
+def test_the_file_with_the_tokens_of_another_model_is_named(folder, file):
+    save_gpt2(folder, vocab_size=60, eos_token_id=0)
+    if file == "tokenizer.json":
+        save_tokenizer(folder)
+    with pytest.raises(ModelError, match=rf"{file} knows \d+ tokens.*the model's own {file}"):
+        load_model(folder)
+
+
+def test_null_describes_no_tokens(folder):
+    write(folder, "tokenizer_config.json", {"added_tokens_decoder": None})
+    assert read_tokenizer(folder).vocab_size == 300
 
 
 def test_lines_may_end_as_on_windows(folder):

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
 from minipage.engine import LLM
-from minipage.errors import InvalidRequestError, ModelError
+from minipage.errors import InvalidRequestError, ModelError, shown
 from minipage.model.weights import load_model
 from minipage.sampling import SamplingParams
 
@@ -345,7 +345,9 @@ def test_what_looks_like_a_path_never_goes_to_the_network(path):
         load_model(path)
 
 
-@pytest.mark.parametrize("model", [None, 5, b"gpt2", "", ["gpt2"], True])
+@pytest.mark.parametrize(
+    "model", [None, 5, b"gpt2", "", ["gpt2"], True, np.zeros(3), torch.zeros(3), 10**5000], ids=shown
+)
 def test_what_is_no_name_at_all_is_no_model(model):
     with pytest.raises(ModelError, match=r"model is .*Give a folder"):
         load_model(model)
@@ -428,6 +430,44 @@ def test_a_damaged_or_hostile_pickle_is_refused(folder, content):
     assert_refused(folder, "pytorch_model.bin", "damaged, or holds more than weights")
 
 
+ODD_TENSORS = {
+    "sparse": torch.ones(257, 16).to_sparse(),
+    "conjugate": torch.ones(257, 16, dtype=torch.complex64).conj(),
+    "without memory": torch.ones(257, 16, device="meta"),
+    "nested": torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+}
+
+
+def save_pickled(folder, **others):
+    tensors = load_file(folder / "model.safetensors") | others
+    torch.save({7: torch.ones(3), (1, 2): "text", None: None} | tensors, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize("odd", ODD_TENSORS.values(), ids=ODD_TENSORS)
+def test_an_odd_tensor_is_named_and_counts_only_if_it_is_a_weight(folder, odd, original):
+    expected = load_model(original).weights
+    save_pickled(folder, buffer=odd)
+    ours = load_model(folder).weights
+    assert ours.keys() == expected.keys() and all(np.array_equal(ours[name], expected[name]) for name in ours)
+    save_gpt2(folder)
+    save_pickled(folder, **{"transformer.wte.weight": odd})
+    assert_refused(folder, "wte.weight")
+
+
+def test_a_pickle_of_no_dict_is_refused(folder):
+    (folder / "model.safetensors").unlink()
+    torch.save([torch.ones(3)], folder / "pytorch_model.bin")
+    assert_refused(folder, "pytorch_model.bin", "damaged, or holds more than weights")
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a\ud800b", "x" * 10_000])
+def test_an_index_that_names_what_no_file_can_be_called_is_refused(folder, name):
+    shard(folder)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"wte.weight": name}}))
+    assert_refused(folder, "missing or damaged")
+
+
 BAD_INDICES = {
     "a list": {"weight_map": ["model.safetensors"]},
     "no map": {"metadata": {}},
@@ -499,7 +539,8 @@ def test_a_model_that_is_not_quite_a_gpt2_is_refused(folder, setting, value):
     [
         *[("n_embd", None), ("n_embd", "wide"), ("n_layer", 0), ("n_head", 3), ("n_head", 0), ("n_positions", -1)],
         *[("n_embd", 16.5), ("n_layer", True), ("n_head", [2]), ("n_inner", "64"), ("n_inner", 0), ("n_inner", 64.0)],
-        *[("layer_norm_epsilon", value) for value in ("1e-5", -1, True, [1e-5])],
+        *[("layer_norm_epsilon", value) for value in ("1e-5", -1, True, [1e-5], 10**400)],
+        *[("n_layer", 10**400), ("vocab_size", 10**4200), ("n_inner", 2**31)],
         ("hidden_size", "wide"),
     ],
 )
@@ -515,14 +556,37 @@ def test_a_config_without_a_size_is_refused(folder, setting):
     assert_refused(folder, "config.json", "lacks", setting)
 
 
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
+@pytest.mark.parametrize("depth", [17, 700])
+def test_an_end_of_text_in_lists_in_lists_in_lists_is_refused(folder, file, depth):
+    config = json.loads((folder / "config.json").read_text())
+    text = "[" * depth + "1" + "]" * depth
+    (folder / file).write_text(json.dumps(config | {"eos_token_id": "it"}).replace('"it"', text))
+    assert_refused(folder, file, "eos_token_id")
+
+
+@pytest.mark.parametrize("setting", ["model_type", "n_embd"])
+def test_a_setting_of_many_lists_in_lists_is_refused(folder, setting):
+    config = json.loads((folder / "config.json").read_text())
+    text = "[" * 700 + "]" * 700
+    (folder / "config.json").write_text(json.dumps(config | {setting: "it"}).replace('"it"', text))
+    assert_refused(folder, "config.json", setting)
+
+
+@pytest.mark.parametrize("untied", [False, 0, None])
+def test_whatever_is_not_true_says_that_the_head_is_untied(tmp_path, folder, untied):
+    configure(folder, tie_word_embeddings=untied)
+    assert_refused(folder, "lm_head.weight", "lacks 1 weight")
+
+
 def test_a_missing_weight_is_named(folder):
     rewrite(folder, lambda name, tensor: None if "h.1.mlp.c_fc.weight" in name else (name, tensor))
-    assert_refused(folder, "h.1.mlp.c_fc.weight", "lacks 1 weights")
+    assert_refused(folder, "h.1.mlp.c_fc.weight", "lacks 1 weight")
 
 
 def test_a_head_that_is_missing_is_not_guessed(folder):
     configure(folder, tie_word_embeddings=False)
-    assert_refused(folder, "lm_head.weight", "lacks 1 weights")
+    assert_refused(folder, "lm_head.weight", "lacks 1 weight")
 
 
 def test_a_weight_of_another_type_is_named(folder):

@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from minipage.errors import KernelArgumentError
+from minipage.errors import KernelArgumentError, shown
 
 Floats = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.integer[Any]]
@@ -78,6 +78,7 @@ def as_array(name: str, given: Any) -> npt.NDArray[Any]:
     """What was given as an array: the same memory if it is one already, a copy if it is a list."""
     if type(given) is np.ndarray:
         return given
+    require(not np.ma.is_masked(given), f"{name} is a masked array; fill in what is masked, since all of it is used.")
     try:
         return np.asarray(given)
     except Exception as error:  # an object may bring a conversion of its own, which may raise anything
@@ -115,7 +116,7 @@ def as_scale(scale: Any, dtype: npt.DTypeLike) -> float:
     require(
         is_real and abs(scale) <= float(np.finfo(dtype).max),  # false for NaN
         lambda: (
-            f"scale is {scale!r}; it must be a finite number that {np.dtype(dtype)} can hold, usually "
+            f"scale is {shown(scale)}; it must be a finite number that {np.dtype(dtype)} can hold, usually "
             "1 / sqrt(head_size)."
         ),
     )

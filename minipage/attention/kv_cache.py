@@ -7,7 +7,7 @@ in one block is contiguous memory, and a block table is all it takes to find it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,12 @@ from minipage.attention.arguments import (
 )
 from minipage.attention.halves import stored
 from minipage.attention.quantize import quantize
-from minipage.errors import ConfigurationError, require_positive
+from minipage.errors import ConfigurationError, count, require_positive, shown
 from minipage.memory import BlockCopy, BlockPool
+
+
+SCALE_BYTES = 4  # float32
+LARGEST_MEMORY = 2**63  # bytes; no array has as many
 
 
 class KVCache:
@@ -148,7 +152,8 @@ def copy_blocks(source: KVCache, destination: KVCache, copies: Sequence[BlockCop
     All sources are read before any destination is written; of copies to the same block, the last one counts. Raises
     KernelArgumentError if a block does not exist or the caches hold different numbers; nothing was copied then.
     """
-    pairs = as_integers("copies", list(copies))  # [num_copies, 2]
+    is_many = isinstance(copies, Iterable) and not hasattr(copies, "ndim")  # an array is taken as it is
+    pairs = as_integers("copies", list(copies) if is_many else copies)  # [num_copies, 2]
     if pairs.size == 0:
         return
     check_copies(pairs, source.arrays, destination.arrays)
@@ -172,16 +177,30 @@ def blocks_that_fit(
 
     Raises ConfigurationError if `memory` (an option called `name`) or `block_size` makes no sense, or no block fits.
     """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?))?b?\s*", str(memory).lower())
-    if not match or isinstance(memory, bool):
-        raise ConfigurationError(f"{name} is {memory!r}; it must be a number of bytes, or a text such as '512MiB'.")
-    power = " kmgt".index(match[2] or " ")
-    num_bytes = int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+    num_bytes = read_bytes(memory, name)
     require_positive(block_size=block_size)
-    bytes_per_block = KVCache(num_layers, 1, block_size, num_kv_heads, head_size, dtype).nbytes
+    bytes_per_head = 2 * (head_size * np.dtype(dtype).itemsize + (SCALE_BYTES if dtype in QUANTIZED else 0))
+    bytes_per_token = num_layers * num_kv_heads * bytes_per_head
+    bytes_per_block = int(block_size) * bytes_per_token
     if num_bytes < bytes_per_block:
         raise ConfigurationError(
-            f"{name} is {memory!r}, too small for one block: {block_size} tokens take {bytes_per_block:,} bytes here. "
-            "Give more memory, or a smaller block_size."
+            f"{name} is {shown(memory)}, too small for one block: {count(block_size, 'token')} of "
+            f"{count(bytes_per_token, 'byte')} each make {count(bytes_per_block, 'byte')} here. Give more memory, or a smaller block_size."
         )
     return num_bytes // bytes_per_block
+
+
+def read_bytes(memory: int | str, name: str) -> int:
+    """A number of bytes, or a text such as "512MiB", as a number that a machine can have."""
+    try:
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgt])(i?))?b?\s*", str(memory).lower())
+    except Exception:  # an integer of over 4,300 digits, or an object with a text of its own
+        match = None
+    if match and not isinstance(memory, bool):
+        power = " kmgt".index(match[2] or " ")
+        num_bytes = float(match[1]) * (1024 if match[3] else 1000) ** power
+        if num_bytes < LARGEST_MEMORY:
+            return int(num_bytes)
+    raise ConfigurationError(
+        f"{name} is {shown(memory)}; it must be a number of bytes, or a text such as '512MiB', below 2**63."
+    )

@@ -6,6 +6,7 @@ PyTorch; where that is not installed, the error says how to convert the file.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from shlex import quote
 from typing import Any
@@ -18,11 +19,13 @@ from minipage.errors import ModelError
 DTYPES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}  # as safetensors names them
 
 
-def read_pytorch_files(folder: Path) -> dict[str, tuple[str, tuple[int, ...], npt.NDArray[np.uint8]]]:
-    """(dtype, shape, bytes) of all tensors in pytorch_model*.bin.
+def read_pytorch_files(
+    folder: Path, is_wanted: Callable[[str], bool]
+) -> dict[str, tuple[str, tuple[int, ...], npt.NDArray[np.uint8]]]:
+    """(dtype, shape, bytes) of the tensors in pytorch_model*.bin whose names are wanted.
 
     Raises:
-        ModelError: a file cannot be read, or PyTorch is not installed.
+        ModelError: a file or a tensor cannot be read, or PyTorch is not installed.
     """
     try:
         import torch
@@ -40,10 +43,15 @@ def read_pytorch_files(folder: Path) -> dict[str, tuple[str, tuple[int, ...], np
             raise ModelError(f"{file} is damaged, or holds more than weights ({reason}). Fetch it again.") from error
     stored = {}
     for name, tensor in tensors.items():
-        if isinstance(tensor, torch.Tensor):
-            dtype = str(tensor.dtype).removeprefix("torch.")
+        if not (isinstance(name, str) and is_wanted(name) and isinstance(tensor, torch.Tensor)):
+            continue
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        try:
             data = tensor.detach().contiguous().flatten().view(torch.uint8).numpy()  # [num_bytes]
             stored[name] = DTYPES.get(dtype, dtype), tuple(tensor.shape), data
+        except Exception as error:  # it is sparse, nested, without memory, ...: each kind raises its own
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            raise ModelError(f"{folder}: {name!r} is no plain tensor ({reason}). Save it as one.") from error
     return stored
 
 

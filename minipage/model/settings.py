@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from pathlib import Path
 from typing import Any
 
-from minipage.errors import ModelError
+from minipage.errors import ModelError, shown
 from minipage.model.gpt import GPTConfig
 
 LFS_POINTER = b"version https://git-lfs"  # how the file begins that Git leaves in place of a large one
@@ -21,6 +21,8 @@ SIZES = {
     "n_layer": "num_hidden_layers",
     "n_head": "num_attention_heads",
 }
+LARGEST_SIZE = 2**31 - 1
+DEEPEST = 16  # lists in one another
 EXPECTED = {
     "model_type": ("gpt2",),
     # Several names of one function.
@@ -46,7 +48,7 @@ def why(path: Path, error: Exception) -> str:
     try:
         with path.open("rb") as file:
             beginning = file.read(len(LFS_POINTER))
-    except OSError:
+    except (OSError, ValueError):  # the latter: no file can have such a name
         return str(error)
     if beginning == LFS_POINTER:
         return "it is only a pointer of Git LFS: `git lfs pull` in its folder gets the file itself"
@@ -60,7 +62,7 @@ def read_config(settings: dict[str, Any], folder: Path) -> GPTConfig:
     path = folder / "config.json"
     for name, values in EXPECTED.items():
         if settings.get(name, values[0]) not in values:
-            found = f"{path} says {name} = {settings[name]!r}"
+            found = f"{path} says {name} = {shown(settings[name])}"
             raise ModelError(f"{found}, but minipage computes only {values[0]!r}. Choose a plain GPT-2.")
     given = {name: value for name, value in settings.items() if value is not None}
     sizes: dict[str, Any] = {name: given.get(other, given.get(name)) for name, other in SIZES.items()}
@@ -69,7 +71,7 @@ def read_config(settings: dict[str, Any], folder: Path) -> GPTConfig:
     wrong = {name: size for name, size in (sizes | inner).items() if not is_size(size)}
     wrong |= {} if is_epsilon(epsilon) else {"layer_norm_epsilon": epsilon}
     if wrong:
-        found = ", ".join(f"{name} = {value!r}" for name, value in wrong.items())
+        found = ", ".join(f"{name} = {shown(value)}" for name, value in wrong.items())
         raise ModelError(f"{path} lacks a GPT-2's sizes, or has them wrong: {found}. Fetch it again.")
     config = GPTConfig(**sizes, **inner, layer_norm_epsilon=float(epsilon))
     if config.n_embd % config.n_head:
@@ -78,25 +80,28 @@ def read_config(settings: dict[str, Any], folder: Path) -> GPTConfig:
 
 
 def is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LARGEST_SIZE
 
 
 def is_epsilon(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max
 
 
 def end_tokens(settings: dict[str, Any], folder: Path, vocab_size: int) -> frozenset[int]:
     """Tokens that end a text: those of config.json, and of generation_config.json, if there is one."""
     path = folder / "generation_config.json"
     generation = read_json(path) if path.exists() else {}
-    both = [settings.get("eos_token_id"), generation.get("eos_token_id")]
-    return frozenset(token_id for token_id in token_ids_in(both) if 0 <= token_id < vocab_size)
+    said = (folder / "config.json", settings), (path, generation)
+    found = [token_id for file, each in said for token_id in token_ids_in(each.get("eos_token_id"), file)]
+    return frozenset(token_id for token_id in found if 0 <= token_id < vocab_size)
 
 
-def token_ids_in(value: object) -> list[int]:
+def token_ids_in(value: object, path: Path, depth: int = 0) -> list[int]:
     """The whole numbers in what ought to be one or a list of them, and may be null, -1, "50256", ..."""
     if isinstance(value, list):
-        return [token_id for each in value for token_id in token_ids_in(each)]
+        if depth == DEEPEST:
+            raise ModelError(f"{path} has an eos_token_id of lists in lists in lists; give a list of token ids.")
+        return [token_id for each in value for token_id in token_ids_in(each, path, depth + 1)]
     if isinstance(value, str) and value.strip().isdecimal() and len(value) < 20:
         return [int(value)]
     return [value] if isinstance(value, int) and not isinstance(value, bool) else []

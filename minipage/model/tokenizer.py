@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 from tokenizers.decoders import DecodeStream
 
 from minipage.errors import InvalidRequestError, ModelError
 from minipage.model.settings import why
+
+
+LOST = "\N{REPLACEMENT CHARACTER}"
 
 
 class Tokenizer:
@@ -43,14 +47,27 @@ class Tokenizer:
             InvalidRequestError: the tokenizer has no way to spell it.
         """
         try:
-            return list(self.backend.encode(without_surrogates(text)).ids)
+            return list(ask(self.backend.encode, without_surrogates(text)).ids)
         except Exception as error:  # the library raises bare Exceptions
             message = f"the tokenizer cannot read the text ({error}); leave out what it has no token for."
             raise InvalidRequestError(message) from error
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = False) -> str:
-        """The text of some tokens. A character whose bytes are not all there comes out as U+FFFD."""
-        return str(self.backend.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
+        """The text of some tokens. A character whose bytes are not all there comes out as U+FFFD.
+
+        Where the library fails, this is each token's own text, and U+FFFD for those that have none: of tokens that a
+        model has generated something has to be said.
+        """
+        try:
+            return self.decode_whole(token_ids, skip_special_tokens)
+        except Exception:
+            if len(token_ids) == 1:
+                return LOST
+            return "".join(self.decode([token_id], skip_special_tokens) for token_id in token_ids)
+
+    def decode_whole(self, token_ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """The text of some tokens, or whatever the library raises."""
+        return str(ask(self.backend.decode, list(token_ids), skip_special_tokens=skip_special_tokens))
 
     def token_text(self, token_id: int) -> str:
         """The text of one token on its own; empty for an id that the tokenizer does not know."""
@@ -71,9 +88,19 @@ class Tokenizer:
         return token_id in self._bytes
 
 
+def ask(call: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """What the library answers. Where its Rust code panics, that is an error like others, and no reason to stop."""
+    try:
+        return call(*args, **options)
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # it derives from BaseException, and cannot be imported
+            raise
+        raise RuntimeError(f"the tokenizers library panicked: {error}") from error
+
+
 def read_backend(path: Path) -> tokenizers.Tokenizer:
     try:
-        return tokenizers.Tokenizer.from_file(str(path))
+        return ask(tokenizers.Tokenizer.from_file, str(path))
     except Exception as error:  # the library raises bare Exceptions
         reason = why(path, error)
         message = f"{path} is not a readable tokenizer ({reason}). Fetch the model's own tokenizer.json again."
@@ -122,6 +149,7 @@ class Detokenizer:
         self._token_ids: list[int] = []
         self._waiting: list[int] = []  # the last of them, which the stream has not got yet
         self._num_silent = 0  # tokens that it got and has said nothing of
+        self._num_said = 0  # tokens whose text is in `text`
 
     def add(self, token_id: int) -> None:
         tokenizer = self._tokenizer
@@ -132,14 +160,20 @@ class Detokenizer:
         if tokenizer.is_byte(token_id) or len(self._waiting) <= self._num_silent // 8:
             return
         try:
-            text = self._stream.step(tokenizer.backend, self._waiting) or ""
+            text = ask(self._stream.step, tokenizer.backend, self._waiting) or ""
         except Exception:  # the decoder takes back what it has said: `flush` will have it right
             text = ""
         self._num_silent = 0 if text else self._num_silent + len(self._waiting)
+        self._num_said = len(self._token_ids) if text else self._num_said
         self._waiting = []
         self.text += text
 
     def flush(self) -> None:
         """No more tokens will come: what is held back is taken as it is."""
-        if self._tokenizer is not None:
-            self.text = self._tokenizer.decode(self._token_ids, self._skip)
+        if self._tokenizer is None:
+            return
+        try:
+            self.text = self._tokenizer.decode_whole(self._token_ids, self._skip)
+        except Exception:  # what was said stays, and the rest is added as well as can be
+            self.text += self._tokenizer.decode(self._token_ids[self._num_said :], self._skip)
+            self._num_said = len(self._token_ids)

@@ -17,7 +17,7 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from minipage.errors import ModelError
 from minipage.model.settings import read_json, why
-from minipage.model.tokenizer import Tokenizer
+from minipage.model.tokenizer import Tokenizer, ask
 
 OPTIONAL_FILES = ["added_tokens.json", "special_tokens_map.json", "tokenizer_config.json"]
 TOKENIZER_FILES = ["tokenizer.json", "vocab.json", "merges.txt", *OPTIONAL_FILES]
@@ -41,11 +41,11 @@ def byte_pair_tokenizer(folder: Path) -> tokenizers.Tokenizer:
     vocab, merges = read_json(folder / "vocab.json"), read_merges(folder / "merges.txt")
     ids, special, config = (read_json(folder / f) if (folder / f).exists() else {} for f in OPTIONAL_FILES)
     try:
-        tokenizer = tokenizers.Tokenizer(models.BPE(vocab, merges))
+        tokenizer = tokenizers.Tokenizer(ask(models.BPE, vocab, merges))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=config.get("add_prefix_space") is True)
         tokenizer.decoder = decoders.ByteLevel()
         names = special_names(special) | special_names(config) | {END_OF_TEXT: None}
-        add_tokens(tokenizer, ids, config.get("added_tokens_decoder", {}), names)
+        add_tokens(tokenizer, ids, config.get("added_tokens_decoder") or {}, names)
     except Exception as error:  # the library raises bare Exceptions
         files = f"vocab.json, merges.txt and, if they are there, {', '.join(OPTIONAL_FILES)}"
         raise ModelError(f"{folder}: {files} do not go together ({error!r}). Fetch them again.") from error

@@ -14,6 +14,7 @@ bf16, the causal masks stored along with them. All are read here, into float32.
 from __future__ import annotations
 
 import json
+from collections.abc import Set
 from os import PathLike
 from pathlib import Path, PurePath
 from typing import NamedTuple
@@ -22,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from minipage.errors import ModelError, count
+from minipage.errors import ModelError, count, shown
 from minipage.model.gpt import GPTConfig
 from minipage.model.pytorch_files import read_pytorch_files
 from minipage.model.settings import end_tokens, read_config, read_json, why
@@ -62,23 +63,24 @@ def load_model(model: str | Path) -> LoadedModel:
     folder = find_folder(model)
     settings = read_json(folder / "config.json")
     config = read_config(settings, folder)
-    weights = read_weights(config, folder, is_tied=settings.get("tie_word_embeddings") is not False)
+    weights = read_weights(config, folder, is_tied=bool(settings.get("tie_word_embeddings", True)))
     tokenizer = read_tokenizer(folder)
     if tokenizer and tokenizer.base_vocab_size > config.vocab_size:  # tokens added later may lack a row of weights
+        file = next(file for file in TOKENIZER_FILES if (folder / file).exists())  # that it was read from
         raise ModelError(
-            f"{folder / 'tokenizer.json'} knows {tokenizer.base_vocab_size} tokens, but the model has "
-            f"{config.vocab_size}: it belongs to another model. Put the model's own tokenizer.json there."
+            f"{folder / file} knows {tokenizer.base_vocab_size} tokens, but the model has {config.vocab_size}: "
+            f"it belongs to another model. Put the model's own {file} there."
         )
     return LoadedModel(config, weights, tokenizer, end_tokens(settings, folder, config.vocab_size))
 
 
 def find_folder(model: str | Path) -> Path:
     """The folder of a model: the shipped one's, the named one, or a download from the hub (kept in the hub's cache)."""
-    if model == SHIPPED_MODEL:
-        return Path(__file__).parent.parent / "assets" / SHIPPED_MODEL
     hint = "Give a folder with config.json, model.safetensors and tokenizer.json, or the name of a GPT-2 on the hub."
     if not isinstance(model, str | PathLike) or not (name := str(model)):
-        raise ModelError(f"model is {model!r}. {hint}")
+        raise ModelError(f"model is {shown(model)}. {hint}")
+    if model == SHIPPED_MODEL:
+        return Path(__file__).parent.parent / "assets" / SHIPPED_MODEL
     try:
         folder = Path(name).expanduser()
         if folder.is_dir():
@@ -102,8 +104,8 @@ def find_folder(model: str | Path) -> Path:
 
 def read_weights(config: GPTConfig, folder: Path, is_tied: bool = True) -> Weights:
     """Every weight that `config` calls for, as float32; ModelError if one is missing or of another shape."""
-    stored = read_stored(folder)
     shapes = config.weight_shapes()
+    stored = read_stored(folder, {*shapes, "lm_head.weight"})
     if "lm_head.weight" in stored or not is_tied:
         shapes["lm_head.weight"] = shapes["wte.weight"]
     missing = sorted(shapes.keys() - stored.keys())
@@ -120,13 +122,17 @@ def read_weights(config: GPTConfig, folder: Path, is_tied: bool = True) -> Weigh
     return {name: as_float32(stored[name]) for name in shapes}
 
 
-def read_stored(folder: Path) -> dict[str, StoredTensor]:
-    """Every tensor of a folder, without the prefix `transformer.`."""
+def read_stored(folder: Path, wanted: Set[str]) -> dict[str, StoredTensor]:
+    """The wanted tensors that a folder has; their names come without the prefix `transformer.`."""
+
+    def is_wanted(name: str) -> bool:
+        return name.removeprefix("transformer.") in wanted
+
     if not any(folder.glob("*.safetensors*")) and any(folder.glob("pytorch_model*.bin")):
-        tensors = {name: StoredTensor(*tensor) for name, tensor in read_pytorch_files(folder).items()}
+        tensors = {name: StoredTensor(*tensor) for name, tensor in read_pytorch_files(folder, is_wanted).items()}
     else:
         tensors = {name: tensor for file in weight_files(folder) for name, tensor in read_safetensors(file).items()}
-    return {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    return {name.removeprefix("transformer."): tensor for name, tensor in tensors.items() if is_wanted(name)}
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minipage.attention import KVCache, copy_blocks, write_kv
+from minipage.attention import KVCache, blocks_that_fit, copy_blocks, reference, write_kv
 from minipage.attention.quantize import numbers_of
-from minipage.errors import KernelArgumentError
+from minipage.errors import ConfigurationError, KernelArgumentError, shown
 from minipage.memory import BlockCopy
 
 
@@ -113,3 +113,60 @@ def test_of_tokens_with_the_same_slot_the_last_one_stays():
     write_kv(k, v, cache.k[0], cache.v[0], [5, 7, 5])
     np.testing.assert_array_equal(cache.k[0, 1, 1], k[2])
     np.testing.assert_array_equal(cache.k[0, 1, 3], k[1])
+
+
+@pytest.mark.parametrize("copies", [None, 5, np.array(3), np.ma.array([[0, 1]], mask=[[False, True]]), object(), "ab"])
+def test_copies_that_are_no_pairs_are_refused(copies):
+    cache = random_cache()
+    before = cache.k.copy()
+    with pytest.raises(KernelArgumentError, match="copies"):
+        copy_blocks(cache, cache, copies)
+    np.testing.assert_array_equal(cache.k, before)
+
+
+@pytest.mark.parametrize("form", [iter, tuple, np.array, np.ma.array, lambda pairs: (pair for pair in pairs)])
+def test_copies_may_come_in_anything_that_holds_pairs(form):
+    cache, before = random_cache(), random_cache()
+    copy_blocks(cache, cache, form([(0, 3), (5, 1)]))
+    np.testing.assert_array_equal(cache.k[:, 3], before.k[:, 0])
+    np.testing.assert_array_equal(cache.v[:, 1], before.v[:, 5])
+
+
+@pytest.mark.parametrize("name", ["block_tables", "context_lens", "query_start_loc", "q", "scale"])
+def test_a_masked_array_is_refused_unless_nothing_is_masked(name):
+    cache = random_cache()
+    q = np.ones((1, 2, 3), np.float32)
+    arguments = {"q": q, "block_tables": [[1]], "context_lens": [2], "query_start_loc": [0, 1], "scale": 1.0}
+    expected = reference.paged_attention(k_cache=cache.k[0], v_cache=cache.v[0], **arguments)
+    given = np.ma.array(arguments[name])
+    out = reference.paged_attention(k_cache=cache.k[0], v_cache=cache.v[0], **arguments | {name: given})
+    np.testing.assert_array_equal(out, expected)
+    given = np.ma.array(arguments[name], mask=True)
+    with pytest.raises(KernelArgumentError, match=name):
+        reference.paged_attention(k_cache=cache.k[0], v_cache=cache.v[0], **arguments | {name: given})
+
+
+def test_a_scale_of_too_many_digits_is_refused():
+    cache, q = random_cache(), np.ones((1, 2, 3), np.float32)
+    with pytest.raises(KernelArgumentError, match="scale is"):
+        reference.paged_attention(q, cache.k[0], cache.v[0], [[1]], [2], [0, 1], 10**5000)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.uint16, np.int8, np.uint8])
+def test_as_many_blocks_fit_as_have_room(dtype):
+    one = KVCache(3, 1, 5, 2, 7, dtype).nbytes
+    assert [blocks_that_fit(n, 5, 3, 2, 7, dtype) for n in (one, 2 * one - 1, 2 * one)] == [1, 1, 2]
+    with pytest.raises(ConfigurationError, match="too small"):
+        blocks_that_fit(one - 1, 5, 3, 2, 7, dtype)
+
+
+@pytest.mark.parametrize("memory", ["1" + "0" * 400, 10**5000, 2**63, "9000000000 GiB", "9" * 5000 + "tb"], ids=shown)
+def test_more_memory_than_there_can_be_is_refused(memory):
+    with pytest.raises(ConfigurationError, match="memory is .* must be a number of bytes"):
+        blocks_that_fit(memory, 16, 2, 2, 3)
+
+
+@pytest.mark.parametrize("block_size", [10**12, 10**30, np.int64(2**62), 10**5000], ids=shown)
+def test_a_huge_block_is_not_made_to_see_that_it_does_not_fit(block_size):
+    with pytest.raises(ConfigurationError, match="too small for one block"):
+        blocks_that_fit("1GiB", block_size, 2, 2, 3)
