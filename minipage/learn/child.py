@@ -137,13 +137,17 @@ class Cell:
             lines = re.findall(rb'File "[^"\n]*exercise\.py", line (\d+)', self.heard)
             line = int(lines[0]) if lines else 0
             message = f"still running after {self.limit:g} s" + (f", at line {line}" if line else "")
-            return Verdict(number, FAILED, f"{message}: a loop that does not end, or far too much work.", line)
+            return Verdict(number, FAILED, f"{message}: something that does not end, or far too much work.", line)
         if self.is_cut or os.waitstatus_to_exitcode(self.status) == CANNOT_SAY:
             what = "it closed the files of the program that runs it"
         elif signalled == signal.SIGKILL:
             what = "it was killed, as happens to what takes far too much memory or time"
-        elif signalled:
+        elif signalled in (signal.SIGSEGV, getattr(signal, "SIGBUS", -1)):
             what = f"Python crashed ({signal.Signals(signalled).name}), as it does when calls are nested without end"
+        elif signalled == signal.SIGABRT:
+            what = "Python crashed (SIGABRT)"
+        elif signalled:
+            what = f"a signal ended Python ({signal.strsignal(signalled)})"
         else:
             what = "it ended Python itself (os._exit)"
         return Verdict(number, FAILED, f"the check of {number} came to no end: {what}.")

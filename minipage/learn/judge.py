@@ -104,7 +104,10 @@ def _judge(exercise: Exercise, solution: Solution) -> Verdict:
             return failed(exercise, error, solution, line)
         except BaseException as error:  # SystemExit, KeyboardInterrupt: raised by their code
             place = where(error.__traceback__, solution.path)
-            return Verdict(number, FAILED, f"your code stops with {describe(error)}", place.line or line)
+            what = (
+                "ends Python itself (sys.exit)." if isinstance(error, SystemExit) else f"stops with {describe(error)}"
+            )
+            return Verdict(number, FAILED, f"your code {what}", place.line or line)
     return Verdict(
         number,
         PASSED,
