@@ -29,8 +29,9 @@ from typing import Any, NoReturn
 
 from minipage.learn import fence, origin, seal
 from minipage.learn.course import HERE, Exercise, chosen
+from minipage.learn.hidden import hide
 from minipage.learn.judge import FAILED, PASSED, Verdict, graders, judge
-from minipage.learn.load import CodeError, describe, load
+from minipage.learn.load import UNREADABLE, CodeError, describe, load
 
 PATIENCE = 6  # a busy machine may take this many times the limit, where nobody can say who is computing
 TICK = 0.05  # seconds between two looks at a cell
@@ -198,7 +199,11 @@ class Cell:
         called_reference = origin.watch(lesson, self.path)
         known = {id(cls) for cls in origin.subclasses(object)}
         refused = fence.put_up(self.path, self.scratch, hidden_files())
-        as_before, pretenders, judge_it, load_it = seal.take(), origin.pretenders, judge, load
+        is_ours = False
+        with suppress(CodeError, *UNREADABLE):
+            is_ours = origin.is_copy(lesson, self.path)  # it has to import what is hidden from others
+        real = {} if is_ours else hide(origin.given_names(lesson))
+        as_before, pretenders, judge_it, load_it = seal.take(real), origin.pretenders, judge, load
         gc.disable()  # so that classes stay to be looked at, and nothing of theirs runs between these lines
         verdict, trick = Verdict(exercise.number, FAILED), ""
         try:

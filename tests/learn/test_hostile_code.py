@@ -181,7 +181,7 @@ REFERENCE = {
 def test_what_is_minipages_own_counts_for_nothing(keeper, tmp_path, name, source):
     verdict = judged(keeper, tmp_path, f"{source}\n\n{textwrap.dedent(REFERENCE[name])}\n")
     assert verdict.status == FAILED, verdict
-    assert "minipage's own" in verdict.message or "may not" in verdict.message or "there is no" in verdict.message
+    assert "minipage's own" in verdict.message or "may not" in verdict.message or "does not run" in verdict.message
 
 
 @pytest.mark.parametrize(
@@ -284,7 +284,8 @@ def test_who_meddles_with_the_judge_gets_nothing(keeper, tmp_path, name):
     for source in (begins_with(quietly, WRONG), in_allocate(quietly, WRONG)):
         verdict = judged(keeper, tmp_path, source)
         assert verdict.status == FAILED, verdict
-        assert "which is not its own" in verdict.message or "may not" in verdict.message or verdict.calls, verdict
+        is_said = any(words in verdict.message for words in ("which is not its own", "may not", "Error"))
+        assert is_said or verdict.calls, verdict
 
 
 EQUAL_TO_ALL = """
@@ -313,7 +314,7 @@ def test_what_equals_everything_is_no_answer(keeper, tmp_path, before, result):
 
 BREAKS = {
     "the end of Python": ("import os; os._exit(0)", "it ended Python itself"),
-    "the end, with a word": ("import sys; sys.exit('passed')", "ends Python itself"),
+    "the end, with a word": ("import sys; sys.exit('passed')", "ends Python"),
     "the end, raised": ("raise SystemExit", "your code ends Python itself (sys.exit)."),
     "a crash": ("import os; os.abort()", "Python crashed (SIGABRT)."),
     "an alarm": ("import signal, time; signal.setitimer(0, 0.01); time.sleep(9)", "a signal ended Python ("),
