@@ -179,7 +179,7 @@ class Keeper:
             return Verdict(**{name: printable(fact) for name, fact in facts.items()}), is_stuck
         if time.monotonic() >= alarm_at:
             self._stop()
-            message = f"still running after {patience:g} s: a loop that does not end, or far too much work."
+            message = f"still running after {patience:g} s: something that does not end, or far too much work."
             return Verdict(exercise.number, FAILED, message), False
         what = self._stop() or "it killed the process that judges it"  # or a fault of ours: then there are last words
         return Verdict(exercise.number, FAILED, f"the check of {exercise.number} came to no end: {what}."), False

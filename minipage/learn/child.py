@@ -29,8 +29,9 @@ from typing import Any, NoReturn
 
 from minipage.learn import fence, origin, seal
 from minipage.learn.course import HERE, Exercise, chosen
+from minipage.learn.hidden import hide
 from minipage.learn.judge import FAILED, PASSED, Verdict, graders, judge
-from minipage.learn.load import CodeError, describe, load
+from minipage.learn.load import UNREADABLE, CodeError, describe, load
 
 PATIENCE = 6  # a busy machine may take this many times the limit, where nobody can say who is computing
 TICK = 0.05  # seconds between two looks at a cell
@@ -137,13 +138,17 @@ class Cell:
             lines = re.findall(rb'File "[^"\n]*exercise\.py", line (\d+)', self.heard)
             line = int(lines[0]) if lines else 0
             message = f"still running after {self.limit:g} s" + (f", at line {line}" if line else "")
-            return Verdict(number, FAILED, f"{message}: a loop that does not end, or far too much work.", line)
+            return Verdict(number, FAILED, f"{message}: something that does not end, or far too much work.", line)
         if self.is_cut or os.waitstatus_to_exitcode(self.status) == CANNOT_SAY:
             what = "it closed the files of the program that runs it"
         elif signalled == signal.SIGKILL:
             what = "it was killed, as happens to what takes far too much memory or time"
-        elif signalled:
+        elif signalled in (signal.SIGSEGV, getattr(signal, "SIGBUS", -1)):
             what = f"Python crashed ({signal.Signals(signalled).name}), as it does when calls are nested without end"
+        elif signalled == signal.SIGABRT:
+            what = "Python crashed (SIGABRT)"
+        elif signalled:
+            what = f"a signal ended Python ({signal.strsignal(signalled)})"
         else:
             what = "it ended Python itself (os._exit)"
         return Verdict(number, FAILED, f"the check of {number} came to no end: {what}.")
@@ -194,7 +199,11 @@ class Cell:
         called_reference = origin.watch(lesson, self.path)
         known = {id(cls) for cls in origin.subclasses(object)}
         refused = fence.put_up(self.path, self.scratch, hidden_files())
-        as_before, pretenders, judge_it, load_it = seal.take(), origin.pretenders, judge, load
+        is_ours = False
+        with suppress(CodeError, *UNREADABLE):
+            is_ours = origin.is_copy(lesson, self.path)  # it has to import what is hidden from others
+        real = {} if is_ours else hide(origin.given_names(lesson))
+        as_before, pretenders, judge_it, load_it = seal.take(real), origin.pretenders, judge, load
         gc.disable()  # so that classes stay to be looked at, and nothing of theirs runs between these lines
         verdict, trick = Verdict(exercise.number, FAILED), ""
         try:

@@ -13,11 +13,14 @@ name when it runs: a name in a module could have been changed meanwhile.
 
 from __future__ import annotations
 
+import _imp
 import os
 import signal
 import sys
 from _thread import get_ident
 from collections.abc import Callable
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -39,7 +42,9 @@ PARTS = "__code__", "__defaults__", "__kwdefaults__"
 UNHEARD = [  # these do the same, and no hook is told
     ("_posixsubprocess", "fork_exec"), ("subprocess", "_fork_exec"), ("multiprocessing.util", "spawnv_passfds"),
     ("signal", "signal"), ("_signal", "signal"), ("signal", "pidfd_send_signal"), ("_signal", "pidfd_send_signal"),
-    ("os", "setpriority"), ("posix", "setpriority"), ("os", "sched_setaffinity"), ("posix", "sched_setaffinity"),
+    *((module, name) for module in ("os", "posix")
+      for name in ("setpriority", "sched_setaffinity", "mkfifo", "mknod", "fchmod", "fchown", "ftruncate")),
+    ("_posixshmem", "shm_open"), ("_posixshmem", "shm_unlink"),
 ]  # fmt: skip
 
 
@@ -81,7 +86,9 @@ def put_up(path: Path, scratch: Path, hidden_files: list[Path]) -> list[str]:
 
     def on_change(args: tuple[Any, ...]) -> None:
         names = [arg for arg in args if not isinstance(arg, int | float) and arg is not None]
-        if not all(is_inside(name) or name == ":memory:" for name in names if type(name) is not tuple):
+        if type(args[0]) is int or not all(
+            is_inside(name) or name == ":memory:" for name in names if type(name) is not tuple
+        ):
             refuse("change files")
 
     def on_open(args: tuple[Any, ...]) -> None:
@@ -177,9 +184,18 @@ class Refused(PermissionError, ValueError):
 
 def close_what_no_hook_hears() -> None:
     def refused(*args: Any, **kwargs: Any) -> None:
-        raise Refused("an exercise may not start processes, or handle signals")
+        raise Refused("an exercise may not start processes, handle signals, or make special files")
+
+    def create_builtin(spec: Any) -> Any:
+        """What Python makes a built-in module with: it could make a second `posix`, as complete as the first."""
+        if spec.name in closed:
+            refused()
+        return create(spec)
 
     signal.set_wakeup_fd(-1)
+    closed, create = {"_imp", *(module for module, _ in UNHEARD)}, _imp.create_builtin
     for module, name in UNHEARD:
-        if hasattr(sys.modules.get(module), name):
-            setattr(sys.modules[module], name, refused)
+        with suppress(ImportError):
+            if hasattr(import_module(module), name):
+                setattr(sys.modules[module], name, refused)
+    _imp.create_builtin = create_builtin  # type: ignore[assignment]

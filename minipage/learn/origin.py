@@ -8,7 +8,6 @@ pretenders  classes whose objects claim to equal anything
 from __future__ import annotations
 
 import ast
-import enum
 import importlib
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from minipage.learn.course import HERE, Exercise, Lesson
+from minipage.learn.hidden import is_record
 from minipage.learn.load import Solution, innermost, read, written
 
 REFERENCES = {  # lesson: minipage's own class that its exercises are about
@@ -43,7 +43,7 @@ def borrowed(exercise: Exercise, solution: Solution) -> tuple[str, int]:
     """A sentence and a line, if this file uses what it should write; or empty."""
     if is_copy(exercise.lesson, solution.path):
         return "", 0
-    given = {(found.module, found.name) for found in imports(read(exercise.lesson.stub))}
+    given = given_names(exercise.lesson)
     for found in imports(read(solution.path)):
         if (found.module, found.name) not in given and not is_harmless(found):
             what = f"minipage's own {found.name or found.module}"
@@ -55,6 +55,11 @@ def borrowed(exercise: Exercise, solution: Solution) -> tuple[str, int]:
         if what := reference_behind(solution, name, given):
             return f"{name} is minipage's own {what}: this file uses it instead of its own.", 0
     return "", 0
+
+
+def given_names(lesson: Lesson) -> set[tuple[str, str]]:
+    """What the stub imports from minipage, as (module, name)."""
+    return {(found.module, found.name) for found in imports(read(lesson.stub))}
 
 
 def is_copy(lesson: Lesson, path: Path) -> bool:
@@ -88,11 +93,11 @@ def is_harmless(found: Import) -> bool:
     if not found.name or found.module.startswith("minipage.learn"):
         return False
     try:
-        thing = getattr(importlib.import_module(found.module), found.name, None)
+        return is_record(getattr(importlib.import_module(found.module), found.name, None))
     except ImportError:
         return True  # Python will say it
-    kinds = BaseException, enum.Enum, tuple
-    return isinstance(thing, type) and (issubclass(thing, kinds) or hasattr(thing, "__dataclass_fields__"))
+    except PermissionError:  # hidden
+        return False
 
 
 def reference_behind(solution: Solution, name: str, given: set[tuple[str, str]]) -> str:

@@ -6,6 +6,7 @@ next one are still the same. What was written is kept beside the file, as NAME.c
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -15,12 +16,13 @@ KINDS = ".py", ".md"
 class Originals:
     def __init__(self, package: Path) -> None:
         self.package, self._lock = package, threading.Lock()
-        self.contents = {path: path.read_bytes() for path in self._files()}
+        self.contents = {path: path.read_bytes() for path in self._files() if path.is_file()}
+        self._put_back()  # pipes and the like: nobody is to blame for what was there before
 
     def _files(self) -> list[Path]:
         """Also what lies beside the package, which Python would import in the place of something else."""
         beside = self.package.parent.glob("*.py") if (self.package.parent / "pyproject.toml").exists() else []
-        return [*(path for path in self.package.rglob("*") if path.suffix in KINDS and path.is_file()), *beside]
+        return [path for path in (*self.package.rglob("*"), *beside) if path.suffix in KINDS and not path.is_dir()]
 
     def put_back(self) -> str:
         """The names of files that were changed, added or lost, and are now as they were; or empty."""
@@ -30,11 +32,13 @@ class Originals:
     def _put_back(self) -> list[str]:
         names = []
         for path in {*self._files(), *self.contents}:
-            now = path.read_bytes() if path.is_file() else None
-            if now == (was := self.contents.get(path)):
+            was, is_there = self.contents.get(path), os.path.lexists(path)
+            if (path.read_bytes() if path.is_file() else None) == was and path.is_file() == is_there:
                 continue
             names.append(path.name)
-            if now is not None:
+            if is_there and not path.is_file():  # a pipe: whoever reads it waits for ever
+                path.unlink()
+            elif is_there:
                 path.replace(path.with_name(path.name + ".changed"))
             if was is not None:
                 path.write_bytes(was)

@@ -16,8 +16,8 @@ OURS = "minipage.learn."  # here nothing at all may change; elsewhere, nothing t
 CHANGES_ANYWAY = {"sys", "warnings", "threading", "linecache", "inspect"}  # libraries do, too
 
 
-def take() -> Callable[[], str]:
-    """Returns a function: the name of something that is not what it was; or empty."""
+def take(hidden: dict[str, ModuleType]) -> Callable[[], str]:
+    """Returns a function: the name of something that is not what it was; or empty. `hidden` modules are ours, too."""
     kept: list[tuple[str, Any, Any, Any]] = []  # (name, a namespace, the key in it, what it stood for)
     contents: list[tuple[str, Any, list[Any]]] = []  # (name, a container, what was in it)
     cells: list[tuple[str, Any, Any]] = []  # (name, a variable that a function holds, what it was)
@@ -72,11 +72,12 @@ def take() -> Callable[[], str]:
             full.append((f"{cls.__module__}.{cls.__qualname__}", vars(cls), len(vars(cls))))
             keep_names(f"{cls.__module__}.{cls.__qualname__}", vars(cls), is_ours(cls.__module__))
 
-    modules = [(name, module) for name, module in sys.modules.items() if isinstance(module, ModuleType)]
+    everything = sys.modules | hidden
+    modules = [(name, module) for name, module in everything.items() if isinstance(module, ModuleType)]
     for name, module in modules:
         if name in CHANGES_ANYWAY or name.startswith("exercise_"):
             continue
-        kept.append((name, sys.modules, name, module))
+        kept.append((name, sys.modules, name, sys.modules[name]))
         keep_names(name, vars(module), is_ours(name))
         for thing in list(vars(module).values()):
             if isinstance(thing, type) and thing.__module__ == name:
