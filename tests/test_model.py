@@ -9,8 +9,9 @@ from engine.checkpoints import CONTEXT, VOCAB, save_gpt2
 from minipage.attention import KVCache, paged_attention, reference
 from minipage.batch import make_batch, paged_attend
 from minipage.engine import LLM
+from minipage.errors import ConfigurationError, shown
 from minipage.memory import BlockPool, BlockTable
-from minipage.model.arrays import place_model
+from minipage.model.arrays import as_arrays, place_model
 from minipage.model.gpt import GPT, dense_attend, gelu
 from minipage.model.weights import load_model
 from minipage.sampling import SamplingParams
@@ -113,3 +114,10 @@ def test_dense_attention_is_an_average_of_what_came_before():
         for h in range(2):
             weights = np.exp([q[t, h] @ k[s, h] / 2 for s in range(t + 1)])  # 2 = sqrt(D)
             np.testing.assert_allclose(out[t, h], weights / weights.sum() @ v[: t + 1, h], rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["arrays", "dtype", "device"])
+@pytest.mark.parametrize("value", [None, np.zeros(3), np.float32, 10**5000, ["numpy"]], ids=shown)
+def test_a_place_that_is_no_name_is_refused(name, value):
+    with pytest.raises(ConfigurationError, match=f"{name} is .*; it must be one of"):
+        as_arrays({}, **{"arrays": "numpy"} | {name: value})

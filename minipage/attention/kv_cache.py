@@ -29,7 +29,6 @@ from minipage.attention.quantize import quantize
 from minipage.errors import ConfigurationError, count, require_positive, shown
 from minipage.memory import BlockCopy, BlockPool
 
-
 SCALE_BYTES = 4  # float32
 LARGEST_MEMORY = 2**63  # bytes; no array has as many
 
@@ -185,7 +184,8 @@ def blocks_that_fit(
     if num_bytes < bytes_per_block:
         raise ConfigurationError(
             f"{name} is {shown(memory)}, too small for one block: {count(block_size, 'token')} of "
-            f"{count(bytes_per_token, 'byte')} each make {count(bytes_per_block, 'byte')} here. Give more memory, or a smaller block_size."
+            f"{count(bytes_per_token, 'byte')} each make {count(bytes_per_block, 'byte')} here. "
+            "Give more memory, or a smaller block_size."
         )
     return num_bytes // bytes_per_block
 

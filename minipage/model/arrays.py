@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from types import ModuleType
 
-from minipage.errors import ConfigurationError
+from minipage.errors import ConfigurationError, shown
 from minipage.model.gpt import GPT, Array, GPTConfig
 from minipage.model.weights import Weights
 
@@ -59,8 +59,8 @@ def check(arrays: str, dtype: str, device: str) -> None:
         ("dtype", dtype, DTYPES["torch"]),
         ("device", device, DEVICES["torch"]),
     ):
-        if value not in known:
-            raise ConfigurationError(f"{name} is {value!r}; it must be one of {', '.join(known)}.")
+        if not isinstance(value, str) or value not in known:
+            raise ConfigurationError(f"{name} is {shown(value)}; it must be one of {', '.join(known)}.")
     for name, value, table in (("dtype", dtype, DTYPES), ("device", device, DEVICES)):
         if value not in table[arrays]:
             able = " or ".join(repr(library) for library, values in table.items() if value in values)

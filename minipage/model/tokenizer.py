@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import tokenizers
 from tokenizers.decoders import DecodeStream
@@ -12,6 +12,7 @@ from tokenizers.decoders import DecodeStream
 from minipage.errors import InvalidRequestError, ModelError
 from minipage.model.settings import why
 
+T = TypeVar("T")
 
 LOST = "\N{REPLACEMENT CHARACTER}"
 
@@ -88,7 +89,7 @@ class Tokenizer:
         return token_id in self._bytes
 
 
-def ask(call: Callable[..., Any], *args: Any, **options: Any) -> Any:
+def ask(call: Callable[..., T], *args: Any, **options: Any) -> T:
     """What the library answers. Where its Rust code panics, that is an error like others, and no reason to stop."""
     try:
         return call(*args, **options)

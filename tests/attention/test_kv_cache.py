@@ -162,7 +162,7 @@ def test_as_many_blocks_fit_as_have_room(dtype):
 
 @pytest.mark.parametrize("memory", ["1" + "0" * 400, 10**5000, 2**63, "9000000000 GiB", "9" * 5000 + "tb"], ids=shown)
 def test_more_memory_than_there_can_be_is_refused(memory):
-    with pytest.raises(ConfigurationError, match="memory is .* must be a number of bytes"):
+    with pytest.raises(ConfigurationError, match=r"memory is .* must be a number of bytes"):
         blocks_that_fit(memory, 16, 2, 2, 3)
 
 
