@@ -2,6 +2,7 @@
 
 import zlib
 from contextlib import contextmanager
+from types import CodeType, FunctionType
 
 from minipage.learn.graders.common import expect, name_of
 from minipage.learn.graders.prefix_examples import make
@@ -57,18 +58,28 @@ LEAST = 16  # bytes of a key
 MARKS = [b"", *(bytes([i]) for i in range(256)), b"||", b"::", b"--", b", ", b"\x00\x00"]  # between parent and tokens
 
 
-def run_together():
+def run_together(marks):
     """Pairs of (parent, tokens) that are the same bytes if a parent, a mark and tokens of fixed width, or tokens that
     end with a mark, are joined without saying where the parent ends."""
-    for mark in MARKS:
+    for mark in marks:
         for width in (8, 16):
             for order in ("big", "little"):
-                first = int.from_bytes(mark.rjust(width, b"\0") if order == "big" else mark.rjust(8, b"\0"), order)
-                joined = b"x" + mark + first.to_bytes(width, order)
-                if first < 2**63 and joined.endswith(mark):
-                    yield (b"x", [first, 2]), (joined.removesuffix(mark), [2])
+                padded = mark.rjust(width * max(1, -(-len(mark) // width)), b"\0")  # tokens that end like the mark
+                pieces = [padded[i : i + width] for i in range(0, len(padded), width)]
+                tokens = [int.from_bytes(piece, order) for piece in pieces]
+                if max(tokens) < 2**63:
+                    yield (b"x", [*tokens, 2]), ((b"x" + mark + padded).removesuffix(mark), [2])
         if len(mark) == 1:
             yield (b"x", [1, 1]), (b"x", [2**16 + 256 * mark[0] + 1])
+
+
+def marks_of(impl):
+    """The strings in the learner's code: one of them may be the mark between parent and tokens."""
+    things = [*vars(impl.module).values(), *vars(impl.PrefixCache).values()]
+    for thing in [*things, *(thing.__code__ for thing in things if isinstance(thing, FunctionType))]:
+        for each in thing.co_consts if isinstance(thing, CodeType) else [thing]:
+            if isinstance(each, bytes) or (isinstance(each, str) and len(each) < 50):
+                yield each if isinstance(each, bytes) else each.encode("utf-8", "replace")
 
 
 LONGER = [(b"", []), (b"p" * 32, [1] * 16), (b"p" * 100, [2**60] * 500), (b"p" * 3000, [7])]
@@ -154,7 +165,7 @@ def test_8_1_the_parent_counts(impl):
         raise Wrong(
             "Parent and tokens run into each other: `parent1` + `5` is not `parent` + `15`. Put a mark between."
         )
-    for (one, some), (other, more) in run_together():
+    for (one, some), (other, more) in run_together([*MARKS, *marks_of(impl)]):
         if key_of(impl, cache, one, some) == key_of(impl, cache, other, more):
             raise Wrong(
                 f"key({one}, {some}) and key({other}, {more}) are the same: joined, parent and tokens run into each "

@@ -1,6 +1,7 @@
 """The secret of lesson 8: whoever knows all that a program knows cannot tell what the next one will be."""
 
 import copy
+import datetime
 import random
 import time
 from contextlib import contextmanager
@@ -34,6 +35,14 @@ def test_8_5_nobody_can_guess_the_new_secret(impl):
         )
 
 
+class Stopped(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        return cls(2023, 11, 14, tzinfo=tz)
+
+    today = utcnow = now
+
+
 @contextmanager
 def the_clock_stopped(module):
     names = ["time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "process_time"]
@@ -41,11 +50,14 @@ def the_clock_stopped(module):
     stopped = {
         name: lambda number=number: number for name, number in zip(names, (1.7e9, 17 * 10**17, 5.0, 5 * 10**9) * 2)
     }
+    real["datetime"], stopped["datetime"] = datetime.datetime, Stopped
     own = {name: thing for name, thing in vars(module).items() if any(thing is clock for clock in real.values())}
     try:
-        vars(time).update(stopped)
+        vars(time).update({name: stopped[name] for name in names})
+        datetime.datetime = Stopped
         vars(module).update({name: stopped[clock.__name__] for name, clock in own.items()})
         yield
     finally:
-        vars(time).update(real)
+        vars(time).update({name: real[name] for name in names})
+        datetime.datetime = real["datetime"]
         vars(module).update(own)

@@ -134,7 +134,7 @@ def test_2_3_a_prompt_may_repeat_itself(impl):
 
 
 def test_2_3_tokens_may_be_large_numbers(impl):
-    check_generate(impl, Watched(2, MANY), [49_999, 300, 40_000], 12)
+    check_generate(impl, Watched(9, MANY), [49_999, 300, 40_000], 4)
 
 
 def check_generate(impl, model, prompt, num_tokens):
