@@ -215,10 +215,19 @@ class Cell:
         else:
             on_loaded()
             if not as_before():
+                meanwhile: list[str] = []  # what was changed after a call, though it may be put back since
+
+                def after_call() -> None:
+                    if what := as_before(only_ours=True):
+                        meanwhile.append(what)
+
+                solution.diary.after_call = after_call
                 gc.enable()
                 verdict = judge_it(exercise, solution)
                 gc.disable()
                 trick = called_reference()
+                if meanwhile:
+                    trick = f"this file changes {meanwhile[0]}, which is not its own."
                 if verdict.status == PASSED and not trick:
                     trick = pretenders(known, solution)
         if changed := as_before():

@@ -236,4 +236,4 @@ def close_what_no_hook_hears() -> None:
         with suppress(ImportError):
             if hasattr(import_module(module), name):
                 setattr(sys.modules[module], name, refused)
-    _imp.create_builtin = create_builtin  # type: ignore[assignment]
+    _imp.create_builtin = create_builtin

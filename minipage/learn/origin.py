@@ -134,7 +134,7 @@ def watch(lesson: Lesson, path: Path) -> Callable[[], str]:
             calls.append(f"line {line} calls minipage's own {qualname}, instead of doing it.")
 
     @cache
-    def watched(function: FunctionType) -> FunctionType:
+    def watched(function: FunctionType) -> Any:
         # What it keeps, it keeps in its defaults: the fence guards these, but neither __closure__ nor __wrapped__.
         def call(*args: Any, _function: Any = function, _note: Any = note, **kwargs: Any) -> Any:
             _note(_function.__name__, _function.__qualname__)

@@ -332,6 +332,17 @@ def test_who_meddles_with_the_judge_gets_nothing(keeper, tmp_path, name):
         assert is_said or verdict.calls, verdict
 
 
+def test_what_is_put_back_was_changed_nevertheless(keeper, tmp_path):
+    code = """
+        graders = next(c for c in object.__subclasses__() if c.__name__ == "Oracle").count.__globals__
+        real = graders["compare"]
+        def fake(*args, **kwargs): graders["compare"] = real
+        graders["compare"] = fake
+    """
+    verdict = judged(keeper, tmp_path, in_allocate(code))
+    assert verdict.status == FAILED and "compare, which is not its own" in verdict.message, verdict
+
+
 EQUAL_TO_ALL = """
 class Same{base}:
     def __eq__(self, other): return True
