@@ -14,6 +14,7 @@ from __future__ import annotations
 import faulthandler
 import gc
 import json
+import linecache
 import os
 import re
 import secrets
@@ -198,11 +199,12 @@ class Cell:
         exercise, lesson = self.exercise, self.exercise.lesson
         called_reference = origin.watch(lesson, self.path)
         known = {id(cls) for cls in origin.subclasses(object)}
-        refused = fence.put_up(self.path, self.scratch, hidden_files())
+        refused = fence.put_up(self.path, self.scratch, hidden_files(), sources())
         is_ours = False
         with suppress(CodeError, *UNREADABLE):
             is_ours = origin.is_copy(lesson, self.path)  # it has to import what is hidden from others
         real = {} if is_ours else hide(origin.given_names(lesson))
+        linecache.clearcache()
         as_before, pretenders, judge_it, load_it = seal.take(real), origin.pretenders, judge, load
         gc.disable()  # so that classes stay to be looked at, and nothing of theirs runs between these lines
         verdict, trick = Verdict(exercise.number, FAILED), ""
@@ -213,10 +215,19 @@ class Cell:
         else:
             on_loaded()
             if not as_before():
+                meanwhile: list[str] = []  # what was changed after a call, though it may be put back since
+
+                def after_call() -> None:
+                    if what := as_before(only_ours=True):
+                        meanwhile.append(what)
+
+                solution.diary.after_call = after_call
                 gc.enable()
                 verdict = judge_it(exercise, solution)
                 gc.disable()
                 trick = called_reference()
+                if meanwhile:
+                    trick = f"this file changes {meanwhile[0]}, which is not its own."
                 if verdict.status == PASSED and not trick:
                     trick = pretenders(known, solution)
         if changed := as_before():
@@ -228,6 +239,11 @@ def hidden_files() -> list[Path]:
     """What a learner's code has no business to read: solutions and graders."""
     ours = [*HERE.glob("solutions/*.py"), *HERE.glob("graders/*.py"), *HERE.parents[1].glob("tests/learn/**/*.py")]
     return [file for file in ours if file.is_file()]
+
+
+def sources() -> list[Path]:
+    """The rest of minipage, with what an exercise is about; and what Python has made of it all."""
+    return [file for file in HERE.parent.rglob("*.py*") if file.is_file()]
 
 
 # ---- the operating system

@@ -38,6 +38,14 @@ INWARDS = (
     "sys.setprofile sys.addaudithook"
 )
 FRAMES = "tb_frame", "gi_frame", "cr_frame", "ag_frame"
+GIVE_FRAMES = "currentframe", "<lambda>", "walk_stack", "stack", "<genexpr>"
+LOOK_AT_FRAMES = tuple(
+    os.sep.join(name.split("/"))
+    for name in (
+        "/collections/__init__.py /typing.py /enum.py /dataclasses.py /warnings.py /_py_warnings.py /traceback.py "
+        "/logging/__init__.py /inspect.py /annotationlib.py"
+    ).split()
+)
 PARTS = "__code__", "__defaults__", "__kwdefaults__"
 UNHEARD = [  # these do the same, and no hook is told
     ("_posixsubprocess", "fork_exec"), ("subprocess", "_fork_exec"), ("multiprocessing.util", "spawnv_passfds"),
@@ -48,14 +56,17 @@ UNHEARD = [  # these do the same, and no hook is told
 ]  # fmt: skip
 
 
-def put_up(path: Path, scratch: Path, hidden_files: list[Path]) -> list[str]:
+def put_up(path: Path, scratch: Path, hidden_files: list[Path], sources: list[Path]) -> list[str]:
     """From here on, for this process: what the file at `path` may not do. It can write in the folder `scratch`.
+
+    Nobody but Python's own imports reads the `sources`: a traceback shows no lines of them.
 
     Returns a list: what was refused and can only have been a trick, with the line. It grows.
     """
     own, inside, itself = str(path), f"{scratch}{os.sep}", str(scratch)
     stat, getframe = os.stat, sys._getframe
     hidden = frozenset((found.st_dev, found.st_ino) for found in map(os.stat, hidden_files))
+    closed_sources = frozenset((found.st_dev, found.st_ino) for found in map(os.stat, sources))
     own_number = (os.stat(own).st_dev, os.stat(own).st_ino) if os.path.exists(own) else (-1, -1)
     refused: list[str] = []
     busy: set[int] = set()  # threads that are in the hook: it makes events itself
@@ -108,6 +119,17 @@ def put_up(path: Path, scratch: Path, hidden_files: list[Path]) -> list[str]:
                 refuse("open folders")
         elif is_hidden(name, found) and (line := line_of_caller()):
             refuse("read minipage's solutions and graders, or another exercise", line)
+        elif (found.st_dev, found.st_ino) in closed_sources and line_of_caller() and not is_import():
+            refuse("read minipage's own code")
+
+    def is_import() -> bool:
+        """Whether an import statement opens the file: with what Python imports by, anybody could read any file."""
+        frame: FrameType | None = getframe(2)
+        while frame is not None and str.startswith(frame.f_code.co_filename, ("<frozen importlib", __file__)):
+            if frame.f_code.co_name == "_find_and_load":
+                return True
+            frame = frame.f_back
+        return False
 
     def is_hidden(name: Any, found: os.stat_result) -> bool:
         number = found.st_dev, found.st_ino
@@ -119,21 +141,35 @@ def put_up(path: Path, scratch: Path, hidden_files: list[Path]) -> list[str]:
             refuse("look at the frames of whoever called it", line)
 
     def on_getframe(args: tuple[Any, ...]) -> None:
-        if getframe(2).f_code.co_filename == own or "inspect.py" in getframe(2).f_code.co_filename:
-            on_frame(args)
+        """Python's library looks at frames to name or place something; it hands none out, but by these functions."""
+        frame = getframe(2)
+        while frame.f_back and is_library(frame) and frame.f_code.co_name in give_frames:
+            frame = frame.f_back
+        if frame.f_code.co_filename == own:
+            refuse("look at the frames of whoever called it", frame.f_lineno)
+        if is_library(frame) and not str.endswith(frame.f_code.co_filename, look_at_frames) and line_of_caller():
+            refuse("look at the frames of whoever called it")
+
+    def is_library(frame: FrameType) -> bool:
+        file = frame.f_code.co_filename
+        return str.startswith(file, library) and "site-packages" not in file
 
     def on_getattr(args: tuple[Any, ...]) -> None:
+        if args[1] in function_parts:
+            on_part(args)
         if args[1] in frame_names:
             file = getframe(2).f_code.co_filename
             walked = getframe(2).f_code.co_name in ("walk_tb", "walk_stack")  # generators, and made for whom?
             if line := caller_behind("traceback.py", "inspect.py") if walked else file == own and line_of_caller():
                 refuse("look at the frames of whoever called it", line)
 
-    def on_setattr(args: tuple[Any, ...]) -> None:
-        if args[1] in function_parts:
-            file = getattr(getattr(args[0], "__code__", None), "co_filename", "<>")
-            if file != own and not file.startswith("<") and (line := caller_behind("functools.py")):
-                refuse("change a function that is not its own", line)
+    def on_part(args: tuple[Any, ...]) -> None:
+        """The code and the defaults of functions that are not theirs: neither seen nor changed."""
+        file = getattr(getattr(args[0], "__code__", None), "co_filename", "<>")
+        if file != own and not file.startswith("<") and (line := caller_behind("functools.py")):
+            refuse("look into a function that is not its own, or change it", line)
+        if file == watching and line_of_caller():  # by inspect.signature, say
+            refuse("look into a function that is not its own")
 
     def on_inward(args: tuple[Any, ...]) -> None:
         if line := line_of_caller():
@@ -149,10 +185,12 @@ def put_up(path: Path, scratch: Path, hidden_files: list[Path]) -> list[str]:
     def on_signal(args: tuple[Any, ...]) -> None:
         refuse("send signals, or change its limits", line_of_caller())
 
+    watching = os.path.join(os.path.dirname(__file__), "origin.py")  # its functions hold the reference's
+    library, look_at_frames, give_frames = (os.path.dirname(os.__file__) + os.sep, "<"), LOOK_AT_FRAMES, GIVE_FRAMES
     os_sep, os_devnull, frame_names, function_parts = os.sep, os.devnull, FRAMES, PARTS
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
     rules: dict[str, Callable[[tuple[Any, ...]], None]] = {
-        "open": on_open, "object.__getattr__": on_getattr, "object.__setattr__": on_setattr,
+        "open": on_open, "object.__getattr__": on_getattr, "object.__setattr__": on_part,
         "sys._getframe": on_getframe,
     }  # fmt: skip
     groups = (STARTS, refusing("start a process")), (SIGNALS, on_signal), (NETWORK, refusing("use the network"))
@@ -198,4 +236,4 @@ def close_what_no_hook_hears() -> None:
         with suppress(ImportError):
             if hasattr(import_module(module), name):
                 setattr(sys.modules[module], name, refused)
-    _imp.create_builtin = create_builtin  # type: ignore[assignment]
+    _imp.create_builtin = create_builtin

@@ -1,7 +1,7 @@
 """Whose code is it? An exercise is written by whoever hands it in: not borrowed from minipage, or put on for the judge.
 
 borrowed    what its file takes from minipage beyond what the stub was given with: the reference, a solution, ...
-watch       the reference's own methods, so that a call of them by the learner's code is noticed, however it came there
+watch       the reference's methods and functions, so that a call of them by the learner's code is noticed
 pretenders  classes whose objects claim to equal anything
 """
 
@@ -12,8 +12,9 @@ import importlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import wraps
+from functools import cache, update_wrapper
 from pathlib import Path
+from types import FunctionType
 from typing import Any, NamedTuple
 
 from minipage.learn.course import HERE, Exercise, Lesson
@@ -86,11 +87,15 @@ def is_ours(module: str | None) -> bool:
     return f"{module}.".startswith("minipage.")
 
 
+def is_judge(module: str) -> bool:
+    return f"{module}.".startswith("minipage.learn.")
+
+
 def is_harmless(found: Import) -> bool:
     """Errors, enumerations and records: no exercise is about these."""
     if "minipage.errors" in (found.module, f"{found.module}.{found.name}"):
         return True
-    if not found.name or found.module.startswith("minipage.learn"):
+    if not found.name or is_judge(found.module):
         return False
     try:
         return is_record(getattr(importlib.import_module(found.module), found.name, None))
@@ -115,38 +120,43 @@ def reference_behind(solution: Solution, name: str, given: set[tuple[str, str]])
 
 
 def watch(lesson: Lesson, path: Path) -> Callable[[], str]:
-    """From here on: a sentence, once the learner's code has called the methods that it should write; or empty."""
+    """From here on: a sentence, once the learner's code has called what it should write; or empty."""
     calls: list[str] = []
-    if lesson.number not in REFERENCES:
-        return lambda: ""
-    module, name = REFERENCES[lesson.number]
-    cls = getattr(importlib.import_module(module), name)
     own, getframe = str(path), sys._getframe
 
-    def asked_by(name: str) -> int:
-        """The line of theirs that calls this. A Scheduler of theirs may call other methods that it inherits."""
+    def note(name: str, qualname: str) -> None:
+        """Is it a line of theirs that calls this? A Scheduler of theirs may call other methods that it inherits."""
         frame, line, names = getframe(2), getframe(2).f_lineno, set()
         while frame is not None and frame.f_code.co_filename == own:
             names.add(frame.f_code.co_name)
             frame = frame.f_back  # type: ignore[assignment]
-        return line if names and (name in names or lesson.number not in INHERITED) else 0
+        if names and (name in names or lesson.number not in INHERITED):
+            calls.append(f"line {line} calls minipage's own {qualname}, instead of doing it.")
 
-    def watched(method: Any) -> Any:
-        @wraps(method)
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if line := asked_by(method.__name__):
-                calls.append(f"line {line} calls minipage's own {method.__qualname__}, instead of doing it.")
-            return method(*args, **kwargs)
+    @cache
+    def watched(function: FunctionType) -> Any:
+        # What it keeps, it keeps in its defaults: the fence guards these, but neither __closure__ nor __wrapped__.
+        def call(*args: Any, _function: Any = function, _note: Any = note, **kwargs: Any) -> Any:
+            _note(_function.__name__, _function.__qualname__)
+            return _function(*args, **kwargs)
 
+        update_wrapper(call, function)
+        del call.__wrapped__  # type: ignore[attr-defined]
+        call.__code__ = call.__code__.replace(co_qualname=function.__qualname__)
         return call
 
-    for exercise_name in {name for exercise in lesson.exercises for name in exercise.names}:
-        method_name = exercise_name.rpartition(".")[2]
-        method = vars(cls).get(method_name)
-        if isinstance(method, property):
-            setattr(cls, method_name, property(watched(method.fget)))
-        elif callable(method):
-            setattr(cls, method_name, watched(method))
+    names = {name.rpartition(".")[2] for exercise in lesson.exercises for name in exercise.names}
+    places: list[Any] = [module for name, module in sys.modules.items() if is_ours(name) and not is_judge(name)]
+    if lesson.number in REFERENCES:
+        module_name, class_name = REFERENCES[lesson.number]
+        places.append(getattr(importlib.import_module(module_name), class_name))
+    for place in places:
+        for name in names & vars(place).keys():
+            thing = vars(place)[name]
+            if isinstance(thing, FunctionType) and (isinstance(place, type) or not name.startswith("__")):
+                setattr(place, name, watched(thing))
+            elif isinstance(thing, property):
+                setattr(place, name, property(watched(thing.fget)))
     return lambda: calls[0] if calls else ""
 
 

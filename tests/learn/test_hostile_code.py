@@ -166,6 +166,15 @@ REFERENCE = {
         lesson = chosen(["3"])[0].lesson
         BlockPool = load(lesson, lesson.solution).BlockPool
     """,
+    "its source, executed": f"exec(open({str(POOL)!r}).read())",
+    "its source, by inspect": """
+        import inspect
+        exec(inspect.getsource(next(c for c in object.__subclasses__() if c.__name__ == "BlockPool")))
+    """,
+    "its source, by what Python imports with": f"""
+        import importlib.machinery
+        exec(importlib.machinery.SourceFileLoader("copy", {str(POOL)!r}).get_data({str(POOL)!r}))
+    """,
     "a second copy of it": f"""
         import importlib.util
         spec = importlib.util.spec_from_file_location("copy", {str(POOL)!r})
@@ -191,6 +200,8 @@ def test_what_is_minipages_own_counts_for_nothing(keeper, tmp_path, name, source
         ("6.2", "    def admission(self, group, cached):\n",
          "    def admission(self, group, cached):\n        return Scheduler.admission(self, group, cached)\n"),
         ("9.2", "    def preempt(self, group, plan):\n",
+         "    def preempt(self, group, plan):\n        return vars(Scheduler)['preempt'](self, group, plan)\n"),
+        ("9.2", "    def preempt(self, group, plan):\n",
          "    def preempt(self, group, plan):\n        return (lambda: Scheduler.preempt(self, group, plan))()\n"),
     ],
 )  # fmt: skip
@@ -201,6 +212,39 @@ def test_nor_does_what_is_inherited(keeper, tmp_path, number, old, new):
     verdict = judged(keeper, tmp_path, right.replace(old, new), number)
     assert verdict.status == FAILED and "minipage's own" in verdict.message, verdict
     assert judged(keeper, tmp_path, right, number).status == PASSED
+
+
+REAL = 'next(c for c in object.__subclasses__() if c.__name__ == "BlockPool" and "minipage" in c.__module__)'
+CALLS_REAL = {
+    "itself": "return real.allocate(self)",
+    "what is wrapped": "return real.allocate.__wrapped__(self)",
+    "a property": "vars(real)['num_free'].fget.__wrapped__(self)",
+    "what it closes over": "return real.allocate.__closure__[0].cell_contents(self)",
+    "its defaults": "return real.allocate.__kwdefaults__['_function'](self)",
+    "its defaults, by inspect": (
+        "import inspect; return inspect.signature(real.allocate).parameters['_function'].default(self)"),
+    "its code": "import types; return types.FunctionType(real.allocate.__code__, {})(self)",
+    "its module": "import sys; return sys.modules['minipage.memory'].BlockPool.allocate(self)",
+    "a function": "import sys; return sys.modules['minipage.memory'].blocks_needed(1, 1)",
+    "a grader's function": (
+        "import sys; return sys.modules['minipage.learn.graders.test_03_block_pool'].Oracle.allocate(self)"),
+    "a frame, by logging": "import logging; logging.currentframe()",
+    "a frame, by a library": """
+        import sys
+        from functools import cached_property
+        class Frame: it = cached_property(lambda self: 0)
+        vars(Frame)["it"].func = sys._getframe
+        Frame.__index__ = lambda self: 1
+        Frame().it.f_back
+    """,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CALLS_REAL)
+def test_who_asks_the_reference_gets_no_answer(keeper, tmp_path, name):
+    verdict = judged(keeper, tmp_path, in_allocate(f"real = {REAL}\n" + textwrap.dedent(CALLS_REAL[name]).strip()))
+    assert verdict.status == FAILED, verdict
+    assert any(words in verdict.message for words in ("minipage's own", "may not", "Error")), verdict
 
 
 TAMPERS = {
@@ -288,6 +332,17 @@ def test_who_meddles_with_the_judge_gets_nothing(keeper, tmp_path, name):
         assert is_said or verdict.calls, verdict
 
 
+def test_what_is_put_back_was_changed_nevertheless(keeper, tmp_path):
+    code = """
+        graders = next(c for c in object.__subclasses__() if c.__name__ == "Oracle").count.__globals__
+        real = graders["compare"]
+        def fake(*args, **kwargs): graders["compare"] = real
+        graders["compare"] = fake
+    """
+    verdict = judged(keeper, tmp_path, in_allocate(code))
+    assert verdict.status == FAILED and "compare, which is not its own" in verdict.message, verdict
+
+
 EQUAL_TO_ALL = """
 class Same{base}:
     def __eq__(self, other): return True
@@ -366,6 +421,12 @@ HARMLESS = {
     "a named tuple": "from collections import namedtuple; namedtuple('P', 'x y')(1, 2)",
     "a temporary file": "import tempfile\nwith tempfile.TemporaryFile('w') as file: file.write('x')",
     "a temporary folder": "import tempfile\nwith tempfile.TemporaryDirectory() as d: open(d + '/x', 'w').write('x')",
+    "logging": "import logging; logging.warning('careful'); logging.getLogger('a').error('b', stack_info=True)",
+    "a stack, as text": "import traceback; traceback.extract_stack(); traceback.format_stack()",
+    "types of all kinds": """
+        import collections, dataclasses, enum, typing
+        typing.TypeVar('T'), enum.Enum('A', 'b c'), dataclasses.make_dataclass('X', ['a']), typing.NamedTuple('N', [])
+    """,
     "a warning": "import warnings; warnings.warn('careful')",
     "asyncio": "import asyncio; asyncio.run(asyncio.sleep(0))",
     "mocks": "from unittest.mock import Mock; Mock()",
