@@ -321,7 +321,16 @@ class Unspeakable:
         raise RuntimeError("no words for it")
 
 
-@pytest.mark.parametrize("value", [10**5000, [10**5000], Unspeakable(), {"a": [Unspeakable()]}, "x" * 10**6], ids=shown)
+ODD = {
+    "huge": 10**5000,
+    "a huge one": [10**5000],
+    "a": Unspeakable(),
+    "in": {"a": [Unspeakable()]},
+    "long": "x" * 10**6,
+}
+
+
+@pytest.mark.parametrize("value", ODD.values(), ids=ODD)
 def test_whatever_is_wrong_a_sentence_can_show_it(value):
     assert 0 < len(shown(value)) < 200
     with pytest.raises(InvalidRequestError):
