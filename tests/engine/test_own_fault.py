@@ -345,7 +345,10 @@ def test_a_stream_that_is_closed_in_the_middle_of_a_step_is_ended_with_the_next(
     assert llm.block_pool.num_used == 0
 
 
-@pytest.mark.parametrize("shape", [lambda out: out[:1], lambda out: out[0, 0, 0], lambda out: None], ids=str)
+OTHER_SHAPES = {"a row": lambda out: out[:1], "a number": lambda out: out[0, 0, 0], "nothing": lambda out: None}
+
+
+@pytest.mark.parametrize("shape", OTHER_SHAPES.values(), ids=OTHER_SHAPES)
 def test_attention_of_another_shape_is_named(tiny, shape):
     from minipage.attention import reference
 
