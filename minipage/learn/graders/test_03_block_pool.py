@@ -122,7 +122,7 @@ def run(solution, num_blocks, calls):
         pool.on_reuse = told.append
         compare("a new pool", pool, oracle, told)
         for i, (method, number) in enumerate(calls):
-            if i == len(calls) // 2:
+            if i == (len(calls) + 1) // 2:
                 solution.BlockPool(2)
                 compare("another pool", pool, oracle, told, why=OWN)
             if method not in ("allocate", "allocate_many") and number > num_blocks:
