@@ -212,6 +212,11 @@ class Cell:
             solution = load_it(lesson, self.path)
         except CodeError as error:
             verdict.message, verdict.line = str(error), error.line
+            if "PermissionError" in verdict.message:
+                with suppress(Exception):
+                    what, line = origin.imported(lesson, self.path)
+                    if what:
+                        verdict.message, verdict.line = f"0 points: {what}", line
         else:
             on_loaded()
             if not as_before():

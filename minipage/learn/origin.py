@@ -44,17 +44,26 @@ def borrowed(exercise: Exercise, solution: Solution) -> tuple[str, int]:
     """A sentence and a line, if this file uses what it should write; or empty."""
     if is_copy(exercise.lesson, solution.path):
         return "", 0
+    what, line = imported(exercise.lesson, solution.path)
+    if what:
+        return what, line
     given = given_names(exercise.lesson)
-    for found in imports(read(solution.path)):
+    for name in exercise.names:
+        if what := reference_behind(solution, name, given):
+            return f"{name} is minipage's own {what}: this file uses it instead of its own.", 0
+    return "", 0
+
+
+def imported(lesson: Lesson, path: Path) -> tuple[str, int]:
+    """The same, for what its import statements say."""
+    given = given_names(lesson)
+    for found in imports(read(path)):
         if (found.module, found.name) not in given and not is_harmless(found):
             what = f"minipage's own {found.name or found.module}"
             return (
                 f"this file uses {what} instead of its own: of minipage, take only what the stub imports.",
                 found.line,
             )
-    for name in exercise.names:
-        if what := reference_behind(solution, name, given):
-            return f"{name} is minipage's own {what}: this file uses it instead of its own.", 0
     return "", 0
 
 
