@@ -193,6 +193,7 @@ def test_what_is_minipages_own_counts_for_nothing(keeper, tmp_path, name, source
     assert "minipage's own" in verdict.message or "may not" in verdict.message or "does not run" in verdict.message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "old", "new"),
     [
@@ -442,6 +443,7 @@ HARMLESS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HARMLESS)
 def test_what_harms_nobody_costs_nothing(keeper, tmp_path, name):
     verdict = judged(keeper, tmp_path, begins_with(HARMLESS[name]), limit=10.0)
