@@ -249,11 +249,9 @@ class Scheduler:
     def update(self, plan: StepPlan) -> None:
         """The K and V of the planned tokens are written: groups may fork, and full blocks can be found from now on."""
         for group, seq, _, _ in plan.chunks:
-            if group.status is not Status.RUNNING:
-                continue  # it has ended in this step, and gave its blocks back
             if self.prefix_cache:
                 self.prefix_cache.publish(seq.block_table, seq.token_ids, group.cache_salt)
-            if group.is_sharing:
+            if group.is_sharing and group.sequences:  # one that has ended in this step has none, nor any blocks
                 group.fork_followers()
 
     def finish(self, group: SequenceGroup, seq: Sequence) -> None:
