@@ -12,7 +12,7 @@ No padding, and no difference between a prompt and a decode: each sequence bring
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -77,12 +77,17 @@ def paged_attend(batch: Batch, cache: KVCache, paged_attention: PagedAttention) 
         write_kv(k, v, k_cache, v_cache, batch.slot_mapping, *scales)
         tables = batch.block_tables, batch.context_lens, batch.query_start_loc
         mixed = paged_attention(q, k_cache, v_cache, *tables, scale, *scales)  # [T, H, D]
-        if getattr(mixed, "shape", None) != q.shape:
-            what = getattr(mixed, "shape", type(mixed).__name__)
-            raise KernelArgumentError(f"the attention function returned {what}; it must return an array of {q.shape}.")
+        check_mixed(mixed, q)
         return xp.asarray(mixed, dtype=dtype)  # [T, H, D]
 
     return attend
+
+
+def check_mixed(mixed: Any, q: Array) -> None:
+    """Raise KernelArgumentError unless what an attention function returned is [T, H, D], like q."""
+    what = getattr(mixed, "shape", type(mixed).__name__)
+    if what != q.shape:
+        raise KernelArgumentError(f"the attention function returned {what}; it must return an array of {q.shape}.")
 
 
 def as_numpy(array: Array) -> Floats:

@@ -14,7 +14,7 @@ from array_api_compat import array_namespace
 import minipage.attention.cuda as kernels
 from minipage.attention import KVCache
 from minipage.attention.cuda.arrays import to_host
-from minipage.batch import Batch, PagedAttention, make_batch
+from minipage.batch import Batch, PagedAttention, check_mixed, make_batch
 from minipage.errors import ConfigurationError
 from minipage.gpu.arrays import for_kernels, from_kernels, zeros
 from minipage.memory import BlockPool
@@ -69,6 +69,7 @@ class GPURunner(ModelRunner):
             like, (q, k, v) = q, map(for_kernels, (q, k, v))  # each [T, H, D]
             kernels.write_kv(k, v, k_cache, v_cache, slots, *scales)
             out = self.paged_attention(q, k_cache, v_cache, *tables, q.shape[-1] ** -0.5, *scales)  # [T, H, D]
+            check_mixed(out, q)
             return from_kernels(out, like)
 
         return attend

@@ -151,8 +151,13 @@ def serve_here(make, requests, lines, abort_at=None):
 
 def told(output):
     """What a request has got in the end; of one that was aborted nothing, as it may have come further or less far."""
-    texts = [(text.token_ids, text.text, text.finish_reason, text.logprobs) for text in output.outputs]
+    texts = [(text.token_ids, text.text, text.finish_reason, rounded(text.logprobs)) for text in output.outputs]
     return "aborted" if any(reason == "abort" for _, _, reason, _ in texts) else texts
+
+
+def rounded(logprobs):
+    """What is computed again in another batch may differ in the last places, on a GPU at least."""
+    return logprobs and [{token: (round(p.logprob, 4), p.rank) for token, p in step.items()} for step in logprobs]
 
 
 def ways(**more):

@@ -13,6 +13,7 @@ from minipage.memory import BlockPool
 from minipage.sampling import SamplingParams
 from minipage.scheduling import Scheduler
 
+ON_A_GPU = os.environ.get("MINIPAGE_TEST_CUDA") == "device"
 GREEDY = {"temperature": 0, "max_tokens": 6, "ignore_eos": True}
 WAYS = {
     "greedy": GREEDY,
@@ -345,7 +346,9 @@ def test_a_stream_that_is_closed_in_the_middle_of_a_step_is_ended_with_the_next(
     assert llm.block_pool.num_used == 0
 
 
-OTHER_SHAPES = {"a row": lambda out: out[:1], "a number": lambda out: out[0, 0, 0], "nothing": lambda out: None}
+OTHER_SHAPES = {"a row": lambda out: out[:1], "a head": lambda out: out[:, :1], "a column": lambda out: out[:, :, :1]}
+if not ON_A_GPU:  # where the tests hand on arrays only
+    OTHER_SHAPES |= {"a number": lambda out: out[0, 0, 0], "nothing": lambda out: None}
 
 
 @pytest.mark.parametrize("shape", OTHER_SHAPES.values(), ids=OTHER_SHAPES)
@@ -381,9 +384,6 @@ def test_settings_of_another_kind_are_named(tiny, options, words):
 def test_what_are_no_parameters_is_said(tiny, params):
     with pytest.raises(InvalidRequestError, match="params"):
         LLM(tiny, num_blocks=8).generate([[1, 2]], params)
-
-
-ON_A_GPU = os.environ.get("MINIPAGE_TEST_CUDA") == "device"
 
 
 @pytest.mark.skipif(not hasattr(os, "fork") or ON_A_GPU, reason="no fork here, or no GPU after one")
