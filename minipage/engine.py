@@ -106,8 +106,9 @@ class LLM:
         block_table: type[BlockTable] = BlockTable,
         scheduler: Scheduler | None = None,
     ) -> None:
-        switches = {"enable_prefix_caching": enable_prefix_caching, "enforce_eager": enforce_eager}
-        check_settings(seed, num_blocks, memory, **switches)
+        check_settings(
+            seed, num_blocks, memory, enable_prefix_caching=enable_prefix_caching, enforce_eager=enforce_eager
+        )
         config, weights, self.tokenizer, self.eos_token_ids = load_model(model)
         self.config = config
         self.max_model_len = config.n_positions if max_model_len is None else max_model_len
@@ -394,6 +395,7 @@ class LLM:
             raise
 
     def _offer(self, requests: list[Request]) -> InvalidRequestError | None:
+        self._end_abandoned()
         for number, request in enumerate(requests):
             try:
                 with saying_which(number, len(requests)):

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import minipage
+from minipage.errors import InvalidRequestError
 from minipage.sampling import SamplingParams
 
 ROOT = Path(minipage.__file__).parent
@@ -128,9 +129,11 @@ def serve_here(make, requests, lines, abort_at=None):
 
     def add(number, prompt, params, priority):
         name = f"r{number}"
-        if name in llm.requests:  # the interrupt has come when all was done
+        try:
+            return llm.add_request(prompt, params, name, priority)
+        except InvalidRequestError:  # there is one already: the interrupt has come when all was done
+            assert num_raised and name in llm.requests
             return False
-        return llm.add_request(prompt, params, name, priority)
 
     for number, (prompt, params, priority) in enumerate(requests):
         insist(lambda request=(number, prompt, params, priority): add(*request))
