@@ -14,13 +14,15 @@ from minipage.sampling import is_whole
 from minipage.scheduling import POLICIES, Policy, Preemption, Scheduler
 
 
-def check_settings(seed: Any, num_blocks: object, memory: object, **switches: object) -> None:
+def check_settings(
+    seed: Any, num_blocks: object, memory: object, enable_prefix_caching: object, enforce_eager: object
+) -> None:
     """Raise ConfigurationError for what no part would notice."""
     if not (seed is None or (is_whole(seed) and seed >= 0)):
         raise ConfigurationError(f"seed is {seed!r}; it must be None or a whole number of at least 0.")
     if num_blocks is not None and memory is not None:
         raise ConfigurationError(f"num_blocks is {num_blocks!r} and memory {memory!r}: give one of the two.")
-    for name, switch in switches.items():
+    for name, switch in (("enable_prefix_caching", enable_prefix_caching), ("enforce_eager", enforce_eager)):
         if not isinstance(switch, bool | np.bool):
             raise ConfigurationError(f"{name} is {switch!r}; it must be True or False.")
 

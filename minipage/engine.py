@@ -106,9 +106,7 @@ class LLM:
         block_table: type[BlockTable] = BlockTable,
         scheduler: Scheduler | None = None,
     ) -> None:
-        check_settings(
-            seed, num_blocks, memory, enable_prefix_caching=enable_prefix_caching, enforce_eager=enforce_eager
-        )
+        check_settings(seed, num_blocks, memory, enable_prefix_caching, enforce_eager)
         config, weights, self.tokenizer, self.eos_token_ids = load_model(model)
         self.config = config
         self.max_model_len = config.n_positions if max_model_len is None else max_model_len
