@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from minipage.errors import ConfigurationError
+from minipage.errors import ConfigurationError, shown
 from minipage.memory import BlockPool, PrefixCache
 from minipage.model_runner import ModelRunner
 from minipage.sampling import is_whole
@@ -19,12 +19,12 @@ def check_settings(
 ) -> None:
     """Raise ConfigurationError for what no part would notice."""
     if not (seed is None or (is_whole(seed) and seed >= 0)):
-        raise ConfigurationError(f"seed is {seed!r}; it must be None or a whole number of at least 0.")
+        raise ConfigurationError(f"seed is {shown(seed)}; it must be None or a whole number of at least 0.")
     if num_blocks is not None and memory is not None:
-        raise ConfigurationError(f"num_blocks is {num_blocks!r} and memory {memory!r}: give one of the two.")
+        raise ConfigurationError(f"num_blocks is {shown(num_blocks)} and memory {shown(memory)}: give one of the two.")
     for name, switch in (("enable_prefix_caching", enable_prefix_caching), ("enforce_eager", enforce_eager)):
         if not isinstance(switch, bool | np.bool):
-            raise ConfigurationError(f"{name} is {switch!r}; it must be True or False.")
+            raise ConfigurationError(f"{name} is {shown(switch)}; it must be True or False.")
 
 
 def make_scheduler(
@@ -81,5 +81,5 @@ def find(choice: str | Callable[..., Any] | None, named: dict[str, Any], what: s
     if choice == "cuda":
         raise ConfigurationError(f"{what} is 'cuda', which needs an NVIDIA GPU and device='cuda'.")
     if not isinstance(choice, str) or choice not in named:
-        raise ConfigurationError(f"{what} is {choice!r}; it must be a function or one of {', '.join(named)}.")
+        raise ConfigurationError(f"{what} is {shown(choice)}; it must be a function or one of {', '.join(named)}.")
     return named[choice]
