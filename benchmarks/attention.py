@@ -37,8 +37,8 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 from benchmarks.charts import Chart
 from benchmarks.measure import Measured, Stopwatch, console, grid, in_turn, main, use_threads
 from minipage.attention import paged_attention
-from minipage.attention.halves import to_bfloat16
 from minipage.attention.quantize import quantize
+from minipage.simd.halves import to_bfloat16
 
 NUM_THREADS = 2
 NUM_ROUNDS = {True: 5, False: 11}  # by `quick`

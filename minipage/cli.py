@@ -17,14 +17,14 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from minipage import __version__
+from minipage.cli_options import DEMO, ENGINE, FILES, SAMPLING, Defaults, add_options, given
 from minipage.errors import ConfigurationError, InvalidRequestError, MinipageError
 from minipage.learn.cli import add_learn
-from minipage.options import DEMO, ENGINE, FILES, SAMPLING, Defaults, add_options, given
 
 if TYPE_CHECKING:
-    from minipage.completion import CompletionOutput
-    from minipage.engine import LLM
-    from minipage.request import RequestOutput
+    from minipage.engine.completion import CompletionOutput
+    from minipage.engine.llm import LLM
+    from minipage.engine.request import RequestOutput
     from minipage.sampling import SamplingParams
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130

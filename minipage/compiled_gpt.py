@@ -21,12 +21,13 @@ from collections.abc import Mapping
 import numba
 import numpy as np
 
-from minipage.attention.arguments import Floats, as_they_lie, require
-from minipage.attention.compiled import compiled, compiled_parallel
-from minipage.attention.prefill import add_product
-from minipage.attention.vectors import LANES, exp
+from minipage.errors import require
 from minipage.model.gpt import GPT, GPTConfig
 from minipage.model.packed import PackedWeights
+from minipage.simd.arrays import Floats, as_they_lie
+from minipage.simd.matrix import add_product
+from minipage.simd.options import compiled, compiled_parallel
+from minipage.simd.vectors import LANES, exp
 
 COLUMNS = 2 * LANES  # of a panel
 

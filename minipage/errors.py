@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from numbers import Integral
 from reprlib import Repr
 
@@ -76,3 +77,9 @@ def require_positive(**settings: object) -> None:
     for name, value in settings.items():
         if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
             raise ConfigurationError(f"{name} is {shown(value)}; it must be a whole number of at least 1.")
+
+
+def require(condition: object, message: str | Callable[[], str]) -> None:
+    """A message that has to be put together is a function: it takes longer than the checks, and is hardly ever read."""
+    if not condition:
+        raise KernelArgumentError(message if isinstance(message, str) else message())

@@ -36,9 +36,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors.torch import save
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from minipage.attention.compiled import kept_on_disk
 from minipage.errors import ConfigurationError, MinipageError
 from minipage.model.gpt import GPT, GPTConfig
+from minipage.simd.options import kept_on_disk
 
 Ints = np.ndarray[Any, np.dtype[np.int32]]
 Weights = dict[str, torch.Tensor]

@@ -7,8 +7,7 @@ from array_api_compat import array_namespace
 from engine.checkpoints import CONTEXT, VOCAB, save_gpt2
 
 from minipage.attention import KVCache, paged_attention, reference
-from minipage.batch import make_batch, paged_attend
-from minipage.engine import LLM
+from minipage.engine.llm import LLM
 from minipage.errors import ConfigurationError, shown
 from minipage.memory import BlockPool, BlockTable
 from minipage.model.arrays import as_arrays, place_model
@@ -16,6 +15,7 @@ from minipage.model.gpt import GPT, dense_attend, gelu
 from minipage.model.weights import load_model
 from minipage.sampling import SamplingParams
 from minipage.scheduling import Chunk, Sequence, SequenceGroup
+from minipage.worker.batch import make_batch, paged_attend
 
 VARIATIONS = {
     "as published": {},

@@ -7,10 +7,10 @@ import statistics
 import numpy as np
 import pytest
 
-from minipage import simulate as sim
 from minipage.errors import ConfigurationError, InvalidRequestError
 from minipage.memory import BlockPool, BlockTable
 from minipage.simulate import NUM_SLOTS, PAPER, Request, draw_lengths, draw_requests, memories, simulate, worked_example
+from minipage.simulate import simulation as sim
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import pytest
 from engine.checkpoints import save_gpt2, save_tokenizer
 from transformers import GPT2Tokenizer
 
-from minipage.engine import LLM
+from minipage.engine.llm import LLM
 from minipage.errors import ModelError
 from minipage.model.tokenizer_files import read_tokenizer
 from minipage.model.weights import load_model

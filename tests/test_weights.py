@@ -17,7 +17,7 @@ from engine.checkpoints import EOS, VOCAB, save_gpt2, save_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
-from minipage.engine import LLM
+from minipage.engine.llm import LLM
 from minipage.errors import InvalidRequestError, ModelError, shown
 from minipage.model.weights import load_model
 from minipage.sampling import SamplingParams

@@ -16,18 +16,16 @@ from minipage.attention.arguments import (
     FLOATS,
     NARROW,
     QUANTIZED,
-    Floats,
-    Integers,
     as_array,
     as_integers,
     check_copies,
     check_scales,
-    require,
 )
-from minipage.attention.halves import stored
 from minipage.attention.quantize import quantize
-from minipage.errors import ConfigurationError, count, require_positive, shown
+from minipage.errors import ConfigurationError, count, require, require_positive, shown
 from minipage.memory import BlockCopy, BlockPool
+from minipage.simd.arrays import Floats, Integers
+from minipage.simd.halves import stored
 
 SCALE_BYTES = 4  # float32
 LARGEST_MEMORY = 2**63  # bytes; no array has as many

@@ -14,7 +14,7 @@ from textwrap import wrap
 from typing import Any
 
 from minipage.attention.quantize import numbers_of
-from minipage.engine import LLM
+from minipage.engine.llm import LLM
 from minipage.errors import ConfigurationError, InvalidRequestError, LearnError, MinipageError, ModelError, TraceError
 from minipage.learn.course import Lesson, lessons
 from minipage.learn.judge import missing

@@ -9,7 +9,7 @@ Two things set it apart from most GPTs in the world:
 * It takes one *flat* batch: the tokens of all sequences one after the other, no padding. Every operation works on each
   token by itself, except attention, where a token looks at the tokens before it.
 * Attention is handed in. `attend(layer, q, k, v)` may be plain dense attention (`dense_attend` below), or keep K and V
-  in a paged cache (`minipage.batch.paged_attend`); the model knows nothing of pages.
+  in a paged cache (`minipage.worker.batch.paged_attend`); the model knows nothing of pages.
 
 Shapes: T tokens in the batch, C = n_embd, H = n_head, D = C / H, V = vocab_size.
 The architecture is that of Radford et al., "Language Models are Unsupervised Multitask Learners" (2019).

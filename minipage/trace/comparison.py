@@ -2,7 +2,7 @@
 
     engine step ──▶ who has come ──▶ longest case │ power of two │ oracle      each a memory as large as the pool
 
-The allocators are those of memory/contiguous.py, and they are used as the simulation uses them: first come, first
+The allocators are those of simulate/baselines.py, and they are used as the simulation uses them: first come, first
 served, a piece for each request, one more token a step. Nothing is computed for them. The tokens would be the same as
 the engine's, since where K and V lie changes no token.
 """
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
-from minipage.memory.contiguous import (
+from minipage.simulate.baselines import (
     BuddyAllocator,
     ContiguousTable,
     ReservationRule,
@@ -23,12 +23,12 @@ from minipage.memory.contiguous import (
     reserve_oracle,
     reserve_pow2,
 )
-from minipage.simulate import Job, Request, admit, decode
+from minipage.simulate.simulation import Job, Request, admit, decode
 from minipage.trace.frames import Piece
 from minipage.trace.replay import Trace
 
 if TYPE_CHECKING:
-    from minipage.engine import LLM
+    from minipage.engine.llm import LLM
 
 RULES: dict[str, ReservationRule] = {
     "longest case": reserve_max,

@@ -33,7 +33,7 @@ from minipage.trace.story import Arrival, Scenario
 from minipage.trace.terminal import MIN_WIDTH, draw, fits, what_it_needs
 
 if TYPE_CHECKING:
-    from minipage.engine import LLM
+    from minipage.engine.llm import LLM
 
 PLAIN_WIDTH = 80  # columns where there is no terminal to ask
 SMALL = {"block_size": 4, "num_blocks": 16, "max_num_batched_tokens": 8}  # small enough to see every slot
@@ -129,7 +129,7 @@ def run(
 
 def make_engine(scenario: Scenario, options: dict[str, Any], build: Callable[..., LLM] | None = None) -> LLM:
     """An engine for a story; `options` of LLM go before its own, and if none says else, its pool is what it needs."""
-    from minipage.engine import LLM  # with numba and all it takes half a second
+    from minipage.engine.llm import LLM  # with numba and all it takes half a second
 
     build = build or LLM
     chosen: dict[str, Any] = SMALL | scenario.engine | options

@@ -21,7 +21,7 @@ from typing import Any, Literal, NamedTuple, get_args, overload
 
 from minipage.errors import count
 from minipage.memory import BlockCopy, blocks_needed
-from minipage.memory.contiguous import SlotUsage
+from minipage.simulate.baselines import SlotUsage
 
 Phase = Literal["schedule", "copy", "attend", "forward", "sample", "update", "failed"]
 PHASES: tuple[Phase, ...] = get_args(Phase)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from rich.text import Text
 
-from minipage.memory.contiguous import SlotUsage
+from minipage.simulate.baselines import SlotUsage
 from minipage.trace.frames import Frame, Segment
 from minipage.trace.glyphs import BOLD, DIM, Glyphs, ink_of, letter_of, letters_explained, style_of
 

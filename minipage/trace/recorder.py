@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from minipage.request import NextToken, Request, SampledRequest
+from minipage.engine.request import NextToken, Request, SampledRequest
 from minipage.scheduling import Sequence, SequenceGroup, Status, StepPlan
 from minipage.trace.frames import label_of
 from minipage.trace.replay import Trace
@@ -25,7 +25,7 @@ from minipage.trace.state import Change, num_common
 from minipage.trace.vocabulary import token_bytes
 
 if TYPE_CHECKING:
-    from minipage.engine import LLM
+    from minipage.engine.llm import LLM
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from minipage.trace.frames import Frame
 from minipage.trace.replay import Trace
 
 if TYPE_CHECKING:
-    from minipage.engine import LLM
+    from minipage.engine.llm import LLM
 
 MAX_TOKENS = 16  # for more texts of the viewer's own than the story has
 PAUSE = 3  # steps between two of these

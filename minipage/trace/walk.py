@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minipage.attention.arguments import Floats
 from minipage.attention.quantize import numbers_of
+from minipage.simd.arrays import Floats
 from minipage.trace.frames import Frame, SoftmaxStep
 from minipage.trace.recorder import replaced
 from minipage.trace.replay import Trace
 from minipage.trace.state import Change
 
 if TYPE_CHECKING:
-    from minipage.engine import LLM
+    from minipage.engine.llm import LLM
 
 STEP, LAYER, HEAD = 4, 3, 3  # which step, and where in the model; heads and layers count from 0
 

@@ -11,7 +11,7 @@ import pytest
 from where import CUDA
 
 import minipage
-from minipage.attention.compiled import SHARED_FILES
+from minipage.simd.options import SHARED_FILES
 
 pytestmark = pytest.mark.skipif(CUDA, reason="about the kernels of the CPU")
 PACKAGE = Path(minipage.__file__).parent
@@ -51,7 +51,7 @@ def test_an_edit_of_another_file_shows_at_the_next_run_and_nothing_else_is_compi
     kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.nb?")}
     assert run(GELU, copy, **cache)[0] == "0.841"
     assert kept and kept == {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.nb?")}
-    vectors = copy / "attention" / "vectors.py"
+    vectors = copy / "simd" / "vectors.py"
     line = "series = series * r + np.float32(0.6931471805599453)"
     text = vectors.read_text()
     assert line in text
@@ -81,7 +81,8 @@ def test_every_kernel_file_that_others_use_counts_for_the_cache():
         for node in ast.walk(ast.parse(texts[file])):
             if isinstance(node, ast.ImportFrom) and node.module.startswith("minipage."):
                 imported = PACKAGE.parent.joinpath(*node.module.split(".")).with_suffix(".py")
-                assert imported not in kernels or imported.name in SHARED_FILES, (file, imported)
+                name = imported.relative_to(PACKAGE).as_posix()
+                assert imported not in kernels or name in SHARED_FILES, (file, imported)
 
 
 KERNELS = """

@@ -8,10 +8,10 @@ from minipage.attention import KVCache, cuda
 from minipage.attention import copy_blocks as copy_on_cpu
 from minipage.attention import write_kv as write_on_cpu
 from minipage.attention.cuda.arrays import pinned
-from minipage.attention.halves import to_bfloat16
 from minipage.attention.quantize import numbers_of
 from minipage.errors import KernelArgumentError
 from minipage.memory import BlockCopy
+from minipage.simd.halves import to_bfloat16
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16, "int8": np.int8, "fp8": np.uint8}
 dtypes = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())

@@ -5,7 +5,7 @@ import pytest
 from where import SIMULATOR, from_gpu, on_gpu
 
 from minipage.attention import KVCache, cuda, reference, write_kv
-from minipage.attention.halves import from_bfloat16, to_bfloat16
+from minipage.simd.halves import from_bfloat16, to_bfloat16
 
 Q = {
     "float32": (lambda x: x, lambda x: x, 1e-5),

@@ -17,7 +17,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from minipage.model.gpt import GPT, dense_attend
 from minipage.model.weights import load_model
-from minipage.sampling import probabilities, random_number
+from minipage.sampling.sampler import probabilities, random_number
 
 VOCAB, CONTEXT = 60, 64
 EOS = VOCAB - 1

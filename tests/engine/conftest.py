@@ -9,7 +9,7 @@ import pytest
 import torch
 from engine.checkpoints import VOCAB, Dense, save_gpt2, save_tokenizer
 
-from minipage.engine import LLM
+from minipage.engine.llm import LLM
 
 
 def on_the_gpu(init):

@@ -11,7 +11,7 @@ that cannot be found as a prefix either, are filled with NaN.
 import numpy as np
 
 from minipage.attention import reference
-from minipage.engine import LLM
+from minipage.engine.llm import LLM
 
 
 class SlotOracle:

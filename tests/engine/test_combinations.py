@@ -8,7 +8,7 @@ from itertools import product
 
 import pytest
 
-from minipage.engine import LLM
+from minipage.engine.llm import LLM
 from minipage.memory import blocks_needed
 from minipage.sampling import SamplingParams
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from engine.test_quantized_runs import all_logits
 
-from minipage.engine import LLM
+from minipage.engine.llm import LLM
 from minipage.errors import ConfigurationError
 from minipage.sampling import SamplingParams
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from minipage.engine import LLM
+from minipage.engine.llm import LLM
 from minipage.errors import ConfigurationError, InvalidRequestError, ModelError
 from minipage.memory import BlockPool
 from minipage.sampling import SamplingParams

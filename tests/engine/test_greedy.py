@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from minipage.engine import LLM
+from minipage.engine.llm import LLM
 from minipage.sampling import SamplingParams
 
 NUM_PROMPTS, NUM_TOKENS = 32, 10

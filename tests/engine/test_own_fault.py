@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from minipage.engine import LLM
+from minipage.engine.llm import LLM
 from minipage.errors import ConfigurationError, InvalidRequestError, KernelArgumentError
 from minipage.memory import BlockPool
 from minipage.sampling import SamplingParams

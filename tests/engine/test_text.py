@@ -8,8 +8,8 @@ from engine.checkpoints import save_tokenizer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from minipage.engine import LLM
-from minipage.request import NextToken
+from minipage.engine.llm import LLM
+from minipage.engine.request import NextToken
 from minipage.sampling import SamplingParams
 
 

@@ -26,7 +26,7 @@ class Exhibit(NamedTuple):
 
 
 READ = r"slot \d+ is read for the tokens .* but holds"
-BATCH = "minipage.model_runner.make_batch"
+BATCH = "minipage.worker.runner.make_batch"
 MUSEUM = [
     Exhibit("1", "nano-vllm #163", "a block that is reused keeps its old hash",
             {m.CACHE + "forget": m.forgets_nothing}, v.an_evicted_prefix_is_not_found,
@@ -54,7 +54,7 @@ MUSEUM = [
     Exhibit("9a", "nano-vllm", "max_tokens=0 never ends, because lengths are compared with ==",
             {"minipage.sampling.SamplingParams.__post_init__": m.accepts_anything,
              m.SCHEDULER + "add": m.accepts_anything,
-             "minipage.completion.Completion.add_token": m.stops_when_equal}, v.no_tokens_means_no_tokens,
+             "minipage.engine.completion.Completion.add_token": m.stops_when_equal}, v.no_tokens_means_no_tokens,
             "max_tokens=0 was accepted"),
     Exhibit("9b", "nano-vllm", "blocks of one token: no length leaves the remainder 1",
             {m.TABLE + "blocks_to_allocate": m.grows_at(1)}, v.every_token_has_a_place_whatever_the_block_size,

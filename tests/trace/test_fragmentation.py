@@ -4,7 +4,7 @@ import pytest
 from screens import screen
 
 from minipage import LLM, SamplingParams
-from minipage.memory.contiguous import slot_usage
+from minipage.simulate.baselines import slot_usage
 from minipage.trace import Trace, record
 from minipage.trace.comparison import RULES, Comparison, num_stored_at_last
 from minipage.trace.demo import Demo, make_engine

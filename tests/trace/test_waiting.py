@@ -90,7 +90,7 @@ def test_the_player_does_not_claim_to_play_while_it_waits(demo_frames, glyphs):
 
 
 SLOW = """
-import minipage.engine as engine, itertools, os, time
+import minipage.engine.llm as engine, itertools, os, time
 step, numbers = engine.LLM.step, itertools.count(1)
 def slow(llm):
     number = next(numbers)

@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_api_compat import array_namespace
 
-from minipage.attention.arguments import require
 from minipage.attention.cuda.compat import SIMULATED, cuda, device_view
-from minipage.errors import KernelArgumentError
+from minipage.errors import KernelArgumentError, require
 
 Array = Any
 TORCH_DTYPES = {"bfloat16": "uint16", "float8_e4m3fn": "uint8"}  # what NumPy calls otherwise

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from minipage.attention.arguments import as_integers, check_copies, check_scales, require
+from minipage.attention.arguments import as_integers, check_copies, check_scales
 from minipage.attention.cuda.arrays import (
     Array,
     Layout,
@@ -30,8 +30,9 @@ from minipage.attention.cuda.arrays import (
 from minipage.attention.cuda.compat import cuda, device_function, external_stream, kernel, types, upload
 from minipage.attention.cuda.numbers import FLOAT16, Kind, kind_of
 from minipage.attention.cuda.ptx import load_16_bytes, store_16_bytes
-from minipage.attention.halves import LARGEST_FLOAT16
+from minipage.errors import require
 from minipage.memory import BlockCopy
+from minipage.simd.halves import LARGEST_FLOAT16
 
 float32 = types.float32
 WARP, NUM_WARPS, COPY_THREADS = 32, 4, 256
@@ -177,7 +178,7 @@ def larger_or_nan(a, b):
 
 
 def limiter(kv: Kind) -> Any:
-    """A device function: a number -> what is kept of it. See minipage/attention/halves.py for why infinities stay."""
+    """A device function: a number -> what is kept of it. See minipage/simd/halves.py for why infinities stay."""
     MOST, INFINITY = np.float32(LARGEST_FLOAT16), np.float32(np.inf)
 
     def limit(x):

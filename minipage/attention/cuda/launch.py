@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minipage.attention.arguments import as_scale, check_shapes, check_tables, require
+from minipage.attention.arguments import as_scale, check_shapes, check_tables
 from minipage.attention.cuda import tensor, wide
 from minipage.attention.cuda.arrays import (
     Array,
@@ -36,6 +36,7 @@ from minipage.attention.cuda.numbers import Kind, kind_of
 from minipage.attention.cuda.tensor import has_tensor_kernel, tensor_kernel
 from minipage.attention.cuda.tiles import num_tiles
 from minipage.attention.cuda.wide import rows_per_tile, wide_kernel, words_per_lane
+from minipage.errors import require
 
 SPLIT_SIZE = 512  # tokens of a context that one block works on, if the answer may not depend on the rest of the batch
 MOST_SPLITS = 65_535  # what CUDA allows in the second dimension of a grid

@@ -14,13 +14,13 @@ from array_api_compat import array_namespace
 import minipage.attention.cuda as kernels
 from minipage.attention import KVCache
 from minipage.attention.cuda.arrays import to_host
-from minipage.batch import Batch, PagedAttention, check_mixed, make_batch
 from minipage.errors import ConfigurationError
-from minipage.gpu.arrays import for_kernels, from_kernels, zeros
 from minipage.memory import BlockPool
 from minipage.model.gpt import GPT, Array, Attend
-from minipage.model_runner import ModelRunner
 from minipage.scheduling import StepPlan
+from minipage.worker.batch import Batch, PagedAttention, check_mixed, make_batch
+from minipage.worker.gpu.views import for_kernels, from_kernels, zeros
+from minipage.worker.runner import ModelRunner
 
 
 class GPURunner(ModelRunner):

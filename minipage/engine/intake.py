@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from minipage.engine.prompts import Prompt, check_token_ids, read_prompt
+from minipage.engine.request import BeamRequest, Request, SampledRequest
 from minipage.errors import InvalidRequestError
 from minipage.memory import BlockPool, BlockTable
 from minipage.model.tokenizer import Tokenizer
-from minipage.prompts import Prompt, check_token_ids, read_prompt
-from minipage.request import BeamRequest, Request, SampledRequest
 from minipage.sampling import SamplingParams, is_whole
 from minipage.scheduling import Sequence, SequenceGroup
 

@@ -15,11 +15,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minipage.beam_search import BeamSearch
-from minipage.completion import Completion, CompletionOutput
+from minipage.engine.completion import Completion, CompletionOutput
 from minipage.errors import RequestError
 from minipage.model.tokenizer import Tokenizer
-from minipage.sampling import NO_TOKEN, Draw, Logprob, SamplingParams, log_softmax, random_number, top_logprobs
+from minipage.sampling import NO_TOKEN, Draw, Logprob, SamplingParams, random_number, top_logprobs
+from minipage.sampling.beam_search import BeamSearch
+from minipage.sampling.sampler import log_softmax
 from minipage.scheduling import Sequence, SequenceGroup
 
 

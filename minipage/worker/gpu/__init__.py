@@ -1,22 +1,22 @@
 """The engine on a GPU. A reader who wants to know how paging works can skip this folder: it decides nothing.
 
-runner.py     the same steps as minipage/model_runner.py, with arrays on the GPU: PyTorch's or CuPy's
+runner.py     the same steps as minipage/worker/runner.py, with arrays on the GPU: PyTorch's or CuPy's
 graphs.py     the fast path, for PyTorch: one copy brings a step's inputs, decodes are replayed as CUDA graphs
 capture.py    how a graph is captured, undisturbed
-batches.py    a step's inputs, most of which follow from the last step's; inputs.py: that one copy
-sampling.py   tokens are drawn where the logits are
-arrays.py     the model's arrays as the kernels take them, also in the simulator
+next_batch.py a step's inputs, most of which follow from the last step's; inputs.py: that one copy
+draw.py       tokens are drawn where the logits are
+views.py      the model's arrays as the kernels take them, also in the simulator
 """
 
 from __future__ import annotations
 
 from array_api_compat import is_torch_array
 
-from minipage.batch import PagedAttention
 from minipage.errors import ConfigurationError
-from minipage.gpu.runner import GPURunner
 from minipage.model.gpt import GPT
-from minipage.model_runner import Limits, ModelRunner
+from minipage.worker.batch import PagedAttention
+from minipage.worker.gpu.runner import GPURunner
+from minipage.worker.runner import Limits, ModelRunner
 
 
 def gpu_runner(
@@ -40,6 +40,6 @@ def gpu_runner(
         )
     if not is_torch_array(model.weights["wte.weight"]):
         return GPURunner(model, kv_dtype)
-    from minipage.gpu.graphs import GraphRunner  # needs PyTorch
+    from minipage.worker.gpu.graphs import GraphRunner  # needs PyTorch
 
     return GraphRunner(model, kv_dtype, limits, gpu_memory_utilization, enforce_eager)

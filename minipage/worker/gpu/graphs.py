@@ -20,19 +20,19 @@ import torch
 
 import minipage.attention.cuda as kernels
 from minipage.attention.cuda.launch import SHORT
-from minipage.batch import Batch
 from minipage.errors import ConfigurationError, require_positive
-from minipage.gpu.arrays import for_kernels, view_for_kernels
-from minipage.gpu.batches import Batches
-from minipage.gpu.capture import capture
-from minipage.gpu.inputs import StepInputs
-from minipage.gpu.runner import GPURunner
-from minipage.gpu.sampling import sample_on_device
 from minipage.memory import BlockPool, blocks_needed
 from minipage.model.gpt import GPT, Array, Attend
-from minipage.model_runner import Limits
 from minipage.sampling import Draw, SamplingParams
 from minipage.scheduling import StepPlan
+from minipage.worker.batch import Batch
+from minipage.worker.gpu.capture import capture
+from minipage.worker.gpu.draw import sample_on_device
+from minipage.worker.gpu.inputs import StepInputs
+from minipage.worker.gpu.next_batch import Batches
+from minipage.worker.gpu.runner import GPURunner
+from minipage.worker.gpu.views import for_kernels, view_for_kernels
+from minipage.worker.runner import Limits
 
 
 class GraphRunner(GPURunner):

@@ -25,8 +25,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
-from minipage.attention.compiled import IN_PYTHON
-from minipage.attention.quantize import FP8_VALUES, numbers_of
+from minipage.simd.fp8 import FP8_VALUES
+from minipage.simd.halves import widened
+from minipage.simd.options import IN_PYTHON
 
 LANES = 16
 LINE = 64  # bytes that the processor fetches at once
@@ -53,7 +54,7 @@ def numbers_in(stored: Any) -> Any:
         return FP8_VALUES[stored]
     if stored.dtype == np.int8:
         return stored.astype(np.float32)
-    return numbers_of(stored.view(np.float16) if stored.dtype == np.int16 else stored, None)
+    return widened(stored.view(np.float16) if stored.dtype == np.int16 else stored)
 
 
 class Vector(types.Type):

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_api_compat import array_namespace
 
-from minipage.attention.arguments import Floats, Integers
 from minipage.attention.kv_cache import KVCache, write_kv
 from minipage.errors import KernelArgumentError
 from minipage.model.gpt import Array, Attend
 from minipage.scheduling import Chunk
+from minipage.simd.arrays import Floats, Integers
 
 PagedAttention = Callable[..., Floats]  # see minipage/attention/arguments.py
 

@@ -20,22 +20,22 @@ import numpy as np
 
 from minipage.attention import KVCache, cpu, reference
 from minipage.attention.quantize import kv_dtype
-from minipage.batch import PagedAttention
-from minipage.build import check_settings, find, make_scheduler
-from minipage.changes import Changes
 from minipage.compiled_gpt import CompiledGPT
+from minipage.engine.build import check_settings, find, make_scheduler
+from minipage.engine.changes import Changes
+from minipage.engine.intake import Intake, saying_which
+from minipage.engine.prompts import Prompt, list_prompts
+from minipage.engine.request import Choice, NextToken, Request, RequestOutput
 from minipage.errors import ConfigurationError, InvalidRequestError
-from minipage.intake import Intake, saying_which
 from minipage.memory import BlockPool, BlockTable
 from minipage.model.arrays import place_model
 from minipage.model.gpt import GPT
 from minipage.model.weights import SHIPPED_MODEL, load_model
-from minipage.model_runner import Limits, ModelRunner
-from minipage.prompts import Prompt, list_prompts
-from minipage.request import Choice, NextToken, Request, RequestOutput
 from minipage.sampling import SamplingParams, is_whole
 from minipage.scheduling import Policy, Preemption, Scheduler, StepPlan
 from minipage.scheduling.scheduler import claim
+from minipage.worker.batch import PagedAttention
+from minipage.worker.runner import Limits, ModelRunner
 
 ATTENTION = {"cpu": cpu.paged_attention, "reference": reference.paged_attention}
 
@@ -123,7 +123,7 @@ class LLM:
                 placed = CompiledGPT(config, placed.weights)
             self.runner = ModelRunner(placed, kept_as, find(attention, ATTENTION, "attention"))
         else:
-            from minipage.gpu import gpu_runner  # what a CPU does not need is not even loaded
+            from minipage.worker.gpu import gpu_runner  # what a CPU does not need is not even loaded
 
             limits = Limits(self.max_model_len, max_num_batched_tokens, max_num_seqs)
             self.runner = gpu_runner(placed, kept_as, attention, limits, gpu_memory_utilization, enforce_eager)

@@ -36,8 +36,8 @@ options: Any = {"fastmath": {"reassoc", "contract", "nsz"}, "error_model": "nump
 # Only the loops that say `prange` should be shared among the threads, not every NumPy expression too.
 expressions = ["comprehension", "fusion", "inplace_binop", "numpy", "reduction", "setitem", "stencil"]
 
-# The files beside this one whose code becomes part of kernels in other files; an edit of one of them changes those too.
-SHARED_FILES = "compiled.py", "decode.py", "prefill.py", "vectors.py"
+# The files whose code becomes part of kernels in other files; an edit of one of them changes those too.
+SHARED_FILES = "simd/options.py", "simd/vectors.py", "simd/matrix.py", "attention/decode.py"
 
 
 IN_PYTHON = bool(getattr(numba.config, "DISABLE_JIT"))  # noqa: B009  (unknown to type checkers)
@@ -131,8 +131,8 @@ class KernelCache(FunctionCache):
 @cache
 def stamp(file: str) -> str:
     """Changes whenever this file, or one of SHARED_FILES, does."""
-    here = Path(__file__).parent
-    files = [Path(file), *(here / name for name in SHARED_FILES)]
+    package = Path(__file__).parents[1]
+    files = [Path(file), *(package / name for name in SHARED_FILES)]
     return "minipage " + sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
 
 

@@ -16,12 +16,12 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from minipage.attention import KVCache, blocks_that_fit, copy_blocks
-from minipage.batch import PagedAttention, as_numpy, make_batch, paged_attend
 from minipage.errors import ConfigurationError
 from minipage.memory import BlockPool
 from minipage.model.gpt import GPT
 from minipage.sampling import Draw, sample_batch
 from minipage.scheduling import StepPlan
+from minipage.worker.batch import PagedAttention, as_numpy, make_batch, paged_attend
 
 
 class Limits(NamedTuple):

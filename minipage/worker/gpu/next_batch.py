@@ -17,11 +17,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from minipage.attention.arguments import Integers
-from minipage.batch import Batch, make_batch
 from minipage.memory import BlockTable
 from minipage.scheduling import Chunk
 from minipage.scheduling import Sequence as TokenSequence
+from minipage.simd.arrays import Integers
+from minipage.worker.batch import Batch, make_batch
 
 
 class Batches:

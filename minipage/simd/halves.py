@@ -4,7 +4,7 @@
     bfloat16   s eeeeeeee fffffff                     the upper half of a float32: its range, 8 significant bits
     float16    s eeeee ffffffffff                     at most 65,504, with 11 significant bits
 
-The kernels compute in float32 and only read these: `vectors.py`.
+The kernels compute in float32 and only read these: vectors.py.
 
 A K or V beyond the largest float16 is kept as that: as an infinity it would turn every score to NaN. An infinity stays
 one, and NaN stays NaN, for a model that computes these has failed, and that should be seen.
@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from minipage.attention.arguments import Floats
+from minipage.simd.arrays import Floats
 
 LARGEST_FLOAT16 = 65_504
 
@@ -47,3 +47,10 @@ def to_bfloat16(numbers: Floats) -> npt.NDArray[np.uint16]:
 def from_bfloat16(bits: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """The numbers that these bfloat16 stand for, [...] to [...], exactly."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def widened(stored: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """[...] of a cache without scales -> [...] the numbers they stand for, in float32 if they were of two bytes."""
+    if stored.dtype == np.uint16:
+        return from_bfloat16(stored)
+    return stored.astype(np.float32) if stored.dtype == np.float16 else stored

@@ -9,9 +9,9 @@ import numpy as np
 
 from minipage.errors import ConfigurationError, shown
 from minipage.memory import BlockPool, PrefixCache
-from minipage.model_runner import ModelRunner
 from minipage.sampling import is_whole
 from minipage.scheduling import POLICIES, Policy, Preemption, Scheduler
+from minipage.worker.runner import ModelRunner
 
 
 def check_settings(

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from minipage.batch import Batch
+from minipage.worker.batch import Batch
 
 
 class StepInputs:
