@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minipage.attention.arguments import as_scale, check_shapes, check_tables
-from minipage.attention.cuda import tensor, wide
-from minipage.attention.cuda.arrays import (
+from minipage.attention.cuda import ordinary_cores, tensor_cores
+from minipage.attention.cuda.cache import check_cache
+from minipage.attention.cuda.compat import external_stream, num_processors
+from minipage.attention.cuda.device_arrays import (
     Array,
     check_devices,
     check_rows,
@@ -30,12 +32,10 @@ from minipage.attention.cuda.arrays import (
     words,
     zeros,
 )
-from minipage.attention.cuda.cache import check_cache
-from minipage.attention.cuda.compat import external_stream, num_processors
-from minipage.attention.cuda.numbers import Kind, kind_of
-from minipage.attention.cuda.tensor import has_tensor_kernel, tensor_kernel
+from minipage.attention.cuda.kinds import Kind, kind_of
+from minipage.attention.cuda.ordinary_cores import ordinary_kernel, pieces_of
+from minipage.attention.cuda.tensor_cores import has_tensor_kernel, tensor_kernel
 from minipage.attention.cuda.tiles import num_tiles
-from minipage.attention.cuda.wide import rows_per_tile, wide_kernel, words_per_lane
 from minipage.errors import require
 
 SPLIT_SIZE = 512  # tokens of a context that one block works on, if the answer may not depend on the rest of the batch
@@ -43,6 +43,7 @@ MOST_SPLITS = 65_535  # what CUDA allows in the second dimension of a grid
 UNIT = 128  # tokens that are not divided, if it may
 SHORT = 512  # tokens of a context that is not divided: joining its parts would take longer than it gains
 MOST_HEADS = 32  # of a tile of q, in any kernel
+MOST_BLOCKS = 4  # for each multiprocessor, in any kernel
 LOG2_E = 1.4426950408889634  # exp(x) = exp2(x * LOG2_E): the hardware has exp2
 
 
@@ -94,29 +95,43 @@ def paged_attention(
     return out
 
 
-class Choice(NamedTuple):
-    kernel_for: Callable[..., Any]  # tensor_kernel, or wide_kernel
-    num_threads: int
+class KernelChoice(NamedTuple):
+    """A kernel, and the sizes of a launch that suit it."""
+
+    kernel_for: Callable[..., Any]  # tensor_kernel, or ordinary_kernel
+    num_threads: int  # of a block
     few_blocks: int  # of a decode, for each multiprocessor: enough for all of the memory's speed
-    most_blocks: int  # so many run at once, and one starts while another ends
-    decode_rows: int  # most rows of q in a block
-    prefill_rows: int
+    most_blocks: int  # this many run at once, and one starts while another ends
+    decode_rows: int  # most rows of q in a block of a decode
+    prefill_rows: int  # and of a prompt
 
 
-def tensor_choice(q_kind: Kind, kv: Kind, head_size: int) -> Choice:
-    few = min(4, 512 // (head_size * kv.num_bytes))
-    return Choice(tensor_kernel, tensor.NUM_THREADS, few, 4, tensor.TILE, tensor.NUM_WARPS * tensor.TILE)
+def choose_tensor(q_kind: Kind, kv: Kind, head_size: int) -> KernelChoice:
+    return KernelChoice(
+        tensor_kernel,
+        num_threads=tensor_cores.NUM_THREADS,
+        few_blocks=min(4, 512 // (head_size * kv.num_bytes)),
+        most_blocks=MOST_BLOCKS,
+        decode_rows=tensor_cores.TILE,
+        prefill_rows=tensor_cores.NUM_WARPS * tensor_cores.TILE,
+    )
 
 
-def wide_choice(q_kind: Kind, kv: Kind, head_size: int) -> Choice:
-    return Choice(wide_kernel, wide.NUM_THREADS, 2, 3, rows_per_tile(head_size, kv), rows_per_tile(head_size, kv))
+def choose_ordinary(q_kind: Kind, kv: Kind, head_size: int) -> KernelChoice:
+    rows = pieces_of(head_size, kv).rows_per_tile
+    return KernelChoice(
+        ordinary_kernel,
+        num_threads=ordinary_cores.NUM_THREADS,
+        few_blocks=2,
+        most_blocks=3,
+        decode_rows=rows,
+        prefill_rows=rows,
+    )
 
 
-def best_choice(q_kind: Kind, kv: Kind, head_size: int) -> Choice:
-    return (tensor_choice if has_tensor_kernel(q_kind, kv, head_size) else wide_choice)(q_kind, kv, head_size)
-
-
-MOST_BLOCKS = 4  # for each multiprocessor, in any Choice
+def choose_best(q_kind: Kind, kv: Kind, head_size: int) -> KernelChoice:
+    choose = choose_tensor if has_tensor_kernel(q_kind, kv, head_size) else choose_ordinary
+    return choose(q_kind, kv, head_size)
 
 
 def workspace_size(
@@ -144,7 +159,7 @@ class Grid(NamedTuple):
 
 
 def decode_grid(
-    choice: Choice, num_seqs: int, num_kv_heads: int, group: int, max_context_len: int, split_size: int | None
+    choice: KernelChoice, num_seqs: int, num_kv_heads: int, group: int, max_context_len: int, split_size: int | None
 ) -> Grid:
     head_tiles = -(-group // choice.decode_rows)
     heads, tiles = -(-group // head_tiles), num_kv_heads * head_tiles
@@ -181,7 +196,7 @@ def launch_attention(
     min_query_len: int = 1,
     stream: int = 0,
     split_size: int | None = None,
-    choose: Callable[[Kind, Kind, int], Choice] = best_choice,
+    choose: Callable[[Kind, Kind, int], KernelChoice] = choose_best,
 ) -> None:
     """Attention as `paged_attention` has it, into `out`, with everything on the GPU already and nothing checked.
 
@@ -236,7 +251,7 @@ def check_arrays(q: Array, k_cache: Array, v_cache: Array, k_scales: Any, v_scal
     check_cache(k_cache, v_cache, k_scales, v_scales)
     for array in tables:
         layout(array)  # raises, if it is not on the GPU
-    alignment = 4 * words_per_lane(layout(q).shape[2], kv)  # bytes; also refuses a head size that no kernel has
+    alignment = 4 * pieces_of(layout(q).shape[2], kv).words  # bytes; also refuses a head size that no kernel has
     for name, array in (("k_cache", k_cache), ("v_cache", v_cache)):
         require(
             layout(array).address % alignment == 0,

@@ -20,8 +20,8 @@ from __future__ import annotations
 from typing import Any
 
 from minipage.attention.cuda.compat import cuda, device_function, types
-from minipage.attention.cuda.numbers import LOWEST
-from minipage.attention.cuda.ptx import add_in_turn, exp2, log2
+from minipage.attention.cuda.kinds import LOWEST
+from minipage.attention.cuda.ptx import add_in_turn, bits_of_float, exp2, log2
 
 float32, int32 = types.float32, types.int32
 WARP = 32
@@ -34,6 +34,13 @@ def place_of(block, first_block):
     A block's place 0 is for the context that it begins within, place 1 for the one that it ends within.
     """
     return int32((block * cuda.gridDim.x + cuda.blockIdx.x) * 2 + (1 if block == first_block else 0))
+
+
+@device_function
+def is_zero(x):
+    """Of a float32 that is not below 0. Comparing numbers would not do: under fastmath NaN may be taken for anything,
+    and a NaN of K has to come out."""
+    return bits_of_float(x) == 0
 
 
 def joiner(parts: int, heads: int, tokens: int, group: int, head_size: int, num_threads: int, stored: Any) -> Any:
@@ -60,7 +67,7 @@ def joiner(parts: int, heads: int, tokens: int, group: int, head_size: int, num_
                     share = exp2(found[HIGHEST + part * rows + r] - highest)
                     total += share * found[TOTALS + part * rows + r]
                     x += share * found[part * rows * head_size + i]
-                x = x / total if total > 0 else float32(0)  # 0: a context without tokens
+                x = float32(0) if is_zero(total) else x / total  # 0: a context without tokens
                 if place < 0:
                     out[(((q_start + token) * num_kv_heads + kv_head) * group + head) * head_size + column] = stored(x)
                 else:

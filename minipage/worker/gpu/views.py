@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, is_torch_array
 
-from minipage.attention.cuda.arrays import View, view
+from minipage.attention.cuda.device_arrays import View, view
 from minipage.model.arrays import is_simulated
 from minipage.model.gpt import Array
 
@@ -25,7 +25,7 @@ def for_kernels(array: Array) -> Array:
 
 
 def view_for_kernels(array: Array) -> View:
-    """A view of the same (attention/cuda/arrays.py), for several launches."""
+    """A view of the same (attention/cuda/device_arrays.py), for several launches."""
     return view(for_kernels(array))
 
 

@@ -14,7 +14,7 @@ nothing, for the time goes into reading K and V), or those of several tokens (of
 Memory is fast only for whole lines of 128 bytes. So a warp requests whole rows of K and V, two to four steps before it
 wants them (`cp.async`), and they arrive in shared memory, from where each lane takes its pieces (docs/gpu.md: that is a
 fifth faster than requesting the pieces themselves). K and V of one byte a number are widened to two in registers. The
-rest is as in wide.py.
+rest is as in ordinary_cores.py.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from functools import cache
 from typing import Any
 
 from minipage.attention.cuda.compat import cuda, device_function, types
+from minipage.attention.cuda.kinds import BFLOAT16, FLOAT16, LOWEST, Kind, widener
 from minipage.attention.cuda.merge import joiner, merger
-from minipage.attention.cuda.numbers import BFLOAT16, FLOAT16, LOWEST, Kind, widener
+from minipage.attention.cuda.ordinary_cores import ALL, WARP
 from minipage.attention.cuda.ptx import (
     end_of_group,
     exp2,
@@ -41,7 +42,6 @@ from minipage.attention.cuda.ptx import (
     waiter,
 )
 from minipage.attention.cuda.tiles import ragged_kernel
-from minipage.attention.cuda.wide import ALL, WARP
 
 float32, int32, uint32 = types.float32, types.int32, types.uint32
 
