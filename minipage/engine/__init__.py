@@ -3,8 +3,9 @@
 prompts.py, intake.py   what a user hands in, read and checked
 completion.py           one text while it grows
 request.py              a request on its way, and what its user sees of it
+engine.py               the loop
 build.py                from options to parts
-llm.py                  the loop
+llm.py                  an engine from options, with `generate` and `stream`
 changes.py              whatever raises, the engine stays whole
 """
 
