@@ -1,4 +1,4 @@
-"""Joining what was found in the parts of a context: of the warps of a block, and of the blocks of a split context.
+"""Joining the results of the parts of a context: those of the warps of a block, and of the blocks of a split context.
 
 A warp has its highest score, and total and sums relative to it: they count exp2(its highest - highest of all). A block
 leaves its result and the logarithm of its total. The whole is the average of the results, weighted by their totals:
@@ -60,7 +60,9 @@ def joiner(parts: int, heads: int, tokens: int, group: int, head_size: int, num_
             r, column = i // head_size, i % head_size
             token, head = first + r // heads, head_tile * heads + r % heads
             if token < num_queries and head < group:
-                highest, total, x = LOWEST, float32(0), float32(0)
+                highest = LOWEST
+                total = float32(0)
+                x = float32(0)
                 for part in range(parts):
                     highest = max(highest, found[HIGHEST + part * rows + r])
                 for part in range(parts):
@@ -82,7 +84,7 @@ def merger(heads: int, group: int, head_size: int, num_threads: int, stored: Any
     """What the blocks first_block to last_block of this row of the grid have found, joined by the last to come."""
     head_tiles = -(-group // heads)
     MINE = -(-head_size // WARP)  # numbers of a row that a lane has
-    AT_ONCE = 8  # parts that are on their way to a warp
+    AT_ONCE = 8  # parts that a warp has under way
 
     def merge(out, workspace, first_block, last_block, token, num_kv_heads):
         num_blocks = cuda.gridDim.x * cuda.gridDim.y
