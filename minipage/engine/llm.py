@@ -18,7 +18,7 @@ from typing import TypeAlias, TypeVar
 
 import numpy as np
 
-from minipage.attention import KVCache, cpu, reference
+from minipage.attention import KVCache, cpu, loops, reference
 from minipage.attention.quantize import kv_dtype
 from minipage.compiled_gpt import CompiledGPT
 from minipage.engine.build import check_settings, find, make_scheduler
@@ -37,7 +37,7 @@ from minipage.scheduling.scheduler import claim
 from minipage.worker.batch import PagedAttention
 from minipage.worker.runner import Limits, ModelRunner
 
-ATTENTION = {"cpu": cpu.paged_attention, "reference": reference.paged_attention}
+ATTENTION = {"cpu": cpu.paged_attention, "loops": loops.paged_attention, "reference": reference.paged_attention}
 
 Seen = TypeVar("Seen")
 NextTokens: TypeAlias = dict[Request, list[NextToken]]  # what each request chose in one step
@@ -61,7 +61,8 @@ class LLM:
         device: "cpu", or "cuda" for an NVIDIA GPU.
         arrays: "numpy", or "torch" to run the same model on PyTorch tensors, the default on a GPU, or "cupy".
         dtype: what the model computes in: "float32", or with arrays="torch" also "bfloat16" or "float16".
-        attention: "cpu" (numba), "reference" (NumPy), "cuda" on a GPU, or a function with their signature.
+        attention: "cpu" (numba), "loops" (plain numba), "reference" (NumPy), "cuda" on a GPU, or a function with their
+            signature.
         seed: makes the requests that have no seed of their own repeatable, too.
         kv_cache_dtype: "auto", which is `dtype`; or "float32", "bfloat16" or "float16"; or "int8" or "fp8" for several
             times as many blocks in the same memory.

@@ -56,9 +56,9 @@ def through_gpu(function):
 
 def _versions():
     if not CUDA:
-        from minipage.attention import cpu, reference
+        from minipage.attention import cpu, loops, reference
 
-        return {"reference": reference.paged_attention, "cpu": cpu.paged_attention}
+        return {name: kernel.paged_attention for name, kernel in (("reference", reference), ("loops", loops), ("cpu", cpu))}
     from minipage.attention import cuda
 
     return {"cuda": through_gpu(cuda.paged_attention)}

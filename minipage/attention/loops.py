@@ -1,0 +1,111 @@
+"""Paged attention in plain loops: what `cpu.py` computes, a token at a time, with nothing done to be fast.
+
+Read it between `reference.py`, which gathers K and V first, and `cpu.py`, which needs vectors. The loops follow the block
+table, and hold three things for a query and a head: the highest score so far, the sum of the weights, and the weighted
+sum of V. The six lines at the top of `cpu.py` say it in short, and lesson 5 leads up to them.
+
+It is ordinary Python, which numba compiles as it stands; with NUMBA_DISABLE_JIT=1 a debugger steps through it.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from minipage.attention.arguments import QUANTIZED, check_arguments
+from minipage.attention.quantize import numbers_of
+from minipage.simd.arrays import Floats, Integers, as_they_lie
+from minipage.simd.options import compiled
+
+
+def paged_attention(
+    q: Floats,
+    k_cache: Floats,
+    v_cache: Floats,
+    block_tables: Integers,
+    context_lens: Integers,
+    query_start_loc: Integers,
+    scale: float,
+    k_scales: Floats | None = None,
+    v_scales: Floats | None = None,
+) -> Floats:
+    """Attention of a ragged batch over K and V in blocks; arguments, shapes and dtypes: `minipage.attention.arguments`.
+
+    Raises KernelArgumentError if they do not fit together.
+    """
+    q, k_cache, v_cache, tables, scale, k_scales, v_scales = check_arguments(
+        q, k_cache, v_cache, block_tables, context_lens, query_start_loc, scale, k_scales, v_scales
+    )
+    out = np.empty(q.shape, q.dtype)  # [num_tokens, num_heads, head_size]
+    if out.size == 0:
+        return out
+    meanings = None
+    if k_cache.itemsize < 4:  # not numbers that can be computed with, but codes for them
+        meanings = meanings_of(k_cache.dtype)  # [256] or [65536]
+        codes = f"u{k_cache.itemsize}"
+        k_cache, v_cache = k_cache.view(codes), v_cache.view(codes)  # [num_blocks, block_size, num_kv_heads, head_size]
+    k_scales, v_scales = (None if a is None else as_they_lie(a) for a in (k_scales, v_scales))
+    attend_batch(as_they_lie(q), k_cache, v_cache, *tables, scale, meanings, k_scales, v_scales, out)
+    return out
+
+
+@compiled
+def attend_batch(
+    q, k_cache, v_cache, block_tables, context_lens, query_start_loc, scale, meanings, k_scales, v_scales, out
+):
+    """Every query of every sequence, in every head."""
+    num_heads, group = q.shape[1], q.shape[1] // k_cache.shape[2]
+    for seq in range(len(context_lens)):
+        begin, end = query_start_loc[seq], query_start_loc[seq + 1]
+        for row in range(begin, end):
+            visible = context_lens[seq] - (end - 1 - row)  # the last query sees the whole context
+            for head in range(num_heads):
+                attend(
+                    q[row, head], k_cache, v_cache, block_tables[seq], visible, head // group, scale,
+                    meanings, k_scales, v_scales, out[row, head],
+                )  # fmt: skip
+
+
+@compiled
+def attend(q, k_cache, v_cache, block_table, visible, kv_head, scale, meanings, k_scales, v_scales, out):
+    """One query in one head, [head_size], looks at the first `visible` tokens of its sequence; out: [head_size]."""
+    block_size, head_size = k_cache.shape[1], len(q)
+    highest, total, acc = -np.inf, 0.0, np.zeros(head_size)  # acc: [head_size]
+    for token in range(visible):
+        slot = block_table[token // block_size], token % block_size, kv_head
+        k, v = k_cache[slot], v_cache[slot]  # each [head_size]
+        score = 0.0
+        for d in range(head_size):
+            score += q[d] * number(k[d], meanings)
+        score *= scale if k_scales is None else scale * k_scales[slot]
+        if score > highest:  # what was summed up so far was relative to a lower score
+            shrink = math.exp(highest - score)
+            total *= shrink
+            for d in range(head_size):
+                acc[d] *= shrink
+            highest = score
+        weight = math.exp(score - highest)
+        total += weight
+        weight *= 1 if v_scales is None else v_scales[slot]
+        for d in range(head_size):
+            acc[d] += weight * number(v[d], meanings)
+    for d in range(head_size):
+        out[d] = acc[d] / total
+
+
+@compiled
+def number(stored, meanings):
+    return stored if meanings is None else meanings[stored]
+
+
+@cache
+def meanings_of(dtype: npt.DTypeLike) -> npt.NDArray[np.float32]:
+    """[256] or [65536] the number that each code of a cache of this dtype stands for, before its row's scale."""
+    dtype = np.dtype(dtype)
+    codes = np.arange(256**dtype.itemsize).astype(f"u{dtype.itemsize}").view(dtype)  # [256] or [65536]
+    one: Any = np.ones(1, np.float32) if dtype in QUANTIZED else None  # [1]
+    return numbers_of(codes[None], one)[0]  # [256] or [65536]
