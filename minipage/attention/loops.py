@@ -1,10 +1,18 @@
-"""Paged attention in plain loops: what `cpu.py` computes, a token at a time, with nothing done to be fast.
+"""Paged attention in plain loops: what `cpu.py` computes, one token and one number at a time.
 
-Read it between `reference.py`, which gathers K and V first, and `cpu.py`, which needs vectors. The loops follow the block
-table, and hold three things for a query and a head: the highest score so far, the sum of the weights, and the weighted
-sum of V. The six lines at the top of `cpu.py` say it in short, and lesson 5 leads up to them.
+Read it between `reference.py`, which gathers K and V, and `cpu.py`, which is made of vectors. There is no trick here:
+it is ordinary Python, which numba compiles as it stands, for one thread.
 
-It is ordinary Python, which numba compiles as it stands; with NUMBA_DISABLE_JIT=1 a debugger steps through it.
+    for each sequence, each of its queries, each head:            attend_batch
+        highest, total, acc = -inf, 0, 0
+        for each token that the query sees:                       attend
+            look up its block in the block table
+            score = q . k * scale
+            if it is the highest so far: shrink total and acc
+            weight = exp(score - highest);   total += weight;   acc += weight * v
+        out = acc / total
+
+This is the online softmax (Milakov and Gimelshein, arXiv 1805.02867); lesson 5 leads up to it.
 """
 
 from __future__ import annotations
@@ -44,10 +52,10 @@ def paged_attention(
     if out.size == 0:
         return out
     meanings = None
-    if k_cache.itemsize < 4:  # not numbers that can be computed with, but codes for them
+    if k_cache.itemsize < 4:  # one or two bytes a number are codes, which have to be looked up
         meanings = meanings_of(k_cache.dtype)  # [256] or [65536]
-        codes = f"u{k_cache.itemsize}"
-        k_cache, v_cache = k_cache.view(codes), v_cache.view(codes)  # [num_blocks, block_size, num_kv_heads, head_size]
+        unsigned = f"u{k_cache.itemsize}"
+        k_cache, v_cache = k_cache.view(unsigned), v_cache.view(unsigned)  # shapes as before
     k_scales, v_scales = (None if a is None else as_they_lie(a) for a in (k_scales, v_scales))
     attend_batch(as_they_lie(q), k_cache, v_cache, *tables, scale, meanings, k_scales, v_scales, out)
     return out
@@ -99,6 +107,7 @@ def attend(q, k_cache, v_cache, block_table, visible, kv_head, scale, meanings, 
 
 @compiled
 def number(stored, meanings):
+    """What is kept in a cache, as a number; still without the scale of its row."""
     return stored if meanings is None else meanings[stored]
 
 

@@ -58,7 +58,8 @@ def _versions():
     if not CUDA:
         from minipage.attention import cpu, loops, reference
 
-        return {name: kernel.paged_attention for name, kernel in (("reference", reference), ("loops", loops), ("cpu", cpu))}
+        kernels = {"reference": reference, "loops": loops, "cpu": cpu}
+        return {name: kernel.paged_attention for name, kernel in kernels.items()}
     from minipage.attention import cuda
 
     return {"cuda": through_gpu(cuda.paged_attention)}
