@@ -65,7 +65,7 @@ def paged_attention(
 def attend_batch(
     q, k_cache, v_cache, block_tables, context_lens, query_start_loc, scale, meanings, k_scales, v_scales, out
 ):
-    """Every query of every sequence, in every head."""
+    """Every query of every sequence, in every head; meanings: of the codes in a narrow cache, or None."""
     num_heads, group = q.shape[1], q.shape[1] // k_cache.shape[2]
     for seq in range(len(context_lens)):
         begin, end = query_start_loc[seq], query_start_loc[seq + 1]
@@ -117,4 +117,5 @@ def meanings_of(dtype: npt.DTypeLike) -> npt.NDArray[np.float32]:
     dtype = np.dtype(dtype)
     codes = np.arange(256**dtype.itemsize).astype(f"u{dtype.itemsize}").view(dtype)  # [256] or [65536]
     one: Any = np.ones(1, np.float32) if dtype in QUANTIZED else None  # [1]
-    return numbers_of(codes[None], one)[0]  # [256] or [65536]
+    meanings: npt.NDArray[np.float32] = numbers_of(codes[None], one)[0]  # [256] or [65536]
+    return meanings
