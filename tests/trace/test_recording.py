@@ -7,9 +7,9 @@ from screens import screen, section
 
 from minipage import LLM, SamplingParams
 from minipage.trace import Frame, record
-from minipage.trace.demo import Demo
-from minipage.trace.frames import BlockFrame
-from minipage.trace.scenarios import DEFAULT, SCENARIOS
+from minipage.trace.playing.demo import Demo
+from minipage.trace.playing.scenarios import DEFAULT, SCENARIOS
+from minipage.trace.recording.frames import BlockFrame
 
 
 def state_of(llm):

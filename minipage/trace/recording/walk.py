@@ -22,10 +22,10 @@ import numpy as np
 
 from minipage.attention.quantize import numbers_of
 from minipage.simd.arrays import Floats
-from minipage.trace.frames import Frame, SoftmaxStep
-from minipage.trace.recorder import replaced
-from minipage.trace.replay import Trace
-from minipage.trace.state import Change
+from minipage.trace.recording.frames import Frame, SoftmaxStep
+from minipage.trace.recording.recorder import replaced
+from minipage.trace.recording.replay import Trace
+from minipage.trace.recording.state import Change
 
 if TYPE_CHECKING:
     from minipage.engine.llm import LLM

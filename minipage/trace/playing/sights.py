@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from minipage.trace.frames import Frame, occupied
+from minipage.trace.recording.frames import Frame, occupied
 
 
 def step_is(number: int) -> Callable[[Frame], bool]:

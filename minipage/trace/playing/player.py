@@ -16,12 +16,12 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from minipage.trace.frames import Frame, is_stop
-from minipage.trace.glyphs import BOLD, DIM, Glyphs, spread
-from minipage.trace.help import help_for
-from minipage.trace.keys import LEAVE, Keys
-from minipage.trace.spinner import signs_of_life
-from minipage.trace.terminal import draw
+from minipage.trace.drawing.glyphs import BOLD, DIM, Glyphs, spread
+from minipage.trace.drawing.terminal import draw
+from minipage.trace.playing.help import help_for
+from minipage.trace.playing.keys import LEAVE, Keys
+from minipage.trace.playing.spinner import signs_of_life
+from minipage.trace.recording.frames import Frame, is_stop
 
 SECONDS_PER_STEP = 0.7
 LINGER = 2.5  # seconds that the last frame stays when nobody touches a key

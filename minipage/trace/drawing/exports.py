@@ -16,11 +16,11 @@ from typing import Any
 
 from rich.console import Console
 
-from minipage.trace import html
-from minipage.trace.frames import Frame, fullest, is_stop
-from minipage.trace.replay import Trace
-from minipage.trace.story import Scenario
-from minipage.trace.terminal import draw
+from minipage.trace.drawing import html
+from minipage.trace.drawing.terminal import draw
+from minipage.trace.playing.story import Scenario
+from minipage.trace.recording.frames import Frame, fullest, is_stop
+from minipage.trace.recording.replay import Trace
 
 WIDTH, HEIGHT = 100, 36  # cells of a picture
 SECONDS_A_FRAME = 1.0  # in a terminal recording

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 from minipage.engine.request import NextToken, Request, SampledRequest
 from minipage.scheduling import Sequence, SequenceGroup, Status, StepPlan
-from minipage.trace.frames import label_of
-from minipage.trace.replay import Trace
-from minipage.trace.state import Change, num_common
-from minipage.trace.vocabulary import token_bytes
+from minipage.trace.recording.frames import label_of
+from minipage.trace.recording.replay import Trace
+from minipage.trace.recording.state import Change, num_common
+from minipage.trace.recording.vocabulary import token_bytes
 
 if TYPE_CHECKING:
     from minipage.engine.llm import LLM
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def record(llm: LLM, title: str = "") -> Iterator[Trace]:
-    """Record every phase of every step that `llm` makes within the block; see `minipage.trace.frames`."""
+    """Record every phase of every step that `llm` makes within the block; see `minipage.trace.recording.frames`."""
     recorder = _Recorder(llm, title)
     with ExitStack() as stack:
         for owner, name, method in recorder.replacements():

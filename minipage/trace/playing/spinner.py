@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 
-from minipage.trace.keys import Keys, leave_if_asked
+from minipage.trace.playing.keys import Keys, leave_if_asked
 
 PATIENCE = 0.5  # seconds that pass before it shows, so that what is quick does not flash
 BETWEEN = 0.1  # seconds between two looks at what is going on

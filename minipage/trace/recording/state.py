@@ -22,7 +22,7 @@ from itertools import chain
 from typing import Any, TypeAlias
 
 from minipage.memory import BlockCopy
-from minipage.trace.frames import (
+from minipage.trace.recording.frames import (
     PHASES,
     AttentionFrame,
     BlockFrame,

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from itertools import cycle
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from minipage.trace.frames import Frame
-from minipage.trace.replay import Trace
+from minipage.trace.recording.frames import Frame
+from minipage.trace.recording.replay import Trace
 
 if TYPE_CHECKING:
     from minipage.engine.llm import LLM

@@ -23,10 +23,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from minipage.trace.events import decimals
-from minipage.trace.frames import AttentionFrame, BlockFrame, ContiguousFrame, Frame, SequenceFrame, occupied
-from minipage.trace.glyphs import PALETTE
-from minipage.trace.state import num_common
+from minipage.trace.drawing.glyphs import PALETTE
+from minipage.trace.recording.events import decimals
+from minipage.trace.recording.frames import AttentionFrame, BlockFrame, ContiguousFrame, Frame, SequenceFrame, occupied
+from minipage.trace.recording.state import num_common
 
 Tree: TypeAlias = dict[str, Any]  # of what JSON can say, None excepted
 
@@ -164,7 +164,7 @@ def difference(old: Any, new: Any) -> Any:
 
 
 def _part(name: str) -> str:
-    return files("minipage.trace").joinpath(name).read_text(encoding="utf-8")
+    return files("minipage.trace.drawing").joinpath(name).read_text(encoding="utf-8")
 
 
 def _image(svg: str, title: str, style: str = "") -> str:

@@ -18,8 +18,8 @@ from rich.text import Text
 
 from minipage.errors import count
 from minipage.memory import blocks_needed
-from minipage.trace.frames import Frame, SequenceFrame
-from minipage.trace.glyphs import BOLD, DIM, NEWEST, Glyphs, chip, clip_left, ink_of, spread, style_of, visible
+from minipage.trace.drawing.glyphs import BOLD, DIM, NEWEST, Glyphs, chip, clip_left, ink_of, spread, style_of, visible
+from minipage.trace.recording.frames import Frame, SequenceFrame
 
 INDENT = 4  # the letter and a space
 

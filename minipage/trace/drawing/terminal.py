@@ -21,15 +21,15 @@ from rich.console import Group
 from rich.text import Text
 
 from minipage.errors import count
-from minipage.trace.boxes import folded_line, request_lines
-from minipage.trace.events import is_routine
-from minipage.trace.frames import Frame, SequenceFrame, occupied
-from minipage.trace.glyphs import BOLD, DIM, UNICODE, Glyphs, chip, spread
-from minipage.trace.lanes import lane_lines
-from minipage.trace.lanes import legend as lane_legend
-from minipage.trace.pool import CACHED, bar_lines, free_queue_line, pool_lines
-from minipage.trace.walk_lines import legend as walk_legend
-from minipage.trace.walk_lines import walk_lines
+from minipage.trace.drawing.boxes import folded_line, request_lines
+from minipage.trace.drawing.glyphs import BOLD, DIM, UNICODE, Glyphs, chip, spread
+from minipage.trace.drawing.lanes import lane_lines
+from minipage.trace.drawing.lanes import legend as lane_legend
+from minipage.trace.drawing.pool import CACHED, bar_lines, free_queue_line, pool_lines
+from minipage.trace.drawing.walk_lines import legend as walk_legend
+from minipage.trace.drawing.walk_lines import walk_lines
+from minipage.trace.recording.events import is_routine
+from minipage.trace.recording.frames import Frame, SequenceFrame, occupied
 
 MIN_WIDTH, MIN_HEIGHT = 40, 16
 FIXED_LINES = 9  # header, queues, three rules, free queue, two bars, footer

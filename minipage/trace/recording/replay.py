@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import overload
 
 from minipage.errors import MinipageError, TraceError, count
-from minipage.trace import events
-from minipage.trace.frames import STOPS, Frame, fullest
-from minipage.trace.state import Change, State, Vocabulary
+from minipage.trace.recording import events
+from minipage.trace.recording.frames import STOPS, Frame, fullest
+from minipage.trace.recording.state import Change, State, Vocabulary
 
 VERSION = 2  # 2: what the scenarios `fragmentation` and `kernel` show
 CHECKPOINT = 256  # phases between two states that are kept whole; with a large pool, more
@@ -111,7 +111,7 @@ class Trace(Sequence[Frame]):
 
     def _repr_html_(self) -> str:
         """In a notebook a trace shows itself, with no kernel behind it."""
-        from minipage.trace import exports, html
+        from minipage.trace.drawing import exports, html
 
         if not len(self):
             return "<p>The trace has no frames yet.</p>"

@@ -16,9 +16,9 @@ import math
 from rich.text import Text
 
 from minipage.errors import count
-from minipage.trace.events import decimals
-from minipage.trace.frames import AttentionFrame, Frame, SoftmaxStep
-from minipage.trace.glyphs import BOLD, DIM, Glyphs, clip, ink_of, style_of, visible
+from minipage.trace.drawing.glyphs import BOLD, DIM, Glyphs, clip, ink_of, style_of, visible
+from minipage.trace.recording.events import decimals
+from minipage.trace.recording.frames import AttentionFrame, Frame, SoftmaxStep
 
 WORD, BAR, NUMBER, NAME = 16, 20, 8, 18  # columns
 

@@ -19,18 +19,18 @@ from rich.padding import Padding
 from rich.text import Text
 
 from minipage.errors import ConfigurationError, count
-from minipage.trace.events import join
-from minipage.trace.frames import Frame, index_of, is_stop, label_of
-from minipage.trace.glyphs import BOLD, DIM, Glyphs, chip, glyphs_for, visible
-from minipage.trace.keys import keyboard
-from minipage.trace.player import Player, play
-from minipage.trace.recorder import record
-from minipage.trace.replay import Trace
-from minipage.trace.scenarios import DEFAULT, SCENARIOS, find_scenario
-from minipage.trace.sizes import pool_for
-from minipage.trace.spinner import patiently, spinner
-from minipage.trace.story import Arrival, Scenario
-from minipage.trace.terminal import MIN_WIDTH, draw, fits, what_it_needs
+from minipage.trace.drawing.glyphs import BOLD, DIM, Glyphs, chip, glyphs_for, visible
+from minipage.trace.drawing.terminal import MIN_WIDTH, draw, fits, what_it_needs
+from minipage.trace.playing.keys import keyboard
+from minipage.trace.playing.player import Player, play
+from minipage.trace.playing.scenarios import DEFAULT, SCENARIOS, find_scenario
+from minipage.trace.playing.sizes import pool_for
+from minipage.trace.playing.spinner import patiently, spinner
+from minipage.trace.playing.story import Arrival, Scenario
+from minipage.trace.recording.events import join
+from minipage.trace.recording.frames import Frame, index_of, is_stop, label_of
+from minipage.trace.recording.recorder import record
+from minipage.trace.recording.replay import Trace
 
 if TYPE_CHECKING:
     from minipage.engine.llm import LLM
@@ -153,7 +153,7 @@ def load(path: str) -> Trace:
 
 def export(frames: list[Frame], trace: Trace, files: dict[str, str]) -> None:
     """Write each kind of file that is wanted, and say so."""
-    from minipage.trace import exports
+    from minipage.trace.drawing import exports
 
     for kind, path in files.items():
         writer: Callable[[list[Frame], Trace, Path], None] = exports.WRITERS[kind]
@@ -169,7 +169,7 @@ def export(frames: list[Frame], trace: Trace, files: dict[str, str]) -> None:
 
 def export_all(folders: dict[str, str], **options: Any) -> None:
     """Write every scenario, into a folder for each kind of file. Raises ConfigurationError if no kind is asked for."""
-    from minipage.trace.exports import SUFFIXES, write_index
+    from minipage.trace.drawing.exports import SUFFIXES, write_index
 
     if not folders:
         raise ConfigurationError("all scenarios can only be written, not shown: add `--svg FOLDER` or `--html FOLDER`.")

@@ -16,9 +16,9 @@ from rich.text import Text
 
 from minipage.errors import count
 from minipage.memory import blocks_needed
-from minipage.trace.boxes import beside, boxed, words
-from minipage.trace.frames import BlockFrame, Frame, SequenceFrame
-from minipage.trace.glyphs import ALERT, BOLD, DIM, Glyphs, ink_of, letter_of, style_of, visible
+from minipage.trace.drawing.boxes import beside, boxed, words
+from minipage.trace.drawing.glyphs import ALERT, BOLD, DIM, Glyphs, ink_of, letter_of, style_of, visible
+from minipage.trace.recording.frames import BlockFrame, Frame, SequenceFrame
 
 WORDS_CELL = 26  # columns that a block takes when its words are shown
 BOX_CELL = 23  # and when they are shown in a box of their own

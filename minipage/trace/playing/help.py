@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from minipage.trace.frames import Frame
+from minipage.trace.recording.frames import Frame
 
 KEYS = """\
  space  pause, play      right or n  next      home  to the first   + -  speed

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from minipage.errors import count
 
 if TYPE_CHECKING:
-    from minipage.trace.frames import AttentionFrame
-    from minipage.trace.state import State, Text
+    from minipage.trace.recording.frames import AttentionFrame
+    from minipage.trace.recording.state import State, Text
 
 MANY = 10  # labels in a row that nobody reads
 FEW = 2  # of the same kind that get a sentence each; more of them share one

@@ -24,8 +24,8 @@ from minipage.simulate.baselines import (
     reserve_pow2,
 )
 from minipage.simulate.simulation import Job, Request, admit, decode
-from minipage.trace.frames import Piece
-from minipage.trace.replay import Trace
+from minipage.trace.recording.frames import Piece
+from minipage.trace.recording.replay import Trace
 
 if TYPE_CHECKING:
     from minipage.engine.llm import LLM

@@ -17,7 +17,7 @@ from minipage.model.tokenizer_files import read_tokenizer
 from minipage.model.weights import SHIPPED_MODEL, find_folder
 from minipage.scheduling import POLICIES, Scheduler, SequenceGroup
 from minipage.scheduling import Sequence as TokenSequence
-from minipage.trace.story import Arrival, Scenario
+from minipage.trace.playing.story import Arrival, Scenario
 
 MOST_REHEARSALS = 64  # sizes that are tried
 BYTES_OF_FLOAT32 = 4
