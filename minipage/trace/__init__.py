@@ -15,6 +15,6 @@ name would put it in the place of the function.
 
 from minipage.trace.recording.frames import BlockFrame, ChunkFrame, Frame, SequenceFrame
 from minipage.trace.recording.recorder import record
-from minipage.trace.recording.replay import Trace
+from minipage.trace.recording.trace import Trace
 
 __all__ = ["BlockFrame", "ChunkFrame", "Frame", "SequenceFrame", "Trace", "record"]

@@ -8,7 +8,7 @@ from minipage.simulate.baselines import slot_usage
 from minipage.trace import Trace, record
 from minipage.trace.drawing.glyphs import letter_of
 from minipage.trace.drawing.html import as_tree
-from minipage.trace.drawing.lanes import lanes_of
+from minipage.trace.drawing.lane_lines import lanes_of
 from minipage.trace.playing.demo import Demo, make_engine
 from minipage.trace.playing.scenarios import LONGEST, NUM_REQUESTS, SCALE, SCENARIOS, SHORTEST
 from minipage.trace.recording.comparison import RULES, Comparison, num_stored_at_last

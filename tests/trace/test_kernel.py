@@ -13,8 +13,8 @@ from minipage.trace.drawing.exports import write_svg
 from minipage.trace.drawing.html import as_tree
 from minipage.trace.playing.demo import Demo, make_engine
 from minipage.trace.playing.scenarios import SCENARIOS
+from minipage.trace.recording.attention_walk import online_softmax
 from minipage.trace.recording.frames import is_stop
-from minipage.trace.recording.walk import online_softmax
 
 SCENARIO = SCENARIOS["kernel"]
 

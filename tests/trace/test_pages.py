@@ -2,7 +2,7 @@
 
 import pytest
 
-from minipage.trace.drawing.lanes import lanes_of
+from minipage.trace.drawing.lane_lines import lanes_of
 from minipage.trace.playing.demo import Demo, make_engine
 from minipage.trace.playing.scenarios import SCENARIOS
 from minipage.trace.recording.frames import is_stop

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from html import escape
 from itertools import groupby
 from operator import index
@@ -18,9 +18,8 @@ from rich.console import Console
 
 from minipage.trace.drawing import html
 from minipage.trace.drawing.terminal import draw
-from minipage.trace.playing.story import Scenario
 from minipage.trace.recording.frames import Frame, fullest, is_stop
-from minipage.trace.recording.replay import Trace
+from minipage.trace.recording.trace import Trace
 
 WIDTH, HEIGHT = 100, 36  # cells of a picture
 SECONDS_A_FRAME = 1.0  # in a terminal recording
@@ -52,17 +51,6 @@ def picture(frame: Frame, width: int = WIDTH, height: int = HEIGHT) -> str:
 def write_html(frames: list[Frame], trace: Trace, path: Path) -> None:
     still = picture(fullest(frames)) if frames else ""
     html.write_page(frames, path, trace.title or html.TITLE, still=still)
-
-
-def write_index(path: Path, scenarios: Iterable[Scenario]) -> None:
-    """A page with a link to each story's page beside it."""
-    lines = [
-        f'<li><a href="{s.name}{SUFFIXES["html"]}">{escape(s.title)}</a>: {escape(s.about)}.</li>' for s in scenarios
-    ]
-    head = '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>minipage: the stories</title>\n'
-    looks = '<meta name="viewport" content="width=device-width">\n<meta name="color-scheme" content="light dark">\n'
-    body = "\n".join(["<h1>The stories</h1>", "<ul>", *lines, "</ul>", "</html>", ""])
-    path.write_text(head + looks + body, encoding="utf-8")
 
 
 def write_svg(frames: list[Frame], trace: Trace, path: Path) -> None:

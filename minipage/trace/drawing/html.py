@@ -26,7 +26,7 @@ from typing import Any, TypeAlias
 from minipage.trace.drawing.glyphs import PALETTE
 from minipage.trace.recording.events import decimals
 from minipage.trace.recording.frames import AttentionFrame, BlockFrame, ContiguousFrame, Frame, SequenceFrame, occupied
-from minipage.trace.recording.state import num_common
+from minipage.trace.recording.replay import num_common
 
 Tree: TypeAlias = dict[str, Any]  # of what JSON can say, None excepted
 

@@ -21,11 +21,11 @@ from rich.console import Group
 from rich.text import Text
 
 from minipage.errors import count
-from minipage.trace.drawing.boxes import folded_line, request_lines
 from minipage.trace.drawing.glyphs import BOLD, DIM, UNICODE, Glyphs, chip, spread
-from minipage.trace.drawing.lanes import lane_lines
-from minipage.trace.drawing.lanes import legend as lane_legend
-from minipage.trace.drawing.pool import CACHED, bar_lines, free_queue_line, pool_lines
+from minipage.trace.drawing.lane_lines import lane_lines
+from minipage.trace.drawing.lane_lines import legend as lane_legend
+from minipage.trace.drawing.pool_lines import CACHED, bar_lines, free_queue_line, pool_lines
+from minipage.trace.drawing.request_lines import folded_line, request_lines
 from minipage.trace.drawing.walk_lines import legend as walk_legend
 from minipage.trace.drawing.walk_lines import walk_lines
 from minipage.trace.recording.events import is_routine

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from html import escape
 from itertools import chain, cycle, islice, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,14 +24,14 @@ from minipage.trace.drawing.glyphs import BOLD, DIM, Glyphs, chip, glyphs_for, v
 from minipage.trace.drawing.terminal import MIN_WIDTH, draw, fits, what_it_needs
 from minipage.trace.playing.keys import keyboard
 from minipage.trace.playing.player import Player, play
+from minipage.trace.playing.pool_size import pool_for
 from minipage.trace.playing.scenarios import DEFAULT, SCENARIOS, find_scenario
-from minipage.trace.playing.sizes import pool_for
 from minipage.trace.playing.spinner import patiently, spinner
 from minipage.trace.playing.story import Arrival, Scenario
 from minipage.trace.recording.events import join
 from minipage.trace.recording.frames import Frame, index_of, is_stop, label_of
 from minipage.trace.recording.recorder import record
-from minipage.trace.recording.replay import Trace
+from minipage.trace.recording.trace import Trace
 
 if TYPE_CHECKING:
     from minipage.engine.llm import LLM
@@ -169,7 +170,7 @@ def export(frames: list[Frame], trace: Trace, files: dict[str, str]) -> None:
 
 def export_all(folders: dict[str, str], **options: Any) -> None:
     """Write every scenario, into a folder for each kind of file. Raises ConfigurationError if no kind is asked for."""
-    from minipage.trace.drawing.exports import SUFFIXES, write_index
+    from minipage.trace.drawing.exports import SUFFIXES
 
     if not folders:
         raise ConfigurationError("all scenarios can only be written, not shown: add `--svg FOLDER` or `--html FOLDER`.")
@@ -185,8 +186,19 @@ def export_all(folders: dict[str, str], **options: Any) -> None:
         run(name, files=files, **options)
     if "html" in folders:
         index = Path(folders["html"]) / "index.html"
-        write_index(index, SCENARIOS.values())
+        write_index(index, SUFFIXES["html"])
         print(f"open {index}")
+
+
+def write_index(path: Path, suffix: str) -> None:
+    """A page with a link to each story's page beside it."""
+    lines = [
+        f'<li><a href="{s.name}{suffix}">{escape(s.title)}</a>: {escape(s.about)}.</li>' for s in SCENARIOS.values()
+    ]
+    head = '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>minipage: the stories</title>\n'
+    looks = '<meta name="viewport" content="width=device-width">\n<meta name="color-scheme" content="light dark">\n'
+    body = "\n".join(["<h1>The stories</h1>", "<ul>", *lines, "</ul>", "</html>", ""])
+    path.write_text(head + looks + body, encoding="utf-8")
 
 
 class PipeConsole(Console):

@@ -10,11 +10,11 @@ from difflib import get_close_matches
 
 from minipage.errors import ConfigurationError
 from minipage.simulate import draw_lengths
-from minipage.trace.playing.sights import gave_way, is_back, is_cut, is_full, is_shared, newly_used, step_is
+from minipage.trace.playing.cues import gave_way, is_back, is_cut, is_full, is_shared, newly_used, step_is
 from minipage.trace.playing.story import Arrival, Scenario, Turn
+from minipage.trace.recording.attention_walk import Walk
 from minipage.trace.recording.comparison import Comparison
 from minipage.trace.recording.frames import Frame
-from minipage.trace.recording.walk import Walk
 
 
 def find_scenario(name: str) -> Scenario:

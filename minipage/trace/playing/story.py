@@ -9,7 +9,7 @@ from itertools import cycle
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from minipage.trace.recording.frames import Frame
-from minipage.trace.recording.replay import Trace
+from minipage.trace.recording.trace import Trace
 
 if TYPE_CHECKING:
     from minipage.engine.llm import LLM
@@ -67,7 +67,7 @@ class Scenario:
     arrivals: tuple[Arrival, ...]
     turns: tuple[Turn, ...]
     engine: dict[str, Any] = field(default_factory=dict)  # options of LLM
-    room: float = 2.0  # blocks in the pool, as a share of what all requests together could grow to; see sizes.py
+    room: float = 2.0  # blocks in the pool, as a share of what all requests together could grow to; see pool_size.py
     runs_dry: bool = False  # the pool has to be too small for all of them at once: that is what the story is about
     num_slots: int | None = None  # the pool has this many, whatever is asked of it
     beginning: str = ""  # all prompts begin with this; a single text of the viewer's takes its place

@@ -25,7 +25,7 @@ from minipage.simulate.baselines import (
 )
 from minipage.simulate.simulation import Job, Request, admit, decode
 from minipage.trace.recording.frames import Piece
-from minipage.trace.recording.replay import Trace
+from minipage.trace.recording.trace import Trace
 
 if TYPE_CHECKING:
     from minipage.engine.llm import LLM

@@ -14,7 +14,7 @@ from minipage.errors import count
 
 if TYPE_CHECKING:
     from minipage.trace.recording.frames import AttentionFrame
-    from minipage.trace.recording.state import State, Text
+    from minipage.trace.recording.replay import State, Text
 
 MANY = 10  # labels in a row that nobody reads
 FEW = 2  # of the same kind that get a sentence each; more of them share one

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from minipage.engine.request import NextToken, Request, SampledRequest
 from minipage.scheduling import Sequence, SequenceGroup, Status, StepPlan
 from minipage.trace.recording.frames import label_of
-from minipage.trace.recording.replay import Trace
-from minipage.trace.recording.state import Change, num_common
+from minipage.trace.recording.replay import Change, num_common
+from minipage.trace.recording.trace import Trace
 from minipage.trace.recording.vocabulary import token_bytes
 
 if TYPE_CHECKING:

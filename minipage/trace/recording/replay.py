@@ -1,189 +1,84 @@
-"""A recorded run: what changed in each phase, and from that the engine as it was at any moment.
+"""The engine while a trace is replayed: brought from one moment to the next by what changed, and drawn up as a frame.
 
-    trace = Trace.load("run.jsonl")
-    trace[0], trace[-1], trace.steps[3]          # frames, made when they are asked for
+A change is one line of a trace, `{"step": 3, "phase": "schedule", ...}`, and has only what is new:
 
-Only differences are kept, so that ten thousand steps stay small. A frame is made by replaying them; every now and then
-the state is kept whole, so that going back need not begin at the beginning.
+    new         sequences that were not there before         queues     who waits, runs, is swapped out
+    sequences   of each label: tokens, blocks, status, ...   pool       what it did: ["take", 7, 8], ["free", 3], ...
+    chunks, swap_out, swap_in, copies, preempted, chosen     what the step does
+    finished    who is done, and why                         prefix     tokens looked for in the prefix cache, and found
+    story       a sentence to this very frame
+    contiguous  what each memory beside the pool did         query, softmax, kernel     inside an attention call
+    earlier     the same, of what happened since the last step: an abort, a step that failed
 
-The file has JSON lines: a header (version, sizes, what was there when recording began, and the words of the tokens that
-occur), then one line a phase, a change as state.py describes it.
+New values of a list are `[how many members stay, what follows them]`.
 """
 
 from __future__ import annotations
 
-import gc
-import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from operator import index
-from pathlib import Path
-from typing import overload
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Any, TypeAlias
 
-from minipage.errors import MinipageError, TraceError, count
+from minipage.memory import BlockCopy
 from minipage.trace.recording import events
-from minipage.trace.recording.frames import STOPS, Frame, fullest
-from minipage.trace.recording.state import Change, State, Vocabulary
+from minipage.trace.recording.frames import (
+    PHASES,
+    AttentionFrame,
+    BlockFrame,
+    Blocks,
+    ChosenToken,
+    ChunkFrame,
+    ContiguousFrame,
+    Frame,
+    SequenceFrame,
+    SoftmaxStep,
+)
 
-VERSION = 2  # 2: what the scenarios `fragmentation` and `kernel` show
-CHECKPOINT = 256  # phases between two states that are kept whole; with a large pool, more
-ROUTINE = (
-    "attend",
-    "forward",
-    "sample",
-)  # phases that do the same each time: their sentences go with them
+LOST = "\N{REPLACEMENT CHARACTER}"
 
-
-class Trace(Sequence[Frame]):
-    """Frames of a run, one for each phase of each step. It grows while it is recorded."""
-
-    def __init__(self, header: Change, vocabulary: Vocabulary) -> None:
-        self.header = header
-        self.title: str = header.get("title", "")
-        self.changes: list[Change] = []
-        self.stories: dict[int, str] = {}  # what a scenario says to a step
-        self._vocabulary = vocabulary
-        self._checkpoints = [State(header, vocabulary)]  # before changes 0, distance, 2 * distance, ...
-        self._distance = max(CHECKPOINT, len(header["ref_counts"]) // 16)
-        self._ahead = self._checkpoints[0].copy()  # before the change `_next`
-        self._next = 0
-
-    def __len__(self) -> int:
-        return len(self.changes)
-
-    def __repr__(self) -> str:
-        title = f" {self.title!r}" if self.title else ""
-        num_steps = len({change["step"] for change in self.changes})
-        pool = f"{count(len(self.header['ref_counts']), 'block')} of {count(self.header['block_size'], 'token')}"
-        return f"<Trace{title}: {count(num_steps, 'step')}, {count(len(self), 'frame')}, {pool}>"
-
-    @overload
-    def __getitem__(self, index: int) -> Frame: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Frame]: ...
-    def __getitem__(self, index: int | slice) -> Frame | list[Frame]:
-        if isinstance(index, slice):
-            return [self._frame(i) for i in range(len(self))[index]]
-        return self._frame(range(len(self))[index])  # a range knows negative numbers, and its end
-
-    @property
-    def step_ends(self) -> list[int]:
-        """The frames with which the steps ended; a step that failed has no end."""
-        return [i for i, change in enumerate(self.changes) if change["phase"] == "update"]
-
-    @property
-    def stops(self) -> list[int]:
-        """The frames at which to stop when going step by step."""
-        return [i for i, change in enumerate(self.changes) if change["phase"] in STOPS]
-
-    @property
-    def steps(self) -> list[Frame]:
-        """One frame per step: how it ended."""
-        return [self[i] for i in self.step_ends]
-
-    def _frame(self, index: int) -> Frame:
-        """Replay up to the step of this frame, and from there with the sentences."""
-        step = self.changes[index]["step"]
-        first = index
-        while first and self.changes[first - 1]["step"] == step:
-            first -= 1
-        self._go_to(first)
-        state = self._ahead.copy()
-        told: list[str] = []
-        num_earlier = 0
-        for change in self.changes[first : index + 1]:
-            if state.phase in ROUTINE:
-                del told[num_earlier:]
-            num_earlier = len(told)
-            told += play(change, state, tell=True)
-        return state.frame(told, num_earlier, self.stories.get(step, ""))
-
-    def _go_to(self, index: int) -> None:
-        """Bring `_ahead` to the moment before a change: from where it is, or from the last whole state before it."""
-        nearest = min(index // self._distance, len(self._checkpoints) - 1)
-        if index < self._next or self._next < nearest * self._distance:
-            self._ahead, self._next = self._checkpoints[nearest].copy(), nearest * self._distance
-        while self._next < index:
-            play(self.changes[self._next], self._ahead)
-            self._next += 1
-            if self._next == len(self._checkpoints) * self._distance:
-                self._checkpoints.append(self._ahead.copy())
-
-    def _repr_html_(self) -> str:
-        """In a notebook a trace shows itself, with no kernel behind it."""
-        from minipage.trace.drawing import exports, html
-
-        if not len(self):
-            return "<p>The trace has no frames yet.</p>"
-        frames = self[:]
-        return html.notebook(frames, self.title or html.TITLE, still=exports.picture(fullest(frames)))
-
-    # ---- files
-
-    def save(self, path: str | Path) -> None:
-        """Write it as JSON lines. Raises OSError."""
-        words = {str(token): word_to_json(word) for token, word in sorted(self._vocabulary.items())}
-        stories = {str(step): story for step, story in self.stories.items()}
-        facts = {"num_frames": len(self), "title": self.title, "stories": stories}
-        header = {"minipage_trace": VERSION} | self.header | facts | {"words": words}
-        with open(path, "w", encoding="utf-8") as file:
-            for line in (header, *self.changes):
-                file.write(json.dumps(line, ensure_ascii=False, separators=(",", ":"), default=index) + "\n")
-
-    @classmethod
-    def load(cls, path: str | Path) -> Trace:
-        """Read what `save` has written. Raises TraceError if it is no trace, a damaged or a newer one; OSError."""
-        number = 1
-        try:
-            with open(path, encoding="utf-8") as file, no_collections():
-                header = json.loads(file.readline())
-                if not isinstance(header, dict) or not isinstance(header.get("minipage_trace"), int):
-                    raise TraceError(f"{path} is not a trace: its first line has no minipage_trace version.")
-                if header["minipage_trace"] > VERSION:
-                    raise TraceError(
-                        f"{path} is a trace of version {header['minipage_trace']}, and this minipage reads up to "
-                        f"{VERSION}. Install a newer minipage."
-                    )
-                trace = cls(header, {int(token): word_from_json(word) for token, word in header["words"].items()})
-                trace.stories = {int(step): str(story) for step, story in header["stories"].items()}
-                for number, line in enumerate(file, 2):  # noqa: B007 (the error below names the line)
-                    trace.changes.append(json.loads(line))
-                    trace._go_to(len(trace))
-                if len(trace) != header["num_frames"]:
-                    raise TraceError(
-                        f"{path} is damaged: it has {len(trace)} of its {count(header['num_frames'], 'frame')}."
-                    )
-        except MinipageError:
-            raise
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-            raise TraceError(f"{path} is damaged: line {number} {what_is_wrong(error)}.") from error
-        return trace
+Change: TypeAlias = dict[str, Any]  # one line of a trace
+Vocabulary: TypeAlias = dict[int, bytes]  # of the tokens that occur
 
 
-def what_is_wrong(error: Exception) -> str:
-    """With a line of a file that could not be replayed."""
-    if isinstance(error, UnicodeDecodeError):
-        return "and what follows is not text in UTF-8"
-    if isinstance(error, json.JSONDecodeError):
-        return "is not JSON, or only a part of it"
-    if isinstance(error, KeyError):
-        return f"names something that it or the lines before it should have told, and have not: {error}"
-    return "does not follow from the lines before it"
+def num_common(old: Sequence[Any], new: Sequence[Any]) -> int:
+    """How many members both have in common, from the beginning on."""
+    return next((i for i, (a, b) in enumerate(zip(old, new)) if a != b), min(len(old), len(new)))
 
 
-@contextmanager
-def no_collections() -> Iterator[None]:
-    """Many small objects are made, and none becomes garbage: looking for some takes longer than making them."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
+@dataclass
+class Text:
+    """One sequence as it is at the moment."""
+
+    label: str
+    seq_id: str
+    request_id: str
+    num_prompt_tokens: int
+    max_num_tokens: int
+    status: str = "waiting"
+    token_ids: list[int] = field(default_factory=list)
+    computed: int = 0  # tokens that have a slot
+    blocks: list[int] = field(default_factory=list)
+    swap_blocks: list[int] = field(default_factory=list)
+    last_blocks: list[int] = field(default_factory=list)
+    preemptions: int = 0
+    finish_reason: str | None = None
+    num_old_tokens: int = 0  # when this step began
+
+    def apply(self, change: Change) -> None:
+        """Take over new values; of lists, what comes after those of their members that stay."""
+        for name, value in change.items():
+            old = getattr(self, name)  # an unknown name is an error
+            if isinstance(old, list):
+                keep, tail = value
+                value = old[:keep] + tail
+                if name == "blocks" and old and not value:
+                    self.last_blocks = old
+            setattr(self, name, value)
 
 
-def play(change: Change, state: State, *, tell: bool = False) -> list[str]:
+def replay(change: Change, state: State, *, tell: bool = False) -> list[str]:
     """Bring a state behind a change; say what happened, in sentences, if anybody listens."""
     told: list[str] = []
     if change["step"] != state.step:
@@ -198,13 +93,221 @@ def play(change: Change, state: State, *, tell: bool = False) -> list[str]:
     return told + events.sentences(change, before, state) if before else told
 
 
-def word_to_json(word: bytes) -> str | list[int]:
-    """Text where it is text: a token may end in the middle of a character, and then it is a list of bytes."""
-    try:
-        return word.decode()
-    except UnicodeDecodeError:
-        return list(word)
+class State:
+    """The engine at one moment of a replay. `apply` brings it to the next one."""
 
+    def __init__(self, header: Change, vocabulary: Vocabulary) -> None:
+        self.block_size: int = header["block_size"]
+        self.max_num_batched_tokens: int = header["max_num_batched_tokens"]
+        self.vocabulary = vocabulary
+        self.free_queue = dict.fromkeys(header["free_queue"])  # in order
+        self.num_blocks = len(header["ref_counts"])
+        self.ref_counts = {block: count for block, count in enumerate(header["ref_counts"]) if count}  # of those in use
+        self.cached = set(header["cached"])
+        self.texts: dict[str, Text] = {}  # unfinished when this step began
+        self.finished_before: tuple[SequenceFrame, ...] = ()
+        self.homes: dict[int, tuple[str, int]] = {}  # block -> whose words it held last, and its logical number there
+        self.queues: dict[str, list[str]] = {"waiting": [], "running": [], "swapped": []}
+        self.step, self.phase = 0, PHASES[0]
+        self.chunks: list[tuple[str, int, int]] = []
+        self.moves: dict[str, list[BlockCopy]] = {}
+        self.preempted: list[list[str]] = []
+        self.chosen: list[tuple[str, int]] = []
+        self.prefix = (0, 0)  # tokens looked for, tokens found
+        self.words: dict[str, tuple[str, ...]] = {}  # of sequences that are finished, whose blocks may still be cached
+        self.contiguous: dict[str, ContiguousFrame] = {}
+        self.attention: AttentionFrame | None = None
+        self.story = ""  # what a scenario says to this very frame
+        self.apply_facts(header)
 
-def word_from_json(word: str | list[int]) -> bytes:
-    return word.encode() if isinstance(word, str) else bytes(word)
+    def copy(self) -> State:
+        """A state that changes independently of this one."""
+        twin = copy(self)
+        twin.free_queue, twin.ref_counts, twin.cached = self.free_queue.copy(), self.ref_counts.copy(), set(self.cached)
+        twin.texts = {label: copy(text) for label, text in self.texts.items()}
+        twin.homes, twin.words, twin.queues = self.homes.copy(), self.words.copy(), self.queues.copy()
+        twin.contiguous = self.contiguous.copy()
+        return twin
+
+    def begin_step(self, step: int) -> None:
+        """Forget what the last step did; who finished in it is past."""
+        self.step = step
+        self.chunks, self.moves, self.preempted, self.chosen, self.attention = [], {}, [], [], None
+        self.retire()
+        for text in self.texts.values():
+            text.num_old_tokens = len(text.token_ids)
+
+    def retire(self) -> None:
+        """Put those that are finished aside."""
+        gone = [text for text in self.texts.values() if text.finish_reason]
+        for text in gone:
+            text.num_old_tokens = len(text.token_ids)
+            self.finished_before += (self._sequence(text),)
+            self.words[text.label] = self.finished_before[-1].tokens
+            del self.texts[text.label]
+
+    def apply(self, change: Change) -> None:
+        """One phase has passed."""
+        self.phase, self.story = change["phase"], change.get("story", "")
+        self.apply_facts(change)
+        self._attend(change)
+        if self.phase == "failed":
+            self.chunks, self.moves = [], {}
+
+    def apply_facts(self, change: Change) -> None:
+        for new in change.get("new", ()):
+            self.texts[new["label"]] = Text(**new, num_old_tokens=0)
+        for label, facts in change.get("sequences", {}).items():
+            text = self.texts[label]
+            text.apply(facts)
+            if "blocks" in facts:
+                self.homes.update((block, (label, i)) for i, block in enumerate(text.blocks))
+        for new in change.get("new", ()):
+            text = self.texts[new["label"]]  # what it begins with is not new; but a branch has just got its last token
+            text.num_old_tokens = len(text.token_ids) - (len(text.token_ids) > text.num_prompt_tokens)
+        for label, reason in change.get("finished", {}).items():
+            self.texts[label].finish_reason, self.texts[label].status = reason, "finished"
+        for operation, *blocks in change.get("pool", ()):
+            if operation == "restart":  # all are free, in this order, and none is known
+                self.free_queue, self.ref_counts, self.cached = dict.fromkeys(blocks), {}, set()
+                continue
+            for block in blocks:
+                self._operate(operation, block)
+        self.queues |= change.get("queues", {})
+        self.chunks = [tuple(chunk) for chunk in change["chunks"]] if "chunks" in change else self.chunks
+        for name in ("swap_out", "swap_in", "copies"):
+            if name in change:
+                self.moves[name] = [BlockCopy(*pair) for pair in change[name]]
+        self.preempted = change.get("preempted", self.preempted)
+        self.chosen = [tuple(token) for token in change["chosen"]] if "chosen" in change else self.chosen
+        self.prefix = tuple(change.get("prefix", self.prefix))
+        for name, operations in change.get("contiguous", {}).items():
+            empty = ContiguousFrame(name, self.num_blocks * self.block_size)
+            self.contiguous[name] = self.contiguous.get(name, empty).after(operations)
+
+    def _attend(self, change: Change) -> None:
+        """The walk of one query: it begins, reads a block, or is over and compared with the kernel."""
+        if self.phase != "attend":
+            self.attention = None
+        elif "query" in change:
+            self.attention = AttentionFrame(**change["query"])
+        if self.attention and "softmax" in change:
+            numbers = [tuple(part) if isinstance(part, list) else part for part in change["softmax"]]
+            self.attention = replace(self.attention, steps=(*self.attention.steps, SoftmaxStep._make(numbers)))
+        if self.attention and "kernel" in change:
+            self.attention = replace(self.attention, kernel=tuple(change["kernel"]))
+
+    def _operate(self, operation: str, block: int) -> None:
+        """What the block pool or the prefix cache did."""
+        if operation == "take":
+            del self.free_queue[block]
+            self.ref_counts[block] = 1
+            self.cached.discard(block)
+        elif operation == "revive":
+            del self.free_queue[block]
+            self.ref_counts[block] = 1
+        elif operation == "share":
+            self.ref_counts[block] += 1
+        elif operation == "free":
+            self.ref_counts[block] -= 1
+            if self.ref_counts[block] == 0:
+                del self.ref_counts[block]
+                self.free_queue[block] = None
+        elif operation == "publish":
+            self.cached.add(block)
+        elif operation == "forget":
+            self.cached.discard(block)
+        else:
+            raise ValueError(f"unknown operation {operation!r}")
+
+    # ---- a frame of it
+
+    def frame(self, told: list[str], num_earlier: int, story: str) -> Frame:
+        """This moment, for the renderers; `told` are the sentences of this step so far."""
+        sequences = tuple(map(self._sequence, self.texts.values()))
+        return Frame(
+            step=self.step,
+            phase=self.phase,
+            block_size=self.block_size,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            sequences=sequences,
+            finished_before=self.finished_before,
+            waiting=tuple(self.queues["waiting"]),
+            running=tuple(self.queues["running"]),
+            swapped=tuple(self.queues["swapped"]),
+            blocks=self._blocks({seq.label: seq.tokens for seq in sequences}),
+            free_queue=tuple(self.free_queue),
+            chunks=tuple(map(self._chunk, self.chunks)),
+            swap_out=tuple(self.moves.get("swap_out", ())),
+            swap_in=tuple(self.moves.get("swap_in", ())),
+            copies=tuple(self.moves.get("copies", ())),
+            chosen=tuple(ChosenToken(label, self.word(token)) for label, token in self.chosen),
+            preempted=tuple(chain.from_iterable(self.preempted)),
+            finished=tuple(text.label for text in self.texts.values() if text.finish_reason),
+            num_queried_tokens=self.prefix[0],
+            num_hit_tokens=self.prefix[1],
+            events=tuple(told),
+            num_earlier_events=num_earlier,
+            story=self.story or story,
+            contiguous=tuple(self.contiguous.values()),
+            attention=self.attention,
+        )
+
+    def word(self, token_id: int) -> str:
+        return self.vocabulary[token_id].decode(errors="replace")
+
+    def decode(self, token_ids: list[int]) -> str:
+        return b"".join(self.vocabulary[token] for token in token_ids).decode(errors="replace")
+
+    def _sequence(self, text: Text) -> SequenceFrame:
+        output = text.token_ids[text.num_prompt_tokens :]
+        num_new = len(text.token_ids) - text.num_old_tokens
+        whole, before = self.decode(output), self.decode(output[: len(output) - num_new])
+        return SequenceFrame(
+            seq_id=text.seq_id,
+            request_id=text.request_id,
+            label=text.label,
+            status=text.status,
+            token_ids=tuple(text.token_ids),
+            tokens=tuple(map(self.word, text.token_ids)),
+            prompt=self.decode(text.token_ids[: text.num_prompt_tokens]),
+            text=whole,
+            new_text=whole[len(before.rstrip(LOST)) :],
+            num_prompt_tokens=text.num_prompt_tokens,
+            num_new_tokens=num_new,
+            num_computed_tokens=text.computed,
+            max_num_tokens=text.max_num_tokens,
+            blocks=tuple(text.blocks),
+            swap_blocks=tuple(text.swap_blocks),
+            last_blocks=() if text.blocks else tuple(text.last_blocks),
+            num_preemptions=text.preemptions,
+            finish_reason=text.finish_reason,
+        )
+
+    def _chunk(self, chunk: tuple[str, int, int]) -> ChunkFrame:
+        label, start, num_tokens = chunk
+        text, size = self.texts[label], self.block_size
+        blocks = text.blocks or text.last_blocks  # it may have finished since
+        slots = tuple(blocks[i // size] * size + i % size for i in range(start, start + num_tokens))
+        return ChunkFrame(label, start, num_tokens, slots)
+
+    def _blocks(self, words: dict[str, tuple[str, ...]]) -> Blocks:
+        """The physical pool: counts as the pool keeps them; holders and words as the block tables say."""
+        size, words = self.block_size, self.words | words
+        holders: dict[int, list[str]] = {}
+        stored: dict[int, tuple[str, ...]] = {}
+        for text in self.texts.values():
+            for logical, block in enumerate(text.blocks):
+                holders.setdefault(block, []).append(text.label)
+                its_words = words[text.label][logical * size : min((logical + 1) * size, text.computed)]
+                stored[block] = max(stored.get(block, ()), its_words, key=len)
+        for block in self.cached - holders.keys():
+            if block in self.homes:
+                label, logical = self.homes[block]
+                stored[block] = words[label][logical * size : (logical + 1) * size]
+        kept = {}
+        for block in self.ref_counts.keys() | self.cached:
+            words_in_it = tuple(stored.get(block, ()))
+            whose, cached = tuple(holders.get(block, ())), block in self.cached
+            kept[block] = BlockFrame(self.ref_counts.get(block, 0), len(words_in_it), whose, cached, words_in_it)
+        return Blocks(self.num_blocks, kept)

@@ -5,8 +5,8 @@ import pytest
 from minipage.cli import main
 from minipage.errors import MinipageError
 from minipage.trace.playing.demo import SMALL, Demo, make_engine
+from minipage.trace.playing.pool_size import pool_for
 from minipage.trace.playing.scenarios import SCENARIOS
-from minipage.trace.playing.sizes import pool_for
 
 QUESTION = "To be, or not to be, that is the question"
 TEXTS = {

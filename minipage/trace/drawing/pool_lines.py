@@ -16,8 +16,8 @@ from rich.text import Text
 
 from minipage.errors import count
 from minipage.memory import blocks_needed
-from minipage.trace.drawing.boxes import beside, boxed, words
 from minipage.trace.drawing.glyphs import ALERT, BOLD, DIM, Glyphs, ink_of, letter_of, style_of, visible
+from minipage.trace.drawing.request_lines import beside, boxed, words
 from minipage.trace.recording.frames import BlockFrame, Frame, SequenceFrame
 
 WORDS_CELL = 26  # columns that a block takes when its words are shown
