@@ -10,7 +10,8 @@ from minipage.trace.drawing.glyphs import letter_of
 from minipage.trace.drawing.html import as_tree
 from minipage.trace.drawing.lane_lines import lanes_of
 from minipage.trace.playing.demo import Demo, make_engine
-from minipage.trace.playing.scenarios import LONGEST, NUM_REQUESTS, SCALE, SCENARIOS, SHORTEST
+from minipage.trace.playing.scenarios import SCENARIOS
+from minipage.trace.playing.story_texts import LONGEST, NUM_REQUESTS, SCALE, SHORTEST
 from minipage.trace.recording.comparison import RULES, Comparison, num_stored_at_last
 from minipage.trace.recording.frames import is_stop, label_of
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 from minipage.errors import ConfigurationError
-from minipage.simulate import draw_lengths
 from minipage.trace.playing.cues import gave_way, is_back, is_cut, is_full, is_shared, newly_used, step_is
 from minipage.trace.playing.story import Arrival, Scenario, Turn
+from minipage.trace.playing.story_texts import ARRIVING, FRIENDS, JULIET, NUM_REQUESTS, NUM_SLOTS, RICHARD, ROMEO, crowd
 from minipage.trace.recording.attention_walk import Walk
 from minipage.trace.recording.comparison import Comparison
 from minipage.trace.recording.frames import Frame
@@ -24,42 +24,6 @@ def find_scenario(name: str) -> Scenario:
     near = get_close_matches(name, SCENARIOS, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]!r}?" if near else "`demo --list` shows them."
     raise ConfigurationError(f"there is no scenario {name!r}; {hint}")
-
-
-RICHARD = "KING RICHARD III:\nMy kingdom for a"
-JULIET = "JULIET:\nO Romeo,"
-ROMEO = "ROMEO:\nO, she doth teach the torches to"
-FRIENDS = "First Citizen:\nBefore we proceed any further, hear me speak.\n"
-
-SPEECH = """\
-To be, or not to be, that is the question:
-Whether 'tis nobler in the mind to suffer
-The slings and arrows of outrageous fortune,
-Or to take arms against a sea of troubles
-And by opposing end them. To die, to sleep,
-No more; and by a sleep to say we end
-The heart-ache and the thousand natural shocks
-That flesh is heir to: 'tis a consummation
-Devoutly to be wish'd. To die, to sleep;
-To sleep, perchance to dream: ay, there's the rub;
-"""
-
-# 64 requests of 50 to 2,000 tokens, prompt and answer together, each length half as likely as half of it. The shipped
-# model has a context of 512 tokens, a quarter of 2,048, so everything is a quarter of that: the lengths, and a memory
-# of 15,728 slots, which is what an A100 has left beside OPT-13B. A third of a request is its prompt, as in ShareGPT.
-SCALE, NUM_REQUESTS, SHORTEST, LONGEST, SLOTS = 4, 64, 50, 2000, 15_728
-ARRIVING = 8  # requests that come with a step
-
-
-def crowd() -> tuple[Arrival, ...]:
-    """Those 64 requests; each begins with another line of the speech."""
-    lines, arrivals = SPEECH.splitlines(keepends=True), []
-    for i, length in enumerate(draw_lengths("log-uniform", NUM_REQUESTS, SHORTEST, LONGEST, seed=0)):
-        start, num_tokens = i % len(lines), round(length / SCALE)
-        num_prompt_tokens = round(num_tokens / 3)
-        prompt, params = "".join(lines[start:] + lines[:start]), {"ignore_eos": True}
-        arrivals.append(Arrival(i // ARRIVING, prompt, num_tokens - num_prompt_tokens, params, num_prompt_tokens))
-    return tuple(arrivals)
 
 
 FIRST_TURNS = (
@@ -131,7 +95,7 @@ ALL = (
             ),
         ),
         {"block_size": 16, "max_num_batched_tokens": 1024},
-        num_slots=SLOTS // SCALE,
+        num_slots=NUM_SLOTS,
         beside=Comparison,
         num_steps=28,
     ),
