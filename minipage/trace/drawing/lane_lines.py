@@ -38,7 +38,8 @@ def lanes_of(frame: Frame) -> list[Lane]:
         for m in frame.contiguous
     ]
     num_finished = sum(seq.status == "finished" for seq in frame.all_sequences)
-    num_waiting, num_slots = len(frame.waiting) + len(frame.swapped), len(frame.blocks) * frame.block_size
+    num_waiting = len(frame.waiting) + len(frame.swapped)
+    num_slots = len(frame.blocks) * frame.block_size
     own = Lane("in blocks", len(frame.running), num_waiting, num_finished, frame.usage, num_slots, frame.segments)
     return [*lanes, own]
 
@@ -75,7 +76,8 @@ def _bar(lane: Lane, width: int, num_lines: int, glyphs: Glyphs) -> list[Text]:
     """Each cell shows the slot in its middle."""
     signs = {"reserved": glyphs.empty, "internal": glyphs.unused}
     starts = [segment.start for segment in lane.segments]
-    lines, num_cells = [], width * num_lines
+    lines = []
+    num_cells = width * num_lines
     for row in range(num_lines):
         line = Text()
         for cell in range(row * width, (row + 1) * width):

@@ -51,7 +51,8 @@ def free_queue_line(frame: Frame, width: int, glyphs: Glyphs) -> Text:
 
 def bar_lines(frame: Frame, width: int, glyphs: Glyphs) -> list[Text]:
     """Two bars of one scale: the memory in use, and what the same requests would take in one piece each."""
-    total, contiguous = len(frame.blocks), frame.num_contiguous_blocks
+    total = len(frame.blocks)
+    contiguous = frame.num_contiguous_blocks
     cells = max(10, min(80, width - BAR_LABEL - 42))
     used = f" {frame.num_used_blocks} of {count(total, 'block')}, {count(frame.num_wasted_slots, 'empty slot')} in them"
     reserved = Text(f" {count(contiguous, 'block')} reserved", ALERT if contiguous > total else "")
@@ -88,7 +89,8 @@ def _shares_paged(frame: Frame) -> list[tuple[str, int, int]]:
 
 def _bar(shares: list[tuple[str, int, int]], total: int, cells: int, scale: float, glyphs: Glyphs) -> Text:
     """One piece per request, which starts with its letter; then what is free of `total` slots."""
-    bar, start = Text(), 0
+    bar = Text()
+    start = 0
     for label, stored, taken in shares:
         signs = glyphs.stored * round((start + stored) * scale)
         signs += glyphs.empty * (round((start + taken) * scale) - len(signs))
@@ -106,7 +108,8 @@ def _numbered_grid(frame: Frame, width: int, glyphs: Glyphs) -> list[Text]:
     cell_width = 1 + max(3, *(cell.cell_len for cell in cells), len(str(len(cells) - 1)) + 1)
     lines = []
     for row in _rows(len(cells), width // cell_width):
-        numbers, owners = Text(style=DIM), Text()
+        numbers = Text(style=DIM)
+        owners = Text()
         for block in row:
             numbers.append(f"{block:>2}".ljust(cell_width))
             owners.append(cells[block]).append(" " * (cell_width - cells[block].cell_len))
@@ -140,7 +143,9 @@ def _letters_grid(frame: Frame, width: int, glyphs: Glyphs) -> list[Text]:
 
 def _words_grid(frame: Frame, width: int, glyphs: Glyphs) -> list[Text]:
     """The number, the owner and the words of every block, in one line each."""
-    homes, cells, lines = _homes(frame), _cells(frame, glyphs), []
+    homes = _homes(frame)
+    cells = _cells(frame, glyphs)
+    lines = []
     for row in _rows(len(cells), width // WORDS_CELL):
         line = Text()
         for block in row:
@@ -155,7 +160,9 @@ def _words_grid(frame: Frame, width: int, glyphs: Glyphs) -> list[Text]:
 
 def _boxes_grid(frame: Frame, width: int, glyphs: Glyphs) -> list[Text]:
     """A box per block: its number, its words, and whose logical block it is."""
-    homes, cells, lines = _homes(frame), _cells(frame, glyphs), []
+    homes = _homes(frame)
+    cells = _cells(frame, glyphs)
+    lines = []
     per_row = width // BOX_CELL
     inner = width // per_row - 3  # two edges and a space
     for row in _rows(len(cells), per_row):

@@ -108,7 +108,8 @@ def folded_line(seqs: Sequence[SequenceFrame], width: int, glyphs: Glyphs) -> Te
 
 
 def _finished_lines(seq: SequenceFrame, width: int, height: int, glyphs: Glyphs) -> list[Text]:
-    text, status = running_text(seq, glyphs), Text(f"finished ({seq.finish_reason})", DIM)
+    text = running_text(seq, glyphs)
+    status = Text(f"finished ({seq.finish_reason})", DIM)
     room = width - INDENT - status.cell_len - 2
     if height - bool(seq.last_blocks) < 2:  # one line for the text: its end, which was generated
         first, rest = clip_left(text, room, glyphs), Text()

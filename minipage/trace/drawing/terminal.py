@@ -112,11 +112,13 @@ def _comparison(frame: Frame, width: int, glyphs: Glyphs, roomy: bool, height: i
     frame = replace(frame, events=tuple(news), num_earlier_events=0)
     most = 4 if height is None or height < 24 else 8
     events = _events(frame, width, most if roomy else min(most, max(4, _num_lines(frame, width))), glyphs)
-    num_lanes, lines_per_lane = len(frame.contiguous) + 1, 4 if roomy else 2
+    num_lanes = len(frame.contiguous) + 1
+    lines_per_lane = 4 if roomy else 2
     if height is not None:
         lines_per_lane = min(lines_per_lane, (height - 4 - (len(events) - 1)) // num_lanes - 1)
     size = f"{count(len(frame.blocks) * frame.block_size, 'slot')}, dealt out {num_lanes} ways"
-    signs, lanes = lane_legend(frame, glyphs), lane_lines(frame, width, lines_per_lane, glyphs)
+    signs = lane_legend(frame, glyphs)
+    lanes = lane_lines(frame, width, lines_per_lane, glyphs)
     room = 0 if height is None else height - 4 - len(lanes) - (len(events) - 1)
     requests = [Text()] * room
     if 0 < room <= 2 and frame.all_sequences:
@@ -235,7 +237,8 @@ def _requests(frame: Frame, width: int, room: int | None, glyphs: Glyphs, roomy:
         return [line for seq in seqs for line in request_lines(seq, frame, width, LINES_PER_REQUEST, glyphs)]
     wanted = {seq: _wanted(seq, frame, width, glyphs, roomy) for seq in seqs}
     done = [*frame.finished_before, *(seq for seq in frame.sequences if seq.status == "finished")]
-    num_folded, too_many = 0, sum(map(_least, seqs)) - room
+    num_folded = 0
+    too_many = sum(map(_least, seqs)) - room
     while num_folded < len(done) and num_folded - bool(num_folded) < too_many:
         num_folded += 1
     folded = [seq for seq in seqs if seq in done[:num_folded]]

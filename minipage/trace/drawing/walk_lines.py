@@ -44,7 +44,8 @@ def walk_lines(frame: Frame, attention: AttentionFrame, width: int, height: int 
 
 def _block_lines(frame: Frame, attention: AttentionFrame, glyphs: Glyphs) -> list[Text]:
     """The words of the block that is read, each with its score and its weight."""
-    step, label = attention.steps[-1], attention.label
+    step = attention.steps[-1]
+    label = attention.label
     words = next(seq for seq in frame.sequences if seq.label == label).block_tokens(step.logical, frame.block_size)
     title = f"block {step.physical} is read"
     columns = f"{'score':>8} {'weight':>6} = e^(score - maximum)"

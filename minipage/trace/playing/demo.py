@@ -226,7 +226,8 @@ class Demo:
     def __init__(self, llm: LLM, scenario: Scenario, seed: int = SEED) -> None:
         from minipage.sampling import SamplingParams
 
-        self.llm, self.scenario = llm, scenario
+        self.llm = llm
+        self.scenario = scenario
         self.arrivals = scenario.arrivals
         self.params = []
         for i, arrival in enumerate(self.arrivals):
@@ -253,9 +254,12 @@ class Demo:
 
     def frames(self, steps: int | None = None) -> Iterator[Frame]:
         """Run step by step, `steps` at most; yields every phase of each, as soon as the step is over."""
-        coming, ends, turns = dict(enumerate(self.arrivals)), dict[int, int](), list(self.scenario.turns)
+        coming = dict(enumerate(self.arrivals))
+        ends = dict[int, int]()
+        turns = list(self.scenario.turns)
         beside = self.scenario.beside and self.scenario.beside(self.llm)
-        steps_done, steps = 0, self.scenario.num_steps if steps is None else steps
+        steps_done = 0
+        steps = self.scenario.num_steps if steps is None else steps
         with record(self.llm, self.scenario.title) as self.trace:
             while steps_done != steps and (coming or self.llm.has_unfinished_requests()):
                 for i in [i for i, arrival in coming.items() if arrival.is_due(steps_done, ends)]:

@@ -115,7 +115,8 @@ class Player:
         if self.helping:
             self.helping = False
         elif key.isdecimal():
-            self.playing, self.typed = False, typed + key
+            self.playing = False
+            self.typed = typed + key
         elif key in ("\r", "\n"):
             if typed:
                 self.jump(int(typed))
@@ -134,15 +135,18 @@ class Player:
         elif key in ("-", "_"):
             self.seconds = min(10.0, self.seconds * 1.5)
         elif key == "p":
-            self.playing, self.by_phase = False, not self.by_phase
+            self.playing = False
+            self.by_phase = not self.by_phase
             self._finish_step()
         elif key == "home":
-            self.playing, self.position = False, 0
+            self.playing = False
+            self.position = 0
             self._finish_step()
         elif key == "end":
             while self._fetch():
                 pass
-            self.playing, self.position = False, len(self.frames) - 1
+            self.playing = False
+            self.position = len(self.frames) - 1
         elif key == "?":
             self.helping = True
 

@@ -48,7 +48,8 @@ def pool_for(scenario: Scenario, options: dict[str, Any]) -> dict[str, Any]:
     if scenario.num_slots:
         return {"num_blocks": max(1, scenario.num_slots // block_size)}
     folder = find_folder(options.get("model", SHIPPED_MODEL))
-    tokenizer, config = read_tokenizer(folder), read_config(read_json(folder / "config.json"), folder)
+    tokenizer = read_tokenizer(folder)
+    config = read_config(read_json(folder / "config.json"), folder)
     if tokenizer is None:
         return {}
     asks = []
@@ -87,7 +88,9 @@ def rehearse(asks: Sequence[Ask], pool: BlockPool, options: dict[str, Any]) -> b
     names = ("max_num_seqs", "max_num_batched_tokens", "watermark")
     chosen = {name: options[name] for name in names if name in options}
     scheduler = Scheduler(pool, policy=POLICIES.get(options.get("policy", "fcfs"), POLICIES["fcfs"]), **chosen)
-    coming, ends, steps_done = dict(enumerate(asks)), dict[int, int](), 0
+    coming = dict(enumerate(asks))
+    ends = dict[int, int]()
+    steps_done = 0
     while coming or scheduler.has_unfinished:
         for number in [number for number, ask in coming.items() if ask.arrival.is_due(steps_done, ends)]:
             scheduler.add(coming.pop(number).group(number, pool))

@@ -107,7 +107,9 @@ def spinner(message: str, keys: Keys | None = None, long: float = math.inf) -> I
         with interrupts_kept():
             yield
         return
-    status, told, start = console.status(message), list[str](), time.monotonic()
+    status = console.status(message)
+    told = list[str]()
+    start = time.monotonic()
 
     def show(text: str) -> None:
         if keys:

@@ -40,7 +40,8 @@ class Walk:
 
     def __init__(self, llm: LLM) -> None:
         self.llm = llm
-        self.layer, self.head = min(LAYER, llm.config.n_layer - 1), min(HEAD, llm.config.n_head - 1)
+        self.layer = min(LAYER, llm.config.n_layer - 1)
+        self.head = min(HEAD, llm.config.n_head - 1)
         self.done = False
 
     @contextmanager
@@ -70,7 +71,8 @@ class Walk:
         """One for each block that the last query of the first sequence reads, and one for the end."""
         chunk = frame.chunks[0]
         blocks = next(seq.blocks for seq in frame.sequences if seq.label == chunk.label)
-        row, position = chunk.num_tokens - 1, chunk.start + chunk.num_tokens - 1
+        row = chunk.num_tokens - 1
+        position = chunk.start + chunk.num_tokens - 1
         told: list[Change] = [{"step": frame.step, "phase": "attend"} for _ in range(len(blocks) + 1)]
         told[0]["query"] = {"label": chunk.label, "position": position, "layer": self.layer, "head": self.head}
         k, v = self._read(blocks, position + 1)
@@ -82,7 +84,8 @@ class Walk:
 
     def _read(self, blocks: tuple[int, ...], num_tokens: int) -> tuple[Floats, Floats]:
         """K and V of this head, each [num_tokens, head_size] in float64, gathered through the block table."""
-        cache, table = self.llm.kv_cache, list(blocks)
+        cache = self.llm.kv_cache
+        table = list(blocks)
         both = []
         for stored, scales in ((cache.k, cache.k_scales), (cache.v, cache.v_scales)):
             its_scales = None if scales is None else scales[self.layer][table]  # [blocks, block_size, num_kv_heads]

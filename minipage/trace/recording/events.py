@@ -33,7 +33,8 @@ class Before(NamedTuple):
     @classmethod
     def of(cls, state: State) -> Before:
         texts = state.texts.values()
-        tables, status = {text.label: text.blocks for text in texts}, {text.label: text.status for text in texts}
+        tables = {text.label: text.blocks for text in texts}
+        status = {text.label: text.status for text in texts}
         return cls(tables, status, len(state.free_queue), frozenset(state.cached))
 
 
@@ -148,7 +149,9 @@ def attends(attention: AttentionFrame) -> str:
 
 def forwards(after: State) -> list[str]:
     num_tokens = sum(num_tokens for _, _, num_tokens in after.chunks)
-    size, written, read = after.block_size, set(), set()
+    size = after.block_size
+    written = set()
+    read = set()
     for label, start, n in after.chunks:
         blocks = after.texts[label].blocks
         written.update(blocks[start // size : (start + n - 1) // size + 1])
@@ -182,7 +185,9 @@ def publications(before: Before, after: State) -> list[str]:
 def allocations(before: Before, after: State) -> list[str]:
     """Who got blocks for what, and who lost them for it, in the order in which it happened."""
     told: list[Told] = []
-    fitting, preempted, num_free = [], list(after.preempted), before.num_free
+    fitting = []
+    preempted = list(after.preempted)
+    num_free = before.num_free
     for label, start, num_tokens in after.chunks:
         text = after.texts[label]
         # What the prefix cache found, or what came back from swap, was not taken for this.
@@ -228,7 +233,8 @@ def _together(told: list[Told]) -> list[str]:
     sentences = []
     for kind, row in groupby(told, key=lambda each: each.kind):
         group = list(row)
-        who, num_tokens = join(each.label for each in group), sum(each.num_tokens for each in group)
+        who = join(each.label for each in group)
+        num_tokens = sum(each.num_tokens for each in group)
         blocks = [block for each in group for block in each.blocks]
         taken = f"{block_names(blocks)} {'is' if len(blocks) == 1 else 'are'} taken" if blocks else "there is room"
         if len(group) <= FEW or kind == "preempt":
@@ -258,7 +264,8 @@ def finishes(reasons: Mapping[str, str], tables: Tables) -> list[str]:
 
 
 def _preemption(needy: str, latest: list[str], tables: Tables, after: State) -> str:
-    held, swapped = len(_held(latest, tables)), after.texts[latest[0]].status == "swapped"
+    held = len(_held(latest, tables))
+    swapped = after.texts[latest[0]].status == "swapped"
     is_or_are = "is" if held == 1 else "are"
     what = f"its {count(held, 'block')} {is_or_are} free again and it will be recomputed"
     if swapped:

@@ -348,7 +348,8 @@ class Frame:
 
 def segments_between(start: int, label: str, ends: dict[Use, int]) -> list[Segment]:
     """Cut what begins at slot `start` at each end, counted from there; empty segments are left out."""
-    told, before = [], 0
+    told = []
+    before = 0
     for use, end in ends.items():
         if end > before:
             told.append(Segment(start + before, end - before, label, use))

@@ -84,7 +84,8 @@ class _Recorder:
 
     def __init__(self, llm: LLM, title: str) -> None:
         self.llm = llm
-        self.pool, self.cache = llm.block_pool, llm.scheduler.prefix_cache
+        self.pool = llm.block_pool
+        self.cache = llm.scheduler.prefix_cache
         self._labels: dict[Sequence, str] = {}
         self._group_of: dict[Sequence, SequenceGroup] = {}
         self._live: dict[Sequence, _Seen] = {}  # unfinished when last seen, in order of arrival
@@ -117,7 +118,8 @@ class _Recorder:
         if self._recompute_all:  # a learner's scheduler may not have it yet
             watched.append((self.llm.scheduler, "recompute_all", self._on_failure))
         if self.cache is not None:
-            self._publish, self._reset = self.cache.publish, self.cache.reset
+            self._publish = self.cache.publish
+            self._reset = self.cache.reset
             watched += [(self.cache, "publish", self._on_publish), (self.cache, "reset", self._on_reset)]
         return watched
 
@@ -230,7 +232,8 @@ class _Recorder:
             self._learn(tail)
             change["token_ids"] = [seen.num_tokens, tail]
             seen.num_tokens = len(seq.token_ids)
-        group, table = self._group_of[seq], seq.block_table
+        group = self._group_of[seq]
+        table = seq.block_table
         here = table.pool is self.pool
         if (table.blocks if here else []) != seen.blocks:
             change["blocks"], seen.blocks = list_difference(seen.blocks, table.blocks if here else [])

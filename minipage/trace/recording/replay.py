@@ -108,7 +108,8 @@ class State:
         self.finished_before: tuple[SequenceFrame, ...] = ()
         self.homes: dict[int, tuple[str, int]] = {}  # block -> whose words it held last, and its logical number there
         self.queues: dict[str, list[str]] = {"waiting": [], "running": [], "swapped": []}
-        self.step, self.phase = 0, PHASES[0]
+        self.step = 0
+        self.phase = PHASES[0]
         self.chunks: list[tuple[str, int, int]] = []
         self.moves: dict[str, list[BlockCopy]] = {}
         self.preempted: list[list[str]] = []
@@ -123,16 +124,24 @@ class State:
     def copy(self) -> State:
         """A state that changes independently of this one."""
         twin = copy(self)
-        twin.free_queue, twin.ref_counts, twin.cached = self.free_queue.copy(), self.ref_counts.copy(), set(self.cached)
+        twin.free_queue = self.free_queue.copy()
+        twin.ref_counts = self.ref_counts.copy()
+        twin.cached = set(self.cached)
         twin.texts = {label: copy(text) for label, text in self.texts.items()}
-        twin.homes, twin.words, twin.queues = self.homes.copy(), self.words.copy(), self.queues.copy()
+        twin.homes = self.homes.copy()
+        twin.words = self.words.copy()
+        twin.queues = self.queues.copy()
         twin.contiguous = self.contiguous.copy()
         return twin
 
     def begin_step(self, step: int) -> None:
         """Forget what the last step did; who finished in it is past."""
         self.step = step
-        self.chunks, self.moves, self.preempted, self.chosen, self.attention = [], {}, [], [], None
+        self.chunks = []
+        self.moves = {}
+        self.preempted = []
+        self.chosen = []
+        self.attention = None
         self.retire()
         for text in self.texts.values():
             text.num_old_tokens = len(text.token_ids)
@@ -148,11 +157,13 @@ class State:
 
     def apply(self, change: Change) -> None:
         """One phase has passed."""
-        self.phase, self.story = change["phase"], change.get("story", "")
+        self.phase = change["phase"]
+        self.story = change.get("story", "")
         self.apply_facts(change)
         self._attend(change)
         if self.phase == "failed":
-            self.chunks, self.moves = [], {}
+            self.chunks = []
+            self.moves = {}
 
     def apply_facts(self, change: Change) -> None:
         for new in change.get("new", ()):
@@ -166,10 +177,13 @@ class State:
             text = self.texts[new["label"]]  # what it begins with is not new; but a branch has just got its last token
             text.num_old_tokens = len(text.token_ids) - (len(text.token_ids) > text.num_prompt_tokens)
         for label, reason in change.get("finished", {}).items():
-            self.texts[label].finish_reason, self.texts[label].status = reason, "finished"
+            self.texts[label].finish_reason = reason
+            self.texts[label].status = "finished"
         for operation, *blocks in change.get("pool", ()):
             if operation == "restart":  # all are free, in this order, and none is known
-                self.free_queue, self.ref_counts, self.cached = dict.fromkeys(blocks), {}, set()
+                self.free_queue = dict.fromkeys(blocks)
+                self.ref_counts = {}
+                self.cached = set()
                 continue
             for block in blocks:
                 self._operate(operation, block)
@@ -286,14 +300,16 @@ class State:
 
     def _chunk(self, chunk: tuple[str, int, int]) -> ChunkFrame:
         label, start, num_tokens = chunk
-        text, size = self.texts[label], self.block_size
+        text = self.texts[label]
+        size = self.block_size
         blocks = text.blocks or text.last_blocks  # it may have finished since
         slots = tuple(blocks[i // size] * size + i % size for i in range(start, start + num_tokens))
         return ChunkFrame(label, start, num_tokens, slots)
 
     def _blocks(self, words: dict[str, tuple[str, ...]]) -> Blocks:
         """The physical pool: counts as the pool keeps them; holders and words as the block tables say."""
-        size, words = self.block_size, self.words | words
+        size = self.block_size
+        words = self.words | words
         holders: dict[int, list[str]] = {}
         stored: dict[int, tuple[str, ...]] = {}
         for text in self.texts.values():
@@ -308,6 +324,7 @@ class State:
         kept = {}
         for block in self.ref_counts.keys() | self.cached:
             words_in_it = tuple(stored.get(block, ()))
-            whose, cached = tuple(holders.get(block, ())), block in self.cached
+            whose = tuple(holders.get(block, ()))
+            cached = block in self.cached
             kept[block] = BlockFrame(self.ref_counts.get(block, 0), len(words_in_it), whose, cached, words_in_it)
         return Blocks(self.num_blocks, kept)

@@ -101,7 +101,8 @@ class Trace(Sequence[Frame]):
         """Bring `_ahead` to the moment before a change: from where it is, or from the last whole state before it."""
         nearest = min(index // self._distance, len(self._checkpoints) - 1)
         if index < self._next or self._next < nearest * self._distance:
-            self._ahead, self._next = self._checkpoints[nearest].copy(), nearest * self._distance
+            self._ahead = self._checkpoints[nearest].copy()
+            self._next = nearest * self._distance
         while self._next < index:
             replay(self.changes[self._next], self._ahead)
             self._next += 1
