@@ -95,7 +95,8 @@ def write_timeline(frames: list[Frame], trace: Trace, path: Path) -> None:
         facts.append({"ph": "M", "pid": 1, "tid": number, "name": "thread_name", "args": {"name": label}})
         for doing, group in groupby(seen, key=lambda pair: pair[1]):
             steps = [step for step, _ in group]
-            start, length = (steps[0] - 1) * MICROSECONDS_A_STEP, (steps[-1] - steps[0] + 1) * MICROSECONDS_A_STEP
+            start = (steps[0] - 1) * MICROSECONDS_A_STEP
+            length = (steps[-1] - steps[0] + 1) * MICROSECONDS_A_STEP
             facts.append({"ph": "X", "pid": 1, "tid": number, "ts": start, "dur": length, "name": doing})
     path.write_text(json.dumps({"traceEvents": facts, "displayTimeUnit": "ms"}, default=index), encoding="utf-8")
 

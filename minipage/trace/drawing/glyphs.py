@@ -1,7 +1,7 @@
 """The alphabet of the terminal pictures: symbols (with an ASCII twin for each), and the colour of each letter.
 
-A request is always a letter and a colour, never a colour alone. The colours are those of Okabe and Ito ("Color
-Universal Design", 2008), which people with any kind of colour blindness can tell apart, less the black and the dark
+A request is always a letter and a colour, never a colour alone. The colours are the palette of Okabe and Ito ("Color
+Universal Design", 2008), which people with any kind of colour blindness can tell apart, without its black and dark
 blue, which cannot be read on a dark ground.
 """
 
@@ -79,7 +79,7 @@ def style_of(label: str, *, now: bool = False) -> Style:
 
 
 def letter_of(label: str) -> str:
-    """A request in a single cell: A to Z, then a to z for AA to AZ. All who come later share one sign."""
+    """A request in a single cell: A to Z, then a to z for AA to AZ. All later requests share one sign."""
     return label if len(label) == 1 else label[1].lower() if len(label) == 2 and label[0] == "A" else "+"
 
 

@@ -28,7 +28,7 @@ from minipage.trace.recording.events import decimals
 from minipage.trace.recording.frames import AttentionFrame, BlockFrame, ContiguousFrame, Frame, SequenceFrame, occupied
 from minipage.trace.recording.replay import num_common
 
-Tree: TypeAlias = dict[str, Any]  # of what JSON can say, None excepted
+Tree: TypeAlias = dict[str, Any]  # of what JSON can say, except None
 
 TITLE = "What the engine did"
 SCRIPTS = ("viewer_frame.js", "viewer_beside.js", "viewer.js")
@@ -55,9 +55,8 @@ def page(frames: Iterable[Frame], title: str = TITLE, subtitle: str = "", still:
         "subtitle": escape(subtitle),
         "style": _part("viewer.css"),
         "still": _image(still, title),
-        "trace": json.dumps(data, separators=(",", ":"), default=index).replace(
-            "<", r"\u003c"
-        ),  # no way to end the script element
+        # With "<" written as an escape, nothing in it can end the script element.
+        "trace": json.dumps(data, separators=(",", ":"), default=index).replace("<", r"\u003c"),
         "script": script,
         "hash": b64encode(sha256(script.encode()).digest()).decode(),
     }
@@ -148,10 +147,10 @@ def deltas(trees: Iterable[Tree]) -> list[Any]:
 def difference(old: Any, new: Any) -> Any:
     """What has to be said to get from `old` to `new`:
 
-    a dict      {key: difference}, of the members that change; null for those that go
+    a dict      {key: difference}, of the members that change; null for members that go
     a list      [n, rest]: the first n members stay, and then comes the rest
     a text      the same, in characters
-    the others  themselves
+    all others  themselves
     """
     if isinstance(new, Mapping):
         before = old if isinstance(old, Mapping) else {}
@@ -168,6 +167,6 @@ def _part(name: str) -> str:
 
 
 def _image(svg: str, title: str, style: str = "") -> str:
-    """An SVG as an <img>, which never runs scripts, and needs no request."""
+    """An SVG as an <img>, which never runs scripts and needs no request."""
     data = b64encode(svg.encode()).decode()
     return f'<img src="data:image/svg+xml;base64,{data}" alt="{escape(title)}" style="{style}">' if svg else ""

@@ -55,7 +55,7 @@ def request_lines(
 
 
 def _last_rows(rows: list[Text], room: int, width: int, glyphs: Glyphs) -> list[Text]:
-    """The last `room` of them; if that is not all, they begin with an ellipsis."""
+    """The last `room` rows; if that is not all, they begin with an ellipsis."""
     if len(rows) <= room:
         return rows
     first, *others = rows[len(rows) - room :]
@@ -96,7 +96,7 @@ def words(seq: SequenceFrame, logical: int, frame: Frame, glyphs: Glyphs, counte
 
 
 def folded_line(seqs: Sequence[SequenceFrame], width: int, glyphs: Glyphs) -> Text:
-    """Several that are finished in one line: how each ended, for that is where they differ."""
+    """Several finished requests in one line: how each ended, because that is where they differ."""
     num_shown = min(len(seqs), max(1, width // (INDENT + 8)))
     line = Text()
     for seq in seqs[-num_shown:]:
@@ -131,7 +131,7 @@ def _text_line(seq: SequenceFrame, width: int, glyphs: Glyphs) -> Text:
 
 def _why_no_blocks(seq: SequenceFrame, frame: Frame) -> list[str]:
     if seq.status == "running":
-        return ["waits for the prompt, which its first sample computes for all of them"]
+        return ["waits for the prompt, which its first sample computes for all samples"]
     if seq.swap_blocks:
         return [f"swapped out: its K and V are in {count(len(seq.swap_blocks), 'block')} of the swap pool, safe"]
     wanted = count(blocks_needed(len(seq.tokens), frame.block_size), "block")

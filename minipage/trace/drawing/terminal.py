@@ -108,7 +108,7 @@ def _requests_and_events(
 
 def _comparison(frame: Frame, width: int, glyphs: Glyphs, roomy: bool, height: int | None) -> list[Text]:
     """Several memories side by side; the texts get what room there is."""
-    news = sorted(frame.events, key=lambda event: "the pool is dry" not in event)  # of so many, these first
+    news = sorted(frame.events, key=lambda event: "the pool is dry" not in event)  # of many, dry pools first
     frame = replace(frame, events=tuple(news), num_earlier_events=0)
     most = 4 if height is None or height < 24 else 8
     events = _events(frame, width, most if roomy else min(most, max(4, _num_lines(frame, width))), glyphs)
@@ -225,13 +225,13 @@ def _legends(frame: Frame, glyphs: Glyphs) -> Iterable[str]:
 
 
 def fewer_parts(parts: list[str], expendable: list[str]) -> Iterable[str]:
-    """All of them in a line, then without the first of those that are `expendable`, without the first two, ..."""
+    """All parts in a line, then without the first of the `expendable` parts, without the first two, ..."""
     for num_left_out in range(len(expendable) + 1):
         yield "  ".join(part for part in parts if part not in expendable[:num_left_out])
 
 
 def _requests(frame: Frame, width: int, room: int | None, glyphs: Glyphs, roomy: bool) -> list[Text]:
-    """All requests in `room` lines. Those that go on come first; those that are done share a line, if need be."""
+    """All requests in `room` lines. Unfinished ones come first; finished ones share a line, if need be."""
     seqs = frame.all_sequences
     if room is None:
         return [line for seq in seqs for line in request_lines(seq, frame, width, LINES_PER_REQUEST, glyphs)]
@@ -284,7 +284,7 @@ def _wrapped(sentence: str, width: int) -> list[str]:
 
 
 def _num_lines(frame: Frame, width: int, routine: bool = True) -> int:
-    """Lines of the story and of the sentences, with or without those that are routine."""
+    """Lines of the story and of the sentences, with or without routine sentences."""
     told = [event for event in _told(frame) if routine or not is_routine(event)]
     return sum(len(_wrapped(event, width)) for event in told) + len(textwrap.wrap(frame.story, width))
 

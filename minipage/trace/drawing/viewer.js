@@ -88,7 +88,7 @@ function showFrame(tree, before) {
   drawBeside(frame);
 }
 
-// "Step 4" and its phases: those that this step has, the one that is shown, and a way to the others.
+// "Step 4" and its phases: the ones that this step has, the one that is shown, and a way to the others.
 function drawClock(tree) {
   byId("step").textContent = `Step ${tree.step}`;
   const items = PHASES.filter((phase) => ever[phase] || !RARE.includes(phase)).map((phase) => {
@@ -110,7 +110,7 @@ function play() {
   if (place() === places().length - 1) show(0);
   document.body.classList.add("playing");
   byId("play").setAttribute("aria-label", "Pause");
-  byId("telling").setAttribute("aria-live", "off"); // nobody can listen so fast
+  byId("telling").setAttribute("aria-live", "off"); // nobody can listen that fast
   wait();
 }
 

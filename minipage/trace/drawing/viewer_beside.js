@@ -76,7 +76,7 @@ function drawWalk(frame, walk) {
     make("div", {}, make("h3", {}, asked), make("table", {}, head("what is kept", "shrunk", "maximum", "sum", `output, ${step.output.length} numbers`), kept, end)));
 }
 
-// Numbers as a strip of colour: one hue for those above zero, one for those below.
+// Numbers as a strip of colour: one hue above zero, another below.
 function strip(numbers, largest) {
   const picture = drawSvg("svg", { viewBox: `0 0 ${numbers.length} 1`, preserveAspectRatio: "none", role: "img", "aria-label": numbers.map((value) => value.toFixed(3)).join(" ") });
   numbers.forEach((value, i) => picture.append(drawSvg("rect", { x: i, y: 0, width: 1.02, height: 1, fill: value < 0 ? "#56B4E9" : "#E69F00", "fill-opacity": Math.abs(value) / largest })));

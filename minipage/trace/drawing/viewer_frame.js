@@ -12,8 +12,8 @@
 
 const PHASES = ["schedule", "copy", "attend", "forward", "sample", "update", "failed"];
 const BIG_POOL = 40, HUGE_POOL = 160, MOST_CELLS = 2000; // blocks: then without words, then without slots, then cut off
-const MANY_BLOCKS = 8, LAST_BLOCKS = 4; // a text with so many blocks shows the words of the last ones only
-const MANY_WIRES = 28; // then only those that are looked at, or written, are drawn
+const MANY_BLOCKS = 8, LAST_BLOCKS = 4; // a text with this many blocks shows only the words of the last ones
+const MANY_WIRES = 28; // with more, only wires that are looked at, or written, are drawn
 const LONG_TEXT = 150; // characters
 
 // What html.py leaves out because it is empty.
@@ -148,7 +148,7 @@ function runningText(text) {
 
 function whyNoBlocks(frame, text) {
   if (text.status === "finished") return text.last_blocks.length ? `gave back ${text.last_blocks.join(", ")}` : "held no blocks";
-  if (text.status === "running") return "waits for the prompt, which its first sample computes for all of them";
+  if (text.status === "running") return "waits for the prompt, which its first sample computes for all samples";
   if (text.status === "swapped") return "swapped out: its K and V are safe in the swap pool";
   const wanted = count(Math.ceil(text.tokens.length / frame.block_size), "block");
   const lost = text.last_blocks.length ? `lost ${text.last_blocks.join(", ")}; ` : "";
@@ -315,7 +315,7 @@ function inView(element, area) {
 }
 
 // From a logical block into the gutter between the panes, along the gap above a row of cells, and down into the cell.
-// Each text has a lane of its own, so that two of them that share a block arrive side by side.
+// Each text has a lane of its own, so that two texts that share a block arrive side by side.
 function wire(from, to, lane) {
   const x = to.left + 14 + (lane % 6) * 7, y = to.top - 3 - (lane % 4) * 2.5;
   const gutter = byId("pool").getBoundingClientRect().left - byId("stage").getBoundingClientRect().left - 10;

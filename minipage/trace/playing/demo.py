@@ -38,7 +38,8 @@ if TYPE_CHECKING:
 
 PLAIN_WIDTH = 80  # columns where there is no terminal to ask
 SMALL = {"block_size": 4, "num_blocks": 16, "max_num_batched_tokens": 8}  # small enough to see every slot
-SEED, TEMPERATURE = 69, 0.8
+SEED = 69
+TEMPERATURE = 0.8
 EVERY = "all"  # in place of a scenario's name
 LONG = 5.0  # seconds until it is said, where nothing can turn, that something is still being computed
 MOST_TEXTS = 12  # printed whole at the end
@@ -63,7 +64,7 @@ def run(
     prompts: list[str] | None = None,  # instead of the scenario's
     max_tokens: int | None = None,  # for every request
     seed: int = SEED,
-    steps: int | None = None,  # stop after so many
+    steps: int | None = None,  # the most to run
     plain: bool = False,  # print even in a terminal
     files: dict[str, str] | None = None,  # kind of file (see exports.py) -> where to write it; then nothing is shown
     build: Callable[..., LLM] | None = None,  # makes the engine, instead of LLM
@@ -129,7 +130,10 @@ def run(
 
 
 def make_engine(scenario: Scenario, options: dict[str, Any], build: Callable[..., LLM] | None = None) -> LLM:
-    """An engine for a story; `options` of LLM go before its own, and if none says else, its pool is what it needs."""
+    """An engine for a story. `options` of LLM go before the story's own.
+
+    Unless one of the two says how large the pool is, it is as large as the story needs.
+    """
     from minipage.engine.llm import LLM  # with numba and all it takes half a second
 
     build = build or LLM
@@ -238,7 +242,7 @@ class Demo:
             llm.abort(llm.add_request(prompt, params))  # what cannot be served is refused before the curtain
 
     def what_is_cut(self) -> str:
-        """Whose max_tokens is more than the context has room for, in a sentence."""
+        """Which requests have a max_tokens that the context has no room for, in a sentence."""
         cut = []
         for i, (prompt, params) in enumerate(zip(self.prompts, self.params, strict=True)):
             token_ids = self.llm.tokenizer.encode(prompt) if isinstance(prompt, str) and self.llm.tokenizer else prompt
@@ -253,7 +257,7 @@ class Demo:
         )
 
     def frames(self, steps: int | None = None) -> Iterator[Frame]:
-        """Run step by step, `steps` at most; yields every phase of each, as soon as the step is over."""
+        """Run step by step, at most `steps` steps; yields every phase of each, as soon as the step is over."""
         coming = dict(enumerate(self.arrivals))
         ends = dict[int, int]()
         turns = list(self.scenario.turns)
@@ -264,7 +268,7 @@ class Demo:
             while steps_done != steps and (coming or self.llm.has_unfinished_requests()):
                 for i in [i for i, arrival in coming.items() if arrival.is_due(steps_done, ends)]:
                     del coming[i]
-                    # Who comes later is more urgent, if the policy asks for that.
+                    # Whoever comes later is more urgent, if the policy asks for that.
                     self.llm.add_request(self.prompts[i], self.params[i], request_id=label_of(i), priority=-i)
                 seen = len(self.trace)
                 with beside.around_step(self.trace) if beside else nullcontext():
@@ -294,14 +298,14 @@ class Demo:
 
 
 def fitted(arrival: Arrival, llm: LLM) -> str | list[int]:
-    """Its prompt; as token ids, repeated and cut, if it is to have a certain length."""
+    """Its prompt; as token ids, repeated and cut, if it should have a certain length."""
     if not arrival.num_prompt_tokens or not arrival.prompt or llm.tokenizer is None:
         return arrival.prompt
     return list(islice(cycle(llm.tokenizer.encode(arrival.prompt)), arrival.num_prompt_tokens))
 
 
 def _print_texts(frame: Frame, console: Console, glyphs: Glyphs) -> None:
-    """What became of each text, over as many lines as it has, and the block table it had."""
+    """What became of each text, on as many lines as it has, and the block table it had."""
     for seq in frame.all_sequences[:MOST_TEXTS]:
         lines = Text.assemble(chip(seq.label), " ", (_lines(seq.prompt, glyphs), DIM), _lines(seq.text, glyphs))
         generated = count(len(seq.tokens) - seq.num_prompt_tokens, "token") + " generated"
@@ -314,5 +318,5 @@ def _print_texts(frame: Frame, console: Console, glyphs: Glyphs) -> None:
 
 
 def _lines(text: str, glyphs: Glyphs) -> str:
-    """`text` over several lines, all of them indented but the first."""
+    """`text` on several lines, all indented except the first."""
     return "\n    ".join(visible(line, glyphs) for line in text.split("\n"))

@@ -23,7 +23,7 @@ HELP = """\
  system. What this step has written is turned inside out, or has a star.
 
  The underlined token has no slot yet: the next step computes and stores it.
- A number at a block says how many texts share it. Who has to write into a
+ A number at a block says how many texts share it. Whoever has to write into a
  shared block gets a copy of it first: copy-on-write.
 
  "paged" is the memory in use: each request's tokens, then the empty slots of
@@ -63,7 +63,7 @@ WALK = """\
           the sum of the weights, and the sum of weight * value (a value is a
           row of numbers, and so is the output)
  shrink   e ^ (old maximum - new maximum): a new highest score makes all that
-          was summed up before so much smaller
+          was summed up before smaller by this factor
 
  At the end output / sum is attention. This is the online softmax.
 

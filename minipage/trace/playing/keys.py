@@ -53,7 +53,7 @@ if sys.platform == "win32":
             return ARROWS.get(pressed, pressed)
 
         def wants_to_leave(self) -> bool:
-            """Not to be known here without taking the key; Ctrl-C leaves at any time."""
+            """It cannot be known here without taking the key; Ctrl-C leaves at any time."""
             return False
 
 else:
@@ -108,7 +108,7 @@ else:
 
 @contextmanager
 def keyboard(wanted: bool) -> Iterator[Keys | None]:
-    """Its keys, if they are `wanted`. Who leaves while something is computed (`leave_if_asked`) ends the block."""
+    """Its keys, if they are `wanted`. Leaving while something is computed (`leave_if_asked`) ends the block."""
     if not wanted:
         yield None
         return

@@ -1,6 +1,6 @@
 """Plays frames on a full screen: by itself until a key is pressed, then as the viewer likes.
 
-Frames come from an iterator and are made as they are needed; going back shows those that were kept. While one takes
+Frames come from an iterator and are made as they are needed; going back shows frames that were kept. While one takes
 long, the last line says why, and something turns. It leaves the terminal as it found it, whatever happens.
 """
 
@@ -33,7 +33,7 @@ FOOTER = {"space": "pause", "n": "next", "b": "back", "p": "phases", "+-": "spee
 class Player:
     """A position among frames that grow on demand, and what the keys do to it.
 
-    `first` is the first frame, or all there are so far; `source` makes more of them.
+    `first` is the first frame, or all frames there are so far; `source` makes more.
     """
 
     def __init__(self, first: Frame | Sequence[Frame], source: Iterator[Frame], glyphs: Glyphs) -> None:
@@ -76,7 +76,7 @@ class Player:
         self._finish_step()
 
     def jump(self, step: int) -> None:
-        """To a step, or to the last one if there are not so many."""
+        """To a step, or to the last one if there are fewer."""
         while self.frames[-1].step < step and self._fetch():
             pass
         self.position = min(bisect_left(self.frames, step, key=lambda frame: frame.step), len(self.frames) - 1)

@@ -67,9 +67,9 @@ def pool_for(scenario: Scenario, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def blocks_for(asks: Sequence[Ask], block_size: int, room: float, runs_dry: bool, options: dict[str, Any]) -> int:
-    """Blocks for a pool of which `room` is what all these could grow to, and which runs dry, or never does.
+    """Blocks for a pool of `room` times what all requests could grow to, and which runs dry, or never does.
 
-    It holds each of them alone in any case. `options` are those of LLM.
+    It holds each request alone in any case. `options`: of LLM.
     """
     needs = [ask.most_blocks(block_size) for ask in asks]
     least = max(needs)

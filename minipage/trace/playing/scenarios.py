@@ -18,7 +18,7 @@ from minipage.trace.recording.frames import Frame
 
 
 def find_scenario(name: str) -> Scenario:
-    """Raises ConfigurationError for a name that there is not, and suggests the nearest."""
+    """Raises ConfigurationError for an unknown name, and suggests the nearest."""
     if name in SCENARIOS:
         return SCENARIOS[name]
     near = get_close_matches(name, SCENARIOS, n=1, cutoff=0.4)
@@ -82,7 +82,7 @@ ALL = (
             Turn(is_full(1), "Each length guessed, to a power of two: more run, but what was too much is lost."),
             Turn(
                 is_full(2),
-                "Even who knows each length keeps room for words to come, and no hole between pieces is large enough.",
+                "Even with each length known, room is kept for words to come; no hole between pieces is large enough.",
             ),
             Turn(
                 lambda f: len(f.running) == NUM_REQUESTS and f.step == NUM_REQUESTS // ARRIVING,
@@ -110,7 +110,7 @@ ALL = (
             Turn(lambda f: len(f.running) > 2, "Three of them, and their blocks lie mixed. Each table knows its own."),
             PREEMPTED,
             Turn(lambda f: f.finished, "One is done and leaves; its blocks are free for others in the same step."),
-            Turn(is_back, "Who gave way is back: its prompt and what it had written are computed again."),
+            Turn(is_back, "Whoever gave way is back: its prompt and what it had written are computed again."),
         ),
         room=0.84,
         runs_dry=True,
@@ -124,7 +124,7 @@ ALL = (
             Turn(lambda f: f.chosen, "A step computes only a few tokens. A short prompt is soon done."),
             Turn(
                 lambda f: is_cut(f) and len(f.chunks) > 1,
-                "A long prompt comes. Who runs goes first, and the prompt gets what is left of the step's tokens.",
+                "A long prompt comes. Whoever runs goes first, and the prompt gets what is left of the step's tokens.",
                 "No prompt was cut beside another text: each was computed in one step, or alone.",
             ),
             Turn(
@@ -147,7 +147,7 @@ ALL = (
             ),
             Turn(
                 lambda f: f.copies,
-                "Now they go on differently. Who writes into a shared block gets a copy first; "
+                "Now they go on differently. Whoever writes into a shared block gets a copy first; "
                 "the last of them writes in place.",
                 never_copied,
             ),
@@ -217,7 +217,7 @@ ALL = (
             PREEMPTED,
             Turn(
                 lambda f: gave_way(f) and not f.preempted,
-                "It keeps its words. Only K and V are gone, and those can be computed again.",
+                "It keeps its words. Only K and V are gone, and they can be computed again.",
             ),
             Turn(is_back, "There is room again. Prompt and words are computed like one long prompt."),
         ),

@@ -1,7 +1,7 @@
 """A sign of life while something slow goes on, which says what that is. Nothing where nobody watches.
 
-The slow things are done where they always were; it is the sign that has a thread of its own. Most of them are kernels
-that are compiled on a new machine, and numba tells whoever asks which one it is at.
+The slow things are done where they always were; it is the sign that has a thread of its own. Usually it is a
+kernel that is compiled on a new machine, and numba tells whoever asks which kernel that is.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ def spinner(message: str, keys: Keys | None = None, long: float = math.inf) -> I
 
 
 def patiently(items: Iterator[T], message: str, long: float = math.inf) -> Iterator[T]:
-    """The same items, with a spinner whenever one of them is long in coming."""
+    """The same items, with a spinner whenever one is long in coming."""
     while True:
         with spinner(message, long=long):
             try:

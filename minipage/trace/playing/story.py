@@ -14,8 +14,8 @@ from minipage.trace.recording.trace import Trace
 if TYPE_CHECKING:
     from minipage.engine.llm import LLM
 
-MAX_TOKENS = 16  # for more texts of the viewer's own than the story has
-PAUSE = 3  # steps between two of these
+MAX_TOKENS = 16  # of the viewer's own texts, where there are more than the story has
+PAUSE = 3  # steps between two such texts
 
 
 class Arrival(NamedTuple):
@@ -25,7 +25,7 @@ class Arrival(NamedTuple):
     prompt: str
     max_tokens: int
     params: dict[str, Any] = {}  # noqa: RUF012 (nobody changes it): more for SamplingParams
-    num_prompt_tokens: int | None = None  # the prompt is repeated and cut to this many; None: it is taken as it is
+    num_prompt_tokens: int | None = None  # the prompt is repeated and cut to this many; None: taken as it is
     after: int | None = None  # count the steps from the end of the request with this number
 
     @property
@@ -72,12 +72,12 @@ class Scenario:
     num_slots: int | None = None  # the pool has this many, whatever is asked of it
     beginning: str = ""  # all prompts begin with this; a single text of the viewer's takes its place
     beside: Callable[[LLM], Beside] | None = None  # what else is to be recorded
-    num_steps: int | None = None  # it is over after this many, whoever still runs
+    num_steps: int | None = None  # it is over after this many, even if somebody still runs
 
     def with_prompts(self, prompts: list[str] | None, max_tokens: int | None) -> Scenario:
         """The same with the viewer's own texts, each in the place of one of the story's."""
         arrivals = list(self.arrivals)
-        if prompts and arrivals[0].num_prompt_tokens:  # they are here for their lengths, and those stay
+        if prompts and arrivals[0].num_prompt_tokens:  # they are here for their lengths, which stay
             arrivals = [arrival._replace(prompt=text) for arrival, text in zip(arrivals, cycle(prompts))]
         elif prompts and prompts[0] and self.beginning and len(prompts) == 1:
             begin = prompts[0].rstrip("\n") + "\n"

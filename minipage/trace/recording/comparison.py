@@ -2,9 +2,9 @@
 
     engine step ──▶ who has come ──▶ longest case │ power of two │ oracle      each a memory as large as the pool
 
-The allocators are those of simulate/baselines.py, and they are used as the simulation uses them: first come, first
-served, a piece for each request, one more token a step. Nothing is computed for them. The tokens would be the same as
-the engine's, since where K and V lie changes no token.
+The allocators are the simulation's (simulate/baselines.py), and are used as it uses them: first come, first served, a
+piece for each request, one more token a step. Nothing is computed for them. The tokens would be the same as the
+engine's, since where K and V lie changes no token.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Comparison:
 
 
 class ContiguousMemory:
-    """One of them: who runs in it and where, and who waits."""
+    """One contiguous memory: who runs in it and where, and who waits."""
 
     def __init__(self, rule: ReservationRule, num_slots: int, max_model_len: int, max_num_seqs: int) -> None:
         self.allocator = BuddyAllocator(num_slots)
@@ -101,5 +101,5 @@ class ContiguousMemory:
 
 
 def num_stored_at_last(job: Job) -> int:
-    """All tokens of a request but the last are stored: after the last one nobody reads."""
+    """All tokens of a request except the last are stored: nobody reads after the last one."""
     return job.request.final_len - 1

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from minipage.trace.recording.frames import AttentionFrame
     from minipage.trace.recording.replay import State, Text
 
-MANY = 10  # labels in a row that nobody reads
-FEW = 2  # of the same kind that get a sentence each; more of them share one
+MANY = 10  # labels in a row: nobody would read that many
+FEW = 2  # events of one kind that get a sentence each; more than that share one
 ROUTINE = " arrives: ", " arrive: ", ": the new token", "full: others can find"  # parts of sentences
 Tables = Mapping[str, Sequence[int]]  # label -> block table
 
@@ -108,7 +108,7 @@ def returns(before: Before, after: State) -> list[str]:
 
 
 def between_steps(reasons: Mapping[str, str], before: Before) -> list[str]:
-    """Who is gone since the last step: aborted, or finished in a step that failed."""
+    """Who has gone since the last step: aborted, or finished in a step that failed."""
     return [
         f"{label} is {'aborted' if why == 'abort' else f'finished ({why})'}{_and_frees(len(before.tables[label]))}"
         for label, why in reasons.items()
@@ -209,7 +209,7 @@ def allocations(before: Before, after: State) -> list[str]:
             told.append(Told("need", *facts, sentence))
         else:
             fitting.append(label)
-    # Whoever is left made way in vain: the last of them needed a block, and was the latest itself.
+    # Whoever is left made way in vain: the last one preempted needed a block, and was the latest itself.
     in_vain = [_preemption(join(preempted[-1]), group, before.tables, after) for group in preempted]
     sentences = [*_together(told), *in_vain]
     if fitting:

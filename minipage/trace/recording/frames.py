@@ -7,7 +7,7 @@ A step of the engine leaves a frame for each of its phases, taken when the phase
     attend     inside one attention call: one more block has been read (only where a scenario looks into the kernel)
     forward    K and V of the chosen tokens are written, and attention has read the blocks of their sequences
     sample     the next tokens are chosen
-    update     the sequences have them, and those that are done have given their blocks back
+    update     the sequences have them, and finished ones have given their blocks back
     failed     something went wrong, and all of it has been taken back; then there is no "update"
 
 Whatever follows from these fields is a property here, so that all renderers show the same numbers.
@@ -37,13 +37,13 @@ class SequenceFrame:
     label: str  # what pictures call it: "A", "B", …, "Z", "AA", … in order of arrival
     status: str  # "waiting", "running", "swapped" or "finished"
     token_ids: tuple[int, ...]  # the prompt, then what was generated
-    tokens: tuple[str, ...]  # each of them as text; U+FFFD where a character takes several tokens
+    tokens: tuple[str, ...]  # each token as text; U+FFFD where a character takes several tokens
     prompt: str
     text: str  # what was generated
     new_text: str  # the end of it, which this step has added
-    num_prompt_tokens: int  # the first so many tokens are the prompt
-    num_new_tokens: int  # the last so many tokens were generated in this step
-    num_computed_tokens: int  # the first so many tokens have a slot; in an "update" frame K and V are there too
+    num_prompt_tokens: int  # this many tokens, from the first on, are the prompt
+    num_new_tokens: int  # this many tokens at the end were generated in this step
+    num_computed_tokens: int  # this many, from the first on, have a slot; in an "update" frame K and V are there too
     max_num_tokens: int  # how long it may get, the prompt included
     blocks: tuple[int, ...]  # its block table: logical block i is physical block blocks[i]
     swap_blocks: tuple[int, ...]  # its block table in the swap pool, while it is swapped out
@@ -75,7 +75,7 @@ FREE = BlockFrame(0, 0, (), False, ())
 
 
 class Blocks(Sequence[BlockFrame]):
-    """All blocks of a pool, by number. Only those that hold something are kept, so a large pool costs no more."""
+    """All blocks of a pool, by number. Only blocks that hold something are kept, so a large pool costs no more."""
 
     def __init__(self, num_blocks: int, kept: Mapping[int, BlockFrame]) -> None:
         self._num_blocks = num_blocks
@@ -94,7 +94,7 @@ class Blocks(Sequence[BlockFrame]):
         return self._kept.get(range(self._num_blocks)[number], FREE)
 
     def items(self) -> Iterable[tuple[int, BlockFrame]]:
-        """(number, block) of those that hold something."""
+        """(number, block) of the blocks that hold something."""
         return self._kept.items()
 
     def __eq__(self, other: object) -> bool:
@@ -108,7 +108,7 @@ class Blocks(Sequence[BlockFrame]):
 
 
 def occupied(blocks: Sequence[BlockFrame]) -> Iterable[tuple[int, BlockFrame]]:
-    """(number, block) of those that hold something."""
+    """(number, block) of the blocks that hold something."""
     return blocks.items() if isinstance(blocks, Blocks) else enumerate(blocks)
 
 
@@ -117,7 +117,7 @@ class ChunkFrame:
     """Tokens of one sequence that this step computes."""
 
     label: str  # whose
-    start: int  # the first of them: tokens that were computed in earlier steps
+    start: int  # the position of the first: this many tokens were computed in earlier steps
     num_tokens: int
     slots: tuple[int, ...]  # where their K and V are written: block * block_size + offset
 
@@ -147,8 +147,8 @@ class Piece(NamedTuple):
     label: str
     start: int
     num_reserved: int  # slots that nobody else can have
-    num_stored: int  # the first so many hold a token
-    num_stored_at_last: int  # so many will hold one when it is done
+    num_stored: int  # this many, from the first on, hold a token
+    num_stored_at_last: int  # this many will hold one when it is done
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +157,7 @@ class ContiguousFrame:
 
     name: str  # how it chooses what to reserve
     num_slots: int
-    pieces: tuple[Piece, ...] = ()  # of those who run, oldest first
+    pieces: tuple[Piece, ...] = ()  # of the running requests, oldest first
     waiting: tuple[str, ...] = ()  # labels, next one first
     finished: tuple[str, ...] = ()
 
@@ -221,7 +221,7 @@ class AttentionFrame:
     position: int  # of which token
     layer: int
     head: int
-    steps: tuple[SoftmaxStep, ...] = ()  # those that are done
+    steps: tuple[SoftmaxStep, ...] = ()  # the steps that are done
     kernel: tuple[float, ...] = ()  # [head_size], what the engine's own kernel returned; empty before the end
 
     def __repr__(self) -> str:
@@ -252,7 +252,7 @@ class Frame:
     finished_before: tuple[SequenceFrame, ...]  # finished in earlier steps, earliest first
     waiting: tuple[str, ...]  # labels, next one first
     running: tuple[str, ...]  # labels, oldest first
-    swapped: tuple[str, ...]  # labels of those whose blocks are in the swap pool, next to come back first
+    swapped: tuple[str, ...]  # labels of sequences whose blocks are in the swap pool, next to come back first
     blocks: Sequence[BlockFrame]  # the whole pool, by block number
     free_queue: tuple[int, ...]  # free blocks, next one first
     chunks: tuple[ChunkFrame, ...]  # what this step computes, in the order of the batch
@@ -260,12 +260,12 @@ class Frame:
     swap_in: tuple[BlockCopy, ...]  # (swap block, block): brought back
     copies: tuple[BlockCopy, ...]  # blocks that are copied before anything is written
     chosen: tuple[ChosenToken, ...]  # the next tokens; empty before they are sampled
-    preempted: tuple[str, ...]  # labels of those that lost their blocks in this step, in that order
-    finished: tuple[str, ...]  # labels of those that are done with this step
+    preempted: tuple[str, ...]  # labels of sequences that lost their blocks in this step, in that order
+    finished: tuple[str, ...]  # labels of sequences that are done with this step
     num_queried_tokens: int  # of prompts that were looked for in the prefix cache, since recording began
-    num_hit_tokens: int  # those of them that were found
+    num_hit_tokens: int  # how many of the queried tokens were found
     events: tuple[str, ...]  # this step so far, in sentences
-    num_earlier_events: int  # the first so many of them are of earlier phases of this step
+    num_earlier_events: int  # this many, from the first on, are of earlier phases of this step
     story: str  # what a scenario says to this step, or an empty string
     contiguous: tuple[ContiguousFrame, ...] = ()  # the same requests in other memories, where a scenario compares
     attention: AttentionFrame | None = None  # in an "attend" frame
@@ -284,7 +284,7 @@ class Frame:
 
     @property
     def all_sequences(self) -> list[SequenceFrame]:
-        """Those that are finished, too, in order of arrival."""
+        """All sequences, finished ones too, in order of arrival."""
         return sorted((*self.finished_before, *self.sequences), key=lambda seq: (len(seq.label), seq.label))
 
     @property
@@ -363,7 +363,7 @@ def is_stop(frame: Frame) -> bool:
 
 
 def fullest(frames: Iterable[Frame]) -> Frame:
-    """The one with most blocks in use, and of these most tokens in them: where only one can be shown, it shows most."""
+    """The frame that shows most, where only one can be shown: most blocks in use, then most tokens in them."""
     latest_first = list(frames)[::-1]
     stops = list(filter(is_stop, latest_first)) or latest_first
     return max(stops, key=lambda frame: (frame.num_used_blocks, frame.num_stored_tokens))

@@ -43,8 +43,8 @@ def record(llm: LLM, title: str = "") -> Iterator[Trace]:
 def few_collections() -> Iterator[None]:
     """Let the garbage collector leave alone what is there already.
 
-    A trace is many small objects, which make the collector run, and then it looks at all that there are: the libraries'
-    hundred thousand, too. That took more time than the recording itself.
+    A trace is many small objects. They make the collector run, and it looks at every object there is, including the
+    libraries' hundred thousand. That took more time than the recording itself.
     """
     if gc.get_freeze_count():  # somebody has done it before us, and may want it to stay
         yield
@@ -80,7 +80,7 @@ class _Seen:
 
 
 class _Recorder:
-    """Stands in for the phases of one LLM, and writes down what each of them changed."""
+    """Stands in for the phases of one LLM, and writes down what each phase changed."""
 
     def __init__(self, llm: LLM, title: str) -> None:
         self.llm = llm
@@ -161,7 +161,7 @@ class _Recorder:
         return tokens
 
     def update(self, plan: StepPlan, tokens: dict[Request, list[NextToken]]) -> None:
-        requests = dict(self.llm.requests)  # the engine forgets those that finish
+        requests = dict(self.llm.requests)  # the engine forgets requests that finish
         self._phases["update"](plan, tokens)
         done = {seq: reason(requests.get(self._group_of[seq].group_id), seq) for seq in self._live if seq.finished}
         self._passed("update", **self._look(done, self._newcomers()))
@@ -192,7 +192,7 @@ class _Recorder:
         return new
 
     def _look(self, done: dict[Sequence, str] | None = None, new: list[Sequence] | None = None) -> Change:
-        """What has changed since the last look; those that are `done` will not be looked at again."""
+        """What has changed since the last look; sequences that are `done` will not be looked at again."""
         new = self._newcomers() if new is None else new
         change: Change = {"new": [self._introduce(seq) for seq in new]} if new else {}
         differences = {self._labels[seq]: self._difference(seq, seen) for seq, seen in self._live.items()}

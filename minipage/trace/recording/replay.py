@@ -67,7 +67,7 @@ class Text:
     num_old_tokens: int = 0  # when this step began
 
     def apply(self, change: Change) -> None:
-        """Take over new values; of lists, what comes after those of their members that stay."""
+        """Take over new values; of lists, what comes after the members that stay."""
         for name, value in change.items():
             old = getattr(self, name)  # an unknown name is an error
             if isinstance(old, list):
@@ -102,7 +102,7 @@ class State:
         self.vocabulary = vocabulary
         self.free_queue = dict.fromkeys(header["free_queue"])  # in order
         self.num_blocks = len(header["ref_counts"])
-        self.ref_counts = {block: count for block, count in enumerate(header["ref_counts"]) if count}  # of those in use
+        self.ref_counts = {block: count for block, count in enumerate(header["ref_counts"]) if count}  # if in use
         self.cached = set(header["cached"])
         self.texts: dict[str, Text] = {}  # unfinished when this step began
         self.finished_before: tuple[SequenceFrame, ...] = ()
@@ -135,7 +135,7 @@ class State:
         return twin
 
     def begin_step(self, step: int) -> None:
-        """Forget what the last step did; who finished in it is past."""
+        """Forget what the last step did; whoever finished in it is past."""
         self.step = step
         self.chunks = []
         self.moves = {}
@@ -147,7 +147,7 @@ class State:
             text.num_old_tokens = len(text.token_ids)
 
     def retire(self) -> None:
-        """Put those that are finished aside."""
+        """Put finished texts aside."""
         gone = [text for text in self.texts.values() if text.finish_reason]
         for text in gone:
             text.num_old_tokens = len(text.token_ids)
@@ -237,7 +237,7 @@ class State:
     # ---- a frame of it
 
     def frame(self, told: list[str], num_earlier: int, story: str) -> Frame:
-        """This moment, for the renderers; `told` are the sentences of this step so far."""
+        """This moment, for the renderers; `told`: the sentences of this step so far."""
         sequences = tuple(map(self._sequence, self.texts.values()))
         return Frame(
             step=self.step,

@@ -26,11 +26,7 @@ from minipage.trace.recording.replay import Change, State, Vocabulary, replay
 
 VERSION = 2  # 2: what the scenarios `fragmentation` and `kernel` show
 CHECKPOINT = 256  # phases between two states that are kept whole; with a large pool, more
-ROUTINE = (
-    "attend",
-    "forward",
-    "sample",
-)  # phases that do the same each time: their sentences go with them
+ROUTINE = ("attend", "forward", "sample")  # they do the same each time: their sentences are gone with the phase
 
 
 class Trace(Sequence[Frame]):
@@ -132,7 +128,7 @@ class Trace(Sequence[Frame]):
 
     @classmethod
     def load(cls, path: str | Path) -> Trace:
-        """Read what `save` has written. Raises TraceError if it is no trace, a damaged or a newer one; OSError."""
+        """Read what `save` has written. Raises TraceError if it is not a trace, or a damaged or newer one; OSError."""
         number = 1
         try:
             with open(path, encoding="utf-8") as file, no_collections():
@@ -161,7 +157,7 @@ class Trace(Sequence[Frame]):
 
 
 def what_is_wrong(error: Exception) -> str:
-    """With a line of a file that could not be replayed."""
+    """What is wrong with a line of a file that could not be replayed."""
     if isinstance(error, UnicodeDecodeError):
         return "and what follows is not text in UTF-8"
     if isinstance(error, json.JSONDecodeError):
@@ -173,7 +169,7 @@ def what_is_wrong(error: Exception) -> str:
 
 @contextmanager
 def no_collections() -> Iterator[None]:
-    """Many small objects are made, and none becomes garbage: looking for some takes longer than making them."""
+    """No garbage collection: many small objects are made and none is garbage; looking takes longer than making them."""
     was_on = gc.isenabled()
     gc.disable()
     try:

@@ -1,6 +1,6 @@
-"""The bytes of a token. A token of GPT-2 may be part of a character, and then it is no text of its own.
+"""The bytes of a token. A token of GPT-2 may be part of a character, and then it is not text on its own.
 
-A byte-level tokenizer writes each byte as one printable character: those that are printable in Latin-1 stand for
+A byte-level tokenizer writes each byte as one printable character: bytes that are printable in Latin-1 stand for
 themselves, and the others, in order, for the characters from 256 on (Radford et al., GPT-2, 2019).
 """
 
