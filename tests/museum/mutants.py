@@ -6,9 +6,9 @@ function and spoil what it did, so that what is left is the bug and nothing else
 
 import numpy as np
 
-from minipage import batch
 from minipage.memory import BlockPool, BlockTable, PrefixCache, blocks_needed
 from minipage.scheduling import Admission, Scheduler, SequenceGroup, Status
+from minipage.worker import batch
 
 POOL, TABLE = "minipage.memory.block_pool.BlockPool.", "minipage.memory.block_table.BlockTable."
 CACHE, GROUP = "minipage.memory.prefix_cache.PrefixCache.", "minipage.scheduling.group.SequenceGroup."

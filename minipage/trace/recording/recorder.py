@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
-from minipage.engine.request import NextToken, Request, SampledRequest
+from minipage.engine.request import NextToken, Request
+from minipage.engine.sampled import SampledRequest
 from minipage.scheduling import Sequence, SequenceGroup, Status, StepPlan
 from minipage.trace.recording.frames import label_of
 from minipage.trace.recording.replay import Change, num_common
