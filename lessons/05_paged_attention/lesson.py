@@ -216,8 +216,8 @@ plt.show()
 # The demo has this in slow motion, inside the real engine: a query, and block after block. (The last steps are the ones to look at.)
 
 # %%
-from minipage.trace.demo import Demo, make_engine
-from minipage.trace.scenarios import find_scenario
+from minipage.trace.playing.demo import Demo, make_engine
+from minipage.trace.playing.scenarios import find_scenario
 
 scenario = find_scenario("kernel")
 demo = Demo(make_engine(scenario, {}), scenario)
