@@ -297,8 +297,8 @@ show("attention/cuda/tensor_cores.py", "for w in range(0, K_WIDTH", "k_multiply"
 # The demo has a scenario that steps through one query, block by block. The same three numbers on all rungs from 3 on:
 
 # %%
-from minipage.trace.demo import Demo, make_engine
-from minipage.trace.scenarios import find_scenario
+from minipage.trace.playing.demo import Demo, make_engine
+from minipage.trace.playing.scenarios import find_scenario
 
 scenario = find_scenario("kernel")
 demo = Demo(make_engine(scenario, {}), scenario)

@@ -49,7 +49,8 @@ class LLM(Engine):
         device: "cpu", or "cuda" for an NVIDIA GPU.
         arrays: "numpy", or "torch" to run the same model on PyTorch tensors, the default on a GPU, or "cupy".
         dtype: what the model computes in: "float32", or with arrays="torch" also "bfloat16" or "float16".
-        attention: "cpu" (numba), "reference" (NumPy), "cuda" on a GPU, or a function with their signature.
+        attention: "cpu" (numba), "loops" (plain numba), "reference" (NumPy), "cuda" on a GPU, or a function with their
+            signature.
         seed: makes the requests that have no seed of their own repeatable, too.
         kv_cache_dtype: "auto", which is `dtype`; or "float32", "bfloat16" or "float16"; or "int8" or "fp8" for several
             times as many blocks in the same memory.
