@@ -41,8 +41,8 @@ class LLM(Engine):
         model: "shakespeare" (shipped), a folder in the Hugging Face GPT-2 layout, or a GPT-2 on the hub, e.g. "gpt2".
         block_size: tokens in a block.
         num_blocks: blocks in the pool; or
-        memory: bytes for the KV cache, a number or a text such as "512MiB". Default: "1GiB"; with PyTorch on a GPU,
-            what is left of gpu_memory_utilization, as far as it can be of use.
+        memory: bytes for the KV cache, a number or a text such as "512MiB". Default: "1GiB"; on a GPU, what is
+            left of gpu_memory_utilization, as far as it can be of use.
         max_model_len: longest sequence in tokens, prompt included. Default: the model's context.
         max_num_seqs: most sequences that run at once.
         max_num_batched_tokens: most tokens computed in one step; longer prompts are cut into chunks.
