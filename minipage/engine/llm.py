@@ -287,8 +287,8 @@ class LLM:
 
     def sample(self, plan: StepPlan, logits: np.ndarray) -> NextTokens:
         """Let every request choose its next tokens; logits: [num_sampled, vocab_size]."""
-        ends = [chunk for chunk in plan.chunks if chunk.samplers]
-        asking = [(self.requests[c.group.group_id], seq, row) for row, c in enumerate(ends) for seq in c.samplers]
+        ends = [chunk for chunk in plan.chunks if chunk.receivers]
+        asking = [(self.requests[c.group.group_id], seq, row) for row, c in enumerate(ends) for seq in c.receivers]
         draws = [(row, request.draw(seq)) for request, seq, row in asking]
         looked_at = {row for request, _, row in asking if request.looks_at_logits}
         tokens = self.runner.sample(logits, [(row, draw) for row, draw in draws if draw])

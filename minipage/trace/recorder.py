@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from minipage.engine.request import NextToken, Request, SampledRequest
-from minipage.scheduling import Sequence, SequenceGroup, Status, StepPlan
+from minipage.scheduling import GroupStatus, Sequence, SequenceGroup, StepPlan
 from minipage.trace.frames import label_of
 from minipage.trace.replay import Trace
 from minipage.trace.state import Change, num_common
@@ -252,7 +252,7 @@ class _Recorder:
         return {seq: self._reason(seq) for seq in self._live if self._is_gone(seq)}
 
     def _is_gone(self, seq: Sequence) -> bool:
-        return seq.finished or self._group_of[seq].status is Status.FINISHED
+        return seq.finished or self._group_of[seq].status is GroupStatus.FINISHED
 
     def _reason(self, seq: Sequence) -> str:
         return reason(self.llm.requests.get(self._group_of[seq].group_id), seq)
@@ -298,7 +298,7 @@ class _Recorder:
         self._cached.clear()
 
     def _prefix_stats(self) -> tuple[int, int]:
-        return (self.cache.num_queried_tokens, self.cache.num_hit_tokens) if self.cache else (0, 0)
+        return self.llm.scheduler.num_queried_tokens, self.llm.scheduler.num_hit_tokens
 
 
 def list_difference(old: list[int], new: list[int]) -> tuple[list[Any], list[int]]:
