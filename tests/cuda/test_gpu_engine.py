@@ -155,7 +155,7 @@ def test_too_many_blocks_for_the_gpu_are_refused(tiny, monkeypatch):
 
         monkeypatch.setattr("minipage.worker.gpu.runner.zeros", no_room)
     with pytest.raises(ConfigurationError, match="no room for 1,000,000,000 blocks of 4 tokens"):
-        gpu_llm(tiny, block_pool=Endless())
+        LLM(tiny, device="cuda", max_num_seqs=4, block_pool=Endless())
 
 
 class Endless:

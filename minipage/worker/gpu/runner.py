@@ -13,7 +13,7 @@ from array_api_compat import array_namespace
 
 import minipage.attention.cuda as kernels
 from minipage.attention import KVCache
-from minipage.attention.cuda.arrays import to_host
+from minipage.attention.cuda.device_arrays import to_host
 from minipage.errors import ConfigurationError
 from minipage.memory import BlockPool
 from minipage.model.gpt import GPT, Array, Attend

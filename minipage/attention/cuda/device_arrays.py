@@ -3,8 +3,8 @@
 A row of K is found by its number, and one load brings 16 bytes of it, whatever they mean: `words` is an array's memory
 as 32-bit words, `elements` as single numbers. bfloat16 is uint16 here, as in NumPy, which has no name for it.
 
-To look all this up takes longer than a launch. So who launches with the same array again and again makes a `view` of it
-first, which remembers; `layout`, `words` and `elements` take it for the array, and so do all `launch_...`.
+Looking all this up takes longer than a launch. So whoever launches with the same array again and again makes a `view`
+of it first, which remembers; `layout`, `words`, `elements` and every `launch_...` take a view as they take an array.
 """
 
 from __future__ import annotations
@@ -56,18 +56,19 @@ class Pinned(np.ndarray):
 
 
 def pinned(shape: tuple[int, ...], dtype: Any) -> Pinned:
-    """A new one, of zeros."""
+    """A new array of zeros in page-locked memory."""
     array: Pinned = cuda.pinned_array(shape, dtype).view(Pinned)
     array[...] = 0
     return array
 
 
 def library(array: Array) -> str:
+    """The name of the library that an array is of."""
     return type(array).__module__.partition(".")[0]
 
 
 class View:
-    """An array, and what kernels have to know of it."""
+    """An array, and what kernels have to know about it."""
 
     def __init__(self, array: Array) -> None:
         self.array = array
@@ -96,12 +97,12 @@ def layout(array: Array) -> Layout:
 
 
 def words(array: Array) -> Any:
-    """[number of words it spans] uint32; what is left over of less than a word is left out."""
+    """[number of words it spans] uint32; the last bytes, if they are less than a word, are left out."""
     return view(array).words
 
 
 def elements(array: Array) -> Any:
-    """[number of numbers it spans]; those of two bytes as uint16."""
+    """[number of elements it spans]; elements of two bytes as uint16."""
     return view(array).elements
 
 
@@ -119,7 +120,8 @@ def _layout(array: Array) -> Layout:
             f"got an array of {library(array)} that is not on the GPU. "
             + ("Simulated kernels take NumPy arrays." if SIMULATED else "Move it there: PyTorch, CuPy and numba can.")
         )
-    dtype, shape = np.dtype(interface["typestr"]), tuple(interface["shape"])
+    dtype = np.dtype(interface["typestr"])
+    shape = tuple(interface["shape"])
     strides = interface.get("strides") or tuple(
         dtype.itemsize * int(np.prod(shape[axis + 1 :], dtype=np.int64)) for axis in range(len(shape))
     )
@@ -153,7 +155,7 @@ def check_rows(name: str, array: Array) -> None:
 
 
 def in_shape(array: Array) -> Any:
-    """A contiguous array as it is; numbers of two bytes as uint16."""
+    """A contiguous array in its own shape, for kernels; numbers of two bytes as uint16."""
     where = layout(array)
     dtype = np.dtype(np.uint16) if where.dtype.itemsize == 2 else where.dtype
     return array.view(dtype) if SIMULATED else _device_view(where.address, where.shape, dtype)
@@ -169,12 +171,12 @@ def _flat(view: View, dtype: np.dtype[Any]) -> Any:
     return _device_view(where.address, (length,), dtype)
 
 
-# An address and a shape is all that a view is, so that it can be used again for whatever is there by then.
+# A view is an address and a shape and nothing else, so it can be used again for whatever is there by then.
 _device_view = lru_cache(maxsize=4096)(device_view)
 
 
 def device_of(array: Array) -> str:
-    """Which GPU it is on; all numba arrays count as being on the current one."""
+    """Which GPU an array is on; arrays of numba count as being on the current one."""
     if library(array) == "torch":
         return f"cuda:{array.device.index}"
     if library(array) == "cupy":
@@ -200,7 +202,7 @@ def empty(like: Array, shape: tuple[int, ...], dtype: Any) -> Array:
 
 
 def zeros(like: Array, shape: tuple[int, ...], dtype: str) -> Array:
-    """The same, all 0."""
+    """A new array of zeros of the same library on the same device."""
     if library(like) == "numba":
         return cuda.to_device(np.zeros(shape, dtype))
     xp = array_namespace(like)
@@ -211,13 +213,13 @@ def to_host(array: Array) -> np.ndarray:
     """A copy in NumPy, after all work on the array is done."""
     if library(array) == "torch":
         return np.asarray(array.cpu())
-    return np.asarray(array.get() if library(array) == "cupy" else array.copy_to_host() if not SIMULATED else array)
+    if library(array) == "cupy":
+        return np.asarray(array.get())
+    return np.asarray(array if SIMULATED else array.copy_to_host())
 
 
 def to_device(like: Array, values: np.ndarray) -> Array:
     """NumPy values in the library of another array, on its device."""
-    return (
-        cuda.to_device(values)
-        if library(like) == "numba"
-        else array_namespace(like).asarray(values, device=like.device)
-    )
+    if library(like) == "numba":
+        return cuda.to_device(values)
+    return array_namespace(like).asarray(values, device=like.device)

@@ -30,7 +30,7 @@ from minipage.attention.cuda.ptx import (
 )
 from minipage.errors import KernelArgumentError
 
-LOWEST = np.float32(-1e30)  # a score below all others; no infinity: those have no arithmetic under fastmath
+LOWEST = np.float32(-1e30)  # a score below all others; not -infinity, which has no arithmetic under fastmath
 
 float32, int8, uint8, uint16, uint32 = types.float32, types.int8, types.uint8, types.uint16, types.uint32
 
@@ -101,7 +101,7 @@ def stored_int8(x):
 
 @device_function
 def stored_fp8(x):
-    """The nearest code, from half way the even one; |x| is at most 448, but for rounding."""
+    """The nearest code, from half way the even one; |x| is at most 448, except for rounding."""
     bits = bits_of_float(x)
     sign = bits >> 24 & 0x80
     magnitude = min(float_of_bits(uint32(bits & 0x7FFFFFFF)), float32(448))
@@ -136,14 +136,14 @@ FLOAT16, BFLOAT16 = KINDS[np.dtype(np.float16)], KINDS[np.dtype(np.uint16)]
 
 @device_function
 def pair_int8_float16(word, pair):
-    """Two of four numbers. A byte + 128 under the exponent of 1024 is a float16 of 1024 + 128 too much."""
+    """Two of four numbers. A byte + 128 under the exponent of 1024 is a float16, by 1024 + 128 too large."""
     low_bytes = prmt(uint32(word ^ 0x80808080), uint32(0x64646464), uint32(0x4342 if pair else 0x4140))
     return fma_halves(low_bytes, uint32(0x3C003C00), uint32(0xE480E480))  # * 1 - 1152
 
 
 @device_function
 def pair_int8_bfloat16(word, pair):
-    """7 bits under the exponent of 128; if the sign is set, 256 is too much, and else 128: the sign is that bit."""
+    """7 bits under the exponent of 128: by 256 too large if the sign is set, else by 128; the sign is that bit."""
     low_bytes = prmt(word, uint32(0), uint32(0x4342 if pair else 0x4140))
     too_much = uint32(low_bytes & 0x00800080 | 0x43004300)
     return fma_bfloats(too_much, uint32(0xBF80BF80), uint32(low_bytes & 0x007F007F | 0x43004300))  # * -1 +

@@ -3,7 +3,7 @@
 `mma.m16n8k16` multiplies a 16 x 16 matrix with a 16 x 8 one, each held in pieces by the 32 lanes of a warp: lane
 4 g + c has, of the left one, rows g and g + 8, and of the right one, column g; and of both the inner indices 2 c,
 2 c + 1, 2 c + 8 and 2 c + 9. The 16 rows of q are the query heads that share a KV head (of a decode; unused rows cost
-nothing, for the time goes into reading K and V), or those of several tokens (of a prompt).
+nothing, because the time goes into reading K and V), or those of several tokens (of a prompt).
 
     q @ K   the inner index is the position in the head, and a sum may be taken in any order: so 16 bytes of a row of K
             are a lane's piece as they are, if q is cut in the same way
@@ -14,7 +14,7 @@ nothing, for the time goes into reading K and V), or those of several tokens (of
 Memory is fast only for whole lines of 128 bytes. So a warp requests whole rows of K and V, two to four steps before it
 wants them (`cp.async`), and they arrive in shared memory, from where each lane takes its pieces (docs/gpu.md: that is a
 fifth faster than requesting the pieces themselves). K and V of one byte a number are widened to two in registers. The
-rest is as in wide.py.
+rest is as in ordinary_cores.py.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from functools import cache
 from typing import Any
 
 from minipage.attention.cuda.compat import cuda, device_function, types
+from minipage.attention.cuda.kinds import BFLOAT16, FLOAT16, LOWEST, Kind, widener
 from minipage.attention.cuda.merge import joiner, merger
-from minipage.attention.cuda.numbers import BFLOAT16, FLOAT16, LOWEST, Kind, widener
+from minipage.attention.cuda.ordinary_cores import ALL, WARP
 from minipage.attention.cuda.ptx import (
     end_of_group,
     exp2,
@@ -41,7 +42,6 @@ from minipage.attention.cuda.ptx import (
     waiter,
 )
 from minipage.attention.cuda.tiles import ragged_kernel
-from minipage.attention.cuda.wide import ALL, WARP
 
 float32, int32, uint32 = types.float32, types.int32, types.uint32
 
@@ -83,13 +83,14 @@ def tensor_kernel(q_kind: Kind, kv: Kind, head_size: int, block_size: int, group
     COLUMNS = 2 * V_WIDTH  # of V, and of the result, that lie together in a lane
     TILES = head_size // 8  # of 8 columns of the result
     # Shared memory, in words: stages of K, V and scales on their way to each warp, and in the end the results.
-    PIECES = ROW_WORDS // 4  # of 16 bytes, in a row; a load of the warp brings so many of
+    PIECES = ROW_WORDS // 4  # of 16 bytes, in a row; a load of the warp brings whole rows: this many
     ROWS_AT_ONCE = WARP // PIECES
     V_START = STEP * ROW_WORDS
     SCALE_START = 2 * V_START
     STAGE = SCALE_START + (WARP if QUANTIZED else 0)
     STAGES = min(4, WARP_BYTES // (2 * STEP * head_size * kv.num_bytes))
-    HIGHEST, TOTALS = PARTS * ROWS * head_size, PARTS * ROWS * (head_size + 1)  # after the results
+    HIGHEST = PARTS * ROWS * head_size  # after the results
+    TOTALS = HIGHEST + PARTS * ROWS
     BUFFER = max(NUM_WARPS * STAGES * STAGE, PARTS * ROWS * (head_size + 2))
     STRIDE = STEP if PREFILL else STEP * NUM_WARPS
     # Weights are multiplied with the scales of V before they are rounded, and might get too small for float16.
@@ -148,10 +149,12 @@ def tensor_kernel(q_kind: Kind, kv: Kind, head_size: int, block_size: int, group
         num_queries = query_start_loc[seq + 1] - q_start
         seen_before = context - num_queries + 1  # query i sees seen_before + i tokens
         if PREFILL:
-            first_row, start = warp * TILE, 0
+            first_row = warp * TILE
+            start = 0
             stop = seen_before + min(first + min((first_row + TILE - 1) // heads, tokens - 1), num_queries - 1)
         else:
-            first_row, start = 0, int32(start + warp * STEP)
+            first_row = 0
+            start = int32(start + warp * STEP)
 
         buffer = cuda.shared.array(BUFFER, float32)
         table = seq * max_blocks
