@@ -20,10 +20,13 @@ from itertools import takewhile
 from typing import NamedTuple
 
 from minipage.memory import BlockCopy, BlockPool, blocks_needed
+from minipage.renamed import rename, renamed, renamed_in
 from minipage.scheduling.sequence import Sequence
 
+__getattr__ = renamed_in(__name__, Status="GroupStatus", blocks_to_allocate="blocks_for")
 
-class Status(Enum):
+
+class GroupStatus(Enum):
     WAITING = "waiting"  # has no blocks: not started yet, or preempted for recomputation
     RUNNING = "running"
     SWAPPED = "swapped"  # its blocks are in the swap pool
@@ -39,11 +42,14 @@ class Chunk(NamedTuple):
     num_tokens: int
 
     @property
-    def samplers(self) -> list[Sequence]:
-        """The sequences that get their next token from the logits of this chunk's last token."""
+    def receivers(self) -> list[Sequence]:
+        """The sequences that are given their next token from the logits of this chunk's last token."""
         if self.start + self.num_tokens < len(self.seq.token_ids):
             return []
         return list(self.group.sequences) if self.group.is_sharing else [self.seq]
+
+
+rename(Chunk, samplers="receivers")
 
 
 class SequenceGroup:
@@ -53,6 +59,9 @@ class SequenceGroup:
     may be at a time; requests with a smaller `priority` are more urgent; prefixes are shared only between groups of the
     same `cache_salt`.
     """
+
+    most_blocks = renamed("max_blocks")
+    most_tokens = renamed("longest_that_fits")
 
     def __init__(
         self,
@@ -70,7 +79,7 @@ class SequenceGroup:
         self.priority = priority
         self.cache_salt = cache_salt
         self.arrival = -1  # the scheduler numbers its groups
-        self.status = Status.WAITING
+        self.status = GroupStatus.WAITING
         self.num_preemptions = 0
         self.was_admitted = False  # with its prefix looked up, at least once
         self.shared_len = len(sequences[0].token_ids)
@@ -88,15 +97,15 @@ class SequenceGroup:
         """How many physical blocks the group holds; shared ones count once."""
         return len({block for seq in self.sequences for block in seq.block_table})
 
-    def most_blocks(self, block_size: int) -> int:
-        """What the group could grow to: every sequence as long as allowed, only full blocks of the prompt shared."""
+    def max_blocks(self, block_size: int) -> int:
+        """The most it could grow to: every sequence as long as allowed, and only full blocks of the prompt shared."""
         longest = blocks_needed(self.max_num_tokens - 1, block_size)  # the last token is never stored
         shared = self.leader.num_prompt_tokens // block_size
         return shared + self.max_num_seqs * (longest - shared)
 
     @staticmethod
-    def most_tokens(num_prompt_tokens: int, max_num_seqs: int, num_blocks: int, block_size: int) -> int:
-        """How long every sequence may get so that all of them fit into a pool: the other way round of `most_blocks`."""
+    def longest_that_fits(num_prompt_tokens: int, max_num_seqs: int, num_blocks: int, block_size: int) -> int:
+        """How long every sequence may get so that all of them fit into a pool: `max_blocks` solved for the length."""
         shared = num_prompt_tokens // block_size
         return (shared + (num_blocks - shared) // max_num_seqs) * block_size + 1  # the last token is never stored
 
@@ -157,7 +166,7 @@ def count_tokens(chunks: list[Chunk]) -> int:
     return chunks[0].num_tokens if len(chunks) == 1 else sum(chunk.num_tokens for chunk in chunks)
 
 
-def blocks_to_allocate(chunks: list[Chunk]) -> int:
+def blocks_for(chunks: list[Chunk]) -> int:
     """How many free blocks the chunks of one group take.
 
     Of the sequences that write into one shared block each gets a copy; but if nobody else holds it, the last of them

@@ -30,8 +30,8 @@ from numbers import Real
 from typing import Any, Literal, NamedTuple, get_args
 
 from minipage.errors import ConfigurationError, IntegrityError, InvalidRequestError, count, require_positive
-from minipage.memory import BlockCopy, BlockPool, PrefixCache
-from minipage.scheduling.group import Chunk, SequenceGroup, Status, blocks_to_allocate, count_tokens
+from minipage.memory import BlockCopy, BlockPool, Prefix, PrefixCache
+from minipage.scheduling.group import Chunk, GroupStatus, SequenceGroup, blocks_for, count_tokens
 from minipage.scheduling.policy import Policy, first_come_first_served
 from minipage.scheduling.sequence import Sequence
 
@@ -109,8 +109,10 @@ class Scheduler:
         self.swap_pool = swap_pool
         self.preemption = preemption
         self.watermark_blocks = int(watermark * block_pool.num_blocks)
-        self.preempted_queries = 0  # prompt tokens that were looked for in the prefix cache again, to be recomputed,
-        self.preempted_hits = 0  # and those found; apart from the cache's own numbers, since they find themselves
+        self.num_queried_tokens = 0  # of all prompts that were looked for in the prefix cache
+        self.num_hit_tokens = 0  # those of them that were found
+        self.preempted_queries = 0  # tokens that were looked for once more, to be recomputed after a preemption,
+        self.preempted_hits = 0  # and those of them that were found; counted apart, since they find themselves
         self.groups: dict[SequenceGroup, None] = {}  # all that are not finished, in the order of arrival
         # Each of them is in one of these queues; in the order of the policy, first to be served first.
         self.waiting: list[SequenceGroup] = []
@@ -128,7 +130,7 @@ class Scheduler:
         """Queue a new group. Raises InvalidRequestError if it could never run: even alone, it might not finish."""
         if not group.leader.num_prompt_tokens < group.max_num_tokens or group.shared_len == 0:
             raise InvalidRequestError("a sequence needs at least one token, and room for one more.")
-        pool, most = self.block_pool, group.most_blocks(self.block_pool.block_size)
+        pool, most = self.block_pool, group.max_blocks(self.block_pool.block_size)
         seats = min(self.max_num_seqs, self.max_num_batched_tokens)
         if group.max_num_seqs > seats:
             raise InvalidRequestError(
@@ -143,7 +145,7 @@ class Scheduler:
                 "Lower max_tokens, shorten the prompt, or give the engine more num_blocks or memory."
             )
         group.arrival, self._num_arrived = self._num_arrived, self._num_arrived + 1
-        self._enqueue(group, Status.WAITING)
+        self._enqueue(group, GroupStatus.WAITING)
 
     # ---- planning a step
 
@@ -168,7 +170,7 @@ class Scheduler:
 
     def _make_room(self, group: SequenceGroup, chunks: list[Chunk], plan: StepPlan) -> bool:
         """Preempt the last until the chunks of `group` fit; False if that was `group` itself."""
-        while blocks_to_allocate(chunks) > self.block_pool.num_free:
+        while blocks_for(chunks) > self.block_pool.num_free:
             last = self.running[-1]
             self.preempt(last, plan)
             if last is group:
@@ -178,23 +180,23 @@ class Scheduler:
     def _swap_in(self, plan: StepPlan, budget: int) -> int:
         while self.swapped and self._is_next(group := self.swapped[0]):
             chunks = group.next_chunks(budget)
-            fits = group.num_blocks + blocks_to_allocate(chunks) <= self.block_pool.num_free
+            fits = group.num_blocks + blocks_for(chunks) <= self.block_pool.num_free
             if not fits or group.max_num_seqs > self._seats_left():
                 break
             plan.swap_in.extend(self.swapped.pop(0).move_to(self.block_pool))
-            self._enqueue(group, Status.RUNNING)
+            self._enqueue(group, GroupStatus.RUNNING)
             budget -= self._give_slots(chunks, plan)
         return budget
 
     def _admit(self, plan: StepPlan, budget: int) -> None:
         while self.waiting and budget > 0 and self._is_next(group := self.waiting[0]):
-            cached, keys = self._find_prefix(group)
-            if self.admission(group, cached) is not Admission.NOW:
+            prefix = self._find_prefix(group)
+            if self.admission(group, prefix.blocks) is not Admission.NOW:
                 break  # nobody overtakes: a long prompt would wait for ever behind a stream of short ones
-            self._enqueue(self.waiting.pop(0), Status.RUNNING)
+            self._enqueue(self.waiting.pop(0), GroupStatus.RUNNING)
             if self.prefix_cache:
-                self.prefix_cache.adopt(group.leader.block_table, cached, keys)
-                self._count_hits(self.prefix_cache, group)
+                self.prefix_cache.adopt(group.leader.block_table, *prefix)
+                self._count_found(group)
             group.fork_followers()
             budget -= self._give_slots(group.next_chunks(budget), plan)
 
@@ -204,20 +206,20 @@ class Scheduler:
             return True
         return min(self.swapped[0], self.waiting[0], key=self.policy) is group
 
-    def _count_hits(self, cache: PrefixCache, group: SequenceGroup) -> None:
+    def _count_found(self, group: SequenceGroup) -> None:
         """A prompt counts once: after a preemption a group finds its own blocks, and that is not the cache's merit."""
         if group.was_admitted:
             self.preempted_queries += group.shared_len
             self.preempted_hits += group.leader.num_computed_tokens
         else:
-            cache.num_queried_tokens += group.shared_len
-            cache.num_hit_tokens += group.leader.num_computed_tokens
+            self.num_queried_tokens += group.shared_len
+            self.num_hit_tokens += group.leader.num_computed_tokens
         group.was_admitted = True
 
     def admission(self, group: SequenceGroup, cached: list[int]) -> Admission:
         """Whether a waiting group may start, if the blocks `cached` already hold its beginning."""
         pool = self.block_pool
-        if group.most_blocks(pool.block_size) > pool.num_blocks:
+        if group.max_blocks(pool.block_size) > pool.num_blocks:
             return Admission.NEVER
         taken_from_queue = sum(pool.ref_count(block) == 0 for block in cached)
         needed = group.blocks_to_start(pool.block_size) - len(cached) + taken_from_queue
@@ -225,12 +227,11 @@ class Scheduler:
         fits = needed <= spare and group.max_num_seqs <= self._seats_left()
         return Admission.NOW if fits else Admission.LATER
 
-    def _find_prefix(self, group: SequenceGroup) -> tuple[list[int], list[bytes]]:
+    def _find_prefix(self, group: SequenceGroup) -> Prefix:
         if self.prefix_cache is None:
-            return [], []
-        blocks, keys = self.prefix_cache.find(group.leader.token_ids, group.cache_salt)
-        most = group.shared_len // self.block_pool.block_size  # only what all its sequences share
-        return blocks[:most], keys[: most + 1]
+            return Prefix([], [])
+        found = Prefix(*self.prefix_cache.find(group.leader.token_ids, group.cache_salt))
+        return found.first(group.shared_len // self.block_pool.block_size)  # only what all its sequences share
 
     def _seats_left(self) -> int:
         return self.max_num_seqs - sum(group.max_num_seqs for group in self.running)
@@ -267,7 +268,7 @@ class Scheduler:
         for seq in group.sequences:
             seq.block_table.free()
         self._dequeue(group)
-        group.status = Status.FINISHED
+        group.status = GroupStatus.FINISHED
         self.groups.pop(group, None)
 
     # ---- preemption
@@ -280,10 +281,10 @@ class Scheduler:
         wanted = self.preemption == "swap" or (self.preemption == "auto" and len(group.sequences) > 1)
         if wanted and self.swap_pool and group.num_blocks <= self.swap_pool.num_free:
             plan.swap_out.extend(group.move_to(self.swap_pool))
-            self._enqueue(group, Status.SWAPPED)
+            self._enqueue(group, GroupStatus.SWAPPED)
         else:
             group.restart(self.block_pool)
-            self._enqueue(group, Status.WAITING)
+            self._enqueue(group, GroupStatus.WAITING)
 
     def recompute_all(self) -> None:
         """Something failed half way. Queues, blocks and what was written to them cannot be trusted: all is made anew.
@@ -301,11 +302,11 @@ class Scheduler:
             for seq in group.sequences:
                 seq.block_table = type(seq.block_table)(self.block_pool)
             if not group.sequences:
-                group.status = Status.FINISHED
+                group.status = GroupStatus.FINISHED
                 del self.groups[group]
                 continue
             group.restart(self.block_pool)
-            group.status = Status.WAITING
+            group.status = GroupStatus.WAITING
         self.waiting = list(self.groups)
         with suppress(Exception):  # a policy that raises now, too: then first come, first served
             self.waiting = sorted(self.groups, key=self.policy)
@@ -324,7 +325,7 @@ class Scheduler:
         if self.swap_pool:
             self.swap_pool.check_integrity(seq.block_table for group in self.swapped for seq in group.sequences)
 
-    def _enqueue(self, group: SequenceGroup, status: Status) -> None:
+    def _enqueue(self, group: SequenceGroup, status: GroupStatus) -> None:
         group.status = status
         self.groups[group] = None
         insort(self._queue(group), group, key=self.policy)
@@ -335,5 +336,9 @@ class Scheduler:
 
     def _queue(self, group: SequenceGroup) -> list[SequenceGroup]:
         """The queue that a group of this status is in."""
-        queues = {Status.WAITING: self.waiting, Status.RUNNING: self.running, Status.SWAPPED: self.swapped}
+        queues = {
+            GroupStatus.WAITING: self.waiting,
+            GroupStatus.RUNNING: self.running,
+            GroupStatus.SWAPPED: self.swapped,
+        }
         return queues.get(group.status, [])

@@ -54,7 +54,7 @@ def make_batch(chunks: Sequence[Chunk]) -> Batch:
         query_start_loc.append(len(token_ids))
         context_lens.append(stop)
         tables.append(list(seq.block_table))
-        if chunk.samplers:
+        if chunk.receivers:
             sampled_rows.append(len(token_ids) - 1)
     max_blocks = max(map(len, tables))
     return Batch(

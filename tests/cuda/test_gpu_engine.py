@@ -75,7 +75,7 @@ def test_greedy_texts_are_those_of_a_dense_model_on_the_cpu(tiny, options, preem
     preemptions = sum(output.metrics.num_preemptions for output in outputs)
     assert (preemptions > 0) == preempts, f"{preemptions} preemptions: the pool is of the wrong size for this test"
     if "enable_prefix_caching" in options:
-        assert llm.scheduler.prefix_cache.num_hit_tokens == 8
+        assert llm.scheduler.num_hit_tokens == 8
 
 
 WAYS = {

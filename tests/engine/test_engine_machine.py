@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test as run
 
 from minipage.memory import BlockCopy, BlockPool, BlockTable, PrefixCache
-from minipage.scheduling import Scheduler, Status
+from minipage.scheduling import GroupStatus, Scheduler
 
 
 def programs(num_programs, num_steps):
@@ -54,21 +54,21 @@ class PreemptionKeepsTheBlocks(Scheduler):
         table = group.leader.block_table
         blocks, num_tokens = table.blocks.copy(), table.num_tokens
         super().preempt(group, plan)
-        if group.status is Status.WAITING:
+        if group.status is GroupStatus.WAITING:
             table.blocks, table.num_tokens = blocks, num_tokens
 
 
 class PreemptionReversesTheQueue(Scheduler):
     def preempt(self, group, plan):
         super().preempt(group, plan)
-        if group.status is Status.WAITING:
+        if group.status is GroupStatus.WAITING:
             self.waiting.reverse()
 
 
 class PreemptionRecomputesTooLittle(Scheduler):
     def preempt(self, group, plan):
         super().preempt(group, plan)
-        if group.status is Status.WAITING:
+        if group.status is GroupStatus.WAITING:
             group.leader.block_table.append(min(1, self.block_pool.num_free))  # the first token counts as computed
 
 
@@ -93,7 +93,7 @@ class AnAbortedGroupStaysInTheQueue(Scheduler):
 class TakesARequestThatNeverFits(Scheduler):
     def add(self, group):
         group.arrival, self._num_arrived = self._num_arrived, self._num_arrived + 1
-        self._enqueue(group, Status.WAITING)
+        self._enqueue(group, GroupStatus.WAITING)
 
 
 class RefusesARequestThatJustFits(Scheduler):
@@ -217,8 +217,8 @@ class LeavesNoTokenToCompute(PrefixCache):
 
 
 class KnowsABlockByItsOwnTokens(PrefixCache):
-    def key(self, parent, token_ids):
-        return super().key(b"", token_ids)
+    def block_hash(self, parent, token_ids):
+        return super().block_hash(b"", token_ids)
 
 
 class TakesABlockWithoutAReference(PrefixCache):

@@ -7,7 +7,7 @@ function and spoil what it did, so that what is left is the bug and nothing else
 import numpy as np
 
 from minipage.memory import BlockPool, BlockTable, PrefixCache, blocks_needed
-from minipage.scheduling import Admission, Scheduler, SequenceGroup, Status
+from minipage.scheduling import Admission, GroupStatus, Scheduler, SequenceGroup
 from minipage.worker import batch
 
 POOL, TABLE = "minipage.memory.block_pool.BlockPool.", "minipage.memory.block_table.BlockTable."
@@ -37,19 +37,19 @@ def counts_before_it_looks(self, plan, budget):
     plan.chunks[:] = [c._replace(num_tokens=counted.get(c.group, c.num_tokens)) for c in plan.chunks]
 
 
-def adopts_the_length_but_not_the_blocks(self, table, blocks, keys):
-    table.blocks, table.keys = self.pool.allocate_many(len(blocks)), list(keys)
+def adopts_the_length_but_not_the_blocks(self, table, blocks, hashes):
+    table.blocks, table.block_hashes = self.pool.allocate_many(len(blocks)), list(hashes)
     table.num_tokens = len(blocks) * self.pool.block_size
 
 
 def publishes_every_block(self, table, token_ids, salt="", twins_have_entries=False):
     size = self.pool.block_size
-    for i in range(len(table.keys), table.num_tokens // size):
-        parent = table.keys[-1] if table.keys else self.root(salt)
-        table.keys.append(self.key(parent, token_ids[i * size : (i + 1) * size]))
-        block = self._block_of.setdefault(table.keys[-1], table.blocks[i])
+    for i in range(len(table.block_hashes), table.num_tokens // size):
+        parent = table.block_hashes[-1] if table.block_hashes else self.root_hash(salt)
+        table.block_hashes.append(self.block_hash(parent, token_ids[i * size : (i + 1) * size]))
+        block = self._block_of.setdefault(table.block_hashes[-1], table.blocks[i])
         if block == table.blocks[i] or twins_have_entries:
-            self._key_of[table.blocks[i]] = table.keys[-1]
+            self._hash_of[table.blocks[i]] = table.block_hashes[-1]
 
 
 def publishes_twins(self, table, token_ids, salt=""):
@@ -80,7 +80,7 @@ def takes_found_blocks_for_a_gift(self, group, cached):
 def frees_the_head_first(self):
     while self.blocks:
         self.pool.free(self.blocks.pop(0))
-    self.num_tokens, self.keys = 0, []
+    self.num_tokens, self.block_hashes = 0, []
 
 
 # ---- what a step computes
@@ -185,7 +185,7 @@ def needs_one_block(self, block_size):
 
 def accepts_anything(self, *arguments):
     if arguments:  # Scheduler.add
-        self._enqueue(arguments[0], Status.WAITING)
+        self._enqueue(arguments[0], GroupStatus.WAITING)
 
 
 def stops_when_equal(self, token_id, logprobs):

@@ -4,7 +4,7 @@ test_scheduler_mutants.py says what has to be noticed about each of them.
 """
 
 from minipage.memory import BlockTable, PrefixCache
-from minipage.scheduling import Scheduler, SequenceGroup, Status
+from minipage.scheduling import GroupStatus, Scheduler, SequenceGroup
 
 # ---- when the others fork from the leader ----------------------------------------------------------------------------
 
@@ -97,17 +97,22 @@ class SwapsOutWithoutRoom(SequenceGroup):
 
 class AbortedStaysInItsQueue(Scheduler):
     def remove(self, group):
-        queue = {Status.WAITING: self.waiting, Status.RUNNING: self.running, Status.SWAPPED: self.swapped}[group.status]
+        queue = {
+            GroupStatus.WAITING: self.waiting,
+            GroupStatus.RUNNING: self.running,
+            GroupStatus.SWAPPED: self.swapped,
+        }[group.status]
         super().remove(group)
         queue.append(group)
 
 
 class AbortForgetsSwapSpace(Scheduler):
     def remove(self, group):
-        if group.status is not Status.SWAPPED:
+        if group.status is not GroupStatus.SWAPPED:
             return super().remove(group)
         self.swapped.remove(group)
-        group.status = Status.FINISHED
+        self.groups.pop(group, None)
+        group.status = GroupStatus.FINISHED
         group.sequences = []
 
 
@@ -135,7 +140,7 @@ class FailedStepForgetsTheSwapped(Scheduler):
         super().recompute_all()
         for group in kept:
             self._dequeue(group)
-            self._enqueue(group, Status.SWAPPED)
+            self._enqueue(group, GroupStatus.SWAPPED)
 
 
 # ---- what the prefix cache may do to a scheduler ---------------------------------------------------------------------
@@ -147,7 +152,7 @@ class HitLeavesNothingToCompute(PrefixCache):
 
 
 class SaltIsIgnored(PrefixCache):
-    def root(self, salt):
+    def root_hash(self, salt):
         return b""
 
 

@@ -5,7 +5,7 @@ test_scheduler_mutants.py says what has to be noticed about each. Those that los
 
 from rewritten_scheduler import Rewritten
 
-from minipage.scheduling import Admission, Scheduler, Status
+from minipage.scheduling import Admission, GroupStatus, Scheduler
 from minipage.scheduling.policy import first_come_first_served
 
 # ---- who runs, and who gives way -------------------------------------------------------------------------------------
@@ -53,7 +53,7 @@ class PriorityIsIgnored(Scheduler):
 class PreemptedGoesToTheBackOfTheQueue(Scheduler):
     def preempt(self, group, plan):
         super().preempt(group, plan)
-        if group.status is Status.WAITING:
+        if group.status is GroupStatus.WAITING:
             self.waiting.append(self.waiting.pop(0))
 
 
@@ -173,9 +173,9 @@ class StartsEveryChunkAtTheBeginning(Rewritten):
 
 
 class CountsTokensBeforeTheHit(Rewritten):
-    def begin(self, group, found, keys, plan):
+    def begin(self, group, found, hashes, plan):
         chunks = self.chunks(group, plan)
-        super().begin(group, found, keys, plan._replace(chunks=[]))
+        super().begin(group, found, hashes, plan._replace(chunks=[]))
         plan.chunks.extend(chunks)
 
 

@@ -30,8 +30,8 @@ class Ask(NamedTuple):
     num_prompt_tokens: int
     max_num_tokens: int  # the prompt included
 
-    def most_blocks(self, block_size: int) -> int:
-        return self.group(0, BlockPool(1, block_size)).most_blocks(block_size)
+    def max_blocks(self, block_size: int) -> int:
+        return self.group(0, BlockPool(1, block_size)).max_blocks(block_size)
 
     def group(self, number: int, pool: BlockPool) -> SequenceGroup:
         """It, as the scheduler knows it; of the tokens only their number matters."""
@@ -71,7 +71,7 @@ def blocks_for(asks: Sequence[Ask], block_size: int, room: float, runs_dry: bool
 
     It holds each request alone in any case. `options`: of LLM.
     """
-    needs = [ask.most_blocks(block_size) for ask in asks]
+    needs = [ask.max_blocks(block_size) for ask in asks]
     least = max(needs)
     wanted: int = max(least, round(room * sum(needs)))
     sizes = range(least, sum(needs)) if runs_dry else range(wanted, wanted + sum(needs) + 1)
@@ -97,7 +97,7 @@ def rehearse(asks: Sequence[Ask], pool: BlockPool, options: dict[str, Any]) -> b
         plan = scheduler.schedule()
         if plan.preempted:
             return True
-        receivers = [(chunk.group, seq) for chunk in plan.chunks for seq in chunk.samplers]
+        receivers = [(chunk.group, seq) for chunk in plan.chunks for seq in chunk.receivers]
         scheduler.update(plan)
         steps_done += 1
         for group, seq in receivers:

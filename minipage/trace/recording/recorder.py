@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from minipage.engine.request import NextToken, Request
 from minipage.engine.sampled import SampledRequest
-from minipage.scheduling import Sequence, SequenceGroup, Status, StepPlan
+from minipage.scheduling import GroupStatus, Sequence, SequenceGroup, StepPlan
 from minipage.trace.recording.frames import label_of
 from minipage.trace.recording.replay import Change, num_common
 from minipage.trace.recording.trace import Trace
@@ -256,7 +256,7 @@ class _Recorder:
         return {seq: self._reason(seq) for seq in self._live if self._is_gone(seq)}
 
     def _is_gone(self, seq: Sequence) -> bool:
-        return seq.finished or self._group_of[seq].status is Status.FINISHED
+        return seq.finished or self._group_of[seq].status is GroupStatus.FINISHED
 
     def _reason(self, seq: Sequence) -> str:
         return reason(self.llm.requests.get(self._group_of[seq].group_id), seq)
@@ -302,7 +302,7 @@ class _Recorder:
         self._cached.clear()
 
     def _prefix_stats(self) -> tuple[int, int]:
-        return (self.cache.num_queried_tokens, self.cache.num_hit_tokens) if self.cache else (0, 0)
+        return self.llm.scheduler.num_queried_tokens, self.llm.scheduler.num_hit_tokens
 
 
 def list_difference(old: list[int], new: list[int]) -> tuple[list[Any], list[int]]:

@@ -1,4 +1,4 @@
-"""The keys of lesson 8: two different texts never have the same one, and nobody outside can work one out."""
+"""The hashes of lesson 8: two different texts never have the same one, and nobody outside can work one out."""
 
 import zlib
 from contextlib import contextmanager
@@ -54,7 +54,7 @@ PARENTS += [
 ]
 PARENTS += [b"\x00", b"\x00p", b"\x00" * 32, b" p", b"p ", b"P", b"p\xff"]
 TOKENS = [[], [0], [1], [5], [6], [15], [5, 6], [6, 5], [1, 5], [1, 5, 6], [1, 6], [1, 1, 5], [1, 15], [11, 5], [0, 5]]
-LEAST = 16  # bytes of a key
+LEAST = 16  # bytes of a hash
 MARKS = [b"", *(bytes([i]) for i in range(256)), b"||", b"::", b"--", b", ", b"\x00\x00"]  # between parent and tokens
 
 
@@ -89,17 +89,17 @@ def brief(tokens):
     return tokens if len(tokens) < 9 else f"[{len(tokens)} tokens]"
 
 
-def key_of(impl, cache, parent, tokens):
-    key = cache.key(parent, tokens)
-    if not isinstance(key, bytes):
-        raise Wrong(f"A key is bytes: digest(), not {name_of(key)}.", bytes, key, "a key")
-    if len(key) < LEAST:
+def hash_of(impl, cache, parent, tokens):
+    block_hash = cache.block_hash(parent, tokens)
+    if not isinstance(block_hash, bytes):
+        raise Wrong(f"A hash is bytes: digest(), not {name_of(block_hash)}.", bytes, block_hash, "a hash")
+    if len(block_hash) < LEAST:
         why = (
-            f"A key of {len(key)} bytes is too short: of so few, two different texts have the same one by chance. "
-            f"{LEAST} are enough for ever; hashlib's digests have 16 to 64."
+            f"A hash of {len(block_hash)} bytes is too short: of so few, two different texts have the same one by "
+            f"chance. {LEAST} are enough for ever; hashlib's digests have 16 to 64."
         )
-        raise Wrong(why, f"at least {LEAST} bytes", f"{len(key)} bytes", "a key")
-    return key
+        raise Wrong(why, f"at least {LEAST} bytes", f"{len(block_hash)} bytes", "a hash")
+    return block_hash
 
 
 @contextmanager
@@ -109,7 +109,7 @@ def without_weak_hashes(impl):
     def refuse(name):
         def weak(*args):
             raise Wrong(
-                f"{name} is not a cryptographic hash: whoever wants to finds two texts with one key. hashlib has some."
+                f"{name} is not a cryptographic hash: whoever wants to finds two texts with one hash. hashlib has some."
             )
 
         return weak
@@ -133,25 +133,25 @@ def without_weak_hashes(impl):
                 setattr(impl.module, name, thing)
 
 
-def test_8_1_different_texts_have_different_keys(impl):
+def test_8_1_different_texts_have_different_hashes(impl):
     _, cache = make(impl, 2)
     for one, other, kind in CONFUSED:
         impl.diary.begin()
-        impl.diary.note(f"cache.key(parent, {brief(one)}) and cache.key(parent, {brief(other)})")
-        if key_of(impl, cache, b"parent", one) == key_of(impl, cache, b"parent", other):
-            raise Wrong(f"Two texts have one key ({kind}), so one would be given the other's K and V.")
+        impl.diary.note(f"cache.block_hash(parent, {brief(one)}) and cache.block_hash(parent, {brief(other)})")
+        if hash_of(impl, cache, b"parent", one) == hash_of(impl, cache, b"parent", other):
+            raise Wrong(f"Two texts have one hash ({kind}), so one would be given the other's K and V.")
 
 
-def test_8_1_the_same_text_has_the_same_key(impl):
+def test_8_1_the_same_text_has_the_same_hash(impl):
     _, cache = make(impl, 2)
     impl.diary.begin()
-    impl.diary.note("cache.key(parent, [5, 6]) and cache.key(parent, (5, 6)), twice")
-    why = "The same parent and tokens have the same key, always, and whether they come as a list or a tuple."
+    impl.diary.note("cache.block_hash(parent, [5, 6]) and cache.block_hash(parent, (5, 6)), twice")
+    why = "The same parent and tokens have the same hash, always, and whether they come as a list or a tuple."
     for _ in range(2):
-        if key_of(impl, cache, b"parent", [5, 6]) != key_of(impl, cache, b"parent", (5, 6)):
+        if hash_of(impl, cache, b"parent", [5, 6]) != hash_of(impl, cache, b"parent", (5, 6)):
             raise Wrong(why)
-    first = [key_of(impl, cache, b"parent", [5, 6]), key_of(impl, cache, b"parent", [5])]
-    again = [key_of(impl, cache, b"parent", [5, 6]), key_of(impl, cache, b"parent", [5])]
+    first = [hash_of(impl, cache, b"parent", [5, 6]), hash_of(impl, cache, b"parent", [5])]
+    again = [hash_of(impl, cache, b"parent", [5, 6]), hash_of(impl, cache, b"parent", [5])]
     if first != again:
         raise Wrong(why)
 
@@ -159,69 +159,71 @@ def test_8_1_the_same_text_has_the_same_key(impl):
 def test_8_1_the_parent_counts(impl):
     _, cache = make(impl, 2)
     impl.diary.begin()
-    if cache.key(b"parent", [5, 6]) == cache.key(b"another", [5, 6]):
-        raise Wrong("The same tokens after another beginning have other K and V: the parent's key belongs in the hash.")
-    if cache.key(b"parent1", [5]) == cache.key(b"parent", [15]):
+    if cache.block_hash(b"parent", [5, 6]) == cache.block_hash(b"another", [5, 6]):
+        raise Wrong("The same tokens after another beginning have other K and V: the parent's hash belongs in it, too.")
+    if cache.block_hash(b"parent1", [5]) == cache.block_hash(b"parent", [15]):
         raise Wrong(
             "Parent and tokens run into each other: `parent1` + `5` is not `parent` + `15`. Put a mark between."
         )
     for (one, some), (other, more) in run_together([*MARKS, *marks_of(impl)]):
-        if key_of(impl, cache, one, some) == key_of(impl, cache, other, more):
+        if hash_of(impl, cache, one, some) == hash_of(impl, cache, other, more):
             raise Wrong(
-                f"key({one}, {some}) and key({other}, {more}) are the same: joined, parent and tokens run into each "
-                "other. A parent may be any bytes, of any length, so what is hashed has to say where it ends: write "
-                "tokens as digits after a mark that is no digit, or the number of tokens, or len(parent), before them."
+                f"block_hash({one}, {some}) and block_hash({other}, {more}) are the same: joined, parent and tokens "
+                "run into each other. A parent may be any bytes, of any length, so what is hashed has to say where it "
+                "ends: write tokens as digits after a mark that is no digit, or the number of tokens, or len(parent), "
+                "before them."
             )
     seen = {}
     for parent in PARENTS:
         for tokens in TOKENS:
-            key = key_of(impl, cache, parent, tokens)
-            if key in seen:
+            found = hash_of(impl, cache, parent, tokens)
+            if found in seen:
+                other, more = seen[found]
                 raise Wrong(
-                    f"key({parent}, {tokens}) and key({seen[key][0]}, {seen[key][1]}) are the same: parent and tokens "
+                    f"block_hash({parent}, {tokens}) and block_hash({other}, {more}) are the same: parent and tokens "
                     "run into each other, or what lies between two tokens looks like what lies before the first. Two "
-                    "different pairs never have one key, whatever bytes the parent is."
+                    "different pairs never have one hash, whatever bytes the parent is."
                 )
-            seen[key] = (parent, tokens)
+            seen[found] = (parent, tokens)
 
 
 def test_8_1_the_hash_is_a_good_one(impl):
     _, cache = make(impl, 2)
     impl.diary.begin()
     with without_weak_hashes(impl):
-        keys = {key_of(impl, cache, b"parent", [i, i % 7]) for i in range(20_000)}
-    why = "Keys that are cut short meet by chance: of 20000 different texts some had the same key."
-    expect("the number of keys", len(keys), 20_000, why)
+        hashes = {hash_of(impl, cache, b"parent", [i, i % 7]) for i in range(20_000)}
+    why = "Hashes that are cut short meet by chance: of 20000 different texts some had the same hash."
+    expect("the number of hashes", len(hashes), 20_000, why)
 
 
 def test_8_1_the_whole_parent_counts(impl):
     _, cache = make(impl, 2)
     impl.diary.begin()
-    keys = {key_of(impl, cache, b"%032d" % i, [5]) for i in range(20_000)}
-    why = "Of 20000 different parents some led to the same key: hash all of the parent, not a few bytes."
-    expect("the number of keys", len(keys), 20_000, why)
+    hashes = {hash_of(impl, cache, b"%032d" % i, [5]) for i in range(20_000)}
+    why = "Of 20000 different parents some led to the same hash: feed it all of the parent, not a few bytes."
+    expect("the number of hashes", len(hashes), 20_000, why)
 
 
-def test_8_1_with_keys_always_of_one_length(impl):
+def test_8_1_with_hashes_always_of_one_length(impl):
     _, cache = make(impl, 2)
     impl.diary.begin()
-    lengths = [len(key_of(impl, cache, parent, tokens)) for parent, tokens in LONGER]
+    lengths = [len(hash_of(impl, cache, parent, tokens)) for parent, tokens in LONGER]
     if len(set(lengths)) > 1:
         raise Wrong(
-            "Keys have different lengths. A text's key is the parent of the next, so without a hash it grows along the "
-            "chain until it holds the whole text; a hash always has the same number of bytes.",
-            "one length", f"{lengths[0]} to {max(lengths)} bytes", "the lengths of keys",
+            "Hashes have different lengths. A text's hash is the parent of the next; if it only joined things, it "
+            "would grow along the chain until it held the whole text. A hash always has the same number of bytes.",
+            "one length", f"{lengths[0]} to {max(lengths)} bytes", "the lengths of hashes",
         )  # fmt: skip
 
 
-def test_8_1_with_keys_nobody_can_reckon_with(impl):
-    """In checksums and the like, which add, multiply and shift, texts that are neighbours have keys that are, too."""
+def test_8_1_with_hashes_nobody_can_reckon_with(impl):
+    """In checksums and the like, which add, multiply and shift, neighbouring texts have neighbouring hashes."""
     _, cache = make(impl, 2)
     impl.diary.begin()
-    keys = [[key_of(impl, cache, b"parent", [40 * i + j]) for j in range(8)] for i in range(64)]
+    hashes = [[hash_of(impl, cache, b"parent", [40 * i + j]) for j in range(8)] for i in range(64)]
     together, varies, steps = 0, 0, {"big": set(), "little": set()}
-    for row in keys:
-        numbers = [int.from_bytes(key) for key in row]
+    for row in hashes:
+        numbers = [int.from_bytes(block_hash) for block_hash in row]
         for a, b, c, d in (numbers[:4], numbers[4:]):  # the exclusive or of such four texts is 0
             together |= a ^ b ^ c ^ d
             varies |= (a ^ numbers[0]) | (a ^ b) | (a ^ c) | (a ^ d)
@@ -229,17 +231,17 @@ def test_8_1_with_keys_nobody_can_reckon_with(impl):
             seen.add(int.from_bytes(row[1], order) - int.from_bytes(row[0], order))
     if varies & ~together or min(map(len, steps.values())) < 32:
         raise Wrong(
-            "This is not a cryptographic hash: from the keys of some texts those of others can be reckoned, so whoever "
-            "wants to finds two texts with one key. Checksums (CRC), FNV, sums and products are like that; hashlib has "
-            "hashes that are not."
+            "This is not a cryptographic hash: from the hashes of some texts those of others can be reckoned, so "
+            "whoever wants to finds two texts with one hash. Checksums (CRC), FNV, sums and products are like that; "
+            "hashlib has hashes that are not."
         )
 
 
-def test_8_1_nobody_outside_can_work_out_keys(impl):
+def test_8_1_nobody_outside_can_work_out_hashes(impl):
     impl.diary.begin()
-    keys = {make(impl, 2)[1].key(b"parent", [5, 6]) for _ in range(2)}
-    if len(keys) == 1:
+    hashes = {make(impl, 2)[1].block_hash(b"parent", [5, 6]) for _ in range(2)}
+    if len(hashes) == 1:
         raise Wrong(
-            "Two caches give a text the same key, so anybody can work out keys, and look for two texts with one "
+            "Two caches give a text the same hash, so anybody can work out hashes, and look for two texts with one "
             "(vLLM #12621). Hash under self._secret: hashlib.blake2b(text, key=self._secret)."
         )
