@@ -46,7 +46,8 @@ def make_batch(chunks: Sequence[Chunk]) -> Batch:
     tables = []
     context_lens = []
     for chunk in chunks:
-        seq, start = chunk.seq, chunk.start
+        seq = chunk.seq
+        start = chunk.start
         stop = start + chunk.num_tokens
         token_ids += seq.token_ids[start:stop]
         positions += range(start, stop)
