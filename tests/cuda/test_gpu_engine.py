@@ -78,6 +78,12 @@ def test_greedy_texts_are_those_of_a_dense_model_on_the_cpu(tiny, options, preem
         assert llm.scheduler.num_hit_tokens == 8
 
 
+def test_heads_that_a_warp_cannot_read_with_one_load(tmp_path):
+    save_gpt2(tmp_path, n_embd=256, n_head=1, n_layer=1)  # in float32 a row of K is 1,024 bytes
+    outputs = gpu_llm(tmp_path).generate(PROMPTS[:2], greedy(3))
+    assert texts(outputs) == [[Dense(tmp_path).greedy(prompt, 3)] for prompt in PROMPTS[:2]]
+
+
 WAYS = {
     "temperature": {"temperature": 0.7},
     "top_k": {"top_k": 5},
