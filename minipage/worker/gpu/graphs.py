@@ -22,7 +22,7 @@ import minipage.attention.cuda as kernels
 from minipage.attention.cuda.launch import SHORT
 from minipage.errors import ConfigurationError, require_positive
 from minipage.memory import BlockPool, blocks_needed
-from minipage.model.gpt import GPT, Array, Attend
+from minipage.model.architecture import Array, Attend, Model
 from minipage.sampling import Draw, SamplingParams
 from minipage.scheduling import StepPlan
 from minipage.worker.batch import Batch
@@ -36,7 +36,7 @@ from minipage.worker.runner import Limits
 
 
 class GraphRunner(GPURunner):
-    """Runs a GPT of PyTorch on a GPU.
+    """Runs a model of PyTorch on a GPU.
 
     Args:
         limits: the largest batch that will come.
@@ -45,13 +45,13 @@ class GraphRunner(GPURunner):
     """
 
     def __init__(
-        self, model: GPT, kv_dtype: type, limits: Limits, gpu_memory_utilization: float, enforce_eager: bool
+        self, model: Model, kv_dtype: type, limits: Limits, gpu_memory_utilization: float, enforce_eager: bool
     ) -> None:
         super().__init__(model, kv_dtype)
         require_positive(**limits._asdict())
         self.limits = limits
         self.gpu_memory_utilization = gpu_memory_utilization
-        self.is_on_gpu = self.somewhere.device.type == "cuda"  # otherwise kernels are simulated
+        self.is_on_gpu = self.device.type == "cuda"  # otherwise kernels are simulated
         self.enforce_eager = enforce_eager or not self.is_on_gpu
         self._sizes = graph_sizes(limits.max_num_seqs)
         self._lengths = graph_lengths(limits.max_model_len)
@@ -73,13 +73,12 @@ class GraphRunner(GPURunner):
     @torch.inference_mode()
     def _spare_memory(self) -> int:
         """Bytes that are left for K and V, when the largest step and the graphs have taken what they need."""
-        device = self.somewhere.device
         _, num_tokens, num_seqs = self.limits
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        some = torch.zeros(num_tokens, dtype=torch.int32, device=device)  # [num_tokens]
-        hidden = self.model.forward(some, some, lambda layer, q, k, v: q.contiguous())  # [num_tokens, n_embd]
+        some = torch.zeros(num_tokens, dtype=torch.int32, device=self.device)  # [num_tokens]
+        hidden = self.model.forward(some, some, lambda layer, q, k, v: q.contiguous())  # [num_tokens, C]
         logits = self.model.logits(hidden[:1].expand(num_seqs, -1))  # [num_seqs, vocab_size]
         nearly_all = Draw(SamplingParams(top_p=1 - 1e-9), 0.5)  # so many that the whole vocabulary is sorted
         self.sample(logits, [(row, nearly_all) for row in range(num_seqs)])
@@ -101,14 +100,14 @@ class GraphRunner(GPURunner):
     def allocate(self, block_pool: BlockPool, swap_pool: BlockPool | None) -> None:
         super().allocate(block_pool, swap_pool)
         max_len, max_num_tokens, _ = self.limits
-        config, device = self.model.config, self.somewhere.device
         max_blocks = blocks_needed(max_len, block_pool.block_size)
-        self._inputs = StepInputs(max(max_num_tokens, self._sizes[-1]), self._sizes[-1], max_blocks, device)
+        self._inputs = StepInputs(max(max_num_tokens, self._sizes[-1]), self._sizes[-1], max_blocks, self.device)
         self._batches = Batches(block_pool.block_size)
-        size = kernels.workspace_size(self._sizes[-1], config.n_head, config.head_size, max_len)
-        self._workspace = torch.zeros(size, device=device)  # [size] float32
+        num_heads, head_size = self.model.architecture.num_heads, self.model.kv.head_size
+        size = kernels.workspace_size(self._sizes[-1], num_heads, head_size, max_len)
+        self._workspace = torch.zeros(size, device=self.device)  # [size] float32
         # Each layer's part of the caches: k, v, and the scales of a quantized cache.
-        self._layers = [[kernels.view(array[i]) for array in self.kv_cache.arrays] for i in range(config.n_layer)]
+        self._layers = [[kernels.view(array[i]) for array in self.kv_cache.arrays] for i in range(self.model.kv.num_layers)]
 
     @torch.inference_mode()
     def forward(self, plan: StepPlan) -> torch.Tensor:  # type: ignore[override]
@@ -172,7 +171,7 @@ class GraphRunner(GPURunner):
     def _run(self, inputs: Batch, min_query_len: int, max_query_len: int, max_context_len: int) -> torch.Tensor:
         """[num_seqs, vocab_size] logits, in the first rows those that are wanted."""
         attend = self._launches(inputs, min_query_len, max_query_len, max_context_len)
-        hidden = self.model.forward(inputs.token_ids, inputs.positions, attend)  # [T, n_embd]
+        hidden = self.model.forward(inputs.token_ids, inputs.positions, attend)  # [T, C]
         logits: torch.Tensor = self.model.logits(hidden.index_select(0, inputs.sampled_rows))  # [num_seqs, vocab_size]
         return logits
 

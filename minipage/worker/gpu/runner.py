@@ -9,14 +9,13 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
-from array_api_compat import array_namespace
 
 import minipage.attention.cuda as kernels
 from minipage.attention import KVCache
 from minipage.attention.cuda.arrays import to_host
 from minipage.errors import ConfigurationError
 from minipage.memory import BlockPool
-from minipage.model.gpt import GPT, Array, Attend
+from minipage.model.architecture import Array, Attend, Model
 from minipage.scheduling import StepPlan
 from minipage.worker.batch import Batch, PagedAttention, check_mixed, make_batch
 from minipage.worker.gpu.views import for_kernels, from_kernels, zeros
@@ -30,13 +29,13 @@ class GPURunner(ModelRunner):
         paged_attention: takes arrays on the GPU; see minipage/attention/cuda/launch.py.
     """
 
-    def __init__(self, model: GPT, kv_dtype: type, paged_attention: PagedAttention = kernels.paged_attention) -> None:
+    def __init__(self, model: Model, kv_dtype: type, paged_attention: PagedAttention = kernels.paged_attention) -> None:
         super().__init__(model, kv_dtype, paged_attention)
-        self.somewhere = model.weights["wte.weight"]  # an array of the library, on the GPU, like which to make others
-        self.xp = array_namespace(self.somewhere)
+        self.xp = model.layers.xp
+        self.device = model.layers.device
 
     def allocate(self, block_pool: BlockPool, swap_pool: BlockPool | None) -> None:
-        on_gpu = partial(zeros, self.somewhere)
+        on_gpu = partial(zeros, self.xp, self.device)
         try:
             self.kv_cache = KVCache.of(block_pool, *self._kv_sizes, on_gpu)
         except (MemoryError, RuntimeError) as error:  # CuPy's, and PyTorch's
@@ -55,9 +54,8 @@ class GPURunner(ModelRunner):
         kernels.copy_blocks(self.kv_cache, self.kv_cache, plan.copies)
 
     def forward(self, plan: StepPlan) -> np.ndarray:
-        device = self.somewhere.device
-        batch = Batch(*(self.xp.asarray(array, device=device) for array in make_batch(plan.chunks)))
-        hidden = self.model.forward(batch.token_ids, batch.positions, self._attend(batch))  # [T, n_embd]
+        batch = Batch(*map(self.model.layers.asarray, make_batch(plan.chunks)))
+        hidden = self.model.forward(batch.token_ids, batch.positions, self._attend(batch))  # [T, C]
         logits = self.model.logits(self.xp.take(hidden, batch.sampled_rows, axis=0))  # [num_sampled, vocab_size]
         return np.asarray(to_host(self.xp.astype(logits, self.xp.float32)))  # [num_sampled, vocab_size]
 
