@@ -25,7 +25,7 @@ from minipage.engine.prompts import Prompt, list_prompts
 from minipage.engine.request import Request, RequestOutput
 from minipage.errors import InvalidRequestError
 from minipage.memory import BlockPool, BlockTable
-from minipage.model.weights import SHIPPED_MODEL, load_model
+from minipage.model.checkpoint import SHIPPED_MODEL, load_model
 from minipage.sampling import SamplingParams
 from minipage.scheduling import Policy, Preemption, Scheduler
 from minipage.worker.batch import PagedAttention
@@ -106,7 +106,7 @@ class LLM(Engine):
         ready = None if callable(scheduler) else scheduler
         refuse_overridden(options, ready, LLM.__init__.__kwdefaults__ or {})
         self.config, weights, self.tokenizer, self.eos_token_ids = load_model(model)
-        self.max_model_len = context_len(max_model_len, self.config.n_positions)
+        self.max_model_len = context_len(max_model_len, self.config.max_model_len)
         sizes = ready or options
         runner = make_runner(
             self.config,

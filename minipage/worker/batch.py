@@ -19,7 +19,7 @@ from array_api_compat import array_namespace
 
 from minipage.attention.kv_cache import KVCache, write_kv
 from minipage.errors import KernelArgumentError
-from minipage.model.gpt import Array, Attend
+from minipage.model.architecture import Array, Attend
 from minipage.scheduling import Chunk
 from minipage.simd.arrays import Floats, Integers
 

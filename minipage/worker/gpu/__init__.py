@@ -12,17 +12,17 @@ views.py       the model's arrays as the kernels take them, also in the simulato
 
 from __future__ import annotations
 
-from array_api_compat import is_torch_array
+from array_api_compat import is_torch_namespace
 
 from minipage.errors import ConfigurationError
-from minipage.model.gpt import GPT
+from minipage.model.architecture import Model
 from minipage.worker.batch import PagedAttention
 from minipage.worker.gpu.checked import GPURunner
 from minipage.worker.runner import Limits, ModelRunner
 
 
 def gpu_runner(
-    model: GPT,
+    model: Model,
     kv_dtype: type,
     attention: str | PagedAttention | None,
     limits: Limits,
@@ -40,7 +40,7 @@ def gpu_runner(
         raise ConfigurationError(
             f"attention is {attention!r}, but on a GPU it must be 'cuda', the default, or a function for arrays there."
         )
-    if not is_torch_array(model.weights["wte.weight"]):
+    if not is_torch_namespace(model.layers.xp):
         return GPURunner(model, kv_dtype, limits, gpu_memory_utilization)
     from minipage.worker.gpu.graphs import GraphRunner  # needs PyTorch
 

@@ -9,15 +9,14 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
-from array_api_compat import array_namespace
 
 import minipage.attention.cuda as kernels
 from minipage.attention import KVCache
 from minipage.attention.cuda.device_arrays import to_host
 from minipage.errors import ConfigurationError, require_positive
 from minipage.memory import BlockPool, blocks_needed
-from minipage.model.arrays import is_simulated
-from minipage.model.gpt import GPT
+from minipage.model.architecture import Model
+from minipage.model.place import is_simulated
 from minipage.scheduling import StepPlan
 from minipage.worker.batch import Batch, Kernels, PagedAttention, attend_with, make_batch
 from minipage.worker.gpu.memory import spare_memory
@@ -36,7 +35,7 @@ class GPURunner(ModelRunner):
 
     def __init__(
         self,
-        model: GPT,
+        model: Model,
         kv_dtype: type,
         limits: Limits,
         gpu_memory_utilization: float,
@@ -46,29 +45,29 @@ class GPURunner(ModelRunner):
         require_positive(**limits._asdict())
         self.limits = limits
         self.gpu_memory_utilization = gpu_memory_utilization
-        self.like = model.weights["wte.weight"]  # new arrays are of its library, on its device
-        self.xp = array_namespace(self.like)
+        self.xp = model.layers.xp
+        self.device = model.layers.device
 
     def blocks_that_fit(self, memory: int | str | None, block_size: int, name: str = "memory") -> int:
         """Without `memory`: as many as the GPU has room for, up to twice what the longest sequences could fill."""
         if memory is not None or is_simulated():
             return super().blocks_that_fit(memory, block_size, name)
-        spare = spare_memory(self.like, self.gpu_memory_utilization, self._largest_step)
+        spare = spare_memory(self.xp, self.gpu_memory_utilization, self._largest_step)
         usable = 2 * self.limits.max_num_seqs * blocks_needed(self.limits.max_model_len, block_size)
         return min(usable, super().blocks_that_fit(spare, block_size))
 
     def _largest_step(self) -> int:
         """Run the largest step, except for attention; see spare_memory."""
-        xp, device = self.xp, self.like.device
+        xp, device = self.xp, self.device
         dummy_ids = xp.zeros(self.limits.max_num_batched_tokens, dtype=xp.int64, device=device)  # [T]
         rows = xp.zeros(self.limits.max_num_seqs, dtype=xp.int64, device=device)  # [num_seqs]
-        hidden = self.model.forward(dummy_ids, dummy_ids, lambda layer, q, k, v: q + 0)  # [T, n_embd]
+        hidden = self.model.forward(dummy_ids, dummy_ids, lambda layer, q, k, v: q + 0)  # [T, C]
         logits = self.model.logits(xp.take(hidden, rows, axis=0))  # [num_seqs, vocab_size]
         xp.astype(logits, xp.float32)  # [num_seqs, vocab_size]
         return 0
 
     def allocate(self, block_pool: BlockPool, swap_pool: BlockPool | None) -> None:
-        on_gpu = partial(zeros, self.like)
+        on_gpu = partial(zeros, self.xp, self.device)
         try:
             self.kv_cache = KVCache.of(block_pool, *self._kv_sizes, on_gpu)
         except (MemoryError, RuntimeError) as error:  # CuPy's, and PyTorch's
@@ -87,10 +86,9 @@ class GPURunner(ModelRunner):
         kernels.copy_blocks(self.kv_cache, self.kv_cache, plan.copies)
 
     def forward(self, plan: StepPlan) -> np.ndarray:
-        device = self.like.device
-        batch = Batch(*(self.xp.asarray(array, device=device) for array in make_batch(plan.chunks)))
+        batch = Batch._make(map(self.model.layers.asarray, make_batch(plan.chunks)))
         ours = Kernels(kernels.write_kv, self.paged_attention, for_kernels, from_kernels)
         attend = attend_with(ours, Batch._make(map(for_kernels, batch)), self.kv_cache.layer)
-        hidden = self.model.forward(batch.token_ids, batch.positions, attend)  # [T, n_embd]
+        hidden = self.model.forward(batch.token_ids, batch.positions, attend)  # [T, C]
         logits = self.model.logits(self.xp.take(hidden, batch.sampled_rows, axis=0))  # [num_sampled, vocab_size]
         return np.asarray(to_host(self.xp.astype(logits, self.xp.float32)))  # [num_sampled, vocab_size]

@@ -23,7 +23,7 @@ import minipage.attention.cuda as kernels
 from minipage.attention.cuda.device_arrays import View, empty
 from minipage.attention.cuda.launch import SHORT
 from minipage.memory import BlockPool, blocks_needed
-from minipage.model.gpt import GPT, Attend
+from minipage.model.architecture import Attend, Model
 from minipage.sampling import Draw, SamplingParams
 from minipage.scheduling import StepPlan
 from minipage.worker.batch import Batch, Kernels, attend_with
@@ -37,7 +37,7 @@ from minipage.worker.runner import Limits
 
 
 class GraphRunner(GPURunner):
-    """Runs a GPT of PyTorch on a GPU.
+    """Runs a model of PyTorch on a GPU.
 
     Args:
         limits, gpu_memory_utilization: as for GPURunner.
@@ -45,10 +45,10 @@ class GraphRunner(GPURunner):
     """
 
     def __init__(
-        self, model: GPT, kv_dtype: type, limits: Limits, gpu_memory_utilization: float, enforce_eager: bool
+        self, model: Model, kv_dtype: type, limits: Limits, gpu_memory_utilization: float, enforce_eager: bool
     ) -> None:
         super().__init__(model, kv_dtype, limits, gpu_memory_utilization)
-        self.is_on_gpu = self.like.device.type == "cuda"  # otherwise kernels are simulated
+        self.is_on_gpu = self.device.type == "cuda"  # otherwise kernels are simulated
         self.enforce_eager = enforce_eager or not self.is_on_gpu
         self._sizes = graph_sizes(limits.max_num_seqs)
         self._lengths = graph_lengths(limits.max_model_len)
@@ -61,8 +61,8 @@ class GraphRunner(GPURunner):
     @torch.inference_mode()
     def _largest_step(self) -> int:
         """Run the largest step, except for attention; returns the bytes that the graphs keep."""
-        dummy_ids = torch.zeros(self.limits.max_num_batched_tokens, dtype=torch.int32, device=self.like.device)  # [T]
-        hidden = self.model.forward(dummy_ids, dummy_ids, lambda layer, q, k, v: q.contiguous())  # [T, n_embd]
+        dummy_ids = torch.zeros(self.limits.max_num_batched_tokens, dtype=torch.int32, device=self.device)  # [T]
+        hidden = self.model.forward(dummy_ids, dummy_ids, lambda layer, q, k, v: q.contiguous())  # [T, C]
         logits = self.model.logits(hidden[:1].expand(self.limits.max_num_seqs, -1))  # [max_num_seqs, vocab_size]
         worst_case = Draw(SamplingParams(top_p=1 - 1e-9), 0.5)  # nearly all tokens, so that the vocabulary is sorted
         self.sample(logits, [(row, worst_case) for row in range(len(logits))])
@@ -71,18 +71,19 @@ class GraphRunner(GPURunner):
 
     def allocate(self, block_pool: BlockPool, swap_pool: BlockPool | None) -> None:
         super().allocate(block_pool, swap_pool)
-        config = self.model.config
-        device = self.like.device
+        device = self.device
         max_len = self.limits.max_model_len
         max_num_seqs = self._sizes[-1]
         max_num_tokens = max(self.limits.max_num_batched_tokens, max_num_seqs)
         max_blocks = blocks_needed(max_len, block_pool.block_size)
         self._inputs = StepInputs(max_num_tokens, max_num_seqs, max_blocks, device)
         self._batches = Batches(block_pool.block_size)
-        size = kernels.workspace_size(max_num_seqs, config.n_head, config.head_size, max_len)
+        size = kernels.workspace_size(max_num_seqs, self.model.architecture.num_heads, self.model.kv.head_size, max_len)
         self._workspace = view_for_kernels(torch.zeros(size, device=device))  # [size] float32
         # Each layer's part of the caches: k, v, and the scales of a quantized cache.
-        self._layers = [[kernels.view(array) for array in self.kv_cache.layer(i)] for i in range(config.n_layer)]
+        self._layers = [
+            [kernels.view(array) for array in self.kv_cache.layer(i)] for i in range(self.model.kv.num_layers)
+        ]
 
     @torch.inference_mode()
     def forward(self, plan: StepPlan) -> torch.Tensor:  # type: ignore[override]
@@ -149,7 +150,7 @@ class GraphRunner(GPURunner):
     def _run(self, inputs: Batch, min_query_len: int, max_query_len: int, max_context_len: int) -> torch.Tensor:
         """[num_seqs, vocab_size] logits, in the first rows those that are wanted."""
         attend = self._launches(inputs, min_query_len, max_query_len, max_context_len)
-        hidden = self.model.forward(inputs.token_ids, inputs.positions, attend)  # [T, n_embd]
+        hidden = self.model.forward(inputs.token_ids, inputs.positions, attend)  # [T, C]
         logits: torch.Tensor = self.model.logits(hidden.index_select(0, inputs.sampled_rows))  # [num_seqs, vocab_size]
         return logits
 

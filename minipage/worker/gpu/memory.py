@@ -12,19 +12,20 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from minipage.attention.cuda.device_arrays import Array, library
+from array_api_compat import is_torch_namespace
+
 from minipage.errors import ConfigurationError
 
 
-def spare_memory(like: Array, gpu_memory_utilization: float, largest_step: Callable[[], int]) -> int:
-    """Bytes that are left for K and V on the GPU of `like`, an array of PyTorch or CuPy.
+def spare_memory(xp: Any, gpu_memory_utilization: float, largest_step: Callable[[], int]) -> int:
+    """Bytes that are left for K and V on the GPU that the library xp uses, PyTorch or CuPy.
 
     largest_step: runs the largest step that may come, and returns how many bytes are needed besides, for good.
 
     Raises ConfigurationError if nothing is left.
     """
-    needed = memory_of(like, largest_step)
-    free, total = free_and_total(like)
+    needed = memory_of(xp, largest_step)
+    free, total = free_and_total(xp)
     in_use = total - free
     spare = int(gpu_memory_utilization * total) - in_use - needed
     if spare <= 0:
@@ -36,9 +37,9 @@ def spare_memory(like: Array, gpu_memory_utilization: float, largest_step: Calla
     return spare
 
 
-def memory_of(like: Array, step: Callable[[], int]) -> int:
+def memory_of(xp: Any, step: Callable[[], int]) -> int:
     """The most bytes that are in use during a step, besides what was in use before, and those that it asks for."""
-    if library(like) == "torch":
+    if is_torch_namespace(xp):
         memory: Any = sys.modules["torch"].cuda
         memory.synchronize()
         memory.reset_peak_memory_stats()
@@ -56,9 +57,9 @@ def memory_of(like: Array, step: Callable[[], int]) -> int:
     return int(most - before + kept)
 
 
-def free_and_total(like: Array) -> tuple[int, int]:
+def free_and_total(xp: Any) -> tuple[int, int]:
     """Bytes of the GPU's memory, whoever uses it."""
-    if library(like) == "torch":
+    if is_torch_namespace(xp):
         free, total = sys.modules["torch"].cuda.mem_get_info()
     else:
         free, total = sys.modules["cupy"].cuda.runtime.memGetInfo()
