@@ -22,7 +22,7 @@ from minipage.attention import cuda
 from minipage.engine.llm import LLM
 from minipage.errors import ConfigurationError
 from minipage.memory import BlockPool, BlockTable
-from minipage.model.arrays import is_simulated
+from minipage.model.place import is_simulated
 from minipage.sampling import NO_TOKEN, Draw, SamplingParams, sample
 from minipage.scheduling import Chunk, Sequence, SequenceGroup
 from minipage.worker.batch import Batch
@@ -211,7 +211,6 @@ def test_the_memory_for_blocks_is_what_the_largest_step_leaves_of_its_share(libr
     )
     monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=gpu))
     monkeypatch.setitem(sys.modules, "cupy", cupy)
-    array = type("Array", (), {"__module__": library})()
     gpu.take(100)
     gpu.release(100)  # before: of no interest
 
@@ -221,16 +220,16 @@ def test_the_memory_for_blocks_is_what_the_largest_step_leaves_of_its_share(libr
         gpu.release(150)
         return 25  # that graphs will keep
 
-    assert memory.spare_memory(array, 0.9, step) == 900 - 300 - 150 - 25
+    assert memory.spare_memory(library, 0.9, step) == 900 - 300 - 150 - 25
     with pytest.raises(ConfigurationError, match=r"0\.4 of 1,000 bytes, of which 300 are in use and a step needs 175"):
-        memory.spare_memory(array, 0.4, step)
+        memory.spare_memory(library, 0.4, step)
 
 
 @pytest.mark.parametrize("attention", [None, cuda.paged_attention], ids=["graphs", "checked"])
 def test_without_a_size_the_cache_takes_the_memory_that_is_spare_as_far_as_it_can_use_it(tiny, attention, monkeypatch):
     asked = []
 
-    def spare(like, utilization, largest_step):
+    def spare(library, utilization, largest_step):
         asked.append((utilization, largest_step()))
         return num_bytes
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 
 import numpy as np
+from array_api_compat import is_torch_namespace
 
 import minipage.attention.cuda as kernels
 from minipage.attention import KVCache
@@ -52,7 +53,8 @@ class GPURunner(ModelRunner):
         """Without `memory`: as many as the GPU has room for, up to twice what the longest sequences could fill."""
         if memory is not None or is_simulated():
             return super().blocks_that_fit(memory, block_size, name)
-        spare = spare_memory(self.xp, self.gpu_memory_utilization, self._largest_step)
+        library = "torch" if is_torch_namespace(self.xp) else "cupy"
+        spare = spare_memory(library, self.gpu_memory_utilization, self._largest_step)
         usable = 2 * self.limits.max_num_seqs * blocks_needed(self.limits.max_model_len, block_size)
         return min(usable, super().blocks_that_fit(spare, block_size))
 

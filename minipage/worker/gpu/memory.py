@@ -12,20 +12,18 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from array_api_compat import is_torch_namespace
-
 from minipage.errors import ConfigurationError
 
 
-def spare_memory(xp: Any, gpu_memory_utilization: float, largest_step: Callable[[], int]) -> int:
-    """Bytes that are left for K and V on the GPU that the library xp uses, PyTorch or CuPy.
+def spare_memory(library: str, gpu_memory_utilization: float, largest_step: Callable[[], int]) -> int:
+    """Bytes that are left for K and V on the GPU that a library uses: "torch" or "cupy".
 
     largest_step: runs the largest step that may come, and returns how many bytes are needed besides, for good.
 
     Raises ConfigurationError if nothing is left.
     """
-    needed = memory_of(xp, largest_step)
-    free, total = free_and_total(xp)
+    needed = memory_of(library, largest_step)
+    free, total = free_and_total(library)
     in_use = total - free
     spare = int(gpu_memory_utilization * total) - in_use - needed
     if spare <= 0:
@@ -37,9 +35,9 @@ def spare_memory(xp: Any, gpu_memory_utilization: float, largest_step: Callable[
     return spare
 
 
-def memory_of(xp: Any, step: Callable[[], int]) -> int:
+def memory_of(library: str, step: Callable[[], int]) -> int:
     """The most bytes that are in use during a step, besides what was in use before, and those that it asks for."""
-    if is_torch_namespace(xp):
+    if library == "torch":
         memory: Any = sys.modules["torch"].cuda
         memory.synchronize()
         memory.reset_peak_memory_stats()
@@ -57,9 +55,9 @@ def memory_of(xp: Any, step: Callable[[], int]) -> int:
     return int(most - before + kept)
 
 
-def free_and_total(xp: Any) -> tuple[int, int]:
+def free_and_total(library: str) -> tuple[int, int]:
     """Bytes of the GPU's memory, whoever uses it."""
-    if is_torch_namespace(xp):
+    if library == "torch":
         free, total = sys.modules["torch"].cuda.mem_get_info()
     else:
         free, total = sys.modules["cupy"].cuda.runtime.memGetInfo()
