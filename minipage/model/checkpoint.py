@@ -25,7 +25,10 @@ from safetensors import SafetensorError, safe_open
 
 from minipage.errors import ModelError, count, shown
 from minipage.model.architecture import Architecture, Array
+from minipage.model.falcon import Falcon
 from minipage.model.gpt2 import GPT2
+from minipage.model.llama import Llama
+from minipage.model.opt import OPT
 from minipage.model.pytorch_files import read_pytorch_files
 from minipage.model.settings import end_tokens, read_json, why
 from minipage.model.tokenizer import Tokenizer
@@ -35,8 +38,17 @@ from minipage.simd.halves import from_bfloat16
 SHIPPED_MODEL = "shakespeare"  # the one in minipage/assets, trained by minipage/train.py
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # what safetensors calls them, and how to read them
 
-ARCHITECTURES: dict[str, type[Architecture]] = {"gpt2": GPT2}  # by what config.json calls their model_type
-PREFIXES = ("transformer.",)  # that names have in some checkpoints, and not in others
+ARCHITECTURES: dict[str, type[Architecture]] = {  # by what config.json calls their model_type
+    "gpt2": GPT2,
+    "opt": OPT,
+    "llama": Llama,
+    "mistral": Llama,
+    "qwen2": Llama,
+    "qwen3": Llama,
+    "phi3": Llama,
+    "falcon": Falcon,
+}
+PREFIXES = "transformer.", "model.decoder.", "decoder.", "model."  # that names have in some checkpoints
 
 
 class Weights(Mapping[str, npt.NDArray[np.float32]]):
