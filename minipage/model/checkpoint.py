@@ -90,7 +90,9 @@ def load_model(model: str | Path) -> LoadedModel:
     architecture = read_architecture(folder, settings)
     weights = read_weights(folder, architecture, stored)
     tokenizer = read_tokenizer(folder)
-    if tokenizer and tokenizer.base_vocab_size > architecture.vocab_size:  # tokens added later may lack a row of weights
+    if (
+        tokenizer and tokenizer.base_vocab_size > architecture.vocab_size
+    ):  # tokens added later may lack a row of weights
         file = next(file for file in TOKENIZER_FILES if (folder / file).exists())  # that it was read from
         raise ModelError(
             f"{folder / file} knows {tokenizer.base_vocab_size} tokens, but the model has {architecture.vocab_size}: "

@@ -21,7 +21,7 @@ from minipage.attention import cuda
 from minipage.engine.llm import LLM
 from minipage.errors import ConfigurationError
 from minipage.memory import BlockPool, BlockTable
-from minipage.model.arrays import is_simulated
+from minipage.model.place import is_simulated
 from minipage.sampling import NO_TOKEN, Draw, SamplingParams, sample
 from minipage.scheduling import Chunk, Sequence, SequenceGroup
 from minipage.worker.batch import Batch

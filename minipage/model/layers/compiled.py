@@ -72,7 +72,10 @@ class CompiledLayers(PlainLayers):
     def rotate(self, x: Floats, turn: Turn) -> Floats:
         cosines, sines = turn  # each [T, 1, R / 2]
         require(
-            x.ndim == 3 and cosines.shape == sines.shape and len(x) == len(cosines) and x.shape[2] >= 2 * sines.shape[2],
+            x.ndim == 3
+            and cosines.shape == sines.shape
+            and len(x) == len(cosines)
+            and x.shape[2] >= 2 * sines.shape[2],
             lambda: f"heads of {x.shape} cannot be turned by {cosines.shape} and {sines.shape}.",
         )
         out = np.empty(x.shape, x.dtype)  # [T, n, D]

@@ -107,7 +107,9 @@ class GraphRunner(GPURunner):
         size = kernels.workspace_size(self._sizes[-1], num_heads, head_size, max_len)
         self._workspace = torch.zeros(size, device=self.device)  # [size] float32
         # Each layer's part of the caches: k, v, and the scales of a quantized cache.
-        self._layers = [[kernels.view(array[i]) for array in self.kv_cache.arrays] for i in range(self.model.kv.num_layers)]
+        self._layers = [
+            [kernels.view(array[i]) for array in self.kv_cache.arrays] for i in range(self.model.kv.num_layers)
+        ]
 
     @torch.inference_mode()
     def forward(self, plan: StepPlan) -> torch.Tensor:  # type: ignore[override]
