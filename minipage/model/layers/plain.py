@@ -31,9 +31,10 @@ class Part(NamedTuple):
     bias: Array | None  # [C]
 
 
-class Linear(NamedTuple):
-    weight: Array  # [in, out]
-    bias: Array | None  # [out]
+class Linear:
+    def __init__(self, weight: Array, bias: Array | None) -> None:
+        self.weight = weight  # [in, out]
+        self.bias = bias  # [out]
 
     def __call__(self, x: Array, then: Activation | None = None) -> Array:
         x = x @ self.weight  # [T, in] -> [T, out]
