@@ -42,16 +42,18 @@ def make_batch(chunks: Sequence[Chunk]) -> Batch:
     positions: list[int] = []
     slot_mapping: list[int] = []
     query_start_loc = [0]
+    context_lens = []
     sampled_rows = []
     tables = []
     for chunk in chunks:
-        _, seq, start, num_tokens = chunk
-        stop = start + num_tokens
-        token_ids += seq.token_ids[start:stop]
-        positions += range(start, stop)
-        slot_mapping += seq.block_table.slot_mapping(start, stop)
+        table = chunk.seq.block_table
+        stop = chunk.start + chunk.num_tokens
+        token_ids += chunk.seq.token_ids[chunk.start : stop]
+        positions += range(chunk.start, stop)
+        slot_mapping += table.slot_mapping(chunk.start, stop)
         query_start_loc.append(len(token_ids))
-        tables.append(list(seq.block_table))
+        context_lens.append(stop)
+        tables.append(table.blocks)
         if chunk.receivers:
             sampled_rows.append(len(token_ids) - 1)
     max_blocks = max(map(len, tables))
@@ -60,7 +62,7 @@ def make_batch(chunks: Sequence[Chunk]) -> Batch:
         positions=np.array(positions, np.int64),
         slot_mapping=np.array(slot_mapping, np.int64),
         block_tables=np.array([table + [0] * (max_blocks - len(table)) for table in tables], np.int32),
-        context_lens=np.array([start + num_tokens for _, _, start, num_tokens in chunks], np.int32),
+        context_lens=np.array(context_lens, np.int32),
         query_start_loc=np.array(query_start_loc, np.int32),
         sampled_rows=np.array(sampled_rows, np.int64),
     )
