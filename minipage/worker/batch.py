@@ -42,19 +42,18 @@ def make_batch(chunks: Sequence[Chunk]) -> Batch:
     positions: list[int] = []
     slot_mapping: list[int] = []
     query_start_loc = [0]
+    context_lens = []
     sampled_rows = []
     tables = []
-    context_lens = []
     for chunk in chunks:
-        seq = chunk.seq
-        start = chunk.start
-        stop = start + chunk.num_tokens
-        token_ids += seq.token_ids[start:stop]
-        positions += range(start, stop)
-        slot_mapping += seq.block_table.slot_mapping(start, stop)
+        table = chunk.seq.block_table
+        stop = chunk.start + chunk.num_tokens
+        token_ids += chunk.seq.token_ids[chunk.start : stop]
+        positions += range(chunk.start, stop)
+        slot_mapping += table.slot_mapping(chunk.start, stop)
         query_start_loc.append(len(token_ids))
         context_lens.append(stop)
-        tables.append(list(seq.block_table))
+        tables.append(list(table))
         if chunk.receivers:
             sampled_rows.append(len(token_ids) - 1)
     max_blocks = max(map(len, tables))
