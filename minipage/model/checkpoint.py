@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Set
+from importlib import import_module
 from os import PathLike
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
@@ -25,10 +26,6 @@ from safetensors import SafetensorError, safe_open
 
 from minipage.errors import ModelError, count, shown
 from minipage.model.architecture import Architecture, Array
-from minipage.model.falcon import Falcon
-from minipage.model.gpt2 import GPT2
-from minipage.model.llama import Llama
-from minipage.model.opt import OPT
 from minipage.model.pytorch_files import read_pytorch_files
 from minipage.model.settings import end_tokens, read_json, why
 from minipage.model.tokenizer import Tokenizer
@@ -38,21 +35,21 @@ from minipage.simd.halves import from_bfloat16
 SHIPPED_MODEL = "shakespeare"  # the one in minipage/assets, trained by minipage/train.py
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # what safetensors calls them, and how to read them
 
-ARCHITECTURES: dict[str, type[Architecture]] = {  # by what config.json calls their model_type
-    "gpt2": GPT2,
-    "opt": OPT,
-    "llama": Llama,
-    "mistral": Llama,
-    "qwen2": Llama,
-    "qwen3": Llama,
-    "phi3": Llama,
-    "falcon": Falcon,
+ARCHITECTURES = {  # by what config.json calls their model_type: file and class in this folder
+    "gpt2": "gpt2.GPT2",
+    "opt": "opt.OPT",
+    "llama": "llama.Llama",
+    "mistral": "llama.Llama",
+    "qwen2": "llama.Llama",
+    "qwen3": "llama.Llama",
+    "phi3": "llama.Llama",
+    "falcon": "falcon.Falcon",
 }
 PREFIXES = "transformer.", "model.decoder.", "decoder.", "model."  # that names have in some checkpoints
 
 
 class Weights(Mapping[str, npt.NDArray[np.float32]]):
-    """The weights of an architecture by name. What is stored otherwise becomes float32 each time that it is asked for."""
+    """The weights of an architecture, by name, as float32; what is stored otherwise is converted when it is asked for."""
 
     def __init__(self, stored: dict[str, npt.NDArray[Any]]) -> None:
         self.stored = stored  # as in the file: float16 to float64, or uint16, which are the bits of bfloat16
@@ -150,7 +147,9 @@ def read_architecture(folder: Path, settings: dict[str, Any]) -> Architecture:
             "model of such an architecture."
         )
     try:
-        return ARCHITECTURES[kind].of(settings)
+        file, _, name = ARCHITECTURES[kind].partition(".")
+        architecture: Architecture = getattr(import_module(f"minipage.model.{file}"), name).of(settings)
+        return architecture
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
 
