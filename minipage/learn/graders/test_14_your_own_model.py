@@ -63,10 +63,10 @@ def check_turned(impl, x, positions, theta):
 
 
 def test_14_1_the_examples(impl):
-    """With three positions that tell one mistake from another."""
-    positions = np.array([5, 0, 2])  # [T]
-    for head in ([1, 0], [0, 1], [1, 2, 3, 4]):
-        check_turned(impl, np.array([[head]] * 3, np.float32), positions, 10_000.0)
+    """At positions that tell one mistake from another."""
+    for positions in ([5, 0, 2], [7, 4, 6]):
+        for head in ([1, 0], [0, 1], [1, 2, 3, 4]):
+            check_turned(impl, np.array([[head]] * 3, np.float32), np.array(positions), 10_000.0)
 
 
 @every(num_tokens=range(1, 4), num_heads=range(1, 3), half=range(1, 5), seed=range(4))
