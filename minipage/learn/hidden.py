@@ -11,6 +11,8 @@ import sys
 from types import ModuleType
 from typing import Any
 
+JUDGES = "minipage.learn.", "minipage.promises."  # modules whose names begin like this judge a learner's code
+
 
 class Hidden:
     """In the place of a module. What Python itself asks of a module (`__path__`, ...) is just not there."""
@@ -42,7 +44,7 @@ def hide(given: set[tuple[str, str]]) -> dict[str, ModuleType]:
 
 def shown(module: ModuleType, given: set[tuple[str, str]]) -> dict[str, Any]:
     names = {name: thing for name, thing in vars(module).items() if not name.startswith("__")}
-    is_judge = f"{module.__name__}.".startswith("minipage.learn.")
+    is_judge = f"{module.__name__}.".startswith(JUDGES)
     return {
         name: thing
         for name, thing in names.items()

@@ -19,7 +19,7 @@ from types import FunctionType
 from typing import Any, NamedTuple
 
 from minipage.learn.course import HERE, Exercise, Lesson
-from minipage.learn.hidden import is_record
+from minipage.learn.hidden import JUDGES, is_record
 from minipage.learn.load import Solution, innermost, read, written
 
 REFERENCES = {  # lesson: minipage's own class that its exercises are about
@@ -105,7 +105,7 @@ def is_ours(module: str | None) -> bool:
 
 
 def is_judge(module: str) -> bool:
-    return f"{module}.".startswith("minipage.learn.")
+    return f"{module}.".startswith(JUDGES)
 
 
 def is_harmless(found: Import) -> bool:
