@@ -80,6 +80,6 @@ def require_positive(**settings: object) -> None:
 
 
 def require(condition: object, message: str | Callable[[], str]) -> None:
-    """A message that has to be put together is a function: it takes longer than the checks, and is hardly ever read."""
+    """Raise KernelArgumentError unless `condition` holds. Costly messages are functions, called only on failure."""
     if not condition:
         raise KernelArgumentError(message if isinstance(message, str) else message())

@@ -25,7 +25,7 @@
 # document, the conversation so far. Their K and V are the same numbers, and they may still be there. You will
 #
 # - measure what is found, and when nothing is,
-# - build the hash that a block is found by, and break a bad one,
+# - build the hash (the *key*) that a block is found by, and break a bad one,
 # - see blocks that are free and yet not empty, and in which order they are lost,
 # - and answer all five questions.
 
@@ -39,11 +39,7 @@ from pathlib import Path
 SOURCE = "minipage"  # what to install; the URL of a repository ("git+https://...") does as well
 if importlib.util.find_spec("minipage") is None:
     checkout = next(
-        (
-            str(p)
-            for p in Path.cwd().parents
-            if (p / "minipage" / "__init__.py").exists()
-        ),
+        (str(p) for p in Path.cwd().parents if (p / "minipage" / "errors.py").exists()),
         None,
     )
     subprocess.run(
@@ -110,7 +106,8 @@ from minipage.memory import BlockPool, BlockTable, PrefixCache
 def serve(tokens, cache, table_class=BlockTable):
     """What the engine does with a prompt, except the computing. Returns how many tokens were found."""
     table = table_class(cache.pool)
-    cache.adopt(table, *cache.find(tokens))
+    blocks, keys = cache.find(tokens)
+    cache.adopt(table, blocks, keys)
     num_found = table.num_tokens
     table.append(len(tokens) - num_found)  # here the engine would compute these
     cache.publish(table, tokens)
@@ -203,51 +200,51 @@ plt.show()
 # So put what changes to the *end* of a prompt. A timestamp in the first line of a system prompt makes every hit impossible:
 # the second common answer to "why 0 %?"
 #
-# ## A hash for each block
+# ## A key for each block
 #
-# How is a block found? By a hash that stands for everything up to its end. It is made of the hash of the block before, and of its
+# How is a block found? By a key that stands for everything up to its end. It is made of the key of the block before, and of its
 # own tokens:
 #
 # ```
-# hash 0 = H(salt, tokens 0-15)    hash 1 = H(hash 0, tokens 16-31)    hash 2 = H(hash 1, tokens 32-47) ...
+# key 0 = hash(salt, tokens 0-15)    key 1 = hash(key 0, tokens 16-31)    key 2 = hash(key 1, tokens 32-47) ...
 # ```
 
 # %%
 import hashlib
 
 
-def block_hash(parent, tokens):
+def key(parent, tokens):
     return hashlib.sha256(parent + b"|" + ",".join(map(str, tokens)).encode()).digest()
 
 
-def block_hashes(tokens, block_size=4, salt=b""):
+def keys(tokens, block_size=4, salt=b""):
     chain = [salt]
     for start in range(0, len(tokens) - block_size + 1, block_size):
-        chain.append(block_hash(chain[-1], tokens[start : start + block_size]))
-    return [each.hex()[:8] for each in chain[1:]]
+        chain.append(key(chain[-1], tokens[start : start + block_size]))
+    return [k.hex()[:8] for k in chain[1:]]
 
 
 a = llm.tokenizer.encode("To be, or not to be, that is the question")
 b = llm.tokenizer.encode("To be, or not to see, that is the question")
-print(block_hashes(a))
-print(block_hashes(b))
+print(keys(a))
+print(keys(b))
 
 # %% [markdown]
-# The first blocks agree, and from the changed one on all hashes differ, though the last words are alike. `find` is a walk along
-# this chain through a dictionary; it stops at the first hash that is not there. `minipage/memory/prefix_cache.py` is no more
+# The first blocks agree, and from the changed one on all keys differ, though the last words are alike. `find` is a walk along
+# this chain through a dictionary; it stops at the first key that is not there. `minipage/memory/prefix_cache.py` is no more
 # than that.
 #
-# ### When hashes collide
+# ### When keys collide
 #
-# Does H have to be a good one? Megatron-LM (#4158) had one that collided when one token went up and its neighbour went
+# Does the hash have to be a good one? Megatron-LM (#4158) had one that collided when one token went up and its neighbour went
 # down: like a sum. Give the engine such a hash:
 
 
 # %%
 class SumCache(PrefixCache):
-    """A hash that is only a sum: order and balance are lost."""
+    """A key that is only a sum: order and balance are lost."""
 
-    def block_hash(self, parent, token_ids):
+    def key(self, parent, token_ids):
         total = int.from_bytes(parent, "big") + sum(token_ids)
         return (total % 2**256).to_bytes(32, "big")
 
@@ -291,7 +288,7 @@ for cache_class in (PrefixCache, SumCache):
 # %% [markdown]
 # Bob has chosen words so that the sums agree. With the bad hash his prompt finds Alice's blocks, and the model answers to what *Alice* wrote. In a real
 # service that is a leak of her prompt. So **yes, collisions are a security problem**, even with good hash functions, if they are
-# *predictable*: who can compute the hashes can search for two prompts with the same one (vLLM #12621: it
+# *predictable*: who can compute keys can search for two prompts with the same one (vLLM #12621: it
 # used Python's built-in `hash`, which gives `None` the same number everywhere since Python 3.12).
 # minipage uses a cryptographic hash with a secret drawn for each cache.
 #
@@ -326,7 +323,7 @@ print(
 )
 
 # %% [markdown]
-# The last line has a `cache_salt`, which goes into the first hash: only requests with the same salt share.
+# The last line has a `cache_salt`, which goes into the first key: only requests with the same salt share.
 #
 # (The first two lines are also the *good* news of this lesson: that is what a hit saves. Kwon et al. got 1.67 times the
 # throughput from a shared prefix of 80 tokens, and 3.58 times from one of 341; figure 16.)
@@ -381,11 +378,11 @@ plt.show()
 # the *end* of the text. Head first, the very first block that goes makes all the others useless: nobody can find block 2 without
 # block 1.
 #
-# ## A stale hash
+# ## A stale key
 #
-# When a block is handed out, its old contents are *evicted*, and its hash must be forgotten at that moment. nano-vllm (#163) forgot to forget: a block that had been
+# When a block is handed out, its key must be forgotten at that moment. nano-vllm (#163) forgot to forget: a block that had been
 # reallocated kept its old hash, and a later request got another prompt's K and V, silently. In minipage the pool calls
-# `on_evict`; let us cut that wire:
+# `on_reuse`; let us cut that wire:
 
 
 # %%
@@ -429,7 +426,7 @@ def logits(llm, prompt):
 
 engine = LLM(enable_prefix_caching=True, num_blocks=100)
 first, second = logits(engine, prompt), logits(engine, prompt)
-print("tokens found:", engine.scheduler.num_hit_tokens, "of", len(prompt))
+print("tokens found:", engine.scheduler.prefix_cache.num_hit_tokens, "of", len(prompt))
 print("largest difference between the logits:", np.abs(first - second).max())
 best = np.sort(first)[-2:]  # [2]
 print("distance from the best token to the next:", best[1] - best[0])
@@ -459,7 +456,7 @@ print("distance from the best token to the next:", best[1] - best[0])
 # In your folder (`learn init my-minipage` makes it, once):
 #
 # ```bash
-# python -m minipage learn check 8.1    # block_hash; 8.2 publish, 8.3 find, 8.4 adopt, 8.5 forget and reset, 8.6 twins
+# python -m minipage learn check 8.1    # key; 8.2 publish, 8.3 find, 8.4 adopt, 8.5 forget and reset, 8.6 twins
 # python -m minipage demo prefix --mine .
 # ```
 #

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from minipage.engine.beams import BeamRequest
 from minipage.engine.prompts import Prompt, check_token_ids, read_prompt
-from minipage.engine.request import BeamRequest, Request, SampledRequest
+from minipage.engine.request import Request
+from minipage.engine.sampled import SampledRequest
 from minipage.errors import InvalidRequestError
 from minipage.memory import BlockPool, BlockTable
 from minipage.model.tokenizer import Tokenizer

@@ -81,7 +81,7 @@ def given_names(lesson: Lesson) -> set[tuple[str, str]]:
 
 
 def is_copy(lesson: Lesson, path: Path) -> bool:
-    """Whether it is minipage's own solution, word for word but for comments. That is known to be right."""
+    """Whether it is minipage's own solution, word for word except comments. That is known to be right."""
     return ast.dump(ast.parse(read(path))) == ast.dump(ast.parse(read(lesson.solution)))
 
 

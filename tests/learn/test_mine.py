@@ -12,8 +12,8 @@ from minipage.learn.course import chosen, lessons
 from minipage.learn.judge import FAILED, PASSED
 from minipage.learn.mine import Mine
 from minipage.learn.workspace import init
-from minipage.trace.demo import Demo, make_engine
-from minipage.trace.scenarios import SCENARIOS, find_scenario
+from minipage.trace.playing.demo import Demo, make_engine
+from minipage.trace.playing.scenarios import SCENARIOS, find_scenario
 
 ALTERNATIVES = Path(__file__).parent / "alternatives"
 PARTS = {lesson.part: lesson.name for lesson in lessons() if lesson.part}

@@ -78,7 +78,7 @@ def test_4_2_append(impl, num_blocks, size, appends, seed):
         for count in appends:
             before, told = state(pool, table), list(pool.told)
             if blocks_for(total + count, size) > num_blocks:
-                why = "The pool has too few free blocks for so many tokens, so append has to raise OutOfBlocksError."
+                why = "The pool has too few free blocks for that many tokens, so append has to raise OutOfBlocksError."
                 must_raise(OutOfBlocksError, lambda: table.append(count), why)  # noqa: B023
                 why = "An append that fails changes nothing: no block is taken, no token is counted."
                 expect(STATE, state(pool, table), before, why)

@@ -25,7 +25,7 @@ def table_class(solution):
 
 
 def table_over(impl, Table, size, num_tokens, head=0, tail=0, num_free=20):
-    """A pool in disorder, and a table of so many tokens over it, filled by us. `head` others hold its blocks but for
+    """A pool in disorder, and a table of this many tokens over it, filled by us. `head` others hold its blocks except
     the last one, and `tail` others the last one."""
     num_blocks = len(range(0, num_tokens, size))
     impl.diary.begin()

@@ -19,7 +19,7 @@ from minipage.learn.graders.prefix_hashes import (  # noqa: F401 (8.1 is judged 
     test_8_1_with_hashes_nobody_can_reckon_with,
 )
 from minipage.learn.graders.prefix_secret import test_8_5_nobody_can_guess_the_new_secret  # noqa: F401
-from minipage.learn.graders.prefix_twins import (  # noqa: F401 (and 8.6, but for the last)
+from minipage.learn.graders.prefix_twins import (  # noqa: F401 (and 8.6, except the last)
     test_8_6_side_by_side,
     test_8_6_that_are_free,
     test_8_6_that_are_ones_own,
