@@ -142,9 +142,7 @@ class GGUFWeights(Mapping[str, Array]):
         if not place.shape or 0 in place.shape or place.shape[-1] % quant.block_size:
             raise ModelError(f"{shown(name)} has a shape that {quant.kind.name} cannot have, {place.shape}.")
         if place.offset + quant.num_bytes(place.shape) > len(self._data):
-            raise ModelError(
-                f"it ends before the end of {shown(name)}: only a part is there. Fetch it again."
-            )
+            raise ModelError(f"it ends before the end of {shown(name)}: only a part is there. Fetch it again.")
 
 
 class Quantization(NamedTuple):

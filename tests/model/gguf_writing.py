@@ -1,11 +1,10 @@
-"""Small GGUF files, written as llama.cpp's converter writes them: from a model of transformers, with random weights."""
+"""Small GGUF files, written as llama.cpp's converter writes them, from random models of transformers."""
 
 import gguf
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Kind
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
-from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config, Qwen3Config
 
 VOCAB_SIZE = 300
 SIZES = {
@@ -17,11 +16,7 @@ SIZES = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
 }
-CLASSES = {
-    "llama": (LlamaConfig, LlamaForCausalLM),
-    "qwen2": (Qwen2Config, Qwen2ForCausalLM),
-    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
-}
+CONFIGS = {"llama": LlamaConfig, "qwen2": Qwen2Config, "qwen3": Qwen3Config}
 PARTS = {  # of Hugging Face's names, to GGUF's
     "model.embed_tokens": "token_embd",
     "model.norm": "output_norm",
@@ -55,10 +50,9 @@ def random_model(architecture, **settings):
     torch.manual_seed(0)
     if architecture == "gpt2":
         config = GPT2Config(vocab_size=VOCAB_SIZE, n_positions=64, n_embd=64, n_layer=2, n_head=4, **settings)
-        model = GPT2LMHeadModel(config)
     else:
-        make_config, make_model = CLASSES[architecture]
-        model = make_model(make_config(**SIZES | {"tie_word_embeddings": True} | settings))
+        config = CONFIGS[architecture](**SIZES | {"tie_word_embeddings": True} | settings)
+    model = AutoModelForCausalLM.from_config(config)
     for name, weight in model.named_parameters():  # norms and biases, too, so that none is left out unnoticed
         torch.nn.init.normal_(weight, mean=float("norm" in name or "ln_" in name), std=0.1)
     return model.eval()

