@@ -22,7 +22,7 @@ import torch
 
 from minipage import LLM, SamplingParams
 from minipage.attention.cuda.compat import cuda
-from minipage.gpu import graphs
+from minipage.worker.gpu import graphs
 
 failures: Counter[str] = Counter()
 num_captured = 0

@@ -31,8 +31,8 @@ from rich.progress import track
 from benchmarks.charts import Chart, Roofline
 from benchmarks.measure import console, grid, main
 from minipage.errors import ConfigurationError
-from minipage.gpu.capture import recorded
 from minipage.ladder import RUNGS, rung
+from minipage.worker.gpu.capture import recorded
 
 BLOCK_SIZE = 16
 HEADS = {"12x64": (12, 12, 64), "32/8x128": (32, 8, 128), "64/8x128": (64, 8, 128)}  # query heads, KV heads, head size

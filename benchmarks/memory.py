@@ -37,8 +37,8 @@ from benchmarks.charts import Chart
 from benchmarks.measure import Stopwatch, console, grid, in_turn, main
 from minipage.errors import OutOfBlocksError
 from minipage.memory import BlockPool, BlockTable, PrefixCache
-from minipage.memory.contiguous import BuddyAllocator, reserve_max, reserve_oracle, reserve_pow2
 from minipage.simulate import MAX_MODEL_LEN, NUM_SLOTS, Request, contiguous, draw_requests, paged, simulate
+from minipage.simulate.baselines import BuddyAllocator, reserve_max, reserve_oracle, reserve_pow2
 
 POOL_SIZES = 1_024, 10_240, 102_400, 1_024_000  # blocks; multiples of TEXT_BLOCKS
 BLOCK_SIZES = 1, 8, 16, 32, 64, 128, 256  # tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from numbers import Integral
 from reprlib import Repr
 
@@ -19,7 +20,7 @@ class RequestError(MinipageError):
 
 
 class ConfigurationError(MinipageError, ValueError):
-    """An engine, pool or kernel was set up with a value that makes no sense."""
+    """An engine, a pool or a block table was set up, or asked for something, with a value that makes no sense."""
 
 
 class ModelError(MinipageError):
@@ -76,3 +77,9 @@ def require_positive(**settings: object) -> None:
     for name, value in settings.items():
         if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
             raise ConfigurationError(f"{name} is {shown(value)}; it must be a whole number of at least 1.")
+
+
+def require(condition: object, message: str | Callable[[], str]) -> None:
+    """Raise KernelArgumentError unless `condition` holds. Costly messages are functions, called only on failure."""
+    if not condition:
+        raise KernelArgumentError(message if isinstance(message, str) else message())

@@ -15,8 +15,8 @@ from engine.checkpoints import save_gpt2, save_tokenizer
 
 from minipage import LLM, SamplingParams, __version__
 from minipage.cli import DEFAULTS, main
-from minipage.model.weights import SHIPPED_MODEL, find_folder
-from minipage.options import DEMO, ENGINE, SAMPLING, early_stopping, truth
+from minipage.cli_options import DEMO, ENGINE, SAMPLING, early_stopping, truth
+from minipage.model.checkpoint import SHIPPED_MODEL, find_folder
 
 MINIPAGE = [sys.executable, "-m", "minipage"]
 QUIET = {"OPENBLAS_NUM_THREADS": "1"}  # tests share their cores with other tests
@@ -128,7 +128,7 @@ def test_what_fails_on_the_way(monkeypatch, capsys):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("minipage.trace.demo.run", full)
+    monkeypatch.setattr("minipage.trace.playing.demo.run", full)
     assert main(["demo"]) == 1
     assert "No space left" in capsys.readouterr().err
 
@@ -264,7 +264,7 @@ def test_every_option_arrives_under_its_own_name(command, name, monkeypatch):
     def take(*args, **options):
         raise Taken(options | dict(zip(["model"], args)))
 
-    monkeypatch.setattr("minipage.engine.LLM" if table is ENGINE else "minipage.sampling.SamplingParams", take)
+    monkeypatch.setattr("minipage.engine.llm.LLM" if table is ENGINE else "minipage.sampling.SamplingParams", take)
     option = table[name]
     typed = "shakespeare" if name == "model" else VALUES.get(option.kind)
     arguments = [f"--{name.replace('_', '-')}", *([typed] if option.value else [])]
@@ -298,15 +298,15 @@ def test_generate_streams_one_text(capsys):
 
 def test_generate_prints_words_as_they_come(monkeypatch, capsys):
     """Some of the text is printed before all of it is known."""
-    import minipage.engine
+    import minipage.engine.llm
 
-    step, printed = minipage.engine.LLM._step, []
+    step, printed = minipage.engine.llm.LLM._step, []
 
     def watch(llm):
         printed.append(capsys.readouterr().out)
         step(llm)
 
-    monkeypatch.setattr(minipage.engine.LLM, "_step", watch)
+    monkeypatch.setattr(minipage.engine.llm.LLM, "_step", watch)
     assert main(["generate", "To be, or", "--max-tokens", "12", "--seed", "1"]) == 0
     assert sum(map(bool, printed)) > 5
 
@@ -490,7 +490,7 @@ def test_a_wide_page(monkeypatch, capsys):
 
 
 def test_a_text_that_cannot_go_on_is_named_and_the_exit_code_says_so(monkeypatch, capsys):
-    monkeypatch.setattr("minipage.engine.LLM.forward", lambda self, plan: np.full((9, 10_000), np.nan))
+    monkeypatch.setattr("minipage.engine.llm.LLM.forward", lambda self, plan: np.full((9, 10_000), np.nan))
     for prompts in (["To be"], ["To be", "KING:"]):
         assert main(["generate", "--max-tokens", "3", *prompts]) == 1
         err = capsys.readouterr().err

@@ -16,7 +16,7 @@ from hypothesis.stateful import run_state_machine_as_test as run
 
 from minipage.errors import BlockError, ConfigurationError, IntegrityError, OutOfBlocksError
 from minipage.memory import BlockPool, BlockTable
-from minipage.memory.contiguous import (
+from minipage.simulate.baselines import (
     BuddyAllocator,
     ContiguousTable,
     next_power_of_two,

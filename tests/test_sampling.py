@@ -22,7 +22,8 @@ from transformers import (
 )
 
 from minipage.errors import InvalidRequestError, MinipageError, shown
-from minipage.sampling import SamplingParams, probabilities, random_number, sample, top_logprobs
+from minipage.sampling import SamplingParams, random_number, sample, top_logprobs
+from minipage.sampling.sampler import probabilities
 
 # Whole numbers divided by a power of two: sums come out the same in any order, so a tie is a tie for everybody.
 logit_rows = st.lists(st.integers(-80, 80).map(lambda i: i / 8), min_size=1, max_size=12).map(

@@ -7,10 +7,11 @@ import statistics
 import numpy as np
 import pytest
 
-from minipage import simulate as sim
 from minipage.errors import ConfigurationError, InvalidRequestError
 from minipage.memory import BlockPool, BlockTable
 from minipage.simulate import NUM_SLOTS, PAPER, Request, draw_lengths, draw_requests, memories, simulate, worked_example
+from minipage.simulate import __main__ as screen
+from minipage.simulate import simulation as sim
 
 
 @pytest.fixture(scope="module")
@@ -237,7 +238,7 @@ def test_at_least_one_request_has_to_finish():
 
 
 def test_the_command_prints_both_tables_in_plain_text_when_nobody_is_watching(capsys):
-    assert sim.main(["--requests", "20"]) == 0
+    assert screen.main(["--requests", "20"]) == 0
     out, err = capsys.readouterr()
     assert err == ""
     assert "\x1b" not in out and "\r" not in out, "no colours and no progress bar"
@@ -248,7 +249,7 @@ def test_the_command_prints_both_tables_in_plain_text_when_nobody_is_watching(ca
 
 
 def test_beside_another_memory_the_papers_numbers_would_mislead(capsys):
-    assert sim.main(["--requests", "20", "--slots", "8192"]) == 0
+    assert screen.main(["--requests", "20", "--slots", "8192"]) == 0
     assert "paper" not in capsys.readouterr().out
 
 
@@ -265,7 +266,7 @@ def test_beside_another_memory_the_papers_numbers_would_mislead(capsys):
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_bad_input_is_answered_with_a_sentence_and_exit_code_2(arguments, sentence, capsys):
-    assert sim.main(arguments) == 2
+    assert screen.main(arguments) == 2
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert sentence in err
@@ -273,7 +274,7 @@ def test_bad_input_is_answered_with_a_sentence_and_exit_code_2(arguments, senten
 
 def test_an_option_that_is_no_number_is_exit_code_2(capsys):
     with pytest.raises(SystemExit, match="2"):
-        sim.main(["--requests", "many"])
+        screen.main(["--requests", "many"])
     assert "many" in capsys.readouterr().err
 
 
@@ -282,6 +283,6 @@ def test_what_fails_on_the_way_is_exit_code_1_and_ctrl_c_130(error, code, capsys
     def fail(args):
         raise error
 
-    monkeypatch.setattr(sim, "report", fail)
-    assert sim.main([]) == code
+    monkeypatch.setattr(screen, "report", fail)
+    assert screen.main([]) == code
     assert capsys.readouterr().err == {130: "", 1: f"error: {str(error) or 'out of memory'}\n"}[code]

@@ -34,7 +34,7 @@ from pathlib import Path
 SOURCE = "minipage"  # what to install; the URL of a repository ("git+https://...") does as well
 if importlib.util.find_spec("minipage") is None:
     checkout = next(
-        (str(p) for p in Path.cwd().parents if (p / "minipage" / "engine.py").exists()),
+        (str(p) for p in Path.cwd().parents if (p / "minipage" / "errors.py").exists()),
         None,
     )
     subprocess.run(
@@ -111,11 +111,11 @@ print("conversations of 161 + 338   :", slots // (161 + 338))
 #
 # K and V of a request used to be one array, and an array lies in one piece. It cannot grow where it lies, since
 # something else lies behind it. So its room was reserved when the request came, as large as the request *might* become.
-# `minipage.memory.contiguous` has such a memory. Here it is in small: 64 slots, where no text may be longer than 32.
+# `minipage.simulate.baselines` has such a memory. Here it is in small: 64 slots, where no text may be longer than 32.
 
 # %%
 from minipage.errors import OutOfBlocksError
-from minipage.memory.contiguous import BuddyAllocator, ContiguousTable, slot_usage
+from minipage.simulate.baselines import BuddyAllocator, ContiguousTable, slot_usage
 
 allocator = BuddyAllocator(64)
 requests = {

@@ -32,7 +32,7 @@ from pathlib import Path
 SOURCE = "minipage"  # what to install; the URL of a repository ("git+https://...") does as well
 if importlib.util.find_spec("minipage") is None:
     checkout = next(
-        (str(p) for p in Path.cwd().parents if (p / "minipage" / "engine.py").exists()),
+        (str(p) for p in Path.cwd().parents if (p / "minipage" / "errors.py").exists()),
         None,
     )
     subprocess.run(
@@ -223,8 +223,8 @@ print("the same as before:", np.array_equal(gathered, k))
 # along. Here is a step with a prompt of five tokens and two texts that are in the middle of writing:
 
 # %%
-from minipage.batch import make_batch
 from minipage.scheduling import Chunk, Sequence, SequenceGroup
+from minipage.worker.batch import make_batch
 
 
 def a_sequence(name, num_tokens, pool):

@@ -32,7 +32,7 @@ from pathlib import Path
 SOURCE = "minipage"  # what to install; the URL of a repository ("git+https://...") does as well
 if importlib.util.find_spec("minipage") is None:
     checkout = next(
-        (str(p) for p in Path.cwd().parents if (p / "minipage" / "engine.py").exists()),
+        (str(p) for p in Path.cwd().parents if (p / "minipage" / "errors.py").exists()),
         None,
     )
     subprocess.run(
@@ -252,13 +252,12 @@ plt.show()
 
 # %%
 from minipage.memory import BlockPool
-from minipage.scheduling import Scheduler
-from minipage.scheduling.scheduler import StepPlan
+from minipage.scheduling import Scheduler, StepPlan
 
 
 class PromptsFirst(Scheduler):
     def schedule(self):
-        plan = StepPlan([], [], [], [], [])
+        plan = StepPlan()
         self._admit(plan, self.max_num_batched_tokens)
         return plan if plan.chunks else super().schedule()
 

@@ -31,7 +31,7 @@ from pathlib import Path
 SOURCE = "minipage"  # what to install; the URL of a repository ("git+https://...") does as well
 if importlib.util.find_spec("minipage") is None:
     checkout = next(
-        (str(p) for p in Path.cwd().parents if (p / "minipage" / "engine.py").exists()),
+        (str(p) for p in Path.cwd().parents if (p / "minipage" / "errors.py").exists()),
         None,
     )
     subprocess.run(
@@ -123,7 +123,7 @@ print(f"largest error, in steps of its row: {(error / scales).max():.3f}")
 # (Micikevicius et al., [2022](https://arxiv.org/abs/2209.05433)). Here are all its positive numbers, beside those of int8, both scaled to 1:
 
 # %% tags=["hide-input"]
-from minipage.attention.quantize import FP8_VALUES
+from minipage.simd.fp8 import FP8_VALUES
 
 fig, ax = plt.subplots(figsize=(8, 1.5))
 ax.plot(FP8_VALUES[:127] / 448, np.ones(127), "|", markersize=18)

@@ -31,7 +31,7 @@ from pathlib import Path
 SOURCE = "minipage"  # what to install; the URL of a repository ("git+https://...") does as well
 if importlib.util.find_spec("minipage") is None:
     checkout = next(
-        (str(p) for p in Path.cwd().parents if (p / "minipage" / "engine.py").exists()),
+        (str(p) for p in Path.cwd().parents if (p / "minipage" / "errors.py").exists()),
         None,
     )
     subprocess.run(
@@ -102,7 +102,7 @@ WORKER = '''
 import numpy as np
 
 from minipage.attention import KVCache, copy_blocks
-from minipage.batch import paged_attend
+from minipage.worker.batch import paged_attend
 from minipage.attention import paged_attention
 from minipage.model.gpt import GPT, gelu
 from minipage.model.weights import load_model
@@ -206,7 +206,7 @@ import tempfile
 from unittest.mock import patch
 
 from minipage import LLM, SamplingParams
-from minipage.batch import make_batch
+from minipage.worker.batch import make_batch
 
 folder = tempfile.mkdtemp()
 (Path(folder) / "tensor_parallel_worker.py").write_text(WORKER, encoding="utf-8")

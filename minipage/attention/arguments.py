@@ -22,7 +22,7 @@ all tokens before it. With grouped queries, `num_heads / num_kv_heads` query hea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from numbers import Real
 from typing import Any, NamedTuple
@@ -30,10 +30,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from minipage.errors import KernelArgumentError, shown
-
-Floats = npt.NDArray[np.floating[Any]]
-Integers = npt.NDArray[np.integer[Any]]
+from minipage.errors import KernelArgumentError, require, shown
+from minipage.simd.arrays import Floats
 
 Shape = tuple[int, ...]
 
@@ -68,12 +66,6 @@ class Arguments(NamedTuple):
     v_scales: Floats | None  # [num_blocks, block_size, num_kv_heads]
 
 
-def require(condition: bool | np.bool, message: str | Callable[[], str]) -> None:
-    """A message that has to be put together is a function: it takes longer than the checks, and is hardly ever read."""
-    if not condition:
-        raise KernelArgumentError(message if isinstance(message, str) else message())
-
-
 def as_array(name: str, given: Any) -> npt.NDArray[Any]:
     """What was given as an array: the same memory if it is one already, a copy if it is a list."""
     if type(given) is np.ndarray:
@@ -101,11 +93,6 @@ def as_integers(name: str, given: Any) -> npt.NDArray[np.int64]:
     if array.dtype.kind == "u" and array.dtype.itemsize == 8:
         array = np.minimum(array, np.iinfo(np.int64).max)  # [...]
     return array.astype(np.int64, order="C")  # [...]
-
-
-def as_they_lie(array: Floats) -> Floats:
-    """[...] -> [...] the same numbers one after the other, as kernels are compiled for; a copy only if need be."""
-    return array if array.flags.carray else array.copy()
 
 
 def as_scale(scale: Any, dtype: npt.DTypeLike) -> float:

@@ -26,10 +26,11 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from minipage.attention.arguments import Floats, Integers, as_they_lie, check_arguments
+from minipage.attention.arguments import check_arguments
 from minipage.attention.decode import decode
 from minipage.attention.prefill import prefill
-from minipage.attention.vectors import LANES
+from minipage.simd.arrays import Floats, Integers, as_they_lie
+from minipage.simd.vectors import LANES
 
 MANY = 4  # with this many queries a sequence is a prefill
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from minipage.attention.compiled import compiled, compiled_parallel
-from minipage.attention.vectors import (
+from minipage.simd.options import compiled, compiled_parallel
+from minipage.simd.vectors import (
     LANES,
     exp,
     filled,

@@ -16,18 +16,16 @@ from minipage.attention.arguments import (
     FLOATS,
     NARROW,
     QUANTIZED,
-    Floats,
-    Integers,
     as_array,
     as_integers,
     check_copies,
     check_scales,
-    require,
 )
-from minipage.attention.halves import stored
 from minipage.attention.quantize import quantize
-from minipage.errors import ConfigurationError, count, require_positive, shown
+from minipage.errors import ConfigurationError, count, require, require_positive, shown
 from minipage.memory import BlockCopy, BlockPool
+from minipage.simd.arrays import Floats, Integers
+from minipage.simd.halves import stored
 
 SCALE_BYTES = 4  # float32
 LARGEST_MEMORY = 2**63  # bytes; no array has as many
@@ -65,6 +63,10 @@ class KVCache:
     def arrays(self) -> list[Floats]:
         """All that is stored of blocks; each array is [num_layers, num_blocks, ...]."""
         return [a for a in (self.k, self.v, self.k_scales, self.v_scales) if a is not None]
+
+    def layer(self, i: int) -> list[Floats]:
+        """Of layer i alone: K, V, and if the cache is quantized their scales; each array is [num_blocks, ...]."""
+        return [array[i] for array in self.arrays]
 
     @classmethod
     def of(cls, pool: BlockPool, num_layers: int, num_kv_heads: int, head_size: int, *how: Any) -> KVCache:

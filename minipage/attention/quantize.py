@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from minipage.attention.arguments import Floats
-from minipage.attention.halves import from_bfloat16
 from minipage.errors import ConfigurationError
+from minipage.simd.arrays import Floats
+from minipage.simd.fp8 import FP8_LARGEST, FP8_VALUES, fp8_codes
+from minipage.simd.halves import widened
 
 # Options of LLM(kv_cache_dtype=...) -> what the cache is made of in NumPy. Bytes without a sign are codes of fp8; two
 # bytes without a sign are the bits of bfloat16.
@@ -39,20 +40,6 @@ def kv_dtype(name: str) -> type:
     return KV_CACHE_DTYPES[name]
 
 
-def fp8_values() -> npt.NDArray[np.float32]:
-    """[256] the number that each byte stands for; 0x7f and 0xff are NaN."""
-    code = np.arange(128)  # [128]
-    exponent, fraction = code >> 3, code & 7  # [128] each
-    normal = np.ldexp(1 + fraction / 8, exponent - 7)  # [128]
-    magnitude = np.where(exponent == 0, np.ldexp(fraction / 8, -6), normal)  # [128]; exponent 0: evenly spaced from 0
-    magnitude[127] = np.nan
-    return np.concatenate([magnitude, -magnitude]).astype(np.float32)  # [256]
-
-
-FP8_VALUES = fp8_values()  # [256]
-FP8_LARGEST = 448.0
-
-
 def quantize(rows: Floats, dtype: Any) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
     """[..., head_size] numbers -> [..., head_size] codes of `dtype` (int8 or uint8) and [...] scales.
 
@@ -67,16 +54,6 @@ def quantize(rows: Floats, dtype: Any) -> tuple[npt.NDArray[Any], npt.NDArray[np
     return fp8_codes(scaled), scales
 
 
-def fp8_codes(numbers: Floats) -> npt.NDArray[np.uint8]:
-    """The nearest fp8 to each number; from half way between two, the one whose last bit is 0."""
-    values = FP8_VALUES[:127].astype(np.float64)  # [127] from 0 to 448
-    half_ways = (values[1:] + values[:-1]) / 2  # [126]
-    magnitudes = np.abs(numbers)
-    codes = np.searchsorted(half_ways, magnitudes)  # how many half ways lie below
-    codes += (codes % 2 == 1) & (magnitudes == half_ways[np.minimum(codes, 125)])
-    return np.asarray(codes + 128 * np.signbit(numbers), np.uint8)
-
-
 def dequantize(codes: npt.NDArray[Any], scales: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """[..., head_size] codes and [...] scales -> [..., head_size] numbers."""
     numbers = FP8_VALUES[codes] if codes.dtype == np.uint8 else codes.astype(np.float32)  # [..., head_size]
@@ -88,6 +65,4 @@ def numbers_of(stored: npt.NDArray[Any], scales: npt.NDArray[np.float32] | None)
     """[..., head_size] of a cache, and [...] scales if it has any -> [..., head_size] the numbers they stand for."""
     if scales is not None:
         return dequantize(stored, scales)
-    if stored.dtype == np.uint16:
-        return from_bfloat16(stored)
-    return stored.astype(np.float32) if stored.dtype == np.float16 else stored
+    return widened(stored)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from minipage.attention.arguments import Floats, Integers, check_arguments
+from minipage.attention.arguments import check_arguments
 from minipage.attention.quantize import numbers_of
+from minipage.simd.arrays import Floats, Integers
 
 
 def paged_attention(

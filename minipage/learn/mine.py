@@ -14,7 +14,7 @@ from textwrap import wrap
 from typing import Any
 
 from minipage.attention.quantize import numbers_of
-from minipage.engine import LLM
+from minipage.engine.llm import LLM
 from minipage.errors import ConfigurationError, InvalidRequestError, LearnError, MinipageError, ModelError, TraceError
 from minipage.learn.course import Lesson, lessons
 from minipage.learn.judge import missing
@@ -108,27 +108,22 @@ class Mine:
 
     # ---- the engine
 
+    def _pool_like(self, pool: BlockPool) -> BlockPool:
+        made: BlockPool = self.get("block pool", "BlockPool", BlockPool)(pool.num_blocks, pool.block_size)
+        return made
+
     def build(self, *args: Any, **options: Any) -> LLM:
         """What LLM(...) with these options would be, of their parts."""
-        plain = LLM(*args, **options).scheduler  # knows every size that the options come to
-        pool_class = self.get("block pool", "BlockPool", BlockPool)
-        cache_class = self.get("prefix cache", "PrefixCache", PrefixCache)
 
-        def pool_like(pool: BlockPool) -> BlockPool:
-            made: BlockPool = pool_class(pool.num_blocks, pool.block_size)
-            return made
+        def scheduler(pool: BlockPool, *limits: int, **parts: Any) -> Scheduler:
+            """Scheduler(...) as minipage would make it, with their parts in place of its own."""
+            pool = self._pool_like(pool)
+            if parts["prefix_cache"]:
+                parts["prefix_cache"] = self.get("prefix cache", "PrefixCache", PrefixCache)(pool)
+            if parts["swap_pool"]:
+                parts["swap_pool"] = self._pool_like(parts["swap_pool"])
+            return self.scheduler()(pool, *limits, **parts)
 
-        pool = pool_like(plain.block_pool)
-        scheduler = self.scheduler()(
-            pool,
-            plain.max_num_seqs,
-            plain.max_num_batched_tokens,
-            policy=plain.policy,
-            prefix_cache=cache_class(pool) if plain.prefix_cache else None,
-            swap_pool=pool_like(plain.swap_pool) if plain.swap_pool else None,
-            preemption=plain.preemption,
-            watermark=options.get("watermark", 0.0),
-        )
         attention = self.attention(options.pop("attention", "cpu"))
         return LLM(*args, **options, scheduler=scheduler, block_table=self.block_table(), attention=attention)
 

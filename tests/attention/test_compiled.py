@@ -11,7 +11,7 @@ import pytest
 from where import CUDA
 
 import minipage
-from minipage.attention.compiled import SHARED_FILES
+from minipage.simd.options import SHARED_FILES
 
 pytestmark = pytest.mark.skipif(CUDA, reason="about the kernels of the CPU")
 PACKAGE = Path(minipage.__file__).parent
@@ -38,7 +38,7 @@ def copy(tmp_path):
 # The smallest kernel that calls another file's code; that comes out as 1 / (1 + e ** -u), here about 0.84.
 GELU = """
 import numpy as np
-from minipage.compiled_gpt import gelu
+from minipage.model.layers.compiled import gelu
 x = np.ones((1, 1), np.float32)
 gelu(x)
 print(round(float(x[0, 0]), 3))
@@ -51,7 +51,7 @@ def test_an_edit_of_another_file_shows_at_the_next_run_and_nothing_else_is_compi
     kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.nb?")}
     assert run(GELU, copy, **cache)[0] == "0.841"
     assert kept and kept == {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*.nb?")}
-    vectors = copy / "attention" / "vectors.py"
+    vectors = copy / "simd" / "vectors.py"
     line = "series = series * r + np.float32(0.6931471805599453)"
     text = vectors.read_text()
     assert line in text
@@ -76,19 +76,20 @@ def test_every_kernel_file_that_others_use_counts_for_the_cache():
     texts = {file: file.read_text(encoding="utf-8") for file in PACKAGE.rglob("*.py") if "cuda" not in file.parts}
     signs = "\n@compiled", "\n@in_python", "\n@overload", "\n@intrinsic", "\n@kept_on_disk"
     kernels = {file for file, text in texts.items() if any(sign in text for sign in signs)}
-    assert {"decode.py", "prefill.py", "vectors.py", "compiled_gpt.py"} <= {file.name for file in kernels}
+    assert {"loops.py", "decode.py", "prefill.py", "vectors.py", "compiled.py"} <= {file.name for file in kernels}
     for file in kernels:
         for node in ast.walk(ast.parse(texts[file])):
             if isinstance(node, ast.ImportFrom) and node.module.startswith("minipage."):
                 imported = PACKAGE.parent.joinpath(*node.module.split(".")).with_suffix(".py")
-                assert imported not in kernels or imported.name in SHARED_FILES, (file, imported)
+                name = imported.relative_to(PACKAGE).as_posix()
+                assert imported not in kernels or name in SHARED_FILES, (file, imported)
 
 
 KERNELS = """
 import os, sys, threading
 import numba, numpy as np
 from minipage.attention import paged_attention
-from minipage.compiled_gpt import Linear
+from minipage.model.layers.compiled import Linear
 
 rng = np.random.default_rng(0)
 linear = Linear(rng.standard_normal((64, 256), np.float32), np.zeros(256, np.float32))
@@ -159,7 +160,7 @@ def test_without_the_compiler_every_instruction_does_what_its_machine_code_does(
 def test_without_the_compiler_attention_is_the_same_over_every_kind_of_cache():
     code = """
 import numpy as np
-from minipage.attention import KVCache, paged_attention, reference, write_kv
+from minipage.attention import KVCache, cpu, loops, reference, write_kv
 from minipage.attention.quantize import KV_CACHE_DTYPES
 
 rng = np.random.default_rng(0)
@@ -168,7 +169,8 @@ for dtype in KV_CACHE_DTYPES.values():
     layer = [array[0] for array in KVCache(1, 6, 4, 2, 16, dtype).arrays]
     write_kv(k, v, *layer[:2], np.arange(24), *layer[2:])
     arguments = q, *layer[:2], np.arange(6).reshape(2, 3), np.array([9, 12]), np.array([0, 1, 4]), 0.25, *layer[2:]
-    np.testing.assert_allclose(paged_attention(*arguments), reference.paged_attention(*arguments), atol=1e-5)
+    for kernel in (cpu, loops):
+        np.testing.assert_allclose(kernel.paged_attention(*arguments), reference.paged_attention(*arguments), atol=1e-5)
 """
     run(code, options=["-W", "error:::minipage"], NUMBA_DISABLE_JIT="1")
 

@@ -9,9 +9,9 @@ from hypothesis.extra.numpy import arrays
 from where import versions
 
 from minipage.attention import KVCache, copy_blocks, reference, write_kv
-from minipage.attention.halves import from_bfloat16, to_bfloat16
 from minipage.attention.quantize import kv_dtype
 from minipage.memory import BlockCopy
+from minipage.simd.halves import from_bfloat16, to_bfloat16
 
 names = pytest.mark.parametrize("name", ["bfloat16", "float16"])
 EVERY_CODE = np.arange(2**16).astype(np.uint16)

@@ -9,8 +9,9 @@ from hypothesis.extra.numpy import arrays
 from where import versions
 
 from minipage.attention import KVCache, blocks_that_fit, reference, write_kv
-from minipage.attention.quantize import FP8_VALUES, dequantize, fp8_codes, kv_dtype, quantize
+from minipage.attention.quantize import dequantize, kv_dtype, quantize
 from minipage.errors import ConfigurationError, KernelArgumentError
+from minipage.simd.fp8 import FP8_VALUES, fp8_codes
 
 dtypes = pytest.mark.parametrize("name", ["int8", "fp8"])
 magnitudes = st.floats(2.0**-60, 1e4, width=32)  # scales of numbers near the smallest there are would be 0

@@ -4,9 +4,9 @@ import numba
 import numpy as np
 import pytest
 
-from minipage.attention.halves import from_bfloat16
-from minipage.attention.quantize import FP8_VALUES
-from minipage.attention.vectors import (
+from minipage.simd.fp8 import FP8_VALUES
+from minipage.simd.halves import from_bfloat16
+from minipage.simd.vectors import (
     LANES,
     exp,
     filled,

@@ -5,6 +5,7 @@ are small enough for the simulator, where decodes are padded as for a CUDA graph
 """
 
 import gc
+import sys
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -16,20 +17,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-import minipage.batch as batch_module
+import minipage.worker.batch as batch_module
 from minipage.attention import cuda
-from minipage.batch import Batch
-from minipage.engine import LLM
+from minipage.engine.llm import LLM
 from minipage.errors import ConfigurationError
-from minipage.gpu import capture, graphs
-from minipage.gpu.batches import Batches
-from minipage.gpu.graphs import GraphRunner, graph_sizes
-from minipage.gpu.inputs import StepInputs
-from minipage.gpu.sampling import UNSURE, Settings, draw_from_likeliest, sample_on_device
 from minipage.memory import BlockPool, BlockTable
-from minipage.model.arrays import is_simulated
+from minipage.model.place import is_simulated
 from minipage.sampling import NO_TOKEN, Draw, SamplingParams, sample
 from minipage.scheduling import Chunk, Sequence, SequenceGroup
+from minipage.worker.batch import Batch
+from minipage.worker.gpu import capture, graphs, memory
+from minipage.worker.gpu.draw import UNSURE, Settings, draw_from_likeliest, sample_on_device
+from minipage.worker.gpu.graphs import GraphRunner, graph_sizes
+from minipage.worker.gpu.inputs import StepInputs
+from minipage.worker.gpu.next_batch import Batches
 
 DEVICE = torch.device("cpu" if is_simulated() else "cuda")
 PROMPTS = [[3, 1, 4, 1, 5, 9], [2, 7], [1, 8, 2, 8, 1, 8, 2, 8, 4], [5]]
@@ -74,7 +75,13 @@ def test_greedy_texts_are_those_of_a_dense_model_on_the_cpu(tiny, options, preem
     preemptions = sum(output.metrics.num_preemptions for output in outputs)
     assert (preemptions > 0) == preempts, f"{preemptions} preemptions: the pool is of the wrong size for this test"
     if "enable_prefix_caching" in options:
-        assert llm.scheduler.prefix_cache.num_hit_tokens == 8
+        assert llm.scheduler.num_hit_tokens == 8
+
+
+def test_heads_that_a_warp_cannot_read_with_one_load(tmp_path):
+    save_gpt2(tmp_path, n_embd=256, n_head=1, n_layer=1)  # in float32 a row of K is 1,024 bytes
+    outputs = gpu_llm(tmp_path).generate(PROMPTS[:2], greedy(3))
+    assert texts(outputs) == [[Dense(tmp_path).greedy(prompt, 3)] for prompt in PROMPTS[:2]]
 
 
 WAYS = {
@@ -153,9 +160,88 @@ def test_too_many_blocks_for_the_gpu_are_refused(tiny, monkeypatch):
         def no_room(*arguments):
             raise RuntimeError("CUDA out of memory. Tried to allocate 1 TiB.")
 
-        monkeypatch.setattr("minipage.gpu.runner.zeros", no_room)
+        monkeypatch.setattr("minipage.worker.gpu.checked.zeros", no_room)
     with pytest.raises(ConfigurationError, match="no room for 1,000,000,000 blocks of 4 tokens"):
-        gpu_llm(tiny, block_pool=Endless())
+        LLM(tiny, device="cuda", max_num_seqs=4, block_pool=Endless())
+
+
+class FakeMemory:
+    """In place of torch.cuda, and of CuPy's pool: a GPU of 1,000 bytes, of which 300 are in use at first."""
+
+    def __init__(self):
+        self.in_use = self.most = 300
+
+    def take(self, num_bytes):
+        self.in_use += num_bytes
+        self.most = max(self.most, self.in_use)
+
+    def release(self, num_bytes):
+        self.in_use -= num_bytes
+
+    def synchronize(self): ...
+
+    def empty_cache(self): ...
+
+    def reset_peak_memory_stats(self):
+        self.most = self.in_use
+
+    def memory_allocated(self):
+        return self.in_use
+
+    def max_memory_allocated(self):
+        return self.most
+
+    def mem_get_info(self):
+        return 1000 - self.in_use, 1000
+
+    # CuPy's pool: what was once in use stays with it, until it is told to free it
+
+    def total_bytes(self):
+        return self.most
+
+    def free_all_blocks(self):
+        self.most = self.in_use
+
+
+@pytest.mark.parametrize("library", ["torch", "cupy"])
+def test_the_memory_for_blocks_is_what_the_largest_step_leaves_of_its_share(library, monkeypatch):
+    gpu = FakeMemory()
+    cupy = SimpleNamespace(
+        get_default_memory_pool=lambda: gpu, cuda=SimpleNamespace(runtime=SimpleNamespace(memGetInfo=gpu.mem_get_info))
+    )
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=gpu))
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    gpu.take(100)
+    gpu.release(100)  # before: of no interest
+
+    def step():
+        gpu.take(80)
+        gpu.take(70)
+        gpu.release(150)
+        return 25  # that graphs will keep
+
+    assert memory.spare_memory(library, 0.9, step) == 900 - 300 - 150 - 25
+    with pytest.raises(ConfigurationError, match=r"0\.4 of 1,000 bytes, of which 300 are in use and a step needs 175"):
+        memory.spare_memory(library, 0.4, step)
+
+
+@pytest.mark.parametrize("attention", [None, cuda.paged_attention], ids=["graphs", "checked"])
+def test_without_a_size_the_cache_takes_the_memory_that_is_spare_as_far_as_it_can_use_it(tiny, attention, monkeypatch):
+    asked = []
+
+    def spare(library, utilization, largest_step):
+        asked.append((utilization, largest_step()))
+        return num_bytes
+
+    monkeypatch.setattr("minipage.worker.gpu.checked.spare_memory", spare)
+    monkeypatch.setattr("minipage.worker.gpu.checked.is_simulated", lambda: False)
+    options = {"device": "cuda", "attention": attention, "max_num_seqs": 2, "block_size": 4, "max_model_len": 32}
+    num_bytes = 10**12
+    plenty = LLM(tiny, gpu_memory_utilization=0.7, **options)
+    assert plenty.scheduler.block_pool.num_blocks == 2 * 2 * (32 // 4)
+    num_bytes = 5 * sum(array[:, 0].nbytes for array in plenty.runner.kv_cache.arrays)
+    assert LLM(tiny, **options).scheduler.block_pool.num_blocks == 5
+    assert asked == [(0.7, 0), (0.9, 0)]  # simulated kernels are never in graphs, which would keep memory
 
 
 class Endless:
@@ -189,7 +275,7 @@ draws = st.builds(
 )
 def test_the_device_draws_what_the_host_draws(most, logits, batch):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minipage.gpu.sampling.MOST", most)
+        patch.setattr("minipage.worker.gpu.draw.MOST", most)
         tokens = sample_on_device(torch.from_numpy(logits.copy()).to(DEVICE), batch)
     for token, (row, draw) in zip(tokens, batch, strict=True):
         expected = sample(logits[row], *draw)
@@ -200,8 +286,8 @@ def test_the_device_draws_what_the_host_draws(most, logits, batch):
 
 
 def test_a_nucleus_of_few_tokens_is_found_without_sorting_all(monkeypatch):
-    monkeypatch.setattr("minipage.gpu.sampling.MOST", 4)
-    monkeypatch.setattr("minipage.gpu.sampling.draw_from_sorted", None)
+    monkeypatch.setattr("minipage.worker.gpu.draw.MOST", 4)
+    monkeypatch.setattr("minipage.worker.gpu.draw.draw_from_sorted", None)
     logits = torch.tensor([[0.0, 9, 1, 8, 2, 9, 3, 7], [5.0, 1, 2, 3, 4, 0, 0, 0]], device=DEVICE)
     ways = [{"top_p": 0.8}, {"top_k": 3}, {"top_k": 2, "top_p": 0.5, "min_p": 0.9}]
     batch = [(row, Draw(SamplingParams(**way), i / 8)) for row in (0, 1) for way in ways for i in range(8)]
@@ -214,7 +300,7 @@ def test_a_nucleus_of_few_tokens_is_found_without_sorting_all(monkeypatch):
 
 @pytest.mark.parametrize("top_k", [6, 10**400], ids=["6", "huge"])
 def test_top_p_of_more_tokens_than_are_looked_at_first(top_k, monkeypatch):
-    monkeypatch.setattr("minipage.gpu.sampling.MOST", 4)
+    monkeypatch.setattr("minipage.worker.gpu.draw.MOST", 4)
     logits = -torch.arange(8.0, device=DEVICE)[None] / 100  # [1, 8], nearly equal
     batch = [(0, Draw(SamplingParams(top_k=top_k, top_p=0.5), i / 8)) for i in range(8)]
     expected = [sample(logits[0].cpu().numpy(), *draw) for _, draw in batch]
@@ -229,7 +315,7 @@ def test_a_batch_that_follows_from_the_last_is_what_it_would_be_anew(
 ):
     made_anew, num_steps, num_preemptions = [], 0, 0
     real = batch_module.make_batch
-    monkeypatch.setattr("minipage.gpu.batches.make_batch", lambda chunks: made_anew.append(1) or real(chunks))
+    monkeypatch.setattr("minipage.worker.gpu.next_batch.make_batch", lambda chunks: made_anew.append(1) or real(chunks))
     first = [3 * i % 59 for i in range(17)]
     prompts = [first, [*first[:9], 1, 2, 3], first, [5, 7, 9]]  # alike in part, in all, in nothing
     samples, beams = SamplingParams(n=4, seed=3, max_tokens=9), SamplingParams(beam_width=4, max_tokens=9)
@@ -384,7 +470,7 @@ def test_a_failed_capture_leaves_the_garbage_collector_as_it_was(monkeypatch):
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("most", [4, 1024], ids=["more tokens than are looked at first", "all"])
 def test_logits_that_are_no_numbers_give_no_token_and_harm_no_other_row(bad, most, monkeypatch):
-    monkeypatch.setattr("minipage.gpu.sampling.MOST", most)
+    monkeypatch.setattr("minipage.worker.gpu.draw.MOST", most)
     logits = torch.randn(3, 64, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     ways = [{"temperature": 0}, {}, {"top_k": 3}, {"top_p": 0.8}, {"top_k": 2, "top_p": 0.5, "min_p": 0.5}]
     batch = [(row, Draw(SamplingParams(**way), 0.3)) for row in range(3) for way in ways]

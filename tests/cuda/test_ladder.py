@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from where import SIMULATOR, from_gpu, on_gpu
 
-from minipage.attention.halves import from_bfloat16, to_bfloat16
 from minipage.ladder import RUNGS, rung
+from minipage.simd.halves import from_bfloat16, to_bfloat16
 
 KINDS = {
     "float32": (lambda x: x, lambda x: x, 1e-5),

@@ -18,7 +18,7 @@ from engine.slot_oracle import SlotOracle, WatchedLLM
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from minipage.engine import LLM
+from minipage.engine.llm import LLM
 from minipage.errors import InvalidRequestError
 from minipage.memory import BlockPool, BlockTable, PrefixCache, blocks_needed
 from minipage.sampling import SamplingParams

@@ -19,8 +19,7 @@ ROOT = Path(minipage.__file__).parent
 FILES = {
     str(path)
     for pattern in (
-        "engine.py", "changes.py", "request.py", "completion.py", "beam_search.py", "sampling.py", "batch.py",
-        "model_runner.py", "scheduling/*.py", "memory/*.py", "attention/kv_cache.py",
+        "engine/[!_bip]*.py", "sampling/*.py", "worker/*.py", "scheduling/*.py", "memory/*.py", "attention/kv_cache.py",
     )
     for path in ROOT.glob(pattern)
 }  # fmt: skip

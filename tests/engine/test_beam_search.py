@@ -6,7 +6,7 @@ import torch
 from engine.checkpoints import VOCAB
 from transformers import GPT2LMHeadModel
 
-from minipage.engine import LLM
+from minipage.engine.llm import LLM
 from minipage.sampling import SamplingParams
 
 

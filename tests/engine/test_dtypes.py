@@ -5,7 +5,7 @@ import pytest
 import torch
 from engine.test_quantized_runs import all_logits
 
-from minipage.engine import LLM
+from minipage.engine.llm import LLM
 from minipage.errors import ConfigurationError
 from minipage.sampling import SamplingParams
 
@@ -19,7 +19,7 @@ def relative_error(got, expected):
     return np.linalg.norm(got - expected) / np.linalg.norm(expected)
 
 
-@pytest.mark.parametrize("attention", ["cpu", "reference"])
+@pytest.mark.parametrize("attention", ["cpu", "loops", "reference"])
 @pytest.mark.parametrize("dtype", ROUNDOFF)
 def test_a_model_in_two_bytes_is_off_by_a_few_roundoffs(tiny, dtype, attention):
     exact = LLM(tiny, num_blocks=32)

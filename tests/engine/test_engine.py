@@ -5,7 +5,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from minipage.engine import LLM
+from minipage.engine.llm import LLM
 from minipage.errors import ConfigurationError, InvalidRequestError, ModelError
 from minipage.memory import BlockPool
 from minipage.sampling import SamplingParams
@@ -264,3 +264,38 @@ def test_parts_of_your_own_are_used(tiny, dense):
 def test_an_unknown_model_is_a_model_error():
     with pytest.raises(ModelError, match="there is no folder"):
         LLM("./no/such/model")
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"num_blocks": 9}, {"memory": "1MiB"}, {"block_size": 8}, {"block_pool": BlockPool(9, 4)}, {"max_num_seqs": 3},
+        {"max_num_batched_tokens": 99}, {"enable_prefix_caching": True}, {"preemption": "swap"}, {"swap_space": 0},
+        {"policy": "priority"}, {"watermark": 0.5},
+    ],
+    ids=lambda option: next(iter(option)),
+)  # fmt: skip
+def test_options_that_a_scheduler_of_ones_own_would_override_are_refused(tiny, option):
+    with pytest.raises(ConfigurationError, match=f"{next(iter(option))} would have no effect"):
+        LLM(tiny, scheduler=Scheduler(BlockPool(50, 4)), **option)
+
+
+@pytest.mark.parametrize("option", [{"num_blocks": 9}, {"memory": "1MiB"}, {"block_size": 8}])
+def test_so_are_those_that_a_pool_of_ones_own_would(tiny, option):
+    with pytest.raises(ConfigurationError, match="the block_pool that is handed in"):
+        LLM(tiny, block_pool=BlockPool(50, 4), **option)
+
+
+def test_a_scheduler_that_is_a_class_is_made_with_all_that_the_options_say(tiny):
+    class Mine(Scheduler):
+        pass
+
+    options = {"num_blocks": 30, "block_size": 4, "max_num_seqs": 5, "preemption": "swap", "swap_space": "1MiB"}
+    llm = LLM(tiny, scheduler=Mine, enable_prefix_caching=True, watermark=0.1, **options)
+    theirs, ours = llm.scheduler, LLM(tiny, enable_prefix_caching=True, watermark=0.1, **options).scheduler
+    assert type(theirs) is Mine
+    for name in ("max_num_seqs", "max_num_batched_tokens", "preemption", "watermark_blocks", "policy"):
+        assert getattr(theirs, name) == getattr(ours, name)
+    assert theirs.block_pool.num_blocks == 30 and theirs.prefix_cache.pool is theirs.block_pool
+    assert theirs.swap_pool.num_blocks == ours.swap_pool.num_blocks
+    assert llm.generate([1, 2], greedy(5))[0].finished

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from minipage.attention import reference
-from minipage.engine import LLM
+from minipage.engine.llm import LLM
 from minipage.errors import InvalidRequestError, OutOfBlocksError
 from minipage.sampling import SamplingParams
 

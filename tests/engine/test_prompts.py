@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from minipage.engine import LLM
+from minipage.engine.llm import LLM
 from minipage.errors import InvalidRequestError
 from minipage.sampling import SamplingParams
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minipage.engine import LLM
+from minipage.engine.llm import LLM
 from minipage.sampling import SamplingParams
 
 PROMPTS = [

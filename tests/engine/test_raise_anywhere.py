@@ -5,7 +5,7 @@ import random
 import pytest
 from engine.raise_anywhere import ROOT, Boom, Lines, RandomLines, serve, ways
 
-from minipage.engine import LLM
+from minipage.engine.llm import LLM
 
 PROMPTS = [[5, 6, 7, 8, 9], [5, 6, 7, 8, 1, 2], [5, 6, 7], [1, 2, 3, 4], [5, 6, 7, 8, 2]]
 URGENT = [0, 1, 0, 2, 1]

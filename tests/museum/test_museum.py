@@ -26,7 +26,7 @@ class Exhibit(NamedTuple):
 
 
 READ = r"slot \d+ is read for the tokens .* but holds"
-BATCH = "minipage.model_runner.make_batch"
+BATCH = "minipage.worker.runner.make_batch"
 MUSEUM = [
     Exhibit("1", "nano-vllm #163", "a block that is reused keeps its old hash",
             {m.CACHE + "forget": m.forgets_nothing}, v.an_evicted_prefix_is_not_found,
@@ -46,7 +46,7 @@ MUSEUM = [
     Exhibit("6", "nano-vllm #67", "decodes have their position off by one",
             {BATCH: m.decodes_one_position_late}, v.blocks_come_back, r"holds a [KV] not of"),
     Exhibit("7", "nano-vllm #274, #277", "a request that outgrows the whole pool is taken",
-            {m.GROUP + "most_blocks": m.needs_one_block}, v.what_can_never_fit_is_refused_on_arrival,
+            {m.GROUP + "max_blocks": m.needs_one_block}, v.what_can_never_fit_is_refused_on_arrival,
             "Refuse such a request on arrival"),
     Exhibit("8", "nano-vllm #219", "equal prompts of one step keep a copy of each block",
             {m.CACHE + "publish": m.publishes_every_block}, v.equal_prompts_of_one_step_share_their_blocks,
@@ -54,7 +54,7 @@ MUSEUM = [
     Exhibit("9a", "nano-vllm", "max_tokens=0 never ends, because lengths are compared with ==",
             {"minipage.sampling.SamplingParams.__post_init__": m.accepts_anything,
              m.SCHEDULER + "add": m.accepts_anything,
-             "minipage.completion.Completion.add_token": m.stops_when_equal}, v.no_tokens_means_no_tokens,
+             "minipage.engine.completion.Completion.add_token": m.stops_when_equal}, v.no_tokens_means_no_tokens,
             "max_tokens=0 was accepted"),
     Exhibit("9b", "nano-vllm", "blocks of one token: no length leaves the remainder 1",
             {m.TABLE + "blocks_to_allocate": m.grows_at(1)}, v.every_token_has_a_place_whatever_the_block_size,
@@ -78,7 +78,7 @@ MUSEUM = [
             {m.TABLE + "shared_tail": m.never_copies}, v.samples_write_into_blocks_of_their_own,
             r"writes to block \d+, which 3 share"),
     Exhibit("16", "Megatron-LM #4158", "one token up and its neighbour down make the same hash",
-            {m.CACHE + "key": m.key_by_sum}, v.one_up_and_its_neighbour_down_is_another_text,
+            {m.CACHE + "block_hash": m.key_by_sum}, v.one_up_and_its_neighbour_down_is_another_text,
             f"{READ} the K and V of"),
     Exhibit("17", "vLLM #12621", "anybody can predict a hash",
             {m.CACHE + "__init__": m.knows_no_secret}, v.nobody_can_predict_a_key, "under a secret"),

@@ -235,7 +235,7 @@ def test_an_interrupt_restores_the_terminal(how, code, arguments):
 def test_a_crash_restores_the_terminal(tmp_path):
     """An engine that fails at its third step."""
     (tmp_path / "sitecustomize.py").write_text(
-        "import minipage.engine as engine, itertools\n"
+        "import minipage.engine.llm as engine, itertools\n"
         "step, steps = engine.LLM.step, itertools.count()\n"
         "def failing(llm):\n"
         "    assert next(steps) < 2, 'a bug'\n"

@@ -1,0 +1,108 @@
+"""The options of the commands: what each is called, what it takes, what it means. One table for all of them.
+
+They are handed on under their own names, which are those of LLM and SamplingParams; without one, the default of what
+receives it holds. Tests compare the table with the signatures.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+
+class Option(NamedTuple):
+    kind: Callable[[str], Any]  # makes a value of what was typed
+    value: str  # what stands for it in the help; empty: the option is a switch
+    meaning: str
+    repeats: bool = False  # may be given several times, and all of them count
+
+
+Options: TypeAlias = dict[str, Option]
+Defaults: TypeAlias = dict[str, object]  # for the help
+
+
+def truth(text: str) -> bool:
+    values = {"true": True, "false": False}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true nor false")
+    return values[text.lower()]
+
+
+def early_stopping(text: str) -> bool | str:
+    values: dict[str, bool | str] = {"true": True, "false": False, "never": "never"}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither true, false nor never")
+    return values[text.lower()]
+
+
+ENGINE: Options = {  # of LLM
+    "model": Option(str, "NAME", "a folder, or a GPT-2 on the hub, such as gpt2"),
+    "block_size": Option(int, "N", "tokens in a block"),
+    "num_blocks": Option(int, "N", "blocks in the pool"),
+    "memory": Option(str, "BYTES", "memory for the pool, such as 512MiB, in place of --num-blocks"),
+    "max_model_len": Option(int, "N", "longest text in tokens, its prompt included"),
+    "max_num_seqs": Option(int, "N", "most texts that run at once"),
+    "max_num_batched_tokens": Option(int, "N", "most tokens computed in a step"),
+    "enable_prefix_caching": Option(bool, "", "equal beginnings are computed once"),
+    "preemption": Option(str, "NAME", "what happens when the pool runs dry: recompute, swap or auto"),
+    "swap_space": Option(str, "BYTES", "memory for swapped blocks, such as 1MiB"),
+    "policy": Option(str, "NAME", "who is served first: fcfs or priority"),
+    "watermark": Option(float, "SHARE", "of the pool, which is left free when a text is admitted, such as 0.1"),
+    "kv_cache_dtype": Option(str, "NAME", "of keys and values: auto, float32, bfloat16, float16, int8 or fp8"),
+    "dtype": Option(str, "NAME", "of what is computed: float32, or with PyTorch bfloat16 or float16"),
+    "arrays": Option(str, "NAME", "numpy, torch or cupy"),
+    "attention": Option(str, "NAME", "the kernel: cpu, loops (plain and slow), reference (in NumPy), or cuda"),
+    "device": Option(str, "NAME", "cpu, or cuda for an NVIDIA GPU"),
+    "gpu_memory_utilization": Option(float, "SHARE", "of a GPU's memory, which may be used"),
+    "enforce_eager": Option(bool, "", "no CUDA graphs"),
+}
+SAMPLING: Options = {  # of SamplingParams
+    "max_tokens": Option(int, "N", "tokens to generate for each text"),
+    "min_tokens": Option(int, "N", "do not stop before there are this many"),
+    "n": Option(int, "N", "texts for each prompt"),
+    "temperature": Option(float, "X", "0: always the most likely token; the higher, the wilder"),
+    "top_k": Option(int, "N", "choose among this many most likely tokens; 0: among all"),
+    "top_p": Option(float, "SHARE", "choose among the most likely tokens that together have this probability"),
+    "min_p": Option(float, "SHARE", "drop tokens less likely than this share of the most likely one"),
+    "seed": Option(int, "N", "makes the text repeatable"),
+    "stop": Option(str, "TEXT", "end when this appears in the text (may be repeated)", repeats=True),
+    "stop_token_ids": Option(int, "ID", "end after this token (may be repeated)", repeats=True),
+    "include_stop_str_in_output": Option(bool, "", "keep what ended the text at its end"),
+    "skip_special_tokens": Option(truth, "WHETHER", "leave out tokens such as <|endoftext|>: true or false"),
+    "ignore_eos": Option(bool, "", "go on after the model's end of text"),
+    "beam_width": Option(int, "N", "search for this many best texts, in place of drawing tokens"),
+    "length_penalty": Option(float, "X", "of beams: above 0 favours long texts, below 0 short ones"),
+    "early_stopping": Option(early_stopping, "WHEN", "of beams: true, false or never"),
+    "logprobs": Option(int, "N", "with --json: log probabilities, of this many most likely tokens too"),
+}
+DEMO: Options = ENGINE | {
+    "max_tokens": SAMPLING["max_tokens"],
+    "seed": Option(int, "N", "another seed, other texts"),
+    "steps": Option(int, "N", "stop after N steps"),
+}
+FILES: Options = {  # what the demo writes in place of showing the run
+    "html": Option(str, "FILE", "a page to step through in a browser"),
+    "svg": Option(str, "FOLDER", "one picture a step"),
+    "json": Option(str, "FILE", "the trace itself, as JSON lines"),
+    "cast": Option(str, "FILE", "a terminal recording, for asciinema"),
+    "timeline": Option(str, "FILE", "what each text did when, for ui.perfetto.dev"),
+}
+
+
+def add_options(parser: argparse._ActionsContainer, options: Options, defaults: Defaults | None = None) -> None:
+    """Let `parser` know them; `defaults` are told in the help, and are not given to anybody."""
+    sizes = {"num_blocks", "memory"}  # of the pool: one of them is enough
+    either = parser.add_mutually_exclusive_group() if sizes <= options.keys() else parser
+    for name, (kind, value, meaning, repeats) in options.items():
+        default = (defaults or {}).get(name)
+        how: dict[str, Any] = {"help": meaning if default is None else f"{meaning} (default {default})"}
+        how |= {"type": kind, "metavar": value} if value else {}
+        how["action"] = "append" if repeats else "store" if value else "store_true"
+        group = either if name in sizes else parser
+        group.add_argument("--" + name.replace("_", "-"), default=argparse.SUPPRESS, **how)
+
+
+def given(args: argparse.Namespace, options: Options) -> dict[str, Any]:
+    """Those of `options` that are on the command line."""
+    return {name: value for name, value in vars(args).items() if name in options}

@@ -1,0 +1,139 @@
+"""One generated text as the user sees it: decoded, watched for stop strings, finished for a reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from minipage.model.tokenizer import Detokenizer, Tokenizer, without_surrogates
+from minipage.sampling import Logprob, SamplingParams
+from minipage.scheduling import Sequence
+
+
+@dataclass(frozen=True)
+class CompletionOutput:
+    """One generated text."""
+
+    index: int  # which of the request's texts
+    text: str  # without the prompt, its end and special tokens; empty if the model has no tokenizer
+    token_ids: list[int]
+    logprobs: list[dict[int, Logprob]] | None  # for each token: itself and the most likely ones, if asked for
+    cumulative_logprob: float | None  # of all tokens together, if logprobs were asked for, or of a beam
+    finish_reason: str | None  # "stop", "length", "abort" or "error"; None: still going on
+    stop_reason: int | str | None  # the stop token or stop string that ended it
+    score: float | None = None  # of a beam: cumulative_logprob / length ** length_penalty
+
+
+class Completion:
+    """The text of one sampled sequence so far, and the rule that ends it."""
+
+    def __init__(
+        self,
+        index: int,
+        seq: Sequence,
+        params: SamplingParams,
+        stop_token_ids: frozenset[int],
+        max_num_tokens: int,
+        tokenizer: Tokenizer | None,
+    ) -> None:
+        self.index = index
+        self.seq = seq
+        self._params = params
+        self._stop_token_ids = stop_token_ids
+        self._max_num_tokens = max_num_tokens
+        self._tokenizer = tokenizer
+        self._stop_strings = tuple(map(without_surrogates, params.stop_strings))
+        self._logprobs: list[dict[int, Logprob]] = []
+        self._begin()
+
+    @property
+    def forbidden_tokens(self) -> frozenset[int]:
+        """Tokens that must not come next: those that would end the text before min_tokens."""
+        too_short = self.seq.num_output_tokens < self._params.min_tokens
+        return self._stop_token_ids if too_short else frozenset()
+
+    def add_token(self, token_id: int, logprobs: dict[int, Logprob] | None) -> None:
+        """Take the next token, and finish if it is the last."""
+        del self._logprobs[self.seq.num_output_tokens :]  # of a token that did not come to count
+        if logprobs is not None:
+            self._logprobs.append(logprobs)
+        self.seq.token_ids.append(token_id)  # from here on it counts, and all else follows from it
+        self._follow()
+
+    def restore(self) -> None:
+        """Something failed half way: work out text and finish reason anew, from the tokens that count."""
+        self.seq.finished = False
+        self._begin()
+        self._follow()
+
+    def _begin(self) -> None:
+        self.finish_reason: str | None = None
+        self._detokenizer = Detokenizer(self._tokenizer, self._params.skip_special_tokens)
+        self._num_seen = 0  # tokens that text and finish reason take account of
+        self._num_searched = 0  # characters of the text in which no stop string ends
+        self._text_end: int | None = None  # where the text is cut off, if a stop string ended it
+        self._stop_reason: int | str | None = None
+
+    def _follow(self) -> None:
+        for token_id in self.seq.token_ids[self.seq.num_prompt_tokens + self._num_seen :]:
+            self._num_seen += 1
+            self._see(token_id)
+
+    def _see(self, token_id: int) -> None:
+        is_stop_token = self._may_stop and token_id in self._stop_token_ids
+        if not is_stop_token or self._params.include_stop_str_in_output:
+            self._detokenizer.add(token_id)
+        self._look_for_stop_strings()
+        if is_stop_token and self._stop_reason is None:
+            self._stop_reason = token_id
+        if self._stop_reason is not None:
+            self.finish("stop")
+        elif self.seq.num_prompt_tokens + self._num_seen >= self._max_num_tokens:
+            self.finish("length")
+
+    def finish(self, reason: str) -> None:
+        """Nothing more will come: "stop", "length", "abort" or "error"."""
+        self._detokenizer.flush()
+        self._look_for_stop_strings()  # in what was held back until now
+        is_cut = self._text_end is not None and reason == "length"
+        self.finish_reason = "stop" if is_cut else reason
+        self.seq.finished = True
+
+    def output(self) -> CompletionOutput:
+        """What the user may see now."""
+        token_ids = self.seq.output_token_ids
+        logprobs = None if self._params.logprobs is None else self._logprobs[: len(token_ids)]
+        return CompletionOutput(
+            index=self.index,
+            text=self._visible_text(),
+            token_ids=token_ids,
+            logprobs=logprobs,
+            cumulative_logprob=None if logprobs is None else sum(p[t].logprob for p, t in zip(logprobs, token_ids)),
+            finish_reason=self.finish_reason,
+            stop_reason=self._stop_reason,
+        )
+
+    @property
+    def _may_stop(self) -> bool:
+        return self._num_seen >= self._params.min_tokens
+
+    def _look_for_stop_strings(self) -> None:
+        """Whether the text that is new ends one; of several the one that begins first ends the text."""
+        if self._text_end is not None:
+            return
+        text, begin = self._detokenizer.text, self._num_searched
+        self._num_searched = len(text)
+        places = [(text.find(stop, max(0, begin - len(stop) + 1)), stop) for stop in self._stop_strings]
+        found = [(place, stop) for place, stop in places if place >= 0 and self._may_stop]
+        if found:
+            place, self._stop_reason = min(found, key=lambda pair: pair[0])
+            is_kept = self._params.include_stop_str_in_output
+            self._text_end = place + len(self._stop_reason) if is_kept else place
+
+    def _visible_text(self) -> str:
+        """The text up to its end, which is held back while it could still be the beginning of a stop string."""
+        text = self._detokenizer.text
+        if self.finish_reason is not None:
+            return text[: self._text_end]
+        is_cut = self._stop_strings and not self._params.include_stop_str_in_output
+        longest = max(map(len, self._stop_strings)) if is_cut else 1
+        return text[: max(0, len(text) - (longest - 1))]

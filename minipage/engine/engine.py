@@ -1,0 +1,255 @@
+"""The engine: requests in, tokens out, one step after another.
+
+    add_request ─▶ waiting ─▶ [ schedule ─▶ copy ─▶ forward ─▶ sample ─▶ update ] ─▶ outputs
+                                   ▲                                        │
+                                   └───────── while anything is left ───────┘
+
+It is made of parts that are handed in: `build.py` makes them from options, and `llm.py` gives the whole a face.
+"""
+
+from __future__ import annotations
+
+from itertools import count
+from typing import TypeAlias
+
+import numpy as np
+
+from minipage.attention import KVCache
+from minipage.engine.changes import Changes
+from minipage.engine.intake import Intake, saying_which
+from minipage.engine.prompts import Prompt
+from minipage.engine.request import Choice, NextToken, Request, RequestOutput
+from minipage.errors import InvalidRequestError
+from minipage.model.architecture import Model
+from minipage.sampling import SamplingParams
+from minipage.scheduling import Scheduler, StepPlan
+from minipage.scheduling.scheduler import claim
+from minipage.worker.runner import ModelRunner
+
+NextTokens: TypeAlias = dict[Request, list[NextToken]]  # what each request chose in one step
+
+
+class Engine:
+    """Serves any number of requests at once from paged memory.
+
+    Any thread may use it. They take turns, step by step: one waits while another's step runs, and what several have
+    asked for is computed together. Whatever raises, Ctrl-C included, leaves the engine whole: see changes.py.
+
+    Args:
+        runner: computes; the blocks' memory is made here.
+        scheduler: decides; it serves this engine alone from now on.
+        intake: reads what users hand in.
+        seed: makes the requests that have no seed of their own repeatable, too.
+    """
+
+    def __init__(self, runner: ModelRunner, scheduler: Scheduler, intake: Intake, seed: int | None = None) -> None:
+        claim(scheduler, self, "scheduler")
+        self.runner = runner
+        self.scheduler = scheduler
+        self.block_pool = scheduler.block_pool
+        self.runner.allocate(scheduler.block_pool, scheduler.swap_pool)
+        self.requests: dict[str, Request] = {}  # those not finished yet, by request id
+        self._intake = intake
+        self._seeds = np.random.default_rng(seed)
+        self._ids = count()
+        self._news: dict[Request, None] = {}  # requests with news that nobody has seen yet, in order
+        self._claimed: set[Request] = set()  # requests whose news belong to a generate() or stream() call
+        self._changes = Changes()
+        self._abandoned: list[Request] = []  # nobody waits for them any more; they are ended with the next change
+
+    def __repr__(self) -> str:
+        pool = self.block_pool
+        return (
+            f"<{type(self).__name__}: {len(self.requests)} requests unfinished, "
+            f"{pool.num_free} of {pool.num_blocks} blocks of {pool.block_size} tokens free>"
+        )
+
+    @property
+    def model(self) -> Model:
+        return self.runner.model
+
+    @property
+    def kv_cache(self) -> KVCache:
+        return self.runner.kv_cache
+
+    @property
+    def swap_cache(self) -> KVCache | None:
+        return self.runner.swap_cache
+
+    # ---- requests in, results out
+
+    def add_request(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        request_id: str | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> str:
+        """Queue a request for `step` and return its id.
+
+        Args:
+            priority: the smaller, the more urgent, with policy="priority".
+            cache_salt: prefixes are shared only between requests of the same salt.
+
+        Raises:
+            InvalidRequestError: it cannot be served; nothing else is affected.
+        """
+        with self._changes.lock:
+            if request_id is None:
+                request_id = self._free_id()
+            request = self._intake.make_request(request_id, prompt, params, priority, cache_salt)
+            self._queue([request])
+            return request.request_id
+
+    def abort(self, request_id: str) -> bool:
+        """Stop a request, whatever it is doing; False if it is unknown or finished already."""
+
+        def change() -> bool:
+            request = self.requests.get(request_id)
+            if request is not None:
+                self._end(request, "abort")
+            return request is not None
+
+        return self._changes.make(change, self._mend)
+
+    def reset_prefix_cache(self) -> None:
+        """Forget all prefixes, for example because the weights were changed. Whatever is running goes on."""
+        with self._changes.lock:
+            if self.scheduler.prefix_cache:
+                self.scheduler.prefix_cache.reset()
+
+    def has_unfinished_requests(self) -> bool:
+        """Whether another `step` is worth while: something is still to be computed, or to be told."""
+        with self._changes.lock:
+            return bool(self.requests) or not self._claimed.issuperset(self._news)
+
+    def step(self) -> list[RequestOutput]:
+        """Run one step and return what is new of every request that got a token in it, finished or was aborted."""
+        with self._changes.lock:
+            self._changes.make(self._step, self._mend)
+            told = {request: None for request in self._news if request not in self._claimed}
+            outputs = [request.output() for request in told]
+            self._news = {request: None for request in self._news if request not in told}
+            return outputs
+
+    # ---- the five phases of a step
+
+    def _step(self) -> None:
+        self._end_abandoned()
+        plan = self.schedule()
+        self.copy(plan)
+        if plan.chunks:
+            logits = self.forward(plan)
+            tokens = self.sample(plan, logits)
+            self.update(plan, tokens)
+
+    def schedule(self) -> StepPlan:
+        """Choose the tokens of this step and give each a slot."""
+        plan = self.scheduler.schedule()
+        for chunk in plan.chunks:
+            self.requests[chunk.group.group_id].started()
+        return plan
+
+    def copy(self, plan: StepPlan) -> None:
+        """Move whole blocks before anything is written: save and restore what is swapped, and copy on write."""
+        self.runner.copy(plan)
+
+    def forward(self, plan: StepPlan) -> np.ndarray:
+        """Run the model; [num_sampled, vocab_size] logits, a row for each chunk that comes to its sequence's end."""
+        return self.runner.forward(plan)
+
+    def sample(self, plan: StepPlan, logits: np.ndarray) -> NextTokens:
+        """Let every request choose its next tokens; logits: [num_sampled, vocab_size]."""
+        ends = [chunk for chunk in plan.chunks if chunk.receivers]  # a row of logits each
+        asking = [(self.requests[c.group.group_id], seq, row) for row, c in enumerate(ends) for seq in c.receivers]
+        draws = {seq: (row, draw) for request, seq, row in asking if (draw := request.draw(seq))}
+        drawn = dict(zip(draws, self.runner.sample(logits, list(draws.values()))))
+        seen = self.runner.rows(logits, {row for request, _, row in asking if request.looks_at_logits})
+        choices: dict[Request, list[Choice]] = {}
+        for request, seq, row in asking:
+            choices.setdefault(request, []).append(Choice(seq, drawn.get(seq), seen.get(row)))
+        return {request: request.choose_or_fail(its_choices) for request, its_choices in choices.items()}
+
+    def update(self, plan: StepPlan, tokens: NextTokens) -> None:
+        """Give the sequences their tokens; those that are finished give their blocks back."""
+        for request in [request for request in tokens if request.error]:
+            self._end(request, "error")
+        self.scheduler.update(plan)
+        for request, its_tokens in tokens.items():
+            if not request.error:
+                for seq in request.take(its_tokens):
+                    self.scheduler.finish(request.group, seq)
+                self._tell(request)
+
+    # ---- helpers
+
+    def _mend(self) -> None:
+        for request in list(self.requests.values()):
+            request.restore()
+            if request.finished:
+                self._tell(request)
+        self.scheduler.groups = {request.group: None for request in self.requests.values()}
+        self.scheduler.recompute_all()
+
+    def _end(self, request: Request, reason: str) -> None:
+        cache = self.scheduler.prefix_cache
+        if reason == "error" and cache:  # its K and V may be no numbers either, and nobody should find them
+            for block in {block for seq in request.group.sequences for block in seq.block_table}:
+                cache.forget(block)
+        self.scheduler.remove(request.group)
+        request.end(reason)
+        self._tell(request)
+
+    def _tell(self, request: Request) -> None:
+        """There is news of a request; after the last of it the engine forgets it."""
+        self._news[request] = None
+        if request.finished:
+            del self.requests[request.request_id]
+
+    def _free_id(self) -> str:
+        return next(name for name in map(str, self._ids) if name not in self.requests)
+
+    def _queue(self, requests: list[Request]) -> None:
+        """Let the scheduler know of new requests: of all, or if anything raises, of none."""
+        try:
+            refusal = self._changes.make(lambda: self._offer(requests), self._mend)
+            if refusal:
+                raise refusal
+        except BaseException:
+            self._withdraw(requests)
+            raise
+
+    def _offer(self, requests: list[Request]) -> InvalidRequestError | None:
+        self._end_abandoned()
+        for number, request in enumerate(requests):
+            try:
+                with saying_which(number, len(requests)):
+                    if request.request_id in self.requests:
+                        known = request.request_id
+                        raise InvalidRequestError(f"there is a request {known!r} already; choose another request_id.")
+                    self.scheduler.add(request.group)
+            except InvalidRequestError as refusal:  # as it well may, and nothing has changed
+                return refusal
+            self.requests[request.request_id] = request
+        for request in requests:
+            if request.params.seed is None:
+                request.seed = int(self._seeds.integers(2**63))
+        return None
+
+    def _withdraw(self, requests: list[Request]) -> None:
+        """Nobody waits for these requests any more.
+
+        An iterator may be closed by the garbage collector, in the middle of a step; then the next one sees to it.
+        """
+        self._abandoned += requests
+        if not self._changes.is_being_made:
+            self._changes.make(self._end_abandoned, self._mend)
+
+    def _end_abandoned(self) -> None:
+        for request in self._abandoned.copy():
+            if self.requests.get(request.request_id) is request:
+                self._end(request, "abort")
+            self._news.pop(request, None)
+            self._claimed.discard(request)
+            self._abandoned.remove(request)

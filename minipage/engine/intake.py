@@ -1,0 +1,90 @@
+"""From what a user hands in to a request that can be served, or a refusal. Nothing is queued or changed here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from minipage.engine.beams import BeamRequest
+from minipage.engine.prompts import Prompt, check_token_ids, read_prompt
+from minipage.engine.request import Request
+from minipage.engine.sampled import SampledRequest
+from minipage.errors import InvalidRequestError
+from minipage.memory import BlockPool, BlockTable
+from minipage.model.tokenizer import Tokenizer
+from minipage.sampling import SamplingParams, is_whole
+from minipage.scheduling import Sequence, SequenceGroup
+
+
+class Intake:
+    """Makes requests for one engine: for its model, and for sequences in its block pool."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None,
+        vocab_size: int,
+        eos_token_ids: frozenset[int],
+        max_model_len: int,
+        block_pool: BlockPool,
+        block_table: type[BlockTable],
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.vocab_size = vocab_size
+        self.eos_token_ids = eos_token_ids
+        self.max_model_len = max_model_len
+        self.block_pool = block_pool
+        self.block_table = block_table
+
+    def make_request(
+        self, request_id: Any, prompt: Prompt, params: SamplingParams | None, priority: int = 0, cache_salt: str = ""
+    ) -> Request:
+        """A request that nobody knows of yet. Raises InvalidRequestError if it cannot be served."""
+        params = SamplingParams() if params is None else params
+        if not isinstance(params, SamplingParams):
+            raise InvalidRequestError(f"params is {params!r}; it must be SamplingParams(...).")
+        if not isinstance(request_id, str):
+            raise InvalidRequestError(f"request_id is {request_id!r}; it must be a string.")
+        if not isinstance(cache_salt, str) or not is_whole(priority):
+            raise InvalidRequestError(
+                f"cache_salt is {cache_salt!r} and must be a string; priority is {priority!r} and "
+                "must be a whole number."
+            )
+        text, token_ids = read_prompt(prompt, self.tokenizer, self.vocab_size, self.max_model_len)
+        stop = self._stop_token_ids(params)
+        if params.beam_width and params.beam_width > self.vocab_size:
+            raise InvalidRequestError(
+                f"beam_width is {params.beam_width}; this model has only {self.vocab_size} tokens."
+            )
+        names = [request_id] if params.n == 1 else [f"{request_id}.{i}" for i in range(params.n)]
+        sequences = [Sequence(name, token_ids, self.block_table(self.block_pool)) for name in names]
+        width, longest = params.beam_width or params.n, self._max_num_tokens(len(token_ids), params)
+        group = SequenceGroup(request_id, sequences, longest, width, priority, cache_salt)
+        kind = BeamRequest if params.beam_width else SampledRequest
+        return kind(text, params, group, stop, self.tokenizer)
+
+    def _stop_token_ids(self, params: SamplingParams) -> frozenset[int]:
+        """The tokens that end a text."""
+        check_token_ids(tuple(params.stop_token_ids or ()), self.vocab_size, "stop_token_ids")
+        stop = frozenset(params.stop_token_ids or ()) | (frozenset() if params.ignore_eos else self.eos_token_ids)
+        if params.min_tokens > 0 and len(stop) == self.vocab_size:
+            raise InvalidRequestError("min_tokens keeps all of stop_token_ids from coming, but they are all there are.")
+        return stop
+
+    def _max_num_tokens(self, num_prompt_tokens: int, params: SamplingParams) -> int:
+        """How long a sequence may get: max_tokens more than the prompt, as far as the context goes."""
+        if params.max_tokens is not None:
+            return min(num_prompt_tokens + params.max_tokens, self.max_model_len)
+        pool, width = self.block_pool, params.beam_width or params.n
+        most = SequenceGroup.longest_that_fits(num_prompt_tokens, width, pool.num_blocks, pool.block_size)
+        return max(num_prompt_tokens + 1, min(self.max_model_len, most))
+
+
+@contextmanager
+def saying_which(number: int, total: int) -> Iterator[None]:
+    """A prompt that is refused is named, if it is one of many."""
+    try:
+        yield
+    except InvalidRequestError as error:
+        where = f"prompt {number} of {total} (counted from 0): " if total > 1 else ""
+        raise InvalidRequestError(f"{where}{error}") from None

@@ -1,0 +1,196 @@
+"""`LLM`: an engine from options, and texts from prompts. It has the face of vLLM's class of that name.
+
+Every part can be handed in: a block pool, a block table, a scheduler or an attention kernel of your own runs the real
+model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TypeVar
+
+from minipage.engine.build import (
+    SchedulerOptions,
+    check_settings,
+    context_len,
+    make_runner,
+    make_scheduler,
+    refuse_overridden,
+)
+from minipage.engine.engine import Engine
+from minipage.engine.intake import Intake, saying_which
+from minipage.engine.prompts import Prompt, list_prompts
+from minipage.engine.request import Request, RequestOutput
+from minipage.errors import InvalidRequestError
+from minipage.memory import BlockPool, BlockTable
+from minipage.model.checkpoint import SHIPPED_MODEL, load_model
+from minipage.sampling import SamplingParams
+from minipage.scheduling import Policy, Preemption, Scheduler
+from minipage.worker.batch import PagedAttention
+from minipage.worker.runner import Limits
+
+Seen = TypeVar("Seen")
+
+
+class LLM(Engine):
+    """A language model that serves any number of requests at once from paged memory.
+
+    Args:
+        model: "shakespeare" (shipped), a folder in the Hugging Face GPT-2 layout, or a GPT-2 on the hub, e.g. "gpt2".
+        block_size: tokens in a block.
+        num_blocks: blocks in the pool; or
+        memory: bytes for the KV cache, a number or a text such as "512MiB". Default: "1GiB"; on a GPU, what is
+            left of gpu_memory_utilization, as far as it can be of use.
+        max_model_len: longest sequence in tokens, prompt included. Default: the model's context.
+        max_num_seqs: most sequences that run at once.
+        max_num_batched_tokens: most tokens computed in one step; longer prompts are cut into chunks.
+        device: "cpu", or "cuda" for an NVIDIA GPU.
+        arrays: "numpy", or "torch" to run the same model on PyTorch tensors, the default on a GPU, or "cupy".
+        dtype: what the model computes in: "float32", or with arrays="torch" also "bfloat16" or "float16".
+        attention: "cpu" (numba), "loops" (plain numba), "reference" (NumPy), "cuda" on a GPU, or a function with their
+            signature.
+        seed: makes the requests that have no seed of their own repeatable, too.
+        kv_cache_dtype: "auto", which is `dtype`; or "float32", "bfloat16" or "float16"; or "int8" or "fp8" for several
+            times as many blocks in the same memory.
+        enable_prefix_caching: begin with what an earlier sequence has computed of the same text.
+        preemption: "recompute", "swap" or "auto"; see Scheduler.
+        swap_space: bytes for swapped blocks, like `memory`; with 0, preemption is by recomputation.
+        policy: "fcfs", "priority", or a function; see minipage/scheduling/policy.py.
+        watermark: the share of the pool that is left free when a request is admitted.
+        gpu_memory_utilization: the share of a GPU's memory that may be used, by everything together.
+        enforce_eager: capture no CUDA graphs; slower, and easier to follow with a profiler.
+        block_pool, block_table, scheduler: parts of your own instead of minipage's. `block_table` is a class. So may
+            `scheduler` be: then it gets what Scheduler gets. A pool or a scheduler that is ready has sizes of its own,
+            and the options that would set them are refused.
+
+    Raises:
+        ModelError: the model cannot be found or read.
+        ConfigurationError: another argument makes no sense.
+    """
+
+    def __init__(
+        self,
+        model: str | Path = SHIPPED_MODEL,
+        *,
+        block_size: int = 16,
+        num_blocks: int | None = None,
+        memory: int | str | None = None,
+        max_model_len: int | None = None,
+        max_num_seqs: int = 256,
+        max_num_batched_tokens: int = 2048,
+        device: str = "cpu",
+        arrays: str | None = None,
+        dtype: str = "float32",
+        attention: str | PagedAttention | None = None,
+        seed: int | None = None,
+        kv_cache_dtype: str = "auto",
+        enable_prefix_caching: bool = False,
+        preemption: Preemption = "recompute",
+        swap_space: int | str = "256MiB",
+        policy: str | Policy = "fcfs",
+        watermark: float = 0.0,
+        gpu_memory_utilization: float = 0.9,
+        enforce_eager: bool = False,
+        block_pool: BlockPool | None = None,
+        block_table: type[BlockTable] = BlockTable,
+        scheduler: Scheduler | Callable[..., Scheduler] | None = None,
+    ) -> None:
+        check_settings(seed, num_blocks, memory, enable_prefix_caching, enforce_eager)
+        options = SchedulerOptions(
+            max_num_seqs, max_num_batched_tokens, block_pool, block_size, num_blocks, memory, enable_prefix_caching,
+            preemption, swap_space, policy, watermark,
+        )  # fmt: skip
+        make = scheduler if callable(scheduler) else Scheduler
+        ready = None if callable(scheduler) else scheduler
+        refuse_overridden(options, ready, LLM.__init__.__kwdefaults__ or {})
+        self.config, weights, self.tokenizer, self.eos_token_ids = load_model(model)
+        self.max_model_len = context_len(max_model_len, self.config.max_model_len)
+        sizes = ready or options
+        runner = make_runner(
+            self.config,
+            weights,
+            Limits(self.max_model_len, sizes.max_num_batched_tokens, sizes.max_num_seqs),
+            device=device,
+            arrays=arrays,
+            dtype=dtype,
+            kv_cache_dtype=kv_cache_dtype,
+            attention=attention,
+            gpu_memory_utilization=gpu_memory_utilization,
+            enforce_eager=enforce_eager,
+        )
+        ready = ready or make_scheduler(runner, options, make)
+        parts = ready.block_pool, block_table
+        intake = Intake(self.tokenizer, self.config.vocab_size, self.eos_token_ids, self.max_model_len, *parts)
+        super().__init__(runner, ready, intake, seed)
+
+    def generate(
+        self, prompts: Prompt | Iterable[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[RequestOutput]:
+        """Generate for one prompt or many, and return when all are done, in the order of the prompts.
+
+        Args:
+            prompts: a text, a list of token ids, or a list of either; for more ways see prompts.py.
+            params: for all prompts, or one for each. Default: SamplingParams().
+
+        Raises:
+            InvalidRequestError: a prompt or its parameters cannot be served; then none of them is.
+        """
+        requests = self._make_all(prompts, params)
+        for _ in self._run(requests, look=lambda request: None):
+            pass
+        return [request.output() for request in requests]
+
+    def stream(
+        self, prompts: Prompt | Iterable[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> Iterator[RequestOutput]:
+        """Like `generate`, but yield what is known of a request whenever it has got a token.
+
+        Closing the iterator aborts what is not finished.
+        """
+        with closing(self._run(self._make_all(prompts, params), look=Request.output)) as outputs:
+            yield from outputs
+
+    def _run(self, requests: list[Request], look: Callable[[Request], Seen]) -> Generator[Seen, None, None]:
+        """Step until these requests are done, and yield a look at each whenever it has news."""
+        unfinished = dict.fromkeys(requests)
+        try:
+            self._claimed.update(requests)
+            self._queue(requests)
+            while unfinished:
+                with self._changes.lock:
+                    news = [request for request in unfinished if request in self._news]
+                    if not news:
+                        self._changes.make(self._step, self._mend)
+                for request in news:
+                    with self._changes.lock:
+                        self._news.pop(request)
+                        if request.finished:
+                            del unfinished[request]
+                        seen = look(request)
+                    yield seen  # and meanwhile anybody may call step()
+        finally:  # closed early, or something failed
+            self._withdraw(requests)
+
+    def _make_all(
+        self, prompts: Prompt | Iterable[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
+    ) -> list[Request]:
+        """A request for each prompt, if all can be served."""
+        prompts = list_prompts(prompts)
+        if params is None or isinstance(params, SamplingParams):
+            each: list[SamplingParams | None] = [params] * len(prompts)
+        elif isinstance(params, Iterable):
+            each = list(params)
+        else:
+            raise InvalidRequestError(f"params is {params!r}; give SamplingParams(...), or a list of them.")
+        if len(each) != len(prompts):
+            raise InvalidRequestError(
+                f"{len(each)} SamplingParams came for {len(prompts)} prompts; give one, or as many."
+            )
+        with self._changes.lock:
+            requests: list[Request] = []
+            for number, (prompt, prompt_params) in enumerate(zip(prompts, each, strict=True)):
+                with saying_which(number, len(prompts)):
+                    requests.append(self._intake.make_request(self._free_id(), prompt, prompt_params))
+            return requests

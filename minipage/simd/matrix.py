@@ -1,0 +1,75 @@
+"""The matrix product: tiles of sums that stay in registers while their numbers are loaded once.
+
+Attention over many queries (`attention/prefill.py`) and every linear layer (`model/layers/compiled.py`) are made of it.
+"""
+
+from __future__ import annotations
+
+from minipage.simd.options import compiled
+from minipage.simd.vectors import LANES, fma, load, prefetch, store
+
+
+@compiled
+def add_product(a, b, start, stop, c, coming=None):
+    """c += a @ b, from row `start` to `stop`: a [rows, n], b [n, m], c [rows, m]; m is a multiple of 2 * LANES.
+
+    A number that is loaded is used often: a pair of vectors of b for two tiles of c, of four rows each, whose sums are
+    held in registers. Where fewer rows are left, the last one is computed several times.
+
+    `coming`, the b of the next product, of 2 * LANES columns, is fetched from memory meanwhile: one of its rows after
+    every `stretch` numbers of a row of a. (With up to four rows only half of it: more would hinder the reading of b.)
+    """
+    last, stretch, fetched = stop - 1, len(b), 0
+    if coming is not None:
+        stretch = (stop - start + 7) // 8 if stop - start > 4 else 2
+    for r in range(start, stop, 8):
+        s = min(r + 4, last)
+        for d in range(0, b.shape[1], 2 * LANES):
+            e = d + LANES
+            upper, lower = load_tile(c, r, last, d), load_tile(c, s, last, d)
+            for begin in range(0, len(b), stretch):
+                if coming is not None:
+                    prefetch(coming, (min(fetched, len(b) - 1), d)), prefetch(coming, (min(fetched, len(b) - 1), e))
+                    fetched += 1
+                end = min(begin + stretch, len(b))
+                if last < r + 4:  # all rows are in the upper tile
+                    for i in range(begin, end):
+                        upper = add_to_tile(upper, a, r, last, i, load(b, (i, d)), load(b, (i, e)))
+                else:
+                    for i in range(begin, end):
+                        bd, be = load(b, (i, d)), load(b, (i, e))
+                        upper, lower = (
+                            add_to_tile(upper, a, r, last, i, bd, be),
+                            add_to_tile(lower, a, s, last, i, bd, be),
+                        )
+            store_tile(c, s, last, d, lower)
+            store_tile(c, r, last, d, upper)  # after the other: only this one has all rows, if there are up to four
+
+
+@compiled
+def load_tile(c, r, last, d):
+    """Of rows r to r + 3, but none after `last`, two vectors from column d on: (row r: d, e, row r + 1: d, e, ...)."""
+    e, s, t, u = d + LANES, min(r + 1, last), min(r + 2, last), min(r + 3, last)
+    return (
+        load(c, (r, d)), load(c, (r, e)), load(c, (s, d)), load(c, (s, e)),
+        load(c, (t, d)), load(c, (t, e)), load(c, (u, d)), load(c, (u, e)),
+    )  # fmt: skip
+
+
+@compiled
+def add_to_tile(tile, a, r, last, i, bd, be):
+    """The tile plus the products of column i of a with two vectors of row i of b."""
+    s, t, u = min(r + 1, last), min(r + 2, last), min(r + 3, last)
+    rd, re, sd, se, td, te, ud, ue = tile
+    return (
+        fma(rd, a[r, i], bd), fma(re, a[r, i], be), fma(sd, a[s, i], bd), fma(se, a[s, i], be),
+        fma(td, a[t, i], bd), fma(te, a[t, i], be), fma(ud, a[u, i], bd), fma(ue, a[u, i], be),
+    )  # fmt: skip
+
+
+@compiled
+def store_tile(c, r, last, d, tile):
+    e, s, t, u = d + LANES, min(r + 1, last), min(r + 2, last), min(r + 3, last)
+    rd, re, sd, se, td, te, ud, ue = tile
+    store(c, (r, d), rd), store(c, (s, d), sd), store(c, (t, d), td), store(c, (u, d), ud)
+    store(c, (r, e), re), store(c, (s, e), se), store(c, (t, e), te), store(c, (u, e), ue)

@@ -1,0 +1,123 @@
+"""One step's work as flat arrays: what the scheduler planned, in the form that the model and the kernels take.
+
+    chunks           A: tokens 0-3          B: token 9   C: tokens 4-5
+    token_ids        [ a0  a1  a2  a3       b9           c4  c5 ]
+    positions        [ 0   1   2   3        9            4   5  ]
+    slot_mapping     [ where each of them is written in the KV cache ]
+    query_start_loc  [ 0                    4            5        7 ]
+
+No padding, and no difference between a prompt and a decode: each sequence brings as many tokens as it likes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from minipage.attention.kv_cache import KVCache, write_kv
+from minipage.errors import KernelArgumentError
+from minipage.model.architecture import Array, Attend
+from minipage.scheduling import Chunk
+from minipage.simd.arrays import Floats, Integers
+
+PagedAttention = Callable[..., Floats]  # see minipage/attention/arguments.py
+
+
+class Batch(NamedTuple):
+    token_ids: Integers  # [T]
+    positions: Integers  # [T], of each token in its own sequence
+    slot_mapping: Integers  # [T]
+    block_tables: Integers  # [num_seqs, max_blocks], padded with 0
+    context_lens: Integers  # [num_seqs], the tokens of this step included
+    query_start_loc: Integers  # [num_seqs + 1]
+    sampled_rows: Integers  # [num_sampled], rows of the tokens whose logits are wanted
+
+
+def make_batch(chunks: Sequence[Chunk]) -> Batch:
+    """Lay the chunks of a StepPlan one after the other; there must be at least one."""
+    token_ids: list[int] = []
+    positions: list[int] = []
+    slot_mapping: list[int] = []
+    query_start_loc = [0]
+    context_lens = []
+    sampled_rows = []
+    tables = []
+    for chunk in chunks:
+        table = chunk.seq.block_table
+        stop = chunk.start + chunk.num_tokens
+        token_ids += chunk.seq.token_ids[chunk.start : stop]
+        positions += range(chunk.start, stop)
+        slot_mapping += table.slot_mapping(chunk.start, stop)
+        query_start_loc.append(len(token_ids))
+        context_lens.append(stop)
+        tables.append(list(table))
+        if chunk.receivers:
+            sampled_rows.append(len(token_ids) - 1)
+    max_blocks = max(map(len, tables))
+    return Batch(
+        token_ids=np.array(token_ids, np.int64),
+        positions=np.array(positions, np.int64),
+        slot_mapping=np.array(slot_mapping, np.int64),
+        block_tables=np.array([table + [0] * (max_blocks - len(table)) for table in tables], np.int32),
+        context_lens=np.array(context_lens, np.int32),
+        query_start_loc=np.array(query_start_loc, np.int32),
+        sampled_rows=np.array(sampled_rows, np.int64),
+    )
+
+
+class Kernels(NamedTuple):
+    """What attention is computed with, and how the model's arrays get there and back."""
+
+    write_kv: Callable[..., None]  # see minipage/attention/kv_cache.py
+    paged_attention: PagedAttention
+    take: Callable[[Array], Any]  # an array of the model, as the kernels take it
+    give: Callable[[Any, Array], Array]  # what they return, in the library and dtype of q
+
+
+def paged_attend(batch: Batch, cache: KVCache, paged_attention: PagedAttention) -> Attend:
+    """`attend_with` kernels for a CPU."""
+    return attend_with(Kernels(write_kv, paged_attention, as_numpy, like_q), batch, cache.layer)
+
+
+def attend_with(kernels: Kernels, batch: Batch, blocks_of: Callable[[int], Sequence[Any]]) -> Attend:
+    """The attention that the model is given: write the new K and V into their slots, then attend through the tables.
+
+    batch: as the kernels take it.
+    blocks_of: (layer) -> its K and V, each [num_blocks, block_size, H, D], and if they are quantized their scales.
+    """
+
+    def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
+        k_cache, v_cache, *scales = blocks_of(layer)
+        kernels.write_kv(kernels.take(k), kernels.take(v), k_cache, v_cache, batch.slot_mapping, *scales)
+        mixed = kernels.paged_attention(
+            kernels.take(q), k_cache, v_cache, batch.block_tables, batch.context_lens, batch.query_start_loc,
+            q.shape[-1] ** -0.5, *scales,
+        )  # [T, H, D]  # fmt: skip
+        check_mixed(mixed, q)
+        return kernels.give(mixed, q)  # [T, H, D]
+
+    return attend
+
+
+def check_mixed(mixed: Any, q: Array) -> None:
+    """Raise KernelArgumentError unless what an attention function returned is [T, H, D], like q."""
+    wanted = tuple(q.shape)
+    what = getattr(mixed, "shape", type(mixed).__name__)
+    if what != wanted:
+        raise KernelArgumentError(f"the attention function returned {what}; it must return an array of {wanted}.")
+
+
+def like_q(mixed: Floats, q: Array) -> Array:
+    """[T, H, D] of NumPy in the library and dtype of q."""
+    return array_namespace(q).asarray(mixed, dtype=q.dtype)  # [T, H, D]
+
+
+def as_numpy(array: Array) -> Floats:
+    """[...] in NumPy, in float32 at least: what kernels on the CPU compute in. If possible, the same memory."""
+    xp = array_namespace(array)
+    if xp.finfo(array.dtype).bits < 32:
+        array = xp.astype(array, xp.float32)
+    return np.asarray(array)

@@ -1,0 +1,189 @@
+"""The fast runner, for PyTorch: a decode step is one copy of its inputs and one launch of a CUDA graph.
+
+A small model's layer is a dozen kernels of a few microseconds each, less than the host needs to launch them one by one.
+A CUDA graph is a recording of all the launches of a step, replayed by one call:
+
+    batch of 5 decodes ─▶ padded to 8 ─▶ inputs copied to where the graph of 8 reads them ─▶ replay ─▶ 5 rows of logits
+
+A graph is captured when the first batch of its size comes along; there is one for contexts of up to 512 tokens, and one
+for longer ones. In other steps the kernels are launched one by one, and so they are where a capture fails. Either way
+the host waits for the GPU only when it needs the tokens.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+import minipage.attention.cuda as kernels
+from minipage.attention.cuda.device_arrays import View, empty
+from minipage.attention.cuda.launch import SHORT
+from minipage.memory import BlockPool, blocks_needed
+from minipage.model.architecture import Attend, Model
+from minipage.sampling import Draw, SamplingParams
+from minipage.scheduling import StepPlan
+from minipage.worker.batch import Batch, Kernels, attend_with
+from minipage.worker.gpu.capture import capture
+from minipage.worker.gpu.checked import GPURunner
+from minipage.worker.gpu.draw import sample_on_device
+from minipage.worker.gpu.inputs import StepInputs
+from minipage.worker.gpu.next_batch import Batches
+from minipage.worker.gpu.views import from_kernels, view_for_kernels
+from minipage.worker.runner import Limits
+
+
+class GraphRunner(GPURunner):
+    """Runs a model of PyTorch on a GPU.
+
+    Args:
+        limits, gpu_memory_utilization: as for GPURunner.
+        enforce_eager: no graphs; all kernels are launched one by one.
+    """
+
+    def __init__(
+        self, model: Model, kv_dtype: type, limits: Limits, gpu_memory_utilization: float, enforce_eager: bool
+    ) -> None:
+        super().__init__(model, kv_dtype, limits, gpu_memory_utilization)
+        self.is_on_gpu = self.device.type == "cuda"  # otherwise kernels are simulated
+        self.enforce_eager = enforce_eager or not self.is_on_gpu
+        self._sizes = graph_sizes(limits.max_num_seqs)
+        self._lengths = graph_lengths(limits.max_model_len)
+        # By size and length of context; each with the logits [size, vocab_size] that it writes.
+        self._graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        self._failures = 0  # captures that failed
+        self._steps_to_wait = 0  # until another one is tried
+        self._pool = torch.cuda.graph_pool_handle() if self.is_on_gpu else None  # memory that all graphs share
+
+    @torch.inference_mode()
+    def _largest_step(self) -> int:
+        """Run the largest step, except for attention; returns the bytes that the graphs keep."""
+        dummy_ids = torch.zeros(self.limits.max_num_batched_tokens, dtype=torch.int32, device=self.device)  # [T]
+        hidden = self.model.forward(dummy_ids, dummy_ids, lambda layer, q, k, v: q.contiguous())  # [T, C]
+        logits = self.model.logits(hidden[:1].expand(self.limits.max_num_seqs, -1))  # [max_num_seqs, vocab_size]
+        worst_case = Draw(SamplingParams(top_p=1 - 1e-9), 0.5)  # nearly all tokens, so that the vocabulary is sorted
+        self.sample(logits, [(row, worst_case) for row in range(len(logits))])
+        bytes_per_row: int = logits.stride(0) * logits.element_size()
+        return 0 if self.enforce_eager else len(self._lengths) * sum(self._sizes) * bytes_per_row
+
+    def allocate(self, block_pool: BlockPool, swap_pool: BlockPool | None) -> None:
+        super().allocate(block_pool, swap_pool)
+        device = self.device
+        max_len = self.limits.max_model_len
+        max_num_seqs = self._sizes[-1]
+        max_num_tokens = max(self.limits.max_num_batched_tokens, max_num_seqs)
+        max_blocks = blocks_needed(max_len, block_pool.block_size)
+        self._inputs = StepInputs(max_num_tokens, max_num_seqs, max_blocks, device)
+        self._batches = Batches(block_pool.block_size)
+        size = kernels.workspace_size(max_num_seqs, self.model.architecture.num_heads, self.model.kv.head_size, max_len)
+        self._workspace = view_for_kernels(torch.zeros(size, device=device))  # [size] float32
+        # Each layer's part of the caches: k, v, and the scales of a quantized cache.
+        self._layers = [
+            [kernels.view(array) for array in self.kv_cache.layer(i)] for i in range(self.model.kv.num_layers)
+        ]
+
+    @torch.inference_mode()
+    def forward(self, plan: StepPlan) -> torch.Tensor:  # type: ignore[override]
+        """[num_sampled, vocab_size] logits, on the GPU, in the dtype of the model; until the next step."""
+        batch = self._batches.make(plan.chunks)
+        num_tokens = len(batch.token_ids)
+        num_seqs = len(batch.context_lens)
+        num_sampled = len(batch.sampled_rows)
+        longest = int(batch.context_lens.max())
+        if num_tokens == num_seqs == num_sampled:
+            size = first_at_least(num_seqs, self._sizes)
+            length = first_at_least(longest, self._lengths)
+            logits = self._decode(size, length, self._inputs.load(batch, size, size))  # [size, vocab_size]
+        else:
+            query_lens = np.diff(batch.query_start_loc)  # [num_seqs]
+            inputs = self._inputs.load(batch, num_tokens, num_seqs)
+            logits = self._run(inputs, int(query_lens.min()), int(query_lens.max()), longest)  # [num_seqs, vocab_size]
+        return logits[:num_sampled]  # [num_sampled, vocab_size]
+
+    @torch.inference_mode()
+    def sample(self, logits: torch.Tensor, draws: Sequence[tuple[int, Draw]]) -> list[int]:  # type: ignore[override]
+        return sample_on_device(logits, draws) if draws else []
+
+    def rows(self, logits: torch.Tensor, rows: Collection[int]) -> dict[int, np.ndarray]:  # type: ignore[override]
+        if not rows:
+            return {}
+        return dict(zip(rows, logits[list(rows)].float().cpu().numpy()))
+
+    # ---- running the model
+
+    def _decode(self, size: int, length: int, inputs: Batch) -> torch.Tensor:
+        """[size, vocab_size] logits of `size` sequences with one token each, of which some may be padding."""
+        if self.enforce_eager:
+            return self._run(inputs, 1, 1, length)
+        if (size, length) not in self._graphs:
+            # This compiles and loads what a graph cannot hold; what it writes is written again.
+            launched = self._run(inputs, 1, 1, length)  # [size, vocab_size]
+            if not self._capture(size, length, inputs):
+                return launched
+        graph, logits = self._graphs[size, length]
+        graph.replay()
+        return logits
+
+    def _capture(self, size: int, length: int, inputs: Batch) -> bool:
+        """Whether there is a graph now. After a failure the next steps do without, twice as many each time."""
+        if self._steps_to_wait > 0:
+            self._steps_to_wait -= 1
+            return False
+        try:
+            self._graphs[size, length] = capture(lambda: self._run(inputs, 1, 1, length), self._pool)
+        except Exception as error:  # PyTorch's, numba's, or CUDA's own
+            if self._failures == 0:
+                warnings.warn(
+                    f"a CUDA graph for {size} sequences could not be captured, so kernels are launched one by one, "
+                    f"which is slower; it will be tried again. ({type(error).__name__}: {error})",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+            self._failures += 1
+            self._steps_to_wait = 2 ** min(self._failures, 10)
+            return False
+        return True
+
+    def _run(self, inputs: Batch, min_query_len: int, max_query_len: int, max_context_len: int) -> torch.Tensor:
+        """[num_seqs, vocab_size] logits, in the first rows those that are wanted."""
+        attend = self._launches(inputs, min_query_len, max_query_len, max_context_len)
+        hidden = self.model.forward(inputs.token_ids, inputs.positions, attend)  # [T, C]
+        logits: torch.Tensor = self.model.logits(hidden.index_select(0, inputs.sampled_rows))  # [num_seqs, vocab_size]
+        return logits
+
+    def _launches(self, inputs: Batch, min_query_len: int, max_query_len: int, max_context_len: int) -> Attend:
+        """Attention with nothing waited for, as no array of the batch is looked at."""
+        stream = torch.cuda.current_stream().cuda_stream if self.is_on_gpu else 0
+
+        def write(*arguments: Any) -> None:
+            kernels.launch_write_kv(*arguments, stream=stream)
+
+        def attention(q: View, *arguments: Any) -> Any:
+            out = empty(q.array, q.array.shape, q.array.dtype)  # [T, H, D]
+            kernels.launch_attention(
+                q, *arguments, out=out, workspace=self._workspace, min_query_len=min_query_len,
+                max_query_len=max_query_len, max_context_len=max_context_len, stream=stream,
+            )  # fmt: skip
+            return out
+
+        ours = Kernels(write, attention, view_for_kernels, from_kernels)
+        return attend_with(ours, Batch._make(map(view_for_kernels, inputs)), self._layers.__getitem__)
+
+
+def first_at_least(number: int, choices: Sequence[int]) -> int:
+    """Of choices in ascending order."""
+    return next(choice for choice in choices if choice >= number)
+
+
+def graph_sizes(max_num_seqs: int) -> list[int]:
+    """The batch sizes that graphs are captured for, so close that padding costs little."""
+    sizes = [1, 2, 4, *range(8, 64, 8), *range(64, 256, 16), *range(256, max_num_seqs, 32)]
+    return [size for size in sizes if size < max_num_seqs] + [max_num_seqs]
+
+
+def graph_lengths(max_model_len: int) -> list[int]:
+    """The lengths of context that graphs are captured for: short ones are not cut into parts, longer ones may be."""
+    return [SHORT, max_model_len] if SHORT < max_model_len else [max_model_len]

@@ -1,0 +1,67 @@
+"""The inputs of a step on the GPU: always in the same place, brought there by one copy.
+
+    pinned memory  [ token_ids | positions | slot_mapping | block_tables | context_lens | query_start_loc | sampled ]
+                      │ one copy, which nobody waits for
+    GPU            [ the same                                                                                       ]
+
+A CUDA graph reads its inputs from where they were when it was captured, so batches of the same number of tokens and
+sequences are always laid out in the same way, from the beginning of one buffer. A batch may be padded: a token with
+slot -1 is written nowhere, and a sequence with a context of 0 reads nothing.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from minipage.worker.batch import Batch
+
+NO_SLOT = -1  # of a token that only fills up a batch
+
+
+class StepInputs:
+    """Room for the inputs of any step, in pinned memory and on the device. All are int32."""
+
+    def __init__(self, max_num_tokens: int, max_num_seqs: int, max_blocks: int, device: torch.device) -> None:
+        self.max_blocks = max_blocks  # columns of every block table
+        size = 3 * max_num_tokens + (max_blocks + 3) * max_num_seqs + 1
+        is_on_gpu = device.type == "cuda"
+        self._host = torch.zeros(size, dtype=torch.int32, pin_memory=is_on_gpu)  # [size]
+        self._device = torch.zeros(size, dtype=torch.int32, device=device)  # [size]
+        self.places = lru_cache(100)(self._places)  # decodes of one size come again and again
+        self._copied = torch.cuda.Event() if is_on_gpu else None  # type: ignore[no-untyped-call]
+
+    def load(self, batch: Batch, num_tokens: int, num_seqs: int) -> Batch:
+        """Bring a batch to the device, padded to num_tokens tokens and num_seqs sequences."""
+        if self._copied:
+            self._copied.synchronize()  # until the last step's inputs have left the buffer; they have, long ago
+        host, device = self.places(num_tokens, num_seqs)
+        for name, place, array in zip(Batch._fields, host, batch, strict=True):
+            place[...] = NO_SLOT if name == "slot_mapping" else 0
+            place[tuple(map(slice, array.shape))] = array
+        if num_tokens > len(batch.token_ids):  # then every sequence has one token, the padding too
+            host.query_start_loc[:] = np.arange(num_seqs + 1)
+            host.sampled_rows[:] = np.arange(num_seqs)
+        used = sum(array.size for array in host)
+        self._device[:used].copy_(self._host[:used], non_blocking=True)
+        if self._copied:
+            self._copied.record()
+        return device
+
+    def _places(self, num_tokens: int, num_seqs: int) -> tuple[Batch, Batch]:
+        """Where the inputs of such a batch are in pinned memory, and on the device."""
+        return self._carve(self._host.numpy(), num_tokens, num_seqs), self._carve(self._device, num_tokens, num_seqs)
+
+    def _carve(self, buffer: Any, num_tokens: int, num_seqs: int) -> Batch:
+        """Pieces of a flat buffer [size], one after the other, with the shapes that Batch says."""
+        shapes = [(num_tokens,)] * 3 + [(num_seqs, self.max_blocks), (num_seqs,), (num_seqs + 1,), (num_seqs,)]
+        pieces = []
+        start = 0
+        for shape in shapes:
+            stop = start + int(np.prod(shape))
+            pieces.append(buffer[start:stop].reshape(shape))
+            start = stop
+        return Batch(*pieces)

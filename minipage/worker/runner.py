@@ -1,0 +1,91 @@
+"""The model and the memory it works in: what the engine runs on a device.
+
+    StepPlan ─▶ copy      blocks that are swapped, restored or copied on write
+             ─▶ forward   the planned tokens through the model; K and V into their slots; logits out
+
+The engine decides, the runner computes: nothing here knows of requests or of the order they are served in, and nothing
+above this file touches K and V.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from minipage.attention import KVCache, blocks_that_fit, copy_blocks
+from minipage.errors import ConfigurationError
+from minipage.memory import BlockPool
+from minipage.model.architecture import Model
+from minipage.sampling import Draw, sample_batch
+from minipage.scheduling import StepPlan
+from minipage.worker.batch import PagedAttention, as_numpy, make_batch, paged_attend
+
+DEFAULT_MEMORY = "1GiB"  # for K and V, unless told otherwise, or measured (on a GPU)
+
+
+class Limits(NamedTuple):
+    """How large a step may be."""
+
+    max_model_len: int  # tokens of a sequence
+    max_num_batched_tokens: int
+    max_num_seqs: int
+
+
+class ModelRunner:
+    """Runs a model over what the scheduler plans.
+
+    Args:
+        model: with its weights.
+        kv_dtype: what K and V are kept as; see minipage/attention/quantize.py.
+        paged_attention: a kernel; see minipage/attention/arguments.py.
+    """
+
+    def __init__(self, model: Model, kv_dtype: type, paged_attention: PagedAttention) -> None:
+        self.model = model
+        self.paged_attention = paged_attention
+        self._kv_sizes = model.kv.num_layers, model.kv.num_kv_heads, model.kv.head_size, kv_dtype
+
+    def blocks_that_fit(self, memory: int | str | None, block_size: int, name: str = "memory") -> int:
+        """How many blocks `memory` holds: a number of bytes, or a text such as "512MiB". Default: DEFAULT_MEMORY.
+
+        Raises ConfigurationError if it makes no sense; `name` is what the option is called.
+        """
+        return blocks_that_fit(DEFAULT_MEMORY if memory is None else memory, block_size, *self._kv_sizes, name=name)
+
+    def allocate(self, block_pool: BlockPool, swap_pool: BlockPool | None) -> None:
+        """Make the arrays for the blocks of the two pools."""
+        try:
+            self.kv_cache = KVCache.of(block_pool, *self._kv_sizes)
+            self.swap_cache = KVCache.of(swap_pool, *self._kv_sizes) if swap_pool else None
+        except (MemoryError, ValueError) as error:  # more than there is, or than NumPy can count
+            raise ConfigurationError(
+                f"there is no room for {block_pool.num_blocks:,} blocks of {block_pool.block_size} tokens ({error}). "
+                "Lower num_blocks, memory or swap_space."
+            ) from error
+
+    def copy(self, plan: StepPlan) -> None:
+        """Move whole blocks before anything is written: save and restore what is swapped, and copy on write."""
+        if self.swap_cache:
+            copy_blocks(self.kv_cache, self.swap_cache, plan.swap_out)
+            copy_blocks(self.swap_cache, self.kv_cache, plan.swap_in)
+        copy_blocks(self.kv_cache, self.kv_cache, plan.copies)
+
+    def forward(self, plan: StepPlan) -> np.ndarray:
+        """Run the model; [num_sampled, vocab_size] logits, a row for each chunk that comes to its sequence's end."""
+        batch = make_batch(plan.chunks)
+        layers = self.model.layers
+        token_ids, positions = layers.asarray(batch.token_ids), layers.asarray(batch.positions)  # [T] each
+        attend = paged_attend(batch, self.kv_cache, self.paged_attention)
+        hidden = self.model.forward(token_ids, positions, attend)  # [T, C]
+        sampled = layers.xp.take(hidden, layers.asarray(batch.sampled_rows), axis=0)  # [num_sampled, C]
+        return as_numpy(self.model.logits(sampled))  # [num_sampled, vocab_size]
+
+    def sample(self, logits: np.ndarray, draws: Sequence[tuple[int, Draw]]) -> list[int]:
+        """A token for each draw, from the row of logits [num_sampled, vocab_size] that is named before it."""
+        return sample_batch(logits, draws)
+
+    def rows(self, logits: np.ndarray, rows: Collection[int]) -> dict[int, np.ndarray]:
+        """Some rows of the logits in the memory of the host; each [vocab_size]."""
+        return {row: logits[row] for row in rows}
