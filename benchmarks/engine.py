@@ -32,8 +32,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from minipage.model import gpt2
-from minipage.model.checkpoint import stored_shapes
 from rich.progress import track
 
 from benchmarks.charts import Chart
@@ -47,6 +45,8 @@ from benchmarks.contenders import (
     StaticBatches,
 )
 from benchmarks.measure import OtherPrograms, console, grid, main
+from minipage.model import gpt2
+from minipage.model.checkpoint import stored_shapes
 from minipage.simulate import draw_requests
 
 GPT2 = gpt2.GPT2(vocab_size=50_257, n_positions=1024, n_embd=768, n_layer=12, n_head=12)

@@ -40,7 +40,7 @@ PREFIXES = ("transformer.",)  # that names have in some checkpoints, and not in 
 
 
 class Weights(Mapping[str, npt.NDArray[np.float32]]):
-    """The weights of an architecture by name, as float32. What is stored otherwise is made so each time it is asked for."""
+    """The weights of an architecture by name, as float32: what is stored otherwise is converted each time."""
 
     def __init__(self, stored: dict[str, npt.NDArray[Any]]) -> None:
         self.stored = stored  # as in the file: float16 to float64, or uint16, which are the bits of bfloat16
