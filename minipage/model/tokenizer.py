@@ -43,14 +43,18 @@ class Tokenizer:
         """One more than the largest token id."""
         return max(self.backend.get_vocab().values(), default=-1) + 1
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """The tokens of a text. A lone surrogate, which is no character, counts as U+FFFD.
+
+        Some models want <s> or the like at the beginning: it is there, unless `add_special_tokens` is off. The text of
+        a chat has it already.
 
         Raises:
             InvalidRequestError: the tokenizer has no way to spell it.
         """
         try:
-            return list(ask(self.backend.encode, without_surrogates(text)).ids)
+            text = without_surrogates(text)
+            return list(ask(self.backend.encode, text, add_special_tokens=add_special_tokens).ids)
         except Exception as error:  # the library raises bare Exceptions
             message = f"the tokenizer cannot read the text ({error}); leave out what it has no token for."
             raise InvalidRequestError(message) from error
