@@ -261,7 +261,7 @@ MEASURING = [
 OWN_MODEL = [
     M("14.1", "np.exp(1j * np.outer(positions, frequencies))", "np.exp(-1j * np.outer(positions, frequencies))", "turn the wrong way"),
     M("14.1", "np.outer(positions, frequencies)", "np.outer(positions + 1, frequencies)", "one too high"),
-    M("14.1", "np.outer(positions, frequencies)", "np.outer(np.arange(tokens), frequencies)", "The rows were counted"),
+    M("14.1", "np.outer(positions, frequencies)", "np.outer(np.arange(len(x)), frequencies)", "The rows were counted"),
     # Llama's original order, which Hugging Face's checkpoints do not have
     M("14.1", "points = x[..., : size // 2] + 1j * x[..., size // 2 :]\n    points = points * turns[:, None, :]\n"
       "    return np.concatenate([points.real, points.imag], axis=2)", "points = x[..., ::2] + 1j * x[..., 1::2]\n"

@@ -143,8 +143,8 @@ def check_bytes(impl, config, num_kv_heads, head_size, dtype):
     due = due_bytes(config["num_hidden_layers"], num_kv_heads, head_size, dtype)
     number, scale = DTYPES[dtype]
     why = (
-        f"A token has K and V (2) in {config['num_hidden_layers']} layers, each with {num_kv_heads} heads of {head_size} "
-        f"numbers of {number} bytes"
+        f"A token has K and V (2) in {config['num_hidden_layers']} layers, each with {num_kv_heads} heads of "
+        f"{head_size} numbers of {number} bytes"
     )
     why += f", and {scale} bytes of a scale for each head's K, and for its V." if scale else "."
     got = impl.bytes_per_token(lent, dtype)
@@ -220,9 +220,9 @@ def test_14_4_published_models(impl):
         expect(f"{name}: heads of K and V", heads, num_kv_heads, why)
         expect(f"{name}: numbers in a head", size, head_size, "hidden_size / num_attention_heads, here.")
         due = due_bytes(num_layers, num_kv_heads, head_size, "bfloat16")
-        expect(f"{name}: bytes a token", token, due, "K and V (2), in each layer and head of them, in 2 bytes a number.")
+        expect(f"{name}: bytes a token", token, due, "K and V (2), of each layer and head of them; 2 bytes a number.")
         due = 8 * 2**30 // (16 * due)
-        expect(f"{name}: blocks in 8 GiB", blocks, due, "Whole blocks: 8 * 2 ** 30 bytes // (16 tokens * bytes a token).")
+        expect(f"{name}: blocks in 8 GiB", blocks, due, "Whole blocks: 8 * 2 ** 30 bytes // (16 * bytes a token).")
 
 
 @every(num_tokens=range(1, 4), num_heads=range(1, 3), half=range(1, 4), seed=range(4))
@@ -234,13 +234,13 @@ def test_14_5_move(impl, num_tokens, num_heads, half, seed):
     plain = normal(rng, num_tokens, num_heads, 2 * half)  # [T, n, D]
     k = turned(plain, positions, theta).astype(float if seed % 2 else np.float32)  # [T, n, D]
     impl.diary.begin()
-    impl.diary.note(f"move(k, by={by}, theta={theta}), where k [{num_tokens}, {num_heads}, {2 * half}] was turned by the ")
-    impl.diary.note(f"    positions {positions.tolist()}: k = {k.round(3).tolist()}")
+    impl.diary.note(f"move(k, by={by}, theta={theta}), where k was turned by the positions {positions.tolist()}:")
+    impl.diary.note(f"    k = {k.round(3).tolist()}")
     lent = Untouched(k=k)
     got = impl.move(k, by, theta)
     lent.check()
     due = turned(plain, positions + by, theta)  # [T, n, D]
-    why = "It was turned by its position already, so turn it by `by` more: all tokens alike, from the first to the last."
+    why = "It was turned by its position already, so turn it by `by` more: all tokens alike, all pairs."
     if by and is_close(got, turned(k, np.full(len(k), -by), theta)):
         why = "It went the other way: `by` places *later* is a turn by +by."
     elif is_close(got, turned(k, positions + by, theta)) or is_close(got, turned(k, np.arange(len(k)) + by, theta)):
@@ -256,8 +256,10 @@ def test_14_5_only_the_distance_counts(impl):
         return
     rng = np.random.default_rng(0)
     q, k = normal(rng, 1, 1, 8), normal(rng, 1, 1, 8)  # each [T, n, D]
-    there = impl.rotate(q, np.array([9]), 100.0)[0, 0] @ impl.rotate(k, np.array([4]), 100.0)[0, 0]
-    moved = impl.rotate(q, np.array([29]), 100.0)[0, 0] @ impl.move(impl.rotate(k, np.array([4]), 100.0), 20, 100.0)[0, 0]
     impl.diary.begin()
-    impl.diary.note("the score of a query at 9 with a key at 4; and at 29, with that key moved by 20")
-    assert_close("the score", np.array(moved), np.array(there, float), "A score depends on the distance alone.", 1e-3)
+    impl.diary.note("the score of a query at 9 with a key at 4; and of the query at 29 with that key, moved by 20")
+    key = impl.rotate(k, np.array([4]), 100.0)[0, 0]  # [D]
+    moved = impl.move(key[None, None], 20, 100.0)[0, 0]  # [D]
+    near, far = (impl.rotate(q, np.array([place]), 100.0)[0, 0] for place in (9, 29))  # each [D]
+    why = "A score depends on the distance alone, and that is still 5."
+    assert_close("the score", np.array([far @ moved]), np.array([near @ key], float), why, 1e-3, size=8)

@@ -6,7 +6,7 @@ import numpy as np
 
 
 def rotate(x, positions, theta=10_000.0):
-    tokens, heads, size = x.shape
+    size = x.shape[2]
     frequencies = np.array([theta ** (-2 * i / size) for i in range(size // 2)])
     turns = np.exp(1j * np.outer(positions, frequencies))
     points = x[..., : size // 2] + 1j * x[..., size // 2 :]
