@@ -37,7 +37,8 @@ from minipage.simd.halves import from_bfloat16
 SHIPPED_MODEL = "shakespeare"  # the one in minipage/assets, trained by minipage/train.py
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # what safetensors calls them, and how to read them
 
-ARCHITECTURES = {  # by what config.json calls their model_type: file and class in this folder
+# By what config.json calls their model_type: file and class in this folder; or a class, as one of your own may be.
+ARCHITECTURES: dict[str, str | type[Architecture]] = {
     "gpt2": "gpt2.GPT2",
     "opt": "opt.OPT",
     "llama": "llama.Llama",
@@ -218,8 +219,11 @@ def read_architecture(path: Path, settings: dict[str, Any]) -> Architecture:
             "model of such an architecture."
         )
     try:
-        file, _, name = ARCHITECTURES[kind].partition(".")
-        architecture: Architecture = getattr(import_module(f"minipage.model.{file}"), name).of(settings)
+        found = ARCHITECTURES[kind]
+        if isinstance(found, str):
+            file, _, name = found.partition(".")
+            found = getattr(import_module(f"minipage.model.{file}"), name)
+        architecture: Architecture = found.of(settings)
         return architecture
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
