@@ -20,7 +20,7 @@ class RequestError(MinipageError):
 
 
 class ConfigurationError(MinipageError, ValueError):
-    """An engine, pool or kernel was set up with a value that makes no sense."""
+    """An engine, a pool or a block table was set up, or asked for something, with a value that makes no sense."""
 
 
 class ModelError(MinipageError):

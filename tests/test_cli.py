@@ -128,7 +128,7 @@ def test_what_fails_on_the_way(monkeypatch, capsys):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("minipage.trace.demo.run", full)
+    monkeypatch.setattr("minipage.trace.playing.demo.run", full)
     assert main(["demo"]) == 1
     assert "No space left" in capsys.readouterr().err
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minipage.attention import cpu, reference
+from minipage.attention import cpu, loops, reference
 from minipage.attention.quantize import kv_dtype
 from minipage.errors import ConfigurationError, shown
 from minipage.memory import BlockPool, PrefixCache
@@ -19,7 +19,7 @@ from minipage.scheduling import POLICIES, Policy, Preemption, Scheduler
 from minipage.worker.batch import PagedAttention
 from minipage.worker.runner import Limits, ModelRunner
 
-ATTENTION = {"cpu": cpu.paged_attention, "reference": reference.paged_attention}
+ATTENTION = {"cpu": cpu.paged_attention, "loops": loops.paged_attention, "reference": reference.paged_attention}
 
 
 def check_settings(

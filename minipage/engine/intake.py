@@ -76,7 +76,7 @@ class Intake:
         if params.max_tokens is not None:
             return min(num_prompt_tokens + params.max_tokens, self.max_model_len)
         pool, width = self.block_pool, params.beam_width or params.n
-        most = SequenceGroup.most_tokens(num_prompt_tokens, width, pool.num_blocks, pool.block_size)
+        most = SequenceGroup.longest_that_fits(num_prompt_tokens, width, pool.num_blocks, pool.block_size)
         return max(num_prompt_tokens + 1, min(self.max_model_len, most))
 
 

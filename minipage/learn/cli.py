@@ -328,7 +328,7 @@ def row(exercise: Exercise, verdict: Verdict) -> dict[str, Any]:
 
 
 def spinner(text: str) -> AbstractContextManager[object]:
-    from minipage.trace.spinner import spinner
+    from minipage.trace.playing.spinner import spinner
 
     return spinner(text)
 

@@ -138,3 +138,26 @@ def flat(x: Array) -> Array:
     """[T, n, D] -> [T, n * D]."""
     num_tokens, num_heads, head_size = x.shape
     return x.reshape(num_tokens, num_heads * head_size)
+
+
+def linear(
+    name: str, n_in: int, n_out: int, split: Literal["out", "in", None] = None, bias: bool = False
+) -> Iterator[tuple[str, Weight]]:
+    """The weights of a linear layer. Of ranks that each have some rows ("in"), each adds its part, and one the bias."""
+    yield f"{name}.weight", Weight((n_in, n_out), split)
+    if bias:
+        yield f"{name}.bias", Weight((n_out,), split if split == "out" else None)
+
+
+def norm(name: str, size: int, bias: bool = False) -> Iterator[tuple[str, Weight]]:
+    """The weights of a norm."""
+    yield f"{name}.weight", Weight((size,))
+    if bias:
+        yield f"{name}.bias", Weight((size,))
+
+
+def turned(architecture: Architecture, tensors: Tensors, name: str, weight: Weight) -> Array:
+    """A weight from a checkpoint that has matrices as PyTorch's linear layers do, (out, in); tables are alike."""
+    if len(weight.shape) == 1 or weight.is_table or name == f"{architecture.head}.weight":
+        return tensors(name, weight.shape)
+    return tensors(name, weight.shape[::-1]).T  # [in, out]

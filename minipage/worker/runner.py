@@ -22,6 +22,8 @@ from minipage.sampling import Draw, sample_batch
 from minipage.scheduling import StepPlan
 from minipage.worker.batch import PagedAttention, as_numpy, make_batch, paged_attend
 
+DEFAULT_MEMORY = "1GiB"  # for K and V, unless told otherwise, or measured (on a GPU)
+
 
 class Limits(NamedTuple):
     """How large a step may be."""
@@ -46,11 +48,11 @@ class ModelRunner:
         self._kv_sizes = model.kv.num_layers, model.kv.num_kv_heads, model.kv.head_size, kv_dtype
 
     def blocks_that_fit(self, memory: int | str | None, block_size: int, name: str = "memory") -> int:
-        """How many blocks `memory` holds: a number of bytes, or a text such as "512MiB". Default: "1GiB".
+        """How many blocks `memory` holds: a number of bytes, or a text such as "512MiB". Default: DEFAULT_MEMORY.
 
         Raises ConfigurationError if it makes no sense; `name` is what the option is called.
         """
-        return blocks_that_fit("1GiB" if memory is None else memory, block_size, *self._kv_sizes, name=name)
+        return blocks_that_fit(DEFAULT_MEMORY if memory is None else memory, block_size, *self._kv_sizes, name=name)
 
     def allocate(self, block_pool: BlockPool, swap_pool: BlockPool | None) -> None:
         """Make the arrays for the blocks of the two pools."""

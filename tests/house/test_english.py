@@ -21,8 +21,7 @@ def prose(path):
     """(line number, text) of every comment and every string of a file."""
     for token in tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline):
         if token.type in (tokenize.COMMENT, tokenize.STRING):
-            for number, line in enumerate(token.string.split("\n"), token.start[0]):
-                yield number, line
+            yield from enumerate(token.string.split("\n"), token.start[0])
 
 
 def test_habits_that_cost_a_reader_are_kept_out():

@@ -9,12 +9,12 @@ from screens import screen, section
 
 from minipage import LLM
 from minipage.trace import Trace
-from minipage.trace.demo import Demo, make_engine
-from minipage.trace.exports import write_svg
-from minipage.trace.frames import is_stop
-from minipage.trace.html import as_tree
-from minipage.trace.scenarios import SCENARIOS
-from minipage.trace.walk import online_softmax
+from minipage.trace.drawing.exports import write_svg
+from minipage.trace.drawing.html import as_tree
+from minipage.trace.playing.demo import Demo, make_engine
+from minipage.trace.playing.scenarios import SCENARIOS
+from minipage.trace.recording.attention_walk import online_softmax
+from minipage.trace.recording.frames import is_stop
 
 SCENARIO = SCENARIOS["kernel"]
 

@@ -1,4 +1,4 @@
-"""Arrays of the model as the kernels take them: on a GPU as they are.
+"""The model's arrays as the kernels take them: on a GPU, as they are.
 
 Under numba's simulator kernels take NumPy arrays. PyTorch's tensors are in the computer's memory then, and the kernels
 are given the NumPy arrays that they also are, bfloat16 as uint16.
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, is_torch_namespace
 
-from minipage.attention.cuda.arrays import View, view
+from minipage.attention.cuda.device_arrays import View, view
 from minipage.model.architecture import Array
 from minipage.model.place import is_simulated
 
@@ -25,7 +25,7 @@ def for_kernels(array: Array) -> Array:
 
 
 def view_for_kernels(array: Array) -> View:
-    """A view of the same (attention/cuda/arrays.py), for several launches."""
+    """A view of the same memory (see attention/cuda/device_arrays.py), for several launches."""
     return view(for_kernels(array))
 
 
