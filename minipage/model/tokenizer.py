@@ -41,14 +41,15 @@ class Tokenizer:
         """One more than the largest token id."""
         return max(self.backend.get_vocab().values(), default=-1) + 1
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """The tokens of a text. A lone surrogate, which is no character, counts as U+FFFD.
 
         Raises:
             InvalidRequestError: the tokenizer has no way to spell it.
         """
         try:
-            return list(ask(self.backend.encode, without_surrogates(text)).ids)
+            encoded = ask(self.backend.encode, without_surrogates(text), add_special_tokens=add_special_tokens)
+            return list(encoded.ids)
         except Exception as error:  # the library raises bare Exceptions
             message = f"the tokenizer cannot read the text ({error}); leave out what it has no token for."
             raise InvalidRequestError(message) from error

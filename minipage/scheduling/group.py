@@ -48,6 +48,12 @@ class Chunk(NamedTuple):
             return []
         return list(self.group.sequences) if self.group.is_sharing else [self.seq]
 
+    @property
+    def scored(self) -> range:
+        """Which of its positions have logits that tell how likely the prompt's next token was, if that is asked for."""
+        wanted = self.group.unscored
+        return range(max(self.start, wanted.start), min(self.start + self.num_tokens, wanted.stop))
+
 
 rename(Chunk, samplers="receivers")
 
@@ -84,6 +90,7 @@ class SequenceGroup:
         self.was_admitted = False  # with its prefix looked up, at least once
         self.shared_len = len(sequences[0].token_ids)
         self.is_sharing = True  # the leader computes for all; the others have no blocks
+        self.unscored = range(0)  # positions of the prompt whose logits are still wanted; usually none is
 
     def __repr__(self) -> str:
         return f"SequenceGroup({self.group_id!r}, {self.status.value}, {len(self.sequences)} sequences)"

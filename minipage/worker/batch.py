@@ -52,6 +52,8 @@ def make_batch(chunks: Sequence[Chunk]) -> Batch:
         slot_mapping += seq.block_table.slot_mapping(start, stop)
         query_start_loc.append(len(token_ids))
         tables.append(list(seq.block_table))
+        if chunk.group.unscored:
+            sampled_rows += [len(token_ids) - (stop - position) for position in chunk.scored]
         if chunk.receivers:
             sampled_rows.append(len(token_ids) - 1)
     max_blocks = max(map(len, tables))
