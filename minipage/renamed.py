@@ -3,6 +3,7 @@
     in a class       keys = renamed("block_hashes")
     in a module      __getattr__ = renamed_in(__name__, Status="GroupStatus")
     a module         the table MOVED, below
+    a tuple          @was_tuple, on the dataclass that it has become
 
 A class that was written with the old names keeps working too, be it a subclass (`def key(...)` overrides `block_hash`)
 or one of its own that takes the place of minipage's (`accept_old_names`).
@@ -12,13 +13,15 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import fields, replace
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import FunctionType, ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 MOVED = {  # old module: new module; what is in an old package moves along
     "minipage.batch": "minipage.worker.batch",
     "minipage.beam_search": "minipage.sampling.beam_search",
@@ -49,9 +52,9 @@ def warn(old: str, new: str, stacklevel: int = 3) -> None:
 class renamed:
     """The old name of an attribute or a method; the new one may be a path: `renamed("pool.owner().num_hit_tokens")`."""
 
-    def __init__(self, new: str, old: str = "") -> None:
+    def __init__(self, new: str) -> None:
         self.new = new
-        self.old = old
+        self.old = ""
         self.owner: type | None = None
 
     def __set_name__(self, owner: type, name: str) -> None:
@@ -82,10 +85,17 @@ class renamed:
         return first is not self.owner and isinstance(vars(self.owner).get(self.new), FunctionType)
 
 
-def rename(cls: type, **names: str) -> None:
-    """From outside, for a NamedTuple, which lets nothing of the kind into its body: rename(Chunk, old="new")."""
-    for old, new in names.items():
-        setattr(cls, old, renamed(new, old))
+def was_tuple(cls: type[T]) -> type[T]:
+    """A dataclass that was a NamedTuple: it can still be unpacked."""
+
+    def unpack(self: Any) -> Iterator[Any]:
+        names = [each.name for each in fields(self)]
+        warn(f"{cls.__name__} as a tuple", ", ".join(f".{name}" for name in names))
+        return iter([getattr(self, name) for name in names])
+
+    setattr(cls, "__iter__", unpack)  # noqa: B010
+    setattr(cls, "_replace", replace)  # noqa: B010
+    return cls
 
 
 def follow(start: Any, path: list[str]) -> Any:
@@ -105,7 +115,9 @@ def accept_old_names(cls: type, like: type) -> None:
             setattr(cls, each.new, vars(cls)[name])
         elif uses(cls, name) and not uses(cls, each.new):
             warn(f"{cls.__name__}.{name}", each.new, stacklevel=4)
-            setattr(cls, name, renamed(each.new, name))
+            alias = renamed(each.new)
+            alias.old = name
+            setattr(cls, name, alias)
 
 
 def uses(cls: type, name: str) -> bool:
@@ -114,13 +126,14 @@ def uses(cls: type, name: str) -> bool:
 
 
 def renamed_in(module: str, **names: str) -> Callable[[str], Any]:
-    """A module's `__getattr__`, which knows its old names: renamed_in(__name__, old="new")."""
+    """A module's `__getattr__`, which knows its old names: renamed_in(__name__, old="new", Old="new.module.New")."""
 
     def find(name: str) -> Any:
         if name not in names:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         warn(f"{module}.{name}", names[name])
-        return getattr(sys.modules[module], names[name])
+        home, _, new = names[name].rpartition(".")
+        return getattr(import_module(home or module), new)
 
     return find
 

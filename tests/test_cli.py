@@ -16,7 +16,7 @@ from engine.checkpoints import save_gpt2, save_tokenizer
 from minipage import LLM, SamplingParams, __version__
 from minipage.cli import DEFAULTS, main
 from minipage.cli_options import DEMO, ENGINE, SAMPLING, bias, early_stopping, structure, truth
-from minipage.model.weights import SHIPPED_MODEL, find_folder
+from minipage.model.checkpoint import SHIPPED_MODEL, find_folder
 
 MINIPAGE = [sys.executable, "-m", "minipage"]
 QUIET = {"OPENBLAS_NUM_THREADS": "1"}  # tests share their cores with other tests

@@ -10,7 +10,7 @@ import pytest
 
 from minipage.memory import BlockPool, BlockTable, PrefixCache
 from minipage.renamed import MOVED, accept_old_names, renamed_in
-from minipage.scheduling import Chunk, GroupStatus, Scheduler, Sequence, SequenceGroup
+from minipage.scheduling import Chunk, GroupStatus, Scheduler, Sequence, SequenceGroup, StepPlan
 
 old_name = pytest.warns(DeprecationWarning, match="is now .*; the old name goes in the next version")
 
@@ -47,13 +47,25 @@ def test_groups_and_chunks_have_theirs():
         assert Chunk(group, group.leader, 0, 8).samplers == [group.leader]
 
 
+def test_what_was_a_tuple_can_be_unpacked():
+    group = a_group(BlockPool(8, 4))
+    with old_name:
+        its_group, seq, start, num_tokens = Chunk(group, group.leader, 2, 6)
+    assert (its_group, seq, start, num_tokens) == (group, group.leader, 2, 6)
+    plan = StepPlan([], [], [], [], [])
+    assert plan == StepPlan()
+    with old_name:
+        assert [*plan] == [[], [], [], [], []]
+    assert plan._replace(preempted=[group]).preempted == [group]
+
+
 def test_modules_have_theirs():
     with old_name:
         from minipage.scheduling import Status
     assert Status is GroupStatus
     with old_name:
         from minipage.scheduling.group import blocks_to_allocate
-    from minipage.scheduling.group import blocks_for
+    from minipage.scheduling.plan import blocks_for
 
     assert blocks_to_allocate is blocks_for
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):

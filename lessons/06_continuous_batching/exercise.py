@@ -72,7 +72,7 @@ class ContinuousBatching(Scheduler):
     def schedule(self) -> StepPlan:
         """Exercise 6.4: choose what the next step computes: 1, 2 and 3 of the picture above.
 
-        Begin with `StepPlan([], [], [], [], [])`. Stop with step 1 when a group could not get room (`_make_room` is
+        Begin with `StepPlan()`. Stop with step 1 when a group could not get room (`_make_room` is
         False). Who was swapped out may come back also when no budget is left: what it needs is blocks. Nobody comes in (2, 3) in a step that had to preempt (`plan.preempted`), and nobody is admitted (3)
         while anybody is still swapped out: the paper's rule. (minipage's own lets the policy decide between those two.)
         Returns the plan.

@@ -287,7 +287,7 @@ show("ladder/rung4_split.py", "def join", "out[seq")
 # all rows of q; then rung 6, where the products of 16 rows of q with 8 tokens are one call:
 
 # %%
-show("attention/cuda/ordinary_cores.py", "for u in range(UNROLL)", "load(v, u")
+show("attention/cuda/ordinary_cores.py", "for u in range(DEPTH)", "load(v, u")
 show("attention/cuda/ordinary_cores.py", "def float_products", "score[u, r] +=")
 show("attention/cuda/tensor_cores.py", "for w in range(0, K_WIDTH", "k_multiply")
 

@@ -20,7 +20,7 @@ from minipage.engine.intake import Intake, saying_which
 from minipage.engine.prompts import Prompt
 from minipage.engine.request import Choice, NextToken, Request, RequestOutput
 from minipage.errors import InvalidRequestError
-from minipage.model.gpt import GPT
+from minipage.model.architecture import Model
 from minipage.sampling import SamplingParams
 from minipage.scheduling import Scheduler, StepPlan
 from minipage.scheduling.scheduler import claim
@@ -65,7 +65,7 @@ class Engine:
         )
 
     @property
-    def model(self) -> GPT:
+    def model(self) -> Model:
         return self.runner.model
 
     @property

@@ -47,9 +47,7 @@ class BlockTable:
         self.pool = pool
         self.blocks: list[int] = []
         self.num_tokens = 0
-        self.block_hashes: list[
-            bytes
-        ] = []  # set by the prefix cache: the root, then of each block published or adopted
+        self.block_hashes: list[bytes] = []  # set by the prefix cache: the root hash, then one of each published block
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -76,22 +74,21 @@ class BlockTable:
         if num_tokens < 0:
             raise ConfigurationError(f"cannot append {num_tokens} tokens.")
         room = len(self.blocks) * self.pool.block_size - self.num_tokens
-        if 0 < num_tokens <= room and self.pool.ref_count(self.blocks[-1]) == 1:
-            self.num_tokens += num_tokens  # as mostly: into the last block, which is nobody else's
-            return []
-        wanted = self.blocks_to_allocate(num_tokens)
-        if wanted == 0:
-            self.num_tokens += num_tokens
-            return []
-        copies = []
+        fits = num_tokens == 0 or (num_tokens <= room and self.pool.ref_count(self.blocks[-1]) == 1)  # its own block
+        copies = [] if fits else self._take_blocks(num_tokens)
+        self.num_tokens += num_tokens
+        return copies
+
+    def _take_blocks(self, num_tokens: int) -> list[BlockCopy]:
+        """Take the blocks that `num_tokens` more tokens need; the first may replace a shared one, to be copied into."""
         shared = self.shared_tail()
-        new_blocks = self.pool.allocate_many(wanted)
+        new_blocks = self.pool.allocate_many(self.blocks_to_allocate(num_tokens))
+        copies = []
         if shared is not None:
             copies.append(BlockCopy(shared, new_blocks.pop(0)))
             self.pool.free(shared)  # this reference only: the other tables keep theirs
             self.blocks[-1] = copies[0].destination
         self.blocks += new_blocks
-        self.num_tokens += num_tokens
         return copies
 
     def slot_mapping(self, start: int, stop: int) -> list[int]:

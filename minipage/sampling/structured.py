@@ -32,6 +32,9 @@ Bits = npt.NDArray[np.uint8]  # [ceil(V / 8)], a bit for each token, the lowest 
 
 KINDS = ("json", "regex", "choice", "grammar", "json_object")
 END = "<|end of structured output|>"  # what a tokenizer gets that has no token to end a text with
+# Between the parts of JSON: a space, or a new line and its indentation. If any number of them were allowed, as in vLLM,
+# a model that does not know how to go on would add line breaks for ever.
+WHITESPACE = r"[ \t]|\n[ \t]{0,16}"
 LONGEST = 300  # characters of what llguidance says about a mistake
 
 
@@ -49,6 +52,7 @@ class StructuredOutputsParams:
     grammar: str | None = None  # Lark with a rule `start: ...`, or GBNF with `root ::= ...`
     json_object: bool | None = None  # any JSON object
     disable_any_whitespace: bool = False  # in JSON, nothing between its parts
+    whitespace_pattern: str | None = None  # in JSON, what may be between its parts; left out: see WHITESPACE
 
     def __post_init__(self) -> None:
         given = [name for name in KINDS if getattr(self, name) is not None]
@@ -63,6 +67,7 @@ class StructuredOutputsParams:
             "choice": (self.choice is None or (are_texts(self.choice) and self.choice), "texts, at least one"),
             "grammar": (is_text(self.grammar), "a text"),
             "json_object": (self.json_object in (None, True), "True, or left out"),
+            "whitespace_pattern": (is_text(self.whitespace_pattern), "a regular expression"),
             "disable_any_whitespace": (isinstance(self.disable_any_whitespace, bool), "True or False"),
         }
         for name, (is_valid, allowed) in rules.items():
@@ -172,7 +177,8 @@ class GrammarCompiler:
         if wanted.grammar is not None:
             is_gbnf = "::=" in wanted.grammar
             return str(self._llguidance.grammar_from("gbnf" if is_gbnf else "lark", wanted.grammar))
-        options = {"whitespace_flexible": not wanted.disable_any_whitespace}
+        pattern = wanted.whitespace_pattern or WHITESPACE
+        options = {"whitespace_flexible": False} if wanted.disable_any_whitespace else {"whitespace_pattern": pattern}
         schema = '{"type": "object"}' if wanted.json is None else wanted.json
         return str(matcher.grammar_from_json_schema(schema, defaults=options))
 

@@ -27,11 +27,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum
 from numbers import Real
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 from minipage.errors import ConfigurationError, IntegrityError, InvalidRequestError, count, require_positive
-from minipage.memory import BlockCopy, BlockPool, Prefix, PrefixCache
-from minipage.scheduling.group import Chunk, GroupStatus, SequenceGroup, blocks_for, count_tokens
+from minipage.memory import BlockPool, Prefix, PrefixCache
+from minipage.scheduling.group import GroupStatus, SequenceGroup
+from minipage.scheduling.plan import Chunk, StepPlan, blocks_for, count_tokens
 from minipage.scheduling.policy import Policy, first_come_first_served
 from minipage.scheduling.sequence import Sequence
 
@@ -49,17 +50,7 @@ def claim(part: Any, owner: object, name: str) -> None:
 class Admission(Enum):
     NOW = "now"
     LATER = "later"  # there is not enough room at the moment
-    NEVER = "never"  # there would not be enough room in an empty pool
-
-
-class StepPlan(NamedTuple):
-    """Everything one step will do, in this order."""
-
-    swap_out: list[BlockCopy]  # (block, swap block): saved before anything else
-    swap_in: list[BlockCopy]  # (swap block, block)
-    copies: list[BlockCopy]  # (block, block): copy-on-write, before anything is written
-    chunks: list[Chunk]  # what to compute, in the order of the flat batch
-    preempted: list[SequenceGroup]  # lost their blocks to make room
+    NEVER = "never"  # not even in an empty pool; `add` refuses such a group, so `schedule` does not meet one
 
 
 class Scheduler:
@@ -130,7 +121,8 @@ class Scheduler:
         """Queue a new group. Raises InvalidRequestError if it could never run: even alone, it might not finish."""
         if not group.leader.num_prompt_tokens < group.max_num_tokens or group.shared_len == 0:
             raise InvalidRequestError("a sequence needs at least one token, and room for one more.")
-        pool, most = self.block_pool, group.max_blocks(self.block_pool.block_size)
+        pool = self.block_pool
+        most = group.max_blocks(pool.block_size)
         seats = min(self.max_num_seqs, self.max_num_batched_tokens)
         if group.max_num_seqs > seats:
             raise InvalidRequestError(
@@ -144,25 +136,22 @@ class Scheduler:
                 f", takes {count(most, 'block')} of {pool.block_size}, but the whole pool has {pool.num_blocks}. "
                 "Lower max_tokens, shorten the prompt, or give the engine more num_blocks or memory."
             )
-        group.arrival, self._num_arrived = self._num_arrived, self._num_arrived + 1
+        group.arrival = self._num_arrived
+        self._num_arrived += 1
         self._enqueue(group, GroupStatus.WAITING)
 
     # ---- planning a step
 
     def schedule(self) -> StepPlan:
         """Choose what the next step computes, and give every token of it a slot."""
-        plan = StepPlan([], [], [], [], [])
+        plan = StepPlan()
         self._policy_decides = True  # a `schedule` of your own may want the paper's rule, and do without
-        budget, free = self.max_num_batched_tokens, self.block_pool.num_free
-        for group in self.running:  # from the first; a preemption takes from the other end of this very list
+        budget = self.max_num_batched_tokens
+        for group in self.running:  # from the front; preemption takes from the back of this same list
             chunks = group.next_chunks(budget)
-            num_tokens = count_tokens(chunks)
-            if num_tokens > free:  # mostly not, and then there is no need to look closer
-                if not self._make_room(group, chunks, plan):
-                    break
-                free = self.block_pool.num_free
+            if not self._make_room(group, chunks, plan):
+                break
             budget -= self._give_slots(chunks, plan)
-            free -= num_tokens  # or more are free: a token never takes more than one block
         if not plan.preempted:
             budget = self._swap_in(plan, budget)
             self._admit(plan, budget)
@@ -170,6 +159,8 @@ class Scheduler:
 
     def _make_room(self, group: SequenceGroup, chunks: list[Chunk], plan: StepPlan) -> bool:
         """Preempt the last until the chunks of `group` fit; False if that was `group` itself."""
+        if count_tokens(chunks) <= self.block_pool.num_free:
+            return True  # the usual case, and quick to see: a token takes at most one block
         while blocks_for(chunks) > self.block_pool.num_free:
             last = self.running[-1]
             self.preempt(last, plan)
@@ -238,19 +229,19 @@ class Scheduler:
         return self.max_num_seqs - sum(group.max_num_seqs for group in self.running)
 
     def _give_slots(self, chunks: list[Chunk], plan: StepPlan) -> int:
-        given = 0
+        num_tokens = 0
         for chunk in chunks:
-            if copies := chunk.seq.block_table.append(chunk.num_tokens):
-                plan.copies.extend(copies)
+            plan.copies += chunk.seq.block_table.append(chunk.num_tokens)
             plan.chunks.append(chunk)
-            given += chunk.num_tokens
-        return given
+            num_tokens += chunk.num_tokens
+        return num_tokens
 
     # ---- after a step
 
     def update(self, plan: StepPlan) -> None:
         """The K and V of the planned tokens are written: groups may fork, and full blocks can be found from now on."""
-        for group, seq, _, _ in plan.chunks:
+        for chunk in plan.chunks:
+            group, seq = chunk.group, chunk.seq
             if self.prefix_cache:
                 self.prefix_cache.publish(seq.block_table, seq.token_ids, group.cache_salt)
             if group.is_sharing and group.sequences:  # one that has ended in this step has none, nor any blocks
@@ -297,7 +288,8 @@ class Scheduler:
             for block in range(pool.num_blocks):
                 for _ in range(pool.ref_count(block)):  # whoever held it
                     pool.free(block)
-        self.running, self.swapped = [], []
+        self.running = []
+        self.swapped = []
         for group in list(self.groups):
             group.sequences = [seq for seq in group.sequences if not seq.finished]
             for seq in group.sequences:

@@ -4,6 +4,8 @@ Below, schedulers, pools, block tables and prefix caches are broken in ways in w
 to notice every one, and to say what is wrong in words that help.
 """
 
+from dataclasses import replace
+
 import pytest
 from engine.engine_machine import machine
 from hypothesis import HealthCheck, Phase, settings
@@ -111,7 +113,7 @@ class TooManySeats(Scheduler):
 class ComputesOneTokenTooFew(Scheduler):
     def schedule(self):
         plan = super().schedule()
-        return plan._replace(chunks=[chunk._replace(num_tokens=max(1, chunk.num_tokens - 1)) for chunk in plan.chunks])
+        return replace(plan, chunks=[replace(chunk, num_tokens=max(1, chunk.num_tokens - 1)) for chunk in plan.chunks])
 
 
 class OvertakesOnTheWayIn(Scheduler):
@@ -124,17 +126,17 @@ class SwapsInToOtherBlocks(Scheduler):
     def schedule(self):
         plan = super().schedule()
         sources, destinations = [c.source for c in plan.swap_in], [c.destination for c in plan.swap_in]
-        return plan._replace(swap_in=list(map(BlockCopy, sources, destinations[1:] + destinations[:1])))
+        return replace(plan, swap_in=list(map(BlockCopy, sources, destinations[1:] + destinations[:1])))
 
 
 class SavesNothingWhenItSwapsOut(Scheduler):
     def schedule(self):
-        return super().schedule()._replace(swap_out=[])
+        return replace(super().schedule(), swap_out=[])
 
 
 class CopyOnWriteCopiesNothing(Scheduler):
     def schedule(self):
-        return super().schedule()._replace(copies=[])
+        return replace(super().schedule(), copies=[])
 
 
 class SamplesGoOnWithoutTheirPrompt(Scheduler):

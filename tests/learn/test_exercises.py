@@ -56,6 +56,7 @@ def test_a_solution_written_with_the_old_names_still_passes(number, tmp_path):
     source = (ALTERNATIVES / f"{exercise.lesson.name}.py").read_text(encoding="utf-8")
     for new, old in OLD_WORDS.items():
         source = re.sub(rf"\b{new}\b", old, source)
+    source = source.replace("minipage.scheduling.plan", "minipage.scheduling.group")
     path = tmp_path / "exercise.py"
     path.write_text(source, encoding="utf-8")
     verdict = judged(exercise, path)

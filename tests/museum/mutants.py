@@ -4,6 +4,8 @@ A mutant is a dictionary {where the function lives: the broken one}, for monkeyp
 function and spoil what it did, so that what is left is the bug and nothing else.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from minipage.memory import BlockPool, BlockTable, PrefixCache, blocks_needed
@@ -34,7 +36,7 @@ def finds_the_whole_prompt(self, token_ids, salt=""):
 def counts_before_it_looks(self, plan, budget):
     counted = {group: min(budget, group.shared_len) for group in self.waiting}
     real_admit(self, plan, budget)
-    plan.chunks[:] = [c._replace(num_tokens=counted.get(c.group, c.num_tokens)) for c in plan.chunks]
+    plan.chunks[:] = [replace(c, num_tokens=counted.get(c.group, c.num_tokens)) for c in plan.chunks]
 
 
 def adopts_the_length_but_not_the_blocks(self, table, blocks, hashes):
@@ -131,7 +133,8 @@ def recomputes_only_the_prompt(self, pool):
 
 def believes_the_rest_is_there(self, plan):
     real_update(self, plan)
-    for group, seq, *_ in plan.chunks:
+    for chunk in plan.chunks:
+        group, seq = chunk.group, chunk.seq
         if group.num_preemptions and seq.num_computed_tokens == seq.num_prompt_tokens:
             seq.block_table.append(seq.num_uncomputed_tokens - 1)
 

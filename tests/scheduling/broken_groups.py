@@ -3,6 +3,8 @@
 test_scheduler_mutants.py says what has to be noticed about each of them.
 """
 
+from dataclasses import replace
+
 from minipage.memory import BlockTable, PrefixCache
 from minipage.scheduling import GroupStatus, Scheduler, SequenceGroup
 
@@ -88,7 +90,7 @@ class SwapInMixesBlocksUp(Scheduler):
     def schedule(self):
         plan = super().schedule()
         sources, places = [s for s, _ in plan.swap_in], [d for _, d in plan.swap_in]
-        return plan._replace(swap_in=list(zip(sources, places[1:] + places[:1])))
+        return replace(plan, swap_in=list(zip(sources, places[1:] + places[:1])))
 
 
 class SwapsOutWithoutRoom(SequenceGroup):

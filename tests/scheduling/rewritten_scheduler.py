@@ -11,7 +11,7 @@ from minipage.scheduling import Chunk, GroupStatus, Scheduler, StepPlan
 
 class Rewritten(Scheduler):
     def schedule(self):
-        plan = StepPlan([], [], [], [], [])
+        plan = StepPlan()
         self.go_on(plan)
         if self.may_let_in(plan):
             self.bring_back(plan)

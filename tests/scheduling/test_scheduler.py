@@ -8,14 +8,14 @@ import pytest
 
 from minipage.errors import ConfigurationError, InvalidRequestError
 from minipage.learn.graders.scheduling_examples import add, blocks, finish_step, make, names, step, written
-from minipage.scheduling import GroupStatus
+from minipage.scheduling import GroupStatus, StepPlan
 
 # ---- one sequence ----------------------------------------------------------------------------------------------------
 
 
 def test_an_empty_scheduler_plans_nothing():
     scheduler = make()
-    assert scheduler.schedule() == ([], [], [], [], [])
+    assert scheduler.schedule() == StepPlan()
     assert not scheduler.has_unfinished
 
 

@@ -179,7 +179,8 @@ def test_a_step_that_failed_between_two_samples_loses_nothing():
     scheduler.recompute_all()
     for _ in range(3):
         plan = scheduler.schedule()
-        for _, seq, start, num_tokens in plan.chunks:
+        for chunk in plan.chunks:
+            seq, start, num_tokens = chunk.seq, chunk.start, chunk.num_tokens
             assert start + num_tokens <= len(seq.token_ids), f"{seq} has no token {start + num_tokens - 1}"
         finish_step(scheduler, plan)
     assert all(len(seq.token_ids) > 3 for seq in group.sequences)

@@ -72,7 +72,7 @@ def test_the_walk_is_the_engines_own_call(watched):
     chunk = first.chunks[0]
     assert walk.label == chunk.label and walk.position == chunk.start + chunk.num_tokens - 1
     q, k_cache, v_cache, (tables, lens, starts, scale, *_), out = engine.calls[
-        (first.step - 1) * engine.llm.config.n_layer + walk.layer
+        (first.step - 1) * engine.llm.model.kv.num_layers + walk.layer
     ]
     row = starts[1] - 1
     blocks = tables[0, : -(-lens[0] // size)].tolist()

@@ -14,7 +14,7 @@ class ByThePaper(Scheduler):
     swapped_out_come_first = True  # plan_checks.py looks at it
 
     def schedule(self) -> StepPlan:
-        plan = StepPlan([], [], [], [], [])
+        plan = StepPlan()
         budget = self.max_num_batched_tokens
         for group in self.running:
             chunks = group.next_chunks(budget)

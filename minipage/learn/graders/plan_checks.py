@@ -178,7 +178,8 @@ class PlanChecks:
         assert group.status is GroupStatus.RUNNING, f"{group} is computed, so its status should be RUNNING"
         chunks = [chunk for chunk in plan.chunks if chunk.group is group]
         common = self.common[group]
-        for _, seq, start, num_tokens in chunks:
+        for chunk in chunks:
+            seq, start, num_tokens = chunk.seq, chunk.start, chunk.num_tokens
             done, length = before.computed[seq], len(seq.token_ids)
             assert num_tokens >= 1 and start + num_tokens <= length, (
                 f"{seq}: a chunk of {num_tokens} tokens from token {start}, out of {length}: of a text that was found "

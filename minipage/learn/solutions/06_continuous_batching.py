@@ -35,7 +35,7 @@ class ContinuousBatching(Scheduler):
             budget -= self._give_slots(group.next_chunks(budget), plan)
 
     def schedule(self) -> StepPlan:
-        plan = StepPlan([], [], [], [], [])
+        plan = StepPlan()
         budget = self.max_num_batched_tokens
         for group in self.running:  # from the first; a preemption takes from the other end of this very list
             chunks = group.next_chunks(budget)

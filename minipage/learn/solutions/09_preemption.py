@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from minipage.scheduling import Scheduler, SequenceGroup, StepPlan
-from minipage.scheduling.group import Chunk, GroupStatus, blocks_for
+from minipage.scheduling.group import GroupStatus
+from minipage.scheduling.plan import Chunk, blocks_for
 
 
 class Preempting(Scheduler):

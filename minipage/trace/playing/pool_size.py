@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from minipage.memory import BlockPool, BlockTable
-from minipage.model.settings import read_config, read_json
+from minipage.model.checkpoint import SHIPPED_MODEL, find_folder, read_architecture
+from minipage.model.settings import read_json
 from minipage.model.tokenizer_files import read_tokenizer
-from minipage.model.weights import SHIPPED_MODEL, find_folder
 from minipage.scheduling import POLICIES, Scheduler, SequenceGroup
 from minipage.scheduling import Sequence as TokenSequence
 from minipage.trace.playing.story import Arrival, Scenario
@@ -49,18 +49,20 @@ def pool_for(scenario: Scenario, options: dict[str, Any]) -> dict[str, Any]:
         return {"num_blocks": max(1, scenario.num_slots // block_size)}
     folder = find_folder(options.get("model", SHIPPED_MODEL))
     tokenizer = read_tokenizer(folder)
-    config = read_config(read_json(folder / "config.json"), folder)
+    architecture = read_architecture(folder, read_json(folder / "config.json"))
     if tokenizer is None:
         return {}
     asks = []
     for arrival in scenario.arrivals:
         num_prompt_tokens = len(tokenizer.encode(arrival.prompt))
-        most = options.get("max_model_len", config.n_positions)
+        most = options.get("max_model_len", architecture.max_model_len)
         asks.append(Ask(arrival, num_prompt_tokens, min(num_prompt_tokens + arrival.max_tokens, most)))
     if not all(0 < ask.num_prompt_tokens < ask.max_num_tokens for ask in asks):
         return {}
     num_blocks = blocks_for(asks, block_size, scenario.room, scenario.runs_dry, options)
-    num_bytes = num_blocks * block_size * 2 * config.n_layer * config.n_embd * BYTES_OF_FLOAT32  # of K and V
+    kv = architecture.kv
+    numbers = 2 * kv.num_layers * kv.num_kv_heads * kv.head_size  # that a token leaves behind: K and V
+    num_bytes = num_blocks * block_size * numbers * BYTES_OF_FLOAT32
     swap_space = {} if "swap_space" in options else {"swap_space": num_bytes}
     is_quantized = "kv_cache_dtype" in scenario.engine  # the story is what fits into memory that was made for float32
     return swap_space | ({"memory": num_bytes} if is_quantized else {"num_blocks": num_blocks})

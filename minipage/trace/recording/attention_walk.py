@@ -40,8 +40,9 @@ class Walk:
 
     def __init__(self, llm: LLM) -> None:
         self.llm = llm
-        self.layer = min(LAYER, llm.config.n_layer - 1)
-        self.head = min(HEAD, llm.config.n_head - 1)
+        self.layer = min(LAYER, llm.model.kv.num_layers - 1)
+        self.head = min(HEAD, llm.config.num_heads - 1)
+        self.kv_head = self.head * llm.model.kv.num_kv_heads // llm.config.num_heads  # which this head reads
         self.done = False
 
     @contextmanager
@@ -90,7 +91,7 @@ class Walk:
         for stored, scales in ((cache.k, cache.k_scales), (cache.v, cache.v_scales)):
             its_scales = None if scales is None else scales[self.layer][table]  # [blocks, block_size, num_kv_heads]
             numbers = numbers_of(stored[self.layer][table], its_scales)  # [blocks, block_size, num_kv_heads, head_size]
-            rows = numbers[:, :, self.head]  # [blocks, block_size, head_size]
+            rows = numbers[:, :, self.kv_head]  # [blocks, block_size, head_size]
             both.append(rows.reshape(-1, rows.shape[-1])[:num_tokens].astype(np.float64))  # [num_tokens, head_size]
         return both[0], both[1]
 

@@ -36,14 +36,14 @@ class Batches:
 
     def make(self, chunks: Sequence[Chunk]) -> Batch:
         """The same as make_batch(chunks)."""
-        _, seqs, starts, nums_tokens = zip(*chunks)
-        positions = np.array(starts)  # [num_seqs]
-        continues = seqs == self._seqs and max(nums_tokens) == 1
+        seqs = tuple([chunk.seq for chunk in chunks])
+        positions = np.array([chunk.start for chunk in chunks])  # [num_seqs]
+        continues = seqs == self._seqs and all(chunk.num_tokens == 1 for chunk in chunks)
         if continues and np.array_equal(positions, self._last.context_lens):
             self._last = self._next(positions)
         else:
             self._last = make_batch(chunks)
-            are_decodes = max(nums_tokens) == 1 and all(chunk.receivers for chunk in chunks)
+            are_decodes = len(self._last.token_ids) == len(seqs) and all(chunk.receivers for chunk in chunks)
             are_ours = all(
                 type(seq.block_table) is BlockTable for seq in seqs
             )  # other tables may have rules of their own

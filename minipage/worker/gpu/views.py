@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, is_torch_array
+from array_api_compat import array_namespace, is_torch_namespace
 
 from minipage.attention.cuda.device_arrays import View, view
-from minipage.model.arrays import is_simulated
-from minipage.model.gpt import Array
+from minipage.model.architecture import Array
+from minipage.model.place import is_simulated
 
 
 def for_kernels(array: Array) -> Array:
@@ -34,12 +34,11 @@ def from_kernels(array: Array, like: Array) -> Array:
     return array_namespace(like).from_numpy(array).view(like.dtype) if is_simulated() else array
 
 
-def zeros(like: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-    """A new array for kernels, on the device of `like`; dtype is NumPy's, which is uint16 for bfloat16."""
+def zeros(xp: Any, device: Any, shape: tuple[int, ...], dtype: Any) -> Array:
+    """A new array for kernels, of the library xp; dtype: NumPy's, which is uint16 for bfloat16."""
     if is_simulated():
         return np.zeros(shape, dtype)
-    xp = array_namespace(like)
     name = np.dtype(dtype).name
-    if is_torch_array(like):
+    if is_torch_namespace(xp):
         name = name.replace("uint16", "bfloat16")
-    return xp.zeros(shape, dtype=getattr(xp, name), device=like.device)
+    return xp.zeros(shape, dtype=getattr(xp, name), device=device)

@@ -1,7 +1,8 @@
 """Lesson 9 in another style: who is to go is asked in one place, and early returns."""
 
 from minipage.scheduling import Scheduler
-from minipage.scheduling.group import GroupStatus, blocks_for
+from minipage.scheduling.group import GroupStatus
+from minipage.scheduling.plan import blocks_for
 
 
 class Preempting(Scheduler):

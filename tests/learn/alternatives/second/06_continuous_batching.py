@@ -60,7 +60,7 @@ class ContinuousBatching(Budgeted, Scheduler):
             self._admit(plan, budget - self._give_slots(first.next_chunks(budget), plan))
 
     def schedule(self):
-        plan, self.left = StepPlan([], [], [], [], []), self.max_num_batched_tokens
+        plan, self.left = StepPlan(), self.max_num_batched_tokens
         for group in self.running:
             chunks = group.next_chunks(self.left)
             if self._make_room(group, chunks, plan):

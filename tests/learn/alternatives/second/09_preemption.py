@@ -1,7 +1,8 @@
 """Lesson 9 in a third style: layers of classes in one file, super() between them, an __init__ of its own."""
 
 from minipage.scheduling import Scheduler
-from minipage.scheduling.group import GroupStatus, blocks_for
+from minipage.scheduling.group import GroupStatus
+from minipage.scheduling.plan import blocks_for
 
 
 class Recomputing(Scheduler):

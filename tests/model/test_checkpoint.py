@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
 from minipage.engine.llm import LLM
 from minipage.errors import InvalidRequestError, ModelError, shown
-from minipage.model.weights import load_model
+from minipage.model.checkpoint import load_model
 from minipage.sampling import SamplingParams
 
 
@@ -74,9 +74,9 @@ def test_a_folder_holds_config_weights_and_tokenizer(folder):
     save_tokenizer(folder, vocab_size=257)
     save_gpt2(folder, vocab_size=257, eos_token_id=256)
     model = load_model(folder)
-    assert model.config.vocab_size == 257 and model.eos_token_ids == {256}
+    assert model.architecture.vocab_size == 257 and model.eos_token_ids == {256}
     assert model.tokenizer is not None and model.tokenizer.decode(model.tokenizer.encode("a café")) == "a café"
-    assert load_model(str(folder)).config == model.config, "a folder may be given as a text, too"
+    assert load_model(str(folder)).architecture == model.architecture, "a folder may be given as a text, too"
 
 
 @pytest.mark.parametrize("prefix", ["transformer.", ""])
@@ -290,7 +290,7 @@ def test_weights_that_begin_at_an_odd_byte_are_aligned(folder, original, num_odd
 def test_a_name_on_the_hub_is_fetched_from_there(folder, monkeypatch):
     asked = []
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: asked.append(name) or str(folder))
-    assert load_model("somebody/tiny-gpt2").config.vocab_size == VOCAB
+    assert load_model("somebody/tiny-gpt2").architecture.vocab_size == VOCAB
     assert asked == ["somebody/tiny-gpt2"]
 
 

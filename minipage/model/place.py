@@ -1,46 +1,63 @@
 """Where a model lives: in which array library, in which number format, on which device.
 
-arrays     dtype                           device
-"numpy"    float32                         cpu
-"torch"    float32, bfloat16, float16      cpu, cuda
-"cupy"     float32, float16                cuda
+arrays     dtype                           device         layers
+"numpy"    float32                         cpu            compiled
+"torch"    float32, bfloat16, float16      cpu, cuda      torch; for bfloat16 on a CPU onednn, where it can
+"cupy"     float32, float16                cuda           plain
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
+from typing import Any
 
 from minipage.errors import ConfigurationError, shown
-from minipage.model.gpt import GPT, Array, GPTConfig
-from minipage.model.weights import Weights
+from minipage.model.architecture import Architecture, Array, Layers, Model
+from minipage.model.layers.compiled import CompiledLayers
+from minipage.model.layers.plain import PlainLayers
 
 DTYPES = {"numpy": ("float32",), "torch": ("float32", "bfloat16", "float16"), "cupy": ("float32", "float16")}
 DEVICES = {"numpy": ("cpu",), "torch": ("cpu", "cuda"), "cupy": ("cuda",)}
 
 
-def place_model(config: GPTConfig, weights: Weights, arrays: str, dtype: str = "float32", device: str = "cpu") -> GPT:
-    """A GPT with these weights. Raises ConfigurationError if the three do not go together, or something is missing."""
+def place_model(
+    architecture: Architecture,
+    weights: Mapping[str, Array],
+    arrays: str = "numpy",
+    dtype: str = "float32",
+    device: str = "cpu",
+) -> Model:
+    """A model with these weights. Raises ConfigurationError if the three do not go together, or something is missing."""
     placed = as_arrays(weights, arrays, dtype, device)
-    if arrays != "torch":
-        return GPT(config, placed)
-    from minipage.model.torch_gpt import PackedTorchGPT, TorchGPT  # needs PyTorch, which as_arrays has found
-
-    packed = device == "cpu" and dtype == "bfloat16" and PackedTorchGPT.able()
-    return (PackedTorchGPT if packed else TorchGPT)(config, placed)
+    return Model(architecture, kind_of_layers(arrays, dtype, device)(architecture, placed))
 
 
-def as_arrays(weights: Weights, arrays: str, dtype: str = "float32", device: str = "cpu") -> dict[str, Array]:
-    """NumPy weights as arrays of a library; float32 on the CPU without copying."""
+def kind_of_layers(arrays: str, dtype: str, device: str) -> Callable[[Architecture, Iterator[Any]], Layers]:
+    """Which class computes the model."""
+    if arrays == "numpy":
+        return CompiledLayers
+    if arrays == "cupy":
+        return PlainLayers
+    from minipage.model.layers import onednn, torch  # need PyTorch, which as_arrays has found
+
+    return onednn.OneDNNLayers if device == "cpu" and dtype == "bfloat16" and onednn.able() else torch.TorchLayers
+
+
+def as_arrays(
+    weights: Mapping[str, Array], arrays: str, dtype: str = "float32", device: str = "cpu"
+) -> Iterator[tuple[str, Array]]:
+    """NumPy weights as arrays of a library, one after the other; float32 on the CPU without copying."""
     check(arrays, dtype, device)
     if arrays == "numpy":
-        return dict(weights)
+        return iter(weights.items())
     if arrays == "cupy":
         cupy = find_cupy()
-        return {name: cupy.asarray(weight, dtype) for name, weight in weights.items()}
+        return ((name, cupy.asarray(weight, dtype)) for name, weight in weights.items())
     torch = find_torch(device)
     place, kind = torch_device(device), getattr(torch, dtype)
-    return {name: torch.from_numpy(weight).to(place, kind) for name, weight in weights.items()}
+    return ((name, torch.from_numpy(weight).to(place, kind)) for name, weight in weights.items())
 
 
 def is_simulated() -> bool:

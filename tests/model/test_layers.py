@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-
 from minipage.compiled_gpt import CompiledGPT, Linear, gelu
-from minipage.errors import KernelArgumentError
 from minipage.model.gpt import GPT, GPTConfig, dense_attend
 from minipage.model.torch_gpt import PackedTorchGPT
+
+from minipage.errors import KernelArgumentError
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 2, 3, 4, 5, 97])

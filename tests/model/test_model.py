@@ -3,16 +3,17 @@
 import numpy as np
 import pytest
 import torch
-from array_api_compat import array_namespace
 from engine.checkpoints import CONTEXT, VOCAB, save_gpt2
 
 from minipage.attention import KVCache, paged_attention, reference
 from minipage.engine.llm import LLM
 from minipage.errors import ConfigurationError, shown
 from minipage.memory import BlockPool, BlockTable
-from minipage.model.arrays import as_arrays, place_model
-from minipage.model.gpt import GPT, dense_attend, gelu
-from minipage.model.weights import load_model
+from minipage.model.architecture import Model
+from minipage.model.checkpoint import load_model
+from minipage.model.dense import dense_attend
+from minipage.model.layers.plain import PlainLayers, gelu
+from minipage.model.place import as_arrays, place_model
 from minipage.sampling import SamplingParams
 from minipage.scheduling import Chunk, Sequence, SequenceGroup
 from minipage.worker.batch import make_batch, paged_attend
@@ -35,9 +36,17 @@ def both(request, tmp_path_factory):
     return save_gpt2(folder, **request.param), load_model(folder)
 
 
-def logits(gpt, token_ids, attend=dense_attend):
-    xp = array_namespace(gpt.weights["wte.weight"])
-    return np.asarray(gpt.logits(gpt.forward(xp.asarray(token_ids), xp.arange(len(token_ids)), attend)))
+KINDS = {
+    "plain": lambda loaded: Model(loaded.architecture, PlainLayers(loaded.architecture, loaded.weights)),
+    "compiled": lambda loaded: place_model(loaded.architecture, loaded.weights, "numpy"),
+    "torch": lambda loaded: place_model(loaded.architecture, loaded.weights, "torch"),
+}
+every_kind = pytest.mark.parametrize("place", KINDS.values(), ids=KINDS)
+
+
+def logits(model, token_ids, attend=dense_attend):
+    token_ids, positions = map(model.layers.asarray, (np.array(token_ids), np.arange(len(token_ids))))
+    return np.asarray(model.logits(model.forward(token_ids, positions, attend)))
 
 
 def expected_logits(theirs, token_ids):
@@ -45,21 +54,18 @@ def expected_logits(theirs, token_ids):
         return theirs(torch.tensor([token_ids])).logits[0].numpy()
 
 
-@pytest.mark.parametrize("arrays", ["numpy", "torch"])
-def test_logits_are_those_of_transformers(both, arrays):
+@every_kind
+def test_logits_are_those_of_transformers(both, place):
     theirs, loaded = both
-    ours = place_model(loaded.config, loaded.weights, arrays)
     expected = expected_logits(theirs, TOKEN_IDS)
     assert expected.std() > 0.3, "this test compares next to nothing: all logits are about the same"
-    np.testing.assert_allclose(logits(ours, TOKEN_IDS), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(logits(place(loaded), TOKEN_IDS), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("attention", [paged_attention, reference.paged_attention])
-@pytest.mark.parametrize("arrays", ["numpy", "torch"])
-def test_a_forward_pass_over_scattered_blocks_is_the_dense_one(both, arrays, attention):
-    _, loaded = both
-    config = loaded.config
-    ours = place_model(config, loaded.weights, arrays)
+@every_kind
+def test_a_forward_pass_over_scattered_blocks_is_the_dense_one(both, place, attention):
+    ours = place(both[1])
     pool = BlockPool(40, block_size=3)
     texts = [TOKEN_IDS[:1], TOKEN_IDS[5:40], TOKEN_IDS[20:31]]
     seqs = [Sequence(str(i), text, BlockTable(pool)) for i, text in enumerate(texts)]
@@ -69,18 +75,18 @@ def test_a_forward_pass_over_scattered_blocks_is_the_dense_one(both, arrays, att
                 seq.block_table.append(1)
     groups = [SequenceGroup(seq.seq_id, [seq], CONTEXT) for seq in seqs]
     batch = make_batch([Chunk(group, group.leader, 0, len(group.leader.token_ids)) for group in groups])
-    cache = KVCache(config.n_layer, pool.num_blocks, pool.block_size, config.n_head, config.head_size)
+    cache = KVCache(ours.kv.num_layers, pool.num_blocks, pool.block_size, ours.kv.num_kv_heads, ours.kv.head_size)
     cache.k[:], cache.v[:] = np.nan, np.nan  # what no token owns must not be looked at
-    xp = array_namespace(ours.weights["wte.weight"])
+    token_ids, positions = map(ours.layers.asarray, (batch.token_ids, batch.positions))
     attend = paged_attend(batch, cache, attention)
-    paged = np.asarray(ours.logits(ours.forward(xp.asarray(batch.token_ids), xp.asarray(batch.positions), attend)))
+    paged = np.asarray(ours.logits(ours.forward(token_ids, positions, attend)))
     dense = np.concatenate([logits(ours, text) for text in texts])
     np.testing.assert_allclose(paged, dense, rtol=1e-4, atol=1e-4)
 
 
 def test_no_token_sees_a_later_one(both):
     _, loaded = both
-    ours = GPT(loaded.config, loaded.weights)
+    ours = KINDS["plain"](loaded)
     changed = [*TOKEN_IDS[:20], (TOKEN_IDS[20] + 1) % VOCAB, *TOKEN_IDS[21:]]
     difference = np.abs(logits(ours, changed) - logits(ours, TOKEN_IDS)).max(axis=1)  # [T]
     assert difference[:20].max() < 1e-5, "a token changed what came before it"

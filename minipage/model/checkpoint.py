@@ -1,44 +1,77 @@
 """Find a model, read its weights, check that they are what `config.json` says.
 
-A model is a folder in the layout that Hugging Face uses for GPT-2:
+A model is a folder in the layout that Hugging Face uses:
 
-    config.json              the sizes
+    config.json              which architecture it is, and its sizes
     generation_config.json   may name more tokens that end a text
     model.safetensors        the weights, or several files and a model.safetensors.index.json that lists them
     tokenizer.json           the tokenizer, or vocab.json and merges.txt; without it, prompts must be token ids
 
-Published GPT-2 weights come in several small variations: names with or without a leading `transformer.`, fp32, fp16 or
-bf16, the causal masks stored along with them. All are read here, into float32.
+Published weights come in several small variations: names with or without a leading `transformer.`, fp32, fp16 or bf16,
+the causal masks stored along with them. All are read here, as float32.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Set
+from collections.abc import Iterator, Mapping, Set
 from os import PathLike
 from pathlib import Path, PurePath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from minipage.errors import ModelError, count, shown
-from minipage.model.gpt import GPTConfig
+from minipage.model.architecture import Architecture, Array
+from minipage.model.falcon import Falcon
+from minipage.model.gpt2 import GPT2
+from minipage.model.llama import Llama
+from minipage.model.opt import OPT
 from minipage.model.pytorch_files import read_pytorch_files
-from minipage.model.settings import end_tokens, read_config, read_json, why
+from minipage.model.settings import end_tokens, read_json, why
 from minipage.model.tokenizer import Tokenizer
 from minipage.model.tokenizer_files import TOKENIZER_FILES, read_tokenizer
+from minipage.simd.halves import from_bfloat16
 
 SHIPPED_MODEL = "shakespeare"  # the one in minipage/assets, trained by minipage/train.py
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # what safetensors calls them, and how to read them
 
-Weights = dict[str, npt.NDArray[np.float32]]
+ARCHITECTURES: dict[str, type[Architecture]] = {  # by what config.json calls their model_type
+    "gpt2": GPT2,
+    "opt": OPT,
+    "llama": Llama,
+    "mistral": Llama,
+    "qwen2": Llama,
+    "qwen3": Llama,
+    "phi3": Llama,
+    "falcon": Falcon,
+}
+PREFIXES = "transformer.", "model.decoder.", "decoder.", "model."  # that names have in some checkpoints
+
+
+class Weights(Mapping[str, npt.NDArray[np.float32]]):
+    """The weights of an architecture by name. What is stored otherwise becomes float32 each time that it is asked for."""
+
+    def __init__(self, stored: dict[str, npt.NDArray[Any]]) -> None:
+        self.stored = stored  # as in the file: float16 to float64, or uint16, which are the bits of bfloat16
+
+    def __getitem__(self, name: str) -> npt.NDArray[np.float32]:
+        array = self.stored[name]
+        array = from_bfloat16(array) if array.dtype == np.uint16 else array
+        return np.require(array, np.float32, "A")  # a copy, if it is another type or begins at an odd byte
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.stored)
+
+    def __len__(self) -> int:
+        return len(self.stored)
 
 
 class LoadedModel(NamedTuple):
-    config: GPTConfig
-    weights: Weights  # the names and shapes of config.weight_shapes(), perhaps lm_head.weight too
+    architecture: Architecture
+    weights: Weights  # those of architecture.weights()
     tokenizer: Tokenizer | None  # None: the folder has none
     eos_token_ids: frozenset[int]  # tokens that end a text
 
@@ -58,20 +91,26 @@ def load_model(model: str | Path) -> LoadedModel:
     the file may be replaced while they are in use, but not written to.
 
     Raises:
-        ModelError: it cannot be found, is damaged, or is not a GPT-2.
+        ModelError: it cannot be found, is damaged, or is of no known architecture.
     """
     folder = find_folder(model)
     settings = read_json(folder / "config.json")
-    config = read_config(settings, folder)
-    weights = read_weights(config, folder, is_tied=bool(settings.get("tie_word_embeddings", True)))
+    wanted = stored_shapes(read_architecture(folder, settings)).keys() | {"lm_head.weight"}
+    stored = read_stored(folder, wanted)
+    if "lm_head.weight" in stored:  # a head of its own counts, whatever config.json says
+        settings |= {"tie_word_embeddings": False}
+    architecture = read_architecture(folder, settings)
+    weights = read_weights(folder, architecture, stored)
     tokenizer = read_tokenizer(folder)
-    if tokenizer and tokenizer.base_vocab_size > config.vocab_size:  # tokens added later may lack a row of weights
+    if (
+        tokenizer and tokenizer.base_vocab_size > architecture.vocab_size
+    ):  # tokens added later may lack a row of weights
         file = next(file for file in TOKENIZER_FILES if (folder / file).exists())  # that it was read from
         raise ModelError(
-            f"{folder / file} knows {tokenizer.base_vocab_size} tokens, but the model has {config.vocab_size}: "
+            f"{folder / file} knows {tokenizer.base_vocab_size} tokens, but the model has {architecture.vocab_size}: "
             f"it belongs to another model. Put the model's own {file} there."
         )
-    return LoadedModel(config, weights, tokenizer, end_tokens(settings, folder, config.vocab_size))
+    return LoadedModel(architecture, weights, tokenizer, end_tokens(settings, folder, architecture.vocab_size))
 
 
 def find_folder(model: str | Path) -> Path:
@@ -102,37 +141,72 @@ def find_folder(model: str | Path) -> Path:
         raise ModelError(message) from error
 
 
-def read_weights(config: GPTConfig, folder: Path, is_tied: bool = True) -> Weights:
-    """Every weight that `config` calls for, as float32; ModelError if one is missing or of another shape."""
-    shapes = config.weight_shapes()
-    stored = read_stored(folder, {*shapes, "lm_head.weight"})
-    if "lm_head.weight" in stored or not is_tied:
-        shapes["lm_head.weight"] = shapes["wte.weight"]
-    missing = sorted(shapes.keys() - stored.keys())
+def read_architecture(folder: Path, settings: dict[str, Any]) -> Architecture:
+    """What config.json describes; ModelError if it is of no known architecture, or of a variant that none computes."""
+    path, kind = folder / "config.json", settings.get("model_type", "gpt2")
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
+        raise ModelError(
+            f"{path} says model_type = {shown(kind)}, but minipage computes only {', '.join(ARCHITECTURES)}. Choose a "
+            "model of such an architecture."
+        )
+    try:
+        return ARCHITECTURES[kind].of(settings)
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
+
+
+def read_weights(folder: Path, architecture: Architecture, stored: Mapping[str, StoredTensor]) -> Weights:
+    """Every weight of the architecture; ModelError if one is missing or of another shape."""
+    missing: list[str] = []
+
+    def tensor(name: str, shape: tuple[int, ...]) -> Array:
+        if name not in stored:
+            missing.append(name)
+            return np.broadcast_to(np.float32(0), shape)  # [*shape] that takes no memory, to go on with
+        dtype, found, data = stored[name]
+        if found != shape:
+            raise ModelError(f"{folder}: {name!r} has shape {found}; by config.json it should be {shape}.")
+        if dtype not in DTYPES:
+            raise ModelError(f"{folder}: {name!r} is stored as {dtype}; minipage reads {', '.join(DTYPES)}.")
+        return data.view(DTYPES[dtype]).reshape(shape)
+
+    weights = Weights(dict(architecture.adapt(tensor)))
     if missing:
         raise ModelError(
-            f"{folder} lacks {count(len(missing), 'weight')}, {missing[0]!r} first: is it a GPT-2, and complete?"
+            f"{folder} lacks {count(len(missing), 'weight')}, {min(missing)!r} first: is it what config.json says, and "
+            "complete?"
         )
-    for name, expected in shapes.items():
-        tensor = stored[name]
-        if tensor.shape != expected:
-            raise ModelError(f"{folder}: {name!r} has shape {tensor.shape}; by config.json it should be {expected}.")
-        if tensor.dtype not in DTYPES:
-            raise ModelError(f"{folder}: {name!r} is stored as {tensor.dtype}; minipage reads {', '.join(DTYPES)}.")
-    return {name: as_float32(stored[name]) for name in shapes}
+    return weights
+
+
+def stored_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor that a checkpoint of this architecture must have."""
+    shapes = {}
+
+    def tensor(name: str, shape: tuple[int, ...]) -> Array:
+        shapes[name] = shape
+        return np.broadcast_to(np.float32(0), shape)  # [*shape] that takes no memory
+
+    for _ in architecture.adapt(tensor):
+        pass
+    return shapes
 
 
 def read_stored(folder: Path, wanted: Set[str]) -> dict[str, StoredTensor]:
-    """The wanted tensors that a folder has; their names come without the prefix `transformer.`."""
+    """The wanted tensors that a folder has, by their names without a prefix."""
 
     def is_wanted(name: str) -> bool:
-        return name.removeprefix("transformer.") in wanted
+        return plain_name(name) in wanted
 
     if not any(folder.glob("*.safetensors*")) and any(folder.glob("pytorch_model*.bin")):
         tensors = {name: StoredTensor(*tensor) for name, tensor in read_pytorch_files(folder, is_wanted).items()}
     else:
         tensors = {name: tensor for file in weight_files(folder) for name, tensor in read_safetensors(file).items()}
-    return {name.removeprefix("transformer."): tensor for name, tensor in tensors.items() if is_wanted(name)}
+    return {plain_name(name): tensor for name, tensor in tensors.items() if is_wanted(name)}
+
+
+def plain_name(name: str) -> str:
+    return next((name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix)), name)
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -169,12 +243,3 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
         name: StoredTensor(facts["dtype"], tuple(facts["shape"]), np.asarray(data)[slice(*facts["data_offsets"])])
         for name, facts in header.items()
     }
-
-
-def as_float32(tensor: StoredTensor) -> npt.NDArray[np.float32]:
-    array = tensor.data.view(DTYPES[tensor.dtype]).reshape(tensor.shape)
-    if tensor.dtype == "BF16":  # the upper half of a float32
-        wide = array.astype(np.uint32)
-        wide <<= 16
-        array = wide.view(np.float32)
-    return np.require(array, np.float32, "A")  # a copy, if it is another type or begins at an odd byte
