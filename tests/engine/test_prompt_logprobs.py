@@ -36,7 +36,7 @@ def expected(tiny):
 def check(prompt, told, expected, count):
     assert len(told) == len(prompt) and told[0] is None
     for token, top, row in zip(prompt[1:], told[1:], expected, strict=True):
-        assert list(top)[0] == token, "the prompt's own token comes first"
+        assert next(iter(top)) == token, "the prompt's own token comes first"
         assert set(top) == {token, *np.argsort(-row, kind="stable")[:count].tolist()}
         for other, (logprob, rank, _) in top.items():
             assert logprob == pytest.approx(row[other], abs=1e-4) and rank == 1 + (row > row[other]).sum()
