@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import (
     MinNewTokensLengthLogitsProcessor,
@@ -71,6 +71,10 @@ def adjusted(logits, params, prompt=(), output=(), stop=(), bad_words=()):
 
 
 @given(rows, options, texts, texts, st.sets(tokens, max_size=3), words)
+@example(  # a bias changes the sign, on which the repetition penalty depends
+    np.array([-5, 5, 1] + [0] * 10, np.float32), {"logit_bias": {0: 100.0, 1: -100.0}, "repetition_penalty": 3.0},
+    [0, 1, 2], [0, 0, 3], set(), [],
+)  # fmt: skip
 def test_everything_together_is_what_a_slow_oracle_says(logits, given_options, prompt, output, stop, bad_words):
     params, before = SamplingParams(**given_options), logits.copy()
     ours = adjusted(logits, params, prompt, output, stop, bad_words)

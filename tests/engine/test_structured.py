@@ -276,7 +276,7 @@ BAD = {
 @pytest.mark.parametrize("values", BAD.values(), ids=BAD)
 def test_what_cannot_be_compiled_is_refused_when_it_is_added(folders, values):
     llm = LLM(folders["bytes"], **CALM)
-    with pytest.raises(InvalidRequestError, match="structured_outputs: .* cannot be compiled: ") as error:
+    with pytest.raises(InvalidRequestError, match=r"structured_outputs: .* cannot be compiled: ") as error:
         llm.add_request([1, 2], SamplingParams(structured_outputs=StructuredOutputsParams(**values)))
     assert len(str(error.value)) < 500 and not llm.has_unfinished_requests()
 
