@@ -114,7 +114,7 @@ def ask_driver() -> tuple[list[str], str]:
 
 def model_facts() -> Iterator[tuple[str, str]]:
     folder = find_folder(SHIPPED_MODEL)
-    model = read_architecture(folder, read_json(folder / "config.json"))
+    model = read_architecture(folder / "config.json", read_json(folder / "config.json"))
     parameters = sum(math.prod(weight.shape) for _, weight in model.weights())
     yield "shipped model", f"{SHIPPED_MODEL}, {sum(file.stat().st_size for file in folder.iterdir()):,} bytes"
     yield "", f"{parameters:,} parameters, {model.vocab_size:,} words, a context of {model.max_model_len} tokens"

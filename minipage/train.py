@@ -1,6 +1,6 @@
 """Train a small GPT on any text file: `python -m minipage.train TEXT --out DIR`. Needs PyTorch.
 
-The network is `minipage.model.gpt2.GPT2` itself, the very code the engine runs, fed with PyTorch tensors; only attention
+The network is `minipage.model.gpt2.GPT2`, the very code that the engine runs, fed with PyTorch tensors; only attention
 is swapped, for one over whole windows of text. So there is one GPT in this project, and this is how it learned.
 
     text ─▶ first 90 % ─▶ BPE tokenizer ─▶ random windows ─▶ GPT ─▶ cross-entropy ─▶ AdamW ─▶ running average of weights

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Set
+from importlib import import_module
 from os import PathLike
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
@@ -24,13 +25,11 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
 from minipage.errors import ModelError, count, shown
-from minipage.model.architecture import Architecture, Array
-from minipage.model.falcon import Falcon
-from minipage.model.gpt2 import GPT2
-from minipage.model.llama import Llama
-from minipage.model.opt import OPT
+from minipage.model.architecture import Architecture, Array, Tensors
+from minipage.model.chat_template import find_chat_template
+from minipage.model.gguf_files import packaged_model, read_gguf
 from minipage.model.pytorch_files import read_pytorch_files
-from minipage.model.settings import end_tokens, read_json, why
+from minipage.model.settings import end_tokens, read_json, token_ids_in, why
 from minipage.model.tokenizer import Tokenizer
 from minipage.model.tokenizer_files import TOKENIZER_FILES, read_tokenizer
 from minipage.simd.halves import from_bfloat16
@@ -38,35 +37,55 @@ from minipage.simd.halves import from_bfloat16
 SHIPPED_MODEL = "shakespeare"  # the one in minipage/assets, trained by minipage/train.py
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # what safetensors calls them, and how to read them
 
-ARCHITECTURES: dict[str, type[Architecture]] = {  # by what config.json calls their model_type
-    "gpt2": GPT2,
-    "opt": OPT,
-    "llama": Llama,
-    "mistral": Llama,
-    "qwen2": Llama,
-    "qwen3": Llama,
-    "phi3": Llama,
-    "falcon": Falcon,
+ARCHITECTURES = {  # by what config.json calls their model_type: file and class in this folder
+    "gpt2": "gpt2.GPT2",
+    "opt": "opt.OPT",
+    "llama": "llama.Llama",
+    "mistral": "llama.Llama",
+    "qwen2": "llama.Llama",
+    "qwen3": "llama.Llama",
+    "phi3": "llama.Llama",
+    "falcon": "falcon.Falcon",
 }
 PREFIXES = "transformer.", "model.decoder.", "decoder.", "model."  # that names have in some checkpoints
 
 
 class Weights(Mapping[str, npt.NDArray[np.float32]]):
-    """The weights of an architecture by name. What is stored otherwise becomes float32 each time that it is asked for."""
+    """The weights of an architecture, by name, as float32.
 
-    def __init__(self, stored: dict[str, npt.NDArray[Any]]) -> None:
-        self.stored = stored  # as in the file: float16 to float64, or uint16, which are the bits of bfloat16
+    They are taken from a checkpoint one at a time, whenever they are asked for. What is stored as float32 is not copied.
+    """
+
+    def __init__(self, architecture: Architecture, tensors: Tensors) -> None:
+        self._architecture = architecture
+        self._tensors = tensors
+
+    def stored(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+        """All of them as the checkpoint has them: float16 to float64, or uint16, which are the bits of bfloat16."""
+        return self._architecture.adapt(self._tensors)
 
     def __getitem__(self, name: str) -> npt.NDArray[np.float32]:
-        array = self.stored[name]
-        array = from_bfloat16(array) if array.dtype == np.uint16 else array
-        return np.require(array, np.float32, "A")  # a copy, if it is another type or begins at an odd byte
+        for each, array in self.stored():
+            if each == name:
+                return as_float32(array)
+        raise KeyError(name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.stored)
+        return (name for name, _ in self._architecture.weights())
 
     def __len__(self) -> int:
-        return len(self.stored)
+        return sum(1 for _ in self)
+
+    def items(self) -> Any:  # quicker than one by one
+        return ((name, as_float32(array)) for name, array in self.stored())
+
+    def values(self) -> Any:
+        return (array for _, array in self.items())
+
+
+def as_float32(array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """[...] as a checkpoint has it -> [...]; a copy, if it is of another type or begins at an odd byte."""
+    return np.require(from_bfloat16(array) if array.dtype == np.uint16 else array, np.float32, "A")
 
 
 class LoadedModel(NamedTuple):
@@ -85,7 +104,7 @@ class StoredTensor(NamedTuple):
 
 
 def load_model(model: str | Path) -> LoadedModel:
-    """Load the shipped model, a folder, or a model of the Hugging Face hub such as "gpt2" or "distilgpt2".
+    """Load the shipped model, a folder, a GGUF file, or a model of the Hugging Face hub such as "gpt2" or "smollm2".
 
     Weights that are stored as float32 are not copied: the system reads them from the file when they are first used. So
     the file may be replaced while they are in use, but not written to.
@@ -93,24 +112,60 @@ def load_model(model: str | Path) -> LoadedModel:
     Raises:
         ModelError: it cannot be found, is damaged, or is of no known architecture.
     """
-    folder = find_folder(model)
+    file = gguf_file(model)
+    return load_gguf(file) if file else load_folder(find_folder(model))
+
+
+def load_folder(folder: Path) -> LoadedModel:
     settings = read_json(folder / "config.json")
-    wanted = stored_shapes(read_architecture(folder, settings)).keys() | {"lm_head.weight"}
+    wanted = stored_shapes(read_architecture(folder / "config.json", settings)).keys() | {"lm_head.weight"}
     stored = read_stored(folder, wanted)
     if "lm_head.weight" in stored:  # a head of its own counts, whatever config.json says
         settings |= {"tie_word_embeddings": False}
-    architecture = read_architecture(folder, settings)
+    architecture = read_architecture(folder / "config.json", settings)
     weights = read_weights(folder, architecture, stored)
     tokenizer = read_tokenizer(folder)
-    if (
-        tokenizer and tokenizer.base_vocab_size > architecture.vocab_size
-    ):  # tokens added later may lack a row of weights
-        file = next(file for file in TOKENIZER_FILES if (folder / file).exists())  # that it was read from
-        raise ModelError(
-            f"{folder / file} knows {tokenizer.base_vocab_size} tokens, but the model has {architecture.vocab_size}: "
-            f"it belongs to another model. Put the model's own {file} there."
-        )
+    if tokenizer:
+        file = next(folder / file for file in TOKENIZER_FILES if (folder / file).exists())  # that it was read from
+        check_vocabulary(tokenizer, architecture, file)
+        tokenizer.chat_template = find_chat_template(folder)
     return LoadedModel(architecture, weights, tokenizer, end_tokens(settings, folder, architecture.vocab_size))
+
+
+def load_gguf(path: Path) -> LoadedModel:
+    file = read_gguf(path)
+    architecture = read_architecture(path, file.config)
+    names = {plain_name(name): name for name in file.weights}
+
+    def tensor(name: str, shape: tuple[int, ...]) -> Array:
+        if name not in names:
+            raise ModelError(f"{path} lacks the weight {name!r}. Fetch it again.")
+        array = file.weights[names[name]]
+        if array.shape != shape:
+            raise ModelError(f"{path}: {name!r} has shape {array.shape}; by its sizes it should be {shape}.")
+        return array
+
+    if file.tokenizer:
+        check_vocabulary(file.tokenizer, architecture, path)
+        file.tokenizer.chat_template = file.chat_template
+    ends = frozenset(token_ids_in(file.config.get("eos_token_id"), path))
+    return LoadedModel(architecture, Weights(architecture, tensor), file.tokenizer, ends)
+
+
+def check_vocabulary(tokenizer: Tokenizer, architecture: Architecture, file: Path) -> None:
+    if tokenizer.base_vocab_size > architecture.vocab_size:  # tokens that were added later may lack a row of weights
+        raise ModelError(
+            f"{file} knows {tokenizer.base_vocab_size} tokens, but the model has {architecture.vocab_size}: "
+            f"it belongs to another model. Put the model's own {file.name} there."
+        )
+
+
+def gguf_file(model: str | Path) -> Path | None:
+    """The GGUF file of this name, if it is one: the path of a file, or a model that comes as a Python package."""
+    if not isinstance(model, str | PathLike):
+        return None
+    path = packaged_model(str(model)) or Path(model)
+    return path if path.suffix == ".gguf" else None
 
 
 def find_folder(model: str | Path) -> Path:
@@ -141,16 +196,18 @@ def find_folder(model: str | Path) -> Path:
         raise ModelError(message) from error
 
 
-def read_architecture(folder: Path, settings: dict[str, Any]) -> Architecture:
-    """What config.json describes; ModelError if it is of no known architecture, or of a variant that none computes."""
-    path, kind = folder / "config.json", settings.get("model_type", "gpt2")
+def read_architecture(path: Path, settings: dict[str, Any]) -> Architecture:
+    """What the settings of a file describe; ModelError if it is of no known architecture, or of a variant that none computes."""
+    kind = settings.get("model_type", "gpt2")
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
         raise ModelError(
             f"{path} says model_type = {shown(kind)}, but minipage computes only {', '.join(ARCHITECTURES)}. Choose a "
             "model of such an architecture."
         )
     try:
-        return ARCHITECTURES[kind].of(settings)
+        file, _, name = ARCHITECTURES[kind].partition(".")
+        architecture: Architecture = getattr(import_module(f"minipage.model.{file}"), name).of(settings)
+        return architecture
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
 
@@ -170,13 +227,14 @@ def read_weights(folder: Path, architecture: Architecture, stored: Mapping[str, 
             raise ModelError(f"{folder}: {name!r} is stored as {dtype}; minipage reads {', '.join(DTYPES)}.")
         return data.view(DTYPES[dtype]).reshape(shape)
 
-    weights = Weights(dict(architecture.adapt(tensor)))
+    for _ in architecture.adapt(tensor):
+        pass
     if missing:
         raise ModelError(
             f"{folder} lacks {count(len(missing), 'weight')}, {min(missing)!r} first: is it what config.json says, and "
             "complete?"
         )
-    return weights
+    return Weights(architecture, tensor)
 
 
 def stored_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:

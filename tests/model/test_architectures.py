@@ -74,7 +74,7 @@ def save(folder, config_class, settings, dtype=torch.float32, **how):
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if weight.ndim == 1:
-                weight.normal_(float("norm" in name and name.endswith("weight")), 0.15, generator=rng)
+                weight.normal_(float("bias" not in name), 0.15, generator=rng)
             elif "embed" in name or "lm_head" in name:
                 weight.normal_(0, 0.15 if model.config.model_type == "falcon" else 0.4, generator=rng)
             else:

@@ -49,7 +49,7 @@ def pool_for(scenario: Scenario, options: dict[str, Any]) -> dict[str, Any]:
         return {"num_blocks": max(1, scenario.num_slots // block_size)}
     folder = find_folder(options.get("model", SHIPPED_MODEL))
     tokenizer = read_tokenizer(folder)
-    architecture = read_architecture(folder, read_json(folder / "config.json"))
+    architecture = read_architecture(folder / "config.json", read_json(folder / "config.json"))
     if tokenizer is None:
         return {}
     asks = []
