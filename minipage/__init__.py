@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from minipage.engine.completion import CompletionOutput
     from minipage.engine.llm import LLM
     from minipage.engine.request import RequestOutput
-    from minipage.sampling import SamplingParams
+    from minipage.sampling import SamplingParams, StructuredOutputsParams
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "StructuredOutputsParams", "__version__"]
 
 find_moved_modules()
 
@@ -32,6 +32,7 @@ def __getattr__(name: str) -> Any:
     homes = {
         "LLM": "engine.llm",
         "SamplingParams": "sampling",
+        "StructuredOutputsParams": "sampling",
         "RequestOutput": "engine.request",
         "CompletionOutput": "engine.completion",
     }
