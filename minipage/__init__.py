@@ -14,19 +14,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from minipage.engine.async_llm import AsyncLLM
     from minipage.engine.completion import CompletionOutput
     from minipage.engine.llm import LLM
     from minipage.engine.request import RequestOutput
     from minipage.sampling import SamplingParams
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = ["LLM", "AsyncLLM", "CompletionOutput", "RequestOutput", "SamplingParams", "__version__"]
 
 
 def __getattr__(name: str) -> Any:
     """Load the engine when it is first used, so that `python -m minipage --help` need not wait for numba."""
     homes = {
         "LLM": "engine.llm",
+        "AsyncLLM": "engine.async_llm",
         "SamplingParams": "sampling",
         "RequestOutput": "engine.request",
         "CompletionOutput": "engine.completion",

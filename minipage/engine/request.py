@@ -46,6 +46,7 @@ class RequestOutput:
     finished: bool
     metrics: RequestMetrics
     error: str | None = None  # why it could not go on, if finish_reason is "error"
+    num_cached_tokens: int = 0  # of the prompt, which the prefix cache knew
 
 
 class NextToken(NamedTuple):
@@ -107,6 +108,10 @@ class Request:
         return "finished_time" in self._times
 
     @property
+    def metrics(self) -> RequestMetrics:
+        return RequestMetrics(num_preemptions=self.group.num_preemptions, **self._times)
+
+    @property
     def looks_at_logits(self) -> bool:
         """Whether a drawn token is not enough to choose from."""
         raise NotImplementedError
@@ -160,8 +165,9 @@ class Request:
             prompt_token_ids=self.prompt_token_ids,
             outputs=self.completions(),
             finished=self.finished,
-            metrics=RequestMetrics(num_preemptions=self.group.num_preemptions, **self._times),
+            metrics=self.metrics,
             error=self.error,
+            num_cached_tokens=self.group.num_cached_tokens,
         )
 
     def _note(self, event: str) -> None:

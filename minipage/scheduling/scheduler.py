@@ -212,6 +212,7 @@ class Scheduler:
         else:
             cache.num_queried_tokens += group.shared_len
             cache.num_hit_tokens += group.leader.num_computed_tokens
+            group.num_cached_tokens = group.leader.num_computed_tokens
         group.was_admitted = True
 
     def admission(self, group: SequenceGroup, cached: list[int]) -> Admission:
