@@ -10,7 +10,6 @@ import time
 from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass
-from threading import Lock
 from typing import Any, Literal, NamedTuple
 
 from minipage.engine.request import Request, RequestMetrics
@@ -81,7 +80,11 @@ class Histogram:
 
 
 class Stats:
-    """Counts for one engine. Any thread may look at any time; the engine counts after each step."""
+    """Counts for one engine, which counts in its steps.
+
+    Any thread may look at any time, and waits for nobody: there is no lock, because an interrupt in the wrong place
+    would leave it locked. What is seen in the middle of a step may lack the last of a value's fellows.
+    """
 
     def __init__(self, longest: int) -> None:
         bounds = {metric.name: metric.buckets or lengths_up_to(longest) for metric in METRICS}
@@ -91,43 +94,39 @@ class Stats:
         self._counters = {metric.name: 0 for metric in METRICS if metric.kind == "counter"}
         self._ended = Counter(dict.fromkeys(FINISHED_REASONS, 0))
         self._last_token_times: dict[Request, float] = {}
-        self._lock = Lock()
 
     def count_step(self, plan: StepPlan) -> None:
         """A step has computed its chunks."""
-        with self._lock:
-            self._counters["vllm:num_preemptions"] += len(plan.preempted)
-            self._observe("vllm:iteration_tokens_total", sum(chunk.num_tokens for chunk in plan.chunks))
+        self._counters["vllm:num_preemptions"] += len(plan.preempted)
+        self._observe("vllm:iteration_tokens_total", sum(chunk.num_tokens for chunk in plan.chunks))
 
     def count_tokens(self, request: Request, num_tokens: int) -> None:
         """A request has got its next token, or one for each of its texts."""
         now = time.perf_counter()
-        with self._lock:
-            last = self._last_token_times.get(request)
-            self._last_token_times[request] = now
-            self._counters["vllm:generation_tokens"] += num_tokens
-            if last is not None:
-                self._observe("vllm:inter_token_latency_seconds", now - last)
-                return
-            self._counters["vllm:prompt_tokens"] += len(request.prompt_token_ids)
-            self._counters["vllm:prompt_tokens_cached"] += request.group.num_cached_tokens
-            self._observe("vllm:time_to_first_token_seconds", now - request.metrics.arrival_time)
+        last = self._last_token_times.get(request)
+        self._last_token_times[request] = now
+        self._counters["vllm:generation_tokens"] += num_tokens
+        if last is not None:
+            self._observe("vllm:inter_token_latency_seconds", now - last)
+            return
+        self._counters["vllm:prompt_tokens"] += len(request.prompt_token_ids)
+        self._counters["vllm:prompt_tokens_cached"] += request.group.num_cached_tokens
+        self._observe("vllm:time_to_first_token_seconds", now - request.metrics.arrival_time)
 
     def count_request(self, request: Request) -> None:
         """A request has ended."""
         texts, params, metrics = request.completions(), request.params, request.metrics
         lengths = [len(text.token_ids) for text in texts]
-        with self._lock:
-            self._last_token_times.pop(request, None)
-            self._ended[request.ended_by or texts[0].finish_reason or "stop"] += 1
-            self._observe("vllm:request_prompt_tokens", len(request.prompt_token_ids))
-            self._observe("vllm:request_generation_tokens", sum(lengths))
-            self._observe("vllm:request_max_num_generation_tokens", max(lengths))
-            self._observe("vllm:request_params_n", params.n)
-            if params.max_tokens is not None:
-                self._observe("vllm:request_params_max_tokens", params.max_tokens)
-            self._observe("vllm:request_num_preemptions", metrics.num_preemptions)
-            self._count_times(metrics, max(lengths))
+        self._last_token_times.pop(request, None)
+        self._ended[request.ended_by or texts[0].finish_reason or "stop"] += 1
+        self._observe("vllm:request_prompt_tokens", len(request.prompt_token_ids))
+        self._observe("vllm:request_generation_tokens", sum(lengths))
+        self._observe("vllm:request_max_num_generation_tokens", max(lengths))
+        self._observe("vllm:request_params_n", params.n)
+        if params.max_tokens is not None:
+            self._observe("vllm:request_params_max_tokens", params.max_tokens)
+        self._observe("vllm:request_num_preemptions", metrics.num_preemptions)
+        self._count_times(metrics, max(lengths))
 
     def _count_times(self, metrics: RequestMetrics, num_tokens: int) -> None:
         """How long each part of a request's life took: as far as it came."""
@@ -149,19 +148,18 @@ class Stats:
         cache_config_info the settings."""
         pool, cache = scheduler.block_pool, scheduler.prefix_cache
         running = len(scheduler.running)
-        with self._lock:
-            numbers: dict[str, Any] = {
-                "vllm:num_requests_running": running,
-                "vllm:num_requests_waiting": max(0, len(scheduler.groups) - running),
-                "vllm:kv_cache_usage_perc": pool.num_used / pool.num_blocks,
-                "vllm:cache_config_info": cache_config(scheduler),
-                **self._counters,
-                "vllm:prefix_cache_queries": cache.num_queried_tokens if cache else 0,
-                "vllm:prefix_cache_hits": cache.num_hit_tokens if cache else 0,
-                "vllm:request_success": dict(self._ended),
-            }
-            for name, buckets in self._buckets.items():
-                numbers[name] = Histogram(buckets, tuple(self._counts[name]), self._sums[name])
+        numbers: dict[str, Any] = {
+            "vllm:num_requests_running": running,
+            "vllm:num_requests_waiting": max(0, len(scheduler.groups) - running),
+            "vllm:kv_cache_usage_perc": pool.num_used / pool.num_blocks,
+            "vllm:cache_config_info": cache_config(scheduler),
+            **self._counters,
+            "vllm:prefix_cache_queries": cache.num_queried_tokens if cache else 0,
+            "vllm:prefix_cache_hits": cache.num_hit_tokens if cache else 0,
+            "vllm:request_success": dict(self._ended),
+        }
+        for name, buckets in self._buckets.items():
+            numbers[name] = Histogram(buckets, tuple(self._counts[name]), self._sums[name])
         return {metric.name: numbers[metric.name] for metric in METRICS}
 
     def _observe(self, name: str, value: float) -> None:

@@ -14,6 +14,7 @@ from minipage.model.settings import why
 
 T = TypeVar("T")
 
+LONG = 10_000  # characters; above these, the library's call that lets other threads run meanwhile
 LOST = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -41,14 +42,20 @@ class Tokenizer:
         """One more than the largest token id."""
         return max(self.backend.get_vocab().values(), default=-1) + 1
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """The tokens of a text. A lone surrogate, which is no character, counts as U+FFFD.
+
+        Args:
+            add_special_tokens: begin as the model wants a text to begin. A chat's template has seen to that already.
 
         Raises:
             InvalidRequestError: the tokenizer has no way to spell it.
         """
         try:
-            return list(ask(self.backend.encode, without_surrogates(text)).ids)
+            text = without_surrogates(text)
+            if len(text) < LONG:
+                return list(ask(self.backend.encode, text, add_special_tokens=add_special_tokens).ids)
+            return list(ask(self.backend.encode_batch, [text], add_special_tokens=add_special_tokens)[0].ids)
         except Exception as error:  # the library raises bare Exceptions
             message = f"the tokenizer cannot read the text ({error}); leave out what it has no token for."
             raise InvalidRequestError(message) from error

@@ -1,0 +1,67 @@
+"""`minipage serve`: the options of the command line, on their way to the engine and to the server."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import fields
+from typing import Any
+
+from minipage.engine.async_llm import AsyncLLM
+from minipage.errors import ConfigurationError, require_positive
+from minipage.model.weights import SHIPPED_MODEL
+from minipage.serve.app import Settings
+from minipage.serve.main import serve
+
+LISTS = "allowed_origins", "allowed_methods", "allowed_headers"
+KEY_VARIABLE = "MINIPAGE_API_KEY"  # so that the key need not be on the command line, which everybody can read
+
+
+def run(engine: dict[str, Any], server: dict[str, Any]) -> None:
+    """Serve until told to stop. `engine`: options of LLM; `server`: see SERVER in cli_options.py."""
+    if "seed" in server:
+        engine["seed"] = server.pop("seed")
+    model = str(engine.get("model", SHIPPED_MODEL))
+    settings = read_settings(server, model)
+
+    def load() -> AsyncLLM:
+        print(f"minipage loads {model} ...", flush=True)
+        return AsyncLLM(**engine)
+
+    def tell(where: str) -> None:
+        print(f"minipage serves {', '.join(settings.served_model_name)} on {where}; Ctrl-C stops it.", flush=True)
+
+    serve(load, settings, tell=tell, **server)
+
+
+def read_settings(server: dict[str, Any], model: str) -> Settings:
+    """Take what Settings knows out of the options."""
+    chosen = {field.name: server.pop(field.name) for field in fields(Settings) if field.name in server}
+    chosen.setdefault("served_model_name", [model])
+    if KEY_VARIABLE in os.environ:
+        chosen.setdefault("api_key", [os.environ[KEY_VARIABLE]])
+    if not all(chosen.get("api_key", ["-"])):
+        raise ConfigurationError("the API key is empty; give one that cannot be guessed, or none at all.")
+    for name in LISTS:
+        if name in chosen:
+            chosen[name] = [value for text in chosen[name] for value in read_list(text)]
+    settings = Settings(**chosen)
+    require_positive(max_body_size=settings.max_body_size)
+    if settings.max_queued_requests < 0 or settings.max_logprobs < 0 or server.get("drain_timeout", 0) < 0:
+        raise ConfigurationError("max_queued_requests, max_logprobs and drain_timeout must be at least 0.")
+    if not 0 <= server.get("port", 0) < 2**16:
+        raise ConfigurationError(f"port is {server['port']}; it must be from 0 to {2**16 - 1}.")
+    return settings
+
+
+def read_list(text: str) -> list[str]:
+    """One value, or several in JSON, as vLLM takes them."""
+    if not text.startswith("["):
+        return [text]
+    try:
+        values = json.loads(text)
+    except ValueError:
+        values = None
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ConfigurationError(f"{text!r} is no list of texts in JSON.")
+    return values
