@@ -72,7 +72,8 @@ class Completions:
 
     def whole(self, outputs: dict[int, RequestOutput]) -> dict[str, Any]:
         choices = [self.choice(i, outputs[i], text, Unsent()) for i in sorted(outputs) for text in outputs[i].outputs]
-        return self.job.head("text_completion") | {"choices": choices}
+        answer = self.job.head("text_completion") | {"choices": choices}
+        return answer | ({"usage": without_generated(self.job.usage(outputs))} if self.only_prompt else {})
 
     def chunks(self, i: int, output: RequestOutput) -> list[dict[str, Any]]:
         choices = []
@@ -122,3 +123,8 @@ class Completions:
             text = self.tokenizer.token_text(output.prompt_token_ids[0])
             logprobs["tokens"][0] = text
             logprobs["text_offset"][1:] = [offset + len(text) for offset in logprobs["text_offset"][1:]]
+
+
+def without_generated(usage: dict[str, Any]) -> dict[str, Any]:
+    """The engine always makes a token; whoever asked for none is told of none."""
+    return usage | {"completion_tokens": 0, "total_tokens": usage["prompt_tokens"]}

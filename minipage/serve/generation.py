@@ -132,7 +132,7 @@ async def answer_whole(
     outputs: dict[int, RequestOutput] = {}
     async for i, output in job.outputs(llm):
         outputs[i] = output
-    answer = whole(outputs) | {"usage": job.usage(outputs)}
+    answer = {"usage": job.usage(outputs)} | whole(outputs)
     await JSONResponse(answer)(*asgi)
 
 

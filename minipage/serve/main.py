@@ -107,7 +107,7 @@ def make_server(
         ws="none",
         lifespan="off",
         log_config=None,
-        log_level=log_level,
+        log_level="warning" if log_level == "info" else log_level,  # uvicorn's own lines; ours are in access.py
         access_log=False,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
@@ -136,7 +136,6 @@ def serve(
     if log_level not in ("debug", "info", "warning", "error", "critical"):
         raise ConfigurationError(f"log_level is {log_level!r}; it must be debug, info, warning, error or critical.")
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", level=log_level.upper())
-    logging.getLogger("uvicorn.error").setLevel("WARNING" if log_level == "info" else log_level.upper())
     sock = take_port(host, port)
     with sock, load() as llm:
         make_server(llm, settings, log_level=log_level, **options).run(sockets=[sock])
