@@ -20,9 +20,7 @@ from minipage.serve.protocol import CompletionBody
 
 def read_prompts(prompt: Any) -> list[Prompt]:
     """A text, token ids, or a list of either -> a list of prompts."""
-    if isinstance(prompt, str):
-        return [prompt]
-    is_one = isinstance(prompt, list) and prompt and all(map(is_whole, prompt))
+    is_one = isinstance(prompt, str) or (isinstance(prompt, list) and prompt and all(map(is_whole, prompt)))
     prompts = [prompt] if is_one else prompt
     if (
         not isinstance(prompts, list)

@@ -43,12 +43,17 @@ def as_api_error(error: Exception, model: type[BaseModel] | None = None) -> ApiE
     if isinstance(error, ApiError):
         return error
     if isinstance(error, InvalidRequestError):
-        first_word = str(error).split(" ")[0]
-        known = model.model_fields if model else {}
-        return ApiError(400, str(error), first_word if first_word in known else None)
+        return ApiError(400, str(error), field_to_blame(str(error), model))
     if isinstance(error, EngineDeadError):
         return ApiError(500, str(error), code="engine_dead")
     return ApiError(500, str(error) or type(error).__name__)
+
+
+def field_to_blame(sentence: str, model: type[BaseModel] | None) -> str | None:
+    """The engine's sentences begin with the name of what is wrong."""
+    first, second, *_ = [*sentence.split(" "), "", ""]
+    name = second if first in ("a", "the") else first
+    return name if model and name in model.model_fields else None
 
 
 def read_model(model: type[BaseModel], body: bytes) -> Any:

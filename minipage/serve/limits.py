@@ -19,6 +19,7 @@ from minipage.serve.errors import ApiError
 HEADER_SECONDS = 10.0  # for all the headers of a request
 BODY_SECONDS = 30.0  # for its body
 WRITE_SECONDS = 60.0  # that a client may leave what was sent to it unread
+MOST_UNREAD = 128 * 1024  # bytes
 MOST_CONNECTIONS = 1024
 RETRY_AFTER = {"Retry-After": "1"}
 
@@ -92,7 +93,7 @@ class Connection(H11Protocol):
         if len(self.connections) > MOST_CONNECTIONS:
             transport.abort()
             return
-        forget_who_never_reads(transport)
+        bound_what_is_unread(transport)
         self._set_deadline()
 
     def data_received(self, data: bytes) -> None:
@@ -127,8 +128,12 @@ class Connection(H11Protocol):
             self.deadline = None
 
 
-def forget_who_never_reads(transport: asyncio.Transport) -> None:
-    """Where the system knows how: a client that leaves its data unread for too long is disconnected."""
+def bound_what_is_unread(transport: asyncio.Transport) -> None:
+    """The system keeps no more than this for a client that does not read, which is megabytes by default, and, where it
+    knows how, disconnects it after a while."""
     sock = transport.get_extra_info("socket")
-    if sock is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+    if sock is None:
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MOST_UNREAD)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(WRITE_SECONDS * 1000))

@@ -101,7 +101,7 @@ def test_logprobs_of_texts(client, offline, stream):
         each[token].decoded_token for token, each in zip(expected.token_ids, expected.logprobs)
     ]
     assert all(len(top) <= 4 for part in parts for top in part.top_logprobs)
-    assert [x for part in parts for x in part.text_offset][0] == 0
+    assert parts[0].text_offset[0] == 0
 
 
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "The sea?"}]
