@@ -132,7 +132,8 @@ async def answer_whole(
     outputs: dict[int, RequestOutput] = {}
     async for i, output in job.outputs(llm):
         outputs[i] = output
-    answer = {"usage": job.usage(outputs)} | whole(outputs)
+    answer = whole(outputs)
+    answer.setdefault("usage", job.usage(outputs))
     await JSONResponse(answer)(*asgi)
 
 
