@@ -103,6 +103,11 @@ class Connection(H11Protocol):
         else:
             self._clear_deadline()
 
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:  # the next request has begun to come
+            self._set_deadline()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._clear_deadline()
         super().connection_lost(exc)

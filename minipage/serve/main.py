@@ -24,7 +24,7 @@ from minipage.errors import ConfigurationError
 from minipage.serve.app import Settings, make_app
 from minipage.serve.limits import Connection
 
-KEEP_ALIVE_SECONDS = 5
+KEEP_ALIVE_SECONDS = 65  # longer than clients do, or a connection would be closed just as the next request comes
 LAST_WORDS_SECONDS = 5.0  # for what was aborted to be sent
 MOST_HEADER_BYTES = 64 * 1024
 

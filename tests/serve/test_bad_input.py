@@ -7,7 +7,7 @@ import threading
 import httpx
 import pytest
 
-from minipage.serve import limits, main
+from minipage.serve import limits
 
 GOOD = {"prompt": "The sea", "max_tokens": 2, "temperature": 0}
 
@@ -149,7 +149,6 @@ def test_what_is_no_http(http, served, data, status):
 def test_half_requests_are_not_waited_for(serve, monkeypatch):
     for name in "HEADER_SECONDS", "BODY_SECONDS":
         monkeypatch.setattr(limits, name, 0.1)
-    monkeypatch.setattr(main, "KEEP_ALIVE_SECONDS", 0.1)
     server = serve()
     halves = [
         b"",
