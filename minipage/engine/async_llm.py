@@ -177,6 +177,10 @@ class AsyncLLM:
         """Raise EngineDeadError if the engine has stopped."""
         if self._dead is not None:
             raise EngineDeadError(self._dead)
+        if not self._thread.is_alive():
+            raise EngineDeadError(
+                "the engine's thread has not come along into this forked process; make an engine here."
+            )
 
     def abort_all(self) -> Answer[None]:
         """Stop every request; each reader gets what there is. The answer may be awaited, or left."""

@@ -48,9 +48,10 @@ class Tally:
 class Access:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, api_keys: Sequence[str] = ()) -> None:
+    def __init__(self, app: ASGIApp, api_keys: Sequence[str] = (), allowed_origins: Sequence[str] = ()) -> None:
         self.app = app
         self.digests = [digest(key) for key in api_keys]
+        self.allowed_origins = allowed_origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -73,15 +74,14 @@ class Access:
         try:
             if path not in OPEN:
                 self.check_key(headers)
+                self.check_origin(scope["method"], headers)
             await self.app(scope, receive, send_and_note)
         except asyncio.CancelledError:  # the client has gone, or the server is being stopped
             pass
         except Exception as error:
-            refusal = as_api_error(error)
-            if refusal.status == 500:
-                logger.error("%s failed", request_id, exc_info=error)
+            log_failure(scope, error)
             if status is None:
-                await refusal.response()(scope, receive, send_and_note)
+                await as_api_error(error).response()(scope, receive, send_and_note)
         finally:
             level = logging.DEBUG if path in QUIET else logging.INFO
             took = time.perf_counter() - begin
@@ -98,10 +98,25 @@ class Access:
             message = "the API key is missing or wrong; send it as `Authorization: Bearer KEY`."
             raise ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
+    def check_origin(self, method: str, headers: Headers) -> None:
+        """Any page in a browser can send requests here, even if it may not read the answers; most should not."""
+        origin = headers.get("origin")
+        if method == "GET" or origin is None or {"*", origin} & {*self.allowed_origins}:
+            return
+        if origin.partition("://")[2] != headers.get("host"):
+            message = f"pages of {origin} may not ask here: start the server with --allowed-origins {origin}."
+            raise ApiError(403, message, code="origin_not_allowed")
+
 
 def digest(key: str) -> bytes:
     """Of one length, whatever the key's: so a comparison says nothing of that either."""
     return sha256(key.encode("utf-8", "surrogateescape")).digest()
+
+
+def log_failure(scope: Scope, error: Exception) -> None:
+    """What is not the client's fault."""
+    if as_api_error(error).status == 500:
+        logger.error("%s failed", scope["minipage.request_id"], exc_info=error)
 
 
 def tally_of(scope: Scope) -> Any:

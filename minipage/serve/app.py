@@ -27,7 +27,7 @@ from minipage import __version__
 from minipage.engine.async_llm import AsyncLLM
 from minipage.engine.prompts import Prompt
 from minipage.serve import chat, completions
-from minipage.serve.access import Access, logger, tally_of
+from minipage.serve.access import GOOD_ID, Access, log_failure, logger, tally_of
 from minipage.serve.chat import ChatTemplate
 from minipage.serve.errors import ApiError, as_api_error, read_model
 from minipage.serve.generation import Job
@@ -71,6 +71,7 @@ class Endpoint:
             self.server.check_model(body.model)
             await unless_gone(receive, self.handle(body, scope, receive, send))
         except Exception as error:
+            log_failure(scope, error)
             raise as_api_error(error, self.model) from error
 
 
@@ -150,7 +151,9 @@ class Api:
     def job(self, kind: str, prompts: list[Prompt], params: Any, body: GenerationBody, scope: Scope) -> Job:
         if not self.llm.is_alive:
             raise ApiError(503, "the engine has stopped, or is about to.", code="engine_dead")
-        request_id = body.request_id or scope["minipage.request_id"]
+        request_id = scope["minipage.request_id"]
+        if body.request_id and GOOD_ID.fullmatch(body.request_id):
+            request_id = body.request_id
         if self.settings.enable_log_requests:
             logger.info("%s asks %r of %r", request_id, params, prompts)
         name = body.model or self.settings.served_model_name[0]
@@ -230,7 +233,7 @@ async def told(request: Request, error: Exception) -> Response:
 def make_app(llm: AsyncLLM, settings: Settings | None = None) -> Starlette:
     """An ASGI application for an engine. It does not shut the engine down: that is for whoever has made it."""
     settings = settings or Settings()
-    middleware = [Middleware(Access, settings.api_key)]
+    middleware = [Middleware(Access, settings.api_key, settings.allowed_origins)]
     if settings.allowed_origins:
         cors = Middleware(
             CORSMiddleware,

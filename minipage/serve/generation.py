@@ -18,7 +18,7 @@ from minipage.engine.completion import CompletionOutput
 from minipage.engine.prompts import Prompt
 from minipage.engine.request import RequestOutput
 from minipage.sampling import SamplingParams
-from minipage.serve.access import Tally
+from minipage.serve.access import Tally, log_failure
 from minipage.serve.errors import ApiError, as_api_error
 from minipage.serve.protocol import GenerationBody
 
@@ -158,6 +158,7 @@ async def answer_stream(
             async for event in events:
                 await send_event(send, event)
         except Exception as error:  # too late for a status
+            log_failure(scope, error)
             await send_event(send, json.dumps(as_api_error(error).body()))
         await send_event(send, "[DONE]")
         await send({"type": "http.response.body", "body": b"", "more_body": False})

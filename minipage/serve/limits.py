@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, TypeVar
 
 import h11
@@ -21,6 +22,7 @@ BODY_SECONDS = 30.0  # for its body
 WRITE_SECONDS = 60.0  # that a client may leave what was sent to it unread
 MOST_UNREAD = 128 * 1024  # bytes
 MOST_CONNECTIONS = 1024
+FILES_FOR_OTHERS = 100
 RETRY_AFTER = {"Retry-After": "1"}
 
 Result = TypeVar("Result")
@@ -84,32 +86,42 @@ async def unless_gone(receive: Receive, work: Coroutine[Any, Any, Result]) -> Re
 
 
 class Connection(H11Protocol):
-    """uvicorn's HTTP connection, with deadlines for those who connect and then say nothing, or half of something."""
+    """uvicorn's HTTP connection, with a deadline for those who connect and then say nothing, or half of something.
+
+    When there are too many, the one that has owed us a whole request for longest has to go.
+    """
 
     deadline: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > MOST_CONNECTIONS:
-            transport.abort()
-            return
+        self.silent: dict[Connection, None] = vars(self.server_state).setdefault("silent", {})  # longest first
         bound_what_is_unread(transport)
-        self._set_deadline()
+        if len(self.connections) > most_connections():
+            longest = next(iter(self.silent), self)
+            self.silent.pop(longest, None)  # at once: it is lost only when the event loop comes to it
+            longest.transport.abort()
+        self._expect_headers()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         if self.conn.their_state is h11.IDLE or self.conn.our_state is h11.DONE:  # headers, or a refused body's rest
-            self._set_deadline()
-        else:
-            self._clear_deadline()
+            self._expect_headers()
+            return
+        self._clear_deadline()
+        if self.conn.their_state is not h11.SEND_BODY:  # the request is whole
+            self.silent.pop(self, None)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self.conn.their_state is h11.IDLE and self.conn.trailing_data[0]:  # the next request has begun to come
-            self._set_deadline()
+        if self.conn.their_state is h11.IDLE:
+            self.silent[self] = None
+            if self.conn.trailing_data[0]:  # the next request has begun to come
+                self._expect_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._clear_deadline()
+        self.silent.pop(self, None)
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:
@@ -123,7 +135,8 @@ class Connection(H11Protocol):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
 
-    def _set_deadline(self) -> None:
+    def _expect_headers(self) -> None:
+        self.silent[self] = None
         if self.deadline is None:  # it is for all of the headers, not for each byte
             self.deadline = self.loop.call_later(HEADER_SECONDS, self.transport.abort)
 
@@ -131,6 +144,17 @@ class Connection(H11Protocol):
         if self.deadline is not None:
             self.deadline.cancel()
             self.deadline = None
+
+
+@cache
+def most_connections() -> int:
+    """Each takes a file of the process, of which the system allows a number."""
+    try:
+        import resource
+    except ImportError:  # Windows, which has enough
+        return MOST_CONNECTIONS
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return min(MOST_CONNECTIONS, max(1, allowed - FILES_FOR_OTHERS)) if allowed > 0 else MOST_CONNECTIONS
 
 
 def bound_what_is_unread(transport: asyncio.Transport) -> None:

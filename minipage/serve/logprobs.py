@@ -7,6 +7,7 @@ from typing import Any
 
 from minipage.sampling import Logprob
 
+LOWEST = -9999.0  # in place of minus infinity, for which JSON has no number; as in vLLM
 Logprobs = Sequence[dict[int, Logprob] | None]  # of each token: itself and the likeliest; None: not known
 
 
@@ -19,9 +20,9 @@ def for_texts(token_ids: Sequence[int], logprobs: Logprobs, offset: int) -> dict
         offset += len(token)
     return {
         "tokens": tokens,
-        "token_logprobs": [known[token].logprob if known else None for token, known in zip(token_ids, logprobs)],
+        "token_logprobs": [finite(known[token]) if known else None for token, known in zip(token_ids, logprobs)],
         "top_logprobs": [
-            {each.decoded_token: each.logprob for each in known.values()} if known else None for known in logprobs
+            {each.decoded_token: finite(each) for each in known.values()} if known else None for known in logprobs
         ],
         "text_offset": offsets,
     }
@@ -39,7 +40,11 @@ def for_chats(token_ids: Sequence[int], logprobs: Logprobs, num_top: int) -> dic
 
 def chat_token(logprob: Logprob) -> dict[str, Any]:
     text = logprob.decoded_token
-    return {"token": text, "logprob": logprob.logprob, "bytes": list(text.encode("utf-8", "replace"))}
+    return {"token": text, "logprob": finite(logprob), "bytes": list(text.encode("utf-8", "replace"))}
+
+
+def finite(logprob: Logprob) -> float:
+    return max(logprob.logprob, LOWEST)
 
 
 def text_of(token_id: int, known: dict[int, Logprob] | None) -> str:

@@ -3,6 +3,7 @@
 import json
 import socket
 import threading
+from contextlib import suppress
 
 import httpx
 import pytest
@@ -167,19 +168,27 @@ def test_half_requests_are_not_waited_for(serve, monkeypatch):
 
 
 def test_connections_are_limited(serve, monkeypatch):
-    monkeypatch.setattr(limits, "MOST_CONNECTIONS", 20)
+    """Of many who say nothing, those who came first have to go, and whoever asks is served."""
+    monkeypatch.setattr(limits, "most_connections", lambda: 20)
     server = serve()
     held = [socket.create_connection(server.address, timeout=5) for _ in range(60)]
-    try:
-        held[-1].sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n")
-        closed = held[-1].recv(1)
-    except ConnectionError:
-        closed = b""
-    assert closed == b""
+    for sock in held[::2]:
+        with suppress(ConnectionError):
+            sock.sendall(b"POST /v1/completions HTTP/1.1\r\nHos")
+    for sock in held[1::2]:
+        with suppress(ConnectionError):
+            sock.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 50\r\n\r\n{")
+    assert httpx.post(f"{server.url}/v1/completions", json=GOOD).status_code == 200
+    assert len(server.server.server_state.connections) <= 20
+    with pytest.raises(ConnectionError):
+        assert held[0].recv(1)
+        raise AssertionError("it should have been reset")
     for sock in held:
         sock.close()
-    with httpx.Client(transport=httpx.HTTPTransport(retries=5)) as http:
-        assert http.post(f"{server.url}/v1/completions", json=GOOD).status_code == 200
+
+
+def test_files_are_left_for_others():
+    assert 0 < limits.most_connections() <= limits.MOST_CONNECTIONS
 
 
 def test_a_full_queue_answers_429(serve, monkeypatch):

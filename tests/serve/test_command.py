@@ -40,7 +40,7 @@ class Started:
 
     def end(self, number=signal.SIGTERM):
         self.process.send_signal(number)
-        rest, errors = self.process.communicate(timeout=30)
+        _, errors = self.process.communicate(timeout=30)
         return self.process.returncode, errors
 
 
@@ -68,8 +68,14 @@ def test_serves_until_sigterm_and_finishes_what_is_there(folder):
 def test_tls(folder, tmp_path):
     key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-        + ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate],
+        [
+            *"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext".split(),
+            "subjectAltName=IP:127.0.0.1",
+            "-keyout",
+            key,
+            "-out",
+            certificate,
+        ],
         check=True,
         capture_output=True,
     )

@@ -2,14 +2,19 @@
 
 import json
 import re
+import threading
 from pathlib import Path
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from minipage import __version__
+from minipage import AsyncLLM, __version__
 from minipage.engine.stats import METRICS
+from minipage.sampling import Logprob
+from minipage.serve.app import Settings
+from minipage.serve.logprobs import for_chats, for_texts
+from minipage.serve.main import make_server, take_port
 
 DASHBOARD = Path(__file__).parents[2] / "docs/grafana.json"
 
@@ -154,6 +159,13 @@ def test_browsers(serve):
         other = http.options("/v1/completions", headers=permission | {"Origin": "http://evil"})
         assert "access-control-allow-origin" not in other.headers
         refused = http.get("/v1/models", headers={"Origin": "http://mine"})  # which the page may read
+        evil = http.post("/tokenize", json={}, headers={"Origin": "http://evil", "Authorization": "Bearer k"})
+        assert evil.status_code == 403 and evil.json()["error"]["code"] == "origin_not_allowed"
+        for origin in "http://mine", server.url:
+            answer = http.post(
+                "/tokenize", json={"prompt": "a"}, headers={"Origin": origin, "Authorization": "Bearer k"}
+            )
+            assert answer.status_code == 200
         assert refused.status_code == 401 and refused.headers["access-control-allow-origin"] == "http://mine"
 
 
@@ -167,6 +179,32 @@ def test_log_has_a_line_for_each_request_and_no_prompt(http, caplog):
     assert "logged POST /v1/completions 200, " in first and "4 generated" in first and " s, length" in first
     assert "400" in second
     assert secret not in caplog.text
+
+
+def test_behind_a_proxy(folder):
+    """--root-path: the proxy strips its prefix, and pages are found as ever."""
+    llm = AsyncLLM(folder, num_blocks=50)
+    sock = take_port("127.0.0.1", 0)
+    answers = threading.Event()
+    settings = Settings(api_key=["k"])
+    server = make_server(llm, settings, root_path="/llm", log_level="warning", tell=lambda where: answers.set())
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
+    thread.start()
+    assert answers.wait(20)
+    with httpx.Client(base_url="http://{}:{}".format(*sock.getsockname())) as http:
+        assert http.get("/health").status_code == 200
+        assert http.get("/v1/models").status_code == 401
+        assert http.get("/v1/models", headers={"Authorization": "Bearer k"}).status_code == 200
+    server.should_exit = True
+    thread.join()
+    llm.shutdown()
+
+
+def test_minus_infinity_is_a_number_in_json():
+    never = Logprob(float("-inf"), 300, "x")
+    text = for_texts([5], [{5: never}], 0)
+    assert text["token_logprobs"] == [-9999.0] and text["top_logprobs"] == [{"x": -9999.0}]
+    assert for_chats([5], [{5: never}], 1)["content"][0]["logprob"] == -9999.0
 
 
 def test_prompts_are_logged_for_those_who_ask(serve, caplog):
