@@ -16,6 +16,7 @@ there are other layers, and hundreds of megabytes of weights, in between: no cac
     ragged         64 sequences of very different lengths, drawn from a mix like ShareGPT's, against 64 equal ones
     block sizes    16 sequences of 1,024 tokens, in blocks of 1 to 256 tokens
     prefill        whole prompts, and a chunk of one
+    rungs          the three ways that minipage has: NumPy, plain loops (on one thread), vectors
 
 GPT-2 has 12 heads of 64 numbers; "grouped" has 32 query heads for 8 heads of K and V, of 128 numbers, as in Llama 3 8B.
 """
@@ -36,7 +37,7 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from benchmarks.charts import Chart
 from benchmarks.measure import Measured, Stopwatch, console, grid, in_turn, main, use_threads
-from minipage.attention import paged_attention
+from minipage.attention import cpu, loops, reference
 from minipage.attention.quantize import quantize
 from minipage.simd.halves import to_bfloat16
 
@@ -149,11 +150,11 @@ class Data:
         return tables
 
 
-def minipage_calls(data: Data, dtype: str) -> list[Callable[[], Any]]:
+def minipage_calls(data: Data, dtype: str, kernel: Callable[..., Any] = cpu.paged_attention) -> list[Callable[[], Any]]:
     k, v, *scales = data.cache(dtype)
     lengths = data.context_lens, data.query_start_loc
     return [
-        lambda table=table: paged_attention(data.q, k, v, table, *lengths, data.scale, *scales)  # type: ignore[misc]
+        lambda table=table: kernel(data.q, k, v, table, *lengths, data.scale, *scales)  # type: ignore[misc]
         for table in data.tables()
     ]
 
@@ -381,6 +382,26 @@ def block_sizes(quick: bool) -> list[dict[str, Any]]:
     return results
 
 
+def rungs(quick: bool) -> list[dict[str, Any]]:
+    """What each step from the page to the processor gains."""
+    kernels = {"reference": reference, "loops": loops, "cpu": cpu}
+    table = grid("Rungs: GPT-2, fp32, µs (median ± half the range of the middle half)", ["batch x context", *kernels])
+    results = []
+    for batch, context in ((16, 1024),) if quick else ((1, 128), (16, 1024)):
+        data = Data(Case(GPT2, (context,) * batch))
+        calls = {name: minipage_calls(data, "fp32", kernel.paged_attention) for name, kernel in kernels.items()}
+        check(data, {f"{name} fp32": each for name, each in calls.items()})
+        measured = in_turn([timer(each) for each in calls.values()], NUM_ROUNDS[quick], "rungs")
+        times = {name: each["call"] for name, each in zip(calls, measured)}
+        table.add_row(
+            f"{batch} x {context:,}", *(f"{t.median:,.0f} ±{(t.high - t.low) / 2:,.0f}" for t in times.values())
+        )
+        all_times = {name: each._asdict() for name, each in times.items()}
+        results.append({"kind": "rungs", "batch": batch, "context": context, "all": all_times})
+    console.print(table)
+    return results
+
+
 def prefill(quick: bool) -> list[dict[str, Any]]:
     shapes = [(GPT2, 1, 128, 128), (GPT2, 1, 1024, 1024), (GPT2, 8, 161, 161), (GPT2, 1, 256, 1024)]
     shapes += [(GROUPED, 1, 1024, 1024)]
@@ -399,7 +420,7 @@ def prefill(quick: bool) -> list[dict[str, Any]]:
 def run(quick: bool) -> list[dict[str, Any]]:
     use_threads(NUM_THREADS)
     add_up(np.ones((4, 4096), np.float32))  # compile
-    results = decode(quick) + block_sizes(quick) + prefill(quick)
+    results = decode(quick) + block_sizes(quick) + prefill(quick) + rungs(quick)
     say_whether_fast_enough(results)
     return results
 

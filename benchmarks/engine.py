@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from minipage.model.gpt import GPTConfig
 from rich.progress import track
 
 from benchmarks.charts import Chart
@@ -45,7 +46,6 @@ from benchmarks.contenders import (
     StaticBatches,
 )
 from benchmarks.measure import OtherPrograms, console, grid, main
-from minipage.model.gpt import GPTConfig
 from minipage.simulate import draw_requests
 
 GPT2 = GPTConfig(vocab_size=50_257, n_positions=1024, n_embd=768, n_layer=12, n_head=12)

@@ -56,7 +56,7 @@ class Steps:
         with update.running():
             self.scheduler.update(plan)
         for chunk in plan.chunks:
-            for seq in chunk.samplers:
+            for seq in chunk.receivers:
                 seq.token_ids.append(len(seq.token_ids))
         times = {"schedule": schedule.seconds, "update": update.seconds}
         return {"step": sum(times.values()), **times}

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from minipage.renamed import find_moved_modules
+
 if TYPE_CHECKING:
     from minipage.engine.async_llm import AsyncLLM
     from minipage.engine.completion import CompletionOutput
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 __all__ = ["LLM", "AsyncLLM", "CompletionOutput", "RequestOutput", "SamplingParams", "__version__"]
+
+find_moved_modules()
 
 
 def __getattr__(name: str) -> Any:

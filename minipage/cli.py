@@ -171,10 +171,10 @@ def add_demo(parser: argparse.ArgumentParser) -> None:
 
 
 def run_demo(args: argparse.Namespace) -> None:
-    from minipage.trace.spinner import spinner
+    from minipage.trace.playing.spinner import spinner
 
     with spinner("starting"):
-        from minipage.trace import demo
+        from minipage.trace.playing import demo
     if args.list:
         return demo.list_scenarios()
     name = {"name": args.scenario} if args.scenario else {}
@@ -223,7 +223,7 @@ def run_generate(args: argparse.Namespace) -> int:
 
 def generate(args: argparse.Namespace, prompts: list[str], build: Callable[..., LLM] | None = None) -> int:
     """Continue the prompts with the engine that `build` makes, or else an LLM; returns the exit code."""
-    from minipage.trace.spinner import spinner
+    from minipage.trace.playing.spinner import spinner
 
     with spinner("loading the model"):
         from minipage import LLM, SamplingParams
@@ -277,7 +277,7 @@ def read_prompts(arguments: list[str]) -> Iterator[str]:
 
 def stream_one(llm: LLM, prompt: str, params: SamplingParams) -> RequestOutput:
     """Print the prompt, and each word after it as it comes; returns the last of what is known of it."""
-    from minipage.trace.spinner import spinner
+    from minipage.trace.playing.spinner import spinner
 
     outputs = llm.stream(prompt, params)
     with spinner("computing the prompt"):
@@ -298,7 +298,7 @@ def generate_all(llm: LLM, prompts: list[str], params: SamplingParams) -> list[R
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from minipage.trace.spinner import signs_of_life
+    from minipage.trace.playing.spinner import signs_of_life
 
     request_ids = [add(llm, prompt, params, i, len(prompts)) for i, prompt in enumerate(prompts, 1)]
     finished: dict[str, RequestOutput] = {}
@@ -369,7 +369,7 @@ def run_serve(args: argparse.Namespace) -> None:
 
 
 def run_info(_: argparse.Namespace) -> None:
-    from minipage.trace.spinner import spinner
+    from minipage.trace.playing.spinner import spinner
 
     with spinner("looking around"):
         from minipage.info import print_info

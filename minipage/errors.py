@@ -24,7 +24,7 @@ class EngineDeadError(MinipageError):
 
 
 class ConfigurationError(MinipageError, ValueError):
-    """An engine, pool or kernel was set up with a value that makes no sense."""
+    """An engine, a pool or a block table was set up, or asked for something, with a value that makes no sense."""
 
 
 class ModelError(MinipageError):
@@ -84,6 +84,6 @@ def require_positive(**settings: object) -> None:
 
 
 def require(condition: object, message: str | Callable[[], str]) -> None:
-    """A message that has to be put together is a function: it takes longer than the checks, and is hardly ever read."""
+    """Raise KernelArgumentError unless `condition` holds. Costly messages are functions, called only on failure."""
     if not condition:
         raise KernelArgumentError(message if isinstance(message, str) else message())

@@ -19,8 +19,8 @@ import numba
 
 from minipage import __version__
 from minipage.attention import cpu
-from minipage.model.settings import read_config, read_json
-from minipage.model.weights import SHIPPED_MODEL, find_folder
+from minipage.model.checkpoint import SHIPPED_MODEL, find_folder, read_architecture
+from minipage.model.settings import read_json
 
 
 def print_info() -> None:
@@ -114,10 +114,12 @@ def ask_driver() -> tuple[list[str], str]:
 
 def model_facts() -> Iterator[tuple[str, str]]:
     folder = find_folder(SHIPPED_MODEL)
-    config = read_config(read_json(folder / "config.json"), folder)
-    parameters = sum(math.prod(shape) for shape in config.weight_shapes().values())
+    model = read_architecture(folder / "config.json", read_json(folder / "config.json"))
+    parameters = sum(math.prod(weight.shape) for _, weight in model.weights())
     yield "shipped model", f"{SHIPPED_MODEL}, {sum(file.stat().st_size for file in folder.iterdir()):,} bytes"
-    yield "", f"{parameters:,} parameters, {config.vocab_size:,} words, a context of {config.n_positions} tokens"
-    yield "", f"{config.n_layer} layers, {config.n_head} heads of {config.head_size}"
-    per_token = 2 * config.n_layer * config.n_embd * 4
-    yield "KV cache", f"{per_token:,} bytes per token (K and V, {config.n_layer} layers, {config.n_embd} fp32 numbers)"
+    yield "", f"{parameters:,} parameters, {model.vocab_size:,} words, a context of {model.max_model_len} tokens"
+    num_layers, num_kv_heads, head_size, _ = model.kv
+    yield "", f"{num_layers} layers, {model.num_heads} heads of {head_size}"
+    numbers = num_kv_heads * head_size
+    per_token = 2 * num_layers * numbers * 4
+    yield "KV cache", f"{per_token:,} bytes per token (K and V, {num_layers} layers, {numbers} fp32 numbers)"

@@ -1,6 +1,6 @@
 """Train a small GPT on any text file: `python -m minipage.train TEXT --out DIR`. Needs PyTorch.
 
-The network is `minipage.model.gpt.GPT` itself, the very code the engine runs, fed with PyTorch tensors; only attention
+The network is `minipage.model.gpt2.GPT2`, the very code that the engine runs, fed with PyTorch tensors; only attention
 is swapped, for one over whole windows of text. So there is one GPT in this project, and this is how it learned.
 
     text ─▶ first 90 % ─▶ BPE tokenizer ─▶ random windows ─▶ GPT ─▶ cross-entropy ─▶ AdamW ─▶ running average of weights
@@ -37,7 +37,10 @@ from safetensors.torch import save
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from minipage.errors import ConfigurationError, MinipageError
-from minipage.model.gpt import GPT, GPTConfig
+from minipage.model.architecture import Model
+from minipage.model.checkpoint import stored_shapes
+from minipage.model.gpt2 import GPT2
+from minipage.model.layers.plain import PlainLayers
 from minipage.simd.options import kept_on_disk
 
 Ints = np.ndarray[Any, np.dtype[np.int32]]
@@ -143,16 +146,21 @@ def spell(letters: Ints, bounds: Ints, ranks: Ints, merged: Ints, dropout: float
     return np.array(tokens, np.int64)  # [num_tokens]
 
 
-def initial_weights(config: GPTConfig, generator: torch.Generator) -> Weights:
+def initial_weights(gpt2: GPT2, generator: torch.Generator) -> Weights:
     """GPT-2's initialisation: N(0, 0.02), less where a layer adds to the residual stream, layer norms at identity."""
     weights = {}
-    for name, shape in config.weight_shapes().items():
+    for name, shape in stored_shapes(gpt2).items():
         if len(shape) == 1:
             weights[name] = torch.full(shape, float("ln_" in name and name.endswith("weight")))  # [out]
         else:
-            std = 0.02 / math.sqrt(2 * config.n_layer) if name.endswith("c_proj.weight") else 0.02
+            std = 0.02 / math.sqrt(2 * gpt2.n_layer) if name.endswith("c_proj.weight") else 0.02
             weights[name] = torch.randn(shape, generator=generator) * std  # [in, out]
     return weights
+
+
+def model_of(gpt2: GPT2, weights: Weights) -> Model:
+    """A model that computes with these weights, which have the names of a checkpoint."""
+    return Model(gpt2, PlainLayers(gpt2, gpt2.adapt(lambda name, shape: weights[name])))
 
 
 def window_attend(num_windows: int, dropout: float, layer: int, *qkv: torch.Tensor) -> torch.Tensor:
@@ -162,22 +170,23 @@ def window_attend(num_windows: int, dropout: float, layer: int, *qkv: torch.Tens
     return out.transpose(1, 2).flatten(0, 1)  # [B * T, H, D]
 
 
-def cross_entropy(gpt: GPT, windows: torch.Tensor, dropout: float = 0.0) -> torch.Tensor:
+def cross_entropy(model: Model, windows: torch.Tensor, dropout: float = 0.0) -> torch.Tensor:
     """[B, T + 1] token ids -> [B * T] nats: how much each token but the first surprises the model."""
     num_windows, length = windows.shape[0], windows.shape[1] - 1
     positions = torch.arange(length, device=windows.device).repeat(num_windows)  # [B * T]
     attend = partial(window_attend, num_windows, dropout)
-    logits = gpt.logits(gpt.forward(windows[:, :-1].flatten(), positions, attend))  # [B * T, V]
+    logits = model.logits(model.forward(windows[:, :-1].flatten(), positions, attend))  # [B * T, V]
     return F.cross_entropy(logits.float(), windows[:, 1:].flatten(), reduction="none")  # [B * T]
 
 
 @torch.no_grad()
-def nats_per_character(gpt: GPT, corpus: Corpus) -> float:
+def nats_per_character(model: Model, corpus: Corpus) -> float:
     """Cross-entropy of the tested text. Windows overlap by half, so that each token can look back half a context."""
-    tokens = corpus.tested.to(gpt.weights["wte.weight"].device)  # [num_tested_tokens]
-    length, stride, total = gpt.config.n_positions, max(1, gpt.config.n_positions // 2), 0.0
+    tokens = corpus.tested.to(model.layers.device)  # [num_tested_tokens]
+    length, total = model.architecture.max_model_len, 0.0
+    stride = max(1, length // 2)
     for start in range(0, max(1, len(tokens) - 1 - stride), stride):
-        nats = cross_entropy(gpt, tokens[None, start : start + length + 1])  # [<= T]
+        nats = cross_entropy(model, tokens[None, start : start + length + 1])  # [<= T]
         total += nats[length - stride if start else 0 :].sum().item()
     return total / corpus.num_tested
 
@@ -188,8 +197,8 @@ class Training:
     def __init__(self, text: str, out: Path, settings: Settings, device: str) -> None:
         self.corpus, self.out, self.settings, self.device = Corpus(text, settings), out, settings, device
         sizes = settings.context, settings.n_embd, settings.n_layer, settings.n_head
-        self.config = GPTConfig(self.corpus.tokenizer.get_vocab_size(), *sizes)
-        start = initial_weights(self.config, torch.Generator().manual_seed(settings.seed))
+        self.gpt2 = GPT2(self.corpus.tokenizer.get_vocab_size(), *sizes)
+        start = initial_weights(self.gpt2, torch.Generator().manual_seed(settings.seed))
         self.weights = {name: w.to(device).requires_grad_() for name, w in start.items()}
         self.average = {name: w.detach().clone() for name, w in self.weights.items()}
         self.step, self.best = 0, math.inf  # the lowest validation loss so far
@@ -215,7 +224,7 @@ class Training:
         windows = self.corpus.windows(self.step).to(self.device)  # [B, T + 1]
         dropped = {name: F.dropout(w, s.dropout) if ".c_" in name else w for name, w in self.weights.items()}
         with torch.autocast(self.device, torch.bfloat16, enabled=self.device == "cuda"):
-            loss = cross_entropy(GPT(self.config, dropped), windows, s.dropout).mean()
+            loss = cross_entropy(model_of(self.gpt2, dropped), windows, s.dropout).mean()
         falling = 0.05 + 0.95 * (1 + math.cos(math.pi * self.step / s.steps)) / 2  # from 1 to a twentieth
         for group in self.optimizer.param_groups:
             group["lr"] = s.learning_rate * min(1.0, (self.step + 1) / 100) * falling
@@ -232,7 +241,7 @@ class Training:
     def validate(self) -> float:
         """Nats per character of the averaged weights as they are stored; and store them if they are the best so far."""
         halves = {name: w.half() for name, w in self.average.items()}
-        loss = nats_per_character(GPT(self.config, {name: w.float() for name, w in halves.items()}), self.corpus)
+        loss = nats_per_character(model_of(self.gpt2, {name: w.float() for name, w in halves.items()}), self.corpus)
         if loss < self.best:
             self.best = loss
             self.save_model(halves)
@@ -244,7 +253,7 @@ class Training:
     def save_model(self, weights: Weights) -> None:
         """In the Hugging Face layout, and what there is to say about it."""
         config = {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "activation_function": "gelu_new"}
-        config |= asdict(self.config) | {"bos_token_id": None, "eos_token_id": None}
+        config |= asdict(self.gpt2) | {"bos_token_id": None, "eos_token_id": None}
         size = sum(w.numel() for w in weights.values())
         report = {"validation_nats_per_character": round(self.best, 4), "step": self.step, "parameters": size}
         (self.out / "config.json").write_text(json.dumps(config, indent=2) + "\n")

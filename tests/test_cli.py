@@ -16,7 +16,7 @@ from engine.checkpoints import save_gpt2, save_tokenizer
 from minipage import LLM, SamplingParams, __version__
 from minipage.cli import DEFAULTS, main
 from minipage.cli_options import DEMO, ENGINE, SAMPLING, early_stopping, truth
-from minipage.model.weights import SHIPPED_MODEL, find_folder
+from minipage.model.checkpoint import SHIPPED_MODEL, find_folder
 
 MINIPAGE = [sys.executable, "-m", "minipage"]
 QUIET = {"OPENBLAS_NUM_THREADS": "1"}  # tests share their cores with other tests
@@ -128,7 +128,7 @@ def test_what_fails_on_the_way(monkeypatch, capsys):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("minipage.trace.demo.run", full)
+    monkeypatch.setattr("minipage.trace.playing.demo.run", full)
     assert main(["demo"]) == 1
     assert "No space left" in capsys.readouterr().err
 

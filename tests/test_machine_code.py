@@ -14,7 +14,7 @@ capabilities = pytest.mark.parametrize("capability", [(8, 0), (9, 0)], ids=["8.0
 def attention(make, q, kv, head_size, group, heads, tokens, capability, folder, **options):
     from numba.cuda import types
 
-    from minipage.attention.cuda.numbers import KINDS
+    from minipage.attention.cuda.kinds import KINDS
 
     kinds = {kind.name: kind for kind in KINDS.values()}
     flat = {t: types.Array(t, 1, "C") for t in (types.uint32, types.float32, types.int32, types.uint16)}
@@ -26,20 +26,22 @@ def attention(make, q, kv, head_size, group, heads, tokens, capability, folder, 
 
 
 @capabilities
-def test_the_wide_kernel_loads_16_bytes_and_spills_nothing(capability, tmp_path):
-    from minipage.attention.cuda.wide import wide_kernel
+def test_the_ordinary_kernel_loads_16_bytes_and_spills_nothing(capability, tmp_path):
+    from minipage.attention.cuda.ordinary_cores import ordinary_kernel
 
-    for q, head_size in (("float32", 64), ("bfloat16", 128)):
-        code = attention(wide_kernel, q, q, head_size, 4, 4, 1, capability, tmp_path)
+    for q, head_size in (("float32", 64), ("bfloat16", 128), ("float32", 256)):
+        code = attention(ordinary_kernel, q, q, head_size, 4, 4, 1, capability, tmp_path)
         assert sum("LDG" in name and ".128" in name for name in code.instructions) == 1
         assert code.stack == 0 and code.registers <= 255
 
 
 @capabilities
 def test_packed_products_are_two_at_a_time(capability, tmp_path):
-    from minipage.attention.cuda.wide import wide_kernel
+    from minipage.attention.cuda.ordinary_cores import ordinary_kernel
+    from minipage.ladder.rung5_wide import packed_products
 
-    code = attention(wide_kernel, "bfloat16", "bfloat16", 128, 4, 4, 1, capability, tmp_path, packed=True)
+    options = {"products": packed_products}
+    code = attention(ordinary_kernel, "bfloat16", "bfloat16", 128, 4, 4, 1, capability, tmp_path, **options)
     packed = sum(number for name, number in code.instructions.items() if name.startswith("HFMA2") and "BF16" in name)
     assert packed >= 4 * 4 * 4 - 16  # words of a lane, rows, loads under way; the first of each may be a product only
 
@@ -50,7 +52,7 @@ def test_packed_products_are_two_at_a_time(capability, tmp_path):
 )
 @pytest.mark.parametrize("tokens", [1, 8])
 def test_the_tensor_kernel_multiplies_on_tensor_cores_and_spills_nothing(q, kv, tokens, capability, tmp_path):
-    from minipage.attention.cuda.tensor import tensor_kernel
+    from minipage.attention.cuda.tensor_cores import tensor_kernel
 
     code = attention(tensor_kernel, q, kv, 128, 4, 4, tokens, capability, tmp_path)
     assert code.count("HMMA.16816.F32") >= 2 * 8 + 16  # of q with K, and of the weights with V

@@ -8,8 +8,8 @@ from transformers import GPT2Tokenizer
 
 from minipage.engine.llm import LLM
 from minipage.errors import ModelError
+from minipage.model.checkpoint import load_model
 from minipage.model.tokenizer_files import read_tokenizer
-from minipage.model.weights import load_model
 from minipage.sampling import SamplingParams
 
 TEXTS = ["Every wave", " the  café,\n£5 你好🙂", "the<|endoftext|> sea", "a [PAD]b <s> c", "", "# #", "\u2028\x85 x"]

@@ -34,7 +34,7 @@ class BlockPool:
         self.block_size = block_size
         # Call this with every block that is handed out for new contents (3.2, 3.5), once, in the order in which they are
         # handed out. Lesson 8 will listen to it: until then it does nothing.
-        self.on_reuse: Callable[[int], None] = lambda block: None
+        self.on_evict: Callable[[int], None] = lambda block: None
         raise NotImplementedError(
             "Exercise 3.1: keep the free queue and the reference counts, in whatever you like"
         )
@@ -63,7 +63,7 @@ class BlockPool:
     def allocate(self) -> int:
         """Exercise 3.2: take the block at the front of the free queue, with one reference, and return its number.
 
-        Call `self.on_reuse(block)`: whatever the block held is gone. Raises OutOfBlocksError if no block is free.
+        Call `self.on_evict(block)`: whatever the block held is gone. Raises OutOfBlocksError if no block is free.
         """
         raise NotImplementedError(
             "Exercise 3.2: take the block at the front of the free queue"
@@ -93,7 +93,7 @@ class BlockPool:
     def revive(self, block: int) -> None:
         """Exercise 3.6: take one particular block out of the free queue, because what it holds is wanted again.
 
-        It gets one reference, and the others keep their order. Nothing new will be written, so `on_reuse` is not called.
+        It gets one reference, and the others keep their order. Nothing new will be written, so `on_evict` is not called.
         Raises BlockError if the block is in use, or there is no such block.
         """
         raise NotImplementedError(

@@ -36,7 +36,9 @@ class BlockTable:
         self.pool = pool
         self.blocks: list[int] = []
         self.num_tokens = 0
-        self.keys: list[bytes] = []  # the prefix cache of lesson 8 keeps its notes here
+        self.block_hashes: list[
+            bytes
+        ] = []  # the prefix cache of lesson 8 keeps its notes here
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -74,7 +76,7 @@ class BlockTable:
         )
 
     def free(self) -> None:
-        """Exercise 4.4: give every block back to the pool, the last one first, and be empty (also of `keys`), as if new.
+        """Exercise 4.4: give every block back to the pool, the last one first, and be empty (also of `block_hashes`), as if new.
 
         The last first, because the pool reuses the block that was freed longest ago: so the beginning of a text, which
         other texts may share, is the last to be reused.
@@ -84,7 +86,7 @@ class BlockTable:
     def move_to(self, pool: BlockPool, moved: dict[int, int]) -> None:
         """Exchange every block for one of another pool; `moved` says where blocks went already. (Given: lesson 9.)"""
         old_pool, old_blocks = self.pool, self.blocks
-        self.pool, self.blocks, self.keys = pool, [], self.keys[:1]
+        self.pool, self.blocks, self.block_hashes = pool, [], self.block_hashes[:1]
         for block in old_blocks:
             if block in moved:
                 pool.share(moved[block])

@@ -216,8 +216,8 @@ plt.show()
 # The demo has this in slow motion, inside the real engine: a query, and block after block. (The last steps are the ones to look at.)
 
 # %%
-from minipage.trace.demo import Demo, make_engine
-from minipage.trace.scenarios import find_scenario
+from minipage.trace.playing.demo import Demo, make_engine
+from minipage.trace.playing.scenarios import find_scenario
 
 scenario = find_scenario("kernel")
 demo = Demo(make_engine(scenario, {}), scenario)
@@ -279,11 +279,11 @@ def paged_attention(
 # (`head // group`: with *grouped queries*, several query heads share one head of K and V, which makes the cache smaller by
 # that factor. Ainslie et al., [2023](https://arxiv.org/abs/2305.13245).)
 #
-# It steps by whole blocks, as the fast ones do: one maximum and one shrinking a block. Against minipage's own two, on
+# It steps by whole blocks, as the fast ones do: one maximum and one shrinking a block. Against three of minipage's own, on
 # random ragged batches:
 
 # %%
-from minipage.attention import cpu, reference
+from minipage.attention import cpu, loops, reference
 
 
 def random_batch(
@@ -311,13 +311,12 @@ def random_batch(
 for _ in range(5):
     query_lens = rng.integers(1, 6, size=4)  # [num_seqs]
     batch = random_batch(rng, query_lens + rng.integers(0, 40, size=4), query_lens)
-    mine, ref, fast = (
-        f(*batch)
-        for f in (paged_attention, reference.paged_attention, cpu.paged_attention)
-    )
-    print(
-        f"largest difference: reference {abs(mine - ref).max():.1e}, numba {abs(mine - fast).max():.1e}"
-    )
+    mine = paged_attention(*batch)  # [T, H, D]
+    print("largest difference:", end="")
+    for kernel in (reference, loops, cpu):
+        theirs = kernel.paged_attention(*batch)  # [T, H, D]
+        print(f"  {kernel.__name__} {abs(mine - theirs).max():.1e}", end="")
+    print()
 
 # %% [markdown]
 # A few times 10⁻⁷: the last bit of a float32. They sum in another order, and floating-point sums depend on the order.
@@ -343,11 +342,24 @@ trace
 # %% [markdown]
 # Look at the phase *forward* of a step: the blocks that attention reads are marked. It is always the whole table.
 #
-# ## From NumPy to machine code
+# ## The same in loops
 #
-# `minipage/attention/cpu.py` is step 5 in `numba`, which makes machine code of it that runs on all cores. Read it now: the
-# picture at its top is `attend_online`, and the loops are written out in `decode.py` beside it. How much is it worth? One new token, contexts of growing
-# length, a text of 8 heads of 64:
+# `attend_online` calls NumPy a few times for each token, and each call works on one small array: the time goes into calling.
+# `numba` compiles Python to machine code, and then plain loops cost next to nothing. So `minipage/attention/loops.py` is
+# steps 4 and 5 with every loop written out, over sequences, queries, heads, tokens, and the numbers of a row. This is all of
+# it that computes:
+
+# %% tags=["hide-input"]
+import inspect
+
+print(inspect.getsource(getattr(loops.attend, "py_func", loops.attend)))
+
+# %% [markdown]
+# Find the three lines of the online softmax that you know. (`number` looks up what one or two bytes stand for, if the cache
+# is narrow: lesson 10.) With `NUMBA_DISABLE_JIT=1` it is not compiled, and a debugger walks through it line by line.
+#
+# > **Predict.** One new token, contexts of growing length, 4 texts of 8 heads of 64. Step 5 in NumPy, the gather, the loops,
+# > and `minipage/attention/cpu.py`, which the engine uses: which is slowest, and by how much?
 
 # %%
 from time import perf_counter
@@ -365,8 +377,9 @@ def seconds(function, batch, repeats=5):
 lengths = [64, 256, 1024, 4096]
 kinds = {
     "step 5, NumPy": paged_attention,
-    "reference: gather": reference.paged_attention,
-    "numba": cpu.paged_attention,
+    "reference: gather, NumPy": reference.paged_attention,
+    "loops: numba": loops.paged_attention,
+    "cpu: numba, vectors": cpu.paged_attention,
 }
 fig, ax = plt.subplots()
 for name, function in kinds.items():
@@ -383,6 +396,25 @@ ax.legend(frameon=False)
 plt.show()
 
 # %% [markdown]
+# Step 5 is slowest by far. For short texts the loops win against the gather, too: nothing is called and nothing is copied.
+# For long ones both wait for the memory. The loops take one head after the other, so of each token's row they fetch 256
+# bytes, compute with them, and only then ask for the next.
+#
+# ## What vectors buy
+#
+# On one core of an AMD EPYC `cpu.py` was 1.8 times as fast as the loops at 256 tokens, and 3.5 times at 4,096. Its algorithm
+# is the same; the six lines at its top are the loops that you have just read. What is different is how the processor is
+# asked, in `decode.py` and, for chunks of a prompt, in `prefill.py`:
+#
+# - 16 numbers at a time (`LANES`), in float32. The compiler makes vectors of the loops over `d` too, but sums in float64,
+#   where half as many fit into a register, and each number has to be converted first;
+# - four tokens at a time, so that one sum need not wait for another;
+# - all heads of a token before the next token, as they lie in memory, and the rows that come next are asked for beforehand
+#   (`prefetch`);
+# - all cores: long contexts are cut into pieces, which are joined as in the exercise above.
+#
+# Read `decode.py` now, with `loops.py` beside it.
+#
 # ## So, how large should a block be?
 #
 # Small blocks waste little: half a block a text, as lesson 1 measured. Large blocks make long runs of memory, short tables

@@ -45,7 +45,7 @@ class ContinuousBatching(Scheduler):
     def admission(self, group: SequenceGroup, cached: list[int]) -> Admission:
         """Exercise 6.2: whether a waiting group may start, if the blocks `cached` already hold its beginning.
 
-            Admission.NEVER   it could grow to more blocks (`group.most_blocks(block_size)`) than the whole pool has
+            Admission.NEVER   it could grow to more blocks (`group.max_blocks(block_size)`) than the whole pool has
             Admission.NOW     there are enough free blocks for all the tokens it has now
                               (`group.blocks_to_start(block_size)` less those that are cached), and seats for all its
                               sequences (`group.max_num_seqs`)
@@ -61,8 +61,8 @@ class ContinuousBatching(Scheduler):
         """Exercise 6.3: let waiting groups in, in order, while there is budget and the first may start NOW.
 
         Nobody overtakes: when the first in `self.waiting` has to wait, so do all behind it. For each newcomer:
-        `self._find_prefix(group)` gives (cached blocks, keys), which `admission` needs; `self._start(group, cached,
-        keys)` makes it run; then it computes what `group.next_chunks(budget)` says (`self._give_slots`), and the budget
+        `self._find_prefix(group)` gives (cached blocks, their hashes); `admission` needs the blocks, and `self._start(group,
+        cached, hashes)` makes it run; then it computes what `group.next_chunks(budget)` says (`self._give_slots`), and the budget
         shrinks. Nothing is returned.
         """
         raise NotImplementedError(
@@ -72,7 +72,7 @@ class ContinuousBatching(Scheduler):
     def schedule(self) -> StepPlan:
         """Exercise 6.4: choose what the next step computes: 1, 2 and 3 of the picture above.
 
-        Begin with `StepPlan([], [], [], [], [])`. Stop with step 1 when a group could not get room (`_make_room` is
+        Begin with `StepPlan()`. Stop with step 1 when a group could not get room (`_make_room` is
         False). Who was swapped out may come back also when no budget is left: what it needs is blocks. Nobody comes in (2, 3) in a step that had to preempt (`plan.preempted`), and nobody is admitted (3)
         while anybody is still swapped out: the paper's rule. (minipage's own lets the policy decide between those two.)
         Returns the plan.
@@ -82,14 +82,14 @@ class ContinuousBatching(Scheduler):
         )
 
     def _start(
-        self, group: SequenceGroup, cached: list[int], keys: list[bytes]
+        self, group: SequenceGroup, cached: list[int], hashes: list[bytes]
     ) -> None:
         """A waiting group runs from now on, beginning with the cached blocks. (Given.)"""
-        from minipage.scheduling.group import Status
+        from minipage.scheduling.group import GroupStatus
 
         self.waiting.remove(group)
-        self._enqueue(group, Status.RUNNING)
+        self._enqueue(group, GroupStatus.RUNNING)
         if self.prefix_cache:
-            self.prefix_cache.adopt(group.leader.block_table, cached, keys)
-            self._count_hits(self.prefix_cache, group)
+            self.prefix_cache.adopt(group.leader.block_table, cached, hashes)
+            self._count_found(group)
         group.fork_followers()

@@ -252,13 +252,12 @@ plt.show()
 
 # %%
 from minipage.memory import BlockPool
-from minipage.scheduling import Scheduler
-from minipage.scheduling.scheduler import StepPlan
+from minipage.scheduling import Scheduler, StepPlan
 
 
 class PromptsFirst(Scheduler):
     def schedule(self):
-        plan = StepPlan([], [], [], [], [])
+        plan = StepPlan()
         self._admit(plan, self.max_num_batched_tokens)
         return plan if plan.chunks else super().schedule()
 

@@ -29,7 +29,7 @@ class CopyOnWrite:
     def fork(self):
         """Exercise 7.1: a second table over the same blocks; nothing is copied.
 
-        Make it with `type(self)(self.pool)`. It has lists of its own with the same blocks and the same `keys` (the
+        Make it with `type(self)(self.pool)`. It has lists of its own with the same blocks and the same `block_hashes` (the
         notes of lesson 8's prefix cache), the same `num_tokens`, and a reference to every block (`pool.share`).
         """
         raise NotImplementedError("Exercise 7.1: a new table that shares every block")

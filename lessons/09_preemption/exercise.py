@@ -7,14 +7,14 @@ Your class is minipage's scheduler with some methods of your own. What you need 
 
     self.running, self.waiting, self.swapped     lists of groups (a group is a request), first to be served first
     self.block_pool, self.swap_pool, self.preemption ("recompute", "swap" or "auto")
-    blocks_to_allocate(chunks)                   how many free blocks the chunks of one group take
+    blocks_for(chunks)                           how many free blocks the chunks of one group take
     group.restart(pool)                          frees all blocks; the tokens stay, to be computed again
     group.move_to(pool)                          moves all blocks to another pool; returns what has to be copied
     group.num_blocks, group.sequences            physical blocks that it holds; its sequences
     self._dequeue(group)                         takes it out of whatever list it is in
-    self._enqueue(group, Status.WAITING)         puts it into the list of that status (WAITING, RUNNING, SWAPPED), in order
+    self._enqueue(group, GroupStatus.WAITING)    puts it into the list of that status (WAITING, RUNNING, SWAPPED), in order
     self._seats_left(), self._give_slots(chunks, plan), group.next_chunks(budget)      as in lesson 6
-    plan                                         the step's StepPlan, a tuple of five lists that you add to:
+    plan                                         the step's StepPlan, five lists that you add to:
         plan.swap_out, plan.swap_in              pairs to copy, (block, swap block) and (swap block, block): what
                                                  group.move_to returns
         plan.preempted                           the groups that lost their blocks in this step, in the order in which
@@ -28,7 +28,8 @@ scheduler's takes and hands it on to super().__init__. What you are to write is 
 from __future__ import annotations
 
 from minipage.scheduling import Scheduler, SequenceGroup, StepPlan
-from minipage.scheduling.group import Chunk, Status, blocks_to_allocate  # noqa: F401 (you will use them)
+from minipage.scheduling.group import GroupStatus  # noqa: F401 (you will use it)
+from minipage.scheduling.plan import Chunk, blocks_for  # noqa: F401 (and this)
 
 
 class Preempting(Scheduler):

@@ -287,9 +287,9 @@ show("ladder/rung4_split.py", "def join", "out[seq")
 # all rows of q; then rung 6, where the products of 16 rows of q with 8 tokens are one call:
 
 # %%
-show("attention/cuda/wide.py", "for u in range(UNROLL)", "load(v, u")
-show("attention/cuda/wide.py", "for w in range(0 if packed", "score[u, r] +=")
-show("attention/cuda/tensor.py", "for w in range(0, K_WIDTH", "k_multiply")
+show("attention/cuda/ordinary_cores.py", "for u in range(DEPTH)", "load(v, u")
+show("attention/cuda/ordinary_cores.py", "def float_products", "score[u, r] +=")
+show("attention/cuda/tensor_cores.py", "for w in range(0, K_WIDTH", "k_multiply")
 
 # %% [markdown]
 # ## Into the kernel
@@ -297,8 +297,8 @@ show("attention/cuda/tensor.py", "for w in range(0, K_WIDTH", "k_multiply")
 # The demo has a scenario that steps through one query, block by block. The same three numbers on all rungs from 3 on:
 
 # %%
-from minipage.trace.demo import Demo, make_engine
-from minipage.trace.scenarios import find_scenario
+from minipage.trace.playing.demo import Demo, make_engine
+from minipage.trace.playing.scenarios import find_scenario
 
 scenario = find_scenario("kernel")
 demo = Demo(make_engine(scenario, {}), scenario)
@@ -392,6 +392,6 @@ print(done.stdout or done.stderr.strip().splitlines()[-1])
 # python -m minipage learn check 11.1    # copy blocks; then 11.2 paged attention
 # ```
 #
-# **Going further.** (a) How many bytes does rung 2 read, from memory at the worst, and from caches at the best? (b) What is the floor for int8 blocks? (c) Read `minipage/attention/cuda/tensor.py` with rung 6 beside it.
+# **Going further.** (a) How many bytes does rung 2 read, from memory at the worst, and from caches at the best? (b) What is the floor for int8 blocks? (c) Read `minipage/attention/cuda/tensor_cores.py` with rung 6 beside it.
 #
 # Next: **lesson 12**, two processes.

@@ -1,7 +1,8 @@
 """Paged attention: the KV cache arrays and the kernels that read them through block tables.
 
 Everything here takes plain arrays and works without an engine: `paged_attention(q, k_cache, v_cache, block_tables,
-context_lens, query_start_loc, scale)`, described in `arguments.py`, comes as `reference` (NumPy) and `cpu` (numba).
+context_lens, query_start_loc, scale)`, described in `arguments.py`, comes as `reference` (NumPy), `loops`
+(plain loops, which numba compiles) and `cpu` (numba with vectors, which the engine uses).
 """
 
 from minipage.attention.cpu import paged_attention

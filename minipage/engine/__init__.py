@@ -2,7 +2,7 @@
 
 prompts.py, intake.py   what a user hands in, read and checked
 completion.py           one text while it grows
-request.py              a request on its way, and what its user sees of it
+request.py              a request on its way, and what its user sees of it; sampled.py and beams.py: its two kinds
 engine.py               the loop
 build.py                from options to parts
 llm.py                  an engine from options, with `generate` and `stream`

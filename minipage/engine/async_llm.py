@@ -26,7 +26,7 @@ from minipage.engine.llm import LLM
 from minipage.engine.prompts import Prompt
 from minipage.engine.request import RequestOutput
 from minipage.errors import ConfigurationError, EngineDeadError, RequestError
-from minipage.model.weights import SHIPPED_MODEL
+from minipage.model.checkpoint import SHIPPED_MODEL
 from minipage.sampling import SamplingParams
 
 MOST_FAILURES = 5  # steps in a row that may raise before the engine is given up

@@ -7,20 +7,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minipage.attention import cpu, reference
+from minipage.attention import cpu, loops, reference
 from minipage.attention.quantize import kv_dtype
-from minipage.compiled_gpt import CompiledGPT
 from minipage.errors import ConfigurationError, shown
 from minipage.memory import BlockPool, PrefixCache
-from minipage.model.arrays import place_model
-from minipage.model.gpt import GPTConfig
-from minipage.model.weights import Weights
+from minipage.model.architecture import Architecture
+from minipage.model.checkpoint import Weights
+from minipage.model.place import place_model
 from minipage.sampling import is_whole
 from minipage.scheduling import POLICIES, Policy, Preemption, Scheduler
 from minipage.worker.batch import PagedAttention
 from minipage.worker.runner import Limits, ModelRunner
 
-ATTENTION = {"cpu": cpu.paged_attention, "reference": reference.paged_attention}
+ATTENTION = {"cpu": cpu.paged_attention, "loops": loops.paged_attention, "reference": reference.paged_attention}
 
 
 def check_settings(
@@ -76,7 +75,7 @@ def context_len(max_model_len: int | None, longest: int) -> int:
 
 
 def make_runner(
-    config: GPTConfig,
+    architecture: Architecture,
     weights: Weights,
     limits: Limits,
     *,
@@ -89,15 +88,13 @@ def make_runner(
     enforce_eager: bool,
 ) -> ModelRunner:
     """The model on its device, and what runs it there; for the arguments see LLM."""
-    placed = place_model(config, weights, arrays or ("numpy" if device == "cpu" else "torch"), dtype, device)
+    model = place_model(architecture, weights, arrays or ("numpy" if device == "cpu" else "torch"), dtype, device)
     kept_as = kv_dtype(dtype if kv_cache_dtype == "auto" else kv_cache_dtype)
     if device == "cpu":
-        if arrays in (None, "numpy"):
-            placed = CompiledGPT(config, placed.weights)
-        return ModelRunner(placed, kept_as, find(attention, ATTENTION, "attention"))
+        return ModelRunner(model, kept_as, find(attention, ATTENTION, "attention"))
     from minipage.worker.gpu import gpu_runner  # what a CPU does not need is not even loaded
 
-    return gpu_runner(placed, kept_as, attention, limits, gpu_memory_utilization, enforce_eager)
+    return gpu_runner(model, kept_as, attention, limits, gpu_memory_utilization, enforce_eager)
 
 
 def make_scheduler(

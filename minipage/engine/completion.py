@@ -130,7 +130,7 @@ class Completion:
             self._text_end = place + len(self._stop_reason) if is_kept else place
 
     def _visible_text(self) -> str:
-        """The text up to its end. While it may still turn out to end with a stop string, that much is held back."""
+        """The text up to its end, which is held back while it could still be the beginning of a stop string."""
         text = self._detokenizer.text
         if self.finish_reason is not None:
             return text[: self._text_end]

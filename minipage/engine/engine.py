@@ -21,7 +21,7 @@ from minipage.engine.prompts import Prompt
 from minipage.engine.request import Choice, NextToken, Request, RequestOutput
 from minipage.engine.stats import Stats
 from minipage.errors import InvalidRequestError
-from minipage.model.gpt import GPT
+from minipage.model.architecture import Model
 from minipage.sampling import SamplingParams
 from minipage.scheduling import Scheduler, StepPlan
 from minipage.scheduling.scheduler import claim
@@ -67,7 +67,7 @@ class Engine:
         )
 
     @property
-    def model(self) -> GPT:
+    def model(self) -> Model:
         return self.runner.model
 
     @property
@@ -180,8 +180,8 @@ class Engine:
 
     def sample(self, plan: StepPlan, logits: np.ndarray) -> NextTokens:
         """Let every request choose its next tokens; logits: [num_sampled, vocab_size]."""
-        ends = [chunk for chunk in plan.chunks if chunk.samplers]  # a row of logits each
-        asking = [(self.requests[c.group.group_id], seq, row) for row, c in enumerate(ends) for seq in c.samplers]
+        ends = [chunk for chunk in plan.chunks if chunk.receivers]  # a row of logits each
+        asking = [(self.requests[c.group.group_id], seq, row) for row, c in enumerate(ends) for seq in c.receivers]
         draws = {seq: (row, draw) for request, seq, row in asking if (draw := request.draw(seq))}
         drawn = dict(zip(draws, self.runner.sample(logits, list(draws.values()))))
         seen = self.runner.rows(logits, {row for request, _, row in asking if request.looks_at_logits})

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from minipage.engine.beams import BeamRequest
 from minipage.engine.prompts import Prompt, check_token_ids, read_prompt
-from minipage.engine.request import BeamRequest, Request, SampledRequest
+from minipage.engine.request import Request
+from minipage.engine.sampled import SampledRequest
 from minipage.errors import InvalidRequestError
 from minipage.memory import BlockPool, BlockTable
 from minipage.model.tokenizer import Tokenizer
@@ -80,7 +82,7 @@ class Intake:
         if params.max_tokens is not None:
             return min(num_prompt_tokens + params.max_tokens, self.max_model_len)
         pool, width = self.block_pool, params.beam_width or params.n
-        most = SequenceGroup.most_tokens(num_prompt_tokens, width, pool.num_blocks, pool.block_size)
+        most = SequenceGroup.longest_that_fits(num_prompt_tokens, width, pool.num_blocks, pool.block_size)
         return max(num_prompt_tokens + 1, min(self.max_model_len, most))
 
 

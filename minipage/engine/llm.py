@@ -25,7 +25,7 @@ from minipage.engine.prompts import Prompt, list_prompts
 from minipage.engine.request import Request, RequestOutput
 from minipage.errors import InvalidRequestError
 from minipage.memory import BlockPool, BlockTable
-from minipage.model.weights import SHIPPED_MODEL, load_model
+from minipage.model.checkpoint import SHIPPED_MODEL, load_model
 from minipage.sampling import SamplingParams
 from minipage.scheduling import Policy, Preemption, Scheduler
 from minipage.worker.batch import PagedAttention
@@ -41,15 +41,16 @@ class LLM(Engine):
         model: "shakespeare" (shipped), a folder in the Hugging Face GPT-2 layout, or a GPT-2 on the hub, e.g. "gpt2".
         block_size: tokens in a block.
         num_blocks: blocks in the pool; or
-        memory: bytes for the KV cache, a number or a text such as "512MiB". Default: "1GiB"; with PyTorch on a GPU,
-            what is left of gpu_memory_utilization, as far as it can be of use.
+        memory: bytes for the KV cache, a number or a text such as "512MiB". Default: "1GiB"; on a GPU, what is
+            left of gpu_memory_utilization, as far as it can be of use.
         max_model_len: longest sequence in tokens, prompt included. Default: the model's context.
         max_num_seqs: most sequences that run at once.
         max_num_batched_tokens: most tokens computed in one step; longer prompts are cut into chunks.
         device: "cpu", or "cuda" for an NVIDIA GPU.
         arrays: "numpy", or "torch" to run the same model on PyTorch tensors, the default on a GPU, or "cupy".
         dtype: what the model computes in: "float32", or with arrays="torch" also "bfloat16" or "float16".
-        attention: "cpu" (numba), "reference" (NumPy), "cuda" on a GPU, or a function with their signature.
+        attention: "cpu" (numba), "loops" (plain numba), "reference" (NumPy), "cuda" on a GPU, or a function with their
+            signature.
         seed: makes the requests that have no seed of their own repeatable, too.
         kv_cache_dtype: "auto", which is `dtype`; or "float32", "bfloat16" or "float16"; or "int8" or "fp8" for several
             times as many blocks in the same memory.
@@ -105,7 +106,7 @@ class LLM(Engine):
         ready = None if callable(scheduler) else scheduler
         refuse_overridden(options, ready, LLM.__init__.__kwdefaults__ or {})
         self.config, weights, self.tokenizer, self.eos_token_ids = load_model(model)
-        self.max_model_len = context_len(max_model_len, self.config.n_positions)
+        self.max_model_len = context_len(max_model_len, self.config.max_model_len)
         sizes = ready or options
         runner = make_runner(
             self.config,

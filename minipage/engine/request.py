@@ -1,26 +1,21 @@
-"""One request on its way through the engine: its texts, and what the user gets to see of them.
+"""One request on its way through the engine, and what its user gets to see of it.
 
-A request of `n` samples has a Completion for each. A beam search has beams instead: sequences that come and go, until
-the best texts are known.
+There are two kinds: a request of `n` samples has a Completion for each (sampled.py); a beam search has beams instead,
+sequences that come and go until the best texts are known (beams.py).
 """
 
 from __future__ import annotations
 
 import time
-from copy import copy
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import count
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from minipage.engine.completion import Completion, CompletionOutput
+from minipage.engine.completion import CompletionOutput
 from minipage.errors import RequestError
 from minipage.model.tokenizer import Tokenizer
-from minipage.sampling import NO_TOKEN, Draw, Logprob, SamplingParams, random_number, top_logprobs
-from minipage.sampling.beam_search import BeamSearch
-from minipage.sampling.sampler import log_softmax
+from minipage.sampling import Draw, Logprob, SamplingParams
 from minipage.scheduling import Sequence, SequenceGroup
 
 
@@ -65,15 +60,8 @@ class Choice(NamedTuple):
     logits: np.ndarray | None  # [V], if the request looks at them itself
 
 
-class Beams(NamedTuple):
-    """How far a beam search has come."""
-
-    search: BeamSearch
-    texts: list[tuple[Sequence, list[int]]]  # each beam and its tokens, prompt included; best first
-
-
 class Request:
-    """What sampled requests and beam searches have in common.
+    """What sampled requests and beam searches have in common: a group of sequences, its parameters, and its end.
 
     `group` holds its sequences. Their tokens count, and whether the request was ended; all else here follows from them,
     and `restore` works it out again if something failed half way.
@@ -174,146 +162,6 @@ class Request:
         """Remember when something happened first."""
         if event not in self._times:
             self._times[event] = time.perf_counter()
-
-
-class SampledRequest(Request):
-    """`n` texts, drawn independently of each other."""
-
-    @cached_property
-    def texts(self) -> dict[Sequence, Completion]:
-        end = self.stop_token_ids, self.group.max_num_tokens
-        return {
-            seq: Completion(i, seq, self.params, *end, self.tokenizer) for i, seq in enumerate(self.group.sequences)
-        }
-
-    @property
-    def looks_at_logits(self) -> bool:
-        return self.params.logprobs is not None
-
-    def draw(self, seq: Sequence) -> Draw:
-        text = self.texts[seq]
-        is_greedy = self.params.temperature == 0
-        number = 0.0 if is_greedy else random_number(self.seed, text.index, len(seq.token_ids))
-        return Draw(self.params, number, text.forbidden_tokens)
-
-    def choose(self, choices: list[Choice]) -> list[NextToken]:
-        tokens = []
-        for seq, token_id, logits in choices:
-            assert token_id is not None, "a sampled request draws all its tokens"
-            if token_id == NO_TOKEN:
-                raise not_numbers(seq)
-            tokens.append(NextToken(seq, token_id, self._logprobs(logits, token_id)))
-        return tokens
-
-    def take(self, tokens: list[NextToken]) -> list[Sequence]:
-        self._note("first_token_time")
-        texts, done = self.texts, []
-        for seq, token_id, logprobs in tokens:
-            texts[seq].add_token(token_id, logprobs)
-            if texts[seq].finish_reason:
-                done.append(seq)
-        if done and all(text.finish_reason for text in texts.values()):
-            self._note("finished_time")
-        return done
-
-    def completions(self) -> list[CompletionOutput]:
-        return [text.output() for text in self.texts.values()]
-
-    def restore(self) -> None:
-        for text in self.texts.values():
-            text.restore()
-            if text.finish_reason is None and self.ended_by:
-                text.finish(self.ended_by)
-        self.group.sequences = [seq for seq in self.texts if not seq.finished]
-        if not self.group.sequences:
-            self._note("finished_time")
-
-    def _logprobs(self, logits: np.ndarray | None, token_id: int) -> dict[int, Logprob] | None:
-        if self.params.logprobs is None or logits is None:
-            return None
-        decode = self.tokenizer.token_text if self.tokenizer else lambda token_id: ""
-        top = top_logprobs(logits, token_id, self.params.logprobs)
-        return {token: Logprob(logprob, rank, decode(token)) for token, (logprob, rank) in top.items()}
-
-
-class BeamRequest(Request):
-    """The `beam_width` best texts that beam search finds. Beams share blocks, branch, and die."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        search = BeamSearch(
-            width=self.group.max_num_seqs,
-            length_penalty=self.params.length_penalty,
-            early_stopping=self.params.early_stopping,
-            stop_token_ids=self.stop_token_ids,
-            max_new_tokens=self.group.max_num_tokens - len(self.prompt_token_ids),
-        )
-        self._beams = Beams(search, [(self.group.leader, self.prompt_token_ids)])
-        self._num_forks = count(1)
-
-    @property
-    def search(self) -> BeamSearch:
-        return self._beams.search
-
-    @property
-    def looks_at_logits(self) -> bool:
-        return True
-
-    def choose(self, choices: list[Choice]) -> list[NextToken]:
-        beams = [choice.seq for choice in choices]
-        texts = [seq.output_token_ids for seq in beams]
-        logits = np.stack([c.logits for c in choices if c.logits is not None])  # [num_beams, V]
-        for seq, highest in zip(beams, logits.max(axis=-1)):
-            if not np.isfinite(highest):
-                raise not_numbers(seq)
-        logprobs = log_softmax(logits)  # [num_beams, V]
-        if len(texts[0]) < self.params.min_tokens:
-            logprobs[:, list(self.stop_token_ids)] = -np.inf
-        self._advanced = copy(self.search)  # until the tokens are taken, the step may still fail
-        return [NextToken(beams[parent], token, None) for parent, token in self._advanced.advance(texts, logprobs)]
-
-    def take(self, tokens: list[NextToken]) -> list[Sequence]:
-        self._note("first_token_time")
-        parents = [token.seq for token in tokens]
-        beams = []
-        for i, (parent, token_id, _) in enumerate(tokens):
-            is_last_child = parent not in parents[i + 1 :]  # it takes the place of its parent
-            seq = parent if is_last_child else parent.fork(f"{self.request_id}.{next(self._num_forks)}")
-            beams.append((seq, [*parent.token_ids, token_id]))
-        dead = [seq for seq in self.group.sequences if seq not in parents]
-        for seq in dead:
-            seq.finished = True
-        self._beams = Beams(self._advanced, beams)  # from here on it counts
-        self.restore()
-        self.group.sequences += dead
-        return dead
-
-    def restore(self) -> None:
-        is_over = self.search.done or self.ended_by is not None
-        for seq, token_ids in self._beams.texts:
-            seq.token_ids, seq.finished = token_ids, is_over
-        self.group.sequences = [seq for seq, _ in self._beams.texts]
-        if is_over:
-            self._note("finished_time")
-
-    def completions(self) -> list[CompletionOutput]:
-        """The best texts that are finished; while the search goes on, or if it was aborted, the beams as they stand."""
-        if not self.search.done:
-            beams = zip(self.search.logprobs, (seq for seq, _ in self._beams.texts))
-            return [self._completion(i, lp, seq.output_token_ids, self.ended_by) for i, (lp, seq) in enumerate(beams)]
-        return [
-            self._completion(i, lp, text, "stop" if text[-1] in self.stop_token_ids else "length", score)
-            for i, (score, lp, text) in enumerate(self.search.finished)
-        ]
-
-    def _completion(
-        self, index: int, logprob: float, token_ids: list[int], reason: str | None, score: float | None = None
-    ) -> CompletionOutput:
-        ends_in_stop = reason == "stop" and not self.params.include_stop_str_in_output
-        said = token_ids[:-1] if ends_in_stop else token_ids
-        text = self.tokenizer.decode(said, self.params.skip_special_tokens) if self.tokenizer else ""
-        stop_reason = token_ids[-1] if reason == "stop" else None
-        return CompletionOutput(index, text, token_ids, None, logprob, reason, stop_reason, score)
 
 
 def not_numbers(seq: Sequence) -> RequestError:

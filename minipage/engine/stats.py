@@ -146,7 +146,7 @@ class Stats:
     def look(self, scheduler: Scheduler) -> dict[str, Any]:
         """All there is, by name: a number; of a histogram a Histogram; of request_success a number for each reason; of
         cache_config_info the settings."""
-        pool, cache = scheduler.block_pool, scheduler.prefix_cache
+        pool = scheduler.block_pool
         running = len(scheduler.running)
         numbers: dict[str, Any] = {
             "vllm:num_requests_running": running,
@@ -154,8 +154,8 @@ class Stats:
             "vllm:kv_cache_usage_perc": pool.num_used / pool.num_blocks,
             "vllm:cache_config_info": cache_config(scheduler),
             **self._counters,
-            "vllm:prefix_cache_queries": cache.num_queried_tokens if cache else 0,
-            "vllm:prefix_cache_hits": cache.num_hit_tokens if cache else 0,
+            "vllm:prefix_cache_queries": scheduler.num_queried_tokens,
+            "vllm:prefix_cache_hits": scheduler.num_hit_tokens,
             "vllm:request_success": dict(self._ended),
         }
         for name, buckets in self._buckets.items():

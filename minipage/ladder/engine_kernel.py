@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from minipage.attention.cuda.arrays import device_of, layout, library, to_device
+from minipage.attention.cuda.device_arrays import device_of, layout, library, to_device
 from minipage.attention.cuda.launch import launch_attention, workspace_size
 
 

@@ -15,10 +15,10 @@ from functools import cache
 
 import numpy as np
 
-from minipage.attention.cuda.arrays import in_shape, layout
 from minipage.attention.cuda.compat import cuda, external_stream, kernel, types
+from minipage.attention.cuda.device_arrays import in_shape, layout
+from minipage.attention.cuda.kinds import LOWEST, kind_of, reader
 from minipage.attention.cuda.launch import LOG2_E
-from minipage.attention.cuda.numbers import LOWEST, kind_of, reader
 from minipage.attention.cuda.ptx import exp2
 
 float32 = types.float32

@@ -306,7 +306,7 @@ def note() -> str:
         )
     if os.geteuid() == 0:
         return (
-            "This ran as root. minipage keeps exercises from what Python can do, but for strangers' code use a "
+            "This ran as root. minipage keeps exercises from what Python can do; for strangers' code use a "
             "container and another user, who cannot write to minipage (INSTRUCTORS.md)."
         )
     return ""
@@ -328,7 +328,7 @@ def row(exercise: Exercise, verdict: Verdict) -> dict[str, Any]:
 
 
 def spinner(text: str) -> AbstractContextManager[object]:
-    from minipage.trace.spinner import spinner
+    from minipage.trace.playing.spinner import spinner
 
     return spinner(text)
 

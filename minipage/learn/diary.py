@@ -19,7 +19,7 @@ from functools import wraps
 from typing import Any
 
 CHANGES = "allocate allocate_many free share revive append fork move_to publish adopt forget reset".split()
-LOOKS = "slot_mapping blocks_to_allocate shared_tail find key".split()  # noted only if they come last
+LOOKS = "slot_mapping blocks_to_allocate shared_tail find block_hash".split()  # noted only if they come last
 MOST_LINES, MOST_BLOCKS = 24, 12
 
 
@@ -33,7 +33,7 @@ class Diary:
         self._look = ""
         self._depth = 0
         self._named: list[tuple[Any, str]] = []  # (object, its name); holding the object keeps its id its own
-        self._keys: dict[bytes, str] = {}
+        self._hashes: dict[bytes, str] = {}
         self.on_begin()
 
     after_call: Callable[[], object] = staticmethod(lambda: None)  # of theirs: is the judge still what it was?
@@ -113,11 +113,11 @@ class Diary:
         return self._named[-1][1]
 
     def show(self, value: Any) -> str:
-        """A value as it should be read: known objects by their names, keys by numbers."""
+        """A value as it should be read: known objects by their names, hashes by numbers."""
         if any(known is value for known, _ in self._named):
             return self._name(value)
         if isinstance(value, bytes):
-            return self._keys.setdefault(value, f"<key {len(self._keys)}>")
+            return self._hashes.setdefault(value, f"<hash {len(self._hashes)}>")
         if type(value) in (list, tuple):
             inner = ", ".join(map(self.show, value))
             return f"[{inner}]" if isinstance(value, list) else f"({inner}{',' * (len(value) == 1)})"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import importlib
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache, update_wrapper
@@ -58,7 +59,7 @@ def imported(lesson: Lesson, path: Path) -> tuple[str, int]:
     """The same, for what its import statements say."""
     given = given_names(lesson)
     for found in imports(read(path)):
-        if (found.module, found.name) not in given and not is_harmless(found):
+        if (found.module, found.name) not in given and not is_harmless(found) and not is_old_name(found, given):
             what = f"minipage's own {found.name or found.module}"
             return (
                 f"this file uses {what} instead of its own: of minipage, take only what the stub imports.",
@@ -67,13 +68,20 @@ def imported(lesson: Lesson, path: Path) -> tuple[str, int]:
     return "", 0
 
 
+def is_old_name(found: Import, given: set[tuple[str, str]]) -> bool:
+    """Whether the stub imports the same thing, under the name that it has now."""
+    with warnings.catch_warnings(action="ignore"):
+        thing = getattr(sys.modules.get(found.module), found.name, None)
+    return thing is not None and any(thing is getattr(sys.modules.get(module), name, None) for module, name in given)
+
+
 def given_names(lesson: Lesson) -> set[tuple[str, str]]:
     """What the stub imports from minipage, as (module, name)."""
     return {(found.module, found.name) for found in imports(read(lesson.stub))}
 
 
 def is_copy(lesson: Lesson, path: Path) -> bool:
-    """Whether it is minipage's own solution, word for word but for comments. That is known to be right."""
+    """Whether it is minipage's own solution, word for word except comments. That is known to be right."""
     return ast.dump(ast.parse(read(path))) == ast.dump(ast.parse(read(lesson.solution)))
 
 

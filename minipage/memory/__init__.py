@@ -7,6 +7,6 @@ PrefixCache which blocks hold which text, so that equal beginnings are computed 
 
 from minipage.memory.block_pool import BlockPool
 from minipage.memory.block_table import BlockCopy, BlockTable, blocks_needed
-from minipage.memory.prefix_cache import PrefixCache
+from minipage.memory.prefix_cache import Prefix, PrefixCache
 
-__all__ = ["BlockCopy", "BlockPool", "BlockTable", "PrefixCache", "blocks_needed"]
+__all__ = ["BlockCopy", "BlockPool", "BlockTable", "Prefix", "PrefixCache", "blocks_needed"]

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 
 from minipage.errors import BlockError, ConfigurationError, IntegrityError, OutOfBlocksError, require_positive
+from minipage.renamed import renamed
 
 
 class BlockPool:
@@ -31,6 +32,8 @@ class BlockPool:
         ConfigurationError: `num_blocks` or `block_size` is not a whole number of at least 1.
     """
 
+    on_reuse = renamed("on_evict")
+
     def __init__(self, num_blocks: int, block_size: int = 16) -> None:
         require_positive(num_blocks=num_blocks, block_size=block_size)
         self.num_blocks = num_blocks
@@ -39,8 +42,8 @@ class BlockPool:
         # A queue: blocks leave at the front and return at the back, so the block freed longest ago is reused first.
         # (An OrderedDict, not a deque, because it can also give up a block from its middle in O(1).)
         self._free_queue: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
-        # Called with a block that leaves the queue for new contents: the prefix cache must forget the old ones.
-        self.on_reuse: Callable[[int], None] = lambda block: None
+        # Called with a block when its old contents are evicted: the prefix cache must forget them.
+        self.on_evict: Callable[[int], None] = lambda block: None
         self.owner: Callable[[], object] | None = None  # a weak reference to the scheduler that it serves
 
     @property
@@ -67,7 +70,10 @@ class BlockPool:
         return self.allocate_many(1)[0]
 
     def allocate_many(self, count: int) -> list[int]:
-        """Take `count` blocks, each with one reference: all of them, or none and an OutOfBlocksError."""
+        """Take `count` blocks, each with one reference: all of them, or none and an OutOfBlocksError.
+
+        Whatever a free block still holds is evicted when it is taken here: `on_evict` is told. `revive` keeps it.
+        """
         if count < 0:
             raise ConfigurationError(f"cannot allocate {count} blocks.")
         if count > self.num_free:
@@ -79,7 +85,7 @@ class BlockPool:
         for block in blocks:
             self._ref_counts[block] = 1
             del self._free_queue[block]
-            self.on_reuse(block)
+            self.on_evict(block)
         return blocks
 
     def revive(self, block: int) -> None:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from minipage.errors import ConfigurationError
 from minipage.memory.block_pool import BlockPool
+from minipage.renamed import renamed
 
 
 class BlockCopy(NamedTuple):
@@ -34,13 +35,19 @@ def blocks_needed(num_tokens: int, block_size: int) -> int:
 
 
 class BlockTable:
-    """The physical blocks of one sequence, in logical order, and how many of its tokens have a slot in them."""
+    """The physical blocks of one sequence, in logical order, and how many of its tokens have a slot in them.
+
+    The prefix cache fills an empty table (`adopt`), and may exchange a full block for another with the same contents
+    (`publish`).
+    """
+
+    keys = renamed("block_hashes")
 
     def __init__(self, pool: BlockPool) -> None:
         self.pool = pool
         self.blocks: list[int] = []
         self.num_tokens = 0
-        self.keys: list[bytes] = []  # kept by the prefix cache: the root, then of each full block that it knows
+        self.block_hashes: list[bytes] = []  # set by the prefix cache: the root hash, then one of each published block
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -67,22 +74,21 @@ class BlockTable:
         if num_tokens < 0:
             raise ConfigurationError(f"cannot append {num_tokens} tokens.")
         room = len(self.blocks) * self.pool.block_size - self.num_tokens
-        if 0 < num_tokens <= room and self.pool.ref_count(self.blocks[-1]) == 1:
-            self.num_tokens += num_tokens  # as mostly: into the last block, which is nobody else's
-            return []
-        wanted = self.blocks_to_allocate(num_tokens)
-        if wanted == 0:
-            self.num_tokens += num_tokens
-            return []
-        copies = []
+        fits = num_tokens == 0 or (num_tokens <= room and self.pool.ref_count(self.blocks[-1]) == 1)  # its own block
+        copies = [] if fits else self._take_blocks(num_tokens)
+        self.num_tokens += num_tokens
+        return copies
+
+    def _take_blocks(self, num_tokens: int) -> list[BlockCopy]:
+        """Take the blocks that `num_tokens` more tokens need; the first may replace a shared one, to be copied into."""
         shared = self.shared_tail()
-        new_blocks = self.pool.allocate_many(wanted)
+        new_blocks = self.pool.allocate_many(self.blocks_to_allocate(num_tokens))
+        copies = []
         if shared is not None:
             copies.append(BlockCopy(shared, new_blocks.pop(0)))
             self.pool.free(shared)  # this reference only: the other tables keep theirs
             self.blocks[-1] = copies[0].destination
         self.blocks += new_blocks
-        self.num_tokens += num_tokens
         return copies
 
     def slot_mapping(self, start: int, stop: int) -> list[int]:
@@ -95,7 +101,9 @@ class BlockTable:
     def fork(self) -> BlockTable:
         """A second table over the same blocks: nothing is copied until one of the two writes."""
         twin = type(self)(self.pool)
-        twin.blocks, twin.num_tokens, twin.keys = self.blocks.copy(), self.num_tokens, self.keys.copy()
+        twin.blocks = self.blocks.copy()
+        twin.num_tokens = self.num_tokens
+        twin.block_hashes = self.block_hashes.copy()
         for block in self.blocks:
             self.pool.share(block)
         return twin
@@ -105,17 +113,19 @@ class BlockTable:
         while self.blocks:
             self.pool.free(self.blocks.pop())
         self.num_tokens = 0
-        self.keys = []
+        self.block_hashes = []
 
     def move_to(self, pool: BlockPool, moved: dict[int, int]) -> None:
-        """Exchange every block for one of another pool, where tables that shared a block share its new place.
+        """Move to another pool. Tables that shared a block share the block it moves to.
 
-        `moved` says where blocks went already, {old block: new block}, and is added to. `pool` must have enough free
-        blocks. The tokens keep their place in the table; copying K and V is up to the caller.
+        `moved`, one dictionary for all those tables, says which blocks have moved already, {old block: new block}, and
+        is added to. `pool` must have enough free blocks. The tokens keep their place in the table; copying K and V is
+        up to the caller.
         """
         old_pool, old_blocks = self.pool, self.blocks
-        self.pool, self.blocks = pool, []
-        self.keys = self.keys[:1]  # the blocks are others now, to be published anew
+        self.pool = pool
+        self.blocks = []
+        self.block_hashes = self.block_hashes[:1]  # the blocks are others now, to be published anew
         for block in old_blocks:
             if block in moved:
                 pool.share(moved[block])

@@ -1,16 +1,16 @@
 """Which blocks hold which text, so that a sequence that begins like an earlier one need not compute it again.
 
 Only full blocks are shared. K and V of a token depend on all tokens before it, so a block is known by its whole prefix,
-folded into one key per block:
+folded into one hash per block:
 
-    key 0 = hash(salt, tokens 0-15)    key 1 = hash(key 0, tokens 16-31)    key 2 = hash(key 1, tokens 32-47)    ...
+    hash 0 = H(salt, tokens 0-15)    hash 1 = H(hash 0, tokens 16-31)    hash 2 = H(hash 1, tokens 32-47)    ...
 
-The hash is cryptographic, under a secret drawn for each cache. Two different texts never get one key, and nobody can
-prepare texts that do, so that one user would read another's K and V.
+H is cryptographic, under a secret drawn for each cache. Two different texts never get one hash, and nobody can prepare
+texts that do, so that one user would read another's K and V.
 
-A block that is freed keeps its contents until the pool hands it out again, and until then it can be found here. Blocks
-are reused in the order in which they were freed: those not wanted for the longest time go first, and of one sequence
-the tail before the head (`BlockTable.free`), because without its head nobody can use the tail.
+A block that is freed keeps its contents until they are evicted: until the pool hands the block out again. Until then it
+can be found here. Blocks are evicted in the order in which they were freed: those not wanted for the longest time go
+first, and of one sequence the tail before the head (`BlockTable.free`), because without its head nobody can use it.
 
 vLLM does the same; see "Automatic Prefix Caching" in its design documents.
 """
@@ -20,56 +20,74 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from minipage.memory.block_pool import BlockPool
 from minipage.memory.block_table import BlockTable
+from minipage.renamed import accept_old_names, renamed
+
+
+class Prefix(NamedTuple):
+    """The beginning of a text, as far as it was found."""
+
+    blocks: list[int]
+    block_hashes: list[bytes]  # the root hash, then the hash of each block
+
+    def first(self, num_blocks: int) -> Prefix:
+        """The part of it that lies in the first `num_blocks` blocks."""
+        return Prefix(self.blocks[:num_blocks], self.block_hashes[: 1 + num_blocks])
 
 
 class PrefixCache:
     """Finds and publishes full blocks of one pool by the text that they hold."""
 
+    key = renamed("block_hash")
+    root = renamed("root_hash")
+    num_queried_tokens = renamed("pool.owner().num_queried_tokens")  # the scheduler's
+    num_hit_tokens = renamed("pool.owner().num_hit_tokens")
+
     def __init__(self, pool: BlockPool) -> None:
         self.pool = pool
-        self.num_queried_tokens = 0  # tokens of all sequences that looked for their prefix
-        self.num_hit_tokens = 0  # those of them that were found
         self._secret = secrets.token_bytes(32)
         self._block_of: dict[bytes, int] = {}
-        self._key_of: dict[int, bytes] = {}
-        pool.on_reuse = self.forget
+        self._hash_of: dict[int, bytes] = {}
+        accept_old_names(type(pool), BlockPool)
+        pool.on_evict = self.forget
 
     def __contains__(self, block: int) -> bool:
         """Whether `block` can be found, be it in use or free."""
-        return block in self._key_of
+        return block in self._hash_of
 
-    def key(self, parent: bytes, token_ids: Sequence[int]) -> bytes:
-        """The key of a block that holds `token_ids` and follows the block with the key `parent`."""
+    def block_hash(self, parent: bytes, token_ids: Sequence[int]) -> bytes:
+        """The hash of a block that holds `token_ids` and follows the block with the hash `parent`."""
         text = parent + b"|" + b",".join(b"%d" % token for token in token_ids)
         return hashlib.blake2b(text, key=self._secret, digest_size=32).digest()
 
-    def root(self, salt: str) -> bytes:
-        """What stands for the parent of a first block. Only texts of the same salt can share."""
+    def root_hash(self, salt: str) -> bytes:
+        """The parent hash of a first block. Only texts of the same salt can share."""
         return hashlib.blake2b(salt.encode("utf-8", "surrogatepass"), key=self._secret, digest_size=32).digest()
 
-    def find(self, token_ids: Sequence[int], salt: str = "") -> tuple[list[int], list[bytes]]:
-        """The blocks that hold the beginning of a text, as far as they are known; and the root and their keys.
+    def find(self, token_ids: Sequence[int], salt: str = "") -> Prefix:
+        """The blocks that hold the beginning of a text, as far as they are known.
 
         At least the last token is always left to be computed: its logits are wanted, and they are not kept.
         """
-        blocks: list[int] = []
-        keys, size = [self.root(salt)], self.pool.block_size
+        size = self.pool.block_size
+        found = Prefix([], [self.root_hash(salt)])
         for start in range(0, (len(token_ids) - 1) // size * size, size):
-            key = self.key(keys[-1], token_ids[start : start + size])
-            if key not in self._block_of:
+            block_hash = self.block_hash(found.block_hashes[-1], token_ids[start : start + size])
+            if block_hash not in self._block_of:
                 break
-            blocks.append(self._block_of[key])
-            keys.append(key)
-        return blocks, keys
+            found.blocks.append(self._block_of[block_hash])
+            found.block_hashes.append(block_hash)
+        return found
 
-    def adopt(self, table: BlockTable, blocks: list[int], keys: list[bytes]) -> None:
+    def adopt(self, table: BlockTable, blocks: list[int], block_hashes: list[bytes]) -> None:
         """Let an empty block table begin with what `find` has just found."""
         for block in blocks:
             self._hold(block)
-        table.blocks, table.keys = list(blocks), list(keys)
+        table.blocks = list(blocks)
+        table.block_hashes = list(block_hashes)
         table.num_tokens = len(blocks) * self.pool.block_size
 
     def publish(self, table: BlockTable, token_ids: Sequence[int], salt: str = "") -> None:
@@ -79,34 +97,35 @@ class PrefixCache:
         that one, and gives its own back.
         """
         size = self.pool.block_size
-        if not table.keys:
-            table.keys.append(self.root(salt))
-        for i in range(len(table.keys) - 1, table.num_tokens // size):
-            key = self.key(table.keys[-1], token_ids[i * size : (i + 1) * size])
-            table.keys.append(key)
-            block, known = table.blocks[i], self._block_of.get(key)
-            if known is None:
-                self._key_of[block] = key  # first: whatever can be found can also be forgotten, even after an interrupt
-                self._block_of[key] = block
+        if not table.block_hashes:
+            table.block_hashes.append(self.root_hash(salt))
+        for i in range(len(table.block_hashes) - 1, table.num_tokens // size):
+            block_hash = self.block_hash(table.block_hashes[-1], token_ids[i * size : (i + 1) * size])
+            table.block_hashes.append(block_hash)
+            block = table.blocks[i]
+            known = self._block_of.get(block_hash)
+            if known is None:  # in this order: whatever can be found can also be forgotten, even after an interrupt
+                self._hash_of[block] = block_hash
+                self._block_of[block_hash] = block
             elif known != block:
                 self._hold(known)
                 self.pool.free(block)
                 table.blocks[i] = known
 
     def forget(self, block: int) -> None:
-        """The block is about to lose its contents. The pool calls this when it hands a block out."""
-        if block in self._key_of:
-            self._block_of.pop(self._key_of[block], None)
-            del self._key_of[block]
+        """The block's contents are evicted. The pool calls this when it hands a block out."""
+        if block in self._hash_of:
+            self._block_of.pop(self._hash_of[block], None)
+            del self._hash_of[block]
 
     def reset(self) -> None:
         """Forget everything, for example because the model's weights have changed.
 
-        Sequences keep their blocks. What they still publish follows an old root, under which nobody looks any more.
+        Sequences keep their blocks. What they still publish follows an old root hash, under which nobody looks now.
         """
         self._secret = secrets.token_bytes(32)
         self._block_of.clear()
-        self._key_of.clear()
+        self._hash_of.clear()
 
     def _hold(self, block: int) -> None:
         if self.pool.ref_count(block) == 0:

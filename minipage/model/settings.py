@@ -5,31 +5,16 @@ from __future__ import annotations
 import json
 import sys
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from minipage.errors import ModelError, shown
-from minipage.model.gpt import GPTConfig
 
 LFS_POINTER = b"version https://git-lfs"  # how the file begins that Git leaves in place of a large one
 
-# GPT-2's names for its sizes, and those that most other models have; transformers takes the latter first.
-SIZES = {
-    "vocab_size": "vocab_size",
-    "n_positions": "max_position_embeddings",
-    "n_embd": "hidden_size",
-    "n_layer": "num_hidden_layers",
-    "n_head": "num_attention_heads",
-}
 LARGEST_SIZE = 2**31 - 1
 DEEPEST = 16  # lists in one another
-EXPECTED = {
-    "model_type": ("gpt2",),
-    # Several names of one function.
-    "activation_function": ("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate", "gelu_python_tanh"),
-    "scale_attn_weights": (True,),
-    "scale_attn_by_inverse_layer_idx": (False,),
-}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -57,33 +42,46 @@ def why(path: Path, error: Exception) -> str:
     return str(error)
 
 
-def read_config(settings: dict[str, Any], folder: Path) -> GPTConfig:
-    """The sizes, if this is a GPT-2 as `gpt.py` computes it; otherwise ModelError."""
-    path = folder / "config.json"
-    for name, values in EXPECTED.items():
+def refuse_other(settings: dict[str, Any], computed: Mapping[str, tuple[Any, ...]], choice: str) -> None:
+    """Raise ModelError if a setting is not among those that are computed, of which the first is the usual one."""
+    for name, values in computed.items():
         if settings.get(name, values[0]) not in values:
-            found = f"{path} says {name} = {shown(settings[name])}"
-            raise ModelError(f"{found}, but minipage computes only {values[0]!r}. Choose a plain GPT-2.")
+            raise ModelError(
+                f"it says {name} = {shown(settings[name])}, but minipage computes only {values[0]!r}. Choose {choice}."
+            )
+
+
+def read_sizes(
+    settings: dict[str, Any],
+    what: str,
+    sizes: Mapping[str, str],
+    optional: Collection[str] = (),
+    numbers: Mapping[str, float] | None = None,
+) -> dict[str, Any]:
+    """The sizes of `what`, by our names; ModelError if one is missing or cannot be.
+
+    Args:
+        sizes: our names, and others that are heeded first.
+        optional: whole numbers too, but left out where they are not given.
+        numbers: any from 0 on, with what they are if they are not given.
+    """
     given = {name: value for name, value in settings.items() if value is not None}
-    sizes: dict[str, Any] = {name: given.get(other, given.get(name)) for name, other in SIZES.items()}
-    inner = {"n_inner": given["n_inner"]} if "n_inner" in given else {}
-    epsilon = given.get("layer_norm_epsilon", 1e-5)
-    wrong = {name: size for name, size in (sizes | inner).items() if not is_size(size)}
-    wrong |= {} if is_epsilon(epsilon) else {"layer_norm_epsilon": epsilon}
+    found = {name: given.get(other, given.get(name)) for name, other in sizes.items()}
+    found |= {name: given[name] for name in optional if name in given}
+    measures = {name: given.get(name, default) for name, default in (numbers or {}).items()}
+    wrong = {name: size for name, size in found.items() if not is_size(size)}
+    wrong |= {name: number for name, number in measures.items() if not is_measure(number)}
     if wrong:
-        found = ", ".join(f"{name} = {shown(value)}" for name, value in wrong.items())
-        raise ModelError(f"{path} lacks a GPT-2's sizes, or has them wrong: {found}. Fetch it again.")
-    config = GPTConfig(**sizes, **inner, layer_norm_epsilon=float(epsilon))
-    if config.n_embd % config.n_head:
-        raise ModelError(f"{path} has sizes that no GPT-2 can have: {config}. Fetch it again.")
-    return config
+        listed = ", ".join(f"{name} = {shown(value)}" for name, value in wrong.items())
+        raise ModelError(f"it lacks the sizes of {what}, or has them wrong: {listed}. Fetch it again.")
+    return found | {name: float(number) for name, number in measures.items()}
 
 
 def is_size(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LARGEST_SIZE
 
 
-def is_epsilon(value: object) -> bool:
+def is_measure(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= sys.float_info.max
 
 

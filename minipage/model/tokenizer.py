@@ -10,6 +10,7 @@ import tokenizers
 from tokenizers.decoders import DecodeStream
 
 from minipage.errors import InvalidRequestError, ModelError
+from minipage.model.chat_template import ChatTemplate
 from minipage.model.settings import why
 
 T = TypeVar("T")
@@ -31,6 +32,7 @@ class Tokenizer:
         self.backend = backend
         self._special = {i for i, token in backend.get_added_tokens_decoder().items() if token.special}
         self._bytes = find_byte_tokens(backend)
+        self.chat_template: ChatTemplate | None = None  # how the model wants a conversation
 
     @property
     def base_vocab_size(self) -> int:

@@ -40,10 +40,10 @@ class BeamSearch:
     Args:
         width: how many beams, and how many texts in the end.
         length_penalty: above 0 favours long texts, below 0 short ones.
-        early_stopping: True: stop as soon as there are `width` texts. False: when the best beam, if it ended now, would
-            not make it among them. "never": with a positive length penalty, when it could not even at full length.
+        early_stopping: True: stop as soon as there are `width` texts. False: when even the best beam, ended now, would
+            not enter the `width` best. "never": with a positive length penalty, when it could not even at full length.
         stop_token_ids: tokens that end a text.
-        max_new_tokens: a text of so many tokens is finished, too.
+        max_new_tokens: a text of this many tokens is finished, too.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class BeamSearch:
         """
         length = len(texts[0]) + 1  # of a candidate; all beams are equally long
         totals = (np.array(self.logprobs)[:, None] + next_logprobs).ravel()  # [num_beams * V]
-        # Each beam may offer every stop token among its best: so many candidates hold `width` that go on.
+        # Each beam may offer every stop token among its best; this many candidates still hold `width` that go on.
         num_candidates = max(2, 1 + len(self.stop_token_ids)) * self.width
         best = np.argsort(-totals, kind="stable")[:num_candidates]  # [num_candidates]
         is_open = self.early_stopping is not True or len(self.finished) < self.width

@@ -90,7 +90,7 @@ class SamplingParams:
 
 
 def is_whole(value: Any) -> bool:
-    return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))  # mostly the first
+    return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))  # usually the first
 
 
 def is_real(value: Any) -> bool:

@@ -1,19 +1,23 @@
 """Scheduling: sequences, the groups they form, and which of these run in the next step."""
 
-from minipage.scheduling.group import Chunk, SequenceGroup, Status
+from minipage.renamed import renamed_in
+from minipage.scheduling.group import GroupStatus, SequenceGroup
+from minipage.scheduling.plan import Chunk, StepPlan
 from minipage.scheduling.policy import POLICIES, Policy
-from minipage.scheduling.scheduler import Admission, Preemption, Scheduler, StepPlan
+from minipage.scheduling.scheduler import Admission, Preemption, Scheduler
 from minipage.scheduling.sequence import Sequence
 
 __all__ = [
     "POLICIES",
     "Admission",
     "Chunk",
+    "GroupStatus",
     "Policy",
     "Preemption",
     "Scheduler",
     "Sequence",
     "SequenceGroup",
-    "Status",
     "StepPlan",
 ]
+
+__getattr__ = renamed_in(__name__, Status="GroupStatus")

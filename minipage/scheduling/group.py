@@ -14,36 +14,22 @@ whatever generated tokens they still have in common.
 
 from __future__ import annotations
 
-from collections import Counter
 from enum import Enum
 from itertools import takewhile
-from typing import NamedTuple
 
 from minipage.memory import BlockCopy, BlockPool, blocks_needed
+from minipage.renamed import renamed, renamed_in
+from minipage.scheduling.plan import Chunk
 from minipage.scheduling.sequence import Sequence
 
+__getattr__ = renamed_in(__name__, Status="GroupStatus", blocks_to_allocate="minipage.scheduling.plan.blocks_for")
 
-class Status(Enum):
+
+class GroupStatus(Enum):
     WAITING = "waiting"  # has no blocks: not started yet, or preempted for recomputation
     RUNNING = "running"
     SWAPPED = "swapped"  # its blocks are in the swap pool
     FINISHED = "finished"
-
-
-class Chunk(NamedTuple):
-    """The part of one sequence that a step computes: its tokens `start` to `start + num_tokens - 1`."""
-
-    group: SequenceGroup
-    seq: Sequence
-    start: int  # = tokens computed before this step
-    num_tokens: int
-
-    @property
-    def samplers(self) -> list[Sequence]:
-        """The sequences that get their next token from the logits of this chunk's last token."""
-        if self.start + self.num_tokens < len(self.seq.token_ids):
-            return []
-        return list(self.group.sequences) if self.group.is_sharing else [self.seq]
 
 
 class SequenceGroup:
@@ -53,6 +39,9 @@ class SequenceGroup:
     may be at a time; requests with a smaller `priority` are more urgent; prefixes are shared only between groups of the
     same `cache_salt`.
     """
+
+    most_blocks = renamed("max_blocks")
+    most_tokens = renamed("longest_that_fits")
 
     def __init__(
         self,
@@ -70,7 +59,7 @@ class SequenceGroup:
         self.priority = priority
         self.cache_salt = cache_salt
         self.arrival = -1  # the scheduler numbers its groups
-        self.status = Status.WAITING
+        self.status = GroupStatus.WAITING
         self.num_preemptions = 0
         self.was_admitted = False  # with its prefix looked up, at least once
         self.num_cached_tokens = 0  # of the prompt, which the prefix cache knew when it was first admitted
@@ -89,33 +78,34 @@ class SequenceGroup:
         """How many physical blocks the group holds; shared ones count once."""
         return len({block for seq in self.sequences for block in seq.block_table})
 
-    def most_blocks(self, block_size: int) -> int:
-        """What the group could grow to: every sequence as long as allowed, only full blocks of the prompt shared."""
+    def max_blocks(self, block_size: int) -> int:
+        """The most it could grow to: every sequence as long as allowed, and only full blocks of the prompt shared."""
         longest = blocks_needed(self.max_num_tokens - 1, block_size)  # the last token is never stored
         shared = self.leader.num_prompt_tokens // block_size
         return shared + self.max_num_seqs * (longest - shared)
 
     @staticmethod
-    def most_tokens(num_prompt_tokens: int, max_num_seqs: int, num_blocks: int, block_size: int) -> int:
-        """How long every sequence may get so that all of them fit into a pool: the other way round of `most_blocks`."""
+    def longest_that_fits(num_prompt_tokens: int, max_num_seqs: int, num_blocks: int, block_size: int) -> int:
+        """How long every sequence may get so that all of them fit into a pool: `max_blocks` solved for the length."""
         shared = num_prompt_tokens // block_size
         return (shared + (num_blocks - shared) // max_num_seqs) * block_size + 1  # the last token is never stored
 
     def blocks_to_start(self, block_size: int) -> int:
-        """What it takes to compute all the tokens there are now, beginning with no blocks."""
+        """How many it takes to compute all the tokens there are now, beginning with no blocks."""
         longest = blocks_needed(max(len(seq.token_ids) for seq in self.sequences), block_size)
         if self.shared_len == len(self.leader.token_ids):
             return longest  # all are alike, and share everything
         return longest + (len(self.sequences) - 1) * (longest - self.shared_len // block_size)
 
     def next_chunks(self, budget: int) -> list[Chunk]:
-        """What to compute next with at most `budget` tokens; nothing, if all sequences cannot go on together."""
+        """What to compute next with at most `budget` tokens; nothing unless every sequence can go on."""
         if self.is_sharing:
             wanted = [(self.leader, self.shared_len - self.leader.num_computed_tokens)]
         elif len(self.sequences) == 1:  # nearly all chunks come from here, so it is kept short
             [seq] = self.sequences
             return [Chunk(self, seq, seq.block_table.num_tokens, 1)] if budget else []
         elif behind := [seq for seq in self.sequences if seq.num_uncomputed_tokens > 1]:  # after a recomputation
+            # All but the last token: with that one they all draw their next token, and in the same step.
             wanted = [(seq, seq.num_uncomputed_tokens - 1) for seq in behind]
         else:
             wanted = [(seq, 1) for seq in self.sequences] if len(self.sequences) <= budget else []
@@ -142,8 +132,8 @@ class SequenceGroup:
         same = takewhile(lambda tokens: len(set(tokens)) == 1, zip(*(seq.token_ids for seq in self.sequences)))
         self.shared_len = len(list(same))
         lengths = {len(seq.token_ids) for seq in self.sequences}
-        if len(lengths) > 1:  # a step failed when some had their token and some had not: these compute their last again
-            self.shared_len = min(self.shared_len, min(lengths) - 1)
+        if len(lengths) > 1:  # a step failed after some sequences, but not all, had been given their next token
+            self.shared_len = min(self.shared_len, min(lengths) - 1)  # the shorter ones have to compute their last one
         self.is_sharing = True
 
     def move_to(self, pool: BlockPool) -> list[BlockCopy]:
@@ -152,21 +142,3 @@ class SequenceGroup:
         for seq in self.sequences:
             seq.block_table.move_to(pool, moved)
         return [BlockCopy(*pair) for pair in moved.items()]
-
-
-def count_tokens(chunks: list[Chunk]) -> int:
-    return chunks[0].num_tokens if len(chunks) == 1 else sum(chunk.num_tokens for chunk in chunks)
-
-
-def blocks_to_allocate(chunks: list[Chunk]) -> int:
-    """How many free blocks the chunks of one group take.
-
-    Of the sequences that write into one shared block each gets a copy; but if nobody else holds it, the last of them
-    writes in place.
-    """
-    if len(chunks) == 1:
-        return chunks[0].seq.block_table.blocks_to_allocate(chunks[0].num_tokens)
-    tables = [(chunk.seq.block_table, chunk.num_tokens) for chunk in chunks]
-    writers = Counter((table.shared_tail(), table.pool) for table, _ in tables)
-    in_place = sum(block is not None and pool.ref_count(block) == n for (block, pool), n in writers.items())
-    return sum(table.blocks_to_allocate(num_tokens) for table, num_tokens in tables) - in_place

@@ -27,11 +27,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum
 from numbers import Real
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 from minipage.errors import ConfigurationError, IntegrityError, InvalidRequestError, count, require_positive
-from minipage.memory import BlockCopy, BlockPool, PrefixCache
-from minipage.scheduling.group import Chunk, SequenceGroup, Status, blocks_to_allocate, count_tokens
+from minipage.memory import BlockPool, Prefix, PrefixCache
+from minipage.scheduling.group import GroupStatus, SequenceGroup
+from minipage.scheduling.plan import Chunk, StepPlan, blocks_for, count_tokens
 from minipage.scheduling.policy import Policy, first_come_first_served
 from minipage.scheduling.sequence import Sequence
 
@@ -49,17 +50,7 @@ def claim(part: Any, owner: object, name: str) -> None:
 class Admission(Enum):
     NOW = "now"
     LATER = "later"  # there is not enough room at the moment
-    NEVER = "never"  # there would not be enough room in an empty pool
-
-
-class StepPlan(NamedTuple):
-    """Everything one step will do, in this order."""
-
-    swap_out: list[BlockCopy]  # (block, swap block): saved before anything else
-    swap_in: list[BlockCopy]  # (swap block, block)
-    copies: list[BlockCopy]  # (block, block): copy-on-write, before anything is written
-    chunks: list[Chunk]  # what to compute, in the order of the flat batch
-    preempted: list[SequenceGroup]  # lost their blocks to make room
+    NEVER = "never"  # not even in an empty pool; `add` refuses such a group, so `schedule` does not meet one
 
 
 class Scheduler:
@@ -109,8 +100,10 @@ class Scheduler:
         self.swap_pool = swap_pool
         self.preemption = preemption
         self.watermark_blocks = int(watermark * block_pool.num_blocks)
-        self.preempted_queries = 0  # prompt tokens that were looked for in the prefix cache again, to be recomputed,
-        self.preempted_hits = 0  # and those found; apart from the cache's own numbers, since they find themselves
+        self.num_queried_tokens = 0  # of all prompts that were looked for in the prefix cache
+        self.num_hit_tokens = 0  # those of them that were found
+        self.preempted_queries = 0  # tokens that were looked for once more, to be recomputed after a preemption,
+        self.preempted_hits = 0  # and those of them that were found; counted apart, since they find themselves
         self.groups: dict[SequenceGroup, None] = {}  # all that are not finished, in the order of arrival
         # Each of them is in one of these queues; in the order of the policy, first to be served first.
         self.waiting: list[SequenceGroup] = []
@@ -128,7 +121,8 @@ class Scheduler:
         """Queue a new group. Raises InvalidRequestError if it could never run: even alone, it might not finish."""
         if not group.leader.num_prompt_tokens < group.max_num_tokens or group.shared_len == 0:
             raise InvalidRequestError("a sequence needs at least one token, and room for one more.")
-        pool, most = self.block_pool, group.most_blocks(self.block_pool.block_size)
+        pool = self.block_pool
+        most = group.max_blocks(pool.block_size)
         seats = min(self.max_num_seqs, self.max_num_batched_tokens)
         if group.max_num_seqs > seats:
             raise InvalidRequestError(
@@ -142,25 +136,22 @@ class Scheduler:
                 f", takes {count(most, 'block')} of {pool.block_size}, but the whole pool has {pool.num_blocks}. "
                 "Lower max_tokens, shorten the prompt, or give the engine more num_blocks or memory."
             )
-        group.arrival, self._num_arrived = self._num_arrived, self._num_arrived + 1
-        self._enqueue(group, Status.WAITING)
+        group.arrival = self._num_arrived
+        self._num_arrived += 1
+        self._enqueue(group, GroupStatus.WAITING)
 
     # ---- planning a step
 
     def schedule(self) -> StepPlan:
         """Choose what the next step computes, and give every token of it a slot."""
-        plan = StepPlan([], [], [], [], [])
+        plan = StepPlan()
         self._policy_decides = True  # a `schedule` of your own may want the paper's rule, and do without
-        budget, free = self.max_num_batched_tokens, self.block_pool.num_free
-        for group in self.running:  # from the first; a preemption takes from the other end of this very list
+        budget = self.max_num_batched_tokens
+        for group in self.running:  # from the front; preemption takes from the back of this same list
             chunks = group.next_chunks(budget)
-            num_tokens = count_tokens(chunks)
-            if num_tokens > free:  # mostly not, and then there is no need to look closer
-                if not self._make_room(group, chunks, plan):
-                    break
-                free = self.block_pool.num_free
+            if not self._make_room(group, chunks, plan):
+                break
             budget -= self._give_slots(chunks, plan)
-            free -= num_tokens  # or more are free: a token never takes more than one block
         if not plan.preempted:
             budget = self._swap_in(plan, budget)
             self._admit(plan, budget)
@@ -168,7 +159,9 @@ class Scheduler:
 
     def _make_room(self, group: SequenceGroup, chunks: list[Chunk], plan: StepPlan) -> bool:
         """Preempt the last until the chunks of `group` fit; False if that was `group` itself."""
-        while blocks_to_allocate(chunks) > self.block_pool.num_free:
+        if count_tokens(chunks) <= self.block_pool.num_free:
+            return True  # the usual case, and quick to see: a token takes at most one block
+        while blocks_for(chunks) > self.block_pool.num_free:
             last = self.running[-1]
             self.preempt(last, plan)
             if last is group:
@@ -178,23 +171,23 @@ class Scheduler:
     def _swap_in(self, plan: StepPlan, budget: int) -> int:
         while self.swapped and self._is_next(group := self.swapped[0]):
             chunks = group.next_chunks(budget)
-            fits = group.num_blocks + blocks_to_allocate(chunks) <= self.block_pool.num_free
+            fits = group.num_blocks + blocks_for(chunks) <= self.block_pool.num_free
             if not fits or group.max_num_seqs > self._seats_left():
                 break
             plan.swap_in.extend(self.swapped.pop(0).move_to(self.block_pool))
-            self._enqueue(group, Status.RUNNING)
+            self._enqueue(group, GroupStatus.RUNNING)
             budget -= self._give_slots(chunks, plan)
         return budget
 
     def _admit(self, plan: StepPlan, budget: int) -> None:
         while self.waiting and budget > 0 and self._is_next(group := self.waiting[0]):
-            cached, keys = self._find_prefix(group)
-            if self.admission(group, cached) is not Admission.NOW:
+            prefix = self._find_prefix(group)
+            if self.admission(group, prefix.blocks) is not Admission.NOW:
                 break  # nobody overtakes: a long prompt would wait for ever behind a stream of short ones
-            self._enqueue(self.waiting.pop(0), Status.RUNNING)
+            self._enqueue(self.waiting.pop(0), GroupStatus.RUNNING)
             if self.prefix_cache:
-                self.prefix_cache.adopt(group.leader.block_table, cached, keys)
-                self._count_hits(self.prefix_cache, group)
+                self.prefix_cache.adopt(group.leader.block_table, *prefix)
+                self._count_found(group)
             group.fork_followers()
             budget -= self._give_slots(group.next_chunks(budget), plan)
 
@@ -204,21 +197,21 @@ class Scheduler:
             return True
         return min(self.swapped[0], self.waiting[0], key=self.policy) is group
 
-    def _count_hits(self, cache: PrefixCache, group: SequenceGroup) -> None:
+    def _count_found(self, group: SequenceGroup) -> None:
         """A prompt counts once: after a preemption a group finds its own blocks, and that is not the cache's merit."""
         if group.was_admitted:
             self.preempted_queries += group.shared_len
             self.preempted_hits += group.leader.num_computed_tokens
         else:
-            cache.num_queried_tokens += group.shared_len
-            cache.num_hit_tokens += group.leader.num_computed_tokens
+            self.num_queried_tokens += group.shared_len
+            self.num_hit_tokens += group.leader.num_computed_tokens
             group.num_cached_tokens = group.leader.num_computed_tokens
         group.was_admitted = True
 
     def admission(self, group: SequenceGroup, cached: list[int]) -> Admission:
         """Whether a waiting group may start, if the blocks `cached` already hold its beginning."""
         pool = self.block_pool
-        if group.most_blocks(pool.block_size) > pool.num_blocks:
+        if group.max_blocks(pool.block_size) > pool.num_blocks:
             return Admission.NEVER
         taken_from_queue = sum(pool.ref_count(block) == 0 for block in cached)
         needed = group.blocks_to_start(pool.block_size) - len(cached) + taken_from_queue
@@ -226,30 +219,29 @@ class Scheduler:
         fits = needed <= spare and group.max_num_seqs <= self._seats_left()
         return Admission.NOW if fits else Admission.LATER
 
-    def _find_prefix(self, group: SequenceGroup) -> tuple[list[int], list[bytes]]:
+    def _find_prefix(self, group: SequenceGroup) -> Prefix:
         if self.prefix_cache is None:
-            return [], []
-        blocks, keys = self.prefix_cache.find(group.leader.token_ids, group.cache_salt)
-        most = group.shared_len // self.block_pool.block_size  # only what all its sequences share
-        return blocks[:most], keys[: most + 1]
+            return Prefix([], [])
+        found = Prefix(*self.prefix_cache.find(group.leader.token_ids, group.cache_salt))
+        return found.first(group.shared_len // self.block_pool.block_size)  # only what all its sequences share
 
     def _seats_left(self) -> int:
         return self.max_num_seqs - sum(group.max_num_seqs for group in self.running)
 
     def _give_slots(self, chunks: list[Chunk], plan: StepPlan) -> int:
-        given = 0
+        num_tokens = 0
         for chunk in chunks:
-            if copies := chunk.seq.block_table.append(chunk.num_tokens):
-                plan.copies.extend(copies)
+            plan.copies += chunk.seq.block_table.append(chunk.num_tokens)
             plan.chunks.append(chunk)
-            given += chunk.num_tokens
-        return given
+            num_tokens += chunk.num_tokens
+        return num_tokens
 
     # ---- after a step
 
     def update(self, plan: StepPlan) -> None:
         """The K and V of the planned tokens are written: groups may fork, and full blocks can be found from now on."""
-        for group, seq, _, _ in plan.chunks:
+        for chunk in plan.chunks:
+            group, seq = chunk.group, chunk.seq
             if self.prefix_cache:
                 self.prefix_cache.publish(seq.block_table, seq.token_ids, group.cache_salt)
             if group.is_sharing and group.sequences:  # one that has ended in this step has none, nor any blocks
@@ -268,7 +260,7 @@ class Scheduler:
         for seq in group.sequences:
             seq.block_table.free()
         self._dequeue(group)
-        group.status = Status.FINISHED
+        group.status = GroupStatus.FINISHED
         self.groups.pop(group, None)
 
     # ---- preemption
@@ -281,10 +273,10 @@ class Scheduler:
         wanted = self.preemption == "swap" or (self.preemption == "auto" and len(group.sequences) > 1)
         if wanted and self.swap_pool and group.num_blocks <= self.swap_pool.num_free:
             plan.swap_out.extend(group.move_to(self.swap_pool))
-            self._enqueue(group, Status.SWAPPED)
+            self._enqueue(group, GroupStatus.SWAPPED)
         else:
             group.restart(self.block_pool)
-            self._enqueue(group, Status.WAITING)
+            self._enqueue(group, GroupStatus.WAITING)
 
     def recompute_all(self) -> None:
         """Something failed half way. Queues, blocks and what was written to them cannot be trusted: all is made anew.
@@ -296,17 +288,18 @@ class Scheduler:
             for block in range(pool.num_blocks):
                 for _ in range(pool.ref_count(block)):  # whoever held it
                     pool.free(block)
-        self.running, self.swapped = [], []
+        self.running = []
+        self.swapped = []
         for group in list(self.groups):
             group.sequences = [seq for seq in group.sequences if not seq.finished]
             for seq in group.sequences:
                 seq.block_table = type(seq.block_table)(self.block_pool)
             if not group.sequences:
-                group.status = Status.FINISHED
+                group.status = GroupStatus.FINISHED
                 del self.groups[group]
                 continue
             group.restart(self.block_pool)
-            group.status = Status.WAITING
+            group.status = GroupStatus.WAITING
         self.waiting = list(self.groups)
         with suppress(Exception):  # a policy that raises now, too: then first come, first served
             self.waiting = sorted(self.groups, key=self.policy)
@@ -325,7 +318,7 @@ class Scheduler:
         if self.swap_pool:
             self.swap_pool.check_integrity(seq.block_table for group in self.swapped for seq in group.sequences)
 
-    def _enqueue(self, group: SequenceGroup, status: Status) -> None:
+    def _enqueue(self, group: SequenceGroup, status: GroupStatus) -> None:
         group.status = status
         self.groups[group] = None
         insort(self._queue(group), group, key=self.policy)
@@ -336,5 +329,9 @@ class Scheduler:
 
     def _queue(self, group: SequenceGroup) -> list[SequenceGroup]:
         """The queue that a group of this status is in."""
-        queues = {Status.WAITING: self.waiting, Status.RUNNING: self.running, Status.SWAPPED: self.swapped}
+        queues = {
+            GroupStatus.WAITING: self.waiting,
+            GroupStatus.RUNNING: self.running,
+            GroupStatus.SWAPPED: self.swapped,
+        }
         return queues.get(group.status, [])

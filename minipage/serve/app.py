@@ -28,7 +28,7 @@ from minipage.engine.async_llm import AsyncLLM
 from minipage.engine.prompts import Prompt
 from minipage.serve import chat, completions
 from minipage.serve.access import GOOD_ID, Access, log_failure, logger, tally_of
-from minipage.serve.chat import ChatTemplate
+from minipage.serve.chat import Render
 from minipage.serve.errors import ApiError, as_api_error, read_model
 from minipage.serve.generation import Job
 from minipage.serve.limits import Queue, read_body, unless_gone
@@ -42,7 +42,7 @@ class Settings:
 
     served_model_name: Sequence[str] = ("minipage",)  # the first is told, and all are understood
     api_key: Sequence[str] = ()  # any of them opens; without one, everybody may come in
-    chat_template: ChatTemplate | None = None
+    chat_template: Render | None = None  # in place of the model's own
     max_queued_requests: int = 1024  # beside those that run
     max_body_size: int = 4 * 2**20  # bytes
     max_logprobs: int = 20
@@ -82,7 +82,8 @@ class Api:
         self.llm = llm
         self.engine: Any = llm.engine
         self.settings = settings
-        self.template = settings.chat_template or getattr(self.engine, "chat_template", None)
+        own = getattr(getattr(llm.engine, "tokenizer", None), "chat_template", None)
+        self.template = settings.chat_template or (own.render if own else None)
         self.queue = Queue(settings.max_queued_requests + self.engine.scheduler.max_num_seqs)
         self.registry = make_registry(llm.stats, settings.served_model_name[0])
         self.begin = int(time.time())
@@ -125,7 +126,7 @@ class Api:
         }
         if body.continue_final_message:
             options |= {"continue_final_message": True, "add_generation_prompt": False}
-        text = await asyncio.to_thread(chat.render, self.template, body.messages, **options)
+        text = await asyncio.to_thread(chat.render, self.template, body.messages, options)
         with self.queue.place_for(1):
             prompt = await self.read_prompt(text, bool(body.add_special_tokens))
             job = self.job("chatcmpl", [prompt], params, body, asgi[0])
@@ -170,7 +171,7 @@ class Api:
         text, special = body.prompt, body.add_special_tokens is not False
         if body.messages is not None:
             options = {"add_generation_prompt": body.add_generation_prompt is not False}
-            text, special = chat.render(self.template, body.messages, **options), bool(body.add_special_tokens)
+            text, special = chat.render(self.template, body.messages, options), bool(body.add_special_tokens)
         if text is None:
             raise ApiError(400, "give a prompt, or messages.", "prompt")
         token_ids = await asyncio.to_thread(self.encode, text, special)

@@ -10,6 +10,8 @@ from starlette.types import Receive, Scope, Send
 from minipage.engine.async_llm import AsyncLLM
 from minipage.engine.completion import CompletionOutput
 from minipage.engine.request import RequestOutput
+from minipage.errors import InvalidRequestError
+from minipage.model.chat_template import check_messages
 from minipage.sampling import SamplingParams
 from minipage.serve.errors import ApiError
 from minipage.serve.generation import Job, Unsent, answer_stream, answer_whole
@@ -17,41 +19,22 @@ from minipage.serve.logprobs import for_chats
 from minipage.serve.params import sampling_params
 from minipage.serve.protocol import ChatBody
 
+RESERVED = {"messages", "template"}
 # Called with the messages, add_generation_prompt and whatever chat_template_kwargs says; returns the prompt's text.
-ChatTemplate: TypeAlias = Callable[..., str]
+Render: TypeAlias = Callable[..., str]
 
 
-def render(template: ChatTemplate | None, messages: list[dict[str, Any]], **options: Any) -> str:
+def render(template: Render | None, messages: list[dict[str, Any]], options: dict[str, Any]) -> str:
     """The text that stands for a chat. Raises ApiError if there is no template, or it refuses the messages."""
     if template is None:
         message = "this model has no chat template: use /v1/completions, or a model that was trained to chat."
         raise ApiError(400, message, "messages")
-    plain = [read_message(number, message) for number, message in enumerate(messages)]
+    for name in RESERVED & options.keys():
+        raise ApiError(400, f"{name} is not for chat_template_kwargs to say.", "chat_template_kwargs")
     try:
-        return template(plain, **options)
-    except Exception as error:  # templates raise what they like, a sentence of their own for example
-        raise ApiError(400, f"the chat template refuses the messages: {error}", "messages") from error
-
-
-def read_message(number: int, message: dict[str, Any]) -> dict[str, Any]:
-    """A message whose content is a text. Clients may also send it in parts."""
-    where, role, content = f"messages[{number}]", message.get("role"), message.get("content")
-    if not isinstance(role, str) or not role:
-        raise ApiError(400, f"{where} has no role, such as 'user'.", "messages")
-    if isinstance(content, list):
-        content = "\n".join(read_part(f"{where}.content[{i}]", part) for i, part in enumerate(content))
-    if not isinstance(content, str | None) or (content is None and role != "assistant"):
-        raise ApiError(400, f"{where}.content must be a text, or a list of texts.", "messages")
-    return message | {"content": content or ""}
-
-
-def read_part(where: str, part: Any) -> str:
-    text = part.get("text") if isinstance(part, dict) else part
-    if isinstance(part, dict) and part.get("type", "text") != "text":
-        raise ApiError(400, f"{where} is of type {part['type']!r}; this model reads text only.", "messages")
-    if not isinstance(text, str):
-        raise ApiError(400, f"{where} has no text.", "messages")
-    return text
+        return template(check_messages(messages), **options)
+    except InvalidRequestError as error:
+        raise ApiError(400, str(error), "messages") from error
 
 
 def read_params(body: ChatBody, max_logprobs: int) -> SamplingParams:

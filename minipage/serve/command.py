@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from minipage.engine.async_llm import AsyncLLM
 from minipage.errors import ConfigurationError, require_positive
-from minipage.model.weights import SHIPPED_MODEL
+from minipage.model.chat_template import ChatTemplate
+from minipage.model.checkpoint import SHIPPED_MODEL
 from minipage.serve.app import Settings
+from minipage.serve.chat import Render
 from minipage.serve.main import serve
 
 LISTS = "allowed_origins", "allowed_methods", "allowed_headers"
@@ -38,6 +41,8 @@ def read_settings(server: dict[str, Any], model: str) -> Settings:
     """Take what Settings knows out of the options."""
     chosen = {field.name: server.pop(field.name) for field in fields(Settings) if field.name in server}
     chosen.setdefault("served_model_name", [model])
+    if "chat_template" in chosen:
+        chosen["chat_template"] = read_template(chosen["chat_template"])
     if KEY_VARIABLE in os.environ:
         chosen.setdefault("api_key", [os.environ[KEY_VARIABLE]])
     if not all(chosen.get("api_key", ["-"])):
@@ -52,6 +57,13 @@ def read_settings(server: dict[str, Any], model: str) -> Settings:
     if not 0 <= server.get("port", 0) < 2**16:
         raise ConfigurationError(f"port is {server['port']}; it must be from 0 to {2**16 - 1}.")
     return settings
+
+
+def read_template(file: str) -> Render:
+    try:
+        return ChatTemplate(Path(file).read_text(encoding="utf-8"), origin=file).render
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"the chat template {file} cannot be read: {error}") from error
 
 
 def read_list(text: str) -> list[str]:

@@ -51,7 +51,7 @@ class BuddyAllocator:
 
     @property
     def num_free(self) -> int:
-        """Free slots in chunks of any size: so many in a row there may not be."""
+        """Free slots in chunks of any size: there may be no place for that many in a row."""
         return sum(len(chunks) << order for order, chunks in enumerate(self._free))
 
     def allocate(self, size: int) -> int:

@@ -19,7 +19,7 @@ from array_api_compat import array_namespace
 
 from minipage.attention.kv_cache import KVCache, write_kv
 from minipage.errors import KernelArgumentError
-from minipage.model.gpt import Array, Attend
+from minipage.model.architecture import Array, Attend
 from minipage.scheduling import Chunk
 from minipage.simd.arrays import Floats, Integers
 
@@ -42,17 +42,19 @@ def make_batch(chunks: Sequence[Chunk]) -> Batch:
     positions: list[int] = []
     slot_mapping: list[int] = []
     query_start_loc = [0]
+    context_lens = []
     sampled_rows = []
     tables = []
     for chunk in chunks:
-        _, seq, start, num_tokens = chunk
-        stop = start + num_tokens
-        token_ids += seq.token_ids[start:stop]
-        positions += range(start, stop)
-        slot_mapping += seq.block_table.slot_mapping(start, stop)
+        table = chunk.seq.block_table
+        stop = chunk.start + chunk.num_tokens
+        token_ids += chunk.seq.token_ids[chunk.start : stop]
+        positions += range(chunk.start, stop)
+        slot_mapping += table.slot_mapping(chunk.start, stop)
         query_start_loc.append(len(token_ids))
-        tables.append(list(seq.block_table))
-        if chunk.samplers:
+        context_lens.append(stop)
+        tables.append(list(table))
+        if chunk.receivers:
             sampled_rows.append(len(token_ids) - 1)
     max_blocks = max(map(len, tables))
     return Batch(
@@ -60,34 +62,57 @@ def make_batch(chunks: Sequence[Chunk]) -> Batch:
         positions=np.array(positions, np.int64),
         slot_mapping=np.array(slot_mapping, np.int64),
         block_tables=np.array([table + [0] * (max_blocks - len(table)) for table in tables], np.int32),
-        context_lens=np.array([start + num_tokens for _, _, start, num_tokens in chunks], np.int32),
+        context_lens=np.array(context_lens, np.int32),
         query_start_loc=np.array(query_start_loc, np.int32),
         sampled_rows=np.array(sampled_rows, np.int64),
     )
 
 
+class Kernels(NamedTuple):
+    """What attention is computed with, and how the model's arrays get there and back."""
+
+    write_kv: Callable[..., None]  # see minipage/attention/kv_cache.py
+    paged_attention: PagedAttention
+    take: Callable[[Array], Any]  # an array of the model, as the kernels take it
+    give: Callable[[Any, Array], Array]  # what they return, in the library and dtype of q
+
+
 def paged_attend(batch: Batch, cache: KVCache, paged_attention: PagedAttention) -> Attend:
-    """The attention that the model is given: write the new K and V into their slots, then attend through the tables."""
+    """`attend_with` kernels for a CPU."""
+    return attend_with(Kernels(write_kv, paged_attention, as_numpy, like_q), batch, cache.layer)
+
+
+def attend_with(kernels: Kernels, batch: Batch, blocks_of: Callable[[int], Sequence[Any]]) -> Attend:
+    """The attention that the model is given: write the new K and V into their slots, then attend through the tables.
+
+    batch: as the kernels take it.
+    blocks_of: (layer) -> its K and V, each [num_blocks, block_size, H, D], and if they are quantized their scales.
+    """
 
     def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
-        xp, scale = array_namespace(q), q.shape[-1] ** -0.5
-        dtype, (q, k, v) = q.dtype, map(as_numpy, (q, k, v))  # each [T, H, D]
-        k_cache, v_cache = cache.k[layer], cache.v[layer]  # each [num_blocks, block_size, H, D]
-        scales = [a[layer] for a in (cache.k_scales, cache.v_scales) if a is not None]  # if the cache is quantized
-        write_kv(k, v, k_cache, v_cache, batch.slot_mapping, *scales)
-        tables = batch.block_tables, batch.context_lens, batch.query_start_loc
-        mixed = paged_attention(q, k_cache, v_cache, *tables, scale, *scales)  # [T, H, D]
+        k_cache, v_cache, *scales = blocks_of(layer)
+        kernels.write_kv(kernels.take(k), kernels.take(v), k_cache, v_cache, batch.slot_mapping, *scales)
+        mixed = kernels.paged_attention(
+            kernels.take(q), k_cache, v_cache, batch.block_tables, batch.context_lens, batch.query_start_loc,
+            q.shape[-1] ** -0.5, *scales,
+        )  # [T, H, D]  # fmt: skip
         check_mixed(mixed, q)
-        return xp.asarray(mixed, dtype=dtype)  # [T, H, D]
+        return kernels.give(mixed, q)  # [T, H, D]
 
     return attend
 
 
 def check_mixed(mixed: Any, q: Array) -> None:
     """Raise KernelArgumentError unless what an attention function returned is [T, H, D], like q."""
+    wanted = tuple(q.shape)
     what = getattr(mixed, "shape", type(mixed).__name__)
-    if what != q.shape:
-        raise KernelArgumentError(f"the attention function returned {what}; it must return an array of {q.shape}.")
+    if what != wanted:
+        raise KernelArgumentError(f"the attention function returned {what}; it must return an array of {wanted}.")
+
+
+def like_q(mixed: Floats, q: Array) -> Array:
+    """[T, H, D] of NumPy in the library and dtype of q."""
+    return array_namespace(q).asarray(mixed, dtype=q.dtype)  # [T, H, D]
 
 
 def as_numpy(array: Array) -> Floats:

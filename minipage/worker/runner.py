@@ -13,15 +13,16 @@ from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from array_api_compat import array_namespace
 
 from minipage.attention import KVCache, blocks_that_fit, copy_blocks
 from minipage.errors import ConfigurationError
 from minipage.memory import BlockPool
-from minipage.model.gpt import GPT
+from minipage.model.architecture import Model
 from minipage.sampling import Draw, sample_batch
 from minipage.scheduling import StepPlan
 from minipage.worker.batch import PagedAttention, as_numpy, make_batch, paged_attend
+
+DEFAULT_MEMORY = "1GiB"  # for K and V, unless told otherwise, or measured (on a GPU)
 
 
 class Limits(NamedTuple):
@@ -33,7 +34,7 @@ class Limits(NamedTuple):
 
 
 class ModelRunner:
-    """Runs a GPT over what the scheduler plans.
+    """Runs a model over what the scheduler plans.
 
     Args:
         model: with its weights.
@@ -41,17 +42,17 @@ class ModelRunner:
         paged_attention: a kernel; see minipage/attention/arguments.py.
     """
 
-    def __init__(self, model: GPT, kv_dtype: type, paged_attention: PagedAttention) -> None:
+    def __init__(self, model: Model, kv_dtype: type, paged_attention: PagedAttention) -> None:
         self.model = model
         self.paged_attention = paged_attention
-        self._kv_sizes = model.config.n_layer, model.config.n_head, model.config.head_size, kv_dtype
+        self._kv_sizes = model.kv.num_layers, model.kv.num_kv_heads, model.kv.head_size, kv_dtype
 
     def blocks_that_fit(self, memory: int | str | None, block_size: int, name: str = "memory") -> int:
-        """How many blocks `memory` holds: a number of bytes, or a text such as "512MiB". Default: "1GiB".
+        """How many blocks `memory` holds: a number of bytes, or a text such as "512MiB". Default: DEFAULT_MEMORY.
 
         Raises ConfigurationError if it makes no sense; `name` is what the option is called.
         """
-        return blocks_that_fit("1GiB" if memory is None else memory, block_size, *self._kv_sizes, name=name)
+        return blocks_that_fit(DEFAULT_MEMORY if memory is None else memory, block_size, *self._kv_sizes, name=name)
 
     def allocate(self, block_pool: BlockPool, swap_pool: BlockPool | None) -> None:
         """Make the arrays for the blocks of the two pools."""
@@ -74,10 +75,11 @@ class ModelRunner:
     def forward(self, plan: StepPlan) -> np.ndarray:
         """Run the model; [num_sampled, vocab_size] logits, a row for each chunk that comes to its sequence's end."""
         batch = make_batch(plan.chunks)
-        xp = array_namespace(self.model.weights["wte.weight"])
+        layers = self.model.layers
+        token_ids, positions = layers.asarray(batch.token_ids), layers.asarray(batch.positions)  # [T] each
         attend = paged_attend(batch, self.kv_cache, self.paged_attention)
-        hidden = self.model.forward(xp.asarray(batch.token_ids), xp.asarray(batch.positions), attend)  # [T, n_embd]
-        sampled = xp.take(hidden, xp.asarray(batch.sampled_rows), axis=0)  # [num_sampled, n_embd]
+        hidden = self.model.forward(token_ids, positions, attend)  # [T, C]
+        sampled = layers.xp.take(hidden, layers.asarray(batch.sampled_rows), axis=0)  # [num_sampled, C]
         return as_numpy(self.model.logits(sampled))  # [num_sampled, vocab_size]
 
     def sample(self, logits: np.ndarray, draws: Sequence[tuple[int, Draw]]) -> list[int]:

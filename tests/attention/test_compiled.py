@@ -38,7 +38,7 @@ def copy(tmp_path):
 # The smallest kernel that calls another file's code; that comes out as 1 / (1 + e ** -u), here about 0.84.
 GELU = """
 import numpy as np
-from minipage.compiled_gpt import gelu
+from minipage.model.layers.compiled import gelu
 x = np.ones((1, 1), np.float32)
 gelu(x)
 print(round(float(x[0, 0]), 3))
@@ -76,7 +76,7 @@ def test_every_kernel_file_that_others_use_counts_for_the_cache():
     texts = {file: file.read_text(encoding="utf-8") for file in PACKAGE.rglob("*.py") if "cuda" not in file.parts}
     signs = "\n@compiled", "\n@in_python", "\n@overload", "\n@intrinsic", "\n@kept_on_disk"
     kernels = {file for file, text in texts.items() if any(sign in text for sign in signs)}
-    assert {"decode.py", "prefill.py", "vectors.py", "compiled_gpt.py"} <= {file.name for file in kernels}
+    assert {"loops.py", "decode.py", "prefill.py", "vectors.py", "compiled.py"} <= {file.name for file in kernels}
     for file in kernels:
         for node in ast.walk(ast.parse(texts[file])):
             if isinstance(node, ast.ImportFrom) and node.module.startswith("minipage."):
@@ -89,7 +89,7 @@ KERNELS = """
 import os, sys, threading
 import numba, numpy as np
 from minipage.attention import paged_attention
-from minipage.compiled_gpt import Linear
+from minipage.model.layers.compiled import Linear
 
 rng = np.random.default_rng(0)
 linear = Linear(rng.standard_normal((64, 256), np.float32), np.zeros(256, np.float32))
@@ -160,7 +160,7 @@ def test_without_the_compiler_every_instruction_does_what_its_machine_code_does(
 def test_without_the_compiler_attention_is_the_same_over_every_kind_of_cache():
     code = """
 import numpy as np
-from minipage.attention import KVCache, paged_attention, reference, write_kv
+from minipage.attention import KVCache, cpu, loops, reference, write_kv
 from minipage.attention.quantize import KV_CACHE_DTYPES
 
 rng = np.random.default_rng(0)
@@ -169,7 +169,8 @@ for dtype in KV_CACHE_DTYPES.values():
     layer = [array[0] for array in KVCache(1, 6, 4, 2, 16, dtype).arrays]
     write_kv(k, v, *layer[:2], np.arange(24), *layer[2:])
     arguments = q, *layer[:2], np.arange(6).reshape(2, 3), np.array([9, 12]), np.array([0, 1, 4]), 0.25, *layer[2:]
-    np.testing.assert_allclose(paged_attention(*arguments), reference.paged_attention(*arguments), atol=1e-5)
+    for kernel in (cpu, loops):
+        np.testing.assert_allclose(kernel.paged_attention(*arguments), reference.paged_attention(*arguments), atol=1e-5)
 """
     run(code, options=["-W", "error:::minipage"], NUMBA_DISABLE_JIT="1")
 

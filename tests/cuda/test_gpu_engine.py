@@ -5,6 +5,7 @@ are small enough for the simulator, where decodes are padded as for a CUDA graph
 """
 
 import gc
+import sys
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -21,11 +22,11 @@ from minipage.attention import cuda
 from minipage.engine.llm import LLM
 from minipage.errors import ConfigurationError
 from minipage.memory import BlockPool, BlockTable
-from minipage.model.arrays import is_simulated
+from minipage.model.place import is_simulated
 from minipage.sampling import NO_TOKEN, Draw, SamplingParams, sample
 from minipage.scheduling import Chunk, Sequence, SequenceGroup
 from minipage.worker.batch import Batch
-from minipage.worker.gpu import capture, graphs
+from minipage.worker.gpu import capture, graphs, memory
 from minipage.worker.gpu.draw import UNSURE, Settings, draw_from_likeliest, sample_on_device
 from minipage.worker.gpu.graphs import GraphRunner, graph_sizes
 from minipage.worker.gpu.inputs import StepInputs
@@ -74,7 +75,13 @@ def test_greedy_texts_are_those_of_a_dense_model_on_the_cpu(tiny, options, preem
     preemptions = sum(output.metrics.num_preemptions for output in outputs)
     assert (preemptions > 0) == preempts, f"{preemptions} preemptions: the pool is of the wrong size for this test"
     if "enable_prefix_caching" in options:
-        assert llm.scheduler.prefix_cache.num_hit_tokens == 8
+        assert llm.scheduler.num_hit_tokens == 8
+
+
+def test_heads_that_a_warp_cannot_read_with_one_load(tmp_path):
+    save_gpt2(tmp_path, n_embd=256, n_head=1, n_layer=1)  # in float32 a row of K is 1,024 bytes
+    outputs = gpu_llm(tmp_path).generate(PROMPTS[:2], greedy(3))
+    assert texts(outputs) == [[Dense(tmp_path).greedy(prompt, 3)] for prompt in PROMPTS[:2]]
 
 
 WAYS = {
@@ -153,9 +160,88 @@ def test_too_many_blocks_for_the_gpu_are_refused(tiny, monkeypatch):
         def no_room(*arguments):
             raise RuntimeError("CUDA out of memory. Tried to allocate 1 TiB.")
 
-        monkeypatch.setattr("minipage.worker.gpu.runner.zeros", no_room)
+        monkeypatch.setattr("minipage.worker.gpu.checked.zeros", no_room)
     with pytest.raises(ConfigurationError, match="no room for 1,000,000,000 blocks of 4 tokens"):
-        gpu_llm(tiny, block_pool=Endless())
+        LLM(tiny, device="cuda", max_num_seqs=4, block_pool=Endless())
+
+
+class FakeMemory:
+    """In place of torch.cuda, and of CuPy's pool: a GPU of 1,000 bytes, of which 300 are in use at first."""
+
+    def __init__(self):
+        self.in_use = self.most = 300
+
+    def take(self, num_bytes):
+        self.in_use += num_bytes
+        self.most = max(self.most, self.in_use)
+
+    def release(self, num_bytes):
+        self.in_use -= num_bytes
+
+    def synchronize(self): ...
+
+    def empty_cache(self): ...
+
+    def reset_peak_memory_stats(self):
+        self.most = self.in_use
+
+    def memory_allocated(self):
+        return self.in_use
+
+    def max_memory_allocated(self):
+        return self.most
+
+    def mem_get_info(self):
+        return 1000 - self.in_use, 1000
+
+    # CuPy's pool: what was once in use stays with it, until it is told to free it
+
+    def total_bytes(self):
+        return self.most
+
+    def free_all_blocks(self):
+        self.most = self.in_use
+
+
+@pytest.mark.parametrize("library", ["torch", "cupy"])
+def test_the_memory_for_blocks_is_what_the_largest_step_leaves_of_its_share(library, monkeypatch):
+    gpu = FakeMemory()
+    cupy = SimpleNamespace(
+        get_default_memory_pool=lambda: gpu, cuda=SimpleNamespace(runtime=SimpleNamespace(memGetInfo=gpu.mem_get_info))
+    )
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=gpu))
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    gpu.take(100)
+    gpu.release(100)  # before: of no interest
+
+    def step():
+        gpu.take(80)
+        gpu.take(70)
+        gpu.release(150)
+        return 25  # that graphs will keep
+
+    assert memory.spare_memory(library, 0.9, step) == 900 - 300 - 150 - 25
+    with pytest.raises(ConfigurationError, match=r"0\.4 of 1,000 bytes, of which 300 are in use and a step needs 175"):
+        memory.spare_memory(library, 0.4, step)
+
+
+@pytest.mark.parametrize("attention", [None, cuda.paged_attention], ids=["graphs", "checked"])
+def test_without_a_size_the_cache_takes_the_memory_that_is_spare_as_far_as_it_can_use_it(tiny, attention, monkeypatch):
+    asked = []
+
+    def spare(library, utilization, largest_step):
+        asked.append((utilization, largest_step()))
+        return num_bytes
+
+    monkeypatch.setattr("minipage.worker.gpu.checked.spare_memory", spare)
+    monkeypatch.setattr("minipage.worker.gpu.checked.is_simulated", lambda: False)
+    options = {"device": "cuda", "attention": attention, "max_num_seqs": 2, "block_size": 4, "max_model_len": 32}
+    num_bytes = 10**12
+    plenty = LLM(tiny, gpu_memory_utilization=0.7, **options)
+    assert plenty.scheduler.block_pool.num_blocks == 2 * 2 * (32 // 4)
+    num_bytes = 5 * sum(array[:, 0].nbytes for array in plenty.runner.kv_cache.arrays)
+    assert LLM(tiny, **options).scheduler.block_pool.num_blocks == 5
+    assert asked == [(0.7, 0), (0.9, 0)]  # simulated kernels are never in graphs, which would keep memory
 
 
 class Endless:

@@ -64,6 +64,51 @@ def test_k_and_v_of_other_numbers_than_q(q, kv):
     Batch([(21, 1), (9, 4)], q, kv, 1, 2, 16, block_size=8).check()
 
 
+@pytest.mark.parametrize(
+    "q, kv, head_size",
+    [
+        ("float32", "float32", 256),
+        ("float32", "float32", 33),  # in words, of which a lane has two; and 31 lanes one
+        ("float32", "float32", 512),
+        ("bfloat16", "bfloat16", 320),
+        ("float16", "int8", 264),
+        ("bfloat16", "fp8", 500),
+    ],
+)
+def test_rows_that_a_warp_cannot_read_with_one_load(q, kv, head_size):
+    Batch([(37, 1), (6, 3)], q, kv, 1, 3, head_size, block_size=16).check()
+
+
+def test_long_rows_in_contexts_that_are_cut_into_equal_shares():
+    batch = Batch([(9, 2), (700, 1), (1, 1), (300, 1)], "float32", "float32", 1, 2, 256, block_size=8)
+    batch.check(lambda *given: launched(batch, given, None, extra=1000))
+
+
+@pytest.mark.parametrize("token", [17, 36], ids=["middle", "last"])
+@pytest.mark.parametrize("which", ["k", "v"])
+@pytest.mark.parametrize("q, head_size", [("bfloat16", 64), ("float32", 8)])
+@pytest.mark.parametrize("split_size", [16, 512])
+def test_a_nan_in_k_or_v_is_seen_and_harms_no_other_sequence(q, head_size, which, token, split_size):
+    batch = Batch([(37, 1), (37, 1)], q, q, 1, 2, head_size, block_size=8)
+    given = [on_gpu(a) for a in (batch.q, batch.k, batch.v, batch.tables, batch.contexts, batch.starts)]
+    before = batch.decode(from_gpu(launched(batch, [*given, batch.scale], split_size)))
+    slot = batch.tables[0, token // 8], token % 8
+    getattr(batch, which)[slot] = POISON[KV[q]]
+    given[1:3] = on_gpu(batch.k), on_gpu(batch.v)
+    after = batch.decode(from_gpu(launched(batch, [*given, batch.scale], split_size)))
+    assert np.isnan(after[0]).all(), "a NaN was hidden"
+    np.testing.assert_array_equal(after[1], before[1])
+
+
+@pytest.mark.parametrize("q, head_size", [("bfloat16", 64), ("float32", 8)])
+def test_a_nan_in_k_is_seen_by_the_queries_of_a_prompt_that_see_its_token(q, head_size):
+    batch = Batch([(20, 20)], q, q, 1, 2, head_size, block_size=8)
+    batch.k[batch.tables[0, 1], 3] = POISON[KV[q]]  # token 11
+    given = [on_gpu(a) for a in (batch.q, batch.k, batch.v, batch.tables, batch.contexts, batch.starts)]
+    out = batch.decode(from_gpu(cuda.paged_attention(*given, batch.scale)))
+    assert np.isnan(out[11:]).all() and not np.isnan(out[:11]).any()
+
+
 @pytest.mark.parametrize("block_size", [1, 8, 16, 20, 32])
 @pytest.mark.parametrize("q, head_size", [("bfloat16", 64), ("float32", 8)])
 def test_every_block_size(block_size, q, head_size):

@@ -8,7 +8,7 @@ from where import DEVICE, SIMULATOR, on_gpu
 
 from minipage.attention import cuda
 from minipage.attention.cuda import launch
-from minipage.attention.cuda.numbers import FLOAT16
+from minipage.attention.cuda.kinds import FLOAT16
 from minipage.errors import KernelArgumentError
 
 
@@ -19,7 +19,7 @@ from minipage.errors import KernelArgumentError
 def test_a_workspace_is_enough_for_what_all_blocks_leave_in_it(num_seqs, context, heads, split_size):
     num_kv_heads, group = heads
     size = cuda.workspace_size(num_seqs, num_kv_heads * group, 8, context, split_size)
-    for choose in (launch.wide_choice, launch.tensor_choice):
+    for choose in (launch.choose_ordinary, launch.choose_tensor):
         grid = launch.decode_grid(choose(FLOAT16, FLOAT16, 64), num_seqs, num_kv_heads, group, context, split_size)
         assert grid.tiles * grid.heads >= num_kv_heads * group
         num_blocks, numbers = grid.tiles * grid.blocks, 2 * grid.heads * (8 + 1)
@@ -66,9 +66,8 @@ def test_unaligned_caches_are_refused():
 
 
 def test_a_head_size_that_no_kernel_has_is_refused():
-    refused("head_size 33", **arguments(head_size=33))
-    refused("head_size 256", **arguments(head_size=256))
-    refused("head_size 7", **arguments(dtype=np.float16, head_size=7))
+    refused("head_size 7 in float16", **arguments(dtype=np.float16, head_size=7))  # no whole words
+    refused("head_size 516 in float32.* at most 512", **arguments(head_size=516))
 
 
 def test_more_pieces_of_work_than_a_launch_has_room_for_are_refused():

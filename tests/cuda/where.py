@@ -56,9 +56,10 @@ def through_gpu(function):
 
 def _versions():
     if not CUDA:
-        from minipage.attention import cpu, reference
+        from minipage.attention import cpu, loops, reference
 
-        return {"reference": reference.paged_attention, "cpu": cpu.paged_attention}
+        kernels = {"reference": reference, "loops": loops, "cpu": cpu}
+        return {name: kernel.paged_attention for name, kernel in kernels.items()}
     from minipage.attention import cuda
 
     return {"cuda": through_gpu(cuda.paged_attention)}

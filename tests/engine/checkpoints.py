@@ -15,8 +15,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from minipage.model.gpt import GPT, dense_attend
-from minipage.model.weights import load_model
+from minipage.model.architecture import Model
+from minipage.model.checkpoint import load_model
+from minipage.model.dense import dense_attend
+from minipage.model.layers.plain import PlainLayers
 from minipage.sampling.sampler import probabilities, random_number
 
 VOCAB, CONTEXT = 60, 64
@@ -63,8 +65,8 @@ class Dense:
     """The model of a folder, run over a whole sequence at once: no cache, no blocks, no batch."""
 
     def __init__(self, folder):
-        loaded = load_model(folder)
-        self.model, self.eos_token_ids = GPT(loaded.config, loaded.weights), loaded.eos_token_ids
+        architecture, weights, _, self.eos_token_ids = load_model(folder)
+        self.model = Model(architecture, PlainLayers(architecture, weights))
 
     def logits(self, token_ids, attend=dense_attend):
         """[T, V]: the scores of what follows each token."""

@@ -22,7 +22,7 @@ def on_the_gpu(init):
                 del options["arrays"]
             if callable(options.get("attention")):
                 options["attention"] = in_numpy(options["attention"])
-            elif options.get("attention") in ("cpu", "reference"):
+            elif options.get("attention") in ("cpu", "loops", "reference"):
                 del options["attention"]
         init(self, *args, **options)
 

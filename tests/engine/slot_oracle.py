@@ -39,7 +39,8 @@ class SlotOracle:
     def begin(self, plan, pool, prefix_cache):
         """A step is about to compute these chunks and write them to the slots that their block tables name."""
         self.layer, self.chunks, self.half_written = 0, [], set()
-        for group, seq, start, num_tokens in plan.chunks:
+        for chunk in plan.chunks:
+            group, seq, start, num_tokens = chunk.group, chunk.seq, chunk.start, chunk.num_tokens
             salt, tokens, blocks = group.cache_salt, tuple(seq.token_ids), list(seq.block_table)
             assert start + num_tokens <= len(tokens), f"{seq} has no {start + num_tokens} tokens to compute"
             self.chunks.append((salt, tokens, start, start + num_tokens))

@@ -41,7 +41,7 @@ def serve(llm, prompts, params):
     return texts, sum(done[i].metrics.num_preemptions for i in ids)
 
 
-def most_blocks(prompt_length, width, block_size):
+def max_blocks(prompt_length, width, block_size):
     """What a request can grow to: all its sequences at full length, sharing the full blocks of the prompt."""
     shared = prompt_length // block_size
     return shared + width * (blocks_needed(prompt_length + NUM_TOKENS - 1, block_size) - shared)
@@ -58,7 +58,7 @@ def plain(tiny, prompts):
 def test_no_combination_changes_a_token(tiny, prompts, plain, way, pool, block_size):
     params = WAYS[way]
     width = params.beam_width or params.n
-    most = [most_blocks(len(prompt), width, block_size) for prompt in prompts]
+    most = [max_blocks(len(prompt), width, block_size) for prompt in prompts]
     tight = max(most) + (block_size == 16)  # room for the largest alone; with large blocks, for the start of another
     options = (
         {"num_blocks": 512} if pool == "ample" else {"num_blocks": tight, "preemption": pool, "swap_space": "64KiB"}
@@ -115,15 +115,15 @@ def test_a_prefix_is_computed_once_and_hits_are_counted_in_tokens(tiny, make_pro
     greedy = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
     prompt = make_prompt(0, 12)
     first = llm.generate(prompt, greedy)[0].outputs[0].token_ids
-    cache = llm.scheduler.prefix_cache
-    assert (cache.num_queried_tokens, cache.num_hit_tokens) == (12, 0)
+    scheduler = llm.scheduler
+    assert (scheduler.num_queried_tokens, scheduler.num_hit_tokens) == (12, 0)
     assert llm.generate(prompt, greedy)[0].outputs[0].token_ids == first
-    assert (cache.num_queried_tokens, cache.num_hit_tokens) == (24, 8), "at least one token is left to compute"
+    assert (scheduler.num_queried_tokens, scheduler.num_hit_tokens) == (24, 8), "at least one token is left to compute"
     llm.generate([*prompt, *first], greedy)  # a conversation goes on: what was generated is found, too
-    assert cache.num_hit_tokens == 8 + 16
+    assert scheduler.num_hit_tokens == 8 + 16
     llm.reset_prefix_cache()
     llm.generate(prompt, greedy)
-    assert cache.num_hit_tokens == 24
+    assert scheduler.num_hit_tokens == 24
 
 
 def test_a_prefix_is_not_shared_between_salts(tiny, make_prompt):
@@ -132,7 +132,7 @@ def test_a_prefix_is_not_shared_between_salts(tiny, make_prompt):
         llm.add_request(make_prompt(0, 12), SamplingParams(max_tokens=1), cache_salt=salt)
         while llm.has_unfinished_requests():
             llm.step()
-    assert llm.scheduler.prefix_cache.num_hit_tokens == 8
+    assert llm.scheduler.num_hit_tokens == 8
 
 
 def test_identical_prompts_in_flight_share_blocks_as_soon_as_they_are_full(tiny, make_prompt):

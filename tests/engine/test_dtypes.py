@@ -19,7 +19,7 @@ def relative_error(got, expected):
     return np.linalg.norm(got - expected) / np.linalg.norm(expected)
 
 
-@pytest.mark.parametrize("attention", ["cpu", "reference"])
+@pytest.mark.parametrize("attention", ["cpu", "loops", "reference"])
 @pytest.mark.parametrize("dtype", ROUNDOFF)
 def test_a_model_in_two_bytes_is_off_by_a_few_roundoffs(tiny, dtype, attention):
     exact = LLM(tiny, num_blocks=32)

@@ -4,13 +4,15 @@ Below, schedulers, pools, block tables and prefix caches are broken in ways in w
 to notice every one, and to say what is wrong in words that help.
 """
 
+from dataclasses import replace
+
 import pytest
 from engine.engine_machine import machine
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test as run
 
 from minipage.memory import BlockCopy, BlockPool, BlockTable, PrefixCache
-from minipage.scheduling import Scheduler, Status
+from minipage.scheduling import GroupStatus, Scheduler
 
 
 def programs(num_programs, num_steps):
@@ -54,21 +56,21 @@ class PreemptionKeepsTheBlocks(Scheduler):
         table = group.leader.block_table
         blocks, num_tokens = table.blocks.copy(), table.num_tokens
         super().preempt(group, plan)
-        if group.status is Status.WAITING:
+        if group.status is GroupStatus.WAITING:
             table.blocks, table.num_tokens = blocks, num_tokens
 
 
 class PreemptionReversesTheQueue(Scheduler):
     def preempt(self, group, plan):
         super().preempt(group, plan)
-        if group.status is Status.WAITING:
+        if group.status is GroupStatus.WAITING:
             self.waiting.reverse()
 
 
 class PreemptionRecomputesTooLittle(Scheduler):
     def preempt(self, group, plan):
         super().preempt(group, plan)
-        if group.status is Status.WAITING:
+        if group.status is GroupStatus.WAITING:
             group.leader.block_table.append(min(1, self.block_pool.num_free))  # the first token counts as computed
 
 
@@ -93,7 +95,7 @@ class AnAbortedGroupStaysInTheQueue(Scheduler):
 class TakesARequestThatNeverFits(Scheduler):
     def add(self, group):
         group.arrival, self._num_arrived = self._num_arrived, self._num_arrived + 1
-        self._enqueue(group, Status.WAITING)
+        self._enqueue(group, GroupStatus.WAITING)
 
 
 class RefusesARequestThatJustFits(Scheduler):
@@ -111,7 +113,7 @@ class TooManySeats(Scheduler):
 class ComputesOneTokenTooFew(Scheduler):
     def schedule(self):
         plan = super().schedule()
-        return plan._replace(chunks=[chunk._replace(num_tokens=max(1, chunk.num_tokens - 1)) for chunk in plan.chunks])
+        return replace(plan, chunks=[replace(chunk, num_tokens=max(1, chunk.num_tokens - 1)) for chunk in plan.chunks])
 
 
 class OvertakesOnTheWayIn(Scheduler):
@@ -124,17 +126,17 @@ class SwapsInToOtherBlocks(Scheduler):
     def schedule(self):
         plan = super().schedule()
         sources, destinations = [c.source for c in plan.swap_in], [c.destination for c in plan.swap_in]
-        return plan._replace(swap_in=list(map(BlockCopy, sources, destinations[1:] + destinations[:1])))
+        return replace(plan, swap_in=list(map(BlockCopy, sources, destinations[1:] + destinations[:1])))
 
 
 class SavesNothingWhenItSwapsOut(Scheduler):
     def schedule(self):
-        return super().schedule()._replace(swap_out=[])
+        return replace(super().schedule(), swap_out=[])
 
 
 class CopyOnWriteCopiesNothing(Scheduler):
     def schedule(self):
-        return super().schedule()._replace(copies=[])
+        return replace(super().schedule(), copies=[])
 
 
 class SamplesGoOnWithoutTheirPrompt(Scheduler):
@@ -217,8 +219,8 @@ class LeavesNoTokenToCompute(PrefixCache):
 
 
 class KnowsABlockByItsOwnTokens(PrefixCache):
-    def key(self, parent, token_ids):
-        return super().key(b"", token_ids)
+    def block_hash(self, parent, token_ids):
+        return super().block_hash(b"", token_ids)
 
 
 class TakesABlockWithoutAReference(PrefixCache):

@@ -96,7 +96,7 @@ def test_few_seats_change_nothing(tiny, prompts, expected):
 
 
 @pytest.mark.parametrize("arrays", ["numpy", "torch"])
-@pytest.mark.parametrize("attention", ["cpu", "reference"])
+@pytest.mark.parametrize("attention", ["cpu", "loops", "reference"])
 def test_every_array_library_and_kernel_says_the_same(tiny, prompts, expected, arrays, attention):
     llm = LLM(tiny, block_size=5, num_blocks=100, max_num_batched_tokens=50, arrays=arrays, attention=attention)
     assert tokens(llm.generate(prompts[::3], GREEDY)) == expected[::3]

@@ -36,7 +36,7 @@ def poisoned(folder, bad, **options):
     def poisoned_forward(plan):
         logits = forward(plan)
         logits = logits.copy() if isinstance(logits, np.ndarray) else logits.clone()
-        for row, chunk in enumerate([chunk for chunk in plan.chunks if chunk.samplers]):
+        for row, chunk in enumerate([chunk for chunk in plan.chunks if chunk.receivers]):
             if chunk.seq.token_ids[0] == POISON and chunk.seq.num_output_tokens >= 2:
                 logits[row] = bad
         return logits
@@ -75,7 +75,7 @@ def test_what_a_failed_request_has_written_is_found_by_nobody(tiny):
     prompt = [POISON, 5, 6, 7]
     assert llm.generate([prompt], SamplingParams(**GREEDY))[0].error
     llm.generate([prompt], SamplingParams(**GREEDY))
-    assert llm.scheduler.prefix_cache.num_hit_tokens == 0
+    assert llm.scheduler.num_hit_tokens == 0
 
 
 def test_huge_but_finite_logits_are_no_error(tiny):

@@ -19,7 +19,7 @@ class Parrot(LLM):
     script: tuple[int, ...] = ()
 
     def sample(self, plan, logits):
-        ends = [(self.requests[chunk.group.group_id], seq) for chunk in plan.chunks for seq in chunk.samplers]
+        ends = [(self.requests[chunk.group.group_id], seq) for chunk in plan.chunks for seq in chunk.receivers]
         return {
             request: [NextToken(seq, self.script[len(seq.output_token_ids)], None)] for request, seq in ends
         }  # none asks for more than one text

@@ -22,8 +22,8 @@ BLOCK_POOL = [
     M("3.1", "lambda self: len(self.unused)", "lambda self: self.num_blocks - 1", "num_free counts the blocks in the free"),
     M("3.2", "block = self.unused.pop(0)", "block = self.unused.pop()", "front of the free queue"),
     M("3.2", "block = self.unused.pop(0)", "block = self.unused[0]", "in use leaves the free queue"),
-    M("3.2", "        self.holders[block] = 1\n        self.on_reuse", "        self.on_reuse", "exactly one reference"),
-    M("3.2", "self.on_reuse(block)", "pass", "on_reuse has to be called"),
+    M("3.2", "        self.holders[block] = 1\n        self.on_evict", "        self.on_evict", "exactly one reference"),
+    M("3.2", "self.on_evict(block)", "pass", "on_evict has to be called"),
     M("3.2", 'raise OutOfBlocksError("none is free")', "return None", "has to raise OutOfBlocksError"),
     M("3.3", "left = self.holders.pop(block) - 1", "left = self.holders.pop(block)", "drops one reference"),
     M("3.3", "self.unused.append(block)", "self.unused.insert(0, block)", "end of the free queue"),
@@ -37,7 +37,7 @@ BLOCK_POOL = [
     M("3.5", "[self.allocate() for _ in range(count)]", "(self.allocate() for _ in range(count))", "in order, as a list"),
     M("3.5", "if count < 0:", "if 0:", "Fewer than none: ConfigurationError"),
     M("3.6", "self.unused.remove(block)", "self.unused.pop(0)", "from wherever it is|raise BlockError"),
-    M("3.6", "        self.holders[block] = 1\n\n    def check", "        self.holders[block] = 1\n        self.on_reuse(block)\n\n"
+    M("3.6", "        self.holders[block] = 1\n\n    def check", "        self.holders[block] = 1\n        self.on_evict(block)\n\n"
       "    def check", "make the prefix cache forget it"),
     M("3.6", "            self.unused.remove(block)\n", "            self.unused.index(block)\n", "takes this block out of the queue"),
     M("3.6", "        self.holders[block] = 1\n\n    def check", "\n    def check", "has one reference"),
@@ -63,7 +63,7 @@ BLOCK_TABLE = [
     M("4.3", "stop > self.num_tokens", "stop > len(self.blocks) * self.pool.block_size", "the last block may have room"),
     M("4.4", "self.blocks[::-1]:\n            self.pool", "self.blocks:\n            self.pool", "the last to be reused"),
     M("4.4", "self.blocks[::-1]:\n            self.pool", "self.blocks[:0:-1]:\n            self.pool", "a leak"),
-    M("4.4", "self.blocks, self.num_tokens, self.keys = [], 0, []", "pass", "can be used again"),
+    M("4.4", "self.blocks, self.num_tokens, self.block_hashes = [], 0, []", "pass", "can be used again"),
 ]  # fmt: skip
 ATTENTION = [
     M("5.1", "range(context_len)]", "range(-(-context_len // size) * size)]", "cut off the slots"),
@@ -84,8 +84,8 @@ ATTENTION = [
 ]  # fmt: skip
 COPY_ON_WRITE = [
     M("7.1", "[self.pool.share(block) for block in twin]", "", "needs a second reference"),
-    M("7.1", "twin.blocks, twin.keys = self.blocks[:], self.keys[:]", "twin.keys = self.keys[:]", "one and the same list of blocks"),
-    M("7.1", "twin.blocks, twin.keys = self.blocks[:], self.keys[:]", "twin.blocks = self.blocks[:]", "same list of keys"),
+    M("7.1", "twin.blocks, twin.block_hashes = self.blocks[:], self.block_hashes[:]", "twin.block_hashes = self.block_hashes[:]", "one and the same list of blocks"),
+    M("7.1", "twin.blocks, twin.block_hashes = self.blocks[:], self.block_hashes[:]", "twin.blocks = self.blocks[:]", "same list of block_hashes"),
     M("7.1", "return twin", "twin.num_tokens = 0\n        return twin", "all of the parent's tokens|has all of"),
     M("7.2", "if is_part_full and", "if self.blocks and", "begins a block of its own"),
     M("7.2", "self.pool.ref_count(self.blocks[-1]) != 1", "True", "Nobody else holds"),
@@ -103,20 +103,20 @@ COPY_ON_WRITE = [
 ]  # fmt: skip
 PREFIX_CACHE = [
     M("8.1", "parent, *token_ids", "parent, sum(token_ids)", "a hash that adds them up"),  # Megatron-LM #4158
-    M("8.1", "self.nonce, parent, *token_ids", "self.nonce, *token_ids", "parent's key belongs in the hash"),
+    M("8.1", "self.nonce, parent, *token_ids", "self.nonce, *token_ids", "parent's hash belongs in it"),
     M("8.1", "repr((self.nonce, parent, *token_ids))", "repr((self.nonce, parent, token_ids))", "always, and whether they come"),
-    M("8.1", "repr((self.nonce, parent, *token_ids))", "repr((parent, *token_ids, 'no secret at all'))", "anybody can work out keys"),  # vLLM #12621
-    M("8.2", "[done : table.num_tokens // size]", "[done:]", "Only full blocks are|the root, and a key"),
-    M("8.2", "done = len(table.keys) - 1", "done = 0", "Each once"),
-    M("8.2", "self.key(table.keys[-1], token_ids", "self.key(table.keys[0], token_ids", "follows the key before it"),
+    M("8.1", "repr((self.nonce, parent, *token_ids))", "repr((parent, *token_ids, 'no secret at all'))", "anybody can work out hashes"),  # vLLM #12621
+    M("8.2", "[done : table.num_tokens // size]", "[done:]", "Only full blocks are|the root hash, and a hash"),
+    M("8.2", "done = len(table.block_hashes) - 1", "done = 0", "Each once"),
+    M("8.2", "self.block_hash(table.block_hashes[-1], token_ids", "self.block_hash(table.block_hashes[0], token_ids", "follows the hash before it"),
     M("8.3", "while len(rest) > size:", "while len(rest) >= size:", "no token is left to compute"),  # nano-vllm #114, #144
-    M("8.3", "[self.root(salt)], self.pool", "[self.root('salt')], self.pool", "under the same salt|root of this salt"),
+    M("8.3", "[self.root_hash(salt)], self.pool", "[self.root_hash('salt')], self.pool", "under the same salt|root hash of this salt"),
     M("8.3", "rest = rest[size:]", "rest = rest[size:]\n            self.hold(blocks[-1])", "Looking changes nothing"),
     M("8.3", "            if key not in self.table:\n                return blocks, keys\n            blocks.append(self.table[key])",
-      "            if key in self.table:\n                blocks.append(self.table[key])", "As far as the text is the same|The keys are"),
+      "            if key in self.table:\n                blocks.append(self.table[key])", "As far as the text is the same|The hashes are"),
     M("8.4", "take = self.pool.share if self.pool.ref_count(block) else self.pool.revive", "take = self.pool.share", "BlockError"),
     M("8.4", "        for block in blocks:\n            self.hold(block)\n", "", "have to leave the free queue|one reference more"),
-    M("8.4", "table.blocks, table.keys = [*blocks], [*keys]", "table.blocks, table.keys = [*blocks], []", "published a second time"),
+    M("8.4", "table.blocks, table.block_hashes = [*blocks], [*keys]", "table.blocks, table.block_hashes = [*blocks], []", "published a second time"),
     M("8.4", "[*blocks], [*keys]", "blocks, keys", "lists of its own"),
     M("8.5", "self.table = {key: known for key, known in self.table.items() if known != block}", "pass", "nano-vllm #163"),
     M("8.5", "self.table, self.nonce = {}, secrets.token_hex(8)", "self.table = {}", "rest on old weights"),
@@ -125,8 +125,8 @@ PREFIX_CACHE = [
     M("8.6", "if kept != block:", "if False:", "nothing is stored twice"),  # nano-vllm #219
     M("8.6", "                self.pool.free(block)\n", "", "were given back"),
     M("8.6", "                self.hold(kept)\n", "", "two holders|freed twice|reference count"),
-    M("8.6", "kept = self.table.setdefault(table.keys[-1], block)\n", "kept = self.table.setdefault(table.keys[-1], block)\n"
-      "            self.table[table.keys[-1]] = block\n", "which block each of them finds"),
+    M("8.6", "kept = self.table.setdefault(table.block_hashes[-1], block)\n", "kept = self.table.setdefault(table.block_hashes[-1], block)\n"
+      "            self.table[table.block_hashes[-1]] = block\n", "which block each of them finds"),
 ]  # fmt: skip
 SCHEDULER = [
     M("6.1", "max(0, min(mine, budget - earlier))", "min(mine, budget - earlier)", "not below 0"),
@@ -134,12 +134,12 @@ SCHEDULER = [
     M("6.1", "max(0, min(mine, budget - earlier))", "mine if mine + earlier <= budget else 0", "or what is left"),
     # vLLM tests: cached blocks in the free queue not counted as needed
     M("6.2", "if pool.ref_count(block) > 0]", "]", "counted as a gift"),
-    M("6.2", "group.most_blocks(size) > pool.num_blocks", "group.most_blocks(size) > pool.num_free", "LATER|in use|free. prompt|has 8|starts?|beginning|leave|blocks of"),
+    M("6.2", "group.max_blocks(size) > pool.num_blocks", "group.max_blocks(size) > pool.num_free", "LATER|in use|free. prompt|has 8|starts?|beginning|leave|blocks of"),
     M("6.2", "            return Admission.NEVER", "            return Admission.LATER", "the whole pool has 8"),  # nano-vllm #274
     M("6.2", "must_stay = self.watermark_blocks if self.running else 0", "must_stay = 0", "a newcomer has to leave them free"),
     M("6.2", "must_stay = self.watermark_blocks if self.running else 0", "must_stay = self.watermark_blocks", "nobody can run dry"),
     M("6.2", "group.max_num_seqs > self._seats_left()", "self._seats_left() == 0", "joins with all its sequences"),
-    M("6.2", "group.blocks_to_start(size)", "group.most_blocks(size)", "may start when|needs 1 free|have to leave|leave them"),
+    M("6.2", "group.blocks_to_start(size)", "group.max_blocks(size)", "may start when|needs 1 free|have to leave|leave them"),
     M("6.3", "                return\n            self._start", "                continue\n            self._start", "let in too early"),
     M("6.3", "            budget -= sum(chunk.num_tokens for chunk in chunks)\n", "", "no more than max_num_batched_tokens|let in too early"),
     M("6.3", "for group in list(self.waiting):", "for group in list(self.waiting)[:1]:", "although there are tokens, seats and blocks"),
@@ -158,7 +158,7 @@ PREEMPTION = [
     M("9.1", "                return False\n        return True", "                break\n        return True", "OutOfBlocks|Each chunk|cannot be used"),
     # nano-vllm #103, a mini-vllm tutorial: the tokens generated so far are dropped
     M("9.2", "        group.restart(self.block_pool)\n", "        for seq in group.sequences:\n            del seq.token_ids[seq.num_prompt_tokens :]\n        group.restart(self.block_pool)\n", "keeps every token"),
-    M("9.2", "        group.restart(self.block_pool)\n        self._enqueue(group, Status.WAITING)", "        self._enqueue(group, Status.WAITING)", "gives its blocks back|gives way|cannot be used"),
+    M("9.2", "        group.restart(self.block_pool)\n        self._enqueue(group, GroupStatus.WAITING)", "        self._enqueue(group, GroupStatus.WAITING)", "gives its blocks back|gives way|cannot be used"),
     M("9.2", "        group.num_preemptions += 1\n", "", "preempt.. counts"),
     M("9.2", "        plan.preempted.append(group)\n", "", "plan.preempted.append"),
     M("9.3", "return group.num_blocks <= self.swap_pool.num_free", "return True", "room|OutOfBlocks|blocks wanted"),
@@ -169,7 +169,7 @@ PREEMPTION = [
       "[self.block_pool.share(b) for s in group.sequences for b in s.block_table]\n            plan.swap_out.extend(group.move_to(self.swap_pool))", "gives its blocks back|gives way"),
     # vLLM #546: the scheduler stops for good when swap space is used up
     M("9.4", "needed > self.block_pool.num_free:\n                break", "True:\n                break", "comes back as soon as"),
-    M("9.4", "needed = group.num_blocks + blocks_to_allocate(chunks)", "needed = group.num_blocks", "not earlier|OutOfBlocks|comes back"),
+    M("9.4", "needed = group.num_blocks + blocks_for(chunks)", "needed = group.num_blocks", "not earlier|OutOfBlocks|comes back"),
     M("9.4", "            plan.swap_in.extend(group.move_to(self.block_pool))\n", "            group.move_to(self.block_pool)\n", "nobody copies K and V"),
     M("9.4", "budget -= self._give_slots(chunks, plan)", "self._give_slots(chunks, plan)", "max_num_batched_tokens|let in too early"),
 ]  # fmt: skip

@@ -43,6 +43,26 @@ def test_a_solution_in_another_style_passes(exercise, path):
     assert verdict.status == PASSED, verdict
 
 
+OLD_WORDS = {
+    "on_evict": "on_reuse", "block_hashes": "keys", "block_hash": "key", "root_hash": "root",
+    "max_blocks": "most_blocks", "GroupStatus": "Status", "blocks_for": "blocks_to_allocate",
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("number", ["3.2", "4.4", "6.2", "7.1", "8.2", "8.3", "9.4"])
+def test_a_solution_written_with_the_old_names_still_passes(number, tmp_path):
+    [exercise] = chosen([number])
+    source = (ALTERNATIVES / f"{exercise.lesson.name}.py").read_text(encoding="utf-8")
+    for new, old in OLD_WORDS.items():
+        source = re.sub(rf"\b{new}\b", old, source)
+    source = source.replace("minipage.scheduling.plan", "minipage.scheduling.group")
+    path = tmp_path / "exercise.py"
+    path.write_text(source, encoding="utf-8")
+    verdict = judged(exercise, path)
+    assert verdict.status == PASSED, verdict
+
+
 @pytest.mark.parametrize(
     "mistake",
     [*MISTAKES, *(pytest.param(mistake, marks=pytest.mark.slow) for mistake in SUBTLE)],

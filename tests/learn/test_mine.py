@@ -12,8 +12,8 @@ from minipage.learn.course import chosen, lessons
 from minipage.learn.judge import FAILED, PASSED
 from minipage.learn.mine import Mine
 from minipage.learn.workspace import init
-from minipage.trace.demo import Demo, make_engine
-from minipage.trace.scenarios import SCENARIOS, find_scenario
+from minipage.trace.playing.demo import Demo, make_engine
+from minipage.trace.playing.scenarios import SCENARIOS, find_scenario
 
 ALTERNATIVES = Path(__file__).parent / "alternatives"
 PARTS = {lesson.part: lesson.name for lesson in lessons() if lesson.part}
@@ -152,7 +152,7 @@ class BlockPool(Counting):
             raise ConfigurationError("too small")
         self.num_blocks, self.block_size = num_blocks, block_size
         self.queue, self.counts = np.arange(num_blocks), np.zeros(num_blocks, np.int64)
-        self.on_reuse = None
+        self.on_evict = None
 
     free_queue = property(lambda self: tuple(self.queue))
 
@@ -167,8 +167,8 @@ class BlockPool(Counting):
         blocks, self.queue = self.queue[:count], self.queue[count:]
         self.counts[blocks] = 1
         for block in blocks:
-            if self.on_reuse:
-                self.on_reuse(block)
+            if self.on_evict:
+                self.on_evict(block)
         return list(blocks)
 
     def free(self, block):

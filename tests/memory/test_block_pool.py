@@ -114,7 +114,7 @@ def test_a_block_in_use_cannot_be_revived_only_shared():
 
 def test_a_block_is_announced_when_it_gets_new_contents_but_not_when_it_is_revived_or_shared():
     pool, announced = BlockPool(num_blocks=4, block_size=4), []
-    pool.on_reuse = announced.append
+    pool.on_evict = announced.append
     pool.revive(3)
     pool.share(3)
     pool.allocate_many(2)

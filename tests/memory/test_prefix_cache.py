@@ -97,10 +97,10 @@ def test_the_beginning_is_needed_to_find_the_rest():
 def test_finding_takes_nothing_and_adopting_takes_references():
     pool, cache = make()
     computed(cache, TEXT)
-    blocks, keys = cache.find(TEXT)
+    blocks, hashes = cache.find(TEXT)
     assert [pool.ref_count(block) for block in blocks] == [1, 1, 1], "whoever looked may not be admitted after all"
     table = BlockTable(pool)
-    cache.adopt(table, blocks, keys)
+    cache.adopt(table, blocks, hashes)
     assert (list(table), table.num_tokens) == ([0, 1, 2], 6)
     assert [pool.ref_count(block) for block in blocks] == [2, 2, 2]
 
@@ -291,7 +291,7 @@ def test_texts_that_poor_hashes_confuse(one, other):
     _, cache = make()
     computed(cache, one)
     assert found(cache, [*other, 9]) == []
-    assert cache.key(b"parent", one) != cache.key(b"parent", other)
+    assert cache.block_hash(b"parent", one) != cache.block_hash(b"parent", other)
 
 
 def test_any_string_is_a_salt_even_one_that_is_no_valid_unicode():

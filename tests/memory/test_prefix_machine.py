@@ -16,12 +16,12 @@ def programs(count, num_steps):
 
 
 class WrittenOut(PrefixCache):
-    """The same cache without hashes: a key is the text itself, so that there is nothing to collide."""
+    """The same cache without hashes: a hash is the text itself, so that there is nothing to collide."""
 
-    def root(self, salt):
+    def root_hash(self, salt):
         return repr(salt).encode()
 
-    def key(self, parent, token_ids):
+    def block_hash(self, parent, token_ids):
         return parent + repr(list(token_ids)).encode()
 
 
@@ -42,25 +42,25 @@ def test_nobody_is_given_another_texts_blocks_in_longer_programs():
 
 
 class EveryKeyIsTheSame(PrefixCache):
-    def key(self, parent, token_ids):
-        return b"key"
+    def block_hash(self, parent, token_ids):
+        return b"hash"
 
 
 class KeyAddsTokensUp(PrefixCache):
-    """One token goes up by 1, its neighbour down by 1: the same key."""
+    """One token goes up by 1, its neighbour down by 1: the same hash."""
 
-    def key(self, parent, token_ids):
+    def block_hash(self, parent, token_ids):
         return (int.from_bytes(parent, "big") + sum(token_ids)).to_bytes(64, "big")
 
 
 class KeyForgetsItsParent(PrefixCache):
-    def key(self, parent, token_ids):
-        return super().key(b"", token_ids)
+    def block_hash(self, parent, token_ids):
+        return super().block_hash(b"", token_ids)
 
 
 class SaltIsIgnored(PrefixCache):
-    def root(self, salt):
-        return super().root("")
+    def root_hash(self, salt):
+        return super().root_hash("")
 
 
 class ReusedBlocksStayKnown(PrefixCache):
@@ -72,7 +72,7 @@ class ForgetsATwinToo(PrefixCache):
     def forget(self, block):
         if block in self:
             super().forget(block)
-            for twin in list(self._key_of)[:1]:
+            for twin in list(self._hash_of)[:1]:
                 super().forget(twin)
 
 
@@ -83,22 +83,22 @@ class HitLeavesNothingToCompute(PrefixCache):
 
 class FindTakesReferences(PrefixCache):
     def find(self, token_ids, salt=""):
-        blocks, keys = super().find(token_ids, salt)
+        blocks, hashes = super().find(token_ids, salt)
         for block in blocks:
             self._hold(block)
-        return blocks, keys
+        return blocks, hashes
 
 
 class FindsOnlyWhatIsInUse(PrefixCache):
     def find(self, token_ids, salt=""):
-        blocks, keys = super().find(token_ids, salt)
+        blocks, hashes = super().find(token_ids, salt)
         in_use = [block for block in blocks if self.pool.ref_count(block)]
-        return in_use, keys[: len(in_use)]
+        return in_use, hashes[: len(in_use)]
 
 
 class AdoptTakesNoReferences(PrefixCache):
-    def adopt(self, table, blocks, keys):
-        table.blocks, table.keys = list(blocks), list(keys)
+    def adopt(self, table, blocks, hashes):
+        table.blocks, table.block_hashes = list(blocks), list(hashes)
         table.num_tokens = len(blocks) * self.pool.block_size
 
 
@@ -148,7 +148,7 @@ class RevivedStaysInTheQueue(BlockPool):
 class RevivedIsForgotten(BlockPool):
     def revive(self, block):
         super().revive(block)
-        self.on_reuse(block)
+        self.on_evict(block)
 
 
 class RevivesWhatIsInUse(BlockPool):
@@ -172,7 +172,7 @@ class FreesHeadFirst(BlockTable):
 class ForkOfTheSameKeys(BlockTable):
     def fork(self):
         twin = super().fork()
-        twin.keys = self.keys
+        twin.block_hashes = self.block_hashes
         return twin
 
 

@@ -4,10 +4,12 @@ A mutant is a dictionary {where the function lives: the broken one}, for monkeyp
 function and spoil what it did, so that what is left is the bug and nothing else.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from minipage.memory import BlockPool, BlockTable, PrefixCache, blocks_needed
-from minipage.scheduling import Admission, Scheduler, SequenceGroup, Status
+from minipage.scheduling import Admission, GroupStatus, Scheduler, SequenceGroup
 from minipage.worker import batch
 
 POOL, TABLE = "minipage.memory.block_pool.BlockPool.", "minipage.memory.block_table.BlockTable."
@@ -34,22 +36,22 @@ def finds_the_whole_prompt(self, token_ids, salt=""):
 def counts_before_it_looks(self, plan, budget):
     counted = {group: min(budget, group.shared_len) for group in self.waiting}
     real_admit(self, plan, budget)
-    plan.chunks[:] = [c._replace(num_tokens=counted.get(c.group, c.num_tokens)) for c in plan.chunks]
+    plan.chunks[:] = [replace(c, num_tokens=counted.get(c.group, c.num_tokens)) for c in plan.chunks]
 
 
-def adopts_the_length_but_not_the_blocks(self, table, blocks, keys):
-    table.blocks, table.keys = self.pool.allocate_many(len(blocks)), list(keys)
+def adopts_the_length_but_not_the_blocks(self, table, blocks, hashes):
+    table.blocks, table.block_hashes = self.pool.allocate_many(len(blocks)), list(hashes)
     table.num_tokens = len(blocks) * self.pool.block_size
 
 
 def publishes_every_block(self, table, token_ids, salt="", twins_have_entries=False):
     size = self.pool.block_size
-    for i in range(len(table.keys), table.num_tokens // size):
-        parent = table.keys[-1] if table.keys else self.root(salt)
-        table.keys.append(self.key(parent, token_ids[i * size : (i + 1) * size]))
-        block = self._block_of.setdefault(table.keys[-1], table.blocks[i])
+    for i in range(len(table.block_hashes), table.num_tokens // size):
+        parent = table.block_hashes[-1] if table.block_hashes else self.root_hash(salt)
+        table.block_hashes.append(self.block_hash(parent, token_ids[i * size : (i + 1) * size]))
+        block = self._block_of.setdefault(table.block_hashes[-1], table.blocks[i])
         if block == table.blocks[i] or twins_have_entries:
-            self._key_of[table.blocks[i]] = table.keys[-1]
+            self._hash_of[table.blocks[i]] = table.block_hashes[-1]
 
 
 def publishes_twins(self, table, token_ids, salt=""):
@@ -80,7 +82,7 @@ def takes_found_blocks_for_a_gift(self, group, cached):
 def frees_the_head_first(self):
     while self.blocks:
         self.pool.free(self.blocks.pop(0))
-    self.num_tokens, self.keys = 0, []
+    self.num_tokens, self.block_hashes = 0, []
 
 
 # ---- what a step computes
@@ -131,7 +133,8 @@ def recomputes_only_the_prompt(self, pool):
 
 def believes_the_rest_is_there(self, plan):
     real_update(self, plan)
-    for group, seq, *_ in plan.chunks:
+    for chunk in plan.chunks:
+        group, seq = chunk.group, chunk.seq
         if group.num_preemptions and seq.num_computed_tokens == seq.num_prompt_tokens:
             seq.block_table.append(seq.num_uncomputed_tokens - 1)
 
@@ -185,7 +188,7 @@ def needs_one_block(self, block_size):
 
 def accepts_anything(self, *arguments):
     if arguments:  # Scheduler.add
-        self._enqueue(arguments[0], Status.WAITING)
+        self._enqueue(arguments[0], GroupStatus.WAITING)
 
 
 def stops_when_equal(self, token_id, logprobs):

@@ -75,7 +75,7 @@ def a_prompt_that_is_cached_to_the_last_token_is_served(engine):
     for _ in range(2):
         add(llm, PROMPT)
         assert_right(llm, run(llm))
-    assert llm.scheduler.prefix_cache.num_hit_tokens == 4, "8 tokens in 2 blocks: one is found, one computed"
+    assert llm.scheduler.num_hit_tokens == 4, "8 tokens in 2 blocks: one is found, one computed"
 
 
 def a_preempted_request_finds_its_own_beginning(engine):
@@ -177,9 +177,9 @@ def one_up_and_its_neighbour_down_is_another_text(engine):
 
 
 def nobody_can_predict_a_key(engine):
-    keys = {(cache := PrefixCache(BlockPool(4, 4))).key(cache.root(""), PROMPT[:4]) for _ in range(2)}
-    assert len(keys) == 2, (
-        "two engines know a text by the same key, so anybody can work out keys, and search for two texts with one key: "
+    hashes = {(cache := PrefixCache(BlockPool(4, 4))).block_hash(cache.root_hash(""), PROMPT[:4]) for _ in range(2)}
+    assert len(hashes) == 2, (
+        "two engines know a text by the same hash, so anybody can work out hashes, and search for two texts with one: "
         "hash under a secret that is drawn for each process"
     )
 
@@ -221,7 +221,7 @@ def the_head_of_a_prefix_outlives_its_tail(engine):
     for prompt in (PROMPT, [30, 31, 32, 33, 34], PROMPT):  # the second needs one block more than nobody knows
         add(llm, prompt, max_tokens=1)
         assert_right(llm, run(llm))
-    hits = llm.scheduler.prefix_cache.num_hit_tokens
+    hits = llm.scheduler.num_hit_tokens
     assert hits == 6, f"{hits} of 8 tokens were found: one block was reused, and it should have been the prefix's tail"
 
 
@@ -234,5 +234,5 @@ def a_twin_that_goes_leaves_the_other_findable(engine):
     llm.step()
     add(llm, [*PROMPT, 1], max_tokens=1)
     assert_right(llm, {i: o for i, o in run(llm).items() if i != twin})
-    hits = llm.scheduler.prefix_cache.num_hit_tokens
+    hits = llm.scheduler.num_hit_tokens
     assert hits == 8, f"{hits} tokens found, of 8 in a block that is in use: it was forgotten together with its twin"

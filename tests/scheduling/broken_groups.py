@@ -3,8 +3,10 @@
 test_scheduler_mutants.py says what has to be noticed about each of them.
 """
 
+from dataclasses import replace
+
 from minipage.memory import BlockTable, PrefixCache
-from minipage.scheduling import Scheduler, SequenceGroup, Status
+from minipage.scheduling import GroupStatus, Scheduler, SequenceGroup
 
 # ---- when the others fork from the leader ----------------------------------------------------------------------------
 
@@ -88,7 +90,7 @@ class SwapInMixesBlocksUp(Scheduler):
     def schedule(self):
         plan = super().schedule()
         sources, places = [s for s, _ in plan.swap_in], [d for _, d in plan.swap_in]
-        return plan._replace(swap_in=list(zip(sources, places[1:] + places[:1])))
+        return replace(plan, swap_in=list(zip(sources, places[1:] + places[:1])))
 
 
 class SwapsOutWithoutRoom(SequenceGroup):
@@ -97,17 +99,22 @@ class SwapsOutWithoutRoom(SequenceGroup):
 
 class AbortedStaysInItsQueue(Scheduler):
     def remove(self, group):
-        queue = {Status.WAITING: self.waiting, Status.RUNNING: self.running, Status.SWAPPED: self.swapped}[group.status]
+        queue = {
+            GroupStatus.WAITING: self.waiting,
+            GroupStatus.RUNNING: self.running,
+            GroupStatus.SWAPPED: self.swapped,
+        }[group.status]
         super().remove(group)
         queue.append(group)
 
 
 class AbortForgetsSwapSpace(Scheduler):
     def remove(self, group):
-        if group.status is not Status.SWAPPED:
+        if group.status is not GroupStatus.SWAPPED:
             return super().remove(group)
         self.swapped.remove(group)
-        group.status = Status.FINISHED
+        self.groups.pop(group, None)
+        group.status = GroupStatus.FINISHED
         group.sequences = []
 
 
@@ -135,7 +142,7 @@ class FailedStepForgetsTheSwapped(Scheduler):
         super().recompute_all()
         for group in kept:
             self._dequeue(group)
-            self._enqueue(group, Status.SWAPPED)
+            self._enqueue(group, GroupStatus.SWAPPED)
 
 
 # ---- what the prefix cache may do to a scheduler ---------------------------------------------------------------------
@@ -147,7 +154,7 @@ class HitLeavesNothingToCompute(PrefixCache):
 
 
 class SaltIsIgnored(PrefixCache):
-    def root(self, salt):
+    def root_hash(self, salt):
         return b""
 
 

@@ -3,9 +3,11 @@
 test_scheduler_mutants.py says what has to be noticed about each. Those that lose something are in broken_groups.py.
 """
 
+from dataclasses import replace
+
 from rewritten_scheduler import Rewritten
 
-from minipage.scheduling import Admission, Scheduler, Status
+from minipage.scheduling import Admission, GroupStatus, Scheduler
 from minipage.scheduling.policy import first_come_first_served
 
 # ---- who runs, and who gives way -------------------------------------------------------------------------------------
@@ -53,7 +55,7 @@ class PriorityIsIgnored(Scheduler):
 class PreemptedGoesToTheBackOfTheQueue(Scheduler):
     def preempt(self, group, plan):
         super().preempt(group, plan)
-        if group.status is Status.WAITING:
+        if group.status is GroupStatus.WAITING:
             self.waiting.append(self.waiting.pop(0))
 
 
@@ -173,9 +175,9 @@ class StartsEveryChunkAtTheBeginning(Rewritten):
 
 
 class CountsTokensBeforeTheHit(Rewritten):
-    def begin(self, group, found, keys, plan):
+    def begin(self, group, found, hashes, plan):
         chunks = self.chunks(group, plan)
-        super().begin(group, found, keys, plan._replace(chunks=[]))
+        super().begin(group, found, hashes, replace(plan, chunks=[]))
         plan.chunks.extend(chunks)
 
 

@@ -6,12 +6,12 @@ It shows that the machine asks for nothing but the promises, and lets a mutant g
 from collections import Counter
 
 from minipage.memory import blocks_needed
-from minipage.scheduling import Chunk, Scheduler, Status, StepPlan
+from minipage.scheduling import Chunk, GroupStatus, Scheduler, StepPlan
 
 
 class Rewritten(Scheduler):
     def schedule(self):
-        plan = StepPlan([], [], [], [], [])
+        plan = StepPlan()
         self.go_on(plan)
         if self.may_let_in(plan):
             self.bring_back(plan)
@@ -53,17 +53,17 @@ class Rewritten(Scheduler):
             group = self.next_to_admit()
             if not self.is_first(group, self.swapped):
                 break
-            found, keys = self.known_prefix(group)
+            found, hashes = self.known_prefix(group)
             wanted = self.blocks_to_start(group, found) + self.spare()
             if not self.has_seats(group) or wanted > self.block_pool.num_free:
                 break
             self.waiting.remove(group)
             self.run(group)
-            self.begin(group, found, keys, plan)
+            self.begin(group, found, hashes, plan)
 
-    def begin(self, group, found, keys, plan):
+    def begin(self, group, found, hashes, plan):
         if found:
-            self.prefix_cache.adopt(group.leader.block_table, found, keys)
+            self.prefix_cache.adopt(group.leader.block_table, found, hashes)
             group.fork_followers()
         self.compute(plan, self.chunks(group, plan))
 
@@ -88,8 +88,8 @@ class Rewritten(Scheduler):
         if self.prefix_cache is None:
             return [], []
         most = group.shared_len // self.block_pool.block_size
-        blocks, keys = self.prefix_cache.find(group.leader.token_ids, group.cache_salt)
-        return blocks[:most], keys[:most]
+        blocks, hashes = self.prefix_cache.find(group.leader.token_ids, group.cache_salt)
+        return blocks[:most], hashes[:most]
 
     def blocks_to_start(self, group, found):
         """All that the group takes until it has caught up; a found block may have to come from the free queue, too."""
@@ -137,7 +137,7 @@ class Rewritten(Scheduler):
     # ---- carrying them out
 
     def run(self, group):
-        group.status = Status.RUNNING
+        group.status = GroupStatus.RUNNING
         self.running.append(group)
         self.running.sort(key=self.policy)
 

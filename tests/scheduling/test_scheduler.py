@@ -8,14 +8,14 @@ import pytest
 
 from minipage.errors import ConfigurationError, InvalidRequestError
 from minipage.learn.graders.scheduling_examples import add, blocks, finish_step, make, names, step, written
-from minipage.scheduling import Status
+from minipage.scheduling import GroupStatus, StepPlan
 
 # ---- one sequence ----------------------------------------------------------------------------------------------------
 
 
 def test_an_empty_scheduler_plans_nothing():
     scheduler = make()
-    assert scheduler.schedule() == ([], [], [], [], [])
+    assert scheduler.schedule() == StepPlan()
     assert not scheduler.has_unfinished
 
 
@@ -23,12 +23,12 @@ def test_first_the_prompt_is_computed_then_one_token_a_step():
     scheduler = make()
     group = add(scheduler, "A", num_prompt=5, num_generated=3)
     seq = group.leader
-    assert group.status is Status.WAITING
+    assert group.status is GroupStatus.WAITING
     assert step(scheduler) == [("A", 0, 5)]  # prefill; its last logits give token 5
-    assert (group.status, seq.num_computed_tokens, seq.num_uncomputed_tokens) == (Status.RUNNING, 5, 1)
+    assert (group.status, seq.num_computed_tokens, seq.num_uncomputed_tokens) == (GroupStatus.RUNNING, 5, 1)
     assert step(scheduler) == [("A", 5, 1)]  # decode
     assert step(scheduler) == [("A", 6, 1)]
-    assert (group.status, seq.output_token_ids) == (Status.FINISHED, [5, 6, 7])
+    assert (group.status, seq.output_token_ids) == (GroupStatus.FINISHED, [5, 6, 7])
 
 
 def test_a_finished_sequence_gives_its_blocks_back():
@@ -80,7 +80,7 @@ def test_a_stream_of_new_arrivals_does_not_stop_those_who_run():
     for number in range(5):  # one long prompt arrives at every step
         add(scheduler, f"late {number}", num_prompt=8)
         assert step(scheduler)[0][0] == "A", "the oldest must get its token before any prompt gets a chunk"
-    assert oldest.status is Status.FINISHED
+    assert oldest.status is GroupStatus.FINISHED
 
 
 # ---- who is let in ---------------------------------------------------------------------------------------------------
@@ -121,7 +121,7 @@ def test_a_request_that_could_never_fit_is_refused_when_it_is_added_and_the_othe
     assert names(scheduler.waiting) == ["good"]
     step(scheduler)
     step(scheduler)
-    assert (good.status, scheduler.has_unfinished) == (Status.FINISHED, False)
+    assert (good.status, scheduler.has_unfinished) == (GroupStatus.FINISHED, False)
 
 
 def test_the_last_generated_token_needs_no_slot_because_nothing_comes_after_it():
@@ -151,21 +151,21 @@ def test_a_preemption_step_by_step():
     plan = scheduler.schedule()
     assert (written(plan), names(plan.preempted)) == ([("A", 4, 1)], ["B"])
     assert (blocks(a), blocks(b), pool.free_queue) == ([[0, 1, 3]], [[]], (2,))
-    assert (b.status, b.num_preemptions, names(scheduler.waiting)) == (Status.WAITING, 1, ["B"])
+    assert (b.status, b.num_preemptions, names(scheduler.waiting)) == (GroupStatus.WAITING, 1, ["B"])
     assert b.leader.token_ids == [0, 1, 2, 3, 4], "B keeps its tokens, the two generated ones too"
     finish_step(scheduler, plan)
 
     # B has 5 tokens now and needs 3 blocks: it waits until A is done.
     assert step(scheduler) == [("A", 5, 1)]
     assert step(scheduler) == [("A", 6, 1)]
-    assert (a.status, pool.free_queue) == (Status.FINISHED, (2, 3, 1, 0))
+    assert (a.status, pool.free_queue) == (GroupStatus.FINISHED, (2, 3, 1, 0))
 
     # Recomputation: prompt and generated tokens together, as if all of it were the prompt.
     assert step(scheduler) == [("B", 0, 5)]
     assert blocks(b) == [[2, 3, 1]]
     text = b.leader
     assert step(scheduler) == [("B", 5, 1)]
-    assert (b.status, text.output_token_ids, pool.num_free) == (Status.FINISHED, [3, 4, 5, 6], 4)
+    assert (b.status, text.output_token_ids, pool.num_free) == (GroupStatus.FINISHED, [3, 4, 5, 6], 4)
 
 
 def test_the_latest_gives_way_even_if_it_is_the_one_that_needs_the_block():
@@ -213,7 +213,7 @@ def test_an_aborted_sequence_leaves_the_queue_it_is_in_and_frees_its_blocks():
     scheduler.remove(a)  # running
     scheduler.remove(c)  # waiting
     assert (names(scheduler.running), names(scheduler.waiting)) == (["B"], [])
-    assert (a.status, b.status, c.status) == (Status.FINISHED, Status.RUNNING, Status.FINISHED)
+    assert (a.status, b.status, c.status) == (GroupStatus.FINISHED, GroupStatus.RUNNING, GroupStatus.FINISHED)
     assert scheduler.block_pool.num_used == len(b.leader.block_table) == 2
     assert step(scheduler) == [("B", 5, 1)]
 

@@ -5,7 +5,7 @@ import pytest
 from minipage.errors import ConfigurationError, InvalidRequestError
 from minipage.learn.graders.scheduling_examples import add, blocks, make, names, step, written
 from minipage.memory import BlockTable
-from minipage.scheduling import Admission, Sequence, SequenceGroup, Status
+from minipage.scheduling import Admission, GroupStatus, Sequence, SequenceGroup
 
 # ---- three answers ---------------------------------------------------------------------------------------------------
 
@@ -115,7 +115,7 @@ def test_the_least_urgent_gives_way_even_if_it_came_first():
     assert names(scheduler.running) == ["B", "A"]
     plan = scheduler.schedule()
     assert (written(plan), names(plan.preempted)) == ([("B", 1, 1)], ["A"])
-    assert (urgent.status, late.status) == (Status.RUNNING, Status.WAITING)
+    assert (urgent.status, late.status) == (GroupStatus.RUNNING, GroupStatus.WAITING)
 
 
 def test_a_policy_of_ones_own_is_a_function():
@@ -146,8 +146,7 @@ def test_hits_are_counted_in_tokens():
     step(scheduler)
     add(scheduler, "B", prompt=[*range(8), 77, 78, 79], num_generated=1)
     step(scheduler)
-    cache = scheduler.prefix_cache
-    assert (cache.num_queried_tokens, cache.num_hit_tokens) == (10 + 11, 8)
+    assert (scheduler.num_queried_tokens, scheduler.num_hit_tokens) == (10 + 11, 8)
 
 
 def test_nobody_is_given_a_block_whose_k_and_v_are_not_written_yet():

@@ -5,7 +5,7 @@ import pytest
 from minipage.errors import InvalidRequestError
 from minipage.learn.graders.scheduling_examples import add, blocks, finish_step, make, names, step, written
 from minipage.memory import BlockCopy
-from minipage.scheduling import Status
+from minipage.scheduling import GroupStatus
 
 # ---- samples ---------------------------------------------------------------------------------------------------------
 
@@ -16,7 +16,7 @@ def test_the_leader_computes_the_prompt_and_then_every_sample_gets_its_own_token
     plan = scheduler.schedule()
     [chunk] = plan.chunks
     assert written(plan) == [("A.0", 0, 5)], "5 tokens are computed, not 15"
-    assert [seq.seq_id for seq in chunk.samplers] == ["A.0", "A.1", "A.2"], "one row of logits, three draws"
+    assert [seq.seq_id for seq in chunk.receivers] == ["A.0", "A.1", "A.2"], "one row of logits, three draws"
     finish_step(scheduler, plan)
     assert blocks(group) == [[0, 1]] * 3
     assert [seq.token_ids[5:] for seq in group.sequences] == [[5], [105], [205]]
@@ -69,10 +69,10 @@ def test_a_sample_that_is_complete_gives_back_only_what_the_others_do_not_share(
     first, second = group.sequences
     assert blocks(group) == [[0, 2], [0, 1]]
     scheduler.finish(group, first)
-    assert (group.sequences, group.status) == ([second], Status.RUNNING)
+    assert (group.sequences, group.status) == ([second], GroupStatus.RUNNING)
     assert (list(second.block_table), scheduler.block_pool.num_used) == ([0, 1], 2)
     scheduler.finish(group, second)
-    assert (group.status, scheduler.has_unfinished, scheduler.block_pool.num_used) == (Status.FINISHED, False, 0)
+    assert (group.status, scheduler.has_unfinished, scheduler.block_pool.num_used) == (GroupStatus.FINISHED, False, 0)
 
 
 # ---- beams -----------------------------------------------------------------------------------------------------------
@@ -179,7 +179,8 @@ def test_a_step_that_failed_between_two_samples_loses_nothing():
     scheduler.recompute_all()
     for _ in range(3):
         plan = scheduler.schedule()
-        for _, seq, start, num_tokens in plan.chunks:
+        for chunk in plan.chunks:
+            seq, start, num_tokens = chunk.seq, chunk.start, chunk.num_tokens
             assert start + num_tokens <= len(seq.token_ids), f"{seq} has no token {start + num_tokens - 1}"
         finish_step(scheduler, plan)
     assert all(len(seq.token_ids) > 3 for seq in group.sequences)

@@ -6,7 +6,7 @@ from minipage.errors import ConfigurationError
 from minipage.learn.graders.by_the_paper import ByThePaper
 from minipage.learn.graders.scheduling_examples import add, blocks, finish_step, make, names, step, written
 from minipage.memory import BlockCopy
-from minipage.scheduling import Status
+from minipage.scheduling import GroupStatus
 
 
 def crowded(**options):
@@ -31,7 +31,7 @@ def test_the_last_in_the_order_gives_way_even_if_it_is_the_largest():
     c = add(scheduler, "C", num_prompt=4, num_generated=2)
     step(scheduler)
     plan = scheduler.schedule()
-    assert (names(plan.preempted), c.status) == (["C"], Status.WAITING)
+    assert (names(plan.preempted), c.status) == (["C"], GroupStatus.WAITING)
     finish_step(scheduler, plan)
 
 
@@ -40,7 +40,7 @@ def test_the_last_in_the_order_gives_way_even_if_it_is_the_largest():
 
 def test_a_group_is_swapped_out_and_in_again_block_by_block():
     scheduler, a, b = crowded(num_swap_blocks=8, preemption="swap")
-    assert (b.status, b.num_preemptions) == (Status.SWAPPED, 1)
+    assert (b.status, b.num_preemptions) == (GroupStatus.SWAPPED, 1)
     assert blocks(b) == [[0, 1], [0, 2]], "three blocks in the swap pool; the one that both share is there once"
     assert [seq.num_computed_tokens for seq in b.sequences] == [4, 4], "nothing is lost"
     assert (scheduler.block_pool.num_free, scheduler.swap_pool.num_free) == (3, 5)
@@ -48,7 +48,7 @@ def test_a_group_is_swapped_out_and_in_again_block_by_block():
     scheduler.finish(a, a.leader)
     plan = scheduler.schedule()
     assert plan.swap_in == [BlockCopy(0, 5), BlockCopy(1, 3), BlockCopy(2, 2)]
-    assert (written(plan), b.status) == ([("B.0", 4, 1), ("B.1", 4, 1)], Status.RUNNING)
+    assert (written(plan), b.status) == ([("B.0", 4, 1), ("B.1", 4, 1)], GroupStatus.RUNNING)
     assert blocks(b) == [[5, 3, 4], [5, 2, 1]], "and each goes on with a block of its own"
     assert scheduler.swap_pool.num_free == 8
 
@@ -69,12 +69,14 @@ def test_nobody_is_admitted_while_anybody_is_swapped_out():
     add(scheduler, "small", num_prompt=1)
     assert scheduler.block_pool.num_free == 3
     step(scheduler)
-    assert (names(scheduler.waiting), b.status) == (["small"], Status.SWAPPED), "small would fit, but B comes first"
+    assert (names(scheduler.waiting), b.status) == (["small"], GroupStatus.SWAPPED), (
+        "small would fit, but B comes first"
+    )
 
 
 def test_without_room_in_the_swap_pool_a_group_is_computed_again_and_nothing_stops():
     scheduler, a, b = crowded(num_swap_blocks=2, preemption="swap")
-    assert (b.status, blocks(b)) == (Status.WAITING, [[], []])
+    assert (b.status, blocks(b)) == (GroupStatus.WAITING, [[], []])
     assert scheduler.swap_pool.num_free == 2
     texts = [a.leader, *b.sequences]
     for _ in range(30):
@@ -90,29 +92,29 @@ def test_when_the_swap_pool_is_full_the_next_are_computed_again():
     b, c, d = (add(scheduler, name, num_prompt=1, num_generated=2) for name in "BCD")
     step(scheduler)
     step(scheduler)  # A takes the block of D, B that of C
-    assert (d.status, c.status, b.status) == (Status.SWAPPED, Status.WAITING, Status.FINISHED)
+    assert (d.status, c.status, b.status) == (GroupStatus.SWAPPED, GroupStatus.WAITING, GroupStatus.FINISHED)
 
 
 def test_auto_saves_groups_of_several_sequences_and_computes_the_others_again():
     scheduler, _, b = crowded(num_swap_blocks=8, preemption="auto")
-    assert b.status is Status.SWAPPED
+    assert b.status is GroupStatus.SWAPPED
     scheduler = make(num_blocks=2, block_size=1, num_swap_blocks=8, preemption="auto")
     add(scheduler, "A", num_prompt=1, num_generated=2)
     single = add(scheduler, "B", num_prompt=1, num_generated=2)
     step(scheduler)
     step(scheduler)
-    assert single.status is Status.WAITING
+    assert single.status is GroupStatus.WAITING
 
 
 def test_recompute_never_touches_the_swap_pool():
     scheduler, _, b = crowded(num_swap_blocks=8, preemption="recompute")
-    assert (b.status, scheduler.swap_pool.num_free) == (Status.WAITING, 8)
+    assert (b.status, scheduler.swap_pool.num_free) == (GroupStatus.WAITING, 8)
 
 
 def test_an_aborted_group_leaves_the_swap_pool_too():
     scheduler, _, b = crowded(num_swap_blocks=8, preemption="swap")
     scheduler.remove(b)
-    assert (b.status, scheduler.swapped, scheduler.swap_pool.num_free) == (Status.FINISHED, [], 8)
+    assert (b.status, scheduler.swapped, scheduler.swap_pool.num_free) == (GroupStatus.FINISHED, [], 8)
 
 
 def test_a_failed_step_distrusts_the_swap_pool_too():
@@ -131,7 +133,7 @@ def test_a_group_may_be_swapped_in_the_middle_of_its_prompt():
     assert step(scheduler) == [("A", 0, 3), ("B.0", 0, 1)]
     assert step(scheduler) == [("A", 3, 1), ("B.0", 1, 3)]
     assert step(scheduler) == [("A", 4, 1)]
-    assert (a.status, b.status, blocks(b)) == (Status.FINISHED, Status.SWAPPED, [[0, 1], []])
+    assert (a.status, b.status, blocks(b)) == (GroupStatus.FINISHED, GroupStatus.SWAPPED, [[0, 1], []])
     assert step(scheduler) == [("B.0", 4, 2)], "it goes on where it was"
     assert not scheduler.has_unfinished
 
@@ -147,7 +149,7 @@ def test_swapping_needs_swap_space_and_names_are_checked(preemption):
 
 def test_auto_without_swap_space_always_computes_again():
     _, _, b = crowded(preemption="auto")
-    assert b.status is Status.WAITING
+    assert b.status is GroupStatus.WAITING
 
 
 # ---- swapped out, or waiting -----------------------------------------------------------------------------------------
@@ -158,7 +160,7 @@ def one_swapped_out_and_one_waiting(policy="fcfs", **options):
     scheduler = make(num_blocks=4, block_size=1, num_swap_blocks=8, preemption="swap", policy=policy, **options)
     add(scheduler, "A", num_prompt=1, num_generated=4, priority=0)
     b = add(scheduler, "B", num_prompt=1, num_generated=3, priority=2)
-    while b.status is not Status.SWAPPED:
+    while b.status is not GroupStatus.SWAPPED:
         step(scheduler)
     c = add(scheduler, "C", num_prompt=2, num_generated=2, priority=1)
     return scheduler, b, c
@@ -167,10 +169,10 @@ def one_swapped_out_and_one_waiting(policy="fcfs", **options):
 def order_of_coming_in(scheduler, b, c):
     came_in = []
     while scheduler.has_unfinished:
-        waited = [group for group in (b, c) if group.status in (Status.WAITING, Status.SWAPPED)]
+        waited = [group for group in (b, c) if group.status in (GroupStatus.WAITING, GroupStatus.SWAPPED)]
         plan = scheduler.schedule()
         assert plan.chunks, "somebody waits, and nobody runs: this would go on for ever"
-        came_in += [group.group_id for group in waited if group.status is Status.RUNNING]
+        came_in += [group.group_id for group in waited if group.status is GroupStatus.RUNNING]
         finish_step(scheduler, plan)
     return came_in
 

@@ -6,6 +6,7 @@ import pytest
 from engine.checkpoints import save_gpt2, save_tokenizer
 
 from minipage import LLM, AsyncLLM
+from minipage.errors import InvalidRequestError
 from minipage.serve.app import Settings
 from minipage.serve.main import make_server, take_port
 
@@ -39,8 +40,8 @@ class Served:
 
 def template(messages, add_generation_prompt=True, **options):
     """As a chat template would: each message in a line, and whose turn it is."""
-    if any(message["role"] == "nobody" for message in messages):
-        raise ValueError("there is no nobody")
+    if any(message["content"] == "nothing" for message in messages):
+        raise InvalidRequestError("there is nothing to say")
     lines = [f"{message['role']}: {message['content']}\n" for message in messages]
     return "".join(lines) + ("assistant:" if add_generation_prompt else "")
 

@@ -103,6 +103,7 @@ def test_a_port_in_use_is_known_before_the_model_is_loaded(capsys):
         (["--log-level", "loud"], "log_level is 'loud'"),
         (["a", "--model", "b"], "given twice"),
         (["--allowed-origins", "[1]"], "no list of texts"),
+        (["--chat-template", "/no/such/file"], "cannot be read"),
     ],
 )
 def test_bad_options_are_refused_in_a_sentence(capsys, arguments, sentence):
@@ -117,6 +118,12 @@ def test_options_reach_the_settings(monkeypatch):
     assert settings.allowed_origins == ["a", "b", "c"] and settings.served_model_name == ["a model"]
     assert (settings.api_key, settings.max_body_size) == (["k"], 5)
     assert options == {"port": 1}  # what is left is for the server itself
+
+
+def test_a_chat_template_may_be_a_file(tmp_path):
+    (tmp_path / "t.jinja").write_text("{% for m in messages %}<{{ m.content }}>{% endfor %}{{ suffix }}")
+    settings = read_settings({"chat_template": str(tmp_path / "t.jinja")}, "m")
+    assert settings.chat_template([{"role": "user", "content": "a"}], suffix="!") == "<a>!"
 
 
 def test_the_help_names_every_option(capsys):

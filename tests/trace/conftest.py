@@ -6,10 +6,10 @@ from contextlib import contextmanager
 import pytest
 
 from minipage import LLM
-from minipage.trace.demo import SMALL, Demo
-from minipage.trace.frames import is_stop
-from minipage.trace.html import page
-from minipage.trace.scenarios import DEFAULT, SCENARIOS
+from minipage.trace.drawing.html import page
+from minipage.trace.playing.demo import SMALL, Demo
+from minipage.trace.playing.scenarios import DEFAULT, SCENARIOS
+from minipage.trace.recording.frames import is_stop
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 

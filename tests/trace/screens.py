@@ -4,8 +4,8 @@ import io
 
 from rich.console import Console
 
-from minipage.trace.glyphs import UNICODE
-from minipage.trace.terminal import draw
+from minipage.trace.drawing.glyphs import UNICODE
+from minipage.trace.drawing.terminal import draw
 
 SIZES = [(80, 24), (160, 48), (100, 36), (60, 20), (40, 16), (200, 70)]
 

@@ -3,7 +3,7 @@
 import re
 
 from minipage.cli import main
-from minipage.trace.scenarios import SCENARIOS
+from minipage.trace.playing.scenarios import SCENARIOS
 
 
 def test_every_scenario_gets_a_folder_of_pictures_and_a_page(tmp_path, capsys):

@@ -5,8 +5,9 @@ from itertools import pairwise
 import pytest
 
 from minipage import LLM, SamplingParams
-from minipage.trace import events, record
-from minipage.trace.frames import label_of
+from minipage.trace import record
+from minipage.trace.recording import events
+from minipage.trace.recording.frames import label_of
 
 
 def run_story(llm, requests, steps=1000):

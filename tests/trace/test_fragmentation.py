@@ -6,13 +6,14 @@ from screens import screen
 from minipage import LLM, SamplingParams
 from minipage.simulate.baselines import slot_usage
 from minipage.trace import Trace, record
-from minipage.trace.comparison import RULES, Comparison, num_stored_at_last
-from minipage.trace.demo import Demo, make_engine
-from minipage.trace.frames import is_stop, label_of
-from minipage.trace.glyphs import letter_of
-from minipage.trace.html import as_tree
-from minipage.trace.lanes import lanes_of
-from minipage.trace.scenarios import LONGEST, NUM_REQUESTS, SCALE, SCENARIOS, SHORTEST
+from minipage.trace.drawing.glyphs import letter_of
+from minipage.trace.drawing.html import as_tree
+from minipage.trace.drawing.lane_lines import lanes_of
+from minipage.trace.playing.demo import Demo, make_engine
+from minipage.trace.playing.scenarios import SCENARIOS
+from minipage.trace.playing.story_texts import LONGEST, NUM_REQUESTS, SCALE, SHORTEST
+from minipage.trace.recording.comparison import RULES, Comparison, num_stored_at_last
+from minipage.trace.recording.frames import is_stop, label_of
 
 SCENARIO = SCENARIOS["fragmentation"]
 

@@ -4,8 +4,8 @@ import pytest
 
 from minipage import LLM, SamplingParams
 from minipage.trace import record
-from minipage.trace.frames import FREE, BlockFrame, Blocks
-from minipage.trace.html import FREE_SHOWN, as_tree
+from minipage.trace.drawing.html import FREE_SHOWN, as_tree
+from minipage.trace.recording.frames import FREE, BlockFrame, Blocks
 
 A, B = BlockFrame(1, 2, ("A",), False, ("to", " be")), BlockFrame(0, 1, (), True, ("or",))
 

@@ -9,8 +9,8 @@ from html import unescape
 import pytest
 
 from minipage.memory import BlockCopy
-from minipage.trace.frames import PHASES, BlockFrame, ChosenToken, ChunkFrame, Frame, SequenceFrame, label_of
-from minipage.trace.html import as_tree, difference, notebook, page, write_page
+from minipage.trace.drawing.html import as_tree, difference, notebook, page, write_page
+from minipage.trace.recording.frames import PHASES, BlockFrame, ChosenToken, ChunkFrame, Frame, SequenceFrame, label_of
 
 CIRCLE = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><circle r="4"/></svg>'
 WORDS = "to be or not that is the question whether 'tis nobler in mind suffer slings and arrows of".split()

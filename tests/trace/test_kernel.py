@@ -9,12 +9,12 @@ from screens import screen, section
 
 from minipage import LLM
 from minipage.trace import Trace
-from minipage.trace.demo import Demo, make_engine
-from minipage.trace.exports import write_svg
-from minipage.trace.frames import is_stop
-from minipage.trace.html import as_tree
-from minipage.trace.scenarios import SCENARIOS
-from minipage.trace.walk import online_softmax
+from minipage.trace.drawing.exports import write_svg
+from minipage.trace.drawing.html import as_tree
+from minipage.trace.playing.demo import Demo, make_engine
+from minipage.trace.playing.scenarios import SCENARIOS
+from minipage.trace.recording.attention_walk import online_softmax
+from minipage.trace.recording.frames import is_stop
 
 SCENARIO = SCENARIOS["kernel"]
 
@@ -72,7 +72,7 @@ def test_the_walk_is_the_engines_own_call(watched):
     chunk = first.chunks[0]
     assert walk.label == chunk.label and walk.position == chunk.start + chunk.num_tokens - 1
     q, k_cache, v_cache, (tables, lens, starts, scale, *_), out = engine.calls[
-        (first.step - 1) * engine.llm.config.n_layer + walk.layer
+        (first.step - 1) * engine.llm.model.kv.num_layers + walk.layer
     ]
     row = starts[1] - 1
     blocks = tables[0, : -(-lens[0] // size)].tolist()

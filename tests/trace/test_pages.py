@@ -2,10 +2,10 @@
 
 import pytest
 
-from minipage.trace.demo import Demo, make_engine
-from minipage.trace.frames import is_stop
-from minipage.trace.lanes import lanes_of
-from minipage.trace.scenarios import SCENARIOS
+from minipage.trace.drawing.lane_lines import lanes_of
+from minipage.trace.playing.demo import Demo, make_engine
+from minipage.trace.playing.scenarios import SCENARIOS
+from minipage.trace.recording.frames import is_stop
 
 
 def frames_of(name):

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from minipage.trace.glyphs import UNICODE
-from minipage.trace.help import BESIDE, HELP, KEYS, WALK, help_for
-from minipage.trace.player import SECONDS_PER_STEP, Player
+from minipage.trace.drawing.glyphs import UNICODE
+from minipage.trace.playing.help import BESIDE, HELP, KEYS, WALK, help_for
+from minipage.trace.playing.player import SECONDS_PER_STEP, Player
 
 
 @pytest.fixture

@@ -1,15 +1,18 @@
 """Recording: frames say what the engine's state was, and recording changes nothing."""
 
+from importlib import import_module
 from itertools import pairwise
+from pkgutil import walk_packages
 
 import pytest
 from screens import screen, section
 
+import minipage.trace
 from minipage import LLM, SamplingParams
 from minipage.trace import Frame, record
-from minipage.trace.demo import Demo
-from minipage.trace.frames import BlockFrame
-from minipage.trace.scenarios import DEFAULT, SCENARIOS
+from minipage.trace.playing.demo import Demo
+from minipage.trace.playing.scenarios import DEFAULT, SCENARIOS
+from minipage.trace.recording.frames import BlockFrame
 
 
 def state_of(llm):
@@ -251,3 +254,10 @@ def test_a_trace_and_all_in_it_say_in_a_line_what_they_are():
     assert "step 2" in repr(frame) and "of 400 blocks used" in repr(frame)
     for thing in (trace, frame, frame.sequences[0], frame.blocks, frame.blocks[0], frame.chunks[0]):
         assert len(repr(thing)) < 200 and "\n" not in repr(thing)
+
+
+def test_record_is_the_function_whatever_else_was_imported():
+    """A module of that name would take its place in the package as soon as somebody imports it."""
+    for module in walk_packages(minipage.trace.__path__, "minipage.trace."):
+        import_module(module.name)
+    assert minipage.trace.record is record and callable(record)

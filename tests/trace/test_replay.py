@@ -7,8 +7,8 @@ import pytest
 from minipage import LLM, SamplingParams
 from minipage.errors import TraceError
 from minipage.trace import Trace, record
-from minipage.trace.frames import PHASES
-from minipage.trace.vocabulary import token_bytes
+from minipage.trace.recording.frames import PHASES
+from minipage.trace.recording.vocabulary import token_bytes
 
 
 def moment(llm):

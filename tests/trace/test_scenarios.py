@@ -15,13 +15,13 @@ from rich.console import Console
 from minipage import LLM
 from minipage.cli import main
 from minipage.trace import Trace
-from minipage.trace.demo import Demo, make_engine
-from minipage.trace.exports import write_html
-from minipage.trace.frames import is_stop
-from minipage.trace.glyphs import UNICODE
-from minipage.trace.player import Player
-from minipage.trace.scenarios import SCENARIOS
-from minipage.trace.terminal import draw
+from minipage.trace.drawing.exports import write_html
+from minipage.trace.drawing.glyphs import UNICODE
+from minipage.trace.drawing.terminal import draw
+from minipage.trace.playing.demo import Demo, make_engine
+from minipage.trace.playing.player import Player
+from minipage.trace.playing.scenarios import SCENARIOS
+from minipage.trace.recording.frames import is_stop
 
 NAMES = list(SCENARIOS)
 

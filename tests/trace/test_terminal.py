@@ -11,11 +11,11 @@ from screens import SIZES, screen, section
 from minipage import LLM, SamplingParams
 from minipage.memory import BlockCopy
 from minipage.trace import record
-from minipage.trace.demo import SMALL, Demo, make_engine
-from minipage.trace.events import is_routine
-from minipage.trace.frames import BlockFrame, is_stop, label_of
-from minipage.trace.glyphs import ASCII, UNICODE, glyphs_for, visible
-from minipage.trace.scenarios import SCENARIOS
+from minipage.trace.drawing.glyphs import ASCII, UNICODE, glyphs_for, visible
+from minipage.trace.playing.demo import SMALL, Demo, make_engine
+from minipage.trace.playing.scenarios import SCENARIOS
+from minipage.trace.recording.events import is_routine
+from minipage.trace.recording.frames import BlockFrame, is_stop, label_of
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)

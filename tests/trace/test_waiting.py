@@ -12,9 +12,9 @@ import numba.core.event as event
 import pytest
 from test_pseudo_terminal import Terminal
 
-from minipage.trace.glyphs import ASCII, UNICODE
-from minipage.trace.player import Player
-from minipage.trace.spinner import patiently, signs_of_life
+from minipage.trace.drawing.glyphs import ASCII, UNICODE
+from minipage.trace.playing.player import Player
+from minipage.trace.playing.spinner import patiently, signs_of_life
 
 PATIENCE = 60  # seconds, at most
 

@@ -1,19 +1,20 @@
-"""Writing K and V into their slots, copying blocks, and swapping them, on the GPU.
+"""Writing K and V into their slots, and copying blocks, on the GPU; to and from pinned memory too: swapping.
 
-Each is one launch, however many tokens, blocks or layers: a launch costs some microseconds, and a copy of a block far
-less than one.
+Each is one launch, however many tokens, blocks or layers: a launch costs a few microseconds, and a copy of a block far
+less than one. The GPU reads and writes pinned memory itself, so that swapping is the same kernel.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from minipage.attention.arguments import as_integers, check_copies, check_scales
-from minipage.attention.cuda.arrays import (
+from minipage.attention.cuda.compat import cuda, device_function, external_stream, kernel, types, upload
+from minipage.attention.cuda.device_arrays import (
     Array,
     Layout,
     check_devices,
@@ -27,15 +28,17 @@ from minipage.attention.cuda.arrays import (
     to_host,
     words,
 )
-from minipage.attention.cuda.compat import cuda, device_function, external_stream, kernel, types, upload
-from minipage.attention.cuda.numbers import FLOAT16, Kind, kind_of
+from minipage.attention.cuda.kinds import FLOAT16, Kind, kind_of
 from minipage.attention.cuda.ptx import load_16_bytes, store_16_bytes
+from minipage.attention.kv_cache import KVCache
 from minipage.errors import require
 from minipage.memory import BlockCopy
 from minipage.simd.halves import LARGEST_FLOAT16
 
 float32 = types.float32
-WARP, NUM_WARPS, COPY_THREADS = 32, 4, 256
+WARP = 32
+NUM_WARPS = 4  # of a block that writes
+COPY_THREADS = 256  # of a block that copies
 
 
 def write_kv(
@@ -58,7 +61,8 @@ def write_kv(
         require(is_writable(array), "the caches and their scales must not be read-only.")
     layout(slot_mapping)  # raises, if it is not on the GPU
     check_devices(k, v, k_cache, v_cache, slot_mapping, k_scales, v_scales)
-    cache_shape, slots = layout(k_cache).shape, as_integers("slot_mapping", to_host(slot_mapping))
+    cache_shape = layout(k_cache).shape
+    slots = as_integers("slot_mapping", to_host(slot_mapping))  # [num_tokens]
     for new in (k, v):
         require(
             slots.ndim == 1
@@ -119,15 +123,16 @@ def launch_write_kv(
     stream: int = 0,
 ) -> None:
     """`write_kv` with nothing checked; slot_mapping is int32 or int64. A token with a negative slot is not written."""
-    (num_tokens, num_kv_heads, head_size), strides, dtype = layout(k)[1:]
+    where = layout(k)
+    num_tokens, num_kv_heads, head_size = where.shape
     if num_tokens == 0:
         return
-    write = write_kernel(kind_of(dtype, "k"), kind_of(layout(k_cache).dtype, "k_cache"), head_size)
+    write = write_kernel(kind_of(where.dtype, "k"), kind_of(layout(k_cache).dtype, "k_cache"), head_size)
     grid = -(-num_tokens * num_kv_heads // NUM_WARPS), 2
     write[grid, NUM_WARPS * WARP, external_stream(stream)](
         words(k), words(v), elements(k_cache), elements(v_cache),
         *(elements(slot_mapping) if scales is None else elements(scales) for scales in (k_scales, v_scales)),
-        elements(slot_mapping), strides[0] // dtype.itemsize, num_tokens, num_kv_heads,
+        elements(slot_mapping), where.strides[0] // where.dtype.itemsize, num_tokens, num_kv_heads,
     )  # fmt: skip
 
 
@@ -135,8 +140,10 @@ def launch_write_kv(
 def write_kernel(new_kind: Kind, kv: Kind, head_size: int) -> Any:
     """One warp for each row of K, and of V."""
     PER_WORD, number = new_kind.per_word, new_kind.number
-    QUANTIZED, LARGEST, stored = kv.is_quantized, np.float32(kv.largest), kv.stored
-    INFINITY, limited, larger = np.float32(np.inf), limiter(kv), device_function(larger_or_nan, fastmath=False)
+    QUANTIZED, LARGEST = kv.is_quantized, np.float32(kv.largest)
+    INFINITY = np.float32(np.inf)
+    stored, limited = kv.stored, limiter(kv)
+    larger = device_function(larger_or_nan, fastmath=False)
 
     def write_row(new, start, cache, scales, row, lane):
         scale, largest = float32(1), float32(0)
@@ -163,7 +170,8 @@ def write_kernel(new_kind: Kind, kv: Kind, head_size: int) -> Any:
         token, head = item // num_kv_heads, item % num_kv_heads
         if token >= num_tokens or slot_mapping[token] < 0:
             return
-        start, row = token * stride + head * head_size, slot_mapping[token] * num_kv_heads + head
+        start = token * stride + head * head_size
+        row = slot_mapping[token] * num_kv_heads + head
         if cuda.blockIdx.y == 0:
             write_row(k, start, k_cache, k_scales, row, lane)
         else:
@@ -179,31 +187,23 @@ def larger_or_nan(a, b):
 
 def limiter(kv: Kind) -> Any:
     """A device function: a number -> what is kept of it. See minipage/simd/halves.py for why infinities stay."""
-    MOST, INFINITY = np.float32(LARGEST_FLOAT16), np.float32(np.inf)
+    LARGEST, INFINITY = np.float32(LARGEST_FLOAT16), np.float32(np.inf)
 
     def limit(x):
-        if MOST < abs(x) < INFINITY:
-            return MOST if x > 0 else -MOST
+        if LARGEST < abs(x) < INFINITY:
+            return LARGEST if x > 0 else -LARGEST
         return x
 
     return device_function(limit if kv == FLOAT16 else lambda x: x, fastmath=False)
 
 
-class Blocks(Protocol):
-    """What a KVCache is for copying: arrays [num_layers, num_blocks, ...], each contiguous, in pairs for K and V."""
-
-    @property
-    def arrays(self) -> Sequence[Array]: ...
-
-
-def copy_blocks(source: Blocks, destination: Blocks, copies: Sequence[BlockCopy], stream: int | None = None) -> None:
+def copy_blocks(source: KVCache, destination: KVCache, copies: Sequence[BlockCopy]) -> None:
     """`minipage.attention.copy_blocks` on the GPU: whole blocks, K and V, in all layers at once.
 
-    Within one cache, or from one to another, of which one may be in pinned memory (`pinned`). All sources are read
-    before any destination is written, and of copies to the same block the last one counts. Raises KernelArgumentError
-    if a block does not exist, or the caches hold different numbers; nothing was copied then.
-
-    stream: the handle of a CUDA stream; default: the current one of the library that made the cache on the GPU.
+    Within one cache, or from one to another, of which one may be in pinned memory (`pinned`); in the current stream of
+    the library that made the cache on the GPU. All sources are read before any destination is written, and of copies to
+    the same block the last one counts. Raises KernelArgumentError if a block does not exist, or the caches hold
+    different numbers; nothing was copied then.
     """
     if copies == []:  # as in most steps
         return
@@ -211,17 +211,16 @@ def copy_blocks(source: Blocks, destination: Blocks, copies: Sequence[BlockCopy]
     if pairs.size == 0:
         return
     check_copied(pairs, [layout(a) for a in source.arrays], [layout(a) for a in destination.arrays])
-    copies = [BlockCopy(old, new) for new, old in dict(pairs[:, ::-1].tolist()).items()]
-    if stream is None:
-        stream = max(stream_of(cache.arrays[0]) for cache in (source, destination))
-    sources, destinations = zip(*copies, strict=True)
-    places = range(len(copies))
-    if source is destination and set(sources) & set(destinations):  # blocks are read and written: in two steps
-        shelf = _Shelf([empty(a, (a.shape[0], len(copies), *a.shape[2:]), a.dtype) for a in source.arrays])
-        _launch_copy(source.arrays, shelf.arrays, list(zip(sources, places)), stream)
-        _launch_copy(shelf.arrays, destination.arrays, list(zip(places, destinations)), stream)
+    source_of = {new: old for old, new in pairs.tolist()}  # by destination: the last copy counts
+    sources, destinations = list(source_of.values()), list(source_of)
+    stream = max(stream_of(cache.arrays[0]) for cache in (source, destination))  # pinned memory has none: 0
+    if source is destination and set(sources) & set(destinations):  # blocks that are read are written too: in two steps
+        places = range(len(sources))
+        saved = [empty(a, (a.shape[0], len(sources), *a.shape[2:]), a.dtype) for a in source.arrays]
+        launch_copy(source.arrays, saved, sources, places, stream)
+        launch_copy(saved, destination.arrays, places, destinations, stream)
     else:
-        _launch_copy(source.arrays, destination.arrays, copies, stream)
+        launch_copy(source.arrays, destination.arrays, sources, destinations, stream)
 
 
 def check_copied(pairs: Any, old: Sequence[Layout], new: Sequence[Layout]) -> None:
@@ -234,21 +233,19 @@ def check_copied(pairs: Any, old: Sequence[Layout], new: Sequence[Layout]) -> No
         )
 
 
-class _Shelf:
-    def __init__(self, arrays: list[Array]) -> None:
-        self.arrays = arrays
-
-
-def _launch_copy(old: Sequence[Array], new: Sequence[Array], copies: Sequence[tuple[int, int]], stream: int) -> None:
-    on = external_stream(stream)
-    pairs = upload(np.array(copies, np.int32).reshape(-1), on)  # [2 * num_copies]
-    for i in range(0, len(old), 2):  # K and V; then their scales
-        where = layout(old[i])
-        num_words = where.dtype.itemsize * int(np.prod(where.shape[2:])) // 4
-        is_wide = num_words % 4 == 0 and all(layout(a).address % 16 == 0 for a in (*old[i : i + 2], *new[i : i + 2]))
-        copy_kernel(is_wide)[(len(copies), where.shape[0], 2), COPY_THREADS, on](
-            words(old[i]), words(old[i + 1]), words(new[i]), words(new[i + 1]),
-            pairs, num_words, where.shape[1], layout(new[i]).shape[1],
+def launch_copy(
+    old: Sequence[Array], new: Sequence[Array], sources: Sequence[int], destinations: Sequence[int], stream: int
+) -> None:
+    """Blocks `sources` of the arrays `old`, which are in pairs for K and V, become `destinations` of those of `new`."""
+    cuda_stream = external_stream(stream)
+    pairs = upload(np.array([sources, destinations], np.int32).T.reshape(-1), cuda_stream)  # [2 * num_copies]
+    for old_k, old_v, new_k, new_v in zip(old[::2], old[1::2], new[::2], new[1::2]):  # K and V; then their scales
+        num_layers, num_old_blocks, *block_shape = layout(old_k).shape
+        num_words = layout(old_k).dtype.itemsize * int(np.prod(block_shape)) // 4  # of a block
+        is_wide = num_words % 4 == 0 and all(layout(a).address % 16 == 0 for a in (old_k, old_v, new_k, new_v))
+        copy_kernel(is_wide)[(len(sources), num_layers, 2), COPY_THREADS, cuda_stream](
+            words(old_k), words(old_v), words(new_k), words(new_v), pairs, num_words,
+            num_old_blocks, layout(new_k).shape[1],
         )  # fmt: skip
 
 

@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minipage.attention.arguments import as_scale, check_shapes, check_tables
-from minipage.attention.cuda import tensor, wide
-from minipage.attention.cuda.arrays import (
+from minipage.attention.cuda import ordinary_cores, tensor_cores
+from minipage.attention.cuda.cache import check_cache
+from minipage.attention.cuda.compat import external_stream, num_processors
+from minipage.attention.cuda.device_arrays import (
     Array,
     check_devices,
     check_rows,
@@ -30,19 +32,18 @@ from minipage.attention.cuda.arrays import (
     words,
     zeros,
 )
-from minipage.attention.cuda.cache import check_cache
-from minipage.attention.cuda.compat import external_stream, num_processors
-from minipage.attention.cuda.numbers import Kind, kind_of
-from minipage.attention.cuda.tensor import has_tensor_kernel, tensor_kernel
+from minipage.attention.cuda.kinds import Kind, kind_of
+from minipage.attention.cuda.ordinary_cores import ordinary_kernel, pieces_of
+from minipage.attention.cuda.tensor_cores import has_tensor_kernel, tensor_kernel
 from minipage.attention.cuda.tiles import num_tiles
-from minipage.attention.cuda.wide import rows_per_tile, wide_kernel, words_per_lane
 from minipage.errors import require
 
 SPLIT_SIZE = 512  # tokens of a context that one block works on, if the answer may not depend on the rest of the batch
 MOST_SPLITS = 65_535  # what CUDA allows in the second dimension of a grid
-UNIT = 128  # tokens that are not divided, if it may
-SHORT = 512  # tokens of a context that is not divided: joining its parts would take longer than it gains
+UNIT = 128  # tokens that are not divided, if it may depend
+SHORT = 512  # tokens of a context that is not divided: joining its parts would cost more time than it saves
 MOST_HEADS = 32  # of a tile of q, in any kernel
+MOST_BLOCKS = 4  # for each multiprocessor, in any kernel
 LOG2_E = 1.4426950408889634  # exp(x) = exp2(x * LOG2_E): the hardware has exp2
 
 
@@ -63,20 +64,24 @@ def paged_attention(
     as uint16); K and V are one of these too, or int8 or uint8 (fp8) with scales. The answer is like q, and is computed
     in the current stream of the library that made q.
 
+    A NaN in K or V comes out for every query that sees its token. Of V, it may also come out for the queries just
+    before (of the same tile: see tiles.py), because their weight for it is 0, and 0 * NaN is NaN.
+
     Raises KernelArgumentError if they do not fit together, or no kernel has their numbers or head size. Nothing has
     been launched then.
     """
     check_shapes(*(layout(array).shape for array in (q, k_cache, v_cache)))
     check_arrays(q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, query_start_loc)
     scale = as_scale(scale, np.float32)
-    (num_tokens, num_heads, head_size), cache_shape = layout(q).shape, layout(k_cache).shape
+    num_tokens, num_heads, head_size = layout(q).shape
     given = (to_host(a) for a in (block_tables, context_lens, query_start_loc))
-    tables, contexts, starts = check_tables(num_tokens, cache_shape, *given)
+    tables, contexts, starts = check_tables(num_tokens, layout(k_cache).shape, *given)
 
     out = empty(q, (num_tokens, num_heads, head_size), q.dtype)  # [num_tokens, num_heads, head_size]
     if 0 in layout(q).shape:
         return out
-    max_query_len, max_context_len = int(np.diff(starts).max(initial=0)), int(contexts.max(initial=0))
+    max_query_len = int(np.diff(starts).max(initial=0))
+    max_context_len = int(contexts.max(initial=0))
     num_splits = len(contexts) * -(-max_context_len // SPLIT_SIZE)
     require(
         num_splits <= MOST_SPLITS,
@@ -85,38 +90,53 @@ def paged_attention(
     )
     size = workspace_size(len(contexts), num_heads, head_size, max_context_len, SPLIT_SIZE)
     workspace = zeros(q, (size,), "float32")  # [size]
-    on_gpu = [to_device(q, a.astype(np.int32)) for a in (tables, contexts, starts)]  # in the tables, what is read fits
+    # In 32 bits everything that is read fits; the rest of the block tables may be anything.
+    block_tables, context_lens, query_start_loc = (to_device(q, a.astype(np.int32)) for a in (tables, contexts, starts))
     launch_attention(
-        q, k_cache, v_cache, on_gpu[0], on_gpu[1], on_gpu[2], scale, k_scales, v_scales,
+        q, k_cache, v_cache, block_tables, context_lens, query_start_loc, scale, k_scales, v_scales,
         out=out, workspace=workspace, max_query_len=max_query_len, max_context_len=max_context_len, stream=stream_of(q),
         split_size=SPLIT_SIZE,
     )  # fmt: skip
     return out
 
 
-class Choice(NamedTuple):
-    kernel_for: Callable[..., Any]  # tensor_kernel, or wide_kernel
-    num_threads: int
+class KernelChoice(NamedTuple):
+    """A kernel, and the sizes of a launch that suit it."""
+
+    kernel_for: Callable[..., Any]  # tensor_kernel, or ordinary_kernel
+    num_threads: int  # of a block
     few_blocks: int  # of a decode, for each multiprocessor: enough for all of the memory's speed
-    most_blocks: int  # so many run at once, and one starts while another ends
-    decode_rows: int  # most rows of q in a block
-    prefill_rows: int
+    most_blocks: int  # this many run at once, and one starts while another ends
+    decode_rows: int  # most rows of q in a block of a decode
+    prefill_rows: int  # and of a prompt
 
 
-def tensor_choice(q_kind: Kind, kv: Kind, head_size: int) -> Choice:
-    few = min(4, 512 // (head_size * kv.num_bytes))
-    return Choice(tensor_kernel, tensor.NUM_THREADS, few, 4, tensor.TILE, tensor.NUM_WARPS * tensor.TILE)
+def choose_tensor(q_kind: Kind, kv: Kind, head_size: int) -> KernelChoice:
+    return KernelChoice(
+        tensor_kernel,
+        num_threads=tensor_cores.NUM_THREADS,
+        few_blocks=min(4, 512 // (head_size * kv.num_bytes)),
+        most_blocks=MOST_BLOCKS,
+        decode_rows=tensor_cores.TILE,
+        prefill_rows=tensor_cores.NUM_WARPS * tensor_cores.TILE,
+    )
 
 
-def wide_choice(q_kind: Kind, kv: Kind, head_size: int) -> Choice:
-    return Choice(wide_kernel, wide.NUM_THREADS, 2, 3, rows_per_tile(head_size, kv), rows_per_tile(head_size, kv))
+def choose_ordinary(q_kind: Kind, kv: Kind, head_size: int) -> KernelChoice:
+    rows = pieces_of(head_size, kv).rows_per_tile
+    return KernelChoice(
+        ordinary_kernel,
+        num_threads=ordinary_cores.NUM_THREADS,
+        few_blocks=2,
+        most_blocks=3,
+        decode_rows=rows,
+        prefill_rows=rows,
+    )
 
 
-def best_choice(q_kind: Kind, kv: Kind, head_size: int) -> Choice:
-    return (tensor_choice if has_tensor_kernel(q_kind, kv, head_size) else wide_choice)(q_kind, kv, head_size)
-
-
-MOST_BLOCKS = 4  # for each multiprocessor, in any Choice
+def choose_best(q_kind: Kind, kv: Kind, head_size: int) -> KernelChoice:
+    choose = choose_tensor if has_tensor_kernel(q_kind, kv, head_size) else choose_ordinary
+    return choose(q_kind, kv, head_size)
 
 
 def workspace_size(
@@ -144,10 +164,11 @@ class Grid(NamedTuple):
 
 
 def decode_grid(
-    choice: Choice, num_seqs: int, num_kv_heads: int, group: int, max_context_len: int, split_size: int | None
+    choice: KernelChoice, num_seqs: int, num_kv_heads: int, group: int, max_context_len: int, split_size: int | None
 ) -> Grid:
     head_tiles = -(-group // choice.decode_rows)
-    heads, tiles = -(-group // head_tiles), num_kv_heads * head_tiles
+    heads = -(-group // head_tiles)
+    tiles = num_kv_heads * head_tiles
     if split_size:
         return Grid(heads, tiles, num_seqs * max(1, -(-max_context_len // split_size)), split_size, 1)
     if max_context_len <= SHORT:
@@ -181,38 +202,40 @@ def launch_attention(
     min_query_len: int = 1,
     stream: int = 0,
     split_size: int | None = None,
-    choose: Callable[[Kind, Kind, int], Choice] = best_choice,
+    choose: Callable[[Kind, Kind, int], KernelChoice] = choose_best,
 ) -> None:
     """Attention as `paged_attention` has it, into `out`, with everything on the GPU already and nothing checked.
 
     q may be rows of a larger array, with its last two axes contiguous. The tables are int32 and contiguous. A sequence
-    without a context, as fills up a batch, gets zeros.
+    without a context, such as fills up a batch, gets zeros.
 
     Args:
         out: [num_tokens, num_heads, head_size], contiguous.
         workspace: [workspace_size(...)] float32; zeros before the first launch, and not touched in between; for one
             stream at a time.
         max_query_len, max_context_len: at least the largest of the batch.
-        min_query_len: at most the smallest; of more than 1, there are no decodes.
+        min_query_len: at most the smallest of the batch; more than 1 says that there are no decodes.
         stream: the handle of a CUDA stream.
         split_size: tokens of a context that one block of a decode works on. Default: equal shares, the fastest; a fixed
             size makes the answer to a sequence independent, to the last bit, of the rest of the batch.
         choose: which kernel, for the kinds of q and of K and V, and the head size.
     """
-    (num_tokens, num_heads, head_size), strides, q_dtype = layout(q)[1:]
+    queries = layout(q)
+    num_tokens, num_heads, head_size = queries.shape
     block_size, num_kv_heads = layout(k_cache).shape[1:3]
     num_seqs, max_blocks = layout(block_tables).shape
     if num_tokens == 0:
         return
     group = num_heads // num_kv_heads
-    q_kind, kv = kind_of(q_dtype, "q"), kind_of(layout(k_cache).dtype, "k_cache")
+    q_kind, kv = kind_of(queries.dtype, "q"), kind_of(layout(k_cache).dtype, "k_cache")
     choice = choose(q_kind, kv, head_size)
     grid = decode_grid(choice, num_seqs, num_kv_heads, group, max_context_len, split_size)
     arguments = (
         words(q), words(k_cache), words(v_cache),
         *(elements(workspace) if scales is None else elements(scales) for scales in (k_scales, v_scales)),
         *map(elements, (block_tables, context_lens, query_start_loc, out, workspace)),
-        np.float32(scale * LOG2_E), strides[0] // q_dtype.itemsize, max_blocks, num_kv_heads, grid.unit, grid.share,
+        np.float32(scale * LOG2_E), queries.strides[0] // queries.dtype.itemsize, max_blocks, num_kv_heads,
+        grid.unit, grid.share,
     )  # fmt: skip
     cuda_stream = external_stream(stream)
     if min_query_len <= 1:
@@ -236,7 +259,7 @@ def check_arrays(q: Array, k_cache: Array, v_cache: Array, k_scales: Any, v_scal
     check_cache(k_cache, v_cache, k_scales, v_scales)
     for array in tables:
         layout(array)  # raises, if it is not on the GPU
-    alignment = 4 * words_per_lane(layout(q).shape[2], kv)  # bytes; also refuses a head size that no kernel has
+    alignment = 4 * pieces_of(layout(q).shape[2], kv).words  # bytes; also refuses a head size that no kernel has
     for name, array in (("k_cache", k_cache), ("v_cache", v_cache)):
         require(
             layout(array).address % alignment == 0,

@@ -1,4 +1,4 @@
-"""Joining what was found in the parts of a context: of the warps of a block, and of the blocks of a split context.
+"""Joining the results of the parts of a context: those of the warps of a block, and of the blocks of a split context.
 
 A warp has its highest score, and total and sums relative to it: they count exp2(its highest - highest of all). A block
 leaves its result and the logarithm of its total. The whole is the average of the results, weighted by their totals:
@@ -20,8 +20,8 @@ from __future__ import annotations
 from typing import Any
 
 from minipage.attention.cuda.compat import cuda, device_function, types
-from minipage.attention.cuda.numbers import LOWEST
-from minipage.attention.cuda.ptx import add_in_turn, exp2, log2
+from minipage.attention.cuda.kinds import LOWEST
+from minipage.attention.cuda.ptx import add_in_turn, bits_of_float, exp2, log2
 
 float32, int32 = types.float32, types.int32
 WARP = 32
@@ -34,6 +34,13 @@ def place_of(block, first_block):
     A block's place 0 is for the context that it begins within, place 1 for the one that it ends within.
     """
     return int32((block * cuda.gridDim.x + cuda.blockIdx.x) * 2 + (1 if block == first_block else 0))
+
+
+@device_function
+def is_zero(x):
+    """Of a float32 that is not below 0. Comparing numbers would not do: under fastmath NaN may be taken for anything,
+    and a NaN of K has to come out."""
+    return bits_of_float(x) == 0
 
 
 def joiner(parts: int, heads: int, tokens: int, group: int, head_size: int, num_threads: int, stored: Any) -> Any:
@@ -53,14 +60,16 @@ def joiner(parts: int, heads: int, tokens: int, group: int, head_size: int, num_
             r, column = i // head_size, i % head_size
             token, head = first + r // heads, head_tile * heads + r % heads
             if token < num_queries and head < group:
-                highest, total, x = LOWEST, float32(0), float32(0)
+                highest = LOWEST
+                total = float32(0)
+                x = float32(0)
                 for part in range(parts):
                     highest = max(highest, found[HIGHEST + part * rows + r])
                 for part in range(parts):
                     share = exp2(found[HIGHEST + part * rows + r] - highest)
                     total += share * found[TOTALS + part * rows + r]
                     x += share * found[part * rows * head_size + i]
-                x = x / total if total > 0 else float32(0)  # 0: a context without tokens
+                x = float32(0) if is_zero(total) else x / total  # 0: a context without tokens
                 if place < 0:
                     out[(((q_start + token) * num_kv_heads + kv_head) * group + head) * head_size + column] = stored(x)
                 else:
@@ -75,7 +84,7 @@ def merger(heads: int, group: int, head_size: int, num_threads: int, stored: Any
     """What the blocks first_block to last_block of this row of the grid have found, joined by the last to come."""
     head_tiles = -(-group // heads)
     MINE = -(-head_size // WARP)  # numbers of a row that a lane has
-    AT_ONCE = 8  # parts that are on their way to a warp
+    AT_ONCE = 8  # parts that a warp has under way
 
     def merge(out, workspace, first_block, last_block, token, num_kv_heads):
         num_blocks = cuda.gridDim.x * cuda.gridDim.y

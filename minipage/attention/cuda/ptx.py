@@ -81,7 +81,7 @@ def _intrinsic(name: str, result: Any, parameters: tuple[Any, ...], text: str, v
         ]
         return result(*declared), generate
 
-    # numba wants a function of so many named parameters
+    # numba wants a function with this many named parameters
     names = "".join(f"a{i}, " for i in range(len(parameters)))
     scope: dict[str, Any] = {"typed": typed}
     exec(f"def {name}(typing_context, {names}): return typed(({names}))", scope)
@@ -101,7 +101,7 @@ def load_8_bytes(words, i):
     return tuple(words[i + j] for j in range(2))
 
 
-# ---- asynchronous copies to shared memory: asked for now, there only after a `wait`, and nobody is held up in between
+# ---- asynchronous copies to shared memory: requested now, there only after a `wait`, and nobody is held up in between
 
 
 @instruction(
@@ -124,7 +124,7 @@ def end_of_group():
 
 
 def waiter(num_groups):
-    """An instruction that waits until all groups have come but for the last num_groups."""
+    """An instruction that waits until all groups have come, except the last num_groups."""
 
     @instruction(types.void, (), f"cp.async.wait_group {num_groups};", volatile=True)
     def wait():
@@ -157,8 +157,8 @@ def store_16_bytes(words, i, values):
 
 @instruction(FLOAT, (MEMORY, INDEX, FLOAT), "atom.acq_rel.gpu.global.add.f32 $0, [$1], $2;", volatile=True)
 def add_in_turn(numbers, i, x):
-    """numbers[i] += x, and what was there before. What the block has written by now is there for all who add later, and
-    what those wrote who added before is there for the block, after a barrier."""
+    """numbers[i] += x; returns what was there before. Blocks that add later see what this block has written by now, and
+    after a barrier this block sees what earlier ones wrote."""
     before = numbers[i]
     numbers[i] = before + x
     return before

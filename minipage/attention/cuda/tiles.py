@@ -9,10 +9,10 @@ their sequence have nothing to do.
     tiles       0: 0-3  1: 4       2: 5         3: 6-9  4: 10-13  5: nothing
 
 Decodes are cut into equal shares.
-Their contexts, laid end to end, are so many units of some tokens, and each block gets the same number of units. So all
-blocks end together, however long the contexts are; a long one is the work of many blocks, and a block has many short
-ones. A context that lies in several shares is joined by whoever of its blocks comes last ("stream-K", Osama et al.
-2023, for matrix products).
+Their contexts are laid end to end and counted in units of a few tokens, and each block gets the same number of units.
+So all blocks end together, however long the contexts are; a long context is the work of many blocks, and a block has
+many short ones. A context that lies in several shares is joined by the last of its blocks to finish ("stream-K", Osama
+et al. 2023, for matrix products).
 
     contexts    A: 5 units   B: 1   C: 6       A A A A  A B C C  C C C C
     3 blocks of 4 units                        0: A     1: A B C 2: C        A and C are joined in the end
@@ -27,8 +27,9 @@ from minipage.attention.cuda.merge import place_of
 from minipage.attention.cuda.ptx import quotient
 
 int32 = types.int32
-ALL, WARP = 0xFFFFFFFF, 32
-LEAST_SHARE = 256  # tokens of a block, at least, if that is left to the kernel: joining takes time, too
+WARP = 32
+ALL = 0xFFFFFFFF  # the lanes that take part in a shuffle
+LEAST_SHARE = 256  # tokens of a block, at least, if the kernel decides: joining takes time, too
 
 
 @device_function
@@ -45,13 +46,13 @@ def first_of_tile(tile, size, query_start_loc, num_seqs):
 
 
 def num_tiles(num_tokens: int, size: int, num_seqs: int) -> int:
-    """At least as many as there are, whatever the batch."""
+    """At least as many as the tiles of any batch of this size."""
     return num_tokens // size + num_seqs
 
 
 @device_function
 def units_of(seq, context_lens, query_start_loc, unit):
-    """How many units of work a sequence is: 0 if it is no decode, else 1 at least, for its answer is to be written."""
+    """How many units of work a sequence is: none if it is no decode, else at least 1, to write its answer."""
     if seq >= len(context_lens) or query_start_loc[seq + 1] - query_start_loc[seq] != 1:
         return int32(0)
     return int32(max(1, quotient(context_lens[seq] + unit - 1, unit)))
@@ -105,7 +106,8 @@ def ragged_kernel(attend: Any, merge: Any, tokens: int) -> Any:
     ):  # fmt: skip
         unit, share = int32(unit), int32(share)
         if share == 0:  # units of each block: as many as make equal shares
-            total, blocks = total_units(context_lens, query_start_loc, unit), cuda.gridDim.y
+            blocks = cuda.gridDim.y
+            total = total_units(context_lens, query_start_loc, unit)
             share = max(quotient(LEAST_SHARE, unit), quotient(total + blocks - 1, blocks))
         begin = int32(cuda.blockIdx.y * share)
         seq, before = find_unit(begin, context_lens, query_start_loc, unit)

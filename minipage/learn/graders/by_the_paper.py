@@ -7,7 +7,6 @@ keeps the paper's rule runs in the engine just as well.
 
 from __future__ import annotations
 
-from minipage.memory import PrefixCache
 from minipage.scheduling import Scheduler, SequenceGroup, StepPlan
 
 
@@ -15,7 +14,7 @@ class ByThePaper(Scheduler):
     swapped_out_come_first = True  # plan_checks.py looks at it
 
     def schedule(self) -> StepPlan:
-        plan = StepPlan([], [], [], [], [])
+        plan = StepPlan()
         budget = self.max_num_batched_tokens
         for group in self.running:
             chunks = group.next_chunks(budget)
@@ -28,10 +27,10 @@ class ByThePaper(Scheduler):
                 self._admit(plan, budget)
         return plan
 
-    def _count_hits(self, cache: PrefixCache, group: SequenceGroup) -> None:
+    def _count_found(self, group: SequenceGroup) -> None:
         """Each time, as somebody may write it who has not been told of more."""
-        cache.num_queried_tokens += group.shared_len
-        cache.num_hit_tokens += group.leader.num_computed_tokens
+        self.num_queried_tokens += group.shared_len
+        self.num_hit_tokens += group.leader.num_computed_tokens
 
 
-NAMES = ("swapped_out_come_first", "schedule", "_count_hits")
+NAMES = ("swapped_out_come_first", "schedule", "_count_found")

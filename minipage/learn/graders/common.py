@@ -18,7 +18,7 @@ from minipage.learn.judge import Wrong
 
 
 def programs(count, num_steps=20):
-    """So many random examples, the same every time, and then the smallest that fails; no clock decides anything."""
+    """This many random examples, the same every time, and then the smallest that fails; no clock decides anything."""
     return settings(
         max_examples=count,
         stateful_step_count=num_steps,

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from minipage.memory import blocks_needed
-from minipage.scheduling import Status
+from minipage.scheduling import GroupStatus
 
 
 @dataclass
@@ -96,7 +96,7 @@ class PlanChecks:
             num_blocks = len(before.blocks[group])
             wanted = self.preemption == "swap" or (self.preemption == "auto" and len(group.sequences) > 1)
             is_saved = wanted and num_blocks <= room
-            assert group.status is (Status.SWAPPED if is_saved else Status.WAITING), (
+            assert group.status is (GroupStatus.SWAPPED if is_saved else GroupStatus.WAITING), (
                 f"{group} holds {num_blocks} blocks, {room} are free in the swap pool, and preemption is "
                 f"{self.preemption!r}: it should be {'saved' if is_saved else 'computed again'}"
             )
@@ -175,10 +175,11 @@ class PlanChecks:
             left -= sum(chunk.num_tokens for chunk in plan.chunks if chunk.group is group)
 
     def check_chunks(self, group, plan, before, is_new):
-        assert group.status is Status.RUNNING, f"{group} is computed, so its status should be RUNNING"
+        assert group.status is GroupStatus.RUNNING, f"{group} is computed, so its status should be RUNNING"
         chunks = [chunk for chunk in plan.chunks if chunk.group is group]
         common = self.common[group]
-        for _, seq, start, num_tokens in chunks:
+        for chunk in chunks:
+            seq, start, num_tokens = chunk.seq, chunk.start, chunk.num_tokens
             done, length = before.computed[seq], len(seq.token_ids)
             assert num_tokens >= 1 and start + num_tokens <= length, (
                 f"{seq}: a chunk of {num_tokens} tokens from token {start}, out of {length}: of a text that was found "
@@ -195,9 +196,9 @@ class PlanChecks:
                 f"{seq} computes token {start}, but the first {common} tokens of its group are the same: the leader "
                 "computes them for all, and only then the others fork"
             )
-        samplers = [seq for chunk in chunks for seq in chunk.samplers]
-        assert samplers in ([], group.sequences), (
-            f"{samplers} get a token, but the group is {group.sequences}: all get one in the same step, or nobody"
+        receivers = [seq for chunk in chunks for seq in chunk.receivers]
+        assert receivers in ([], group.sequences), (
+            f"{receivers} get a token, but the group is {group.sequences}: all get one in the same step, or nobody"
         )
 
     def check_progress(self, plan, before):

@@ -7,7 +7,7 @@ from minipage.memory import BlockPool
 
 def scattered_pool(num_free, size, seed=0, num_taken=2):
     """A pool of which others hold some blocks, and the free ones lie in any order: the place of a block in a table is
-    not its number. Block 0, which counts as False, is free, and early in the queue. `pool.told` lists what `on_reuse`
+    not its number. Block 0, which counts as False, is free, and early in the queue. `pool.told` lists what `on_evict`
     was called with."""
     pool = BlockPool(num_free + num_taken, size)
     _, *others = pool.allocate_many(pool.num_blocks)
@@ -18,7 +18,7 @@ def scattered_pool(num_free, size, seed=0, num_taken=2):
     for block in free:
         pool.free(block)
     pool.told = []
-    pool.on_reuse = pool.told.append
+    pool.on_evict = pool.told.append
     return pool
 
 

@@ -9,7 +9,7 @@ def make(impl, size, num_blocks=20, forgets=False, scattered=False):
     pool = scattered_pool(num_blocks - 2, size) if scattered else BlockPool(num_blocks, size)
     cache = impl.PrefixCache(pool)
     if not forgets:
-        pool.on_reuse = lambda block: None
+        pool.on_evict = lambda block: None
     return pool, cache
 
 

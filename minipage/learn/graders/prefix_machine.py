@@ -57,7 +57,7 @@ class PrefixMachine(MemoryMachine):
 
     def admit(self, tokens, salt):
         size, before = self.block_size, self.observed()
-        blocks, keys = self.cache.find(tokens, salt)
+        blocks, hashes = self.cache.find(tokens, salt)
         self.audit(self.observed() == before, "looking a text up must change nothing: it may not be admitted after all")
         self.check_what_was_found(blocks, (salt, *tokens))
         if len(blocks) * size >= len(tokens):
@@ -66,7 +66,7 @@ class PrefixMachine(MemoryMachine):
         if num_wanted > len(self.free_blocks()):
             return []  # not admitted
         table = self.Table(self.pool)
-        self.cache.adopt(table, blocks, keys)
+        self.cache.adopt(table, blocks, hashes)
         num_tokens = len(blocks) * size
         self.audit(
             (list(table), table.num_tokens) == (blocks, num_tokens),

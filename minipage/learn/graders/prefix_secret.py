@@ -16,7 +16,7 @@ def test_8_5_nobody_can_guess_the_new_secret(impl):
     """Two caches in the same state, at the same time, in programs that have drawn the same numbers."""
     with watching(impl):
         _, cache = make(impl, 2, forgets=True)
-        old = cache.root("")
+        old = cache.root_hash("")
         states, roots = (random.getstate(), np.random.get_state()), []
         try:
             for each in (cache, copy.copy(cache)):
@@ -24,7 +24,7 @@ def test_8_5_nobody_can_guess_the_new_secret(impl):
                 np.random.seed(0)
                 with the_clock_stopped(impl.module):
                     each.reset()
-                roots.append(each.root(""))
+                roots.append(each.root_hash(""))
         finally:
             random.setstate(states[0])
             np.random.set_state(states[1])

@@ -56,7 +56,7 @@ def test_8_6_that_are_ones_own(impl):
     with watching(impl):
         pool, cache = make(impl, 2, num_blocks=8, forgets=True)
         table = computed(cache, [1, 2, 3, 4])
-        table.keys = []  # it forgot that it was published
+        table.block_hashes = []  # it forgot that it was published
         fork = table.fork()
         for each in (table, fork, fork):
             cache.publish(each, [1, 2, 3, 4])

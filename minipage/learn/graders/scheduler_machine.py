@@ -30,7 +30,7 @@ from minipage.learn.graders.fake_engine import (
 from minipage.learn.graders.plan_checks import PlanChecks, blocks_of
 from minipage.learn.graders.scheduling_examples import shown
 from minipage.memory import BlockTable, PrefixCache, blocks_needed
-from minipage.scheduling import POLICIES, Scheduler, Sequence, SequenceGroup, Status
+from minipage.scheduling import POLICIES, GroupStatus, Scheduler, Sequence, SequenceGroup
 
 PREEMPTION = ["recompute", "swap", "auto"]
 
@@ -181,7 +181,7 @@ class SchedulerMachine(PlanChecks, RuleBasedStateMachine):
             self.give_tokens(at_their_end[:how_many])
         self.scheduler.recompute_all()
         for group in self.groups:
-            assert group.status is Status.WAITING, f"the step failed, so {group} has to be computed again"
+            assert group.status is GroupStatus.WAITING, f"the step failed, so {group} has to be computed again"
             self.note_restart(group)
 
     @precondition(lambda self: self.groups)
@@ -193,7 +193,7 @@ class SchedulerMachine(PlanChecks, RuleBasedStateMachine):
             self.note(f"{group} is aborted")
             self.groups.remove(group)
             self.scheduler.remove(group)
-            assert group.status is Status.FINISHED, f"{group} was aborted, so it is finished"
+            assert group.status is GroupStatus.FINISHED, f"{group} was aborted, so it is finished"
             assert not blocks_of(group), f"{group} was aborted but keeps blocks {sorted(blocks_of(group))}: a leak"
 
     @precondition(lambda self: self.cache)
@@ -219,7 +219,7 @@ class SchedulerMachine(PlanChecks, RuleBasedStateMachine):
         plan = self.scheduler.schedule()
         self.note(f"step: {shown(plan)}")
         for group in plan.preempted:
-            if group.status is Status.WAITING:
+            if group.status is GroupStatus.WAITING:
                 self.note_restart(group)
         self.check_queues()
         self.check_plan(plan, before)
@@ -244,7 +244,7 @@ class SchedulerMachine(PlanChecks, RuleBasedStateMachine):
             write(chunk, self.texts[chunk.seq])
         for chunk in plan.chunks:
             assert_reads_its_own(chunk.seq, self.texts[chunk.seq], stop=chunk.start + chunk.num_tokens)
-        return list(dict.fromkeys(chunk.group for chunk in plan.chunks if chunk.samplers))
+        return list(dict.fromkeys(chunk.group for chunk in plan.chunks if chunk.receivers))
 
     def give_tokens(self, groups):
         for group in groups:
@@ -266,7 +266,7 @@ class SchedulerMachine(PlanChecks, RuleBasedStateMachine):
 
     def check_queues(self):
         s = self.scheduler
-        queues = {Status.RUNNING: s.running, Status.WAITING: s.waiting, Status.SWAPPED: s.swapped}
+        queues = {GroupStatus.RUNNING: s.running, GroupStatus.WAITING: s.waiting, GroupStatus.SWAPPED: s.swapped}
         everybody = [group for queue in queues.values() for group in queue]
         assert len(everybody) == len(set(everybody)), f"somebody is queued twice: {everybody}"
         assert set(everybody) == set(self.groups), (
@@ -288,10 +288,10 @@ class SchedulerMachine(PlanChecks, RuleBasedStateMachine):
         for seq in group.sequences:
             tokens = list(self.texts[seq][1:])
             assert seq.token_ids == tokens, f"{seq} lost tokens: it has {seq.token_ids}, and should have {tokens}"
-            assert group.status is not Status.WAITING or not len(seq.block_table), (
+            assert group.status is not GroupStatus.WAITING or not len(seq.block_table), (
                 f"{seq} is waiting but holds blocks {list(seq.block_table)}"
             )
-            assert seq.block_table.pool is (self.swap_pool if group.status is Status.SWAPPED else self.pool), (
+            assert seq.block_table.pool is (self.swap_pool if group.status is GroupStatus.SWAPPED else self.pool), (
                 f"{group}: the blocks of {seq} are not where those of its group are"
             )
 

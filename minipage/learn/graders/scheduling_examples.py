@@ -37,9 +37,9 @@ def step(scheduler):
 
 def finish_step(scheduler, plan):
     """What follows when the model has run. The samples of a request get different tokens, by their number."""
-    samplers = [(chunk.group, seq) for chunk in plan.chunks for seq in chunk.samplers]
+    receivers = [(chunk.group, seq) for chunk in plan.chunks for seq in chunk.receivers]
     scheduler.update(plan)
-    for group, seq in samplers:
+    for group, seq in receivers:
         _, _, number = seq.seq_id.partition(".")
         seq.token_ids.append(len(seq.token_ids) + 100 * int(number or 0))
         if len(seq.token_ids) == group.max_num_tokens:

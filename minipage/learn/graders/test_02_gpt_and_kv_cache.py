@@ -5,10 +5,14 @@ import numpy as np
 from minipage.learn.graders.common import every, expect
 from minipage.learn.graders.numbers import TAME, WILD, Untouched, assert_close, attention_of, texts
 from minipage.learn.judge import Wrong
-from minipage.model.gpt import GPT, GPTConfig, dense_attend
+from minipage.model.architecture import Model
+from minipage.model.checkpoint import stored_shapes
+from minipage.model.dense import dense_attend
+from minipage.model.gpt2 import GPT2
+from minipage.model.layers.plain import PlainLayers
 
-TINY = GPTConfig(vocab_size=40, n_positions=32, n_embd=8, n_layer=2, n_head=2)
-MANY = GPTConfig(vocab_size=50_000, n_positions=32, n_embd=4, n_layer=1, n_head=1)  # as many as GPT-2 has
+TINY = GPT2(vocab_size=40, n_positions=32, n_embd=8, n_layer=2, n_head=2)
+MANY = GPT2(vocab_size=50_000, n_positions=32, n_embd=4, n_layer=1, n_head=1)  # as many as GPT-2 has
 
 
 def oracle(q, k, v):
@@ -91,18 +95,17 @@ def check_cached(impl, calls, seed):
             assert_close("the result", got, oracle(q, np.stack(keys), np.stack(values)), why, size=4)
 
 
-class Watched(GPT):
+class Watched(Model):
     """A GPT that notes which positions it is asked to compute, call by call."""
 
-    def __init__(self, seed, config=TINY):
+    def __init__(self, seed, gpt2=TINY):
         rng = np.random.default_rng(seed)
-        shapes = config.weight_shapes()
-        weights = {name: rng.normal(0, 0.5, shape) for name, shape in shapes.items()}
+        weights = {name: rng.normal(0, 0.5, shape) for name, shape in stored_shapes(gpt2).items()}
         weights |= {
-            "ln_f.weight": np.ones(config.n_embd),
-            "ln_f.bias": np.zeros(config.n_embd),
+            "ln_f.weight": np.ones(gpt2.n_embd),
+            "ln_f.bias": np.zeros(gpt2.n_embd),
         }  # or one word always wins
-        super().__init__(config, weights)
+        super().__init__(gpt2, PlainLayers(gpt2, gpt2.adapt(lambda name, shape: weights[name])))
         self.calls = []
 
     def forward(self, token_ids, positions, attend):
@@ -117,7 +120,7 @@ def greedy(model, prompt, num_tokens):
     """Everything again for every token, with no cache at all."""
     tokens = list(prompt)
     for _ in range(num_tokens):
-        hidden = GPT.forward(model, np.array(tokens), np.arange(len(tokens)), dense_attend)  # [T, C]
+        hidden = Model.forward(model, np.array(tokens), np.arange(len(tokens)), dense_attend)  # [T, C]
         tokens.append(int(model.logits(hidden[-1:]).argmax()))
     return tokens[len(prompt) :]
 

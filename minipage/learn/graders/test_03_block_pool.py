@@ -16,7 +16,7 @@ class Oracle:
     def __init__(self, num_blocks):
         self.queue = list(range(num_blocks))
         self.counts = [0] * num_blocks
-        self.told = []  # what on_reuse was called with
+        self.told = []  # what on_evict was called with
 
     def allocate(self):
         return self.allocate_many(1)[0]
@@ -58,8 +58,8 @@ class Oracle:
 
 LEAVES = "A block in use leaves the free queue; the others keep their order."
 ONE = "A block that was just handed out has exactly one reference, and no other block's count changes."
-TOLD = "on_reuse has to be called with each block that is handed out, once: the prefix cache must forget what it held."
-NOT_TOLD = "on_reuse is for blocks that get new contents; this call hands none out."
+TOLD = "on_evict has to be called with each block that is handed out, once: the prefix cache must forget what it held."
+NOT_TOLD = "on_evict is for blocks that get new contents; this call hands none out."
 WHY = {  # (method, what differs): the sentence for it
     ("allocate", "result"): "allocate takes the block at the front of the free queue, and returns its number.",
     ("allocate", "free_queue"): LEAVES,
@@ -98,7 +98,7 @@ WHY = {  # (method, what differs): the sentence for it
         "free_queue",
     ): "revive takes this block out of the queue, from wherever it is; the others keep their order.",
     ("revive", "counts"): "A revived block has one reference, and no other block's count changes.",
-    ("revive", "told"): "What a revived block holds is still good. on_reuse would make the prefix cache forget it.",
+    ("revive", "told"): "What a revived block holds is still good. on_evict would make the prefix cache forget it.",
     ("revive", "error"): "A block in use cannot be revived, it can be shared: raise BlockError.",
 }
 FAILED_CALL = "A call that fails must leave everything as it was: here something was taken, counted or lost."
@@ -119,7 +119,7 @@ def run(solution, num_blocks, calls):
     with solution.diary.watching(solution.BlockPool):
         pool, oracle = solution.BlockPool(num_blocks, block_size=4), Oracle(num_blocks)
         told = []
-        pool.on_reuse = told.append
+        pool.on_evict = told.append
         compare("a new pool", pool, oracle, told)
         for i, (method, number) in enumerate(calls):
             if i == (len(calls) + 1) // 2:
@@ -151,7 +151,7 @@ def compare(method, pool, oracle, told, failed=False, why=""):
     for name, due in (("counts", oracle.counts), ("free_queue", oracle.queue), ("told", oracle.told)):
         what = {"free_queue": "the free queue", "counts": "the list of reference counts"}
         default = FAILED_CALL if failed else WHY.get((method, name), "A new pool is all free: 0, 1, 2, ...")
-        expect(what.get(name, "what on_reuse was told"), seen[name], due, why or default)
+        expect(what.get(name, "what on_evict was told"), seen[name], due, why or default)
     default = "num_free counts the blocks in the free queue."
     expect("pool.num_free", pool.num_free, len(oracle.queue), why or default)
     default = "num_used is all the blocks that are not free."
@@ -190,7 +190,7 @@ def test_3_1_two_pools_have_nothing_in_common(impl):
         expect("free_queue", pool.free_queue, due, OWN)
 
 
-def test_3_2_on_reuse_need_not_be_set(impl):
+def test_3_2_on_evict_need_not_be_set(impl):
     impl.diary.begin()
     with impl.diary.watching(impl.BlockPool):
         impl.BlockPool(2, 4).allocate()  # as it is in an engine without a prefix cache

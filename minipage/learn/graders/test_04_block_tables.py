@@ -53,10 +53,10 @@ def blocks_of(table):
 
 
 def state(pool, table):
-    return blocks_of(table), table.num_tokens, *state_of(pool), list(table.keys)
+    return blocks_of(table), table.num_tokens, *state_of(pool), list(table.block_hashes)
 
 
-STATE = "[blocks, num_tokens, free queue, counts, keys]"
+STATE = "[blocks, num_tokens, free queue, counts, hashes]"
 
 
 def table_over(impl, num_free, size, seed=0):
@@ -78,24 +78,29 @@ def test_4_2_append(impl, num_blocks, size, appends, seed):
         for count in appends:
             before, told = state(pool, table), list(pool.told)
             if blocks_for(total + count, size) > num_blocks:
-                why = "The pool has too few free blocks for so many tokens, so append has to raise OutOfBlocksError."
+                why = "The pool has too few free blocks for that many tokens, so append has to raise OutOfBlocksError."
                 must_raise(OutOfBlocksError, lambda: table.append(count), why)  # noqa: B023
                 why = "An append that fails changes nothing: no block is taken, no token is counted."
                 expect(STATE, state(pool, table), before, why)
                 why = (
-                    "An append that fails takes no block, not even to give it back: `on_reuse` is called with every "
+                    "An append that fails takes no block, not even to give it back: `on_evict` is called with every "
                     "block that is handed out, and a prefix cache has forgotten what it held. Find out before whether "
                     "there are enough (allocate_many takes all or none)."
                 )
-                expect("what on_reuse was called with", pool.told[len(told) :], [], why)
+                expect("what on_evict was called with", pool.told[len(told) :], [], why)
                 continue
             copies = table.append(count)
             total += count
             expect("the result of append", copies, [], "Nothing is shared yet, so nothing is copied: return [].")
             check_grown(pool, table, total, before[0], before[2])
-            expect("table.keys", table.keys, [], "The keys are lesson 8's; append leaves them alone.")
+            expect(
+                "table.block_hashes",
+                table.block_hashes,
+                [],
+                "The block hashes are lesson 8's; append leaves them alone.",
+            )
             why = "Only what is needed is taken from the pool (allocate, allocate_many), each block once."
-            expect("what on_reuse was called with, sorted", sorted(pool.told), sorted(table.blocks), why)
+            expect("what on_evict was called with, sorted", sorted(pool.told), sorted(table.blocks), why)
         why = "Each table has a list of its own: keep it in self, not in the class."
         expect("(blocks, num_tokens) of another table", (blocks_of(bystander), bystander.num_tokens), ([], 0), why)
 
@@ -187,18 +192,21 @@ def test_4_4_free(impl, size, appends, seed):
         for count in appends:
             table.append(count)
         blocks, taken = list(table.blocks), len(pool.told)
-        table.keys = [b"root"]
+        table.block_hashes = [b"root"]
         table.free()
-        empty = blocks_of(table), table.num_tokens, list(table.keys)
+        empty = blocks_of(table), table.num_tokens, list(table.block_hashes)
         expect(
-            "(blocks, num_tokens, keys)", empty, ([], 0, []), "A table that was freed is empty, and can be used again."
+            "(blocks, num_tokens, hashes)",
+            empty,
+            ([], 0, []),
+            "A table that was freed is empty, and can be used again.",
         )
         leaked = [block for block in blocks if pool.ref_count(block)]
         expect("the blocks that were not given back", leaked, [], "Every block goes back to the pool; this is a leak.")
         given_back = list(pool.free_queue)[pool.num_free - len(blocks) :]
         why = "The last block goes back first: the head of a text, which others may share, is the last to be reused."
         expect("the end of the free queue", given_back, blocks[::-1], why)
-        expect("what on_reuse was called with", pool.told[taken:], [], "Giving blocks back hands none out.")
+        expect("what on_evict was called with", pool.told[taken:], [], "Giving blocks back hands none out.")
         why = "Another table keeps its blocks and tokens."
         expect("num_tokens of another table", (len(blocks_of(bystander)), bystander.num_tokens), (1, 1), why)
         table.free()  # again: there is nothing to give back

@@ -95,7 +95,7 @@ def strangers(name, count, pool):
 def test_6_2_what_can_never_fit_is_never_admitted(impl):
     words = (
         "pool: 8 blocks of 2. prompt 4, up to 16 more, so 10 blocks in the end",
-        "It could grow to 10 blocks (group.most_blocks), and the whole pool has 8: it would be preempted for ever. The "
+        "It could grow to 10 blocks (group.max_blocks), and the whole pool has 8: it would be preempted for ever. The "
         "last token is never stored.",
     )
     check_admission(impl, words, Admission.NEVER, (4, 16))
@@ -203,7 +203,7 @@ def test_6_2_admission(impl, seed, used, num_prompt, num_generated, n, so_far, c
     )
     impl.diary.note(f"cached={cached}" + f", of which {free} are free" * bool(free))
     why = (
-        f"It could grow to {group.most_blocks(setup.block_size)} blocks; to start it takes "
+        f"It could grow to {group.max_blocks(setup.block_size)} blocks; to start it takes "
         f"{group.blocks_to_start(setup.block_size)}, less {len(cached) - len(free)} that are cached and in use. While "
         "others run the watermark stays free, and every sequence needs a seat."
     )

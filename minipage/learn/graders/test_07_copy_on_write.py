@@ -25,7 +25,7 @@ def table_class(solution):
 
 
 def table_over(impl, Table, size, num_tokens, head=0, tail=0, num_free=20):
-    """A pool in disorder, and a table of so many tokens over it, filled by us. `head` others hold its blocks but for
+    """A pool in disorder, and a table of this many tokens over it, filled by us. `head` others hold its blocks except
     the last one, and `tail` others the last one."""
     num_blocks = len(range(0, num_tokens, size))
     impl.diary.begin()
@@ -33,7 +33,7 @@ def table_over(impl, Table, size, num_tokens, head=0, tail=0, num_free=20):
     table = Table(pool)
     blocks = sorted(pool.allocate_many(num_blocks), key=lambda block: block == 0 and num_tokens % 2 == 0)
     table.blocks, table.num_tokens = blocks, num_tokens  # block 0 is among them, and often the last
-    table.keys = [b"root", *(b"key of block %d" % block for block in blocks[: num_tokens // size])]
+    table.block_hashes = [b"root", *(b"hash of block %d" % block for block in blocks[: num_tokens // size])]
     for i, block in enumerate(table.blocks):
         for _ in range(tail if i == num_blocks - 1 else head):
             pool.share(block)
@@ -52,7 +52,7 @@ def test_7_1_fork(impl, size, num_tokens, head, tail):
     Table = table_class(impl)
     with impl.diary.watching(BlockPool, Table):
         pool, parent = table_over(impl, Table, size, num_tokens, head, tail)
-        blocks, keys, before, queue = list(parent.blocks), list(parent.keys), counts_of(pool), pool.free_queue
+        blocks, hashes, before, queue = list(parent.blocks), list(parent.block_hashes), counts_of(pool), pool.free_queue
         child = parent.fork()
         if not isinstance(child, Table):
             raise Wrong("fork returns another block table, of the same class.", Table, child)
@@ -60,9 +60,11 @@ def test_7_1_fork(impl, size, num_tokens, head, tail):
             raise Wrong("fork returns another table, not the same one once more.")
         expect("the child's blocks", child.blocks, blocks, "Parent and child point to the same blocks.")
         expect("the child's num_tokens", child.num_tokens, num_tokens, "The child has all of the parent's tokens.")
-        expect("the child's keys", child.keys, keys, "The notes of the prefix cache go along, in a copy.")
-        parents = parent.blocks, parent.num_tokens, parent.keys
-        expect("the parent's (blocks, num_tokens, keys)", parents, (blocks, num_tokens, keys), "It stays as it is.")
+        expect(
+            "the child's block_hashes", child.block_hashes, hashes, "The notes of the prefix cache go along, in a copy."
+        )
+        parents = parent.blocks, parent.num_tokens, parent.block_hashes
+        expect("the parent's (blocks, num_tokens, hashes)", parents, (blocks, num_tokens, hashes), "It stays as it is.")
         counts = [count + (block in blocks) for block, count in enumerate(before)]
         why = (
             "Two tables hold each block now, so each needs a second reference (pool.share), or it is freed too early; "
@@ -70,10 +72,10 @@ def test_7_1_fork(impl, size, num_tokens, head, tail):
         )
         expect("the reference counts of all blocks", counts_of(pool), counts, why)
         why = "A fork takes no block from the pool, and copies nothing."
-        expect("(free queue, what on_reuse was told)", (pool.free_queue, pool.told), (queue, []), why)
+        expect("(free queue, what on_evict was told)", (pool.free_queue, pool.told), (queue, []), why)
         if child.pool is not pool:
             raise Wrong("The child's blocks are in the parent's pool: type(self)(self.pool).")
-        for name in ("blocks", "keys"):
+        for name in ("blocks", "block_hashes"):
             if getattr(child, name) is getattr(parent, name):
                 raise Wrong(f"Parent and child have one and the same list of {name}: what one appends, the other has.")
 
@@ -134,7 +136,7 @@ def test_7_4_append(impl, size, num_tokens, head, tail, more, num_free):
             why = "An append that fails changes nothing at all."
             expect("(blocks, num_tokens, free queue, counts)", after, before, why)
             why += " No block is taken, not even to give it back: a prefix cache would have forgotten what it held."
-            expect("what on_reuse was called with", pool.told, [], why)
+            expect("what on_evict was called with", pool.told, [], why)
             return
         copies = table.append(more)
         check_copies(copies, old, list(table.blocks), copy)
@@ -154,7 +156,7 @@ def test_7_4_append(impl, size, num_tokens, head, tail, more, num_free):
         expect("its first blocks", table.blocks[: len(kept)], kept, why)
         expect("the number of its blocks", len(table.blocks), len(range(0, num_tokens + more, size)), why)
         why = "Only what is needed is taken from the pool: the new blocks, and one to copy into, each once."
-        expect("what on_reuse was called with, sorted", sorted(pool.told), sorted(new), why)
+        expect("what on_evict was called with, sorted", sorted(pool.told), sorted(new), why)
 
 
 def check_copies(copies, old, now, is_due):

@@ -9,19 +9,19 @@ from minipage.learn.graders.common import QUICK, every, expect, passes, remember
 from minipage.learn.graders.memory_machine import text
 from minipage.learn.graders.pools import state_of
 from minipage.learn.graders.prefix_examples import computed, make, watching
-from minipage.learn.graders.prefix_keys import (  # noqa: F401 (8.1 is judged there)
-    test_8_1_different_texts_have_different_keys,
-    test_8_1_nobody_outside_can_work_out_keys,
+from minipage.learn.graders.prefix_hashes import (  # noqa: F401 (8.1 is judged there)
+    test_8_1_different_texts_have_different_hashes,
+    test_8_1_nobody_outside_can_work_out_hashes,
     test_8_1_the_hash_is_a_good_one,
     test_8_1_the_parent_counts,
-    test_8_1_the_same_text_has_the_same_key,
+    test_8_1_the_same_text_has_the_same_hash,
     test_8_1_the_whole_parent_counts,
-    test_8_1_with_keys_always_of_one_length,
-    test_8_1_with_keys_nobody_can_reckon_with,
+    test_8_1_with_hashes_always_of_one_length,
+    test_8_1_with_hashes_nobody_can_reckon_with,
 )
 from minipage.learn.graders.prefix_machine import machine
 from minipage.learn.graders.prefix_secret import test_8_5_nobody_can_guess_the_new_secret  # noqa: F401
-from minipage.learn.graders.prefix_twins import (  # noqa: F401 (and 8.6, but for the last)
+from minipage.learn.graders.prefix_twins import (  # noqa: F401 (and 8.6, except the last)
     test_8_6_side_by_side,
     test_8_6_that_are_free,
     test_8_6_that_are_ones_own,
@@ -34,23 +34,23 @@ sizes = st.integers(1, 3)
 
 
 @contextmanager
-def counted_keys(cache):
-    """The keys that are computed meanwhile."""
-    keys, key = [], cache.key
+def counted_hashes(cache):
+    """The hashes that are computed meanwhile."""
+    hashes, block_hash = [], cache.block_hash
 
     def counted(parent, token_ids):
-        keys.append(key(parent, token_ids))
-        return keys[-1]
+        hashes.append(block_hash(parent, token_ids))
+        return hashes[-1]
 
     try:
-        cache.key = counted
+        cache.block_hash = counted
     except AttributeError:  # a class with slots, or a frozen one: then nobody counts
-        yield keys
+        yield hashes
         return
     try:
-        yield keys
+        yield hashes
     finally:
-        del cache.key
+        del cache.block_hash
 
 
 @remembered
@@ -65,31 +65,37 @@ def test_8_2_publish(impl, size, lengths):
             tokens += range(len(tokens), len(tokens) + more)
             table.append(more)
             before, blocks, lent = state_of(pool), list(table.blocks), [*tokens, 7, 7, 7, 7]
-            new = len(tokens) // size - max(0, len(table.keys) - 1)
-            with counted_keys(cache) as computed_keys:
+            new = len(tokens) // size - max(0, len(table.block_hashes) - 1)
+            with counted_hashes(cache) as computed_hashes:
                 cache.publish(table, lent, "salt")
             expect("token_ids afterwards", lent, [*tokens, 7, 7, 7, 7], "They belong to somebody else: copy the list.")
             why = "Publishing takes no block and gives none back."
             expect("(free queue, counts)", state_of(pool), before, why)
             now = list(table.blocks), table.num_tokens
-            expect("(table.blocks, num_tokens)", now, (blocks, len(tokens)), "Publishing changes only table.keys.")
+            expect(
+                "(table.blocks, num_tokens)", now, (blocks, len(tokens)), "Publishing only adds to table.block_hashes."
+            )
             full = table.blocks[: len(tokens) // size]
             known = [block for block in range(20) if block in cache]
             why = (
                 f"{len(tokens)} tokens are written, so {len(full)} blocks of {size} are full. Only full blocks are "
-                "shared: others are still written to. (`block in cache` looks into self._key_of.)"
+                "shared: others are still written to. (`block in cache` looks into self._hash_of.)"
             )
             expect("the list of blocks that the cache knows", known, sorted(full), why)
-            keys = [cache.root("salt")]
+            hashes = [cache.root_hash("salt")]
             for i in range(len(full)):
-                keys.append(cache.key(keys[-1], tokens[i * size : (i + 1) * size]))
-            why = "table.keys is the root, and a key for each full block, which follows the key before it. Each once."
-            expect("table.keys", table.keys, keys, why)
-            if len(computed_keys) > new:
+                hashes.append(cache.block_hash(hashes[-1], tokens[i * size : (i + 1) * size]))
+            why = (
+                "table.block_hashes is the root hash, and a hash for each full block, which follows the hash before "
+                "it. Each once."
+            )
+            expect("table.block_hashes", table.block_hashes, hashes, why)
+            if len(computed_hashes) > new:
                 raise Wrong(
                     "What was published before is not published again: publish is called after every step, of every "
-                    "text, and a long one would be hashed anew for each of its tokens. table.keys says how far it is.",
-                    f"{new} new key(s)", f"{len(computed_keys)} computed", "what publish does",
+                    "text, and a long one would be hashed anew for each of its tokens. table.block_hashes says how far "
+                    "it is.",
+                    f"{new} new hash(es)", f"{len(computed_hashes)} computed", "what publish does",
                 )  # fmt: skip
         others = [block for block in range(20) if block in another]
         expect("the blocks that another cache knows", others, [], "Each keeps its own: in self, not in the class.")
@@ -101,16 +107,21 @@ def check_roots(cache, pool, size):
     other, part, empty = BlockTable(pool), BlockTable(pool), BlockTable(pool)
     other.append(size)
     cache.publish(other, [0] * size, "pepper")
-    keys = [cache.root("pepper"), cache.key(cache.root("pepper"), [0] * size)]
-    expect("the keys of a text with another salt", other.keys, keys, "It begins with root(salt), of its own salt.")
+    hashes = [cache.root_hash("pepper"), cache.block_hash(cache.root_hash("pepper"), [0] * size)]
+    expect(
+        "the hashes of a text with another salt",
+        other.block_hashes,
+        hashes,
+        "It begins with root_hash(salt), of its own salt.",
+    )
     part.append(max(1, size - 1))
     if size > 1:
         cache.publish(part, [5] * size)
         why = "The root alone: nothing is full."
-        expect("the keys of a text without a full block", part.keys, [cache.root("")], why)
+        expect("the hashes of a text without a full block", part.block_hashes, [cache.root_hash("")], why)
     cache.publish(empty, [])
     why = "The root alone: there is no token yet."
-    expect("the keys of an empty table that is published", empty.keys, [cache.root("")], why)
+    expect("the hashes of an empty table that is published", empty.block_hashes, [cache.root_hash("")], why)
 
 
 @remembered
@@ -120,12 +131,12 @@ def test_8_3_find(impl, size, first, second, same_salt):
     with watching(impl):
         pool, cache = make(impl, size, scattered=True)
         table = computed(cache, first, "salt")
-        before, known = (state_of(pool), list(table.keys)), [block in cache for block in range(20)]
+        before, known = (state_of(pool), list(table.block_hashes)), [block in cache for block in range(20)]
         salt = "salt" if same_salt else "pepper"
         found = cache.find(second, salt)
         if not (isinstance(found, tuple) and len(found) == 2):
-            raise Wrong("find returns two lists: (blocks, keys).", ([], [cache.root(salt)]), found)
-        blocks, keys = found
+            raise Wrong("find returns two lists: (blocks, hashes).", ([], [cache.root_hash(salt)]), found)
+        blocks, hashes = found
         again = cache.find(tuple(second), salt)
         due = []
         for i in range((len(second) - 1) // size):
@@ -142,15 +153,15 @@ def test_8_3_find(impl, size, first, second, same_salt):
             "A block after the first difference holds another context."
         )
         expect("the blocks", blocks, due, why)
-        why = "The keys are the root of this salt, and the key of each block that was found."
-        expect("the number of keys", len(keys), len(due) + 1, why)
-        expect("the keys", keys, [cache.root(salt), *table.keys[1 : len(due) + 1]], why)
-        after = state_of(pool), list(table.keys)
+        why = "The hashes are the root hash of this salt, and the hash of each block that was found."
+        expect("the number of hashes", len(hashes), len(due) + 1, why)
+        expect("the hashes", hashes, [cache.root_hash(salt), *table.block_hashes[1 : len(due) + 1]], why)
+        after = state_of(pool), list(table.block_hashes)
         why = "Looking changes nothing: whoever asked may not be admitted."
-        expect("((free queue, counts), keys)", after, before, why)
+        expect("((free queue, counts), hashes)", after, before, why)
         expect("which blocks are known", [block in cache for block in range(20)], known, why)
-        expect("what a second look finds", (list(again[0]), list(again[1])), (due, list(keys)), why)
-        if keys is again[1] or blocks is again[0]:
+        expect("what a second look finds", (list(again[0]), list(again[1])), (due, list(hashes)), why)
+        if hashes is again[1] or blocks is again[0]:
             raise Wrong("Each look gives lists of its own: what one request does with its lists is its affair.")
 
 
@@ -168,22 +179,22 @@ def test_8_4_adopt(impl, size, num_blocks, num_free, others):
             for _ in range(0 if block in free else others - 1):
                 pool.share(block)
         told = []
-        pool.on_reuse = told.append
-        keys = [cache.root("")] + [b"key %d" % block for block in blocks]
+        pool.on_evict = told.append
+        hashes = [cache.root_hash("")] + [b"hash %d" % block for block in blocks]
         due_counts = [count + (block in blocks) for block, count in enumerate(state_of(pool)[1])]
         due_queue = [block for block in pool.free_queue if block not in blocks]
-        table, lent = BlockTable(pool), (list(blocks), list(keys))
+        table, lent = BlockTable(pool), (list(blocks), list(hashes))
         impl.diary.note(f"blocks {blocks}: {free} are free, the others in use")
         cache.adopt(table, *lent)
         why = "The table begins with the blocks that were found, in order."
         expect("table.blocks", table.blocks, blocks, why)
         why = "All tokens of the adopted blocks are computed."
         expect("table.num_tokens", table.num_tokens, num_blocks * size, why)
-        why = "The keys go along, or everything would be published a second time."
-        expect("table.keys", table.keys, keys, why)
-        if table.blocks is lent[0] or table.keys is lent[1]:
+        why = "The hashes go along, or everything would be published a second time."
+        expect("table.block_hashes", table.block_hashes, hashes, why)
+        if table.blocks is lent[0] or table.block_hashes is lent[1]:
             raise Wrong("The table needs lists of its own: the one it was given belongs to somebody else.")
-        expect("the lists that were handed in", lent, (blocks, keys), "They belong to somebody else: copy them.")
+        expect("the lists that were handed in", lent, (blocks, hashes), "They belong to somebody else: copy them.")
         queued = [block for block in blocks if block in pool.free_queue]
         why = "Blocks that were free have to leave the free queue (pool.revive), with one reference each."
         expect("those of the blocks that are in the free queue", queued, [], why)
@@ -195,7 +206,7 @@ def test_8_4_adopt(impl, size, num_blocks, num_free, others):
         why = "Nothing else leaves the free queue, and the others keep their order."
         expect("the free queue", list(pool.free_queue), due_queue, why)
         why = "Nothing is handed out for new contents: what these blocks hold is what is wanted (revive, not allocate)."
-        expect("what on_reuse was called with", told, [], why)
+        expect("what on_evict was called with", told, [], why)
 
 
 @remembered
@@ -254,7 +265,7 @@ def test_8_5_reset(impl):
     with watching(impl):
         pool, cache = make(impl, 2, forgets=True)
         table = computed(cache, [1, 2, 3])
-        root = cache.root("")
+        root = cache.root_hash("")
         cache.reset()
         why = "After a reset nothing can be found: what is in the blocks was computed with other weights."
         expect("find([1, 2, 3])[0]", cache.find([1, 2, 3])[0], [], why)
@@ -263,10 +274,10 @@ def test_8_5_reset(impl):
         table.append(1)
         cache.publish(table, [1, 2, 3, 4])
         computed(cache, [1, 2])  # with the new weights
-        if cache.root("") == root or 1 in [*cache.find([1, 2, 3, 4, 5])[0]]:
+        if cache.root_hash("") == root or 1 in [*cache.find([1, 2, 3, 4, 5])[0]]:
             raise Wrong(
-                "A text that was under way during the reset published a block after its old keys, and a new request "
-                "found it: its K and V rest on old weights. Draw a new self._secret, and all roots and keys change."
+                "A text that was under way during the reset published a block after its old hashes, and a new request "
+                "found it: its K and V rest on old weights. Draw a new self._secret, and all roots and hashes change."
             )
 
 
@@ -276,14 +287,14 @@ def test_8_5_every_reset_draws_a_new_secret(impl):
         seen = []
         for number in range(3):
             for cache in caches:
-                seen.append(cache.root(""))
-                seen.append(cache.key(b"parent", [1, 2]))
+                seen.append(cache.root_hash(""))
+                seen.append(cache.block_hash(b"parent", [1, 2]))
                 cache.reset()
             if len(set(seen)) < len(seen):
                 raise Wrong(
-                    f"After {number} reset(s) a root or a key was the same as before, or as another cache's. Each "
+                    f"After {number} reset(s) a root or a hash was the same as before, or as another cache's. Each "
                     "reset draws a new secret at random: with one that is always the same, texts of before the last "
-                    "reset and after the one before it have equal keys, and everybody can work them out."
+                    "reset and after the one before it have equal hashes, and everybody can work them out."
                 )
 
 

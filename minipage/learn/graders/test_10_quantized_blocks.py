@@ -99,7 +99,7 @@ def check_bytes(impl, block_size, num_layers, num_kv_heads, head_size, quantized
     due = 0
     for _ in range(2 * block_size * num_layers * num_kv_heads):  # a row of K or of V
         due += head_size + 4 if quantized else 4 * head_size
-    why = "A block holds K and V (2), of every token, in every layer, in every head: so many rows."
+    why = "A block holds K and V (2), of every token, in every layer, in every head: that many rows."
     why += " A row has head_size bytes, and 4 of its scale." if quantized else " A row has 4 * head_size bytes."
     expect("the bytes of a block", impl.bytes_per_block(*arguments), due, why)
 

@@ -22,7 +22,7 @@ from minipage.learn.graders.fake_engine import (
 from minipage.learn.graders.scheduling_examples import add, names_of, shown, written
 from minipage.learn.judge import Wrong
 from minipage.memory import PrefixCache
-from minipage.scheduling import POLICIES, Admission, Scheduler, SequenceGroup, Status, StepPlan
+from minipage.scheduling import POLICIES, Admission, GroupStatus, Scheduler, SequenceGroup, StepPlan
 
 
 class Request(NamedTuple):
@@ -145,7 +145,7 @@ class Side:
             write(chunk, self.texts[chunk.seq])
         for chunk in plan.chunks:
             assert_reads_its_own(chunk.seq, self.texts[chunk.seq], stop=chunk.start + chunk.num_tokens)
-        at_their_end = list(dict.fromkeys(chunk.group for chunk in plan.chunks if chunk.samplers))
+        at_their_end = list(dict.fromkeys(chunk.group for chunk in plan.chunks if chunk.receivers))
         s.update(plan)
         for group in at_their_end:
             for seq in self.takes[group](group, self.texts, 50):
@@ -216,7 +216,7 @@ def check_lists(side, running, tables, plan):
     for group in gone:
         name = group.group_id
         if group not in s.waiting and group not in s.swapped:
-            raise Wrong(f"{name} was taken out of self.running and put nowhere: self._enqueue(group, Status...).")
+            raise Wrong(f"{name} was taken out of self.running and put nowhere: self._enqueue(group, GroupStatus...).")
         if group not in plan.preempted:
             why = f"{name} was preempted, and the plan does not say so: plan.preempted.append(group)."
             raise Wrong(why, names_of(gone), names_of(plan.preempted), "plan.preempted")
@@ -235,7 +235,9 @@ def check_lists(side, running, tables, plan):
     for what, groups in moved.items():
         check_moves(what, groups, tables, now, getattr(plan, what))
     for group in side.groups:
-        queue = {Status.RUNNING: s.running, Status.WAITING: s.waiting, Status.SWAPPED: s.swapped}.get(group.status, [])
+        queue = {GroupStatus.RUNNING: s.running, GroupStatus.WAITING: s.waiting, GroupStatus.SWAPPED: s.swapped}.get(
+            group.status, []
+        )
         if sum(other is group for other in side.groups) != 1 or group not in queue:
             raise Wrong(f"{group.group_id} is in another list than its status says ({group.status}), or in two.")
 
@@ -309,17 +311,20 @@ def compare_pools(theirs, ours):
     except IntegrityError as error:
         raise Wrong(f"The block tables and the pool do not agree after this step: {error}") from error
     if theirs.prefix_cache:
-        hits = [(s.prefix_cache.num_queried_tokens, s.prefix_cache.num_hit_tokens) for s in (theirs, ours)]
+        hits = [(s.num_queried_tokens, s.num_hit_tokens) for s in (theirs, ours)]
         why = (
             "A newcomer begins with the blocks that are known to hold its prefix: hand on what self._find_prefix found."
         )
         expect("(tokens looked up, tokens found) in the prefix cache", *hits, why)
-        keys = [[len(seq.block_table.keys) for group in s.running for seq in group.sequences] for s in (theirs, ours)]
+        hashes = [
+            [len(seq.block_table.block_hashes) for group in s.running for seq in group.sequences]
+            for s in (theirs, ours)
+        ]
         why = (
-            "A newcomer's table takes the root and the key of every block that was found, or those blocks are "
+            "A newcomer's table takes the root hash and the hash of every block that was found, or those blocks are "
             "published again: hand all on that self._find_prefix found."
         )
-        expect("the number of keys of each sequence that runs", *keys, why)
+        expect("the number of hashes of each sequence that runs", *hashes, why)
 
 
 def swapped_why(plan, due, otherwise):

@@ -18,7 +18,7 @@ class BlockTable:
         self.pool = pool
         self.blocks: list[int] = []
         self.num_tokens = 0
-        self.keys: list[bytes] = []
+        self.block_hashes: list[bytes] = []
 
     def __len__(self) -> int:
         return len(self.blocks)
@@ -46,6 +46,6 @@ class BlockTable:
         while self.blocks:
             self.pool.free(self.blocks.pop())
         self.num_tokens = 0
-        self.keys = []
+        self.block_hashes = []
 
     move_to = SharingBlockTable.move_to

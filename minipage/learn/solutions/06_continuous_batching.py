@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minipage.scheduling import Admission, Scheduler, SequenceGroup, StepPlan
-from minipage.scheduling.group import Status
+from minipage.scheduling.group import GroupStatus
 
 
 def share_out(wanted: list[int], budget: int) -> list[int]:
@@ -17,7 +17,7 @@ def share_out(wanted: list[int], budget: int) -> list[int]:
 class ContinuousBatching(Scheduler):
     def admission(self, group: SequenceGroup, cached: list[int]) -> Admission:
         pool = self.block_pool
-        if group.most_blocks(pool.block_size) > pool.num_blocks:
+        if group.max_blocks(pool.block_size) > pool.num_blocks:
             return Admission.NEVER
         taken_from_queue = sum(pool.ref_count(block) == 0 for block in cached)
         needed = group.blocks_to_start(pool.block_size) - len(cached) + taken_from_queue
@@ -28,14 +28,14 @@ class ContinuousBatching(Scheduler):
     def _admit(self, plan: StepPlan, budget: int) -> None:
         while self.waiting and budget > 0:
             group = self.waiting[0]
-            cached, keys = self._find_prefix(group)
+            cached, hashes = self._find_prefix(group)
             if self.admission(group, cached) is not Admission.NOW:
                 break
-            self._start(group, cached, keys)
+            self._start(group, cached, hashes)
             budget -= self._give_slots(group.next_chunks(budget), plan)
 
     def schedule(self) -> StepPlan:
-        plan = StepPlan([], [], [], [], [])
+        plan = StepPlan()
         budget = self.max_num_batched_tokens
         for group in self.running:  # from the first; a preemption takes from the other end of this very list
             chunks = group.next_chunks(budget)
@@ -48,10 +48,10 @@ class ContinuousBatching(Scheduler):
                 self._admit(plan, budget)
         return plan
 
-    def _start(self, group: SequenceGroup, cached: list[int], keys: list[bytes]) -> None:
+    def _start(self, group: SequenceGroup, cached: list[int], hashes: list[bytes]) -> None:
         self.waiting.remove(group)
-        self._enqueue(group, Status.RUNNING)
+        self._enqueue(group, GroupStatus.RUNNING)
         if self.prefix_cache:
-            self.prefix_cache.adopt(group.leader.block_table, cached, keys)
-            self._count_hits(self.prefix_cache, group)
+            self.prefix_cache.adopt(group.leader.block_table, cached, hashes)
+            self._count_found(group)
         group.fork_followers()

@@ -9,7 +9,9 @@ from minipage.memory import BlockCopy
 class CopyOnWrite:
     def fork(self):
         twin = type(self)(self.pool)
-        twin.blocks, twin.num_tokens, twin.keys = self.blocks.copy(), self.num_tokens, self.keys.copy()
+        twin.blocks = self.blocks.copy()
+        twin.num_tokens = self.num_tokens
+        twin.block_hashes = self.block_hashes.copy()
         for block in self.blocks:
             self.pool.share(block)
         return twin

@@ -1,26 +1,28 @@
 """The engine on a GPU. A reader who wants to know how paging works can skip this folder: it decides nothing.
 
-runner.py     the same steps as minipage/worker/runner.py, with arrays on the GPU: PyTorch's or CuPy's
-graphs.py     the fast path, for PyTorch: one copy brings a step's inputs, decodes are replayed as CUDA graphs
-capture.py    how a graph is captured, undisturbed
-next_batch.py a step's inputs, most of which follow from the last step's; inputs.py: that one copy
-draw.py       tokens are drawn where the logits are
-views.py      the model's arrays as the kernels take them, also in the simulator
+checked.py     the same steps as minipage/worker/runner.py, with arrays on the GPU: PyTorch's or CuPy's
+memory.py      how much of the GPU's memory is left for K and V
+graphs.py      the fast path, for PyTorch: one copy brings a step's inputs, decodes are replayed as CUDA graphs
+capture.py     how a graph is captured, undisturbed
+inputs.py      that one copy
+next_batch.py  a step's inputs, which usually follow from the last step's
+draw.py        tokens are drawn where the logits are
+views.py       the model's arrays as the kernels take them, also in the simulator
 """
 
 from __future__ import annotations
 
-from array_api_compat import is_torch_array
+from array_api_compat import is_torch_namespace
 
 from minipage.errors import ConfigurationError
-from minipage.model.gpt import GPT
+from minipage.model.architecture import Model
 from minipage.worker.batch import PagedAttention
-from minipage.worker.gpu.runner import GPURunner
+from minipage.worker.gpu.checked import GPURunner
 from minipage.worker.runner import Limits, ModelRunner
 
 
 def gpu_runner(
-    model: GPT,
+    model: Model,
     kv_dtype: type,
     attention: str | PagedAttention | None,
     limits: Limits,
@@ -33,13 +35,13 @@ def gpu_runner(
             f"gpu_memory_utilization is {gpu_memory_utilization!r}; it must be a share, above 0 and at most 1."
         )
     if callable(attention):
-        return GPURunner(model, kv_dtype, attention)
+        return GPURunner(model, kv_dtype, limits, gpu_memory_utilization, attention)
     if attention not in (None, "cuda"):
         raise ConfigurationError(
             f"attention is {attention!r}, but on a GPU it must be 'cuda', the default, or a function for arrays there."
         )
-    if not is_torch_array(model.weights["wte.weight"]):
-        return GPURunner(model, kv_dtype)
+    if not is_torch_namespace(model.layers.xp):
+        return GPURunner(model, kv_dtype, limits, gpu_memory_utilization)
     from minipage.worker.gpu.graphs import GraphRunner  # needs PyTorch
 
     return GraphRunner(model, kv_dtype, limits, gpu_memory_utilization, enforce_eager)

@@ -30,11 +30,12 @@ one_at_a_time = RLock()  # PyTorch records everything in the same stream
 def capture(run: Callable[[], Result], pool: Any = None) -> tuple[torch.cuda.CUDAGraph, Result]:
     """A graph of what `run` launches, and what `run` returns, which each replay fills anew.
 
-    pool: of `torch.cuda.graph_pool_handle()`, memory that several graphs share.
+    pool: memory that several graphs share, a `torch.cuda.graph_pool_handle()`.
 
     If it fails, whatever raises, everything is as before: the current stream too, which PyTorch would leave changed.
     """
-    graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+    graph = torch.cuda.CUDAGraph()
+    stream = torch.cuda.current_stream()
     try:
         with recorded(graph, pool=pool):
             return graph, run()

@@ -6,9 +6,9 @@
     top_k, top_p as well    the same, among the MOST likeliest tokens only: to sort a whole vocabulary takes longer than
                             to compute its logits
 
-Where that many tokens may not be enough, which only the GPU knows, it answers UNSURE, and the row is done again with
-all. Where the largest logit is not a finite number, the answer is NO_TOKEN.
-A row with forbidden tokens is fetched, and chosen from by the host.
+If MOST tokens may not be enough (only the GPU can tell), the row's answer is UNSURE, and it is done again with all. If
+the largest logit is not a finite number, the answer is NO_TOKEN. A row with forbidden tokens is fetched, and the host
+chooses from it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 from minipage.sampling import NO_TOKEN, Draw, sample
 
 MOST = 1024  # tokens that are looked at first
-UNSURE = -2
+UNSURE = -2  # the answer for a row where MOST tokens may not be enough
 LARGE = 2**31  # no vocabulary has as many tokens
 
 
@@ -51,7 +51,7 @@ def sample_on_device(logits: torch.Tensor, draws: Sequence[tuple[int, Draw]]) ->
 def put(
     tokens: torch.Tensor, places: list[int], draw_tokens: Callable[..., torch.Tensor], logits: torch.Tensor, draws: Any
 ) -> None:
-    """tokens[places] = what is drawn for these draws."""
+    """tokens[places] = the tokens that are drawn for the draws at these places."""
     if places:
         rows = upload([draws[i][0] for i in places], logits.device)  # [num_places]
         settings = Settings.of([draws[i][1] for i in places], logits.device)
@@ -94,8 +94,8 @@ def draw_from_likeliest(logits: torch.Tensor, settings: Settings) -> torch.Tenso
     weights = scaled(logits, settings).exp()  # [num_draws, V]
     p = weights.gather(-1, token_ids) / weights.sum(dim=-1, keepdim=True)  # [num_draws, MOST]
     kept = keep_likeliest(p, settings)  # [num_draws, MOST]
-    # The others of the vocabulary are at most as likely as the least likely of these. If that is not kept, none is. But
-    # more than MOST would have to be added up to know what share of the top_k is top_p.
+    # The rest of the vocabulary is at most as likely as the least likely of these tokens. If that one is not kept, none
+    # of the rest is. But with a top_k above MOST, more tokens would have to be added up to know its share for top_p.
     is_sure = (kept.where(kept > 0, 1).amin(dim=-1) > p.amin(dim=-1)) & (settings.top_k[:, 0] <= MOST)  # [num_draws]
     return token_ids.gather(-1, pick(kept, settings)[:, None])[:, 0].where(is_sure, UNSURE)  # [num_draws]
 
@@ -107,8 +107,9 @@ def scaled(logits: torch.Tensor, settings: Settings) -> torch.Tensor:
 
 
 def keep_likeliest(p: torch.Tensor, settings: Settings) -> torch.Tensor:
-    """Probabilities of M tokens, [N, M] -> [N, M] with 0 for all but the top_k, and of these but the top_p; of equals
-    the first."""
+    """Probabilities of M tokens, [N, M] -> [N, M], with 0 for all except the top_k, and among these the top_p.
+
+    Of equals the first is kept."""
     likely_first, order = p.sort(dim=-1, descending=True, stable=True)  # [N, M] each
     rank = torch.arange(p.shape[1], device=p.device)  # [M]
     is_top_k = (settings.top_k <= 0) | (rank < settings.top_k)  # [N, M]
@@ -124,7 +125,7 @@ def pick(p: torch.Tensor, settings: Settings) -> torch.Tensor:
     p = p.where(p >= settings.min_p * p.amax(dim=-1, keepdim=True), 0)  # [N, M]
     cumulative = p.cumsum(dim=-1)  # [N, M]
     places = torch.searchsorted(cumulative, settings.number * cumulative[:, -1:], right=True)[:, 0]  # [N]
-    return places.clamp(max=p.shape[1] - 1)  # [N]; where p is no number the place is M, and nobody may look there
+    return places.clamp(max=p.shape[1] - 1)  # [N]; where p is NaN the place is M, which does not exist
 
 
 def upload(values: Sequence[Any], device: torch.device, dtype: torch.dtype = torch.int64) -> torch.Tensor:

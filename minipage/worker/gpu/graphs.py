@@ -14,44 +14,41 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 import minipage.attention.cuda as kernels
+from minipage.attention.cuda.device_arrays import View, empty
 from minipage.attention.cuda.launch import SHORT
-from minipage.errors import ConfigurationError, require_positive
 from minipage.memory import BlockPool, blocks_needed
-from minipage.model.gpt import GPT, Array, Attend
+from minipage.model.architecture import Attend, Model
 from minipage.sampling import Draw, SamplingParams
 from minipage.scheduling import StepPlan
-from minipage.worker.batch import Batch
+from minipage.worker.batch import Batch, Kernels, attend_with
 from minipage.worker.gpu.capture import capture
+from minipage.worker.gpu.checked import GPURunner
 from minipage.worker.gpu.draw import sample_on_device
 from minipage.worker.gpu.inputs import StepInputs
 from minipage.worker.gpu.next_batch import Batches
-from minipage.worker.gpu.runner import GPURunner
-from minipage.worker.gpu.views import for_kernels, view_for_kernels
+from minipage.worker.gpu.views import from_kernels, view_for_kernels
 from minipage.worker.runner import Limits
 
 
 class GraphRunner(GPURunner):
-    """Runs a GPT of PyTorch on a GPU.
+    """Runs a model of PyTorch on a GPU.
 
     Args:
-        limits: the largest batch that will come.
-        gpu_memory_utilization: the share of the GPU's memory that may be used, by everything together.
+        limits, gpu_memory_utilization: as for GPURunner.
         enforce_eager: no graphs; all kernels are launched one by one.
     """
 
     def __init__(
-        self, model: GPT, kv_dtype: type, limits: Limits, gpu_memory_utilization: float, enforce_eager: bool
+        self, model: Model, kv_dtype: type, limits: Limits, gpu_memory_utilization: float, enforce_eager: bool
     ) -> None:
-        super().__init__(model, kv_dtype)
-        require_positive(**limits._asdict())
-        self.limits = limits
-        self.gpu_memory_utilization = gpu_memory_utilization
-        self.is_on_gpu = self.somewhere.device.type == "cuda"  # otherwise kernels are simulated
+        super().__init__(model, kv_dtype, limits, gpu_memory_utilization)
+        self.is_on_gpu = self.device.type == "cuda"  # otherwise kernels are simulated
         self.enforce_eager = enforce_eager or not self.is_on_gpu
         self._sizes = graph_sizes(limits.max_num_seqs)
         self._lengths = graph_lengths(limits.max_model_len)
@@ -61,63 +58,44 @@ class GraphRunner(GPURunner):
         self._steps_to_wait = 0  # until another one is tried
         self._pool = torch.cuda.graph_pool_handle() if self.is_on_gpu else None  # memory that all graphs share
 
-    def blocks_that_fit(self, memory: int | str | None, block_size: int, name: str = "memory") -> int:
-        """Without `memory`: as many as the GPU has room for, up to twice what the longest sequences could fill."""
-        if memory is not None or not self.is_on_gpu:
-            return super().blocks_that_fit(memory, block_size, name)
-        there_is_room_for = super().blocks_that_fit(self._spare_memory(), block_size)
-        return min(
-            there_is_room_for, 2 * self.limits.max_num_seqs * blocks_needed(self.limits.max_model_len, block_size)
-        )
-
     @torch.inference_mode()
-    def _spare_memory(self) -> int:
-        """Bytes that are left for K and V, when the largest step and the graphs have taken what they need."""
-        device = self.somewhere.device
-        _, num_tokens, num_seqs = self.limits
-        torch.cuda.synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        some = torch.zeros(num_tokens, dtype=torch.int32, device=device)  # [num_tokens]
-        hidden = self.model.forward(some, some, lambda layer, q, k, v: q.contiguous())  # [num_tokens, n_embd]
-        logits = self.model.logits(hidden[:1].expand(num_seqs, -1))  # [num_seqs, vocab_size]
-        nearly_all = Draw(SamplingParams(top_p=1 - 1e-9), 0.5)  # so many that the whole vocabulary is sorted
-        self.sample(logits, [(row, nearly_all) for row in range(num_seqs)])
-        needed = torch.cuda.max_memory_allocated() - before
-        if not self.enforce_eager:  # each graph keeps its logits
-            needed += len(self._lengths) * sum(self._sizes) * logits.stride(0) * logits.element_size()
-        del hidden, logits
-        torch.cuda.empty_cache()
-        free, total = torch.cuda.mem_get_info()
-        spare = int(self.gpu_memory_utilization * total) - (total - free) - needed
-        if spare <= 0:
-            raise ConfigurationError(
-                f"gpu_memory_utilization is {self.gpu_memory_utilization!r} of {total:,} bytes, of which "
-                f"{total - free:,} are in use and a step needs {needed:,}: nothing is left for K and V. Raise it, stop "
-                "other programs on this GPU, or lower max_num_seqs and max_num_batched_tokens."
-            )
-        return spare
+    def _largest_step(self) -> int:
+        """Run the largest step, except for attention; returns the bytes that the graphs keep."""
+        dummy_ids = torch.zeros(self.limits.max_num_batched_tokens, dtype=torch.int32, device=self.device)  # [T]
+        hidden = self.model.forward(dummy_ids, dummy_ids, lambda layer, q, k, v: q.contiguous())  # [T, C]
+        logits = self.model.logits(hidden[:1].expand(self.limits.max_num_seqs, -1))  # [max_num_seqs, vocab_size]
+        worst_case = Draw(SamplingParams(top_p=1 - 1e-9), 0.5)  # nearly all tokens, so that the vocabulary is sorted
+        self.sample(logits, [(row, worst_case) for row in range(len(logits))])
+        bytes_per_row: int = logits.stride(0) * logits.element_size()
+        return 0 if self.enforce_eager else len(self._lengths) * sum(self._sizes) * bytes_per_row
 
     def allocate(self, block_pool: BlockPool, swap_pool: BlockPool | None) -> None:
         super().allocate(block_pool, swap_pool)
-        max_len, max_num_tokens, _ = self.limits
-        config, device = self.model.config, self.somewhere.device
+        device = self.device
+        max_len = self.limits.max_model_len
+        max_num_seqs = self._sizes[-1]
+        max_num_tokens = max(self.limits.max_num_batched_tokens, max_num_seqs)
         max_blocks = blocks_needed(max_len, block_pool.block_size)
-        self._inputs = StepInputs(max(max_num_tokens, self._sizes[-1]), self._sizes[-1], max_blocks, device)
+        self._inputs = StepInputs(max_num_tokens, max_num_seqs, max_blocks, device)
         self._batches = Batches(block_pool.block_size)
-        size = kernels.workspace_size(self._sizes[-1], config.n_head, config.head_size, max_len)
-        self._workspace = torch.zeros(size, device=device)  # [size] float32
+        size = kernels.workspace_size(max_num_seqs, self.model.architecture.num_heads, self.model.kv.head_size, max_len)
+        self._workspace = view_for_kernels(torch.zeros(size, device=device))  # [size] float32
         # Each layer's part of the caches: k, v, and the scales of a quantized cache.
-        self._layers = [[kernels.view(array[i]) for array in self.kv_cache.arrays] for i in range(config.n_layer)]
+        self._layers = [
+            [kernels.view(array) for array in self.kv_cache.layer(i)] for i in range(self.model.kv.num_layers)
+        ]
 
     @torch.inference_mode()
     def forward(self, plan: StepPlan) -> torch.Tensor:  # type: ignore[override]
         """[num_sampled, vocab_size] logits, on the GPU, in the dtype of the model; until the next step."""
         batch = self._batches.make(plan.chunks)
-        num_tokens, num_seqs, num_sampled = len(batch.token_ids), len(batch.context_lens), len(batch.sampled_rows)
+        num_tokens = len(batch.token_ids)
+        num_seqs = len(batch.context_lens)
+        num_sampled = len(batch.sampled_rows)
         longest = int(batch.context_lens.max())
         if num_tokens == num_seqs == num_sampled:
-            size, length = first_at_least(num_seqs, self._sizes), first_at_least(longest, self._lengths)
+            size = first_at_least(num_seqs, self._sizes)
+            length = first_at_least(longest, self._lengths)
             logits = self._decode(size, length, self._inputs.load(batch, size, size))  # [size, vocab_size]
         else:
             query_lens = np.diff(batch.query_start_loc)  # [num_seqs]
@@ -172,28 +150,27 @@ class GraphRunner(GPURunner):
     def _run(self, inputs: Batch, min_query_len: int, max_query_len: int, max_context_len: int) -> torch.Tensor:
         """[num_seqs, vocab_size] logits, in the first rows those that are wanted."""
         attend = self._launches(inputs, min_query_len, max_query_len, max_context_len)
-        hidden = self.model.forward(inputs.token_ids, inputs.positions, attend)  # [T, n_embd]
+        hidden = self.model.forward(inputs.token_ids, inputs.positions, attend)  # [T, C]
         logits: torch.Tensor = self.model.logits(hidden.index_select(0, inputs.sampled_rows))  # [num_seqs, vocab_size]
         return logits
 
     def _launches(self, inputs: Batch, min_query_len: int, max_query_len: int, max_context_len: int) -> Attend:
-        """Attention with nothing checked and nothing waited for."""
+        """Attention with nothing waited for, as no array of the batch is looked at."""
         stream = torch.cuda.current_stream().cuda_stream if self.is_on_gpu else 0
-        slots, tables, contexts, starts, workspace = map(view_for_kernels, (*inputs[2:6], self._workspace))
 
-        def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
-            out, scale = torch.empty(q.shape, dtype=q.dtype, device=q.device), q.shape[-1] ** -0.5  # [T, H, D]
-            q, k, v = map(view_for_kernels, (q, k, v))  # each [T, H, D], rows of one array
-            k_cache, v_cache, *scales = self._layers[layer]
-            kernels.launch_write_kv(k, v, k_cache, v_cache, slots, *scales, stream=stream)
+        def write(*arguments: Any) -> None:
+            kernels.launch_write_kv(*arguments, stream=stream)
+
+        def attention(q: View, *arguments: Any) -> Any:
+            out = empty(q.array, q.array.shape, q.array.dtype)  # [T, H, D]
             kernels.launch_attention(
-                q, k_cache, v_cache, tables, contexts, starts, scale, *scales, out=for_kernels(out),
-                workspace=workspace, min_query_len=min_query_len, max_query_len=max_query_len,
-                max_context_len=max_context_len, stream=stream,
+                q, *arguments, out=out, workspace=self._workspace, min_query_len=min_query_len,
+                max_query_len=max_query_len, max_context_len=max_context_len, stream=stream,
             )  # fmt: skip
             return out
 
-        return attend
+        ours = Kernels(write, attention, view_for_kernels, from_kernels)
+        return attend_with(ours, Batch._make(map(view_for_kernels, inputs)), self._layers.__getitem__)
 
 
 def first_at_least(number: int, choices: Sequence[int]) -> int:

@@ -4,9 +4,9 @@
                       │ one copy, which nobody waits for
     GPU            [ the same                                                                                       ]
 
-A CUDA graph reads its inputs from where they were when it was captured, so a batch of so many tokens and sequences is
-always laid out in the same way, from the beginning of one buffer. A batch may be padded: a token with slot -1 is
-written nowhere, and a sequence with a context of 0 reads nothing.
+A CUDA graph reads its inputs from where they were when it was captured, so batches of the same number of tokens and
+sequences are always laid out in the same way, from the beginning of one buffer. A batch may be padded: a token with
+slot -1 is written nowhere, and a sequence with a context of 0 reads nothing.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import numpy as np
 import torch
 
 from minipage.worker.batch import Batch
+
+NO_SLOT = -1  # of a token that only fills up a batch
 
 
 class StepInputs:
@@ -33,15 +35,14 @@ class StepInputs:
         self._copied = torch.cuda.Event() if is_on_gpu else None  # type: ignore[no-untyped-call]
 
     def load(self, batch: Batch, num_tokens: int, num_seqs: int) -> Batch:
-        """Bring a batch to the device, padded to so many tokens and sequences."""
+        """Bring a batch to the device, padded to num_tokens tokens and num_seqs sequences."""
         if self._copied:
-            self._copied.synchronize()  # the last step's inputs have left the buffer, long ago
+            self._copied.synchronize()  # until the last step's inputs have left the buffer; they have, long ago
         host, device = self.places(num_tokens, num_seqs)
-        padding = Batch(0, 0, -1, 0, 0, 0, 0)  # type: ignore[arg-type]
-        for place, array, value in zip(host, batch, padding):
-            place[...] = value
+        for name, place, array in zip(Batch._fields, host, batch, strict=True):
+            place[...] = NO_SLOT if name == "slot_mapping" else 0
             place[tuple(map(slice, array.shape))] = array
-        if num_tokens > len(batch.token_ids):  # every sequence has one token, those that fill up the batch too
+        if num_tokens > len(batch.token_ids):  # then every sequence has one token, the padding too
             host.query_start_loc[:] = np.arange(num_seqs + 1)
             host.sampled_rows[:] = np.arange(num_seqs)
         used = sum(array.size for array in host)
@@ -57,7 +58,8 @@ class StepInputs:
     def _carve(self, buffer: Any, num_tokens: int, num_seqs: int) -> Batch:
         """Pieces of a flat buffer [size], one after the other, with the shapes that Batch says."""
         shapes = [(num_tokens,)] * 3 + [(num_seqs, self.max_blocks), (num_seqs,), (num_seqs + 1,), (num_seqs,)]
-        pieces, start = [], 0
+        pieces = []
+        start = 0
         for shape in shapes:
             stop = start + int(np.prod(shape))
             pieces.append(buffer[start:stop].reshape(shape))

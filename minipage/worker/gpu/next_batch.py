@@ -1,7 +1,7 @@
-"""`make_batch` with a memory: mostly a step goes on with the sequences of the last one, a token each.
+"""`make_batch` with a memory: usually a step continues the sequences of the last one, by one token each.
 
 Then nearly everything follows from the last batch. Positions are one further, the slots follow from the block tables,
-and of these only a few have changed: where a block was begun, copied on write, or exchanged by the prefix cache.
+and only a few tables have changed: where a block was begun, copied on write, or exchanged by the prefix cache.
 
                     last step     this step
     token_ids       [ a6  b4 ]    [ a7  b5 ]    asked of each sequence
@@ -29,28 +29,30 @@ class Batches:
 
     def __init__(self, block_size: int) -> None:
         self.block_size = block_size
-        # Of the last step, if it can be gone on from: each sequence had one token, and chose the next.
+        # Of the last step, if the next can follow from it: each sequence had one token, and was given the next.
         self._seqs: tuple[TokenSequence, ...] = ()
         self._tables: list[list[int]] = []
         self._last: Batch
 
     def make(self, chunks: Sequence[Chunk]) -> Batch:
         """The same as make_batch(chunks)."""
-        _, seqs, starts, nums_tokens = zip(*chunks)
-        positions = np.array(starts)  # [num_seqs]
-        goes_on = seqs == self._seqs and max(nums_tokens) == 1
-        if goes_on and np.array_equal(positions, self._last.context_lens):
+        seqs = tuple([chunk.seq for chunk in chunks])
+        positions = np.array([chunk.start for chunk in chunks])  # [num_seqs]
+        continues = seqs == self._seqs and all(chunk.num_tokens == 1 for chunk in chunks)
+        if continues and np.array_equal(positions, self._last.context_lens):
             self._last = self._next(positions)
         else:
             self._last = make_batch(chunks)
             are_decodes = len(self._last.token_ids) == len(seqs) == len(self._last.sampled_rows)
-            are_ours = all(type(seq.block_table) is BlockTable for seq in seqs)  # another may have rules of its own
+            are_ours = all(
+                type(seq.block_table) is BlockTable for seq in seqs
+            )  # other tables may have rules of their own
             self._seqs = seqs if are_decodes and are_ours else ()
             self._tables = [seq.block_table.blocks.copy() for seq in self._seqs]
         return self._last
 
     def _next(self, positions: Integers) -> Batch:
-        """The same sequences, at these positions [num_seqs]."""
+        """The batch of the same sequences at these positions [num_seqs]."""
         tables = self._last.block_tables  # [num_seqs, max_blocks]
         for row, seq in enumerate(self._seqs):
             blocks = seq.block_table.blocks

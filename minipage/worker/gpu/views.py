@@ -1,4 +1,4 @@
-"""Arrays of the model as the kernels take them: on a GPU as they are.
+"""The model's arrays as the kernels take them: on a GPU, as they are.
 
 Under numba's simulator kernels take NumPy arrays. PyTorch's tensors are in the computer's memory then, and the kernels
 are given the NumPy arrays that they also are, bfloat16 as uint16.
@@ -9,11 +9,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, is_torch_array
+from array_api_compat import array_namespace, is_torch_namespace
 
-from minipage.attention.cuda.arrays import View, view
-from minipage.model.arrays import is_simulated
-from minipage.model.gpt import Array
+from minipage.attention.cuda.device_arrays import View, view
+from minipage.model.architecture import Array
+from minipage.model.place import is_simulated
 
 
 def for_kernels(array: Array) -> Array:
@@ -25,7 +25,7 @@ def for_kernels(array: Array) -> Array:
 
 
 def view_for_kernels(array: Array) -> View:
-    """A view of the same (attention/cuda/arrays.py), for several launches."""
+    """A view of the same memory (see attention/cuda/device_arrays.py), for several launches."""
     return view(for_kernels(array))
 
 
@@ -34,11 +34,11 @@ def from_kernels(array: Array, like: Array) -> Array:
     return array_namespace(like).from_numpy(array).view(like.dtype) if is_simulated() else array
 
 
-def zeros(like: Array, shape: tuple[int, ...], dtype: Any) -> Array:
-    """A new array for kernels, where `like` is; dtype: NumPy's, which is uint16 for bfloat16."""
+def zeros(xp: Any, device: Any, shape: tuple[int, ...], dtype: Any) -> Array:
+    """A new array for kernels, of the library xp; dtype: NumPy's, which is uint16 for bfloat16."""
     if is_simulated():
         return np.zeros(shape, dtype)
-    xp, name = array_namespace(like), np.dtype(dtype).name
-    if is_torch_array(like):
+    name = np.dtype(dtype).name
+    if is_torch_namespace(xp):
         name = name.replace("uint16", "bfloat16")
-    return xp.zeros(shape, dtype=getattr(xp, name), device=like.device)
+    return xp.zeros(shape, dtype=getattr(xp, name), device=device)

@@ -8,7 +8,7 @@ from minipage.errors import BlockError, ConfigurationError, IntegrityError, OutO
 class BlockPool:
     def __init__(self, num_blocks: int, block_size: int = 16) -> None:
         self.num_blocks, self.block_size = num_blocks, block_size
-        self.on_reuse = lambda block: None
+        self.on_evict = lambda block: None
         self.holders: dict[int, int] = {}
         self.unused = [*range(num_blocks)]
 
@@ -26,7 +26,7 @@ class BlockPool:
             raise OutOfBlocksError("none is free")
         block = self.unused.pop(0)
         self.holders[block] = 1
-        self.on_reuse(block)
+        self.on_evict(block)
         return block
 
     def allocate_many(self, count):

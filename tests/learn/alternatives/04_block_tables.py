@@ -10,7 +10,7 @@ def blocks_needed(num_tokens, block_size):
 
 class BlockTable:
     def __init__(self, pool):
-        self.pool, self.blocks, self.num_tokens, self.keys = pool, [], 0, []
+        self.pool, self.blocks, self.num_tokens, self.block_hashes = pool, [], 0, []
 
     def __len__(self):
         return len(self.blocks)
@@ -42,11 +42,11 @@ class BlockTable:
     def free(self):
         for block in self.blocks[::-1]:
             self.pool.free(block)
-        self.blocks, self.num_tokens, self.keys = [], 0, []
+        self.blocks, self.num_tokens, self.block_hashes = [], 0, []
 
     def move_to(self, pool, moved):
         old_pool, old_blocks = self.pool, self.blocks
-        self.pool, self.keys = pool, self.keys[:1]
+        self.pool, self.block_hashes = pool, self.block_hashes[:1]
         for block in old_blocks:
             if block in moved:
                 pool.share(moved[block])

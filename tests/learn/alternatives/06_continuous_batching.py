@@ -3,7 +3,7 @@
 from itertools import accumulate
 
 from minipage.scheduling import Admission, Scheduler, StepPlan
-from minipage.scheduling.group import Status
+from minipage.scheduling.group import GroupStatus
 
 
 def share_out(wanted, budget):
@@ -14,7 +14,7 @@ def share_out(wanted, budget):
 class ContinuousBatching(Scheduler):
     def admission(self, group, cached):
         size, pool = self.block_pool.block_size, self.block_pool
-        if group.most_blocks(size) > pool.num_blocks:
+        if group.max_blocks(size) > pool.num_blocks:
             return Admission.NEVER
         if group.max_num_seqs > self._seats_left():
             return Admission.LATER
@@ -53,9 +53,9 @@ class ContinuousBatching(Scheduler):
 
     def _start(self, group, cached, keys):
         self.waiting.remove(group)
-        self._enqueue(group, Status.RUNNING)
+        self._enqueue(group, GroupStatus.RUNNING)
         if self.prefix_cache:
             self.prefix_cache.adopt(group.leader.block_table, cached, keys)
-            self.prefix_cache.num_queried_tokens += group.shared_len
-            self.prefix_cache.num_hit_tokens += group.leader.num_computed_tokens
+            self.num_queried_tokens += group.shared_len
+            self.num_hit_tokens += group.leader.num_computed_tokens
         group.fork_followers()

@@ -9,7 +9,7 @@ from minipage.memory import BlockCopy
 class CopyOnWrite:
     def fork(self):
         twin = copy(self)
-        twin.blocks, twin.keys = self.blocks[:], self.keys[:]
+        twin.blocks, twin.block_hashes = self.blocks[:], self.block_hashes[:]
         [self.pool.share(block) for block in twin]
         return twin
 

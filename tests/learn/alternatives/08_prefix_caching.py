@@ -10,35 +10,35 @@ class PrefixCache:
         self.num_queried_tokens = self.num_hit_tokens = 0
         self.nonce = secrets.token_hex(8)
         self.table = {}
-        pool.on_reuse = self.forget
+        pool.on_evict = self.forget
 
     def __contains__(self, block):
         return block in self.table.values()
 
-    def root(self, salt):
+    def root_hash(self, salt):
         return repr((self.nonce, salt)).encode()
 
-    def key(self, parent, token_ids):
+    def block_hash(self, parent, token_ids):
         return hashlib.sha256(repr((self.nonce, parent, *token_ids)).encode()).digest()
 
     def publish(self, table, token_ids, salt=""):
-        if table.keys == []:
-            table.keys = [self.root(salt)]
+        if table.block_hashes == []:
+            table.block_hashes = [self.root_hash(salt)]
         size = self.pool.block_size
-        done = len(table.keys) - 1
+        done = len(table.block_hashes) - 1
         for i, block in list(enumerate(table.blocks))[done : table.num_tokens // size]:
-            table.keys.append(self.key(table.keys[-1], token_ids[i * size :][:size]))
-            kept = self.table.setdefault(table.keys[-1], block)
+            table.block_hashes.append(self.block_hash(table.block_hashes[-1], token_ids[i * size :][:size]))
+            kept = self.table.setdefault(table.block_hashes[-1], block)
             if kept != block:
                 self.hold(kept)
                 table.blocks[i] = kept
                 self.pool.free(block)
 
     def find(self, token_ids, salt=""):
-        blocks, keys, size = [], [self.root(salt)], self.pool.block_size
+        blocks, keys, size = [], [self.root_hash(salt)], self.pool.block_size
         rest = list(token_ids)
         while len(rest) > size:
-            key = self.key(keys[-1], rest[:size])
+            key = self.block_hash(keys[-1], rest[:size])
             if key not in self.table:
                 return blocks, keys
             blocks.append(self.table[key])
@@ -47,7 +47,7 @@ class PrefixCache:
         return blocks, keys
 
     def adopt(self, table, blocks, keys):
-        table.blocks, table.keys = [*blocks], [*keys]
+        table.blocks, table.block_hashes = [*blocks], [*keys]
         table.num_tokens = self.pool.block_size * len(blocks)
         for block in blocks:
             self.hold(block)

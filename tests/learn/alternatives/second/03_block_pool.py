@@ -30,7 +30,7 @@ def ignore(block):
 class BlockPool(Counted):
     num_blocks: int
     block_size: int = 16
-    on_reuse: Callable[[int], None] = field(default=ignore)
+    on_evict: Callable[[int], None] = field(default=ignore)
 
     def __post_init__(self):
         self.counts = np.zeros(self.num_blocks, np.int32)
@@ -59,7 +59,7 @@ class BlockPool(Counted):
         blocks, self.queue = self.queue[:count].tolist(), self.queue[count:]
         self.counts[blocks] = 1
         for block in blocks:
-            self.on_reuse(block)
+            self.on_evict(block)
         return blocks
 
     def free(self, block):

@@ -16,7 +16,7 @@ class BlockTable:
         self.pool = pool
         self.blocks = []
         self.num_tokens = 0
-        self.keys = []
+        self.block_hashes = []
 
     def __len__(self):
         return len(self.blocks)
@@ -54,7 +54,7 @@ class BlockTable:
 
     def move_to(self, pool, moved):
         old_pool, old_blocks = self.pool, self.blocks
-        self.pool, self.blocks, self.keys = pool, [], self.keys[:1]
+        self.pool, self.blocks, self.block_hashes = pool, [], self.block_hashes[:1]
         for block in old_blocks:
             if block in moved:
                 pool.share(moved[block])

@@ -3,7 +3,7 @@
 from functools import partial
 
 from minipage.scheduling import Admission, Scheduler, StepPlan
-from minipage.scheduling.group import Status
+from minipage.scheduling.group import GroupStatus
 
 
 def share_out(wanted, budget):
@@ -45,7 +45,7 @@ class ContinuousBatching(Budgeted, Scheduler):
         return super()._seats_left()
 
     def admission(self, group, cached):
-        if group.most_blocks(self.block_pool.block_size) > self.block_pool.num_blocks:
+        if group.max_blocks(self.block_pool.block_size) > self.block_pool.num_blocks:
             return Admission.NEVER
         has_seats = group.max_num_seqs <= self._seats_left()
         return Admission.NOW if has_seats and self.needed(group, cached) <= self.spare else Admission.LATER
@@ -60,7 +60,7 @@ class ContinuousBatching(Budgeted, Scheduler):
             self._admit(plan, budget - self._give_slots(first.next_chunks(budget), plan))
 
     def schedule(self):
-        plan, self.left = StepPlan([], [], [], [], []), self.max_num_batched_tokens
+        plan, self.left = StepPlan(), self.max_num_batched_tokens
         for group in self.running:
             chunks = group.next_chunks(self.left)
             if self._make_room(group, chunks, plan):
@@ -75,8 +75,8 @@ class ContinuousBatching(Budgeted, Scheduler):
 
     def _start(self, group, cached, keys):
         self.waiting.remove(group)
-        self._enqueue(group, Status.RUNNING)
+        self._enqueue(group, GroupStatus.RUNNING)
         if self.prefix_cache:
             self.prefix_cache.adopt(group.leader.block_table, cached, keys)
-            self._count_hits(self.prefix_cache, group)
+            self._count_found(group)
         group.fork_followers()

@@ -19,7 +19,7 @@ class Tail:
 class CopyOnWrite(Tail):
     def fork(self):
         child = type(self)(self.pool)
-        child.num_tokens, child.keys = self.num_tokens, [*self.keys]
+        child.num_tokens, child.block_hashes = self.num_tokens, [*self.block_hashes]
         for block in self:
             self.pool.share(block)
             child.blocks.append(block)

@@ -16,7 +16,7 @@ class PrefixCache:
     known: dict = field(default_factory=dict)  # block -> key
 
     def __post_init__(self):
-        self.pool.on_reuse = self.forget
+        self.pool.on_evict = self.forget
 
     def __contains__(self, block):
         return block in self.known
@@ -28,24 +28,24 @@ class PrefixCache:
     def digest(self, kind, data):
         return hmac.new(self.secret, kind + data, hashlib.sha1).digest()
 
-    def root(self, salt):
+    def root_hash(self, salt):
         return self.digest(b"root", salt.encode("utf-8", "surrogatepass"))
 
-    def key(self, parent, token_ids):
+    def block_hash(self, parent, token_ids):
         tokens = struct.pack(f"<{len(token_ids)}q", *token_ids)
         return self.digest(b"node", struct.pack("<qq", len(parent), len(token_ids)) + parent + tokens)
 
     def chain(self, token_ids, key, start, stop):
         size = self.pool.block_size
         for i in range(start, stop):
-            key = self.key(key, token_ids[i * size : (i + 1) * size])
+            key = self.block_hash(key, token_ids[i * size : (i + 1) * size])
             yield i, key
 
     def publish(self, table, token_ids, salt=""):
-        table.keys = table.keys or [self.root(salt)]
-        done, full = len(table.keys) - 1, table.num_tokens // self.pool.block_size
-        for i, key in self.chain(token_ids, table.keys[-1], done, full):
-            table.keys.append(key)
+        table.block_hashes = table.block_hashes or [self.root_hash(salt)]
+        done, full = len(table.block_hashes) - 1, table.num_tokens // self.pool.block_size
+        for i, key in self.chain(token_ids, table.block_hashes[-1], done, full):
+            table.block_hashes.append(key)
             mine, theirs = table.blocks[i], self.places.get(key)
             if theirs is None:
                 self.known[mine] = key
@@ -55,7 +55,7 @@ class PrefixCache:
                 self.pool.free(mine)
 
     def find(self, token_ids, salt=""):
-        root = self.root(salt)
+        root = self.root_hash(salt)
         found, places = [], self.places
         for _, key in self.chain(token_ids, root, 0, max(0, len(token_ids) - 1) // self.pool.block_size):
             if key not in places:
@@ -67,7 +67,7 @@ class PrefixCache:
         for block in blocks:
             self.take(block)
         table.blocks = blocks[:]
-        table.keys = keys[:]
+        table.block_hashes = keys[:]
         table.num_tokens = len(blocks) * self.pool.block_size
 
     def take(self, block):

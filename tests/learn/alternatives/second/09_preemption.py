@@ -1,7 +1,8 @@
 """Lesson 9 in a third style: layers of classes in one file, super() between them, an __init__ of its own."""
 
 from minipage.scheduling import Scheduler
-from minipage.scheduling.group import Status, blocks_to_allocate
+from minipage.scheduling.group import GroupStatus
+from minipage.scheduling.plan import blocks_for
 
 
 class Recomputing(Scheduler):
@@ -12,7 +13,7 @@ class Recomputing(Scheduler):
         self.times = {}
 
     def _make_room(self, group, chunks, plan):
-        if blocks_to_allocate(chunks) <= self.block_pool.num_free:
+        if blocks_for(chunks) <= self.block_pool.num_free:
             return True
         victim = self.running[-1]
         self.preempt(victim, plan)
@@ -21,7 +22,7 @@ class Recomputing(Scheduler):
     def preempt(self, group, plan):
         self.leave(group, plan)
         group.restart(self.block_pool)
-        self._enqueue(group, Status.WAITING)
+        self._enqueue(group, GroupStatus.WAITING)
 
     def leave(self, group, plan):
         super()._dequeue(group)
@@ -37,7 +38,7 @@ class Counted:
         return self._seats_left() - group.max_num_seqs >= 0
 
     def has_blocks_for(self, group, chunks):
-        return self.block_pool.num_free - group.num_blocks - blocks_to_allocate(chunks) >= 0
+        return self.block_pool.num_free - group.num_blocks - blocks_for(chunks) >= 0
 
 
 class Preempting(Counted, Recomputing):
@@ -52,7 +53,7 @@ class Preempting(Counted, Recomputing):
         self.leave(group, plan)
         for pair in group.move_to(self.swap_pool):
             plan.swap_out.append(pair)
-        return self._enqueue(group, Status.SWAPPED)
+        return self._enqueue(group, GroupStatus.SWAPPED)
 
     def _swap_in(self, plan, budget):
         if not self.swapped:
@@ -63,5 +64,5 @@ class Preempting(Counted, Recomputing):
             return budget
         self._dequeue(first)
         plan.swap_in[len(plan.swap_in) :] = first.move_to(self.block_pool)
-        self._enqueue(first, Status.RUNNING)
+        self._enqueue(first, GroupStatus.RUNNING)
         return self._swap_in(plan, budget - self._give_slots(chunks, plan))

@@ -1,0 +1,160 @@
+"""From the messages of a conversation to the text that a chat model was trained on.
+
+    [{"role": "user", "content": "Why is the sea salty?"}]
+        ─▶ "<|im_start|>user\\nWhy is the sea salty?<|im_end|>\\n<|im_start|>assistant\\n"
+
+Each model has its own way, so it brings a template: a small program in Jinja that came with its files. It runs in a
+sandbox, within bounds (chat_sandbox.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from minipage.errors import InvalidRequestError, ModelError, shown
+from minipage.model.settings import read_json, why
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+
+Message = dict[str, str]
+
+
+class ChatTemplate:
+    """A model's chat template, compiled when it is first used.
+
+    Args:
+        source: the template
+        special_tokens: what it may call bos_token, eos_token, ...
+        origin: where it was found, for error messages
+    """
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None, origin: str = "the model") -> None:
+        self.source = source
+        self.special_tokens = dict(special_tokens or {})
+        self.origin = origin
+        self._compiled: Any = None  # (environment, template)
+        self._lock = Lock()
+
+    def render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **values: Any) -> str:
+        """The text of a conversation, ready to be made into tokens (without a further token at its beginning: the
+        template has written that).
+
+        Args:
+            messages: each with a role and a content, which is a text or a list of {"type": "text", "text": ...}
+            add_generation_prompt: end with what makes the model answer
+            values: what the template knows further, such as enable_thinking
+
+        Raises:
+            ModelError: the template is no valid Jinja.
+            InvalidRequestError: the messages are none, or the template refuses them, fails, or does not end.
+        """
+        plain = check_messages(messages)
+        with self._lock:  # it counts what one rendering uses up
+            environment, template = self._compile()
+            given = {"tools": None, "documents": None, **self.special_tokens, **values}
+            try:
+                return str(
+                    environment.render(template, messages=plain, add_generation_prompt=add_generation_prompt, **given)
+                )
+            except Exception as error:  # whatever it does: divides by zero, calls itself, runs out of memory, ...
+                raise InvalidRequestError(self._failure(error)) from error
+
+    def _compile(self) -> Any:
+        if self._compiled is None:
+            from minipage.model.chat_sandbox import BoundedEnvironment  # Jinja is only loaded for those who chat
+
+            environment = BoundedEnvironment()
+            try:
+                self._compiled = environment, environment.template(self.source)
+            except Exception as error:  # too deep for Python, or not Jinja
+                reason = f"line {error.lineno}: {error}" if hasattr(error, "lineno") else f"{error}"
+                raise ModelError(f"the chat template of {self.origin} is not valid ({reason}).") from error
+        return self._compiled
+
+    def _failure(self, error: Exception) -> str:
+        from minipage.model.chat_sandbox import EndlessTemplateError, RefusedError
+
+        if isinstance(error, RefusedError):
+            return f"the chat template of {self.origin} refuses these messages: {error}"
+        if isinstance(error, EndlessTemplateError):
+            return f"the chat template of {self.origin} was stopped: {error}. Use the model's own template."
+        return f"the chat template of {self.origin} fails on these messages ({type(error).__name__}: {error})."
+
+
+def check_messages(messages: object) -> list[Message]:
+    """The messages of a conversation, each content as one text.
+
+    Raises:
+        InvalidRequestError: there are none, or one is not {"role": ..., "content": ...}.
+    """
+    example = 'like [{"role": "user", "content": "Hello"}]'
+    if not isinstance(messages, Sequence) or isinstance(messages, str | bytes):
+        raise InvalidRequestError(f"messages is {shown(messages)}; it must be a list of messages, {example}.")
+    if not messages:
+        raise InvalidRequestError(f"messages is empty; give at least one, {example}.")
+    return [check_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+
+
+def check_message(message: object, name: str) -> Message:
+    if not isinstance(message, Mapping):
+        form = '{"role": "user", "content": "Hello"}'
+        raise InvalidRequestError(f"{name} is {shown(message)}; it must be like {form}.")
+    for key in ("role", "content"):
+        if message.get(key) is None:
+            raise InvalidRequestError(f"{name} has no {key}: {shown(dict(message))}.")
+    if message["role"] not in ROLES:
+        roles = ", ".join(ROLES)
+        raise InvalidRequestError(f"{name} has the role {shown(message['role'])}; it must be one of {roles}.")
+    plain = {"role": str(message["role"]), "content": text_of(message["content"], name)}
+    for key, value in message.items():  # a name, a reasoning_content, ...: some templates know these
+        if key in plain or value is None:
+            continue
+        if not isinstance(key, str) or not isinstance(value, str):
+            raise InvalidRequestError(f"{name} has {shown(key)} = {shown(value)}; minipage takes only texts there.")
+        plain[key] = str(value)
+    return plain
+
+
+def text_of(content: object, name: str) -> str:
+    """A content's text; the parts of one that comes in parts are joined by new lines, as vLLM does."""
+    if isinstance(content, str):
+        return str(content)
+    if not isinstance(content, Sequence) or isinstance(content, bytes):
+        raise InvalidRequestError(f"{name} has the content {shown(content)}; it must be a text or a list of parts.")
+    texts = [part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None for part in content]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        wrong = next((part for part, text in zip(content, texts) if not isinstance(text, str)), content)
+        form = '{"type": "text", "text": ...}; minipage reads no images or sounds'
+        raise InvalidRequestError(f"{name} has {shown(wrong)} in its content; each part must be {form}.")
+    return "\n".join(str(text) for text in texts)
+
+
+def find_chat_template(folder: Path) -> ChatTemplate | None:
+    """The chat template of a folder of Hugging Face: chat_template.jinja, or one in tokenizer_config.json.
+
+    Raises:
+        ModelError: a file cannot be read, or has several templates and none is the default.
+    """
+    config_path, path = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    config = read_json(config_path) if config_path.exists() else {}
+    found = {name: config.get(name) for name in SPECIAL_TOKENS}
+    texts = {name: each.get("content") if isinstance(each, dict) else each for name, each in found.items()}
+    tokens = {name: text for name, text in texts.items() if isinstance(text, str)}
+    if path.exists():
+        try:
+            return ChatTemplate(path.read_text(encoding="utf-8"), tokens, str(path))
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{path} cannot be read ({why(path, error)}). Fetch it again.") from error
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several, each with a name
+        named = {each.get("name"): each.get("template") for each in template if isinstance(each, dict)}
+        template = named.get("default", "")
+    if template is None:
+        return None
+    if not isinstance(template, str) or not template:
+        raise ModelError(f"{config_path} has no chat template of the name default. Put one into {path.name}.")
+    return ChatTemplate(template, tokens, str(config_path))

@@ -1,0 +1,303 @@
+"""Find a model, read its weights, check that they are what `config.json` says.
+
+A model is a folder in the layout that Hugging Face uses:
+
+    config.json              which architecture it is, and its sizes
+    generation_config.json   may name more tokens that end a text
+    model.safetensors        the weights, or several files and a model.safetensors.index.json that lists them
+    tokenizer.json           the tokenizer, or vocab.json and merges.txt; without it, prompts must be token ids
+
+Published weights come in several small variations: names with or without a leading `transformer.`, fp32, fp16 or bf16,
+the causal masks stored along with them. All are read here, as float32.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Set
+from importlib import import_module
+from os import PathLike
+from pathlib import Path, PurePath
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+
+from minipage.errors import ModelError, count, shown
+from minipage.model.architecture import Architecture, Array, Tensors
+from minipage.model.chat_template import find_chat_template
+from minipage.model.gguf_files import packaged_model, read_gguf
+from minipage.model.pytorch_files import read_pytorch_files
+from minipage.model.settings import end_tokens, read_json, token_ids_in, why
+from minipage.model.tokenizer import Tokenizer
+from minipage.model.tokenizer_files import TOKENIZER_FILES, read_tokenizer
+from minipage.simd.halves import from_bfloat16
+
+SHIPPED_MODEL = "shakespeare"  # the one in minipage/assets, trained by minipage/train.py
+DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # what safetensors calls them, and how to read them
+
+ARCHITECTURES = {  # by what config.json calls their model_type: file and class in this folder
+    "gpt2": "gpt2.GPT2",
+    "opt": "opt.OPT",
+    "llama": "llama.Llama",
+    "mistral": "llama.Llama",
+    "qwen2": "llama.Llama",
+    "qwen3": "llama.Llama",
+    "phi3": "llama.Llama",
+    "falcon": "falcon.Falcon",
+}
+PREFIXES = "transformer.", "model.decoder.", "decoder.", "model."  # that names have in some checkpoints
+
+
+class Weights(Mapping[str, npt.NDArray[np.float32]]):
+    """The weights of an architecture, by name, as float32.
+
+    They are taken from a checkpoint one at a time, whenever they are asked for. What is stored as float32 is not copied.
+    """
+
+    def __init__(self, architecture: Architecture, tensors: Tensors) -> None:
+        self._architecture = architecture
+        self._tensors = tensors
+
+    def stored(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+        """All of them as the checkpoint has them: float16 to float64, or uint16, which are the bits of bfloat16."""
+        return self._architecture.adapt(self._tensors)
+
+    def __getitem__(self, name: str) -> npt.NDArray[np.float32]:
+        for each, array in self.stored():
+            if each == name:
+                return as_float32(array)
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, _ in self._architecture.weights())
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def items(self) -> Any:  # quicker than one by one
+        return ((name, as_float32(array)) for name, array in self.stored())
+
+    def values(self) -> Any:
+        return (array for _, array in self.items())
+
+
+def as_float32(array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+    """[...] as a checkpoint has it -> [...]; a copy, if it is of another type or begins at an odd byte."""
+    return np.require(from_bfloat16(array) if array.dtype == np.uint16 else array, np.float32, "A")
+
+
+class LoadedModel(NamedTuple):
+    architecture: Architecture
+    weights: Weights  # those of architecture.weights()
+    tokenizer: Tokenizer | None  # None: the folder has none
+    eos_token_ids: frozenset[int]  # tokens that end a text
+
+
+class StoredTensor(NamedTuple):
+    """A tensor as it lies in a file. Its bytes are read when they are looked at."""
+
+    dtype: str  # as safetensors names it
+    shape: tuple[int, ...]
+    data: npt.NDArray[np.uint8]  # [num_bytes]
+
+
+def load_model(model: str | Path) -> LoadedModel:
+    """Load the shipped model, a folder, a GGUF file, or a model of the Hugging Face hub such as "gpt2" or "smollm2".
+
+    Weights that are stored as float32 are not copied: the system reads them from the file when they are first used. So
+    the file may be replaced while they are in use, but not written to.
+
+    Raises:
+        ModelError: it cannot be found, is damaged, or is of no known architecture.
+    """
+    file = gguf_file(model)
+    return load_gguf(file) if file else load_folder(find_folder(model))
+
+
+def load_folder(folder: Path) -> LoadedModel:
+    settings = read_json(folder / "config.json")
+    wanted = stored_shapes(read_architecture(folder / "config.json", settings)).keys() | {"lm_head.weight"}
+    stored = read_stored(folder, wanted)
+    if "lm_head.weight" in stored:  # a head of its own counts, whatever config.json says
+        settings |= {"tie_word_embeddings": False}
+    architecture = read_architecture(folder / "config.json", settings)
+    weights = read_weights(folder, architecture, stored)
+    tokenizer = read_tokenizer(folder)
+    if tokenizer:
+        file = next(folder / file for file in TOKENIZER_FILES if (folder / file).exists())  # that it was read from
+        check_vocabulary(tokenizer, architecture, file)
+        tokenizer.chat_template = find_chat_template(folder)
+    return LoadedModel(architecture, weights, tokenizer, end_tokens(settings, folder, architecture.vocab_size))
+
+
+def load_gguf(path: Path) -> LoadedModel:
+    file = read_gguf(path)
+    architecture = read_architecture(path, file.config)
+    names = {plain_name(name): name for name in file.weights}
+
+    def tensor(name: str, shape: tuple[int, ...]) -> Array:
+        if name not in names:
+            raise ModelError(f"{path} lacks the weight {name!r}. Fetch it again.")
+        array = file.weights[names[name]]
+        if array.shape != shape:
+            raise ModelError(f"{path}: {name!r} has shape {array.shape}; by its sizes it should be {shape}.")
+        return array
+
+    if file.tokenizer:
+        check_vocabulary(file.tokenizer, architecture, path)
+        file.tokenizer.chat_template = file.chat_template
+    ends = frozenset(token_ids_in(file.config.get("eos_token_id"), path))
+    return LoadedModel(architecture, Weights(architecture, tensor), file.tokenizer, ends)
+
+
+def check_vocabulary(tokenizer: Tokenizer, architecture: Architecture, file: Path) -> None:
+    if tokenizer.base_vocab_size > architecture.vocab_size:  # tokens that were added later may lack a row of weights
+        raise ModelError(
+            f"{file} knows {tokenizer.base_vocab_size} tokens, but the model has {architecture.vocab_size}: "
+            f"it belongs to another model. Put the model's own {file.name} there."
+        )
+
+
+def gguf_file(model: str | Path) -> Path | None:
+    """The GGUF file of this name, if it is one: the path of a file, or a model that comes as a Python package."""
+    if not isinstance(model, str | PathLike):
+        return None
+    path = packaged_model(str(model)) or Path(model)
+    return path if path.suffix == ".gguf" else None
+
+
+def find_folder(model: str | Path) -> Path:
+    """The folder of a model: the shipped one's, the named one, or a download from the hub (kept in the hub's cache)."""
+    hint = "Give a folder with config.json, model.safetensors and tokenizer.json, or the name of a GPT-2 on the hub."
+    if not isinstance(model, str | PathLike) or not (name := str(model)):
+        raise ModelError(f"model is {shown(model)}. {hint}")
+    if model == SHIPPED_MODEL:
+        return Path(__file__).parent.parent / "assets" / SHIPPED_MODEL
+    try:
+        folder = Path(name).expanduser()
+        if folder.is_dir():
+            return folder
+        is_file = folder.exists()
+    except (OSError, RuntimeError):  # no path can be like this: too long, or of a user who has no home
+        is_file = False
+    if is_file or name.startswith((".", "~", "/")) or name.count("/") > 1 or "\\" in name or "\0" in name:
+        raise ModelError(f"there is no folder {name!r}. {hint}")
+
+    from huggingface_hub import snapshot_download  # slow to import, and rarely needed
+
+    settings = ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"]
+    try:
+        return Path(snapshot_download(name, allow_patterns=[*settings, *TOKENIZER_FILES]))
+    except (OSError, ValueError) as error:  # the hub's errors derive from these
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        message = f"there is no folder {name!r}, and it could not be fetched from the hub: {reason.rstrip('.')}. {hint}"
+        raise ModelError(message) from error
+
+
+def read_architecture(path: Path, settings: dict[str, Any]) -> Architecture:
+    """What the settings of a file describe; ModelError if it is of no known architecture, or of a variant that none computes."""
+    kind = settings.get("model_type", "gpt2")
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
+        raise ModelError(
+            f"{path} says model_type = {shown(kind)}, but minipage computes only {', '.join(ARCHITECTURES)}. Choose a "
+            "model of such an architecture."
+        )
+    try:
+        file, _, name = ARCHITECTURES[kind].partition(".")
+        architecture: Architecture = getattr(import_module(f"minipage.model.{file}"), name).of(settings)
+        return architecture
+    except ModelError as error:
+        raise ModelError(f"{path}: {error}") from None
+
+
+def read_weights(folder: Path, architecture: Architecture, stored: Mapping[str, StoredTensor]) -> Weights:
+    """Every weight of the architecture; ModelError if one is missing or of another shape."""
+    missing: list[str] = []
+
+    def tensor(name: str, shape: tuple[int, ...]) -> Array:
+        if name not in stored:
+            missing.append(name)
+            return np.broadcast_to(np.float32(0), shape)  # [*shape] that takes no memory, to go on with
+        dtype, found, data = stored[name]
+        if found != shape:
+            raise ModelError(f"{folder}: {name!r} has shape {found}; by config.json it should be {shape}.")
+        if dtype not in DTYPES:
+            raise ModelError(f"{folder}: {name!r} is stored as {dtype}; minipage reads {', '.join(DTYPES)}.")
+        return data.view(DTYPES[dtype]).reshape(shape)
+
+    for _ in architecture.adapt(tensor):
+        pass
+    if missing:
+        raise ModelError(
+            f"{folder} lacks {count(len(missing), 'weight')}, {min(missing)!r} first: is it what config.json says, and "
+            "complete?"
+        )
+    return Weights(architecture, tensor)
+
+
+def stored_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor that a checkpoint of this architecture must have."""
+    shapes = {}
+
+    def tensor(name: str, shape: tuple[int, ...]) -> Array:
+        shapes[name] = shape
+        return np.broadcast_to(np.float32(0), shape)  # [*shape] that takes no memory
+
+    for _ in architecture.adapt(tensor):
+        pass
+    return shapes
+
+
+def read_stored(folder: Path, wanted: Set[str]) -> dict[str, StoredTensor]:
+    """The wanted tensors that a folder has, by their names without a prefix."""
+
+    def is_wanted(name: str) -> bool:
+        return plain_name(name) in wanted
+
+    if not any(folder.glob("*.safetensors*")) and any(folder.glob("pytorch_model*.bin")):
+        tensors = {name: StoredTensor(*tensor) for name, tensor in read_pytorch_files(folder, is_wanted).items()}
+    else:
+        tensors = {name: tensor for file in weight_files(folder) for name, tensor in read_safetensors(file).items()}
+    return {plain_name(name): tensor for name, tensor in tensors.items() if is_wanted(name)}
+
+
+def plain_name(name: str) -> str:
+    return next((name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix)), name)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Where the weights are. An index is old or of another set of weights, if there is a whole file beside it."""
+    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    if whole.exists():
+        return [whole]
+    if index.exists():
+        weight_map = read_json(index).get("weight_map")
+        files = list(weight_map.values()) if isinstance(weight_map, dict) else []
+        if not files or not all(isinstance(file, str) and is_inside(PurePath(file)) for file in files):
+            raise ModelError(f"{index} does not say which file of the folder each weight is in. Fetch it again.")
+        return [folder / file for file in sorted(set(files))]
+    raise ModelError(f"{whole} is missing or damaged (there is no such file). Fetch it again, or convert the weights.")
+
+
+def is_inside(path: PurePath) -> bool:
+    return not path.is_absolute() and ".." not in path.parts
+
+
+def read_safetensors(path: Path) -> dict[str, StoredTensor]:
+    """All tensors of a file."""
+    try:
+        with safe_open(path, "numpy"):
+            pass  # the header is sound, and the file as long as it says
+        with path.open("rb") as file:
+            header_size = int.from_bytes(file.read(8), "little")
+            header = json.loads(file.read(header_size))
+        data = np.memmap(path, np.uint8, "c", 8 + header_size)  # [num_bytes]; "c": what is written stays with us
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ModelError(f"{path} is missing or damaged ({why(path, error)}). Fetch it again.") from error
+    header.pop("__metadata__", None)
+    return {
+        name: StoredTensor(facts["dtype"], tuple(facts["shape"]), np.asarray(data)[slice(*facts["data_offsets"])])
+        for name, facts in header.items()
+    }

@@ -1,0 +1,215 @@
+"""Layers on NumPy arrays of float32, with compiled code where NumPy is slow.
+
+NumPy leaves a matrix product to its BLAS, which first copies both matrices into an order that suits it. For the few
+rows of a decode that takes longer than the product itself, which has only to read the weights once. So the weights are
+kept in such an order from the beginning: in panels of 32 columns, each of them one straight line of memory.
+
+    w [in, out]   ┌──┬──┬──┬──┐      panel 0   panel 1   ...        out[:, panel] = bias + x @ panel
+                  │  │  │  │  │  ─▶  ▤▤▤▤▤▤▤▤  ▤▤▤▤▤▤▤▤             all rows of x, by any thread; then GELU,
+                  └──┴──┴──┴──┘      [in, 32]  [in, 32]             while the numbers are still at hand
+
+Each other operation is several in NumPy, all of which read and write every number; here it is one pass. To wake the
+threads takes about 75 us each time, because they sleep in between: so only products wake them, and q, k and v are one.
+docs/performance.md has the figures.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numba
+import numpy as np
+
+from minipage.errors import require
+from minipage.model.architecture import Activation, Turn
+from minipage.model.layers.plain import PlainLayers
+from minipage.simd.arrays import Floats, as_they_lie
+from minipage.simd.matrix import add_product
+from minipage.simd.options import compiled, compiled_parallel
+from minipage.simd.vectors import LANES, exp
+
+COLUMNS = 2 * LANES  # of a panel
+ONE, HALF = np.float32(1), np.float32(0.5)
+THEN = NOTHING, GELU, GELU_EXACT, RELU = range(4)
+CODES: dict[Activation | None, int] = dict(zip((None, "gelu", "gelu_exact", "relu"), THEN))
+
+
+class CompiledLayers(PlainLayers):
+    """Layers whose weights are NumPy arrays of float32. Of matrices, only the panels are kept."""
+
+    def check(self, name: str, weight: Floats | None, shape: tuple[int, ...]) -> None:
+        require(
+            weight is not None and weight.shape == shape and weight.dtype == np.float32,
+            lambda: f"the weight {name} must be there, as {shape} of float32.",
+        )
+
+    def kept(self, weight: Floats, bias: Floats | None) -> Linear:
+        return Linear(weight, bias)
+
+    def kept_head(self, table: Floats) -> Linear:
+        return Linear(table.T)
+
+    def layer_norm(self, name: str, x: Floats, epsilon: float) -> Floats:
+        weight, bias = self._parts[name]  # [C] each
+        rows = as_rows(x, len(weight))  # [rows, C]
+        out = np.empty_like(rows)  # [rows, C]
+        _layer_norm(rows, weight, np.zeros_like(weight) if bias is None else bias, epsilon, out)
+        return out.reshape(x.shape)  # [..., C]
+
+    def rms_norm(self, name: str, x: Floats, epsilon: float) -> Floats:
+        weight = self._parts[name].weight  # [C]
+        rows = as_rows(x, len(weight))  # [rows, C]
+        out = np.empty_like(rows)  # [rows, C]
+        _rms_norm(rows, weight, epsilon, out)
+        return out.reshape(x.shape)  # [..., C]
+
+    def gated(self, gate: Floats, up: Floats) -> Floats:
+        require(gate.ndim == 2 and gate.shape == up.shape, lambda: f"{gate.shape} and {up.shape} are not alike.")
+        out = np.empty(gate.shape, gate.dtype)  # [T, I]
+        _gated(as_they_lie(gate), as_they_lie(up), out)
+        return out
+
+    def rotate(self, x: Floats, turn: Turn) -> Floats:
+        cosines, sines = turn  # each [T, 1, R / 2]
+        require(
+            x.ndim == 3
+            and cosines.shape == sines.shape
+            and len(x) == len(cosines)
+            and x.shape[2] >= 2 * sines.shape[2],
+            lambda: f"heads of {x.shape} cannot be turned by {cosines.shape} and {sines.shape}.",
+        )
+        out = np.empty(x.shape, x.dtype)  # [T, n, D]
+        _rotate(as_they_lie(x), cosines, sines, out)
+        return out
+
+
+class Linear:
+    """x [T, in] -> x @ weight + bias [T, out], for a weight [in, out] that is kept in panels."""
+
+    def __init__(self, weight: Floats, bias: Floats | None = None) -> None:
+        bias = np.zeros(weight.shape[-1], np.float32) if bias is None else bias
+        require(
+            weight.ndim == 2 and bias.shape == weight.shape[1:] and weight.dtype == bias.dtype == np.float32,
+            lambda: (
+                f"the weight is {weight.shape} of {weight.dtype} and the bias {bias.shape} of {bias.dtype}; they must "
+                "be [in, out] and [out], of float32."
+            ),
+        )
+        num_in, self.num_out = weight.shape
+        num_panels = -(-self.num_out // COLUMNS)
+        padding = 0, num_panels * COLUMNS - self.num_out  # columns of zeros
+        columns = np.pad(weight, ((0, 0), padding)).reshape(num_in, num_panels, COLUMNS)  # [in, num_panels, COLUMNS]
+        self.panels = np.ascontiguousarray(columns.transpose(1, 0, 2))  # [num_panels, in, COLUMNS]
+        self.bias = np.pad(bias, padding)  # [num_panels * COLUMNS]
+
+    def __call__(self, x: Floats, then: Activation | None = None) -> Floats:
+        num_in = self.panels.shape[1]
+        require(
+            x.ndim == 2 and x.shape[1] == num_in and x.dtype == np.float32,
+            lambda: f"x is {x.shape} of {x.dtype}; it must be [T, {num_in}] of float32.",
+        )
+        out = np.empty((len(x), len(self.bias)), x.dtype)  # [T, num_panels * COLUMNS]
+        _linear(as_they_lie(x), self.panels, self.bias, CODES[then], out)
+        return out[:, : self.num_out]  # [T, out]
+
+
+def as_rows(x: Floats, size: int) -> Floats:
+    """[..., C] -> [rows, C], one number after the other; a copy only if need be."""
+    require(x.shape[-1:] == (size,), lambda: f"x is {x.shape}; its last axis must be {size}.")
+    return as_they_lie(x.reshape(-1, size))
+
+
+@compiled_parallel
+def _linear(x, panels, bias, then, out):  # type: ignore[no-untyped-def]
+    for p in numba.prange(len(panels)):
+        start = p * COLUMNS
+        columns = out[:, start : start + COLUMNS]  # [T, COLUMNS]
+        for t in range(len(x)):
+            for j in range(COLUMNS):
+                columns[t, j] = bias[start + j]
+        add_product(x, panels[p], 0, len(x), columns, panels[min(int(p) + 1, len(panels) - 1)])
+        if then == GELU:
+            gelu(columns)
+        elif then == GELU_EXACT:
+            gelu_exact(columns)
+        elif then == RELU:
+            relu(columns)
+
+
+@compiled
+def gelu(x):  # type: ignore[no-untyped-def]
+    """In place. 0.5 * (1 + tanh(u / 2)) is 1 / (1 + exp(-u)), which takes only an exponential."""
+    for t in range(len(x)):
+        row = x[t]  # [n]
+        for i in range(len(row)):
+            v = row[i]
+            u = np.float32(1.5957691216057308) * v * (np.float32(1) + np.float32(0.044715) * v * v)  # 2 sqrt(2 / pi)
+            e = exp(-abs(u))
+            row[i] = v * (np.float32(1) if u >= 0 else e) / (np.float32(1) + e)
+
+
+@compiled
+def gelu_exact(x):  # type: ignore[no-untyped-def]
+    for t in range(len(x)):
+        row = x[t]  # [n]
+        for i in range(len(row)):
+            row[i] = HALF * row[i] * (ONE + np.float32(math.erf(row[i] * np.float32(math.sqrt(0.5)))))
+
+
+@compiled
+def relu(x):  # type: ignore[no-untyped-def]
+    for t in range(len(x)):
+        row = x[t]  # [n]
+        for i in range(len(row)):
+            row[i] = np.float32(0) if row[i] < 0 else row[i]  # NaN stays NaN
+
+
+@compiled
+def _layer_norm(x, weight, bias, epsilon, out):  # type: ignore[no-untyped-def]
+    size = np.float32(x.shape[1])
+    for t in range(len(x)):
+        row = x[t]  # [C]
+        total = np.float32(0)
+        for i in range(len(row)):
+            total += row[i]
+        mean, squares = total / size, np.float32(0)
+        for i in range(len(row)):
+            squares += (row[i] - mean) ** 2
+        factor = np.float32(1 / math.sqrt(squares / size + epsilon))
+        for i in range(len(row)):
+            out[t, i] = (row[i] - mean) * factor * weight[i] + bias[i]
+
+
+@compiled
+def _rms_norm(x, weight, epsilon, out):  # type: ignore[no-untyped-def]
+    size = np.float32(x.shape[1])
+    for t in range(len(x)):
+        row = x[t]  # [C]
+        squares = np.float32(0)
+        for i in range(len(row)):
+            squares += row[i] ** 2
+        factor = np.float32(1 / math.sqrt(squares / size + epsilon))
+        for i in range(len(row)):
+            out[t, i] = row[i] * factor * weight[i]
+
+
+@compiled
+def _gated(gate, up, out):  # type: ignore[no-untyped-def]
+    for t in range(len(gate)):
+        for i in range(gate.shape[1]):
+            v = gate[t, i]
+            e = exp(-abs(v))
+            out[t, i] = v * (np.float32(1) if v >= 0 else e) / (np.float32(1) + e) * up[t, i]
+
+
+@compiled
+def _rotate(x, cosines, sines, out):  # type: ignore[no-untyped-def]
+    half = cosines.shape[2]
+    for t in range(len(x)):
+        for head in range(x.shape[1]):
+            for i in range(half):
+                a, b = x[t, head, i], x[t, head, half + i]
+                out[t, head, i] = a * cosines[t, 0, i] - b * sines[t, 0, i]
+                out[t, head, half + i] = b * cosines[t, 0, i] + a * sines[t, 0, i]
+            for i in range(2 * half, x.shape[2]):
+                out[t, head, i] = x[t, head, i]

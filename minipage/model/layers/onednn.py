@@ -1,0 +1,50 @@
+"""Layers on PyTorch tensors of bfloat16 on a CPU. Matrices are kept in the order that its instructions want.
+
+PyTorch leaves such products to oneDNN, which puts a matrix into that order each time, and for the few rows of a decode
+that takes longer than the product. PyTorch's compiler does it once and for all, with the operations that are used here;
+they are not part of its documented interface, so `able` asks for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from minipage.model.architecture import Activation, Array
+from minipage.model.layers.torch import TorchLayers
+
+THEN: dict[Activation | None, tuple[str, str]] = {
+    None: ("none", ""),
+    "gelu": ("gelu", "tanh"),
+    "gelu_exact": ("gelu", "none"),
+    "relu": ("relu", ""),
+}
+
+
+def able() -> bool:
+    operations = torch.ops.mkldnn
+    names = "_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported"
+    return all(hasattr(operations, name) for name in names) and operations._is_mkldnn_bf16_supported()
+
+
+class OneDNNLayers(TorchLayers):
+    """Layers in bfloat16 on a CPU. Matrices are kept in oneDNN's order only."""
+
+    def kept(self, weight: Array, bias: Array | None) -> Callable[..., Array]:
+        return Linear(weight.T, bias)
+
+    def kept_head(self, table: Array) -> Callable[[Array], Array]:
+        return Linear(table, None)
+
+
+class Linear:
+    """x [T, in] -> x @ weight.T + bias [T, out], for a weight [out, in]."""
+
+    def __init__(self, weight: Array, bias: Array | None) -> None:
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+        self.bias = bias  # [out]
+
+    def __call__(self, x: Array, then: Activation | None = None) -> Array:
+        activation, form = THEN[then]
+        return torch.ops.mkldnn._linear_pointwise(x.contiguous(), self.packed, self.bias, activation, [], form)

@@ -1,0 +1,213 @@
+"""Every operation of a model in the array API: for NumPy, CuPy and PyTorch, on any device.
+
+The other kinds of layers begin as this one does, are tested against it, and change what they do better: how a matrix is
+kept and multiplied (`kept`, `kept_head`), and single operations.
+
+    weights, by name   attn.q.weight  attn.k.weight  attn.v.weight  attn.q.bias ...    attn.c_proj.weight ...
+    what is kept       ("attn.q", "attn.k", "attn.v"): [ q | k | v ], one matrix       "attn.c_proj": another
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
+from itertools import accumulate
+from typing import Any, NamedTuple, Self, TypeAlias
+
+import numpy as np
+from array_api_compat import array_namespace, device, is_cupy_array, is_numpy_array
+
+from minipage.errors import require
+from minipage.model.architecture import Activation, Architecture, Array, Turn
+
+Name: TypeAlias = str | tuple[str, ...]  # of one layer, or of several side by side
+
+
+class Part(NamedTuple):
+    """A norm, or a table."""
+
+    weight: Array  # [C], or [V, C]
+    bias: Array | None  # [C]
+
+
+class Linear:
+    def __init__(self, weight: Array, bias: Array | None) -> None:
+        self.weight = weight  # [in, out]
+        self.bias = bias  # [out]
+
+    def __call__(self, x: Array, then: Activation | None = None) -> Array:
+        x = x @ self.weight  # [T, in] -> [T, out]
+        x = x if self.bias is None else x + self.bias  # [T, out]
+        return x if then is None else ACTIVATIONS[then](x)  # [T, out]
+
+
+class PlainLayers:
+    """Layers of any array library.
+
+    Args:
+        architecture: whose weights these are.
+        weights: a mapping, or pairs; arrays of one library on one device, all of one float dtype. Matrices that are
+            laid side by side are copied, and so may others be: to save memory, do not keep the originals.
+    """
+
+    def __init__(self, architecture: Architecture, weights: Mapping[str, Array] | Iterable[tuple[str, Array]]) -> None:
+        given = dict(weights)
+        specs = dict(architecture.weights())
+        for name, spec in specs.items():
+            self.check(name, given.get(name), spec.shape)
+        some = next(iter(given.values()))
+        self.xp: Any = array_namespace(some)
+        self.device: Any = device(some)
+        self._dtype = some.dtype
+        self._wide = self.xp.float64 if some.dtype == self.xp.float64 else self.xp.float32  # what sums are made in
+        self._parts: dict[Name, Any] = {}  # what is kept of each layer
+        self._columns: dict[Name, list[slice]] = {}  # which of them belong to whom, where several are side by side
+        self._heads: dict[Name, Callable[[Array], Array]] = {}
+        self._frequencies: dict[tuple[float, ...], Array] = {}
+        self._scopes: dict[str, Self] = {}
+        for names in side_by_side(specs, architecture.together):
+            is_head, is_table = names == [architecture.head], specs[f"{names[0]}.weight"].is_table
+            matrices = [given.pop(f"{name}.weight") for name in names]
+            biases = [given.pop(f"{name}.bias") for name in names if f"{name}.bias" in given]
+            require(len(biases) in (0, len(names)), f"of {', '.join(names)} all must have a bias, or none.")
+            bias = self._joined(biases) if biases else None
+            if is_head:
+                self._heads[names[0]] = self.kept_head(matrices[0])
+            if is_table or matrices[0].ndim == 1:
+                self._parts[names[0]] = Part(matrices[0], bias)
+            elif not is_head:
+                key = tuple(names) if len(names) > 1 else names[0]
+                ends = list(accumulate(matrix.shape[1] for matrix in matrices))
+                self._columns[key] = [slice(start, end) for start, end in zip([0, *ends], ends)]
+                self._parts[key] = self.kept(self._joined(matrices), bias)
+
+    def _joined(self, arrays: list[Array]) -> Array:
+        return arrays[0] if len(arrays) == 1 else self.xp.concat(arrays, axis=-1)  # [..., out of all]
+
+    def check(self, name: str, weight: Array | None, shape: tuple[int, ...]) -> None:
+        found = None if weight is None else tuple(weight.shape)
+        require(found == shape, lambda: f"the weight {name} must be there, as {shape}; it is {found}.")
+
+    def kept(self, weight: Array, bias: Array | None) -> Callable[..., Array]:
+        """The layer of a matrix [in, out], as `linear` calls it: with x, and with `then`."""
+        return Linear(weight, bias)
+
+    def kept_head(self, table: Array) -> Callable[[Array], Array]:
+        """What turns hidden states [N, C] into scores [N, V], for a table [V, C]."""
+        return Linear(table.T, None)
+
+    def at(self, prefix: str) -> Self:
+        scope = self._scopes.get(prefix)
+        if scope is None:
+            scope = self._scopes[prefix] = self._scope(f"{prefix}.")
+        return scope
+
+    def _scope(self, prefix: str) -> Self:
+        scope = copy(self)
+        scope._parts, scope._columns, scope._heads = (
+            dict(without(prefix, kept)) for kept in (self._parts, self._columns, self._heads)
+        )
+        scope._scopes = {}
+        return scope
+
+    def asarray(self, numbers: Array) -> Array:
+        return self.xp.asarray(numbers, device=self.device)  # [...]
+
+    # ---- the operations
+
+    def embed(self, name: str, ids: Array) -> Array:
+        return self.xp.take(self._parts[name].weight, ids, axis=0)  # [T] -> [T, C]
+
+    def linear(self, name: str, x: Array, then: Activation | None = None) -> Array:
+        return self._parts[name](x, then)  # [T, in] -> [T, out]
+
+    def linears(self, names: tuple[str, ...], x: Array) -> tuple[Array, ...]:
+        x = self._parts[names](x)  # [T, in] -> [T, out of all]
+        return tuple([x[:, columns] for columns in self._columns[names]])  # each [T, out]
+
+    def layer_norm(self, name: str, x: Array, epsilon: float) -> Array:
+        xp, (weight, bias) = self.xp, self._parts[name]
+        x = xp.astype(x, self._wide, copy=False)
+        x = x - xp.mean(x, axis=-1, keepdims=True)  # [..., C]
+        x = x / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + epsilon)  # [..., C]
+        x = xp.astype(x, self._dtype, copy=False) * weight  # [..., C]
+        return x if bias is None else x + bias  # [..., C]
+
+    def rms_norm(self, name: str, x: Array, epsilon: float) -> Array:
+        xp = self.xp
+        x = xp.astype(x, self._wide, copy=False)
+        x = x / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + epsilon)  # [..., C]
+        return xp.astype(x, self._dtype, copy=False) * self._parts[name].weight  # [..., C]
+
+    def gated(self, gate: Array, up: Array) -> Array:
+        e = self.xp.exp(-abs(gate))  # [T, I]; whatever the sign, it cannot become infinite
+        return gate * self.xp.where(gate >= 0, 1.0, e) / (1.0 + e) * up  # [T, I]
+
+    def rotation(self, positions: Array, frequencies: Sequence[float], magnitude: float = 1.0) -> Turn:
+        known = tuple(frequencies)
+        if known not in self._frequencies:  # a CUDA graph cannot fetch them from the host
+            self._frequencies[known] = self.xp.asarray(known, dtype=self._wide, device=self.device)  # [R / 2]
+        angles = self.xp.astype(positions, self._wide)[:, None, None] * self._frequencies[known]  # [T, 1, R / 2]
+        cosines, sines = self.xp.cos(angles) * magnitude, self.xp.sin(angles) * magnitude  # each [T, 1, R / 2]
+        return self.xp.astype(cosines, self._dtype), self.xp.astype(sines, self._dtype)
+
+    def rotate(self, x: Array, turn: Turn) -> Array:
+        cosines, sines = turn
+        half = cosines.shape[-1]
+        a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]  # [T, n, R / 2] twice, [T, n, D - R]
+        return self.xp.concat([a * cosines - b * sines, b * cosines + a * sines, rest], axis=-1)  # [T, n, D]
+
+    def scores(self, name: str, hidden: Array) -> Array:
+        return self._heads[name](hidden)  # [N, C] -> [N, V]
+
+
+def side_by_side(weights: Iterable[str], together: Iterable[tuple[str, ...]]) -> list[list[str]]:
+    """The names of all layers, in order: of those that read the same input in one list, of others in lists of one."""
+    found: dict[tuple[str, ...], None] = {}
+    for name in (name.removesuffix(".weight") for name in weights if name.endswith(".weight")):
+        group = next((group for group in together if f".{name}".endswith(tuple(f".{each}" for each in group))), None)
+        if group is None:
+            found[(name,)] = None
+        else:
+            before = name.removesuffix(next(each for each in group if f".{name}".endswith(f".{each}")))
+            found[tuple(before + each for each in group)] = None
+    return [list(names) for names in found]
+
+
+def without(prefix: str, kept: Mapping[Name, Any]) -> Iterable[tuple[Name, Any]]:
+    """Those whose names begin with the prefix, without it."""
+    for name, value in kept.items():
+        if isinstance(name, str) and name.startswith(prefix):
+            yield name.removeprefix(prefix), value
+        elif not isinstance(name, str) and name[0].startswith(prefix):
+            yield tuple(each.removeprefix(prefix) for each in name), value
+
+
+def gelu(x: Array) -> Array:
+    """A smooth ReLU, in the tanh form that GPT-2 was trained with (Hendrycks and Gimpel, arXiv 1606.08415)."""
+    xp = array_namespace(x)
+    return 0.5 * x * (1.0 + xp.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x * x * x)))
+
+
+def gelu_exact(x: Array) -> Array:
+    """x times the share of a normal distribution that lies below x."""
+    return 0.5 * x * (1.0 + erf(x / math.sqrt(2.0)))
+
+
+def relu(x: Array) -> Array:
+    return array_namespace(x).clip(x, 0.0, None)  # NaN stays NaN
+
+
+def erf(x: Array) -> Array:
+    """The error function, which the array API lacks."""
+    if is_numpy_array(x):
+        return np.vectorize(math.erf, otypes=[x.dtype])(x)
+    if is_cupy_array(x):
+        from cupyx.scipy.special import erf as cupy_erf  # type: ignore[import-not-found]
+
+        return cupy_erf(x)
+    return array_namespace(x).erf(x)
+
+
+ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {"gelu": gelu, "gelu_exact": gelu_exact, "relu": relu}

@@ -1,0 +1,119 @@
+"""Where a model lives: in which array library, in which number format, on which device.
+
+arrays     dtype                           device         layers
+"numpy"    float32                         cpu            compiled
+"torch"    float32, bfloat16, float16      cpu, cuda      torch; for bfloat16 on a CPU onednn, where it can
+"cupy"     float32, float16                cuda           plain
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
+from typing import Any
+
+from minipage.errors import ConfigurationError, shown
+from minipage.model.architecture import Architecture, Array, Layers, Model
+from minipage.model.layers.compiled import CompiledLayers
+from minipage.model.layers.plain import PlainLayers
+
+DTYPES = {"numpy": ("float32",), "torch": ("float32", "bfloat16", "float16"), "cupy": ("float32", "float16")}
+DEVICES = {"numpy": ("cpu",), "torch": ("cpu", "cuda"), "cupy": ("cuda",)}
+
+
+def place_model(
+    architecture: Architecture,
+    weights: Mapping[str, Array],
+    arrays: str = "numpy",
+    dtype: str = "float32",
+    device: str = "cpu",
+) -> Model:
+    """A model with these weights. Raises ConfigurationError if the three do not go together, or a library is missing."""
+    placed = as_arrays(weights, arrays, dtype, device)
+    return Model(architecture, kind_of_layers(arrays, dtype, device)(architecture, placed))
+
+
+def kind_of_layers(arrays: str, dtype: str, device: str) -> Callable[[Architecture, Iterator[Any]], Layers]:
+    """Which class computes the model."""
+    if arrays == "numpy":
+        return CompiledLayers
+    if arrays == "cupy":
+        return PlainLayers
+    from minipage.model.layers import onednn, torch  # need PyTorch, which as_arrays has found
+
+    return onednn.OneDNNLayers if device == "cpu" and dtype == "bfloat16" and onednn.able() else torch.TorchLayers
+
+
+def as_arrays(
+    weights: Mapping[str, Array], arrays: str, dtype: str = "float32", device: str = "cpu"
+) -> Iterator[tuple[str, Array]]:
+    """NumPy weights as arrays of a library, one after the other; float32 on the CPU without copying."""
+    check(arrays, dtype, device)
+    if arrays == "numpy":
+        return iter(weights.items())
+    if arrays == "cupy":
+        cupy = find_cupy()
+        return ((name, cupy.asarray(weight, dtype)) for name, weight in weights.items())
+    torch = find_torch(device)
+    place, kind = torch_device(device), getattr(torch, dtype)
+    return ((name, torch.from_numpy(weight).to(place, kind)) for name, weight in weights.items())
+
+
+def is_simulated() -> bool:
+    """Whether numba's CUDA kernels run in its simulator. Then device="cuda" computes on the CPU, slowly."""
+    return os.environ.get("NUMBA_ENABLE_CUDASIM", "0") not in ("", "0")
+
+
+def torch_device(device: str) -> str:
+    """Where PyTorch's tensors live: under the simulator, "cuda" is the CPU."""
+    return "cpu" if is_simulated() else device
+
+
+def check(arrays: str, dtype: str, device: str) -> None:
+    for name, value, known in (
+        ("arrays", arrays, list(DTYPES)),
+        ("dtype", dtype, DTYPES["torch"]),
+        ("device", device, DEVICES["torch"]),
+    ):
+        if not isinstance(value, str) or value not in known:
+            raise ConfigurationError(f"{name} is {shown(value)}; it must be one of {', '.join(known)}.")
+    for name, value, table in (("dtype", dtype, DTYPES), ("device", device, DEVICES)):
+        if value not in table[arrays]:
+            able = " or ".join(repr(library) for library, values in table.items() if value in values)
+            raise ConfigurationError(
+                f"{name} is {value!r}, but arrays is {arrays!r}, which has only {', '.join(table[arrays])} here. "
+                f"Use arrays={able}."
+            )
+
+
+def find_torch(device: str) -> ModuleType:
+    """PyTorch, able to compute on `device`; ConfigurationError says what is missing."""
+    try:
+        import torch
+    except ImportError:
+        raise ConfigurationError("arrays='torch' needs PyTorch: pip install minipage[torch].") from None
+    if torch_device(device) == "cuda" and not torch.cuda.is_available():
+        if torch.version.cuda is None:
+            reason = f"PyTorch {torch.__version__} was built without CUDA; install a build with it, see pytorch.org"
+        else:
+            reason = "PyTorch finds no NVIDIA GPU, or no driver for it; `minipage info` says what is there"
+        raise ConfigurationError(f"device is 'cuda', but {reason}. Without a GPU, leave device out.")
+    return torch
+
+
+def find_cupy() -> ModuleType:
+    """CuPy, with a GPU that it can use; ConfigurationError says what is missing."""
+    try:
+        import cupy  # type: ignore[import-not-found]
+    except ImportError:
+        raise ConfigurationError("arrays='cupy' needs CuPy: pip install cupy-cuda13x (or cupy-cuda12x).") from None
+    try:
+        cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise ConfigurationError(
+            f"arrays is 'cupy', but CuPy finds no NVIDIA GPU, or no driver for it ({error}). `minipage info` says what "
+            "is there. CuPy on the CPU is NumPy: use arrays='numpy'."
+        ) from None
+    module: ModuleType = cupy
+    return module

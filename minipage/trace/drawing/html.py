@@ -1,0 +1,172 @@
+"""Makes one HTML page of a trace, to step through in a browser: no server, no network, nothing to install.
+
+    write_page(trace, "run.html", title="Who shares what")
+
+The page is a skeleton (viewer.html), its looks (viewer.css) and its scripts: viewer.js knows which frame to show,
+viewer_frame.js draws one. All of it goes into the one document, and with it the frames, as JSON. Of each frame only
+what differs from the one before is kept; `difference` says how, and `patch` in viewer.js puts it together again.
+
+A content security policy forbids every request, and every script but ours: it is named by its hash.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from base64 import b64encode
+from collections.abc import Iterable, Mapping
+from hashlib import sha256
+from html import escape
+from importlib.resources import files
+from operator import index
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from minipage.trace.drawing.glyphs import PALETTE
+from minipage.trace.recording.events import decimals
+from minipage.trace.recording.frames import AttentionFrame, BlockFrame, ContiguousFrame, Frame, SequenceFrame, occupied
+from minipage.trace.recording.replay import num_common
+
+Tree: TypeAlias = dict[str, Any]  # of what JSON can say, except None
+
+TITLE = "What the engine did"
+SCRIPTS = ("viewer_frame.js", "viewer_beside.js", "viewer.js")
+FREE_SHOWN = 40  # blocks of the free queue, the next ones
+NOTEBOOK_HEIGHT = 780  # pixels: in a column of 736, 16 blocks and the bars under them are seen without scrolling
+STEP_FIELDS = (  # what the viewer shows of a frame, under the same names
+    "step phase block_size max_num_batched_tokens waiting running swapped swap_out swap_in copies chosen "
+    "preempted finished num_queried_tokens num_hit_tokens events num_earlier_events story "
+    "num_computed_tokens num_used_blocks num_wasted_slots num_contiguous_blocks"
+).split()
+SEQUENCE_FIELDS = (
+    "status prompt text new_text tokens num_prompt_tokens num_computed_tokens max_num_tokens blocks swap_blocks "
+    "last_blocks num_preemptions finish_reason"
+).split()
+BLOCK_FIELDS = "ref_count holders cached tokens".split()
+
+
+def page(frames: Iterable[Frame], title: str = TITLE, subtitle: str = "", still: str = "") -> str:
+    """A document that shows `frames`, complete in itself. `still`, an SVG, is shown where scripts may not run."""
+    script = "\n".join(_part(name) for name in SCRIPTS)
+    data = {"palette": PALETTE, "deltas": deltas(map(as_tree, frames))}
+    parts = {
+        "title": escape(title),
+        "subtitle": escape(subtitle),
+        "style": _part("viewer.css"),
+        "still": _image(still, title),
+        # With "<" written as an escape, nothing in it can end the script element.
+        "trace": json.dumps(data, separators=(",", ":"), default=index).replace("<", r"\u003c"),
+        "script": script,
+        "hash": b64encode(sha256(script.encode()).digest()).decode(),
+    }
+    # All at once, so that nothing is filled into what was just filled in.
+    return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], _part("viewer.html"))
+
+
+def write_page(
+    frames: Iterable[Frame],
+    path: str | PathLike[str],
+    title: str = TITLE,
+    subtitle: str = "",
+    still: str = "",
+) -> None:
+    """Put `page(...)` into a file."""
+    Path(path).write_text(page(frames, title, subtitle, still), encoding="utf-8", errors="replace", newline="\n")
+
+
+def notebook(frames: Iterable[Frame], title: str = TITLE, subtitle: str = "", still: str = "") -> str:
+    """HTML for the output of a notebook cell: the page in an iframe that can reach nothing around it.
+
+    Where a viewer of notebooks takes iframes out, the picture behind it is left. It is an <img>, because the same
+    viewers (GitHub's, and JupyterLab's for notebooks that are not trusted) take <svg> elements out as well.
+    """
+    document = escape(page(frames, title, subtitle, still), quote=True)
+    same_place = "grid-area: 1 / 1"
+    return (
+        f'<div style="display: grid; min-height: {NOTEBOOK_HEIGHT}px">{_image(still, title, same_place)}'
+        f'<iframe title="{escape(title)}" sandbox="allow-scripts" srcdoc="{document}" height="{NOTEBOOK_HEIGHT}" '
+        f'style="{same_place}; width: 100%; border: 0; z-index: 1"></iframe></div>'
+    )
+
+
+def as_tree(frame: Frame) -> Tree:
+    """What the viewer shows of a frame. What is empty is left out: most blocks of a large pool are."""
+    blocks = {str(number): _fields(block, BLOCK_FIELDS) for number, block in occupied(frame.blocks)}
+    return _fields(frame, STEP_FIELDS) | {
+        "num_blocks": len(frame.blocks),
+        "num_free": len(frame.free_queue),
+        "free_queue": frame.free_queue[:FREE_SHOWN],
+        "blocks": {number: block for number, block in blocks.items() if block},
+        "sequences": {seq.label: _fields(seq, SEQUENCE_FIELDS) for seq in frame.all_sequences},
+        "chunks": [(chunk.label, chunk.start, chunk.num_tokens) for chunk in frame.chunks],
+        "written": sorted(slot for chunk in frame.chunks for slot in chunk.slots),
+        "read": sorted(frame.read_blocks),
+        **({"contiguous": list(map(_contiguous, frame.contiguous))} if frame.contiguous else {}),
+        **({"attention": _attention(frame.attention)} if frame.attention else {}),
+    }
+
+
+def _contiguous(memory: ContiguousFrame) -> Tree:
+    pieces = {label: [at_last, reserved, start, stored] for label, start, reserved, stored, at_last in memory.pieces}
+    return {"name": memory.name, "pieces": pieces, "waiting": memory.waiting, "finished": memory.finished}
+
+
+def _attention(walk: AttentionFrame) -> Tree:
+    steps = [{name: rounded(value) for name, value in step._asdict().items()} for step in walk.steps]
+    place = {"label": walk.label, "position": walk.position, "layer": walk.layer, "head": walk.head}
+    if not walk.kernel:
+        return place | {"steps": steps}
+    end = {
+        "result": rounded(walk.result),
+        "kernel": rounded(walk.kernel),
+        "difference": decimals(walk.largest_difference),
+    }
+    return place | {"steps": steps} | end
+
+
+def rounded(value: Any) -> Any:
+    """To what can be seen."""
+    return [rounded(part) for part in value] if isinstance(value, tuple) else round(value, 6)
+
+
+def _fields(source: Frame | SequenceFrame | BlockFrame, names: Iterable[str]) -> Tree:
+    return {name: value for name in names if (value := getattr(source, name))}
+
+
+def deltas(trees: Iterable[Tree]) -> list[Any]:
+    """For each tree, how it differs from the one before; the first is compared with an empty one."""
+    before: Tree = {}
+    told = []
+    for tree in trees:
+        told.append(difference(before, tree))
+        before = tree
+    return told
+
+
+def difference(old: Any, new: Any) -> Any:
+    """What has to be said to get from `old` to `new`:
+
+    a dict      {key: difference}, of the members that change; null for members that go
+    a list      [n, rest]: the first n members stay, and then comes the rest
+    a text      the same, in characters
+    all others  themselves
+    """
+    if isinstance(new, Mapping):
+        before = old if isinstance(old, Mapping) else {}
+        changed = {key: difference(before.get(key), new[key]) for key in new if before.get(key) != new[key]}
+        return changed | {key: None for key in before if key not in new}
+    if isinstance(new, str | list | tuple):
+        kept = num_common(old, new) if isinstance(old, str) == isinstance(new, str) and old else 0
+        return [kept, new[kept:]]
+    return new
+
+
+def _part(name: str) -> str:
+    return files("minipage.trace.drawing").joinpath(name).read_text(encoding="utf-8")
+
+
+def _image(svg: str, title: str, style: str = "") -> str:
+    """An SVG as an <img>, which never runs scripts and needs no request."""
+    data = b64encode(svg.encode()).decode()
+    return f'<img src="data:image/svg+xml;base64,{data}" alt="{escape(title)}" style="{style}">' if svg else ""

@@ -1,0 +1,233 @@
+// Which frame is shown: reads the trace, and lets buttons, slider and keys walk through it.
+"use strict";
+
+// ---- reading
+
+// The other half of `difference` in html.py.
+function patch(old, change) {
+  if (Array.isArray(change)) {
+    const [kept, rest] = change;
+    if (typeof rest === "string") return kept ? [...old].slice(0, kept).join("") + rest : rest;
+    return kept ? [...old.slice(0, kept), ...rest] : rest;
+  }
+  if (change === null || typeof change !== "object") return change;
+  const next = old && typeof old === "object" && !Array.isArray(old) ? { ...old } : {};
+  for (const [key, value] of Object.entries(change)) {
+    if (value === null) delete next[key];
+    else next[key] = patch(next[key], value);
+  }
+  return next; // what has not changed is shared with the old one
+}
+
+const trace = JSON.parse(byId("trace").textContent);
+const trees = []; // one for each frame
+for (const delta of trace.deltas) trees.push(patch(trees.at(-1) ?? {}, delta));
+
+const everSwaps = trees.some((tree) => tree.swapped || tree.swap_out || tree.swap_in);
+const RARE = ["attend", "failed"]; // phases that are named only where they occur
+const ever = Object.fromEntries(trees.map((tree) => [tree.phase, true]));
+const everTells = trees.some((tree) => tree.story);
+// The last phase of each step, and every look inside attention.
+const ends = trees.map((_, i) => i).filter((i) => trees[i].attention || trees[i + 1]?.step !== trees[i].step);
+const all = trees.map((_, i) => i);
+
+// ---- where we are
+
+const SECONDS = 1.6; // a frame, at the first speed
+const now = { index: 0, steps: false, timer: 0, looked: "", frame: null };
+
+const places = () => (now.steps ? ends : all);
+const place = () => places().findIndex((i) => i >= now.index);
+
+function nameOf(index) {
+  const tree = trees[index];
+  const part = tree.attention ? `-${tree.attention.steps.length + (tree.attention.kernel ? 1 : 0)}` : "";
+  return `step${tree.step}-${tree.phase}${part}`;
+}
+
+// "#step4-copy", or "#step4" for its end; -1 if there is none.
+function indexOf(name) {
+  const exact = all.findIndex((i) => nameOf(i) === name);
+  return exact >= 0 ? exact : all.findLastIndex((i) => name !== "" && nameOf(i).startsWith(`${name}-`));
+}
+
+function show(index) {
+  if (!trees.length) return;
+  now.index = now.steps ? (ends.find((i) => i >= index) ?? ends.at(-1)) : Math.max(0, Math.min(index, trees.length - 1));
+  const tree = trees[now.index], at = place();
+  const focused = document.activeElement?.dataset?.key;
+  showFrame(tree, trees[places()[at - 1]]);
+  drawClock(tree);
+  const slider = byId("slider");
+  slider.max = places().length - 1;
+  slider.value = at;
+  slider.setAttribute("aria-valuetext", nameOf(now.index).replace("-", ", "));
+  byId("where").textContent = `${at + 1} / ${places().length}`;
+  for (const id of ["first", "back"]) byId(id).setAttribute("aria-disabled", at === 0);
+  for (const id of ["next", "last"]) byId(id).setAttribute("aria-disabled", at === places().length - 1);
+  prepareWalks(focused);
+  look(find(now.looked));
+  try {
+    history.replaceState(null, "", `#${nameOf(now.index)}`);
+  } catch {
+    // a page inside another one may have no history
+  }
+}
+
+function showFrame(tree, before) {
+  const frame = readable(tree);
+  frame.whole = now.steps && !tree.attention; // it stands for its whole step
+  now.frame = frame;
+  const events = frame.whole ? frame.events : frame.events.slice(frame.num_earlier_events);
+  drawTelling(frame, events.length ? events : ["Nothing to tell of this phase."]);
+  drawQueues(frame);
+  drawTexts(frame);
+  drawPool(frame, before ? readable(before) : null, detailFor(frame));
+  drawSwap(frame, everSwaps);
+  drawFigures(frame);
+  drawBeside(frame);
+}
+
+// "Step 4" and its phases: the ones that this step has, the one that is shown, and a way to the others.
+function drawClock(tree) {
+  byId("step").textContent = `Step ${tree.step}`;
+  const items = PHASES.filter((phase) => ever[phase] || !RARE.includes(phase)).map((phase) => {
+    const index = all.findIndex((i) => trees[i].step === tree.step && trees[i].phase === phase);
+    const button = make("button", { type: "button", disabled: index < 0 && "disabled", "data-key": `phase ${phase}`,
+      "aria-current": (now.steps || phase === tree.phase) && index >= 0 && "step" }, phase);
+    button.onclick = () => (setSteps(false), pause(), show(index));
+    return make("li", {}, button);
+  });
+  byId("phases").replaceChildren(...items);
+}
+
+// ---- going on
+
+const go = (to) => (pause(), show(places()[Math.max(0, Math.min(to, places().length - 1))]));
+const step = (by) => go(place() + by);
+
+function play() {
+  if (place() === places().length - 1) show(0);
+  document.body.classList.add("playing");
+  byId("play").setAttribute("aria-label", "Pause");
+  byId("telling").setAttribute("aria-live", "off"); // nobody can listen that fast
+  wait();
+}
+
+function wait() {
+  clearTimeout(now.timer);
+  now.timer = setTimeout(() => {
+    show(places()[place() + 1]);
+    if (place() === places().length - 1) pause();
+    else wait();
+  }, (SECONDS * 1000) / Number(byId("speed").value));
+}
+
+function pause() {
+  clearTimeout(now.timer);
+  document.body.classList.remove("playing");
+  byId("play").setAttribute("aria-label", "Play");
+  byId("telling").setAttribute("aria-live", "polite");
+}
+
+const isPlaying = () => document.body.classList.contains("playing");
+const playOrPause = () => (isPlaying() ? pause() : play());
+
+function setSteps(steps) {
+  now.steps = steps;
+  document.querySelector(`[name=pace][value=${steps ? "steps" : "phases"}]`).checked = true;
+}
+
+byId("first").onclick = () => go(0);
+byId("back").onclick = () => step(-1);
+byId("next").onclick = () => step(1);
+byId("last").onclick = () => go(Infinity);
+byId("play").onclick = playOrPause;
+byId("slider").oninput = (event) => go(Number(event.target.value));
+byId("speed").onchange = () => isPlaying() && wait();
+byId("pace").onchange = (event) => (setSteps(event.target.value === "steps"), show(now.index));
+byId("ask").onclick = () => byId("help").showModal();
+byId("theme").onclick = () => {
+  const dark = document.documentElement.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+  document.documentElement.dataset.theme = dark === "dark" ? "light" : "dark";
+};
+
+const KEYS = {
+  ArrowRight: () => step(1), ArrowLeft: () => step(-1), Home: () => go(0), End: () => go(Infinity),
+  " ": playOrPause, p: playOrPause, s: () => (setSteps(!now.steps), show(now.index)), "?": () => byId("help").showModal(),
+  ArrowDown: () => walk(1), ArrowUp: () => walk(-1),
+};
+
+document.addEventListener("keydown", (event) => {
+  const own = event.target.closest?.("input, select") ? /^(Arrow|Home|End| )/ : event.target.closest?.("button") ? /^ $/ : /^$/;
+  const act = KEYS[event.key];
+  if (!act || event.ctrlKey || event.altKey || event.metaKey || byId("help").open || own.test(event.key)) return;
+  if (event.key.startsWith("Arrow") && act() === false) return; // nothing to walk along: the page may scroll
+  if (!event.key.startsWith("Arrow")) act();
+  event.preventDefault();
+});
+
+// ---- looking at something: it lights up wherever else it is
+
+const find = (key) => (key ? document.querySelector(`[data-key="${CSS.escape(key)}"]`) : null);
+
+function look(element) {
+  for (const lit of document.querySelectorAll(".lit")) lit.classList.remove("lit");
+  now.looked = element?.dataset.key ?? "";
+  const { slot, block, swap, owner } = element?.dataset ?? {};
+  const [name, value] = slot !== undefined ? ["slot", slot] : block !== undefined ? ["block", block] : owner ? ["owner", owner] : ["swap", swap];
+  if (value !== undefined) for (const same of document.querySelectorAll(`[data-${name}="${value}"]`)) same.classList.add("lit");
+  if (name === "slot")
+    for (const holder of document.querySelectorAll(`#stage [data-block="${Math.floor(value / now.frame.block_size)}"]`)) holder.classList.add("lit");
+  document.body.classList.toggle("looking", value !== undefined);
+  byId("looked-at").textContent = element ? element.getAttribute("aria-label") ?? (block ? sayBlock(now.frame, Number(block)) : "") : "";
+  drawWires(now.frame);
+}
+
+const lookable = (target) => target.closest?.("#stage [data-key], #beside [data-key]") ?? null;
+
+for (const place of [byId("stage"), byId("beside")]) {
+  place.addEventListener("pointerover", (event) => look(lookable(event.target) ?? lookable(document.activeElement)));
+  place.addEventListener("pointerleave", () => look(lookable(document.activeElement)));
+}
+document.addEventListener("focusin", (event) => look(lookable(event.target)));
+document.addEventListener("focusout", () => look(null));
+
+// One stop for Tab in each text and one in the memory; ↑ and ↓ walk along what is in there.
+function prepareWalks(focused) {
+  for (const list of document.querySelectorAll(".walk")) {
+    const first = list.querySelector("[data-key]");
+    if (first) first.tabIndex = 0;
+  }
+  const same = find(focused);
+  if (same && same !== document.activeElement) same.focus({ preventScroll: true });
+}
+
+function walk(by) {
+  const here = document.activeElement, list = here.closest(".walk");
+  if (!list) return false;
+  const items = [...list.querySelectorAll("[data-key]")];
+  const there = items[items.indexOf(here) + by];
+  if (there) {
+    here.tabIndex = -1;
+    there.tabIndex = 0;
+    there.focus();
+  }
+}
+
+// ---- beginning
+
+trace.palette.forEach((colour, i) => document.documentElement.style.setProperty(`--own-${i}`, colour));
+document.body.classList.toggle("tells", everTells);
+document.body.classList.toggle("embedded", /\bembed\b/.test(location.search));
+byId("legend").replaceChildren(...[
+  ["legend-written", "written in this step"], ["legend-promised", "has its slot, but is not computed yet"],
+  ["legend-free", "free"], ["legend-cached", "free, but the prefix cache (◆) can still find it"],
+].map(([name, words]) => make("li", {}, make("span", { class: `swatch ${name}` }), words)));
+for (const pane of document.querySelectorAll(".pane")) pane.addEventListener("scroll", () => drawWires(now.frame), { passive: true });
+new ResizeObserver(() => drawWires(now.frame)).observe(byId("stage"));
+addEventListener("hashchange", () => {
+  const index = indexOf(location.hash.slice(1));
+  if (index >= 0 && index !== now.index) show(index);
+});
+show(Math.max(0, indexOf(location.hash.slice(1))));

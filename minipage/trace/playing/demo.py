@@ -1,0 +1,322 @@
+"""The demo: a story (scenarios.py) on the real engine, in a terminal, as a page, as pictures or as a file.
+
+In a terminal it plays on the full screen; anywhere else, every step is printed, one after the other.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from html import escape
+from itertools import chain, cycle, islice, takewhile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
+
+from minipage.errors import ConfigurationError, count
+from minipage.trace.drawing.glyphs import BOLD, DIM, Glyphs, chip, glyphs_for, visible
+from minipage.trace.drawing.terminal import MIN_WIDTH, draw, fits, what_it_needs
+from minipage.trace.playing.keys import keyboard
+from minipage.trace.playing.player import Player, play
+from minipage.trace.playing.pool_size import pool_for
+from minipage.trace.playing.scenarios import DEFAULT, SCENARIOS, find_scenario
+from minipage.trace.playing.spinner import patiently, spinner
+from minipage.trace.playing.story import Arrival, Scenario
+from minipage.trace.recording.events import join
+from minipage.trace.recording.frames import Frame, index_of, is_stop, label_of
+from minipage.trace.recording.recorder import record
+from minipage.trace.recording.trace import Trace
+
+if TYPE_CHECKING:
+    from minipage.engine.llm import LLM
+
+PLAIN_WIDTH = 80  # columns where there is no terminal to ask
+SMALL = {"block_size": 4, "num_blocks": 16, "max_num_batched_tokens": 8}  # small enough to see every slot
+SEED = 69
+TEMPERATURE = 0.8
+EVERY = "all"  # in place of a scenario's name
+LONG = 5.0  # seconds until it is said, where nothing can turn, that something is still being computed
+MOST_TEXTS = 12  # printed whole at the end
+
+
+def list_scenarios() -> None:
+    """Two lines a story in a terminal, where they are wrapped and indented; one for a program that reads them."""
+    console = console_for_output()
+    for scenario in SCENARIOS.values():
+        default = " (what is shown without a name)" if scenario.name == DEFAULT else ""
+        title = Text.assemble((scenario.name, BOLD), f": {scenario.title}{default}")
+        if console.is_terminal:
+            console.print(title, Padding(Text(scenario.about, DIM), (0, 0, 0, 4)))
+        else:
+            console.print(f"{title}; {scenario.about}", soft_wrap=True, markup=False)
+
+
+def run(
+    name: str = DEFAULT,
+    *,
+    replay: str | None = None,  # a saved trace, instead of a scenario
+    prompts: list[str] | None = None,  # instead of the scenario's
+    max_tokens: int | None = None,  # for every request
+    seed: int = SEED,
+    steps: int | None = None,  # the most to run
+    plain: bool = False,  # print even in a terminal
+    files: dict[str, str] | None = None,  # kind of file (see exports.py) -> where to write it; then nothing is shown
+    build: Callable[..., LLM] | None = None,  # makes the engine, instead of LLM
+    note: str = "",  # for the title
+    **engine: Any,  # options of LLM, before the scenario's
+) -> None:
+    """Run a scenario on standard output. Raises MinipageError if the model or a request cannot be served; OSError."""
+    for kind, path in (files or {}).items():
+        if not path:
+            raise ConfigurationError(f"the name of what {kind} is to be written to is empty; give it one.")
+    if name == EVERY and replay is None:
+        return export_all(files or {}, prompts=prompts, max_tokens=max_tokens, seed=seed, steps=steps, **engine)
+    if files and len({Path(path) for path in files.values()}) < len(files):
+        raise ConfigurationError("two kinds of file are to be written to the same place; give each a name of its own.")
+    if steps is not None and steps < 1:
+        raise ConfigurationError(f"steps is {steps}; to watch anything it takes at least 1.")
+    console = console_for_output()
+    full_screen = not (plain or files or console.is_dumb_terminal) and sys.stdin.isatty() and sys.stdout.isatty()
+    if full_screen and not fits(*console.size):
+        raise ConfigurationError(f"{what_it_needs(*console.size)} Make the terminal larger, or print with --plain.")
+    recorded: Sequence[Frame] | None = None  # all frames at once, if they are there already
+    last: Frame | None = None
+    with keyboard(full_screen) as keys:
+        if replay is not None:
+            with spinner("reading the trace", keys):
+                recorded = trace = load(replay)
+            if steps is not None:
+                recorded = list(takewhile(lambda frame: frame.step <= steps, trace))
+            frames = iter(recorded)
+        else:
+            scenario = find_scenario(name).with_prompts(prompts, max_tokens)
+            if note:
+                scenario = replace(scenario, title=f"{scenario.title} ({note})")
+            with spinner("loading the model", keys, LONG):
+                demo = Demo(make_engine(scenario, engine, build), scenario, seed)
+            if cut := demo.what_is_cut():
+                print(f"minipage: {cut}", file=sys.stderr)
+            frames = demo.frames(steps)
+        if files:
+            with spinner("running the scenario", long=LONG):
+                shown = list(frames)
+            export(shown, trace if replay else demo.trace, files)
+            return
+        glyphs = glyphs_for(console.encoding)
+        with spinner("computing the first step", keys, LONG):
+            first = next(frames, None)
+        if first is None:
+            print("The trace has no steps.")
+            return
+        last = first
+        if keys:
+            player = Player(first, frames, glyphs) if recorded is None else Player(recorded, iter(()), glyphs)
+            play(player, console, keys)
+            last = player.frame
+        else:
+            for last in filter(is_stop, chain([first], patiently(frames, "computing the next step", LONG))):
+                _print_frame(last, console, glyphs)
+    if last is None:  # the viewer has left before there was anything to see
+        return
+    if full_screen:
+        _print_frame(last, console, glyphs)
+    _print_texts(last, console, glyphs)
+
+
+def make_engine(scenario: Scenario, options: dict[str, Any], build: Callable[..., LLM] | None = None) -> LLM:
+    """An engine for a story. `options` of LLM go before the story's own.
+
+    Unless one of the two says how large the pool is, it is as large as the story needs.
+    """
+    from minipage.engine.llm import LLM  # with numba and all it takes half a second
+
+    build = build or LLM
+    chosen: dict[str, Any] = SMALL | scenario.engine | options
+    if "memory" in options:
+        if "num_blocks" in options:
+            raise ConfigurationError("num_blocks and memory both say how large the pool is; give one of them.")
+        del chosen["num_blocks"]
+    elif "num_blocks" not in options:
+        sizes = pool_for(scenario, chosen)
+        chosen = {name: value for name, value in chosen.items() if name != "num_blocks" or not sizes} | sizes
+    return build(chosen.pop("model"), **chosen) if "model" in chosen else build(**chosen)
+
+
+def load(path: str) -> Trace:
+    """A saved trace. Raises TraceError, or OSError with a sentence."""
+    try:
+        return Trace.load(path)
+    except OSError as error:
+        raise OSError(f"{path!r} cannot be read: {error.strerror or error}.") from error
+
+
+def export(frames: list[Frame], trace: Trace, files: dict[str, str]) -> None:
+    """Write each kind of file that is wanted, and say so."""
+    from minipage.trace.drawing import exports
+
+    for kind, path in files.items():
+        writer: Callable[[list[Frame], Trace, Path], None] = exports.WRITERS[kind]
+        try:
+            with spinner(f"writing {path}"):
+                writer(frames, trace, Path(path))
+        except FileExistsError as error:
+            raise OSError(f"{path!r} is no folder; give --{kind} a folder, or a new name.") from error
+        except OSError as error:
+            raise OSError(f"{path!r} cannot be written: {error.strerror or error}.") from error
+        print(f"wrote {path}")
+
+
+def export_all(folders: dict[str, str], **options: Any) -> None:
+    """Write every scenario, into a folder for each kind of file. Raises ConfigurationError if no kind is asked for."""
+    from minipage.trace.drawing.exports import SUFFIXES
+
+    if not folders:
+        raise ConfigurationError("all scenarios can only be written, not shown: add `--svg FOLDER` or `--html FOLDER`.")
+    for folder in folders.values():
+        try:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise OSError(f"{folder!r} is no folder; give a folder, or a new name.") from error
+        except OSError as error:
+            raise OSError(f"the folder {folder!r} cannot be made: {error.strerror or error}.") from error
+    for name in SCENARIOS:
+        files = {kind: str(Path(folder) / (name + SUFFIXES[kind])) for kind, folder in folders.items()}
+        run(name, files=files, **options)
+    if "html" in folders:
+        index = Path(folders["html"]) / "index.html"
+        write_index(index, SUFFIXES["html"])
+        print(f"open {index}")
+
+
+def write_index(path: Path, suffix: str) -> None:
+    """A page with a link to each story's page beside it."""
+    lines = [
+        f'<li><a href="{s.name}{suffix}">{escape(s.title)}</a>: {escape(s.about)}.</li>' for s in SCENARIOS.values()
+    ]
+    head = '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>minipage: the stories</title>\n'
+    looks = '<meta name="viewport" content="width=device-width">\n<meta name="color-scheme" content="light dark">\n'
+    body = "\n".join(["<h1>The stories</h1>", "<ul>", *lines, "</ul>", "</html>", ""])
+    path.write_text(head + looks + body, encoding="utf-8")
+
+
+class PipeConsole(Console):
+    """When the reader of a pipe has seen enough (`| head`), rich ends the process; here the caller decides."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+def console_for_output() -> Console:
+    console = PipeConsole(highlight=False)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = PLAIN_WIDTH
+    return console
+
+
+def _print_frame(frame: Frame, console: Console, glyphs: Glyphs) -> None:
+    console.print(draw(frame, max(console.width, MIN_WIDTH), None, glyphs))
+    console.print()
+
+
+class Demo:
+    """The requests of a scenario on their engine, one step at a time."""
+
+    def __init__(self, llm: LLM, scenario: Scenario, seed: int = SEED) -> None:
+        from minipage.sampling import SamplingParams
+
+        self.llm = llm
+        self.scenario = scenario
+        self.arrivals = scenario.arrivals
+        self.params = []
+        for i, arrival in enumerate(self.arrivals):
+            drawn = {} if "beam_width" in arrival.params else {"temperature": TEMPERATURE, "seed": seed + i}
+            self.params.append(SamplingParams(**{"max_tokens": arrival.max_tokens} | drawn | arrival.params))
+        self.prompts = [fitted(arrival, llm) for arrival in self.arrivals]
+        for prompt, params in zip(self.prompts, self.params, strict=True):
+            llm.abort(llm.add_request(prompt, params))  # what cannot be served is refused before the curtain
+
+    def what_is_cut(self) -> str:
+        """Which requests have a max_tokens that the context has no room for, in a sentence."""
+        cut = []
+        for i, (prompt, params) in enumerate(zip(self.prompts, self.params, strict=True)):
+            token_ids = self.llm.tokenizer.encode(prompt) if isinstance(prompt, str) and self.llm.tokenizer else prompt
+            room = self.llm.max_model_len - len(token_ids)
+            if params.max_tokens is not None and params.max_tokens > room:
+                cut.append(f"{label_of(i)} {room}")
+        if not cut:
+            return ""
+        asked = max(params.max_tokens or 0 for params in self.params)
+        return (
+            f"max_tokens is {asked}, but a context of {self.llm.max_model_len} tokens has room for fewer: {join(cut)}."
+        )
+
+    def frames(self, steps: int | None = None) -> Iterator[Frame]:
+        """Run step by step, at most `steps` steps; yields every phase of each, as soon as the step is over."""
+        coming = dict(enumerate(self.arrivals))
+        ends = dict[int, int]()
+        turns = list(self.scenario.turns)
+        beside = self.scenario.beside and self.scenario.beside(self.llm)
+        steps_done = 0
+        steps = self.scenario.num_steps if steps is None else steps
+        with record(self.llm, self.scenario.title) as self.trace:
+            while steps_done != steps and (coming or self.llm.has_unfinished_requests()):
+                for i in [i for i, arrival in coming.items() if arrival.is_due(steps_done, ends)]:
+                    del coming[i]
+                    # Whoever comes later is more urgent, if the policy asks for that.
+                    self.llm.add_request(self.prompts[i], self.params[i], request_id=label_of(i), priority=-i)
+                seen = len(self.trace)
+                with beside.around_step(self.trace) if beside else nullcontext():
+                    outputs = self.llm.step()
+                steps_done += 1
+                ends |= {index_of(output.request_id): steps_done for output in outputs if output.finished}
+                if len(self.trace) == seen:
+                    continue  # nothing was left to compute, only to be told
+                for i in range(seen, len(self.trace)):
+                    if is_stop(self.trace[i]) and (turn := next((t for t in turns if t.when(self.trace[i])), None)):
+                        turns.remove(turn)
+                        self._tell(i, turn.say)
+                if not (coming or self.llm.has_unfinished_requests()):
+                    last = self.trace[-1]
+                    for missed in dict.fromkeys(turn.missed(last) for turn in turns if turn.otherwise):
+                        self._tell(len(self.trace) - 1, missed)
+                yield from self.trace[seen:]
+        for request_id in list(self.llm.requests):  # if it was stopped
+            self.llm.abort(request_id)
+
+    def _tell(self, index: int, sentence: str) -> None:
+        """To a whole step, or inside attention to a single frame; after what was said there already."""
+        change = self.trace.changes[index]
+        stories: Any = change if change["phase"] == "attend" else self.trace.stories
+        place = "story" if change["phase"] == "attend" else change["step"]
+        stories[place] = f"{stories.get(place, '')} {sentence}".strip()
+
+
+def fitted(arrival: Arrival, llm: LLM) -> str | list[int]:
+    """Its prompt; as token ids, repeated and cut, if it should have a certain length."""
+    if not arrival.num_prompt_tokens or not arrival.prompt or llm.tokenizer is None:
+        return arrival.prompt
+    return list(islice(cycle(llm.tokenizer.encode(arrival.prompt)), arrival.num_prompt_tokens))
+
+
+def _print_texts(frame: Frame, console: Console, glyphs: Glyphs) -> None:
+    """What became of each text, on as many lines as it has, and the block table it had."""
+    for seq in frame.all_sequences[:MOST_TEXTS]:
+        lines = Text.assemble(chip(seq.label), " ", (_lines(seq.prompt, glyphs), DIM), _lines(seq.text, glyphs))
+        generated = count(len(seq.tokens) - seq.num_prompt_tokens, "token") + " generated"
+        reason = f" ({seq.finish_reason})" if seq.finish_reason else ""
+        table = " ".join(map(str, seq.blocks or seq.last_blocks)) or "empty"
+        lines.append(f"\n    [{generated}, {seq.status}{reason}; block table {table}]", DIM)
+        console.print(lines, soft_wrap=True)
+    if (more := len(frame.all_sequences) - MOST_TEXTS) > 0:
+        console.print(Text(f"and {count(more, 'more text')}", DIM))
+
+
+def _lines(text: str, glyphs: Glyphs) -> str:
+    """`text` on several lines, all indented except the first."""
+    return "\n    ".join(visible(line, glyphs) for line in text.split("\n"))

@@ -1,0 +1,320 @@
+"""Makes a trace by watching a running engine from outside: the engine knows nothing of it.
+
+    with record(llm) as trace:
+        llm.generate(["To be, or not to be"])
+    print(trace.steps[-1].events)
+
+A step of an LLM is five methods, called one after the other. The recorder puts its own in their places, on this one
+instance, looks before and after, and takes them away again on leaving. The block pool and the prefix cache are watched
+in the same way: what they do is written down operation by operation, so that a look costs what has changed, however
+large the pool is. A test replays every frame beside the engine and compares.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from minipage.engine.request import NextToken, Request
+from minipage.engine.sampled import SampledRequest
+from minipage.scheduling import GroupStatus, Sequence, SequenceGroup, StepPlan
+from minipage.trace.recording.frames import label_of
+from minipage.trace.recording.replay import Change, num_common
+from minipage.trace.recording.trace import Trace
+from minipage.trace.recording.vocabulary import token_bytes
+
+if TYPE_CHECKING:
+    from minipage.engine.llm import LLM
+
+
+@contextmanager
+def record(llm: LLM, title: str = "") -> Iterator[Trace]:
+    """Record every phase of every step that `llm` makes within the block; see `minipage.trace.recording.frames`."""
+    recorder = _Recorder(llm, title)
+    with ExitStack() as stack:
+        for owner, name, method in recorder.replacements():
+            stack.enter_context(replaced(owner, name, method))
+        stack.enter_context(few_collections())
+        yield recorder.trace
+
+
+@contextmanager
+def few_collections() -> Iterator[None]:
+    """Let the garbage collector leave alone what is there already.
+
+    A trace is many small objects. They make the collector run, and it looks at every object there is, including the
+    libraries' hundred thousand. That took more time than the recording itself.
+    """
+    if gc.get_freeze_count():  # somebody has done it before us, and may want it to stay
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
+@contextmanager
+def replaced(owner: object, name: str, method: Callable[..., Any]) -> Iterator[None]:
+    """Let one instance have another method for a while: instance attributes hide the methods of the class."""
+    own = vars(owner)
+    before = {name: own[name]} if name in own else {}
+    own[name] = method
+    try:
+        yield
+    finally:
+        del own[name]
+        own.update(before)
+
+
+class _Seen:
+    """A sequence as it was when last looked at."""
+
+    def __init__(self) -> None:
+        self.num_tokens = 0
+        self.facts: dict[str, Any] = {"status": "waiting", "computed": 0, "preemptions": 0}
+        self.blocks: list[int] = []
+        self.swap_blocks: list[int] = []
+
+
+class _Recorder:
+    """Stands in for the phases of one LLM, and writes down what each phase changed."""
+
+    def __init__(self, llm: LLM, title: str) -> None:
+        self.llm = llm
+        self.pool = llm.block_pool
+        self.cache = llm.scheduler.prefix_cache
+        self._labels: dict[Sequence, str] = {}
+        self._group_of: dict[Sequence, SequenceGroup] = {}
+        self._live: dict[Sequence, _Seen] = {}  # unfinished when last seen, in order of arrival
+        self._words: dict[int, bytes] = {}
+        self._queues: dict[str, list[str]] = {}
+        self._operations: list[list[Any]] = []  # of the pool and the prefix cache, since the last look
+        self._cached = {block for block in range(self.pool.num_blocks) if self.cache and block in self.cache}
+        self._hits_before = self._prefix_stats()
+        self._stats = (0, 0)
+        self._depth = 0
+        self._step = 0
+        header = {
+            "title": title,
+            "block_size": self.pool.block_size,
+            "max_num_batched_tokens": llm.scheduler.max_num_batched_tokens,
+            "free_queue": list(self.pool.free_queue),
+            "ref_counts": [self.pool.ref_count(block) for block in range(self.pool.num_blocks)],
+            "cached": sorted(self._cached),
+        }
+        self.trace = Trace(header | self._look(), self._words)
+
+    def replacements(self) -> list[tuple[object, str, Callable[..., Any]]]:
+        """(owner, name, what to put in its place) of every method that is watched."""
+        phases = [(self.llm, name, getattr(self, name)) for name in ("schedule", "copy", "forward", "sample", "update")]
+        self._phases = {name: getattr(self.llm, name) for _, name, _ in phases}
+        operations = {"allocate": "take", "allocate_many": "take", "free": "free", "share": "share", "revive": "revive"}
+        pool = [(self.pool, name, self._watched(getattr(self.pool, name), op)) for name, op in operations.items()]
+        watched: list[tuple[object, str, Callable[..., Any]]] = [*phases, *pool]
+        self._recompute_all = getattr(self.llm.scheduler, "recompute_all", None)
+        if self._recompute_all:  # a learner's scheduler may not have it yet
+            watched.append((self.llm.scheduler, "recompute_all", self._on_failure))
+        if self.cache is not None:
+            self._publish = self.cache.publish
+            self._reset = self.cache.reset
+            watched += [(self.cache, "publish", self._on_publish), (self.cache, "reset", self._on_reset)]
+        return watched
+
+    # ---- the phases
+
+    def schedule(self) -> StepPlan:
+        self._step += 1
+        change: Change = {"step": self._step, "phase": "schedule"}
+        gone = self._gone()
+        if gone or self._operations:  # aborted
+            change["earlier"] = self._look(gone)
+        newcomers = self._newcomers()
+        plan: StepPlan = self._phases["schedule"]()
+        change |= self._look(new=newcomers)
+        change["chunks"] = [[self._labels[c.seq], c.start, c.num_tokens] for c in plan.chunks]
+        for name in ("swap_out", "swap_in", "copies"):
+            if pairs := getattr(plan, name):
+                change[name] = [list(pair) for pair in pairs]
+        if plan.preempted:
+            change["preempted"] = [[self._labels[seq] for seq in group.sequences] for group in plan.preempted]
+        self.trace.changes.append(change)
+        return plan
+
+    def copy(self, plan: StepPlan) -> None:
+        self._phases["copy"](plan)
+        if plan.swap_out or plan.swap_in or plan.copies:
+            self._passed("copy")
+
+    def forward(self, plan: StepPlan) -> Any:
+        logits = self._phases["forward"](plan)
+        self._passed("forward")
+        return logits
+
+    def sample(self, plan: StepPlan, logits: Any) -> Any:
+        tokens: dict[Request, list[NextToken]] = self._phases["sample"](plan, logits)
+        chosen = [[self._labels[token.seq], token.token_id] for its in tokens.values() for token in its]
+        self._learn(token_id for _, token_id in chosen)
+        self._passed("sample", chosen=chosen)
+        return tokens
+
+    def update(self, plan: StepPlan, tokens: dict[Request, list[NextToken]]) -> None:
+        requests = dict(self.llm.requests)  # the engine forgets requests that finish
+        self._phases["update"](plan, tokens)
+        done = {seq: reason(requests.get(self._group_of[seq].group_id), seq) for seq in self._live if seq.finished}
+        self._passed("update", **self._look(done, self._newcomers()))
+
+    def _on_failure(self) -> None:
+        """The engine takes a step back that failed."""
+        assert self._recompute_all is not None
+        self._recompute_all()
+        self._cached = {block for block in range(self.pool.num_blocks) if self.cache and block in self.cache}
+        # What was noted of the pool may lack what it was doing when it was interrupted; this is how it is now.
+        self._operations = [["restart", *self.pool.free_queue], ["publish", *sorted(self._cached)]]
+        self._passed("failed", **self._look(self._gone()))
+
+    def _passed(self, phase: str, **facts: Any) -> None:
+        self.trace.changes.append({"step": self._step, "phase": phase} | facts)
+
+    # ---- looking
+
+    def _newcomers(self) -> list[Sequence]:
+        """Give a label to every sequence that was not there before."""
+        scheduler = self.llm.scheduler
+        groups = sorted([*scheduler.running, *scheduler.swapped, *scheduler.waiting], key=lambda group: group.arrival)
+        new = [seq for group in groups for seq in group.sequences if seq not in self._group_of]
+        self._group_of |= {seq: group for group in groups for seq in group.sequences}
+        for seq in new:
+            self._labels[seq] = label_of(len(self._labels))
+            self._live[seq] = _Seen()
+        return new
+
+    def _look(self, done: dict[Sequence, str] | None = None, new: list[Sequence] | None = None) -> Change:
+        """What has changed since the last look; sequences that are `done` will not be looked at again."""
+        new = self._newcomers() if new is None else new
+        change: Change = {"new": [self._introduce(seq) for seq in new]} if new else {}
+        differences = {self._labels[seq]: self._difference(seq, seen) for seq, seen in self._live.items()}
+        if sequences := {label: facts for label, facts in differences.items() if facts}:
+            change["sequences"] = sequences
+        if done:
+            change["finished"] = {self._labels[seq]: why for seq, why in done.items()}
+        for seq in done or ():
+            del self._live[seq]
+        for name in ("waiting", "running", "swapped"):
+            labels = [self._labels[seq] for group in getattr(self.llm.scheduler, name) for seq in group.sequences]
+            if labels != self._queues.get(name, []):
+                change.setdefault("queues", {})[name] = self._queues[name] = labels
+        if self._operations:
+            change["pool"], self._operations = self._operations, []
+        (queried, hit), (queried_before, hit_before) = self._prefix_stats(), self._hits_before
+        stats = queried - queried_before, hit - hit_before
+        if stats != self._stats:
+            change["prefix"] = self._stats = stats
+        return change
+
+    def _introduce(self, seq: Sequence) -> dict[str, Any]:
+        group = self._group_of[seq]
+        return {
+            "label": self._labels[seq],
+            "seq_id": seq.seq_id,
+            "request_id": group.group_id,
+            "num_prompt_tokens": seq.num_prompt_tokens,
+            "max_num_tokens": group.max_num_tokens,
+        }
+
+    def _difference(self, seq: Sequence, seen: _Seen) -> dict[str, Any]:
+        """What is new of one sequence. Of lists: how many members stay, and what follows them."""
+        change: dict[str, Any] = {}
+        if len(seq.token_ids) != seen.num_tokens:  # tokens are only ever added
+            tail = seq.token_ids[seen.num_tokens :]
+            self._learn(tail)
+            change["token_ids"] = [seen.num_tokens, tail]
+            seen.num_tokens = len(seq.token_ids)
+        group = self._group_of[seq]
+        table = seq.block_table
+        here = table.pool is self.pool
+        if (table.blocks if here else []) != seen.blocks:
+            change["blocks"], seen.blocks = list_difference(seen.blocks, table.blocks if here else [])
+        if not here or seen.swap_blocks:
+            change["swap_blocks"], seen.swap_blocks = list_difference(seen.swap_blocks, [] if here else table.blocks)
+        facts = {"status": group.status.value, "computed": table.num_tokens, "preemptions": group.num_preemptions}
+        if facts != seen.facts:
+            change |= {name: fact for name, fact in facts.items() if fact != seen.facts[name]}
+            seen.facts = facts
+        return change
+
+    def _learn(self, token_ids: Any) -> None:
+        for token_id in token_ids:
+            if token_id not in self._words:
+                self._words[token_id] = token_bytes(self.llm.tokenizer, token_id)
+
+    def _gone(self) -> dict[Sequence, str]:
+        """Who is finished since the last look, and why."""
+        return {seq: self._reason(seq) for seq in self._live if self._is_gone(seq)}
+
+    def _is_gone(self, seq: Sequence) -> bool:
+        return seq.finished or self._group_of[seq].status is GroupStatus.FINISHED
+
+    def _reason(self, seq: Sequence) -> str:
+        return reason(self.llm.requests.get(self._group_of[seq].group_id), seq)
+
+    # ---- watching the pool and the prefix cache
+
+    def _watched(self, method: Callable[..., Any], operation: str) -> Callable[..., Any]:
+        """`method`, with a note of the blocks it dealt with. One that calls another is noted once."""
+
+        def watched(*args: Any) -> Any:
+            self._depth += 1
+            try:
+                result = method(*args)
+            finally:
+                self._depth -= 1
+            if self._depth == 0:
+                blocks = result if isinstance(result, list) else [args[0] if result is None else result]
+                self._note(operation, blocks)
+            return result
+
+        return watched
+
+    def _note(self, operation: str, blocks: list[int]) -> None:
+        if operation == "take":
+            self._cached.difference_update(blocks)
+        if self._operations and self._operations[-1][0] == operation:
+            self._operations[-1] += blocks
+        elif blocks:
+            self._operations.append([operation, *blocks])
+
+    def _on_publish(self, table: Any, *args: Any) -> None:
+        self._publish(table, *args)
+        for block in reversed(table.blocks):
+            if block in self._cached:
+                break
+            if self.cache is not None and block in self.cache:
+                self._cached.add(block)
+                self._note("publish", [block])
+
+    def _on_reset(self) -> None:
+        self._reset()
+        self._note("forget", sorted(self._cached))
+        self._cached.clear()
+
+    def _prefix_stats(self) -> tuple[int, int]:
+        return self.llm.scheduler.num_queried_tokens, self.llm.scheduler.num_hit_tokens
+
+
+def list_difference(old: list[int], new: list[int]) -> tuple[list[Any], list[int]]:
+    """([how many members of `old` stay, what follows them], a copy of `new`)."""
+    keep = num_common(old, new)
+    return [keep, new[keep:]], new.copy()
+
+
+def reason(request: Request | None, seq: Sequence) -> str:
+    """Why a sequence is finished."""
+    if isinstance(request, SampledRequest):
+        return request.texts[seq].finish_reason or "abort"
+    if request is None:
+        return "abort"
+    return "the search is over" if request.finished else "beaten by other beams"

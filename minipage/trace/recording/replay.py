@@ -1,0 +1,330 @@
+"""The engine while a trace is replayed: brought from one moment to the next by what changed, and drawn up as a frame.
+
+A change is one line of a trace, `{"step": 3, "phase": "schedule", ...}`, and has only what is new:
+
+    new         sequences that were not there before         queues     who waits, runs, is swapped out
+    sequences   of each label: tokens, blocks, status, ...   pool       what it did: ["take", 7, 8], ["free", 3], ...
+    chunks, swap_out, swap_in, copies, preempted, chosen     what the step does
+    finished    who is done, and why                         prefix     tokens looked for in the prefix cache, and found
+    story       a sentence to this very frame
+    contiguous  what each memory beside the pool did         query, softmax, kernel     inside an attention call
+    earlier     the same, of what happened since the last step: an abort, a step that failed
+
+New values of a list are `[how many members stay, what follows them]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Any, TypeAlias
+
+from minipage.memory import BlockCopy
+from minipage.trace.recording import events
+from minipage.trace.recording.frames import (
+    PHASES,
+    AttentionFrame,
+    BlockFrame,
+    Blocks,
+    ChosenToken,
+    ChunkFrame,
+    ContiguousFrame,
+    Frame,
+    SequenceFrame,
+    SoftmaxStep,
+)
+
+LOST = "\N{REPLACEMENT CHARACTER}"
+
+Change: TypeAlias = dict[str, Any]  # one line of a trace
+Vocabulary: TypeAlias = dict[int, bytes]  # of the tokens that occur
+
+
+def num_common(old: Sequence[Any], new: Sequence[Any]) -> int:
+    """How many members both have in common, from the beginning on."""
+    return next((i for i, (a, b) in enumerate(zip(old, new)) if a != b), min(len(old), len(new)))
+
+
+@dataclass
+class Text:
+    """One sequence as it is at the moment."""
+
+    label: str
+    seq_id: str
+    request_id: str
+    num_prompt_tokens: int
+    max_num_tokens: int
+    status: str = "waiting"
+    token_ids: list[int] = field(default_factory=list)
+    computed: int = 0  # tokens that have a slot
+    blocks: list[int] = field(default_factory=list)
+    swap_blocks: list[int] = field(default_factory=list)
+    last_blocks: list[int] = field(default_factory=list)
+    preemptions: int = 0
+    finish_reason: str | None = None
+    num_old_tokens: int = 0  # when this step began
+
+    def apply(self, change: Change) -> None:
+        """Take over new values; of lists, what comes after the members that stay."""
+        for name, value in change.items():
+            old = getattr(self, name)  # an unknown name is an error
+            if isinstance(old, list):
+                keep, tail = value
+                value = old[:keep] + tail
+                if name == "blocks" and old and not value:
+                    self.last_blocks = old
+            setattr(self, name, value)
+
+
+def replay(change: Change, state: State, *, tell: bool = False) -> list[str]:
+    """Bring a state behind a change; say what happened, in sentences, if anybody listens."""
+    told: list[str] = []
+    if change["step"] != state.step:
+        state.begin_step(change["step"])
+    if "earlier" in change:
+        if tell:
+            told += events.between_steps(change["earlier"].get("finished", {}), events.Before.of(state))
+        state.apply_facts(change["earlier"])
+        state.retire()
+    before = events.Before.of(state) if tell else None
+    state.apply(change)
+    return told + events.sentences(change, before, state) if before else told
+
+
+class State:
+    """The engine at one moment of a replay. `apply` brings it to the next one."""
+
+    def __init__(self, header: Change, vocabulary: Vocabulary) -> None:
+        self.block_size: int = header["block_size"]
+        self.max_num_batched_tokens: int = header["max_num_batched_tokens"]
+        self.vocabulary = vocabulary
+        self.free_queue = dict.fromkeys(header["free_queue"])  # in order
+        self.num_blocks = len(header["ref_counts"])
+        self.ref_counts = {block: count for block, count in enumerate(header["ref_counts"]) if count}  # if in use
+        self.cached = set(header["cached"])
+        self.texts: dict[str, Text] = {}  # unfinished when this step began
+        self.finished_before: tuple[SequenceFrame, ...] = ()
+        self.homes: dict[int, tuple[str, int]] = {}  # block -> whose words it held last, and its logical number there
+        self.queues: dict[str, list[str]] = {"waiting": [], "running": [], "swapped": []}
+        self.step = 0
+        self.phase = PHASES[0]
+        self.chunks: list[tuple[str, int, int]] = []
+        self.moves: dict[str, list[BlockCopy]] = {}
+        self.preempted: list[list[str]] = []
+        self.chosen: list[tuple[str, int]] = []
+        self.prefix = (0, 0)  # tokens looked for, tokens found
+        self.words: dict[str, tuple[str, ...]] = {}  # of sequences that are finished, whose blocks may still be cached
+        self.contiguous: dict[str, ContiguousFrame] = {}
+        self.attention: AttentionFrame | None = None
+        self.story = ""  # what a scenario says to this very frame
+        self.apply_facts(header)
+
+    def copy(self) -> State:
+        """A state that changes independently of this one."""
+        twin = copy(self)
+        twin.free_queue = self.free_queue.copy()
+        twin.ref_counts = self.ref_counts.copy()
+        twin.cached = set(self.cached)
+        twin.texts = {label: copy(text) for label, text in self.texts.items()}
+        twin.homes = self.homes.copy()
+        twin.words = self.words.copy()
+        twin.queues = self.queues.copy()
+        twin.contiguous = self.contiguous.copy()
+        return twin
+
+    def begin_step(self, step: int) -> None:
+        """Forget what the last step did; whoever finished in it is past."""
+        self.step = step
+        self.chunks = []
+        self.moves = {}
+        self.preempted = []
+        self.chosen = []
+        self.attention = None
+        self.retire()
+        for text in self.texts.values():
+            text.num_old_tokens = len(text.token_ids)
+
+    def retire(self) -> None:
+        """Put finished texts aside."""
+        gone = [text for text in self.texts.values() if text.finish_reason]
+        for text in gone:
+            text.num_old_tokens = len(text.token_ids)
+            self.finished_before += (self._sequence(text),)
+            self.words[text.label] = self.finished_before[-1].tokens
+            del self.texts[text.label]
+
+    def apply(self, change: Change) -> None:
+        """One phase has passed."""
+        self.phase = change["phase"]
+        self.story = change.get("story", "")
+        self.apply_facts(change)
+        self._attend(change)
+        if self.phase == "failed":
+            self.chunks = []
+            self.moves = {}
+
+    def apply_facts(self, change: Change) -> None:
+        for new in change.get("new", ()):
+            self.texts[new["label"]] = Text(**new, num_old_tokens=0)
+        for label, facts in change.get("sequences", {}).items():
+            text = self.texts[label]
+            text.apply(facts)
+            if "blocks" in facts:
+                self.homes.update((block, (label, i)) for i, block in enumerate(text.blocks))
+        for new in change.get("new", ()):
+            text = self.texts[new["label"]]  # what it begins with is not new; but a branch has just got its last token
+            text.num_old_tokens = len(text.token_ids) - (len(text.token_ids) > text.num_prompt_tokens)
+        for label, reason in change.get("finished", {}).items():
+            self.texts[label].finish_reason = reason
+            self.texts[label].status = "finished"
+        for operation, *blocks in change.get("pool", ()):
+            if operation == "restart":  # all are free, in this order, and none is known
+                self.free_queue = dict.fromkeys(blocks)
+                self.ref_counts = {}
+                self.cached = set()
+                continue
+            for block in blocks:
+                self._operate(operation, block)
+        self.queues |= change.get("queues", {})
+        self.chunks = [tuple(chunk) for chunk in change["chunks"]] if "chunks" in change else self.chunks
+        for name in ("swap_out", "swap_in", "copies"):
+            if name in change:
+                self.moves[name] = [BlockCopy(*pair) for pair in change[name]]
+        self.preempted = change.get("preempted", self.preempted)
+        self.chosen = [tuple(token) for token in change["chosen"]] if "chosen" in change else self.chosen
+        self.prefix = tuple(change.get("prefix", self.prefix))
+        for name, operations in change.get("contiguous", {}).items():
+            empty = ContiguousFrame(name, self.num_blocks * self.block_size)
+            self.contiguous[name] = self.contiguous.get(name, empty).after(operations)
+
+    def _attend(self, change: Change) -> None:
+        """The walk of one query: it begins, reads a block, or is over and compared with the kernel."""
+        if self.phase != "attend":
+            self.attention = None
+        elif "query" in change:
+            self.attention = AttentionFrame(**change["query"])
+        if self.attention and "softmax" in change:
+            numbers = [tuple(part) if isinstance(part, list) else part for part in change["softmax"]]
+            self.attention = replace(self.attention, steps=(*self.attention.steps, SoftmaxStep._make(numbers)))
+        if self.attention and "kernel" in change:
+            self.attention = replace(self.attention, kernel=tuple(change["kernel"]))
+
+    def _operate(self, operation: str, block: int) -> None:
+        """What the block pool or the prefix cache did."""
+        if operation == "take":
+            del self.free_queue[block]
+            self.ref_counts[block] = 1
+            self.cached.discard(block)
+        elif operation == "revive":
+            del self.free_queue[block]
+            self.ref_counts[block] = 1
+        elif operation == "share":
+            self.ref_counts[block] += 1
+        elif operation == "free":
+            self.ref_counts[block] -= 1
+            if self.ref_counts[block] == 0:
+                del self.ref_counts[block]
+                self.free_queue[block] = None
+        elif operation == "publish":
+            self.cached.add(block)
+        elif operation == "forget":
+            self.cached.discard(block)
+        else:
+            raise ValueError(f"unknown operation {operation!r}")
+
+    # ---- a frame of it
+
+    def frame(self, told: list[str], num_earlier: int, story: str) -> Frame:
+        """This moment, for the renderers; `told`: the sentences of this step so far."""
+        sequences = tuple(map(self._sequence, self.texts.values()))
+        return Frame(
+            step=self.step,
+            phase=self.phase,
+            block_size=self.block_size,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            sequences=sequences,
+            finished_before=self.finished_before,
+            waiting=tuple(self.queues["waiting"]),
+            running=tuple(self.queues["running"]),
+            swapped=tuple(self.queues["swapped"]),
+            blocks=self._blocks({seq.label: seq.tokens for seq in sequences}),
+            free_queue=tuple(self.free_queue),
+            chunks=tuple(map(self._chunk, self.chunks)),
+            swap_out=tuple(self.moves.get("swap_out", ())),
+            swap_in=tuple(self.moves.get("swap_in", ())),
+            copies=tuple(self.moves.get("copies", ())),
+            chosen=tuple(ChosenToken(label, self.word(token)) for label, token in self.chosen),
+            preempted=tuple(chain.from_iterable(self.preempted)),
+            finished=tuple(text.label for text in self.texts.values() if text.finish_reason),
+            num_queried_tokens=self.prefix[0],
+            num_hit_tokens=self.prefix[1],
+            events=tuple(told),
+            num_earlier_events=num_earlier,
+            story=self.story or story,
+            contiguous=tuple(self.contiguous.values()),
+            attention=self.attention,
+        )
+
+    def word(self, token_id: int) -> str:
+        return self.vocabulary[token_id].decode(errors="replace")
+
+    def decode(self, token_ids: list[int]) -> str:
+        return b"".join(self.vocabulary[token] for token in token_ids).decode(errors="replace")
+
+    def _sequence(self, text: Text) -> SequenceFrame:
+        output = text.token_ids[text.num_prompt_tokens :]
+        num_new = len(text.token_ids) - text.num_old_tokens
+        whole, before = self.decode(output), self.decode(output[: len(output) - num_new])
+        return SequenceFrame(
+            seq_id=text.seq_id,
+            request_id=text.request_id,
+            label=text.label,
+            status=text.status,
+            token_ids=tuple(text.token_ids),
+            tokens=tuple(map(self.word, text.token_ids)),
+            prompt=self.decode(text.token_ids[: text.num_prompt_tokens]),
+            text=whole,
+            new_text=whole[len(before.rstrip(LOST)) :],
+            num_prompt_tokens=text.num_prompt_tokens,
+            num_new_tokens=num_new,
+            num_computed_tokens=text.computed,
+            max_num_tokens=text.max_num_tokens,
+            blocks=tuple(text.blocks),
+            swap_blocks=tuple(text.swap_blocks),
+            last_blocks=() if text.blocks else tuple(text.last_blocks),
+            num_preemptions=text.preemptions,
+            finish_reason=text.finish_reason,
+        )
+
+    def _chunk(self, chunk: tuple[str, int, int]) -> ChunkFrame:
+        label, start, num_tokens = chunk
+        text = self.texts[label]
+        size = self.block_size
+        blocks = text.blocks or text.last_blocks  # it may have finished since
+        slots = tuple(blocks[i // size] * size + i % size for i in range(start, start + num_tokens))
+        return ChunkFrame(label, start, num_tokens, slots)
+
+    def _blocks(self, words: dict[str, tuple[str, ...]]) -> Blocks:
+        """The physical pool: counts as the pool keeps them; holders and words as the block tables say."""
+        size = self.block_size
+        words = self.words | words
+        holders: dict[int, list[str]] = {}
+        stored: dict[int, tuple[str, ...]] = {}
+        for text in self.texts.values():
+            for logical, block in enumerate(text.blocks):
+                holders.setdefault(block, []).append(text.label)
+                its_words = words[text.label][logical * size : min((logical + 1) * size, text.computed)]
+                stored[block] = max(stored.get(block, ()), its_words, key=len)
+        for block in self.cached - holders.keys():
+            if block in self.homes:
+                label, logical = self.homes[block]
+                stored[block] = words[label][logical * size : (logical + 1) * size]
+        kept = {}
+        for block in self.ref_counts.keys() | self.cached:
+            words_in_it = tuple(stored.get(block, ()))
+            whose = tuple(holders.get(block, ()))
+            cached = block in self.cached
+            kept[block] = BlockFrame(self.ref_counts.get(block, 0), len(words_in_it), whose, cached, words_in_it)
+        return Blocks(self.num_blocks, kept)

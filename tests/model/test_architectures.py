@@ -1,0 +1,170 @@
+"""Every architecture computes what transformers computes, in each variant, on every kind of layers."""
+
+import numpy as np
+import pytest
+import torch
+import transformers as hf
+
+from minipage.engine.llm import LLM
+from minipage.errors import ModelError
+from minipage.model.checkpoint import load_model
+from minipage.model.dense import dense_attend
+from minipage.model.place import place_model
+from minipage.sampling import SamplingParams
+
+VOCAB, CONTEXT = 97, 128
+SMALL = {
+    "vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "bos_token_id": None,
+    "eos_token_id": None, "pad_token_id": None, "max_position_embeddings": CONTEXT,
+}  # fmt: skip
+GATED = SMALL | {"intermediate_size": 48, "num_key_value_heads": 2}
+
+
+def rope(**parameters):
+    return {"rope_parameters": {"rope_theta": 10_000.0} | parameters}
+
+
+LLAMA3 = rope(
+    rope_type="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=32
+)
+YARN = rope(rope_type="yarn", factor=4.0, original_max_position_embeddings=32)
+VARIANTS = {
+    "OPT": (hf.OPTConfig, SMALL | {"ffn_dim": 64, "word_embed_proj_dim": 32}),
+    "OPT, norms behind, projected": (
+        hf.OPTConfig, SMALL | {"ffn_dim": 64, "word_embed_proj_dim": 16, "do_layer_norm_before": False},
+    ),
+    "OPT without biases, GELU": (
+        hf.OPTConfig,
+        SMALL | {"ffn_dim": 64, "word_embed_proj_dim": 32, "enable_bias": False, "activation_function": "gelu"},
+    ),
+    "Llama": (hf.LlamaConfig, GATED),
+    "Llama, tied, no groups": (hf.LlamaConfig, GATED | {"tie_word_embeddings": True, "num_key_value_heads": 4}),
+    "Llama, biases": (hf.LlamaConfig, GATED | {"attention_bias": True, "mlp_bias": True}),
+    "Llama, head_dim": (hf.LlamaConfig, GATED | {"head_dim": 24}),
+    "Llama, linear": (hf.LlamaConfig, GATED | rope(rope_type="linear", factor=4.0)),
+    "Llama, llama3": (hf.LlamaConfig, GATED | LLAMA3),
+    "Llama, yarn": (hf.LlamaConfig, GATED | YARN),
+    "Llama, yarn, factors": (
+        hf.LlamaConfig,
+        GATED | rope(**YARN["rope_parameters"], beta_fast=16, beta_slow=2, truncate=False, attention_factor=0.9),
+    ),
+    "Mistral": (hf.MistralConfig, GATED | {"sliding_window": None}),
+    "Qwen2": (hf.Qwen2Config, GATED),
+    "Qwen3": (hf.Qwen3Config, GATED | {"head_dim": 16, "tie_word_embeddings": True}),
+    "Phi-3": (hf.Phi3Config, GATED),
+    "Phi-3, partial rotary": (hf.Phi3Config, GATED | rope(rope_type="default", partial_rotary_factor=0.5)),
+    "Falcon 7B's layout": (hf.FalconConfig, SMALL | {"multi_query": True}),
+    "Falcon 40B's layout": (hf.FalconConfig, SMALL | {"new_decoder_architecture": True, "num_kv_heads": 2}),
+    "Falcon 11B's layout": (
+        hf.FalconConfig,
+        SMALL
+        | {"new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1, "ffn_hidden_size": 40},
+    ),
+    "Falcon, one after the other, biases": (
+        hf.FalconConfig,
+        SMALL | {"multi_query": False, "parallel_attn": False, "bias": True, "tie_word_embeddings": False},
+    ),
+}  # fmt: skip
+
+
+def save(folder, config_class, settings, dtype=torch.float32, **how):
+    """A random checkpoint; its matrices are drawn large, so that a text depends on every token of its prompt."""
+    model = hf.AutoModelForCausalLM.from_config(config_class(**settings)).eval()
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim == 1:
+                weight.normal_(float("bias" not in name), 0.15, generator=rng)
+            elif "embed" in name or "lm_head" in name:
+                weight.normal_(0, 0.15 if model.config.model_type == "falcon" else 0.4, generator=rng)
+            else:
+                weight.normal_(0, 3 / weight.shape[1] ** 0.5, generator=rng)
+    model.to(dtype).save_pretrained(folder, **how)
+    return hf.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+@pytest.fixture(scope="module", params=VARIANTS.values(), ids=VARIANTS)
+def both(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("variant")
+    return save(folder, *request.param), folder
+
+
+TOKEN_IDS = [(5 * i * i + 3 * i + 1) % VOCAB for i in range(100)]
+
+
+def logits_of(theirs):
+    with torch.no_grad():
+        return theirs(torch.tensor([TOKEN_IDS])).logits[0].numpy()
+
+
+@pytest.mark.parametrize("arrays", ["numpy", "torch"])
+def test_logits_are_those_of_transformers(both, arrays):
+    theirs, folder = both
+    loaded = load_model(folder)
+    model = place_model(loaded.architecture, loaded.weights, arrays)
+    asarray = np.asarray if arrays == "numpy" else torch.tensor
+    hidden = model.forward(asarray(TOKEN_IDS), asarray(range(len(TOKEN_IDS))), dense_attend)
+    expected = logits_of(theirs)
+    assert expected.std() > 0.1, "this test compares next to nothing: all logits are about the same"
+    np.testing.assert_allclose(
+        np.asarray(model.logits(hidden)), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max()
+    )
+
+
+def test_64_greedy_tokens_are_those_of_transformers(both):
+    theirs, folder = both
+    prompt = TOKEN_IDS[:12]
+    expected = theirs.generate(
+        torch.tensor([prompt]), do_sample=False, max_new_tokens=64, min_new_tokens=64, pad_token_id=0
+    )[0, len(prompt) :].tolist()
+    params = SamplingParams(temperature=0, max_tokens=64, ignore_eos=True)
+    assert len(set(expected)) > 8, "this test compares a text of hardly any different tokens"
+    for arrays in "numpy", "torch":
+        llm = LLM(folder, num_blocks=16, block_size=8, arrays=arrays)
+        assert llm.generate(prompt, params)[0].outputs[0].token_ids == expected, arrays
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_weights_in_several_files_and_of_two_bytes(tmp_path, dtype):
+    config, settings = VARIANTS["Llama"]
+    theirs = save(tmp_path, config, settings, dtype, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    loaded = load_model(tmp_path)
+    model = place_model(loaded.architecture, loaded.weights, "numpy")
+    hidden = model.forward(np.array(TOKEN_IDS), np.arange(len(TOKEN_IDS)), dense_attend)
+    np.testing.assert_allclose(model.logits(hidden), logits_of(theirs), rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model_type": "mamba"}, "gpt2, .*llama"),
+        ({"rope_parameters": {"rope_type": "spiral", "factor": 2.0}}, "'spiral'.*default, linear"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}, "low_freq_factor"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 0}}, "makes no sense"),
+        ({"rope_parameters": [1, 2]}, "should be an object"),
+        ({"hidden_act": "swiglu-oai"}, "computes only 'silu'"),
+        ({"num_key_value_heads": 3}, "cannot be"),
+        ({"hidden_size": "wide"}, "hidden_size = 'wide'"),
+    ],
+)
+def test_a_config_that_is_not_computed_is_a_sentence(tmp_path, change, words):
+    config, settings = VARIANTS["Llama"]
+    save(tmp_path, config, settings)
+    import json
+
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ModelError, match=words):
+        load_model(tmp_path)
+
+
+def test_a_model_with_a_sliding_window_is_limited_to_it(tmp_path):
+    theirs = save(tmp_path, hf.MistralConfig, GATED | {"sliding_window": 40})
+    with pytest.warns(UserWarning, match="sliding window of 40 tokens"):
+        llm = LLM(tmp_path, num_blocks=16, block_size=8)
+    assert llm.max_model_len == 40
+    prompt = TOKEN_IDS[:12]
+    expected = theirs.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=28, pad_token_id=0)
+    params = SamplingParams(temperature=0, max_tokens=None, ignore_eos=True)
+    assert llm.generate(prompt, params)[0].outputs[0].token_ids == expected[0, 12:].tolist()
