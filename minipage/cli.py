@@ -354,6 +354,7 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
 def run_serve(args: argparse.Namespace) -> None:
     try:
         from minipage.serve.command import run
+        from minipage.trace.playing.spinner import spinner
     except ImportError as error:
         message = f"{error}. The server needs more than the engine does: pip install 'minipage[serve]'."
         raise ConfigurationError(message) from error
@@ -362,7 +363,7 @@ def run_serve(args: argparse.Namespace) -> None:
         if "model" in engine:
             raise ConfigurationError("the model is given twice; leave out MODEL or --model.")
         engine["model"] = args.served
-    run(engine, server)
+    run(engine, server, spinner)
 
 
 # ---- info

@@ -137,6 +137,11 @@ class Engine:
         """The numbers of a server's /metrics, under the same names (see stats.py); this waits for no step."""
         return self._stats.look(self.scheduler)
 
+    def reset_stats(self) -> None:
+        """Begin to count anew."""
+        self._stats = Stats(self._intake.max_model_len)
+        self.scheduler.num_queried_tokens = self.scheduler.num_hit_tokens = 0
+
     def has_unfinished_requests(self) -> bool:
         """Whether another `step` is worth while: something is still to be computed, or to be told."""
         with self._changes.lock:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from minipage.engine.async_llm import AsyncLLM
-from minipage.errors import ConfigurationError, require_positive
+from minipage.engine.llm import LLM
+from minipage.errors import ConfigurationError, InvalidRequestError, require_positive
 from minipage.model.chat_template import ChatTemplate
 from minipage.model.checkpoint import SHIPPED_MODEL
+from minipage.sampling import SamplingParams
 from minipage.serve.app import Settings
 from minipage.serve.chat import Render
 from minipage.serve.main import serve
@@ -20,8 +24,16 @@ LISTS = "allowed_origins", "allowed_methods", "allowed_headers"
 KEY_VARIABLE = "MINIPAGE_API_KEY"  # so that the key need not be on the command line, which everybody can read
 
 
-def run(engine: dict[str, Any], server: dict[str, Any]) -> None:
-    """Serve until told to stop. `engine`: options of LLM; `server`: see SERVER in cli_options.py."""
+def run(
+    engine: dict[str, Any], server: dict[str, Any], sign: Callable[[str], AbstractContextManager[object]] = nullcontext
+) -> None:
+    """Serve until told to stop.
+
+    Args:
+        engine: options of LLM.
+        server: options of SERVER in cli_options.py.
+        sign: shows a sign of life while something slow goes on.
+    """
     if "seed" in server:
         engine["seed"] = server.pop("seed")
     model = str(engine.get("model", SHIPPED_MODEL))
@@ -29,12 +41,23 @@ def run(engine: dict[str, Any], server: dict[str, Any]) -> None:
 
     def load() -> AsyncLLM:
         print(f"minipage loads {model} ...", flush=True)
-        return AsyncLLM(**engine)
+        with sign("loading the model"):
+            llm = LLM(**engine)
+            warm_up(llm)
+        return AsyncLLM(llm)
 
     def tell(where: str) -> None:
         print(f"minipage serves {', '.join(settings.served_model_name)} on {where}; Ctrl-C stops it.", flush=True)
 
     serve(load, settings, tell=tell, **server)
+
+
+def warm_up(llm: LLM) -> None:
+    """Compile what the first client would wait for otherwise, up to a minute on a new machine. It is not counted."""
+    prompt = [0] * min(2, llm.max_model_len - 1)
+    with suppress(InvalidRequestError):  # a pool, or a context, too small for even that
+        llm.generate([prompt], SamplingParams(max_tokens=2, ignore_eos=True))
+    llm.reset_stats()
 
 
 def read_settings(server: dict[str, Any], model: str) -> Settings:

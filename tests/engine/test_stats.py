@@ -68,6 +68,9 @@ def test_counts_are_what_the_outputs_say(tiny, make_prompt):
     }
     assert {name: stats[f"vllm:{name}"].sum for name in sums} == sums
     assert stats["vllm:cache_config_info"]["num_gpu_blocks"] == "20"
+    llm.reset_stats()
+    fresh = LLM(tiny, num_blocks=20, block_size=4, enable_prefix_caching=True).stats()
+    assert llm.stats() == fresh
 
 
 def test_times_add_up(tiny, make_prompt):

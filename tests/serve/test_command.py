@@ -50,7 +50,8 @@ def test_serves_until_sigterm_and_finishes_what_is_there(folder):
     with httpx.Client(base_url=started.url, headers={"Authorization": "Bearer k"}, timeout=60) as http:
         assert httpx.get(f"{started.url}/v1/models").status_code == 401
         assert http.get("/v1/models").json()["data"][0]["id"] == "mine"
-        assert http.post("/v1/completions", json=BODY).status_code == 200  # compiles what is not compiled yet
+        assert 'vllm:generation_tokens_total{engine="0",model_name="mine"} 0.0' in http.get("/metrics").text
+        assert http.post("/v1/completions", json=BODY).status_code == 200
         with http.stream("POST", "/v1/completions", json=BODY | {"max_tokens": 240, "stream": True}) as answer:
             lines = answer.iter_lines()
             next(lines)
