@@ -26,8 +26,8 @@ from safetensors import SafetensorError, safe_open
 
 from minipage.errors import ModelError, count, shown
 from minipage.model.architecture import Architecture, Array, Tensors
-from minipage.model.chat_template import find_chat_template
-from minipage.model.gguf_files import packaged_model, read_gguf
+from minipage.model.chat_template import CHAT_TEMPLATE_FILE, find_chat_template
+from minipage.model.gguf_files import PACKAGED, packaged_model, read_gguf
 from minipage.model.pytorch_files import read_pytorch_files
 from minipage.model.settings import end_tokens, read_json, token_ids_in, why
 from minipage.model.tokenizer import Tokenizer
@@ -140,16 +140,26 @@ def load_gguf(path: Path) -> LoadedModel:
     def tensor(name: str, shape: tuple[int, ...]) -> Array:
         if name not in names:
             raise ModelError(f"{path} lacks the weight {name!r}. Fetch it again.")
-        array = file.weights[names[name]]
-        if array.shape != shape:
-            raise ModelError(f"{path}: {name!r} has shape {array.shape}; by its sizes it should be {shape}.")
-        return array
+        found = file.weights.shape(names[name])
+        if found != shape:
+            raise ModelError(f"{path}: {name!r} has shape {found}; by its sizes it should be {shape}.")
+        return file.weights[names[name]]
 
     if file.tokenizer:
         check_vocabulary(file.tokenizer, architecture, path)
         file.tokenizer.chat_template = file.chat_template
     ends = frozenset(token_ids_in(file.config.get("eos_token_id"), path))
     return LoadedModel(architecture, Weights(architecture, tensor), file.tokenizer, ends)
+
+
+def describe_model(model: str | Path) -> tuple[Architecture, Tokenizer | None]:
+    """What `load_model` would load, without the weights."""
+    if path := gguf_file(model):
+        file = read_gguf(path)
+        return read_architecture(path, file.config), file.tokenizer
+    folder = find_folder(model)
+    path = folder / "config.json"
+    return read_architecture(path, read_json(path)), read_tokenizer(folder)
 
 
 def check_vocabulary(tokenizer: Tokenizer, architecture: Architecture, file: Path) -> None:
@@ -165,12 +175,15 @@ def gguf_file(model: str | Path) -> Path | None:
     if not isinstance(model, str | PathLike):
         return None
     path = packaged_model(str(model)) or Path(model)
-    return path if path.suffix == ".gguf" else None
+    return path if path.suffix == ".gguf" and not path.is_dir() else None
 
 
 def find_folder(model: str | Path) -> Path:
     """The folder of a model: the shipped one's, the named one, or a download from the hub (kept in the hub's cache)."""
-    hint = "Give a folder with config.json, model.safetensors and tokenizer.json, or the name of a GPT-2 on the hub."
+    hint = (
+        "Give a folder with config.json, model.safetensors and tokenizer.json, a GGUF file, the name of a model on the "
+        f"hub, or {' or '.join([SHIPPED_MODEL, *PACKAGED])}."
+    )
     if not isinstance(model, str | PathLike) or not (name := str(model)):
         raise ModelError(f"model is {shown(model)}. {hint}")
     if model == SHIPPED_MODEL:
@@ -189,7 +202,7 @@ def find_folder(model: str | Path) -> Path:
 
     settings = ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"]
     try:
-        return Path(snapshot_download(name, allow_patterns=[*settings, *TOKENIZER_FILES]))
+        return Path(snapshot_download(name, allow_patterns=[*settings, *TOKENIZER_FILES, CHAT_TEMPLATE_FILE]))
     except (OSError, ValueError) as error:  # the hub's errors derive from these
         reason = str(error).partition("\n")[0] or type(error).__name__
         message = f"there is no folder {name!r}, and it could not be fetched from the hub: {reason.rstrip('.')}. {hint}"

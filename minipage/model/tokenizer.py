@@ -47,8 +47,8 @@ class Tokenizer:
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """The tokens of a text. A lone surrogate, which is no character, counts as U+FFFD.
 
-        Args:
-            add_special_tokens: begin as the model wants a text to begin. A chat's template has seen to that already.
+        Some models want <s> or the like at the beginning: it is there, unless `add_special_tokens` is off. The text of
+        a chat has it already.
 
         Raises:
             InvalidRequestError: the tokenizer has no way to spell it.

@@ -22,7 +22,7 @@ from minipage.renamed import renamed, renamed_in
 from minipage.scheduling.plan import Chunk
 from minipage.scheduling.sequence import Sequence
 
-__getattr__ = renamed_in(__name__, Status="GroupStatus", blocks_to_allocate="minipage.scheduling.plan.blocks_for")
+__getattr__ = renamed_in(__name__)
 
 
 class GroupStatus(Enum):
