@@ -209,7 +209,7 @@ def test_a_text_that_the_library_panics_at_is_refused():
         pass
 
     class Backend:
-        def encode(self, text):
+        def encode(self, text, **settings):
             raise PanicException("index out of bounds")
 
     tokenizer = byte_level()
