@@ -353,14 +353,15 @@ messages = []
 with record(chat, "A conversation") as trace:
     for question in ("What is the capital of France?", "And of Italy?"):
         messages.append({"role": "user", "content": question})
-        before = chat.scheduler.num_hit_tokens
         [out] = chat.generate(
             prompt_of(messages), SamplingParams(max_tokens=16, temperature=0)
         )
         messages.append({"role": "assistant", "content": out.outputs[0].text})
         print(f"{question} {out.outputs[0].text!r}")
-        found, asked = chat.scheduler.num_hit_tokens - before, len(out.prompt_token_ids)
-        print(f"    {found} of {asked} tokens of the prompt were in the cache")
+        print(
+            f"    {out.num_cached_tokens} of {len(out.prompt_token_ids)} tokens of"
+            " the prompt were in the cache"
+        )
 
 # %%
 trace
