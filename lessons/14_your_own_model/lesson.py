@@ -335,10 +335,10 @@ for bug, scores in found.items():
 #
 # Two turns of a chat: the second prompt begins with all of the first, and its answer. The prefix cache finds it.
 #
-# > **Predict.** How many tokens of the second prompt are found, in blocks of 16? (The first prompt has 37.)
+# > **Predict.** How many tokens of the second prompt are found, in blocks of 8? (SmolLM2's first prompt has 37, and its answer 8.)
 
 # %%
-chat = LLM(model, block_size=16, num_blocks=24, enable_prefix_caching=True)
+chat = LLM(model, block_size=8, num_blocks=32, enable_prefix_caching=True)
 template = chat.tokenizer.chat_template
 
 
@@ -367,7 +367,7 @@ with record(chat, "A conversation") as trace:
 trace
 
 # %% [markdown]
-# Whole blocks only, as in lesson 8: the prompt and its answer have more tokens than were found, but their last block was not full. Nothing here is peculiar to a Llama.
+# Whole blocks only, as in lesson 8: the prompt and its answer have more tokens than were found, but their last block was not full. (The nonsense of a random Llama, made into text and read again, is other tokens: then only the first prompt is found.) Nothing here is peculiar to a Llama.
 #
 # The same in a terminal: `python -m minipage demo --model smollm2 --prompt "The capital of Italy is"`.
 #
