@@ -214,8 +214,8 @@ kib = {
 fig, axes = plt.subplots(1, 2, figsize=(9, 2.6), layout="constrained", sharey=True)
 axes[0].barh([*kib], [*kib.values()])
 axes[0].set(xlabel="KiB a token, in 16 bits")
-axes[1].barh([*kib], [2**20 / each for each in kib.values()], color="C1")
-axes[1].set(xlabel="tokens in a GiB", xscale="log")
+axes[1].barh([*kib], [2**20 / 1000 / each for each in kib.values()], color="C1")
+axes[1].set(xlabel="thousand tokens in a GiB")
 axes[0].invert_yaxis()
 plt.show()
 
@@ -226,7 +226,7 @@ plt.show()
 # ## A turn in place of a position
 #
 # GPT-2 adds a vector for each position to its input. A Llama adds nothing. Instead, in every layer, it *turns* q and k: the numbers of a head are taken in pairs, and each pair is turned like the
-# hand of a clock, by an angle of position × frequency (RoPE; Su et al., [2021](https://arxiv.org/abs/2104.09864)). The first pair has turned once after 6 tokens, the last one takes thousands and more:
+# hand of a clock, by an angle of position × frequency (RoPE; Su et al., [2021](https://arxiv.org/abs/2104.09864)). The first pair has turned once after 6 tokens, the last one takes tens of thousands, or more:
 
 # %%
 rotary = llama.model.architecture.rotary
