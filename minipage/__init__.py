@@ -20,10 +20,18 @@ if TYPE_CHECKING:
     from minipage.engine.completion import CompletionOutput
     from minipage.engine.llm import LLM
     from minipage.engine.request import RequestOutput
-    from minipage.sampling import SamplingParams
+    from minipage.sampling import SamplingParams, StructuredOutputsParams
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "AsyncLLM", "CompletionOutput", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = [
+    "LLM",
+    "AsyncLLM",
+    "CompletionOutput",
+    "RequestOutput",
+    "SamplingParams",
+    "StructuredOutputsParams",
+    "__version__",
+]
 
 find_moved_modules()
 
@@ -34,6 +42,7 @@ def __getattr__(name: str) -> Any:
         "LLM": "engine.llm",
         "AsyncLLM": "engine.async_llm",
         "SamplingParams": "sampling",
+        "StructuredOutputsParams": "sampling",
         "RequestOutput": "engine.request",
         "CompletionOutput": "engine.completion",
     }

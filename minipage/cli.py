@@ -11,10 +11,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from minipage import __version__
 from minipage.cli_options import DEMO, ENGINE, FILES, SAMPLING, SERVER, Defaults, add_options, given
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from minipage.engine.completion import CompletionOutput
     from minipage.engine.llm import LLM
     from minipage.engine.request import RequestOutput
-    from minipage.sampling import SamplingParams
+    from minipage.sampling import Logprob, SamplingParams
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 BYTE_ORDER_MARK = "\ufeff"  # before the first line of a file that was written on Windows
@@ -229,8 +229,10 @@ def generate(args: argparse.Namespace, prompts: list[str], build: Callable[..., 
         from minipage import LLM, SamplingParams
 
         params = SamplingParams(**given(args, SAMPLING))
-        if params.logprobs is not None and not args.json:
-            raise InvalidRequestError("log probabilities are printed with --json only: add it, or drop --logprobs.")
+        if {params.logprobs, params.prompt_logprobs} != {None} and not args.json:
+            raise InvalidRequestError(
+                "log probabilities are printed with --json only: add it, or drop --logprobs and --prompt-logprobs."
+            )
         llm = (build or LLM)(**given(args, ENGINE))
     num_texts = params.beam_width or params.n
     if len(prompts) == 1 and num_texts == 1 and not params.beam_width and not args.json:
@@ -332,13 +334,19 @@ def as_json(output: RequestOutput, completion: CompletionOutput) -> str:
     from dataclasses import asdict
 
     facts, text = asdict(output), asdict(completion)
-    if completion.logprobs is not None:  # a JSON object for each token, under its number
-        text["logprobs"] = [{token: lp._asdict() for token, lp in each.items()} for each in completion.logprobs]
+    facts["prompt_logprobs"], text["logprobs"] = named(output.prompt_logprobs), named(completion.logprobs)
     del facts["outputs"]
     metrics = facts.pop("metrics")
     arrival, num_preemptions = metrics.pop("arrival_time"), metrics.pop("num_preemptions")
     seconds = {name.removesuffix("_time"): round(time - arrival, 6) for name, time in metrics.items()}
     return json.dumps(facts | text | {"seconds_to": seconds, "num_preemptions": num_preemptions})
+
+
+def named(logprobs: Sequence[dict[int, Logprob] | None] | None) -> list[Any] | None:
+    """A JSON object for each token, under its number."""
+    if logprobs is None:
+        return None
+    return [each and {token: logprob._asdict() for token, logprob in each.items()} for each in logprobs]
 
 
 # ---- serve

@@ -185,11 +185,20 @@ class Engine:
 
     def sample(self, plan: StepPlan, logits: np.ndarray) -> NextTokens:
         """Let every request choose its next tokens; logits: [num_sampled, vocab_size]."""
-        ends = [chunk for chunk in plan.chunks if chunk.receivers]  # a row of logits each
-        asking = [(self.requests[c.group.group_id], seq, row) for row, c in enumerate(ends) for seq in c.receivers]
+        rows, scoring, asking = count(), [], []
+        for chunk in plan.chunks:
+            request = self.requests[chunk.group.group_id]
+            if chunk.group.unscored:
+                scoring += [(request, position, next(rows)) for position in chunk.scored]
+            if receivers := chunk.receivers:
+                row = next(rows)
+                asking += [(request, seq, row) for seq in receivers]
         draws = {seq: (row, draw) for request, seq, row in asking if (draw := request.draw(seq))}
         drawn = dict(zip(draws, self.runner.sample(logits, list(draws.values()))))
-        seen = self.runner.rows(logits, {row for request, _, row in asking if request.looks_at_logits})
+        looked_at = {row for request, _, row in asking if request.looks_at_logits}
+        seen = self.runner.rows(logits, looked_at | {row for _, _, row in scoring})
+        for request, position, row in scoring:
+            request.score(position, seen[row])
         choices: dict[Request, list[Choice]] = {}
         for request, seq, row in asking:
             choices.setdefault(request, []).append(Choice(seq, drawn.get(seq), seen.get(row)))
