@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from minipage.errors import InvalidRequestError, count, shown
 from minipage.model.tokenizer import Tokenizer, without_surrogates
-from minipage.sampling.params import as_plain, is_whole
+from minipage.sampling.values import as_plain, is_whole
 
 Prompt: TypeAlias = str | Iterable[int] | Mapping[str, Any]
 
