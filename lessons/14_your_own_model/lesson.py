@@ -100,6 +100,8 @@ def random_llama():
     }
     save_file(weights, folder / "model.safetensors")
     shutil.copy(find_folder(SHIPPED_MODEL) / "tokenizer.json", folder)
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     return folder
 
 
@@ -339,23 +341,11 @@ for bug, scores in found.items():
 
 # %%
 chat = LLM(model, block_size=8, num_blocks=32, enable_prefix_caching=True)
-template = chat.tokenizer.chat_template
-
-
-def prompt_of(messages):
-    """As the model wants a conversation; one that has never seen any gets just the words."""
-    if template:
-        return template.render(messages)
-    return "".join(f"{m['role']}: {m['content']}\n" for m in messages)
-
-
 messages = []
 with record(chat, "A conversation") as trace:
     for question in ("What is the capital of France?", "And of Italy?"):
         messages.append({"role": "user", "content": question})
-        [out] = chat.generate(
-            prompt_of(messages), SamplingParams(max_tokens=16, temperature=0)
-        )
+        [out] = chat.chat(messages, SamplingParams(max_tokens=16, temperature=0))
         messages.append({"role": "assistant", "content": out.outputs[0].text})
         print(f"{question} {out.outputs[0].text!r}")
         print(
@@ -369,7 +359,8 @@ trace
 # %% [markdown]
 # Whole blocks only, as in lesson 8: the prompt and its answer have more tokens than were found, but their last block was not full. (The nonsense of a random Llama, made into text and read again, is other tokens: then only the first prompt is found.) Nothing here is peculiar to a Llama.
 #
-# The same in a terminal: `python -m minipage demo --model smollm2 --prompt "The capital of Italy is"`.
+# The same in a terminal: `python -m minipage chat smollm2` says after each answer how much was found, and `python -m minipage demo --model smollm2 --prompt "The capital of Italy is"`
+# draws each step.
 #
 # ## An architecture in one file
 #
