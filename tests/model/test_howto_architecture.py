@@ -41,13 +41,14 @@ def test_the_code_of_the_page_runs_and_agrees_with_transformers(page):
     assert page["ours"].shape == page["theirs"].shape == (5, 50)
 
 
-def test_64_greedy_tokens_are_those_of_transformers(page):
+def test_60_greedy_tokens_are_those_of_transformers(page):
     import torch
     from transformers import AutoModelForCausalLM
 
     prompt = [1, 2, 3]
     theirs = AutoModelForCausalLM.from_pretrained(page["folder"])
     expected = theirs.generate(torch.tensor([prompt]), do_sample=False, min_new_tokens=60, max_new_tokens=60)
+    assert len(set(expected[0].tolist())) > 8, "this test compares a text of hardly any different tokens"
     params = page["SamplingParams"](temperature=0, max_tokens=60, ignore_eos=True)
     for arrays in "numpy", "torch":
         llm = page["LLM"](page["folder"], block_size=4, num_blocks=16, arrays=arrays)
