@@ -22,7 +22,7 @@ from minipage.engine.request import Choice, NextToken, Request, RequestOutput
 from minipage.errors import InvalidRequestError
 from minipage.model.architecture import Model
 from minipage.sampling import SamplingParams
-from minipage.scheduling import Scheduler, StepPlan
+from minipage.scheduling import Scheduler, Sequence, StepPlan
 from minipage.scheduling.scheduler import claim
 from minipage.worker.runner import ModelRunner
 
@@ -156,19 +156,13 @@ class Engine:
         self.runner.copy(plan)
 
     def forward(self, plan: StepPlan) -> np.ndarray:
-        """Run the model; [num_sampled, vocab_size] logits, a row for each chunk that comes to its sequence's end."""
+        """Run the model; [num_sampled, vocab_size] logits: for each chunk, in their order, a row for each token of the
+        prompt that is scored, and one if it comes to its sequence's end."""
         return self.runner.forward(plan)
 
     def sample(self, plan: StepPlan, logits: np.ndarray) -> NextTokens:
         """Let every request choose its next tokens; logits: [num_sampled, vocab_size]."""
-        rows, scoring, asking = count(), [], []
-        for chunk in plan.chunks:
-            request = self.requests[chunk.group.group_id]
-            if chunk.group.unscored:
-                scoring += [(request, position, next(rows)) for position in chunk.scored]
-            if receivers := chunk.receivers:
-                row = next(rows)
-                asking += [(request, seq, row) for seq in receivers]
+        scoring, asking = self._who_wants(plan)
         draws = {seq: (row, draw) for request, seq, row in asking if (draw := request.draw(seq))}
         drawn = dict(zip(draws, self.runner.sample(logits, list(draws.values()))))
         looked_at = {row for request, _, row in asking if request.looks_at_logits}
@@ -192,6 +186,19 @@ class Engine:
                 self._tell(request)
 
     # ---- helpers
+
+    def _who_wants(self, plan: StepPlan) -> tuple[list[tuple[Request, int, int]], list[tuple[Request, Sequence, int]]]:
+        """Who wants which row of a step's logits: to know how likely its prompt is, (request, position, row); or to
+        choose a token, (request, sequence, row)."""
+        rows, scoring, asking = count(), [], []
+        for chunk in plan.chunks:
+            request = self.requests[chunk.group.group_id]
+            if chunk.group.unscored:
+                scoring += [(request, position, next(rows)) for position in chunk.scored]
+            if receivers := chunk.receivers:
+                row = next(rows)
+                asking += [(request, seq, row) for seq in receivers]
+        return scoring, asking
 
     def _mend(self) -> None:
         for request in list(self.requests.values()):
