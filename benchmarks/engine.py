@@ -32,7 +32,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from minipage.model.gpt import GPTConfig
 from rich.progress import track
 
 from benchmarks.charts import Chart
@@ -46,9 +45,11 @@ from benchmarks.contenders import (
     StaticBatches,
 )
 from benchmarks.measure import OtherPrograms, console, grid, main
+from minipage.model import gpt2
+from minipage.model.checkpoint import stored_shapes
 from minipage.simulate import draw_requests
 
-GPT2 = GPTConfig(vocab_size=50_257, n_positions=1024, n_embd=768, n_layer=12, n_head=12)
+GPT2 = gpt2.GPT2(vocab_size=50_257, n_positions=1024, n_embd=768, n_layer=12, n_head=12)
 NUM_THREADS = 2
 SHORT = {"float32": "fp32", "bfloat16": "bf16"}
 SHORTER = 2  # times shorter than ShareGPT's texts
@@ -89,19 +90,19 @@ class Figures(NamedTuple):
     peak_memory: int  # bytes
 
 
-def make_checkpoint(folder: Path, config: GPTConfig, seed: int = 0) -> None:
+def make_checkpoint(folder: Path, model: gpt2.GPT2, seed: int = 0) -> None:
     """A GPT-2 with random weights, in the files that Hugging Face's libraries read and write."""
     from safetensors.numpy import save_file
 
     generator = np.random.default_rng(seed)
     weights = {}
-    for name, shape in config.weight_shapes().items():
+    for name, shape in stored_shapes(model).items():
         if "ln_" in name:
             weights[name] = np.full(shape, float(name.endswith("weight")), np.float32)  # [C]
         else:
             weights[name] = generator.standard_normal(shape, np.float32) * np.float32(0.02)  # as GPT-2 begins
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    sizes = {name: getattr(config, name) for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")}
+    sizes = {name: getattr(model, name) for name in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")}
     settings = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"], **sizes, "tie_word_embeddings": True}
     (folder / "config.json").write_text(json.dumps(settings | {"eos_token_id": None, "bos_token_id": None}))
 

@@ -106,6 +106,30 @@ SAMPLING: Options = {  # of SamplingParams
     "logprobs": Option(int, "N", "with --json: log probabilities, of this many most likely tokens too"),
     "prompt_logprobs": Option(int, "N", "with --json: the same for the tokens of the prompt"),
 }
+SERVER: Options = {  # of the server, beside those of the engine
+    "host": Option(str, "ADDRESS", "where to listen; 0.0.0.0: on all of this machine's addresses"),
+    "port": Option(int, "N", "0: any that is free"),
+    "served_model_name": Option(str, "NAME", "what clients call the model (may be repeated)", repeats=True),
+    "api_key": Option(str, "KEY", "clients must send it (may be repeated); or set MINIPAGE_API_KEY", repeats=True),
+    "chat_template": Option(str, "FILE", "of Jinja, in place of the model's own"),
+    "max_queued_requests": Option(int, "N", "most prompts that wait; beyond these, clients get status 429"),
+    "max_body_size": Option(int, "BYTES", "longest request"),
+    "max_logprobs": Option(int, "N", "most log probabilities for each token that a client may ask for"),
+    "drain_timeout": Option(float, "SECONDS", "when told to stop: how long those who are here may go on"),
+    "seed": Option(int, "N", "makes the requests that have no seed of their own repeatable, too"),
+    "log_level": Option(str, "LEVEL", "debug, info (a line for each request), warning, error or critical"),
+    "enable_log_requests": Option(bool, "", "log prompts, too"),
+    "root_path": Option(str, "PATH", "where a proxy has put this server, such as /llm"),
+    "allowed_origins": Option(
+        str, "ORIGIN", "pages in browsers that may ask; * for all (may be repeated)", repeats=True
+    ),
+    "allowed_methods": Option(str, "METHOD", "with which methods (may be repeated)", repeats=True),
+    "allowed_headers": Option(str, "HEADER", "with which headers (may be repeated)", repeats=True),
+    "allow_credentials": Option(bool, "", "and with cookies"),
+    "ssl_keyfile": Option(str, "FILE", "for https: the key"),
+    "ssl_certfile": Option(str, "FILE", "and the certificate"),
+    "ssl_ca_certs": Option(str, "FILE", "whose certificates clients must have"),
+}
 DEMO: Options = ENGINE | {
     "max_tokens": SAMPLING["max_tokens"],
     "seed": Option(int, "N", "another seed, other texts"),

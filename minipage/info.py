@@ -19,8 +19,7 @@ import numba
 
 from minipage import __version__
 from minipage.attention import cpu
-from minipage.model.checkpoint import SHIPPED_MODEL, find_folder, read_architecture
-from minipage.model.settings import read_json
+from minipage.model.checkpoint import SHIPPED_MODEL, describe_model, find_folder
 
 
 def print_info() -> None:
@@ -114,7 +113,7 @@ def ask_driver() -> tuple[list[str], str]:
 
 def model_facts() -> Iterator[tuple[str, str]]:
     folder = find_folder(SHIPPED_MODEL)
-    model = read_architecture(folder / "config.json", read_json(folder / "config.json"))
+    model, _ = describe_model(SHIPPED_MODEL)
     parameters = sum(math.prod(weight.shape) for _, weight in model.weights())
     yield "shipped model", f"{SHIPPED_MODEL}, {sum(file.stat().st_size for file in folder.iterdir()):,} bytes"
     yield "", f"{parameters:,} parameters, {model.vocab_size:,} words, a context of {model.max_model_len} tokens"

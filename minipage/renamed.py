@@ -1,7 +1,7 @@
 """Old names, which go on working for one version, each with a DeprecationWarning. Nothing in minipage uses them.
 
     in a class       keys = renamed("block_hashes")
-    in a module      __getattr__ = renamed_in(__name__, Status="GroupStatus")
+    in a module      __getattr__ = renamed_in(__name__), and the table RENAMED, below
     a module         the table MOVED, below
     a tuple          @was_tuple, on the dataclass that it has become
 
@@ -23,24 +23,63 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 MOVED = {  # old module: new module; what is in an old package moves along
+    "minipage.attention.compiled": "minipage.simd.options",
+    "minipage.attention.cuda.arrays": "minipage.attention.cuda.device_arrays",
+    "minipage.attention.cuda.numbers": "minipage.attention.cuda.kinds",
+    "minipage.attention.cuda.tensor": "minipage.attention.cuda.tensor_cores",
+    "minipage.attention.cuda.wide": "minipage.attention.cuda.ordinary_cores",
+    "minipage.attention.halves": "minipage.simd.halves",
+    "minipage.attention.vectors": "minipage.simd.vectors",
     "minipage.batch": "minipage.worker.batch",
     "minipage.beam_search": "minipage.sampling.beam_search",
     "minipage.build": "minipage.engine.build",
     "minipage.changes": "minipage.engine.changes",
     "minipage.completion": "minipage.engine.completion",
+    "minipage.gpu": "minipage.worker.gpu",
     "minipage.gpu.arrays": "minipage.worker.gpu.views",
     "minipage.gpu.batches": "minipage.worker.gpu.next_batch",
     "minipage.gpu.sampling": "minipage.worker.gpu.draw",
-    "minipage.gpu": "minipage.worker.gpu",
     "minipage.intake": "minipage.engine.intake",
+    "minipage.memory.contiguous": "minipage.simulate.baselines",
+    "minipage.model.arrays": "minipage.model.place",
+    "minipage.model.gpt": "minipage.model.gpt2",
+    "minipage.model.weights": "minipage.model.checkpoint",
     "minipage.model_runner": "minipage.worker.runner",
     "minipage.options": "minipage.cli_options",
     "minipage.prompts": "minipage.engine.prompts",
     "minipage.request": "minipage.engine.request",
-    "minipage.attention.compiled": "minipage.simd.options",
-    "minipage.attention.halves": "minipage.simd.halves",
-    "minipage.attention.vectors": "minipage.simd.vectors",
-    "minipage.memory.contiguous": "minipage.simulate.baselines",
+    "minipage.trace.boxes": "minipage.trace.drawing.request_lines",
+    "minipage.trace.comparison": "minipage.trace.recording.comparison",
+    "minipage.trace.demo": "minipage.trace.playing.demo",
+    "minipage.trace.events": "minipage.trace.recording.events",
+    "minipage.trace.exports": "minipage.trace.drawing.exports",
+    "minipage.trace.frames": "minipage.trace.recording.frames",
+    "minipage.trace.glyphs": "minipage.trace.drawing.glyphs",
+    "minipage.trace.help": "minipage.trace.playing.help",
+    "minipage.trace.html": "minipage.trace.drawing.html",
+    "minipage.trace.keys": "minipage.trace.playing.keys",
+    "minipage.trace.lanes": "minipage.trace.drawing.lane_lines",
+    "minipage.trace.player": "minipage.trace.playing.player",
+    "minipage.trace.pool": "minipage.trace.drawing.pool_lines",
+    "minipage.trace.recorder": "minipage.trace.recording.recorder",
+    "minipage.trace.replay": "minipage.trace.recording.trace",
+    "minipage.trace.scenarios": "minipage.trace.playing.scenarios",
+    "minipage.trace.sights": "minipage.trace.playing.cues",
+    "minipage.trace.sizes": "minipage.trace.playing.pool_size",
+    "minipage.trace.spinner": "minipage.trace.playing.spinner",
+    "minipage.trace.state": "minipage.trace.recording.replay",
+    "minipage.trace.story": "minipage.trace.playing.story",
+    "minipage.trace.terminal": "minipage.trace.drawing.terminal",
+    "minipage.trace.vocabulary": "minipage.trace.recording.vocabulary",
+    "minipage.trace.walk": "minipage.trace.recording.attention_walk",
+    "minipage.trace.walk_lines": "minipage.trace.drawing.walk_lines",
+}
+RENAMED = {  # old: new, of what modules hold
+    "minipage.scheduling.Status": "minipage.scheduling.GroupStatus",
+    "minipage.scheduling.group.Status": "minipage.scheduling.group.GroupStatus",
+    "minipage.scheduling.group.Chunk": "minipage.scheduling.plan.Chunk",
+    "minipage.scheduling.group.blocks_to_allocate": "minipage.scheduling.plan.blocks_for",
+    "minipage.scheduling.scheduler.StepPlan": "minipage.scheduling.plan.StepPlan",
 }
 
 
@@ -68,9 +107,8 @@ class renamed:
         warn(self.old, self.new)
         if instance is None:
             return getattr(cls, self.new)
-        if self.owner and self._was_overridden_by(
-            type(instance)
-        ):  # then super() asks, and wants ours, not the overriding one again
+        if self.owner and self._was_overridden_by(type(instance)):
+            # Then super() asks, and wants the method of the class above, not the overriding one again.
             return vars(self.owner)[self.new].__get__(instance, type(instance))
         *path, name = self.new.split(".")
         return getattr(follow(instance, path), name)
@@ -125,15 +163,16 @@ def uses(cls: type, name: str) -> bool:
     return any(isinstance(each, FunctionType) and name in each.__code__.co_names for each in vars(cls).values())
 
 
-def renamed_in(module: str, **names: str) -> Callable[[str], Any]:
-    """A module's `__getattr__`, which knows its old names: renamed_in(__name__, old="new", Old="new.module.New")."""
+def renamed_in(module: str) -> Callable[[str], Any]:
+    """The `__getattr__` of a module, which knows its old names."""
 
     def find(name: str) -> Any:
-        if name not in names:
+        old = f"{module}.{name}"
+        if old not in RENAMED:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
-        warn(f"{module}.{name}", names[name])
-        home, _, new = names[name].rpartition(".")
-        return getattr(import_module(home or module), new)
+        warn(old, RENAMED[old])
+        home, _, new = RENAMED[old].rpartition(".")
+        return getattr(import_module(home), new)
 
     return find
 

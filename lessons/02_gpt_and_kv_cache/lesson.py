@@ -65,11 +65,15 @@ plt.rcParams["axes.prop_cycle"] = plt.cycler(
 # the next one. The model that comes with minipage has 3.8 million parameters, and has read Shakespeare.
 
 # %%
-from minipage.model.gpt import GPT, dense_attend
-from minipage.model.weights import load_model
+from minipage.model.architecture import Model
+from minipage.model.checkpoint import load_model
+from minipage.model.dense import dense_attend
+from minipage.model.layers.plain import PlainLayers
 
 config, weights, tokenizer, _ = load_model("shakespeare")
-model = GPT(config, weights)
+model = Model(
+    config, PlainLayers(config, weights)
+)  # what is computed, and how: here in NumPy
 print(config)
 
 text = "JULIET:\nO Romeo, Romeo, wherefore art"
@@ -89,7 +93,7 @@ ax.set(ylabel="probability", title="what comes after “…wherefore art”?")
 plt.show()
 
 # %% [markdown]
-# `forward` is in `minipage/model/gpt.py`, and it is short: read it now. Four layers; in each, *attention* (a token looks at the
+# `forward` is in `minipage/model/gpt2.py`, and it is short: read it now. Four layers; in each, *attention* (a token looks at the
 # tokens before it) and a small network that works on each token by itself. Two things about it matter to us:
 #
 # - attention is **handed in**: `dense_attend(layer, q, k, v)` looks at the whole text, and is the only place where tokens meet;

@@ -276,7 +276,7 @@ for kind in (BlockTable, OffByOne):
 # that: the logits of the next token, once through the paged cache, and once with plain attention over the whole text.
 
 # %%
-from minipage.model.gpt import dense_attend
+from minipage.model.dense import dense_attend
 
 ids = np.array(llm.tokenizer.encode(prompt))  # [T]
 hidden = llm.model.forward(ids, np.arange(len(ids)), dense_attend)  # [T, n_embd]

@@ -173,7 +173,7 @@ plt.show()
 # depend on *all tokens before it*. Behind a changed word, the same words have other K and V. Let us look:
 
 # %%
-from minipage.model.gpt import dense_attend
+from minipage.model.dense import dense_attend
 
 
 def last_values(tokens):

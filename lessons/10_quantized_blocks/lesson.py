@@ -65,7 +65,7 @@ plt.rcParams["axes.prop_cycle"] = plt.cycler(
 
 # %%
 from minipage import LLM, SamplingParams
-from minipage.model.gpt import dense_attend
+from minipage.model.dense import dense_attend
 
 llm = LLM(num_blocks=64)
 config = llm.config

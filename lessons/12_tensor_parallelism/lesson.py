@@ -95,7 +95,9 @@ print(np.allclose(sum(parts), np.tanh(x @ A) @ B))
 #
 # ## A half of the model
 #
-# What follows goes into a file, because other processes will import it. Read it from the top: cutting the weights, the forward pass with its two all-reduces, and the loop of a worker.
+# What follows goes into a file, because other processes will import it. The architecture, `minipage/model/gpt2.py`, stays as it is: it never counts heads, and beside each weight's shape it
+# says how that weight is cut ("out": each rank has some of the columns, "in": some of the rows). Read the file from the top: cutting the weights, layers that add up what was cut by rows, and
+# the loop of a worker.
 
 # %%
 WORKER = '''
@@ -104,62 +106,46 @@ import numpy as np
 from minipage.attention import KVCache, copy_blocks
 from minipage.worker.batch import paged_attend
 from minipage.attention import paged_attention
-from minipage.model.gpt import GPT, gelu
-from minipage.model.weights import load_model
+from minipage.model.architecture import Model
+from minipage.model.checkpoint import load_model
+from minipage.model.layers.plain import PlainLayers
 
 
-def split_columns(w, rank, size):
-    """[..., out] -> this rank's part of the columns."""
-    return np.ascontiguousarray(np.split(w, size, axis=-1)[rank])
+def cut(w, split, rank, size):
+    """This rank's part of a weight: of the columns, of the rows, or all of it."""
+    return w if split is None else np.split(w, size, axis=-1 if split == "out" else 0)[rank]
 
 
-def split_rows(w, rank, size):
-    """[in, out] -> this rank's part of the rows."""
-    return np.ascontiguousarray(np.split(w, size, axis=0)[rank])
+class Shard:
+    """An architecture as one rank sees it: the same names, fewer columns or rows. Everybody has whole embeddings."""
+
+    def __init__(self, architecture, rank, size):
+        self.architecture, self.rank, self.size = architecture, rank, size
+        self.together, self.head = architecture.together, architecture.head
+        self.split = {name: None if w.is_table else w.split for name, w in architecture.weights()}
+
+    def weights(self):
+        for name, w in self.architecture.weights():
+            yield name, w._replace(shape=cut(np.broadcast_to(0, w.shape), self.split[name], self.rank, self.size).shape)
+
+    def shard(self, weights):
+        for name, w in weights.items():
+            is_added = name.endswith(".bias") and self.split[name.replace(".bias", ".weight")] == "in"
+            w = w if self.rank == 0 or not is_added else np.zeros_like(w)  # a bias that is added after an all-reduce
+            yield name, cut(w, self.split[name], self.rank, self.size)
 
 
-def split_heads(w, rank, size):
-    """[..., 3 * C] -> q, k and v of this rank's heads, [..., 3 * C / size]. Heads are neighbours within each third."""
-    return np.concatenate([split_columns(third, rank, size) for third in np.split(w, 3, axis=-1)], axis=-1)
+class HalfLayers(PlainLayers):
+    """Layers of one rank. What it makes with some of the rows of a matrix is a part of a sum."""
 
+    def __init__(self, shard, weights, all_reduce):
+        super().__init__(shard, shard.shard(weights))
+        self.all_reduce = all_reduce
+        self.by_rows = {"attn.c_proj", "mlp.c_proj"}
 
-def shard(weights, rank, size):
-    """This rank's weights. The biases that are added after an all-reduce belong to rank 0 alone."""
-    mine = {}
-    for name, w in weights.items():
-        if "c_attn" in name:
-            mine[name] = split_heads(w, rank, size)
-        elif "c_fc" in name:
-            mine[name] = split_columns(w, rank, size)
-        elif "c_proj.weight" in name:
-            mine[name] = split_rows(w, rank, size)
-        elif "c_proj.bias" in name:
-            mine[name] = w if rank == 0 else np.zeros_like(w)
-        else:
-            mine[name] = w  # embeddings and layer norms: everybody has all of them
-    return mine
-
-
-class HalfGPT(GPT):
-    """The layers of GPT.forward, over a part of the heads."""
-
-    def __init__(self, config, weights, rank, size, all_reduce):
-        super().__init__(config, shard(weights, rank, size))
-        self.size, self.all_reduce = size, all_reduce
-
-    def forward(self, token_ids, positions, attend):
-        w, c = self.weights, self.config
-        x = w["wte.weight"][token_ids] + w["wpe.weight"][positions]  # [T, C]
-        for i in range(c.n_layer):
-            h = self._layer_norm(f"h.{i}.ln_1", x)  # [T, C]
-            qkv = self._linear(f"h.{i}.attn.c_attn", h)  # [T, 3 * C / size]
-            qkv = qkv.reshape(-1, 3, c.n_head // self.size, c.head_size)  # [T, 3, H / size, D]
-            mixed = attend(i, qkv[:, 0], qkv[:, 1], qkv[:, 2])  # [T, H / size, D]
-            x = x + self.all_reduce(self._linear(f"h.{i}.attn.c_proj", mixed.reshape(len(x), -1)))  # [T, C]
-            h = self._layer_norm(f"h.{i}.ln_2", x)  # [T, C]
-            h = gelu(self._linear(f"h.{i}.mlp.c_fc", h))  # [T, 4 * C / size]
-            x = x + self.all_reduce(self._linear(f"h.{i}.mlp.c_proj", h))  # [T, C]
-        return self._layer_norm("ln_f", x)  # [T, C]
+    def linear(self, name, x, then=None):
+        x = super().linear(name, x, then)  # [T, in / size or in] -> [T, out or out / size]
+        return self.all_reduce(x) if name in self.by_rows else x
 
 
 def work(rank, size, num_blocks, block_size, manager, peer):
@@ -178,7 +164,7 @@ def work(rank, size, num_blocks, block_size, manager, peer):
         return part + other if rank == 0 else other + part  # the same order, so the same last bit
 
     config, weights, _, _ = load_model("shakespeare")
-    model = HalfGPT(config, weights, rank, size, all_reduce)
+    model = Model(config, HalfLayers(Shard(config, rank, size), weights, all_reduce))
     cache = KVCache(config.n_layer, num_blocks, block_size, config.n_head // size, config.head_size)
     manager.send(cache.nbytes)
     while (order := manager.recv()) is not None:
@@ -191,8 +177,9 @@ def work(rank, size, num_blocks, block_size, manager, peer):
 '''
 
 # %% [markdown]
-# Only rank 0 adds the biases of the two output projections; otherwise they would be added twice. That is one of the two classic mistakes. The other one is in `split_heads`: the columns of
-# `c_attn` are all of q, then all of k, then all of v. Who cuts the 3·C columns in the middle gives q and half of k to one, and the rest to the other.
+# Only rank 0 adds the biases of the two output projections; otherwise they would be added twice. That is one of the two classic mistakes. The other one cannot be seen here: in the checkpoint
+# q, k and v are one matrix, `c_attn`, whose columns are all of q, then all of k, then all of v. minipage takes it apart when it is read (`GPT2.adapt`), and each of the three is cut by itself.
+# Who cuts the 3·C columns in the middle gives q and half of k to one, and the rest to the other.
 #
 # ## Two processes, one scheduler
 #

@@ -10,7 +10,7 @@ It is made of parts that are handed in: `build.py` makes them from options, and 
 from __future__ import annotations
 
 from itertools import count
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from minipage.engine.changes import Changes
 from minipage.engine.intake import Intake, saying_which
 from minipage.engine.prompts import Prompt
 from minipage.engine.request import Choice, NextToken, Request, RequestOutput
+from minipage.engine.stats import Stats
 from minipage.errors import InvalidRequestError
 from minipage.model.architecture import Model
 from minipage.sampling import SamplingParams
@@ -55,6 +56,7 @@ class Engine:
         self._news: dict[Request, None] = {}  # requests with news that nobody has seen yet, in order
         self._claimed: set[Request] = set()  # requests whose news belong to a generate() or stream() call
         self._changes = Changes()
+        self._stats = Stats(intake.max_model_len)
         self._abandoned: list[Request] = []  # nobody waits for them any more; they are ended with the next change
 
     def __repr__(self) -> str:
@@ -102,13 +104,25 @@ class Engine:
             self._queue([request])
             return request.request_id
 
-    def abort(self, request_id: str) -> bool:
-        """Stop a request, whatever it is doing; False if it is unknown or finished already."""
+    def read_prompt(self, prompt: Prompt) -> Prompt:
+        """The prompt with its token ids, as `add_request` would read it; this waits for no step.
+
+        Raises:
+            InvalidRequestError: it cannot be served.
+        """
+        return self._intake.read(prompt)
+
+    def abort(self, request_id: str, reason: str = "abort") -> bool:
+        """Stop a request, whatever it is doing; False if it is unknown or finished already.
+
+        Args:
+            reason: its finish_reason; "error" if something failed and what it has computed should not be found again.
+        """
 
         def change() -> bool:
             request = self.requests.get(request_id)
             if request is not None:
-                self._end(request, "abort")
+                self._end(request, reason)
             return request is not None
 
         return self._changes.make(change, self._mend)
@@ -118,6 +132,15 @@ class Engine:
         with self._changes.lock:
             if self.scheduler.prefix_cache:
                 self.scheduler.prefix_cache.reset()
+
+    def stats(self) -> dict[str, Any]:
+        """The numbers of a server's /metrics, under the same names (see stats.py); this waits for no step."""
+        return self._stats.look(self.scheduler)
+
+    def reset_stats(self) -> None:
+        """Begin to count anew."""
+        self._stats = Stats(self._intake.max_model_len)
+        self.scheduler.num_queried_tokens = self.scheduler.num_hit_tokens = 0
 
     def has_unfinished_requests(self) -> bool:
         """Whether another `step` is worth while: something is still to be computed, or to be told."""
@@ -143,6 +166,7 @@ class Engine:
             logits = self.forward(plan)
             tokens = self.sample(plan, logits)
             self.update(plan, tokens)
+            self._stats.count_step(plan)
 
     def schedule(self) -> StepPlan:
         """Choose the tokens of this step and give each a slot."""
@@ -183,6 +207,7 @@ class Engine:
             if not request.error:
                 for seq in request.take(its_tokens):
                     self.scheduler.finish(request.group, seq)
+                self._stats.count_tokens(request, len(its_tokens))
                 self._tell(request)
 
     # ---- helpers
@@ -222,6 +247,7 @@ class Engine:
         self._news[request] = None
         if request.finished:
             del self.requests[request.request_id]
+            self._stats.count_request(request)
 
     def _free_id(self) -> str:
         return next(name for name in map(str, self._ids) if name not in self.requests)

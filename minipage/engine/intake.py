@@ -51,7 +51,8 @@ class Intake:
                 f"cache_salt is {cache_salt!r} and must be a string; priority is {priority!r} and "
                 "must be a whole number."
             )
-        text, token_ids = read_prompt(prompt, self.tokenizer, self.vocab_size, self.max_model_len)
+        known = self.read(prompt)
+        text, token_ids = known["prompt"], known["prompt_token_ids"]
         stop = self._stop_token_ids(params)
         if params.beam_width and params.beam_width > self.vocab_size:
             raise InvalidRequestError(
@@ -67,6 +68,11 @@ class Intake:
             group.unscored = range(len(token_ids) - 1)
         processors, grammar = self._processors(params, token_ids, stop), self._grammar(params)
         return SampledRequest(text, params, group, stop, self.tokenizer, processors=processors, grammar=grammar)
+
+    def read(self, prompt: Prompt) -> dict[str, Any]:
+        """Its text, if there is one, and its tokens, as a dict that is a prompt, too."""
+        text, token_ids = read_prompt(prompt, self.tokenizer, self.vocab_size, self.max_model_len)
+        return {"prompt": text, "prompt_token_ids": token_ids}
 
     def _stop_token_ids(self, params: SamplingParams) -> frozenset[int]:
         """The tokens that end a text."""

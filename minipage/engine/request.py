@@ -42,6 +42,7 @@ class RequestOutput:
     metrics: RequestMetrics
     error: str | None = None  # why it could not go on, if finish_reason is "error"
     prompt_logprobs: list[dict[int, Logprob] | None] | None = None  # of each token of the prompt, if asked for
+    num_cached_tokens: int = 0  # of the prompt, which the prefix cache knew
 
 
 class NextToken(NamedTuple):
@@ -95,6 +96,10 @@ class Request:
     @property
     def finished(self) -> bool:
         return "finished_time" in self._times
+
+    @property
+    def metrics(self) -> RequestMetrics:
+        return RequestMetrics(num_preemptions=self.group.num_preemptions, **self._times)
 
     @property
     def looks_at_logits(self) -> bool:
@@ -154,9 +159,10 @@ class Request:
             prompt_token_ids=self.prompt_token_ids,
             outputs=self.completions(),
             finished=self.finished,
-            metrics=RequestMetrics(num_preemptions=self.group.num_preemptions, **self._times),
+            metrics=self.metrics,
             error=self.error,
             prompt_logprobs=self.prompt_logprobs and self.prompt_logprobs.copy(),
+            num_cached_tokens=self.group.num_cached_tokens,
         )
 
     def _note(self, event: str) -> None:

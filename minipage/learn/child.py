@@ -242,7 +242,8 @@ class Cell:
 
 def hidden_files() -> list[Path]:
     """What a learner's code has no business to read: solutions and graders."""
-    ours = [*HERE.glob("solutions/*.py"), *HERE.glob("graders/*.py"), *HERE.parents[1].glob("tests/learn/**/*.py")]
+    judges = [*HERE.glob("graders/*.py"), *HERE.parent.glob("promises/*.py")]
+    ours = [*HERE.glob("solutions/*.py"), *judges, *HERE.parents[1].glob("tests/learn/**/*.py")]
     return [file for file in ours if file.is_file()]
 
 

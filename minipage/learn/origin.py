@@ -10,7 +10,6 @@ from __future__ import annotations
 import ast
 import importlib
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache, update_wrapper
@@ -19,8 +18,9 @@ from types import FunctionType
 from typing import Any, NamedTuple
 
 from minipage.learn.course import HERE, Exercise, Lesson
-from minipage.learn.hidden import is_record
+from minipage.learn.hidden import JUDGES, is_record
 from minipage.learn.load import Solution, innermost, read, written
+from minipage.renamed import RENAMED
 
 REFERENCES = {  # lesson: minipage's own class that its exercises are about
     "3": ("minipage.memory", "BlockPool"),
@@ -59,7 +59,7 @@ def imported(lesson: Lesson, path: Path) -> tuple[str, int]:
     """The same, for what its import statements say."""
     given = given_names(lesson)
     for found in imports(read(path)):
-        if (found.module, found.name) not in given and not is_harmless(found) and not is_old_name(found, given):
+        if (found.module, found.name) not in given and not is_harmless(found):
             what = f"minipage's own {found.name or found.module}"
             return (
                 f"this file uses {what} instead of its own: of minipage, take only what the stub imports.",
@@ -68,16 +68,11 @@ def imported(lesson: Lesson, path: Path) -> tuple[str, int]:
     return "", 0
 
 
-def is_old_name(found: Import, given: set[tuple[str, str]]) -> bool:
-    """Whether the stub imports the same thing, under the name that it has now."""
-    with warnings.catch_warnings(action="ignore"):
-        thing = getattr(sys.modules.get(found.module), found.name, None)
-    return thing is not None and any(thing is getattr(sys.modules.get(module), name, None) for module, name in given)
-
-
 def given_names(lesson: Lesson) -> set[tuple[str, str]]:
-    """What the stub imports from minipage, as (module, name)."""
-    return {(found.module, found.name) for found in imports(read(lesson.stub))}
+    """What the stub imports from minipage, as (module, name); under the old name, too, of what has a new one."""
+    given = {f"{found.module}.{found.name}" for found in imports(read(lesson.stub))}
+    given |= {old for old, new in RENAMED.items() if new in given}
+    return {(module, name) for module, _, name in (each.rpartition(".") for each in given)}
 
 
 def is_copy(lesson: Lesson, path: Path) -> bool:
@@ -105,7 +100,7 @@ def is_ours(module: str | None) -> bool:
 
 
 def is_judge(module: str) -> bool:
-    return f"{module}.".startswith("minipage.learn.")
+    return f"{module}.".startswith(JUDGES)
 
 
 def is_harmless(found: Import) -> bool:

@@ -130,12 +130,14 @@ class Model:
 
 def heads(x: Array, head_size: int) -> Array:
     """[T, n * D] -> [T, n, D]: as many heads as there are here."""
-    return x.reshape(x.shape[0], x.shape[1] // head_size, head_size)
+    num_tokens, size = x.shape
+    return x.reshape(num_tokens, size // head_size, head_size)
 
 
 def flat(x: Array) -> Array:
     """[T, n, D] -> [T, n * D]."""
-    return x.reshape(x.shape[0], x.shape[1] * x.shape[2])
+    num_tokens, num_heads, head_size = x.shape
+    return x.reshape(num_tokens, num_heads * head_size)
 
 
 def linear(

@@ -31,11 +31,18 @@ from jinja2.utils import Namespace
 from jinja2.visitor import NodeTransformer
 
 BUDGET = 50_000_000  # characters and items, for one rendering: a conversation of a million tokens takes a tenth
+TURN, CALL = 10, 250  # what a turn of a loop and a call cost, of the same budget: it is used up within seconds
 ONE_STEP = 20_000_000
+ITEM = 20  # what an item of a list counts as: it takes as long to look at
 LARGEST_NUMBER = 2**64
 SECONDS = 10.0
 
-LIGHT = frozenset("length count first last default d list items map select selectattr reject rejectattr".split())
+# Filters and methods that make no more than they are given.
+LIGHT = frozenset(
+    "length count first last default d list items map select selectattr reject rejectattr trim lower upper title "
+    "startswith endswith strip lstrip rstrip split rsplit splitlines partition rpartition find rfind get keys "
+    "values".split()
+)
 REMOVED = ("pprint", "urlize", "xmlattr")  # filters that no chat needs, and that can make much of little
 WIDE = re.compile(r"%[^a-zA-Z%]*(\*|\d{6})|\{[^}]*(\{|\d{6})")  # a format that asks for a field of any width
 VALUES = (str, bytes, int, float, list, tuple, dict)
@@ -69,7 +76,7 @@ class Counted:
 
     def __iter__(self) -> Iterator[Any]:
         for item in self.items:
-            self.meter.spend(1)
+            self.meter.spend(TURN)
             yield item
 
     def __len__(self) -> int:
@@ -141,9 +148,12 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         method = getattr(__obj, "__wrapped__", __obj)  # the sandbox wraps str.format
         owner = getattr(method, "__self__", None)
         if isinstance(owner, VALUES):
-            if getattr(method, "__name__", "").startswith("format"):
+            name = getattr(method, "__name__", "")
+            if name.startswith("format"):
                 check_format(owner)
-            check_step(owner, [*args, *kwargs.values()])
+            if name not in LIGHT:
+                check_step(owner, [*args, *kwargs.values()])
+        __self.meter.spend(CALL)
         return __self.measured(super().call(__context, __obj, *args, **kwargs))
 
     def guarded(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -168,7 +178,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
             raise EndlessTemplateError("it computes numbers of more than 64 bits")
         if isinstance(value, VALUES):
             weight(value)
-        self.meter.spend(len(value) if isinstance(value, str | list | tuple | dict) else 1)
+        self.meter.spend(1 + (len(value) if isinstance(value, str | list | tuple | dict) else 0))
         return value
 
     def to_json(self, value: Any, ensure_ascii: bool = False, indent: Any = None, **settings: Any) -> str:
@@ -182,12 +192,12 @@ def is_number(value: Any) -> bool:
 
 
 def weight(value: Any) -> int:
-    """How many characters and items there are in a value, in all its depth. These may be far more than it takes in
-    memory: [x, x], where x is [y, y], and so on."""
-    waiting, total = [value], 0
+    """How many characters there are in a value, in all its depth, where an item counts as ITEM of them. These may be
+    far more than it takes in memory: [x, x], where x is [y, y], and so on."""
+    waiting, total = [value], 1 - ITEM
     while waiting:
         each = waiting.pop()
-        total += 1 + (len(each) if isinstance(each, str | bytes | list | tuple | dict) else 0)
+        total += ITEM + (len(each) if isinstance(each, str | bytes) else 0)
         if isinstance(each, dict):
             waiting.extend(each.values())
         if isinstance(each, list | tuple | dict):

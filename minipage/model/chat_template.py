@@ -17,6 +17,7 @@ from typing import Any
 from minipage.errors import InvalidRequestError, ModelError, shown
 from minipage.model.settings import read_json, why
 
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
 ROLES = ("system", "developer", "user", "assistant", "tool")
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
@@ -139,7 +140,7 @@ def find_chat_template(folder: Path) -> ChatTemplate | None:
     Raises:
         ModelError: a file cannot be read, or has several templates and none is the default.
     """
-    config_path, path = folder / "tokenizer_config.json", folder / "chat_template.jinja"
+    config_path, path = folder / "tokenizer_config.json", folder / CHAT_TEMPLATE_FILE
     config = read_json(config_path) if config_path.exists() else {}
     found = {name: config.get(name) for name in SPECIAL_TOKENS}
     texts = {name: each.get("content") if isinstance(each, dict) else each for name, each in found.items()}

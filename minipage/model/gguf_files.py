@@ -19,7 +19,7 @@ import numpy.typing as npt
 from minipage.errors import ModelError, count, shown
 from minipage.model.chat_template import ChatTemplate
 from minipage.model.gguf_header import Header, TensorPlace, read_header
-from minipage.model.gguf_names import ARCHITECTURES, ROPE_FACTORS, config_of, required, restored
+from minipage.model.gguf_names import ARCHITECTURES, ROPE_FACTORS, config_of, is_transposed, required, restored
 from minipage.model.gguf_tokenizer import special_tokens, tokenizer_of
 from minipage.model.tokenizer import Tokenizer
 
@@ -71,10 +71,13 @@ def read_gguf(path: Path) -> GGUFModel:
         factors = weights.read(ROPE_FACTORS) if ROPE_FACTORS in shapes else None
         weights.config = config_of(header.metadata, shapes, factors)
         tokenizer = tokenizer_of(header.metadata)
+        special = special_tokens(header.metadata)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
+    except (TypeError, ValueError, LookupError, ArithmeticError) as error:  # a text for a number, a size of 0, ...
+        raise ModelError(f"{path}: what it says of the model makes no sense ({error!r}). Fetch it again.") from error
     template = header.metadata.get("tokenizer.chat_template")
-    chat_template = ChatTemplate(template, special_tokens(header.metadata), str(path)) if template else None
+    chat_template = ChatTemplate(template, special, str(path)) if isinstance(template, str) else None
     return GGUFModel(weights.config, weights, tokenizer, chat_template)
 
 
@@ -105,28 +108,33 @@ class GGUFWeights(Mapping[str, Array]):
 
     def __init__(self, path: Path, header: Header, names: Mapping[str, str]) -> None:
         self.config: Mapping[str, Any] = {}  # tells how a tensor was reordered
-        self._names = names
-        self._places = header.tensors
+        self.names = names  # from Hugging Face's to the file's
+        self.places = header.tensors  # under the file's names
         self._types = {place.type_id: quantization(place.type_id) for place in header.tensors.values()}
         self._data = np.asarray(np.memmap(path, np.uint8, "c"))  # [num_bytes]; "c": what is written stays with us
         for name, place in header.tensors.items():
             self._check(name, place)
 
     def __getitem__(self, name: str) -> Array:
-        theirs = self._names[name]
+        theirs = self.names[name]
         return np.require(restored(self.read(theirs), theirs, self.config), np.float32, ["C", "A"])
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Of a weight as it will be, without reading it."""
+        shape = self.places[self.names[name]].shape
+        return shape[::-1] if is_transposed(self.names[name], len(shape), self.config) else shape
+
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return iter(self.names)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self.names)
 
     def read(self, name: str) -> Array:
         """A tensor under the file's own name and in its own order."""
         from gguf import dequantize
 
-        place = self._places[name]
+        place = self.places[name]
         quant = self._types[place.type_id]
         data = self._data[place.offset : place.offset + quant.num_bytes(place.shape)]  # [num_bytes]
         rows = data.reshape(-1, quant.bytes_together(len(data)))  # [num_rows, some blocks' bytes]

@@ -84,12 +84,16 @@ ROPE_FACTORS = "rope_freqs.weight"  # by which each frequency of the rotation is
 
 def restored(array: Array, name: str, config: Mapping[str, Any]) -> Array:
     """A GGUF's tensor as Hugging Face would store it."""
-    if config["model_type"] == "gpt2" and array.ndim == 2 and name.startswith("blk."):
+    if is_transposed(name, array.ndim, config):
         return array.T  # [n_in, n_out]
     heads = {"attn_q": "num_attention_heads", "attn_k": "num_key_value_heads"}.get(name.split(".")[-2])
     if config["model_type"] == "llama" and heads:
         return halves_from_pairs(array, config[heads])
     return array
+
+
+def is_transposed(name: str, num_dimensions: int, config: Mapping[str, Any]) -> bool:
+    return config["model_type"] == "gpt2" and num_dimensions == 2 and name.startswith("blk.")
 
 
 def halves_from_pairs(array: Array, num_heads: int) -> Array:

@@ -130,10 +130,12 @@ def merges_by_score(vocab: Mapping[str, int], metadata: Mapping[str, Any]) -> li
 def add_special(tokenizer: tokenizers.Tokenizer, metadata: Mapping[str, Any]) -> None:
     """Tokens that are found in a text before it is cut: signs for the model, and what its makers listed."""
     kinds = metadata.get("tokenizer.ggml.token_type") or []
+    added: dict[int, list[tokenizers.AddedToken]] = {CONTROL: [], USER_DEFINED: []}
     for token, kind in zip(metadata["tokenizer.ggml.tokens"], kinds):
-        if kind in (CONTROL, USER_DEFINED):
-            added = tokenizers.AddedToken(token, normalized=False, special=kind == CONTROL)
-            (tokenizer.add_special_tokens if kind == CONTROL else tokenizer.add_tokens)([added])
+        if kind in added:
+            added[kind].append(tokenizers.AddedToken(token, normalized=False, special=kind == CONTROL))
+    tokenizer.add_special_tokens(added[CONTROL])
+    tokenizer.add_tokens(added[USER_DEFINED])
 
 
 def add_ends(tokenizer: tokenizers.Tokenizer, metadata: Mapping[str, Any], begins: bool) -> None:

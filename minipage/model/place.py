@@ -29,7 +29,7 @@ def place_model(
     dtype: str = "float32",
     device: str = "cpu",
 ) -> Model:
-    """A model with these weights. Raises ConfigurationError if the three do not go together, or a library is missing."""
+    """A model with these weights. ConfigurationError if the three do not go together, or a library is missing."""
     placed = as_arrays(weights, arrays, dtype, device)
     return Model(architecture, kind_of_layers(arrays, dtype, device)(architecture, placed))
 

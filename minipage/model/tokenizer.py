@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tokenizers
 from tokenizers.decoders import DecodeStream
 
 from minipage.errors import InvalidRequestError, ModelError
-from minipage.model.chat_template import ChatTemplate
+
+if TYPE_CHECKING:
+    from minipage.model.chat_template import ChatTemplate
 from minipage.model.settings import why
 
 T = TypeVar("T")
 
+LONG = 10_000  # characters; above these, the library's call that lets other threads run meanwhile
 LOST = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -46,12 +49,17 @@ class Tokenizer:
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """The tokens of a text. A lone surrogate, which is no character, counts as U+FFFD.
 
+        Some models want <s> or the like at the beginning: it is there, unless `add_special_tokens` is off. The text of
+        a chat has it already.
+
         Raises:
             InvalidRequestError: the tokenizer has no way to spell it.
         """
         try:
-            encoded = ask(self.backend.encode, without_surrogates(text), add_special_tokens=add_special_tokens)
-            return list(encoded.ids)
+            text = without_surrogates(text)
+            if len(text) < LONG:
+                return list(ask(self.backend.encode, text, add_special_tokens=add_special_tokens).ids)
+            return list(ask(self.backend.encode_batch, [text], add_special_tokens=add_special_tokens)[0].ids)
         except Exception as error:  # the library raises bare Exceptions
             message = f"the tokenizer cannot read the text ({error}); leave out what it has no token for."
             raise InvalidRequestError(message) from error

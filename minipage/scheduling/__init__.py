@@ -20,4 +20,4 @@ __all__ = [
     "StepPlan",
 ]
 
-__getattr__ = renamed_in(__name__, Status="GroupStatus")
+__getattr__ = renamed_in(__name__)

@@ -22,7 +22,7 @@ from minipage.renamed import renamed, renamed_in
 from minipage.scheduling.plan import Chunk
 from minipage.scheduling.sequence import Sequence
 
-__getattr__ = renamed_in(__name__, Status="GroupStatus", blocks_to_allocate="minipage.scheduling.plan.blocks_for")
+__getattr__ = renamed_in(__name__)
 
 
 class GroupStatus(Enum):
@@ -62,6 +62,7 @@ class SequenceGroup:
         self.status = GroupStatus.WAITING
         self.num_preemptions = 0
         self.was_admitted = False  # with its prefix looked up, at least once
+        self.num_cached_tokens = 0  # of the prompt, which the prefix cache knew when it was first admitted
         self.shared_len = len(sequences[0].token_ids)
         self.is_sharing = True  # the leader computes for all; the others have no blocks
         self.unscored = range(0)  # positions of the prompt whose logits are still wanted; usually none is

@@ -205,6 +205,7 @@ class Scheduler:
         else:
             self.num_queried_tokens += group.shared_len
             self.num_hit_tokens += group.leader.num_computed_tokens
+            group.num_cached_tokens = group.leader.num_computed_tokens
         group.was_admitted = True
 
     def admission(self, group: SequenceGroup, cached: list[int]) -> Admission:

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test as run
 
 from minipage.errors import BlockError, OutOfBlocksError
-from minipage.learn.graders.memory_machine import machine
 from minipage.memory import BlockPool, BlockTable
+from minipage.promises.memory_machine import machine
 
 
 def programs(count, num_steps):

@@ -523,7 +523,7 @@ def test_an_activation_function_that_is_no_name_is_refused(folder, value):
 @pytest.mark.parametrize(
     ("setting", "value"),
     [
-        ("model_type", "llama"),
+        ("model_type", "mamba"),
         ("activation_function", "relu"),
         ("scale_attn_weights", False),
         ("scale_attn_by_inverse_layer_idx", True),

@@ -7,7 +7,7 @@ test_scheduler_preemption.py and test_scheduler_admission.py.
 import pytest
 
 from minipage.errors import ConfigurationError, InvalidRequestError
-from minipage.learn.graders.scheduling_examples import add, blocks, finish_step, make, names, step, written
+from minipage.promises.scheduling_examples import add, blocks, finish_step, make, names, step, written
 from minipage.scheduling import GroupStatus, StepPlan
 
 # ---- one sequence ----------------------------------------------------------------------------------------------------

@@ -3,8 +3,8 @@
 import pytest
 
 from minipage.errors import ConfigurationError, InvalidRequestError
-from minipage.learn.graders.scheduling_examples import add, blocks, make, names, step, written
 from minipage.memory import BlockTable
+from minipage.promises.scheduling_examples import add, blocks, make, names, step, written
 from minipage.scheduling import Admission, GroupStatus, Sequence, SequenceGroup
 
 # ---- three answers ---------------------------------------------------------------------------------------------------

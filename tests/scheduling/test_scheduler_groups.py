@@ -3,8 +3,8 @@
 import pytest
 
 from minipage.errors import InvalidRequestError
-from minipage.learn.graders.scheduling_examples import add, blocks, finish_step, make, names, step, written
 from minipage.memory import BlockCopy
+from minipage.promises.scheduling_examples import add, blocks, finish_step, make, names, step, written
 from minipage.scheduling import GroupStatus
 
 # ---- samples ---------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test as run
 from rewritten_scheduler import Rewritten
 
-from minipage.learn.graders.scheduler_machine import machine
+from minipage.promises.scheduler_machine import machine
 
 
 def run_histories(count, machine):

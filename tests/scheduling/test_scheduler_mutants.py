@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test as run
 
 from minipage.errors import MinipageError
-from minipage.learn.graders.scheduler_machine import machine
 from minipage.memory import BlockTable, PrefixCache
+from minipage.promises.scheduler_machine import machine
 from minipage.scheduling import Scheduler, SequenceGroup
 
 ANY, CACHING, NO_WATERMARK, TINY = {}, {"caching": True}, {"watermark": 0.0}, {"num_blocks": 6}

@@ -3,9 +3,9 @@
 import pytest
 
 from minipage.errors import ConfigurationError
-from minipage.learn.graders.by_the_paper import ByThePaper
-from minipage.learn.graders.scheduling_examples import add, blocks, finish_step, make, names, step, written
 from minipage.memory import BlockCopy
+from minipage.promises.by_the_paper import ByThePaper
+from minipage.promises.scheduling_examples import add, blocks, finish_step, make, names, step, written
 from minipage.scheduling import GroupStatus
 
 

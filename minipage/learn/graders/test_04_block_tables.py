@@ -5,10 +5,10 @@ from hypothesis import strategies as st
 
 from minipage.errors import ConfigurationError, OutOfBlocksError
 from minipage.learn.graders.common import QUICK, every, expect, must_raise, passes, remembered, run_machine
-from minipage.learn.graders.memory_machine import MemoryMachine
 from minipage.learn.graders.pools import scattered_pool, state_of
 from minipage.learn.judge import Wrong
 from minipage.memory import BlockPool
+from minipage.promises.memory_machine import MemoryMachine
 
 appends = st.lists(st.integers(0, 9), min_size=1, max_size=8)
 sizes = st.integers(1, 4)

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 from minipage.learn.graders.common import expect, passes, programs, remembered, run_machine
 from minipage.learn.graders.pools import state_of
-from minipage.learn.graders.scheduler_machine import machine
 from minipage.learn.graders.scripts import script, search
 from minipage.learn.graders.traffic import Request, Setup, run, scheduler_of, with_methods
 from minipage.learn.judge import Wrong
 from minipage.memory import BlockTable
+from minipage.promises.scheduler_machine import machine
 from minipage.scheduling import Admission, Scheduler, Sequence, SequenceGroup
 
 QUICK = programs(120)

@@ -6,11 +6,11 @@ from functools import cache
 from minipage.errors import OutOfBlocksError
 from minipage.learn.course import chosen
 from minipage.learn.graders.common import every, expect, must_raise, passes, remembered, run_machine
-from minipage.learn.graders.memory_machine import machine
 from minipage.learn.graders.pools import counts_of, scattered_pool, state_of
 from minipage.learn.judge import Wrong
 from minipage.learn.load import laid_over, load
 from minipage.memory import BlockPool
+from minipage.promises.memory_machine import machine
 
 
 @cache

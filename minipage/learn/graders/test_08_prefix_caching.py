@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minipage.learn.graders.common import QUICK, every, expect, passes, remembered, run_machine
-from minipage.learn.graders.memory_machine import text
 from minipage.learn.graders.pools import state_of
 from minipage.learn.graders.prefix_examples import computed, make, watching
 from minipage.learn.graders.prefix_hashes import (  # noqa: F401 (8.1 is judged there)
@@ -19,7 +18,6 @@ from minipage.learn.graders.prefix_hashes import (  # noqa: F401 (8.1 is judged 
     test_8_1_with_hashes_always_of_one_length,
     test_8_1_with_hashes_nobody_can_reckon_with,
 )
-from minipage.learn.graders.prefix_machine import machine
 from minipage.learn.graders.prefix_secret import test_8_5_nobody_can_guess_the_new_secret  # noqa: F401
 from minipage.learn.graders.prefix_twins import (  # noqa: F401 (and 8.6, except the last)
     test_8_6_side_by_side,
@@ -29,6 +27,8 @@ from minipage.learn.graders.prefix_twins import (  # noqa: F401 (and 8.6, except
 )
 from minipage.learn.judge import Wrong
 from minipage.memory import BlockPool, BlockTable
+from minipage.promises.memory_machine import text
+from minipage.promises.prefix_machine import machine
 
 sizes = st.integers(1, 3)
 

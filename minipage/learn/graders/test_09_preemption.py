@@ -1,9 +1,9 @@
 """Lesson 9: a scheduler in a small pool runs beside minipage's, under the same traffic."""
 
 from minipage.learn.graders.common import passes, remembered, run_machine
-from minipage.learn.graders.scheduler_machine import machine
 from minipage.learn.graders.scripts import search
 from minipage.learn.graders.traffic import Request, Setup, run, with_methods
+from minipage.promises.scheduler_machine import machine
 
 METHODS = ("_make_room", "preempt", "_swap_in")
 

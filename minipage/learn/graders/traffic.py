@@ -9,9 +9,11 @@ from numbers import Integral
 from typing import NamedTuple
 
 from minipage.errors import IntegrityError, InvalidRequestError
-from minipage.learn.graders.by_the_paper import NAMES, ByThePaper
 from minipage.learn.graders.common import Words, expect
-from minipage.learn.graders.fake_engine import (
+from minipage.learn.judge import Wrong
+from minipage.memory import PrefixCache
+from minipage.promises.by_the_paper import NAMES, ByThePaper
+from minipage.promises.fake_engine import (
     WatchedPool,
     assert_reads_its_own,
     move_data,
@@ -19,9 +21,7 @@ from minipage.learn.graders.fake_engine import (
     take_samples,
     write,
 )
-from minipage.learn.graders.scheduling_examples import add, names_of, shown, written
-from minipage.learn.judge import Wrong
-from minipage.memory import PrefixCache
+from minipage.promises.scheduling_examples import add, names_of, shown, written
 from minipage.scheduling import POLICIES, Admission, GroupStatus, Scheduler, SequenceGroup, StepPlan
 
 

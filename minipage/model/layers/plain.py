@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import copy
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, Self, TypeAlias
 
 import numpy as np
@@ -62,7 +62,8 @@ class PlainLayers:
         self._dtype = some.dtype
         self._wide = self.xp.float64 if some.dtype == self.xp.float64 else self.xp.float32  # what sums are made in
         self._parts: dict[Name, Any] = {}  # what is kept of each layer
-        self._columns: dict[Name, list[slice]] = {}  # which of them belong to whom, where several are side by side
+        self._widths: dict[Name, list[int]] = {}  # of matrices side by side
+        self._columns: dict[Name, list[slice]] = {}  # where each of them is
         self._heads: dict[Name, Callable[[Array], Array]] = {}
         self._frequencies: dict[tuple[float, ...], Array] = {}
         self._scopes: dict[str, Self] = {}
@@ -78,8 +79,9 @@ class PlainLayers:
                 self._parts[names[0]] = Part(matrices[0], bias)
             elif not is_head:
                 key = tuple(names) if len(names) > 1 else names[0]
-                ends = list(accumulate(matrix.shape[1] for matrix in matrices))
-                self._columns[key] = [slice(start, end) for start, end in zip([0, *ends], ends)]
+                self._widths[key] = [matrix.shape[1] for matrix in matrices]
+                ends = [0, *accumulate(self._widths[key])]
+                self._columns[key] = [slice(start, end) for start, end in pairwise(ends)]
                 self._parts[key] = self.kept(self._joined(matrices), bias)
 
     def _joined(self, arrays: list[Array]) -> Array:
@@ -105,9 +107,9 @@ class PlainLayers:
 
     def _scope(self, prefix: str) -> Self:
         scope = copy(self)
-        scope._parts, scope._columns, scope._heads = (
-            dict(without(prefix, kept)) for kept in (self._parts, self._columns, self._heads)
-        )
+        scope._parts = dict(without(prefix, self._parts))
+        scope._widths = dict(without(prefix, self._widths))
+        scope._columns = dict(without(prefix, self._columns))
         scope._scopes = {}
         return scope
 

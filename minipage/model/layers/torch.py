@@ -38,8 +38,7 @@ class TorchLayers(PlainLayers):
 
     def linears(self, names: tuple[str, ...], x: Array) -> tuple[Array, ...]:
         x = self._parts[names](x)  # [T, in] -> [T, out of all]
-        widths = [columns.stop - columns.start for columns in self._columns[names]]
-        return torch.split(x, widths, dim=1)  # each [T, out]
+        return tuple(torch.split_with_sizes(x, self._widths[names], 1))  # each [T, out]; quicker than split
 
     def layer_norm(self, name: str, x: Array, epsilon: float) -> Array:
         weight, bias = self._parts[name]  # [C] each

@@ -12,9 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from minipage.memory import BlockPool, BlockTable
-from minipage.model.checkpoint import SHIPPED_MODEL, find_folder, read_architecture
-from minipage.model.settings import read_json
-from minipage.model.tokenizer_files import read_tokenizer
+from minipage.model.checkpoint import SHIPPED_MODEL, describe_model
 from minipage.scheduling import POLICIES, Scheduler, SequenceGroup
 from minipage.scheduling import Sequence as TokenSequence
 from minipage.trace.playing.story import Arrival, Scenario
@@ -47,9 +45,7 @@ def pool_for(scenario: Scenario, options: dict[str, Any]) -> dict[str, Any]:
         return {}
     if scenario.num_slots:
         return {"num_blocks": max(1, scenario.num_slots // block_size)}
-    folder = find_folder(options.get("model", SHIPPED_MODEL))
-    tokenizer = read_tokenizer(folder)
-    architecture = read_architecture(folder / "config.json", read_json(folder / "config.json"))
+    architecture, tokenizer = describe_model(options.get("model", SHIPPED_MODEL))
     if tokenizer is None:
         return {}
     asks = []

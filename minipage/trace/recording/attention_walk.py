@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 STEP, LAYER, HEAD = 4, 3, 3  # which step, and where in the model; heads and layers count from 0
 
-Attend = Callable[[int, Any, Any, Any], Any]  # see minipage/model/gpt.py
+Attend = Callable[[int, Any, Any, Any], Any]  # see minipage/model/architecture.py
 
 
 class Walk:

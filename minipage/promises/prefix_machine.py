@@ -11,8 +11,8 @@ That it finds all that is known, and that equal texts end up in one block, is au
 from hypothesis import strategies as st
 from hypothesis.stateful import initialize, multiple, rule
 
-from minipage.learn.graders.memory_machine import MemoryMachine, text
 from minipage.memory import BlockPool, BlockTable, PrefixCache
+from minipage.promises.memory_machine import MemoryMachine, text
 
 names = MemoryMachine.names
 salts = st.sampled_from(["", "salt"])

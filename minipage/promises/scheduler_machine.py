@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from minipage.errors import InvalidRequestError
-from minipage.learn.graders.fake_engine import (
+from minipage.memory import BlockTable, PrefixCache, blocks_needed
+from minipage.promises.fake_engine import (
     WatchedPool,
     assert_reads_its_own,
     move_data,
@@ -27,9 +28,8 @@ from minipage.learn.graders.fake_engine import (
     take_samples,
     write,
 )
-from minipage.learn.graders.plan_checks import PlanChecks, blocks_of
-from minipage.learn.graders.scheduling_examples import shown
-from minipage.memory import BlockTable, PrefixCache, blocks_needed
+from minipage.promises.plan_checks import PlanChecks, blocks_of
+from minipage.promises.scheduling_examples import shown
 from minipage.scheduling import POLICIES, GroupStatus, Scheduler, Sequence, SequenceGroup
 
 PREEMPTION = ["recompute", "swap", "auto"]

@@ -1,4 +1,4 @@
-"""What the examples of this folder share: a scheduler, requests, and a step without a model.
+"""What examples of schedulers share: a scheduler, requests, and a step without a model.
 
 A plan is written as a list of (name of the sequence, first token, number of tokens).
 """
