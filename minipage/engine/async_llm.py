@@ -14,15 +14,14 @@ from __future__ import annotations
 import asyncio
 import atexit
 import threading
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
-from concurrent.futures import Future
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from minipage.engine.engine import Engine
 from minipage.engine.llm import LLM
+from minipage.engine.mailbox import Answer, Mailbox, Result, reply, wake
 from minipage.engine.prompts import Prompt
 from minipage.engine.request import RequestOutput
 from minipage.errors import ConfigurationError, EngineDeadError, RequestError
@@ -30,40 +29,6 @@ from minipage.model.checkpoint import SHIPPED_MODEL
 from minipage.sampling import SamplingParams
 
 MOST_FAILURES = 5  # steps in a row that may raise before the engine is given up
-
-Result = TypeVar("Result")
-
-
-class Answer(Future[Result], Generic[Result]):
-    """What the engine's thread will answer: `await` it in a task, call `result()` in a thread, or leave it."""
-
-    def __await__(self) -> Generator[Any, None, Result]:
-        return asyncio.wrap_future(self).__await__()
-
-
-class Mailbox:
-    """Where the engine's thread leaves what is new of one request, for the task or thread that reads it."""
-
-    def __init__(self, request_id: str | None, loop: asyncio.AbstractEventLoop | None) -> None:
-        self.request_id = request_id  # None until the engine has chosen one
-        self.loop = loop  # the reader's; None: it is a thread
-        self.arrived: Any = threading.Event() if loop is None else asyncio.Event()
-        self.is_over = False  # its reader has had the last of it, or has gone
-        self._newest: deque[RequestOutput | Exception] = deque(maxlen=1)  # which drops what nobody has read
-
-    def put(self, news: RequestOutput | Exception) -> None:
-        self._newest.append(news)
-
-    def take(self) -> RequestOutput | None:
-        """The newest output, if there is one that was not taken yet; raises the error, if that is what has come."""
-        self.arrived.clear()
-        if not self._newest:
-            return None
-        news = self._newest.popleft()
-        self.is_over = isinstance(news, Exception) or news.finished
-        if isinstance(news, Exception):
-            raise news
-        return news
 
 
 class AsyncLLM:
@@ -347,18 +312,6 @@ class AsyncLLM:
         for order in orders:
             with suppress(Exception):
                 order()
-
-
-def wake(mailboxes: list[Mailbox]) -> None:
-    for mailbox in mailboxes:
-        mailbox.arrived.set()
-
-
-def reply(answer: Answer[Result], question: Callable[[], Result]) -> None:
-    try:
-        answer.set_result(question())
-    except Exception as error:
-        answer.set_exception(error)
 
 
 def sentence(error: BaseException) -> str:

@@ -1,6 +1,7 @@
 """AsyncLLM: tasks and threads at once, who gets which error, and what becomes of the blocks."""
 
 import asyncio
+import os
 import threading
 
 import pytest
@@ -221,7 +222,7 @@ def test_a_step_that_raises_ends_those_it_computed(llm, monkeypatch, make_prompt
 
 def test_those_who_wait_are_not_concerned(tiny, monkeypatch, make_prompt):
     llm = LLM(tiny, max_num_seqs=1)
-    gate, forward, broken = Gate(llm, monkeypatch), llm.runner.forward, [True]
+    gate, forward, broken = Gate(llm, monkeypatch), llm.runner.forward, []
 
     def once(plan):
         if broken and broken.pop():
@@ -234,8 +235,10 @@ def test_those_who_wait_are_not_concerned(tiny, monkeypatch, make_prompt):
         async with AsyncLLM(llm) as engine:
             names = "first", "second"
             tasks = [asyncio.create_task(last(engine.generate(make_prompt(1), GREEDY, name))) for name in names]
-            while engine.num_unfinished_requests < 2:
-                await asyncio.sleep(0.001)
+            await asyncio.to_thread(gate.asked.acquire)
+            while len(llm.requests) < 2:
+                await gate.pass_one()
+            broken.append(True)
             gate.open()
             return await asyncio.gather(*tasks, return_exceptions=True)
 
@@ -345,3 +348,21 @@ def test_an_idle_engine_sleeps(llm, monkeypatch, make_prompt):
 def test_a_ready_engine_takes_no_options(llm):
     with pytest.raises(ConfigurationError, match="block_size"):
         AsyncLLM(llm, block_size=8)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
+def test_a_forked_process_is_told_that_the_thread_is_not_there(llm, make_prompt):
+    with AsyncLLM(llm) as engine:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                next(engine.stream(make_prompt(1), GREEDY))
+            except EngineDeadError as error:
+                code = 0 if "forked" in str(error) else 2
+            finally:
+                os._exit(code)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        *_, output = engine.stream(make_prompt(1), GREEDY)  # and here it goes on
+        assert output.finished
