@@ -1,0 +1,80 @@
+"""The GPU's own kernels for layers compute what plain layers do, in every kind of numbers."""
+
+import numpy as np
+import pytest
+import torch
+from where import SIMULATOR
+
+from minipage.model.architecture import Weight, heads
+from minipage.model.layers.plain import PlainLayers
+from minipage.model.layers.torch import TorchLayers
+from minipage.worker.gpu import fused
+from minipage.worker.gpu.fused import FusedLayers
+from minipage.worker.gpu.views import for_kernels
+
+ROUNDOFF = {torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}
+DEVICE = "cpu" if SIMULATOR else "cuda"
+dtypes = pytest.mark.parametrize("dtype", ROUNDOFF, ids=str)
+
+
+class Nothing:
+    together, head = (), "none"
+
+    def weights(self):
+        yield "norm.weight", Weight((1,))
+
+
+@pytest.fixture
+def layers(dtype, monkeypatch):
+    """Layers whose kernels take PyTorch's tensors, in the simulator too."""
+    if SIMULATOR:
+        monkeypatch.setattr(fused, "layout", lambda array, of=fused.layout: of(for_kernels(array)))
+        monkeypatch.setattr(fused, "elements", lambda array, of=fused.elements: of(for_kernels(array)))
+        monkeypatch.setattr(fused, "current_stream", lambda: 0)
+    return FusedLayers(TorchLayers(Nothing(), {"norm.weight": torch.ones(1, dtype=dtype, device=DEVICE)}))
+
+
+exact = PlainLayers(Nothing(), {"norm.weight": np.ones(1)})
+
+
+def check(found, expected, dtype):
+    np.testing.assert_allclose(found.double().cpu().numpy(), expected, rtol=ROUNDOFF[dtype], atol=4 * ROUNDOFF[dtype])
+
+
+def numbers(*shape, dtype):
+    rng = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(shape, generator=rng).to(DEVICE, dtype)
+
+
+@dtypes
+@pytest.mark.parametrize("num_tokens", [0, 1, 3])
+@pytest.mark.parametrize(
+    ("num_heads", "num_kv_heads", "head_size", "num_turned"),
+    [(4, 2, 8, 8), (3, 1, 10, 6), (1, 1, 2, 2), (40, 8, 16, 16)],
+)
+def test_q_and_k_are_turned_where_they_are(layers, dtype, num_tokens, num_heads, num_kv_heads, head_size, num_turned):
+    sizes = [num_heads * head_size, num_kv_heads * head_size, num_kv_heads * head_size]
+    qkv = numbers(num_tokens, sum(sizes), dtype=dtype)
+    q, k, v = (heads(x, head_size) for x in qkv.split(sizes, 1))
+    before = [x.double().cpu().numpy() for x in (q, k, v)]
+    positions = torch.arange(num_tokens, device=DEVICE) * 7
+    frequencies = [0.5**i for i in range(num_turned // 2)]
+    turn = layers.rotation(positions, frequencies, 1.25)
+    got = layers.at("anywhere").rotate_both(q, k, turn)
+    rounded = [x.double().cpu().numpy() for x in turn]
+    for one, old in zip(got, before, strict=False):
+        check(one, exact.rotate(old, rounded), dtype)
+    assert np.array_equal(v.double().cpu().numpy(), before[2]), "V is not turned"
+
+
+@dtypes
+@pytest.mark.parametrize(("num_tokens", "size"), [(0, 4), (1, 1), (2, 300)])
+def test_a_gate_is_one_launch(layers, dtype, num_tokens, size):
+    both = 3 * numbers(num_tokens, 2 * size, dtype=dtype)
+    if num_tokens > 1:
+        both[0, :2] = torch.tensor([-200.0, 200.0])
+    gate, up = both.split(size, 1)
+    expected = exact.gated(*(x.double().cpu().numpy() for x in (gate, up)))
+    found = layers.gated(gate, up)
+    assert found.is_contiguous()
+    np.testing.assert_allclose(found.double().cpu().numpy(), expected, rtol=2 * ROUNDOFF[dtype], atol=1e-6)
