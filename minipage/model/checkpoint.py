@@ -25,8 +25,6 @@ from safetensors import SafetensorError, safe_open
 
 from minipage.errors import ConfigurationError, ModelError, count, shown
 from minipage.model.architecture import Architecture, Array
-from minipage.model.chat_template import CHAT_TEMPLATE_FILE, find_chat_template
-from minipage.model.gguf_files import PACKAGED, packaged_model, read_gguf
 from minipage.model.pytorch_files import read_pytorch_files
 from minipage.model.settings import end_tokens, read_json, token_ids_in, why
 from minipage.model.stored_weights import DummyWeights, Place, StoredTensor, Weights
@@ -36,7 +34,8 @@ from minipage.model.tokenizer_files import TOKENIZER_FILES, read_tokenizer
 SHIPPED_MODEL = "shakespeare"  # the one in minipage/assets, trained by minipage/train.py
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # what safetensors calls them, and how to read them
 
-ARCHITECTURES = {  # by what config.json calls their model_type: file and class in this folder
+# By what config.json calls their model_type: file and class in this folder, or a class.
+ARCHITECTURES: dict[str, str | type[Architecture]] = {
     "gpt2": "gpt2.GPT2",
     "opt": "opt.OPT",
     "llama": "llama.Llama",
@@ -92,22 +91,26 @@ def load_folder(folder: Path, is_dummy: bool = False) -> LoadedModel:
     if tokenizer:
         file = next(folder / file for file in TOKENIZER_FILES if (folder / file).exists())  # that it was read from
         check_vocabulary(tokenizer, architecture, file)
+        from minipage.model.chat_template import find_chat_template  # a file of its own for those who chat
+
         tokenizer.chat_template = find_chat_template(folder)
     return LoadedModel(architecture, weights, tokenizer, end_tokens(settings, folder, architecture.vocab_size))
 
 
 def load_gguf(path: Path) -> LoadedModel:
+    from minipage.model.gguf_files import read_gguf
+
     file = read_gguf(path)
     architecture = read_architecture(path, file.config)
     names = {plain_name(name): name for name in file.weights}
 
     def tensor(name: str, shape: tuple[int, ...]) -> Array:
-        if name not in names:
+        if (plain := plain_name(name)) not in names:
             raise ModelError(f"{path} lacks the weight {name!r}. Fetch it again.")
-        found = file.weights.shape(names[name])
+        found = file.weights.shape(names[plain])
         if found != shape:
             raise ModelError(f"{path}: {name!r} has shape {found}; by its sizes it should be {shape}.")
-        return file.weights[names[name]]
+        return file.weights[names[plain]]
 
     if file.tokenizer:
         check_vocabulary(file.tokenizer, architecture, path)
@@ -119,6 +122,8 @@ def load_gguf(path: Path) -> LoadedModel:
 def describe_model(model: str | Path) -> tuple[Architecture, Tokenizer | None]:
     """What `load_model` would load, without the weights."""
     if path := gguf_file(model):
+        from minipage.model.gguf_files import read_gguf
+
         file = read_gguf(path)
         return read_architecture(path, file.config), file.tokenizer
     folder = find_folder(model)
@@ -138,6 +143,8 @@ def gguf_file(model: str | Path) -> Path | None:
     """The GGUF file of this name, if it is one: the path of a file, or a model that comes as a Python package."""
     if not isinstance(model, str | PathLike):
         return None
+    from minipage.model.gguf_files import packaged_model
+
     path = packaged_model(str(model)) or Path(model)
     return path if path.suffix == ".gguf" and not path.is_dir() else None
 
@@ -146,7 +153,7 @@ def find_folder(model: str | Path, with_weights: bool = True) -> Path:
     """The folder of a model: the shipped one's, the named one, or a download from the hub (kept in the hub's cache)."""
     hint = (
         "Give a folder with config.json, model.safetensors and tokenizer.json, a GGUF file, the name of a model on the "
-        f"hub, or {' or '.join([SHIPPED_MODEL, *PACKAGED])}."
+        f"hub, {SHIPPED_MODEL!r}, or 'smollm2'."
     )
     if not isinstance(model, str | PathLike) or not (name := str(model)):
         raise ModelError(f"model is {shown(model)}. {hint}")
@@ -166,7 +173,7 @@ def find_folder(model: str | Path, with_weights: bool = True) -> Path:
 
     settings = ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"]
     try:
-        return Path(snapshot_download(name, allow_patterns=[*settings, *TOKENIZER_FILES, CHAT_TEMPLATE_FILE]))
+        return Path(snapshot_download(name, allow_patterns=[*settings, *TOKENIZER_FILES, "chat_template.jinja"]))
     except (OSError, ValueError) as error:  # the hub's errors derive from these
         reason = str(error).partition("\n")[0] or type(error).__name__
         message = f"there is no folder {name!r}, and it could not be fetched from the hub: {reason.rstrip('.')}. {hint}"
@@ -174,7 +181,7 @@ def find_folder(model: str | Path, with_weights: bool = True) -> Path:
 
 
 def read_architecture(path: Path, settings: dict[str, Any]) -> Architecture:
-    """What the settings of a file describe; ModelError if that is no known architecture, or a variant none computes."""
+    """What the settings of a file describe; ModelError if no architecture computes that."""
     kind = settings.get("model_type", "gpt2")
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
         raise ModelError(
@@ -182,11 +189,17 @@ def read_architecture(path: Path, settings: dict[str, Any]) -> Architecture:
             "model of such an architecture."
         )
     try:
-        file, _, name = ARCHITECTURES[kind].partition(".")
-        architecture: Architecture = getattr(import_module(f"minipage.model.{file}"), name).of(settings)
-        return architecture
+        return architecture_class(ARCHITECTURES[kind]).of(settings)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
+
+
+def architecture_class(found: str | type[Architecture]) -> type[Architecture]:
+    if not isinstance(found, str):
+        return found
+    file, _, name = found.partition(".")
+    cls: type[Architecture] = getattr(import_module(f"minipage.model.{file}"), name)
+    return cls
 
 
 def read_weights(folder: Path, architecture: Architecture, stored: Mapping[str, StoredTensor]) -> Weights:
@@ -205,7 +218,8 @@ def read_weights(folder: Path, architecture: Architecture, stored: Mapping[str, 
             raise ModelError(f"{folder}: {name!r} is stored as {dtype}; minipage reads {', '.join(DTYPES)}.")
 
     def tensor(name: str, shape: tuple[int, ...]) -> Array:
-        return stored[name].data.view(DTYPES[stored[name].dtype]).reshape(shape)
+        found = stored[plain_name(name)]
+        return found.data.view(DTYPES[found.dtype]).reshape(shape)
 
     return Weights(architecture, tensor)
 
@@ -215,7 +229,7 @@ def stored_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     shapes = {}
 
     def tensor(name: str, shape: tuple[int, ...]) -> Array:
-        shapes[name] = shape
+        shapes[plain_name(name)] = shape
         return np.broadcast_to(np.float32(0), shape)  # [*shape] that takes no memory
 
     for _ in architecture.adapt(tensor):

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import tokenizers
 from tokenizers.decoders import DecodeStream
 
 from minipage.errors import InvalidRequestError, ModelError
-from minipage.model.chat_template import ChatTemplate
+
+if TYPE_CHECKING:
+    from minipage.model.chat_template import ChatTemplate
 from minipage.model.settings import why
 
 T = TypeVar("T")
