@@ -29,7 +29,7 @@ import numpy as np
 import torch
 
 from benchmarks.charts import Chart
-from benchmarks.gpu_engine import phases, serve
+from benchmarks.gpu_engine import phases, replay_time, serve
 from benchmarks.measure import console, main
 from minipage import LLM, SamplingParams
 from minipage.errors import ConfigurationError
@@ -112,14 +112,13 @@ def decode_step(llm: LLM, batch: int, bandwidth: float) -> dict[str, Any]:
     weights = sum(int(np.prod(w.shape)) for name, w in llm.config.weights() if not w.is_table) * 2  # one row of a table
     kv_bytes = 2 * SHAPE["num_hidden_layers"] * SHAPE["hidden_size"] * 2 * batch * (PROMPT_LEN + NUM_TOKENS // 2)
     bound = (weights + kv_bytes) / bandwidth
-    graph, _ = llm.runner._graphs[min(key for key in llm.runner._graphs if key[0] >= batch)]
     console.print(f"{batch} sequences: a step takes {1e3 * step:.2f} ms, {step / bound:.2f} times its bound")
     return {
         "batch": batch,
         "step_us": 1e6 * step,
         "bound_us": 1e6 * bound,
         "ratio": step / bound,
-        "replay_us": 1e6 * median(timed(graph.replay) for _ in range(20)),  # of what the last step left there
+        "replay_us": replay_time(llm, prompts),
         "host_us": phases(llm, prompts),
     }
 
