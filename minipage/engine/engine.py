@@ -105,7 +105,7 @@ class Engine:
             return request.request_id
 
     def read_prompt(self, prompt: Prompt, params: SamplingParams | None = None) -> Prompt:
-        """The prompt with its token ids, as `add_request` would read it; this waits for no step, and keeps none waiting.
+        """The prompt with its token ids, as `add_request` would read it; this waits for no step, and none waits for it.
 
         Args:
             params: what these ask for is compiled on the way, so that `add_request` need not.
