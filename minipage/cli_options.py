@@ -59,7 +59,7 @@ def structure(text: str) -> StructuredOutputsParams:
 
 
 ENGINE: Options = {  # of LLM
-    "model": Option(str, "NAME", "a folder, or a GPT-2 on the hub, such as gpt2"),
+    "model": Option(str, "NAME", "a folder, a .gguf file, smollm2, or a model on the hub, such as gpt2"),
     "block_size": Option(int, "N", "tokens in a block"),
     "num_blocks": Option(int, "N", "blocks in the pool"),
     "memory": Option(str, "BYTES", "memory for the pool, such as 512MiB, in place of --num-blocks"),
@@ -135,6 +135,7 @@ DEMO: Options = ENGINE | {
     "seed": Option(int, "N", "another seed, other texts"),
     "steps": Option(int, "N", "stop after N steps"),
 }
+CHAT: Options = {name: option for name, option in SAMPLING.items() if name not in ("n", "logprobs")}  # of each answer
 FILES: Options = {  # what the demo writes in place of showing the run
     "html": Option(str, "FILE", "a page to step through in a browser"),
     "svg": Option(str, "FOLDER", "one picture a step"),
