@@ -104,12 +104,17 @@ class Engine:
             self._queue([request])
             return request.request_id
 
-    def read_prompt(self, prompt: Prompt) -> Prompt:
-        """The prompt with its token ids, as `add_request` would read it; this waits for no step.
+    def read_prompt(self, prompt: Prompt, params: SamplingParams | None = None) -> Prompt:
+        """The prompt with its token ids, as `add_request` would read it; this waits for no step, and none waits for it.
+
+        Args:
+            params: what these ask for is compiled on the way, so that `add_request` need not.
 
         Raises:
             InvalidRequestError: it cannot be served.
         """
+        if isinstance(params, SamplingParams):
+            self._intake.grammar(params)
         return self._intake.read(prompt)
 
     def abort(self, request_id: str, reason: str = "abort") -> bool:
