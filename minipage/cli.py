@@ -225,9 +225,9 @@ def run_generate(args: argparse.Namespace) -> int:
 
 def generate(args: argparse.Namespace, prompts: list[str], build: Callable[..., LLM] | None = None) -> int:
     """Continue the prompts with the engine that `build` makes, or else an LLM; returns the exit code."""
-    from minipage.trace.playing.spinner import spinner
+    from minipage.trace.playing.spinner import loading, spinner
 
-    with spinner("loading the model"):
+    with spinner("loading the model") as say:
         from minipage import LLM, SamplingParams
 
         params = SamplingParams(**given(args, SAMPLING))
@@ -235,7 +235,7 @@ def generate(args: argparse.Namespace, prompts: list[str], build: Callable[..., 
             raise InvalidRequestError(
                 "log probabilities are printed with --json only: add it, or drop --logprobs and --prompt-logprobs."
             )
-        llm = (build or LLM)(**given(args, ENGINE))
+        llm = build(**given(args, ENGINE)) if build else LLM(**given(args, ENGINE), progress=loading(say))
     num_texts = params.beam_width or params.n
     if len(prompts) == 1 and num_texts == 1 and not params.beam_width and not args.json:
         outputs = [stream_one(llm, prompts[0], params)]

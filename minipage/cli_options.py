@@ -78,6 +78,7 @@ ENGINE: Options = {  # of LLM
     "device": Option(str, "NAME", "cpu, or cuda for an NVIDIA GPU"),
     "gpu_memory_utilization": Option(float, "SHARE", "of a GPU's memory, which may be used"),
     "enforce_eager": Option(bool, "", "no CUDA graphs"),
+    "load_format": Option(str, "NAME", "auto, or dummy: random weights of the sizes in config.json, to measure speed"),
 }
 SAMPLING: Options = {  # of SamplingParams
     "max_tokens": Option(int, "N", "tokens to generate for each text"),

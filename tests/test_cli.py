@@ -228,7 +228,7 @@ def test_the_end_of_a_text_is_not_printed(tmp_path, capsys):
 
 # ---- the table of options
 
-PARTS = {"self", "block_pool", "block_table", "scheduler"}  # of LLM: nothing that could be typed
+PARTS = {"self", "block_pool", "block_table", "scheduler", "progress"}  # of LLM: nothing that could be typed
 VALUES = {str: "some", int: "7", float: "0.5", early_stopping: "never", truth: "false", bias: "7:-0.5"}
 VALUES |= {structure: '{"choice": ["yes", "no"]}'}
 

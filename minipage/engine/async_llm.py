@@ -84,7 +84,7 @@ class AsyncLLM:
             EngineDeadError: the engine has stopped.
         """
         self.check_alive()
-        prompt = await asyncio.to_thread(self.engine.read_prompt, prompt)  # a long text takes its time
+        prompt = await asyncio.to_thread(self.engine.read_prompt, prompt, params)  # may take its time
         mailbox = Mailbox(request_id, asyncio.get_running_loop())
         try:
             self._submit(mailbox, prompt, params, priority, cache_salt)
@@ -107,7 +107,7 @@ class AsyncLLM:
         self.check_alive()
         mailbox = Mailbox(request_id, None)
         try:
-            self._submit(mailbox, self.engine.read_prompt(prompt), params, priority, cache_salt)
+            self._submit(mailbox, self.engine.read_prompt(prompt, params), params, priority, cache_salt)
             while not mailbox.is_over:
                 mailbox.arrived.wait()
                 if output := mailbox.take():

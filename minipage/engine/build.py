@@ -12,8 +12,8 @@ from minipage.attention.quantize import kv_dtype
 from minipage.errors import ConfigurationError, shown
 from minipage.memory import BlockPool, PrefixCache
 from minipage.model.architecture import Architecture
-from minipage.model.checkpoint import Weights
-from minipage.model.place import place_model
+from minipage.model.place import Progress, place_model
+from minipage.model.stored_weights import Weights
 from minipage.sampling import is_whole
 from minipage.scheduling import POLICIES, Policy, Preemption, Scheduler
 from minipage.worker.batch import PagedAttention
@@ -86,9 +86,11 @@ def make_runner(
     attention: str | PagedAttention | None,
     gpu_memory_utilization: float,
     enforce_eager: bool,
+    progress: Progress | None,
 ) -> ModelRunner:
     """The model on its device, and what runs it there; for the arguments see LLM."""
-    model = place_model(architecture, weights, arrays or ("numpy" if device == "cpu" else "torch"), dtype, device)
+    arrays = arrays or ("numpy" if device == "cpu" else "torch")
+    model = place_model(architecture, weights, arrays, dtype, device, progress)
     kept_as = kv_dtype(dtype if kv_cache_dtype == "auto" else kv_cache_dtype)
     if device == "cpu":
         return ModelRunner(model, kept_as, find(attention, ATTENTION, "attention"))

@@ -23,7 +23,7 @@ from minipage.engine.stats import Stats
 from minipage.errors import InvalidRequestError
 from minipage.model.architecture import Model
 from minipage.sampling import SamplingParams
-from minipage.scheduling import Scheduler, StepPlan
+from minipage.scheduling import Scheduler, Sequence, StepPlan
 from minipage.scheduling.scheduler import claim
 from minipage.worker.runner import ModelRunner
 
@@ -104,12 +104,17 @@ class Engine:
             self._queue([request])
             return request.request_id
 
-    def read_prompt(self, prompt: Prompt) -> Prompt:
-        """The prompt with its token ids, as `add_request` would read it; this waits for no step.
+    def read_prompt(self, prompt: Prompt, params: SamplingParams | None = None) -> Prompt:
+        """The prompt with its token ids, as `add_request` would read it; this waits for no step, and none waits for it.
+
+        Args:
+            params: what these ask for is compiled on the way, so that `add_request` need not.
 
         Raises:
             InvalidRequestError: it cannot be served.
         """
+        if isinstance(params, SamplingParams):
+            self._intake.grammar(params)
         return self._intake.read(prompt)
 
     def abort(self, request_id: str, reason: str = "abort") -> bool:
@@ -180,19 +185,13 @@ class Engine:
         self.runner.copy(plan)
 
     def forward(self, plan: StepPlan) -> np.ndarray:
-        """Run the model; [num_sampled, vocab_size] logits, a row for each chunk that comes to its sequence's end."""
+        """Run the model; [num_sampled, vocab_size] logits: for each chunk, in their order, a row for each token of the
+        prompt that is scored, and one if it comes to its sequence's end."""
         return self.runner.forward(plan)
 
     def sample(self, plan: StepPlan, logits: np.ndarray) -> NextTokens:
         """Let every request choose its next tokens; logits: [num_sampled, vocab_size]."""
-        rows, scoring, asking = count(), [], []
-        for chunk in plan.chunks:
-            request = self.requests[chunk.group.group_id]
-            if chunk.group.unscored:
-                scoring += [(request, position, next(rows)) for position in chunk.scored]
-            if receivers := chunk.receivers:
-                row = next(rows)
-                asking += [(request, seq, row) for seq in receivers]
+        scoring, asking = self._who_wants(plan)
         draws = {seq: (row, draw) for request, seq, row in asking if (draw := request.draw(seq))}
         drawn = dict(zip(draws, self.runner.sample(logits, list(draws.values()))))
         looked_at = {row for request, _, row in asking if request.looks_at_logits}
@@ -217,6 +216,19 @@ class Engine:
                 self._tell(request)
 
     # ---- helpers
+
+    def _who_wants(self, plan: StepPlan) -> tuple[list[tuple[Request, int, int]], list[tuple[Request, Sequence, int]]]:
+        """Who wants which row of a step's logits: to know how likely its prompt is, (request, position, row); or to
+        choose a token, (request, sequence, row)."""
+        rows, scoring, asking = count(), [], []
+        for chunk in plan.chunks:
+            request = self.requests[chunk.group.group_id]
+            if chunk.group.unscored:
+                scoring += [(request, position, next(rows)) for position in chunk.scored]
+            if receivers := chunk.receivers:
+                row = next(rows)
+                asking += [(request, seq, row) for seq in receivers]
+        return scoring, asking
 
     def _mend(self) -> None:
         for request in list(self.requests.values()):

@@ -66,7 +66,7 @@ class Intake:
             return BeamRequest(text, params, group, stop, self.tokenizer)
         if params.prompt_logprobs is not None:
             group.unscored = range(len(token_ids) - 1)
-        processors, grammar = self._processors(params, token_ids, stop), self._grammar(params)
+        processors, grammar = self._processors(params, token_ids, stop), self.grammar(params)
         return SampledRequest(text, params, group, stop, self.tokenizer, processors=processors, grammar=grammar)
 
     def read(self, prompt: Prompt) -> dict[str, Any]:
@@ -102,8 +102,8 @@ class Intake:
         is_other = len(spaced) == len(alone) and spaced[0] != alone[0]
         return [ids for ids in ([alone, spaced] if is_other else [alone]) if max(ids) < self.vocab_size]
 
-    def _grammar(self, params: SamplingParams) -> Grammar | None:
-        """What the texts have to look like."""
+    def grammar(self, params: SamplingParams) -> Grammar | None:
+        """What the texts have to look like. Of what was asked for before, it is known; any thread may ask."""
         if params.structured_outputs is None:
             return None
         if self.tokenizer is None:

@@ -26,6 +26,7 @@ from minipage.engine.request import Request, RequestOutput
 from minipage.errors import InvalidRequestError
 from minipage.memory import BlockPool, BlockTable
 from minipage.model.checkpoint import SHIPPED_MODEL, load_model
+from minipage.model.place import Progress
 from minipage.sampling import SamplingParams
 from minipage.scheduling import Policy, Preemption, Scheduler
 from minipage.worker.batch import PagedAttention
@@ -61,6 +62,7 @@ class LLM(Engine):
         watermark: the share of the pool that is left free when a request is admitted.
         gpu_memory_utilization: the share of a GPU's memory that may be used, by everything together.
         enforce_eager: capture no CUDA graphs; slower, and easier to follow with a profiler.
+        load_format: "auto", or "dummy" for random weights: then a folder needs no more than a config.json.
         block_pool, block_table, scheduler: parts of your own instead of minipage's. `block_table` is a class. So may
             `scheduler` be: then it gets what Scheduler gets. A pool or a scheduler that is ready has sizes of its own,
             and the options that would set them are refused.
@@ -93,9 +95,11 @@ class LLM(Engine):
         watermark: float = 0.0,
         gpu_memory_utilization: float = 0.9,
         enforce_eager: bool = False,
+        load_format: str = "auto",
         block_pool: BlockPool | None = None,
         block_table: type[BlockTable] = BlockTable,
         scheduler: Scheduler | Callable[..., Scheduler] | None = None,
+        progress: Progress | None = None,
     ) -> None:
         check_settings(seed, num_blocks, memory, enable_prefix_caching, enforce_eager)
         options = SchedulerOptions(
@@ -105,7 +109,7 @@ class LLM(Engine):
         make = scheduler if callable(scheduler) else Scheduler
         ready = None if callable(scheduler) else scheduler
         refuse_overridden(options, ready, LLM.__init__.__kwdefaults__ or {})
-        self.config, weights, self.tokenizer, self.eos_token_ids = load_model(model)
+        self.config, weights, self.tokenizer, self.eos_token_ids = load_model(model, load_format)
         self.max_model_len = context_len(max_model_len, self.config.max_model_len)
         sizes = ready or options
         runner = make_runner(
@@ -119,6 +123,7 @@ class LLM(Engine):
             attention=attention,
             gpu_memory_utilization=gpu_memory_utilization,
             enforce_eager=enforce_eager,
+            progress=progress,
         )
         ready = ready or make_scheduler(runner, options, make)
         parts = ready.block_pool, block_table

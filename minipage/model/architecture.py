@@ -95,7 +95,9 @@ class Layers(Protocol):
 
     def asarray(self, numbers: Array) -> Array: ...  # a NumPy array, where these layers compute
     def embed(self, name: str, ids: Array) -> Array: ...  # [T] -> [T, C]
-    def linear(self, name: str, x: Array, then: Activation | None = None) -> Array: ...  # [T, in] -> [T, out]
+    def linear(self, name: str, x: Array, then: Activation | None = None, onto: Array | None = None) -> Array:
+        """[T, in] -> [T, out], added to `onto`, if it is given: perhaps in its memory, so do not use it any more."""
+
     def linears(self, names: tuple[str, ...], x: Array) -> tuple[Array, ...]: ...  # of one x, in one product
     def layer_norm(self, name: str, x: Array, epsilon: float) -> Array: ...  # [..., C] -> [..., C]
     def rms_norm(self, name: str, x: Array, epsilon: float) -> Array: ...  # [..., C] -> [..., C]
@@ -105,6 +107,7 @@ class Layers(Protocol):
         """How far the heads of each token are turned: by position * frequency, [R / 2]; once for all layers."""
 
     def rotate(self, x: Array, turn: Turn) -> Array: ...  # [T, n, D] -> [T, n, D]; number i with number i + R / 2
+    def rotate_both(self, q: Array, k: Array, turn: Turn) -> tuple[Array, Array]: ...  # perhaps in their memory
     def scores(self, name: str, hidden: Array) -> Array: ...  # [N, C] -> [N, V], with each row of a table
 
 

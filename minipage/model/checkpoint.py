@@ -8,29 +8,28 @@ A model is a folder in the layout that Hugging Face uses:
     tokenizer.json           the tokenizer, or vocab.json and merges.txt; without it, prompts must be token ids
 
 Published weights come in several small variations: names with or without a leading `transformer.`, fp32, fp16 or bf16,
-the causal masks stored along with them. All are read here, as float32.
+the causal masks stored along with them. All are read here; weights.py says how.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Mapping, Set
 from importlib import import_module
 from os import PathLike
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 
-from minipage.errors import ModelError, count, shown
-from minipage.model.architecture import Architecture, Array, Tensors
+from minipage.errors import ConfigurationError, ModelError, count, shown
+from minipage.model.architecture import Architecture, Array
 from minipage.model.pytorch_files import read_pytorch_files
 from minipage.model.settings import end_tokens, read_json, token_ids_in, why
+from minipage.model.stored_weights import DummyWeights, Place, StoredTensor, Weights
 from minipage.model.tokenizer import Tokenizer
 from minipage.model.tokenizer_files import TOKENIZER_FILES, read_tokenizer
-from minipage.simd.halves import from_bfloat16
 
 SHIPPED_MODEL = "shakespeare"  # the one in minipage/assets, trained by minipage/train.py
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # what safetensors calls them, and how to read them
@@ -46,45 +45,8 @@ ARCHITECTURES: dict[str, str | type[Architecture]] = {
     "phi3": "llama.Llama",
     "falcon": "falcon.Falcon",
 }
+LOAD_FORMATS = "auto", "dummy"
 PREFIXES = "transformer.", "model.decoder.", "decoder.", "model."  # that names have in some checkpoints
-
-
-class Weights(Mapping[str, npt.NDArray[np.float32]]):
-    """The weights of an architecture, by name, as float32.
-
-    They are taken from a checkpoint one at a time, when they are asked for. What is stored as float32 is not copied.
-    """
-
-    def __init__(self, architecture: Architecture, tensors: Tensors) -> None:
-        self._architecture = architecture
-        self._tensors = tensors
-
-    def stored(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-        """All of them as the checkpoint has them: float16 to float64, or uint16, which are the bits of bfloat16."""
-        return self._architecture.adapt(self._tensors)
-
-    def __getitem__(self, name: str) -> npt.NDArray[np.float32]:
-        for each, array in self.stored():
-            if each == name:
-                return as_float32(array)
-        raise KeyError(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return (name for name, _ in self._architecture.weights())
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-    def items(self) -> Any:  # quicker than one by one
-        return ((name, as_float32(array)) for name, array in self.stored())
-
-    def values(self) -> Any:
-        return (array for _, array in self.items())
-
-
-def as_float32(array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-    """[...] as a checkpoint has it -> [...]; a copy, if it is of another type or begins at an odd byte."""
-    return np.require(from_bfloat16(array) if array.dtype == np.uint16 else array, np.float32, "A")
 
 
 class LoadedModel(NamedTuple):
@@ -94,35 +56,37 @@ class LoadedModel(NamedTuple):
     eos_token_ids: frozenset[int]  # tokens that end a text
 
 
-class StoredTensor(NamedTuple):
-    """A tensor as it lies in a file. Its bytes are read when they are looked at."""
-
-    dtype: str  # as safetensors names it
-    shape: tuple[int, ...]
-    data: npt.NDArray[np.uint8]  # [num_bytes]
-
-
-def load_model(model: str | Path) -> LoadedModel:
+def load_model(model: str | Path, load_format: str = "auto") -> LoadedModel:
     """Load the shipped model, a folder, a GGUF file, or a model of the Hugging Face hub such as "gpt2" or "smollm2".
 
-    Weights that are stored as float32 are not copied: the system reads them from the file when they are first used. So
-    the file may be replaced while they are in use, but not written to.
+    Weights are read when they are first used, and those that are stored as float32 are not copied. So the file may be
+    replaced while they are in use, but not written to.
+
+    Args:
+        load_format: "auto", or "dummy" for random weights of the sizes in config.json; no file of weights is needed.
 
     Raises:
         ModelError: it cannot be found, is damaged, or is of no known architecture.
     """
-    file = gguf_file(model)
-    return load_gguf(file) if file else load_folder(find_folder(model))
+    if not isinstance(load_format, str) or load_format not in LOAD_FORMATS:
+        raise ConfigurationError(f"load_format is {shown(load_format)}; it must be one of {', '.join(LOAD_FORMATS)}.")
+    is_dummy = load_format == "dummy"
+    if file := gguf_file(model):
+        loaded = load_gguf(file)
+        return loaded._replace(weights=DummyWeights(loaded.architecture)) if is_dummy else loaded
+    return load_folder(find_folder(model, with_weights=not is_dummy), is_dummy)
 
 
-def load_folder(folder: Path) -> LoadedModel:
+def load_folder(folder: Path, is_dummy: bool = False) -> LoadedModel:
     settings = read_json(folder / "config.json")
-    wanted = stored_shapes(read_architecture(folder / "config.json", settings)).keys() | {"lm_head.weight"}
-    stored = read_stored(folder, wanted)
-    if "lm_head.weight" in stored:  # a head of its own counts, whatever config.json says
-        settings |= {"tie_word_embeddings": False}
     architecture = read_architecture(folder / "config.json", settings)
-    weights = read_weights(folder, architecture, stored)
+    if is_dummy:
+        weights: Weights = DummyWeights(architecture)
+    else:
+        stored = read_stored(folder, stored_shapes(architecture).keys() | {"lm_head.weight"})
+        if "lm_head.weight" in stored:  # a head of its own counts, whatever config.json says
+            architecture = read_architecture(folder / "config.json", settings | {"tie_word_embeddings": False})
+        weights = read_weights(folder, architecture, stored)
     tokenizer = read_tokenizer(folder)
     if tokenizer:
         file = next(folder / file for file in TOKENIZER_FILES if (folder / file).exists())  # that it was read from
@@ -185,7 +149,7 @@ def gguf_file(model: str | Path) -> Path | None:
     return path if path.suffix == ".gguf" and not path.is_dir() else None
 
 
-def find_folder(model: str | Path) -> Path:
+def find_folder(model: str | Path, with_weights: bool = True) -> Path:
     """The folder of a model: the shipped one's, the named one, or a download from the hub (kept in the hub's cache)."""
     hint = (
         "Give a folder with config.json, model.safetensors and tokenizer.json, a GGUF file, the name of a model on the "
@@ -240,26 +204,23 @@ def architecture_class(found: str | type[Architecture]) -> type[Architecture]:
 
 def read_weights(folder: Path, architecture: Architecture, stored: Mapping[str, StoredTensor]) -> Weights:
     """Every weight of the architecture; ModelError if one is missing or of another shape."""
-    missing: list[str] = []
-
-    def tensor(name: str, shape: tuple[int, ...]) -> Array:
-        if (plain := plain_name(name)) not in stored:
-            missing.append(name)
-            return np.broadcast_to(np.float32(0), shape)  # [*shape] that takes no memory, to go on with
-        dtype, found, data = stored[plain]
-        if found != shape:
-            raise ModelError(f"{folder}: {name!r} has shape {found}; by config.json it should be {shape}.")
-        if dtype not in DTYPES:
-            raise ModelError(f"{folder}: {name!r} is stored as {dtype}; minipage reads {', '.join(DTYPES)}.")
-        return data.view(DTYPES[dtype]).reshape(shape)
-
-    for _ in architecture.adapt(tensor):
-        pass
-    if missing:
+    shapes = stored_shapes(architecture)
+    if missing := [name for name in shapes if name not in stored]:
         raise ModelError(
             f"{folder} lacks {count(len(missing), 'weight')}, {min(missing)!r} first: is it what config.json says, and "
             "complete?"
         )
+    for name, shape in shapes.items():
+        dtype, found, _ = stored[name]
+        if found != shape:
+            raise ModelError(f"{folder}: {name!r} has shape {found}; by config.json it should be {shape}.")
+        if dtype not in DTYPES:
+            raise ModelError(f"{folder}: {name!r} is stored as {dtype}; minipage reads {', '.join(DTYPES)}.")
+
+    def tensor(name: str, shape: tuple[int, ...]) -> Array:
+        found = stored[plain_name(name)]
+        return found.data.view(DTYPES[found.dtype]).reshape(shape)
+
     return Weights(architecture, tensor)
 
 
@@ -319,11 +280,11 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
         with path.open("rb") as file:
             header_size = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(header_size))
-        data = np.memmap(path, np.uint8, "c", 8 + header_size)  # [num_bytes]; "c": what is written stays with us
     except (OSError, ValueError, SafetensorError) as error:
         raise ModelError(f"{path} is missing or damaged ({why(path, error)}). Fetch it again.") from error
     header.pop("__metadata__", None)
+    first = 8 + header_size  # byte of the data
     return {
-        name: StoredTensor(facts["dtype"], tuple(facts["shape"]), np.asarray(data)[slice(*facts["data_offsets"])])
-        for name, facts in header.items()
+        name: StoredTensor(each["dtype"], tuple(each["shape"]), Place(path, *(first + n for n in each["data_offsets"])))
+        for name, each in header.items()
     }

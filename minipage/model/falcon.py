@@ -104,13 +104,13 @@ class Falcon:
             block = layers.at(f"h.{i}")
             h = block.layer_norm(self.attention_norm, x, epsilon)  # [T, C]
             q, k, v = (heads(a, self.head_size) for a in block.linears(QKV, h))  # [T, H, D], and twice [T, KH, D]
-            mixed = attend(i, block.rotate(q, turn), block.rotate(k, turn), v)  # [T, H, D]
+            mixed = attend(i, *block.rotate_both(q, k, turn), v)  # [T, H, D]
             attended = x + block.linear("self_attention.dense", flat(mixed))  # [T, C]
             read = x if self.parallel_attn else attended  # [T, C]
             if self.mlp_norm != self.attention_norm:
                 h = block.layer_norm(self.mlp_norm, read, epsilon)  # [T, C]
             h = block.linear("mlp.dense_h_to_4h", h, then=self.activation)  # [T, F]
-            x = attended + block.linear("mlp.dense_4h_to_h", h)  # [T, C]
+            x = block.linear("mlp.dense_4h_to_h", h, onto=attended)  # [T, C]
         return layers.layer_norm("ln_f", x, epsilon)  # [T, C]
 
     def logits(self, layers: Layers, hidden: Array) -> Array:

@@ -112,11 +112,11 @@ class Llama:
             if self.qk_norm:
                 q = block.rms_norm("self_attn.q_norm", q, epsilon)  # [T, H, D]
                 k = block.rms_norm("self_attn.k_norm", k, epsilon)  # [T, KH, D]
-            mixed = attend(i, block.rotate(q, turn), block.rotate(k, turn), v)  # [T, H, D]
-            x = x + block.linear("self_attn.o_proj", flat(mixed))  # [T, C]
+            q, k = block.rotate_both(q, k, turn)
+            x = block.linear("self_attn.o_proj", flat(attend(i, q, k, v)), onto=x)  # [T, C]
             h = block.rms_norm("post_attention_layernorm", x, epsilon)  # [T, C]
             h = block.gated(*block.linears(GATED, h))  # [T, I]
-            x = x + block.linear("mlp.down_proj", h)  # [T, C]
+            x = block.linear("mlp.down_proj", h, onto=x)  # [T, C]
         return layers.rms_norm("norm", x, epsilon)  # [T, C]
 
     def logits(self, layers: Layers, hidden: Array) -> Array:

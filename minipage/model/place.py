@@ -9,14 +9,20 @@ arrays     dtype                           device         layers
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
 
 from minipage.errors import ConfigurationError, shown
 from minipage.model.architecture import Architecture, Array, Layers, Model
 from minipage.model.layers.compiled import CompiledLayers
 from minipage.model.layers.plain import PlainLayers
+from minipage.model.stored_weights import SPREAD, DummyWeights, Weights
+
+Item = TypeVar("Item")
+Progress: TypeAlias = Callable[[int, int], object]  # is told how many of how many weights are loaded
 
 DTYPES = {"numpy": ("float32",), "torch": ("float32", "bfloat16", "float16"), "cupy": ("float32", "float16")}
 DEVICES = {"numpy": ("cpu",), "torch": ("cpu", "cuda"), "cupy": ("cuda",)}
@@ -24,14 +30,27 @@ DEVICES = {"numpy": ("cpu",), "torch": ("cpu", "cuda"), "cupy": ("cuda",)}
 
 def place_model(
     architecture: Architecture,
-    weights: Mapping[str, Array],
+    weights: Weights,
     arrays: str = "numpy",
     dtype: str = "float32",
     device: str = "cpu",
+    progress: Progress | None = None,
 ) -> Model:
-    """A model with these weights. ConfigurationError if the three do not go together, or a library is missing."""
+    """A model with these weights, each of which is on its way alone: read, brought to the device, made what is kept.
+
+    Raises ConfigurationError if the three do not go together, or a library is missing.
+    """
     placed = as_arrays(weights, arrays, dtype, device)
+    if progress is not None:
+        placed = counted(placed, len(weights), progress)
     return Model(architecture, kind_of_layers(arrays, dtype, device)(architecture, placed))
+
+
+def counted(items: Iterator[Item], total: int, progress: Progress) -> Iterator[Item]:
+    for done, item in enumerate(items):
+        progress(done, total)
+        yield item
+    progress(total, total)
 
 
 def kind_of_layers(arrays: str, dtype: str, device: str) -> Callable[[Architecture, Iterator[Any]], Layers]:
@@ -46,9 +65,12 @@ def kind_of_layers(arrays: str, dtype: str, device: str) -> Callable[[Architectu
 
 
 def as_arrays(
-    weights: Mapping[str, Array], arrays: str, dtype: str = "float32", device: str = "cpu"
+    weights: Weights, arrays: str, dtype: str = "float32", device: str = "cpu"
 ) -> Iterator[tuple[str, Array]]:
-    """NumPy weights as arrays of a library, one after the other; float32 on the CPU without copying."""
+    """The weights as arrays of a library, one after the other; those of the right type are not copied on the CPU.
+
+    To a GPU they go as they are stored, and become `dtype` there. Random ones are made where they stay.
+    """
     check(arrays, dtype, device)
     if arrays == "numpy":
         return iter(weights.items())
@@ -57,7 +79,21 @@ def as_arrays(
         return ((name, cupy.asarray(weight, dtype)) for name, weight in weights.items())
     torch = find_torch(device)
     place, kind = torch_device(device), getattr(torch, dtype)
-    return ((name, torch.from_numpy(weight).to(place, kind)) for name, weight in weights.items())
+    if isinstance(weights, DummyWeights):
+        return random_tensors(torch, weights, place, kind)
+    return ((name, as_tensor(torch, array).to(place).to(kind)) for name, array in weights.stored())
+
+
+def as_tensor(torch: ModuleType, array: Array) -> Array:
+    """A NumPy array as a checkpoint has it as a PyTorch tensor: the same memory, in which uint16 are bfloat16."""
+    tensor = torch.from_numpy(np.require(array, requirements="A"))  # [...]
+    return tensor.view(torch.bfloat16) if array.dtype == np.uint16 else tensor
+
+
+def random_tensors(torch: ModuleType, weights: DummyWeights, place: str, kind: Any) -> Iterator[tuple[str, Array]]:
+    generator = torch.Generator(device=place).manual_seed(0)
+    for name, shape, mean in weights.shapes():
+        yield name, torch.empty(shape, dtype=kind, device=place).normal_(mean, SPREAD, generator=generator)
 
 
 def is_simulated() -> bool:

@@ -202,7 +202,7 @@ class Scheduler:
         if group.was_admitted:
             self.preempted_queries += group.shared_len
             self.preempted_hits += group.leader.num_computed_tokens
-        else:
+        elif not group.unscored:  # who wants to know of every token of its prompt, asks for none in the cache
             self.num_queried_tokens += group.shared_len
             self.num_hit_tokens += group.leader.num_computed_tokens
             group.num_cached_tokens = group.leader.num_computed_tokens

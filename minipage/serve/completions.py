@@ -14,7 +14,7 @@ from minipage.sampling import SamplingParams, is_whole
 from minipage.serve.errors import ApiError
 from minipage.serve.generation import Job, Unsent, answer_stream, answer_whole
 from minipage.serve.logprobs import for_texts
-from minipage.serve.params import KNOWN, sampling_params
+from minipage.serve.params import sampling_params
 from minipage.serve.protocol import CompletionBody
 
 
@@ -41,8 +41,6 @@ def read_params(body: CompletionBody, max_logprobs: int) -> SamplingParams:
         raise ApiError(400, f"logprobs is {body.logprobs}; it must be from 0 to {max_logprobs}.", "logprobs")
     more: dict[str, Any] = {}
     if body.echo and body.logprobs is not None:
-        if "prompt_logprobs" not in KNOWN:
-            raise ApiError(400, "echo with logprobs is not supported: this engine keeps none of the prompt.", "echo")
         more["prompt_logprobs"] = body.logprobs
     if body.echo and body.max_tokens == 0:  # only the prompt is wanted, but the engine always makes a token
         more["max_tokens"] = 1
@@ -101,7 +99,7 @@ class Completions:
         if self.body.logprobs is not None:
             known = list(logprobs)
             if self.body.echo and is_first:
-                of_prompt = getattr(output, "prompt_logprobs", None) or [None] * len(output.prompt_token_ids)
+                of_prompt = output.prompt_logprobs or []
                 choice["logprobs"] = for_texts([*output.prompt_token_ids, *token_ids], [*of_prompt, *known], 0)
                 self.name_first(choice["logprobs"], output)
             else:

@@ -52,7 +52,7 @@ def as_api_error(error: Exception, model: type[BaseModel] | None = None) -> ApiE
 def field_to_blame(sentence: str, model: type[BaseModel] | None) -> str | None:
     """The engine's sentences begin with the name of what is wrong."""
     first, second, *_ = [*sentence.split(" "), "", ""]
-    name = second if first in ("a", "the") else first
+    name = (second if first in ("a", "the") else first).rstrip(":")
     return name if model and name in model.model_fields else None
 
 

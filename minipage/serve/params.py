@@ -6,27 +6,13 @@ from dataclasses import fields
 from typing import Any
 
 from minipage.sampling import SamplingParams
+from minipage.sampling.structured import StructuredOutputsParams
 from minipage.serve.errors import ApiError
 from minipage.serve.protocol import GenerationBody
 
 KNOWN = {field.name for field in fields(SamplingParams)}
-# Fields that change what is sampled, and the values at which they change nothing. One that SamplingParams does not know
-# is refused at any other value: to ignore it would give other texts than were asked for.
-WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "repetition_penalty": (1,),
-    "logit_bias": ({},),
-    "bad_words": ([],),
-    "allowed_token_ids": (),
-    "prompt_logprobs": (),
-    "response_format": ({"type": "text"},),
-    "structured_outputs": (),
-    "guided_choice": (),
-    "guided_regex": (),
-    "guided_json": (),
-    "guided_grammar": (),
-}
+# vLLM's older names of what structured_outputs asks for.
+GUIDED = {"guided_choice": "choice", "guided_regex": "regex", "guided_json": "json", "guided_grammar": "grammar"}
 
 
 def sampling_params(body: GenerationBody, **more: Any) -> SamplingParams:
@@ -38,14 +24,46 @@ def sampling_params(body: GenerationBody, **more: Any) -> SamplingParams:
         InvalidRequestError: a value makes no sense.
     """
     given = {name: value for name in type(body).model_fields if (value := getattr(body, name)) is not None}
-    for name, values in WITHOUT_EFFECT.items():
-        if name in given and name not in KNOWN and given[name] not in values:
-            raise ApiError(400, f"{name} is not supported by this server: leave it out.", name)
+    given["structured_outputs"] = structure(body)
     if "logit_bias" in given:
-        more["logit_bias"] = by_token_id(given["logit_bias"])
+        given["logit_bias"] = by_token_id(given["logit_bias"])
     if body.use_beam_search:
         more |= {"beam_width": given.pop("n", 1), "temperature": 0}
     return SamplingParams(**{name: value for name, value in (given | more).items() if name in KNOWN})
+
+
+def structure(body: GenerationBody) -> StructuredOutputsParams | None:
+    """What the text has to look like, by whichever name the client says it."""
+    asked: dict[str, dict[str, Any]] = {}
+    if body.structured_outputs is not None:
+        asked["structured_outputs"] = body.structured_outputs
+    if body.response_format is not None and body.response_format.get("type") != "text":
+        asked["response_format"] = read_response_format(body.response_format)
+    for name, kind in GUIDED.items():
+        if getattr(body, name) is not None:
+            asked[name] = {kind: getattr(body, name)}
+    if not asked:
+        return None
+    (name, options), *others = asked.items()
+    if others:
+        raise ApiError(400, f"{' and '.join(asked)} ask for the same thing: give one of them.", others[0][0])
+    if unknown := options.keys() - {field.name for field in fields(StructuredOutputsParams)}:
+        raise ApiError(400, f"{name} has no {', '.join(sorted(unknown))}.", name)
+    try:
+        return StructuredOutputsParams(**options)
+    except ValueError as error:
+        raise ApiError(400, str(error), name) from error
+
+
+def read_response_format(form: dict[str, Any]) -> dict[str, Any]:
+    """OpenAI's way to ask for JSON."""
+    kind, schema = form.get("type"), form.get("json_schema")
+    if kind == "json_object":
+        return {"json_object": True}
+    if kind == "json_schema" and isinstance(schema, dict) and isinstance(schema.get("schema"), dict):
+        return {"json": schema["schema"]}
+    message = 'response_format must have the type "text", "json_object", or "json_schema" with a json_schema.schema.'
+    raise ApiError(400, message, "response_format")
 
 
 def by_token_id(logit_bias: dict[str, float]) -> dict[int, float]:

@@ -8,6 +8,7 @@ import pytest
 
 from minipage import LLM, AsyncLLM, SamplingParams
 from minipage.errors import ConfigurationError, EngineDeadError, InvalidRequestError, RequestError
+from minipage.sampling.structured import GrammarCompiler, StructuredOutputsParams
 
 GREEDY = SamplingParams(temperature=0, max_tokens=12, ignore_eos=True)
 LONG = SamplingParams(temperature=0, max_tokens=50, ignore_eos=True)
@@ -366,3 +367,17 @@ def test_a_forked_process_is_told_that_the_thread_is_not_there(llm, make_prompt)
         assert os.waitstatus_to_exitcode(status) == 0
         *_, output = engine.stream(make_prompt(1), GREEDY)  # and here it goes on
         assert output.finished
+
+
+def test_grammars_are_not_compiled_by_the_thread_that_steps(talker, monkeypatch):
+    pytest.importorskip("llguidance")
+    llm, where = LLM(talker), []
+    choice = SamplingParams(structured_outputs=StructuredOutputsParams(choice=["sea", "gull"]))
+    grammar = GrammarCompiler._compile
+    monkeypatch.setattr(
+        GrammarCompiler, "_compile", lambda *given: (where.append(threading.current_thread().name), grammar(*given))[1]
+    )
+    with AsyncLLM(llm) as engine:
+        *_, output = engine.stream("The", choice)
+    assert output.outputs[0].text in ("sea", "gull")
+    assert where == ["MainThread"]

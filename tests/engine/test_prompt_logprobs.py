@@ -81,9 +81,9 @@ def test_the_prompt_is_computed_though_all_of_it_is_known(tiny, expected):
     for _ in range(2):
         (output,) = llm.generate([PROMPTS[0]], params)
         check(PROMPTS[0], output.prompt_logprobs, expected[0], 1)
-    assert llm.scheduler.num_hit_tokens == 0
+    assert llm.scheduler.num_hit_tokens == llm.scheduler.num_queried_tokens == 0
     llm.generate([PROMPTS[0]], SamplingParams(temperature=0, max_tokens=1))
-    assert llm.scheduler.num_hit_tokens == 12
+    assert (llm.scheduler.num_hit_tokens, llm.scheduler.num_queried_tokens) == (12, 14)
 
 
 def test_n_samples_share_one_prompt_and_its_log_probabilities(tiny, expected):

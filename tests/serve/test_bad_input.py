@@ -180,9 +180,8 @@ def test_connections_are_limited(serve, monkeypatch):
             sock.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 50\r\n\r\n{")
     assert httpx.post(f"{server.url}/v1/completions", json=GOOD).status_code == 200
     assert len(server.server.server_state.connections) <= 20
-    with pytest.raises(ConnectionError):
-        assert held[0].recv(1)
-        raise AssertionError("it should have been reset")
+    with suppress(ConnectionResetError):
+        assert held[0].recv(1) == b""  # it is closed, and not silent: that would be a TimeoutError
     for sock in held:
         sock.close()
 

@@ -1,6 +1,7 @@
 """The `openai` package, as its users use it, against the server; the texts are those of LLM.generate."""
 
 import asyncio
+import json
 
 import openai
 import pytest
@@ -104,6 +105,56 @@ def test_logprobs_of_texts(client, offline, stream):
     assert parts[0].text_offset[0] == 0
 
 
+def test_logprobs_of_the_prompt(client, offline):
+    """As lm-eval scores texts: echo, logprobs, and nothing generated."""
+    answer = client.completions.create(model="tiny", prompt=PROMPTS[0], max_tokens=0, echo=True, logprobs=1)
+    output = offline.generate(PROMPTS[0], SamplingParams(max_tokens=1, prompt_logprobs=1))[0]
+    found = answer.choices[0].logprobs
+    ids = output.prompt_token_ids
+    assert found.token_logprobs[0] is None and found.top_logprobs[0] is None
+    assert found.token_logprobs[1:] == pytest.approx(
+        [k[t].logprob for t, k in zip(ids[1:], output.prompt_logprobs[1:])]
+    )
+    assert "".join(found.tokens) == PROMPTS[0]
+    assert found.text_offset == [len("".join(found.tokens[:i])) for i in range(len(ids))]
+
+
+PENALTIES = {"presence_penalty": 0.5, "frequency_penalty": 0.3}
+
+
+def test_penalties_and_biases(client, offline):
+    more = {"repetition_penalty": 1.2, "min_p": 0.01, "bad_words": ["sea"]}
+    answer = client.completions.create(
+        model="tiny", prompt=PROMPTS[0], max_tokens=15, seed=3, logit_bias={"70": 4}, **PENALTIES, extra_body=more
+    )
+    params = SamplingParams(max_tokens=15, seed=3, logit_bias={70: 4}, **PENALTIES, **more)
+    assert answer.choices[0].text == offline.generate(PROMPTS[0], params)[0].outputs[0].text
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"a": {"enum": ["sea", "gull"]}},
+    "required": ["a"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}},
+        {"extra_body": {"guided_json": SCHEMA}},
+        {"extra_body": {"structured_outputs": {"json": SCHEMA}}},
+        {"extra_body": {"guided_choice": ['{"a": "sea"}', '{"a":"gull"}']}},
+        {"extra_body": {"guided_regex": r'\{"a": "(sea|gull)"\}'}},
+    ],
+)
+def test_structured_output(client, asked):
+    pytest.importorskip("llguidance")
+    answer = client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=100, seed=1, **asked)
+    assert json.loads(answer.choices[0].message.content)["a"] in ("sea", "gull")
+
+
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "The sea?"}]
 RENDERED = "system: Be brief.\nuser: The sea?\nassistant:"
 
@@ -200,6 +251,11 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
         ({"extra_body": {"stop": [1]}}, "stop", "string"),
         ({"messages": [{"role": "user"}]}, "messages", "has no content"),
         ({"messages": []}, "messages", "at least 1"),
+        ({"response_format": {"type": "xml"}}, "response_format", "json_object"),
+        ({"extra_body": {"guided_regex": "a", "guided_choice": ["b"]}}, "guided_regex", "give one of them"),
+        ({"extra_body": {"structured_outputs": {"shape": 1}}}, "structured_outputs", "has no shape"),
+        ({"extra_body": {"guided_choice": []}}, "guided_choice", "at least one"),
+        ({"logit_bias": {"x": 1}}, "logit_bias", "token ids"),
         ({"messages": [{"role": "nobody", "content": ""}]}, "messages", "has the role"),
         ({"messages": [{"role": "user", "content": "nothing"}]}, "messages", "there is nothing to say"),
         ({"extra_body": {"chat_template_kwargs": {"messages": []}}}, "chat_template_kwargs", "not for"),

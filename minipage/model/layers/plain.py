@@ -10,7 +10,7 @@ kept and multiplied (`kept`, `kept_head`), and single operations.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, Self, TypeAlias
@@ -21,6 +21,7 @@ from array_api_compat import array_namespace, device, is_cupy_array, is_numpy_ar
 from minipage.errors import require
 from minipage.model.architecture import Activation, Architecture, Array, Turn
 
+KINDS = "weight", "bias"
 Name: TypeAlias = str | tuple[str, ...]  # of one layer, or of several side by side
 
 
@@ -52,37 +53,59 @@ class PlainLayers:
     """
 
     def __init__(self, architecture: Architecture, weights: Mapping[str, Array] | Iterable[tuple[str, Array]]) -> None:
-        given = dict(weights)
         specs = dict(architecture.weights())
-        for name, spec in specs.items():
-            self.check(name, given.get(name), spec.shape)
-        some = next(iter(given.values()))
-        self.xp: Any = array_namespace(some)
-        self.device: Any = device(some)
-        self._dtype = some.dtype
-        self._wide = self.xp.float64 if some.dtype == self.xp.float64 else self.xp.float32  # what sums are made in
         self._parts: dict[Name, Any] = {}  # what is kept of each layer
         self._widths: dict[Name, list[int]] = {}  # of matrices side by side
         self._columns: dict[Name, list[slice]] = {}  # where each of them is
         self._heads: dict[Name, Callable[[Array], Array]] = {}
         self._frequencies: dict[tuple[float, ...], Array] = {}
         self._scopes: dict[str, Self] = {}
-        for names in side_by_side(specs, architecture.together):
+        for names, given in self._in_groups(weights, specs, architecture.together):
             is_head, is_table = names == [architecture.head], specs[f"{names[0]}.weight"].is_table
-            matrices = [given.pop(f"{name}.weight") for name in names]
-            biases = [given.pop(f"{name}.bias") for name in names if f"{name}.bias" in given]
-            require(len(biases) in (0, len(names)), f"of {', '.join(names)} all must have a bias, or none.")
-            bias = self._joined(biases) if biases else None
-            if is_head:
-                self._heads[names[0]] = self.kept_head(matrices[0])
-            if is_table or matrices[0].ndim == 1:
-                self._parts[names[0]] = Part(matrices[0], bias)
-            elif not is_head:
-                key = tuple(names) if len(names) > 1 else names[0]
-                self._widths[key] = [matrix.shape[1] for matrix in matrices]
-                ends = [0, *accumulate(self._widths[key])]
-                self._columns[key] = [slice(start, end) for start, end in pairwise(ends)]
-                self._parts[key] = self.kept(self._joined(matrices), bias)
+            self._keep(names, given, is_head, is_table)
+
+    def _keep(self, names: list[str], given: dict[str, Array], is_head: bool, is_table: bool) -> None:
+        """A layer, or several side by side, of which nobody else has the weights."""
+        matrices = [given.pop(f"{name}.weight") for name in names]
+        biases = list(given.values())
+        require(len(biases) in (0, len(names)), f"of {', '.join(names)} all must have a bias, or none.")
+        bias = self._joined(biases) if biases else None
+        if is_head:
+            self._heads[names[0]] = self.kept_head(matrices[0])
+        if is_table or matrices[0].ndim == 1:
+            self._parts[names[0]] = Part(matrices[0], bias)
+        elif not is_head:
+            key = tuple(names) if len(names) > 1 else names[0]
+            self._widths[key] = [matrix.shape[1] for matrix in matrices]
+            ends = [0, *accumulate(self._widths[key])]
+            self._columns[key] = [slice(start, end) for start, end in pairwise(ends)]
+            self._parts[key] = self.kept(self._joined(matrices), bias)
+
+    def _in_groups(
+        self, weights: Mapping[str, Array] | Iterable[tuple[str, Array]], specs: Mapping[str, Any], together: Any
+    ) -> Iterator[tuple[list[str], dict[str, Array]]]:
+        """The layers, those side by side together, each with its weights, as soon as all of them have come."""
+        lists = side_by_side(specs, together)
+        groups = {f"{name}.{kind}": names for names in lists for name in names for kind in KINDS}
+        came: dict[str, Array] = {}
+        missing = {name: spec.shape for name, spec in specs.items()}
+        for name, weight in weights.items() if isinstance(weights, Mapping) else weights:
+            if name not in missing:
+                continue
+            self.check(name, weight, missing.pop(name))
+            self._compute_as(weight)
+            came[name] = weight
+            wanted = [each for each in specs if groups[each] is groups[name]]
+            if all(each in came for each in wanted):
+                yield groups[name], {each: came.pop(each) for each in wanted}
+        for name, shape in missing.items():
+            self.check(name, None, shape)
+
+    def _compute_as(self, some: Array) -> None:
+        self.xp: Any = array_namespace(some)
+        self.device: Any = device(some)
+        self._dtype = some.dtype
+        self._wide = self.xp.float64 if some.dtype == self.xp.float64 else self.xp.float32  # what sums are made in
 
     def _joined(self, arrays: list[Array]) -> Array:
         return arrays[0] if len(arrays) == 1 else self.xp.concat(arrays, axis=-1)  # [..., out of all]
@@ -121,8 +144,9 @@ class PlainLayers:
     def embed(self, name: str, ids: Array) -> Array:
         return self.xp.take(self._parts[name].weight, ids, axis=0)  # [T] -> [T, C]
 
-    def linear(self, name: str, x: Array, then: Activation | None = None) -> Array:
-        return self._parts[name](x, then)  # [T, in] -> [T, out]
+    def linear(self, name: str, x: Array, then: Activation | None = None, onto: Array | None = None) -> Array:
+        x = self._parts[name](x, then)  # [T, in] -> [T, out]
+        return x if onto is None else onto + x  # [T, out]
 
     def linears(self, names: tuple[str, ...], x: Array) -> tuple[Array, ...]:
         x = self._parts[names](x)  # [T, in] -> [T, out of all]
@@ -159,6 +183,9 @@ class PlainLayers:
         half = cosines.shape[-1]
         a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]  # [T, n, R / 2] twice, [T, n, D - R]
         return self.xp.concat([a * cosines - b * sines, b * cosines + a * sines, rest], axis=-1)  # [T, n, D]
+
+    def rotate_both(self, q: Array, k: Array, turn: Turn) -> tuple[Array, Array]:
+        return self.rotate(q, turn), self.rotate(k, turn)
 
     def scores(self, name: str, hidden: Array) -> Array:
         return self._heads[name](hidden)  # [N, C] -> [N, V]

@@ -30,6 +30,13 @@ class TorchLayers(PlainLayers):
             if isinstance(head, Head) and name in self._parts:
                 self._parts[name] = Part(head.table, None)  # of one memory with the head, and no id names the padding
 
+    def _joined(self, arrays: list[Array]) -> Array:
+        """Biases, or matrices [in, out]. In memory these are [out, in], so that what makes one number is in a row."""
+        if arrays[0].ndim == 1:
+            return super()._joined(arrays)  # [out of all]
+        rows = [array.T for array in arrays]  # [out, in] each
+        return (torch.cat(rows) if len(rows) > 1 else rows[0].contiguous()).T  # [in, out of all]
+
     def kept(self, weight: Array, bias: Array | None) -> Callable[..., Array]:
         return Linear(weight, bias)
 
@@ -39,6 +46,12 @@ class TorchLayers(PlainLayers):
     def linears(self, names: tuple[str, ...], x: Array) -> tuple[Array, ...]:
         x = self._parts[names](x)  # [T, in] -> [T, out of all]
         return tuple(torch.split_with_sizes(x, self._widths[names], 1))  # each [T, out]; quicker than split
+
+    def linear(self, name: str, x: Array, then: Activation | None = None, onto: Array | None = None) -> Array:
+        layer = self._parts[name]
+        if onto is None or then is not None or type(layer) is not Linear or layer.bias is not None:
+            return super().linear(name, x, then, onto)
+        return onto.addmm_(x, layer.weight)  # [T, out]; one operation, while two would go through it again
 
     def layer_norm(self, name: str, x: Array, epsilon: float) -> Array:
         weight, bias = self._parts[name]  # [C] each

@@ -26,9 +26,12 @@ T = TypeVar("T")
 
 
 @contextmanager
-def signs_of_life(message: str, show: Callable[[str], object]) -> Iterator[None]:
-    """Call `show` with what is going on, again and again, from another thread, if the block runs for long."""
-    over = Event()
+def signs_of_life(message: str, show: Callable[[str], object]) -> Iterator[Callable[[str], object]]:
+    """Call `show` with what is going on, again and again, from another thread, if the block runs for long.
+
+    The block may say that something else is going on now: `as say`, and say("...").
+    """
+    over, messages = Event(), [message]
 
     with compilations() as compiling, interrupts_kept():
 
@@ -36,13 +39,13 @@ def signs_of_life(message: str, show: Callable[[str], object]) -> Iterator[None]
             pause = PATIENCE
             while not over.wait(pause):
                 kernel = next(iter(compiling), "")  # the first: what it calls is compiled with it
-                show(f"compiling the kernel `{kernel}`, once on each machine" if kernel else message)
+                show(f"compiling the kernel `{kernel}`, once on each machine" if kernel else messages[-1])
                 pause = BETWEEN
 
         thread = Thread(target=look, daemon=True)
         thread.start()
         try:
-            yield
+            yield messages.append
         finally:
             over.set()
             thread.join()
@@ -97,15 +100,17 @@ def interrupts_kept() -> Iterator[None]:
 
 
 @contextmanager
-def spinner(message: str, keys: Keys | None = None, long: float = math.inf) -> Iterator[None]:
+def spinner(message: str, keys: Keys | None = None, long: float = math.inf) -> Iterator[Callable[[str], object]]:
     """Show `message` on the error stream's terminal, and something that turns, if the block runs for long.
+
+    What the block says (see signs_of_life) takes its place.
 
     If `keys` are given, `q` ends it. Where the error stream is no terminal it is said once, after `long` seconds.
     """
     console = Console(stderr=True)
     if not (console.is_terminal or keys or long < math.inf):
         with interrupts_kept():
-            yield
+            yield lambda text: None
         return
     status = console.status(message)
     told = list[str]()
@@ -126,10 +131,15 @@ def spinner(message: str, keys: Keys | None = None, long: float = math.inf) -> I
             console.print(f"{text} ...", markup=False)
 
     try:
-        with signs_of_life(message, show):
-            yield
+        with signs_of_life(message, show) as say:
+            yield say
     finally:
         status.stop()
+
+
+def loading(say: Callable[[str], object]) -> Callable[[int, int], object]:
+    """LLM's `progress`, as a bar."""
+    return lambda done, total: say(f"loading the model {'━' * (20 * done // total):╌<20} {done} of {total} weights")
 
 
 def patiently(items: Iterator[T], message: str, long: float = math.inf) -> Iterator[T]:

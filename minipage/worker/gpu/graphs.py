@@ -24,12 +24,14 @@ from minipage.attention.cuda.device_arrays import View, empty
 from minipage.attention.cuda.launch import SHORT
 from minipage.memory import BlockPool, blocks_needed
 from minipage.model.architecture import Attend, Model
+from minipage.model.layers.torch import TorchLayers
 from minipage.sampling import Draw, SamplingParams
 from minipage.scheduling import StepPlan
 from minipage.worker.batch import Batch, Kernels, attend_with
 from minipage.worker.gpu.capture import capture
 from minipage.worker.gpu.checked import GPURunner
 from minipage.worker.gpu.draw import sample_on_device
+from minipage.worker.gpu.fused import FusedLayers
 from minipage.worker.gpu.inputs import StepInputs
 from minipage.worker.gpu.next_batch import Batches
 from minipage.worker.gpu.views import from_kernels, view_for_kernels
@@ -49,6 +51,8 @@ class GraphRunner(GPURunner):
     ) -> None:
         super().__init__(model, kv_dtype, limits, gpu_memory_utilization)
         self.is_on_gpu = self.device.type == "cuda"  # otherwise kernels are simulated
+        if self.is_on_gpu and isinstance(model.layers, TorchLayers):
+            self.model = Model(model.architecture, FusedLayers(model.layers))
         self.enforce_eager = enforce_eager or not self.is_on_gpu
         self._sizes = graph_sizes(limits.max_num_seqs)
         self._lengths = graph_lengths(limits.max_model_len)

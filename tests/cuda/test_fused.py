@@ -1,0 +1,122 @@
+"""The GPU's own kernels for layers compute what plain layers do, in every kind of numbers."""
+
+import numpy as np
+import pytest
+import torch
+from where import SIMULATOR
+
+from minipage.model.architecture import Weight, heads
+from minipage.model.layers.plain import PlainLayers
+from minipage.model.layers.torch import TorchLayers
+from minipage.worker.gpu import fused
+from minipage.worker.gpu.fused import FusedLayers
+from minipage.worker.gpu.views import for_kernels
+
+ROUNDOFF = {torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}
+DEVICE = "cpu" if SIMULATOR else "cuda"
+dtypes = pytest.mark.parametrize("dtype", ROUNDOFF, ids=str)
+
+
+class Some:
+    """A norm of an even size, one of an odd size, a matrix, and two that read the same input."""
+
+    together, head = (("a", "b"),), "none"
+
+    def weights(self):
+        yield "norm.weight", Weight((34,))
+        yield "odd_norm.weight", Weight((5,))
+        for name, size in ("one", 34), ("a", 3), ("b", 20):
+            yield f"{name}.weight", Weight((520, size))
+
+
+@pytest.fixture
+def layers(dtype, monkeypatch):
+    """Layers whose kernels take PyTorch's tensors, in the simulator too."""
+    if SIMULATOR:
+        monkeypatch.setattr(fused, "layout", lambda array, of=fused.layout: of(for_kernels(array)))
+        monkeypatch.setattr(fused, "elements", lambda array, of=fused.elements: of(for_kernels(array)))
+        monkeypatch.setattr(fused, "words", lambda array, of=fused.words: of(for_kernels(array)))
+        monkeypatch.setattr(fused, "current_stream", lambda: 0)
+    own = {name: numbers(*weight.shape, dtype=dtype) for name, weight in Some().weights()}
+    return FusedLayers(TorchLayers(Some(), own))
+
+
+@pytest.fixture
+def exact(dtype):
+    return PlainLayers(Some(), {name: wide(numbers(*w.shape, dtype=dtype)) for name, w in Some().weights()})
+
+
+def wide(tensor):
+    return tensor.double().cpu().numpy()
+
+
+def check(found, expected, dtype, size=4):
+    """size: of the numbers, about."""
+    np.testing.assert_allclose(wide(found), expected, rtol=2 * ROUNDOFF[dtype], atol=size * ROUNDOFF[dtype])
+
+
+def numbers(*shape, dtype):
+    rng = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(shape, generator=rng).to(DEVICE, dtype)
+
+
+@dtypes
+@pytest.mark.parametrize("num_tokens", [0, 1, 3])
+@pytest.mark.parametrize(
+    ("num_heads", "num_kv_heads", "head_size", "turned"),
+    [(4, 2, 8, 8), (3, 1, 10, 6), (1, 1, 2, 2), (40, 8, 16, 16)],
+)
+def test_q_and_k_are_turned_where_they_are(
+    layers, exact, dtype, num_tokens, num_heads, num_kv_heads, head_size, num_turned
+):
+    sizes = [num_heads * head_size, num_kv_heads * head_size, num_kv_heads * head_size]
+    qkv = numbers(num_tokens, sum(sizes), dtype=dtype)
+    q, k, v = (heads(x, head_size) for x in qkv.split(sizes, 1))
+    before = [x.double().cpu().numpy() for x in (q, k, v)]
+    positions = torch.arange(num_tokens, device=DEVICE) * 7
+    frequencies = [0.5**i for i in range(turned // 2)]
+    turn = layers.rotation(positions, frequencies, 1.25)
+    got = layers.at("anywhere").rotate_both(q, k, turn)
+    rounded = [x.double().cpu().numpy() for x in turn]
+    for one, old in zip(got, before, strict=False):
+        check(one, exact.rotate(old, rounded), dtype)
+    assert np.array_equal(v.double().cpu().numpy(), before[2]), "V is not turned"
+
+
+@dtypes
+@pytest.mark.parametrize(("num_tokens", "size"), [(0, 4), (1, 1), (2, 300)])
+def test_a_gate_is_one_launch(layers, exact, dtype, num_tokens, size):
+    both = 3 * numbers(num_tokens, 2 * size, dtype=dtype)
+    if num_tokens > 1:
+        both[0, :2] = torch.tensor([-200.0, 200.0])
+    gate, up = both.split(size, 1)
+    expected = exact.gated(*(x.double().cpu().numpy() for x in (gate, up)))
+    found = layers.gated(gate, up)
+    assert found.is_contiguous()
+    np.testing.assert_allclose(found.double().cpu().numpy(), expected, rtol=2 * ROUNDOFF[dtype], atol=1e-6)
+
+
+@dtypes
+@pytest.mark.parametrize("shape", [(0, 34), (1, 34), (3, 2, 34)])
+def test_a_norm_of_rows_and_of_heads(layers, exact, dtype, shape):
+    x = 5 * numbers(*shape, dtype=dtype)
+    check(layers.rms_norm("norm", x, 0.1), exact.rms_norm("norm", wide(x), 0.1), dtype)
+
+
+@dtypes
+def test_a_norm_of_an_odd_size_or_of_rows_that_lie_apart(layers, exact, dtype):
+    x = numbers(2, 2, 68, dtype=dtype)
+    check(layers.rms_norm("norm", x[:, 1:, :34], 0.1), exact.rms_norm("norm", wide(x[:, 1:, :34]), 0.1), dtype, 16)
+    x = numbers(2, 5, dtype=dtype)
+    check(layers.rms_norm("odd_norm", x, 0.1), exact.rms_norm("odd_norm", wide(x), 0.1), dtype)
+
+
+@dtypes
+@pytest.mark.parametrize("num_rows", [1, 2])
+def test_a_product_with_one_row_is_that_of_several(layers, exact, dtype, num_rows):
+    x, onto = numbers(num_rows, 520, dtype=dtype), numbers(num_rows, 34, dtype=dtype)
+    check(layers.linear("one", x), exact.linear("one", wide(x)), dtype, 25)
+    expected = exact.linear("one", wide(x), onto=wide(onto))
+    check(layers.linear("one", x, onto=onto), expected, dtype, 25)
+    for one, other in zip(layers.linears(("a", "b"), x), exact.linears(("a", "b"), wide(x)), strict=True):
+        check(one, other, dtype, 25)
