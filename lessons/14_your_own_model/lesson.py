@@ -372,7 +372,7 @@ import inspect
 print(inspect.getsource(Llama.forward))
 
 # %% [markdown]
-# Norms that only scale (RMSNorm); `rotate` for q and k; an MLP of two halves, one of which opens or closes the other (SwiGLU); and `attend` is called with fewer heads of k and v. That is all. The page "How to use parts of it" of the book
+# Norms that only scale (RMSNorm); q and k are turned; an MLP of two halves, one of which opens or closes the other (SwiGLU); and `attend` is called with fewer heads of k and v. That is all. The page "How to use parts of it" of the book
 # (docs/howto.md) adds one more architecture, from nothing to a served model.
 #
 # ## What vLLM does
