@@ -11,10 +11,9 @@ from minipage.cli_options import CHAT, ENGINE, Defaults, add_options, given
 from minipage.errors import InvalidRequestError, ModelError
 
 MODEL = "smollm2"
-SAMPLING: dict[str, Any] = {"temperature": 0.2, "top_p": 0.9, "max_tokens": None}  # as SmolLM2's makers advise
+DRAWN: dict[str, Any] = {"temperature": 0.2, "top_p": 0.9}  # as SmolLM2's makers advise
 DEFAULTS: Defaults = {  # as the help tells them, where they are not those of `generate`
-    "temperature": SAMPLING["temperature"],
-    "top_p": SAMPLING["top_p"],
+    **DRAWN,
     "max_tokens": "up to the end of the context",
 }
 
@@ -45,7 +44,9 @@ def run_chat(args: argparse.Namespace) -> int:
         from minipage.engine.llm import LLM
         from minipage.sampling import SamplingParams
 
-        params = SamplingParams(**SAMPLING | given(args, CHAT))
+        wanted = given(args, CHAT)
+        usual = {} if "beam_width" in wanted else DRAWN  # beams are not drawn
+        params = SamplingParams(**{"max_tokens": None} | usual | wanted)
         llm = LLM(**options)
         conversation = Conversation(llm, params, args.system)
         conversation.check()
