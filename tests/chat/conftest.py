@@ -6,8 +6,8 @@ from engine.checkpoints import save_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
 CHATML = (
-    "{% for message in messages %}{% if loop.first and message.role != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n"
-    "{% endif %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% for message in messages %}{% if loop.first and message.role != 'system' %}<|im_start|>system\nBe kind."
+    "<|im_end|>\n{% endif %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 CONTEXT = 512

@@ -140,7 +140,7 @@ def test_a_template_that_fails_is_told_of_in_a_sentence(fresh, template, sentenc
 
 def test_a_model_that_cannot_chat_says_so(mute):
     llm = LLM(mute, num_blocks=16)
-    with pytest.raises(InvalidRequestError, match="no chat template.*generate"):
+    with pytest.raises(InvalidRequestError, match=r"no chat template.*generate"):
         llm.chat([user("Hello")], GREEDY)
     llm.tokenizer = None
     with pytest.raises(InvalidRequestError, match="no tokenizer"):
