@@ -11,13 +11,9 @@ from minipage.cli_options import CHAT, ENGINE, Defaults, add_options, given
 from minipage.errors import InvalidRequestError, ModelError
 
 MODEL = "smollm2"
-SAMPLING: dict[str, Any] = {"temperature": 0.2, "top_p": 0.9, "max_tokens": None}  # as SmolLM2's makers advise
-MOST_MEMORY = 1 << 30  # bytes for the pool, if nobody says how many
+DRAWN: dict[str, Any] = {"temperature": 0.2, "top_p": 0.9}  # as SmolLM2's makers advise
 DEFAULTS: Defaults = {  # as the help tells them, where they are not those of `generate`
-    "num_blocks": "room for the whole context, up to 1GiB",
-    "memory": None,
-    "temperature": SAMPLING["temperature"],
-    "top_p": SAMPLING["top_p"],
+    **DRAWN,
     "max_tokens": "up to the end of the context",
 }
 
@@ -48,28 +44,13 @@ def run_chat(args: argparse.Namespace) -> int:
         from minipage.engine.llm import LLM
         from minipage.sampling import SamplingParams
 
-        params = SamplingParams(**SAMPLING | given(args, CHAT))
-        llm = LLM(**options | pool_for(options))
+        wanted = given(args, CHAT)
+        usual = {} if "beam_width" in wanted else DRAWN  # beams are not drawn
+        params = SamplingParams(**{"max_tokens": None} | usual | wanted)
+        llm = LLM(**options)
         conversation = Conversation(llm, params, args.system)
         conversation.check()
     return Talk(conversation).run()
-
-
-def pool_for(options: dict[str, Any]) -> dict[str, Any]:
-    """Options of LLM for a pool that holds the longest conversation; none, if somebody has said how large it is."""
-    if {"num_blocks", "memory"} & options.keys() or options.get("device", "cpu") != "cpu":
-        return {}
-    from minipage.memory import blocks_needed
-    from minipage.model.checkpoint import describe_model
-
-    block_size, longest = options.get("block_size", 16), options.get("max_model_len")
-    if block_size < 1 or (longest is not None and longest < 1):
-        return {}  # the engine will say what is wrong
-    architecture, _ = describe_model(options["model"])
-    kv = architecture.kv
-    block_bytes = 2 * kv.num_layers * kv.num_kv_heads * kv.head_size * 4 * block_size  # K and V, of float32
-    wanted = blocks_needed(longest or architecture.max_model_len, block_size)
-    return {"num_blocks": wanted} if wanted * block_bytes <= MOST_MEMORY else {}
 
 
 # ---- a model that comes as a Python package
