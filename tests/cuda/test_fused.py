@@ -18,15 +18,11 @@ dtypes = pytest.mark.parametrize("dtype", ROUNDOFF, ids=str)
 
 
 class Some:
-    """A norm of an even size, one of an odd size, a matrix, and two that read the same input."""
-
-    together, head = (("a", "b"),), "none"
+    together, head = (), "none"
 
     def weights(self):
         yield "norm.weight", Weight((34,))
         yield "odd_norm.weight", Weight((5,))
-        for name, size in ("one", 34), ("a", 3), ("b", 20):
-            yield f"{name}.weight", Weight((520, size))
 
 
 @pytest.fixture
@@ -67,7 +63,7 @@ def numbers(*shape, dtype):
     [(4, 2, 8, 8), (3, 1, 10, 6), (1, 1, 2, 2), (40, 8, 16, 16)],
 )
 def test_q_and_k_are_turned_where_they_are(
-    layers, exact, dtype, num_tokens, num_heads, num_kv_heads, head_size, num_turned
+    layers, exact, dtype, num_tokens, num_heads, num_kv_heads, head_size, turned
 ):
     sizes = [num_heads * head_size, num_kv_heads * head_size, num_kv_heads * head_size]
     qkv = numbers(num_tokens, sum(sizes), dtype=dtype)
@@ -109,14 +105,3 @@ def test_a_norm_of_an_odd_size_or_of_rows_that_lie_apart(layers, exact, dtype):
     check(layers.rms_norm("norm", x[:, 1:, :34], 0.1), exact.rms_norm("norm", wide(x[:, 1:, :34]), 0.1), dtype, 16)
     x = numbers(2, 5, dtype=dtype)
     check(layers.rms_norm("odd_norm", x, 0.1), exact.rms_norm("odd_norm", wide(x), 0.1), dtype)
-
-
-@dtypes
-@pytest.mark.parametrize("num_rows", [1, 2])
-def test_a_product_with_one_row_is_that_of_several(layers, exact, dtype, num_rows):
-    x, onto = numbers(num_rows, 520, dtype=dtype), numbers(num_rows, 34, dtype=dtype)
-    check(layers.linear("one", x), exact.linear("one", wide(x)), dtype, 25)
-    expected = exact.linear("one", wide(x), onto=wide(onto))
-    check(layers.linear("one", x, onto=onto), expected, dtype, 25)
-    for one, other in zip(layers.linears(("a", "b"), x), exact.linears(("a", "b"), wide(x)), strict=True):
-        check(one, other, dtype, 25)

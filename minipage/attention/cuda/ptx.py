@@ -96,12 +96,6 @@ def load_16_bytes(words, i):
     return tuple(words[i + j] for j in range(4))
 
 
-@instruction(WORDS_4, (MEMORY, INDEX), "ld.global.nc.v4.u32 {$0, $1, $2, $3}, [$4];")
-def load_16_bytes_to_keep(words, i):
-    """What other warps will want, too."""
-    return tuple(words[i + j] for j in range(4))
-
-
 @instruction(WORDS_2, (MEMORY, INDEX), "ld.global.nc.L1::no_allocate.L2::128B.v2.u32 {$0, $1}, [$2];")
 def load_8_bytes(words, i):
     return tuple(words[i + j] for j in range(2))
