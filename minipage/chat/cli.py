@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from contextlib import ExitStack
 from typing import Any
 
 from minipage.cli_options import CHAT, ENGINE, Defaults, add_options, given
 from minipage.errors import InvalidRequestError, ModelError
 
 MODEL = "smollm2"
+ELSEWHERE = {"device", "arrays", "attention", "kv_cache_dtype"}  # with these another kernel may be needed
 DRAWN: dict[str, Any] = {"temperature": 0.2, "top_p": 0.9}  # as SmolLM2's makers advise
 DEFAULTS: Defaults = {  # as the help tells them, where they are not those of `generate`
     **DRAWN,
@@ -38,19 +40,22 @@ def run_chat(args: argparse.Namespace) -> int:
     if args.name is not None and "model" in given(args, ENGINE):
         raise InvalidRequestError("the model is named twice: give it as MODEL or with --model.")
     fetch_if_asked(options["model"])
-    with spinner("loading the model"):
-        from minipage.chat.conversation import Conversation
-        from minipage.chat.talk import Talk
-        from minipage.engine.llm import LLM
-        from minipage.sampling import SamplingParams
+    with ExitStack() as stack:
+        with spinner("loading the model"):
+            from minipage.chat.compile_ahead import decode_compiled_ahead
+            from minipage.chat.conversation import Conversation
+            from minipage.chat.talk import Talk
+            from minipage.engine.llm import LLM
+            from minipage.sampling import SamplingParams
 
-        wanted = given(args, CHAT)
-        usual = {} if "beam_width" in wanted else DRAWN  # beams are not drawn
-        params = SamplingParams(**{"max_tokens": None} | usual | wanted)
-        llm = LLM(**options)
-        conversation = Conversation(llm, params, args.system)
-        conversation.check()
-    return Talk(conversation).run()
+            wanted = given(args, CHAT)
+            usual = {} if "beam_width" in wanted else DRAWN  # beams are not drawn
+            params = SamplingParams(**{"max_tokens": None} | usual | wanted)
+            if not ELSEWHERE & options.keys():
+                stack.enter_context(decode_compiled_ahead())
+            conversation = Conversation(LLM(**options), params, args.system)
+            conversation.check()
+        return Talk(conversation).run()
 
 
 # ---- a model that comes as a Python package

@@ -3,11 +3,13 @@
 import io
 import os
 import re
+import subprocess
 import sys
 
 import pytest
 from engine.checkpoints import save_gpt2
 
+from minipage.chat import compile_ahead
 from minipage.chat.conversation import Conversation, named
 from minipage.chat.talk import Wrapped
 from minipage.cli import main
@@ -219,3 +221,46 @@ def test_a_model_without_words_cannot_chat(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n"))
     assert main(["chat", str(tmp_path)]) == 2
     assert "no tokenizer" in capsys.readouterr().err
+
+
+# ---- a new machine
+
+
+def test_where_the_kernels_are_compiled_nothing_is_started(chatter, monkeypatch):
+    def popen(*arguments, **options):
+        raise AssertionError("a process was started")
+
+    compile_ahead.compile_decode()
+    monkeypatch.setattr("subprocess.Popen", popen)
+    with compile_ahead.decode_compiled_ahead():
+        assert not compile_ahead.is_worth_while()
+
+
+def test_where_they_are_not_a_process_is_started_and_ended(monkeypatch):
+    started = []
+
+    class Process:
+        def __init__(self, command, **options):
+            started.append(command[1:])
+
+        def kill(self):
+            started.append("killed")
+
+        def wait(self):
+            started.append("over")
+
+    monkeypatch.setattr("subprocess.Popen", Process)
+    monkeypatch.setattr(compile_ahead, "is_worth_while", lambda: True)
+    with pytest.raises(KeyboardInterrupt), compile_ahead.decode_compiled_ahead():
+        raise KeyboardInterrupt
+    assert started == [["-m", "minipage.chat.compile_ahead"], "killed", "over"]
+
+
+@pytest.mark.slow
+def test_what_is_compiled_ahead_is_what_the_engine_needs(chatter, tmp_path):
+    """On an empty cache: the other process writes one machine code of `decode`, and the chat needs no second one."""
+    env = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-m", "minipage.chat.compile_ahead"], env=env, check=True, timeout=300)
+    command = [sys.executable, "-m", "minipage", "chat", str(chatter), *SHORT]
+    subprocess.run(command, input="Why?\n", text=True, env=env, check=True, timeout=300)
+    assert len(list(tmp_path.rglob("decode.decode-*.nbc"))) == 1
