@@ -16,13 +16,22 @@ from typing import TYPE_CHECKING, Any
 from minipage.renamed import find_moved_modules
 
 if TYPE_CHECKING:
+    from minipage.engine.async_llm import AsyncLLM
     from minipage.engine.completion import CompletionOutput
     from minipage.engine.llm import LLM
     from minipage.engine.request import RequestOutput
-    from minipage.sampling import SamplingParams
+    from minipage.sampling import SamplingParams, StructuredOutputsParams
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "CompletionOutput", "RequestOutput", "SamplingParams", "__version__"]
+__all__ = [
+    "LLM",
+    "AsyncLLM",
+    "CompletionOutput",
+    "RequestOutput",
+    "SamplingParams",
+    "StructuredOutputsParams",
+    "__version__",
+]
 
 find_moved_modules()
 
@@ -31,7 +40,9 @@ def __getattr__(name: str) -> Any:
     """Load the engine when it is first used, so that `python -m minipage --help` need not wait for numba."""
     homes = {
         "LLM": "engine.llm",
+        "AsyncLLM": "engine.async_llm",
         "SamplingParams": "sampling",
+        "StructuredOutputsParams": "sampling",
         "RequestOutput": "engine.request",
         "CompletionOutput": "engine.completion",
     }

@@ -1,4 +1,4 @@
-"""The command line: `python -m minipage demo | generate | learn | info`.
+"""The command line: `python -m minipage demo | generate | chat | serve | learn | info`.
 
 Only argparse is imported here. Whatever takes time (numba, NumPy, rich, the tokenizer) is imported by the command that
 needs it, so `--help` answers at once.
@@ -11,13 +11,14 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from minipage import __version__
-from minipage.cli_options import DEMO, ENGINE, FILES, SAMPLING, Defaults, add_options, given
+from minipage.chat.cli import add_chat
+from minipage.cli_options import DEMO, ENGINE, FILES, SAMPLING, SERVER, Defaults, add_options, given
 from minipage.errors import ConfigurationError, InvalidRequestError, MinipageError
 from minipage.learn.cli import add_learn
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from minipage.engine.completion import CompletionOutput
     from minipage.engine.llm import LLM
     from minipage.engine.request import RequestOutput
-    from minipage.sampling import SamplingParams
+    from minipage.sampling import Logprob, SamplingParams
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 BYTE_ORDER_MARK = "\ufeff"  # before the first line of a file that was written on Windows
@@ -52,6 +53,16 @@ DEFAULTS: Defaults = {  # as the help tells them
     "length_penalty": 1.0,
     "early_stopping": "false",
     "skip_special_tokens": "true",
+}
+DEFAULTS_OF_SERVER: Defaults = {
+    "host": "127.0.0.1",
+    "port": 8000,
+    "served_model_name": "as the model is given",
+    "max_queued_requests": 1024,
+    "max_body_size": "4 MiB",
+    "max_logprobs": 20,
+    "drain_timeout": 30,
+    "log_level": "info",
 }
 OF_THE_STORY = "as the story needs"
 DEFAULTS_OF_DEMO: Defaults = DEFAULTS | {
@@ -134,9 +145,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="minipage", description="PagedAttention, small enough to read.")
     parser.add_argument("--version", action="version", version=f"minipage {__version__}")
     parser.set_defaults(command=None)
-    commands = parser.add_subparsers(title="commands", metavar="{demo,generate,learn,info}")
+    commands = parser.add_subparsers(title="commands", metavar="{demo,generate,chat,serve,learn,info}")
     add_demo(commands.add_parser("demo", help="watch three requests share a small paged memory, step by step"))
     add_generate(commands.add_parser("generate", help="continue one text, or many as one batch"))
+    add_chat(commands.add_parser("chat", help="talk with a chat model, and see what the prefix cache finds"), DEFAULTS)
+    add_serve(commands.add_parser("serve", help="a server that clients of OpenAI and vLLM can talk to"))
     add_learn(commands.add_parser("learn", help="rebuild PagedAttention yourself: exercises that check themselves"))
     info = commands.add_parser("info", help="versions, devices, caches, and the sizes of the shipped model")
     info.set_defaults(command=run_info)
@@ -218,8 +231,10 @@ def generate(args: argparse.Namespace, prompts: list[str], build: Callable[..., 
         from minipage import LLM, SamplingParams
 
         params = SamplingParams(**given(args, SAMPLING))
-        if params.logprobs is not None and not args.json:
-            raise InvalidRequestError("log probabilities are printed with --json only: add it, or drop --logprobs.")
+        if {params.logprobs, params.prompt_logprobs} != {None} and not args.json:
+            raise InvalidRequestError(
+                "log probabilities are printed with --json only: add it, or drop --logprobs and --prompt-logprobs."
+            )
         llm = build(**given(args, ENGINE)) if build else LLM(**given(args, ENGINE), progress=loading(say))
     num_texts = params.beam_width or params.n
     if len(prompts) == 1 and num_texts == 1 and not params.beam_width and not args.json:
@@ -321,13 +336,44 @@ def as_json(output: RequestOutput, completion: CompletionOutput) -> str:
     from dataclasses import asdict
 
     facts, text = asdict(output), asdict(completion)
-    if completion.logprobs is not None:  # a JSON object for each token, under its number
-        text["logprobs"] = [{token: lp._asdict() for token, lp in each.items()} for each in completion.logprobs]
+    facts["prompt_logprobs"], text["logprobs"] = named(output.prompt_logprobs), named(completion.logprobs)
     del facts["outputs"]
     metrics = facts.pop("metrics")
     arrival, num_preemptions = metrics.pop("arrival_time"), metrics.pop("num_preemptions")
     seconds = {name.removesuffix("_time"): round(time - arrival, 6) for name, time in metrics.items()}
     return json.dumps(facts | text | {"seconds_to": seconds, "num_preemptions": num_preemptions})
+
+
+def named(logprobs: Sequence[dict[int, Logprob] | None] | None) -> list[Any] | None:
+    """A JSON object for each token, under its number."""
+    if logprobs is None:
+        return None
+    return [each and {token: logprob._asdict() for token, logprob in each.items()} for each in logprobs]
+
+
+# ---- serve
+
+
+def add_serve(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("served", nargs="?", metavar="MODEL", help="what --model takes; default: the shipped one")
+    add_options(parser.add_argument_group("the server"), SERVER, DEFAULTS_OF_SERVER)
+    add_options(parser.add_argument_group("the engine"), ENGINE, DEFAULTS)
+    parser.set_defaults(command=run_serve)
+
+
+def run_serve(args: argparse.Namespace) -> None:
+    try:
+        from minipage.serve.command import run
+        from minipage.trace.playing.spinner import spinner
+    except ImportError as error:
+        message = f"{error}. The server needs more than the engine does: pip install 'minipage[serve]'."
+        raise ConfigurationError(message) from error
+    engine, server = given(args, ENGINE), given(args, SERVER)
+    if args.served is not None:
+        if "model" in engine:
+            raise ConfigurationError("the model is given twice; leave out MODEL or --model.")
+        engine["model"] = args.served
+    run(engine, server, spinner)
 
 
 # ---- info

@@ -7,8 +7,12 @@ receives it holds. Tests compare the table with the signatures.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+if TYPE_CHECKING:
+    from minipage.sampling import StructuredOutputsParams
 
 
 class Option(NamedTuple):
@@ -36,8 +40,26 @@ def early_stopping(text: str) -> bool | str:
     return values[text.lower()]
 
 
+def bias(text: str) -> tuple[int, float]:
+    token, _, added = text.partition(":")
+    try:
+        return int(token), float(added)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a token id and a number, such as 262:-5") from None
+
+
+def structure(text: str) -> StructuredOutputsParams:
+    from minipage.sampling import StructuredOutputsParams
+
+    try:
+        return StructuredOutputsParams(**json.loads(text))
+    except (TypeError, ValueError) as error:
+        what = f"{text!r} is not such as " + """'{"choice": ["yes", "no"]}' or '{"json": {"type": "object"}}'"""
+        raise argparse.ArgumentTypeError(f"{what} ({error})") from None
+
+
 ENGINE: Options = {  # of LLM
-    "model": Option(str, "NAME", "a folder, or a GPT-2 on the hub, such as gpt2"),
+    "model": Option(str, "NAME", "a folder, a .gguf file, smollm2, or a model on the hub, such as gpt2"),
     "block_size": Option(int, "N", "tokens in a block"),
     "num_blocks": Option(int, "N", "blocks in the pool"),
     "memory": Option(str, "BYTES", "memory for the pool, such as 512MiB, in place of --num-blocks"),
@@ -66,6 +88,13 @@ SAMPLING: Options = {  # of SamplingParams
     "top_k": Option(int, "N", "choose among this many most likely tokens; 0: among all"),
     "top_p": Option(float, "SHARE", "choose among the most likely tokens that together have this probability"),
     "min_p": Option(float, "SHARE", "drop tokens less likely than this share of the most likely one"),
+    "presence_penalty": Option(float, "X", "makes tokens that the text has less likely; below 0, more"),
+    "frequency_penalty": Option(float, "X", "the same, the more often the text has them"),
+    "repetition_penalty": Option(float, "X", "above 1, makes tokens of prompt and text less likely; below 1, more"),
+    "logit_bias": Option(bias, "ID:X", "makes this token more likely, or less (may be repeated)", repeats=True),
+    "bad_words": Option(str, "WORD", "never say this (may be repeated)", repeats=True),
+    "allowed_token_ids": Option(int, "ID", "choose only this token (may be repeated)", repeats=True),
+    "structured_outputs": Option(structure, "JSON", "the text matches a json, regex, grammar or one choice"),
     "seed": Option(int, "N", "makes the text repeatable"),
     "stop": Option(str, "TEXT", "end when this appears in the text (may be repeated)", repeats=True),
     "stop_token_ids": Option(int, "ID", "end after this token (may be repeated)", repeats=True),
@@ -76,12 +105,38 @@ SAMPLING: Options = {  # of SamplingParams
     "length_penalty": Option(float, "X", "of beams: above 0 favours long texts, below 0 short ones"),
     "early_stopping": Option(early_stopping, "WHEN", "of beams: true, false or never"),
     "logprobs": Option(int, "N", "with --json: log probabilities, of this many most likely tokens too"),
+    "prompt_logprobs": Option(int, "N", "with --json: the same for the tokens of the prompt"),
+}
+SERVER: Options = {  # of the server, beside those of the engine
+    "host": Option(str, "ADDRESS", "where to listen; 0.0.0.0: on all of this machine's addresses"),
+    "port": Option(int, "N", "0: any that is free"),
+    "served_model_name": Option(str, "NAME", "what clients call the model (may be repeated)", repeats=True),
+    "api_key": Option(str, "KEY", "clients must send it (may be repeated); or set MINIPAGE_API_KEY", repeats=True),
+    "chat_template": Option(str, "FILE", "of Jinja, in place of the model's own"),
+    "max_queued_requests": Option(int, "N", "most prompts that wait; beyond these, clients get status 429"),
+    "max_body_size": Option(int, "BYTES", "longest request"),
+    "max_logprobs": Option(int, "N", "most log probabilities for each token that a client may ask for"),
+    "drain_timeout": Option(float, "SECONDS", "when told to stop: how long those who are here may go on"),
+    "seed": Option(int, "N", "makes the requests that have no seed of their own repeatable, too"),
+    "log_level": Option(str, "LEVEL", "debug, info (a line for each request), warning, error or critical"),
+    "enable_log_requests": Option(bool, "", "log prompts, too"),
+    "root_path": Option(str, "PATH", "where a proxy has put this server, such as /llm"),
+    "allowed_origins": Option(
+        str, "ORIGIN", "pages in browsers that may ask; * for all (may be repeated)", repeats=True
+    ),
+    "allowed_methods": Option(str, "METHOD", "with which methods (may be repeated)", repeats=True),
+    "allowed_headers": Option(str, "HEADER", "with which headers (may be repeated)", repeats=True),
+    "allow_credentials": Option(bool, "", "and with cookies"),
+    "ssl_keyfile": Option(str, "FILE", "for https: the key"),
+    "ssl_certfile": Option(str, "FILE", "and the certificate"),
+    "ssl_ca_certs": Option(str, "FILE", "whose certificates clients must have"),
 }
 DEMO: Options = ENGINE | {
     "max_tokens": SAMPLING["max_tokens"],
     "seed": Option(int, "N", "another seed, other texts"),
     "steps": Option(int, "N", "stop after N steps"),
 }
+CHAT: Options = {name: option for name, option in SAMPLING.items() if name not in ("n", "logprobs")}  # of each answer
 FILES: Options = {  # what the demo writes in place of showing the run
     "html": Option(str, "FILE", "a page to step through in a browser"),
     "svg": Option(str, "FOLDER", "one picture a step"),

@@ -19,6 +19,10 @@ class RequestError(MinipageError):
     """A request that was being served cannot go on. It ends with finish_reason "error"; the others never notice."""
 
 
+class EngineDeadError(MinipageError):
+    """The engine has stopped: it was shut down, or something failed that it could not mend. It serves nobody more."""
+
+
 class ConfigurationError(MinipageError, ValueError):
     """An engine, a pool or a block table was set up, or asked for something, with a value that makes no sense."""
 

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from minipage.errors import InvalidRequestError, MinipageError, shown
-from minipage.sampling import SamplingParams, random_number, sample, top_logprobs
+from minipage.sampling import Processors, SamplingParams, random_number, sample, top_logprobs
 from minipage.sampling.sampler import probabilities
 
 # Whole numbers divided by a power of two: sums come out the same in any order, so a tie is a tie for everybody.
@@ -171,7 +171,9 @@ def test_forbidden_tokens_are_never_drawn(logits, temperature, data):
     forbidden = data.draw(st.sets(tokens, max_size=len(logits) - 1))
     before = logits.copy()
     for draw in (0.0, 0.3, 0.6, math.nextafter(1, 0)):
-        assert sample(logits, SamplingParams(temperature=temperature), draw, frozenset(forbidden)) not in forbidden
+        params = SamplingParams(temperature=temperature, min_tokens=1)
+        adjustment = Processors(params, [0], forbidden, [], len(logits)).adjustment([])
+        assert sample(logits, params, draw, adjustment) not in forbidden
     np.testing.assert_array_equal(logits, before, "the row of logits belongs to somebody else and was changed")
 
 

@@ -209,13 +209,19 @@ def test_a_text_that_the_library_panics_at_is_refused():
         pass
 
     class Backend:
-        def encode(self, text):
+        def encode(self, text, **options):
             raise PanicException("index out of bounds")
 
     tokenizer = byte_level()
     tokenizer.backend = Backend()
     with pytest.raises(InvalidRequestError, match="panicked: index out of bounds"):
         tokenizer.encode("a")
+
+
+def test_long_texts_are_read_like_short_ones():
+    tokenizer = byte_level()
+    text = "The sea is a wide grey field.\n" * 400  # above LONG, where another call of the library reads it
+    assert tokenizer.encode(text) == tokenizer.backend.encode(text).ids
 
 
 @given(st.text(st.characters(), max_size=8))

@@ -386,4 +386,4 @@ trace
 # **Going further.** (a) Let requests come in bursts of five, at the same mean rate. Where is the wall now? (b) Prompts of 300 tokens: which latency suffers? Choose `max_num_batched_tokens` (lesson 6) by
 # goodput. (c) `benchmarks/` compares minipage with others; read how it takes turns.
 #
-# That was the course. What now? Write a policy, read vLLM, or send us the lesson that was missing.
+# Next: **lesson 14**, a model of your own.

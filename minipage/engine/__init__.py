@@ -6,6 +6,8 @@ request.py              a request on its way, and what its user sees of it; samp
 engine.py               the loop
 build.py                from options to parts
 llm.py                  an engine from options, with `generate` and `stream`
+async_llm.py            the same for asyncio tasks and threads, from a thread of its own; mailbox.py: what they exchange
+stats.py                what has been done, counted
 changes.py              whatever raises, the engine stays whole
 """
 

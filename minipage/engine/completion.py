@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from minipage.model.tokenizer import Detokenizer, Tokenizer, without_surrogates
-from minipage.sampling import Logprob, SamplingParams
+from minipage.sampling import Grammar, Logprob, SamplingParams
 from minipage.scheduling import Sequence
 
 
@@ -19,7 +19,7 @@ class CompletionOutput:
     logprobs: list[dict[int, Logprob]] | None  # for each token: itself and the most likely ones, if asked for
     cumulative_logprob: float | None  # of all tokens together, if logprobs were asked for, or of a beam
     finish_reason: str | None  # "stop", "length", "abort" or "error"; None: still going on
-    stop_reason: int | str | None  # the stop token or stop string that ended it
+    stop_reason: int | str | None  # the stop token or stop string that ended it; None: structured_outputs did
     score: float | None = None  # of a beam: cumulative_logprob / length ** length_penalty
 
 
@@ -34,6 +34,7 @@ class Completion:
         stop_token_ids: frozenset[int],
         max_num_tokens: int,
         tokenizer: Tokenizer | None,
+        grammar: Grammar | None = None,
     ) -> None:
         self.index = index
         self.seq = seq
@@ -41,15 +42,10 @@ class Completion:
         self._stop_token_ids = stop_token_ids
         self._max_num_tokens = max_num_tokens
         self._tokenizer = tokenizer
+        self._grammar_at_first = grammar  # what the text has to look like, before its first token
         self._stop_strings = tuple(map(without_surrogates, params.stop_strings))
         self._logprobs: list[dict[int, Logprob]] = []
         self._begin()
-
-    @property
-    def forbidden_tokens(self) -> frozenset[int]:
-        """Tokens that must not come next: those that would end the text before min_tokens."""
-        too_short = self.seq.num_output_tokens < self._params.min_tokens
-        return self._stop_token_ids if too_short else frozenset()
 
     def add_token(self, token_id: int, logprobs: dict[int, Logprob] | None) -> None:
         """Take the next token, and finish if it is the last."""
@@ -67,6 +63,7 @@ class Completion:
 
     def _begin(self) -> None:
         self.finish_reason: str | None = None
+        self.grammar = self._grammar_at_first and self._grammar_at_first.copy()  # after the tokens seen
         self._detokenizer = Detokenizer(self._tokenizer, self._params.skip_special_tokens)
         self._num_seen = 0  # tokens that text and finish reason take account of
         self._num_searched = 0  # characters of the text in which no stop string ends
@@ -76,6 +73,8 @@ class Completion:
     def _follow(self) -> None:
         for token_id in self.seq.token_ids[self.seq.num_prompt_tokens + self._num_seen :]:
             self._num_seen += 1
+            if self.grammar:
+                self.grammar.advance(token_id)
             self._see(token_id)
 
     def _see(self, token_id: int) -> None:
@@ -85,7 +84,7 @@ class Completion:
         self._look_for_stop_strings()
         if is_stop_token and self._stop_reason is None:
             self._stop_reason = token_id
-        if self._stop_reason is not None:
+        if self._stop_reason is not None or (self.grammar and self.grammar.is_complete):
             self.finish("stop")
         elif self.seq.num_prompt_tokens + self._num_seen >= self._max_num_tokens:
             self.finish("length")

@@ -10,7 +10,7 @@ It is made of parts that are handed in: `build.py` makes them from options, and 
 from __future__ import annotations
 
 from itertools import count
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -19,10 +19,11 @@ from minipage.engine.changes import Changes
 from minipage.engine.intake import Intake, saying_which
 from minipage.engine.prompts import Prompt
 from minipage.engine.request import Choice, NextToken, Request, RequestOutput
+from minipage.engine.stats import Stats
 from minipage.errors import InvalidRequestError
 from minipage.model.architecture import Model
 from minipage.sampling import SamplingParams
-from minipage.scheduling import Scheduler, StepPlan
+from minipage.scheduling import Scheduler, Sequence, StepPlan
 from minipage.scheduling.scheduler import claim
 from minipage.worker.runner import ModelRunner
 
@@ -55,6 +56,7 @@ class Engine:
         self._news: dict[Request, None] = {}  # requests with news that nobody has seen yet, in order
         self._claimed: set[Request] = set()  # requests whose news belong to a generate() or stream() call
         self._changes = Changes()
+        self._stats = Stats(intake.max_model_len)
         self._abandoned: list[Request] = []  # nobody waits for them any more; they are ended with the next change
 
     def __repr__(self) -> str:
@@ -102,13 +104,30 @@ class Engine:
             self._queue([request])
             return request.request_id
 
-    def abort(self, request_id: str) -> bool:
-        """Stop a request, whatever it is doing; False if it is unknown or finished already."""
+    def read_prompt(self, prompt: Prompt, params: SamplingParams | None = None) -> Prompt:
+        """The prompt with its token ids, as `add_request` would read it; this waits for no step, and none waits for it.
+
+        Args:
+            params: what these ask for is compiled on the way, so that `add_request` need not.
+
+        Raises:
+            InvalidRequestError: it cannot be served.
+        """
+        if isinstance(params, SamplingParams):
+            self._intake.grammar(params)
+        return self._intake.read(prompt)
+
+    def abort(self, request_id: str, reason: str = "abort") -> bool:
+        """Stop a request, whatever it is doing; False if it is unknown or finished already.
+
+        Args:
+            reason: its finish_reason; "error" if something failed and what it has computed should not be found again.
+        """
 
         def change() -> bool:
             request = self.requests.get(request_id)
             if request is not None:
-                self._end(request, "abort")
+                self._end(request, reason)
             return request is not None
 
         return self._changes.make(change, self._mend)
@@ -118,6 +137,15 @@ class Engine:
         with self._changes.lock:
             if self.scheduler.prefix_cache:
                 self.scheduler.prefix_cache.reset()
+
+    def stats(self) -> dict[str, Any]:
+        """The numbers of a server's /metrics, under the same names (see stats.py); this waits for no step."""
+        return self._stats.look(self.scheduler)
+
+    def reset_stats(self) -> None:
+        """Begin to count anew."""
+        self._stats = Stats(self._intake.max_model_len)
+        self.scheduler.num_queried_tokens = self.scheduler.num_hit_tokens = 0
 
     def has_unfinished_requests(self) -> bool:
         """Whether another `step` is worth while: something is still to be computed, or to be told."""
@@ -143,6 +171,7 @@ class Engine:
             logits = self.forward(plan)
             tokens = self.sample(plan, logits)
             self.update(plan, tokens)
+            self._stats.count_step(plan)
 
     def schedule(self) -> StepPlan:
         """Choose the tokens of this step and give each a slot."""
@@ -156,16 +185,19 @@ class Engine:
         self.runner.copy(plan)
 
     def forward(self, plan: StepPlan) -> np.ndarray:
-        """Run the model; [num_sampled, vocab_size] logits, a row for each chunk that comes to its sequence's end."""
+        """Run the model; [num_sampled, vocab_size] logits: for each chunk, in their order, a row for each token of the
+        prompt that is scored, and one if it comes to its sequence's end."""
         return self.runner.forward(plan)
 
     def sample(self, plan: StepPlan, logits: np.ndarray) -> NextTokens:
         """Let every request choose its next tokens; logits: [num_sampled, vocab_size]."""
-        ends = [chunk for chunk in plan.chunks if chunk.receivers]  # a row of logits each
-        asking = [(self.requests[c.group.group_id], seq, row) for row, c in enumerate(ends) for seq in c.receivers]
+        scoring, asking = self._who_wants(plan)
         draws = {seq: (row, draw) for request, seq, row in asking if (draw := request.draw(seq))}
         drawn = dict(zip(draws, self.runner.sample(logits, list(draws.values()))))
-        seen = self.runner.rows(logits, {row for request, _, row in asking if request.looks_at_logits})
+        looked_at = {row for request, _, row in asking if request.looks_at_logits}
+        seen = self.runner.rows(logits, looked_at | {row for _, _, row in scoring})
+        for request, position, row in scoring:
+            request.score(position, seen[row])
         choices: dict[Request, list[Choice]] = {}
         for request, seq, row in asking:
             choices.setdefault(request, []).append(Choice(seq, drawn.get(seq), seen.get(row)))
@@ -180,9 +212,23 @@ class Engine:
             if not request.error:
                 for seq in request.take(its_tokens):
                     self.scheduler.finish(request.group, seq)
+                self._stats.count_tokens(request, len(its_tokens))
                 self._tell(request)
 
     # ---- helpers
+
+    def _who_wants(self, plan: StepPlan) -> tuple[list[tuple[Request, int, int]], list[tuple[Request, Sequence, int]]]:
+        """Who wants which row of a step's logits: to know how likely its prompt is, (request, position, row); or to
+        choose a token, (request, sequence, row)."""
+        rows, scoring, asking = count(), [], []
+        for chunk in plan.chunks:
+            request = self.requests[chunk.group.group_id]
+            if chunk.group.unscored:
+                scoring += [(request, position, next(rows)) for position in chunk.scored]
+            if receivers := chunk.receivers:
+                row = next(rows)
+                asking += [(request, seq, row) for seq in receivers]
+        return scoring, asking
 
     def _mend(self) -> None:
         for request in list(self.requests.values()):
@@ -206,6 +252,7 @@ class Engine:
         self._news[request] = None
         if request.finished:
             del self.requests[request.request_id]
+            self._stats.count_request(request)
 
     def _free_id(self) -> str:
         return next(name for name in map(str, self._ids) if name not in self.requests)

@@ -10,10 +10,10 @@ from minipage.engine.beams import BeamRequest
 from minipage.engine.prompts import Prompt, check_token_ids, read_prompt
 from minipage.engine.request import Request
 from minipage.engine.sampled import SampledRequest
-from minipage.errors import InvalidRequestError
+from minipage.errors import InvalidRequestError, shown
 from minipage.memory import BlockPool, BlockTable
 from minipage.model.tokenizer import Tokenizer
-from minipage.sampling import SamplingParams, is_whole
+from minipage.sampling import Grammar, GrammarCompiler, Processors, SamplingParams, is_whole
 from minipage.scheduling import Sequence, SequenceGroup
 
 
@@ -35,6 +35,7 @@ class Intake:
         self.max_model_len = max_model_len
         self.block_pool = block_pool
         self.block_table = block_table
+        self._compiler: GrammarCompiler | None = None  # of structured outputs
 
     def make_request(
         self, request_id: Any, prompt: Prompt, params: SamplingParams | None, priority: int = 0, cache_salt: str = ""
@@ -50,7 +51,8 @@ class Intake:
                 f"cache_salt is {cache_salt!r} and must be a string; priority is {priority!r} and "
                 "must be a whole number."
             )
-        text, token_ids = read_prompt(prompt, self.tokenizer, self.vocab_size, self.max_model_len)
+        known = self.read(prompt)
+        text, token_ids = known["prompt"], known["prompt_token_ids"]
         stop = self._stop_token_ids(params)
         if params.beam_width and params.beam_width > self.vocab_size:
             raise InvalidRequestError(
@@ -60,8 +62,17 @@ class Intake:
         sequences = [Sequence(name, token_ids, self.block_table(self.block_pool)) for name in names]
         width, longest = params.beam_width or params.n, self._max_num_tokens(len(token_ids), params)
         group = SequenceGroup(request_id, sequences, longest, width, priority, cache_salt)
-        kind = BeamRequest if params.beam_width else SampledRequest
-        return kind(text, params, group, stop, self.tokenizer)
+        if params.beam_width:
+            return BeamRequest(text, params, group, stop, self.tokenizer)
+        if params.prompt_logprobs is not None:
+            group.unscored = range(len(token_ids) - 1)
+        processors, grammar = self._processors(params, token_ids, stop), self.grammar(params)
+        return SampledRequest(text, params, group, stop, self.tokenizer, processors=processors, grammar=grammar)
+
+    def read(self, prompt: Prompt) -> dict[str, Any]:
+        """Its text, if there is one, and its tokens, as a dict that is a prompt, too."""
+        text, token_ids = read_prompt(prompt, self.tokenizer, self.vocab_size, self.max_model_len)
+        return {"prompt": text, "prompt_token_ids": token_ids}
 
     def _stop_token_ids(self, params: SamplingParams) -> frozenset[int]:
         """The tokens that end a text."""
@@ -70,6 +81,37 @@ class Intake:
         if params.min_tokens > 0 and len(stop) == self.vocab_size:
             raise InvalidRequestError("min_tokens keeps all of stop_token_ids from coming, but they are all there are.")
         return stop
+
+    def _processors(self, params: SamplingParams, prompt: list[int], stop: frozenset[int]) -> Processors | None:
+        """What is done to the request's logits; None: nothing."""
+        if not Processors.are_wanted(params):
+            return None
+        check_token_ids(tuple(token for token, _ in params.logit_bias or ()), self.vocab_size, "logit_bias")
+        check_token_ids(tuple(params.allowed_token_ids or ()), self.vocab_size, "allowed_token_ids")
+        words = [self._spellings(word) for word in params.bad_words or ()]
+        return Processors(params, prompt, stop, [ids for spellings in words for ids in spellings], self.vocab_size)
+
+    def _spellings(self, word: str) -> list[list[int]]:
+        """The tokens of a word where a text begins with it, and, by vLLM's rule, where a space comes before it: if that
+        makes another first token, and no more of them."""
+        if self.tokenizer is None:
+            raise InvalidRequestError("bad_words are texts, but this model has no tokenizer to read them with.")
+        alone, spaced = (self.tokenizer.encode(space + word.lstrip(), add_special_tokens=False) for space in ("", " "))
+        if not alone:
+            raise InvalidRequestError(f"bad_words has {shown(word)}, which the tokenizer makes no token of.")
+        is_other = len(spaced) == len(alone) and spaced[0] != alone[0]
+        return [ids for ids in ([alone, spaced] if is_other else [alone]) if max(ids) < self.vocab_size]
+
+    def grammar(self, params: SamplingParams) -> Grammar | None:
+        """What the texts have to look like. Of what was asked for before, it is known; any thread may ask."""
+        if params.structured_outputs is None:
+            return None
+        if self.tokenizer is None:
+            raise InvalidRequestError("structured_outputs is about texts, but this model has no tokenizer.")
+        if self._compiler is None:  # takes about a second for a large vocabulary, and few ask for it
+            backend = self.tokenizer.backend.to_str()
+            self._compiler = GrammarCompiler(backend, self.vocab_size, self.eos_token_ids)
+        return self._compiler.compile(params.structured_outputs)
 
     def _max_num_tokens(self, num_prompt_tokens: int, params: SamplingParams) -> int:
         """How long a sequence may get: max_tokens more than the prompt, as far as the context goes."""

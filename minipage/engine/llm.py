@@ -6,10 +6,10 @@ model.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from minipage.engine.build import (
     SchedulerOptions,
@@ -21,7 +21,7 @@ from minipage.engine.build import (
 )
 from minipage.engine.engine import Engine
 from minipage.engine.intake import Intake, saying_which
-from minipage.engine.prompts import Prompt, list_prompts
+from minipage.engine.prompts import Conversation, Prompt, chat_prompts, list_prompts
 from minipage.engine.request import Request, RequestOutput
 from minipage.errors import InvalidRequestError
 from minipage.memory import BlockPool, BlockTable
@@ -147,9 +147,29 @@ class LLM(Engine):
             pass
         return [request.output() for request in requests]
 
+    def chat(
+        self,
+        messages: Conversation | Sequence[Conversation],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        add_generation_prompt: bool = True,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[RequestOutput]:
+        """Like `generate`, for one conversation or many: what a chat model says next in each.
+
+        Args:
+            messages: such as [{"role": "user", "content": "Hello"}], or a list of such lists.
+            add_generation_prompt: end each with what makes the model answer.
+            chat_template_kwargs: what its template knows further, such as {"enable_thinking": False}.
+
+        Raises:
+            InvalidRequestError: a conversation cannot be served, or the model has no chat template.
+        """
+        prompts = chat_prompts(messages, self.tokenizer, add_generation_prompt, chat_template_kwargs)
+        return self.generate(prompts, params)
+
     def stream(
         self, prompts: Prompt | Iterable[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
-    ) -> Iterator[RequestOutput]:
+    ) -> Generator[RequestOutput, None, None]:
         """Like `generate`, but yield what is known of a request whenever it has got a token.
 
         Closing the iterator aborts what is not finished.

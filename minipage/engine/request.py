@@ -41,6 +41,8 @@ class RequestOutput:
     finished: bool
     metrics: RequestMetrics
     error: str | None = None  # why it could not go on, if finish_reason is "error"
+    prompt_logprobs: list[dict[int, Logprob] | None] | None = None  # of each token of the prompt, if asked for
+    num_cached_tokens: int = 0  # of the prompt, which the prefix cache knew
 
 
 class NextToken(NamedTuple):
@@ -83,6 +85,7 @@ class Request:
         self.prompt_token_ids = group.leader.token_ids.copy()
         self.ended_by: str | None = None  # "abort" or "error", if it did not come to its own end
         self.error: str | None = None  # what is the matter, in a sentence
+        self.prompt_logprobs: list[dict[int, Logprob] | None] | None = None
         self._times: dict[str, float] = {}
         self._note("arrival_time")
 
@@ -95,6 +98,10 @@ class Request:
         return "finished_time" in self._times
 
     @property
+    def metrics(self) -> RequestMetrics:
+        return RequestMetrics(num_preemptions=self.group.num_preemptions, **self._times)
+
+    @property
     def looks_at_logits(self) -> bool:
         """Whether a drawn token is not enough to choose from."""
         raise NotImplementedError
@@ -102,6 +109,10 @@ class Request:
     def draw(self, seq: Sequence) -> Draw | None:
         """How the next token of a sequence is drawn; None: it is not drawn."""
         return None
+
+    def score(self, position: int, logits: np.ndarray) -> None:
+        """Note how likely the prompt's token after `position` was, by the logits [V] there."""
+        raise NotImplementedError
 
     def choose(self, choices: list[Choice]) -> list[NextToken]:
         """The next tokens of the sequences that have come to their end."""
@@ -148,8 +159,10 @@ class Request:
             prompt_token_ids=self.prompt_token_ids,
             outputs=self.completions(),
             finished=self.finished,
-            metrics=RequestMetrics(num_preemptions=self.group.num_preemptions, **self._times),
+            metrics=self.metrics,
             error=self.error,
+            prompt_logprobs=self.prompt_logprobs and self.prompt_logprobs.copy(),
+            num_cached_tokens=self.group.num_cached_tokens,
         )
 
     def _note(self, event: str) -> None:

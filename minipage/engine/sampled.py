@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from minipage.engine.completion import Completion, CompletionOutput
 from minipage.engine.request import Choice, NextToken, Request, not_numbers
-from minipage.sampling import NO_TOKEN, Draw, Logprob, random_number, top_logprobs
+from minipage.errors import RequestError
+from minipage.sampling import NO_TOKEN, Draw, Grammar, Logprob, Processors, random_number, top_logprobs
 from minipage.scheduling import Sequence
 
 
 class SampledRequest(Request):
-    """`n` texts, drawn independently of each other."""
+    """`n` texts, drawn independently of each other.
+
+    `processors` say what is done to their logits, if anything; `grammar` what they have to look like.
+    """
+
+    def __init__(self, *args: Any, processors: Processors | None = None, grammar: Grammar | None = None) -> None:
+        super().__init__(*args)
+        self.processors = processors
+        self.grammar = grammar
+        if self.params.prompt_logprobs is not None:
+            self.prompt_logprobs = [None] * len(self.prompt_token_ids)  # and so it stays for the first
 
     @cached_property
     def texts(self) -> dict[Sequence, Completion]:
-        end = self.stop_token_ids, self.group.max_num_tokens
-        return {
-            seq: Completion(i, seq, self.params, *end, self.tokenizer) for i, seq in enumerate(self.group.sequences)
-        }
+        alike = self.params, self.stop_token_ids, self.group.max_num_tokens, self.tokenizer, self.grammar
+        return {seq: Completion(i, seq, *alike) for i, seq in enumerate(self.group.sequences)}
 
     @property
     def looks_at_logits(self) -> bool:
@@ -30,15 +40,23 @@ class SampledRequest(Request):
         text = self.texts[seq]
         is_greedy = self.params.temperature == 0
         number = 0.0 if is_greedy else random_number(self.seed, text.index, len(seq.token_ids))
-        return Draw(self.params, number, text.forbidden_tokens)
+        if self.processors is None:  # nearly always
+            return Draw(self.params, number)
+        return Draw(self.params, number, self.processors.adjustment(seq.output_token_ids, text.grammar))
+
+    def score(self, position: int, logits: np.ndarray) -> None:
+        assert self.prompt_logprobs is not None
+        token_id = self.prompt_token_ids[position + 1]
+        self.prompt_logprobs[position + 1] = self._logprobs(logits, token_id, self.params.prompt_logprobs)
+        self.group.unscored = range(position + 1, self.group.unscored.stop)  # the same again, if a step is taken back
 
     def choose(self, choices: list[Choice]) -> list[NextToken]:
         tokens = []
         for seq, token_id, logits in choices:
             assert token_id is not None, "a sampled request draws all its tokens"
             if token_id == NO_TOKEN:
-                raise not_numbers(seq)
-            tokens.append(NextToken(seq, token_id, self._logprobs(logits, token_id)))
+                raise self._nothing_allowed(seq) or not_numbers(seq)
+            tokens.append(NextToken(seq, token_id, self._logprobs(logits, token_id, self.params.logprobs)))
         return tokens
 
     def take(self, tokens: list[NextToken]) -> list[Sequence]:
@@ -64,9 +82,22 @@ class SampledRequest(Request):
         if not self.group.sequences:
             self._note("finished_time")
 
-    def _logprobs(self, logits: np.ndarray | None, token_id: int) -> dict[int, Logprob] | None:
-        if self.params.logprobs is None or logits is None:
+    def _nothing_allowed(self, seq: Sequence) -> RequestError | None:
+        """Why no token could be drawn, if that is for what the request asks for."""
+        adjustment, grammar = self.draw(seq).adjustment, self.texts[seq].grammar
+        if adjustment is None or self.processors is None or not adjustment.leaves_nothing(self.processors.vocab_size):
+            return None
+        reason = f": {grammar.error}" if grammar and grammar.error else ""
+        return RequestError(
+            f"no token is left to choose for token {len(seq.token_ids)} (counted from 0, prompt included){reason}. "
+            f"Together, these exclude all of them: {', '.join(self.processors.excluding)}."
+        )
+
+    def _logprobs(self, logits: np.ndarray | None, token_id: int, count: int | None) -> dict[int, Logprob] | None:
+        """Of a token and of the `count` likeliest."""
+        if count is None or logits is None:
             return None
         decode = self.tokenizer.token_text if self.tokenizer else lambda token_id: ""
-        top = top_logprobs(logits, token_id, self.params.logprobs)
+        with np.errstate(invalid="ignore"):  # of what is no number, nobody knows how likely it is
+            top = top_logprobs(logits, token_id, count)
         return {token: Logprob(logprob, rank, decode(token)) for token, (logprob, rank) in top.items()}

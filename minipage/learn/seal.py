@@ -68,10 +68,14 @@ def take(hidden: dict[str, ModuleType]) -> Callable[..., str]:
             if everything and key != "__builtins__":
                 keep_value(f"{prefix}.{key}", value)
 
+    def size(names: Any, count: Callable[[Any], int] = len) -> int:
+        """How many names a class has, without the note that copy.copy leaves in it."""
+        return count(names) - ("__slotnames__" in names)
+
     def keep_class(cls: type) -> None:
         if id(cls) not in classes:
             classes.add(id(cls))
-            full.append((f"{cls.__module__}.{cls.__qualname__}", vars(cls), len(vars(cls))))
+            full.append((f"{cls.__module__}.{cls.__qualname__}", vars(cls), size(vars(cls))))
             keep_names(f"{cls.__module__}.{cls.__qualname__}", vars(cls), is_ours(cls.__module__))
 
     everything = sys.modules | hidden
@@ -97,7 +101,7 @@ def take(hidden: dict[str, ModuleType]) -> Callable[..., str]:
         if only_ours:
             return ""
         for name, namespace, number in full:
-            if count(namespace) != number:
+            if size(namespace) != number:
                 return name
         for name, container, before in contents:
             now = flat_now(container)

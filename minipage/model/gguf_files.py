@@ -71,10 +71,13 @@ def read_gguf(path: Path) -> GGUFModel:
         factors = weights.read(ROPE_FACTORS) if ROPE_FACTORS in shapes else None
         weights.config = config_of(header.metadata, shapes, factors)
         tokenizer = tokenizer_of(header.metadata)
+        special = special_tokens(header.metadata)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from error
+    except (TypeError, ValueError, LookupError, ArithmeticError) as error:  # a text for a number, a size of 0, ...
+        raise ModelError(f"{path}: what it says of the model makes no sense ({error!r}). Fetch it again.") from error
     template = header.metadata.get("tokenizer.chat_template")
-    chat_template = ChatTemplate(template, special_tokens(header.metadata), str(path)) if template else None
+    chat_template = ChatTemplate(template, special, str(path)) if isinstance(template, str) else None
     return GGUFModel(weights.config, weights, tokenizer, chat_template)
 
 

@@ -17,6 +17,7 @@ from minipage.model.settings import why
 
 T = TypeVar("T")
 
+LONG = 10_000  # characters; above these, the library's call that lets other threads run meanwhile
 LOST = "\N{REPLACEMENT CHARACTER}"
 
 
@@ -56,7 +57,9 @@ class Tokenizer:
         """
         try:
             text = without_surrogates(text)
-            return list(ask(self.backend.encode, text, add_special_tokens=add_special_tokens).ids)
+            if len(text) < LONG:
+                return list(ask(self.backend.encode, text, add_special_tokens=add_special_tokens).ids)
+            return list(ask(self.backend.encode_batch, [text], add_special_tokens=add_special_tokens)[0].ids)
         except Exception as error:  # the library raises bare Exceptions
             message = f"the tokenizer cannot read the text ({error}); leave out what it has no token for."
             raise InvalidRequestError(message) from error

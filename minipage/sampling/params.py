@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from numbers import Integral
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from minipage.errors import InvalidRequestError, shown
+from minipage.sampling.structured import StructuredOutputsParams, is_structure
+from minipage.sampling.values import are_pairs, are_texts, are_whole, as_pairs, as_plain, as_tuple, is_real, is_whole
 
 MOST_TEXTS = 16_384  # of one request; as in vLLM
 
@@ -19,7 +19,7 @@ class SamplingParams:
     """How to generate. Names, meanings and defaults are those of vLLM's SamplingParams.
 
     Numbers may be NumPy's, and lists anything that can be iterated over. Kept are Python's own numbers, and tuples,
-    which nobody can change afterwards.
+    which nobody can change afterwards; of `logit_bias`, its pairs in the order of the tokens.
 
     Raises:
         InvalidRequestError: a value makes no sense; the message says which and what is allowed.
@@ -30,6 +30,13 @@ class SamplingParams:
     top_k: int = 0  # keep only this many most likely tokens; 0 or -1: all
     top_p: float = 1.0  # choose among the fewest most likely tokens that together have this probability
     min_p: float = 0.0  # drop tokens less likely than this share of the most likely one
+    presence_penalty: float = 0.0  # taken off the logit of every token that the text has already
+    frequency_penalty: float = 0.0  # the same, once for each time that the text has it
+    repetition_penalty: float = 1.0  # divides positive logits of tokens in prompt or text, multiplies negative ones
+    logit_bias: Mapping[Any, float] | Iterable[tuple[Any, float]] | None = None  # {token id: added to its logit}
+    bad_words: Iterable[str] | None = None  # texts of which the last token never comes after the others
+    allowed_token_ids: Iterable[int] | None = None  # no others are chosen
+    structured_outputs: StructuredOutputsParams | None = None  # what the text has to look like
     seed: int | None = None  # makes this request repeatable
     max_tokens: int | None = 16  # most tokens to generate; None: as the context and the pool have room for
     min_tokens: int = 0  # before it has this many, a text ends for no stop string, stop token or end
@@ -40,90 +47,97 @@ class SamplingParams:
     length_penalty: float = 1.0  # of beams: above 0 favours long texts, below 0 short ones
     early_stopping: bool | Literal["never"] = False  # of beams: when to be content; see BeamSearch
     logprobs: int | None = None  # report log probabilities: of the token and this many likeliest at each place
+    prompt_logprobs: int | None = None  # the same of each token of the prompt, except the first
     skip_special_tokens: bool = True  # leave tokens such as <|endoftext|> out of the text
     include_stop_str_in_output: bool = False  # let the text end with the stop string, or the stop token's text
 
     def __post_init__(self) -> None:
+        given = {field.name: as_plain(getattr(self, field.name)) for field in fields(self)}
+        for name, value in given.items():
+            object.__setattr__(self, name, KEPT_AS.get(name, lambda value: value)(value))
+
         def require(valid: bool, name: str, allowed: str) -> None:
             if not valid:
-                raise InvalidRequestError(f"{name} is {shown(getattr(self, name))}; it must be {allowed}.")
+                raise InvalidRequestError(f"{name} is {shown(given[name])}; it must be {allowed}.")
 
-        for field in fields(self):
-            object.__setattr__(self, field.name, as_plain(getattr(self, field.name)))
-        stop, token_ids = as_tuple(self.stop), as_tuple(self.stop_token_ids)
-        require(are_texts((stop,) if isinstance(stop, str) else stop), "stop", "texts, none empty")
-        require(are_whole(token_ids), "stop_token_ids", "token ids")
-        object.__setattr__(self, "stop", stop)
-        object.__setattr__(self, "stop_token_ids", token_ids)
-        require(is_real(self.temperature) and self.temperature >= 0, "temperature", "a finite number of at least 0")
-        require(is_whole(self.top_k) and self.top_k >= -1, "top_k", "a whole number; 0 or -1 to keep all tokens")
-        require(is_real(self.top_p) and 0 < self.top_p <= 1, "top_p", "above 0 and at most 1")
-        require(is_real(self.min_p) and 0 <= self.min_p <= 1, "min_p", "from 0 to 1")
-        is_seed = self.seed is None or (is_whole(self.seed) and 0 <= self.seed < 2**64)
-        require(is_seed, "seed", "None or a whole number from 0 to 2**64 - 1")
-        for name, least in (("max_tokens", 1), ("logprobs", 0)):
-            value = getattr(self, name)
-            allowed = f"None or a whole number of at least {least}"
-            require(value is None or (is_whole(value) and value >= least), name, allowed)
-        most = math.inf if self.max_tokens is None else self.max_tokens
-        require(is_whole(self.min_tokens) and 0 <= self.min_tokens <= most, "min_tokens", "from 0 to max_tokens")
-        require(is_whole(self.n) and 1 <= self.n <= MOST_TEXTS, "n", f"a whole number from 1 to {MOST_TEXTS:,}")
-        require(self.beam_width is None or self.n == 1, "n", "1 in a beam search, which gives beam_width texts")
-        require(is_real(self.length_penalty), "length_penalty", "a finite number")
-        knows_when = isinstance(self.early_stopping, bool) or self.early_stopping == "never"
-        require(knows_when, "early_stopping", "True, False or 'never'")
-        for name in ("ignore_eos", "skip_special_tokens", "include_stop_str_in_output"):
-            require(isinstance(getattr(self, name), bool), name, "True or False")
-        if self.beam_width is not None:
-            is_width = is_whole(self.beam_width) and 1 <= self.beam_width <= MOST_TEXTS
-            require(is_width, "beam_width", f"a whole number from 1 to {MOST_TEXTS:,}")
-            draws = self.temperature not in (0, 1) or self.top_k > 0 or self.top_p < 1 or self.min_p > 0
-            require(
-                not draws, "beam_width", "left out when temperature, top_k, top_p or min_p is set: beams are not drawn"
-            )
-            require(not self.stop_strings, "stop", "empty in a beam search; use stop_token_ids")
-            require(self.logprobs is None, "logprobs", "None in a beam search; see cumulative_logprob")
+        for name, (is_valid, allowed) in RULES.items():
+            require(is_valid(getattr(self, name)), name, allowed)
+        require(self.max_tokens is None or self.min_tokens <= self.max_tokens, "min_tokens", "from 0 to max_tokens")
+        for name, values in WITH_BEAMS.items() if self.beam_width else ():
+            allowed = f"left out, because beam_width is {self.beam_width}: a beam search draws no tokens"
+            require(getattr(self, name) in values, name, f"{allowed}, and keeps the likeliest texts as they are")
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
-def is_whole(value: Any) -> bool:
-    return type(value) is int or (isinstance(value, Integral) and not isinstance(value, bool))  # usually the first
+def or_none(is_valid: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: value is None or is_valid(value)
 
 
-def is_real(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+def is_from(least: float, most: float = math.inf) -> Callable[[Any], bool]:
+    return lambda value: is_whole(value) and least <= value <= most
 
 
-def as_plain(value: Any) -> Any:
-    """NumPy's and PyTorch's numbers and arrays as Python's own numbers and lists; anything else as it is.
-
-    Raises:
-        InvalidRequestError: an array that has no list of its members: a sparse one, or one without memory.
-    """
-    if not (hasattr(value, "tolist") and hasattr(value, "ndim")):
-        return value
-    try:
-        return value.tolist()
-    except Exception as error:  # each library, and each layout, raises its own
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        message = f"a {type(value).__name__} cannot be made a list ({reason}); give a list or a plain array."
-        raise InvalidRequestError(message) from error
+def is_truth(value: Any) -> bool:
+    return isinstance(value, bool)
 
 
-def as_tuple(values: Any) -> Any:
-    """The members of anything that can be iterated over. What is one thing, a text for example, stays as it is."""
-    if isinstance(values, str | bytes | bytearray | memoryview) or not isinstance(values, Iterable):
-        return values
-    in_order = sorted(values, key=str) if isinstance(values, set | frozenset) else values  # of a set always the same
-    return tuple(map(as_plain, in_order))
-
-
-def are_texts(values: Any) -> bool:
-    return values is None or (isinstance(values, tuple) and all(isinstance(text, str) and text for text in values))
-
-
-def are_whole(values: Any) -> bool:
-    return values is None or (isinstance(values, tuple) and all(map(is_whole, values)))
+KEPT_AS: dict[str, Callable[[Any], Any]] = {
+    "stop": as_tuple,
+    "stop_token_ids": as_tuple,
+    "bad_words": as_tuple,
+    "allowed_token_ids": as_tuple,
+    "logit_bias": as_pairs,
+}
+Rule: TypeAlias = tuple[Callable[[Any], bool], str]  # whether a value is valid, and what is allowed
+AS_MANY: Rule = or_none(is_from(0)), "None or a whole number of at least 0"
+SWITCH: Rule = is_truth, "True or False"
+WORDS: Rule = or_none(are_texts), "texts, none empty"
+PENALTY: Rule = lambda x: is_real(x) and -2 <= x <= 2, "from -2 to 2"
+RULES: dict[str, Rule] = {
+    "stop": (or_none(lambda x: are_texts((x,) if isinstance(x, str) else x)), WORDS[1]),
+    "stop_token_ids": (or_none(are_whole), "token ids"),
+    "temperature": (lambda x: is_real(x) and x >= 0, "a finite number of at least 0"),
+    "top_k": (is_from(-1), "a whole number; 0 or -1 to keep all tokens"),
+    "top_p": (lambda x: is_real(x) and 0 < x <= 1, "above 0 and at most 1"),
+    "min_p": (lambda x: is_real(x) and 0 <= x <= 1, "from 0 to 1"),
+    "presence_penalty": PENALTY,
+    "frequency_penalty": PENALTY,
+    "repetition_penalty": (lambda x: is_real(x) and x > 0, "a finite number above 0"),
+    "logit_bias": (or_none(are_pairs), "{token id: a finite number}"),
+    "bad_words": WORDS,
+    "allowed_token_ids": (or_none(lambda x: are_whole(x) and len(x) > 0), "token ids, at least one"),
+    "structured_outputs": (or_none(is_structure), "None or StructuredOutputsParams(...)"),
+    "seed": (or_none(is_from(0, 2**64 - 1)), "None or a whole number from 0 to 2**64 - 1"),
+    "max_tokens": (or_none(is_from(1)), "None or a whole number of at least 1"),
+    "logprobs": AS_MANY,
+    "prompt_logprobs": AS_MANY,
+    "min_tokens": (is_from(0), "from 0 to max_tokens"),
+    "n": (is_from(1, MOST_TEXTS), f"a whole number from 1 to {MOST_TEXTS:,}"),
+    "length_penalty": (is_real, "a finite number"),
+    "early_stopping": (lambda x: is_truth(x) or x == "never", "True, False or 'never'"),
+    "ignore_eos": SWITCH,
+    "skip_special_tokens": SWITCH,
+    "include_stop_str_in_output": SWITCH,
+    "beam_width": (or_none(is_from(1, MOST_TEXTS)), f"a whole number from 1 to {MOST_TEXTS:,}"),
+}
+NOTHING = (None, ())
+WITH_BEAMS: dict[str, tuple[Any, ...]] = {  # the only values that a beam search goes together with
+    "n": (1,),
+    "temperature": (0, 1),
+    "top_k": (0, -1),
+    "top_p": (1,),
+    "min_p": (0,),
+    "presence_penalty": (0,),
+    "frequency_penalty": (0,),
+    "repetition_penalty": (1,),
+    "logit_bias": NOTHING,
+    "bad_words": NOTHING,
+    "allowed_token_ids": NOTHING,
+    "structured_outputs": NOTHING,
+    "stop": NOTHING,
+    "logprobs": NOTHING,
+    "prompt_logprobs": NOTHING,
+}

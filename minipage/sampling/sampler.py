@@ -2,6 +2,8 @@
 
     logits ─▶ / temperature ─▶ softmax ─▶ keep the top_k ─▶ keep the top_p ─▶ drop below min_p ─▶ draw one
 
+Before all that, a request may have its logits adjusted: processors.py.
+
 The number behind a draw is made from the seed, the sample's index and the token's position, and from nothing else. So a
 seeded request gives the same text whatever else is in the batch, and however often it is preempted or starts again.
 """
@@ -10,15 +12,16 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from minipage.sampling.params import SamplingParams
+from minipage.sampling.processors import Adjustment
 
-NO_TOKEN = -1  # drawn where there is nothing to draw from: the logits are no numbers
+NO_TOKEN = -1  # drawn where there is nothing to draw from: the logits are no numbers, or no token is allowed
 
 
 class Draw(NamedTuple):
@@ -26,7 +29,7 @@ class Draw(NamedTuple):
 
     params: SamplingParams
     number: float  # from [0, 1); see random_number
-    forbidden: frozenset[int] = frozenset()  # tokens not to choose
+    adjustment: Adjustment | None = None  # what is done to the logits first
 
 
 class Logprob(NamedTuple):
@@ -98,19 +101,13 @@ def random_number(seed: int, index: int, position: int) -> float:
     return (int.from_bytes(digest, "big") >> 11) / 2**53
 
 
-def sample(
-    logits: npt.NDArray[Any],
-    params: SamplingParams,
-    draw: float,
-    forbidden: Collection[int] = (),
-) -> int:
-    """Choose the next token from one row of logits [V], by a number from [0, 1); never one of `forbidden`.
+def sample(logits: npt.NDArray[Any], params: SamplingParams, draw: float, adjustment: Adjustment | None = None) -> int:
+    """Choose the next token from one row of logits [V], which stays as it is, by a number from [0, 1).
 
-    The answer is NO_TOKEN if the largest logit is not a finite number.
+    The answer is NO_TOKEN if the largest logit, after the adjustment, is not a finite number.
     """
-    if forbidden:
-        logits = logits.copy()
-        logits[list(forbidden)] = -np.inf
+    if adjustment is not None:
+        logits = adjustment.apply(logits)  # [V]
     likeliest = int(logits.argmax())  # or the first NaN
     if not math.isfinite(logits[likeliest]):
         return NO_TOKEN

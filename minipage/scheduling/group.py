@@ -62,8 +62,10 @@ class SequenceGroup:
         self.status = GroupStatus.WAITING
         self.num_preemptions = 0
         self.was_admitted = False  # with its prefix looked up, at least once
+        self.num_cached_tokens = 0  # of the prompt, which the prefix cache knew when it was first admitted
         self.shared_len = len(sequences[0].token_ids)
         self.is_sharing = True  # the leader computes for all; the others have no blocks
+        self.unscored = range(0)  # positions of the prompt whose logits are still wanted; usually none is
 
     def __repr__(self) -> str:
         return f"SequenceGroup({self.group_id!r}, {self.status.value}, {len(self.sequences)} sequences)"

@@ -33,6 +33,12 @@ class Chunk:
 
     samplers = renamed("receivers")
 
+    @property
+    def scored(self) -> range:
+        """Which of its positions have logits that tell how likely the prompt's next token is, if that is asked for."""
+        wanted = self.group.unscored
+        return range(max(self.start, wanted.start), min(self.start + self.num_tokens, wanted.stop))
+
 
 @was_tuple
 @dataclass(slots=True)

@@ -202,9 +202,10 @@ class Scheduler:
         if group.was_admitted:
             self.preempted_queries += group.shared_len
             self.preempted_hits += group.leader.num_computed_tokens
-        else:
+        elif not group.unscored:  # who wants to know of every token of its prompt, asks for none in the cache
             self.num_queried_tokens += group.shared_len
             self.num_hit_tokens += group.leader.num_computed_tokens
+            group.num_cached_tokens = group.leader.num_computed_tokens
         group.was_admitted = True
 
     def admission(self, group: SequenceGroup, cached: list[int]) -> Admission:
@@ -222,7 +223,8 @@ class Scheduler:
         if self.prefix_cache is None:
             return Prefix([], [])
         found = Prefix(*self.prefix_cache.find(group.leader.token_ids, group.cache_salt))
-        return found.first(group.shared_len // self.block_pool.block_size)  # only what all its sequences share
+        length = min(group.shared_len, group.unscored.start) if group.unscored else group.shared_len
+        return found.first(length // self.block_pool.block_size)  # only what all its sequences share, and has no logits
 
     def _seats_left(self) -> int:
         return self.max_num_seqs - sum(group.max_num_seqs for group in self.running)

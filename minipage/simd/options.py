@@ -32,7 +32,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 # Sums may be reordered (that is what lets them use vector instructions) and multiplications fused with additions;
 # infinities must keep their meaning, because `highest` starts at one.
-options: Any = {"fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
+# Other threads go on meanwhile: a server answers while a step is computed.
+options: Any = {"fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy", "nogil": True}
 # Only the loops that say `prange` should be shared among the threads, not every NumPy expression too.
 expressions = ["comprehension", "fusion", "inplace_binop", "numpy", "reduction", "setitem", "stencil"]
 

@@ -54,6 +54,8 @@ def make_batch(chunks: Sequence[Chunk]) -> Batch:
         query_start_loc.append(len(token_ids))
         context_lens.append(stop)
         tables.append(list(table))
+        if chunk.group.unscored:
+            sampled_rows += [len(token_ids) - (stop - position) for position in chunk.scored]
         if chunk.receivers:
             sampled_rows.append(len(token_ids) - 1)
     max_blocks = max(map(len, tables))

@@ -73,7 +73,8 @@ class ModelRunner:
         copy_blocks(self.kv_cache, self.kv_cache, plan.copies)
 
     def forward(self, plan: StepPlan) -> np.ndarray:
-        """Run the model; [num_sampled, vocab_size] logits, a row for each chunk that comes to its sequence's end."""
+        """Run the model; [num_sampled, vocab_size] logits: for each chunk, in their order, a row for each token of the
+        prompt that is scored, and one if it comes to its sequence's end."""
         batch = make_batch(plan.chunks)
         layers = self.model.layers
         token_ids, positions = layers.asarray(batch.token_ids), layers.asarray(batch.positions)  # [T] each

@@ -23,7 +23,7 @@ from minipage.engine.llm import LLM
 from minipage.errors import ConfigurationError
 from minipage.memory import BlockPool, BlockTable
 from minipage.model.place import is_simulated
-from minipage.sampling import NO_TOKEN, Draw, SamplingParams, sample
+from minipage.sampling import NO_TOKEN, Draw, Processors, SamplingParams, sample
 from minipage.scheduling import Chunk, Sequence, SequenceGroup
 from minipage.worker.batch import Batch
 from minipage.worker.gpu import capture, graphs, memory
@@ -95,6 +95,10 @@ WAYS = {
     "greedy": {"temperature": 0},
     "min_tokens": {"min_tokens": 2, "stop_token_ids": list(range(0, 60, 2))},
     "samples": {"n": 3},
+    "penalties": {"presence_penalty": 1.0, "frequency_penalty": 0.5, "repetition_penalty": 1.3, "temperature": 0},
+    "bias": {"logit_bias": {3: 4.0, 7: -100.0}, "n": 2, "top_p": 0.8},
+    "allowed": {"allowed_token_ids": [0, 8, 59, 17], "temperature": 0.5},
+    "prompt": {"prompt_logprobs": 2, "temperature": 0},
 }
 
 
@@ -103,13 +107,29 @@ def test_every_way_to_draw_gives_the_tokens_of_the_cpu_in_one_batch(tiny):
     params = [SamplingParams(seed=i, max_tokens=2, ignore_eos=True, **way) for i, way in enumerate(WAYS.values())]
     params.append(SamplingParams(beam_width=2, max_tokens=2, ignore_eos=True))
     prompts = [[i, 7, i + 3] for i in range(len(params))]
-    on_gpu = gpu_llm(tiny, max_num_seqs=13, num_blocks=64).generate(prompts, params)
+    on_gpu = gpu_llm(tiny, max_num_seqs=18, num_blocks=64).generate(prompts, params)
     on_cpu = LLM(tiny, block_size=4, num_blocks=64).generate(prompts, params)
     for name, ours, theirs in zip([*WAYS, "beams"], texts(on_gpu), texts(on_cpu), strict=True):
         assert ours == theirs, name
-    for ours, theirs in zip(on_gpu[5].outputs[0].logprobs, on_cpu[5].outputs[0].logprobs, strict=True):
-        assert ours.keys() == theirs.keys()
-        assert [p.logprob for p in ours.values()] == pytest.approx([p.logprob for p in theirs.values()], abs=1e-4)
+    scored = list(WAYS).index("prompt")
+    ours, theirs = (on[5].outputs[0].logprobs + on[scored].prompt_logprobs[1:] for on in (on_gpu, on_cpu))
+    for our, their in zip(ours, theirs, strict=True):
+        assert our.keys() == their.keys()
+        assert [p.logprob for p in our.values()] == pytest.approx([p.logprob for p in their.values()], abs=1e-4)
+
+
+@pytest.mark.parametrize("most", [1, 3, 64])
+def test_prompt_logprobs_come_chunk_by_chunk_as_on_the_cpu(tiny, most):
+    """Also in chunks of one token, which are no decodes: the next token is the prompt's own."""
+    params = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True, prompt_logprobs=1)
+    options = {"max_num_batched_tokens": most, "max_num_seqs": 1}
+    on_gpu = gpu_llm(tiny, **options).generate(PROMPTS[:3], params)
+    on_cpu = LLM(tiny, block_size=4, num_blocks=64).generate(PROMPTS[:3], params)
+    assert texts(on_gpu) == texts(on_cpu)
+    for ours, theirs in zip(on_gpu, on_cpu, strict=True):
+        for our, their in zip(ours.prompt_logprobs[1:], theirs.prompt_logprobs[1:], strict=True):
+            assert our.keys() == their.keys()
+            assert [p.logprob for p in our.values()] == pytest.approx([p.logprob for p in their.values()], abs=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -263,6 +283,24 @@ class Endless:
 # ---- the parts
 
 
+some = st.sets(st.integers(0, 11), max_size=3).map(sorted)
+adjustments = st.builds(
+    lambda options, prompt, output, stop: Processors(
+        SamplingParams(min_tokens=2, **options), prompt, stop, [], 12
+    ).adjustment(output),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "presence_penalty": st.just(0.5),
+            "repetition_penalty": st.just(1.5),
+            "logit_bias": st.just({2: 1.5, 5: -3.0}),
+            "allowed_token_ids": some.filter(bool),
+        },
+    ),
+    some,
+    some,
+    some,
+)
 draws = st.builds(
     Draw,
     st.builds(
@@ -273,7 +311,7 @@ draws = st.builds(
         min_p=st.sampled_from([0.0, 0.1, 1.0]),
     ),
     st.floats(0, 1, exclude_max=True),
-    st.sampled_from([frozenset(), frozenset({0, 3}), frozenset({11})]),
+    st.none() | adjustments,
 )
 
 
@@ -290,7 +328,7 @@ def test_the_device_draws_what_the_host_draws(most, logits, batch):
     for token, (row, draw) in zip(tokens, batch, strict=True):
         expected = sample(logits[row], *draw)
         if token != expected:  # allowed if the number fell on the edge between two tokens, up to rounding
-            nudged = [sample(logits[row], draw.params, n, draw.forbidden) for n in np.clip(
+            nudged = [sample(logits[row], draw.params, n, draw.adjustment) for n in np.clip(
                 [draw.number - 1e-9, draw.number + 1e-9], 0, 1 - 1e-12)]  # fmt: skip
             assert token in nudged, f"{token}, not {expected}, from {logits[row]} with {draw}"
 
@@ -414,7 +452,7 @@ def test_inputs_are_padded_with_what_is_written_nowhere_and_reads_nothing():
         query_start_loc=[0, 1, 2, 3, 4],
         sampled_rows=[0, 1, 2, 3],
     )
-    _, again = inputs.places(4, 4)
+    _, again = inputs.places(4, 4, 4)
     assert [a.data_ptr() for a in again] == [a.data_ptr() for a in on_device], "a graph reads them where they were"
 
 

@@ -258,5 +258,35 @@ MEASURING = [
     M("13.4", "return blocks_there // blocks_each", "return memory // bytes_per_token // num_tokens", "whole blocks"),
     M("13.4", "return blocks_there // blocks_each", "return blocks_there / blocks_each", "Requests count whole"),
 ]  # fmt: skip
-NUMBERS = WHY_PAGING + GPT_AND_CACHE + QUANTIZED + KERNELS + PARALLEL + MEASURING
+OWN_MODEL = [
+    M("14.1", "np.exp(1j * np.outer(positions, frequencies))", "np.exp(-1j * np.outer(positions, frequencies))", "turn the wrong way"),
+    M("14.1", "np.outer(positions, frequencies)", "np.outer(positions + 1, frequencies)", "one too high"),
+    M("14.1", "np.outer(positions, frequencies)", "np.outer(np.arange(len(x)), frequencies)", "The rows were counted"),
+    # Llama's original order, which Hugging Face's checkpoints do not have
+    M("14.1", "points = x[..., : size // 2] + 1j * x[..., size // 2 :]\n    points = points * turns[:, None, :]\n"
+      "    return np.concatenate([points.real, points.imag], axis=2)", "points = x[..., ::2] + 1j * x[..., 1::2]\n"
+      "    points = points * turns[:, None, :]\n    return np.stack([points.real, points.imag], axis=3).reshape(x.shape)", "Neighbours were paired"),
+    M("14.1", "theta ** (-2 * i / size)", "theta ** (-i / size)", r"theta \*\* \(-2 \* i / D\)"),
+    M("14.1", "np.exp(1j * np.outer(positions, frequencies))", "np.exp(1j * np.outer(positions % 16, frequencies))", "Pair i turns by position"),
+    M("14.2", "head * num_kv_heads // num_heads", "head % num_kv_heads", "one after the other, share"),
+    M("14.2", "head * num_kv_heads // num_heads", "head // num_kv_heads", "one after the other, share"),
+    M("14.2", "v_cache[block, offset, own]", "v_cache[block, offset, h % num_kv_heads]", "and of V too"),
+    M("14.2", "range(context_len)]", "range(-(-context_len // block_size) * block_size)]", "NaN came out"),
+    M("14.2", " / math.sqrt(q.shape[1])", "", r"sqrt\(D\)"),
+    M("14.3", "return 2 * config", "return config", r"K and V \(2\)"),
+    M("14.3", "shared * row", "heads * row", r"with \d heads of"),
+    M("14.3", "size + 4", "size", "bytes of a scale"),
+    M("14.3", 'config.get("head_dim") or config["hidden_size"] // heads', 'config["hidden_size"] // heads', "heads of"),
+    M("14.3", ' and not config.get("new_decoder_architecture", False)', "", "heads of"),
+    M("14.3", "        shared = 1\n", "        pass\n", "with 1 heads of"),
+    M("14.4", '"Falcon-7B": (1, 64, 8192, 65536)', '"Falcon-7B": (71, 64, 581632, 923)', "all of them share one"),
+    M("14.4", "(40, 128, 819200, 655)", "(40, 128, 819200, 655.36)", "Whole blocks|whole number"),
+    M("14.4", "(4, 128, 57344, 9362)", "(4, 128, 28672, 18724)", r"K and V \(2\)"),
+    M("14.4", '"Qwen2.5-7B"', '"Qwen"', "under its name"),
+    M("14.5", "np.exp(1j * angle)", "np.exp(-1j * angle)", "went the other way"),
+    M("14.5", "np.exp(1j * angle)", "np.exp(1j * np.arange(by, by + len(k))[:, None, None] * angle / (by or 1))", "a second time"),
+    M("14.5", "angle = by * theta", "angle = abs(by) * theta", "went the other way"),
+    M("14.5", "    half = k.shape[-1] // 2\n    angle", "    if by == 0:\n        return k\n    half = k.shape[-1] // 2\n    angle", "Make a new array"),
+]  # fmt: skip
+NUMBERS = WHY_PAGING + GPT_AND_CACHE + QUANTIZED + KERNELS + PARALLEL + MEASURING + OWN_MODEL
 MISTAKES = NUMBERS + SCHEDULER + PREEMPTION + BLOCK_POOL + BLOCK_TABLE + ATTENTION + COPY_ON_WRITE + PREFIX_CACHE

@@ -170,4 +170,29 @@ KERNELS = [
     M("11.2", "kv = h // (q.shape[1] // k_cache.shape[2])", "kv = h // 2 if q.shape[1] > k_cache.shape[2] else h", "somebody else's|outside|h // .H // KH|does not|line"),
     M("11.2", "    top = -math.inf\n", "    top = -30000.0\n", "NaN came out|weights are exp|0 / 0|division"),
 ]  # fmt: skip
-NUMBERS = WHY_PAGING + GPT_AND_CACHE + ATTENTION + KERNELS + QUANTIZED + PARALLEL + MEASURING
+OWN_MODEL = [
+    M("14.1", "np.outer(positions, frequencies)", "np.outer(positions - positions.min(), frequencies)", "Pair i turns"),
+    M("14.1", "np.outer(positions, frequencies)", "np.outer(positions % 512, frequencies)", "Pair i turns"),
+    M("14.1", "def rotate(x, positions, theta=10_000.0):", "def rotate(x, positions, theta=500_000.0):", "theta is 10,000"),
+    M("14.1", ".astype(x.dtype)", ".astype(np.float16)", "Pair i turns"),
+    M("14.1", "    turns = np", "    x -= 0.5\n    turns = np", "x was changed"),
+    M("14.1", "np.exp(1j * np.outer(positions, frequencies))", "1.001 * np.exp(1j * np.outer(positions, frequencies))", "Pair i turns"),
+    M("14.1", "turns[:, None, :]", "turns[0]", "Pair i turns"),
+    M("14.2", "head * num_kv_heads // num_heads", "head * num_kv_heads / num_heads", "whole number"),
+    M("14.2", "head * num_kv_heads // num_heads", "head // 2 if num_kv_heads > 1 else 0", "one after the other, share|outside|line"),
+    M("14.2", "np.exp(scores - scores.max())", "np.exp(scores)[::-1]", "softmax"),
+    M("14.2", "weights @ values / weights.sum()", "weights @ values", "weighted mean"),
+    M("14.2", "    out = np.zeros(q.shape)", "    q /= 1.0\n    q *= 2\n    out = np.zeros(q.shape)", "q was changed"),
+    M("14.3", "dtype, size + 4)", "dtype, size + 2)", "bytes of a scale"),
+    M("14.3", '"float16": 2 * size', '"float16": 4 * size', "of 2 bytes"),
+    M("14.3", 'heads = config["num_attention_heads"]', 'heads = config.pop("num_attention_heads")', "config was changed"),
+    M("14.3", 'config.get("num_key_value_heads", config.get("num_kv_heads", heads))', 'config.get("num_key_value_heads", heads)', "heads of"),
+    M("14.3", "shared * row", "shared * float(row)", "whole number"),
+    M("14.4", "(8, 128, 131072, 4096),\n        \"Llama", "(8, 128, 131072, 512),\n        \"Llama", "Whole blocks"),
+    M("14.4", "(4, 128, 57344, 9362)", "(4, 128, 57344)", "four numbers"),
+    M("14.4", "(4, 128, 57344, 9362)", "(4, 896, 401408, 1337)", "num_attention_heads, here"),
+    M("14.5", "by * theta ** (-np.arange(half) / half)", "by * theta ** (-np.arange(half) / (2 * half))", "turn it by .by. more"),
+    M("14.5", "def move(k, by, theta=10_000.0):\n    half", "def move(k, by, theta=10_000.0):\n    theta = 10_000.0\n    half", "turn it by .by. more"),
+    M("14.5", "angle = by * theta", "angle = max(by, -8) * theta", "turn it by .by. more"),
+]  # fmt: skip
+NUMBERS = WHY_PAGING + GPT_AND_CACHE + ATTENTION + KERNELS + QUANTIZED + PARALLEL + MEASURING + OWN_MODEL

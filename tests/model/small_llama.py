@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from minipage.errors import ModelError
-from minipage.model.architecture import KVSpec, Weight, flat, heads
+from minipage.model.architecture import KVSpec, Weight, flat, heads, turned
 
 QKV = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")
 GATE_UP = ("mlp.gate_proj", "mlp.up_proj")
@@ -70,6 +70,4 @@ class SmallLlama:
 
     def adapt(self, tensors):
         for name, weight in self.weights():
-            stored = name if name == "lm_head.weight" else f"model.{name}"
-            is_table = len(weight.shape) == 1 or weight.is_table or name == "lm_head.weight"
-            yield name, tensors(stored, weight.shape) if is_table else tensors(stored, weight.shape[::-1]).T
+            yield name, turned(self, tensors, name, weight)

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 
 from minipage.errors import ModelError
 from minipage.model.gguf_files import packaged_model, read_gguf
-from minipage.model.gguf_tokenizer import LLAMA3, QWEN2, SPLITS, special_tokens, tokenizer_of
+from minipage.model.gguf_tokenizer import LLAMA3, QWEN2, SPLITS, special_tokens, tokenizer_of, word_cutter
 
 LINES = """The sea is a wide grey field and nobody mows it. It's 12 or 345 miles; 1,234 in 2026.
 Every wave begins again where another wave began,  and   every gull says so: HE'LL say 12 345.
@@ -159,6 +159,22 @@ def test_sentence_piece_cuts_as_transformers_says(tmp_path):
     for text in texts():
         assert ours.encode(text) == theirs.encode(text), text
         assert ours.decode(ours.encode(text)) == theirs.decode(theirs.encode(text)), text
+
+
+def test_the_better_of_two_tokens_is_made_first():
+    entries = {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": ["<unk>", "▁", "a", "b", "c", "ab", "bc"],
+        "tokenizer.ggml.add_space_prefix": False,
+        "tokenizer.ggml.add_bos_token": False,
+    }
+    assert tokenizer_of(entries | {"tokenizer.ggml.scores": [0.0] * 5 + [-1.0, -2.0]}).encode("abc") == [5, 4]
+    assert tokenizer_of(entries | {"tokenizer.ggml.scores": [0.0] * 5 + [-2.0, -1.0]}).encode("abc") == [2, 6]
+
+
+def test_smollm_cuts_off_each_digit():
+    pieces = [piece for piece, _ in word_cutter("smollm").pre_tokenize_str("in  12 seas")]
+    assert pieces == ["in", "ĠĠ", "1", "2", "Ġseas"]
 
 
 def test_what_texts_begin_and_end_with():

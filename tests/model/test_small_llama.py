@@ -1,9 +1,11 @@
 """The contract of Architecture and Layers: an architecture that minipage does not have runs on every kind of layers."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
-from model.small_llama import SmallLlama
+from model import small_llama
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from minipage import LLM, SamplingParams
@@ -38,7 +40,9 @@ def theirs(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def known(monkeypatch):
-    monkeypatch.setitem(checkpoint.ARCHITECTURES, "llama", SmallLlama)
+    """To LLM, too, in place of minipage's own Llama."""
+    monkeypatch.setitem(sys.modules, "minipage.model.small_llama", small_llama)
+    monkeypatch.setitem(checkpoint.ARCHITECTURES, "llama", "small_llama.SmallLlama")
 
 
 def plain(architecture, weights):
@@ -57,6 +61,7 @@ def on_torch(architecture, weights):
 def test_logits_are_those_of_transformers(theirs, place):
     model, folder = theirs
     ours = place(*load_model(folder)[:2])
+    assert isinstance(ours.architecture, small_llama.SmallLlama)
     hidden = ours.forward(*map(ours.layers.asarray, (np.array(TOKEN_IDS), np.arange(CONTEXT))), dense_attend)
     with torch.no_grad():
         expected = model(torch.tensor([TOKEN_IDS])).logits[0].numpy()

@@ -7,8 +7,7 @@
                             to compute its logits
 
 If MOST tokens may not be enough (only the GPU can tell), the row's answer is UNSURE, and it is done again with all. If
-the largest logit is not a finite number, the answer is NO_TOKEN. A row with forbidden tokens is fetched, and the host
-chooses from it.
+the largest logit is not a finite number, the answer is NO_TOKEN. Logits that a request wants adjusted are copied first.
 """
 
 from __future__ import annotations
@@ -17,9 +16,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
-from minipage.sampling import NO_TOKEN, Draw, sample
+from minipage.sampling import NO_TOKEN, Draw
+from minipage.sampling.processors import penalized
 
 MOST = 1024  # tokens that are looked at first
 UNSURE = -2  # the answer for a row where MOST tokens may not be enough
@@ -28,13 +29,16 @@ LARGE = 2**31  # no vocabulary has as many tokens
 
 def sample_on_device(logits: torch.Tensor, draws: Sequence[tuple[int, Draw]]) -> list[int]:
     """A token for each of the draws, which are (row of logits [num_rows, V], how to draw from it)."""
+    if any(draw.adjustment for _, draw in draws):
+        logits = adjusted(logits, draws)  # [num_draws, V]
+        draws = [(i, draw) for i, (_, draw) in enumerate(draws)]
     highest, tokens = logits.max(dim=-1)  # [num_rows] each
     rows = [row for row, _ in draws]
     if rows != list(range(len(tokens))):
         places = upload(rows, logits.device)  # [num_draws]
         highest, tokens = highest[places], tokens[places]  # [num_draws] each
     is_number = highest.abs() < math.inf  # [num_draws]; False for NaN, too
-    drawn = [i for i, (_, draw) in enumerate(draws) if draw.params.temperature > 0 and not draw.forbidden]
+    drawn = [i for i, (_, draw) in enumerate(draws) if draw.params.temperature > 0]
     filtered = [i for i in drawn if draws[i][1].params.top_k > 0 or draws[i][1].params.top_p < 1]
     put(tokens, sorted({*drawn} - {*filtered}), draw_from_all, logits, draws)
     put(tokens, filtered, draw_from_likeliest, logits, draws)
@@ -42,10 +46,31 @@ def sample_on_device(logits: torch.Tensor, draws: Sequence[tuple[int, Draw]]) ->
     if filtered and UNSURE in chosen:
         put(tokens, [i for i in filtered if chosen[i] == UNSURE], draw_from_sorted, logits, draws)
         chosen = tokens.where(is_number, NO_TOKEN).tolist()
-    for i, (row, draw) in enumerate(draws):
-        if draw.forbidden:
-            chosen[i] = sample(logits[row].float().cpu().numpy(), *draw)
     return chosen
+
+
+def adjusted(logits: torch.Tensor, draws: Sequence[tuple[int, Draw]]) -> torch.Tensor:
+    """[num_rows, V] -> [num_draws, V] float32: a row for each draw, with its adjustment made."""
+    device, vocab_size = logits.device, logits.shape[1]
+    rows = logits[upload([row for row, _ in draws], device)].float()  # [num_draws, V]
+    wanted = [(i, draw.adjustment) for i, (_, draw) in enumerate(draws) if draw.adjustment]
+    if masks := [(i, adjustment.allowed) for i, adjustment in wanted if adjustment.allowed is not None]:
+        masked = upload([i for i, _ in masks], device)  # [num_masked]
+        bits = upload(np.stack([each for _, each in masks]), device, torch.uint8)  # [num_masked, ceil(V / 8)]
+        is_allowed = unpack(bits)  # [num_masked, V, and up to 7 more]
+        rows[masked] = rows[masked].where(is_allowed[:, :vocab_size], -math.inf)  # [num_masked, V]
+    places = np.concatenate([i * vocab_size + adjustment.token_ids for i, adjustment in wanted])  # [changed]
+    settings = [np.concatenate([adjustment[field] for _, adjustment in wanted]) for field in (1, 2, 3)]
+    flat, where = rows.view(-1), upload(places, device)  # [num_draws * V], [changed]
+    bias, repetition, penalty = upload(np.stack(settings), device, torch.float32)  # [changed] each
+    flat[where] = penalized(flat[where], bias, repetition, penalty, torch.where)  # [changed]
+    return rows
+
+
+def unpack(bits: torch.Tensor) -> torch.Tensor:
+    """[N, M] bytes -> [N, 8 * M], True where a bit is 1; the lowest of a byte comes first."""
+    each = bits[:, :, None] >> torch.arange(8, dtype=torch.uint8, device=bits.device)  # [N, M, 8]
+    return (each & 1).flatten(1).bool()  # [N, 8 * M]
 
 
 def put(
@@ -128,7 +153,7 @@ def pick(p: torch.Tensor, settings: Settings) -> torch.Tensor:
     return places.clamp(max=p.shape[1] - 1)  # [N]; where p is NaN the place is M, which does not exist
 
 
-def upload(values: Sequence[Any], device: torch.device, dtype: torch.dtype = torch.int64) -> torch.Tensor:
-    """Numbers of the host as a tensor on the device, which nobody waits for."""
+def upload(values: Any, device: torch.device, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+    """Numbers of the host, in a list or an array, as a tensor on the device, which nobody waits for."""
     host = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
     return host.to(device, non_blocking=True)

@@ -104,7 +104,8 @@ class GraphRunner(GPURunner):
         else:
             query_lens = np.diff(batch.query_start_loc)  # [num_seqs]
             inputs = self._inputs.load(batch, num_tokens, num_seqs)
-            logits = self._run(inputs, int(query_lens.min()), int(query_lens.max()), longest)  # [num_seqs, vocab_size]
+            # [num_seqs or more, vocab_size]
+            logits = self._run(inputs, int(query_lens.min()), int(query_lens.max()), longest)
         return logits[:num_sampled]  # [num_sampled, vocab_size]
 
     @torch.inference_mode()

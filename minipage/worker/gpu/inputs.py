@@ -27,7 +27,7 @@ class StepInputs:
 
     def __init__(self, max_num_tokens: int, max_num_seqs: int, max_blocks: int, device: torch.device) -> None:
         self.max_blocks = max_blocks  # columns of every block table
-        size = 3 * max_num_tokens + (max_blocks + 3) * max_num_seqs + 1
+        size = 4 * max_num_tokens + (max_blocks + 2) * max_num_seqs + 1
         is_on_gpu = device.type == "cuda"
         self._host = torch.zeros(size, dtype=torch.int32, pin_memory=is_on_gpu)  # [size]
         self._device = torch.zeros(size, dtype=torch.int32, device=device)  # [size]
@@ -35,10 +35,10 @@ class StepInputs:
         self._copied = torch.cuda.Event() if is_on_gpu else None  # type: ignore[no-untyped-call]
 
     def load(self, batch: Batch, num_tokens: int, num_seqs: int) -> Batch:
-        """Bring a batch to the device, padded to num_tokens tokens and num_seqs sequences."""
+        """Bring a batch to the device, padded to num_tokens tokens and to num_seqs sequences and rows."""
         if self._copied:
             self._copied.synchronize()  # until the last step's inputs have left the buffer; they have, long ago
-        host, device = self.places(num_tokens, num_seqs)
+        host, device = self.places(num_tokens, num_seqs, max(num_seqs, len(batch.sampled_rows)))
         for name, place, array in zip(Batch._fields, host, batch, strict=True):
             place[...] = NO_SLOT if name == "slot_mapping" else 0
             place[tuple(map(slice, array.shape))] = array
@@ -51,13 +51,13 @@ class StepInputs:
             self._copied.record()
         return device
 
-    def _places(self, num_tokens: int, num_seqs: int) -> tuple[Batch, Batch]:
+    def _places(self, *sizes: int) -> tuple[Batch, Batch]:
         """Where the inputs of such a batch are in pinned memory, and on the device."""
-        return self._carve(self._host.numpy(), num_tokens, num_seqs), self._carve(self._device, num_tokens, num_seqs)
+        return self._carve(self._host.numpy(), *sizes), self._carve(self._device, *sizes)
 
-    def _carve(self, buffer: Any, num_tokens: int, num_seqs: int) -> Batch:
+    def _carve(self, buffer: Any, num_tokens: int, num_seqs: int, num_rows: int) -> Batch:
         """Pieces of a flat buffer [size], one after the other, with the shapes that Batch says."""
-        shapes = [(num_tokens,)] * 3 + [(num_seqs, self.max_blocks), (num_seqs,), (num_seqs + 1,), (num_seqs,)]
+        shapes = [(num_tokens,)] * 3 + [(num_seqs, self.max_blocks), (num_seqs,), (num_seqs + 1,), (num_rows,)]
         pieces = []
         start = 0
         for shape in shapes:

@@ -43,7 +43,7 @@ class Batches:
             self._last = self._next(positions)
         else:
             self._last = make_batch(chunks)
-            are_decodes = len(self._last.token_ids) == len(seqs) == len(self._last.sampled_rows)
+            are_decodes = len(self._last.token_ids) == len(seqs) and all(chunk.receivers for chunk in chunks)
             are_ours = all(
                 type(seq.block_table) is BlockTable for seq in seqs
             )  # other tables may have rules of their own

@@ -1,0 +1,106 @@
+"""/v1/chat/completions: messages to be answered, by way of the model's chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+from starlette.types import Receive, Scope, Send
+
+from minipage.engine.async_llm import AsyncLLM
+from minipage.engine.completion import CompletionOutput
+from minipage.engine.request import RequestOutput
+from minipage.errors import InvalidRequestError
+from minipage.model.chat_template import check_messages
+from minipage.sampling import SamplingParams
+from minipage.serve.errors import ApiError
+from minipage.serve.generation import Job, Unsent, answer_stream, answer_whole
+from minipage.serve.logprobs import for_chats
+from minipage.serve.params import sampling_params
+from minipage.serve.protocol import ChatBody
+
+RESERVED = {"messages", "template"}
+# Called with the messages, add_generation_prompt and whatever chat_template_kwargs says; returns the prompt's text.
+Render: TypeAlias = Callable[..., str]
+
+
+def render(template: Render | None, messages: list[dict[str, Any]], options: dict[str, Any]) -> str:
+    """The text that stands for a chat. Raises ApiError if there is no template, or it refuses the messages."""
+    if template is None:
+        message = "this model has no chat template: use /v1/completions, or a model that was trained to chat."
+        raise ApiError(400, message, "messages")
+    for name in RESERVED & options.keys():
+        raise ApiError(400, f"{name} is not for chat_template_kwargs to say.", "chat_template_kwargs")
+    try:
+        return template(check_messages(messages), **options)
+    except InvalidRequestError as error:
+        raise ApiError(400, str(error), "messages") from error
+
+
+def read_params(body: ChatBody, max_logprobs: int) -> SamplingParams:
+    refuse_tools(body)
+    if body.stream and body.use_beam_search:
+        raise ApiError(400, "beams are known only at the end: leave out stream or use_beam_search.", "stream")
+    if body.top_logprobs is not None and not (body.logprobs and 0 <= body.top_logprobs <= max_logprobs):
+        message = f"top_logprobs is {body.top_logprobs}; it must be from 0 to {max_logprobs}, and logprobs true."
+        raise ApiError(400, message, "top_logprobs")
+    longest = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    return sampling_params(body, max_tokens=longest, logprobs=logprobs)  # None: as long as there is room for
+
+
+def refuse_tools(body: ChatBody) -> None:
+    for name in "tools", "functions":
+        if getattr(body, name):
+            raise ApiError(400, f"{name} are not supported: this server answers in plain text. Leave them out.", name)
+    for name in "tool_choice", "function_call":
+        if getattr(body, name) not in (None, "none", "auto"):
+            raise ApiError(400, f"{name} is not supported, because there are no tools. Leave it out.", name)
+
+
+class Chat:
+    """The answer to one request, in the making."""
+
+    def __init__(self, job: Job, body: ChatBody) -> None:
+        self.job = job
+        self.body = body
+        self.unsent: dict[int, Unsent] = {}
+
+    async def answer(self, llm: AsyncLLM, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.body.stream:
+            await answer_stream(self.job, llm, "chat.completion.chunk", self.chunks, scope, receive, send)
+        else:
+            await answer_whole(self.job, llm, self.whole, scope, receive, send)
+
+    def whole(self, outputs: dict[int, RequestOutput]) -> dict[str, Any]:
+        choices = []
+        for text in outputs[0].outputs:
+            message = {"role": "assistant", "content": text.text, "refusal": None}
+            choices.append({"message": message} | self.rest(outputs[0], text, slice(None)))
+        return self.job.head("chat.completion") | {"choices": choices}
+
+    def chunks(self, _: int, output: RequestOutput) -> list[dict[str, Any]]:
+        choices = []
+        for text in output.outputs:
+            is_first = text.index not in self.unsent
+            unsent = self.unsent.setdefault(text.index, Unsent())
+            if unsent.has_news(text):
+                characters, where = unsent.take(text)
+                role = {"role": "assistant"} if is_first else {}
+                choices.append({"delta": role | {"content": characters}} | self.rest(output, text, where))
+        return choices
+
+    def rest(self, output: RequestOutput, text: CompletionOutput, where: slice) -> dict[str, Any]:
+        """What a choice says beside its text; `where` the tokens are that it is about."""
+        token_ids = text.token_ids[where]
+        choice: dict[str, Any] = {
+            "index": text.index,
+            "logprobs": None,
+            "finish_reason": text.finish_reason,
+            "stop_reason": text.stop_reason,
+        }
+        if text.logprobs is not None:
+            choice["logprobs"] = for_chats(token_ids, text.logprobs[where], self.body.top_logprobs or 0)
+        if self.body.return_token_ids:
+            choice["token_ids"] = token_ids
+        return choice

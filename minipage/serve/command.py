@@ -1,0 +1,102 @@
+"""`minipage serve`: the options of the command line, on their way to the engine and to the server."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from minipage.engine.async_llm import AsyncLLM
+from minipage.engine.llm import LLM
+from minipage.errors import ConfigurationError, InvalidRequestError, require_positive
+from minipage.model.chat_template import ChatTemplate
+from minipage.model.checkpoint import SHIPPED_MODEL
+from minipage.sampling import SamplingParams
+from minipage.serve.app import Settings
+from minipage.serve.chat import Render
+from minipage.serve.main import serve
+
+LISTS = "allowed_origins", "allowed_methods", "allowed_headers"
+KEY_VARIABLE = "MINIPAGE_API_KEY"  # so that the key need not be on the command line, which everybody can read
+
+
+def run(
+    engine: dict[str, Any], server: dict[str, Any], sign: Callable[[str], AbstractContextManager[object]] = nullcontext
+) -> None:
+    """Serve until told to stop.
+
+    Args:
+        engine: options of LLM.
+        server: options of SERVER in cli_options.py.
+        sign: shows a sign of life while something slow goes on.
+    """
+    if "seed" in server:
+        engine["seed"] = server.pop("seed")
+    model = str(engine.get("model", SHIPPED_MODEL))
+    settings = read_settings(server, model)
+
+    def load() -> AsyncLLM:
+        print(f"minipage loads {model} ...", flush=True)
+        with sign("loading the model"):
+            llm = LLM(**engine)
+            warm_up(llm)
+        return AsyncLLM(llm)
+
+    def tell(where: str) -> None:
+        print(f"minipage serves {', '.join(settings.served_model_name)} on {where}; Ctrl-C stops it.", flush=True)
+
+    serve(load, settings, tell=tell, **server)
+
+
+def warm_up(llm: LLM) -> None:
+    """Compile what the first client would wait for otherwise, up to a minute on a new machine. It is not counted."""
+    prompt = [0] * min(2, llm.max_model_len - 1)
+    with suppress(InvalidRequestError):  # a pool, or a context, too small for even that
+        llm.generate([prompt], SamplingParams(max_tokens=2, ignore_eos=True))
+    llm.reset_stats()
+
+
+def read_settings(server: dict[str, Any], model: str) -> Settings:
+    """Take what Settings knows out of the options."""
+    chosen = {field.name: server.pop(field.name) for field in fields(Settings) if field.name in server}
+    chosen.setdefault("served_model_name", [model])
+    if "chat_template" in chosen:
+        chosen["chat_template"] = read_template(chosen["chat_template"])
+    if KEY_VARIABLE in os.environ:
+        chosen.setdefault("api_key", [os.environ[KEY_VARIABLE]])
+    if not all(chosen.get("api_key", ["-"])):
+        raise ConfigurationError("the API key is empty; give one that cannot be guessed, or none at all.")
+    for name in LISTS:
+        if name in chosen:
+            chosen[name] = [value for text in chosen[name] for value in read_list(text)]
+    settings = Settings(**chosen)
+    require_positive(max_body_size=settings.max_body_size)
+    if settings.max_queued_requests < 0 or settings.max_logprobs < 0 or server.get("drain_timeout", 0) < 0:
+        raise ConfigurationError("max_queued_requests, max_logprobs and drain_timeout must be at least 0.")
+    if not 0 <= server.get("port", 0) < 2**16:
+        raise ConfigurationError(f"port is {server['port']}; it must be from 0 to {2**16 - 1}.")
+    return settings
+
+
+def read_template(file: str) -> Render:
+    try:
+        return ChatTemplate(Path(file).read_text(encoding="utf-8"), origin=file).render
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"the chat template {file} cannot be read: {error}") from error
+
+
+def read_list(text: str) -> list[str]:
+    """One value, or several in JSON, as vLLM takes them."""
+    if not text.startswith("["):
+        return [text]
+    try:
+        values = json.loads(text)
+    except ValueError:
+        values = None
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise ConfigurationError(f"{text!r} is no list of texts in JSON.")
+    return values

@@ -1,0 +1,126 @@
+"""/v1/completions: texts to be continued."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.types import Receive, Scope, Send
+
+from minipage.engine.async_llm import AsyncLLM
+from minipage.engine.completion import CompletionOutput
+from minipage.engine.prompts import Prompt
+from minipage.engine.request import RequestOutput
+from minipage.sampling import SamplingParams, is_whole
+from minipage.serve.errors import ApiError
+from minipage.serve.generation import Job, Unsent, answer_stream, answer_whole
+from minipage.serve.logprobs import for_texts
+from minipage.serve.params import sampling_params
+from minipage.serve.protocol import CompletionBody
+
+
+def read_prompts(prompt: Any) -> list[Prompt]:
+    """A text, token ids, or a list of either -> a list of prompts."""
+    is_one = isinstance(prompt, str) or (isinstance(prompt, list) and prompt and all(map(is_whole, prompt)))
+    prompts = [prompt] if is_one else prompt
+    if (
+        not isinstance(prompts, list)
+        or not prompts
+        or not all(isinstance(each, str | list) and each for each in prompts)
+    ):
+        message = "prompt must be a text, a list of token ids, or a list of either, and not empty."
+        raise ApiError(400, message, "prompt")
+    return prompts
+
+
+def read_params(body: CompletionBody, max_logprobs: int) -> SamplingParams:
+    if body.suffix:
+        raise ApiError(400, "suffix is not supported: a text is continued, not filled in.", "suffix")
+    if body.best_of is not None and body.best_of != (body.n or 1):
+        raise ApiError(400, "best_of is not supported: ask for n texts, and choose.", "best_of")
+    if body.logprobs is not None and not 0 <= body.logprobs <= max_logprobs:
+        raise ApiError(400, f"logprobs is {body.logprobs}; it must be from 0 to {max_logprobs}.", "logprobs")
+    more: dict[str, Any] = {}
+    if body.echo and body.logprobs is not None:
+        more["prompt_logprobs"] = body.logprobs
+    if body.echo and body.max_tokens == 0:  # only the prompt is wanted, but the engine always makes a token
+        more["max_tokens"] = 1
+    if body.stream and body.use_beam_search:
+        raise ApiError(400, "beams are known only at the end: leave out stream or use_beam_search.", "stream")
+    return sampling_params(body, **more)
+
+
+class Completions:
+    """The answer to one request, in the making."""
+
+    def __init__(self, job: Job, body: CompletionBody, tokenizer: Any) -> None:
+        self.job = job
+        self.body = body
+        self.tokenizer = tokenizer
+        self.num_texts = job.params.beam_width or job.params.n
+        self.unsent: dict[tuple[int, int], Unsent] = {}
+        self.only_prompt = bool(body.echo and body.max_tokens == 0)
+
+    async def answer(self, llm: AsyncLLM, scope: Scope, receive: Receive, send: Send) -> None:
+        if self.body.stream:
+            await answer_stream(self.job, llm, "text_completion", self.chunks, scope, receive, send)
+        else:
+            await answer_whole(self.job, llm, self.whole, scope, receive, send)
+
+    def whole(self, outputs: dict[int, RequestOutput]) -> dict[str, Any]:
+        choices = [self.choice(i, outputs[i], text, Unsent()) for i in sorted(outputs) for text in outputs[i].outputs]
+        answer = self.job.head("text_completion") | {"choices": choices}
+        return answer | ({"usage": without_generated(self.job.usage(outputs))} if self.only_prompt else {})
+
+    def chunks(self, i: int, output: RequestOutput) -> list[dict[str, Any]]:
+        choices = []
+        for text in output.outputs:
+            unsent = self.unsent.setdefault((i, text.index), Unsent())
+            if unsent.has_news(text):
+                choices.append(self.choice(i, output, text, unsent))
+        return choices
+
+    def choice(self, i: int, output: RequestOutput, text: CompletionOutput, unsent: Unsent) -> dict[str, Any]:
+        """What is new of one text."""
+        is_first, offset = unsent.num_tokens == 0, unsent.num_characters
+        characters, where = unsent.take(text)
+        token_ids, logprobs = text.token_ids[where], (text.logprobs or [])[where]
+        if self.only_prompt:
+            characters, token_ids, logprobs = "", [], []
+        echoed = self.prompt_text(output) if self.body.echo else ""
+        if self.body.echo and is_first:
+            characters = echoed + characters
+        choice: dict[str, Any] = {
+            "index": i * self.num_texts + text.index,
+            "text": characters,
+            "logprobs": None,
+            "finish_reason": text.finish_reason,
+            "stop_reason": text.stop_reason,
+        }
+        if self.body.logprobs is not None:
+            known = list(logprobs)
+            if self.body.echo and is_first:
+                of_prompt = output.prompt_logprobs or []
+                choice["logprobs"] = for_texts([*output.prompt_token_ids, *token_ids], [*of_prompt, *known], 0)
+                self.name_first(choice["logprobs"], output)
+            else:
+                choice["logprobs"] = for_texts(token_ids, known, len(echoed) + offset)
+        if self.body.return_token_ids:
+            choice |= {"token_ids": token_ids, "prompt_token_ids": output.prompt_token_ids if is_first else None}
+        return choice
+
+    def prompt_text(self, output: RequestOutput) -> str:
+        if output.prompt is None and self.tokenizer:
+            return str(self.tokenizer.decode(output.prompt_token_ids))
+        return output.prompt or ""
+
+    def name_first(self, logprobs: dict[str, Any], output: RequestOutput) -> None:
+        """The first token of a prompt has no log probability, but it has a text."""
+        if self.tokenizer and not logprobs["tokens"][0]:
+            text = self.tokenizer.token_text(output.prompt_token_ids[0])
+            logprobs["tokens"][0] = text
+            logprobs["text_offset"][1:] = [offset + len(text) for offset in logprobs["text_offset"][1:]]
+
+
+def without_generated(usage: dict[str, Any]) -> dict[str, Any]:
+    """The engine always makes a token; whoever asked for none is told of none."""
+    return usage | {"completion_tokens": 0, "total_tokens": usage["prompt_tokens"]}

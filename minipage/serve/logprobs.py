@@ -1,0 +1,51 @@
+"""Log probabilities in OpenAI's two formats: that of texts, and that of chats."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from minipage.sampling import Logprob
+
+LOWEST = -9999.0  # in place of minus infinity, for which JSON has no number; as in vLLM
+Logprobs = Sequence[dict[int, Logprob] | None]  # of each token: itself and the likeliest; None: not known
+
+
+def for_texts(token_ids: Sequence[int], logprobs: Logprobs, offset: int) -> dict[str, Any]:
+    """/v1/completions; `offset` is where the first of these tokens begins in the text."""
+    tokens = [text_of(token, known) for token, known in zip(token_ids, logprobs)]
+    offsets = []
+    for token in tokens:
+        offsets.append(offset)
+        offset += len(token)
+    return {
+        "tokens": tokens,
+        "token_logprobs": [finite(known[token]) if known else None for token, known in zip(token_ids, logprobs)],
+        "top_logprobs": [
+            {each.decoded_token: finite(each) for each in known.values()} if known else None for known in logprobs
+        ],
+        "text_offset": offsets,
+    }
+
+
+def for_chats(token_ids: Sequence[int], logprobs: Logprobs, num_top: int) -> dict[str, Any]:
+    """/v1/chat/completions."""
+    content = []
+    for token, known in zip(token_ids, logprobs):
+        if known:
+            top = sorted(known.values(), key=lambda each: each.rank)[:num_top]
+            content.append(chat_token(known[token]) | {"top_logprobs": [chat_token(each) for each in top]})
+    return {"content": content, "refusal": None}
+
+
+def chat_token(logprob: Logprob) -> dict[str, Any]:
+    text = logprob.decoded_token
+    return {"token": text, "logprob": finite(logprob), "bytes": list(text.encode("utf-8", "replace"))}
+
+
+def finite(logprob: Logprob) -> float:
+    return max(logprob.logprob, LOWEST)
+
+
+def text_of(token_id: int, known: dict[int, Logprob] | None) -> str:
+    return known[token_id].decoded_token if known else ""

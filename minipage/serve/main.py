@@ -1,0 +1,141 @@
+"""From options to a server that runs, and to its end.
+
+The port is taken before the model is loaded, so that a port in use is known at once. On SIGTERM or Ctrl-C nobody new
+comes in, and those who are here may finish within `drain_timeout` seconds; then their requests are aborted, and each
+gets what there is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Generator
+from typing import Any
+
+import uvicorn
+
+from minipage.engine.async_llm import AsyncLLM
+from minipage.errors import ConfigurationError
+from minipage.serve.app import Settings, make_app
+from minipage.serve.limits import Connection
+
+KEEP_ALIVE_SECONDS = 65  # longer than clients do, or a connection would be closed just as the next request comes
+LAST_WORDS_SECONDS = 5.0  # for what was aborted to be sent
+MOST_HEADER_BYTES = 64 * 1024
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which aborts what is left when it has waited long enough."""
+
+    def __init__(
+        self, config: uvicorn.Config, llm: AsyncLLM, drain_timeout: float, tell: Callable[[str], object]
+    ) -> None:
+        super().__init__(config)
+        self.llm = llm
+        self.drain_timeout = drain_timeout
+        self.tell = tell
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        [listener] = sockets or []
+        self.tell(address(listener, bool(self.config.ssl)))
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        timer = asyncio.get_running_loop().call_later(self.drain_timeout, self.give_up)
+        await super().shutdown(sockets)
+        timer.cancel()
+
+    def give_up(self) -> None:
+        if self.llm.is_alive:
+            self.llm.abort_all()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """uvicorn's own would raise the signal again in the end: a server that was told to stop has not failed."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        known = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in known.items():
+                signal.signal(number, handler)
+
+
+def take_port(host: str, port: int) -> socket.socket:
+    """Raises OSError if it cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+    except (OSError, OverflowError) as error:
+        sock.close()
+        raise OSError(f"cannot listen on {host}, port {port}: {error}") from error
+    return sock
+
+
+def address(sock: socket.socket, is_tls: bool) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"{'https' if is_tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def make_server(
+    llm: AsyncLLM,
+    settings: Settings,
+    *,
+    drain_timeout: float = 30.0,
+    log_level: str = "info",
+    tell: Callable[[str], object] = lambda where: None,
+    **uvicorn_options: Any,
+) -> Server:
+    """A server that is ready to run: `server.run(sockets=[take_port(host, port)])`.
+
+    Args:
+        tell: called with the address once it answers.
+        uvicorn_options: root_path, and TLS files: ssl_keyfile, ssl_certfile, ...
+    """
+    config = uvicorn.Config(
+        make_app(llm, settings),
+        http=Connection,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        log_level="warning" if log_level == "info" else log_level,  # uvicorn's own lines; ours are in access.py
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=drain_timeout + LAST_WORDS_SECONDS,  # type: ignore[arg-type]
+        h11_max_incomplete_event_size=MOST_HEADER_BYTES,
+        **uvicorn_options,
+    )
+    return Server(config, llm, drain_timeout, tell)
+
+
+def serve(
+    load: Callable[[], AsyncLLM],
+    settings: Settings,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    log_level: str = "info",
+    **options: Any,
+) -> None:
+    """Load a model and serve it until SIGTERM or Ctrl-C. Options are those of `make_server`.
+
+    Raises:
+        OSError: the port cannot be had, or a TLS file cannot be read.
+        ConfigurationError: an option makes no sense.
+    """
+    if log_level not in ("debug", "info", "warning", "error", "critical"):
+        raise ConfigurationError(f"log_level is {log_level!r}; it must be debug, info, warning, error or critical.")
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", level=log_level.upper())
+    sock = take_port(host, port)
+    with sock, load() as llm:
+        make_server(llm, settings, log_level=log_level, **options).run(sockets=[sock])

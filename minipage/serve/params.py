@@ -1,0 +1,73 @@
+"""From a client's fields to SamplingParams. A field that SamplingParams knows by the same name is simply handed on."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from minipage.sampling import SamplingParams
+from minipage.sampling.structured import StructuredOutputsParams
+from minipage.serve.errors import ApiError
+from minipage.serve.protocol import GenerationBody
+
+KNOWN = {field.name for field in fields(SamplingParams)}
+# vLLM's older names of what structured_outputs asks for.
+GUIDED = {"guided_choice": "choice", "guided_regex": "regex", "guided_json": "json", "guided_grammar": "grammar"}
+
+
+def sampling_params(body: GenerationBody, **more: Any) -> SamplingParams:
+    """The SamplingParams of a request; `more` are those that texts and chats spell in ways of their own, and count
+    even if they are None.
+
+    Raises:
+        ApiError: a field asks for what cannot be done here.
+        InvalidRequestError: a value makes no sense.
+    """
+    given = {name: value for name in type(body).model_fields if (value := getattr(body, name)) is not None}
+    given["structured_outputs"] = structure(body)
+    if "logit_bias" in given:
+        given["logit_bias"] = by_token_id(given["logit_bias"])
+    if body.use_beam_search:
+        more |= {"beam_width": given.pop("n", 1), "temperature": 0}
+    return SamplingParams(**{name: value for name, value in (given | more).items() if name in KNOWN})
+
+
+def structure(body: GenerationBody) -> StructuredOutputsParams | None:
+    """What the text has to look like, by whichever name the client says it."""
+    asked: dict[str, dict[str, Any]] = {}
+    if body.structured_outputs is not None:
+        asked["structured_outputs"] = body.structured_outputs
+    if body.response_format is not None and body.response_format.get("type") != "text":
+        asked["response_format"] = read_response_format(body.response_format)
+    for name, kind in GUIDED.items():
+        if getattr(body, name) is not None:
+            asked[name] = {kind: getattr(body, name)}
+    if not asked:
+        return None
+    (name, options), *others = asked.items()
+    if others:
+        raise ApiError(400, f"{' and '.join(asked)} ask for the same thing: give one of them.", others[0][0])
+    if unknown := options.keys() - {field.name for field in fields(StructuredOutputsParams)}:
+        raise ApiError(400, f"{name} has no {', '.join(sorted(unknown))}.", name)
+    try:
+        return StructuredOutputsParams(**options)
+    except ValueError as error:
+        raise ApiError(400, str(error), name) from error
+
+
+def read_response_format(form: dict[str, Any]) -> dict[str, Any]:
+    """OpenAI's way to ask for JSON."""
+    kind, schema = form.get("type"), form.get("json_schema")
+    if kind == "json_object":
+        return {"json_object": True}
+    if kind == "json_schema" and isinstance(schema, dict) and isinstance(schema.get("schema"), dict):
+        return {"json": schema["schema"]}
+    message = 'response_format must have the type "text", "json_object", or "json_schema" with a json_schema.schema.'
+    raise ApiError(400, message, "response_format")
+
+
+def by_token_id(logit_bias: dict[str, float]) -> dict[int, float]:
+    try:
+        return {int(token): bias for token, bias in logit_bias.items()}
+    except ValueError:
+        raise ApiError(400, "logit_bias: its keys must be token ids.", "logit_bias") from None

@@ -1,0 +1,84 @@
+"""The heart stays small, by the count of CONTRIBUTING: lines of code, without blanks, comments and docstrings."""
+
+import ast
+import io
+import re
+import tokenize
+from pathlib import Path
+
+import pytest
+
+import minipage
+
+PACKAGE = Path(minipage.__file__).parent
+ROOT = PACKAGE.parent
+SILENT = {
+    tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER,
+}  # fmt: skip
+# The engine with GPT-2 on a CPU, in NumPy: what is left if nothing needs to be fast, and nobody's files are read.
+HEART = """
+    errors.py memory/* scheduling/* simd/arrays.py simd/halves.py simd/fp8.py
+    attention/arguments.py attention/quantize.py attention/kv_cache.py attention/reference.py
+    model/architecture.py model/gpt2.py model/layers/plain.py
+    sampling/values.py sampling/params.py sampling/sampler.py worker/batch.py worker/runner.py
+    engine/prompts.py engine/completion.py engine/request.py engine/sampled.py engine/intake.py engine/changes.py
+    engine/stats.py engine/engine.py
+"""
+# The same in machine code.
+FAST = """
+    simd/options.py simd/vectors.py simd/matrix.py
+    attention/loops.py attention/decode.py attention/prefill.py attention/cpu.py model/layers/compiled.py
+"""
+
+
+def code_lines(text):
+    """The numbers of the lines that have code."""
+    docstrings = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                docstrings.update(range(first.lineno, first.end_lineno + 1))
+    lines = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type not in SILENT:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    return lines - docstrings
+
+
+def files(names):
+    for name in names.split():
+        found = sorted(PACKAGE.glob(name.replace("*", "*.py") if name.endswith("*") else name))
+        assert found, name
+        yield from found
+
+
+def count(names):
+    return sum(len(code_lines(file.read_text(encoding="utf-8"))) for file in files(names))
+
+
+def test_blanks_comments_and_docstrings_do_not_count():
+    text = '"""A\nmodule."""\n\n# why\nx = (\n    1\n)  # three\n\n\ndef f():\n    """One."""\n    return """a\nb"""\n'
+    assert sorted(code_lines(text)) == [5, 6, 7, 10, 12, 13]
+
+
+@pytest.mark.parametrize(("names", "what"), [(HEART, "in NumPy"), (FAST, "in machine code")])
+def test_contributing_says_how_large_the_heart_is(names, what):
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    most = int(re.search(rf"at most ([\d,]+) lines\s+{what}", " ".join(text.split()))[1].replace(",", ""))
+    assert count(names) <= most < count(names) + 120, count(names)
+
+
+def test_no_file_of_the_package_is_longer_than_300_lines():
+    lengths = {file: len(code_lines(file.read_text(encoding="utf-8"))) for file in PACKAGE.rglob("*.py")}
+    assert [f"{file.relative_to(PACKAGE)}: {length}" for file, length in lengths.items() if length > 300] == []
+
+
+def test_hardly_anything_lies_loose_at_the_top():
+    """The heart is in its rooms; what else lies there can be deleted (test_the_heart_alone.py)."""
+    outer = {"__main__.py", "cli.py", "cli_options.py", "info.py", "train.py", "chat.py"}
+    assert {file.name for file in PACKAGE.glob("*.py")} - outer <= {"__init__.py", "errors.py", "renamed.py"}

@@ -1,0 +1,220 @@
+"""Whatever is sent, the answer has the right status, and the next request is served."""
+
+import json
+import socket
+import threading
+from contextlib import suppress
+
+import httpx
+import pytest
+
+from minipage.serve import limits
+
+GOOD = {"prompt": "The sea", "max_tokens": 2, "temperature": 0}
+
+
+@pytest.fixture
+def http(served):
+    with httpx.Client(base_url=served.url, timeout=30) as client:
+        yield client
+        assert client.post("/v1/completions", json=GOOD).status_code == 200
+        assert client.get("/load").json() == {"server_load": 0}
+
+
+def refused(answer, status, param=None):
+    error = answer.json()["error"]
+    assert (answer.status_code, error["param"]) == (status, param), error
+    assert error["message"] and answer.headers["x-request-id"]
+    return error["message"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"", b"{", b"no", b"[]", b"null", b'"text"', b'{"prompt": "\xff\xfe"}', b'{"prompt": "a"} x', b"\x00" * 9),
+        b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"x": ' + b'{"a":' * 50_000,
+        b"[" * 200_000,
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_what_is_no_request(http, path, body):
+    refused(http.post(path, content=body), 400)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("prompt", None),
+        ("prompt", ""),
+        ("prompt", []),
+        ("prompt", [[]]),
+        ("prompt", {"a": 1}),
+        ("prompt", ["text", 5]),
+        ("prompt", [True]),
+        ("max_tokens", "5"),
+        ("max_tokens", 1.5),
+        ("max_tokens", 0),
+        ("max_tokens", -(10**30)),
+        ("temperature", "hot"),
+        ("temperature", -0.1),
+        ("top_p", 0),
+        ("top_k", -2),
+        ("min_p", 2),
+        ("n", True),
+        ("n", 10**9),
+        ("seed", -1),
+        ("stop", [""]),
+        ("stop", {"a": "b"}),
+        ("logprobs", 21),
+        ("logprobs", -1),
+        ("logprobs", True),
+        ("stream", "yes"),
+        ("stream_options", []),
+        ("suffix", "end"),
+        ("best_of", 5),
+        ("presence_penalty", "x"),
+        ("stop_token_ids", [10**9]),
+        ("cache_salt", 5),
+        ("priority", "high"),
+        ("response_format", {"type": "no such"}),
+        ("model", 5),
+    ],
+)
+def test_wrong_values_are_refused_by_name(http, field, value):
+    refused(http.post("/v1/completions", json=GOOD | {field: value}), 400, field)
+
+
+def test_infinities_are_no_numbers(http):
+    for value in "NaN", "Infinity", "1e999":
+        answer = http.post("/v1/completions", content=f'{{"prompt": "a", "temperature": {value}}}')
+        assert answer.status_code == 400
+
+
+def test_prompts_that_are_too_long(http):
+    for prompt in [1] * 256, "sea " * 10_000, ["The", [1] * 300]:
+        assert "256" in refused(http.post("/v1/completions", json=GOOD | {"prompt": prompt}), 400, "prompt")
+    assert "299" in refused(http.post("/v1/completions", json=GOOD | {"prompt": [1, 300]}), 400, "prompt")
+
+
+def test_unknown_models(http):
+    assert "tiny" in refused(http.post("/v1/completions", json=GOOD | {"model": "huge"}), 404, "model")
+
+
+def test_bodies_that_are_too_long(serve):
+    server = serve(settings={"max_body_size": 10_000})
+    with httpx.Client(base_url=server.url, timeout=30) as http:
+        refused(http.post("/v1/completions", content=b"x" * 10_001), 413)
+
+        def pieces():  # of which nobody has said how many there are
+            for _ in range(200):
+                yield b" " * 1000
+
+        refused(http.post("/v1/completions", content=pieces()), 413)
+        answer = talk(server, b"POST /tokenize HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000\r\n\r\n{")
+        assert b" 413 " in answer.splitlines()[0]
+        assert http.post("/v1/completions", json=GOOD).status_code == 200
+
+
+def talk(server, data, shut=False):
+    """Send bytes and return what comes back until the other side is silent or has closed."""
+    with socket.create_connection(server.address, timeout=5) as sock:
+        sock.sendall(data)
+        if shut:
+            sock.shutdown(socket.SHUT_WR)
+        answer = b""
+        while b"\r\n\r\n" not in answer:
+            more = sock.recv(65536)
+            if not more:
+                break
+            answer += more
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("data", "status"),
+    [
+        (b"nonsense\r\n\r\n", b"400"),
+        (b"GET /health HTTP/1.1\r\n\r\n", b"400"),  # without a Host
+        (b"GET /health HTTP/1.1\r\nHost: a\r\n" + b"A: b\r\n" * 50_000 + b"\r\n", b"431"),
+        (b"GET /" + b"a" * 200_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", b"431"),
+        (b"GET /health HTTP/1.1\r\nHost: a\r\nBad Name: x\r\n\r\n", b"400"),
+        (b"POST /tokenize HTTP/1.1\r\nHost: a\r\nContent-Length: -5\r\n\r\n", b"400"),
+        (b"POST /tokenize HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", b"400"),
+    ],
+)
+def test_what_is_no_http(http, served, data, status):
+    assert status in talk(served, data).split(b"\r\n")[0]
+
+
+def test_half_requests_are_not_waited_for(serve, monkeypatch):
+    for name in "HEADER_SECONDS", "BODY_SECONDS":
+        monkeypatch.setattr(limits, name, 0.1)
+    server = serve()
+    halves = [
+        b"",
+        b"GET /hea",
+        b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Le",
+        b"GET /health HTTP/1.1\r\nHost: a\r\n\r\nGET /health",  # the second of two
+    ]
+    for data in halves:
+        with socket.create_connection(server.address, timeout=5) as sock:
+            sock.sendall(data)
+            while sock.recv(65536):  # until it is closed
+                pass
+    late = talk(server, b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 50\r\n\r\n{")
+    assert b" 408 " in late.splitlines()[0]
+    assert httpx.post(f"{server.url}/v1/completions", json=GOOD).status_code == 200
+
+
+def test_connections_are_limited(serve, monkeypatch):
+    """Of many who say nothing, those who came first have to go, and whoever asks is served."""
+    monkeypatch.setattr(limits, "most_connections", lambda: 20)
+    server = serve()
+    held = [socket.create_connection(server.address, timeout=5) for _ in range(60)]
+    for sock in held[::2]:
+        with suppress(ConnectionError):
+            sock.sendall(b"POST /v1/completions HTTP/1.1\r\nHos")
+    for sock in held[1::2]:
+        with suppress(ConnectionError):
+            sock.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 50\r\n\r\n{")
+    assert httpx.post(f"{server.url}/v1/completions", json=GOOD).status_code == 200
+    assert len(server.server.server_state.connections) <= 20
+    with suppress(ConnectionResetError):
+        assert held[0].recv(1) == b""  # it is closed, and not silent: that would be a TimeoutError
+    for sock in held:
+        sock.close()
+
+
+def test_files_are_left_for_others():
+    assert 0 < limits.most_connections() <= limits.MOST_CONNECTIONS
+
+
+def test_a_full_queue_answers_429(serve, monkeypatch):
+    server = serve(max_num_seqs=2, settings={"max_queued_requests": 1})
+    go, step = threading.Event(), server.llm.step
+    monkeypatch.setattr(server.llm, "step", lambda: go.wait(20) and step())
+    with httpx.Client(base_url=server.url, timeout=30) as http:
+        answers = []
+        threads = [
+            threading.Thread(target=lambda: answers.append(http.post("/v1/completions", json=GOOD))) for _ in range(3)
+        ]
+        for thread in threads:
+            thread.start()
+        while http.get("/load").json()["server_load"] < 3:
+            pass
+        answer = http.post("/v1/completions", json=GOOD)
+        refused(answer, 429)
+        assert int(answer.headers["retry-after"]) > 0
+        refused(http.post("/v1/completions", json=GOOD | {"prompt": ["a"] * 4}), 413)
+        go.set()
+        for thread in threads:
+            thread.join()
+        assert [answer.status_code for answer in answers] == [200] * 3
+        assert http.post("/v1/completions", json=GOOD).status_code == 200
+
+
+def test_surrogates_and_other_strange_texts(http, offline):
+    body = json.dumps(GOOD | {"prompt": "a\x00b\u2028c"})
+    assert http.post("/v1/completions", content=body).status_code == 200
+    assert http.post("/v1/completions", content=rb'{"prompt": "a\ud800b", "max_tokens": 1}').status_code in (200, 400)

@@ -1,0 +1,134 @@
+"""`minipage serve` on the command line: what it prints, its exit codes, and TLS."""
+
+import os
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+
+import httpx
+import pytest
+
+from minipage.cli import main
+from minipage.cli_options import SERVER
+from minipage.serve.command import read_settings
+
+BODY = {"prompt": "The sea", "max_tokens": 4, "temperature": 0, "ignore_eos": True}
+
+
+class Started:
+    """`minipage serve` in a process of its own."""
+
+    def __init__(self, *arguments, **environment):
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "minipage", "serve", *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"NUMBA_NUM_THREADS": "1"} | environment,
+        )
+        self.lines = []
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if found := re.search(r"https?://[^ ;]+", line):
+                self.url = found[0]
+                return
+        raise AssertionError(f"it ended: {self.process.stderr.read()}")
+
+    def end(self, number=signal.SIGTERM):
+        self.process.send_signal(number)
+        _, errors = self.process.communicate(timeout=30)
+        return self.process.returncode, errors
+
+
+def test_serves_until_sigterm_and_finishes_what_is_there(folder):
+    started = Started(folder, "--port", 0, "--served-model-name", "mine", "--max-num-seqs", 8, MINIPAGE_API_KEY="k")
+    assert "mine" in started.lines[-1] and started.url.startswith("http://127.0.0.1:")
+    with httpx.Client(base_url=started.url, headers={"Authorization": "Bearer k"}, timeout=60) as http:
+        assert httpx.get(f"{started.url}/v1/models").status_code == 401
+        assert http.get("/v1/models").json()["data"][0]["id"] == "mine"
+        assert 'vllm:generation_tokens_total{engine="0",model_name="mine"} 0.0' in http.get("/metrics").text
+        assert http.post("/v1/completions", json=BODY).status_code == 200
+        with http.stream("POST", "/v1/completions", json=BODY | {"max_tokens": 240, "stream": True}) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            ending = threading.Thread(target=lambda: codes.append(started.end()))
+            codes = []
+            ending.start()
+            assert list(lines)[-2:] == ["data: [DONE]", ""]
+        ending.join()
+    [(code, errors)] = codes
+    assert code == 0
+    assert "240 generated" in errors and "The sea" not in errors and "Traceback" not in errors
+
+
+@pytest.mark.slow
+def test_tls(folder, tmp_path):
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    subprocess.run(
+        [
+            *"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext".split(),
+            "subjectAltName=IP:127.0.0.1",
+            "-keyout",
+            key,
+            "-out",
+            certificate,
+        ],
+        check=True,
+        capture_output=True,
+    )
+    started = Started(folder, "--port", 0, "--ssl-keyfile", key, "--ssl-certfile", certificate)
+    assert started.url.startswith("https://")
+    trust = ssl.create_default_context(cafile=certificate)
+    assert httpx.post(f"{started.url}/v1/completions", json=BODY, verify=trust, timeout=60).status_code == 200
+    assert started.end(signal.SIGINT)[0] == 0
+
+
+def test_a_port_in_use_is_known_before_the_model_is_loaded(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        assert main(["serve", "/no/such/model", "--port", str(other.getsockname()[1])]) == 1
+    assert "cannot listen on 127.0.0.1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["/no/such/model"], "/no/such/model"),
+        (["--block-size", "0"], "block_size is 0"),
+        (["--port", "70000"], "port is 70000"),
+        (["--api-key", ""], "API key is empty"),
+        (["--drain-timeout", "-1"], "at least 0"),
+        (["--log-level", "loud"], "log_level is 'loud'"),
+        (["a", "--model", "b"], "given twice"),
+        (["--allowed-origins", "[1]"], "no list of texts"),
+        (["--chat-template", "/no/such/file"], "cannot be read"),
+    ],
+)
+def test_bad_options_are_refused_in_a_sentence(capsys, arguments, sentence):
+    assert main(["serve", *arguments, *([] if "--port" in arguments else ["--port", "0"])]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_options_reach_the_settings(monkeypatch):
+    monkeypatch.delenv("MINIPAGE_API_KEY", raising=False)
+    options = {"allowed_origins": ['["a", "b"]', "c"], "api_key": ["k"], "max_body_size": 5, "port": 1}
+    settings = read_settings(options, "a model")
+    assert settings.allowed_origins == ["a", "b", "c"] and settings.served_model_name == ["a model"]
+    assert (settings.api_key, settings.max_body_size) == (["k"], 5)
+    assert options == {"port": 1}  # what is left is for the server itself
+
+
+def test_a_chat_template_may_be_a_file(tmp_path):
+    (tmp_path / "t.jinja").write_text("{% for m in messages %}<{{ m.content }}>{% endfor %}{{ suffix }}")
+    settings = read_settings({"chat_template": str(tmp_path / "t.jinja")}, "m")
+    assert settings.chat_template([{"role": "user", "content": "a"}], suffix="!") == "<a>!"
+
+
+def test_the_help_names_every_option(capsys):
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    help_text = capsys.readouterr().out
+    assert all(f"--{name.replace('_', '-')}" in help_text for name in SERVER)
