@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from engine.checkpoints import Dense, save_gpt2
+from engine.checkpoints import SAVE, Dense, every_model, save_gpt2
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -37,9 +37,9 @@ PROMPTS = [[3, 1, 4, 1, 5, 9], [2, 7], [1, 8, 2, 8, 1, 8, 2, 8, 4], [5]]
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
+def tiny(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
-    save_gpt2(folder)
+    SAVE[getattr(request, "param", "gpt2")](folder)
     return folder
 
 
@@ -55,6 +55,7 @@ def texts(outputs):
     return [[text.token_ids for text in output.outputs] for output in outputs]
 
 
+@every_model
 @pytest.mark.parametrize(
     ("options", "preempts"),
     [
@@ -101,6 +102,7 @@ WAYS = {
 }
 
 
+@every_model
 def test_every_way_to_draw_gives_the_tokens_of_the_cpu_in_one_batch(tiny):
     params = [SamplingParams(seed=i, max_tokens=2, ignore_eos=True, **way) for i, way in enumerate(WAYS.values())]
     params.append(SamplingParams(beam_width=2, max_tokens=2, ignore_eos=True))
@@ -130,8 +132,16 @@ def test_prompt_logprobs_come_chunk_by_chunk_as_on_the_cpu(tiny, most):
             assert [p.logprob for p in our.values()] == pytest.approx([p.logprob for p in their.values()], abs=1e-4)
 
 
-@pytest.mark.parametrize("options", [{"dtype": "bfloat16"}, {"dtype": "float16"}, {"kv_cache_dtype": "int8"},
-                                     {"kv_cache_dtype": "fp8"}], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    ("tiny", "options"),
+    [
+        ("gpt2", {"dtype": "bfloat16"}),
+        ("gpt2", {"dtype": "float16"}),
+        *((model, {"kv_cache_dtype": name}) for model in SAVE for name in ("int8", "fp8")),
+    ],
+    indirect=["tiny"],
+    ids=str,
+)
 def test_other_number_formats_are_as_far_off_as_on_the_cpu(tiny, options):
     """The log probabilities of one text, against those of float32."""
 

@@ -1,4 +1,4 @@
-"""Tiny random GPT-2 checkpoints, written by transformers, and what a dense forward pass with no cache says about them.
+"""Tiny random checkpoints, written by transformers, and what a dense forward pass with no cache says about them.
 
 Small random weights make a dull model: whatever the prompt, it repeats one token for ever, and a test that compares
 such texts would pass with half of the K and V wrong. So the matrices are drawn large, and attention looks sharply at
@@ -11,9 +11,10 @@ import os
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
+import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from minipage.model.architecture import Model
 from minipage.model.checkpoint import load_model
@@ -45,6 +46,30 @@ def save_gpt2(folder, seed=0, **sizes):
                 weight.normal_(0, 0.15, generator=rng)
     model.save_pretrained(folder)
     return model
+
+
+def save_llama(folder, **sizes):
+    """The same of a Llama: two heads of q share one of K and V, and both are turned by their positions."""
+    tiny = {"vocab_size": VOCAB, "max_position_embeddings": CONTEXT, "hidden_size": 32, "intermediate_size": 48,
+            "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+            "eos_token_id": EOS}  # fmt: skip
+    model = LlamaForCausalLM(LlamaConfig(**(tiny | sizes), bos_token_id=None, pad_token_id=None)).eval()
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim == 1:
+                weight.normal_(1, 0.15, generator=rng)
+            elif ".layers." in name:
+                weight.normal_(0, 3 / weight.shape[1] ** 0.5, generator=rng)  # stored (out, in)
+            else:
+                weight.normal_(0, 0.4, generator=rng)
+    model.save_pretrained(folder)
+    return model
+
+
+SAVE = {"gpt2": save_gpt2, "llama": save_llama}
+# A test with this mark runs for each kind of model: with it, `tiny` is one after the other.
+every_model = pytest.mark.parametrize("tiny", SAVE, indirect=True)
 
 
 def save_tokenizer(folder, vocab_size=300):

@@ -7,7 +7,7 @@ import os
 
 import pytest
 import torch
-from engine.checkpoints import VOCAB, Dense, save_gpt2, save_tokenizer
+from engine.checkpoints import SAVE, VOCAB, Dense, save_gpt2, save_tokenizer
 
 from minipage.engine.llm import LLM
 
@@ -48,10 +48,10 @@ def where_engines_are():
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory):
-    """The folder of a GPT-2 with 60 tokens, a context of 64, and no tokenizer."""
+def tiny(request, tmp_path_factory):
+    """The folder of a model with 60 tokens, a context of 64, and no tokenizer: a GPT-2, except for `every_model`."""
     folder = tmp_path_factory.mktemp("tiny")
-    save_gpt2(folder)
+    SAVE[getattr(request, "param", "gpt2")](folder)
     return folder
 
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from engine.checkpoints import VOCAB
-from transformers import GPT2LMHeadModel
+from engine.checkpoints import VOCAB, every_model
+from transformers import AutoModelForCausalLM
 
 from minipage.engine.llm import LLM
 from minipage.sampling import SamplingParams
@@ -12,7 +12,7 @@ from minipage.sampling import SamplingParams
 
 @pytest.fixture(scope="module")
 def judge(tiny):
-    return GPT2LMHeadModel.from_pretrained(tiny).eval()
+    return AutoModelForCausalLM.from_pretrained(tiny).eval()
 
 
 def by_transformers(model, prompt, params):
@@ -38,6 +38,7 @@ def by_transformers(model, prompt, params):
     return texts
 
 
+@every_model
 @pytest.mark.parametrize("num_stop_tokens", [0, 5, 15])
 @pytest.mark.parametrize("early_stopping", [False, True, "never"])
 @pytest.mark.parametrize("length_penalty", [1.0, 0.0, 2.0, -0.5])

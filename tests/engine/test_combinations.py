@@ -7,6 +7,7 @@ ample pool, whole prompts.
 from itertools import product
 
 import pytest
+from engine.checkpoints import every_model
 
 from minipage.engine.llm import LLM
 from minipage.memory import blocks_needed
@@ -52,10 +53,12 @@ def plain(tiny, prompts):
     return {name: serve(LLM(tiny, num_blocks=256), prompts, params)[0] for name, params in WAYS.items()}
 
 
+@every_model
+@pytest.mark.parametrize("arrays", ["numpy", pytest.param("torch", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("block_size", [1, 4, 16])
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("way", WAYS)
-def test_no_combination_changes_a_token(tiny, prompts, plain, way, pool, block_size):
+def test_no_combination_changes_a_token(tiny, prompts, plain, way, pool, block_size, arrays):
     params = WAYS[way]
     width = params.beam_width or params.n
     most = [max_blocks(len(prompt), width, block_size) for prompt in prompts]
@@ -67,6 +70,7 @@ def test_no_combination_changes_a_token(tiny, prompts, plain, way, pool, block_s
     for caching, max_num_batched_tokens in product([False, True], [5, 2048]):
         llm = LLM(
             tiny,
+            arrays=arrays,
             block_size=block_size,
             enable_prefix_caching=caching,
             max_num_batched_tokens=max_num_batched_tokens,

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from engine.checkpoints import every_model
 from engine.test_quantized_runs import all_logits
 
 from minipage.engine.llm import LLM
@@ -54,6 +55,7 @@ def test_what_the_model_computes_is_what_the_cache_holds(tiny):
     assert torch.equal(held, torch.from_numpy(wide.kv_cache.k[0]).bfloat16())
 
 
+@every_model
 @pytest.mark.parametrize("options", [{"preemption": "swap", "num_blocks": 9}, {"num_blocks": 9}, {"num_blocks": 99}])
 def test_swapping_and_recomputation_change_nothing_in_bfloat16(tiny, options):
     bfloat16 = {"block_size": 4, "arrays": "torch", "dtype": "bfloat16", "attention": "reference"}

@@ -6,12 +6,15 @@ no cache at all: a dense forward pass over the whole sequence for every new toke
 """
 
 import pytest
+from engine.checkpoints import every_model
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from minipage.engine.llm import LLM
+from minipage.model.layers.plain import PlainLayers
 from minipage.sampling import SamplingParams
 
+pytestmark = every_model
 NUM_PROMPTS, NUM_TOKENS = 32, 10
 GREEDY = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)
 
@@ -95,9 +98,12 @@ def test_few_seats_change_nothing(tiny, prompts, expected):
     assert tokens(llm.generate(prompts, GREEDY)) == expected
 
 
-@pytest.mark.parametrize("arrays", ["numpy", "torch"])
+@pytest.mark.parametrize("layers", ["compiled", "plain", "torch"])
 @pytest.mark.parametrize("attention", ["cpu", "loops", "reference"])
-def test_every_array_library_and_kernel_says_the_same(tiny, prompts, expected, arrays, attention):
+def test_all_layers_and_kernels_say_the_same(tiny, prompts, expected, layers, attention, monkeypatch):
+    arrays = "torch" if layers == "torch" else "numpy"
+    if layers == "plain":
+        monkeypatch.setattr("minipage.model.place.CompiledLayers", PlainLayers)
     llm = LLM(tiny, block_size=5, num_blocks=100, max_num_batched_tokens=50, arrays=arrays, attention=attention)
     assert tokens(llm.generate(prompts[::3], GREEDY)) == expected[::3]
 

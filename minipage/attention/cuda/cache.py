@@ -67,11 +67,10 @@ def write_kv(
         require(
             slots.ndim == 1
             and layout(new).shape == (len(slots), *cache_shape[2:])
-            and layout(new).dtype == layout(k).dtype
-            and (len(slots) < 2 or layout(new).strides[0] == layout(k).strides[0]),
+            and layout(new).dtype == layout(k).dtype,
             f"cannot write K or V of shape {layout(new).shape} with a slot_mapping of shape {slots.shape} into a cache "
-            f"of shape {cache_shape}: [num_tokens, num_kv_heads, head_size], laid out alike in K and V, and a slot for "
-            "each token are needed.",
+            f"of shape {cache_shape}: [num_tokens, num_kv_heads, head_size], of one dtype, and a slot for each token "
+            "are needed.",
         )
     require(not kind_of(layout(k).dtype, "k").is_quantized, "new K and V must be float32, float16 or bfloat16.")
     num_slots = cache_shape[0] * cache_shape[1]
@@ -132,7 +131,8 @@ def launch_write_kv(
     write[grid, NUM_WARPS * WARP, external_stream(stream)](
         words(k), words(v), elements(k_cache), elements(v_cache),
         *(elements(slot_mapping) if scales is None else elements(scales) for scales in (k_scales, v_scales)),
-        elements(slot_mapping), where.strides[0] // where.dtype.itemsize, num_tokens, num_kv_heads,
+        elements(slot_mapping), *(layout(new).strides[0] // where.dtype.itemsize for new in (k, v)), num_tokens,
+        num_kv_heads,
     )  # fmt: skip
 
 
@@ -164,18 +164,17 @@ def write_kernel(new_kind: Kind, kv: Kind, head_size: int) -> Any:
     # The CPU's `quantize` divides exactly. So do we, and the codes are the same.
     write_row = device_function(write_row, fastmath=False)
 
-    def write(k, v, k_cache, v_cache, k_scales, v_scales, slot_mapping, stride, num_tokens, num_kv_heads):
+    def write(k, v, k_cache, v_cache, k_scales, v_scales, slot_mapping, k_stride, v_stride, num_tokens, num_kv_heads):
         lane = cuda.threadIdx.x % WARP
         item = cuda.blockIdx.x * NUM_WARPS + cuda.threadIdx.x // WARP
         token, head = item // num_kv_heads, item % num_kv_heads
         if token >= num_tokens or slot_mapping[token] < 0:
             return
-        start = token * stride + head * head_size
         row = slot_mapping[token] * num_kv_heads + head
         if cuda.blockIdx.y == 0:
-            write_row(k, start, k_cache, k_scales, row, lane)
+            write_row(k, token * k_stride + head * head_size, k_cache, k_scales, row, lane)
         else:
-            write_row(v, start, v_cache, v_scales, row, lane)
+            write_row(v, token * v_stride + head * head_size, v_cache, v_scales, row, lane)
 
     return kernel(write, fastmath=False)
 
