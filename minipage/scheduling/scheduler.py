@@ -286,7 +286,7 @@ class Scheduler:
         """Something failed half way. Queues, blocks and what was written to them cannot be trusted: all is made anew.
 
         What counts is who is in `groups`, and which tokens their sequences have. Everybody waits, to be computed again.
-        Prefixes stay known: before a block that can be found is written, the pool hands it out, and then it is forgotten.
+        Prefixes stay known: before such a block is written, the pool hands it out, and then it is forgotten.
         """
         for pool in filter(None, (self.block_pool, self.swap_pool)):
             for block in range(pool.num_blocks):
