@@ -51,7 +51,7 @@ sys.exit(", ".join(slow & sys.modules.keys()) or 0)
     assert "demo" in result.stdout and "generate" in result.stdout and "info" in result.stdout
 
 
-@pytest.mark.parametrize("command", ["demo", "generate", "info"])
+@pytest.mark.parametrize("command", ["demo", "generate", "chat", "info"])
 def test_each_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])

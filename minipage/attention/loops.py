@@ -84,12 +84,12 @@ def attend(q, k_cache, v_cache, block_table, visible, kv_head, scale, meanings, 
     block_size, head_size = k_cache.shape[1], len(q)
     highest, total, acc = -np.inf, 0.0, np.zeros(head_size)  # acc: [head_size]
     for token in range(visible):
-        slot = block_table[token // block_size], token % block_size, kv_head
-        k, v = k_cache[slot], v_cache[slot]  # each [head_size]
+        place = block_table[token // block_size], token % block_size, kv_head  # block, offset, head
+        k, v = k_cache[place], v_cache[place]  # each [head_size]
         score = 0.0
         for d in range(head_size):
             score += q[d] * number(k[d], meanings)
-        score *= scale if k_scales is None else scale * k_scales[slot]
+        score *= scale if k_scales is None else scale * k_scales[place]
         if score > highest:  # what was summed up so far was relative to a lower score
             shrink = math.exp(highest - score)
             total *= shrink
@@ -98,7 +98,7 @@ def attend(q, k_cache, v_cache, block_table, visible, kv_head, scale, meanings, 
             highest = score
         weight = math.exp(score - highest)
         total += weight
-        weight *= 1 if v_scales is None else v_scales[slot]
+        weight *= 1 if v_scales is None else v_scales[place]
         for d in range(head_size):
             acc[d] += weight * number(v[d], meanings)
     for d in range(head_size):

@@ -5,19 +5,17 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from contextlib import ExitStack
 from typing import Any
 
 from minipage.cli_options import CHAT, ENGINE, Defaults, add_options, given
 from minipage.errors import InvalidRequestError, ModelError
 
 MODEL = "smollm2"
-SAMPLING: dict[str, Any] = {"temperature": 0.2, "top_p": 0.9, "max_tokens": None}  # as SmolLM2's makers advise
-MOST_MEMORY = 1 << 30  # bytes for the pool, if nobody says how many
+ELSEWHERE = {"device", "arrays", "attention", "kv_cache_dtype"}  # with these another kernel may be needed
+DRAWN: dict[str, Any] = {"temperature": 0.2, "top_p": 0.9}  # as SmolLM2's makers advise
 DEFAULTS: Defaults = {  # as the help tells them, where they are not those of `generate`
-    "num_blocks": "room for the whole context, up to 1GiB",
-    "memory": None,
-    "temperature": SAMPLING["temperature"],
-    "top_p": SAMPLING["top_p"],
+    **DRAWN,
     "max_tokens": "up to the end of the context",
 }
 
@@ -42,34 +40,22 @@ def run_chat(args: argparse.Namespace) -> int:
     if args.name is not None and "model" in given(args, ENGINE):
         raise InvalidRequestError("the model is named twice: give it as MODEL or with --model.")
     fetch_if_asked(options["model"])
-    with spinner("loading the model"):
-        from minipage.chat.conversation import Conversation
-        from minipage.chat.talk import Talk
-        from minipage.engine.llm import LLM
-        from minipage.sampling import SamplingParams
+    with ExitStack() as stack:
+        with spinner("loading the model"):
+            from minipage.chat.compile_ahead import decode_compiled_ahead
+            from minipage.chat.conversation import Conversation
+            from minipage.chat.talk import Talk
+            from minipage.engine.llm import LLM
+            from minipage.sampling import SamplingParams
 
-        params = SamplingParams(**SAMPLING | given(args, CHAT))
-        llm = LLM(**options | pool_for(options))
-        conversation = Conversation(llm, params, args.system)
-        conversation.check()
-    return Talk(conversation).run()
-
-
-def pool_for(options: dict[str, Any]) -> dict[str, Any]:
-    """Options of LLM for a pool that holds the longest conversation; none, if somebody has said how large it is."""
-    if {"num_blocks", "memory"} & options.keys() or options.get("device", "cpu") != "cpu":
-        return {}
-    from minipage.memory import blocks_needed
-    from minipage.model.checkpoint import describe_model
-
-    block_size, longest = options.get("block_size", 16), options.get("max_model_len")
-    if block_size < 1 or (longest is not None and longest < 1):
-        return {}  # the engine will say what is wrong
-    architecture, _ = describe_model(options["model"])
-    kv = architecture.kv
-    block_bytes = 2 * kv.num_layers * kv.num_kv_heads * kv.head_size * 4 * block_size  # K and V, of float32
-    wanted = blocks_needed(longest or architecture.max_model_len, block_size)
-    return {"num_blocks": wanted} if wanted * block_bytes <= MOST_MEMORY else {}
+            wanted = given(args, CHAT)
+            usual = {} if "beam_width" in wanted else DRAWN  # beams are not drawn
+            params = SamplingParams(**{"max_tokens": None} | usual | wanted)
+            if not ELSEWHERE & options.keys():
+                stack.enter_context(decode_compiled_ahead())
+            conversation = Conversation(LLM(**options), params, args.system)
+            conversation.check()
+        return Talk(conversation).run()
 
 
 # ---- a model that comes as a Python package

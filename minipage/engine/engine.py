@@ -161,13 +161,13 @@ class Engine:
             self._news = {request: None for request in self._news if request not in told}
             return outputs
 
-    # ---- the five phases of a step
+    # ---- a step and its five phases, which are public so that a recorder can watch them
 
     def _step(self) -> None:
         self._end_abandoned()
         plan = self.schedule()
         self.copy(plan)
-        if plan.chunks:
+        if plan.chunks:  # a step may only swap, or preempt
             logits = self.forward(plan)
             tokens = self.sample(plan, logits)
             self.update(plan, tokens)
@@ -210,7 +210,7 @@ class Engine:
         self.scheduler.update(plan)
         for request, its_tokens in tokens.items():
             if not request.error:
-                for seq in request.take(its_tokens):
+                for seq in request.take(its_tokens):  # which appends them, and says who is done
                     self.scheduler.finish(request.group, seq)
                 self._stats.count_tokens(request, len(its_tokens))
                 self._tell(request)
@@ -219,7 +219,7 @@ class Engine:
 
     def _who_wants(self, plan: StepPlan) -> tuple[list[tuple[Request, int, int]], list[tuple[Request, Sequence, int]]]:
         """Who wants which row of a step's logits: to know how likely its prompt is, (request, position, row); or to
-        choose a token, (request, sequence, row)."""
+        choose a token, (request, sequence, row). Rows are in the order of `sampled_rows` in worker/batch.py."""
         rows, scoring, asking = count(), [], []
         for chunk in plan.chunks:
             request = self.requests[chunk.group.group_id]

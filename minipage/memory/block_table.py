@@ -65,7 +65,7 @@ class BlockTable:
     def append(self, num_tokens: int) -> list[BlockCopy]:
         """Give slots to `num_tokens` more tokens, all of them or none.
 
-        Returns the blocks to copy before the new slots are written: one if the last block is part full and shared
+        Returns the copies to make before the new slots are written: one if the last block is part full and shared
         with another table, otherwise none.
 
         Raises:
@@ -74,8 +74,9 @@ class BlockTable:
         if num_tokens < 0:
             raise ConfigurationError(f"cannot append {num_tokens} tokens.")
         room = len(self.blocks) * self.pool.block_size - self.num_tokens
-        fits = num_tokens == 0 or (num_tokens <= room and self.pool.ref_count(self.blocks[-1]) == 1)  # its own block
-        copies = [] if fits else self._take_blocks(num_tokens)
+        # Usually there is room in the last block, which nobody else holds.
+        in_place = num_tokens == 0 or (num_tokens <= room and self.pool.ref_count(self.blocks[-1]) == 1)
+        copies = [] if in_place else self._take_blocks(num_tokens)
         self.num_tokens += num_tokens
         return copies
 

@@ -107,7 +107,7 @@ class GPT2:
             mixed = attend(i, heads(q, D), heads(k, D), heads(v, D))  # [T, n, D]
             x = x + block.linear("attn.c_proj", flat(mixed))  # [T, C]
             h = block.layer_norm("ln_2", x, epsilon)  # [T, C]
-            h = block.linear("mlp.c_fc", h, then="gelu")  # [T, 4C]
+            h = block.linear("mlp.c_fc", h, then="gelu")  # [T, inner]
             x = x + block.linear("mlp.c_proj", h)  # [T, C]
         return layers.layer_norm("ln_f", x, epsilon)  # [T, C]
 

@@ -40,7 +40,7 @@ Preemption = Literal["recompute", "swap", "auto"]
 
 
 def claim(part: Any, owner: object, name: str) -> None:
-    """A part serves one owner: in another's hands block numbers, and prefixes, would stand for other contents."""
+    """A part serves one owner: with two, the same block number would mean two different things."""
     before = getattr(part, "owner", None)
     if before is not None and before() is not None:
         raise ConfigurationError(f"this {name} serves another {type(before()).__name__} already; make one for each.")
@@ -111,7 +111,9 @@ class Scheduler:
         self.swapped: list[SequenceGroup] = []
         self._num_arrived = 0
         self.owner: Callable[[], object] | None = None  # a weak reference to the engine that it serves
-        self._policy_decides = False  # who comes in first, of those swapped out and those who wait; see `schedule`
+        # Whether the policy chooses between who is swapped out and who waits. A subclass with a `schedule` of its own
+        # may leave this False: then whoever is swapped out always comes first, which is the paper's rule.
+        self._policy_decides = False
 
     @property
     def has_unfinished(self) -> bool:
@@ -119,14 +121,14 @@ class Scheduler:
 
     def add(self, group: SequenceGroup) -> None:
         """Queue a new group. Raises InvalidRequestError if it could never run: even alone, it might not finish."""
-        if not group.leader.num_prompt_tokens < group.max_num_tokens or group.shared_len == 0:
+        if group.leader.num_prompt_tokens >= group.max_num_tokens or group.shared_len == 0:
             raise InvalidRequestError("a sequence needs at least one token, and room for one more.")
         pool = self.block_pool
         most = group.max_blocks(pool.block_size)
-        seats = min(self.max_num_seqs, self.max_num_batched_tokens)
-        if group.max_num_seqs > seats:
+        most_at_once = min(self.max_num_seqs, self.max_num_batched_tokens)
+        if group.max_num_seqs > most_at_once:
             raise InvalidRequestError(
-                f"{group.max_num_seqs} sequences go on together, but a step has room for {seats}. "
+                f"{group.max_num_seqs} sequences go on together, but a step has room for {most_at_once}. "
                 "Ask for fewer, or raise max_num_seqs and max_num_batched_tokens."
             )
         if most > pool.num_blocks:
@@ -145,7 +147,7 @@ class Scheduler:
     def schedule(self) -> StepPlan:
         """Choose what the next step computes, and give every token of it a slot."""
         plan = StepPlan()
-        self._policy_decides = True  # a `schedule` of your own may want the paper's rule, and do without
+        self._policy_decides = True
         budget = self.max_num_batched_tokens
         for group in self.running:  # from the front; preemption takes from the back of this same list
             chunks = group.next_chunks(budget)
@@ -158,7 +160,7 @@ class Scheduler:
         return plan
 
     def _make_room(self, group: SequenceGroup, chunks: list[Chunk], plan: StepPlan) -> bool:
-        """Preempt the last until the chunks of `group` fit; False if that was `group` itself."""
+        """Preempt the last until the chunks of `group` fit; False if `group` itself had to be preempted."""
         if count_tokens(chunks) <= self.block_pool.num_free:
             return True  # the usual case, and quick to see: a token takes at most one block
         while blocks_for(chunks) > self.block_pool.num_free:
@@ -171,6 +173,7 @@ class Scheduler:
     def _swap_in(self, plan: StepPlan, budget: int) -> int:
         while self.swapped and self._is_next(group := self.swapped[0]):
             chunks = group.next_chunks(budget)
+            # Its blocks, and those of the next tokens; the watermark is for newcomers only.
             fits = group.num_blocks + blocks_for(chunks) <= self.block_pool.num_free
             if not fits or group.max_num_seqs > self._seats_left():
                 break
@@ -188,7 +191,7 @@ class Scheduler:
             if self.prefix_cache:
                 self.prefix_cache.adopt(group.leader.block_table, *prefix)
                 self._count_found(group)
-            group.fork_followers()
+            group.fork_followers()  # if all that they share was found, which happens after a recomputation only
             budget -= self._give_slots(group.next_chunks(budget), plan)
 
     def _is_next(self, group: SequenceGroup) -> bool:
@@ -202,7 +205,7 @@ class Scheduler:
         if group.was_admitted:
             self.preempted_queries += group.shared_len
             self.preempted_hits += group.leader.num_computed_tokens
-        elif not group.unscored:  # who wants to know of every token of its prompt, asks for none in the cache
+        elif not group.unscored:  # otherwise it looked for nothing: what is found in the cache has no logits to score
             self.num_queried_tokens += group.shared_len
             self.num_hit_tokens += group.leader.num_computed_tokens
             group.num_cached_tokens = group.leader.num_computed_tokens
@@ -213,8 +216,8 @@ class Scheduler:
         pool = self.block_pool
         if group.max_blocks(pool.block_size) > pool.num_blocks:
             return Admission.NEVER
-        taken_from_queue = sum(pool.ref_count(block) == 0 for block in cached)
-        needed = group.blocks_to_start(pool.block_size) - len(cached) + taken_from_queue
+        revived = sum(pool.ref_count(block) == 0 for block in cached)  # these leave the free queue, too
+        needed = group.blocks_to_start(pool.block_size) - len(cached) + revived
         spare = pool.num_free - (self.watermark_blocks if self.running else 0)
         fits = needed <= spare and group.max_num_seqs <= self._seats_left()
         return Admission.NOW if fits else Admission.LATER
@@ -283,7 +286,7 @@ class Scheduler:
         """Something failed half way. Queues, blocks and what was written to them cannot be trusted: all is made anew.
 
         What counts is who is in `groups`, and which tokens their sequences have. Everybody waits, to be computed again.
-        Prefixes stay known: a block that can be found is not written before the pool hands it out, and then forgotten.
+        Prefixes stay known: before such a block is written, the pool hands it out, and then it is forgotten.
         """
         for pool in filter(None, (self.block_pool, self.swap_pool)):
             for block in range(pool.num_blocks):

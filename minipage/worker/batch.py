@@ -75,12 +75,12 @@ class Kernels(NamedTuple):
 
     write_kv: Callable[..., None]  # see minipage/attention/kv_cache.py
     paged_attention: PagedAttention
-    take: Callable[[Array], Any]  # an array of the model, as the kernels take it
-    give: Callable[[Any, Array], Array]  # what they return, in the library and dtype of q
+    to_kernels: Callable[[Array], Any]  # an array of the model, as the kernels take it
+    from_kernels: Callable[[Any, Array], Array]  # what they return, in the library and dtype of q
 
 
 def paged_attend(batch: Batch, cache: KVCache, paged_attention: PagedAttention) -> Attend:
-    """`attend_with` kernels for a CPU."""
+    """`attend_with`, given the kernels of a CPU."""
     return attend_with(Kernels(write_kv, paged_attention, as_numpy, like_q), batch, cache.layer)
 
 
@@ -93,13 +93,13 @@ def attend_with(kernels: Kernels, batch: Batch, blocks_of: Callable[[int], Seque
 
     def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
         k_cache, v_cache, *scales = blocks_of(layer)
-        kernels.write_kv(kernels.take(k), kernels.take(v), k_cache, v_cache, batch.slot_mapping, *scales)
-        mixed = kernels.paged_attention(
-            kernels.take(q), k_cache, v_cache, batch.block_tables, batch.context_lens, batch.query_start_loc,
+        kernels.write_kv(kernels.to_kernels(k), kernels.to_kernels(v), k_cache, v_cache, batch.slot_mapping, *scales)
+        mixed = kernels.paged_attention(  # of each token: the V of those before it, mixed
+            kernels.to_kernels(q), k_cache, v_cache, batch.block_tables, batch.context_lens, batch.query_start_loc,
             q.shape[-1] ** -0.5, *scales,
         )  # [T, H, D]  # fmt: skip
         check_mixed(mixed, q)
-        return kernels.give(mixed, q)  # [T, H, D]
+        return kernels.from_kernels(mixed, q)  # [T, H, D]
 
     return attend
 

@@ -97,10 +97,11 @@ class Linear:
         )
         num_in, self.num_out = weight.shape
         num_panels = -(-self.num_out // COLUMNS)
-        padding = 0, num_panels * COLUMNS - self.num_out  # columns of zeros
-        columns = np.pad(weight, ((0, 0), padding)).reshape(num_in, num_panels, COLUMNS)  # [in, num_panels, COLUMNS]
-        self.panels = np.ascontiguousarray(columns.transpose(1, 0, 2))  # [num_panels, in, COLUMNS]
-        self.bias = np.pad(bias, padding)  # [num_panels * COLUMNS]
+        self.panels = np.zeros((num_panels, num_in, COLUMNS), np.float32)  # [num_panels, in, COLUMNS]
+        for panel, start in zip(self.panels, range(0, self.num_out, COLUMNS)):  # no matrix is copied whole
+            columns = weight[:, start : start + COLUMNS]  # [in, COLUMNS], or fewer at the end
+            panel[:, : columns.shape[1]] = columns  # [in, COLUMNS]; what is left are zeros
+        self.bias = np.pad(bias, (0, num_panels * COLUMNS - self.num_out))  # [num_panels * COLUMNS]
 
     def __call__(self, x: Floats, then: Activation | None = None) -> Floats:
         num_in = self.panels.shape[1]
