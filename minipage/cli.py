@@ -188,7 +188,7 @@ def run_demo(args: argparse.Namespace) -> None:
     options |= {"replay": args.replay, "prompts": args.prompt, "plain": args.plain, "files": given(args, FILES)}
     if args.mine is None:
         return demo.run(**options)
-    from minipage.learn.mine import Mine
+    from minipage.learn.your_engine import Mine
 
     mine = Mine(args.mine)
     print(*mine.lines(), "", sep="\n")
@@ -215,7 +215,7 @@ def run_generate(args: argparse.Namespace) -> int:
         raise InvalidRequestError("standard input has no lines; give one prompt on each.")
     if args.mine is None:
         return generate(args, prompts)
-    from minipage.learn.mine import Mine
+    from minipage.learn.your_engine import Mine
 
     mine = Mine(args.mine)
     print(*mine.lines(), sep="\n", file=sys.stderr)

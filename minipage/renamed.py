@@ -40,6 +40,8 @@ MOVED = {  # old module: new module; what is in an old package moves along
     "minipage.gpu.batches": "minipage.worker.gpu.next_batch",
     "minipage.gpu.sampling": "minipage.worker.gpu.draw",
     "minipage.intake": "minipage.engine.intake",
+    "minipage.learn.mine": "minipage.learn.your_engine",
+    "minipage.learn.show": "minipage.learn.screen",
     "minipage.memory.contiguous": "minipage.simulate.baselines",
     "minipage.compiled_gpt": "minipage.model.layers.compiled",
     "minipage.model.arrays": "minipage.model.place",

@@ -10,7 +10,7 @@ from minipage.engine.beams import BeamRequest
 from minipage.engine.prompts import Prompt, check_token_ids, read_prompt
 from minipage.engine.request import Request
 from minipage.engine.sampled import SampledRequest
-from minipage.errors import InvalidRequestError, shown
+from minipage.errors import InvalidRequestError, count, shown
 from minipage.memory import BlockPool, BlockTable
 from minipage.model.tokenizer import Tokenizer
 from minipage.sampling import Grammar, GrammarCompiler, Processors, SamplingParams, is_whole
@@ -71,7 +71,12 @@ class Intake:
 
     def read(self, prompt: Prompt) -> dict[str, Any]:
         """Its text, if there is one, and its tokens, as a dict that is a prompt, too."""
-        text, token_ids = read_prompt(prompt, self.tokenizer, self.vocab_size, self.max_model_len)
+        text, token_ids = read_prompt(prompt, self.tokenizer, self.vocab_size)
+        if len(token_ids) >= self.max_model_len:
+            raise InvalidRequestError(
+                f"the prompt has {count(len(token_ids), 'token')}; with a context of {self.max_model_len} it may have "
+                f"{self.max_model_len - 1}, so that one can be generated. Shorten it."
+            )
         return {"prompt": text, "prompt_token_ids": token_ids}
 
     def _stop_token_ids(self, params: SamplingParams) -> frozenset[int]:

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
-from minipage.errors import InvalidRequestError, count, shown
+from minipage.errors import InvalidRequestError, shown
 from minipage.model.tokenizer import Tokenizer, without_surrogates
-from minipage.sampling.values import as_plain, is_whole
+from minipage.sampling.param_checks import as_plain, is_whole
 
 Prompt: TypeAlias = str | Iterable[int] | Mapping[str, Any]
 Conversation: TypeAlias = Sequence[Mapping[str, Any]]  # messages, such as {"role": "user", "content": "Hello"}
@@ -71,9 +71,7 @@ def is_sequence(value: object) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
-def read_prompt(
-    prompt: Prompt, tokenizer: Tokenizer | None, vocab_size: int, max_model_len: int
-) -> tuple[str | None, list[int]]:
+def read_prompt(prompt: Prompt, tokenizer: Tokenizer | None, vocab_size: int) -> tuple[str | None, list[int]]:
     """(its text, if there is one; its tokens), or an InvalidRequestError that says why it cannot be served."""
     text, token_ids = text_and_ids(prompt)
     if token_ids is None:
@@ -83,11 +81,6 @@ def read_prompt(
     check_token_ids(token_ids, vocab_size, "the prompt")
     if len(token_ids) == 0:
         raise InvalidRequestError("the prompt is empty; give at least one token.")
-    if len(token_ids) >= max_model_len:
-        raise InvalidRequestError(
-            f"the prompt has {count(len(token_ids), 'token')}; with a context of {max_model_len} it may have "
-            f"{max_model_len - 1}, so that one can be generated. Shorten it."
-        )
     return text, [int(token) for token in token_ids]
 
 

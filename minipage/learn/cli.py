@@ -77,7 +77,7 @@ def run_learn(args: argparse.Namespace) -> int:
 
 def init(folder: Path) -> int:
     from minipage.learn.course import exercises, lessons
-    from minipage.learn.show import PROGRAM, Screen
+    from minipage.learn.screen import PROGRAM, Screen
     from minipage.learn.workspace import init
 
     if folder.exists() and not folder.is_dir():
@@ -102,7 +102,7 @@ def init(folder: Path) -> int:
 def show_catalogue() -> int:
     """What there is, for somebody who has no workspace yet."""
     from minipage.learn.course import exercises, lessons
-    from minipage.learn.show import PROGRAM, Screen
+    from minipage.learn.screen import PROGRAM, Screen
 
     screen = Screen()
     screen.line(f"{len(exercises())} exercises in {len(lessons())} lessons; together they are a paged engine:")
@@ -116,7 +116,7 @@ def show_catalogue() -> int:
 
 def show_list(space: Workspace, numbers: list[str]) -> int:
     from minipage.learn.course import chosen
-    from minipage.learn.show import Screen
+    from minipage.learn.screen import Screen
 
     screen = Screen()
     if numbers:
@@ -128,7 +128,7 @@ def show_list(space: Workspace, numbers: list[str]) -> int:
 
 
 def show_next(space: Workspace, numbers: list[str]) -> int:
-    from minipage.learn.show import Screen
+    from minipage.learn.screen import Screen
 
     exercise = space.next()
     if exercise is None:
@@ -142,7 +142,7 @@ def check(space: Workspace, numbers: list[str], limit: float) -> int:
     from minipage.learn.check import check
     from minipage.learn.course import chosen
     from minipage.learn.judge import PASSED
-    from minipage.learn.show import Screen, relative
+    from minipage.learn.screen import Screen, relative
 
     screen = Screen()
     if numbers:
@@ -168,7 +168,7 @@ def check(space: Workspace, numbers: list[str], limit: float) -> int:
 
 def what_now(screen: Any, space: Workspace, exercises: list[Exercise]) -> None:
     """After a success: what minipage does, what comes next, and where the part can be seen at work."""
-    from minipage.learn.show import PROGRAM, relative
+    from minipage.learn.screen import PROGRAM, relative
 
     lesson, upcoming = exercises[-1].lesson, space.next()
     screen.line()
@@ -181,7 +181,7 @@ def what_now(screen: Any, space: Workspace, exercises: list[Exercise]) -> None:
 
 def watch(space: Workspace, limit: float) -> int:
     """Check whenever a file is saved, until Ctrl-C."""
-    from minipage.learn.show import Screen
+    from minipage.learn.screen import Screen
 
     screen = Screen()
     seen: object = None
@@ -204,7 +204,7 @@ def modification_times(space: Workspace) -> list[float]:
 
 
 def hint(space: Workspace, numbers: list[str]) -> int:
-    from minipage.learn.show import Screen
+    from minipage.learn.screen import Screen
 
     exercise = one_exercise(space, numbers)
     level = min(space.hints.get(exercise.number, 0) + 1, len(exercise.hints))
@@ -222,7 +222,7 @@ def hint(space: Workspace, numbers: list[str]) -> int:
 
 
 def solution(space: Workspace, numbers: list[str]) -> int:
-    from minipage.learn.show import Screen
+    from minipage.learn.screen import Screen
 
     exercise = one_exercise(space, numbers)
     if not space.has_passed(exercise):
@@ -236,7 +236,7 @@ def solution(space: Workspace, numbers: list[str]) -> int:
 
 def reset(space: Workspace, numbers: list[str]) -> int:
     from minipage.learn.course import chosen
-    from minipage.learn.show import Screen, relative
+    from minipage.learn.screen import Screen, relative
 
     if len(numbers) != 1:
         raise LearnError("say what to reset: one exercise, such as 3.2, or a whole lesson, such as 3.")
@@ -270,7 +270,7 @@ def grade(folder: Path, numbers: list[str], limit: float, as_json: bool) -> int:
     """Points of all exercises in a folder. What is missing there has 0."""
     from minipage.learn.check import check_all
     from minipage.learn.course import chosen
-    from minipage.learn.show import Screen
+    from minipage.learn.screen import Screen
 
     if not folder.is_dir():
         raise LearnError(f"there is no folder {folder}.")

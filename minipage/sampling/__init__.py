@@ -1,10 +1,10 @@
 """Sampling: what a request may ask for, what that does to its logits, how a token is drawn, and beam search."""
 
+from minipage.sampling.param_checks import is_whole
 from minipage.sampling.params import SamplingParams
 from minipage.sampling.processors import Adjustment, Processors
 from minipage.sampling.sampler import NO_TOKEN, Draw, Logprob, random_number, sample, sample_batch, top_logprobs
 from minipage.sampling.structured import Grammar, GrammarCompiler, StructuredOutputsParams
-from minipage.sampling.values import is_whole
 
 __all__ = [
     "NO_TOKEN",

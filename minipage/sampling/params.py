@@ -8,8 +8,17 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal, TypeAlias
 
 from minipage.errors import InvalidRequestError, shown
+from minipage.sampling.param_checks import (
+    are_pairs,
+    are_texts,
+    are_whole,
+    as_pairs,
+    as_plain,
+    as_tuple,
+    is_real,
+    is_whole,
+)
 from minipage.sampling.structured import StructuredOutputsParams, is_structure
-from minipage.sampling.values import are_pairs, are_texts, are_whole, as_pairs, as_plain, as_tuple, is_real, is_whole
 
 MOST_TEXTS = 16_384  # of one request; as in vLLM
 

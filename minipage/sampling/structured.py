@@ -23,7 +23,7 @@ import numpy.typing as npt
 import tokenizers
 
 from minipage.errors import InvalidRequestError, shown
-from minipage.sampling.values import are_texts, as_tuple
+from minipage.sampling.param_checks import are_texts, as_tuple
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher

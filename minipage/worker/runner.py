@@ -15,14 +15,13 @@ from typing import NamedTuple
 import numpy as np
 
 from minipage.attention import KVCache, blocks_that_fit, copy_blocks
+from minipage.attention.cache_size import DEFAULT_MEMORY
 from minipage.errors import ConfigurationError
 from minipage.memory import BlockPool
 from minipage.model.architecture import Model
 from minipage.sampling import Draw, sample_batch
 from minipage.scheduling import StepPlan
 from minipage.worker.batch import PagedAttention, as_numpy, make_batch, paged_attend
-
-DEFAULT_MEMORY = "1GiB"  # for K and V, unless told otherwise, or measured (on a GPU)
 
 
 class Limits(NamedTuple):

@@ -18,9 +18,9 @@ SILENT = {
 # The engine with GPT-2 on a CPU, in NumPy: what is left if nothing needs to be fast, and nobody's files are read.
 HEART = """
     errors.py memory/* scheduling/* simd/arrays.py simd/halves.py simd/fp8.py
-    attention/arguments.py attention/quantize.py attention/kv_cache.py attention/reference.py
+    attention/arguments.py attention/quantize.py attention/kv_cache.py attention/cache_size.py attention/reference.py
     model/architecture.py model/gpt2.py model/layers/plain.py
-    sampling/values.py sampling/params.py sampling/sampler.py worker/batch.py worker/runner.py
+    sampling/param_checks.py sampling/params.py sampling/sampler.py worker/batch.py worker/runner.py
     engine/prompts.py engine/detokenizer.py engine/completion.py engine/request.py engine/sampled.py engine/intake.py
     engine/changes.py
     engine/stats.py engine/engine.py

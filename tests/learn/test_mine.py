@@ -10,8 +10,8 @@ from minipage.errors import LearnError
 from minipage.learn.check import check, check_all
 from minipage.learn.course import chosen, lessons
 from minipage.learn.judge import FAILED, PASSED
-from minipage.learn.mine import Mine
 from minipage.learn.workspace import init
+from minipage.learn.your_engine import Mine
 from minipage.trace.playing.demo import Demo, make_engine
 from minipage.trace.playing.scenarios import SCENARIOS, find_scenario
 
