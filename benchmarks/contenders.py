@@ -176,12 +176,12 @@ class StaticBatches:
 def load(folder: Path, dtype: str) -> Any:
     """The model in transformers; for a CPU it has `eager` and `sdpa` attention, of which sdpa is the faster."""
     import torch
-    from transformers import GPT2LMHeadModel
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    return GPT2LMHeadModel.from_pretrained(folder, dtype=getattr(torch, dtype), attn_implementation="sdpa").eval()
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), attn_implementation="sdpa").eval()
 
 
 class Process:

@@ -136,7 +136,8 @@ DEMO: Options = ENGINE | {
     "seed": Option(int, "N", "another seed, other texts"),
     "steps": Option(int, "N", "stop after N steps"),
 }
-CHAT: Options = {name: option for name, option in SAMPLING.items() if name not in ("n", "logprobs")}  # of each answer
+NOT_IN_A_CHAT = "n", "logprobs", "prompt_logprobs"  # one answer is what the conversation goes on with
+CHAT: Options = {name: option for name, option in SAMPLING.items() if name not in NOT_IN_A_CHAT}
 FILES: Options = {  # what the demo writes in place of showing the run
     "html": Option(str, "FILE", "a page to step through in a browser"),
     "svg": Option(str, "FOLDER", "one picture a step"),

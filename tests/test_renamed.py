@@ -6,9 +6,14 @@ import subprocess
 import sys
 import warnings
 
+import numpy as np
 import pytest
 
 from minipage.memory import BlockPool, BlockTable, PrefixCache
+from minipage.model.architecture import Model
+from minipage.model.dense import dense_attend
+from minipage.model.gpt2 import GPT2
+from minipage.model.layers.plain import PlainLayers
 from minipage.renamed import MOVED, accept_old_names, renamed_in
 from minipage.scheduling import Chunk, GroupStatus, Scheduler, Sequence, SequenceGroup, StepPlan
 
@@ -146,3 +151,18 @@ def test_an_old_package_is_not_loaded_twice():
     )
     environment = os.environ | {"NUMBA_ENABLE_CUDASIM": "1"}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+def test_the_gpt_of_before_computes_what_the_model_of_today_does():
+    with pytest.warns(DeprecationWarning, match="minipage.model.gpt"):
+        sys.modules.pop("minipage.model.gpt", None)
+        before = importlib.import_module("minipage.model.gpt")
+    config = before.GPTConfig(vocab_size=31, n_positions=20, n_embd=8, n_layer=2, n_head=2)
+    rng = np.random.default_rng(0)
+    weights = {name: rng.standard_normal(shape, np.float32) for name, shape in config.weight_shapes().items()}
+    assert weights["h.1.attn.c_attn.weight"].shape == (8, 24) and "lm_head.weight" not in weights
+    gpt = before.GPT(config, weights)
+    ids = np.arange(5)
+    today = Model(GPT2(31, 20, 8, 2, 2), PlainLayers(gpt.config, gpt.config.adapt(lambda name, shape: weights[name])))
+    expected = today.logits(today.forward(ids, ids, dense_attend))
+    np.testing.assert_array_equal(gpt.logits(gpt.forward(ids, ids, before.dense_attend)), expected)

@@ -9,8 +9,9 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers, trainers
 from tokenizers.decoders import DecodeStream
 
+from minipage.engine.detokenizer import Detokenizer
 from minipage.errors import InvalidRequestError
-from minipage.model.tokenizer import Detokenizer, Tokenizer, without_surrogates
+from minipage.model.tokenizer import Tokenizer, without_surrogates
 
 LOST = "\N{REPLACEMENT CHARACTER}"
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -112,7 +113,7 @@ def test_broken_text_is_not_looked_at_again_and_again(monkeypatch, length):
             held[0] = 0 if text else held[0]
             return text
 
-    monkeypatch.setattr("minipage.model.tokenizer.DecodeStream", Counting)
+    monkeypatch.setattr("minipage.engine.detokenizer.DecodeStream", Counting)
     tokenizer = TOKENIZERS["byte level"]
     broken = next(i for i in range(tokenizer.vocab_size) if tokenizer.token_text(i) == LOST)
     detokenizer = Detokenizer(tokenizer)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minipage.model.tokenizer import Detokenizer, Tokenizer, without_surrogates
+from minipage.engine.detokenizer import Detokenizer
+from minipage.model.tokenizer import Tokenizer, without_surrogates
 from minipage.sampling import Grammar, Logprob, SamplingParams
 from minipage.scheduling import Sequence
 

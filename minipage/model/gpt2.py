@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
 from minipage.errors import ModelError
-from minipage.model.architecture import Array, Attend, KVSpec, Layers, Tensors, Weight, flat, heads
+from minipage.model.architecture import Array, Attend, KVSpec, Layers, Tensors, Weight, flat, heads, linear, norm
 from minipage.model.settings import read_sizes, refuse_other
 
 QKV = ("attn.q", "attn.k", "attn.v")
@@ -82,18 +82,14 @@ class GPT2:
         yield "wte.weight", Weight((self.vocab_size, C), "in", is_table=True)
         yield "wpe.weight", Weight((self.n_positions, C), is_table=True)
         for i in range(self.n_layer):
-            yield from norm(f"h.{i}.ln_1", C)
+            yield from norm(f"h.{i}.ln_1", C, bias=True)
             for name in QKV:
-                yield f"h.{i}.{name}.weight", Weight((C, C), "out")
-                yield f"h.{i}.{name}.bias", Weight((C,), "out")
-            yield f"h.{i}.attn.c_proj.weight", Weight((C, C), "in")
-            yield f"h.{i}.attn.c_proj.bias", Weight((C,))
-            yield from norm(f"h.{i}.ln_2", C)
-            yield f"h.{i}.mlp.c_fc.weight", Weight((C, inner), "out")
-            yield f"h.{i}.mlp.c_fc.bias", Weight((inner,), "out")
-            yield f"h.{i}.mlp.c_proj.weight", Weight((inner, C), "in")
-            yield f"h.{i}.mlp.c_proj.bias", Weight((C,))
-        yield from norm("ln_f", C)
+                yield from linear(f"h.{i}.{name}", C, C, "out", bias=True)
+            yield from linear(f"h.{i}.attn.c_proj", C, C, "in", bias=True)
+            yield from norm(f"h.{i}.ln_2", C, bias=True)
+            yield from linear(f"h.{i}.mlp.c_fc", C, inner, "out", bias=True)
+            yield from linear(f"h.{i}.mlp.c_proj", inner, C, "in", bias=True)
+        yield from norm("ln_f", C, bias=True)
         if not self.tie_word_embeddings:
             yield "lm_head.weight", Weight((self.vocab_size, C), "in")
 
@@ -134,8 +130,3 @@ class GPT2:
                     yield f"{block}{each}.{kind}", qkv[..., n * C : (n + 1) * C]  # [C, C] or [C]
             elif "attn.k." not in name and "attn.v." not in name:
                 yield name, tensors(name, weight.shape)
-
-
-def norm(name: str, size: int) -> Iterator[tuple[str, Weight]]:
-    yield f"{name}.weight", Weight((size,))
-    yield f"{name}.bias", Weight((size,))

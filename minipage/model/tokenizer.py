@@ -1,4 +1,4 @@
-"""Words to token ids and back, with the `tokenizers` library, and text that grows token by token."""
+"""Words to token ids and back, with the `tokenizers` library."""
 
 from __future__ import annotations
 
@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import tokenizers
-from tokenizers.decoders import DecodeStream
 
 from minipage.errors import InvalidRequestError, ModelError
+from minipage.model.settings import why
 
 if TYPE_CHECKING:
     from minipage.model.chat_template import ChatTemplate
-from minipage.model.settings import why
 
 T = TypeVar("T")
 
@@ -138,54 +137,3 @@ def find_byte_tokens(tokenizer: tokenizers.Tokenizer) -> set[int]:
 def without_surrogates(text: str) -> str:
     """Lone surrogates, which come of text that was broken elsewhere, as U+FFFD."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-class Detokenizer:
-    """The text of a growing list of tokens: `text` only grows, and after `flush` it is that of all of them together.
-
-    What a token says may depend on its neighbours: characters are split over tokens, and spaces, kept or dropped.
-    DecodeStream knows of that, and takes time only for the last few tokens. Left to us are what it would hold back for
-    ever, and three kinds of tokens:
-
-        nothing to say   unknown ids, and special tokens where they are skipped: the stream never gets them
-        bytes, <0xE2>    a run of these is text only as a whole, so the stream gets it as one
-        broken text      the stream looks at all of it again with each token that mends nothing, so it is given several
-                         tokens at once, the more the longer that lasts
-    """
-
-    def __init__(self, tokenizer: Tokenizer | None, skip_special_tokens: bool = False) -> None:
-        self.text = ""  # stays empty when there is no tokenizer
-        self._tokenizer = tokenizer
-        self._skip = skip_special_tokens
-        self._stream = DecodeStream(skip_special_tokens=skip_special_tokens)
-        self._token_ids: list[int] = []
-        self._waiting: list[int] = []  # the last of them, which the stream has not got yet
-        self._num_silent = 0  # tokens that it got and has said nothing of
-        self._num_said = 0  # tokens whose text is in `text`
-
-    def add(self, token_id: int) -> None:
-        tokenizer = self._tokenizer
-        if tokenizer is None or tokenizer.is_silent(token_id, self._skip):
-            return
-        self._token_ids.append(token_id)
-        self._waiting.append(token_id)
-        if tokenizer.is_byte(token_id) or len(self._waiting) <= self._num_silent // 8:
-            return
-        try:
-            text = ask(self._stream.step, tokenizer.backend, self._waiting) or ""
-        except Exception:  # the decoder takes back what it has said: `flush` will have it right
-            text = ""
-        self._num_silent = 0 if text else self._num_silent + len(self._waiting)
-        self._num_said = len(self._token_ids) if text else self._num_said
-        self._waiting = []
-        self.text += text
-
-    def flush(self) -> None:
-        """No more tokens will come: what is held back is taken as it is."""
-        if self._tokenizer is None:
-            return
-        try:
-            self.text = self._tokenizer.decode_whole(self._token_ids, self._skip)
-        except Exception:  # what was said stays, and the rest is added as well as can be
-            self.text += self._tokenizer.decode(self._token_ids[self._num_said :], self._skip)
-            self._num_said = len(self._token_ids)

@@ -61,7 +61,10 @@ def told(path):
             messages = [*messages, {"role": "assistant", "content": text}]
         return turns
 
-    return tell
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # threads that wait for each other on busy cores took 13 minutes instead of half of one
+    yield tell
+    torch.set_num_threads(num_threads)
 
 
 def compare(told, indices, prefix_caching):

@@ -21,7 +21,8 @@ HEART = """
     attention/arguments.py attention/quantize.py attention/kv_cache.py attention/reference.py
     model/architecture.py model/gpt2.py model/layers/plain.py
     sampling/values.py sampling/params.py sampling/sampler.py worker/batch.py worker/runner.py
-    engine/prompts.py engine/completion.py engine/request.py engine/sampled.py engine/intake.py engine/changes.py
+    engine/prompts.py engine/detokenizer.py engine/completion.py engine/request.py engine/sampled.py engine/intake.py
+    engine/changes.py
     engine/stats.py engine/engine.py
 """
 # The same in machine code.
