@@ -26,6 +26,7 @@ from minipage.model.layers.torch import TorchLayers
 
 THREADS = 256  # of a block
 MOST_THREADS = 1024  # that CUDA allows
+MOST_WARPS = 32
 PIECE = 16  # bytes that are loaded at once
 WARP = 32
 ONE = np.float32(1)
@@ -89,7 +90,7 @@ def norm_kernel(kind: Kind) -> Any:
 
     def rms_norm(x, weight, out, num_pieces, size, epsilon):
         thread = cuda.threadIdx.x
-        parts = cuda.shared.array(MOST_THREADS // WARP, float32)
+        parts = cuda.shared.array(MOST_WARPS, float32)
         piece = min(thread, num_pieces - 1)
         place = 4 * (cuda.blockIdx.x * num_pieces + piece)
         a, w = load_16_bytes(x, place), load_16_bytes(weight, 4 * piece)
