@@ -60,3 +60,24 @@ def test_the_tensor_kernel_multiplies_on_tensor_cores_and_spills_nothing(q, kv, 
     assert any(name.startswith("LDGSTS") and name.endswith(".128") for name in code.instructions)
     assert code.count("LDS.128") >= (2 * 4 + 4 * 2) * (1 if kv == q else 0.5)  # 16 bytes of K and V at once
     assert code.stack == 0 and code.registers <= 255 and code.shared <= 48 * 1024
+
+
+@capabilities
+@pytest.mark.parametrize("name", ["float32", "float16", "bfloat16"])
+def test_kernels_of_layers_compile_and_a_norm_moves_16_bytes_at_once(name, capability, tmp_path):
+    from numba.cuda import types
+
+    from minipage.attention.cuda.kinds import KINDS
+    from minipage.worker.gpu.fused import gated_kernel, norm_kernel, rotate_kernel
+
+    (kind,) = (kind for kind in KINDS.values() if kind.name == name)
+    numbers = types.Array(types.float32 if name == "float32" else types.uint16, 1, "C")
+    words, whole = types.Array(types.uint32, 1, "C"), types.int64
+    norm = machine_code(norm_kernel(kind), (words, words, words, whole, whole, types.float32), capability, tmp_path)
+    loads = [name for name in norm.instructions.elements() if "LDG" in name]
+    assert len(loads) == 2 and all(".128" in name for name in loads)
+    assert norm.count("STG.E.128") == 1
+    gated = machine_code(gated_kernel(kind), 3 * (numbers,) + 3 * (whole,), capability, tmp_path)
+    rotate = machine_code(rotate_kernel(kind), 4 * (numbers,) + 6 * (whole,), capability, tmp_path)
+    for code in norm, gated, rotate:
+        assert code.stack == 0 and code.registers <= 64

@@ -108,7 +108,7 @@ class LLM(Engine):
         )  # fmt: skip
         make = scheduler if callable(scheduler) else Scheduler
         ready = None if callable(scheduler) else scheduler
-        refuse_overridden(options, ready, LLM.__init__.__kwdefaults__ or {})
+        refuse_overridden(options, ready, DEFAULTS)
         self.config, weights, self.tokenizer, self.eos_token_ids = load_model(model, load_format)
         self.max_model_len = context_len(max_model_len, self.config.max_model_len)
         sizes = ready or options
@@ -219,3 +219,6 @@ class LLM(Engine):
                 with saying_which(number, len(prompts)):
                     requests.append(self._intake.make_request(self._free_id(), prompt, prompt_params))
             return requests
+
+
+DEFAULTS = dict(LLM.__init__.__kwdefaults__ or {})  # of its options, also where somebody has wrapped the method

@@ -21,8 +21,10 @@ class Some:
     together, head = (), "none"
 
     def weights(self):
-        yield "norm.weight", Weight((34,))
+        yield "norm.weight", Weight((48,))
         yield "odd_norm.weight", Weight((5,))
+        yield "large_norm.weight", Weight((1100,))
+        yield "huge_norm.weight", Weight((8200,))
 
 
 @pytest.fixture
@@ -93,15 +95,16 @@ def test_a_gate_is_one_launch(layers, exact, dtype, num_tokens, size):
 
 
 @dtypes
-@pytest.mark.parametrize("shape", [(0, 34), (1, 34), (3, 2, 34)])
+@pytest.mark.parametrize("shape", [(0, 48), (1, 48), (3, 2, 48)])
 def test_a_norm_of_rows_and_of_heads(layers, exact, dtype, shape):
     x = 5 * numbers(*shape, dtype=dtype)
     check(layers.rms_norm("norm", x, 0.1), exact.rms_norm("norm", wide(x), 0.1), dtype)
 
 
 @dtypes
-def test_a_norm_of_an_odd_size_or_of_rows_that_lie_apart(layers, exact, dtype):
-    x = numbers(2, 2, 68, dtype=dtype)
-    check(layers.rms_norm("norm", x[:, 1:, :34], 0.1), exact.rms_norm("norm", wide(x[:, 1:, :34]), 0.1), dtype, 16)
-    x = numbers(2, 5, dtype=dtype)
-    check(layers.rms_norm("odd_norm", x, 0.1), exact.rms_norm("odd_norm", wide(x), 0.1), dtype)
+def test_a_norm_of_any_size_or_of_rows_that_lie_apart(layers, exact, dtype):
+    x = numbers(2, 2, 96, dtype=dtype)
+    check(layers.rms_norm("norm", x[:, 1:, :48], 0.1), exact.rms_norm("norm", wide(x[:, 1:, :48]), 0.1), dtype, 16)
+    for name, size in ("odd_norm", 5), ("large_norm", 1100), ("huge_norm", 8200):
+        x = numbers(2, size, dtype=dtype)
+        check(layers.rms_norm(name, x, 0.1), exact.rms_norm(name, wide(x), 0.1), dtype, 16)

@@ -20,14 +20,17 @@ import torch
 from minipage.attention.cuda.compat import cuda, device_function, external_stream, kernel, types
 from minipage.attention.cuda.device_arrays import elements, layout, words
 from minipage.attention.cuda.kinds import Kind, kind_of, reader
+from minipage.attention.cuda.ptx import bits_of_float, load_16_bytes, store_16_bytes
 from minipage.model.architecture import Array, Turn
 from minipage.model.layers.torch import TorchLayers
 
 THREADS = 256  # of a block
-NORM_THREADS = 512  # of a block that has a row
+MOST_THREADS = 1024  # that CUDA allows
+MOST_WARPS = 32
+PIECE = 16  # bytes that are loaded at once
 WARP = 32
 ONE = np.float32(1)
-float32 = types.float32
+float32, uint32 = types.float32, types.uint32
 
 
 class FusedLayers(TorchLayers):
@@ -38,7 +41,8 @@ class FusedLayers(TorchLayers):
 
     def rms_norm(self, name: str, x: Array, epsilon: float) -> Array:
         weight = self._parts[name].weight  # [C]
-        if not x.is_contiguous() or len(weight) % 2:
+        num_bytes = len(weight) * weight.element_size()
+        if not x.is_contiguous() or x.data_ptr() % PIECE or num_bytes % PIECE or num_bytes > MOST_THREADS * PIECE:
             return super().rms_norm(name, x, epsilon)
         out = torch.empty_like(x)  # [..., C]
         launch_rms_norm(x, weight, epsilon, out, current_stream())
@@ -59,41 +63,54 @@ def current_stream() -> int:
 
 
 def launch_rms_norm(x: Array, weight: Array, epsilon: float, out: Array, stream: int = 0) -> None:
-    """out = x / sqrt(mean(x * x) + epsilon) * weight, each [..., C] and contiguous, of an even number C."""
-    *outer, size = layout(x).shape
+    """out = x / sqrt(mean(x * x) + epsilon) * weight, each [..., C] and contiguous; C is in whole pieces."""
+    where = layout(x)
+    *outer, size = where.shape
+    num_pieces = size * where.dtype.itemsize // PIECE
     if num_rows := math.prod(outer):
-        norm_kernel(kind_of(layout(x).dtype, "x"))[num_rows, NORM_THREADS, external_stream(stream)](
-            words(x), words(weight), elements(out), size, np.float32(epsilon)
+        norm_kernel(kind_of(where.dtype, "x"))[num_rows, -(-num_pieces // WARP) * WARP, external_stream(stream)](
+            words(x), words(weight), words(out), num_pieces, size, np.float32(epsilon)
         )
 
 
 @cache
 def norm_kernel(kind: Kind) -> Any:
+    """A block for each row, and in it a thread for each piece: x and the weight are both under way at once."""
     number, stored, PER_WORD = kind.number, kind.stored, kind.per_word
-    NORM_WARPS = NORM_THREADS // WARP
 
-    def rms_norm(x, weight, out, size, epsilon):
-        row, thread = cuda.blockIdx.x, cuda.threadIdx.x
-        parts = cuda.shared.array(NORM_WARPS, float32)
-        num_words = size // PER_WORD
+    def scaled(word, factor, weight):
+        """The numbers of a word, times `factor` and those of `weight`."""
+        if PER_WORD == 1:
+            return bits_of_float(number(word, 0) * factor * number(weight, 0))
+        low = uint32(stored(number(word, 0) * factor * number(weight, 0)))
+        high = uint32(stored(number(word, 1) * factor * number(weight, 1)))
+        return uint32(high << 16 | low)
+
+    scaled = device_function(scaled, fastmath=False)
+
+    def rms_norm(x, weight, out, num_pieces, size, epsilon):
+        thread = cuda.threadIdx.x
+        parts = cuda.shared.array(MOST_WARPS, float32)
+        piece = min(thread, num_pieces - 1)
+        place = 4 * (cuda.blockIdx.x * num_pieces + piece)
+        a, w = load_16_bytes(x, place), load_16_bytes(weight, 4 * piece)
         squares = float32(0)
-        for w in range(thread, num_words, NORM_THREADS):
-            word = x[row * num_words + w]
-            for i in range(PER_WORD):
-                squares += number(word, i) * number(word, i)
+        if thread < num_pieces:
+            for j in range(4):
+                for i in range(PER_WORD):
+                    squares += number(a[j], i) * number(a[j], i)
         for bit in (16, 8, 4, 2, 1):
             squares += cuda.shfl_xor_sync(0xFFFFFFFF, squares, bit)
         if thread % WARP == 0:
             parts[thread // WARP] = squares
         cuda.syncthreads()
         squares = float32(0)
-        for warp in range(NORM_WARPS):
+        for warp in range(cuda.blockDim.x // WARP):
             squares += parts[warp]
-        factor = ONE / float32(math.sqrt(squares / float32(size) + epsilon))
-        for w in range(thread, num_words, NORM_THREADS):
-            word, of_weight = x[row * num_words + w], weight[w]
-            for i in range(PER_WORD):
-                out[row * size + w * PER_WORD + i] = stored(number(word, i) * factor * number(of_weight, i))
+        f = ONE / float32(math.sqrt(squares / float32(size) + epsilon))
+        if thread < num_pieces:
+            results = scaled(a[0], f, w[0]), scaled(a[1], f, w[1]), scaled(a[2], f, w[2]), scaled(a[3], f, w[3])
+            store_16_bytes(out, place, results)
 
     return kernel(rms_norm, fastmath=False)
 
