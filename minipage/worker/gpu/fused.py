@@ -5,7 +5,10 @@ even in a CUDA graph. What is computed is the same as in minipage/model/layers/p
 
     rotate_both   q and k of all heads, where they are: 1 launch instead of 14
     gated         silu(gate) * up: 1 launch instead of 2
-    rms_norm      a block for each row, which is read at once: 3.0 us instead of 4.3, on an H200
+    rms_norm      a block for each row, in which each thread loads its part of x and of the weight at once
+
+A launch with numba takes the host about 50 us, several times longer than PyTorch's. That is of no account in a graph;
+and of many tokens, which are never in one, PyTorch's own norm and gate take as long as ours.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from minipage.attention.cuda.ptx import bits_of_float, load_16_bytes, store_16_b
 from minipage.model.architecture import Array, Turn
 from minipage.model.layers.torch import TorchLayers
 
+MOST_TOKENS = 256  # in a step that is done with our own norm and gate
 THREADS = 256  # of a block
 MOST_THREADS = 1024  # that CUDA allows
 MOST_WARPS = 32
@@ -41,14 +45,15 @@ class FusedLayers(TorchLayers):
 
     def rms_norm(self, name: str, x: Array, epsilon: float) -> Array:
         weight = self._parts[name].weight  # [C]
-        num_bytes = len(weight) * weight.element_size()
-        if not x.is_contiguous() or x.data_ptr() % PIECE or num_bytes % PIECE or num_bytes > MOST_THREADS * PIECE:
+        if not is_in_pieces(x, weight):
             return super().rms_norm(name, x, epsilon)
         out = torch.empty_like(x)  # [..., C]
         launch_rms_norm(x, weight, epsilon, out, current_stream())
         return out
 
     def gated(self, gate: Array, up: Array) -> Array:
+        if len(gate) > MOST_TOKENS:
+            return super().gated(gate, up)
         out = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)  # [T, I]
         launch_gated(gate, up, out, current_stream())
         return out
@@ -60,6 +65,13 @@ class FusedLayers(TorchLayers):
 
 def current_stream() -> int:
     return int(torch.cuda.current_stream().cuda_stream)
+
+
+def is_in_pieces(x: Array, weight: Array) -> bool:
+    """Whether there are rows of x [..., C] for `launch_rms_norm`, and not too many."""
+    num_bytes = len(weight) * weight.element_size()  # of a row
+    is_whole = num_bytes % PIECE == 0 and num_bytes <= MOST_THREADS * PIECE
+    return bool(is_whole and len(x) <= MOST_TOKENS and x.is_contiguous() and x.data_ptr() % PIECE == 0)
 
 
 def launch_rms_norm(x: Array, weight: Array, epsilon: float, out: Array, stream: int = 0) -> None:
