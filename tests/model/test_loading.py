@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers as hf
 from engine.checkpoints import save_llama
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from minipage.engine.llm import LLM
 from minipage.errors import ConfigurationError
@@ -87,18 +88,33 @@ def large(tmp_path_factory):
     return folder
 
 
+class Made(TorchDispatchMode):
+    """The dtypes of all tensors that PyTorch makes meanwhile."""
+
+    def __init__(self):
+        super().__init__()
+        self.dtypes = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        self.dtypes |= {made.dtype} if isinstance(made, torch.Tensor) else set()
+        return made
+
+
 def test_two_bytes_stay_two_bytes_all_the_way(large):
-    """tracemalloc sees what NumPy allocates: no float32 copy, and no copy at all."""
+    """No copy that NumPy makes, which tracemalloc sees, and no float32 of PyTorch."""
     weights = load_model(large).weights
     stored = dict(weights.stored())
     tracemalloc.start()
     try:
-        placed = dict(as_arrays(weights, "torch", "bfloat16"))
+        with Made() as made:
+            placed = dict(as_arrays(weights, "torch", "bfloat16"))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     total = sum(array.nbytes for array in stored.values())
     assert peak < total / 20, f"{peak:,} bytes of {total:,} were copied on the way"
+    assert made.dtypes <= {torch.uint16, torch.bfloat16}
     for name, tensor in placed.items():
         assert tensor.dtype == torch.bfloat16
         assert np.array_equal(tensor.view(torch.uint16).numpy(), stored[name]), name
