@@ -34,14 +34,14 @@ def add_chat(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
 
 def run_chat(args: argparse.Namespace) -> int:
     """Talk until the input ends; 1 if a question could not be answered."""
-    from minipage.trace.playing.spinner import spinner
+    from minipage.trace.playing.spinner import loading, spinner
 
     options: dict[str, Any] = {"model": args.name or MODEL, "enable_prefix_caching": True} | given(args, ENGINE)
     if args.name is not None and "model" in given(args, ENGINE):
         raise InvalidRequestError("the model is named twice: give it as MODEL or with --model.")
     fetch_if_asked(options["model"])
     with ExitStack() as stack:
-        with spinner("loading the model"):
+        with spinner("loading the model") as say:
             from minipage.chat.compile_ahead import decode_compiled_ahead
             from minipage.chat.conversation import Conversation
             from minipage.chat.talk import Talk
@@ -53,7 +53,7 @@ def run_chat(args: argparse.Namespace) -> int:
             params = SamplingParams(**{"max_tokens": None} | usual | wanted)
             if not ELSEWHERE & options.keys():
                 stack.enter_context(decode_compiled_ahead())
-            conversation = Conversation(LLM(**options), params, args.system)
+            conversation = Conversation(LLM(**options, progress=loading(say)), params, args.system)
             conversation.check()
         return Talk(conversation).run()
 
