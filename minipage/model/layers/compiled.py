@@ -54,14 +54,14 @@ class CompiledLayers(PlainLayers):
         rows = as_rows(x, len(weight))  # [rows, C]
         out = np.empty_like(rows)  # [rows, C]
         _layer_norm(rows, weight, np.zeros_like(weight) if bias is None else bias, epsilon, out)
-        return out.reshape(x.shape)  # [..., C]
+        return out if x.ndim == 2 else out.reshape(x.shape)  # [..., C]
 
     def rms_norm(self, name: str, x: Floats, epsilon: float) -> Floats:
         weight = self._parts[name].weight  # [C]
         rows = as_rows(x, len(weight))  # [rows, C]
         out = np.empty_like(rows)  # [rows, C]
         _rms_norm(rows, weight, epsilon, out)
-        return out.reshape(x.shape)  # [..., C]
+        return out if x.ndim == 2 else out.reshape(x.shape)  # [..., C]
 
     def gated(self, gate: Floats, up: Floats) -> Floats:
         require(gate.ndim == 2 and gate.shape == up.shape, lambda: f"{gate.shape} and {up.shape} are not alike.")
@@ -117,7 +117,7 @@ class Linear:
 def as_rows(x: Floats, size: int) -> Floats:
     """[..., C] -> [rows, C], one number after the other; a copy only if need be."""
     require(x.shape[-1:] == (size,), lambda: f"x is {x.shape}; its last axis must be {size}.")
-    return as_they_lie(x.reshape(-1, size))
+    return as_they_lie(x if x.ndim == 2 else x.reshape(-1, size))
 
 
 @compiled_parallel
