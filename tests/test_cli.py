@@ -8,6 +8,7 @@ import re
 import shlex
 import subprocess
 import sys
+from threading import Event
 
 import numpy as np
 import pytest
@@ -496,3 +497,17 @@ def test_a_text_that_cannot_go_on_is_named_and_the_exit_code_says_so(monkeypatch
         assert main(["generate", "--max-tokens", "3", *prompts]) == 1
         err = capsys.readouterr().err
         assert err.count("cannot go on") == len(prompts) and "not finite numbers" in err
+
+
+def test_a_bar_says_how_much_of_the_model_is_loaded():
+    from minipage.trace.playing.spinner import loading, signs_of_life
+
+    said = []
+    for done in (0, 7, 10):
+        loading(said.append)(done, 10)
+    assert [text.count("━") for text in said] == [0, 14, 20]
+    assert all(text.startswith("loading the model ") for text in said) and said[1].endswith(" 7 of 10 weights")
+    shown = Event()
+    with signs_of_life("at first", lambda text: text == "then" and shown.set()) as say:
+        say("then")
+        assert shown.wait(60), "what the block said was never shown"
