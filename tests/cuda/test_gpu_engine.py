@@ -271,7 +271,9 @@ def test_without_a_size_the_cache_takes_the_memory_that_is_spare_as_far_as_it_ca
     assert plenty.scheduler.block_pool.num_blocks == 2 * 2 * (32 // 4)
     num_bytes = 5 * sum(array[:, 0].nbytes for array in plenty.runner.kv_cache.arrays)
     assert LLM(tiny, **options).scheduler.block_pool.num_blocks == 5
-    assert asked == [(0.7, 0), (0.9, 0)]  # simulated kernels are never in graphs, which would keep memory
+    assert [utilization for utilization, _ in asked] == [0.7, 0.9]
+    if is_simulated():  # simulated kernels are never in graphs, which would keep memory
+        assert [kept for _, kept in asked] == [0, 0]
 
 
 class Endless:

@@ -9,7 +9,6 @@ import re
 import shutil
 import sys
 
-import jsonschema
 import numpy as np
 import pytest
 from engine.checkpoints import save_gpt2, save_tokenizer
@@ -19,6 +18,7 @@ from minipage.errors import InvalidRequestError
 from minipage.model.checkpoint import SHIPPED_MODEL, find_folder
 from minipage.sampling import GrammarCompiler, SamplingParams, StructuredOutputsParams
 
+jsonschema = pytest.importorskip("jsonschema")
 llguidance = pytest.importorskip("llguidance")
 CALM = {"block_size": 4, "num_blocks": 4096, "max_num_seqs": 64}
 

@@ -155,5 +155,7 @@ def pick(p: torch.Tensor, settings: Settings) -> torch.Tensor:
 
 def upload(values: Any, device: torch.device, dtype: torch.dtype = torch.int64) -> torch.Tensor:
     """Numbers of the host, in a list or an array, as a tensor on the device, which nobody waits for."""
-    host = torch.tensor(values, dtype=dtype, pin_memory=device.type == "cuda")
+    host = torch.tensor(values, dtype=dtype)
+    if device.type == "cuda":
+        host = host.pin_memory()  # whatever the copy is made from must stay where it is
     return host.to(device, non_blocking=True)
