@@ -10,7 +10,7 @@ It is made of parts that are handed in: `build.py` makes them from options, and 
 from __future__ import annotations
 
 from itertools import count
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
@@ -19,13 +19,15 @@ from minipage.engine.changes import Changes
 from minipage.engine.intake import Intake, saying_which
 from minipage.engine.prompts import Prompt
 from minipage.engine.request import Choice, NextToken, Request, RequestOutput
-from minipage.engine.stats import Stats
 from minipage.errors import InvalidRequestError
 from minipage.model.architecture import Model
 from minipage.sampling import SamplingParams
 from minipage.scheduling import Scheduler, Sequence, StepPlan
 from minipage.scheduling.scheduler import claim
 from minipage.worker.runner import ModelRunner
+
+if TYPE_CHECKING:
+    from minipage.engine.stats import Stats
 
 NextTokens: TypeAlias = dict[Request, list[NextToken]]  # what each request chose in one step
 
@@ -40,10 +42,13 @@ class Engine:
         runner: computes; the blocks' memory is made here.
         scheduler: decides; it serves this engine alone from now on.
         intake: reads what users hand in.
+        stats: counts what is done, for whoever asks.
         seed: makes the requests that have no seed of their own repeatable, too.
     """
 
-    def __init__(self, runner: ModelRunner, scheduler: Scheduler, intake: Intake, seed: int | None = None) -> None:
+    def __init__(
+        self, runner: ModelRunner, scheduler: Scheduler, intake: Intake, stats: Stats, seed: int | None = None
+    ) -> None:
         claim(scheduler, self, "scheduler")
         self.runner = runner
         self.scheduler = scheduler
@@ -56,7 +61,7 @@ class Engine:
         self._news: dict[Request, None] = {}  # requests with news that nobody has seen yet, in order
         self._claimed: set[Request] = set()  # requests whose news belong to a generate() or stream() call
         self._changes = Changes()
-        self._stats = Stats(intake.max_model_len)
+        self._stats = stats
         self._abandoned: list[Request] = []  # nobody waits for them any more; they are ended with the next change
 
     def __repr__(self) -> str:
@@ -144,8 +149,7 @@ class Engine:
 
     def reset_stats(self) -> None:
         """Begin to count anew."""
-        self._stats = Stats(self._intake.max_model_len)
-        self.scheduler.num_queried_tokens = self.scheduler.num_hit_tokens = 0
+        self._stats.reset(self.scheduler)
 
     def has_unfinished_requests(self) -> bool:
         """Whether another `step` is worth while: something is still to be computed, or to be told."""
