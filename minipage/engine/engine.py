@@ -14,13 +14,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from minipage.attention import KVCache
 from minipage.engine.changes import Changes
 from minipage.engine.intake import Intake, saying_which
 from minipage.engine.prompts import Prompt
 from minipage.engine.request import Choice, NextToken, Request, RequestOutput
 from minipage.errors import InvalidRequestError
-from minipage.model.architecture import Model
 from minipage.sampling import SamplingParams
 from minipage.scheduling import Scheduler, Sequence, StepPlan
 from minipage.scheduling.scheduler import claim
@@ -53,13 +51,14 @@ class Engine:
         self.runner = runner
         self.scheduler = scheduler
         self.block_pool = scheduler.block_pool
-        self.runner.allocate(scheduler.block_pool, scheduler.swap_pool)
+        self.model = runner.model
+        runner.allocate(scheduler.block_pool, scheduler.swap_pool)
+        self.kv_cache, self.swap_cache = runner.kv_cache, runner.swap_cache
         self.requests: dict[str, Request] = {}  # those not finished yet, by request id
         self._intake = intake
         self._seeds = np.random.default_rng(seed)
         self._ids = count()
         self._news: dict[Request, None] = {}  # requests with news that nobody has seen yet, in order
-        self._claimed: set[Request] = set()  # requests whose news belong to a generate() or stream() call
         self._changes = Changes()
         self._stats = stats
         self._abandoned: list[Request] = []  # nobody waits for them any more; they are ended with the next change
@@ -70,18 +69,6 @@ class Engine:
             f"<{type(self).__name__}: {len(self.requests)} requests unfinished, "
             f"{pool.num_free} of {pool.num_blocks} blocks of {pool.block_size} tokens free>"
         )
-
-    @property
-    def model(self) -> Model:
-        return self.runner.model
-
-    @property
-    def kv_cache(self) -> KVCache:
-        return self.runner.kv_cache
-
-    @property
-    def swap_cache(self) -> KVCache | None:
-        return self.runner.swap_cache
 
     # ---- requests in, results out
 
@@ -154,15 +141,14 @@ class Engine:
     def has_unfinished_requests(self) -> bool:
         """Whether another `step` is worth while: something is still to be computed, or to be told."""
         with self._changes.lock:
-            return bool(self.requests) or not self._claimed.issuperset(self._news)
+            return bool(self.requests) or not all(request.is_claimed for request in self._news)
 
     def step(self) -> list[RequestOutput]:
         """Run one step and return what is new of every request that got a token in it, finished or was aborted."""
         with self._changes.lock:
             self._changes.make(self._step, self._mend)
-            told = {request: None for request in self._news if request not in self._claimed}
-            outputs = [request.output() for request in told]
-            self._news = {request: None for request in self._news if request not in told}
+            outputs = [request.output() for request in self._news if not request.is_claimed]
+            self._news = {request: None for request in self._news if request.is_claimed}
             return outputs
 
     # ---- a step and its five phases, which are public so that a recorder can watch them
@@ -302,5 +288,4 @@ class Engine:
             if self.requests.get(request.request_id) is request:
                 self._end(request, "abort")
             self._news.pop(request, None)
-            self._claimed.discard(request)
             self._abandoned.remove(request)

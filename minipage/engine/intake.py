@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -18,24 +19,16 @@ from minipage.sampling import Grammar, GrammarCompiler, SamplingParams, check_to
 from minipage.scheduling import Sequence, SequenceGroup
 
 
+@dataclass
 class Intake:
     """Makes requests for one engine: for its model, and for sequences in its block pool."""
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer | None,
-        vocab_size: int,
-        eos_token_ids: frozenset[int],
-        max_model_len: int,
-        block_pool: BlockPool,
-        block_table: type[BlockTable],
-    ) -> None:
-        self.tokenizer = tokenizer
-        self.vocab_size = vocab_size
-        self.eos_token_ids = eos_token_ids
-        self.max_model_len = max_model_len
-        self.block_pool = block_pool
-        self.block_table = block_table
+    tokenizer: Tokenizer | None
+    vocab_size: int
+    eos_token_ids: frozenset[int]
+    max_model_len: int
+    block_pool: BlockPool
+    block_table: type[BlockTable]
 
     def make_request(
         self, request_id: Any, prompt: Prompt, params: SamplingParams | None, priority: int = 0, cache_salt: str = ""

@@ -186,7 +186,8 @@ class LLM(Engine):
         """Step until these requests are done, and yield a look at each whenever it has news."""
         unfinished = dict.fromkeys(requests)
         try:
-            self._claimed.update(requests)
+            for request in requests:
+                request.is_claimed = True
             self._queue(requests)
             while unfinished:
                 with self._changes.lock:
