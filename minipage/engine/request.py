@@ -167,9 +167,14 @@ class Request:
             self._times[event] = time.perf_counter()
 
 
+def place_of(seq: Sequence) -> str:
+    """The token that a sequence is about to get, in a sentence."""
+    return f"token {len(seq.token_ids)} (counted from 0, prompt included)"
+
+
 def not_numbers(seq: Sequence) -> RequestError:
     return RequestError(
-        f"the model's logits for token {len(seq.token_ids)} (counted from 0, prompt included) are not finite numbers. "
+        f"the model's logits for {place_of(seq)} are not finite numbers. "
         "Something overflowed (float16 holds 65,504 at most), or the model's weights are damaged: fetch them again, or "
         "use dtype='float32' and kv_cache_dtype='float32', if it does not do so already."
     )
