@@ -87,10 +87,11 @@ def make_runner(
     gpu_memory_utilization: float,
     enforce_eager: bool,
     progress: Progress | None,
+    quantization: str | None = None,
 ) -> ModelRunner:
     """The model on its device, and what runs it there; for the arguments see LLM."""
     arrays = arrays or ("numpy" if device == "cpu" else "torch")
-    model = place_model(architecture, weights, arrays, dtype, device, progress)
+    model = place_model(architecture, weights, arrays, dtype, device, progress, quantization)
     kept_as = kv_dtype(dtype if kv_cache_dtype == "auto" else kv_cache_dtype)
     if device == "cpu":
         return ModelRunner(model, kept_as, find(attention, ATTENTION, "attention"))

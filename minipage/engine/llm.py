@@ -62,6 +62,7 @@ class LLM(Engine):
         watermark: the share of the pool that is left free when a request is admitted.
         gpu_memory_utilization: the share of a GPU's memory that may be used, by everything together.
         enforce_eager: capture no CUDA graphs; slower, and easier to follow with a profiler.
+        quantization: "int8" keeps the weights of matrices in one byte a number, on a CPU; see model/layers/int8.py.
         load_format: "auto", or "dummy" for random weights: then a folder needs no more than a config.json.
         block_pool, block_table, scheduler: parts of your own instead of minipage's. `block_table` is a class. So may
             `scheduler` be: then it gets what Scheduler gets. A pool or a scheduler that is ready has sizes of its own,
@@ -95,6 +96,7 @@ class LLM(Engine):
         watermark: float = 0.0,
         gpu_memory_utilization: float = 0.9,
         enforce_eager: bool = False,
+        quantization: str | None = None,
         load_format: str = "auto",
         block_pool: BlockPool | None = None,
         block_table: type[BlockTable] = BlockTable,
@@ -124,6 +126,7 @@ class LLM(Engine):
             gpu_memory_utilization=gpu_memory_utilization,
             enforce_eager=enforce_eager,
             progress=progress,
+            quantization=quantization,
         )
         ready = ready or make_scheduler(runner, options, make)
         parts = ready.block_pool, block_table
