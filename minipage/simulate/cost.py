@@ -54,7 +54,11 @@ class Sizes(NamedTuple):
         head = sizes.get(f"{architecture.head}.weight", 0)
         tables = sum(sizes[name] for name, weight in weights.items() if weight.is_table)
         layers = sum(sizes[name] for name, weight in weights.items() if not weight.is_table)
-        layers -= head if f"{architecture.head}.weight" in weights and not weights[f"{architecture.head}.weight"].is_table else 0
+        layers -= (
+            head
+            if f"{architecture.head}.weight" in weights and not weights[f"{architecture.head}.weight"].is_table
+            else 0
+        )
         kv = architecture.kv
         hidden = next(weight.shape[1] for weight in weights.values() if len(weight.shape) == 2)
         total = sum(sizes.values())

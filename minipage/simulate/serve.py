@@ -1,7 +1,7 @@
 """Serve arrivals on the virtual clock with one way to manage memory, and say how it went.
 
-    arrivals ──▶ SimulatedEngine ──▶ Tally ──▶ Report
-                      │ step by step; when nobody is there, the clock jumps to the next arrival
+arrivals ──▶ SimulatedEngine ──▶ Tally ──▶ Report
+                  │ step by step; when nobody is there, the clock jumps to the next arrival
 """
 
 from __future__ import annotations
