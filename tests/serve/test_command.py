@@ -1,47 +1,20 @@
 """`minipage serve` on the command line: what it prints, its exit codes, and TLS."""
 
-import os
-import re
 import signal
 import socket
 import ssl
 import subprocess
-import sys
 import threading
 
 import httpx
 import pytest
+from serve.started import Started
 
 from minipage.cli import main
 from minipage.cli_options import SERVER
 from minipage.serve.command import read_settings
 
 BODY = {"prompt": "The sea", "max_tokens": 4, "temperature": 0, "ignore_eos": True}
-
-
-class Started:
-    """`minipage serve` in a process of its own."""
-
-    def __init__(self, *arguments, **environment):
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "minipage", "serve", *map(str, arguments)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"NUMBA_NUM_THREADS": "1"} | environment,
-        )
-        self.lines = []
-        for line in self.process.stdout:
-            self.lines.append(line)
-            if found := re.search(r"https?://[^ ;]+", line):
-                self.url = found[0]
-                return
-        raise AssertionError(f"it ended: {self.process.stderr.read()}")
-
-    def end(self, number=signal.SIGTERM):
-        self.process.send_signal(number)
-        _, errors = self.process.communicate(timeout=30)
-        return self.process.returncode, errors
 
 
 def test_serves_until_sigterm_and_finishes_what_is_there(folder):
