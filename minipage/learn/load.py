@@ -43,6 +43,7 @@ class Solution:
 
     def __init__(self, module: ModuleType, lesson: Lesson, path: Path) -> None:
         self.module, self.lesson, self.path, self.diary = module, lesson, path, Diary()
+        self.known_outcomes: dict[Any, bool] = {}  # of graders that were run already
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.module, name)
