@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minipage.errors import LearnError
-from minipage.learn.classroom.commands import add_grade, grade
+from minipage.learn.classroom.commands import add_export, add_grade, export, grade
 
 if TYPE_CHECKING:
     from minipage.learn.course import Exercise
@@ -25,6 +25,7 @@ COMMANDS = {
     "solution": "minipage's own version, and why it is so; for exercises that you have passed",
     "reset": "put an exercise (3.2) or a whole file (3) back as it was given; yours is kept beside it",
     "grade": "for instructors: the points of a folder of exercises, or of a whole class",
+    "export": "for instructors: files for Gradescope, GitHub Classroom, nbgrader, or a container",
 }
 
 
@@ -38,6 +39,8 @@ def add_learn(parser: argparse.ArgumentParser) -> None:
             sub.add_argument("folder", metavar="DIR", help="the folder; it need not exist yet")
         elif name == "grade":
             add_grade(sub)
+        elif name == "export":
+            add_export(sub)
         else:
             sub.add_argument("--dir", metavar="DIR", help="the folder with the exercises (default: where you are)")
             if name not in ("next", "watch"):
@@ -56,6 +59,8 @@ def run_learn(args: argparse.Namespace) -> int:
         raise LearnError("--time-limit must be more than 0 seconds.")
     if args.learn == "grade":
         return grade(args)
+    if args.learn == "export":
+        return export(args)
     from minipage.learn import workspace
 
     if args.learn == "list" and args.dir is None and not workspace.is_inside_one():

@@ -14,6 +14,7 @@ import json
 import os
 import shutil
 import tokenize
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,10 +144,10 @@ def extent(node: ast.FunctionDef | ast.ClassDef) -> tuple[int, int]:
     return first - 1, node.end_lineno or node.lineno
 
 
-def init(folder: Path) -> list[Path]:
+def init(folder: Path, chosen: Sequence[Lesson] = ()) -> list[Path]:
     """Copy the exercises, and the lessons that come with them; what is there already stays. Returns what is new."""
     new: list[Path] = []
-    for lesson in lessons():
+    for lesson in chosen or lessons():
         (folder / lesson.name).mkdir(parents=True, exist_ok=True)
         for name in ("exercise.py", "lesson.ipynb"):
             source, copy = lesson.stub.with_name(name), folder / lesson.name / name

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from minipage.learn.course import Exercise
 
 NUMBER = re.compile(r"\d{1,2}(\.\d{1,2})?")
-FORMATS = "gradescope", "github"
+SERVICES = "gradescope", "github", "nbgrader", "container"  # export.py has them
 
 
 def add_grade(sub: argparse.ArgumentParser) -> None:
@@ -37,7 +37,37 @@ def add_grade(sub: argparse.ArgumentParser) -> None:
     )
     sub.add_argument("--jobs", type=int, metavar="N", help="folders at a time (default: as many as there are cores)")
     sub.add_argument("--again", action="store_true", help="grade anew what an earlier run has graded")
-    sub.add_argument("--format", choices=FORMATS, help="print one folder's result as a service wants it")
+    sub.add_argument("--format", choices=["gradescope"], help="print one folder's result as a service wants it")
+
+
+def add_export(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("service", choices=SERVICES, metavar="SERVICE", help=", ".join(SERVICES))
+    sub.add_argument("folder", metavar="DIR", help="a new folder")
+    sub.add_argument("exercises", nargs="*", metavar="N", help="exercises or lessons (default: all)")
+    sub.add_argument(
+        "--source",
+        default="minipage[learn]",
+        metavar="SPEC",
+        help="what pip installs on GitHub, such as git+https://...",
+    )
+
+
+def export(args: argparse.Namespace) -> int:
+    from minipage.learn.classroom.export import export
+    from minipage.learn.course import chosen
+
+    for path in export(args.service, Path(args.folder), chosen(args.exercises), args.source):
+        print(f"wrote {path}")
+    print(NEXT[args.service].format(folder=args.folder))
+    return 0
+
+
+NEXT = {
+    "gradescope": "Now: cd {folder} && zip -r ../autograder.zip . and upload that as the autograder.",
+    "github": "Now: make a template repository of {folder}, and an assignment of GitHub Classroom with it.",
+    "nbgrader": "Now: cd {folder} && nbgrader generate_assignment 03_block_pool, say.",
+    "container": "Now: cd {folder} && podman build -t minipage-grader . and ./grade-all.sh SUBMISSIONS RESULTS.",
+}
 
 
 def grade(args: argparse.Namespace) -> int:

@@ -99,7 +99,7 @@ def in_one_lesson(lesson: Lesson, files: dict[str, list[Token]]) -> list[Alike]:
     found = []
     for learners in groups:
         own = own_lines(files[learners[0]], given)
-        if len(learners) > 1 and sum(stop - start + 1 for start, stop in own) and own_tokens(files[learners[0]], given):
+        if len(learners) > 1 and own_tokens(files[learners[0]], given) >= LEAST_TOKENS:
             found.append(Alike(lesson.name, tuple(learners), 1.0, True, own, own))
     return found + pairs(lesson, {learners[0]: files[learners[0]] for learners in groups}, stub)
 
@@ -180,8 +180,8 @@ def own_indices(tokens: list[Token], given: set[int]) -> set[int]:
     return theirs
 
 
-def own_tokens(tokens: list[Token], given: set[int]) -> bool:
-    return len(own_indices(tokens, given)) >= LEAST_TOKENS
+def own_tokens(tokens: list[Token], given: set[int]) -> int:
+    return len(own_indices(tokens, given))
 
 
 def own_lines(tokens: list[Token], given: set[int]) -> tuple[tuple[int, int], ...]:
