@@ -37,6 +37,9 @@ def add_learn(parser: argparse.ArgumentParser) -> None:
         sub.set_defaults(learn=name)
         if name == "init":
             sub.add_argument("folder", metavar="DIR", help="the folder; it need not exist yet")
+            sub.add_argument(
+                "--seed", default="", metavar="NAME", help="other numbers in the examples, for this learner"
+            )
         elif name == "grade":
             add_grade(sub)
         elif name == "export":
@@ -54,7 +57,7 @@ def add_learn(parser: argparse.ArgumentParser) -> None:
 def run_learn(args: argparse.Namespace) -> int:
     """Run one command; 1 if something that was checked does not pass."""
     if args.learn == "init":
-        return init(Path(args.folder))
+        return init(Path(args.folder), args.seed)
     if getattr(args, "time_limit", 1) <= 0:
         raise LearnError("--time-limit must be more than 0 seconds.")
     if args.learn == "grade":
@@ -76,14 +79,14 @@ def run_learn(args: argparse.Namespace) -> int:
 # ---- commands
 
 
-def init(folder: Path) -> int:
+def init(folder: Path, seed: str = "") -> int:
     from minipage.learn.course import exercises, lessons
     from minipage.learn.screen import PROGRAM, Screen
     from minipage.learn.workspace import init
 
     if folder.exists() and not folder.is_dir():
         raise LearnError(f"{folder} is a file; give the name of a folder.")
-    new = init(folder)
+    new = init(folder, seed=seed)
     screen = Screen()
     if not new:
         screen.line(f"{folder} has all the exercises already.")

@@ -24,7 +24,7 @@ from itertools import combinations
 from pathlib import Path
 
 from minipage.learn.course import Lesson
-from minipage.learn.load import CodeError, is_untouched, read
+from minipage.learn.load import SILENT, CodeError, is_untouched, read
 
 K = 16  # tokens in a gram
 WINDOW = 8
@@ -33,10 +33,6 @@ SIMILAR = 0.7  # this share of the smaller one's fingerprints is in the other
 COMMON = 0.2  # a gram that this share of all files has is nobody's own (from FEW_FILES on)
 FEW_FILES = 10
 LEAST_TOKENS = 30  # of their own, in files that are the same
-SKIPPED = {
-    tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING,
-    tokenize.ENDMARKER,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -135,11 +131,11 @@ def tokens_of(source: str) -> list[Token]:
     found: list[Token] = []
     at_line_start = True
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type not in SKIPPED and not (token.type == tokenize.STRING and at_line_start):
+        if token.type not in SILENT and not (token.type == tokenize.STRING and at_line_start):
             is_name = token.type == tokenize.NAME and not keyword.iskeyword(token.string)
             kind = "name" if is_name else "text" if token.type == tokenize.STRING else token.string
             found.append(Token(kind, token.string, token.start[0]))
-        at_line_start = token.type in SKIPPED
+        at_line_start = token.type in SILENT
     return found
 
 
