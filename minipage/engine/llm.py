@@ -66,6 +66,7 @@ class LLM(Engine):
         watermark: the share of the pool that is left free when a request is admitted.
         gpu_memory_utilization: the share of a GPU's memory that may be used, by everything together.
         enforce_eager: capture no CUDA graphs; slower, and easier to follow with a profiler.
+        quantization: "int8" keeps the weights of matrices in one byte a number, on a CPU; see model/layers/int8.py.
         load_format: "auto", or "dummy" for random weights: then a folder needs no more than a config.json.
         block_pool, block_table, scheduler: parts of your own instead of minipage's. `block_table` is a class. So may
             `scheduler` be: then it gets what Scheduler gets. A pool or a scheduler that is ready has sizes of its own,
@@ -99,6 +100,7 @@ class LLM(Engine):
         watermark: float = 0.0,
         gpu_memory_utilization: float = 0.9,
         enforce_eager: bool = False,
+        quantization: str | None = None,
         load_format: str = "auto",
         block_pool: BlockPool | None = None,
         block_table: type[BlockTable] = BlockTable,
@@ -109,7 +111,7 @@ class LLM(Engine):
         self.config, weights, self.tokenizer, self.eos_token_ids = load_model(model, load_format)
         self.max_model_len = context_len(max_model_len, self.config.max_model_len)
         arrays = arrays or ("numpy" if device == "cpu" else "torch")
-        placed = place_model(self.config, weights, arrays, dtype, device, progress)
+        placed = place_model(self.config, weights, arrays, dtype, device, progress, quantization)
         ready = None if callable(scheduler) else scheduler
         if ready:
             max_num_seqs, max_num_batched_tokens = ready.max_num_seqs, ready.max_num_batched_tokens

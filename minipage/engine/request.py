@@ -75,10 +75,11 @@ class Request:
     stop_token_ids: frozenset[int]
     tokenizer: Tokenizer | None
 
+    is_claimed = False  # its news belong to a generate() or stream() call, and not to whoever calls step()
+
     def __post_init__(self) -> None:
         self.seed = self.params.seed or 0  # where random draws start; without one in params, the engine draws it
         self.prompt_token_ids = self.group.leader.token_ids.copy()
-        self.is_claimed = False  # its news belong to a generate() or stream() call, and not to whoever calls step()
         self.ended_by: str | None = None  # "abort" or "error", if it did not come to its own end
         self.error: str | None = None  # what is the matter, in a sentence
         self.prompt_logprobs: list[dict[int, Logprob] | None] | None = None
