@@ -83,9 +83,7 @@ def test_contributing_says_how_large_the_heart_is(names, what):
 
 def test_no_file_of_the_package_is_longer_than_300_lines():
     texts = {file: file.read_text(encoding="utf-8") for file in PACKAGE.rglob("*.py")}
-    lengths = {
-        file: len(code_lines(text)) for file, text in texts.items() if text.count("\n") > 300
-    }
+    lengths = {file: len(code_lines(text)) for file, text in texts.items() if text.count("\n") > 300}
     assert [f"{file.relative_to(PACKAGE)}: {length}" for file, length in lengths.items() if length > 300] == []
 
 
