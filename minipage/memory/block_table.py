@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 from minipage.errors import ConfigurationError
 from minipage.memory.block_pool import BlockPool
-from minipage.renamed import renamed
 
 
 class BlockCopy(NamedTuple):
@@ -40,8 +39,6 @@ class BlockTable:
     The prefix cache fills an empty table (`adopt`), and may exchange a full block for another with the same contents
     (`publish`).
     """
-
-    keys = renamed("block_hashes")
 
     def __init__(self, pool: BlockPool) -> None:
         self.pool = pool

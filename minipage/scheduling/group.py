@@ -18,11 +18,8 @@ from enum import Enum
 from itertools import takewhile
 
 from minipage.memory import BlockCopy, BlockPool, blocks_needed
-from minipage.renamed import renamed, renamed_in
 from minipage.scheduling.plan import Chunk
 from minipage.scheduling.sequence import Sequence
-
-__getattr__ = renamed_in(__name__)
 
 
 class GroupStatus(Enum):
@@ -39,9 +36,6 @@ class SequenceGroup:
     may be at a time; requests with a smaller `priority` are more urgent; prefixes are shared only between groups of the
     same `cache_salt`.
     """
-
-    most_blocks = renamed("max_blocks")
-    most_tokens = renamed("longest_that_fits")
 
     def __init__(
         self,

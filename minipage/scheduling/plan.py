@@ -7,14 +7,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from minipage.memory import BlockCopy
-from minipage.renamed import renamed, was_tuple
 
 if TYPE_CHECKING:
     from minipage.scheduling.group import SequenceGroup
     from minipage.scheduling.sequence import Sequence
 
 
-@was_tuple
 @dataclass(slots=True)  # not frozen: every step makes one for each sequence, and that would take four times as long
 class Chunk:
     """The part of one sequence that a step computes: its tokens `start` to `start + num_tokens - 1`."""
@@ -31,8 +29,6 @@ class Chunk:
             return []
         return list(self.group.sequences) if self.group.is_sharing else [self.seq]
 
-    samplers = renamed("receivers")
-
     @property
     def scored(self) -> range:
         """Which of its positions have logits that tell how likely the prompt's next token is, if that is asked for."""
@@ -40,7 +36,6 @@ class Chunk:
         return range(max(self.start, wanted.start), min(self.start + self.num_tokens, wanted.stop))
 
 
-@was_tuple
 @dataclass(slots=True)
 class StepPlan:
     """Everything one step will do, in this order."""
