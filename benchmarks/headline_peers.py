@@ -284,9 +284,12 @@ def continuous(task: Task, settings: dict[str, Any]) -> dict[str, Any]:
 
     model = load(task)
     model.set_attn_implementation("paged|sdpa")
+    if task.device == "cuda":  # by itself it takes so much for its cache that its CUDA graphs find no room
+        memory: dict[str, Any] = {"num_blocks": 256} if task.weights else {"max_memory_percent": 0.7}
+        settings = settings | memory
     config = ContinuousBatchingConfig(
         max_batch_tokens=MAX_NUM_BATCHED_TOKENS if task.device == "cuda" else 512,
-        max_requests_per_batch=task.max_num_seqs, allow_block_sharing=False, **settings,
+        max_requests_per_batch=task.max_num_seqs, **settings,
     )  # fmt: skip
     generation = GenerationConfig(max_new_tokens=WARM_UP, do_sample=False, eos_token_id=-1, pad_token_id=0)
     with (
