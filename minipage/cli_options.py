@@ -77,6 +77,7 @@ ENGINE: Options = {  # of LLM
     "kv_cache_dtype": Option(str, "NAME", "of keys and values: auto, float32, bfloat16, float16, int8 or fp8"),
     "dtype": Option(str, "NAME", "of what is computed: float32, or with PyTorch bfloat16 or float16"),
     "arrays": Option(str, "NAME", "numpy, torch or cupy"),
+    "quantization": Option(str, "NAME", "of the weights, on a CPU: int8"),
     "attention": Option(str, "NAME", "the kernel: cpu, loops (plain and slow), reference (in NumPy), or cuda"),
     "device": Option(str, "NAME", "cpu, or cuda for an NVIDIA GPU"),
     "gpu_memory_utilization": Option(float, "SHARE", "of a GPU's memory, which may be used"),
