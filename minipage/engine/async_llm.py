@@ -127,6 +127,10 @@ class AsyncLLM:
         """Forget all prefixes. The answer may be awaited, or left."""
         return self._ask(self.engine.reset_prefix_cache)
 
+    def between_steps(self, call: Callable[[], Result]) -> Answer[Result]:
+        """Let the engine's thread call something before its next step. The answer may be awaited, or left."""
+        return self._ask(lambda: self.engine.between_steps(call))
+
     def stats(self) -> dict[str, Any]:
         """The numbers of /metrics; see LLM.stats."""
         return self.engine.stats()

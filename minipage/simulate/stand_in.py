@@ -58,6 +58,7 @@ class StandInRunner:
 
     def allocate(self, block_pool: BlockPool, swap_pool: BlockPool | None) -> None:
         """There is nothing to be kept."""
+        self.pool = block_pool if type(block_pool) is BlockPool else None  # in which blocks may be shared
 
     def copy(self, plan: StepPlan) -> None:
         num_swaps = len(plan.swap_out) + len(plan.swap_in)
@@ -67,7 +68,7 @@ class StandInRunner:
             self.clock.now += self.cost.copies(len(plan.copies))
 
     def forward(self, plan: StepPlan) -> Any:
-        work = Work.of(plan)
+        work = Work.of(plan, self.pool)
         seconds = self.cost.seconds(work)
         self.clock.now += seconds
         self.on_step(plan, work, seconds)
