@@ -444,11 +444,12 @@ llm = LLM(block_size=4, num_blocks=32)
 prompt = "ROMEO:\nO, she doth teach the torches to"
 params = SamplingParams(max_tokens=8, temperature=0)
 words, weights, difference = attention_weights(llm, prompt, params, layer=3)
+words = [word.replace("\n", "⏎") for word in words]
 print(weights.shape, f"largest difference from the kernel: {difference:.0e}")
 
 # %% tags=["hide-input"]
 fig, axes = plt.subplots(1, 3, figsize=(9, 3.4), layout="constrained", sharey=True)
-for ax, head in zip(axes, (0, 3, 5)):
+for ax, head in zip(axes, (0, 1, 3)):
     ax.imshow(np.sqrt(weights[head]), cmap="Blues", vmin=0, vmax=1)
     ax.set_title(f"layer 3, head {head}", fontsize=9)
     ax.set_xticks(range(len(words)), words, rotation=90, fontsize=6)
