@@ -335,7 +335,11 @@ from math import exp
 
 TOLD = "What must the king do now? must he submit?\nThe king shall do it: must he be deposed?\nThe king shall be contented: must he lose\nThe name of king?"
 for kind in (None, "int8"):
-    told = LLM(quantization=kind).generate(TOLD, SamplingParams(max_tokens=1, prompt_logprobs=0))[0].prompt_logprobs[1:]
+    told = (
+        LLM(quantization=kind)
+        .generate(TOLD, SamplingParams(max_tokens=1, prompt_logprobs=0))[0]
+        .prompt_logprobs[1:]
+    )
     mean = sum(next(iter(top.values())).logprob for top in told) / len(told)
     print(f"{kind or 'float32'}: perplexity {exp(-mean):.2f}")
 
