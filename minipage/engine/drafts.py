@@ -10,6 +10,9 @@ Both are cheap beside a step of the large model. Neither needs to be right.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from minipage.errors import ConfigurationError
@@ -51,12 +54,15 @@ def find(token_ids, shortest, longest):  # type: ignore[no-untyped-def]
 
 
 class DraftModel:
-    """Asks an engine of its own, which finds what it has computed of a text in its prefix cache."""
+    """Asks an engine of its own, which finds what it has computed of a text in its prefix cache.
 
-    def __init__(self, model: str, vocab_size: int, device: str) -> None:
-        from minipage.engine.llm import LLM
+    Args:
+        make_llm: the class LLM, with the device.
+        vocab_size: of the model that is served.
+    """
 
-        self.llm = LLM(model, device=device, enable_prefix_caching=True, block_size=4, max_num_seqs=64)
+    def __init__(self, model: str, make_llm: Callable[..., Any], vocab_size: int) -> None:
+        self.llm = make_llm(model, enable_prefix_caching=True, block_size=4)
         if self.llm.config.vocab_size != vocab_size:
             raise ConfigurationError(
                 f"the draft model {model!r} has {self.llm.config.vocab_size:,} tokens, and the model itself "

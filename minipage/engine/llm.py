@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -142,7 +143,7 @@ class LLM(Engine):
         if speculative_config is not None:
             from minipage.engine.speculation import Speculation  # what is not used is not even loaded
 
-            self.speculation = Speculation(self, speculative_config, device)
+            self.speculation = Speculation(self, speculative_config, partial(LLM, device=device))
 
     def generate(
         self, prompts: Prompt | Iterable[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None

@@ -5,7 +5,7 @@ has the logits after each of the four (Leviathan et al., arXiv 2211.17192):
 
     tokens       ... the king of | France and the      the last token, and three drafts: slots are allocated ahead
     drawn after                of: France  France: and  and: her        what the model says at each place
-    kept                           France          and       her        two drafts were right, and the next token is new;
+    kept                           France          and       her        two drafts were right, one token is new, and
                                                                         the slot of "the" is given back
 
 Nothing changes in what is said. Here a draw depends on the seed, the text's number and the place alone, so a draft is
@@ -94,14 +94,15 @@ class Speculation:
         config: vLLM's `speculative_config`. {"method": "ngram", "num_speculative_tokens": 4} looks in the text itself
             for what has followed its last `prompt_lookup_max` (3) to `prompt_lookup_min` (1) tokens before;
             {"model": NAME, "num_speculative_tokens": 4} asks a smaller model of the same tokenizer.
+        make_llm: makes an engine for that model.
 
     Raises:
         ConfigurationError: the config makes no sense.
     """
 
-    def __init__(self, engine: Engine, config: Mapping[str, Any], device: str = "cpu") -> None:
+    def __init__(self, engine: Engine, config: Mapping[str, Any], make_llm: Callable[..., Any]) -> None:
         self.engine = engine
-        self.num_tokens, self.proposer = read(config, engine.model.architecture.vocab_size, device)
+        self.num_tokens, self.proposer = read(config, make_llm, engine.model.architecture.vocab_size)
         self._begin_to_count()
         self._pauses: WeakKeyDictionary[Sequence, Pause] = WeakKeyDictionary()
         self._logits: Any = None
@@ -164,9 +165,7 @@ class Speculation:
     def update(self, plan: StepPlan, tokens: dict[Request, list[NextToken]]) -> None:
         drafted = [chunk for chunk in plan.chunks if isinstance(chunk, DraftedChunk)]
         for chunk in drafted:
-            chunk.seq.block_table.num_tokens = (
-                chunk.start + 1
-            )  # no draft is published in the prefix cache, whatever it is
+            chunk.seq.block_table.num_tokens = chunk.start + 1  # no draft is published in the prefix cache
         self._phases["update"](plan, tokens)
         for chunk in drafted:
             table, num_new = chunk.seq.block_table, len(chunk.seq.token_ids) - chunk.start - 1
@@ -177,7 +176,8 @@ class Speculation:
 
     def stats(self) -> dict[str, Any]:
         counts = self.num_drafts, self.num_draft_tokens, sum(self.num_accepted), list(self.num_accepted)
-        return self._phases["stats"]() | {metric.name: count for metric, count in zip(METRICS, counts)}
+        others: dict[str, Any] = self._phases["stats"]()
+        return others | {metric.name: count for metric, count in zip(METRICS, counts)}
 
     def reset_stats(self) -> None:
         self._phases["reset_stats"]()
@@ -241,7 +241,7 @@ def row_numbers(plan: StepPlan) -> list[int]:
     return rows
 
 
-def read(config: Mapping[str, Any], vocab_size: int, device: str) -> tuple[int, Proposer]:
+def read(config: Mapping[str, Any], make_llm: Callable[..., Any], vocab_size: int) -> tuple[int, Proposer]:
     """How many tokens to draft, and who does."""
     if not isinstance(config, Mapping) or not config or set(config) - OPTIONS:
         raise ConfigurationError(
@@ -257,7 +257,7 @@ def read(config: Mapping[str, Any], vocab_size: int, device: str) -> tuple[int, 
     num_tokens = config.get("num_speculative_tokens", 4)
     require_positive(num_speculative_tokens=num_tokens)
     if model is not None:
-        return num_tokens, DraftModel(model, vocab_size, device)
+        return num_tokens, DraftModel(model, make_llm, vocab_size)
     longest = config.get("prompt_lookup_max", max(3, config.get("prompt_lookup_min", 1)))
     shortest = config.get("prompt_lookup_min", 1)
     require_positive(prompt_lookup_min=shortest, prompt_lookup_max=longest)

@@ -1,11 +1,12 @@
 """Proposers of drafts that tests hand in: what they guess is known to be right, wrong, or both by turns."""
 
 from minipage.engine.drafts import DraftModel
+from minipage.engine.llm import LLM
 from minipage.engine.speculation import Speculation
 
 
 def speculate(llm, proposer, num_tokens=4):
-    llm.speculation = Speculation(llm, {"num_speculative_tokens": num_tokens})
+    llm.speculation = Speculation(llm, {"num_speculative_tokens": num_tokens}, LLM)
     llm.speculation.proposer = proposer
     return llm.speculation
 
@@ -30,7 +31,7 @@ class SameModel(DraftModel):
     """The same model, which lies at every fourth place: right for greedy texts, otherwise wrong for the most part."""
 
     def __init__(self, folder, vocab_size):
-        super().__init__(str(folder), vocab_size, "cpu")
+        super().__init__(str(folder), LLM, vocab_size)
 
     def propose(self, texts, counts):
         return [

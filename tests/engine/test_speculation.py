@@ -76,7 +76,7 @@ def test_texts_are_those_without_drafts(tiny, prompts, way, engine):
     for wrong in (lambda place: False, lambda place: place % 3 == 1, lambda place: True):
         llm = LLM(tiny, **options)
         speculation = speculate(llm, Knowing(known, wrong))
-        outputs, num_steps = serve(llm, prompts, params)
+        outputs, _ = serve(llm, prompts, params)
         for mine, expected in zip(told(outputs), told(plain), strict=True):
             for one, other in zip(mine, expected, strict=True):
                 assert one[:4] == other[:4]
