@@ -49,6 +49,16 @@ def bias(text: str) -> tuple[int, float]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a token id and a number, such as 262:-5") from None
 
 
+def settings(text: str) -> dict[str, Any]:
+    try:
+        given = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON ({error})") from None
+    if not isinstance(given, dict):
+        raise argparse.ArgumentTypeError(f"{text!r} is not such as " + """'{"method": "ngram"}'""")
+    return given
+
+
 def structure(text: str) -> StructuredOutputsParams:
     from minipage.sampling import StructuredOutputsParams
 
@@ -76,6 +86,9 @@ ENGINE: Options = {  # of LLM
     "watermark": Option(float, "SHARE", "of the pool, which is left free when a text is admitted, such as 0.1"),
     "kv_cache_dtype": Option(str, "NAME", "of keys and values: auto, float32, bfloat16, float16, int8 or fp8"),
     "dtype": Option(str, "NAME", "of what is computed: float32, or with PyTorch bfloat16 or float16"),
+    "speculative_config": Option(
+        settings, "JSON", 'guess several tokens ahead, such as {"method": "ngram", "num_speculative_tokens": 4}'
+    ),
     "arrays": Option(str, "NAME", "numpy, torch or cupy"),
     "quantization": Option(str, "NAME", "of the weights, on a CPU: int8"),
     "attention": Option(str, "NAME", "the kernel: cpu, loops (plain and slow), reference (in NumPy), or cuda"),

@@ -89,6 +89,15 @@ class BlockTable:
         self.blocks += new_blocks
         return copies
 
+    def truncate(self, num_tokens: int) -> None:
+        """Keep the slots of the first `num_tokens` only, and give back the blocks that are not needed for them."""
+        if not 0 <= num_tokens <= self.num_tokens:
+            raise ConfigurationError(f"cannot keep {num_tokens} of {self.num_tokens} tokens.")
+        self.num_tokens = num_tokens
+        while len(self.blocks) > blocks_needed(num_tokens, self.pool.block_size):
+            self.pool.free(self.blocks.pop())
+        del self.block_hashes[1 + num_tokens // self.pool.block_size :]
+
     def slot_mapping(self, start: int, stop: int) -> list[int]:
         """The slots of tokens `start` to `stop - 1`: where in the KV cache their K and V are."""
         if not 0 <= start <= stop <= self.num_tokens:

@@ -23,6 +23,10 @@ class Chunk:
     num_tokens: int
 
     @property
+    def token_ids(self) -> list[int]:
+        return self.seq.token_ids[self.start : self.start + self.num_tokens]
+
+    @property
     def receivers(self) -> list[Sequence]:
         """The sequences that are given their next token from the logits of this chunk's last token."""
         if self.start + self.num_tokens < len(self.seq.token_ids):
@@ -34,6 +38,12 @@ class Chunk:
         """Which of its positions have logits that tell how likely the prompt's next token is, if that is asked for."""
         wanted = self.group.unscored
         return range(max(self.start, wanted.start), min(self.start + self.num_tokens, wanted.stop))
+
+    @property
+    def positions_with_logits(self) -> list[int]:
+        """Those that are scored, and the last one, if somebody receives a token from it."""
+        scored = [*self.scored] if self.group.unscored else []
+        return [*scored, self.start + self.num_tokens - 1] if self.receivers else scored
 
 
 @dataclass(slots=True)
