@@ -19,7 +19,7 @@ ANSWERS = Lengths("answers", 161.31, 200, 337.99, 296, max_model_len=10**6)
 
 
 class Traffic(NamedTuple):
-    """What arrives, but for its rate. (Other processes are sent this, and not the requests.)"""
+    """What arrives, at whatever rate. (Other processes are sent this, and not the requests.)"""
 
     lengths: Lengths
     n: int = 1
