@@ -1,4 +1,4 @@
-"""`minipage plan` agrees with bytes worked out by hand, with what this engine allocates, and with what vLLM has logged."""
+"""`minipage plan` agrees with bytes worked out by hand, with what this engine allocates, and with vLLM's logs."""
 
 import json
 
@@ -84,7 +84,7 @@ def test_devices_share_weights_and_heads():
 
 
 def test_a_model_that_does_not_fit_is_a_sentence_with_the_bytes():
-    with pytest.raises(ConfigurationError, match="leaves no room for K and V: of 79.2 GiB, weights take 131.4"):
+    with pytest.raises(ConfigurationError, match=r"leaves no room for K and V: of 79\.2 GiB, weights take 131\.4"):
         Deployment("Llama-3.1-70B").blocks()
 
 

@@ -131,6 +131,6 @@ def test_models_are_found_by_their_names_on_the_hub(name):
 
 
 def test_an_unknown_model_is_told_what_is_known(tmp_path):
-    with pytest.raises(ModelError, match="Sizes that come with minipage: Llama-3.1-8B"):
+    with pytest.raises(ModelError, match=r"Sizes that come with minipage: Llama-3\.1-8B"):
         find_architecture(tmp_path / "nothing")
     assert len(CONFIGS) >= 8
