@@ -39,7 +39,8 @@ function drawLane(lane, numSlots) {
     drawSvg("defs", {}, drawSvg("pattern", { id: "never", width: 24, height: 24, patternUnits: "userSpaceOnUse", patternTransform: "scale(1 2) rotate(45)" },
       drawSvg("line", { x1: 0, y1: 0, x2: 0, y2: 24 }))),
     ...lane.pieces.map((piece) => drawPiece(lane, piece)));
-  return make("article", { class: "lane" }, make("h3", {}, lane.name),
+  const isThin = byId("scroll").clientWidth < 3 * lane.pieces.length; // an edge around each would be all there is to see
+  return make("article", { class: `lane ${isThin ? "thin" : ""}` }, make("h3", {}, lane.name),
     make("p", {}, make("b", {}, `${lane.running} run`), make("span", {}, `${lane.waiting} wait`), make("span", {}, `${lane.done} done`), shares), picture);
 }
 

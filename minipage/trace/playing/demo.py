@@ -27,7 +27,7 @@ from minipage.trace.playing.player import Player, play
 from minipage.trace.playing.pool_size import pool_for
 from minipage.trace.playing.scenarios import DEFAULT, SCENARIOS, find_scenario
 from minipage.trace.playing.spinner import patiently, spinner
-from minipage.trace.playing.story import Arrival, Scenario
+from minipage.trace.playing.story import Arrival, Scenario, Turn
 from minipage.trace.recording.events import join
 from minipage.trace.recording.frames import Frame, index_of, is_stop, label_of
 from minipage.trace.recording.recorder import record
@@ -277,24 +277,24 @@ class Demo:
                 ends |= {index_of(output.request_id): steps_done for output in outputs if output.finished}
                 if len(self.trace) == seen:
                     continue  # nothing was left to compute, only to be told
-                for i in range(seen, len(self.trace)):
-                    if is_stop(self.trace[i]) and (turn := next((t for t in turns if t.when(self.trace[i])), None)):
-                        turns.remove(turn)
-                        self._tell(i, turn.say)
+                self._tell_turns(range(seen, len(self.trace)), turns)
                 if not (coming or self.llm.has_unfinished_requests()):
                     last = self.trace[-1]
-                    for missed in dict.fromkeys(turn.missed(last) for turn in turns if turn.otherwise):
-                        self._tell(len(self.trace) - 1, missed)
+                    missed = dict.fromkeys(turn.missed(last) for turn in turns if turn.otherwise)
+                    self.trace.changes[-1]["story"] = " ".join([last.story, *missed]).strip()
                 yield from self.trace[seen:]
         for request_id in list(self.llm.requests):  # if it was stopped
             self.llm.abort(request_id)
 
-    def _tell(self, index: int, sentence: str) -> None:
-        """To a whole step, or inside attention to a single frame; after what was said there already."""
-        change = self.trace.changes[index]
-        stories: Any = change if change["phase"] == "attend" else self.trace.stories
-        place = "story" if change["phase"] == "attend" else change["step"]
-        stories[place] = f"{stories.get(place, '')} {sentence}".strip()
+    def _tell_turns(self, step: range, turns: list[Turn]) -> None:
+        """Tell one turn of a step, from the frame on that shows it first; inside attention, one with each look."""
+        looks = [i for i in step if self.trace[i].attention]
+        others = [i for i in step if i not in looks]
+        for moments in [*([i] for i in looks), others]:
+            told = next(((turn, i) for turn in turns for i in moments if turn.when(self.trace[i])), None)
+            if told:
+                turns.remove(told[0])
+                self.trace.changes[told[1]]["story"] = told[0].say
 
 
 def fitted(arrival: Arrival, llm: LLM) -> str | list[int]:
