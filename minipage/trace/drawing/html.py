@@ -3,8 +3,9 @@
     write_page(trace, "run.html", title="Who shares what")
 
 The page is a skeleton (viewer.html), its looks (viewer.css) and its scripts: viewer.js knows which frame to show, the
-others draw one, and viewer_motion.js moves what has moved since the one before. All of it goes into the one document, and with it the frames, as JSON. Of each frame only
-what differs from the one before is kept; `difference` says how, and `patch` in viewer.js puts it together again.
+others draw one, and viewer_motion.js moves what has moved since the one before. All of it goes into the one document,
+and with it the frames, as JSON. Of each frame only what differs from the one before is kept; `difference` says how, and
+`patch` in viewer.js puts it together again.
 
 A content security policy forbids every request, and every script but ours: it is named by its hash.
 """
@@ -58,7 +59,7 @@ BLOCK_FIELDS = "ref_count holders cached tokens".split()
 
 
 class More(NamedTuple):
-    """What a live page has beside: it asks the server that it came from, and pushes the frames that come to the viewer."""
+    """What a live page has beside: it asks the server that it came from, and pushes what comes to the viewer."""
 
     style: str
     body: str  # between the head of the page and what happened

@@ -117,7 +117,10 @@ function showFrame(tree, before) {
 function eventsOf(tree) {
   const whole = now.steps && !tree.attention && !HALVES.includes(tree.phase);
   const events = (tree.events ?? []).slice((whole ? tree.num_stopped_events : tree.num_earlier_events) ?? 0);
-  return events.length ? events : ["Nothing to tell of this phase."];
+  if (events.length) return events;
+  const who = [...new Set((tree.chosen ?? []).map(([label]) => label))];
+  if (tree.phase !== "update" || !who.length) return ["Nothing to tell of this phase."];
+  return [`${who.length > 8 ? `${who.length} texts have` : `${join(who)} ${who.length === 1 ? "has" : "have"}`} the new ${who.length === 1 ? "token" : "tokens"}.`];
 }
 
 // At the end of a story, where the next one is.
@@ -160,8 +163,8 @@ function play() {
 function wait() {
   clearTimeout(now.timer);
   now.timer = setTimeout(() => {
-    show(places()[place() + 1]);
-    if (place() === places().length - 1) pause();
+    show(places()[place() + 1] ?? 0);
+    if (place() === places().length - 1 && !isLiving) pause();
     else wait();
   }, (SECONDS * 1000) / Number(byId("speed").value));
 }
@@ -172,6 +175,8 @@ function pause() {
   byId("play").setAttribute("aria-label", "Play");
   byId("telling").setAttribute("aria-live", "polite");
 }
+
+const isLiving = /\bplay\b/.test(location.search); // on a front page: it plays again and again, until somebody takes over
 
 const isPlaying = () => document.body.classList.contains("playing");
 const playOrPause = () => (isPlaying() ? pause() : play());
@@ -281,3 +286,4 @@ addEventListener("hashchange", () => {
 });
 reserve();
 show(Math.max(0, indexOf(location.hash.slice(1))));
+if (isLiving && trees.length && !matchMedia("(prefers-reduced-motion: reduce)").matches) play();

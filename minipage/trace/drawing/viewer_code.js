@@ -6,9 +6,10 @@ const AROUND = 1; // lines before and after one that is lit
 function drawCode(frame) {
   const drawn = Object.entries(frame.code).map(([name, lit]) => drawFunction(frame, name, lit)).filter(Boolean);
   byId("code").replaceChildren(...(drawn.length ? drawn : [make("p", { class: "why" }, "No line of Python to show here.")]));
-  const first = byId("code").querySelector(".did");
-  byId("code").scrollTop = 0;
-  if (first) byId("code").scrollTop = Math.max(0, byId("code").scrollHeight - byId("code").clientHeight); // the innermost function is the last
+  // The innermost function is the last: as many whole ones as there is room for, up to the end.
+  const end = byId("code").scrollHeight, room = byId("code").clientHeight;
+  const first = drawn.findIndex((figure) => end - figure.offsetTop <= room);
+  byId("code").scrollTop = end <= room ? 0 : (drawn[first] ?? drawn.at(-1)).offsetTop - 2;
 }
 
 // name: "file function", as html.py puts it together.
@@ -17,7 +18,7 @@ function drawFunction(frame, name, lit) {
   if (!source) return null;
   const [file, title] = name.split(" ");
   const numbers = Object.keys(lit).map(Number), shown = new Set(numbers.flatMap((number) => [number - AROUND, number, number + AROUND]));
-  const lines = source.lines.map((text, i) => [source.first + i, text]).filter(([number, text]) => shown.has(number) && (number in lit || /\w/.test(text)));
+  const lines = source.lines.map((text, i) => [source.first + i, text]).filter(([number, text]) => shown.has(number) && (number in lit || (/\w/.test(text) && !/^\s*raise\b/.test(text))));
   const indents = lines.map(([, text]) => text.match(/^ */)[0].length), least = Math.min(...indents);
   const said = lines.flatMap(([number, text], i) => {
     const gap = i > 0 && number > lines[i - 1][0] + 1 ? [make("li", { class: "gap", "aria-hidden": "true" }, "⋮")] : [];
@@ -31,7 +32,7 @@ function drawLine(frame, name, number, text, indent, blocks) {
   if (!blocks) return make("li", { class: "near" }, code);
   const did = blocksOf(frame, blocks);
   const what = did.length ? `Line ${number} dealt with ${count(did.length, "block")}: ${did.join(", ")}` : `Line ${number} was at work`;
-  return make("li", { class: "did", "data-key": `line ${name} ${number}`, "data-lights": did.join(" "), tabindex: -1, role: "group", "aria-label": `${what}. ${text}` }, code);
+  return make("li", { class: "did", "data-key": `line ${name} ${number}`, "data-lights": did.join(" "), tabindex: -1, "aria-label": `${what}. ${text}` }, code);
 }
 
 // What a line did: to the blocks that are named, or to all that were written, read, copied or waited for.

@@ -39,12 +39,14 @@ function stopMotion() {
 function moveFrom(before, forward) {
   if (!before.size) return;
   const after = takePlaces(), panes = [...document.querySelectorAll(".pane")].map((pane) => pane.getBoundingClientRect());
-  const flights = [];
+  const flights = [], inFlight = new Set(); // what is in something that flies, flies with it
   for (const [key, { element, rect, from }] of after) {
     const old = before.get(key);
     if (old) slide(element, old.rect, rect);
     else {
+      if (inFlight.has(element.parentElement.closest("[data-fly]"))) { inFlight.add(element); continue; }
       const origin = forward && from ? from.split("|").map((name) => before.get(name) ?? after.get(name)).find(Boolean) : undefined;
+      inFlight.add(element);
       if (origin && flights.length < MOST_FLIGHTS) flights.push([element, element, origin.rect, rect]);
       else perform(element, [{ opacity: 0 }, { opacity: 1 }]);
     }

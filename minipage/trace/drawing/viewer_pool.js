@@ -34,7 +34,7 @@ function drawCell(frame, before, number, detail) {
   const names = tags.map(([kind]) => kind), words = tags.map(([, word]) => word);
   const said = words.length ? ` Just now: ${words.join(", ")}.` : "";
   const shown = words.length ? words[0] : state === "used" ? "" : state;
-  return make("li", { class: `cell ${state} ${names.join(" ")}`, style, tabindex: -1, "data-block": number, "data-key": `block ${number}`, role: "group",
+  return make("li", { class: `cell ${state} ${names.join(" ")}`, style, tabindex: -1, "data-block": number, "data-key": `block ${number}`,
     "data-fly": `cell ${number}`, "aria-label": sayBlock(frame, number) + said },
     make("span", { class: "head" }, make("span", { class: "number" }, number), chipsOf(frame, number, block, detail),
       block.cached ? make("span", { class: "findable", title: "the prefix cache can find it" }, "◆") : ""),

@@ -111,7 +111,7 @@ function drawLogical(frame, label, text, i, block) {
   const state = [small && "small", frame.attended === block && "being", reused && "reused"].filter(Boolean).join(" ");
   // It comes out of the free queue; or it is one that another text has already, or that was in the swap pool.
   const origins = [`free ${block}`, ...Object.keys(frame.sequences).filter((other) => other !== label).map((other) => `${other} block ${i}`)];
-  return make("li", { class: `logical ${state}`, tabindex: -1, "data-block": block, "data-key": `${label} block ${i}`, role: "group",
+  return make("li", { class: `logical ${state}`, tabindex: -1, "data-block": block, "data-key": `${label} block ${i}`,
     "data-fly": `${label} block ${i}`, "data-from": origins.join("|"), "aria-label": `Logical block ${i} of ${label}. ${sayBlock(frame, block)}` },
     make("small", { class: "index" }, i), make("span", { class: `slots ${size > 8 ? "many" : ""}` }, slots), make("span", { class: "leads" }, `→ ${block}`));
 }
@@ -128,7 +128,7 @@ function drawLogicalSlot(frame, label, text, position, slot) {
 
 function drawSwapped(frame, label, text, i, block, size) {
   const words = text.tokens.slice(i * size, Math.min((i + 1) * size, text.num_computed_tokens));
-  return make("li", { class: "logical out", tabindex: -1, "data-swap": block, "data-key": `${label} block ${i}`, role: "group", "data-fly": `${label} block ${i}`,
+  return make("li", { class: "logical out", tabindex: -1, "data-swap": block, "data-key": `${label} block ${i}`, "data-fly": `${label} block ${i}`,
     "aria-label": `Logical block ${i} of ${label} is in swap block ${block}: “${visible(words.join(""))}”.` },
     make("small", { class: "index" }, i),
     make("span", { class: "slots" }, words.map((word) => make("span", { class: "slot" }, make("bdi", {}, visible(word))))),

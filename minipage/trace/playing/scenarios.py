@@ -26,6 +26,13 @@ def find_scenario(name: str) -> Scenario:
     raise ConfigurationError(f"there is no scenario {name!r}; {hint}")
 
 
+def story_after(name: str) -> Scenario | None:
+    """The one to go on with; after the last there is none."""
+    names = list(SCENARIOS)
+    place = names.index(name) + 1 if name in names else len(names)
+    return SCENARIOS[names[place]] if place < len(names) else None
+
+
 FIRST_TURNS = (
     Turn(step_is(1), "The prompt is cut into blocks, and each is put wherever the pool has room."),
     Turn(
@@ -199,8 +206,8 @@ ALL = (
             Turn(lambda f: f.finished, "The request is done and its blocks are free, but they keep what they hold."),
             Turn(
                 lambda f: f.ahead.finds or (f.num_hit_tokens and not is_shared(f)),
-                "A request that begins alike finds them, and takes them out of the free queue: they are reused, and only "
-                "the rest of its prompt is computed.",
+                "A request that begins alike finds them, and takes them out of the free queue: they are reused, and "
+                "only the rest of its prompt is computed.",
                 "No request found blocks that were free: what is found are full blocks whose every token, and all "
                 "before it, is the same.",
             ),

@@ -57,6 +57,7 @@ def sentences(change: dict[str, Any], before: Before, after: State) -> list[str]
         return ["The step failed. What was half done is not trusted: whoever ran will be computed again."]
     return [
         *branches(change, after),
+        *forks(change, before, after),
         *publications(before, after),
         *finishes(change.get("finished", {}), before.tables),
     ]
@@ -134,6 +135,20 @@ def branches(change: dict[str, Any], after: State) -> list[str]:
         blocks = after.texts[new["label"]].blocks
         told.append(f"{new['label']} branches off and shares {block_names(blocks)}.")
     return told
+
+
+def forks(change: dict[str, Any], before: Before, after: State) -> list[str]:
+    """Samples that waited for their prompt, and have its blocks now."""
+    new = {each["label"] for each in change.get("new", ())}
+    told: dict[tuple[int, ...], list[str]] = {}
+    for text in after.texts.values():
+        if text.label not in new and text.blocks and not before.tables.get(text.label):
+            told.setdefault(tuple(text.blocks), []).append(text.label)
+    return [
+        f"{join(labels)} {'forks' if len(labels) == 1 else 'fork'} the block table: {block_names(blocks)} "
+        f"{'is' if len(blocks) == 1 else 'are'} shared, and nothing is copied."
+        for blocks, labels in told.items()
+    ]
 
 
 def returns(before: Before, after: State) -> list[str]:

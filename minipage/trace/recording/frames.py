@@ -263,6 +263,9 @@ class Ahead(NamedTuple):
     returns: tuple[str, ...] = ()  # labels: who will come back from swap space
 
 
+NOTHING_AHEAD = Ahead()
+
+
 class CodeFrame(NamedTuple):
     """A function that was at work in this phase."""
 
@@ -302,7 +305,7 @@ class Frame:
     story: str  # what a scenario says to this step, or an empty string
     contiguous: tuple[ContiguousFrame, ...] = ()  # the same requests in other memories, where a scenario compares
     attention: AttentionFrame | None = None  # in an "attend" frame
-    ahead: Ahead = Ahead()  # in a "before" frame
+    ahead: Ahead = NOTHING_AHEAD  # in a "before" frame
     code: tuple[CodeFrame, ...] = ()  # what did it, the outermost caller first
     reused: tuple[
         int, ...
@@ -323,7 +326,7 @@ class Frame:
 
     @property
     def told_events(self) -> tuple[str, ...]:
-        """What to tell of this frame: what its phase did; at the end of a step, what has happened since the last stop."""
+        """What to tell: what this phase did; at the end of a step, what has happened since the last stop."""
         is_end = self.phase in ("update", "failed")
         return self.events[self.num_stopped_events if is_end else self.num_earlier_events :]
 

@@ -53,7 +53,7 @@ class RoutineLines:
     def of_ahead(self, facts: dict[str, Any], plan: StepPlan) -> Places:
         """The rules that decide what a step is about to do."""
         scheduler = self._llm.scheduler
-        rules = {
+        rules: dict[str, tuple[Any, str, str] | tuple[Any, str, str, str]] = {
             "writes": (plan.chunks[0].seq.block_table if plan.chunks else None, "shared_tail", "ref_count"),
             "gives_way": (scheduler, "_make_room", "blocks_for", "preempt"),
             "finds": (scheduler.prefix_cache, "find", "_block_of"),

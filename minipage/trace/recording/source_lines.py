@@ -36,7 +36,7 @@ class SourceLines:
         self._seen: dict[tuple[int, int], list[int]] = {}  # (function, line) -> blocks
 
     def note(self, method: Callable[..., Any], blocks: list[int]) -> None:
-        """`method` of the block pool has dealt with `blocks`, called by whoever stands on the stack below the recorder."""
+        """`method` of the block pool has dealt with `blocks`, called by whoever is on the stack below the recorder."""
         for frame in callers(sys._getframe()):
             number = self.number(frame.f_code)
             if number is not None:
@@ -54,8 +54,9 @@ class SourceLines:
         key = code_of(function), names
         if key not in self._named:
             number = self.number(key[0])
-            source = self.functions[number] if number is not None else {"lines": [], "first": 0}
-            self._named[key] = [[number, line] for line in lines_naming(source["lines"], source["first"], names)]
+            source = self.functions[number] if number is not None else None
+            lines = lines_naming(source["lines"], source["first"], names) if source else []
+            self._named[key] = [[number, line] for line in lines]
         return self._named[key]
 
     def whole(self, function: Callable[..., Any] | None) -> list[list[int]]:
@@ -88,7 +89,7 @@ class SourceLines:
 
 
 def callers(frame: FrameType | None) -> list[FrameType]:
-    """Who called the recorder, the outermost first, up to where it stands in for a phase; the innermost DEPTH of them."""
+    """Who called the recorder, the outermost first, up to where it stands in for a phase; the last DEPTH of them."""
     found: list[FrameType] = []
     while frame is not None and frame.f_code.co_filename.startswith(OWN):
         frame = frame.f_back
@@ -120,7 +121,8 @@ def lines_naming(lines: list[str], first: int, names: Iterable[str]) -> list[int
     wanted = set(names)
     found: set[int] = set()
     for node in ast.walk(ast.parse("\n".join(lines))):
-        name = node.attr if isinstance(node, ast.Attribute) else node.id if isinstance(node, ast.Name) else ""
-        if name in wanted:
-            found.add(first + node.lineno - 1 if isinstance(node, ast.Name) else first + (node.end_lineno or 0) - 1)
+        if isinstance(node, ast.Name) and node.id in wanted:
+            found.add(first + node.lineno - 1)
+        elif isinstance(node, ast.Attribute) and node.attr in wanted:  # its name is at its end
+            found.add(first + (node.end_lineno or node.lineno) - 1)
     return sorted(found)

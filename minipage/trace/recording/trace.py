@@ -124,7 +124,8 @@ class Trace(Sequence[Frame]):
         words = {str(token): word_to_json(word) for token, word in sorted(self._vocabulary.items())}
         stories = {str(step): story for step, story in self.stories.items()}
         facts = {"num_frames": len(self), "title": self.title, "stories": stories}
-        header = {"minipage_trace": VERSION} | self.header | facts | {"words": words}
+        own = {name: value for name, value in self.header.items() if name != "in_folder"}
+        header = {"minipage_trace": VERSION} | own | facts | {"words": words}
         with open(path, "w", encoding="utf-8") as file:
             for line in (header, *self.changes):
                 file.write(json.dumps(line, ensure_ascii=False, separators=(",", ":"), default=index) + "\n")
