@@ -48,6 +48,14 @@ def bias(text: str) -> tuple[int, float]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a token id and a number, such as 262:-5") from None
 
 
+def settings(text: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(text))
+    except (TypeError, ValueError) as error:
+        what = f"{text!r} is not such as " + """'{"sliding_window": 64}'"""
+        raise argparse.ArgumentTypeError(f"{what} ({error})") from None
+
+
 def structure(text: str) -> StructuredOutputsParams:
     from minipage.sampling import StructuredOutputsParams
 
@@ -78,6 +86,7 @@ ENGINE: Options = {  # of LLM
     "device": Option(str, "NAME", "cpu, or cuda for an NVIDIA GPU"),
     "gpu_memory_utilization": Option(float, "SHARE", "of a GPU's memory, which may be used"),
     "enforce_eager": Option(bool, "", "no CUDA graphs"),
+    "hf_overrides": Option(settings, "JSON", "instead of what config.json says, such as '{\"sliding_window\": 64}'"),
     "load_format": Option(str, "NAME", "auto, or dummy: random weights of the sizes in config.json, to measure speed"),
 }
 SAMPLING: Options = {  # of SamplingParams

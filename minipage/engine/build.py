@@ -10,12 +10,15 @@ import numpy as np
 from minipage.attention import cpu, loops, reference
 from minipage.attention.quantize import kv_dtype
 from minipage.errors import ConfigurationError, shown
-from minipage.memory import BlockPool, PrefixCache
-from minipage.model.architecture import Architecture
+from minipage.memory import BlockPool, BlockTable, PrefixCache
+from minipage.memory.group_cache import GroupPrefixCache
+from minipage.memory.kv_groups import GroupTables, KVGroups
+from minipage.model.architecture import Architecture, KVSpec
 from minipage.model.place import Progress, place_model
 from minipage.model.stored_weights import Weights
 from minipage.sampling import is_whole
-from minipage.scheduling import POLICIES, Policy, Preemption, Scheduler
+from minipage.scheduling import POLICIES, Policy, Preemption, Scheduler, SequenceGroup
+from minipage.scheduling.windowed import WindowedGroup
 from minipage.worker.batch import PagedAttention
 from minipage.worker.runner import Limits, ModelRunner
 
@@ -120,11 +123,28 @@ def make_scheduler(
         options.max_num_seqs,
         options.max_num_batched_tokens,
         policy=find(options.policy, POLICIES, "policy"),
-        prefix_cache=PrefixCache(block_pool) if options.enable_prefix_caching else None,
+        prefix_cache=make_cache(block_pool, runner.groups) if options.enable_prefix_caching else None,
         swap_pool=swap_pool,
         preemption=preemption,
         watermark=options.watermark,
     )
+
+
+def make_cache(block_pool: BlockPool, groups: KVGroups) -> PrefixCache:
+    return PrefixCache(block_pool) if groups.parts == (None,) else GroupPrefixCache(block_pool, groups.windows)
+
+
+def groups_for(kv: KVSpec, block_table: type[BlockTable], scheduler: Scheduler | None) -> KVGroups:
+    """Which layers share block tables. Tables and prefix caches of somebody's own know no groups."""
+    is_own = block_table is not BlockTable or type(scheduler and scheduler.prefix_cache) is PrefixCache
+    return KVGroups.of(kv.num_layers, kv.windows, in_groups=not is_own)
+
+
+def kinds_of_sequences(groups: KVGroups, block_table: type[BlockTable], most_at_once: int) -> Any:
+    """(class of block tables, class of sequence groups)"""
+    if groups.parts == (None,):
+        return block_table, SequenceGroup
+    return GroupTables.of(groups.windows), WindowedGroup.of(groups.windows, most_at_once)
 
 
 def make_pool(num_blocks: int, block_size: int, name: str) -> BlockPool:

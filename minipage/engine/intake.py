@@ -28,6 +28,7 @@ class Intake:
         max_model_len: int,
         block_pool: BlockPool,
         block_table: type[BlockTable],
+        sequence_group: type[SequenceGroup] = SequenceGroup,
     ) -> None:
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
@@ -35,6 +36,7 @@ class Intake:
         self.max_model_len = max_model_len
         self.block_pool = block_pool
         self.block_table = block_table
+        self.sequence_group = sequence_group
         self._compiler: GrammarCompiler | None = None  # of structured outputs
 
     def make_request(
@@ -61,7 +63,7 @@ class Intake:
         names = [request_id] if params.n == 1 else [f"{request_id}.{i}" for i in range(params.n)]
         sequences = [Sequence(name, token_ids, self.block_table(self.block_pool)) for name in names]
         width, longest = params.beam_width or params.n, self._max_num_tokens(len(token_ids), params)
-        group = SequenceGroup(request_id, sequences, longest, width, priority, cache_salt)
+        group = self.sequence_group(request_id, sequences, longest, width, priority, cache_salt)
         if params.beam_width:
             return BeamRequest(text, params, group, stop, self.tokenizer)
         if params.prompt_logprobs is not None:
@@ -123,7 +125,7 @@ class Intake:
         if params.max_tokens is not None:
             return min(num_prompt_tokens + params.max_tokens, self.max_model_len)
         pool, width = self.block_pool, params.beam_width or params.n
-        most = SequenceGroup.longest_that_fits(num_prompt_tokens, width, pool.num_blocks, pool.block_size)
+        most = self.sequence_group.longest_that_fits(num_prompt_tokens, width, pool.num_blocks, pool.block_size)
         return max(num_prompt_tokens + 1, min(self.max_model_len, most))
 
 

@@ -15,6 +15,8 @@ from minipage.engine.build import (
     SchedulerOptions,
     check_settings,
     context_len,
+    groups_for,
+    kinds_of_sequences,
     make_runner,
     make_scheduler,
     refuse_overridden,
@@ -63,6 +65,7 @@ class LLM(Engine):
         gpu_memory_utilization: the share of a GPU's memory that may be used, by everything together.
         enforce_eager: capture no CUDA graphs; slower, and easier to follow with a profiler.
         load_format: "auto", or "dummy" for random weights: then a folder needs no more than a config.json.
+        hf_overrides: settings that count instead of those in config.json, such as {"sliding_window": 64}.
         block_pool, block_table, scheduler: parts of your own instead of minipage's. `block_table` is a class. So may
             `scheduler` be: then it gets what Scheduler gets. A pool or a scheduler that is ready has sizes of its own,
             and the options that would set them are refused.
@@ -96,6 +99,7 @@ class LLM(Engine):
         gpu_memory_utilization: float = 0.9,
         enforce_eager: bool = False,
         load_format: str = "auto",
+        hf_overrides: Mapping[str, Any] | None = None,
         block_pool: BlockPool | None = None,
         block_table: type[BlockTable] = BlockTable,
         scheduler: Scheduler | Callable[..., Scheduler] | None = None,
@@ -109,7 +113,7 @@ class LLM(Engine):
         make = scheduler if callable(scheduler) else Scheduler
         ready = None if callable(scheduler) else scheduler
         refuse_overridden(options, ready, DEFAULTS)
-        self.config, weights, self.tokenizer, self.eos_token_ids = load_model(model, load_format)
+        self.config, weights, self.tokenizer, self.eos_token_ids = load_model(model, load_format, hf_overrides)
         self.max_model_len = context_len(max_model_len, self.config.max_model_len)
         sizes = ready or options
         runner = make_runner(
@@ -125,8 +129,10 @@ class LLM(Engine):
             enforce_eager=enforce_eager,
             progress=progress,
         )
+        runner.groups = groups_for(self.config.kv, block_table, ready)
         ready = ready or make_scheduler(runner, options, make)
-        parts = ready.block_pool, block_table
+        kinds = kinds_of_sequences(runner.groups, block_table, ready.max_num_batched_tokens)
+        parts = ready.block_pool, *kinds
         intake = Intake(self.tokenizer, self.config.vocab_size, self.eos_token_ids, self.max_model_len, *parts)
         super().__init__(runner, ready, intake, seed)
 

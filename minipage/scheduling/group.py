@@ -40,6 +40,8 @@ class SequenceGroup:
     same `cache_salt`.
     """
 
+    num_tables = 1  # of a sequence; more where layers have tables of their own (windowed.py)
+
     most_blocks = renamed("max_blocks")
     most_tokens = renamed("longest_that_fits")
 

@@ -14,14 +14,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minipage.attention import KVCache, blocks_that_fit, copy_blocks
+from minipage.attention import KVCache, blocks_that_fit, copy_blocks, write_kv
 from minipage.attention.cache_size import DEFAULT_MEMORY
 from minipage.errors import ConfigurationError
 from minipage.memory import BlockPool
+from minipage.memory.kv_groups import KVGroups
 from minipage.model.architecture import Model
 from minipage.sampling import Draw, sample_batch
 from minipage.scheduling import StepPlan
-from minipage.worker.batch import PagedAttention, as_numpy, make_batch, paged_attend
+from minipage.worker.batch import Kernels, PagedAttention, as_numpy, attend_with, like_q, make_batch
 
 
 class Limits(NamedTuple):
@@ -44,7 +45,12 @@ class ModelRunner:
     def __init__(self, model: Model, kv_dtype: type, paged_attention: PagedAttention) -> None:
         self.model = model
         self.paged_attention = paged_attention
-        self._kv_sizes = model.kv.num_layers, model.kv.num_kv_heads, model.kv.head_size, kv_dtype
+        self.kv_dtype = kv_dtype
+        self.groups = KVGroups.of(model.kv.num_layers, model.kv.windows)  # of layers that share a block table
+
+    @property
+    def _kv_sizes(self) -> tuple[int, int, int, type]:
+        return self.groups.num_layers, self.model.kv.num_kv_heads, self.model.kv.head_size, self.kv_dtype
 
     def blocks_that_fit(self, memory: int | str | None, block_size: int, name: str = "memory") -> int:
         """How many blocks `memory` holds: a number of bytes, or a text such as "512MiB". Default: DEFAULT_MEMORY.
@@ -74,10 +80,12 @@ class ModelRunner:
     def forward(self, plan: StepPlan) -> np.ndarray:
         """Run the model; [num_sampled, vocab_size] logits: for each chunk, in their order, a row for each token of the
         prompt that is scored, and one if it comes to its sequence's end."""
-        batch = make_batch(plan.chunks)
+        batches = [make_batch(plan.chunks, part) for part in self.groups.parts]
+        batch = batches[0]
         layers = self.model.layers
         token_ids, positions = layers.asarray(batch.token_ids), layers.asarray(batch.positions)  # [T] each
-        attend = paged_attend(batch, self.kv_cache, self.paged_attention)
+        kernels = Kernels(write_kv, self.paged_attention, as_numpy, like_q)
+        attend = attend_with(kernels, batches, self.kv_cache.layer, self.groups)
         hidden = self.model.forward(token_ids, positions, attend)  # [T, C]
         sampled = layers.xp.take(hidden, layers.asarray(batch.sampled_rows), axis=0)  # [num_sampled, C]
         return as_numpy(self.model.logits(sampled))  # [num_sampled, vocab_size]

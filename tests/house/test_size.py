@@ -17,7 +17,9 @@ SILENT = {
 }  # fmt: skip
 # The engine with GPT-2 on a CPU, in NumPy: what is left if nothing needs to be fast, and nobody's files are read.
 HEART = """
-    errors.py memory/* scheduling/* simd/arrays.py simd/halves.py simd/fp8.py
+    errors.py memory/block_pool.py memory/block_table.py memory/prefix_cache.py
+    scheduling/sequence.py scheduling/plan.py scheduling/group.py scheduling/policy.py scheduling/scheduler.py
+    simd/arrays.py simd/halves.py simd/fp8.py
     attention/arguments.py attention/quantize.py attention/kv_cache.py attention/cache_size.py attention/reference.py
     model/architecture.py model/gpt2.py model/layers/plain.py
     sampling/param_checks.py sampling/params.py sampling/sampler.py worker/batch.py worker/runner.py
@@ -25,6 +27,8 @@ HEART = """
     engine/changes.py
     engine/stats.py engine/engine.py
 """
+# Models with sliding windows, or with several KV cache groups: other models never come by here.
+WINDOWS = "memory/kv_groups.py memory/group_cache.py scheduling/windowed.py"
 # The same in machine code.
 FAST = """
     simd/options.py simd/vectors.py simd/matrix.py

@@ -55,7 +55,8 @@ class GPURunner(ModelRunner):
             return super().blocks_that_fit(memory, block_size, name)
         library = "torch" if is_torch_namespace(self.xp) else "cupy"
         spare = spare_memory(library, self.gpu_memory_utilization, self._largest_step)
-        usable = 2 * self.limits.max_num_seqs * blocks_needed(self.limits.max_model_len, block_size)
+        longest = blocks_needed(self.limits.max_model_len, block_size) * len(self.groups.parts)
+        usable = 2 * self.limits.max_num_seqs * longest
         return min(usable, super().blocks_that_fit(spare, block_size))
 
     def _largest_step(self) -> int:
@@ -88,9 +89,12 @@ class GPURunner(ModelRunner):
         kernels.copy_blocks(self.kv_cache, self.kv_cache, plan.copies)
 
     def forward(self, plan: StepPlan) -> np.ndarray:
-        batch = Batch._make(map(self.model.layers.asarray, make_batch(plan.chunks)))
+        made = [make_batch(plan.chunks, part) for part in self.groups.parts]
+        batches = [Batch._make(map(self.model.layers.asarray, batch)) for batch in made]
+        batch = batches[0]
         ours = Kernels(kernels.write_kv, self.paged_attention, for_kernels, from_kernels)
-        attend = attend_with(ours, Batch._make(map(for_kernels, batch)), self.kv_cache.layer)
+        seen = [Batch._make(map(for_kernels, batch)) for batch in batches]
+        attend = attend_with(ours, seen, self.kv_cache.layer, self.groups)
         hidden = self.model.forward(batch.token_ids, batch.positions, attend)  # [T, C]
         logits = self.model.logits(self.xp.take(hidden, batch.sampled_rows, axis=0))  # [num_sampled, vocab_size]
         return np.asarray(to_host(self.xp.astype(logits, self.xp.float32)))  # [num_sampled, vocab_size]
