@@ -79,6 +79,7 @@ MOVED = {  # old module: new module; what is in an old package moves along
     "minipage.trace.walk_lines": "minipage.trace.drawing.walk_lines",
 }
 RENAMED = {  # old: new, of what modules hold
+    "minipage.engine.prompts.chat_prompts": "minipage.engine.conversations.chat_prompts",
     "minipage.scheduling.Status": "minipage.scheduling.GroupStatus",
     "minipage.scheduling.group.Status": "minipage.scheduling.group.GroupStatus",
     "minipage.scheduling.group.Chunk": "minipage.scheduling.plan.Chunk",

@@ -320,9 +320,27 @@ for name, (kc, vc, ks, vs) in caches.items():
 #
 # - `kv_cache_dtype="fp8"` (e4m3 or e5m2), with *one scale for each layer* (or attention head), taken from the checkpoint or measured on calibration data, not one a row: less to store and to read, but outliers hurt
 #   more. Since 2026 there are also `"int8_per_token_head"` and `"fp8_per_token_head"` (#38378): a scale for each row, computed when it is written, as here.
-# - Weights and activations are quantized separately, by other options.
+# - Weights and activations are quantized separately, by other options, above all `quantization`. Ours has one value, `LLM(quantization="int8")`: the weights of matrices in one byte a number, with a scale for
+#   each *column*, because a column makes one number of the result, so that its scale can wait until the sum is there (`model/layers/int8.py`; the cell below). Activations stay as they are.
 # - FlashAttention 3 and FlashInfer compute directly on fp8; older kernels convert first, as we do.
 # - LMDeploy has int8 with a scale (and a zero point) for each token and head, TensorRT-LLM int8 with one for each layer; KIVI (Liu et al., [2024](https://arxiv.org/abs/2402.02750)) goes down to 2 bits, with K scaled by *channel*.
+#
+# ## Weights, too
+#
+# A step of one text reads every weight once, and does little else. In one byte a number that is a quarter of the bytes. What does it cost? Perplexity is how many tokens the model hesitates between, on average, for a
+# text that it is told. **Predict:** by how much does it rise?
+
+# %%
+from math import exp
+
+TOLD = "What must the king do now? must he submit?\nThe king shall do it: must he be deposed?\nThe king shall be contented: must he lose\nThe name of king?"
+for kind in (None, "int8"):
+    told = LLM(quantization=kind).generate(TOLD, SamplingParams(max_tokens=1, prompt_logprobs=0))[0].prompt_logprobs[1:]
+    mean = sum(next(iter(top.values())).logprob for top in told) / len(told)
+    print(f"{kind or 'float32'}: perplexity {exp(-mean):.2f}")
+
+# %% [markdown]
+# Not by a hundredth. With 4 bits it would: then one scale serves only some dozens of rows, and the rounding takes the inputs into account (GPTQ, AWQ).
 #
 # ## Your turn
 #

@@ -1,6 +1,7 @@
 """The engine: requests in, tokens out.
 
 prompts.py, intake.py   what a user hands in, read and checked
+conversations.py        what a chat model is asked, as prompts
 completion.py           one text while it grows; detokenizer.py holds back what is not whole yet
 request.py              a request on its way, and what its user sees of it; sampled.py and beams.py: its two kinds
 engine.py               the loop

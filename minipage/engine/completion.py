@@ -24,27 +24,20 @@ class CompletionOutput:
     score: float | None = None  # of a beam: cumulative_logprob / length ** length_penalty
 
 
+@dataclass(eq=False, repr=False)
 class Completion:
     """The text of one sampled sequence so far, and the rule that ends it."""
 
-    def __init__(
-        self,
-        index: int,
-        seq: Sequence,
-        params: SamplingParams,
-        stop_token_ids: frozenset[int],
-        max_num_tokens: int,
-        tokenizer: Tokenizer | None,
-        grammar: Grammar | None = None,
-    ) -> None:
-        self.index = index
-        self.seq = seq
-        self._params = params
-        self._stop_token_ids = stop_token_ids
-        self._max_num_tokens = max_num_tokens
-        self._tokenizer = tokenizer
-        self._grammar_at_first = grammar  # what the text has to look like, before its first token
-        self._stop_strings = tuple(map(without_surrogates, params.stop_strings))
+    index: int
+    seq: Sequence
+    params: SamplingParams
+    stop_token_ids: frozenset[int]
+    max_num_tokens: int
+    tokenizer: Tokenizer | None
+    grammar_at_first: Grammar | None = None  # what the text has to look like, before its first token
+
+    def __post_init__(self) -> None:
+        self._stop_strings = tuple(map(without_surrogates, self.params.stop_strings))
         self._logprobs: list[dict[int, Logprob]] = []
         self._begin()
 
@@ -64,8 +57,8 @@ class Completion:
 
     def _begin(self) -> None:
         self.finish_reason: str | None = None
-        self.grammar = self._grammar_at_first and self._grammar_at_first.copy()  # after the tokens seen
-        self._detokenizer = Detokenizer(self._tokenizer, self._params.skip_special_tokens)
+        self.grammar = self.grammar_at_first and self.grammar_at_first.copy()  # after the tokens seen
+        self._detokenizer = Detokenizer(self.tokenizer, self.params.skip_special_tokens)
         self._num_seen = 0  # tokens that text and finish reason take account of
         self._num_searched = 0  # characters of the text in which no stop string ends
         self._text_end: int | None = None  # where the text is cut off, if a stop string ended it
@@ -79,15 +72,15 @@ class Completion:
             self._see(token_id)
 
     def _see(self, token_id: int) -> None:
-        is_stop_token = self._may_stop and token_id in self._stop_token_ids
-        if not is_stop_token or self._params.include_stop_str_in_output:
+        is_stop_token = self._may_stop and token_id in self.stop_token_ids
+        if not is_stop_token or self.params.include_stop_str_in_output:
             self._detokenizer.add(token_id)
         self._look_for_stop_strings()
         if is_stop_token and self._stop_reason is None:
             self._stop_reason = token_id
         if self._stop_reason is not None or (self.grammar and self.grammar.is_complete):
             self.finish("stop")
-        elif self.seq.num_prompt_tokens + self._num_seen >= self._max_num_tokens:
+        elif self.seq.num_prompt_tokens + self._num_seen >= self.max_num_tokens:
             self.finish("length")
 
     def finish(self, reason: str) -> None:
@@ -101,7 +94,7 @@ class Completion:
     def output(self) -> CompletionOutput:
         """What the user may see now."""
         token_ids = self.seq.output_token_ids
-        logprobs = None if self._params.logprobs is None else self._logprobs[: len(token_ids)]
+        logprobs = None if self.params.logprobs is None else self._logprobs[: len(token_ids)]
         return CompletionOutput(
             index=self.index,
             text=self._visible_text(),
@@ -114,7 +107,7 @@ class Completion:
 
     @property
     def _may_stop(self) -> bool:
-        return self._num_seen >= self._params.min_tokens
+        return self._num_seen >= self.params.min_tokens
 
     def _look_for_stop_strings(self) -> None:
         """Whether the text that is new ends one; of several the one that begins first ends the text."""
@@ -126,7 +119,7 @@ class Completion:
         found = [(place, stop) for place, stop in places if place >= 0 and self._may_stop]
         if found:
             place, self._stop_reason = min(found, key=lambda pair: pair[0])
-            is_kept = self._params.include_stop_str_in_output
+            is_kept = self.params.include_stop_str_in_output
             self._text_end = place + len(self._stop_reason) if is_kept else place
 
     def _visible_text(self) -> str:
@@ -134,6 +127,6 @@ class Completion:
         text = self._detokenizer.text
         if self.finish_reason is not None:
             return text[: self._text_end]
-        is_cut = self._stop_strings and not self._params.include_stop_str_in_output
+        is_cut = self._stop_strings and not self.params.include_stop_str_in_output
         longest = max(map(len, self._stop_strings)) if is_cut else 1
         return text[: max(0, len(text) - (longest - 1))]

@@ -61,6 +61,7 @@ class Choice(NamedTuple):
     logits: np.ndarray | None  # [V], if the request looks at them itself
 
 
+@dataclass(eq=False, repr=False)
 class Request:
     """What sampled requests and beam searches have in common: a group of sequences, its parameters, and its end.
 
@@ -68,21 +69,16 @@ class Request:
     and `restore` works it out again if something failed half way.
     """
 
-    def __init__(
-        self,
-        prompt: str | None,
-        params: SamplingParams,
-        group: SequenceGroup,
-        stop_token_ids: frozenset[int],
-        tokenizer: Tokenizer | None,
-    ) -> None:
-        self.prompt = prompt
-        self.params = params
-        self.group = group
-        self.stop_token_ids = stop_token_ids
-        self.tokenizer = tokenizer
-        self.seed = params.seed or 0  # where random draws start; without one in params, the engine draws it
-        self.prompt_token_ids = group.leader.token_ids.copy()
+    prompt: str | None  # None: it was given as token ids
+    params: SamplingParams
+    group: SequenceGroup
+    stop_token_ids: frozenset[int]
+    tokenizer: Tokenizer | None
+
+    def __post_init__(self) -> None:
+        self.seed = self.params.seed or 0  # where random draws start; without one in params, the engine draws it
+        self.prompt_token_ids = self.group.leader.token_ids.copy()
+        self.is_claimed = False  # its news belong to a generate() or stream() call, and not to whoever calls step()
         self.ended_by: str | None = None  # "abort" or "error", if it did not come to its own end
         self.error: str | None = None  # what is the matter, in a sentence
         self.prompt_logprobs: list[dict[int, Logprob] | None] | None = None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
@@ -14,16 +14,15 @@ from minipage.sampling import NO_TOKEN, Draw, Grammar, Logprob, Processors, rand
 from minipage.scheduling import Sequence
 
 
+@dataclass(eq=False, repr=False)
 class SampledRequest(Request):
-    """`n` texts, drawn independently of each other.
+    """`n` texts, drawn independently of each other."""
 
-    `processors` say what is done to their logits, if anything; `grammar` what they have to look like.
-    """
+    processors: Processors | None = None  # what is done to their logits, if anything
+    grammar: Grammar | None = None  # what they have to look like
 
-    def __init__(self, *args: Any, processors: Processors | None = None, grammar: Grammar | None = None) -> None:
-        super().__init__(*args)
-        self.processors = processors
-        self.grammar = grammar
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.params.prompt_logprobs is not None:
             self.prompt_logprobs = [None] * len(self.prompt_token_ids)  # and so it stays for the first
 

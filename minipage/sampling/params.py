@@ -63,7 +63,8 @@ class SamplingParams:
     def __post_init__(self) -> None:
         given = {field.name: as_plain(getattr(self, field.name)) for field in fields(self)}
         for name, value in given.items():
-            object.__setattr__(self, name, KEPT_AS.get(name, lambda value: value)(value))
+            as_kept = as_pairs if name == "logit_bias" else as_tuple if name in LISTS else as_plain
+            object.__setattr__(self, name, as_kept(value))
 
         def require(valid: bool, name: str, allowed: str) -> None:
             if not valid:
@@ -93,13 +94,7 @@ def is_truth(value: Any) -> bool:
     return isinstance(value, bool)
 
 
-KEPT_AS: dict[str, Callable[[Any], Any]] = {
-    "stop": as_tuple,
-    "stop_token_ids": as_tuple,
-    "bad_words": as_tuple,
-    "allowed_token_ids": as_tuple,
-    "logit_bias": as_pairs,
-}
+LISTS = "stop", "stop_token_ids", "bad_words", "allowed_token_ids"
 Rule: TypeAlias = tuple[Callable[[Any], bool], str]  # whether a value is valid, and what is allowed
 AS_MANY: Rule = or_none(is_from(0)), "None or a whole number of at least 0"
 SWITCH: Rule = is_truth, "True or False"

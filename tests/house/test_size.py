@@ -24,8 +24,7 @@ HEART = """
     model/architecture.py model/gpt2.py model/layers/plain.py
     sampling/param_checks.py sampling/params.py sampling/sampler.py worker/batch.py worker/runner.py
     engine/prompts.py engine/detokenizer.py engine/completion.py engine/request.py engine/sampled.py engine/intake.py
-    engine/changes.py
-    engine/stats.py engine/engine.py
+    engine/changes.py engine/engine.py
 """
 # Models with sliding windows, or with several KV cache groups: other models never come by here.
 WINDOWS = "memory/kv_groups.py memory/group_cache.py scheduling/windowed.py"

@@ -55,9 +55,9 @@ class GPURunner(ModelRunner):
             return super().blocks_that_fit(memory, block_size, name)
         library = "torch" if is_torch_namespace(self.xp) else "cupy"
         spare = spare_memory(library, self.gpu_memory_utilization, self._largest_step)
+        fit = super().blocks_that_fit(spare, block_size)
         longest = blocks_needed(self.limits.max_model_len, block_size) * len(self.groups.parts)
-        usable = 2 * self.limits.max_num_seqs * longest
-        return min(usable, super().blocks_that_fit(spare, block_size))
+        return min(fit, 2 * self.limits.max_num_seqs * longest)
 
     def _largest_step(self) -> int:
         """Run the largest step, except for attention; see spare_memory."""
