@@ -25,10 +25,8 @@ def prefill(
         kv_head = item // len(tiles)
         seq, begin, end = tiles[item % len(tiles)]
         visible = context_lens[seq] - (query_start_loc[seq + 1] - end)  # to the last query of the tile
-        attend_tile(
-            q[begin:end], k, v, k_scales, v_scales, block_size, block_tables[seq], visible, kv_head, scale, window,
-            out[begin:end],
-        )  # fmt: skip
+        queries, table, own = q[begin:end], block_tables[seq], out[begin:end]
+        attend_tile(queries, k, v, k_scales, v_scales, block_size, table, visible, kv_head, scale, window, own)
 
 
 @compiled
@@ -106,10 +104,8 @@ def softmax_step(scores, first, stop, highest, total):
     new_total = total * shrink
     for j in range(len(scores)):
         scores[j] = exp(scores[j] - new_highest)
-    for j in range(first):
-        scores[j] = 0
-    for j in range(stop, len(scores)):
-        scores[j] = 0
+    scores[:first] = 0
+    scores[stop:] = 0
     for j in range(len(scores)):
         new_total += scores[j]
     return new_highest, new_total, shrink

@@ -123,7 +123,7 @@ function drawTexts(frame) {
 
 function drawText(frame, label, text) {
   const size = frame.block_size;
-  const inPool = text.blocks.map((block, i) => drawLogical(frame, label, text, i, block));
+  const inPool = text.blocks.map((block, i) => (block < 0 ? drawGivenBack(label, text, i, size) : drawLogical(frame, label, text, i, block)));
   const inSwap = text.swap_blocks.map((block, i) => drawSwapped(label, text, i, block, size));
   const boxes = inPool.length ? inPool : inSwap;
   const again = text.num_preemptions ? ` · preempted ${text.num_preemptions}×` : "";
@@ -169,6 +169,14 @@ function drawLogical(frame, label, text, i, block) {
   return make("li", { class: `logical ${small ? "small" : ""} ${frame.attended === block ? "being" : ""}`, tabindex: -1, "data-block": block, "data-key": `${label} block ${i}`,
     role: "group", "aria-label": `Logical block ${i} of ${label}. ${sayBlock(frame, block)}` },
     make("small", { class: "index" }, i), make("span", { class: "slots" }, slots), make("span", { class: "leads" }, `→ ${block}`));
+}
+
+// Behind a sliding window: a null block stands in the table.
+function drawGivenBack(label, text, i, size) {
+  const words = text.tokens.slice(i * size, (i + 1) * size);
+  return make("li", { class: "logical small out", tabindex: -1, "data-key": `${label} block ${i}`, role: "group",
+    "aria-label": `Logical block ${i} of ${label}, “${visible(words.join(""))}”, lies behind the window and was given back.` },
+    make("small", { class: "index" }, i), make("span", { class: "leads" }, "behind"));
 }
 
 function drawSwapped(label, text, i, block, size) {
