@@ -139,6 +139,8 @@ SERVER: Options = {  # of the server, beside those of the engine
         str, "LEVEL", "debug, info (a line for each request), warning, error or critical", vllm="uvicorn_log_level"
     ),
     "enable_log_requests": Option(bool, "", "log prompts, too"),
+    "disable_live_page": Option(bool, "", "no page at / that shows the memory live"),
+    "hide_live_texts": Option(bool, "", "on that page, a dot for each token in place of words"),
     "root_path": Option(str, "PATH", "where a proxy has put this server, such as /llm"),
     "allowed_origins": Option(
         str, "ORIGIN", "pages in browsers that may ask; * for all (may be repeated)", repeats=True

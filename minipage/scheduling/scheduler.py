@@ -33,7 +33,7 @@ from minipage.errors import ConfigurationError, IntegrityError, InvalidRequestEr
 from minipage.memory import BlockPool, Prefix, PrefixCache
 from minipage.scheduling.group import GroupStatus, SequenceGroup
 from minipage.scheduling.plan import Chunk, StepPlan, blocks_for, count_tokens
-from minipage.scheduling.policy import Policy, first_come_first_served
+from minipage.scheduling.policy import Policy, first_come_first_served, victim
 from minipage.scheduling.sequence import Sequence
 
 Preemption = Literal["recompute", "swap", "auto"]
@@ -164,7 +164,7 @@ class Scheduler:
         if count_tokens(chunks) * group.num_tables <= self.block_pool.num_free:
             return True  # the usual case, and quick to see: a token takes at most one block, in each table
         while blocks_for(chunks) > self.block_pool.num_free:
-            last = self.running[-1]
+            last = victim(self.running)
             self.preempt(last, plan)
             if last is group:
                 return False

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from itertools import count
-from typing import Any, Literal, NamedTuple
+from itertools import count, islice
+from typing import Literal, NamedTuple
 
 from minipage.engine.request import Request
 from minipage.errors import ConfigurationError, InvalidRequestError
@@ -193,7 +193,7 @@ def build(setting: Setting, clock: Clock, tally: Tally, with_content: bool = Fal
         num_blocks = setting.num_slots // setting.block_size
         if num_blocks < 1:
             raise ConfigurationError(
-                f"{setting.num_slots} slots are not even one block of {setting.block_size}; there is no room for K and V."
+                f"{setting.num_slots} slots are not even one block of {setting.block_size}: give it more memory."
             )
         pool = BlockPool(num_blocks, setting.block_size)
         swap_pool = BlockPool(setting.num_swap_blocks or num_blocks, setting.block_size)
@@ -222,10 +222,10 @@ class CopyingRunner(StandInRunner):
 
     def __init__(self, cost: CostModel, clock: Clock, on_step: Callable[..., object], pool: ReservingPool) -> None:
         super().__init__(cost, clock, on_step)
-        self.pool = pool
+        self.places = pool
 
     def copy(self, plan: StepPlan) -> None:
-        tokens, self.pool.num_copied_tokens = self.pool.num_copied_tokens, 0
+        tokens, self.places.num_copied_tokens = self.places.num_copied_tokens, 0
         if tokens:
             self.clock.now += self.cost.copies(1) * tokens / self.cost.block_size
 
@@ -296,5 +296,21 @@ def with_block_size(setting: Setting, block_size: int) -> Setting:
     return replace(setting, block_size=block_size, cost=replace(setting.cost, block_size=block_size))
 
 
-def run_all(jobs: dict[Any, tuple[Setting, list[Arrival]]]) -> dict[Any, Report]:
-    return {name: serve(*job) for name, job in jobs.items()}
+def capacity(setting: Setting, arrivals: Iterable[Arrival], num_requests: int) -> float:
+    """Requests a second that it serves when there are always more waiting: the rate at which waiting times explode.
+
+    Of `num_requests` the first fifth warms up, and after the last nothing is measured: so the batch never runs empty.
+    """
+    first = num_requests // 5
+    queue = islice((arrival._replace(time=0.0) for arrival in arrivals), num_requests + 4 * setting.max_num_seqs)
+    times: list[float] = []
+
+    def note(report: Report, now: float) -> bool:
+        if report.num_requests >= first and not times:
+            times.extend([now, report.num_requests])
+        return report.num_requests >= num_requests
+
+    report = serve(setting, queue, give_up=note, keep=0)
+    if setting.memory == "static":
+        return report.num_requests / report.seconds
+    return (report.num_requests - times[1]) / (report.seconds - times[0])

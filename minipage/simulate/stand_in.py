@@ -58,6 +58,7 @@ class StandInRunner:
 
     def allocate(self, block_pool: BlockPool, swap_pool: BlockPool | None) -> None:
         """There is nothing to be kept."""
+        self.pool = block_pool if type(block_pool) is BlockPool else None  # in which blocks may be shared
 
     def copy(self, plan: StepPlan) -> None:
         num_swaps = len(plan.swap_out) + len(plan.swap_in)
@@ -67,7 +68,7 @@ class StandInRunner:
             self.clock.now += self.cost.copies(len(plan.copies))
 
     def forward(self, plan: StepPlan) -> Any:
-        work = Work.of(plan)
+        work = Work.of(plan, self.pool)
         seconds = self.cost.seconds(work)
         self.clock.now += seconds
         self.on_step(plan, work, seconds)
@@ -197,8 +198,7 @@ class SimulatedEngine(Engine):
     """The engine, with requests that know how long they get. `tally` counts instead of its Stats."""
 
     def __init__(self, runner: StandInRunner, scheduler: Scheduler, intake: StandInIntake, tally: Any) -> None:
-        super().__init__(runner, scheduler, intake, seed=0)  # type: ignore[arg-type]
-        self._stats = tally
+        super().__init__(runner, scheduler, intake, tally, seed=0)  # type: ignore[arg-type]
 
     def advance(self) -> None:
         """A step; nobody reads the texts."""

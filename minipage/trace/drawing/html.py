@@ -21,7 +21,7 @@ from importlib.resources import files
 from operator import index
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from minipage.trace.drawing.glyphs import PALETTE
 from minipage.trace.recording.events import decimals
@@ -46,14 +46,26 @@ SEQUENCE_FIELDS = (
 BLOCK_FIELDS = "ref_count holders cached tokens".split()
 
 
-def page(frames: Iterable[Frame], title: str = TITLE, subtitle: str = "", still: str = "") -> str:
+class More(NamedTuple):
+    """What a live page has beside. It may ask the server that it came from, and push frames to the viewer."""
+
+    style: str
+    body: str  # between the head of the page and what happened
+    script: str
+
+
+def page(
+    frames: Iterable[Frame], title: str = TITLE, subtitle: str = "", still: str = "", more: More | None = None
+) -> str:
     """A document that shows `frames`, complete in itself. `still`, an SVG, is shown where scripts may not run."""
-    script = "\n".join(_part(name) for name in SCRIPTS)
+    script = "\n".join([*map(_part, SCRIPTS), *([more.script] if more else [])])
     data = {"palette": PALETTE, "deltas": deltas(map(as_tree, frames))}
     parts = {
         "title": escape(title),
         "subtitle": escape(subtitle),
-        "style": _part("viewer.css"),
+        "style": _part("viewer.css") + (more.style if more else ""),
+        "policy": "connect-src 'self'; " if more else "",
+        "more": more.body if more else "",
         "still": _image(still, title),
         # With "<" written as an escape, nothing in it can end the script element.
         "trace": json.dumps(data, separators=(",", ":"), default=index).replace("<", r"\u003c"),

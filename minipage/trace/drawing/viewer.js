@@ -20,16 +20,30 @@ function patch(old, change) {
 }
 
 const trace = JSON.parse(byId("trace").textContent);
-const trees = []; // one for each frame
-for (const delta of trace.deltas) trees.push(patch(trees.at(-1) ?? {}, delta));
-
-const everSwaps = trees.some((tree) => tree.swapped || tree.swap_out || tree.swap_in);
+const trees = []; // one for each frame; on a live page more are pushed
+const all = [], ends = []; // where they are; and the last phase of each step, and every look inside attention
 const RARE = ["attend", "failed"]; // phases that are named only where they occur
-const ever = Object.fromEntries(trees.map((tree) => [tree.phase, true]));
-const everTells = trees.some((tree) => tree.story);
-// The last phase of each step, and every look inside attention.
-const ends = trees.map((_, i) => i).filter((i) => trees[i].attention || trees[i + 1]?.step !== trees[i].step);
-const all = trees.map((_, i) => i);
+const ever = {}; // the phases that occur
+let everSwaps = false, everTells = false;
+
+// One more frame, after all the others.
+function push(tree) {
+  const before = trees.at(-1), i = trees.push(tree) - 1;
+  if (before && before.step === tree.step && !before.attention) ends.pop();
+  ends.push(i);
+  all.push(i);
+  ever[tree.phase] = true;
+  everSwaps ||= Boolean(tree.swapped || tree.swap_out || tree.swap_in);
+  everTells ||= Boolean(tree.story);
+}
+
+// Other frames in the place of all there were.
+function load(others) {
+  for (const list of [trees, all, ends]) list.length = 0;
+  others.forEach(push);
+}
+
+for (const delta of trace.deltas) push(patch(trees.at(-1) ?? {}, delta));
 
 // ---- where we are
 
@@ -72,6 +86,7 @@ function show(index) {
   } catch {
     // a page inside another one may have no history
   }
+  document.dispatchEvent(new CustomEvent("shown", { detail: tree })); // for what a live page adds
 }
 
 function showFrame(tree, before) {

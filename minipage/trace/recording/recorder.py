@@ -15,6 +15,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from minipage.engine.request import NextToken, Request
@@ -27,17 +28,23 @@ from minipage.trace.recording.vocabulary import token_bytes
 from minipage.trace.recording.windows import recorded
 
 if TYPE_CHECKING:
-    from minipage.engine.llm import LLM
+    from minipage.engine.engine import Engine
 
 
 @contextmanager
-def record(llm: LLM, title: str = "") -> Iterator[Trace]:
+def record(llm: Engine, title: str = "") -> Iterator[Trace]:
     """Record every phase of every step that `llm` makes within the block; see `minipage.trace.recording.frames`."""
+    with observed(llm, title) as trace, few_collections():
+        yield trace
+
+
+@contextmanager
+def observed(llm: Engine, title: str = "") -> Iterator[Trace]:
+    """Like `record`, for whoever takes the changes out of the trace as they come: so it does not grow."""
     recorder = _Recorder(llm, title)
     with ExitStack() as stack:
         for owner, name, method in recorder.replacements():
             stack.enter_context(replaced(owner, name, method))
-        stack.enter_context(few_collections())
         yield recorder.trace
 
 
@@ -84,13 +91,14 @@ class _Seen:
 class _Recorder:
     """Stands in for the phases of one LLM, and writes down what each phase changed."""
 
-    def __init__(self, llm: LLM, title: str) -> None:
+    def __init__(self, llm: Engine, title: str) -> None:
         self.llm = llm
         self.pool = llm.block_pool
         self.cache = llm.scheduler.prefix_cache
-        self._labels: dict[Sequence, str] = {}
+        self._names = map(label_of, count())
+        self._labels: dict[Sequence, str] = {}  # of those that are not finished, like the next two
         self._group_of: dict[Sequence, SequenceGroup] = {}
-        self._live: dict[Sequence, _Seen] = {}  # unfinished when last seen, in order of arrival
+        self._live: dict[Sequence, _Seen] = {}  # as last seen, in order of arrival
         self._words: dict[int, bytes] = {}
         self._queues: dict[str, list[str]] = {}
         self._operations: list[list[Any]] = []  # of the pool and the prefix cache, since the last look
@@ -189,7 +197,7 @@ class _Recorder:
         new = [seq for group in groups for seq in group.sequences if seq not in self._group_of]
         self._group_of |= {seq: group for group in groups for seq in group.sequences}
         for seq in new:
-            self._labels[seq] = label_of(len(self._labels))
+            self._labels[seq] = next(self._names)
             self._live[seq] = _Seen()
         return new
 
@@ -203,7 +211,7 @@ class _Recorder:
         if done:
             change["finished"] = {self._labels[seq]: why for seq, why in done.items()}
         for seq in done or ():
-            del self._live[seq]
+            del self._live[seq], self._labels[seq], self._group_of[seq]
         for name in ("waiting", "running", "swapped"):
             labels = [self._labels[seq] for group in getattr(self.llm.scheduler, name) for seq in group.sequences]
             if labels != self._queues.get(name, []):
@@ -250,7 +258,7 @@ class _Recorder:
     def _learn(self, token_ids: Any) -> None:
         for token_id in token_ids:
             if token_id not in self._words:
-                self._words[token_id] = token_bytes(self.llm.tokenizer, token_id)
+                self._words[token_id] = token_bytes(getattr(self.llm, "tokenizer", None), token_id)
 
     def _gone(self) -> dict[Sequence, str]:
         """Who is finished since the last look, and why."""
