@@ -142,8 +142,7 @@ class GroupTables(BlockTable):
         return sum(part.blocks_to_allocate(num_tokens) for part in self.parts)
 
     def append(self, num_tokens: int) -> list[BlockCopy]:
-        wanted = self.blocks_to_allocate(num_tokens)
-        if wanted > self.pool.num_free:
+        if (wanted := self.blocks_to_allocate(num_tokens)) > self.pool.num_free:
             self.pool.allocate_many(wanted)  # raises, before any of the tables has changed
         self.num_tokens += num_tokens
         return [copy for part in self.parts for copy in part.append(num_tokens)]

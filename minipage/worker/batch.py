@@ -26,6 +26,7 @@ from minipage.scheduling import Chunk
 from minipage.simd.arrays import Floats, Integers
 
 PagedAttention = Callable[..., Floats]  # see minipage/attention/arguments.py
+BlocksOf = Callable[[int], Sequence[Any]]
 
 
 class Batch(NamedTuple):
@@ -91,9 +92,7 @@ def paged_attend(batch: Batch, cache: KVCache, paged_attention: PagedAttention) 
     return attend_with(kernels, [batch], cache.layer, KVGroups.of(len(cache.k)))
 
 
-def attend_with(
-    kernels: Kernels, batches: Sequence[Batch], blocks_of: Callable[[int], Sequence[Any]], groups: KVGroups
-) -> Attend:
+def attend_with(kernels: Kernels, batches: Sequence[Batch], blocks_of: BlocksOf, groups: KVGroups) -> Attend:
     """The attention that the model is given: write the new K and V into their slots, then attend through the tables.
 
     batches: as the kernels take them; one for each group of layers, with its block tables.

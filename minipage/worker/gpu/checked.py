@@ -72,7 +72,7 @@ class GPURunner(ModelRunner):
     def allocate(self, block_pool: BlockPool, swap_pool: BlockPool | None) -> None:
         on_gpu = partial(zeros, self.xp, self.device)
         try:
-            self.kv_cache = KVCache.of(block_pool, *self._kv_sizes, on_gpu)
+            self.kv_cache = KVCache.of(block_pool, self.groups.num_layers, *self._kv_sizes, on_gpu)
         except (MemoryError, RuntimeError) as error:  # CuPy's, and PyTorch's
             if "out of memory" not in str(error).lower():
                 raise
@@ -80,7 +80,8 @@ class GPURunner(ModelRunner):
                 f"the GPU has no room for {block_pool.num_blocks:,} blocks of {block_pool.block_size} tokens. "
                 f"Lower num_blocks or memory. ({error})"
             ) from error
-        self.swap_cache = KVCache.of(swap_pool, *self._kv_sizes, kernels.pinned) if swap_pool else None
+        sizes = self.groups.num_layers, *self._kv_sizes
+        self.swap_cache = KVCache.of(swap_pool, *sizes, kernels.pinned) if swap_pool else None
 
     def copy(self, plan: StepPlan) -> None:
         if self.swap_cache:
