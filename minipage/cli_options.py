@@ -51,12 +51,10 @@ def bias(text: str) -> tuple[int, float]:
 
 def settings(text: str) -> dict[str, Any]:
     try:
-        given = json.loads(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no JSON ({error})") from None
-    if not isinstance(given, dict):
-        raise argparse.ArgumentTypeError(f"{text!r} is not such as " + """'{"method": "ngram"}'""")
-    return given
+        return dict(json.loads(text))
+    except (TypeError, ValueError) as error:
+        what = f"{text!r} is not settings in JSON, such as " + """'{"sliding_window": 64}'"""
+        raise argparse.ArgumentTypeError(f"{what} ({error})") from None
 
 
 def structure(text: str) -> StructuredOutputsParams:
@@ -95,6 +93,7 @@ ENGINE: Options = {  # of LLM
     "device": Option(str, "NAME", "cpu, or cuda for an NVIDIA GPU"),
     "gpu_memory_utilization": Option(float, "SHARE", "of a GPU's memory, which may be used"),
     "enforce_eager": Option(bool, "", "no CUDA graphs"),
+    "hf_overrides": Option(settings, "JSON", "instead of what config.json says, such as '{\"sliding_window\": 64}'"),
     "load_format": Option(str, "NAME", "auto, or dummy: random weights of the sizes in config.json, to measure speed"),
 }
 SAMPLING: Options = {  # of SamplingParams

@@ -32,10 +32,6 @@ class Prefix(NamedTuple):
     blocks: list[int]
     block_hashes: list[bytes]  # the root hash, then the hash of each block
 
-    def first(self, num_blocks: int) -> Prefix:
-        """The part of it that lies in the first `num_blocks` blocks."""
-        return Prefix(self.blocks[:num_blocks], self.block_hashes[: 1 + num_blocks])
-
 
 class PrefixCache:
     """Finds and publishes full blocks of one pool by the text that they hold."""
@@ -95,15 +91,18 @@ class PrefixCache:
         for i in range(len(table.block_hashes) - 1, table.num_tokens // size):
             block_hash = self.block_hash(table.block_hashes[-1], token_ids[i * size : (i + 1) * size])
             table.block_hashes.append(block_hash)
-            block = table.blocks[i]
-            known = self._block_of.get(block_hash)
-            if known is None:  # in this order: whatever can be found can also be forgotten, even after an interrupt
-                self._hash_of[block] = block_hash
-                self._block_of[block_hash] = block
-            elif known != block:
-                self._hold(known)
-                self.pool.free(block)
-                table.blocks[i] = known
+            self._publish_block(table, i, block_hash)
+
+    def _publish_block(self, table: BlockTable, i: int, block_hash: bytes) -> None:
+        block = table.blocks[i]
+        known = self._block_of.get(block_hash)
+        if known is None:  # in this order: whatever can be found can also be forgotten, even after an interrupt
+            self._hash_of[block] = block_hash
+            self._block_of[block_hash] = block
+        elif known != block:
+            self._hold(known)
+            self.pool.free(block)
+            table.blocks[i] = known
 
     def forget(self, block: int) -> None:
         """The block's contents are evicted. The pool calls this when it hands a block out."""

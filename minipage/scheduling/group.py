@@ -37,6 +37,8 @@ class SequenceGroup:
     same `cache_salt`.
     """
 
+    num_tables = 1  # of a sequence; more where layers have tables of their own (windowed.py)
+
     def __init__(
         self,
         group_id: str,

@@ -75,4 +75,4 @@ def blocks_for(chunks: list[Chunk]) -> int:
     needed = sum(table.blocks_to_allocate(chunk.num_tokens) for table, chunk in zip(tables, chunks))
     writers = Counter(tail for table in tables if (tail := table.shared_tail()) is not None)
     in_place = sum(tables[0].pool.ref_count(block) == num_writers for block, num_writers in writers.items())
-    return needed - in_place
+    return needed - in_place * max((chunk.group.num_tables for chunk in chunks), default=0)  # all its tables do alike

@@ -94,6 +94,12 @@ class EngineMachine(RuleBasedStateMachine):
         self.seen = {}  # request id -> its last output
         self.arrive(first)
 
+    def max_blocks(self, num_prompt, num_tokens, width):
+        """What a request can grow to: `width` texts of so many tokens, which share the full blocks of the prompt."""
+        size = self.llm.block_pool.block_size
+        shared, longest = num_prompt // size, blocks_needed(num_tokens, size)
+        return shared + width * (longest - shared)
+
     # ---- rules
 
     @rule(several=st.lists(requests, min_size=1, max_size=4))
@@ -107,8 +113,7 @@ class EngineMachine(RuleBasedStateMachine):
         stop_token_ids = tuple(range(0, VOCAB, 7)) if stops else ()
         params = SamplingParams(max_tokens=max_tokens, ignore_eos=True, stop_token_ids=stop_token_ids, **way)
         pool, scheduler, width = self.llm.block_pool, self.llm.scheduler, params.beam_width or params.n
-        shared, longest = length // pool.block_size, blocks_needed(length + max_tokens - 1, pool.block_size)
-        fits_the_pool = shared + width * (longest - shared) <= pool.num_blocks
+        fits_the_pool = self.max_blocks(length, length + max_tokens - 1, width) <= pool.num_blocks
         fits = fits_the_pool and width <= min(scheduler.max_num_seqs, scheduler.max_num_batched_tokens)
         what = f"{length} + {max_tokens} tokens, {width} wide, in {pool.num_blocks} blocks of {pool.block_size}"
         try:
