@@ -24,7 +24,7 @@ Places = list[list[int]]  # [function, line] each; see SourceLines
 class RoutineLines:
     """Finds lines by name, in the parts that this LLM is made of."""
 
-    def __init__(self, sources: SourceLines, llm: LLM) -> None:
+    def __init__(self, sources: SourceLines, llm: Engine) -> None:
         self._sources = sources
         self._llm = llm
         runner: Any = getattr(llm, "runner", None)
