@@ -1,4 +1,6 @@
-"""The headline, rerun: how many times the tokens of transformers? `python -m benchmarks.headline [llama|opt|rates|gpt2]`
+"""The headline, rerun: how many times the tokens of transformers?
+
+    python -m benchmarks.headline [llama|opt|rates|gpt2]
 
 512 requests with lengths like ShareGPT's, all there at the beginning, for a model of random weights (`llama`: the shape
 of Llama-2-7B, the default on a GPU; `opt`: OPT-13B's; `gpt2`: GPT-2 with 124M parameters, the default on a CPU, where
@@ -9,9 +11,10 @@ there are 32 requests of half the length). Each engine serves them in a process 
     reserving    minipage with no more requests at a time than fit if each reserves memory for the longest text
     minipage     as it is
 
-Before that, all four generate for a small model, and have to say the same. `rates` asks the last two, with Llama-2-7B's
-shape on a GPU, at several rates, by Poisson's law, for their normalised latency (seconds a token, waiting included): the
-axes of the paper's Figure 12. A run takes less than eight minutes: what does not fit is left out, and that is said.
+Before that, all four generate for a small model, and have to say the same. `rates` asks the last two, with
+Llama-2-7B's shape on a GPU, at several rates, by Poisson's law, for their normalised latency (seconds a token, waiting
+included): the axes of the paper's Figure 12. A run takes less than eight minutes: what does not fit is left out, and
+that is said.
 """
 
 from __future__ import annotations
@@ -61,7 +64,7 @@ class Plan(NamedTuple):
 LIMITS = {"static": 30.0, "continuous": 130.0, "reserving": 60.0, "minipage": 60.0}
 CPU_LIMITS = {"static": 60.0, "continuous": 100.0, "reserving": 60.0, "minipage": 60.0}
 PLANS = {
-    "llama": Plan("Llama-2-7B", 512, 1.0, 1024, 2048, 256, LIMITS),
+    "llama": Plan("Llama-2-7B", 512, 1.0, 1024, 2048, 512, LIMITS),
     "rates": Plan("Llama-2-7B", 512, 1.0, 1024, 2048, 256, {}, (2.0, 6.0, 10.0, 14.0, 18.0)),
     "opt": Plan("OPT-13B", 512, 1.0, 1024, 2048, 256, LIMITS),
     "gpt2": Plan("GPT-2", 32, 0.5, 480, 1024, 32, CPU_LIMITS),

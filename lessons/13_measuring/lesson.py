@@ -22,42 +22,10 @@
 # - plan a server's capacity with a division,
 # - and measure `minipage serve` from outside, with others' clients and with its own `/metrics`.
 
-# %% tags=["hide-input"]
-# Installs minipage if it is missing (on Colab, say), and sets up the pictures. Every lesson begins with this cell.
-import importlib.util
-import subprocess
-import sys
-from pathlib import Path
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+from minipage.lesson import setup  # missing? pip install "minipage[lessons]"
 
-SOURCE = "minipage"  # what to install; the URL of a repository ("git+https://...") does as well
-if importlib.util.find_spec("minipage") is None:
-    checkout = next(
-        (str(p) for p in Path.cwd().parents if (p / "minipage" / "errors.py").exists()),
-        None,
-    )
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            checkout or SOURCE,
-            "matplotlib",
-        ],
-        check=True,
-    )
-
-import matplotlib.pyplot as plt
-import numpy as np
-from matplotlib_inline.backend_inline import set_matplotlib_formats
-
-set_matplotlib_formats("svg")
-plt.rcParams["figure.figsize"] = 7.5, 3
-plt.rcParams["axes.spines.top"] = plt.rcParams["axes.spines.right"] = False
-plt.rcParams["axes.prop_cycle"] = plt.cycler(
-    color=["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"]
-)
+plt, np = setup()
 
 # %% [markdown]
 # ## One request, four times
@@ -139,15 +107,12 @@ def open_loop(rate, num_requests=60, engine=None, mean_tokens=12, seed=0):
     """Poisson arrivals at `rate` requests a second. Returns one row a request: arrival, first token, end, tokens."""
     engine = engine or llm
     rng = np.random.default_rng(seed)
-    arrivals = np.cumsum(
-        rng.exponential(1 / rate, num_requests)
-    )  # [num_requests] seconds
-    lengths = 1 + rng.exponential(mean_tokens - 1, num_requests).astype(
-        int
-    )  # [num_requests]
-    lengths = np.minimum(
-        lengths, 48
-    )  # [num_requests]; four blocks hold the longest, with its prompt
+    gaps = rng.exponential(1 / rate, num_requests)  # [num_requests] seconds
+    arrivals = np.cumsum(gaps)  # [num_requests]
+    drawn = rng.exponential(mean_tokens - 1, num_requests)  # [num_requests]
+    lengths = 1 + drawn.astype(int)  # [num_requests]
+    # four blocks hold the longest, with its prompt
+    lengths = np.minimum(lengths, 48)  # [num_requests]
     due, rows = 0, {}
     start = perf_counter()
     while len(rows) < num_requests:
@@ -217,9 +182,9 @@ for rate, rows in list(runs.items())[:-1]:
     arrival, end = rows[:, 0], rows[:, 2]
     duration = end.max() - arrival.min()
     moments = np.linspace(arrival.min(), end.max(), 2000)  # [2000]
-    inside = ((arrival[:, None] <= moments) & (moments < end[:, None])).sum(
-        axis=0
-    )  # [2000]
+    begun = arrival[:, None] <= moments  # [num_requests, 2000]
+    there = begun & (moments < end[:, None])  # [num_requests, 2000]
+    inside = there.sum(axis=0)  # [2000]
     law = len(rows) / duration * (end - arrival).mean()
     print(
         f"{rate:6.1f} a second: counted {inside.mean():6.2f} inside, the law says {law:6.2f}"
@@ -297,9 +262,8 @@ plt.show()
 rows = runs[rates[1]]
 normalised = 1000 * (rows[:, 2] - rows[:, 0]) / rows[:, 3]  # [num_requests] ms
 for q in (50, 90, 99):
-    again = np.percentile(
-        rng.choice(normalised, (2000, len(normalised))), q, axis=1
-    )  # [2000]
+    drawn = rng.choice(normalised, (2000, len(normalised)))  # [2000, num_requests]
+    again = np.percentile(drawn, q, axis=1)  # [2000]
     low, high = np.percentile(again, [5, 95])
     print(
         f"p{q}: {np.percentile(normalised, q):5.2f} ms, likely {low:5.2f} to {high:5.2f}"
@@ -540,10 +504,12 @@ process.wait()
 # - `vllm bench serve` is an open loop with a `--request-rate` (Poisson by default, with `--burstiness` for worse), and prints TTFT, TPOT (its word for the mean ITL of
 #   a request) and ITL with percentiles; `--goodput` takes limits.
 # - A server exports histograms of the same (`vllm:time_to_first_token_seconds`, `vllm:inter_token_latency_seconds`, `vllm:e2e_request_latency_seconds`), the numbers
-#   running and waiting (`vllm:num_requests_running`, `vllm:num_requests_waiting`), `vllm:kv_cache_usage_perc`, and `vllm:num_preemptions_total`. (Names of version 0.33.)
+#   running and waiting (`vllm:num_requests_running`, `vllm:num_requests_waiting`), `vllm:kv_cache_usage_perc`, and `vllm:num_preemptions_total`.
 #   "Waiting" that grows while usage is at 100 % is a lack of blocks; with usage low, of arithmetic.
 # - The line "Maximum concurrency for 4,096 tokens per request" at its start is this lesson's division with the worst case put in.
 # - For your own mean of squares, its histograms `vllm:request_prompt_tokens` and `vllm:request_generation_tokens` have the lengths that were served.
+#
+# *Checked against vLLM 0.32.0: `vllm/v1/metrics/loggers.py` (the names), `vllm/v1/core/kv_cache_utils.py` (the line at its start) and `vllm/benchmarks/serve.py`.*
 #
 # ## Your turn
 #

@@ -1,10 +1,15 @@
-"""One generated text as the user sees it: decoded, watched for stop strings, finished for a reason."""
+"""One generated text as the user sees it: decoded, and finished for a reason.
+
+A text ends with a stop token (its own, or the model's), a stop string (stop_strings.py), the end of what its grammar
+allows, or its length.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from minipage.engine.detokenizer import Detokenizer
+from minipage.engine.stop_strings import StopStrings
 from minipage.model.tokenizer import Tokenizer, without_surrogates
 from minipage.sampling import Grammar, Logprob, SamplingParams
 from minipage.scheduling import Sequence
@@ -37,7 +42,6 @@ class Completion:
     grammar_at_first: Grammar | None = None  # what the text has to look like, before its first token
 
     def __post_init__(self) -> None:
-        self._stop_strings = tuple(map(without_surrogates, self.params.stop_strings))
         self._logprobs: list[dict[int, Logprob]] = []
         self._begin()
 
@@ -48,6 +52,15 @@ class Completion:
             self._logprobs.append(logprobs)
         self.seq.token_ids.append(token_id)  # from here on it counts, and all else follows from it
         self._follow()
+
+    def grammar_after(self, ahead: list[int]) -> Grammar | None:
+        """What the text has to look like after these further tokens."""
+        if not (self.grammar and ahead):
+            return self.grammar
+        grammar = self.grammar.copy()
+        for token_id in ahead:
+            grammar.advance(token_id)
+        return grammar
 
     def restore(self) -> None:
         """Something failed half way: work out text and finish reason anew, from the tokens that count."""
@@ -60,8 +73,8 @@ class Completion:
         self.grammar = self.grammar_at_first and self.grammar_at_first.copy()  # after the tokens seen
         self._detokenizer = Detokenizer(self.tokenizer, self.params.skip_special_tokens)
         self._num_seen = 0  # tokens that text and finish reason take account of
-        self._num_searched = 0  # characters of the text in which no stop string ends
-        self._text_end: int | None = None  # where the text is cut off, if a stop string ended it
+        strings = tuple(map(without_surrogates, self.params.stop_strings))
+        self._stop_strings = StopStrings(strings, self.params.include_stop_str_in_output)
         self._stop_reason: int | str | None = None
 
     def _follow(self) -> None:
@@ -87,7 +100,7 @@ class Completion:
         """Nothing more will come: "stop", "length", "abort" or "error"."""
         self._detokenizer.flush()
         self._look_for_stop_strings()  # in what was held back until now
-        is_cut = self._text_end is not None and reason == "length"
+        is_cut = self._stop_strings.found is not None and reason == "length"
         self.finish_reason = "stop" if is_cut else reason
         self.seq.finished = True
 
@@ -110,23 +123,10 @@ class Completion:
         return self._num_seen >= self.params.min_tokens
 
     def _look_for_stop_strings(self) -> None:
-        """Whether the text that is new ends one; of several the one that begins first ends the text."""
-        if self._text_end is not None:
-            return
-        text, begin = self._detokenizer.text, self._num_searched
-        self._num_searched = len(text)
-        places = [(text.find(stop, max(0, begin - len(stop) + 1)), stop) for stop in self._stop_strings]
-        found = [(place, stop) for place, stop in places if place >= 0 and self._may_stop]
-        if found:
-            place, self._stop_reason = min(found, key=lambda pair: pair[0])
-            is_kept = self.params.include_stop_str_in_output
-            self._text_end = place + len(self._stop_reason) if is_kept else place
+        self._stop_strings.look(self._detokenizer.text, self._may_stop)
+        if self._stop_strings.found is not None:
+            self._stop_reason = self._stop_strings.found
 
     def _visible_text(self) -> str:
-        """The text up to its end, which is held back while it could still be the beginning of a stop string."""
         text = self._detokenizer.text
-        if self.finish_reason is not None:
-            return text[: self._text_end]
-        is_cut = self._stop_strings and not self.params.include_stop_str_in_output
-        longest = max(map(len, self._stop_strings)) if is_cut else 1
-        return text[: max(0, len(text) - (longest - 1))]
+        return self._stop_strings.visible(text) if self.finish_reason is None else text[: self._stop_strings.end]

@@ -75,10 +75,11 @@ class Request:
     stop_token_ids: frozenset[int]
     tokenizer: Tokenizer | None
 
+    is_claimed = False  # its news belong to a generate() or stream() call, and not to whoever calls step()
+
     def __post_init__(self) -> None:
         self.seed = self.params.seed or 0  # where random draws start; without one in params, the engine draws it
         self.prompt_token_ids = self.group.leader.token_ids.copy()
-        self.is_claimed = False  # its news belong to a generate() or stream() call, and not to whoever calls step()
         self.ended_by: str | None = None  # "abort" or "error", if it did not come to its own end
         self.error: str | None = None  # what is the matter, in a sentence
         self.prompt_logprobs: list[dict[int, Logprob] | None] | None = None
@@ -167,9 +168,14 @@ class Request:
             self._times[event] = time.perf_counter()
 
 
+def place_of(seq: Sequence) -> str:
+    """The token that a sequence is about to get, in a sentence."""
+    return f"token {len(seq.token_ids)} (counted from 0, prompt included)"
+
+
 def not_numbers(seq: Sequence) -> RequestError:
     return RequestError(
-        f"the model's logits for token {len(seq.token_ids)} (counted from 0, prompt included) are not finite numbers. "
+        f"the model's logits for {place_of(seq)} are not finite numbers. "
         "Something overflowed (float16 holds 65,504 at most), or the model's weights are damaged: fetch them again, or "
         "use dtype='float32' and kv_cache_dtype='float32', if it does not do so already."
     )

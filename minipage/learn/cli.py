@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from minipage.errors import LearnError
 from minipage.learn.classroom.commands import add_export, add_grade, export, grade
+from minipage.learn.quiz.commands import add_quiz, quiz
+from minipage.learn.slides.commands import add_slides, slides
 
 if TYPE_CHECKING:
     from minipage.learn.course import Exercise
@@ -25,6 +27,8 @@ COMMANDS = {
     "solution": "minipage's own version, and why it is so; for exercises that you have passed",
     "reset": "put an exercise (3.2) or a whole file (3) back as it was given; yours is kept beside it",
     "grade": "for instructors: the points of a folder of exercises, or of a whole class",
+    "quiz": "for instructors: thirty questions with answers, by a seed",
+    "slides": "for instructors: pictures of every story, and a deck for a lecture",
     "export": "for instructors: files for Gradescope, GitHub Classroom, nbgrader, or a container",
 }
 
@@ -44,6 +48,10 @@ def add_learn(parser: argparse.ArgumentParser) -> None:
             add_grade(sub)
         elif name == "export":
             add_export(sub)
+        elif name == "quiz":
+            add_quiz(sub)
+        elif name == "slides":
+            add_slides(sub)
         else:
             sub.add_argument("--dir", metavar="DIR", help="the folder with the exercises (default: where you are)")
             if name not in ("next", "watch"):
@@ -64,6 +72,10 @@ def run_learn(args: argparse.Namespace) -> int:
         return grade(args)
     if args.learn == "export":
         return export(args)
+    if args.learn == "quiz":
+        return quiz(args)
+    if args.learn == "slides":
+        return slides(args)
     from minipage.learn import workspace
 
     if args.learn == "list" and args.dir is None and not workspace.is_inside_one():

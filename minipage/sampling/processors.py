@@ -91,11 +91,14 @@ class Processors:
         structure = params.structured_outputs or params.allowed_token_ids
         return bool(structure or params.logit_bias or params.bad_words or params.min_tokens or has_penalties(params))
 
-    @property
-    def excluding(self) -> list[str]:
-        """The options that may leave no token to choose."""
+    def exclusion(self, adjustment: Adjustment | None, grammar: Grammar | None) -> str:
+        """Why no token can be chosen after an adjustment, as the end of a sentence; empty if some can be."""
+        if adjustment is None or not adjustment.leaves_nothing(self.vocab_size):
+            return ""
+        reason = f": {grammar.error}" if grammar and grammar.error else ""
         names = "structured_outputs", "allowed_token_ids", "bad_words", "logit_bias", "min_tokens"
-        return [name for name in names if getattr(self.params, name)]
+        excluding = ", ".join(name for name in names if getattr(self.params, name))
+        return f"{reason}. Together, these exclude all of them: {excluding}."
 
     def adjustment(self, output: list[int], grammar: Grammar | None = None) -> Adjustment | None:
         """What is done to the logits after the generated tokens `output`, which `grammar` has seen; None: nothing."""

@@ -20,7 +20,7 @@ from minipage.serve.errors import ApiError, as_api_error
 
 logger = logging.getLogger("minipage.serve")
 
-OPEN = {"/health", "/ping", "/version", "/metrics", "/load"}  # to everybody, key or not; they tell of nobody's texts
+OPEN = {"/", "/health", "/ping", "/version", "/metrics", "/load"}  # to everybody, key or not; they tell nobody's texts
 QUIET = OPEN | {"/v1/models"}  # asked again and again, and logged only with --log-level debug
 GOOD_ID = re.compile(r"[\w.:+/=-]{1,128}", re.ASCII)
 
@@ -46,12 +46,28 @@ class Tally:
         )
 
 
+class Keys:
+    """The keys of which a client has to send one; without any, everybody may come in."""
+
+    def __init__(self, api_keys: Sequence[str]) -> None:
+        self.digests = [digest(key) for key in api_keys]
+
+    def __bool__(self) -> bool:
+        return bool(self.digests)
+
+    def open_for(self, headers: Headers) -> bool:
+        """Whether a request may come in. Each key takes the same time to compare, right or wrong."""
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        matches = [hmac.compare_digest(digest(given.strip()), known) for known in self.digests]
+        return not self.digests or (scheme.lower() == "bearer" and any(matches))
+
+
 class Access:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, api_keys: Sequence[str] = (), allowed_origins: Sequence[str] = ()) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys, allowed_origins: Sequence[str] = ()) -> None:
         self.app = app
-        self.digests = [digest(key) for key in api_keys]
+        self.keys = keys
         self.allowed_origins = allowed_origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -92,12 +108,8 @@ class Access:
             logger.log(level, "%s %s %s %s%s, %.3f s", request_id, scope["method"], path, shown, tally, took)
 
     def check_key(self, headers: Headers) -> None:
-        """Raise ApiError unless one of the keys is given. Each takes the same time to compare, right or wrong."""
-        if not self.digests:
-            return
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        matches = [hmac.compare_digest(digest(given.strip()), known) for known in self.digests]
-        if not (scheme.lower() == "bearer" and any(matches)):
+        """Raise ApiError unless one of the keys is given."""
+        if not self.keys.open_for(headers):
             message = "the API key is missing or wrong; send it as `Authorization: Bearer KEY`."
             raise ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 

@@ -27,11 +27,12 @@ from minipage import __version__
 from minipage.engine.async_llm import AsyncLLM
 from minipage.engine.prompts import Prompt
 from minipage.serve import chat, completions
-from minipage.serve.access import GOOD_ID, Access, log_failure, logger, tally_of
+from minipage.serve.access import GOOD_ID, Access, Keys, log_failure, logger, tally_of
 from minipage.serve.chat import Render
 from minipage.serve.errors import ApiError, as_api_error, read_model
 from minipage.serve.generation import Job
 from minipage.serve.limits import Queue, read_body, unless_gone
+from minipage.serve.live import Live
 from minipage.serve.metrics import make_registry
 from minipage.serve.protocol import Body, ChatBody, CompletionBody, DetokenizeBody, GenerationBody, TokenizeBody
 
@@ -51,6 +52,8 @@ class Settings:
     allowed_headers: Sequence[str] = ("*",)
     allow_credentials: bool = False
     enable_log_requests: bool = False  # prompts, too
+    disable_live_page: bool = False
+    hide_live_texts: bool = False  # on that page, a dot for each token
 
 
 Handler = Callable[..., Coroutine[Any, Any, None]]  # of a checked body, and scope, receive and send
@@ -88,12 +91,16 @@ class Api:
         self.queue = Queue(settings.max_queued_requests + self.engine.scheduler.max_num_seqs)
         self.registry = make_registry(llm.stats, settings.served_model_name[0])
         self.begin = int(time.time())
+        self.keys = Keys(settings.api_key)
+        self.live = Live(llm, settings.served_model_name[0], not settings.hide_live_texts, self.keys)
 
     def routes(self) -> list[Route]:
         def post(path: str, model: type[Body], handle: Handler) -> Route:
             return Route(path, Endpoint(model, handle, self), methods=["POST"])
 
+        live = [Route("/", self.live.page), Route("/live", self.live)]
         return [
+            *(live if not self.settings.disable_live_page else []),
             post("/v1/completions", CompletionBody, self.complete),
             post("/v1/chat/completions", ChatBody, self.chat),
             post("/tokenize", TokenizeBody, self.tokenize),
@@ -248,7 +255,8 @@ async def told(request: Request, error: Exception) -> Response:
 def make_app(llm: AsyncLLM, settings: Settings | None = None) -> Starlette:
     """An ASGI application for an engine. It does not shut the engine down: that is for whoever has made it."""
     settings = settings or Settings()
-    middleware = [Middleware(Access, settings.api_key, settings.allowed_origins)]
+    api = Api(llm, settings)
+    middleware = [Middleware(Access, api.keys, settings.allowed_origins)]
     if settings.allowed_origins:
         cors = Middleware(
             CORSMiddleware,
@@ -260,4 +268,6 @@ def make_app(llm: AsyncLLM, settings: Settings | None = None) -> Starlette:
         )
         middleware.insert(0, cors)  # a browser asks for permission without a key
     handlers = {HTTPException: no_such_page, ApiError: told}
-    return Starlette(routes=Api(llm, settings).routes(), middleware=middleware, exception_handlers=handlers)
+    app = Starlette(routes=api.routes(), middleware=middleware, exception_handlers=handlers)
+    app.state.live = api.live  # whose streams have to be ended before the server can be
+    return app

@@ -23,6 +23,7 @@ from minipage.engine.async_llm import AsyncLLM
 from minipage.errors import ConfigurationError
 from minipage.serve.app import Settings, make_app
 from minipage.serve.limits import Connection, close_silent
+from minipage.serve.live import Live
 
 KEEP_ALIVE_SECONDS = 65  # longer than clients do, or a connection would be closed just as the next request comes
 LAST_WORDS_SECONDS = 5.0  # for what was aborted to be sent
@@ -35,10 +36,16 @@ class Server(uvicorn.Server):
     """uvicorn's server, which aborts what is left when it has waited long enough."""
 
     def __init__(
-        self, config: uvicorn.Config, llm: AsyncLLM, drain_timeout: float, tell: Callable[[str], object]
+        self,
+        config: uvicorn.Config,
+        llm: AsyncLLM,
+        live: Live,
+        drain_timeout: float,
+        tell: Callable[[str], object],
     ) -> None:
         super().__init__(config)
         self.llm = llm
+        self.live = live
         self.drain_timeout = drain_timeout
         self.tell = tell
 
@@ -49,6 +56,7 @@ class Server(uvicorn.Server):
         self.tell(address(listener, bool(self.config.ssl)))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.live.end()
         timer = asyncio.get_running_loop().call_later(self.drain_timeout, self.give_up)
         await super().shutdown(sockets)
         timer.cancel()
@@ -106,8 +114,9 @@ def make_server(
         tell: called with the address once it answers.
         uvicorn_options: root_path, and TLS files: ssl_keyfile, ssl_certfile, ...
     """
+    app = make_app(llm, settings)
     config = uvicorn.Config(
-        make_app(llm, settings),
+        app,
         http=Connection,
         ws="none",
         lifespan="off",
@@ -121,7 +130,7 @@ def make_server(
         h11_max_incomplete_event_size=MOST_HEADER_BYTES,
         **uvicorn_options,
     )
-    return Server(config, llm, drain_timeout, tell)
+    return Server(config, llm, app.state.live, drain_timeout, tell)
 
 
 def serve(

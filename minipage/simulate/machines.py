@@ -39,16 +39,15 @@ class Overheads:
 
     name: str
     step: float  # seconds of the host in every step
-    sequence: float  # and for every sequence in it
+    request: float  # and for every request in it
     kernel: float  # between two kernels on the device: a launch, and a pipeline that has to fill
     kernels_per_layer: int
 
 
-# Memory: what the driver reports. Bandwidth: 88 % of the sheet's, the share that a copy reaches on an A100 (BabelStream:
-# 1.36 of 1.555 TB/s); on H100 and H200 measured here (`python -m benchmarks.gpu`, `python -m benchmarks.gpu_llama`).
-# Arithmetic: 80 % of the sheet's dense bfloat16 on an A100 (about 250 of 312 TFLOP/s in large products), 67 % on the H100
-# (660 of 989), which its power limit holds back.
-# Links: NVLink, half of what its sheet counts for both directions together, times 0.8.
+# Memory: what drivers report. Bandwidth: copies measured here reach 4.25 of an H200's 4.8 TB/s and 3.0 of an H100's
+# 3.35 (`python -m benchmarks.gpu_llama`, `python -m benchmarks.gpu`), 88 and 90 %; an A100's is taken to be 88 %, too.
+# Arithmetic: large products are taken to reach 80 % of an A100's sheet in bfloat16, and two thirds of an H100's and
+# H200's, which their power limit holds back. Links: 80 % of NVLink in one direction. None of these three was measured.
 A100_40 = Machine(
     "A100-40GB", 39.4 * GiB, 0.88 * 1.555 * TB, 250 * TFLOPS, 240 * GB, 12e-6
 )  # NVIDIA A100 datasheet: 1,555 GB/s, 312 TFLOP/s, NVLink 600 GB/s
@@ -67,17 +66,17 @@ EPYC_2_CORES = Machine("EPYC-2-cores", 16 * GiB, 33 * GB, 224e9, host_bandwidth=
 
 MACHINES = {machine.name: machine for machine in (A100_40, A100_80, H100, H200, EPYC_2_CORES)}
 
-# The system that the paper measured, vLLM in the summer of 2023: Python chose every sequence's token by itself, and
-# launched every kernel by itself. The paper tells no time per step, so two numbers, `step` and `sequence`, are fitted to
-# two bars of its Figure 13, those of vLLM; see docs/paper.md. All other figures use them as they are.
-PAPER_SYSTEM = Overheads("the paper's system", step=4e-3, sequence=0.31e-3, kernel=5e-6, kernels_per_layer=12)
+# The system that the paper measured, vLLM in the summer of 2023: Python chose every request's tokens by itself, and
+# launched every kernel by itself. The paper tells no time per step, so two numbers, `step` and `request`, are fitted
+# to two bars of its Figure 13, those of vLLM; see docs/paper.md. All other figures use them as they are.
+PAPER_SYSTEM = Overheads("the paper's system", step=4e-3, request=0.31e-3, kernel=5e-6, kernels_per_layer=12)
 # FasterTransformer: C++, kernels fused, tokens chosen on the GPU.
-FASTER_TRANSFORMER = Overheads("FasterTransformer", step=1e-3, sequence=0.0, kernel=4e-6, kernels_per_layer=8)
+FASTER_TRANSFORMER = Overheads("FasterTransformer", step=1e-3, request=0.0, kernel=4e-6, kernels_per_layer=8)
 # minipage with CUDA graphs: 0.2 ms of the host for one sequence, 1.5 ms for 256 (docs/gpu.md: a step less its replay);
 # in a graph a kernel costs about 3 us, wherever it comes from (the same page).
-GRAPHS = Overheads("minipage with CUDA graphs", step=0.2e-3, sequence=5e-6, kernel=3e-6, kernels_per_layer=11)
+GRAPHS = Overheads("minipage with CUDA graphs", step=0.2e-3, request=5e-6, kernel=3e-6, kernels_per_layer=11)
 # minipage on a CPU: a parallel region costs 75 us of waking, half of which is spun away (docs/performance.md).
-ON_CPU = Overheads("minipage on a CPU", step=0.3e-3, sequence=30e-6, kernel=20e-6, kernels_per_layer=6)
+ON_CPU = Overheads("minipage on a CPU", step=0.3e-3, request=30e-6, kernel=20e-6, kernels_per_layer=6)
 
 
 def find_machine(name: str) -> Machine:

@@ -1,7 +1,8 @@
 """The baselines under the same engine and clock: places that are reserved, and batches that start together.
 
 `ReservedTable` has the face of a BlockTable, so the real scheduler and engine run on it: a request's sequences get a
-place each when it is admitted, as large as a rule says (baselines.py), and keep it. Nothing is shared: who forks copies.
+place each when it is admitted, as large as a rule says (baselines.py), and keep it. Nothing is shared: who forks
+copies.
 `static_batches` needs no engine: a batch is filled, runs until its longest text is done, and only then comes the next.
 """
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from itertools import count
-from typing import Any, Literal, NamedTuple
+from itertools import count, islice
+from typing import Literal, NamedTuple
 
 from minipage.engine.request import Request
 from minipage.errors import ConfigurationError, InvalidRequestError
@@ -59,7 +59,6 @@ class Report:
     seconds: float = 0.0  # from the beginning to the last token
     mean_batch: float = math.nan  # requests computed at a time, over the time in which requests came
     mean_used: float = math.nan  # share of the slots that are held, over the same time
-    mean_filled: float = math.nan  # share of the slots that hold a token
     saved: float = math.nan  # blocks that sharing saves, of those that there would be without
     normalized_latency: float = math.nan  # mean of each request's latency divided by its output tokens
     latency: Histogram = field(default_factory=Histogram)
@@ -82,7 +81,6 @@ class Report:
             "tokens_per_second": self.tokens_per_second,
             "mean_batch": self.mean_batch,
             "mean_used": self.mean_used,
-            "mean_filled": self.mean_filled,
             "saved": self.saved,
             "preemptions": self.num_preemptions,
             "normalized_latency": self.normalized_latency,
@@ -112,7 +110,7 @@ class Tally:
         self.scheduler: Scheduler | None = None  # whose pool is looked at
         self.is_open = True  # while requests come: only then are batch and memory averaged
         self.warm = 0.0  # from this time on
-        self._time = self._batch = self._used = self._filled = 0.0
+        self._time = self._batch = self._used = 0.0
         self._normalized = 0.0
         self._logical = self._physical = 0
 
@@ -124,14 +122,14 @@ class Tally:
         self.report.num_steps += 1
         if self.keep:
             self._remember(scheduler)
+        if self.report.num_steps % 16 == 0:  # a sample is enough, and it is not cheap
+            self._count_sharing(scheduler)
         if not self.is_open or self.clock.now < self.warm:
             return
         self._time += seconds
         self._batch += len(running) * seconds
         pool = scheduler.block_pool
         self._used += seconds * used_share(pool)
-        if self.report.num_steps % 16 == 0:  # a sample is enough, and it is not cheap
-            self._count_sharing(scheduler)
 
     def count_step(self, plan: StepPlan) -> None:
         self.report.num_preemptions += len(plan.preempted)
@@ -193,7 +191,7 @@ def build(setting: Setting, clock: Clock, tally: Tally, with_content: bool = Fal
         num_blocks = setting.num_slots // setting.block_size
         if num_blocks < 1:
             raise ConfigurationError(
-                f"{setting.num_slots} slots are not even one block of {setting.block_size}; there is no room for K and V."
+                f"{setting.num_slots} slots are not even one block of {setting.block_size}: give it more memory."
             )
         pool = BlockPool(num_blocks, setting.block_size)
         swap_pool = BlockPool(setting.num_swap_blocks or num_blocks, setting.block_size)
@@ -222,10 +220,10 @@ class CopyingRunner(StandInRunner):
 
     def __init__(self, cost: CostModel, clock: Clock, on_step: Callable[..., object], pool: ReservingPool) -> None:
         super().__init__(cost, clock, on_step)
-        self.pool = pool
+        self.places = pool
 
     def copy(self, plan: StepPlan) -> None:
-        tokens, self.pool.num_copied_tokens = self.pool.num_copied_tokens, 0
+        tokens, self.places.num_copied_tokens = self.places.num_copied_tokens, 0
         if tokens:
             self.clock.now += self.cost.copies(1) * tokens / self.cost.block_size
 
@@ -296,5 +294,21 @@ def with_block_size(setting: Setting, block_size: int) -> Setting:
     return replace(setting, block_size=block_size, cost=replace(setting.cost, block_size=block_size))
 
 
-def run_all(jobs: dict[Any, tuple[Setting, list[Arrival]]]) -> dict[Any, Report]:
-    return {name: serve(*job) for name, job in jobs.items()}
+def capacity(setting: Setting, arrivals: Iterable[Arrival], num_requests: int) -> float:
+    """Requests a second that it serves when there are always more waiting: the rate at which waiting times explode.
+
+    Of `num_requests` the first fifth warms up, and after the last nothing is measured: so the batch never runs empty.
+    """
+    first = num_requests // 5
+    queue = islice((arrival._replace(time=0.0) for arrival in arrivals), num_requests + 4 * setting.max_num_seqs)
+    times: list[float] = []
+
+    def note(report: Report, now: float) -> bool:
+        if report.num_requests >= first and not times:
+            times.extend([now, report.num_requests])
+        return report.num_requests >= num_requests
+
+    report = serve(setting, queue, give_up=note, keep=0)
+    if setting.memory == "static":
+        return report.num_requests / report.seconds
+    return (report.num_requests - times[1]) / (report.seconds - times[0])

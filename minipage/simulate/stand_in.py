@@ -30,8 +30,8 @@ from minipage.simulate.workload import Arrival
 TOKEN = 1  # that stands for all; with prefixes, prompts have numbers of their own
 PREFIX_TOKEN = 0
 # How much likelier a beam's best token is than the next one, in nats, on average. The larger, the longer beams go their
-# own ways. Chosen once so that beams of width 4 on Alpaca share as in the paper's Figure 15b; see docs/paper.md.
-SPREAD = 3.0
+# own ways. One number, chosen once for the bars of beam search in the paper's Figure 15; see docs/paper.md.
+SPREAD = 6.5
 
 
 class Clock:
@@ -58,6 +58,7 @@ class StandInRunner:
 
     def allocate(self, block_pool: BlockPool, swap_pool: BlockPool | None) -> None:
         """There is nothing to be kept."""
+        self.pool = block_pool if type(block_pool) is BlockPool else None  # in which blocks may be shared
 
     def copy(self, plan: StepPlan) -> None:
         num_swaps = len(plan.swap_out) + len(plan.swap_in)
@@ -67,7 +68,7 @@ class StandInRunner:
             self.clock.now += self.cost.copies(len(plan.copies))
 
     def forward(self, plan: StepPlan) -> Any:
-        work = Work.of(plan)
+        work = Work.of(plan, self.pool)
         seconds = self.cost.seconds(work)
         self.clock.now += seconds
         self.on_step(plan, work, seconds)
@@ -197,8 +198,7 @@ class SimulatedEngine(Engine):
     """The engine, with requests that know how long they get. `tally` counts instead of its Stats."""
 
     def __init__(self, runner: StandInRunner, scheduler: Scheduler, intake: StandInIntake, tally: Any) -> None:
-        super().__init__(runner, scheduler, intake, seed=0)  # type: ignore[arg-type]
-        self._stats = tally
+        super().__init__(runner, scheduler, intake, tally, seed=0)  # type: ignore[arg-type]
 
     def advance(self) -> None:
         """A step; nobody reads the texts."""

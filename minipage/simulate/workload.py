@@ -4,7 +4,7 @@ Real traces cannot be shipped. The paper publishes the means of its two, and her
 distributions of these means. Their spreads are ours, and the same in every figure:
 
     ShareGPT   161.31 tokens in, 337.99 out    prompts log-normal, deviation 200; outputs gamma, deviation 296
-    Alpaca      19.31 tokens in,  58.45 out    prompts log-normal, deviation 12; outputs gamma, deviation 63
+    Alpaca      19.31 tokens in,  58.45 out    prompts as wide in proportion, deviation 24; outputs exponential
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class Lengths(NamedTuple):
 
 
 SHAREGPT = Lengths("ShareGPT", 161.31, 200, 337.99, 296)
-ALPACA = Lengths("Alpaca", 19.31, 12, 58.45, 63)
+ALPACA = Lengths("Alpaca", 19.31, 24, 58.45, 58.45)
 
 
 def poisson(lengths: Iterable[tuple[int, int]], rate: float, seed: int, **others: int) -> Iterator[Arrival]:
