@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from minipage.errors import LearnError
 from minipage.learn.classroom.commands import add_export, add_grade, export, grade
+from minipage.learn.projects.commands import add_project, project
 from minipage.learn.quiz.commands import add_quiz, quiz
 from minipage.learn.slides.commands import add_slides, slides
 
@@ -27,6 +28,7 @@ COMMANDS = {
     "solution": "minipage's own version, and why it is so; for exercises that you have passed",
     "reset": "put an exercise (3.2) or a whole file (3) back as it was given; yours is kept beside it",
     "grade": "for instructors: the points of a folder of exercises, or of a whole class",
+    "project": "ten projects, each with a file to start from and a benchmark that scores it",
     "quiz": "for instructors: thirty questions with answers, by a seed",
     "slides": "for instructors: pictures of every story, and a deck for a lecture",
     "export": "for instructors: files for Gradescope, GitHub Classroom, nbgrader, or a container",
@@ -48,6 +50,8 @@ def add_learn(parser: argparse.ArgumentParser) -> None:
             add_grade(sub)
         elif name == "export":
             add_export(sub)
+        elif name == "project":
+            add_project(sub)
         elif name == "quiz":
             add_quiz(sub)
         elif name == "slides":
@@ -72,6 +76,8 @@ def run_learn(args: argparse.Namespace) -> int:
         return grade(args)
     if args.learn == "export":
         return export(args)
+    if args.learn == "project":
+        return project(args)
     if args.learn == "quiz":
         return quiz(args)
     if args.learn == "slides":
