@@ -1,7 +1,7 @@
 """How many tokens should a step compute? Large steps finish prompts soon, small ones make nobody wait between tokens.
 
-The score is the share of requests, in per cent, whose first token comes within half a second and whose others come within
-40 milliseconds of each other. This file always allows 2,048.
+The score is the share of requests, in per cent, whose first token comes within half a second and whose others come
+within 40 milliseconds of each other. This file always allows 2,048.
 """
 
 
