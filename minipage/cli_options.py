@@ -49,6 +49,14 @@ def bias(text: str) -> tuple[int, float]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a token id and a number, such as 262:-5") from None
 
 
+def settings(text: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(text))
+    except (TypeError, ValueError) as error:
+        what = f"{text!r} is not settings in JSON, such as " + """'{"sliding_window": 64}'"""
+        raise argparse.ArgumentTypeError(f"{what} ({error})") from None
+
+
 def structure(text: str) -> StructuredOutputsParams:
     from minipage.sampling import StructuredOutputsParams
 
@@ -76,12 +84,16 @@ ENGINE: Options = {  # of LLM
     "watermark": Option(float, "SHARE", "of the pool, which is left free when a text is admitted, such as 0.1"),
     "kv_cache_dtype": Option(str, "NAME", "of keys and values: auto, float32, bfloat16, float16, int8 or fp8"),
     "dtype": Option(str, "NAME", "of what is computed: float32, or with PyTorch bfloat16 or float16"),
+    "speculative_config": Option(
+        settings, "JSON", 'guess several tokens ahead, such as {"method": "ngram", "num_speculative_tokens": 4}'
+    ),
     "arrays": Option(str, "NAME", "numpy, torch or cupy"),
     "quantization": Option(str, "NAME", "of the weights, on a CPU: int8"),
     "attention": Option(str, "NAME", "the kernel: cpu, loops (plain and slow), reference (in NumPy), or cuda"),
     "device": Option(str, "NAME", "cpu, or cuda for an NVIDIA GPU"),
     "gpu_memory_utilization": Option(float, "SHARE", "of a GPU's memory, which may be used"),
     "enforce_eager": Option(bool, "", "no CUDA graphs"),
+    "hf_overrides": Option(settings, "JSON", "instead of what config.json says, such as '{\"sliding_window\": 64}'"),
     "load_format": Option(str, "NAME", "auto, or dummy: random weights of the sizes in config.json, to measure speed"),
 }
 SAMPLING: Options = {  # of SamplingParams

@@ -29,6 +29,7 @@ class Intake:
     max_model_len: int
     block_pool: BlockPool
     block_table: type[BlockTable]
+    sequence_group: type[SequenceGroup] = SequenceGroup
 
     def make_request(
         self, request_id: Any, prompt: Prompt, params: SamplingParams | None, priority: int = 0, cache_salt: str = ""
@@ -54,7 +55,7 @@ class Intake:
         names = [request_id] if params.n == 1 else [f"{request_id}.{i}" for i in range(params.n)]
         sequences = [Sequence(name, token_ids, self.block_table(self.block_pool)) for name in names]
         width, longest = params.beam_width or params.n, self._max_num_tokens(len(token_ids), params)
-        group = SequenceGroup(request_id, sequences, longest, width, priority, cache_salt)
+        group = self.sequence_group(request_id, sequences, longest, width, priority, cache_salt)
         if params.beam_width:
             return BeamRequest(text, params, group, stop, self.tokenizer)
         if params.prompt_logprobs is not None:
@@ -99,7 +100,7 @@ class Intake:
         if params.max_tokens is not None:
             return min(num_prompt_tokens + params.max_tokens, self.max_model_len)
         pool, width = self.block_pool, params.beam_width or params.n
-        most = SequenceGroup.longest_that_fits(num_prompt_tokens, width, pool.num_blocks, pool.block_size)
+        most = self.sequence_group.longest_that_fits(num_prompt_tokens, width, pool.num_blocks, pool.block_size)
         return max(num_prompt_tokens + 1, min(self.max_model_len, most))
 
 

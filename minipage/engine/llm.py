@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,8 +28,9 @@ from minipage.engine.intake import Intake, saying_which
 from minipage.engine.prompts import Prompt, list_prompts
 from minipage.engine.request import Request, RequestOutput
 from minipage.engine.stats import Stats
+from minipage.engine.windows import groups_for, kinds_of_sequences, make_prefix_cache
 from minipage.errors import InvalidRequestError
-from minipage.memory import BlockPool, BlockTable, PrefixCache
+from minipage.memory import BlockPool, BlockTable
 from minipage.model.checkpoint import SHIPPED_MODEL, load_model
 from minipage.model.place import Progress, place_model
 from minipage.sampling import SamplingParams
@@ -67,7 +69,10 @@ class LLM(Engine):
         gpu_memory_utilization: the share of a GPU's memory that may be used, by everything together.
         enforce_eager: capture no CUDA graphs; slower, and easier to follow with a profiler.
         quantization: "int8" keeps the weights of matrices in one byte a number, on a CPU; see model/layers/int8.py.
+        speculative_config: guess several tokens ahead, such as {"method": "ngram", "num_speculative_tokens": 4}; see
+            speculation.py.
         load_format: "auto", or "dummy" for random weights: then a folder needs no more than a config.json.
+        hf_overrides: settings that count instead of those in config.json, such as {"sliding_window": 64}.
         block_pool, block_table, scheduler: parts of your own instead of minipage's. `block_table` is a class. So may
             `scheduler` be: then it gets what Scheduler gets. A pool or a scheduler that is ready has sizes of its own,
             and the options that would set them are refused.
@@ -101,14 +106,16 @@ class LLM(Engine):
         gpu_memory_utilization: float = 0.9,
         enforce_eager: bool = False,
         quantization: str | None = None,
+        speculative_config: Mapping[str, Any] | None = None,
         load_format: str = "auto",
+        hf_overrides: Mapping[str, Any] | None = None,
         block_pool: BlockPool | None = None,
         block_table: type[BlockTable] = BlockTable,
         scheduler: Scheduler | Callable[..., Scheduler] | None = None,
         progress: Progress | None = None,
     ) -> None:
         check_options(locals(), DEFAULTS)
-        self.config, weights, self.tokenizer, self.eos_token_ids = load_model(model, load_format)
+        self.config, weights, self.tokenizer, self.eos_token_ids = load_model(model, load_format, hf_overrides)
         self.max_model_len = context_len(max_model_len, self.config.max_model_len)
         arrays = arrays or ("numpy" if device == "cpu" else "torch")
         placed = place_model(self.config, weights, arrays, dtype, device, progress, quantization)
@@ -118,6 +125,7 @@ class LLM(Engine):
         kept_as = kv_dtype(dtype if kv_cache_dtype == "auto" else kv_cache_dtype)
         limits = Limits(self.max_model_len, max_num_batched_tokens, max_num_seqs)
         runner = make_runner(placed, kept_as, attention, limits, device, gpu_memory_utilization, enforce_eager)
+        runner.groups = groups_for(self.config.kv, block_table, ready)
         if not ready:
             if block_pool is None:
                 block_pool = make_block_pool(runner, block_size, num_blocks, memory)
@@ -128,14 +136,19 @@ class LLM(Engine):
                 max_num_seqs,
                 max_num_batched_tokens,
                 policy=find(policy, POLICIES, "policy"),
-                prefix_cache=PrefixCache(block_pool) if enable_prefix_caching else None,
+                prefix_cache=make_prefix_cache(block_pool, runner.groups) if enable_prefix_caching else None,
                 swap_pool=swap_pool,
                 preemption=preemption,
                 watermark=watermark,
             )
-        parts = ready.block_pool, block_table
+        kinds = kinds_of_sequences(runner.groups, block_table, ready.max_num_batched_tokens)
+        parts = ready.block_pool, *kinds
         intake = Intake(self.tokenizer, self.config.vocab_size, self.eos_token_ids, self.max_model_len, *parts)
         super().__init__(runner, ready, intake, Stats(self.max_model_len), seed)
+        if speculative_config is not None:
+            from minipage.engine.speculation import Speculation  # what is not used is not even loaded
+
+            self.speculation = Speculation(self, speculative_config, partial(LLM, device=device))
 
     def generate(
         self, prompts: Prompt | Iterable[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None

@@ -18,14 +18,17 @@ SILENT = {
 # The engine with GPT-2 on a CPU, in NumPy and float32: what is left if nothing needs to be fast or small, nobody's
 # files are read, and options are plain.
 HEART = """
-    errors.py memory/* scheduling/* simd/arrays.py
-    attention/arguments.py attention/kv_cache.py attention/reference.py
+    errors.py memory/block_pool.py memory/block_table.py memory/prefix_cache.py
+    scheduling/sequence.py scheduling/plan.py scheduling/group.py scheduling/policy.py scheduling/scheduler.py
+    simd/arrays.py attention/arguments.py attention/kv_cache.py attention/reference.py
     model/architecture.py model/gpt2.py model/layers/plain.py
     sampling/param_checks.py sampling/params.py sampling/sampler.py worker/batch.py worker/runner.py
     engine/prompts.py engine/detokenizer.py engine/stop_strings.py engine/completion.py
     engine/request.py engine/sampled.py engine/intake.py
     engine/changes.py engine/engine.py
 """
+# Models with sliding windows, or with several KV cache groups: other models never come by here.
+WINDOWS = "memory/kv_groups.py memory/group_cache.py scheduling/windowed.py engine/windows.py"
 # What a reader may leave for later: fewer bytes, beams, what is done to logits, chats, metrics, options.
 MORE = """
     simd/halves.py simd/fp8.py attention/quantize.py attention/cache_size.py sampling/beam_params.py
@@ -91,3 +94,7 @@ def test_hardly_anything_lies_loose_at_the_top():
     """The heart is in its rooms; what else lies there can be deleted (test_the_heart_alone.py)."""
     outer = {"__main__.py", "cli.py", "cli_options.py", "info.py", "train.py", "chat.py", "lesson.py"}
     assert {file.name for file in PACKAGE.glob("*.py")} - outer <= {"__init__.py", "errors.py", "renamed.py"}
+
+
+def test_windows_take_fewer_than_200_lines_in_files_of_their_own():
+    assert 100 < count(WINDOWS) < 200
