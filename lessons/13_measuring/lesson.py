@@ -336,7 +336,10 @@ trace
 # measures what he thought of. So: a server in a process of its own (it needs `pip install "minipage[serve]"`), and load from others.
 
 # %%
+import importlib.util
 import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 from urllib.request import Request, urlopen
@@ -362,6 +365,7 @@ print(url)
 
 # %%
 import shutil
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from minipage.model.checkpoint import find_folder

@@ -1,4 +1,4 @@
-"""All texts that can be translated, found where they are: `learn translate FILE` brings a language's file up to date."""
+"""All texts that can be translated, found where they are: `learn translate FILE` brings a language up to date."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ten projects: each starting file runs, one solution of each is better, and the benchmarks cannot be fooled easily."""
+"""The ten projects: each starting file runs, one solution of each is better, and a benchmark is not easily fooled."""
 
 import json
 import types
