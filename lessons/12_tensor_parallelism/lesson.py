@@ -68,6 +68,7 @@ print(np.allclose(sum(parts), np.tanh(x @ A) @ B))
 
 # %%
 WORKER = '''
+import numpy as np
 
 from minipage.attention import KVCache, copy_blocks
 from minipage.worker.batch import paged_attend
