@@ -53,7 +53,7 @@ def settings(text: str) -> dict[str, Any]:
     try:
         return dict(json.loads(text))
     except (TypeError, ValueError) as error:
-        what = f"{text!r} is not such as " + """'{"sliding_window": 64}'"""
+        what = f"{text!r} is not settings in JSON, such as " + """'{"sliding_window": 64}'"""
         raise argparse.ArgumentTypeError(f"{what} ({error})") from None
 
 
@@ -84,6 +84,9 @@ ENGINE: Options = {  # of LLM
     "watermark": Option(float, "SHARE", "of the pool, which is left free when a text is admitted, such as 0.1"),
     "kv_cache_dtype": Option(str, "NAME", "of keys and values: auto, float32, bfloat16, float16, int8 or fp8"),
     "dtype": Option(str, "NAME", "of what is computed: float32, or with PyTorch bfloat16 or float16"),
+    "speculative_config": Option(
+        settings, "JSON", 'guess several tokens ahead, such as {"method": "ngram", "num_speculative_tokens": 4}'
+    ),
     "arrays": Option(str, "NAME", "numpy, torch or cupy"),
     "quantization": Option(str, "NAME", "of the weights, on a CPU: int8"),
     "attention": Option(str, "NAME", "the kernel: cpu, loops (plain and slow), reference (in NumPy), or cuda"),

@@ -21,42 +21,10 @@
 # - measure what it does to logits and to text,
 # - and count the blocks that it gives.
 
-# %% tags=["hide-input"]
-# Installs minipage if it is missing (on Colab, say), and sets up the pictures. Every lesson begins with this cell.
-import importlib.util
-import subprocess
-import sys
-from pathlib import Path
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+from minipage.lesson import setup  # missing? pip install "minipage[lessons]"
 
-SOURCE = "minipage"  # what to install; the URL of a repository ("git+https://...") does as well
-if importlib.util.find_spec("minipage") is None:
-    checkout = next(
-        (str(p) for p in Path.cwd().parents if (p / "minipage" / "errors.py").exists()),
-        None,
-    )
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            checkout or SOURCE,
-            "matplotlib",
-        ],
-        check=True,
-    )
-
-import matplotlib.pyplot as plt
-import numpy as np
-from matplotlib_inline.backend_inline import set_matplotlib_formats
-
-set_matplotlib_formats("svg")
-plt.rcParams["figure.figsize"] = 7.5, 3
-plt.rcParams["axes.spines.top"] = plt.rcParams["axes.spines.right"] = False
-plt.rcParams["axes.prop_cycle"] = plt.cycler(
-    color=["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"]
-)
+plt, np = setup()
 
 # %% [markdown]
 # ## Real K and V
@@ -295,9 +263,9 @@ from time import perf_counter
 from minipage.attention import paged_attention
 
 rng = np.random.default_rng(0)
-k, v = (
-    rng.standard_normal((64, 16, 4, 64), np.float32) for _ in "kv"
-)  # [num_blocks, block_size, H, D]
+shape = 64, 16, 4, 64
+k = rng.standard_normal(shape, np.float32)  # [num_blocks, block_size, H, D]
+v = rng.standard_normal(shape, np.float32)  # [num_blocks, block_size, H, D]
 batch = np.arange(64).reshape(1, 64), np.array([1024]), np.array([0, 1]), 0.125
 q = rng.standard_normal((1, 4, 64), np.float32)  # [num_tokens, num_heads, head_size]
 caches = {"float32": (k, v, None, None)}
@@ -335,12 +303,18 @@ from math import exp
 
 TOLD = "What must the king do now? must he submit?\nThe king shall do it: must he be deposed?\nThe king shall be contented: must he lose\nThe name of king?"
 for kind in (None, "int8"):
-    told = LLM(quantization=kind).generate(TOLD, SamplingParams(max_tokens=1, prompt_logprobs=0))[0].prompt_logprobs[1:]
+    told = (
+        LLM(quantization=kind)
+        .generate(TOLD, SamplingParams(max_tokens=1, prompt_logprobs=0))[0]
+        .prompt_logprobs[1:]
+    )
     mean = sum(next(iter(top.values())).logprob for top in told) / len(told)
     print(f"{kind or 'float32'}: perplexity {exp(-mean):.2f}")
 
 # %% [markdown]
 # Not by a hundredth. With 4 bits it would: then one scale serves only some dozens of rows, and the rounding takes the inputs into account (GPTQ, AWQ).
+#
+# *Checked against vLLM 0.32.0: `vllm/config/cache.py` (the names of `kv_cache_dtype`).*
 #
 # ## Your turn
 #

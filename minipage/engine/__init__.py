@@ -14,5 +14,8 @@ changes.py              whatever raises, the engine stays whole
 """
 
 from minipage.engine.llm import LLM
+from minipage.renamed import keep_old_names
 
 __all__ = ["LLM"]
+
+keep_old_names(__name__)

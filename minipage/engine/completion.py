@@ -53,6 +53,15 @@ class Completion:
         self.seq.token_ids.append(token_id)  # from here on it counts, and all else follows from it
         self._follow()
 
+    def grammar_after(self, ahead: list[int]) -> Grammar | None:
+        """What the text has to look like after these further tokens."""
+        if not (self.grammar and ahead):
+            return self.grammar
+        grammar = self.grammar.copy()
+        for token_id in ahead:
+            grammar.advance(token_id)
+        return grammar
+
     def restore(self) -> None:
         """Something failed half way: work out text and finish reason anew, from the tokens that count."""
         self.seq.finished = False

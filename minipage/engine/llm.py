@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -68,6 +69,8 @@ class LLM(Engine):
         gpu_memory_utilization: the share of a GPU's memory that may be used, by everything together.
         enforce_eager: capture no CUDA graphs; slower, and easier to follow with a profiler.
         quantization: "int8" keeps the weights of matrices in one byte a number, on a CPU; see model/layers/int8.py.
+        speculative_config: guess several tokens ahead, such as {"method": "ngram", "num_speculative_tokens": 4}; see
+            speculation.py.
         load_format: "auto", or "dummy" for random weights: then a folder needs no more than a config.json.
         hf_overrides: settings that count instead of those in config.json, such as {"sliding_window": 64}.
         block_pool, block_table, scheduler: parts of your own instead of minipage's. `block_table` is a class. So may
@@ -103,6 +106,7 @@ class LLM(Engine):
         gpu_memory_utilization: float = 0.9,
         enforce_eager: bool = False,
         quantization: str | None = None,
+        speculative_config: Mapping[str, Any] | None = None,
         load_format: str = "auto",
         hf_overrides: Mapping[str, Any] | None = None,
         block_pool: BlockPool | None = None,
@@ -141,6 +145,10 @@ class LLM(Engine):
         parts = ready.block_pool, *kinds
         intake = Intake(self.tokenizer, self.config.vocab_size, self.eos_token_ids, self.max_model_len, *parts)
         super().__init__(runner, ready, intake, Stats(self.max_model_len), seed)
+        if speculative_config is not None:
+            from minipage.engine.speculation import Speculation  # what is not used is not even loaded
+
+            self.speculation = Speculation(self, speculative_config, partial(LLM, device=device))
 
     def generate(
         self, prompts: Prompt | Iterable[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None

@@ -11,10 +11,7 @@ from typing import Any, TypeAlias
 
 from minipage.errors import InvalidRequestError, shown
 from minipage.model.tokenizer import Tokenizer, without_surrogates
-from minipage.renamed import renamed_in
 from minipage.sampling.param_checks import as_plain, check_token_ids, is_whole
-
-__getattr__ = renamed_in(__name__)
 
 Prompt: TypeAlias = str | Iterable[int] | Mapping[str, Any]
 

@@ -35,13 +35,15 @@ class SampledRequest(Request):
     def looks_at_logits(self) -> bool:
         return self.params.logprobs is not None
 
-    def draw(self, seq: Sequence) -> Draw:
-        text = self.texts[seq]
+    def draw(self, seq: Sequence, ahead: list[int] | None = None) -> Draw:
+        """ahead: tokens after which it is drawn, and which the sequence does not have yet."""
+        text, ahead = self.texts[seq], ahead or []
         is_greedy = self.params.temperature == 0
-        number = 0.0 if is_greedy else random_number(self.seed, text.index, len(seq.token_ids))
+        number = 0.0 if is_greedy else random_number(self.seed, text.index, len(seq.token_ids) + len(ahead))
         if self.processors is None:  # nearly always
             return Draw(self.params, number)
-        return Draw(self.params, number, self.processors.adjustment(seq.output_token_ids, text.grammar))
+        grammar = text.grammar_after(ahead)
+        return Draw(self.params, number, self.processors.adjustment([*seq.output_token_ids, *ahead], grammar))
 
     def score(self, position: int, logits: np.ndarray) -> None:
         assert self.prompt_logprobs is not None
@@ -61,7 +63,11 @@ class SampledRequest(Request):
     def take(self, tokens: list[NextToken]) -> list[Sequence]:
         self._note("first_token_time")
         texts, done = self.texts, []
-        for seq, token_id, logprobs in tokens:
+        for token in tokens.copy():
+            seq, token_id, logprobs = token
+            if texts[seq].finish_reason:  # of several tokens, an earlier one has ended it
+                tokens.remove(token)
+                continue
             texts[seq].add_token(token_id, logprobs)
             if texts[seq].finish_reason:
                 done.append(seq)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from minipage.errors import LearnError
 from minipage.learn.classroom.commands import add_export, add_grade, export, grade
 from minipage.learn.quiz.commands import add_quiz, quiz
+from minipage.learn.slides.commands import add_slides, slides
 
 if TYPE_CHECKING:
     from minipage.learn.course import Exercise
@@ -27,6 +28,7 @@ COMMANDS = {
     "reset": "put an exercise (3.2) or a whole file (3) back as it was given; yours is kept beside it",
     "grade": "for instructors: the points of a folder of exercises, or of a whole class",
     "quiz": "for instructors: thirty questions with answers, by a seed",
+    "slides": "for instructors: pictures of every story, and a deck for a lecture",
     "export": "for instructors: files for Gradescope, GitHub Classroom, nbgrader, or a container",
 }
 
@@ -48,6 +50,8 @@ def add_learn(parser: argparse.ArgumentParser) -> None:
             add_export(sub)
         elif name == "quiz":
             add_quiz(sub)
+        elif name == "slides":
+            add_slides(sub)
         else:
             sub.add_argument("--dir", metavar="DIR", help="the folder with the exercises (default: where you are)")
             if name not in ("next", "watch"):
@@ -70,6 +74,8 @@ def run_learn(args: argparse.Namespace) -> int:
         return export(args)
     if args.learn == "quiz":
         return quiz(args)
+    if args.learn == "slides":
+        return slides(args)
     from minipage.learn import workspace
 
     if args.learn == "list" and args.dir is None and not workspace.is_inside_one():

@@ -24,7 +24,6 @@ from typing import NamedTuple
 
 from minipage.memory.block_pool import BlockPool
 from minipage.memory.block_table import BlockTable
-from minipage.renamed import accept_old_names, renamed
 
 
 class Prefix(NamedTuple):
@@ -37,17 +36,11 @@ class Prefix(NamedTuple):
 class PrefixCache:
     """Finds and publishes full blocks of one pool by the text that they hold."""
 
-    key = renamed("block_hash")
-    root = renamed("root_hash")
-    num_queried_tokens = renamed("pool.owner().num_queried_tokens")  # the scheduler's
-    num_hit_tokens = renamed("pool.owner().num_hit_tokens")
-
     def __init__(self, pool: BlockPool) -> None:
         self.pool = pool
         self._secret = secrets.token_bytes(32)
         self._block_of: dict[bytes, int] = {}
         self._hash_of: dict[int, bytes] = {}
-        accept_old_names(type(pool), BlockPool)
         pool.on_evict = self.forget
 
     def __contains__(self, block: int) -> bool:

@@ -18,11 +18,8 @@ from enum import Enum
 from itertools import takewhile
 
 from minipage.memory import BlockCopy, BlockPool, blocks_needed
-from minipage.renamed import renamed, renamed_in
 from minipage.scheduling.plan import Chunk
 from minipage.scheduling.sequence import Sequence
-
-__getattr__ = renamed_in(__name__)
 
 
 class GroupStatus(Enum):
@@ -41,9 +38,6 @@ class SequenceGroup:
     """
 
     num_tables = 1  # of a sequence; more where layers have tables of their own (windowed.py)
-
-    most_blocks = renamed("max_blocks")
-    most_tokens = renamed("longest_that_fits")
 
     def __init__(
         self,

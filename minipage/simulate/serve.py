@@ -59,7 +59,6 @@ class Report:
     seconds: float = 0.0  # from the beginning to the last token
     mean_batch: float = math.nan  # requests computed at a time, over the time in which requests came
     mean_used: float = math.nan  # share of the slots that are held, over the same time
-    mean_filled: float = math.nan  # share of the slots that hold a token
     saved: float = math.nan  # blocks that sharing saves, of those that there would be without
     normalized_latency: float = math.nan  # mean of each request's latency divided by its output tokens
     latency: Histogram = field(default_factory=Histogram)
@@ -82,7 +81,6 @@ class Report:
             "tokens_per_second": self.tokens_per_second,
             "mean_batch": self.mean_batch,
             "mean_used": self.mean_used,
-            "mean_filled": self.mean_filled,
             "saved": self.saved,
             "preemptions": self.num_preemptions,
             "normalized_latency": self.normalized_latency,
@@ -112,7 +110,7 @@ class Tally:
         self.scheduler: Scheduler | None = None  # whose pool is looked at
         self.is_open = True  # while requests come: only then are batch and memory averaged
         self.warm = 0.0  # from this time on
-        self._time = self._batch = self._used = self._filled = 0.0
+        self._time = self._batch = self._used = 0.0
         self._normalized = 0.0
         self._logical = self._physical = 0
 
@@ -124,14 +122,14 @@ class Tally:
         self.report.num_steps += 1
         if self.keep:
             self._remember(scheduler)
+        if self.report.num_steps % 16 == 0:  # a sample is enough, and it is not cheap
+            self._count_sharing(scheduler)
         if not self.is_open or self.clock.now < self.warm:
             return
         self._time += seconds
         self._batch += len(running) * seconds
         pool = scheduler.block_pool
         self._used += seconds * used_share(pool)
-        if self.report.num_steps % 16 == 0:  # a sample is enough, and it is not cheap
-            self._count_sharing(scheduler)
 
     def count_step(self, plan: StepPlan) -> None:
         self.report.num_preemptions += len(plan.preempted)

@@ -55,16 +55,13 @@ def make_batch(chunks: Sequence[Chunk], part: int | None = None) -> Batch:
         table: Any = chunk.seq.block_table
         table = table if part is None else table.parts[part]
         stop = chunk.start + chunk.num_tokens
-        token_ids += chunk.seq.token_ids[chunk.start : stop]
+        token_ids += chunk.token_ids
         positions += range(chunk.start, stop)
         slot_mapping += table.slot_mapping(chunk.start, stop)
         query_start_loc.append(len(token_ids))
         context_lens.append(stop)
         tables.append(list(table))
-        if chunk.group.unscored:
-            sampled_rows += [len(token_ids) - (stop - position) for position in chunk.scored]
-        if chunk.receivers:
-            sampled_rows.append(len(token_ids) - 1)
+        sampled_rows += [len(token_ids) - (stop - position) for position in chunk.positions_with_logits]
     max_blocks = max(map(len, tables))
     return Batch(
         token_ids=np.array(token_ids, np.int64),

@@ -14,6 +14,7 @@ import sys
 from functools import lru_cache
 
 from engine.checkpoints import VOCAB, Dense
+from engine.guessing import speculate
 from engine.slot_oracle import SlotOracle, WatchedLLM
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -56,6 +57,7 @@ requests = st.tuples(
 class EngineMachine(RuleBasedStateMachine):
     Scheduler, Pool, Table, Cache = Scheduler, BlockPool, BlockTable, PrefixCache
     preemption = caching = None  # drawn for every program, unless given
+    proposer = None  # of drafts, which half of the programs compute ahead
 
     @initialize(
         block_size=st.sampled_from([2, 1, 3, 4]),
@@ -67,8 +69,11 @@ class EngineMachine(RuleBasedStateMachine):
         caching=st.booleans(),
         policy=st.sampled_from(["fcfs", "priority"]),
         first=st.lists(requests, min_size=4, max_size=6),
+        num_drafts=st.sampled_from([0, 3, 1, 5]),
     )
-    def start(self, block_size, num_slots, num_swap_blocks, seats, budget, preemption, caching, policy, first):
+    def start(
+        self, block_size, num_slots, num_swap_blocks, seats, budget, preemption, caching, policy, first, num_drafts
+    ):
         self.oracle, self.policy = SlotOracle(self.dense_kv), policy
         pool, swap_pool = self.Pool(num_slots // block_size, block_size), self.Pool(num_swap_blocks, block_size)
         self.preemption = self.preemption or preemption
@@ -83,6 +88,8 @@ class EngineMachine(RuleBasedStateMachine):
             preemption=self.preemption,
         )
         self.llm = WatchedLLM(self.folder, self.oracle, scheduler=scheduler, block_table=self.Table)
+        if num_drafts and self.proposer:
+            speculate(self.llm, self.proposer, num_drafts)
         self.asked = {}  # request id -> (prompt, params, its place in the order of the policy)
         self.seen = {}  # request id -> its last output
         self.arrive(first)

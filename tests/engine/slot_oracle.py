@@ -47,7 +47,8 @@ class SlotOracle:
         self.layer, self.chunks, self.half_written = 0, [], set()
         for chunk in plan.chunks:
             group, seq, start, num_tokens = chunk.group, chunk.seq, chunk.start, chunk.num_tokens
-            salt, tokens = group.cache_salt, tuple(seq.token_ids)
+            salt = group.cache_salt
+            tokens = (*seq.token_ids[:start], *chunk.token_ids)  # of which the last may be drafts
             assert start + num_tokens <= len(tokens), f"{seq} has no {start + num_tokens} tokens to compute"
             self.chunks.append((salt, tokens, start, start + num_tokens))
             tables = [list(table) for table in getattr(seq.block_table, "parts", [seq.block_table])]

@@ -29,7 +29,7 @@ def figure_18b(results: Results) -> Figure:
     figure = Figure("18b", "Latency by the size of a block (OPT-13B)")
     series = {}
     for dataset, good in (("ShareGPT", range(16, 129)), ("Alpaca", range(16, 33))):
-        latencies = {size: results[dataset, size][1].latency.mean for size in BLOCK_SIZES}
+        latencies = {size: results[dataset, size].latency.mean for size in BLOCK_SIZES}
         best = min(latencies.values())
         for size, latency in latencies.items():
             figure.rows.append(Row(f"{dataset}, blocks of {size}: mean latency, s", latency, None))
@@ -75,9 +75,7 @@ def figure_19(results: Results) -> Figure:
         Row("recomputation: longest / shortest over all sizes", flat, 1.0, 0.1),
         Row("swapping with blocks of 1 / with blocks of 64", there_and_back[1] / there_and_back[64], None),
     ]
-    middle = max(
-        results[size, "swap"][1].latency.mean / results[size, "recompute"][1].latency.mean for size in (16, 32, 64)
-    )
+    middle = max(results[size, "swap"].latency.mean / results[size, "recompute"].latency.mean for size in (16, 32, 64))
     figure.rows.append(
         Row("blocks of 16 to 64: latency with swapping / with recomputation, the worst", middle, 1.0, 1 / 3)
     )
@@ -87,7 +85,7 @@ def figure_19(results: Results) -> Figure:
         "swap out and in": [(float(i), there_and_back[size]) for i, size in enumerate(BLOCK_SIZES)],
     }
     ways = {
-        way: [(float(i), results[size, way][1].latency.mean) for i, size in enumerate(BLOCK_SIZES)]
+        way: [(float(i), results[size, way].latency.mean) for i, size in enumerate(BLOCK_SIZES)]
         for way in ("recompute", "swap")
     }
     figure.pictures += [

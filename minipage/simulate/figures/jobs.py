@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minipage.simulate.serve import Memory, Setting, capacity, serve
+from minipage.simulate.serve import Memory, Report, Setting, capacity, serve
 from minipage.simulate.workload import ALPACA, SHAREGPT, Arrival, Lengths, poisson, until
 
 RESERVING: tuple[Memory, ...] = ("max", "pow2", "oracle")
 ALL: tuple[Memory, ...] = ("paged", "oracle", "pow2", "max", "static")
+SHARES = 0.4, 0.7, 0.9, 1.0, 1.15  # of the most that can be served, of which curves are drawn
 DATASETS = {"ShareGPT": SHAREGPT, "Alpaca": ALPACA}
 # Newstest sentences have about 21 English words; German translations are a little longer. The paper does not say.
 WMT16 = Lengths("WMT16 En-De", 28, 14, 38, 19)
@@ -19,7 +20,7 @@ ANSWERS = Lengths("answers", 161.31, 200, 337.99, 296, max_model_len=10**6)
 
 
 class Traffic(NamedTuple):
-    """What arrives, but for its rate. (Other processes are sent this, and not the requests.)"""
+    """What arrives, at whatever rate. (Other processes are sent this, and not the requests.)"""
 
     lengths: Lengths
     n: int = 1
@@ -54,7 +55,7 @@ def chats(seed: int) -> Iterator[tuple[int, int]]:
 
 
 class Job(NamedTuple):
-    """A simulation: at a rate for some seconds, or, without a rate, at the most that can be served."""
+    """A simulation: at a rate for some seconds, or of the most that can be served."""
 
     setting: Setting
     traffic: Traffic
@@ -62,16 +63,23 @@ class Job(NamedTuple):
     rate: float | None = None
     seconds: float = 0.0
     num_requests: int = 0
-    share: float = 1.0  # of the capacity, if it is to be found first
 
-    def run(self) -> Any:
-        if self.rate is None and not self.seconds:
-            return capacity(self.setting, self.traffic.arrivals(1.0, self.seed), self.num_requests)
-        rate = self.rate or self.share * capacity(
-            self.setting, self.traffic.arrivals(1.0, self.seed), self.num_requests
-        )
+    def most(self) -> float:
+        """Requests a second that can be served."""
+        return capacity(self.setting, self.traffic.arrivals(1.0, self.seed), self.num_requests)
+
+    def at_rate(self, rate: float) -> Report:
         arrivals = until(self.traffic.arrivals(rate, self.seed), self.seconds)
-        return rate, serve(self.setting, arrivals, warm=0.2 * self.seconds)
+        return serve(self.setting, arrivals, warm=0.2 * self.seconds)
+
+    def curve(self) -> tuple[float, list[tuple[float, Report]]]:
+        """The most, and what happens at some shares of it."""
+        most = self.most()
+        return most, [(share * most, self.at_rate(share * most)) for share in SHARES]
+
+    def run(self) -> Report:
+        assert self.rate is not None
+        return self.at_rate(self.rate)
 
 
 Jobs = dict[Any, Callable[[], Any]]  # by whatever name a figure likes

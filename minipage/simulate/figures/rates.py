@@ -5,7 +5,7 @@ from __future__ import annotations
 from minipage.simulate.figures.jobs import ALL, ANSWERS, DATASETS, RESERVING, Job, Jobs, Results, Scale, Traffic
 from minipage.simulate.paper import SERVERS, Figure, Row, setting
 from minipage.simulate.pictures import Picture
-from minipage.simulate.serve import TITLES
+from minipage.simulate.serve import TITLES, Memory, Report
 
 # ---- Figure 12: latency at a rate
 
@@ -16,11 +16,9 @@ def jobs_12(scale: Scale) -> Jobs:
         for dataset, lengths in DATASETS.items():
             count = scale.requests(600 if dataset == "ShareGPT" else 2500)
             for memory in ALL:
-                job = Job(setting(SERVERS[model], memory), Traffic(lengths), scale.seed, num_requests=count)
-                jobs[model, dataset, memory] = job.run
-                for share in (0.4, 0.7, 0.9, 1.0, 1.15):
-                    seconds = scale.seconds(600 if dataset == "ShareGPT" else 120)
-                    jobs[model, dataset, memory, share] = job._replace(share=share, seconds=seconds).run
+                server, seconds = setting(SERVERS[model], memory), scale.seconds(300 if dataset == "ShareGPT" else 60)
+                job = Job(server, Traffic(lengths), scale.seed, seconds=seconds, num_requests=count)
+                jobs[model, dataset, memory] = job.curve
     return jobs
 
 
@@ -29,7 +27,7 @@ def figure_12(results: Results) -> Figure:
     best: dict[str, float] = {}
     for model in ("OPT-13B", "OPT-66B", "OPT-175B"):
         for dataset in DATASETS:
-            rates = {memory: results[model, dataset, memory] for memory in ALL}
+            rates = {memory: results[model, dataset, memory][0] for memory in ALL}
             for memory in ALL:
                 figure.rows.append(Row(f"{model}, {dataset}, {TITLES[memory]}: requests/s", rates[memory], None))
             ratio = {memory: rates["paged"] / rates[memory] for memory in ALL}
@@ -41,7 +39,9 @@ def figure_12(results: Results) -> Figure:
                 )
                 if dataset == "ShareGPT":
                     best[memory] = max(best.get(memory, 0), ratio[memory])
-            figure.pictures.append(curves(f"{model}, {dataset}", results, (model, dataset)))
+            figure.pictures.append(
+                curves(f"{model}, {dataset}", {memory: results[model, dataset, memory][1] for memory in ALL})
+            )
     figure.rows += [
         Row("the most over Orca (Oracle), ShareGPT", best["oracle"], 2.7, 1 / 3),
         Row("the most over Orca (Max), ShareGPT", best["max"], 8.0, 1 / 3),
@@ -59,14 +59,11 @@ def figure_12(results: Results) -> Figure:
     return figure
 
 
-def curves(title: str, results: Results, key: tuple[str, str]) -> Picture:
-    series: dict[str, list[tuple[float, float]]] = {}
-    for name, result in results.items():
-        if len(name) == 4 and name[:2] == key:
-            rate, report = result
-            series.setdefault(TITLES[name[2]], []).append((rate, report.normalized_latency))
-    shown = {name: sorted(points) for name, points in series.items()}
-    return Picture(title, "requests a second", "normalised latency, s a token", shown, y_most=1.0)
+def curves(title: str, points: dict[Memory, list[tuple[float, Report]]]) -> Picture:
+    series = {
+        TITLES[memory]: [(rate, report.normalized_latency) for rate, report in each] for memory, each in points.items()
+    }
+    return Picture(title, "requests a second", "normalised latency, s a token", series, y_most=1.0)
 
 
 # ---- Figure 13: how many run at a time
@@ -90,7 +87,7 @@ def jobs_13(scale: Scale) -> Jobs:
 def figure_13(results: Results) -> Figure:
     figure = Figure("13", "Requests at a time, on average (OPT-13B)")
     for dataset, (rate, batches) in PAPER_13.items():
-        ours = {memory: results[dataset, memory][1].mean_batch for memory in batches}
+        ours = {memory: results[dataset, memory].mean_batch for memory in batches}
         for memory, paper in batches.items():
             figure.rows.append(Row(f"{dataset} at {rate:g} requests/s, {TITLES[memory]}", ours[memory], paper))
         names = [TITLES[memory] for memory in batches]
@@ -114,22 +111,19 @@ def jobs_17(scale: Scale) -> Jobs:
     for memory in ALL[:-1]:
         job = Job(
             setting(SERVERS["OPT-13B"], memory), Traffic(ANSWERS, is_chat=True), scale.seed,
-            num_requests=scale.requests(400),
+            seconds=scale.seconds(900), num_requests=scale.requests(400),
         )  # fmt: skip
-        jobs[memory] = job.run
-        for share in (0.4, 0.7, 0.9, 1.0, 1.15):
-            jobs["chat", "", memory, share] = job._replace(share=share, seconds=scale.seconds(900)).run
+        jobs[memory] = job.curve
     return jobs
 
 
 def figure_17(results: Results) -> Figure:
     figure = Figure("17", "A chatbot: prompts of up to 1,024 tokens (OPT-13B)")
     for memory in RESERVING:
-        ratio = results["paged"] / results[memory]
+        ratio = results["paged"][0] / results[memory][0]
         figure.rows.append(Row(f"vLLM's sustained rate / {TITLES[memory]}", ratio, 2.0, 1 / 3))
-    figure.rows.append(Row("Orca (Oracle) / Orca (Max)", results["oracle"] / results["max"], 1.0, 1 / 3))
-    points = {key: value for key, value in results.items() if isinstance(key, tuple)}
-    figure.pictures.append(curves("Chatbot", points, ("chat", "")))
+    figure.rows.append(Row("Orca (Oracle) / Orca (Max)", results["oracle"][0] / results["max"][0], 1.0, 1 / 3))
+    figure.pictures.append(curves("Chatbot", {memory: results[memory][1] for memory in ALL[:-1]}))
     figure.notes.append(
         "The paper's prompts are nearly all 1,024 tokens, so a buddy allocator gives everybody 2,048 slots, whatever "
         "was asked for. How long conversations get it does not say; here every fifth begins anew, so some prompts are "

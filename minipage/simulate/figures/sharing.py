@@ -25,7 +25,7 @@ def jobs_14(scale: Scale) -> Jobs:
         (is_beam, n, memory): Job(
             setting(SERVERS["OPT-13B"], memory), Traffic(ALPACA, n, is_beam), scale.seed,
             num_requests=scale.requests(500),
-        ).run
+        ).most
         for is_beam, n in MANY
         for memory in ALL[:-1]
     }  # fmt: skip
@@ -67,11 +67,11 @@ def figure_15(results: Results) -> Figure:
     figure = Figure("15", "Blocks that sharing saves, in % (OPT-13B)")
     for dataset in ("Alpaca", "ShareGPT"):
         for is_beam, n in MANY[1:]:
-            report: Report = results[dataset, is_beam, n][1]
+            report: Report = results[dataset, is_beam, n]
             paper: Any = PAPER_15[is_beam, n] if dataset == "Alpaca" else RANGES_15[is_beam]
             figure.rows.append(Row(f"{dataset}, {KINDS[is_beam]}, {n}", 100 * report.saved, paper, 0.15))
         series = {
-            KINDS[is_beam]: [(float(i), 100 * results[dataset, is_beam, n][1].saved) for i, n in enumerate(SAMPLES)]
+            KINDS[is_beam]: [(float(i), 100 * results[dataset, is_beam, n].saved) for i, n in enumerate(SAMPLES)]
             for is_beam in (False, True)
         }
         figure.pictures.append(
@@ -79,7 +79,7 @@ def figure_15(results: Results) -> Figure:
         )
     figure.notes.append(
         "Beams fork and die as the real search decides, but it is given random candidates: how peaked these are "
-        "(SPREAD in stand_in.py) was chosen once, by width 4 on Alpaca. All texts of a request have the trace's length."
+        "(SPREAD in stand_in.py) was chosen once, for all these bars. All texts of a request have the trace's length."
     )
     return figure
 
@@ -95,7 +95,7 @@ def jobs_16(scale: Scale) -> Jobs:
         (prefix, memory): Job(
             setting(server, memory, enable_prefix_caching=memory == "paged"), Traffic(WMT16, prefix=prefix),
             scale.seed, num_requests=scale.requests(2500),
-        ).run
+        ).most
         for prefix in PAPER_16
         for memory in ("paged", "oracle")
     }  # fmt: skip
