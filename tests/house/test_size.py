@@ -96,5 +96,5 @@ def test_hardly_anything_lies_loose_at_the_top():
     assert {file.name for file in PACKAGE.glob("*.py")} - outer <= {"__init__.py", "errors.py", "renamed.py"}
 
 
-def test_windows_take_fewer_than_200_lines_in_files_of_their_own():
-    assert 100 < count(WINDOWS) < 200
+def test_windows_take_at_most_200_lines_in_files_of_their_own():
+    assert 100 < count(WINDOWS) <= 200
