@@ -36,8 +36,7 @@ def add_figure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers into a file")
     parser.add_argument("--svg", type=Path, metavar="FOLDER", help="write the pictures into a folder")
-    parser.add_argument("--page", type=Path, metavar="FILE",
-                        help="write tables and pictures into a page of Markdown, behind its line <!-- results -->")  # fmt: skip
+    parser.add_argument("--page", type=Path, metavar="FILE", help=f"write all of it into Markdown, behind {MARK}")
 
 
 def run_figures(args: argparse.Namespace) -> None:
