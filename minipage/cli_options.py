@@ -72,6 +72,7 @@ ENGINE: Options = {  # of LLM
     "policy": Option(str, "NAME", "who is served first: fcfs or priority"),
     "watermark": Option(float, "SHARE", "of the pool, which is left free when a text is admitted, such as 0.1"),
     "kv_cache_dtype": Option(str, "NAME", "of keys and values: auto, float32, bfloat16, float16, int8 or fp8"),
+    "tensor_parallel_size": Option(int, "N", "processes, or GPUs, that share the model"),
     "dtype": Option(str, "NAME", "of what is computed: float32, or with PyTorch bfloat16 or float16"),
     "arrays": Option(str, "NAME", "numpy, torch or cupy"),
     "attention": Option(str, "NAME", "the kernel: cpu, loops (plain and slow), reference (in NumPy), or cuda"),

@@ -9,9 +9,10 @@ import numpy as np
 
 from minipage.attention import cpu, loops, reference
 from minipage.attention.quantize import kv_dtype
-from minipage.errors import ConfigurationError, shown
+from minipage.errors import ConfigurationError, require_positive, shown
 from minipage.memory import BlockPool, PrefixCache
 from minipage.model.architecture import Architecture
+from minipage.model.layers.sharded import Talk
 from minipage.model.place import Progress, place_model
 from minipage.model.stored_weights import Weights
 from minipage.sampling import is_whole
@@ -87,16 +88,33 @@ def make_runner(
     gpu_memory_utilization: float,
     enforce_eager: bool,
     progress: Progress | None,
+    talk: Talk | None = None,
 ) -> ModelRunner:
-    """The model on its device, and what runs it there; for the arguments see LLM."""
+    """The model on its device, and what runs it there; for the arguments see LLM.
+
+    talk: with other ranks, each of which has a part of the model; see ranks.py.
+    """
     arrays = arrays or ("numpy" if device == "cpu" else "torch")
-    model = place_model(architecture, weights, arrays, dtype, device, progress)
+    model = place_model(architecture, weights, arrays, dtype, device, progress, talk)
     kept_as = kv_dtype(dtype if kv_cache_dtype == "auto" else kv_cache_dtype)
     if device == "cpu":
         return ModelRunner(model, kept_as, find(attention, ATTENTION, "attention"))
     from minipage.worker.gpu import gpu_runner  # what a CPU does not need is not even loaded
 
     return gpu_runner(model, kept_as, attention, limits, gpu_memory_utilization, enforce_eager)
+
+
+def check_ranks(tensor_parallel_size: int) -> None:
+    """Raise ConfigurationError unless there is a way for ranks to talk."""
+    require_positive(tensor_parallel_size=tensor_parallel_size)
+    try:
+        import torch.distributed
+    except ImportError:
+        raise ConfigurationError(
+            "tensor_parallel_size needs PyTorch, through which ranks talk: pip install minipage[torch]."
+        ) from None
+    if not torch.distributed.is_available():
+        raise ConfigurationError("tensor_parallel_size needs a PyTorch with torch.distributed, which this one lacks.")
 
 
 def make_scheduler(

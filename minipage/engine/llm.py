@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from minipage.engine.build import (
     SchedulerOptions,
+    check_ranks,
     check_settings,
     context_len,
     make_runner,
@@ -27,7 +28,7 @@ from minipage.errors import InvalidRequestError
 from minipage.memory import BlockPool, BlockTable
 from minipage.model.checkpoint import SHIPPED_MODEL, load_model
 from minipage.model.place import Progress
-from minipage.sampling import SamplingParams
+from minipage.sampling import SamplingParams, is_whole
 from minipage.scheduling import Policy, Preemption, Scheduler
 from minipage.worker.batch import PagedAttention
 from minipage.worker.runner import Limits
@@ -62,6 +63,7 @@ class LLM(Engine):
         watermark: the share of the pool that is left free when a request is admitted.
         gpu_memory_utilization: the share of a GPU's memory that may be used, by everything together.
         enforce_eager: capture no CUDA graphs; slower, and easier to follow with a profiler.
+        tensor_parallel_size: processes that have a part each of the model, with its part of K and V: on GPUs, one each.
         load_format: "auto", or "dummy" for random weights: then a folder needs no more than a config.json.
         block_pool, block_table, scheduler: parts of your own instead of minipage's. `block_table` is a class. So may
             `scheduler` be: then it gets what Scheduler gets. A pool or a scheduler that is ready has sizes of its own,
@@ -95,6 +97,7 @@ class LLM(Engine):
         watermark: float = 0.0,
         gpu_memory_utilization: float = 0.9,
         enforce_eager: bool = False,
+        tensor_parallel_size: int = 1,
         load_format: str = "auto",
         block_pool: BlockPool | None = None,
         block_table: type[BlockTable] = BlockTable,
@@ -112,19 +115,20 @@ class LLM(Engine):
         self.config, weights, self.tokenizer, self.eos_token_ids = load_model(model, load_format)
         self.max_model_len = context_len(max_model_len, self.config.max_model_len)
         sizes = ready or options
-        runner = make_runner(
-            self.config,
-            weights,
-            Limits(self.max_model_len, sizes.max_num_batched_tokens, sizes.max_num_seqs),
-            device=device,
-            arrays=arrays,
-            dtype=dtype,
-            kv_cache_dtype=kv_cache_dtype,
-            attention=attention,
-            gpu_memory_utilization=gpu_memory_utilization,
-            enforce_eager=enforce_eager,
-            progress=progress,
-        )
+        limits = Limits(self.max_model_len, sizes.max_num_batched_tokens, sizes.max_num_seqs)
+        how: dict[str, Any] = dict(
+            device=device, arrays=arrays, dtype=dtype, kv_cache_dtype=kv_cache_dtype, attention=attention,
+            gpu_memory_utilization=gpu_memory_utilization, enforce_eager=enforce_eager,
+        )  # fmt: skip
+        if is_whole(tensor_parallel_size) and tensor_parallel_size == 1:
+            runner = make_runner(self.config, weights, limits, **how, progress=progress)
+        else:
+            check_ranks(tensor_parallel_size)
+            from minipage.engine.ranks import make_ranks  # what one process does not need is not even loaded
+
+            runner = make_ranks(
+                tensor_parallel_size, str(model), load_format, self.config, weights, limits, how, progress
+            )
         ready = ready or make_scheduler(runner, options, make)
         parts = ready.block_pool, block_table
         intake = Intake(self.tokenizer, self.config.vocab_size, self.eos_token_ids, self.max_model_len, *parts)

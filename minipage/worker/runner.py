@@ -21,7 +21,7 @@ from minipage.memory import BlockPool
 from minipage.model.architecture import Model
 from minipage.sampling import Draw, sample_batch
 from minipage.scheduling import StepPlan
-from minipage.worker.batch import PagedAttention, as_numpy, make_batch, paged_attend
+from minipage.worker.batch import Batch, PagedAttention, as_numpy, make_batch, paged_attend
 
 
 class Limits(NamedTuple):
@@ -40,6 +40,8 @@ class ModelRunner:
         kv_dtype: what K and V are kept as; see minipage/attention/quantize.py.
         paged_attention: a kernel; see minipage/attention/arguments.py.
     """
+
+    lost: str | None = None  # why it can compute no more
 
     def __init__(self, model: Model, kv_dtype: type, paged_attention: PagedAttention) -> None:
         self.model = model
@@ -64,6 +66,9 @@ class ModelRunner:
                 "Lower num_blocks, memory or swap_space."
             ) from error
 
+    def check_alive(self) -> None:
+        """Raise EngineDeadError if it can compute no more."""
+
     def copy(self, plan: StepPlan) -> None:
         """Move whole blocks before anything is written: save and restore what is swapped, and copy on write."""
         if self.swap_cache:
@@ -74,7 +79,14 @@ class ModelRunner:
     def forward(self, plan: StepPlan) -> np.ndarray:
         """Run the model; [num_sampled, vocab_size] logits: for each chunk, in their order, a row for each token of the
         prompt that is scored, and one if it comes to its sequence's end."""
-        batch = make_batch(plan.chunks)
+        return self.compute(self.batch(plan))
+
+    def batch(self, plan: StepPlan) -> Batch:
+        """What is planned as flat arrays."""
+        return make_batch(plan.chunks)
+
+    def compute(self, batch: Batch) -> np.ndarray:
+        """Run the model over a batch; [num_sampled, vocab_size] logits."""
         layers = self.model.layers
         token_ids, positions = layers.asarray(batch.token_ids), layers.asarray(batch.positions)  # [T] each
         attend = paged_attend(batch, self.kv_cache, self.paged_attention)
