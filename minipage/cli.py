@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from minipage import __version__
 from minipage.chat.cli import add_chat
-from minipage.cli_options import DEMO, ENGINE, FILES, SAMPLING, SERVER, Defaults, add_options, given
+from minipage.cli_options import DEMO, ENGINE, FILES, SAMPLING, SERVER, Defaults, add_options, given, is_follower
 from minipage.errors import ConfigurationError, InvalidRequestError, MinipageError
 from minipage.learn.cli import add_learn
 
@@ -108,6 +108,14 @@ def run(argv: list[str] | None) -> int:
     if args.command is None:
         parser.print_help()
         return BAD_INPUT
+    if getattr(args, "served", None) is not None:
+        if hasattr(args, "model"):
+            raise ConfigurationError("the model is given twice; leave out MODEL or --model.")
+        args.model = args.served
+    if args.command in WITH_RANKS and is_follower(args):
+        from minipage import LLM
+
+        LLM(**given(args, ENGINE))  # does what rank 0 says, and then ends
     return int(args.command(args) or 0)
 
 
@@ -369,12 +377,10 @@ def run_serve(args: argparse.Namespace) -> None:
     except ImportError as error:
         message = f"{error}. The server needs more than the engine does: pip install 'minipage[serve]'."
         raise ConfigurationError(message) from error
-    engine, server = given(args, ENGINE), given(args, SERVER)
-    if args.served is not None:
-        if "model" in engine:
-            raise ConfigurationError("the model is given twice; leave out MODEL or --model.")
-        engine["model"] = args.served
-    run(engine, server, spinner)
+    run(given(args, ENGINE), given(args, SERVER), spinner)
+
+
+WITH_RANKS = run_generate, run_serve  # what torchrun may start
 
 
 # ---- info

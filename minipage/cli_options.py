@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -164,3 +165,12 @@ def add_options(parser: argparse._ActionsContainer, options: Options, defaults: 
 def given(args: argparse.Namespace, options: Options) -> dict[str, Any]:
     """Those of `options` that are on the command line."""
     return {name: value for name, value in vars(args).items() if name in options}
+
+
+def is_follower(args: argparse.Namespace) -> bool:
+    """Whether torchrun has started this process as another rank than 0. All that it has started share the model."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return False
+    if not hasattr(args, "tensor_parallel_size"):
+        args.tensor_parallel_size = int(os.environ["WORLD_SIZE"])
+    return int(os.environ["RANK"]) > 0

@@ -9,8 +9,10 @@ Rank 0 is the process that the user sees. The others have the same options and t
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
+import threading
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
@@ -105,6 +107,8 @@ def lead(
 
 def follow_and_end(meeting: Meeting, architecture: Architecture, weights: Weights, choices: Choices) -> None:
     """What a rank other than 0 does, from its beginning to its end; raises SystemExit."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for rank 0, which says when it is over
     try:
         ours = facts(architecture, weights, choices) | {"host": socket.gethostname(), "pid": os.getpid()}
         meeting.tell(f"facts of {meeting.rank}", ours)

@@ -55,6 +55,7 @@ requests = st.tuples(
 
 class EngineMachine(RuleBasedStateMachine):
     Scheduler, Pool, Table, Cache = Scheduler, BlockPool, BlockTable, PrefixCache
+    Engine = WatchedLLM
     preemption = caching = None  # drawn for every program, unless given
 
     @initialize(
@@ -82,7 +83,7 @@ class EngineMachine(RuleBasedStateMachine):
             swap_pool=swap_pool if self.preemption != "recompute" else None,
             preemption=self.preemption,
         )
-        self.llm = WatchedLLM(self.folder, self.oracle, scheduler=scheduler, block_table=self.Table)
+        self.llm = self.Engine(self.folder, self.oracle, scheduler=scheduler, block_table=self.Table)
         self.asked = {}  # request id -> (prompt, params, its place in the order of the policy)
         self.seen = {}  # request id -> its last output
         self.arrive(first)

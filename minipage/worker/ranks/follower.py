@@ -17,7 +17,7 @@ import numpy as np
 from minipage.errors import ConfigurationError
 from minipage.memory import BlockPool
 from minipage.worker.ranks.group import Group
-from minipage.worker.ranks.meeting import BEAT, Disconnected, Meeting
+from minipage.worker.ranks.meeting import BEAT, OVER, Disconnected, Meeting
 from minipage.worker.ranks.message import STEP, unpack, unpack_call, unpack_step
 from minipage.worker.runner import ModelRunner
 
@@ -106,6 +106,8 @@ def show_signs_of_life(group: Group, meeting: Meeting) -> None:
         while True:
             try:
                 store.set(BEAT.format(group.rank), f"{group.num_done} {2 * time.process_time():.0f}")
+                if store.check([OVER]):
+                    os._exit(0)
             except Exception:
                 os._exit(1)
             time.sleep(1)

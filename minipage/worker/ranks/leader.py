@@ -125,7 +125,7 @@ class LeadingRunner(ModelRunner):
 
     def shutdown(self) -> None:
         """End the other ranks. They also end when this process does, or forgets them."""
-        self.watch.end("it was shut down")
+        self.watch.end("the ranks were shut down")
 
     # ---- helpers
 

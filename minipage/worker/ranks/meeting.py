@@ -26,7 +26,7 @@ from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-
 
 LOOPBACK = "127.0.0.1"
 PATIENCE = timedelta(minutes=10)  # for what others have to read and to load
-BEAT, FAILURE = "beat of {}", "failure of {}"  # keys of the store, by rank
+BEAT, FAILURE, OVER = "beat of {}", "failure of {}", "it is over"  # keys of the store; the first two by rank
 THREADS = "NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 
 
@@ -81,16 +81,22 @@ class Meeting:
         return f"rank {rank} is lost: {how}" if how else None
 
     def end_all(self) -> None:
-        """End all other ranks of this machine. None stays: not even one that is stopped."""
+        """End all other ranks: those that were started here at once, and others when they next look."""
+        with suppress(RuntimeError):  # of a store that is gone
+            self.tell(OVER, True)
         for process in self.processes.values():
             process.kill()
-        for pid in self.pids.values():
-            with suppress(OSError):
-                os.kill(pid, getattr(signal, "SIGKILL", signal.SIGTERM))
         for process in self.processes.values():
             process.wait()
             if process.stdin:
                 process.stdin.close()
+
+    def kill_all(self) -> None:
+        """End those on this machine too that torchrun has started. None stays: not even one that is stopped."""
+        self.end_all()
+        for pid in self.pids.values():
+            with suppress(OSError):
+                os.kill(pid, getattr(signal, "SIGKILL", signal.SIGTERM))
 
     def tell_failure(self, text: str) -> None:
         self.store.set(FAILURE.format(self.rank), text)

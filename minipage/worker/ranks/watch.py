@@ -70,6 +70,7 @@ class Watch:
         """End all other ranks."""
         self.lost = self.lost or why
         self._end()
+        self.meeting.kill_all()
 
     def _reason(self, error: Disconnected) -> str:
         """Which rank is lost, and how, as far as can be found out soon."""
