@@ -22,7 +22,7 @@ import numpy as np
 from minipage.engine.build import make_runner
 from minipage.errors import ConfigurationError, RankError
 from minipage.model.architecture import Architecture
-from minipage.model.place import Progress
+from minipage.model.place import Progress, find_torch, is_simulated
 from minipage.model.shard import check_size
 from minipage.model.stored_weights import DummyWeights, Weights
 from minipage.worker.ranks.follower import end_with_rank_0, follow, give_up, show_signs_of_life
@@ -139,6 +139,12 @@ def main(rank: int, size: int, port: int) -> None:
 
 
 def make_group(meeting: Meeting, choices: Choices) -> Group:
+    """This rank's connections to the others, for numbers where it computes."""
+    if choices.how["device"] == "cuda" and not is_simulated():
+        find_torch("cuda")
+        from minipage.worker.gpu.nccl import gpu_group
+
+        return gpu_group(meeting.store, meeting.rank, meeting.size, meeting.host, meeting.device)
     return Group(meeting.store, meeting.rank, meeting.size, meeting.host)
 
 

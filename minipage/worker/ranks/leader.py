@@ -7,6 +7,7 @@ leave it and connect anew. A rank that is lost cannot be mended: then whatever i
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -87,10 +88,12 @@ class LeadingRunner(ModelRunner):
 
     def sample(self, logits: np.ndarray, draws: Sequence[tuple[int, Draw]]) -> list[int]:
         with self.watch.no_rank_lost():
+            self.group.waiting_since = time.monotonic()  # on a GPU, for all that was launched
             return self.runner.sample(logits, draws)
 
     def rows(self, logits: np.ndarray, rows: Collection[int]) -> dict[int, np.ndarray]:
         with self.watch.no_rank_lost():
+            self.group.waiting_since = time.monotonic()
             return self.runner.rows(logits, rows)
 
     # ---- what else can be asked of all ranks

@@ -56,10 +56,11 @@ class Watch:
         except Disconnected as error:
             if self.lost is None:
                 self.end(self._reason(error))
-            self.group.close()
             self.check_alive()
         finally:
             self.group.waiting_since = None
+        if self.lost is not None:  # on a GPU nothing raises: what was waited for came to an end, with anything in it
+            self.check_alive()
 
     def wait_for(self, key: str, rank: int) -> Any:
         """What a rank answers. Raises Disconnected if it ends instead."""
@@ -71,6 +72,7 @@ class Watch:
         self.lost = self.lost or why
         self._end()
         self.meeting.kill_all()
+        self.group.close()
 
     def _reason(self, error: Disconnected) -> str:
         """Which rank is lost, and how, as far as can be found out soon."""
@@ -94,6 +96,9 @@ def look_for_hanging(reference: weakref.ref[Watch]) -> None:
         else:
             store = store or watch.meeting.connect()
             for rank in watch.group.others:
+                if why := watch.meeting.end_of(rank):  # on a GPU its connections close without a word
+                    watch.end(why)
+                    break
                 key = BEAT.format(rank)
                 beat = store.get(key) if store.check([key]) else b""
                 if rank not in beats or beats[rank][0] != beat:
