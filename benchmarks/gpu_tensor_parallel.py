@@ -166,7 +166,11 @@ def steps(size: int, name: str) -> dict[str, Any]:
         except (MinipageError, RuntimeError) as error:  # out of memory, for example
             return {"no_room": f"{type(error).__name__}: {error}"[:300]}
     loading = time.perf_counter() - start
-    found = [{"batch": batch, "step_us": step_time(llm, batch, num_prompt, num_tokens)} for batch in batches]
+    found = []
+    for batch in batches:
+        found.append({"batch": batch, "step_us": step_time(llm, batch, num_prompt, num_tokens)})
+        if on_gpu():
+            found[-1] |= {"graph_us": graph_time(llm, batch), "host_us": host_times(llm, batch)}
     return {"steps": found, "tokens": llm.block_pool.num_blocks * llm.block_pool.block_size, "loading_seconds": loading}
 
 
@@ -186,6 +190,32 @@ def step_time(llm: LLM, batch: int, num_prompt: int, num_tokens: int) -> float:
             last = now
         times.append(1e6 * median(gaps))
     return min(times[1:])
+
+
+def graph_time(llm: LLM, batch: int) -> float:
+    """Microseconds that a replay takes on the GPU of rank 0, waiting for the other ranks included."""
+    import torch
+
+    events, replay = [], torch.cuda.CUDAGraph.replay
+
+    def recorded(graph: Any) -> None:
+        events.append([torch.cuda.Event(enable_timing=True) for _ in range(2)])
+        events[-1][0].record()
+        replay(graph)
+        events[-1][1].record()
+
+    torch.cuda.CUDAGraph.replay = recorded  # type: ignore[method-assign]
+    llm.generate([[i + 1] * PROMPT_LEN for i in range(batch)], greedy(NUM_TOKENS))
+    torch.cuda.CUDAGraph.replay = replay  # type: ignore[method-assign]
+    torch.cuda.synchronize()
+    return median(1e3 * start.elapsed_time(stop) for start, stop in events)
+
+
+def host_times(llm: LLM, batch: int) -> dict[str, float]:
+    """Median microseconds of rank 0's host in each phase of a decode step; `sample` waits for the GPU."""
+    from benchmarks.gpu_engine import phases
+
+    return phases(llm, [[i + 1] * PROMPT_LEN for i in range(batch)])
 
 
 def message(size: int) -> dict[str, Any]:

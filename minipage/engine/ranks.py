@@ -15,7 +15,7 @@ import sys
 import threading
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -55,7 +55,7 @@ def make_ranks(
     progress: Progress | None,
 ) -> ModelRunner:
     """A runner that leads `size` ranks. In a rank that torchrun has started to follow, this never returns: it does what
-    rank 0 says, and in the end raises SystemExit.
+    rank 0 says, and then the process ends.
 
     Raises:
         ConfigurationError: the model cannot be cut into this many parts, or the ranks do not agree.
@@ -105,15 +105,15 @@ def lead(
     return LeadingRunner(runner, group, meeting)
 
 
-def follow_and_end(meeting: Meeting, architecture: Architecture, weights: Weights, choices: Choices) -> None:
-    """What a rank other than 0 does, from its beginning to its end; raises SystemExit."""
+def follow_and_end(meeting: Meeting, architecture: Architecture, weights: Weights, choices: Choices) -> NoReturn:
+    """What a rank other than 0 does, from its beginning to the end of its process."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for rank 0, which says when it is over
     try:
         ours = facts(architecture, weights, choices) | {"host": socket.gethostname(), "pid": os.getpid()}
         meeting.tell(f"facts of {meeting.rank}", ours)
         if meeting.read("verdict") is not None:
-            raise SystemExit(1)  # rank 0 says why
+            os._exit(1)  # rank 0 says why
         group = make_group(meeting, choices)
         show_signs_of_life(group, meeting)
         runner = make_runner(architecture, weights, choices.limits, **choices.how, progress=None, talk=group)
@@ -121,7 +121,8 @@ def follow_and_end(meeting: Meeting, architecture: Architecture, weights: Weight
         follow(runner, group, meeting)
     except Exception as error:
         give_up(meeting, error)
-    raise SystemExit(0)
+    sys.stdout.flush()
+    os._exit(0)  # at once: threads that talk to the store must not outlive Python
 
 
 def main(rank: int, size: int, port: int) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import warnings
+from itertools import count
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from minipage.errors import ConfigurationError
 from minipage.model.architecture import Array
 from minipage.worker.ranks.group import FOREVER, Group
 
+NUMBER = count()  # of the groups of this process that have a name
 VARIABLE = "MINIPAGE_ALL_REDUCE"
 WAYS = "nccl", "one_shot", "gloo"
 SMALL = 512 * 1024  # bytes, which are summed up in one shot
@@ -115,11 +117,19 @@ def finish(work: Any) -> None:
 class OneShot:
     """Sums of small tensors: each rank reads the parts of all others in their memory, in one kernel."""
 
-    def __init__(self, store: Store, rank: int, size: int) -> None:
-        from torch._C._distributed_c10d import _SymmetricMemory
+    def __init__(self, store: Store, nccl: Any, rank: int, size: int) -> None:
+        from torch._C._distributed_c10d import _register_process_group, _SymmetricMemory
+        from torch.distributed import ProcessGroup
         from torch.distributed import _symmetric_memory as symmetric
 
-        self.name = f"minipage {id(store)}" if size == 1 else "minipage"
+        if rank == 0:
+            store.set("name", f"minipage {next(NUMBER)}")  # PyTorch finds a group by a name, one for each engine
+        self.name = store.get("name").decode()
+        group = ProcessGroup(store, rank, size)
+        group._set_default_backend(ProcessGroup.BackendType.NCCL)
+        group._register_backend(torch.device("cuda"), ProcessGroup.BackendType.NCCL, nccl)
+        group._set_group_name(self.name)  # type: ignore[arg-type]
+        _register_process_group(self.name, group)  # type: ignore[arg-type]
         _SymmetricMemory.set_group_info(self.name, rank, size, store)
         self._buffers = {
             dtype: symmetric.empty(SMALL // dtype.itemsize, dtype=dtype, device=torch.device("cuda"))
@@ -134,8 +144,7 @@ class OneShot:
 
     def all_reduce(self, part: torch.Tensor) -> torch.Tensor:
         shared = self._buffers[part.dtype][: part.numel()]  # [numbers of part]
-        shared.copy_(part.view(-1))
-        total: torch.Tensor = torch.ops.symm_mem.one_shot_all_reduce(shared, "sum", self.name)  # [numbers of part]
+        total: torch.Tensor = torch.ops.symm_mem.one_shot_all_reduce_copy(shared, part.view(-1), "sum", self.name)
         return total.view(part.shape)  # [...]
 
 
@@ -144,7 +153,7 @@ def one_shot_if_right(group: NCCLGroup, store: Store) -> OneShot | None:
     way, failure = None, ""
     numbers = torch.arange(4096, device="cuda", dtype=torch.float32) * (group.rank + 1)  # [4096]
     try:
-        way = OneShot(store, group.rank, group.size)
+        way = OneShot(store, group._nccl, group.rank, group.size)
         found = [way.all_reduce(numbers) for _ in range(3)]  # each [4096]
         right = group._sum(numbers.clone())  # [4096]
         is_right = all(torch.allclose(each, right) for each in found)

@@ -17,7 +17,7 @@ import numpy as np
 from minipage.errors import ConfigurationError
 from minipage.memory import BlockPool
 from minipage.worker.ranks.group import Group
-from minipage.worker.ranks.meeting import BEAT, OVER, Disconnected, Meeting
+from minipage.worker.ranks.meeting import BEAT, OVER, Disconnected, Meeting, share_cores
 from minipage.worker.ranks.message import STEP, unpack, unpack_call, unpack_step
 from minipage.worker.runner import ModelRunner
 
@@ -28,6 +28,7 @@ class Stop(Exception):
 
 def follow(runner: ModelRunner, group: Group, meeting: Meeting) -> None:
     """Do what rank 0 says, until it says stop."""
+    share_cores(group.size)
     while True:
         try:
             do(runner, group, meeting)

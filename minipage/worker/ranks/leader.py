@@ -21,7 +21,7 @@ from minipage.scheduling import StepPlan
 from minipage.worker.batch import Batch
 from minipage.worker.ranks.follower import call
 from minipage.worker.ranks.group import Group
-from minipage.worker.ranks.meeting import Meeting
+from minipage.worker.ranks.meeting import Meeting, share_cores
 from minipage.worker.ranks.message import pack_call, pack_step
 from minipage.worker.ranks.watch import Watch
 from minipage.worker.runner import ModelRunner
@@ -81,6 +81,7 @@ class LeadingRunner(ModelRunner):
     def forward(self, plan: StepPlan) -> np.ndarray:
         if plan is not self._plan or self._batch is None:
             raise ConfigurationError("with several ranks, copy(plan) comes before forward(plan): it tells the others.")
+        share_cores(self.group.size)
         with self.watch.no_rank_lost():
             logits = self.runner.compute(self._batch)
         self._is_torn = False

@@ -22,6 +22,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numba
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 LOOPBACK = "127.0.0.1"
@@ -142,6 +143,12 @@ def start(rank: int, size: int, port: int) -> subprocess.Popen[bytes]:
 
 def threads_of_each(size: int) -> int:
     return max(1, (os.cpu_count() or 1) // size)
+
+
+def share_cores(size: int) -> None:
+    """Let this thread compute with its share of the cores only: ranks that wake each other's threads are slow."""
+    most: int = getattr(numba.config, "NUMBA_NUM_THREADS")  # noqa: B009  (unknown to type checkers)
+    numba.set_num_threads(min(most, threads_of_each(size)))
 
 
 def join(rank: int, size: int, port: int) -> tuple[Meeting, dict[str, Any]]:
