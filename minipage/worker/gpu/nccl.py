@@ -8,13 +8,14 @@ its part where all others can read it, and adds up what it reads there, in one k
 Whether it says what NCCL says is tried out first; if not, NCCL does all.
 
     MINIPAGE_ALL_REDUCE   nccl       the default
-                          one_shot   small sums by reading each other's memory
+                          one_shot   small sums by reading each other's memory; a rank that is lost ends rank 0, too
                           gloo       through the memory of the hosts: several ranks may share a GPU, to try things out
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from itertools import count
 from typing import Any
@@ -83,6 +84,13 @@ class NCCLGroup(Group):
         if self._nccl is not None:
             self._nccl.abort()  # whatever waits in it ends
         self._nccl = self._one_shot = None
+
+    def abandon(self) -> None:
+        if self._one_shot is not None and self.waiting_since is not None:
+            print("minipage: a rank is lost, and the GPU waits for it for ever: this process ends.", file=sys.stderr)
+            sys.stderr.flush()
+            os._exit(1)  # unlike NCCL's, a sum in one shot cannot be stopped
+        super().abandon()
 
     def all_reduce(self, part: Array) -> Array:
         part = part.contiguous()  # [...]

@@ -77,6 +77,10 @@ class Group:
         self._posted.clear()
         self._group = None
 
+    def abandon(self) -> None:
+        """A rank is lost: nothing that waits for it may wait any longer."""
+        self.close()
+
     # ---- messages
 
     def send(self, message: Integers) -> None:

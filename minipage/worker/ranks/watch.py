@@ -21,7 +21,7 @@ from minipage.errors import RankError
 from minipage.worker.ranks.group import Group
 from minipage.worker.ranks.meeting import BEAT, Disconnected, Meeting
 
-PATIENCE = 6.0  # seconds without a sign of life
+PATIENCE = 5.0  # seconds without a sign of life
 LAST_PATIENCE = 600.0  # in one wait, whatever the signs
 LAST_WORDS = 2.0  # until a rank that is gone has said why
 
@@ -33,12 +33,9 @@ class Watch:
         self.meeting = meeting
         self.group = group
         self.lost: str | None = None  # why there is no going on
-        stop = threading.Event()
-        self._thread = threading.Thread(
-            target=look_for_hanging, args=(weakref.ref(self), stop), name="minipage watch", daemon=True
-        )
-        self._end = weakref.finalize(self, end, meeting, stop, self._thread)
-        self._thread.start()
+        self._end = weakref.finalize(self, meeting.end_all)
+        # No daemon: Python must not end while it talks to the store, or to NCCL, which are not Python.
+        threading.Thread(target=look_for_hanging, args=(weakref.ref(self),), name="minipage watch").start()
 
     def check_alive(self) -> None:
         """Raise RankError if a rank is lost."""
@@ -47,7 +44,6 @@ class Watch:
                 if process.poll() is not None:
                     self.end(self.meeting.end_of(rank) or f"rank {rank} is lost")
         if self.lost is not None:
-            join(self._thread)  # it may be ending the others
             raise RankError(
                 f"{self.lost}. Each of the {self.meeting.size} ranks has a part of the model, so this engine serves "
                 "nobody more: make a new one."
@@ -77,7 +73,7 @@ class Watch:
         self.lost = self.lost or why
         self._end()
         self.meeting.kill_all()
-        self.group.close()
+        self.group.abandon()
 
     def _reason(self, error: Disconnected) -> str:
         """Which rank is lost, and how, as far as can be found out soon."""
@@ -90,24 +86,11 @@ class Watch:
         return f"a rank is lost: {error}"
 
 
-def end(meeting: Meeting, stop: threading.Event, thread: threading.Thread) -> None:
-    """End the other ranks, and then the thread that looks after them: Python must not end while it talks to the store,
-    which is not Python."""
-    meeting.end_all()
-    stop.set()
-    join(thread)
-
-
-def join(thread: threading.Thread) -> None:
-    if thread is not threading.current_thread():
-        thread.join(LAST_WORDS)
-
-
-def look_for_hanging(reference: weakref.ref[Watch], stop: threading.Event) -> None:
+def look_for_hanging(reference: weakref.ref[Watch]) -> None:
     """A thread of rank 0, as long as there is somebody to look after."""
     store: Any = None
     beats: dict[int, tuple[bytes, float]] = {}  # the last sign of each rank, and since when it is the same
-    while not stop.is_set() and (watch := reference()) and watch.lost is None:
+    while threading.main_thread().is_alive() and (watch := reference()) and watch.lost is None:
         since, now = watch.group.waiting_since, time.monotonic()
         if since is None or now - since < 1:
             beats = {}
@@ -124,4 +107,4 @@ def look_for_hanging(reference: weakref.ref[Watch], stop: threading.Event) -> No
                 if now - beats[rank][1] > PATIENCE or now - since > LAST_PATIENCE:
                     watch.end(f"rank {rank} hangs: for {now - beats[rank][1]:.0f} s it has done nothing")
         del watch
-        stop.wait(0.5)
+        time.sleep(0.5)
