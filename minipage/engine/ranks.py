@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from minipage.engine.build import make_runner
+from minipage.engine.build import load_runner
 from minipage.errors import ConfigurationError, RankError
 from minipage.model.architecture import Architecture
 from minipage.model.place import Progress, find_torch, is_simulated
@@ -37,18 +37,16 @@ SAMPLES = 4096  # numbers of each weight that are compared
 
 @dataclass
 class Choices:
-    """What ranks must agree on: the options of `make_runner`, and which model."""
+    """What ranks must agree on: the options of `load_runner`, and which model."""
 
-    model: str
-    load_format: str
+    source: tuple[str, str, dict[str, Any]]  # what load_model is given: model, load_format, hf_overrides
     limits: Limits
-    how: dict[str, Any]  # the options of make_runner that can be written as JSON
+    how: dict[str, Any]  # the options of load_runner that can be written as JSON
 
 
 def make_ranks(
     size: int,
-    model: str,
-    load_format: str,
+    source: tuple[str, str, dict[str, Any]],
     architecture: Architecture,
     weights: Weights,
     limits: Limits,
@@ -62,7 +60,7 @@ def make_ranks(
         ConfigurationError: the model cannot be cut into this many parts, or the ranks do not agree.
         RankError: one of them was lost.
     """
-    choices = Choices(model, load_format, limits, how)
+    choices = Choices(source, limits, how)
     check_size(architecture, size)
     if not is_under_torchrun() and callable(choices.how["attention"]):
         raise ConfigurationError(
@@ -100,7 +98,7 @@ def lead(
     if refusal:
         raise ConfigurationError(refusal)
     group = make_group(meeting, choices)
-    runner = make_runner(architecture, weights, choices.limits, **choices.how, progress=progress, talk=group)
+    runner = load_runner(architecture, weights, choices.limits, progress, group, **choices.how)
     for rank in range(1, meeting.size):
         wait_for(meeting, f"{rank} is ready", rank)
     return LeadingRunner(runner, group, meeting)
@@ -118,7 +116,7 @@ def follow_and_end(meeting: Meeting, architecture: Architecture, weights: Weight
             os._exit(1)
         group = make_group(meeting, choices)
         show_signs_of_life(group, meeting)
-        runner = make_runner(architecture, weights, choices.limits, **choices.how, progress=None, talk=group)
+        runner = load_runner(architecture, weights, choices.limits, talk=group, **choices.how)
         meeting.tell(f"{meeting.rank} is ready", True)
         follow(runner, group, meeting)
     except Exception as error:
@@ -135,7 +133,7 @@ def main(rank: int, size: int, port: int) -> None:
     meeting, options = join(rank, size, port)
     try:
         choices = Choices(**options | {"limits": Limits(*options["limits"])})
-        loaded = load_model(choices.model, choices.load_format)
+        loaded = load_model(*choices.source)
     except Exception as error:
         give_up(meeting, error)
     follow_and_end(meeting, loaded.architecture, loaded.weights, choices)
@@ -179,7 +177,7 @@ def hash_of(weights: Weights) -> str:
 
 def as_json(choices: Choices) -> dict[str, Any]:
     how = {name: str(value) if callable(value) else value for name, value in choices.how.items()}
-    return {"model": choices.model, "load_format": choices.load_format, "limits": list(choices.limits), "how": how}
+    return {"source": list(choices.source), "limits": list(choices.limits), "how": how}
 
 
 def wait_for(meeting: Meeting, key: str, rank: int) -> Any:

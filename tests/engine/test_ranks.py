@@ -22,6 +22,7 @@ from minipage.engine.async_llm import AsyncLLM
 from minipage.engine.engine import Engine
 from minipage.engine.intake import Intake
 from minipage.engine.llm import LLM
+from minipage.engine.stats import Stats
 from minipage.errors import ConfigurationError, EngineDeadError, IntegrityError, ModelError, RankError
 from minipage.model.gguf_files import packaged_model
 from minipage.sampling import SamplingParams, StructuredOutputsParams
@@ -116,7 +117,7 @@ class WatchedRanks(WatchedLLM):
         runner.runner.paged_attention = oracle.attention
         whole, self.oracle, self.tokenizer = runner.model.architecture.whole, oracle, None
         intake = Intake(None, whole.vocab_size, frozenset(), whole.max_model_len, scheduler.block_pool, block_table)
-        Engine.__init__(self, runner, scheduler, intake)
+        Engine.__init__(self, runner, scheduler, intake, Stats(whole.max_model_len))
 
     def schedule(self):
         self.runner.check_integrity()
@@ -223,15 +224,16 @@ def test_a_message_says_all_of_a_step(grouped, make_prompt, num_texts):
         llm.add_request(make_prompt(i, 7), SamplingParams(max_tokens=4))
     plan = llm.schedule()
     plan.swap_out, plan.copies = [(1, 2), (3, 4)], [(5, 6)]
-    batch = llm.runner.batch(plan)
-    message = pack_step(plan, batch)
+    batches = llm.runner.batches(plan)
+    message = pack_step(plan, batches)
     assert len(message) == PIECE if num_texts == 1 else len(message) > PIECE
     step = unpack_step(unpack(message)[1])
     assert (step.plan.swap_out, step.plan.swap_in, step.plan.copies) == (plan.swap_out, [], plan.copies)
-    for ours, theirs in zip(batch, step.batch, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-        assert ours.dtype == theirs.dtype
-    assert unpack_step(unpack(pack_step(plan, None))[1]).batch is None
+    for a, b in zip(batches, step.batches, strict=True):
+        for ours, theirs in zip(a, b, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+            assert ours.dtype == theirs.dtype
+    assert unpack_step(unpack(pack_step(plan, []))[1]).batches == []
 
 
 def test_a_message_says_a_call():

@@ -16,6 +16,7 @@ import numpy as np
 
 from minipage.errors import ConfigurationError
 from minipage.memory import BlockPool
+from minipage.memory.kv_groups import KVGroups
 from minipage.worker.ranks.group import Group
 from minipage.worker.ranks.meeting import BEAT, OVER, Disconnected, Meeting, share_cores
 from minipage.worker.ranks.message import STEP, unpack, unpack_call, unpack_step
@@ -44,11 +45,12 @@ def do(runner: ModelRunner, group: Group, meeting: Meeting) -> None:
     if kind == STEP:
         step = unpack_step(arrays)
         runner.copy(step.plan)
-        if step.batch is not None:
-            runner.compute(step.batch)
+        if step.batches:
+            runner.compute(step.batches)
         return
     name, arguments = unpack_call(arrays)
-    number = arguments.pop("number", 0)
+    number, in_groups = arguments.pop("number", 0), arguments.pop("in_groups", True)
+    runner.groups = KVGroups.of(runner.model.kv.num_layers, runner.model.kv.windows, in_groups)
     if name == "stop":
         raise Stop
     error, answer = None, None
@@ -83,7 +85,7 @@ def state(runner: ModelRunner) -> dict[str, Any]:
     return {
         "blocks": [list(cache.k.shape[:3]) if cache else None for cache in caches],  # layers, blocks, tokens in a block
         "dtype": str(runner.kv_cache.k.dtype),
-        "layers": runner.model.kv.num_layers,
+        "groups": list(runner.groups.windows),
     }
 
 

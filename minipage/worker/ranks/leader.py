@@ -16,6 +16,7 @@ import numpy as np
 from minipage.attention import KVCache
 from minipage.errors import ConfigurationError, IntegrityError
 from minipage.memory import BlockPool
+from minipage.memory.kv_groups import KVGroups
 from minipage.sampling import Draw
 from minipage.scheduling import StepPlan
 from minipage.worker.batch import Batch
@@ -47,13 +48,21 @@ class LeadingRunner(ModelRunner):
         self._is_torn = False  # the others may be in the middle of a step that this rank has left
         self._num_calls = 0
         self._plan: StepPlan | None = None  # whose step the others are in
-        self._batch: Batch | None = None
+        self._batches: list[Batch] = []
 
     # ---- what the engine calls
 
     @property
     def lost(self) -> str | None:  # type: ignore[override]
         return self.watch.lost
+
+    @property
+    def groups(self) -> KVGroups:
+        return self.runner.groups
+
+    @groups.setter
+    def groups(self, groups: KVGroups) -> None:
+        self.runner.groups = groups  # the others are told with the next call
 
     def check_alive(self) -> None:
         self.watch.check_alive()
@@ -71,19 +80,19 @@ class LeadingRunner(ModelRunner):
     def copy(self, plan: StepPlan) -> None:
         """Tell the others all of the step, and move this rank's part of the blocks."""
         self._begin()
-        self._plan, self._batch = plan, self.runner.batch(plan) if plan.chunks else None
+        self._plan, self._batches = plan, self.runner.batches(plan) if plan.chunks else []
         self._is_torn = True
         with self.watch.no_rank_lost():
-            self.group.send(pack_step(plan, self._batch))
+            self.group.send(pack_step(plan, self._batches))
         self.runner.copy(plan)
-        self._is_torn = self._batch is not None
+        self._is_torn = bool(self._batches)
 
     def forward(self, plan: StepPlan) -> np.ndarray:
-        if plan is not self._plan or self._batch is None:
+        if plan is not self._plan or not self._batches:
             raise ConfigurationError("with several ranks, copy(plan) comes before forward(plan): it tells the others.")
         share_cores(self.group.size)
         with self.watch.no_rank_lost():
-            logits = self.runner.compute(self._batch)
+            logits = self.runner.compute(self._batches)
         self._is_torn = False
         return logits
 
@@ -108,7 +117,7 @@ class LeadingRunner(ModelRunner):
         self._num_calls += 1
         self._is_torn = True
         with self.watch.no_rank_lost():
-            self.group.send(pack_call(what, arguments | {"number": self._num_calls}))
+            self.group.send(pack_call(what, arguments | self._about_calls()))
             try:
                 own = call(self.runner, what, arguments)
             finally:
@@ -132,6 +141,9 @@ class LeadingRunner(ModelRunner):
         self.watch.end("the ranks were shut down")
 
     # ---- helpers
+
+    def _about_calls(self) -> dict[str, Any]:
+        return {"number": self._num_calls, "in_groups": self.groups.parts != (None,)}
 
     def _begin(self) -> None:
         self.watch.check_alive()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from minipage.scheduling import StepPlan
 from minipage.simd.arrays import Integers
 from minipage.worker.batch import Batch
 
-HEAD = 16  # numbers
+HEAD = 64  # numbers
 PIECE = 4096
 STEP, CALL = range(2)
 
@@ -29,7 +30,7 @@ class Step(NamedTuple):
     """What a step does, without a word about whom it is done for."""
 
     plan: StepPlan  # only swaps and copies
-    batch: Batch | None  # None: nothing is computed
+    batches: list[Batch]  # one for each group of layers with its block tables; empty: nothing is computed
 
 
 def pack(kind: int, arrays: Sequence[Integers]) -> Integers:
@@ -53,17 +54,18 @@ def length(piece: Integers) -> int:
     return max(int(piece[0]), PIECE)
 
 
-def pack_step(plan: StepPlan, batch: Batch | None) -> Integers:
+def pack_step(plan: StepPlan, batches: Sequence[Batch]) -> Integers:
     copies = [np.array(each, np.int32) for each in (plan.swap_out, plan.swap_in, plan.copies)]  # [n, 2] each
-    return pack(STEP, [*(batch or ()), *copies])
+    own = [array for batch in batches[1:] for array in (batch.slot_mapping, batch.block_tables)]  # of other groups
+    return pack(STEP, [*copies, *chain.from_iterable(batches[:1]), *own])
 
 
 def unpack_step(arrays: list[Integers]) -> Step:
-    *numbers, swap_out, swap_in, copies = arrays
+    swap_out, swap_in, copies, *numbers = arrays
     plan = StepPlan(pairs(swap_out), pairs(swap_in), pairs(copies))
     if not numbers:
-        return Step(plan, None)
-    token_ids, positions, slot_mapping, tables, context_lens, query_start_loc, sampled_rows = numbers
+        return Step(plan, [])
+    token_ids, positions, slot_mapping, tables, context_lens, query_start_loc, sampled_rows, *own = numbers
     batch = Batch(
         token_ids=token_ids.astype(np.int64),
         positions=positions.astype(np.int64),
@@ -73,7 +75,11 @@ def unpack_step(arrays: list[Integers]) -> Step:
         query_start_loc=query_start_loc,
         sampled_rows=sampled_rows.astype(np.int64),
     )
-    return Step(plan, batch)
+    batches = [batch]
+    for slot_mapping, tables in zip(own[::2], own[1::2]):
+        parts = {"slot_mapping": slot_mapping.astype(np.int64), "block_tables": tables.reshape(len(context_lens), -1)}
+        batches.append(batch._replace(**parts))
+    return Step(plan, batches)
 
 
 def pairs(numbers: Integers) -> list[BlockCopy]:
