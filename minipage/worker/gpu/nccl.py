@@ -95,6 +95,7 @@ class NCCLGroup(Group):
     def all_reduce(self, part: Array) -> Array:
         part = part.contiguous()  # [...]
         self.num_done += 1
+        self.num_reduced += 1
         self.num_bytes += part.numel() * part.element_size()
         if self._one_shot is not None and self._one_shot.takes(part):
             return self._one_shot.all_reduce(part)  # [...]

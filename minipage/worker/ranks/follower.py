@@ -89,13 +89,24 @@ def state(runner: ModelRunner) -> dict[str, Any]:
     }
 
 
+def num_bytes(runner: ModelRunner) -> int:
+    """Of K and V in this rank."""
+    return runner.kv_cache.nbytes
+
+
 def block(runner: ModelRunner, layer: int, block: int) -> list[list[list[list[float]]]]:
     """K and V of a block in one layer, each [block_size, heads of this rank, head_size], as they are stored."""
     arrays = (runner.kv_cache.k[layer, block], runner.kv_cache.v[layer, block])  # [block_size, heads, D]
     return [np.asarray(array.cpu() if hasattr(array, "cpu") else array).tolist() for array in arrays]
 
 
-CALLS: dict[str, Any] = {"blocks_that_fit": blocks_that_fit, "allocate": allocate, "state": state, "block": block}
+CALLS: dict[str, Any] = {
+    "blocks_that_fit": blocks_that_fit,
+    "allocate": allocate,
+    "state": state,
+    "num_bytes": num_bytes,
+    "block": block,
+}
 
 
 # ---- the process

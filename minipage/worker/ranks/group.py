@@ -50,6 +50,7 @@ class Group:
         self.size = size
         self.others = [other for other in range(size) if other != rank]
         self.num_done = 0  # all-reduces and gathers, so that others see whether it gets further
+        self.num_reduced = 0  # of these, all-reduces
         self.num_bytes = 0  # that were sent in them, by this rank
         self.waiting_since: float | None = None
         self._store = store
@@ -107,6 +108,7 @@ class Group:
     # ---- numbers
 
     def all_reduce(self, part: Array) -> Array:
+        self.num_reduced += 1
         return self._in_torch(self._all_reduce, part)  # [...]
 
     def gather(self, part: Array, sizes: list[int]) -> Array:
