@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from minipage import __version__
 from minipage.chat.cli import add_chat
-from minipage.cli_options import DEMO, ENGINE, FILES, SAMPLING, SERVER, Defaults, add_options, given
+from minipage.cli_options import DEMO, ENGINE, FILES, SAMPLING, SERVER, Defaults, add_options, given, is_follower
 from minipage.errors import ConfigurationError, InvalidRequestError, MinipageError
 from minipage.learn.cli import add_learn
 from minipage.plan.cli import add_plan
@@ -47,6 +47,7 @@ DEFAULTS: Defaults = {  # as the help tells them
     "dtype": "float32",
     "arrays": "numpy, or torch on a GPU",
     "device": "cpu",
+    "tensor_parallel_size": 1,
     "gpu_memory_utilization": 0.9,
     "temperature": 1.0,
     "max_tokens": MAX_TOKENS,
@@ -108,6 +109,10 @@ def run(argv: list[str] | None) -> int:
     if args.command is None:
         parser.print_help()
         return BAD_INPUT
+    if args.command in WITH_RANKS and is_follower(args):
+        from minipage import LLM
+
+        LLM(**given(args, ENGINE))  # does what rank 0 says, and then ends
     return int(args.command(args) or 0)
 
 
@@ -374,12 +379,10 @@ def run_serve(args: argparse.Namespace) -> None:
     except ImportError as error:
         message = f"{error}. The server needs more than the engine does: pip install 'minipage[serve]'."
         raise ConfigurationError(message) from error
-    engine, server = given(args, ENGINE), given(args, SERVER)
-    if args.served is not None:
-        if "model" in engine:
-            raise ConfigurationError("the model is given twice; leave out MODEL or --model.")
-        engine["model"] = args.served
-    run(engine, server, spinner)
+    run(given(args, ENGINE), given(args, SERVER), spinner)
+
+
+WITH_RANKS = run_generate, run_serve  # what torchrun may start
 
 
 # ---- info
