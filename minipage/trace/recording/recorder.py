@@ -33,18 +33,18 @@ if TYPE_CHECKING:
 @contextmanager
 def record(llm: Engine, title: str = "") -> Iterator[Trace]:
     """Record every phase of every step that `llm` makes within the block; see `minipage.trace.recording.frames`."""
-    with observed(llm, title) as trace, few_collections():
-        yield trace
+    with observed(llm, title) as recorder, few_collections():
+        yield recorder.trace
 
 
 @contextmanager
-def observed(llm: Engine, title: str = "") -> Iterator[Trace]:
-    """Like `record`, for whoever takes the changes out of the trace as they come: so it does not grow."""
-    recorder = _Recorder(llm, title)
+def observed(llm: Engine, title: str = "") -> Iterator[Recorder]:
+    """Like `record`, for whoever stays for long: the changes may be taken out of the trace as they come."""
+    recorder = Recorder(llm, title)
     with ExitStack() as stack:
         for owner, name, method in recorder.replacements():
             stack.enter_context(replaced(owner, name, method))
-        yield recorder.trace
+        yield recorder
 
 
 @contextmanager
@@ -87,7 +87,7 @@ class _Seen:
         self.swap_blocks: list[int] = []
 
 
-class _Recorder:
+class Recorder:
     """Stands in for the phases of one LLM, and writes down what each phase changed."""
 
     def __init__(self, llm: Engine, title: str) -> None:
@@ -186,6 +186,13 @@ class _Recorder:
 
     def _passed(self, phase: str, **facts: Any) -> None:
         self.trace.changes.append({"step": self._step, "phase": phase} | facts)
+
+    def glance(self) -> None:
+        """Between two steps: write down who has come, and who was aborted, as the next step would."""
+        gone = self._gone()
+        earlier = {"earlier": self._look(gone, [])} if gone or self._operations else {}
+        change = {"step": self._step + 1, "phase": "schedule"} | earlier | self._look()
+        self.trace.changes.append(change | {"chunks": []})
 
     # ---- looking
 

@@ -72,9 +72,9 @@ class Watch:
         """On the engine's thread: record if somebody looks, and else do not."""
         if self.feed.num_viewers and self._recording is None:
             self._recording = ExitStack()
-            trace = self._recording.enter_context(observed(self.llm.engine))
+            recorder = self._recording.enter_context(observed(self.llm.engine))
             self._stop = threading.Event()
-            painter = Painter(self, trace, self._stop, self._thread)
+            painter = Painter(self, recorder.trace, self._stop, self._thread)
             self._thread = threading.Thread(target=painter.run, name="minipage live", daemon=True)
             self._thread.start()
         elif not self.feed.num_viewers and self._recording is not None:
