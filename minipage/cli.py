@@ -189,6 +189,10 @@ def run_demo(args: argparse.Namespace) -> None:
         raise ConfigurationError(
             "--replay shows what was recorded: give it no story, no text and no option of the engine."
         )
+    if args.scenario == demo.EVERY:
+        from minipage.learn.course import cards
+
+        options["lessons"] = cards()
     options |= {"replay": args.replay, "prompts": args.prompt, "plain": args.plain, "files": given(args, FILES)}
     if args.mine is None:
         return demo.run(**options)

@@ -2,6 +2,7 @@
 
 arrays     dtype                           device         layers
 "numpy"    float32                         cpu            compiled
+"plain"    float32                         cpu            plain: NumPy alone, with no machine code to wait for
 "torch"    float32, bfloat16, float16      cpu, cuda      torch; for bfloat16 on a CPU onednn, where it can
 "cupy"     float32, float16                cuda           plain
 """
@@ -24,8 +25,11 @@ from minipage.model.stored_weights import SPREAD, DummyWeights, Weights
 Item = TypeVar("Item")
 Progress: TypeAlias = Callable[[int, int], object]  # is told how many of how many weights are loaded
 
-DTYPES = {"numpy": ("float32",), "torch": ("float32", "bfloat16", "float16"), "cupy": ("float32", "float16")}
-DEVICES = {"numpy": ("cpu",), "torch": ("cpu", "cuda"), "cupy": ("cuda",)}
+DTYPES = {
+    "numpy": ("float32",), "plain": ("float32",), "torch": ("float32", "bfloat16", "float16"),
+    "cupy": ("float32", "float16"),
+}  # fmt: skip
+DEVICES = {"numpy": ("cpu",), "plain": ("cpu",), "torch": ("cpu", "cuda"), "cupy": ("cuda",)}
 
 
 def place_model(
@@ -57,7 +61,7 @@ def kind_of_layers(arrays: str, dtype: str, device: str) -> Callable[[Architectu
     """Which class computes the model."""
     if arrays == "numpy":
         return CompiledLayers
-    if arrays == "cupy":
+    if arrays in ("plain", "cupy"):
         return PlainLayers
     from minipage.model.layers import onednn, torch  # need PyTorch, which as_arrays has found
 
@@ -72,7 +76,7 @@ def as_arrays(
     To a GPU they go as they are stored, and become `dtype` there. Random ones are made where they stay.
     """
     check(arrays, dtype, device)
-    if arrays == "numpy":
+    if arrays in ("numpy", "plain"):
         return iter(weights.items())
     if arrays == "cupy":
         cupy = find_cupy()

@@ -21,8 +21,8 @@ from typing import Any
 from minipage.errors import ConfigurationError, InvalidRequestError, MinipageError
 from minipage.play.challenges import CHALLENGES, Challenge, are_for
 from minipage.play.run import Ask, Build, Figures, Run
-from minipage.trace.drawing.html import as_tree, deltas
-from minipage.trace.recording.frames import STOPS
+from minipage.trace.drawing.html import as_tree, deltas, functions_of
+from minipage.trace.recording.frames import ENDS
 from minipage.trace.watching.feed import Feed
 
 KEPT = 600  # frames that one can go back
@@ -65,6 +65,7 @@ class Playground:
             self.run = Run(build, options, tell=self._after_phase)
         self.challenges = CHALLENGES if are_for(self.run.llm.tokenizer) else {}
         self._has_work = False
+        self._functions: dict[str, Any] = {}  # the source of those that frames name
         self._thread = threading.Thread(target=self._work, name="minipage play", daemon=True)
         self.run.recorder.glance()
         self._tell_all()
@@ -161,12 +162,12 @@ class Playground:
 
     def _after_phase(self) -> None:
         """A phase has passed: show it, and stand still until the next one may come."""
-        self.feed.push(as_tree(self.run.trace[-1]))
+        self._push()
         change = self.run.trace.changes[-1]
         is_empty = change["phase"] == "schedule" and not change["chunks"]
         self._phases = max(0, self._phases - 1)
         self._tell_mode()
-        if change["phase"] in STOPS or is_empty:
+        if change["phase"] in ENDS or is_empty:
             return
         with self._changed:
             self._stand_still()
@@ -274,7 +275,16 @@ class Playground:
         self._tell_all()
 
     def _after_replayed_phase(self) -> None:
-        self.feed.push(as_tree(self.run.trace[-1]))
+        self._push()
+
+    def _push(self) -> None:
+        """The newest frame, after the source of functions that it is the first to name."""
+        frame = self.run.trace[-1]
+        functions = functions_of([frame])
+        if not functions.keys() <= self._functions.keys():
+            self._functions = self._functions | functions
+            self.feed.tell(functions=self._functions)
+        self.feed.push(as_tree(frame))
 
     def _refuse_in_challenge(self, why: str) -> None:
         if self.challenge:

@@ -73,10 +73,10 @@ def test_phases_can_be_stepped_through():
     assert player.frame.phase == "update" and player.frame.step == 1
     player.press("p")
     seen = []
-    for _ in range(5):
+    for _ in range(6):
         player.press("n")
         seen.append((player.frame.step, player.frame.phase))
-    assert seen == [(2, phase) for phase in ("schedule", "copy", "forward", "sample", "update")]
+    assert seen == [(2, phase) for phase in ("before", "schedule", "copy", "forward", "sample", "update")]
     player.press("b")
     assert player.frame.phase == "sample"
     player.press("p")

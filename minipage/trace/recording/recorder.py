@@ -23,6 +23,8 @@ from minipage.engine.sampled import SampledRequest
 from minipage.scheduling import GroupStatus, Sequence, SequenceGroup, StepPlan
 from minipage.trace.recording.frames import label_of
 from minipage.trace.recording.replay import Change, num_common
+from minipage.trace.recording.routine_lines import RoutineLines
+from minipage.trace.recording.source_lines import SourceLines
 from minipage.trace.recording.trace import Trace
 from minipage.trace.recording.vocabulary import token_bytes
 
@@ -38,9 +40,12 @@ def record(llm: Engine, title: str = "") -> Iterator[Trace]:
 
 
 @contextmanager
-def observed(llm: Engine, title: str = "") -> Iterator[Recorder]:
-    """Like `record`, for whoever stays for long: the changes may be taken out of the trace as they come."""
-    recorder = Recorder(llm, title)
+def observed(llm: Engine, title: str = "", with_code: bool = True) -> Iterator[Recorder]:
+    """Like `record`, for whoever stays for long: the changes may be taken out of the trace as they come.
+
+    with_code: write down which lines of source did what, too.
+    """
+    recorder = Recorder(llm, title, with_code)
     with ExitStack() as stack:
         for owner, name, method in recorder.replacements():
             stack.enter_context(replaced(owner, name, method))
@@ -90,8 +95,9 @@ class _Seen:
 class Recorder:
     """Stands in for the phases of one LLM, and writes down what each phase changed."""
 
-    def __init__(self, llm: Engine, title: str) -> None:
+    def __init__(self, llm: Engine, title: str, with_code: bool) -> None:
         self.llm = llm
+        self.with_code = with_code
         self.pool = llm.block_pool
         self.cache = llm.scheduler.prefix_cache
         self._names = map(label_of, count())
@@ -106,6 +112,8 @@ class Recorder:
         self._stats = (0, 0)
         self._depth = 0
         self._step = 0
+        self._sources = SourceLines()
+        self._routine = RoutineLines(self._sources, llm)
         header = {
             "title": title,
             "block_size": self.pool.block_size,
@@ -113,6 +121,8 @@ class Recorder:
             "free_queue": list(self.pool.free_queue),
             "ref_counts": [self.pool.ref_count(block) for block in range(self.pool.num_blocks)],
             "cached": sorted(self._cached),
+            "functions": self._sources.functions,
+            "routine": self._routine.by_phase if with_code else {},
         }
         self.trace = Trace(header | self._look(), self._words)
 
@@ -141,8 +151,18 @@ class Recorder:
         if gone or self._operations:  # aborted
             change["earlier"] = self._look(gone)
         newcomers = self._newcomers()
+        begin = self._look(new=newcomers) if newcomers else {}
+        status = {seq: seen.facts["status"] for seq, seen in self._live.items()}
+        tables = {seq: seen.blocks for seq, seen in self._live.items()}
+        self._sources.take()
         plan: StepPlan = self._phases["schedule"]()
-        change |= self._look(new=newcomers)
+        if ahead := self._ahead(plan, status, tables):
+            self.trace.changes.append(change | begin | {"phase": "before"} | ahead)
+            change = {"step": self._step, "phase": "schedule"} | self._look(new=[])
+        else:
+            change |= joined(begin, self._look(new=[]))
+        if code := self._sources.take():
+            change["code"] = code
         change["chunks"] = [[self._labels[c.seq], c.start, c.num_tokens] for c in plan.chunks]
         for name in ("swap_out", "swap_in", "copies"):
             if pairs := getattr(plan, name):
@@ -154,8 +174,9 @@ class Recorder:
 
     def copy(self, plan: StepPlan) -> None:
         self._phases["copy"](plan)
-        if plan.swap_out or plan.swap_in or plan.copies:
-            self._passed("copy")
+        moves = [name for name in ("swap_out", "swap_in", "copies") if getattr(plan, name)]
+        if moves:
+            self._passed("copy", code=self._routine.of_copy(moves))
 
     def forward(self, plan: StepPlan) -> Any:
         logits = self._phases["forward"](plan)
@@ -171,9 +192,28 @@ class Recorder:
 
     def update(self, plan: StepPlan, tokens: dict[Request, list[NextToken]]) -> None:
         requests = dict(self.llm.requests)  # the engine forgets requests that finish
+        self._sources.take()
         self._phases["update"](plan, tokens)
+        code = self._sources.take()
         done = {seq: reason(requests.get(self._group_of[seq].group_id), seq) for seq in self._live if seq.finished}
-        self._passed("update", **self._look(done, self._newcomers()))
+        self._passed("update", **self._look(done, self._newcomers()), code=code)
+
+    def _ahead(self, plan: StepPlan, status: dict[Sequence, str], tables: dict[Sequence, list[int]]) -> Change:
+        """What a step is about to do that has to be seen before it is done; nothing, if it is an ordinary one."""
+        names = self._labels
+        size = self.pool.block_size
+        finds = [
+            [names[chunk.seq], *chunk.seq.block_table.blocks[: chunk.start // size]]
+            for chunk in plan.chunks
+            if chunk.start and status[chunk.seq] == "waiting" and not tables[chunk.seq]
+        ]
+        returns = [names[seq] for seq, was in status.items() if was == "swapped" and seq.block_table.pool is self.pool]
+        gives_way = [[names[seq] for seq in group.sequences] for group in plan.preempted]
+        writes = [names[chunk.seq] for chunk in plan.chunks if tables[chunk.seq]] if plan.copies else []
+        facts = {"writes": writes, "gives_way": gives_way, "finds": finds, "returns": returns}
+        facts = {name: fact for name, fact in facts.items() if fact}
+        code = self._routine.of_ahead(facts, plan)
+        return {"ahead": facts, "code": code} if facts else {}
 
     def _on_failure(self) -> None:
         """The engine takes a step back that failed."""
@@ -185,6 +225,7 @@ class Recorder:
         self._passed("failed", **self._look(self._gone()))
 
     def _passed(self, phase: str, **facts: Any) -> None:
+        facts = facts if facts.get("code", True) else {name: fact for name, fact in facts.items() if name != "code"}
         self.trace.changes.append({"step": self._step, "phase": phase} | facts)
 
     def glance(self) -> None:
@@ -289,6 +330,8 @@ class Recorder:
                 self._depth -= 1
             if self._depth == 0:
                 blocks = result if isinstance(result, list) else [args[0] if result is None else result]
+                if self.with_code:
+                    self._sources.note(method, blocks)
                 self._note(operation, blocks)
             return result
 
@@ -324,6 +367,19 @@ def list_difference(old: list[int], new: list[int]) -> tuple[list[Any], list[int
     """([how many members of `old` stay, what follows them], a copy of `new`)."""
     keep = num_common(old, new)
     return [keep, new[keep:]], new.copy()
+
+
+def joined(first: Change, second: Change) -> Change:
+    """Two looks one after the other, of which the first saw newcomers only."""
+    both = first | second
+    if "sequences" in first and "sequences" in second:
+        labels = first["sequences"] | second["sequences"]  # all of them, in order of arrival
+        both["sequences"] = {
+            label: first["sequences"].get(label, {}) | second["sequences"].get(label, {}) for label in labels
+        }
+    if "queues" in first:
+        both["queues"] = first["queues"] | second.get("queues", {})
+    return both
 
 
 def reason(request: Request | None, seq: Sequence) -> str:

@@ -54,6 +54,7 @@ const isAtEnd = () => !trees.length || now.index >= (now.steps ? ends : all).at(
 
 function receive({ anew, frames = [], facts }) {
   const follows = anew || (isAtEnd() && !isPlaying());
+  if (facts?.functions) trace.functions = facts.functions;
   if (anew) load([]);
   for (const delta of frames) push(patch(trees.at(-1) ?? {}, delta));
   if (trees.length > 1.25 * live.mostFrames) {

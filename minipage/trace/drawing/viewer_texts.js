@@ -1,0 +1,136 @@
+// Draws what is said of a frame, and the texts with their logical blocks.
+//
+//   A  To be, or not                        7 of 19 tokens
+//      [0 │ To│ be│,│ or → 3]  [1 │ not│ ·│ ·│ · → 7]
+//
+// What can be looked at has a data-key, by which it is found again in the next frame, and a data-block or data-slot, by
+// which it is found in the other pane. data-fly and data-from are for viewer_motion.js.
+"use strict";
+
+const MANY_BLOCKS = 8, LAST_BLOCKS = 4; // a text with this many blocks shows only the words of the last ones
+const LONG_TEXT = 150; // characters
+const MOST_RESERVED = "10.5rem"; // for what is said
+
+function drawTelling(frame, events) {
+  byId("story").textContent = frame.story;
+  byId("events").replaceChildren(...events.map((event) => make("li", { dir: "auto" }, event)));
+}
+
+// At the largest size that any of the frames needs (or nearly any, if some tell a great deal), so that nothing below moves while they come and go.
+function reserveTelling(trees, eventsOf) {
+  const length = (tree) => (tree.story ?? "").length * 1.6 + eventsOf(tree).reduce((sum, event) => sum + event.length + 45, 0);
+  const longest = trees.map((tree) => [length(tree), tree]).sort(([a], [b]) => b - a).slice(0, 8);
+  const said = byId("said"), shown = [...said.children].map((part) => [...part.childNodes]);
+  said.style.minHeight = "";
+  let height = 0;
+  for (const [, tree] of longest) {
+    drawTelling({ ...EMPTY_FRAME, ...tree }, eventsOf(tree));
+    height = Math.max(height, said.scrollHeight);
+  }
+  [...said.children].forEach((part, i) => part.replaceChildren(...shown[i]));
+  said.style.minHeight = `min(${height}px, ${MOST_RESERVED})`;
+}
+
+function drawQueues(frame) {
+  const done = Object.keys(frame.sequences).filter((label) => frame.sequences[label].status === "finished");
+  const queues = { running: frame.running, waiting: frame.waiting, "swapped out": frame.swapped, finished: done };
+  const chips = (labels) => labels.map((label) => chip(label, { "data-fly": `queue ${label}` }));
+  byId("queues").replaceChildren(
+    ...Object.entries(queues)
+      .filter(([name, labels]) => labels.length || name === "running" || name === "waiting")
+      .map(([name, labels]) => make("span", {}, `${name} `, labels.length ? chips(labels) : make("i", {}, "nobody"))),
+  );
+}
+
+function drawTexts(frame) {
+  byId("texts").replaceChildren(...Object.entries(frame.sequences).map(([label, text]) => drawText(frame, label, text)));
+}
+
+function drawText(frame, label, text) {
+  if (text.status === "finished") return drawFinished(frame, label, text);
+  const size = frame.block_size;
+  const inPool = text.blocks.map((block, i) => drawLogical(frame, label, text, i, block));
+  const inSwap = text.swap_blocks.map((block, i) => drawSwapped(frame, label, text, i, block, size));
+  const boxes = inPool.length ? inPool : inSwap;
+  const status = text.status === "swapped" ? "swapped out" : text.status;
+  const again = text.num_preemptions ? `preempted ${text.num_preemptions}×` : "";
+  const ahead = frame.gives_way.includes(label) ? "has to give way" : frame.returns.includes(label) ? "can come back" : "";
+  const badges = [ahead, again, status === "running" ? "" : status].filter(Boolean).map((word) => make("span", { class: `badge ${word === ahead ? "alert" : ""}` }, word));
+  const length = make("small", {}, `${text.tokens.length} of at most ${count(text.max_num_tokens, "token")}`);
+  return make("article", { class: `text ${text.status}`, style: colour(label), "data-label": label, "aria-label": `Text ${label}, ${status}` },
+    chip(label), runningText(label, text), make("span", { class: "status" }, badges, length),
+    boxes.length ? make("ol", { class: "walk" }, boxes) : make("p", { class: "why" }, whyNoBlocks(frame, text)));
+}
+
+// A line of its own is enough for whoever is done.
+function drawFinished(frame, label, text) {
+  const gave = text.last_blocks.length ? `gave back ${count(text.last_blocks.length, "block")}` : "held no blocks";
+  const all = text.last_blocks.length ? `gave back ${text.last_blocks.join(", ")}` : gave;
+  return make("article", { class: "text finished", style: colour(label), "data-label": label, "aria-label": `Text ${label}, finished`, title: `${text.prompt}${text.text}` },
+    chip(label), make("p", { class: "running-text", dir: "auto", "data-end": visible(text.prompt + text.text) }),
+    make("span", { class: "status" }, make("span", { class: "badge" }, text.finish_reason.startsWith("beaten") ? text.finish_reason : `finished (${text.finish_reason})`), make("small", { title: all }, gave)));
+}
+
+// As much of the end of a finished text as its line has room for.
+function fitFinished() {
+  for (const line of document.querySelectorAll("#texts .finished .running-text")) {
+    const whole = line.dataset.end, room = line.clientWidth - 2, font = getComputedStyle(line).font;
+    let shown = whole;
+    for (let start = 0; shown !== "…" && widthOf(shown, font) > room; shown = `…${whole.slice(start)}`) {
+      const space = whole.indexOf(" ", start + 1);
+      start = space > 0 && widthOf(`…${whole.slice(start)}`, font) < room * 3 ? space : start + 8;
+      if (start >= whole.length) { shown = "…"; break; }
+    }
+    if (line.textContent !== shown) line.textContent = shown;
+  }
+}
+
+function runningText(label, text) {
+  const said = text.new_text ? text.text.slice(0, -text.new_text.length) : text.text;
+  const cut = Math.max(0, text.prompt.length + text.text.length - LONG_TEXT);
+  const prompt = [...text.prompt.slice(Math.min(cut, text.prompt.length))].join("");
+  const rest = said.slice(Math.max(0, cut - text.prompt.length));
+  return make("p", { class: "running-text", dir: "auto" }, cut ? "…" : "",
+    make("span", { class: "prompt", "data-fly": `${label} said` }, visible(prompt)), visible(rest),
+    text.new_text ? make("ins", { "data-fly": `${label} newest` }, visible(text.new_text)) : "");
+}
+
+function whyNoBlocks(frame, text) {
+  if (text.status === "running") return "waits for the prompt, which its first sample computes for all samples";
+  if (text.status === "swapped") return "swapped out: its K and V are safe in the swap pool";
+  const wanted = count(Math.ceil(text.tokens.length / frame.block_size), "block");
+  const lost = text.last_blocks.length ? `lost ${text.last_blocks.join(", ")}; ` : "";
+  return `${lost}waits for its turn: needs ${wanted}, ${frame.num_free} free`;
+}
+
+function drawLogical(frame, label, text, i, block) {
+  const size = frame.block_size, isNew = frame.writtenBlocks.has(block);
+  const small = text.blocks.length > MANY_BLOCKS && i < text.blocks.length - LAST_BLOCKS && !isNew;
+  const slots = small ? [] : Array.from({ length: size }, (_, offset) => drawLogicalSlot(frame, label, text, i * size + offset, block * size + offset));
+  const reused = frame.reusedBlocks.has(block) && !isNew;
+  const state = [small && "small", frame.attended === block && "being", reused && "reused"].filter(Boolean).join(" ");
+  // It comes out of the free queue; or it is one that another text has already, or that was in the swap pool.
+  const origins = [`free ${block}`, ...Object.keys(frame.sequences).filter((other) => other !== label).map((other) => `${other} block ${i}`)];
+  return make("li", { class: `logical ${state}`, tabindex: -1, "data-block": block, "data-key": `${label} block ${i}`,
+    "data-fly": `${label} block ${i}`, "data-from": origins.join("|"), "aria-label": `Logical block ${i} of ${label}. ${sayBlock(frame, block)}` },
+    make("small", { class: "index" }, i), make("span", { class: `slots ${size > 8 ? "many" : ""}` }, slots), make("span", { class: "leads" }, `→ ${block}`));
+}
+
+function drawLogicalSlot(frame, label, text, position, slot) {
+  if (frame.wants.some(([who, , wanted]) => who === label && wanted === slot))
+    return make("span", { class: "slot wanted", "data-slot": slot, role: "img", "aria-label": `${label} wants to write here` }, make("bdi", {}, visible(text.tokens[position] ?? "?")));
+  if (position >= text.num_computed_tokens) return make("span", { class: "slot empty" }, "·");
+  const now = frame.pendingSlots.has(slot) ? "promised" : frame.writtenSlots.has(slot) && frame.isComputed ? "written" : "";
+  return make("span", { class: `slot ${now}`, tabindex: -1, "data-slot": slot, "data-key": `${label} ${position}`, role: "img",
+    "data-fly": `${label} ${position}`, "data-from": `${label} newest|${label} said`, "aria-label": sayToken(frame, label, text, position) },
+    make("bdi", {}, visible(text.tokens[position])));
+}
+
+function drawSwapped(frame, label, text, i, block, size) {
+  const words = text.tokens.slice(i * size, Math.min((i + 1) * size, text.num_computed_tokens));
+  return make("li", { class: "logical out", tabindex: -1, "data-swap": block, "data-key": `${label} block ${i}`, "data-fly": `${label} block ${i}`,
+    "aria-label": `Logical block ${i} of ${label} is in swap block ${block}: “${visible(words.join(""))}”.` },
+    make("small", { class: "index" }, i),
+    make("span", { class: "slots" }, words.map((word) => make("span", { class: "slot" }, make("bdi", {}, visible(word))))),
+    make("span", { class: "leads" }, `→ swap ${block}`));
+}
