@@ -17,9 +17,14 @@ document.addEventListener("shown", ({ detail: tree }) => {
   const remembered = (tree.remembered ?? []).toReversed();
   byId("remembered").replaceChildren(...remembered.map(([step, words]) => make("li", {}, make("b", {}, `Step ${step} `), words)));
   byId("remembered").hidden = !remembered.length;
-  document.body.classList.toggle("crowded", Object.keys(tree.sequences ?? {}).length > 8);
   if (tree.num_more_waiting) byId("queues").append(make("span", {}, `and ${count(tree.num_more_waiting, "more text")} waiting`));
 });
+
+// Many texts: each in two lines, the end of what it says and the numbers of its blocks, and nothing moves.
+const CROWD = 8;
+function beforeShown(tree) {
+  document.body.classList.toggle("crowded", Object.keys(tree.sequences ?? {}).length > CROWD);
+}
 
 document.body.classList.add("live");
 setSteps(true);

@@ -1,8 +1,9 @@
 // A page that is live: it asks the server that it came from for frames, and pushes them to the viewer as they come.
 // Whoever looks at the last frame follows; whoever has gone back stays there, and follows again from the end on.
 
+const BREAK = 2; // times as long as a drawing took, it rests
 const HIDDEN_SECONDS = 5; // a page that nobody sees asks for nothing
-const live = { key: "", stop: null, hidden: 0, facts: {}, timer: 0, mostFrames: 120 }; // frames that one can go back
+const live = { key: "", stop: null, hidden: 0, facts: {}, timer: 0, drawing: 0, nextDrawing: 0, follows: false, mostFrames: 120 }; // frames that one can go back
 
 const seconds = (number) => new Promise((go) => setTimeout(go, 1000 * number));
 const say = (words) => (byId("live-state").textContent = words);
@@ -50,7 +51,29 @@ async function follow(reader) {
   }
 }
 
-const isAtEnd = () => !trees.length || now.index >= (now.steps ? ends : all).at(-1);
+const isAtEnd = () => live.follows || !trees.length || now.index >= (now.steps ? ends : all).at(-1);
+
+// A browser that takes long to draw leaves frames out, so that it has time for whoever uses it.
+function showNewest() {
+  clearTimeout(live.drawing);
+  live.follows = true;
+  const wait = live.nextDrawing - performance.now();
+  if (wait > 0) return (live.drawing = setTimeout(() => live.follows && showNewest(), wait));
+  const begin = performance.now();
+  beforeShown(trees.at(-1));
+  show(Infinity);
+  live.follows = false;
+  live.nextDrawing = performance.now() + BREAK * (performance.now() - begin);
+}
+
+// Whoever has gone back sees no other frame; only how many there are by now.
+function tellPlace() {
+  const at = place();
+  byId("slider").max = places().length - 1;
+  byId("slider").value = at;
+  byId("where").textContent = `${at + 1} / ${places().length}`;
+  for (const id of ["next", "last"]) byId(id).setAttribute("aria-disabled", at === places().length - 1);
+}
 
 function receive({ anew, frames = [], facts }) {
   const follows = anew || (isAtEnd() && !isPlaying());
@@ -62,9 +85,14 @@ function receive({ anew, frames = [], facts }) {
     load(trees.slice(gone));
     now.index = Math.max(0, now.index - gone);
   }
-  if (frames.length) show(follows ? Infinity : now.index);
+  if (frames.length && (follows || now.index >= trees.length)) showNewest();
+  else if (frames.length) tellPlace();
   if (facts) tellFacts(Object.assign(live.facts, facts), facts);
 }
+
+// Whoever goes back while a frame waits to be drawn does not want it any more.
+for (const [place, kind] of [[document, "keydown"], [byId("controls"), "pointerdown"]])
+  place.addEventListener(kind, () => (live.follows = false), true);
 
 document.addEventListener("visibilitychange", () => {
   clearTimeout(live.timer);
