@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -206,6 +207,13 @@ class LLM(Engine):
         """
         with closing(self._run(self._make_all(prompts, params), look=Request.output)) as outputs:
             yield from outputs
+
+    def play(self, port: int = 0) -> Any:
+        """In a notebook: a page to play with an engine of the same model and options; this one is left alone.
+
+        Returns what shows the page, and has `close()`. Needs `pip install minipage[serve]`.
+        """
+        return import_module("minipage.play.main").play(self, port)  # of which the engine knows nothing else
 
     def _run(self, requests: list[Request], look: Callable[[Request], Seen]) -> Generator[Seen, None, None]:
         """Step until these requests are done, and yield a look at each whenever it has news."""
