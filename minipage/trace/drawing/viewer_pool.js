@@ -23,6 +23,9 @@ function drawPool(frame, before, detail) {
 
 function drawCell(frame, before, number, detail) {
   const block = blockOf(frame, number), size = frame.block_size;
+  // A block that is to be saved still holds what it held.
+  const isLeaving = before && frame.phase === "schedule" && frame.swap_out.some(([source]) => source === number);
+  const leaving = isLeaving ? blockOf(before, number).tokens : [];
   const tags = tagsOf(frame, before, number, block);
   const owner = block.holders[0];
   const state = block.ref_count ? "used" : block.cached ? "cached" : "free";
@@ -34,9 +37,9 @@ function drawCell(frame, before, number, detail) {
   const names = tags.map(([kind]) => kind), words = tags.map(([, word]) => word);
   const said = words.length ? ` Just now: ${words.join(", ")}.` : "";
   const shown = words.length ? words[0] : state === "used" ? "" : state;
-  const slots = detail === "letters" ? [] : Array.from({ length: size }, (_, offset) => [number * size + offset, block.tokens[offset], slotState(frame, number * size + offset, block.tokens[offset])]);
+  const slots = detail === "letters" ? [] : Array.from({ length: size }, (_, offset) => [number * size + offset, block.tokens[offset] ?? leaving[offset], slotState(frame, number * size + offset, block.tokens[offset], leaving[offset])]);
   const label = sayBlock(frame, number) + said;
-  return reuse(`cell ${number}`, [label, detail, shown, ...names, ...slots.map(([, , now]) => now), ...block.tokens].join("~"), () => make("li", { class: `cell ${state} ${names.join(" ")}`, style, tabindex: -1, "data-block": number, "data-key": `block ${number}`,
+  return reuse(`cell ${number}`, [label, detail, shown, ...names, ...slots.flatMap(([, word, now]) => [now, word])].join("~"), () => make("li", { class: `cell ${state} ${names.join(" ")}`, style, tabindex: -1, "data-block": number, "data-key": `block ${number}`,
     "data-fly": `cell ${number}`, "aria-label": label },
     make("span", { class: "head" }, make("span", { class: "number" }, number), chipsOf(frame, number, block, detail),
       block.cached ? make("span", { class: "findable", title: "the prefix cache can find it" }, "◆") : ""),
@@ -55,9 +58,9 @@ function chipsOf(frame, number, block, detail) {
 }
 
 // A slot of memory is empty until K and V are there.
-function slotState(frame, slot, word) {
+function slotState(frame, slot, word, leaving) {
   if (frame.wantedSlots.has(slot)) return "wanted";
-  if (word === undefined) return "empty";
+  if (word === undefined) return leaving === undefined ? "empty" : "leaving";
   return frame.pendingSlots.has(slot) ? "promised" : frame.writtenSlots.has(slot) && frame.isComputed ? "written" : "";
 }
 
@@ -113,7 +116,9 @@ function tagsOf(frame, before, number, block) {
 function drawSwap(frame, everSwaps) {
   const saved = new Map(frame.swap_out.map(([block, number]) => [number, block])), holders = new Map();
   for (const number of saved.keys()) holders.set(number, "");
-  for (const [number] of frame.swap_in) if (frame.phase === "schedule" || frame.phase === "copy") holders.set(number, "");
+  for (const [number, block] of frame.swap_in) // until it is copied, what is saved stays there
+    if (frame.phase === "schedule") holders.set(number, blockOf(frame, block).holders[0] ?? "");
+    else if (frame.phase === "copy") holders.set(number, "");
   for (const [label, text] of Object.entries(frame.sequences)) for (const number of text.swap_blocks) holders.set(number, label);
   const cells = [...holders].sort(([a], [b]) => a - b).map(([number, label]) => {
     const coming = frame.phase === "schedule" && saved.has(number);
