@@ -127,7 +127,7 @@ def test_words_of_a_block_outlive_it_in_the_cache(trace):
 
 def test_any_order_of_looking_shows_the_same(trace):
     forth = list(trace)
-    again = Trace(trace.header, trace._vocabulary)
+    again = Trace(trace.header, trace.vocabulary)
     again.changes = trace.changes
     assert [again[i] for i in reversed(range(len(trace)))] == forth[::-1]
     assert again[-1] == forth[-1] and again[3:6] == forth[3:6]

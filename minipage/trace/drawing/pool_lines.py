@@ -20,6 +20,7 @@ from minipage.memory import blocks_needed
 from minipage.trace.drawing.glyphs import ALERT, BOLD, DIM, Glyphs, ink_of, letter_of, style_of, visible
 from minipage.trace.drawing.request_lines import beside, boxed, words, written_now
 from minipage.trace.recording.frames import BlockFrame, Frame, SequenceFrame
+from minipage.trace.recording.windows import held
 
 WORDS_CELL = 26  # columns that a block takes when its words are shown
 BOX_CELL = 23  # and when they are shown in a box of their own
@@ -84,7 +85,7 @@ def _shares_paged(frame: Frame) -> list[tuple[str, int, int]]:
     """For each request: label, slots that hold a token, slots taken. A shared block counts for its first holder."""
     shares = []
     for seq in frame.sequences:
-        own = [frame.blocks[block] for block in seq.blocks if frame.blocks[block].holders[0] == seq.label]
+        own = [frame.blocks[block] for block in held(seq.blocks) if frame.blocks[block].holders[0] == seq.label]
         shares.append((seq.label, sum(block.num_filled for block in own), len(own) * frame.block_size))
     return shares
 

@@ -49,7 +49,7 @@ function drawTexts(frame) {
 function drawText(frame, label, text) {
   if (text.status === "finished") return drawFinished(frame, label, text);
   const size = frame.block_size;
-  const inPool = text.blocks.map((block, i) => drawLogical(frame, label, text, i, block));
+  const inPool = text.blocks.map((block, i) => (block < 0 ? drawGivenBack(label, text, i, size) : drawLogical(frame, label, text, i, block)));
   const inSwap = text.swap_blocks.map((block, i) => drawSwapped(frame, label, text, i, block, size));
   const boxes = inPool.length ? inPool : inSwap;
   const status = text.status === "swapped" ? "swapped out" : text.status;
@@ -142,6 +142,14 @@ function drawLogicalSlot(frame, label, text, position, slot, now) {
   return make("span", { class: `slot ${now}`, tabindex: -1, "data-slot": slot, "data-key": `${label} ${position}`, role: "img",
     "data-fly": `${label} ${position}`, "data-from": `${label} newest|${label} said`, "aria-label": sayToken(frame, label, text, position) },
     make("bdi", {}, visible(text.tokens[position])));
+}
+
+// Behind a sliding window: a null block stands in the table.
+function drawGivenBack(label, text, i, size) {
+  const words = text.tokens.slice(i * size, (i + 1) * size);
+  return make("li", { class: "logical small out", tabindex: -1, "data-key": `${label} block ${i}`,
+    "aria-label": `Logical block ${i} of ${label}, “${visible(words.join(""))}”, lies behind the window and was given back.` },
+    make("small", { class: "index" }, i), make("span", { class: "leads" }, "behind"));
 }
 
 function drawSwapped(frame, label, text, i, block, size) {

@@ -15,6 +15,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from minipage.engine.request import NextToken, Request
@@ -26,19 +27,26 @@ from minipage.trace.recording.routine_lines import RoutineLines
 from minipage.trace.recording.source_lines import SourceLines
 from minipage.trace.recording.trace import Trace
 from minipage.trace.recording.vocabulary import token_bytes
+from minipage.trace.recording.windows import recorded
 
 if TYPE_CHECKING:
-    from minipage.engine.llm import LLM
+    from minipage.engine.engine import Engine
 
 
 @contextmanager
-def record(llm: LLM, title: str = "") -> Iterator[Trace]:
+def record(llm: Engine, title: str = "") -> Iterator[Trace]:
     """Record every phase of every step that `llm` makes within the block; see `minipage.trace.recording.frames`."""
+    with observed(llm, title) as trace, few_collections():
+        yield trace
+
+
+@contextmanager
+def observed(llm: Engine, title: str = "") -> Iterator[Trace]:
+    """Like `record`, for whoever takes the changes out of the trace as they come: so it does not grow."""
     recorder = _Recorder(llm, title)
     with ExitStack() as stack:
         for owner, name, method in recorder.replacements():
             stack.enter_context(replaced(owner, name, method))
-        stack.enter_context(few_collections())
         yield recorder.trace
 
 
@@ -85,13 +93,14 @@ class _Seen:
 class _Recorder:
     """Stands in for the phases of one LLM, and writes down what each phase changed."""
 
-    def __init__(self, llm: LLM, title: str) -> None:
+    def __init__(self, llm: Engine, title: str) -> None:
         self.llm = llm
         self.pool = llm.block_pool
         self.cache = llm.scheduler.prefix_cache
-        self._labels: dict[Sequence, str] = {}
+        self._names = map(label_of, count())
+        self._labels: dict[Sequence, str] = {}  # of those that are not finished, like the next two
         self._group_of: dict[Sequence, SequenceGroup] = {}
-        self._live: dict[Sequence, _Seen] = {}  # unfinished when last seen, in order of arrival
+        self._live: dict[Sequence, _Seen] = {}  # as last seen, in order of arrival
         self._words: dict[int, bytes] = {}
         self._queues: dict[str, list[str]] = {}
         self._operations: list[list[Any]] = []  # of the pool and the prefix cache, since the last look
@@ -225,7 +234,7 @@ class _Recorder:
         new = [seq for group in groups for seq in group.sequences if seq not in self._group_of]
         self._group_of |= {seq: group for group in groups for seq in group.sequences}
         for seq in new:
-            self._labels[seq] = label_of(len(self._labels))
+            self._labels[seq] = next(self._names)
             self._live[seq] = _Seen()
         return new
 
@@ -239,7 +248,7 @@ class _Recorder:
         if done:
             change["finished"] = {self._labels[seq]: why for seq, why in done.items()}
         for seq in done or ():
-            del self._live[seq]
+            del self._live[seq], self._labels[seq], self._group_of[seq]
         for name in ("waiting", "running", "swapped"):
             labels = [self._labels[seq] for group in getattr(self.llm.scheduler, name) for seq in group.sequences]
             if labels != self._queues.get(name, []):
@@ -272,11 +281,11 @@ class _Recorder:
             seen.num_tokens = len(seq.token_ids)
         group = self._group_of[seq]
         table = seq.block_table
-        here = table.pool is self.pool
-        if (table.blocks if here else []) != seen.blocks:
-            change["blocks"], seen.blocks = list_difference(seen.blocks, table.blocks if here else [])
+        here, blocks = table.pool is self.pool, recorded(table)
+        if (blocks if here else []) != seen.blocks:
+            change["blocks"], seen.blocks = list_difference(seen.blocks, blocks if here else [])
         if not here or seen.swap_blocks:
-            change["swap_blocks"], seen.swap_blocks = list_difference(seen.swap_blocks, [] if here else table.blocks)
+            change["swap_blocks"], seen.swap_blocks = list_difference(seen.swap_blocks, [] if here else blocks)
         facts = {"status": group.status.value, "computed": table.num_tokens, "preemptions": group.num_preemptions}
         if facts != seen.facts:
             change |= {name: fact for name, fact in facts.items() if fact != seen.facts[name]}
@@ -286,7 +295,7 @@ class _Recorder:
     def _learn(self, token_ids: Any) -> None:
         for token_id in token_ids:
             if token_id not in self._words:
-                self._words[token_id] = token_bytes(self.llm.tokenizer, token_id)
+                self._words[token_id] = token_bytes(getattr(self.llm, "tokenizer", None), token_id)
 
     def _gone(self) -> dict[Sequence, str]:
         """Who is finished since the last look, and why."""

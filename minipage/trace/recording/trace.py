@@ -37,7 +37,7 @@ class Trace(Sequence[Frame]):
         self.title: str = header.get("title", "")
         self.changes: list[Change] = []
         self.stories: dict[int, str] = {}  # what a scenario says to a step
-        self._vocabulary = vocabulary
+        self.vocabulary = vocabulary
         self._checkpoints = [State(header, vocabulary)]  # before changes 0, distance, 2 * distance, ...
         self._distance = max(CHECKPOINT, len(header["ref_counts"]) // 16)
         self._ahead = self._checkpoints[0].copy()  # before the change `_next`
@@ -121,7 +121,7 @@ class Trace(Sequence[Frame]):
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON lines. Raises OSError."""
-        words = {str(token): word_to_json(word) for token, word in sorted(self._vocabulary.items())}
+        words = {str(token): word_to_json(word) for token, word in sorted(self.vocabulary.items())}
         stories = {str(step): story for step, story in self.stories.items()}
         facts = {"num_frames": len(self), "title": self.title, "stories": stories}
         own = {name: value for name, value in self.header.items() if name != "in_folder"}
