@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from minipage.trace.drawing.glyphs import PALETTE
-from minipage.trace.recording.events import decimals
+from minipage.trace.recording.differences import num_common
 from minipage.trace.recording.frames import (
     AttentionFrame,
     BlockFrame,
@@ -35,7 +35,7 @@ from minipage.trace.recording.frames import (
     SequenceFrame,
     occupied,
 )
-from minipage.trace.recording.replay import num_common
+from minipage.trace.recording.wording import decimals
 
 Tree: TypeAlias = dict[str, Any]  # of what JSON can say, except None
 
@@ -53,7 +53,7 @@ STEP_FIELDS = (  # what the viewer shows of a frame, under the same names
 ).split()
 SEQUENCE_FIELDS = (
     "status prompt text new_text tokens num_prompt_tokens num_computed_tokens max_num_tokens blocks swap_blocks "
-    "last_blocks num_preemptions finish_reason"
+    "last_blocks num_preemptions finish_reason drafts"
 ).split()
 BLOCK_FIELDS = "ref_count holders cached tokens".split()
 

@@ -6,18 +6,21 @@ kept below 76 characters where they can be, which is a line of the smallest scre
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minipage.errors import count
+from minipage.trace.recording.guesses import choices_with_guesses, guess, verdicts
+from minipage.trace.recording.sharing import branches, copies, forks, takes_for_copies
 from minipage.trace.recording.windows import held, moved_on
+from minipage.trace.recording.wording import block_names, decimals, join, printable
 
 if TYPE_CHECKING:
     from minipage.trace.recording.frames import AttentionFrame
-    from minipage.trace.recording.replay import State, Text
+    from minipage.trace.recording.replay import State
+    from minipage.trace.recording.texts import Text
 
-MANY = 10  # labels in a row: nobody would read that many
 FEW = 2  # events of one kind that get a sentence each; more than that share one
 ROUTINE = " arrives: ", " arrive: ", ": the new token", "full: others can find"  # parts of sentences
 Tables = Mapping[str, Sequence[int]]  # label -> block table
@@ -57,6 +60,7 @@ def sentences(change: dict[str, Any], before: Before, after: State) -> list[str]
     if after.phase == "failed":
         return ["The step failed. What was half done is not trusted: whoever ran will be computed again."]
     return [
+        *verdicts(before, after),
         *branches(change, after),
         *forks(change, before, after),
         *publications(before, after),
@@ -130,28 +134,6 @@ def hits(before: Before, after: State) -> list[str]:
     return told
 
 
-def branches(change: dict[str, Any], after: State) -> list[str]:
-    told = []
-    for new in change.get("new", ()):
-        blocks = held(after.texts[new["label"]].blocks)
-        told.append(f"{new['label']} branches off and shares {block_names(blocks)}.")
-    return told
-
-
-def forks(change: dict[str, Any], before: Before, after: State) -> list[str]:
-    """Samples that waited for their prompt, and have its blocks now."""
-    new = {each["label"] for each in change.get("new", ())}
-    told: dict[tuple[int, ...], list[str]] = {}
-    for text in after.texts.values():
-        if text.label not in new and text.blocks and not before.tables.get(text.label):
-            told.setdefault(tuple(text.blocks), []).append(text.label)
-    return [
-        f"{join(labels)} {'forks' if len(labels) == 1 else 'fork'} the block table: {block_names(blocks)} "
-        f"{'is' if len(blocks) == 1 else 'are'} shared, and nothing is copied."
-        for blocks, labels in told.items()
-    ]
-
-
 def returns(before: Before, after: State) -> list[str]:
     """Who came back from the swap pool."""
     back = [label for label, status in before.status.items() if status == "swapped" and after.texts[label].blocks]
@@ -176,45 +158,6 @@ def between_steps(reasons: Mapping[str, str], before: Before) -> list[str]:
         + _and_frees(len(held(before.tables[label])))
         for label, why in reasons.items()
     ]
-
-
-def copies(after: State) -> list[str]:
-    told = []
-    for name, verb in (("swap_out", "saved to swap space"), ("swap_in", "restored from swap space")):
-        if pairs := after.moves.get(name):
-            here = [pair.source if name == "swap_out" else pair.destination for pair in pairs]
-            told.append(f"{block_names(here).capitalize()} {'is' if len(here) == 1 else 'are'} {verb}.")
-    for source, to in _copied(after).items():
-        writers = [text.label for text in after.texts.values() if not {*to}.isdisjoint(text.blocks)]
-        who = f"{join(writers)} {'writes' if len(writers) == 1 else 'write'}" if writers else "Somebody writes"
-        told.append(f"{who} into block {source}, which is shared: it is copied to {block_names(to)} first.")
-    return told
-
-
-def _copied(after: State) -> dict[int, list[int]]:
-    """source -> where it is copied to."""
-    copied: dict[int, list[int]] = {}
-    for source, destination in after.moves.get("copies", ()):
-        copied.setdefault(source, []).append(destination)
-    return copied
-
-
-def takes_for_copies(before: Before, after: State) -> list[str]:
-    """Who got a block of its own to copy a shared one into, and who goes on writing into the shared one."""
-    told = []
-    for source, to in _copied(after).items():
-        owners = {block: text.label for text in after.texts.values() for block in text.blocks}
-        gets = [
-            f"{owners.get(block, 'somebody')} {'takes' if i == 0 else ''} block {block}" for i, block in enumerate(to)
-        ]
-        kept_by = [label for label, _, _ in after.chunks if source in after.texts[label].blocks]
-        stays = (
-            f"; {join(kept_by)}, the last to write, may keep it"
-            if len(kept_by) == 1 and kept_by[0] == owners.get(source)
-            else ""
-        )
-        told.append(f"{join(get.replace('  ', ' ') for get in gets)}, to copy block {source} into{stays}.")
-    return told
 
 
 def attends(attention: AttentionFrame) -> str:
@@ -248,16 +191,11 @@ def forwards(after: State) -> list[str]:
 
 def choices(after: State) -> list[str]:
     """The tokens that were sampled: "A: " king"; B: ","." """
-    words = [f'{label} "{printable(after.word(token))}"' for label, token in after.chosen]
+    words = [f'{label} "{printable(said)}"' for label, said in choices_with_guesses(after)]
     if not words:
         return ["No text has come to its end: there is nothing to sample yet."]
     shown = words if len(words) <= 8 else [*words[:7], f"{len(words) - 7} more"]
     return [f"Sampled: {', '.join(shown)}."]
-
-
-def printable(text: str) -> str:
-    """`text` with every control character written out, as in "\\n"."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def publications(before: Before, after: State) -> list[str]:
@@ -292,6 +230,8 @@ def allocations(before: Before, after: State) -> list[str]:
         if start == 0:
             kind = "return" if text.preemptions else "start"
             told.append(Told(kind, *facts, _start(text, num_tokens, ends, new_blocks)))
+        elif drafts := after.drafts.get(label):
+            told.append(Told("guess", label, len(drafts), tuple(new_blocks), guess(label, drafts, new_blocks, after)))
         elif num_tokens > 1 or not ends:
             told.append(Told("go on", *facts, _next_chunk(text, num_tokens, new_blocks)))
         elif label in copying:
@@ -335,6 +275,8 @@ def _together(told: list[Told]) -> list[str]:
             sentences.append(f"{who} start, with {num_tokens} tokens: {taken} from the free queue.")
         elif kind == "return":
             sentences.append(f"{who} are back: {num_tokens} tokens are computed again, in {block_names(blocks)}.")
+        elif kind == "guess":
+            sentences.append(f"{who} guess {num_tokens} tokens ahead: {taken}.")
         elif kind == "go on":
             sentences.append(f"{who} go on, with {num_tokens} more tokens: {taken}.")
         else:
@@ -394,27 +336,3 @@ def _and_frees(num_blocks: int, whose: str = "its") -> str:
 def is_routine(sentence: str) -> bool:
     """Whether it can go first where there is no room: what it says is seen, or does not change what is computed."""
     return any(part in sentence for part in ROUTINE)
-
-
-def block_names(blocks: Sequence[int]) -> str:
-    """[3] -> "block 3"; [3, 9] -> "blocks 3 and 9"; [3, 4, 5, 6] -> "blocks 3 to 6"; many -> how many."""
-    if len(blocks) == 1:
-        return f"block {blocks[0]}"
-    if len(blocks) > 3 and list(blocks) == list(range(blocks[0], blocks[0] + len(blocks))):
-        return f"blocks {blocks[0]} to {blocks[-1]}"
-    if len(blocks) > 8:
-        return f"blocks {', '.join(map(str, blocks[:6]))} and {len(blocks) - 6} more"
-    return f"blocks {join(map(str, blocks))}"
-
-
-def decimals(number: float) -> str:
-    """One digit of it, as 0.0000002 rather than 2e-07, which not everybody reads."""
-    return f"{float(f'{number:.0e}'):.15f}".rstrip("0").rstrip(".")
-
-
-def join(words: Iterable[str]) -> str:
-    """A, B and C; of many, the first few and how many more."""
-    *most, last = words
-    if len(most) >= MANY:
-        most, last = most[:3], f"{len(most) - 2} more"
-    return f"{', '.join(most)} and {last}" if most else last

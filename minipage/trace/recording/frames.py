@@ -18,12 +18,13 @@ Whatever follows from these fields is a property here, so that all renderers sho
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, get_args, overload
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args, overload
 
 from minipage.errors import count
 from minipage.memory import BlockCopy, blocks_needed
 from minipage.simulate.baselines import SlotUsage
+from minipage.trace.recording.contiguous import ContiguousFrame, Segment, Use, segments_between
 from minipage.trace.recording.windows import held
 
 Phase = Literal["before", "schedule", "copy", "attend", "forward", "sample", "update", "failed"]
@@ -56,6 +57,7 @@ class SequenceFrame:
     last_blocks: tuple[int, ...]  # if it holds none: the block table that it lost, finished or preempted
     num_preemptions: int  # how often it lost its blocks
     finish_reason: str | None  # "length", "stop", "abort", …, once it is finished
+    drafts: tuple[str, ...] = ()  # guesses how it goes on: they have slots, until it is known which of them are right
 
     def __repr__(self) -> str:
         length = f"{len(self.tokens)} of at most {count(self.max_num_tokens, 'token')}"
@@ -63,7 +65,12 @@ class SequenceFrame:
 
     def block_tokens(self, logical: int, block_size: int) -> tuple[str, ...]:
         """The words in logical block `logical`: up to `block_size` of them."""
-        return self.tokens[logical * block_size : min((logical + 1) * block_size, self.num_computed_tokens)]
+        return self.slot_words[logical * block_size : min((logical + 1) * block_size, self.num_computed_tokens)]
+
+    @property
+    def slot_words(self) -> tuple[str, ...]:
+        """What its slots are for: its tokens, and guesses, each with a question mark."""
+        return self.tokens + tuple(f"{word}?" for word in self.drafts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,77 +140,6 @@ class ChosenToken(NamedTuple):
 
     label: str
     token: str
-
-
-Use = Literal["stored", "reserved", "internal"]  # a slot holds a token; will hold one; never will
-
-
-class Segment(NamedTuple):
-    """Slots in a row that one request has for one use. What is in no segment is free."""
-
-    start: int
-    num_slots: int
-    label: str
-    use: Use
-
-
-class Piece(NamedTuple):
-    """What one request has of a contiguous memory: slots in a row, from `start` on."""
-
-    label: str
-    start: int
-    num_reserved: int  # slots that nobody else can have
-    num_stored: int  # this many, from the first on, hold a token
-    num_stored_at_last: int  # this many will hold one when it is done
-
-
-@dataclass(frozen=True, slots=True)
-class ContiguousFrame:
-    """A memory as large as the pool that serves the same requests, each in one piece (scenario `fragmentation`)."""
-
-    name: str  # how it chooses what to reserve
-    num_slots: int
-    pieces: tuple[Piece, ...] = ()  # of the running requests, oldest first
-    waiting: tuple[str, ...] = ()  # labels, next one first
-    finished: tuple[str, ...] = ()
-
-    @property
-    def usage(self) -> SlotUsage:
-        """What its slots are used for."""
-        stored = sum(piece.num_stored for piece in self.pieces)
-        reserved = sum(min(piece.num_stored_at_last, piece.num_reserved) for piece in self.pieces) - stored
-        held = sum(piece.num_reserved for piece in self.pieces)
-        return SlotUsage(stored, reserved, held - stored - reserved, self.num_slots - held)
-
-    @property
-    def segments(self) -> list[Segment]:
-        """What lies where, from the first slot to the last."""
-        told = []
-        for piece in sorted(self.pieces, key=lambda piece: piece.start):
-            wanted = min(piece.num_stored_at_last, piece.num_reserved)
-            ends: dict[Use, int] = {"stored": piece.num_stored, "reserved": wanted, "internal": piece.num_reserved}
-            told += segments_between(piece.start, piece.label, ends)
-        return told
-
-    def after(self, operations: Iterable[Iterable[Any]]) -> ContiguousFrame:
-        """The same memory a little later; operations: ["come", label], ["start", *Piece], ["grow"], ["end", label]."""
-        pieces = {piece.label: piece for piece in self.pieces}
-        waiting, finished = list(self.waiting), list(self.finished)
-        for operation, *facts in operations:
-            if operation == "come":
-                waiting += facts
-            elif operation == "start":
-                piece = Piece(*facts)
-                waiting.remove(piece.label)
-                pieces[piece.label] = piece
-            elif operation == "grow":  # everybody who runs has one more token
-                pieces = {label: piece._replace(num_stored=piece.num_stored + 1) for label, piece in pieces.items()}
-            elif operation == "end":
-                del pieces[facts[0]]
-                finished += facts
-            else:
-                raise ValueError(f"unknown operation {operation!r}")
-        return replace(self, pieces=tuple(pieces.values()), waiting=tuple(waiting), finished=tuple(finished))
 
 
 class SoftmaxStep(NamedTuple):
@@ -416,17 +352,6 @@ class Frame:
         """The physical blocks that attention reads in this step: the whole block tables of whoever computes."""
         computing = {chunk.label for chunk in self.chunks}
         return frozenset(block for seq in self.sequences if seq.label in computing for block in held(seq.blocks))
-
-
-def segments_between(start: int, label: str, ends: dict[Use, int]) -> list[Segment]:
-    """Cut what begins at slot `start` at each end, counted from there; empty segments are left out."""
-    told = []
-    before = 0
-    for use, end in ends.items():
-        if end > before:
-            told.append(Segment(start + before, end - before, label, use))
-        before = max(before, end)
-    return told
 
 
 def is_stop(frame: Frame) -> bool:

@@ -5,6 +5,7 @@ A change is one line of a trace, `{"step": 3, "phase": "schedule", ...}`, and ha
     new         sequences that were not there before         queues     who waits, runs, is swapped out
     sequences   of each label: tokens, blocks, status, ...   pool       what it did: ["take", 7, 8], ["free", 3], ...
     chunks, swap_out, swap_in, copies, preempted, chosen     what the step does
+    drafts      of each label: the tokens that it guesses, and for which it has slots ahead
     finished    who is done, and why                         prefix     tokens looked for in the prefix cache, and found
     story       what a scenario says from here on        ahead      what a step is about to do: see `Ahead`
     code        [function, line, blocks ...] of each line of source that did it; see source_lines.py
@@ -16,14 +17,15 @@ New values of a list are `[how many members stay, what follows them]`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import chain
 from typing import Any, TypeAlias
 
 from minipage.memory import BlockCopy
 from minipage.trace.recording import events
+from minipage.trace.recording.contiguous import ContiguousFrame
+from minipage.trace.recording.differences import Change
 from minipage.trace.recording.frames import (
     PHASES,
     Ahead,
@@ -33,53 +35,16 @@ from minipage.trace.recording.frames import (
     ChosenToken,
     ChunkFrame,
     CodeFrame,
-    ContiguousFrame,
     Frame,
     SequenceFrame,
     SoftmaxStep,
     Want,
 )
+from minipage.trace.recording.texts import Text
 
 LOST = "\N{REPLACEMENT CHARACTER}"
 
-Change: TypeAlias = dict[str, Any]  # one line of a trace
 Vocabulary: TypeAlias = dict[int, bytes]  # of the tokens that occur
-
-
-def num_common(old: Sequence[Any], new: Sequence[Any]) -> int:
-    """How many members both have in common, from the beginning on."""
-    return next((i for i, (a, b) in enumerate(zip(old, new)) if a != b), min(len(old), len(new)))
-
-
-@dataclass
-class Text:
-    """One sequence as it is at the moment."""
-
-    label: str
-    seq_id: str
-    request_id: str
-    num_prompt_tokens: int
-    max_num_tokens: int
-    status: str = "waiting"
-    token_ids: list[int] = field(default_factory=list)
-    computed: int = 0  # tokens that have a slot
-    blocks: list[int] = field(default_factory=list)
-    swap_blocks: list[int] = field(default_factory=list)
-    last_blocks: list[int] = field(default_factory=list)
-    preemptions: int = 0
-    finish_reason: str | None = None
-    num_old_tokens: int = 0  # when this step began
-
-    def apply(self, change: Change) -> None:
-        """Take over new values; of lists, what comes after the members that stay."""
-        for name, value in change.items():
-            old = getattr(self, name)  # an unknown name is an error
-            if isinstance(old, list):
-                keep, tail = value
-                value = old[:keep] + tail
-                if name == "blocks" and old and not value:
-                    self.last_blocks = old
-            setattr(self, name, value)
 
 
 def replay(change: Change, state: State, *, tell: bool = False) -> list[str]:
@@ -115,6 +80,7 @@ class State:
         self.step = 0
         self.phase = PHASES[0]
         self.chunks: list[tuple[str, int, int]] = []
+        self.drafts: dict[str, list[int]] = {}
         self.moves: dict[str, list[BlockCopy]] = {}
         self.preempted: list[list[str]] = []
         self.chosen: list[tuple[str, int]] = []
@@ -147,6 +113,7 @@ class State:
         """Forget what the last step did; whoever finished in it is past."""
         self.step = step
         self.chunks = []
+        self.drafts = {}
         self.moves = {}
         self.preempted = []
         self.chosen = []
@@ -206,6 +173,7 @@ class State:
         for name in ("swap_out", "swap_in", "copies"):
             if name in change:
                 self.moves[name] = [BlockCopy(*pair) for pair in change[name]]
+        self.drafts = change.get("drafts", self.drafts)
         self.preempted = change.get("preempted", self.preempted)
         self.chosen = [tuple(token) for token in change["chosen"]] if "chosen" in change else self.chosen
         self.prefix = tuple(change.get("prefix", self.prefix))
@@ -283,7 +251,7 @@ class State:
             waiting=tuple(self.queues["waiting"]),
             running=tuple(self.queues["running"]),
             swapped=tuple(self.queues["swapped"]),
-            blocks=self._blocks({seq.label: seq.tokens for seq in sequences}),
+            blocks=self._blocks({seq.label: seq.slot_words for seq in sequences}),
             free_queue=tuple(self.free_queue),
             chunks=tuple(map(self._chunk, self.chunks)),
             swap_out=tuple(self.moves.get("swap_out", ())),
@@ -347,7 +315,12 @@ class State:
             last_blocks=() if text.blocks else tuple(text.last_blocks),
             num_preemptions=text.preemptions,
             finish_reason=text.finish_reason,
+            drafts=tuple(map(self.word, self._drafts(text))),
         )
+
+    def _drafts(self, text: Text) -> list[int]:
+        """What it guesses, as long as that is not judged."""
+        return [] if self.phase in ("update", "failed") else self.drafts.get(text.label, [])
 
     def _chunk(self, chunk: tuple[str, int, int]) -> ChunkFrame:
         label, start, num_tokens = chunk
