@@ -18,6 +18,7 @@ from minipage.trace.playing.cues import (
     newly_used,
     step_is,
 )
+from minipage.trace.playing.speculation_story import SPECULATION
 from minipage.trace.playing.story import Arrival, Scenario, Turn
 from minipage.trace.playing.story_texts import ARRIVING, FRIENDS, JULIET, NUM_REQUESTS, NUM_SLOTS, RICHARD, ROMEO, crowd
 from minipage.trace.playing.window_story import WINDOW
@@ -283,6 +284,7 @@ ALL = (
         runs_dry=True,  # in float32
     ),
     WINDOW,
+    SPECULATION,
     Scenario(
         "kernel",
         "Inside one attention call",
