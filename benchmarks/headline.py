@@ -64,7 +64,7 @@ class Plan(NamedTuple):
 LIMITS = {"static": 30.0, "continuous": 130.0, "reserving": 60.0, "minipage": 60.0}
 CPU_LIMITS = {"static": 60.0, "continuous": 100.0, "reserving": 60.0, "minipage": 60.0}
 PLANS = {
-    "llama": Plan("Llama-2-7B", 512, 1.0, 1024, 2048, 256, LIMITS),
+    "llama": Plan("Llama-2-7B", 512, 1.0, 1024, 2048, 512, LIMITS),
     "rates": Plan("Llama-2-7B", 512, 1.0, 1024, 2048, 256, {}, (2.0, 6.0, 10.0, 14.0, 18.0)),
     "opt": Plan("OPT-13B", 512, 1.0, 1024, 2048, 256, LIMITS),
     "gpt2": Plan("GPT-2", 32, 0.5, 480, 1024, 32, CPU_LIMITS),

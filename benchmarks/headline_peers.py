@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+MOST_AT_ONCE = 256  # requests of transformers' continuous batching
 MAX_NUM_BATCHED_TOKENS = 2048
 WARM_UP = 24  # tokens
 LARGEST_BATCH = 128  # of static batches, which is too many already for 80 GB and a model of 7B
@@ -292,9 +293,12 @@ def continuous(task: Task, settings: dict[str, Any]) -> dict[str, Any]:
 
     model = load(task)
     model.set_attn_implementation("paged|sdpa")
+    if task.device == "cuda":  # by itself it takes so much for its cache that its CUDA graphs find no room
+        memory: dict[str, Any] = {"num_blocks": 256} if task.weights else {"max_memory_percent": 0.7}
+        settings = settings | memory
     config = ContinuousBatchingConfig(
         max_batch_tokens=MAX_NUM_BATCHED_TOKENS if task.device == "cuda" else 512,
-        max_requests_per_batch=task.max_num_seqs, allow_block_sharing=False, **settings,
+        max_requests_per_batch=min(task.max_num_seqs, MOST_AT_ONCE), **settings,
     )  # fmt: skip
     generation = GenerationConfig(max_new_tokens=WARM_UP, do_sample=False, eos_token_id=-1, pad_token_id=0)
     with (

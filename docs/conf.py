@@ -20,12 +20,13 @@ release = version = minipage.__version__
 language = "en"
 
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_copybutton"]
-exclude_patterns = ["_build", "jupyter_execute", "**/.ipynb_checkpoints"]
+exclude_patterns = ["_build", "_stories", "jupyter_execute", "**/.ipynb_checkpoints"]
 
 html_theme = "furo"
 html_title = "minipage"
 html_static_path = ["_static"]
 html_css_files = ["book.css"]
+html_extra_path = ["_stories"]  # see make_front
 html_copy_source = html_show_sourcelink = False
 
 myst_enable_extensions = ["colon_fence", "deflist"]
@@ -53,6 +54,17 @@ def copy_lessons(app: Any, config: Any) -> None:
         shutil.copy(lesson, target / f"{lesson.parent.name}.ipynb")
 
 
+def make_front(app: Any, config: Any) -> None:
+    """Run every story into a page of its own, and make the front page of the book, where one of them plays."""
+    from minipage.learn.course import cards
+    from minipage.trace.playing import demo, files
+
+    folder = HERE / "_stories" / "stories"
+    demo.run(demo.EVERY, files={"html": str(folder)})
+    front = files.book_front(folder, "stories/", cards("lessons/{name}.html"))
+    (HERE / "_stories" / "front.html").write_text(front, encoding="utf-8")
+
+
 def to_rst(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
     """Docstrings here are written to be read in the source, in plain text: `code`, and pictures that are indented."""
     if lines and lines[0].startswith("Alias for field number"):
@@ -78,4 +90,5 @@ def to_rst(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[s
 
 def setup(app: Any) -> None:
     app.connect("config-inited", copy_lessons)
+    app.connect("config-inited", make_front)
     app.connect("autodoc-process-docstring", to_rst, priority=100)  # before napoleon

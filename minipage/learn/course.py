@@ -15,8 +15,12 @@ import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from minipage.errors import LearnError
+
+if TYPE_CHECKING:
+    from minipage.trace.drawing.front import Card
 
 HERE = Path(__file__).parent
 
@@ -72,6 +76,18 @@ def exercises() -> tuple[Exercise, ...]:
 
 def lessons() -> list[Lesson]:
     return list(dict.fromkeys(exercise.lesson for exercise in exercises()))
+
+
+def cards(address: str = "") -> list[Card]:
+    """The lessons as a front page shows them; {name} in `address` stands for the name of one."""
+    from minipage.trace.drawing.front import Card
+
+    found = []
+    for lesson in lessons():
+        about = ", ".join(exercise.title for exercise in lesson.exercises) + "."
+        command = "" if address else f"python -m minipage learn check {lesson.number}"
+        found.append(Card(lesson.title, about, address.format(name=lesson.name), command, lesson.number))
+    return found
 
 
 def read_text(path: Path) -> list[Exercise]:

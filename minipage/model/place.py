@@ -1,7 +1,8 @@
 """Where a model lives: in which array library, in which number format, on which device.
 
 arrays     dtype                           device         layers
-"numpy"    float32                         cpu            compiled
+"numpy"    float32                         cpu            compiled; with quantization="int8" int8
+"plain"    float32                         cpu            plain: NumPy alone, with no machine code to wait for
 "torch"    float32, bfloat16, float16      cpu, cuda      torch; for bfloat16 on a CPU onednn, where it can
 "cupy"     float32, float16                cuda           plain
 """
@@ -18,14 +19,20 @@ import numpy as np
 from minipage.errors import ConfigurationError, shown
 from minipage.model.architecture import Architecture, Array, Layers, Model
 from minipage.model.layers.compiled import CompiledLayers
+from minipage.model.layers.int8 import Int8Layers
 from minipage.model.layers.plain import PlainLayers
+from minipage.model.layers.sharded import ShardedLayers, Talk
+from minipage.model.shard import Shard
 from minipage.model.stored_weights import SPREAD, DummyWeights, Weights
 
 Item = TypeVar("Item")
 Progress: TypeAlias = Callable[[int, int], object]  # is told how many of how many weights are loaded
 
-DTYPES = {"numpy": ("float32",), "torch": ("float32", "bfloat16", "float16"), "cupy": ("float32", "float16")}
-DEVICES = {"numpy": ("cpu",), "torch": ("cpu", "cuda"), "cupy": ("cuda",)}
+DTYPES = {
+    "numpy": ("float32",), "plain": ("float32",), "torch": ("float32", "bfloat16", "float16"),
+    "cupy": ("float32", "float16"),
+}  # fmt: skip
+DEVICES = {"numpy": ("cpu",), "plain": ("cpu",), "torch": ("cpu", "cuda"), "cupy": ("cuda",)}
 
 
 def place_model(
@@ -35,15 +42,24 @@ def place_model(
     dtype: str = "float32",
     device: str = "cpu",
     progress: Progress | None = None,
+    quantization: str | None = None,
+    talk: Talk | None = None,
 ) -> Model:
     """A model with these weights, each of which is on its way alone: read, brought to the device, made what is kept.
 
-    Raises ConfigurationError if the three do not go together, or a library is missing.
+    talk: with other ranks, which have other parts of the weights; None: there are none.
+
+    Raises ConfigurationError if the options do not go together, or a library is missing.
     """
-    placed = as_arrays(weights, arrays, dtype, device)
+    check_quantization(quantization, arrays)
+    shard: Any = None if talk is None else Shard(architecture, talk.rank, talk.size)
+    placed = as_arrays(weights.only(shard.part) if shard else weights, arrays, dtype, device)
     if progress is not None:
         placed = counted(placed, len(weights), progress)
-    return Model(architecture, kind_of_layers(arrays, dtype, device)(architecture, placed))
+    layers = kind_of_layers(arrays, dtype, device, quantization)(shard or architecture, placed)
+    if talk is None:
+        return Model(architecture, layers)
+    return Model(shard, ShardedLayers(shard, layers, talk))
 
 
 def counted(items: Iterator[Item], total: int, progress: Progress) -> Iterator[Item]:
@@ -53,11 +69,13 @@ def counted(items: Iterator[Item], total: int, progress: Progress) -> Iterator[I
     progress(total, total)
 
 
-def kind_of_layers(arrays: str, dtype: str, device: str) -> Callable[[Architecture, Iterator[Any]], Layers]:
+def kind_of_layers(
+    arrays: str, dtype: str, device: str, quantization: str | None = None
+) -> Callable[[Architecture, Iterator[Any]], Layers]:
     """Which class computes the model."""
     if arrays == "numpy":
-        return CompiledLayers
-    if arrays == "cupy":
+        return CompiledLayers if quantization is None else Int8Layers
+    if arrays in ("plain", "cupy"):
         return PlainLayers
     from minipage.model.layers import onednn, torch  # need PyTorch, which as_arrays has found
 
@@ -72,7 +90,7 @@ def as_arrays(
     To a GPU they go as they are stored, and become `dtype` there. Random ones are made where they stay.
     """
     check(arrays, dtype, device)
-    if arrays == "numpy":
+    if arrays in ("numpy", "plain"):
         return iter(weights.items())
     if arrays == "cupy":
         cupy = find_cupy()
@@ -93,7 +111,9 @@ def as_tensor(torch: ModuleType, array: Array) -> Array:
 def random_tensors(torch: ModuleType, weights: DummyWeights, place: str, kind: Any) -> Iterator[tuple[str, Array]]:
     generator = torch.Generator(device=place).manual_seed(0)
     for name, shape, mean in weights.shapes():
-        yield name, torch.empty(shape, dtype=kind, device=place).normal_(mean, SPREAD, generator=generator)
+        array = torch.empty(shape, dtype=kind, device=place).normal_(mean, SPREAD, generator=generator)
+        part = weights.part(name, array)
+        yield name, array if part is array else part.clone()  # or all of it would stay
 
 
 def is_simulated() -> bool:
@@ -121,6 +141,16 @@ def check(arrays: str, dtype: str, device: str) -> None:
                 f"{name} is {value!r}, but arrays is {arrays!r}, which has only {', '.join(table[arrays])} here. "
                 f"Use arrays={able}."
             )
+
+
+def check_quantization(quantization: str | None, arrays: str) -> None:
+    if quantization not in (None, "int8"):
+        raise ConfigurationError(f"quantization is {shown(quantization)}; it must be None or int8.")
+    if quantization is not None and arrays != "numpy":
+        raise ConfigurationError(
+            f"quantization is {quantization!r}, but arrays is {arrays!r}: weights of one byte are computed with by "
+            "minipage's own kernels on a CPU. Use arrays='numpy', device='cpu'."
+        )
 
 
 def find_torch(device: str) -> ModuleType:

@@ -10,6 +10,7 @@ params.py       from a client's fields to SamplingParams
 completions.py  /v1/completions
 chat.py         /v1/chat/completions
 generation.py   what these two share: prompts in, outputs as they come, usage, events
+live.py         the memory, live: the page of `GET /`
 logprobs.py     log probabilities in OpenAI's two formats
 errors.py       errors in OpenAI's format
 metrics.py      LLM.stats() in Prometheus's format

@@ -20,7 +20,7 @@ from minipage.serve.errors import ApiError, as_api_error
 
 logger = logging.getLogger("minipage.serve")
 
-OPEN = {"/health", "/ping", "/version", "/metrics", "/load"}  # to everybody, key or not; they tell of nobody's texts
+OPEN = {"/", "/health", "/ping", "/version", "/metrics", "/load"}  # to everybody, key or not; they tell nobody's texts
 QUIET = OPEN | {"/v1/models"}  # asked again and again, and logged only with --log-level debug
 GOOD_ID = re.compile(r"[\w.:+/=-]{1,128}", re.ASCII)
 
@@ -34,10 +34,11 @@ class Tally:
     num_generated_tokens: int = 0
     first_token_seconds: float | None = None
     finish_reason: str | None = None
+    refused: str = ""  # which field is to blame, or how the error is called; not the sentence, which may quote a prompt
 
     def __str__(self) -> str:
         if not self.num_prompt_tokens:
-            return ""
+            return f" ({self.refused})" if self.refused else ""
         first = "" if self.first_token_seconds is None else f", first after {self.first_token_seconds:.3f} s"
         return (
             f", {self.num_prompt_tokens} prompt tokens ({self.num_cached_tokens} cached), "
@@ -45,12 +46,28 @@ class Tally:
         )
 
 
+class Keys:
+    """The keys of which a client has to send one; without any, everybody may come in."""
+
+    def __init__(self, api_keys: Sequence[str]) -> None:
+        self.digests = [digest(key) for key in api_keys]
+
+    def __bool__(self) -> bool:
+        return bool(self.digests)
+
+    def open_for(self, headers: Headers) -> bool:
+        """Whether a request may come in. Each key takes the same time to compare, right or wrong."""
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        matches = [hmac.compare_digest(digest(given.strip()), known) for known in self.digests]
+        return not self.digests or (scheme.lower() == "bearer" and any(matches))
+
+
 class Access:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, api_keys: Sequence[str] = (), allowed_origins: Sequence[str] = ()) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys, allowed_origins: Sequence[str] = ()) -> None:
         self.app = app
-        self.digests = [digest(key) for key in api_keys]
+        self.keys = keys
         self.allowed_origins = allowed_origins
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -81,7 +98,9 @@ class Access:
         except Exception as error:
             log_failure(scope, error)
             if status is None:
-                await as_api_error(error).response()(scope, receive, send_and_note)
+                answer = as_api_error(error)
+                tally.refused = answer.code or ""
+                await answer.response()(scope, receive, send_and_note)
         finally:
             level = logging.DEBUG if path in QUIET else logging.INFO
             took = time.perf_counter() - begin
@@ -89,12 +108,8 @@ class Access:
             logger.log(level, "%s %s %s %s%s, %.3f s", request_id, scope["method"], path, shown, tally, took)
 
     def check_key(self, headers: Headers) -> None:
-        """Raise ApiError unless one of the keys is given. Each takes the same time to compare, right or wrong."""
-        if not self.digests:
-            return
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        matches = [hmac.compare_digest(digest(given.strip()), known) for known in self.digests]
-        if not (scheme.lower() == "bearer" and any(matches)):
+        """Raise ApiError unless one of the keys is given."""
+        if not self.keys.open_for(headers):
             message = "the API key is missing or wrong; send it as `Authorization: Bearer KEY`."
             raise ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
@@ -114,9 +129,10 @@ def digest(key: str) -> bytes:
 
 
 def log_failure(scope: Scope, error: Exception) -> None:
-    """What is not the client's fault."""
+    """What is not the client's fault. Where an ApiError was raised says nothing; where any other was, does."""
     if as_api_error(error).status == 500:
-        logger.error("%s failed", scope["minipage.request_id"], exc_info=error)
+        trace = None if isinstance(error, ApiError) else error
+        logger.error("%s failed: %s", scope["minipage.request_id"], error, exc_info=trace)
 
 
 def tally_of(scope: Scope) -> Any:

@@ -27,11 +27,12 @@ from minipage import __version__
 from minipage.engine.async_llm import AsyncLLM
 from minipage.engine.prompts import Prompt
 from minipage.serve import chat, completions
-from minipage.serve.access import GOOD_ID, Access, log_failure, logger, tally_of
+from minipage.serve.access import GOOD_ID, Access, Keys, log_failure, logger, tally_of
 from minipage.serve.chat import Render
 from minipage.serve.errors import ApiError, as_api_error, read_model
 from minipage.serve.generation import Job
 from minipage.serve.limits import Queue, read_body, unless_gone
+from minipage.serve.live import Live
 from minipage.serve.metrics import make_registry
 from minipage.serve.protocol import Body, ChatBody, CompletionBody, DetokenizeBody, GenerationBody, TokenizeBody
 
@@ -51,6 +52,8 @@ class Settings:
     allowed_headers: Sequence[str] = ("*",)
     allow_credentials: bool = False
     enable_log_requests: bool = False  # prompts, too
+    disable_live_page: bool = False
+    hide_live_texts: bool = False  # on that page, a dot for each token
 
 
 Handler = Callable[..., Coroutine[Any, Any, None]]  # of a checked body, and scope, receive and send
@@ -84,15 +87,20 @@ class Api:
         self.settings = settings
         own = getattr(getattr(llm.engine, "tokenizer", None), "chat_template", None)
         self.template = settings.chat_template or (own.render if own else None)
+        self.most_characters = longest_text(llm.engine)
         self.queue = Queue(settings.max_queued_requests + self.engine.scheduler.max_num_seqs)
         self.registry = make_registry(llm.stats, settings.served_model_name[0])
         self.begin = int(time.time())
+        self.keys = Keys(settings.api_key)
+        self.live = Live(llm, settings.served_model_name[0], not settings.hide_live_texts, self.keys)
 
     def routes(self) -> list[Route]:
         def post(path: str, model: type[Body], handle: Handler) -> Route:
             return Route(path, Endpoint(model, handle, self), methods=["POST"])
 
+        live = [Route("/", self.live.page), Route("/live", self.live)]
         return [
+            *(live if not self.settings.disable_live_page else []),
             post("/v1/completions", CompletionBody, self.complete),
             post("/v1/chat/completions", ChatBody, self.chat),
             post("/tokenize", TokenizeBody, self.tokenize),
@@ -135,10 +143,15 @@ class Api:
     async def read_prompt(self, prompt: Prompt, add_special_tokens: bool) -> Prompt:
         """The prompt with its token ids; on the way, prompts that cannot be served are refused."""
         token_ids: Any = prompt
+        limit = self.engine.max_model_len
         if isinstance(prompt, str):
+            if len(prompt) > self.most_characters:  # it would take seconds to say how many tokens it has
+                message = (
+                    f"the prompt has {len(prompt):,} characters, far more than a context of {limit:,} tokens holds."
+                )
+                raise ApiError(400, message, "prompt", "context_length_exceeded")
             token_ids = await asyncio.to_thread(self.encode, prompt, add_special_tokens)
             prompt = {"prompt": prompt, "prompt_token_ids": token_ids}
-        limit = self.engine.max_model_len
         if len(token_ids) >= limit:
             message = f"the prompt has {len(token_ids):,} tokens; this model's context of {limit:,} leaves room for "
             raise ApiError(400, f"{message}{limit - 1:,}. Shorten it.", "prompt", "context_length_exceeded")
@@ -219,6 +232,13 @@ class Api:
         return Response(status_code=200)
 
 
+def longest_text(engine: Any) -> float:
+    """No text of more characters can fit into the context, whatever its tokens are."""
+    if getattr(engine, "tokenizer", None) is None:
+        return float("inf")
+    return float(engine.max_model_len * max(map(len, engine.tokenizer.backend.get_vocab())))
+
+
 async def no_such_page(request: Request, error: Exception) -> Response:
     """404 and 405 in OpenAI's format, too."""
     assert isinstance(error, HTTPException)
@@ -228,13 +248,15 @@ async def no_such_page(request: Request, error: Exception) -> Response:
 
 async def told(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
+    tally_of(request.scope).refused = ", ".join(filter(None, [error.param, error.code]))
     return error.response()
 
 
 def make_app(llm: AsyncLLM, settings: Settings | None = None) -> Starlette:
     """An ASGI application for an engine. It does not shut the engine down: that is for whoever has made it."""
     settings = settings or Settings()
-    middleware = [Middleware(Access, settings.api_key, settings.allowed_origins)]
+    api = Api(llm, settings)
+    middleware = [Middleware(Access, api.keys, settings.allowed_origins)]
     if settings.allowed_origins:
         cors = Middleware(
             CORSMiddleware,
@@ -246,4 +268,6 @@ def make_app(llm: AsyncLLM, settings: Settings | None = None) -> Starlette:
         )
         middleware.insert(0, cors)  # a browser asks for permission without a key
     handlers = {HTTPException: no_such_page, ApiError: told}
-    return Starlette(routes=Api(llm, settings).routes(), middleware=middleware, exception_handlers=handlers)
+    app = Starlette(routes=api.routes(), middleware=middleware, exception_handlers=handlers)
+    app.state.live = api.live  # whose streams have to be ended before the server can be
+    return app

@@ -198,8 +198,7 @@ class SimulatedEngine(Engine):
     """The engine, with requests that know how long they get. `tally` counts instead of its Stats."""
 
     def __init__(self, runner: StandInRunner, scheduler: Scheduler, intake: StandInIntake, tally: Any) -> None:
-        super().__init__(runner, scheduler, intake, seed=0)  # type: ignore[arg-type]
-        self._stats = tally
+        super().__init__(runner, scheduler, intake, tally, seed=0)  # type: ignore[arg-type]
 
     def advance(self) -> None:
         """A step; nobody reads the texts."""

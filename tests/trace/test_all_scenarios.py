@@ -15,8 +15,11 @@ def test_every_scenario_gets_a_folder_of_pictures_and_a_page(tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.count("wrote ") == 2 * len(SCENARIOS) and f"open {tmp_path / 'html' / 'index.html'}" in out
     index = (tmp_path / "html" / "index.html").read_text(encoding="utf-8")
-    links = re.findall(r'<li><a href="([^"]+)">[^<]+</a>: [^<]+[.]</li>', index)
+    links = re.findall(r'<h3><a href="([^"]+)">[^<]+</a></h3><p>[^<]+[.]</p>', index)
     assert links == [f"{name}.html" for name in SCENARIOS]
+    assert 'src="continuous-batching.html?embed&amp;play"' in index and "learn check 14" in index
+    page = (tmp_path / "html" / "basics.html").read_text(encoding="utf-8")
+    assert '"href":"fragmentation.html"' in page  # the next story
 
 
 def test_all_scenarios_cannot_be_shown_one_after_the_other(capsys):

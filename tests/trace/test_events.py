@@ -76,7 +76,8 @@ def test_who_is_preempted_for_whom():
     story = [event for frame in trace.steps for event in frame.events]
     again = "its {} free again and it will be recomputed."
     start = story.index("A, B and C need a block each: blocks 4, 5 and 6 are taken from the free queue.")
-    assert story[start + 1 : start + 3] == [
+    assert story[start + 1 : start + 4] == [
+        "A, B and C need a block each, and none is free: C, last in line, has to give way.",
         "A needs room, but the pool is dry: C, last in line, is preempted; " + again.format("2 blocks are"),
         "A needs a block: block 6 is taken from the free queue.",
     ]

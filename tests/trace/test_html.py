@@ -359,6 +359,7 @@ def test_keys(opened):
             ("ArrowLeft", "step1-schedule"),
             ("ArrowRight", "step1-forward"),
             ("s", "step1-update"),
+            ("ArrowRight", "step2-copy"),  # half of a step that has two halves
             ("ArrowRight", "step2-update"),
             ("s", "step2-update"),
             ("ArrowRight", "step3-schedule"),
@@ -385,9 +386,11 @@ def test_buttons_slider_and_steps(opened):
         tab.get_by_role("button", name="copy", exact=True).click()
         assert where(tab) == "step2-copy"
         tab.get_by_text("step by step").click()
-        assert where(tab) == "step2-update" and tab.inner_text("#where") == "2 / 6"
-        assert tab.locator("#events li").all_inner_texts() == list(STORY[8].events)
+        assert where(tab) == "step2-copy" and tab.inner_text("#where") == "2 / 9"
         assert tab.locator("#arrows .arrow").count() == 1
+        tab.get_by_role("button", name="Next", exact=True).click()
+        assert where(tab) == "step2-update" and tab.inner_text("#where") == "3 / 9"
+        assert tab.locator("#events li").all_inner_texts() == list(STORY[8].events)
 
 
 def test_it_plays_to_the_end_and_stops(opened):

@@ -46,7 +46,7 @@ def test_every_turn_of_every_story_is_told(name):
 def test_the_words_are_those_that_the_model_says_alone(name):
     """Of `quantized`, rounding may change words; `fragmentation` ends before its texts do, and has its own test."""
     demo, frames = play(name)
-    alone = LLM(block_size=16)
+    alone = LLM(block_size=16, hf_overrides=demo.scenario.engine.get("hf_overrides"))
     for i, (arrival, params) in enumerate(zip(demo.arrivals, demo.params, strict=True)):
         texts = {output.text for output in alone.generate(arrival.prompt, params)[0].outputs}
         request_id = chr(ord("A") + i)
@@ -73,10 +73,10 @@ def test_phases_can_be_stepped_through():
     assert player.frame.phase == "update" and player.frame.step == 1
     player.press("p")
     seen = []
-    for _ in range(5):
+    for _ in range(6):
         player.press("n")
         seen.append((player.frame.step, player.frame.phase))
-    assert seen == [(2, phase) for phase in ("schedule", "copy", "forward", "sample", "update")]
+    assert seen == [(2, phase) for phase in ("before", "schedule", "copy", "forward", "sample", "update")]
     player.press("b")
     assert player.frame.phase == "sample"
     player.press("p")

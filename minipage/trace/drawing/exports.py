@@ -50,7 +50,10 @@ def picture(frame: Frame, width: int = WIDTH, height: int = HEIGHT) -> str:
 
 def write_html(frames: list[Frame], trace: Trace, path: Path) -> None:
     still = picture(fullest(frames)) if frames else ""
-    html.write_page(frames, path, trace.title or html.TITLE, still=still)
+    onward = trace.header.get("next")
+    if onward and trace.header.get("in_folder"):  # where its page lies beside this one
+        onward = onward | {"href": f"{onward['name']}.html"}
+    html.write_page(frames, path, trace.title or html.TITLE, trace.header.get("kernel", ""), still, onward)
 
 
 def write_svg(frames: list[Frame], trace: Trace, path: Path) -> None:

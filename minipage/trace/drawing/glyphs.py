@@ -33,6 +33,7 @@ class Glyphs(NamedTuple):
     free: str  # in a bar: a slot of a free block
     unused: str  # in a bar: a slot that is taken and will never hold anything
     slot: str  # an empty slot in a box
+    wanted: str  # one that somebody is about to write, and that others share
     divider: str  # between two slots
     arrow: str  # from a logical block to a physical one
     reading: str  # behind the block that attention reads
@@ -49,10 +50,11 @@ class Glyphs(NamedTuple):
 
 
 UNICODE = Glyphs(
-    "▁▂▃▄▅▆▇█", "█", "▒", "░", "×", "·", "│", "→", "◂ read", "▸", "⏎", "⇥", "…", "─", "┌┐└┘", "•", "▶", "‖", "⠋⠙⠹⠸⠴⠦⠧⠇"
+    "▁▂▃▄▅▆▇█", "█", "▒", "░", "×", "·", "?", "│", "→", "◂ read", "▸", "⏎", "⇥", "…", "─", "┌┐└┘", "•", "▶", "‖",
+    "⠋⠙⠹⠸⠴⠦⠧⠇",
 )  # fmt: skip
 ASCII = Glyphs(
-    ".:-=+oO#", "#", "-", ".", "x", ".", "|", "->", "< read", ">", "\\n", "\\t", "..", "-", "++++", "*", ">", "||",
+    ".:-=+oO#", "#", "-", ".", "x", ".", "?", "|", "->", "< read", ">", "\\n", "\\t", "..", "-", "++++", "*", ">", "||",
     "|/-\\",
 )  # fmt: skip
 

@@ -2,9 +2,10 @@
 
     write_page(trace, "run.html", title="Who shares what")
 
-The page is a skeleton (viewer.html), its looks (viewer.css) and its scripts: viewer.js knows which frame to show,
-viewer_frame.js draws one. All of it goes into the one document, and with it the frames, as JSON. Of each frame only
-what differs from the one before is kept; `difference` says how, and `patch` in viewer.js puts it together again.
+The page is a skeleton (viewer.html), its looks (viewer.css) and its scripts: viewer.js knows which frame to show, the
+others draw one, and viewer_motion.js moves what has moved since the one before. All of it goes into the one document,
+and with it the frames, as JSON. Of each frame only what differs from the one before is kept; `difference` says how, and
+`patch` in viewer.js puts it together again.
 
 A content security policy forbids every request, and every script but ours: it is named by its hash.
 """
@@ -21,23 +22,34 @@ from importlib.resources import files
 from operator import index
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from minipage.trace.drawing.glyphs import PALETTE
 from minipage.trace.recording.events import decimals
-from minipage.trace.recording.frames import AttentionFrame, BlockFrame, ContiguousFrame, Frame, SequenceFrame, occupied
+from minipage.trace.recording.frames import (
+    AttentionFrame,
+    BlockFrame,
+    CodeFrame,
+    ContiguousFrame,
+    Frame,
+    SequenceFrame,
+    occupied,
+)
 from minipage.trace.recording.replay import num_common
 
 Tree: TypeAlias = dict[str, Any]  # of what JSON can say, except None
 
 TITLE = "What the engine did"
-SCRIPTS = ("viewer_frame.js", "viewer_beside.js", "viewer.js")
+SCRIPTS = (
+    "viewer_words.js", "viewer_texts.js", "viewer_pool.js", "viewer_wires.js", "viewer_code.js", "viewer_beside.js",
+    "viewer_motion.js", "viewer.js",
+)  # fmt: skip
 FREE_SHOWN = 40  # blocks of the free queue, the next ones
-NOTEBOOK_HEIGHT = 780  # pixels: in a column of 736, 16 blocks and the bars under them are seen without scrolling
+NOTEBOOK_HEIGHT = 880  # pixels: in a column of 736, 16 blocks and the bars under them are seen without scrolling
 STEP_FIELDS = (  # what the viewer shows of a frame, under the same names
     "step phase block_size max_num_batched_tokens waiting running swapped swap_out swap_in copies chosen "
     "preempted finished num_queried_tokens num_hit_tokens events num_earlier_events story "
-    "num_computed_tokens num_used_blocks num_wasted_slots num_contiguous_blocks"
+    "num_stopped_events reused num_computed_tokens num_used_blocks num_wasted_slots num_contiguous_blocks"
 ).split()
 SEQUENCE_FIELDS = (
     "status prompt text new_text tokens num_prompt_tokens num_computed_tokens max_num_tokens blocks swap_blocks "
@@ -46,14 +58,36 @@ SEQUENCE_FIELDS = (
 BLOCK_FIELDS = "ref_count holders cached tokens".split()
 
 
-def page(frames: Iterable[Frame], title: str = TITLE, subtitle: str = "", still: str = "") -> str:
-    """A document that shows `frames`, complete in itself. `still`, an SVG, is shown where scripts may not run."""
-    script = "\n".join(_part(name) for name in SCRIPTS)
-    data = {"palette": PALETTE, "deltas": deltas(map(as_tree, frames))}
+class More(NamedTuple):
+    """What a live page has beside. It may ask the server that it came from, and push frames to the viewer."""
+
+    style: str
+    body: str  # between the head of the page and what happened
+    script: str
+
+
+def page(
+    frames: Iterable[Frame],
+    title: str = TITLE,
+    subtitle: str = "",
+    still: str = "",
+    more: More | None = None,
+    onward: dict[str, str] | None = None,
+) -> str:
+    """A document that shows `frames`, complete in itself. `still`, an SVG, is shown where scripts may not run.
+
+    onward: the "name" and "title" of the story that comes next, and its "href" if there is a page of it.
+    """
+    script = "\n".join([*map(_part, SCRIPTS), *([more.script] if more else [])])
+    shown = list(frames)
+    data = {"palette": PALETTE, "functions": functions_of(shown), "deltas": deltas(map(as_tree, shown))}
+    data |= {"next": onward} if onward else {}
     parts = {
         "title": escape(title),
         "subtitle": escape(subtitle),
-        "style": _part("viewer.css"),
+        "style": _part("viewer.css") + (more.style if more else ""),
+        "policy": "connect-src 'self'; " if more else "",
+        "more": more.body if more else "",
         "still": _image(still, title),
         # With "<" written as an escape, nothing in it can end the script element.
         "trace": json.dumps(data, separators=(",", ":"), default=index).replace("<", r"\u003c"),
@@ -70,9 +104,12 @@ def write_page(
     title: str = TITLE,
     subtitle: str = "",
     still: str = "",
+    onward: dict[str, str] | None = None,
 ) -> None:
     """Put `page(...)` into a file."""
-    Path(path).write_text(page(frames, title, subtitle, still), encoding="utf-8", errors="replace", newline="\n")
+    Path(path).write_text(
+        page(frames, title, subtitle, still, onward=onward), encoding="utf-8", errors="replace", newline="\n"
+    )
 
 
 def notebook(frames: Iterable[Frame], title: str = TITLE, subtitle: str = "", still: str = "") -> str:
@@ -102,9 +139,38 @@ def as_tree(frame: Frame) -> Tree:
         "chunks": [(chunk.label, chunk.start, chunk.num_tokens) for chunk in frame.chunks],
         "written": sorted(slot for chunk in frame.chunks for slot in chunk.slots),
         "read": sorted(frame.read_blocks),
+        **_ahead(frame),
+        **(
+            {"code": {_name(each): {str(line): blocks for line, blocks in each.lit} for each in frame.code}}
+            if frame.code
+            else {}
+        ),
         **({"contiguous": list(map(_contiguous, frame.contiguous))} if frame.contiguous else {}),
         **({"attention": _attention(frame.attention)} if frame.attention else {}),
     }
+
+
+def functions_of(frames: Iterable[Frame]) -> Tree:
+    """The source of each function that did something in one of the frames, under the name that `as_tree` uses."""
+    functions = {_name(each): each for frame in frames for each in frame.code}
+    return {name: {"first": each.first, "lines": each.lines} for name, each in functions.items()}
+
+
+def _name(code: CodeFrame) -> str:
+    return f"{code.file} {code.function}"
+
+
+def _ahead(frame: Frame) -> Tree:
+    """What somebody is waiting for: slots that are not filled yet, and what a "before" frame knows."""
+    ahead = frame.ahead
+    told = {
+        "pending": sorted(frame.pending_slots),
+        "wants": [tuple(want) for want in ahead.wants],
+        "gives_way": ahead.gives_way,
+        "finds": dict(ahead.finds),
+        "returns": ahead.returns,
+    }
+    return {name: value for name, value in told.items() if value}
 
 
 def _contiguous(memory: ContiguousFrame) -> Tree:

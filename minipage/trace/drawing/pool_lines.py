@@ -8,6 +8,7 @@ With more blocks than fit, each gets less room, down to one letter; with room to
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
@@ -17,12 +18,14 @@ from rich.text import Text
 from minipage.errors import count
 from minipage.memory import blocks_needed
 from minipage.trace.drawing.glyphs import ALERT, BOLD, DIM, Glyphs, ink_of, letter_of, style_of, visible
-from minipage.trace.drawing.request_lines import beside, boxed, words
+from minipage.trace.drawing.request_lines import beside, boxed, words, written_now
 from minipage.trace.recording.frames import BlockFrame, Frame, SequenceFrame
+from minipage.trace.recording.windows import held
 
 WORDS_CELL = 26  # columns that a block takes when its words are shown
 BOX_CELL = 23  # and when they are shown in a box of their own
 BAR_LABEL = 11
+REUSED = "r"  # a block that somebody has just found there
 CACHED = "cc"  # a free block whose words the prefix cache can still find
 
 
@@ -82,7 +85,7 @@ def _shares_paged(frame: Frame) -> list[tuple[str, int, int]]:
     """For each request: label, slots that hold a token, slots taken. A shared block counts for its first holder."""
     shares = []
     for seq in frame.sequences:
-        own = [frame.blocks[block] for block in seq.blocks if frame.blocks[block].holders[0] == seq.label]
+        own = [frame.blocks[block] for block in held(seq.blocks) if frame.blocks[block].holders[0] == seq.label]
         shares.append((seq.label, sum(block.num_filled for block in own), len(own) * frame.block_size))
     return shares
 
@@ -134,7 +137,7 @@ def _narrow_grid(frame: Frame, width: int, glyphs: Glyphs) -> list[Text]:
 
 def _letters_grid(frame: Frame, width: int, glyphs: Glyphs) -> list[Text]:
     """One letter a block."""
-    written = frame.written_blocks
+    written = written_now(frame)
     return [
         Text.assemble(*(_letter(frame.blocks[block], block in written, glyphs) for block in row))
         for row in _rows(len(frame.blocks), width)
@@ -151,7 +154,7 @@ def _words_grid(frame: Frame, width: int, glyphs: Glyphs) -> list[Text]:
         for block in row:
             cell = Text.assemble((f"{block:>3} ", DIM), cells[block])
             if block in homes:
-                cell.append(" ").append(words(*homes[block], frame, glyphs))
+                cell.append(" ").append(words(*homes[block], frame, glyphs, stored=True))
             cell.truncate(WORDS_CELL - 1, pad=True)
             line.append(cell).append(" ")
         lines.append(line)
@@ -188,7 +191,7 @@ def _box(
         return boxed(head, slots, foot, inner, DIM, glyphs)
     seq, logical = home
     foot = Text.assemble(" ", cell, (f" logical {logical} ", DIM))
-    return boxed(head, words(seq, logical, frame, glyphs), foot, inner, ink_of(seq.label), glyphs)
+    return boxed(head, words(seq, logical, frame, glyphs, stored=True), foot, inner, ink_of(seq.label), glyphs)
 
 
 def _homes(frame: Frame) -> dict[int, tuple[SequenceFrame, int]]:
@@ -202,19 +205,28 @@ def _rows(num_blocks: int, per_row: int) -> list[range]:
 
 
 def _cells(frame: Frame, glyphs: Glyphs) -> list[Text]:
-    """For each block its owner, its fill, and a mark: a star if it was written, a number if it is shared.
+    """For each block its owner, its fill, and a mark: a star if it was written, a number if it is shared, and
+    what is to be seen rarely: who wants to write into a shared one, what is a copy, what is reused.
 
     (A shared block is never written, so one place is enough for both.)
     """
-    written = frame.written_blocks
-    return [_cell(block, frame.block_size, i in written, glyphs) for i, block in enumerate(frame.blocks)]
+    written, size = written_now(frame), frame.block_size
+    pending = Counter(slot // size for slot in frame.pending_slots)
+    wanted = {slot // size for slot in frame.wanted_slots}
+    sources = {to: f"<{source}" for source, to in frame.copies} if frame.phase == "copy" else {}
+    cells = []
+    for i, block in enumerate(frame.blocks):
+        there = replace(block, num_filled=block.num_filled - pending[i]) if pending[i] else block
+        mark = glyphs.wanted * (i in wanted) + sources.get(i, "") + REUSED * (i in frame.reused)
+        cells.append(_cell(there, size, i in written, glyphs).append(mark, BOLD))
+    return cells
 
 
 def _cell(block: BlockFrame, block_size: int, written: bool, glyphs: Glyphs) -> Text:
     if not block.ref_count:
         return Text(CACHED if block.cached else glyphs.slot * 2, DIM)
     owner = block.holders[0] if block.holders else "?"  # held by something that is no sequence
-    fill = glyphs.fills[-(-block.num_filled * len(glyphs.fills) // block_size) - 1]
+    fill = glyphs.fills[-(-block.num_filled * len(glyphs.fills) // block_size) - 1] if block.num_filled else glyphs.slot
     cell = Text.assemble((owner, style_of(owner, now=written) + BOLD), (fill, style_of(owner)))
     return cell.append(str(block.ref_count) if block.ref_count > 1 else "*" * written, BOLD)
 

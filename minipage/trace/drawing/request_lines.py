@@ -18,6 +18,7 @@ from rich.text import Text
 
 from minipage.errors import count
 from minipage.memory import blocks_needed
+from minipage.memory.kv_groups import NULL_BLOCK
 from minipage.trace.drawing.glyphs import BOLD, DIM, NEWEST, Glyphs, chip, clip_left, ink_of, spread, style_of, visible
 from minipage.trace.recording.frames import Frame, SequenceFrame
 
@@ -73,23 +74,30 @@ def running_text(seq: SequenceFrame, glyphs: Glyphs) -> Text:
     return line.append(newest.lstrip(), ink_of(seq.label) + NEWEST)
 
 
-def words(seq: SequenceFrame, logical: int, frame: Frame, glyphs: Glyphs, counted: bool = False) -> Text:
+def words(
+    seq: SequenceFrame, logical: int, frame: Frame, glyphs: Glyphs, counted: bool = False, stored: bool = False
+) -> Text:
     """The slots of a block in one line: words that were written in this step are turned inside out.
 
-    The empty ones are drawn, or, where there would be too many, `counted`.
+    Words whose K and V are not there yet are dim; of what is `stored`, they are no part. The empty slots are drawn, or,
+    where there would be too many, `counted`.
     """
-    written = {chunk.start + i for chunk in frame.chunks if chunk.label == seq.label for i in range(chunk.num_tokens)}
+    begin = seq.blocks[logical] * frame.block_size
+    wanted = any(want.label == seq.label for want in frame.ahead.wants)
     plain = style_of(seq.label)
     text = Text(style=plain)
-    first = logical * frame.block_size
     tokens = seq.block_tokens(logical, frame.block_size)
     for slot in range(frame.block_size):
         if slot:
             text.append(glyphs.divider, plain + DIM)
         if counted and slot == len(tokens):
             return text.append(f"{frame.block_size - slot} empty", plain + DIM)
-        if slot < len(tokens):
-            text.append(visible(tokens[slot], glyphs), style_of(seq.label, now=first + slot in written))
+        is_pending = begin + slot in frame.pending_slots
+        if wanted and begin + slot in frame.wanted_slots:
+            text.append(glyphs.wanted, style_of(seq.label, now=True) + BOLD)
+        elif slot < len(tokens) and not (stored and is_pending):
+            now = begin + slot in frame.written_slots
+            text.append(visible(tokens[slot], glyphs), plain + DIM if is_pending else style_of(seq.label, now=now))
         else:
             text.append(glyphs.slot, plain + DIM)
     return text
@@ -150,13 +158,17 @@ def _rows(seq: SequenceFrame, frame: Frame, width: int, glyphs: Glyphs, roomy: b
     boxes = [
         Box(i, block, words(seq, i, frame, glyphs), _mark(block, frame, glyphs), seq.label)
         for i, block in enumerate(seq.blocks)
+        if block != NULL_BLOCK
     ]
     draw: Callable[[Box, Glyphs], list[Text]] = _large_box if roomy else _small_box
     if any(draw(box, glyphs)[0].cell_len > width for box in boxes):
         boxes = [box._replace(words=words(seq, box.logical, frame, glyphs, counted=True)) for box in boxes]
     if any(draw(box, glyphs)[0].cell_len > width for box in boxes):
         draw = _small_box
-    rows: list[list[Text]] = []
+    behind = len(seq.blocks) - len(boxes)
+    note = Text(f"({count(behind, 'block')} behind the window)", DIM)
+    gap = Text(" " * note.cell_len)  # beside large boxes, which take three lines
+    rows = [[gap, note, gap] if draw is _large_box else [note]] if behind else []
     for box in boxes:
         drawn = draw(box, glyphs)
         if rows and rows[-1][0].cell_len + 1 + drawn[0].cell_len <= width:
@@ -180,7 +192,12 @@ def _folded(line: Text, width: int, glyphs: Glyphs) -> list[Text]:
 def _mark(block: int, frame: Frame, glyphs: Glyphs) -> str:
     if block == frame.attended_block:
         return glyphs.reading
-    return "*" if block in frame.written_blocks else ""
+    return "*" if block in written_now(frame) else ""
+
+
+def written_now(frame: Frame) -> set[int]:
+    """The blocks that this step has written so far."""
+    return {slot // frame.block_size for slot in frame.written_slots}
 
 
 def _small_box(box: Box, glyphs: Glyphs) -> list[Text]:

@@ -24,7 +24,7 @@ from minipage.errors import count
 from minipage.trace.drawing.glyphs import BOLD, DIM, UNICODE, Glyphs, chip, spread
 from minipage.trace.drawing.lane_lines import lane_lines
 from minipage.trace.drawing.lane_lines import legend as lane_legend
-from minipage.trace.drawing.pool_lines import CACHED, bar_lines, free_queue_line, pool_lines
+from minipage.trace.drawing.pool_lines import CACHED, REUSED, bar_lines, free_queue_line, pool_lines
 from minipage.trace.drawing.request_lines import folded_line, request_lines
 from minipage.trace.drawing.walk_lines import legend as walk_legend
 from minipage.trace.drawing.walk_lines import walk_lines
@@ -219,9 +219,15 @@ def _legends(frame: Frame, glyphs: Glyphs) -> Iterable[str]:
     shared = max((block.ref_count for _, block in occupied(frame.blocks)), default=0) > 1
     fill, free = f"{first}{middle}{last} fill", f"{glyphs.slot * 2} free"
     cached, sharing = f"{CACHED} free, still known", "2 share it"
-    yield "  ".join([fill, "* written now", free, *[sharing] * shared, *[cached] * known])
-    star, cached, sharing = "* new", f"{CACHED} still known", "2 shared"
-    yield from fewer_parts([fill, star, free, *[sharing] * shared, *[cached] * known], [free, fill, star, sharing])
+    rare = [f"{glyphs.wanted} wants to write"] * bool(frame.wanted_slots)
+    rare += ["<2 copy of 2"] * bool(frame.phase == "copy" and frame.copies) + [f"{REUSED} reused"] * bool(frame.reused)
+    now = ["* written now"] * bool(frame.written_slots)
+    yield "  ".join([fill, *now, free, *[sharing] * shared, *[cached] * known, *rare])
+    now, cached, sharing = now and ["* new"], f"{CACHED} still known", "2 shared"
+    parts = [fill, *now, free, *[sharing] * shared, *[cached] * known, *rare]
+    yield from fewer_parts(parts, [free])
+    fill, cached, sharing = f"{middle} fill", f"{CACHED} known", "2 share"
+    yield from fewer_parts([fill, *now, *[sharing] * shared, *[cached] * known, *rare], [fill, *now, sharing, *rare])
 
 
 def fewer_parts(parts: list[str], expendable: list[str]) -> Iterable[str]:
@@ -275,24 +281,20 @@ def _share(room: int, wanted: list[int], come_first: list[bool]) -> list[int]:
     return heights
 
 
-def _told(frame: Frame) -> tuple[str, ...]:
-    return frame.events if frame.phase in ("update", "failed") else frame.phase_events
-
-
 def _wrapped(sentence: str, width: int) -> list[str]:
     return textwrap.wrap(sentence, width - 2)
 
 
 def _num_lines(frame: Frame, width: int, routine: bool = True) -> int:
     """Lines of the story and of the sentences, with or without routine sentences."""
-    told = [event for event in _told(frame) if routine or not is_routine(event)]
+    told = [event for event in frame.told_events if routine or not is_routine(event)]
     return sum(len(_wrapped(event, width)) for event in told) + len(textwrap.wrap(frame.story, width))
 
 
 def _events(frame: Frame, width: int, room: int | None, glyphs: Glyphs) -> list[Text]:
     """A rule and the sentences, wrapped; in exactly `room` lines, some are left out as a whole: routine first."""
     lines = [Text(part, BOLD) for part in textwrap.wrap(frame.story, width)]
-    told = list(_told(frame))
+    told = list(frame.told_events)
     num_told = len(told)
     if room is not None:
         room_left = room - len(lines)

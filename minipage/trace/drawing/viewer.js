@@ -20,21 +20,38 @@ function patch(old, change) {
 }
 
 const trace = JSON.parse(byId("trace").textContent);
-const trees = []; // one for each frame
-for (const delta of trace.deltas) trees.push(patch(trees.at(-1) ?? {}, delta));
+const trees = []; // one for each frame; on a live page more are pushed
+const all = [], ends = []; // where they are; and where to halt when going step by step
+const RARE = ["before", "copy", "attend", "failed"]; // phases that are named only where they occur
+const HALVES = ["before", "copy"]; // of a step; it is halted there, too, and at every look inside attention
+const ever = {}; // the phases that occur
+let everSwaps = false, everTells = false, everCaches = false;
 
-const everSwaps = trees.some((tree) => tree.swapped || tree.swap_out || tree.swap_in);
-const RARE = ["attend", "failed"]; // phases that are named only where they occur
-const ever = Object.fromEntries(trees.map((tree) => [tree.phase, true]));
-const everTells = trees.some((tree) => tree.story);
-// The last phase of each step, and every look inside attention.
-const ends = trees.map((_, i) => i).filter((i) => trees[i].attention || trees[i + 1]?.step !== trees[i].step);
-const all = trees.map((_, i) => i);
+// One more frame, after all the others; functions: the source of those that it names, if they are new.
+function push(tree, functions) {
+  const before = trees.at(-1), i = trees.push(tree) - 1;
+  if (before && before.step === tree.step && !before.attention && !HALVES.includes(before.phase)) ends.pop();
+  ends.push(i);
+  all.push(i);
+  ever[tree.phase] = true;
+  everSwaps ||= Boolean(tree.swapped || tree.swap_out || tree.swap_in);
+  everTells ||= Boolean(tree.story);
+  everCaches ||= Boolean(tree.num_queried_tokens);
+  if (functions) trace.functions = { ...trace.functions, ...functions };
+}
+
+// Other frames in the place of all there were.
+function load(others) {
+  for (const list of [trees, all, ends]) list.length = 0;
+  others.forEach((tree) => push(tree));
+}
+
+for (const delta of trace.deltas) push(patch(trees.at(-1) ?? {}, delta));
 
 // ---- where we are
 
 const SECONDS = 1.6; // a frame, at the first speed
-const now = { index: 0, steps: false, timer: 0, looked: "", frame: null };
+const now = { index: 0, steps: false, timer: 0, looked: "", frame: null, drawn: -1 };
 
 const places = () => (now.steps ? ends : all);
 const place = () => places().findIndex((i) => i >= now.index);
@@ -56,7 +73,11 @@ function show(index) {
   now.index = now.steps ? (ends.find((i) => i >= index) ?? ends.at(-1)) : Math.max(0, Math.min(index, trees.length - 1));
   const tree = trees[now.index], at = place();
   const focused = document.activeElement?.dataset?.key;
+  const placesBefore = takePlaces(), forward = now.index >= now.drawn;
+  stopMotion();
   showFrame(tree, trees[places()[at - 1]]);
+  moveFrom(placesBefore, forward);
+  now.drawn = now.index;
   drawClock(tree);
   const slider = byId("slider");
   slider.max = places().length - 1;
@@ -72,21 +93,46 @@ function show(index) {
   } catch {
     // a page inside another one may have no history
   }
+  document.dispatchEvent(new CustomEvent("shown", { detail: tree })); // for what a live page adds
 }
 
 function showFrame(tree, before) {
   const frame = readable(tree);
-  frame.whole = now.steps && !tree.attention; // it stands for its whole step
+  frame.whole = now.steps && !tree.attention && !HALVES.includes(tree.phase); // it stands for its whole step
   now.frame = frame;
-  const events = frame.whole ? frame.events : frame.events.slice(frame.num_earlier_events);
-  drawTelling(frame, events.length ? events : ["Nothing to tell of this phase."]);
+  document.body.classList.toggle("tells", everTells);
+  drawTelling(frame, eventsOf(tree));
+  drawCode(frame);
   drawQueues(frame);
   drawTexts(frame);
+  fitFinished();
   drawPool(frame, before ? readable(before) : null, detailFor(frame));
   drawSwap(frame, everSwaps);
-  drawFigures(frame);
+  drawFigures(frame, everCaches);
   drawBeside(frame);
+  drawEnd();
 }
+
+// What is said of a frame: what its phase did; if it stands for its whole step, what was not said when that was halted.
+function eventsOf(tree) {
+  const whole = now.steps && !tree.attention && !HALVES.includes(tree.phase);
+  const events = (tree.events ?? []).slice((whole ? tree.num_stopped_events : tree.num_earlier_events) ?? 0);
+  if (events.length) return events;
+  const who = [...new Set((tree.chosen ?? []).map(([label]) => label))];
+  if (tree.phase !== "update" || !who.length) return ["Nothing to tell of this phase."];
+  return [`${who.length > 8 ? `${who.length} texts have` : `${join(who)} ${who.length === 1 ? "has" : "have"}`} the new ${who.length === 1 ? "token" : "tokens"}.`];
+}
+
+// At the end of a story, where the next one is.
+function drawEnd() {
+  const next = trace.next, isEnd = place() === places().length - 1;
+  byId("onward").hidden = !(next && isEnd);
+  if (byId("onward").hidden || byId("onward").hasChildNodes()) return;
+  const name = next.href ? make("a", { href: next.href }, `${next.title} →`) : make("code", {}, `python -m minipage demo ${next.name}`);
+  byId("onward").replaceChildren("Next story: ", name);
+}
+
+const reserve = () => reserveTelling(trees, eventsOf);
 
 // "Step 4" and its phases: the ones that this step has, the one that is shown, and a way to the others.
 function drawClock(tree) {
@@ -117,8 +163,8 @@ function play() {
 function wait() {
   clearTimeout(now.timer);
   now.timer = setTimeout(() => {
-    show(places()[place() + 1]);
-    if (place() === places().length - 1) pause();
+    show(places()[place() + 1] ?? 0);
+    if (place() === places().length - 1 && !isLiving) pause();
     else wait();
   }, (SECONDS * 1000) / Number(byId("speed").value));
 }
@@ -130,11 +176,14 @@ function pause() {
   byId("telling").setAttribute("aria-live", "polite");
 }
 
+const isLiving = /\bplay\b/.test(location.search); // on a front page: it plays again and again, until somebody takes over
+
 const isPlaying = () => document.body.classList.contains("playing");
 const playOrPause = () => (isPlaying() ? pause() : play());
 
 function setSteps(steps) {
   now.steps = steps;
+  reserve();
   document.querySelector(`[name=pace][value=${steps ? "steps" : "phases"}]`).checked = true;
 }
 
@@ -174,19 +223,21 @@ const find = (key) => (key ? document.querySelector(`[data-key="${CSS.escape(key
 function look(element) {
   for (const lit of document.querySelectorAll(".lit")) lit.classList.remove("lit");
   now.looked = element?.dataset.key ?? "";
-  const { slot, block, swap, owner } = element?.dataset ?? {};
+  const { slot, block, swap, owner, lights } = element?.dataset ?? {};
   const [name, value] = slot !== undefined ? ["slot", slot] : block !== undefined ? ["block", block] : owner ? ["owner", owner] : ["swap", swap];
   if (value !== undefined) for (const same of document.querySelectorAll(`[data-${name}="${value}"]`)) same.classList.add("lit");
   if (name === "slot")
     for (const holder of document.querySelectorAll(`#stage [data-block="${Math.floor(value / now.frame.block_size)}"]`)) holder.classList.add("lit");
-  document.body.classList.toggle("looking", value !== undefined);
+  if (lights !== undefined)
+    for (const number of lights.split(" ")) for (const same of document.querySelectorAll(`#stage [data-block="${number}"]`)) same.classList.add("lit");
+  document.body.classList.toggle("looking", value !== undefined || Boolean(lights));
   byId("looked-at").textContent = element ? element.getAttribute("aria-label") ?? (block ? sayBlock(now.frame, Number(block)) : "") : "";
   drawWires(now.frame);
 }
 
-const lookable = (target) => target.closest?.("#stage [data-key], #beside [data-key]") ?? null;
+const lookable = (target) => target.closest?.("#stage [data-key], #beside [data-key], #code [data-key]") ?? null;
 
-for (const place of [byId("stage"), byId("beside")]) {
+for (const place of [byId("stage"), byId("beside"), byId("code")]) {
   place.addEventListener("pointerover", (event) => look(lookable(event.target) ?? lookable(document.activeElement)));
   place.addEventListener("pointerleave", () => look(lookable(document.activeElement)));
 }
@@ -196,8 +247,7 @@ document.addEventListener("focusout", () => look(null));
 // One stop for Tab in each text and one in the memory; ↑ and ↓ walk along what is in there.
 function prepareWalks(focused) {
   for (const list of document.querySelectorAll(".walk")) {
-    const first = list.querySelector("[data-key]");
-    if (first) first.tabIndex = 0;
+    list.querySelectorAll("[data-key]").forEach((item, i) => { if (item.tabIndex !== (i ? -1 : 0)) item.tabIndex = i ? -1 : 0; });
   }
   const same = find(focused);
   if (same && same !== document.activeElement) same.focus({ preventScroll: true });
@@ -218,16 +268,21 @@ function walk(by) {
 // ---- beginning
 
 trace.palette.forEach((colour, i) => document.documentElement.style.setProperty(`--own-${i}`, colour));
-document.body.classList.toggle("tells", everTells);
+
 document.body.classList.toggle("embedded", /\bembed\b/.test(location.search));
 byId("legend").replaceChildren(...[
-  ["legend-written", "written in this step"], ["legend-promised", "has its slot, but is not computed yet"],
+  ["legend-written", "computed in this step"], ["legend-promised", "has its slot, but K and V are not there yet"],
+  ["legend-reused", "reused: the prefix cache had found it"], ["legend-wanted", "somebody wants to write here, and others hold it too"],
   ["legend-free", "free"], ["legend-cached", "free, but the prefix cache (◆) can still find it"],
 ].map(([name, words]) => make("li", {}, make("span", { class: `swatch ${name}` }), words)));
 for (const pane of document.querySelectorAll(".pane")) pane.addEventListener("scroll", () => drawWires(now.frame), { passive: true });
-new ResizeObserver(() => drawWires(now.frame)).observe(byId("stage"));
+new ResizeObserver(() => (fitFinished(), drawWires(now.frame))).observe(byId("stage"));
+new ResizeObserver(reserve).observe(byId("telling"));
+byId("scroll").addEventListener("scroll", () => drawWires(now.frame), { passive: true });
 addEventListener("hashchange", () => {
   const index = indexOf(location.hash.slice(1));
   if (index >= 0 && index !== now.index) show(index);
 });
+reserve();
 show(Math.max(0, indexOf(location.hash.slice(1))));
+if (isLiving && trees.length && !matchMedia("(prefers-reduced-motion: reduce)").matches) play();

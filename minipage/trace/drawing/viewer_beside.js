@@ -39,7 +39,8 @@ function drawLane(lane, numSlots) {
     drawSvg("defs", {}, drawSvg("pattern", { id: "never", width: 24, height: 24, patternUnits: "userSpaceOnUse", patternTransform: "scale(1 2) rotate(45)" },
       drawSvg("line", { x1: 0, y1: 0, x2: 0, y2: 24 }))),
     ...lane.pieces.map((piece) => drawPiece(lane, piece)));
-  return make("article", { class: "lane" }, make("h3", {}, lane.name),
+  const isThin = byId("scroll").clientWidth < 3 * lane.pieces.length; // an edge around each would be all there is to see
+  return make("article", { class: `lane ${isThin ? "thin" : ""}` }, make("h2", {}, lane.name),
     make("p", {}, make("b", {}, `${lane.running} run`), make("span", {}, `${lane.waiting} wait`), make("span", {}, `${lane.done} done`), shares), picture);
 }
 
@@ -70,10 +71,10 @@ function drawWalk(frame, walk) {
     row("the kernel", ["", "", "", strip(walk.kernel, Math.max(...walk.result.map(Math.abs)))], true)] : [];
   const asked = `The query of token ${walk.position + 1} of ${walk.label}, “${visible(text.tokens[walk.position])}”, in layer ${walk.layer + 1}, head ${walk.head + 1}`;
   const left = walk.kernel
-    ? make("div", {}, make("h3", {}, "The walk is over"), make("p", {}, `All ${walk.kernel.length} numbers are what the engine’s kernel returned; the largest difference is ${walk.difference}.`))
-    : make("div", {}, make("h3", {}, `Block ${step.physical} is read`), make("table", {}, head("word", "score", "weight", "e^(score − maximum)"), words));
+    ? make("div", {}, make("h2", {}, "The walk is over"), make("p", {}, `All ${walk.kernel.length} numbers are what the engine’s kernel returned; the largest difference is ${walk.difference}.`))
+    : make("div", {}, make("h2", {}, `Block ${step.physical} is read`), make("table", {}, head("word", "score", "weight", "e^(score − maximum)"), words));
   return make("div", { class: "walked", style: colour(walk.label) }, left,
-    make("div", {}, make("h3", {}, asked), make("table", {}, head("what is kept", "shrunk", "maximum", "sum", `output, ${step.output.length} numbers`), kept, end)));
+    make("div", {}, make("h2", {}, asked), make("table", {}, head("what is kept", "shrunk", "maximum", "sum", `output, ${step.output.length} numbers`), kept, end)));
 }
 
 // Numbers as a strip of colour: one hue above zero, another below.

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from html import escape
 from itertools import chain, cycle, islice, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,14 +19,18 @@ from rich.padding import Padding
 from rich.text import Text
 
 from minipage.errors import ConfigurationError, count
+from minipage.languages import tell
+from minipage.trace.drawing.front import Card
 from minipage.trace.drawing.glyphs import BOLD, DIM, Glyphs, chip, glyphs_for, visible
 from minipage.trace.drawing.terminal import MIN_WIDTH, draw, fits, what_it_needs
+from minipage.trace.playing.files import export, export_all
 from minipage.trace.playing.keys import keyboard
 from minipage.trace.playing.player import Player, play
 from minipage.trace.playing.pool_size import pool_for
-from minipage.trace.playing.scenarios import DEFAULT, SCENARIOS, find_scenario
+from minipage.trace.playing.quick_start import NOTE, kernel_name, quick_options
+from minipage.trace.playing.scenarios import DEFAULT, SCENARIOS, find_scenario, story_after
 from minipage.trace.playing.spinner import patiently, spinner
-from minipage.trace.playing.story import Arrival, Scenario
+from minipage.trace.playing.story import Arrival, Scenario, Turn
 from minipage.trace.recording.events import join
 from minipage.trace.recording.frames import Frame, index_of, is_stop, label_of
 from minipage.trace.recording.recorder import record
@@ -50,11 +53,11 @@ def list_scenarios() -> None:
     console = console_for_output()
     for scenario in SCENARIOS.values():
         default = " (what is shown without a name)" if scenario.name == DEFAULT else ""
-        title = Text.assemble((scenario.name, BOLD), f": {scenario.title}{default}")
+        title = Text.assemble((scenario.name, BOLD), f": {tell(scenario.title)}{default}")
         if console.is_terminal:
-            console.print(title, Padding(Text(scenario.about, DIM), (0, 0, 0, 4)))
+            console.print(title, Padding(Text(tell(scenario.about), DIM), (0, 0, 0, 4)))
         else:
-            console.print(f"{title}; {scenario.about}", soft_wrap=True, markup=False)
+            console.print(f"{title}; {tell(scenario.about)}", soft_wrap=True, markup=False)
 
 
 def run(
@@ -69,6 +72,8 @@ def run(
     files: dict[str, str] | None = None,  # kind of file (see exports.py) -> where to write it; then nothing is shown
     build: Callable[..., LLM] | None = None,  # makes the engine, instead of LLM
     note: str = "",  # for the title
+    lessons: Sequence[Card] = (),  # for the index of all stories
+    in_folder: bool = False,  # the pages of the other stories will lie beside this one
     **engine: Any,  # options of LLM, before the scenario's
 ) -> None:
     """Run a scenario on standard output. Raises MinipageError if the model or a request cannot be served; OSError."""
@@ -76,7 +81,10 @@ def run(
         if not path:
             raise ConfigurationError(f"the name of what {kind} is to be written to is empty; give it one.")
     if name == EVERY and replay is None:
-        return export_all(files or {}, prompts=prompts, max_tokens=max_tokens, seed=seed, steps=steps, **engine)
+        everywhere = {"prompts": prompts, "max_tokens": max_tokens, "seed": seed, "steps": steps, **engine}
+        return export_all(
+            files or {}, lambda story, its_files: run(story, files=its_files, in_folder=True, **everywhere), lessons
+        )
     if files and len({Path(path) for path in files.values()}) < len(files):
         raise ConfigurationError("two kinds of file are to be written to the same place; give each a name of its own.")
     if steps is not None and steps < 1:
@@ -97,16 +105,20 @@ def run(
         else:
             scenario = find_scenario(name).with_prompts(prompts, max_tokens)
             if note:
-                scenario = replace(scenario, title=f"{scenario.title} ({note})")
+                scenario = replace(scenario, title=f"{tell(scenario.title)} ({note})")
+            if quick := quick_options(scenario.engine | engine):
+                print(f"minipage: {NOTE}", file=sys.stderr)
             with spinner("loading the model", keys, LONG):
-                demo = Demo(make_engine(scenario, engine, build), scenario, seed)
+                demo = Demo(make_engine(scenario, engine | quick, build), scenario, seed)
             if cut := demo.what_is_cut():
                 print(f"minipage: {cut}", file=sys.stderr)
             frames = demo.frames(steps)
         if files:
             with spinner("running the scenario", long=LONG):
                 shown = list(frames)
-            export(shown, trace if replay else demo.trace, files)
+            trace = trace if replay else demo.trace
+            trace.header["in_folder"] = in_folder
+            export(shown, trace, files)
             return
         glyphs = glyphs_for(console.encoding)
         with spinner("computing the first step", keys, LONG):
@@ -127,6 +139,9 @@ def run(
     if full_screen:
         _print_frame(last, console, glyphs)
     _print_texts(last, console, glyphs)
+    if replay is None and (after := story_after(name)):
+        told = f"Next story: {tell(after.title)}: python -m minipage demo {after.name}"
+        console.print(Text(told, DIM), soft_wrap=True)
 
 
 def make_engine(scenario: Scenario, options: dict[str, Any], build: Callable[..., LLM] | None = None) -> LLM:
@@ -154,55 +169,6 @@ def load(path: str) -> Trace:
         return Trace.load(path)
     except OSError as error:
         raise OSError(f"{path!r} cannot be read: {error.strerror or error}.") from error
-
-
-def export(frames: list[Frame], trace: Trace, files: dict[str, str]) -> None:
-    """Write each kind of file that is wanted, and say so."""
-    from minipage.trace.drawing import exports
-
-    for kind, path in files.items():
-        writer: Callable[[list[Frame], Trace, Path], None] = exports.WRITERS[kind]
-        try:
-            with spinner(f"writing {path}"):
-                writer(frames, trace, Path(path))
-        except FileExistsError as error:
-            raise OSError(f"{path!r} is no folder; give --{kind} a folder, or a new name.") from error
-        except OSError as error:
-            raise OSError(f"{path!r} cannot be written: {error.strerror or error}.") from error
-        print(f"wrote {path}")
-
-
-def export_all(folders: dict[str, str], **options: Any) -> None:
-    """Write every scenario, into a folder for each kind of file. Raises ConfigurationError if no kind is asked for."""
-    from minipage.trace.drawing.exports import SUFFIXES
-
-    if not folders:
-        raise ConfigurationError("all scenarios can only be written, not shown: add `--svg FOLDER` or `--html FOLDER`.")
-    for folder in folders.values():
-        try:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-        except FileExistsError as error:
-            raise OSError(f"{folder!r} is no folder; give a folder, or a new name.") from error
-        except OSError as error:
-            raise OSError(f"the folder {folder!r} cannot be made: {error.strerror or error}.") from error
-    for name in SCENARIOS:
-        files = {kind: str(Path(folder) / (name + SUFFIXES[kind])) for kind, folder in folders.items()}
-        run(name, files=files, **options)
-    if "html" in folders:
-        index = Path(folders["html"]) / "index.html"
-        write_index(index, SUFFIXES["html"])
-        print(f"open {index}")
-
-
-def write_index(path: Path, suffix: str) -> None:
-    """A page with a link to each story's page beside it."""
-    lines = [
-        f'<li><a href="{s.name}{suffix}">{escape(s.title)}</a>: {escape(s.about)}.</li>' for s in SCENARIOS.values()
-    ]
-    head = '<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n<title>minipage: the stories</title>\n'
-    looks = '<meta name="viewport" content="width=device-width">\n<meta name="color-scheme" content="light dark">\n'
-    body = "\n".join(["<h1>The stories</h1>", "<ul>", *lines, "</ul>", "</html>", ""])
-    path.write_text(head + looks + body, encoding="utf-8")
 
 
 class PipeConsole(Console):
@@ -264,7 +230,10 @@ class Demo:
         beside = self.scenario.beside and self.scenario.beside(self.llm)
         steps_done = 0
         steps = self.scenario.num_steps if steps is None else steps
-        with record(self.llm, self.scenario.title) as self.trace:
+        with record(self.llm, tell(self.scenario.title)) as self.trace:
+            self.trace.header["kernel"] = kernel_name(self.llm)
+            if after := story_after(self.scenario.name):
+                self.trace.header["next"] = {"name": after.name, "title": tell(after.title)}
             while steps_done != steps and (coming or self.llm.has_unfinished_requests()):
                 for i in [i for i, arrival in coming.items() if arrival.is_due(steps_done, ends)]:
                     del coming[i]
@@ -277,24 +246,24 @@ class Demo:
                 ends |= {index_of(output.request_id): steps_done for output in outputs if output.finished}
                 if len(self.trace) == seen:
                     continue  # nothing was left to compute, only to be told
-                for i in range(seen, len(self.trace)):
-                    if is_stop(self.trace[i]) and (turn := next((t for t in turns if t.when(self.trace[i])), None)):
-                        turns.remove(turn)
-                        self._tell(i, turn.say)
+                self._tell_turns(range(seen, len(self.trace)), turns)
                 if not (coming or self.llm.has_unfinished_requests()):
                     last = self.trace[-1]
-                    for missed in dict.fromkeys(turn.missed(last) for turn in turns if turn.otherwise):
-                        self._tell(len(self.trace) - 1, missed)
+                    missed = dict.fromkeys(tell(turn.missed(last)) for turn in turns if turn.otherwise)
+                    self.trace.changes[-1]["story"] = " ".join([last.story, *missed]).strip()
                 yield from self.trace[seen:]
         for request_id in list(self.llm.requests):  # if it was stopped
             self.llm.abort(request_id)
 
-    def _tell(self, index: int, sentence: str) -> None:
-        """To a whole step, or inside attention to a single frame; after what was said there already."""
-        change = self.trace.changes[index]
-        stories: Any = change if change["phase"] == "attend" else self.trace.stories
-        place = "story" if change["phase"] == "attend" else change["step"]
-        stories[place] = f"{stories.get(place, '')} {sentence}".strip()
+    def _tell_turns(self, step: range, turns: list[Turn]) -> None:
+        """Tell one turn of a step, from the frame on that shows it first; inside attention, one with each look."""
+        looks = [i for i in step if self.trace[i].attention]
+        others = [i for i in step if i not in looks]
+        for moments in [*([i] for i in looks), others]:
+            told = next(((turn, i) for turn in turns for i in moments if turn.when(self.trace[i])), None)
+            if told:
+                turns.remove(told[0])
+                self.trace.changes[told[1]]["story"] = tell(told[0].say)
 
 
 def fitted(arrival: Arrival, llm: LLM) -> str | list[int]:
@@ -310,7 +279,7 @@ def _print_texts(frame: Frame, console: Console, glyphs: Glyphs) -> None:
         lines = Text.assemble(chip(seq.label), " ", (_lines(seq.prompt, glyphs), DIM), _lines(seq.text, glyphs))
         generated = count(len(seq.tokens) - seq.num_prompt_tokens, "token") + " generated"
         reason = f" ({seq.finish_reason})" if seq.finish_reason else ""
-        table = " ".join(map(str, seq.blocks or seq.last_blocks)) or "empty"
+        table = " ".join("-" if block < 0 else str(block) for block in seq.blocks or seq.last_blocks) or "empty"
         lines.append(f"\n    [{generated}, {seq.status}{reason}; block table {table}]", DIM)
         console.print(lines, soft_wrap=True)
     if (more := len(frame.all_sequences) - MOST_TEXTS) > 0:

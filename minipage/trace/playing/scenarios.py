@@ -9,9 +9,18 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 from minipage.errors import ConfigurationError
-from minipage.trace.playing.cues import gave_way, is_back, is_cut, is_full, is_shared, newly_used, step_is
+from minipage.trace.playing.cues import (
+    gave_way,
+    is_back,
+    is_cut,
+    is_full,
+    is_shared,
+    newly_used,
+    step_is,
+)
 from minipage.trace.playing.story import Arrival, Scenario, Turn
 from minipage.trace.playing.story_texts import ARRIVING, FRIENDS, JULIET, NUM_REQUESTS, NUM_SLOTS, RICHARD, ROMEO, crowd
+from minipage.trace.playing.window_story import WINDOW
 from minipage.trace.recording.attention_walk import Walk
 from minipage.trace.recording.comparison import Comparison
 from minipage.trace.recording.frames import Frame
@@ -26,6 +35,13 @@ def find_scenario(name: str) -> Scenario:
     raise ConfigurationError(f"there is no scenario {name!r}; {hint}")
 
 
+def story_after(name: str) -> Scenario | None:
+    """The one to go on with; after the last there is none."""
+    names = list(SCENARIOS)
+    place = names.index(name) + 1 if name in names else len(names)
+    return SCENARIOS[names[place]] if place < len(names) else None
+
+
 FIRST_TURNS = (
     Turn(step_is(1), "The prompt is cut into blocks, and each is put wherever the pool has room."),
     Turn(
@@ -36,7 +52,7 @@ FIRST_TURNS = (
 )
 NEVER_DRY = "Nobody had to give way: with these texts and sizes there was always a free block."
 PREEMPTED = Turn(
-    lambda f: f.preempted,
+    lambda f: f.preempted or f.ahead.gives_way,
     "The pool is dry: the last in line gives its blocks up, and the first goes on.",
     NEVER_DRY,
 )
@@ -146,7 +162,7 @@ ALL = (
                 "the same blocks, nothing copied. The number in a block counts who shares it.",
             ),
             Turn(
-                lambda f: f.copies,
+                lambda f: f.copies or f.ahead.wants,
                 "Now they go on differently. Whoever writes into a shared block gets a copy first; "
                 "the last of them writes in place.",
                 never_copied,
@@ -168,7 +184,7 @@ ALL = (
                 "The three likeliest first words make three beams, over the very same blocks.",
             ),
             Turn(
-                lambda f: f.copies,
+                lambda f: f.copies or f.ahead.wants,
                 "Each beam writes its own word: the shared last block is copied for all but one.",
                 never_copied,
             ),
@@ -176,7 +192,10 @@ ALL = (
                 lambda f: any("is finished (beaten" in event for event in f.events),
                 "A beam that is beaten by the others dies, and gives its blocks back.",
             ),
-            Turn(lambda f: f.step > 4 and f.copies, "A good beam branches again: a new table, and one copied block."),
+            Turn(
+                lambda f: f.step > 4 and (f.copies or f.ahead.wants),
+                "A good beam branches again: a new table, and one copied block.",
+            ),
             Turn(lambda f: f.finished and not f.running, "The search is over: the best text is what remains."),
         ),
         {"max_num_batched_tokens": 16},
@@ -195,9 +214,9 @@ ALL = (
             Turn(step_is(1), "Every full block is known by the text that it ends: the prefix cache can find it."),
             Turn(lambda f: f.finished, "The request is done and its blocks are free, but they keep what they hold."),
             Turn(
-                lambda f: f.num_hit_tokens and not is_shared(f),
-                "A request that begins alike finds them, and takes them out of the free queue: only the rest of its "
-                "prompt is computed.",
+                lambda f: f.ahead.finds or (f.num_hit_tokens and not is_shared(f)),
+                "A request that begins alike finds them, and takes them out of the free queue: they are reused, and "
+                "only the rest of its prompt is computed.",
                 "No request found blocks that were free: what is found are full blocks whose every token, and all "
                 "before it, is the same.",
             ),
@@ -232,13 +251,13 @@ ALL = (
         (
             Turn(step_is(1), "As in `preemption`, but there is a second memory to put blocks into."),
             Turn(
-                lambda f: f.swap_out,
+                lambda f: f.swap_out or f.ahead.gives_way,
                 "The pool is dry. The blocks of the last in line are copied out, and are free here.",
                 "Nothing was saved: there was always a free block, or too little swap space.",
             ),
             Turn(lambda f: f.swapped and not f.swap_out, "It waits with all its K and V, until there is room again."),
             Turn(
-                lambda f: f.swap_in,
+                lambda f: f.swap_in or f.ahead.returns,
                 "Back again, in other blocks: only the table has changed, and nothing is computed twice.",
             ),
         ),
@@ -263,6 +282,7 @@ ALL = (
         room=0.45,
         runs_dry=True,  # in float32
     ),
+    WINDOW,
     Scenario(
         "kernel",
         "Inside one attention call",

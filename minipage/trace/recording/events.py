@@ -11,6 +11,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minipage.errors import count
+from minipage.trace.recording.windows import held, moved_on
 
 if TYPE_CHECKING:
     from minipage.trace.recording.frames import AttentionFrame
@@ -40,8 +41,11 @@ class Before(NamedTuple):
 
 def sentences(change: dict[str, Any], before: Before, after: State) -> list[str]:
     """What happened in this phase."""
+    if after.phase == "before":
+        return [*arrivals(change, after), *what_is_ahead(after)]
     if after.phase == "schedule":
-        return [*arrivals(change, after), *hits(before, after), *returns(before, after), *allocations(before, after)]
+        start = [*arrivals(change, after), *hits(before, after), *returns(before, after), *slides(before, after)]
+        return [*start, *allocations(before, after), *takes_for_copies(before, after)]
     if after.phase == "copy":
         return copies(after)
     if after.phase == "attend" and after.attention:
@@ -54,6 +58,7 @@ def sentences(change: dict[str, Any], before: Before, after: State) -> list[str]
         return ["The step failed. What was half done is not trusted: whoever ran will be computed again."]
     return [
         *branches(change, after),
+        *forks(change, before, after),
         *publications(before, after),
         *finishes(change.get("finished", {}), before.tables),
     ]
@@ -78,16 +83,49 @@ def arrivals(change: dict[str, Any], after: State) -> list[str]:
     return told
 
 
+def what_is_ahead(after: State) -> list[str]:
+    """What is about to be done, and why."""
+    ahead = after.ahead
+    told = []
+    writers: dict[int, list[str]] = {}
+    for want in ahead.wants:
+        writers.setdefault(want.slot // after.block_size, []).append(want.label)
+    for block, labels in writers.items():
+        holders = [text.label for text in after.texts.values() if block in text.blocks]
+        sharers = "they share" if set(holders) == set(labels) else f"{join(holders)} share"
+        told.append(
+            f"{join(labels)} {'wants' if len(labels) == 1 else 'want'} to write into block {block}, which {sharers}."
+        )
+    if ahead.gives_way:
+        num_free = len(after.free_queue)
+        free = "none is free" if not num_free else f"only {num_free} {'is' if num_free == 1 else 'are'} free"
+        needs = "needs a block" if len(ahead.needy) == 1 else "need a block each"
+        who = f"{join(ahead.needy)} {needs}" if ahead.needy else "A block is needed"
+        told.append(f"{who}, and {free}: {join(ahead.gives_way)}, last in line, has to give way.")
+    for label, blocks in ahead.finds:
+        told.append(
+            f"{label} begins with the same {len(blocks) * after.block_size} tokens as a text before it: their K and V "
+            f"are in {block_names(blocks)}."
+        )
+    if ahead.returns:
+        swapped = {block for label in ahead.returns for block in after.texts[label].swap_blocks}
+        told.append(
+            f"{join(ahead.returns)} can come back: {count(len(swapped), 'block')} in swap space, and "
+            f"{len(after.free_queue)} are free here."
+        )
+    return told
+
+
 def hits(before: Before, after: State) -> list[str]:
     """Who began with blocks that the prefix cache had found."""
     told = []
     for label, start, _ in after.chunks:
         text = after.texts[label]
         if start and before.status.get(label, "waiting") == "waiting" and not before.tables.get(label):
-            found = text.blocks[: start // after.block_size]
+            found = held(text.blocks[: start // after.block_size])
             told.append(
                 f"{label} finds its first {count(start, 'token')} in the prefix cache: {block_names(found)} "
-                f"{'is' if len(found) == 1 else 'are'} shared."
+                f"{'is' if len(found) == 1 else 'are'} reused."
             )
     return told
 
@@ -95,9 +133,23 @@ def hits(before: Before, after: State) -> list[str]:
 def branches(change: dict[str, Any], after: State) -> list[str]:
     told = []
     for new in change.get("new", ()):
-        blocks = after.texts[new["label"]].blocks
+        blocks = held(after.texts[new["label"]].blocks)
         told.append(f"{new['label']} branches off and shares {block_names(blocks)}.")
     return told
+
+
+def forks(change: dict[str, Any], before: Before, after: State) -> list[str]:
+    """Samples that waited for their prompt, and have its blocks now."""
+    new = {each["label"] for each in change.get("new", ())}
+    told: dict[tuple[int, ...], list[str]] = {}
+    for text in after.texts.values():
+        if text.label not in new and text.blocks and not before.tables.get(text.label):
+            told.setdefault(tuple(text.blocks), []).append(text.label)
+    return [
+        f"{join(labels)} {'forks' if len(labels) == 1 else 'fork'} the block table: {block_names(blocks)} "
+        f"{'is' if len(blocks) == 1 else 'are'} shared, and nothing is copied."
+        for blocks, labels in told.items()
+    ]
 
 
 def returns(before: Before, after: State) -> list[str]:
@@ -107,10 +159,21 @@ def returns(before: Before, after: State) -> list[str]:
     return [f"{join(back)}: back from swap, {count(num_restored, 'block')} to restore."] if back else []
 
 
+def slides(before: Before, after: State) -> list[str]:
+    """Whose window has moved on, and what lies behind it now."""
+    tables = {label: after.texts[label].blocks for label in before.tables}
+    return [
+        f"The window of {label} has moved on: {block_names(blocks)} {'lies' if len(blocks) == 1 else 'lie'} behind it, "
+        f"and {'goes' if len(blocks) == 1 else 'go'} back to the free queue."
+        for label, blocks in moved_on(before.tables, tables).items()
+    ]
+
+
 def between_steps(reasons: Mapping[str, str], before: Before) -> list[str]:
     """Who has gone since the last step: aborted, or finished in a step that failed."""
     return [
-        f"{label} is {'aborted' if why == 'abort' else f'finished ({why})'}{_and_frees(len(before.tables[label]))}"
+        f"{label} is {'aborted' if why == 'abort' else f'finished ({why})'}"
+        + _and_frees(len(held(before.tables[label])))
         for label, why in reasons.items()
     ]
 
@@ -121,13 +184,36 @@ def copies(after: State) -> list[str]:
         if pairs := after.moves.get(name):
             here = [pair.source if name == "swap_out" else pair.destination for pair in pairs]
             told.append(f"{block_names(here).capitalize()} {'is' if len(here) == 1 else 'are'} {verb}.")
-    copied: dict[int, list[int]] = {}
-    for source, destination in after.moves.get("copies", ()):
-        copied.setdefault(source, []).append(destination)
-    for source, to in copied.items():
+    for source, to in _copied(after).items():
         writers = [text.label for text in after.texts.values() if not {*to}.isdisjoint(text.blocks)]
         who = f"{join(writers)} {'writes' if len(writers) == 1 else 'write'}" if writers else "Somebody writes"
         told.append(f"{who} into block {source}, which is shared: it is copied to {block_names(to)} first.")
+    return told
+
+
+def _copied(after: State) -> dict[int, list[int]]:
+    """source -> where it is copied to."""
+    copied: dict[int, list[int]] = {}
+    for source, destination in after.moves.get("copies", ()):
+        copied.setdefault(source, []).append(destination)
+    return copied
+
+
+def takes_for_copies(before: Before, after: State) -> list[str]:
+    """Who got a block of its own to copy a shared one into, and who goes on writing into the shared one."""
+    told = []
+    for source, to in _copied(after).items():
+        owners = {block: text.label for text in after.texts.values() for block in text.blocks}
+        gets = [
+            f"{owners.get(block, 'somebody')} {'takes' if i == 0 else ''} block {block}" for i, block in enumerate(to)
+        ]
+        kept_by = [label for label, _, _ in after.chunks if source in after.texts[label].blocks]
+        stays = (
+            f"; {join(kept_by)}, the last to write, may keep it"
+            if len(kept_by) == 1 and kept_by[0] == owners.get(source)
+            else ""
+        )
+        told.append(f"{join(get.replace('  ', ' ') for get in gets)}, to copy block {source} into{stays}.")
     return told
 
 
@@ -155,7 +241,7 @@ def forwards(after: State) -> list[str]:
     for label, start, n in after.chunks:
         blocks = after.texts[label].blocks
         written.update(blocks[start // size : (start + n - 1) // size + 1])
-        read.update(blocks)
+        read.update(held(blocks))
     tokens = f"K and V of {count(num_tokens, 'token')} are written to {block_names(sorted(written))}"
     return [f"{tokens}; attention reads {count(len(read), 'block')}."]
 
@@ -188,11 +274,15 @@ def allocations(before: Before, after: State) -> list[str]:
     fitting = []
     preempted = list(after.preempted)
     num_free = before.num_free
+    restored = {to for _, to in after.moves.get("swap_in", ())}
+    involved = {block for pair in after.moves.get("copies", ()) for block in pair}
+    copying = {text.label for text in after.texts.values() if text.blocks and text.blocks[-1] in involved}
     for label, start, num_tokens in after.chunks:
         text = after.texts[label]
         # What the prefix cache found, or what came back from swap, was not taken for this.
         known = max(len(before.tables.get(label, ())), start // after.block_size)
-        new_blocks = text.blocks[known:] if before.status.get(label) != "swapped" else []
+        was_swapped = before.status.get(label) == "swapped"
+        new_blocks = [block for block in text.blocks[known:] if not (was_swapped and block in restored)]
         while preempted and num_free < len(new_blocks):
             num_free += len(_held(preempted[0], before.tables))
             told.append(Told("preempt", label, 0, (), _preemption(label, preempted.pop(0), before.tables, after)))
@@ -204,6 +294,8 @@ def allocations(before: Before, after: State) -> list[str]:
             told.append(Told(kind, *facts, _start(text, num_tokens, ends, new_blocks)))
         elif num_tokens > 1 or not ends:
             told.append(Told("go on", *facts, _next_chunk(text, num_tokens, new_blocks)))
+        elif label in copying:
+            pass  # see takes_for_copies
         elif new_blocks:
             sentence = f"{label} needs a block: {block_names(new_blocks)} is taken from the free queue."
             told.append(Told("need", *facts, sentence))
@@ -256,10 +348,10 @@ def finishes(reasons: Mapping[str, str], tables: Tables) -> list[str]:
     for why in dict.fromkeys(reasons.values()):
         labels = [label for label, reason in reasons.items() if reason == why]
         if len(labels) > FEW:
-            their = {block for label in labels for block in tables[label]}
+            their = _held(labels, tables)
             told.append(f"{join(labels)} are finished ({why}){_and_frees(len(their), 'their')}")
         else:
-            told += [f"{label} is finished ({why}){_and_frees(len(tables[label]))}" for label in labels]
+            told += [f"{label} is finished ({why}){_and_frees(len(held(tables[label])))}" for label in labels]
     return told
 
 
@@ -269,12 +361,12 @@ def _preemption(needy: str, latest: list[str], tables: Tables, after: State) -> 
     is_or_are = "is" if held == 1 else "are"
     what = f"its {count(held, 'block')} {is_or_are} free again and it will be recomputed"
     if swapped:
-        what = f"its {count(held, 'block')} {is_or_are} saved, and free again; it will come back"
+        what = f"its {count(held, 'block')} will be saved, and free again; it will come back"
     return f"{needy} needs room, but the pool is dry: {join(latest)}, last in line, is preempted; {what}."
 
 
 def _held(group: list[str], tables: Tables) -> set[int]:
-    return {block for label in group for block in tables.get(label, ())}
+    return {block for label in group for block in held(tables.get(label, ()))}
 
 
 def _start(text: Text, num_tokens: int, ends: bool, blocks: Sequence[int]) -> str:

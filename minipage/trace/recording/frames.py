@@ -2,6 +2,8 @@
 
 A step of the engine leaves a frame for each of its phases, taken when the phase is over:
 
+    before     nothing has been done yet, and something out of the ordinary is about to be: a shared block is to be
+               written into, somebody has to give way, or comes back, or is found in the prefix cache
     schedule   blocks have been handed out, and the chosen tokens have slots; nothing is computed yet
     copy       whole blocks have been moved: swapped out, swapped in, copied on write (left out if there were none)
     attend     inside one attention call: one more block has been read (only where a scenario looks into the kernel)
@@ -22,10 +24,14 @@ from typing import Any, Literal, NamedTuple, get_args, overload
 from minipage.errors import count
 from minipage.memory import BlockCopy, blocks_needed
 from minipage.simulate.baselines import SlotUsage
+from minipage.trace.recording.windows import held
 
-Phase = Literal["schedule", "copy", "attend", "forward", "sample", "update", "failed"]
+Phase = Literal["before", "schedule", "copy", "attend", "forward", "sample", "update", "failed"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
-STOPS = ("attend", "update", "failed")
+STOPS = ("before", "copy", "attend", "update", "failed")
+
+
+ENDS = ("attend", "update", "failed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,6 +246,37 @@ class AttentionFrame:
         return max(abs(ours - its) for ours, its in zip(self.result, self.kernel, strict=True))
 
 
+class Want(NamedTuple):
+    """A text whose next token is to be written into a block that it has already."""
+
+    label: str
+    position: int  # of the token
+    slot: int  # block * block_size + offset
+
+
+class Ahead(NamedTuple):
+    """What a step is about to do, in a "before" frame."""
+
+    wants: tuple[Want, ...] = ()  # who is going to write into a shared block
+    needy: tuple[str, ...] = ()  # labels: whose last block is full
+    gives_way: tuple[str, ...] = ()  # labels: who will lose its blocks to them
+    finds: tuple[tuple[str, tuple[int, ...]], ...] = ()  # (label, blocks in the prefix cache that hold its beginning)
+    returns: tuple[str, ...] = ()  # labels: who will come back from swap space
+
+
+NOTHING_AHEAD = Ahead()
+
+
+class CodeFrame(NamedTuple):
+    """A function that was at work in this phase."""
+
+    file: str  # from the package's folder on
+    function: str
+    first: int  # the number of its first line
+    lines: tuple[str, ...]  # its source
+    lit: tuple[tuple[int, tuple[int, ...]], ...]  # (number of a line that did something, the blocks that it did it to)
+
+
 @dataclass(frozen=True, slots=True)
 class Frame:
     """The engine at one moment of one step, and what the step has done so far."""
@@ -269,6 +306,12 @@ class Frame:
     story: str  # what a scenario says to this step, or an empty string
     contiguous: tuple[ContiguousFrame, ...] = ()  # the same requests in other memories, where a scenario compares
     attention: AttentionFrame | None = None  # in an "attend" frame
+    ahead: Ahead = NOTHING_AHEAD  # in a "before" frame
+    code: tuple[CodeFrame, ...] = ()  # what did it, the outermost caller first
+    reused: tuple[
+        int, ...
+    ] = ()  # blocks that somebody has begun with in this step, because the prefix cache found them
+    num_stopped_events: int = 0  # this many, from the first on, were told when this step was stopped at last
 
     def __repr__(self) -> str:
         queues = {"running": self.running, "waiting": self.waiting, "swapped": self.swapped}
@@ -281,6 +324,12 @@ class Frame:
     def phase_events(self) -> tuple[str, ...]:
         """What happened in this very phase."""
         return self.events[self.num_earlier_events :]
+
+    @property
+    def told_events(self) -> tuple[str, ...]:
+        """What to tell: what this phase did; at the end of a step, what has happened since the last stop."""
+        is_end = self.phase in ("update", "failed")
+        return self.events[self.num_stopped_events if is_end else self.num_earlier_events :]
 
     @property
     def all_sequences(self) -> list[SequenceFrame]:
@@ -329,9 +378,32 @@ class Frame:
         return blocks_needed(slots, self.block_size)
 
     @property
+    def pending_slots(self) -> frozenset[int]:
+        """Slots that somebody has already, and whose K and V are not there yet: to be written, copied or restored."""
+        if self.phase not in ("schedule", "copy", "failed"):
+            return frozenset()
+        pending = {slot for chunk in self.chunks for slot in chunk.slots}
+        if self.phase == "schedule":
+            size = self.block_size
+            arriving = {to for _, to in (*self.copies, *self.swap_in)}
+            pending |= {block * size + i for block in arriving for i in range(self.blocks[block].num_filled)}
+        return frozenset(pending)
+
+    @property
     def written_blocks(self) -> frozenset[int]:
         """The physical blocks whose slots this step writes K and V to."""
         return frozenset(slot // self.block_size for chunk in self.chunks for slot in chunk.slots)
+
+    @property
+    def wanted_slots(self) -> frozenset[int]:
+        """Slots of shared blocks that somebody is about to write."""
+        return frozenset(want.slot for want in self.ahead.wants)
+
+    @property
+    def written_slots(self) -> frozenset[int]:
+        """The slots whose K and V this step has written so far."""
+        is_done = self.phase in ("attend", "forward", "sample", "update")
+        return frozenset(slot for chunk in self.chunks for slot in chunk.slots if is_done)
 
     @property
     def attended_block(self) -> int | None:
@@ -343,7 +415,7 @@ class Frame:
     def read_blocks(self) -> frozenset[int]:
         """The physical blocks that attention reads in this step: the whole block tables of whoever computes."""
         computing = {chunk.label for chunk in self.chunks}
-        return frozenset(block for seq in self.sequences if seq.label in computing for block in seq.blocks)
+        return frozenset(block for seq in self.sequences if seq.label in computing for block in held(seq.blocks))
 
 
 def segments_between(start: int, label: str, ends: dict[Use, int]) -> list[Segment]:
@@ -358,14 +430,14 @@ def segments_between(start: int, label: str, ends: dict[Use, int]) -> list[Segme
 
 
 def is_stop(frame: Frame) -> bool:
-    """Whether to stop here when going step by step: a step is over, or inside the kernel a block has been read."""
+    """Whether to stop here when going step by step: a step is over, or half of something that has two halves."""
     return frame.phase in STOPS
 
 
 def fullest(frames: Iterable[Frame]) -> Frame:
     """The frame that shows most, where only one can be shown: most blocks in use, then most tokens in them."""
     latest_first = list(frames)[::-1]
-    stops = list(filter(is_stop, latest_first)) or latest_first
+    stops = [frame for frame in latest_first if frame.phase in ENDS] or latest_first
     return max(stops, key=lambda frame: (frame.num_used_blocks, frame.num_stored_tokens))
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from minipage.engine.request import NextToken, Request
@@ -22,22 +23,34 @@ from minipage.engine.sampled import SampledRequest
 from minipage.scheduling import GroupStatus, Sequence, SequenceGroup, StepPlan
 from minipage.trace.recording.frames import label_of
 from minipage.trace.recording.replay import Change, num_common
+from minipage.trace.recording.routine_lines import RoutineLines
+from minipage.trace.recording.source_lines import SourceLines
 from minipage.trace.recording.trace import Trace
 from minipage.trace.recording.vocabulary import token_bytes
+from minipage.trace.recording.windows import recorded
 
 if TYPE_CHECKING:
-    from minipage.engine.llm import LLM
+    from minipage.engine.engine import Engine
 
 
 @contextmanager
-def record(llm: LLM, title: str = "") -> Iterator[Trace]:
+def record(llm: Engine, title: str = "") -> Iterator[Trace]:
     """Record every phase of every step that `llm` makes within the block; see `minipage.trace.recording.frames`."""
-    recorder = _Recorder(llm, title)
+    with observed(llm, title) as recorder, few_collections():
+        yield recorder.trace
+
+
+@contextmanager
+def observed(llm: Engine, title: str = "", with_code: bool = True) -> Iterator[Recorder]:
+    """Like `record`, for whoever stays for long: the changes may be taken out of the trace as they come.
+
+    with_code: write down which lines of source did what, too.
+    """
+    recorder = Recorder(llm, title, with_code)
     with ExitStack() as stack:
         for owner, name, method in recorder.replacements():
             stack.enter_context(replaced(owner, name, method))
-        stack.enter_context(few_collections())
-        yield recorder.trace
+        yield recorder
 
 
 @contextmanager
@@ -80,16 +93,18 @@ class _Seen:
         self.swap_blocks: list[int] = []
 
 
-class _Recorder:
+class Recorder:
     """Stands in for the phases of one LLM, and writes down what each phase changed."""
 
-    def __init__(self, llm: LLM, title: str) -> None:
+    def __init__(self, llm: Engine, title: str, with_code: bool) -> None:
         self.llm = llm
+        self.with_code = with_code
         self.pool = llm.block_pool
         self.cache = llm.scheduler.prefix_cache
-        self._labels: dict[Sequence, str] = {}
+        self._names = map(label_of, count())
+        self._labels: dict[Sequence, str] = {}  # of those that are not finished, like the next two
         self._group_of: dict[Sequence, SequenceGroup] = {}
-        self._live: dict[Sequence, _Seen] = {}  # unfinished when last seen, in order of arrival
+        self._live: dict[Sequence, _Seen] = {}  # as last seen, in order of arrival
         self._words: dict[int, bytes] = {}
         self._queues: dict[str, list[str]] = {}
         self._operations: list[list[Any]] = []  # of the pool and the prefix cache, since the last look
@@ -98,6 +113,8 @@ class _Recorder:
         self._stats = (0, 0)
         self._depth = 0
         self._step = 0
+        self._sources = SourceLines()
+        self._routine = RoutineLines(self._sources, llm)
         header = {
             "title": title,
             "block_size": self.pool.block_size,
@@ -105,6 +122,8 @@ class _Recorder:
             "free_queue": list(self.pool.free_queue),
             "ref_counts": [self.pool.ref_count(block) for block in range(self.pool.num_blocks)],
             "cached": sorted(self._cached),
+            "functions": self._sources.functions,
+            "routine": self._routine.by_phase if with_code else {},
         }
         self.trace = Trace(header | self._look(), self._words)
 
@@ -133,8 +152,18 @@ class _Recorder:
         if gone or self._operations:  # aborted
             change["earlier"] = self._look(gone)
         newcomers = self._newcomers()
+        begin = self._look(new=newcomers) if newcomers else {}
+        status = {seq: seen.facts["status"] for seq, seen in self._live.items()}
+        tables = {seq: seen.blocks for seq, seen in self._live.items()}
+        self._sources.take()
         plan: StepPlan = self._phases["schedule"]()
-        change |= self._look(new=newcomers)
+        if ahead := self._ahead(plan, status, tables):
+            self.trace.changes.append(change | begin | {"phase": "before"} | ahead)
+            change = {"step": self._step, "phase": "schedule"} | self._look(new=[])
+        else:
+            change |= joined(begin, self._look(new=[]))
+        if code := self._sources.take():
+            change["code"] = code
         change["chunks"] = [[self._labels[c.seq], c.start, c.num_tokens] for c in plan.chunks]
         for name in ("swap_out", "swap_in", "copies"):
             if pairs := getattr(plan, name):
@@ -146,8 +175,9 @@ class _Recorder:
 
     def copy(self, plan: StepPlan) -> None:
         self._phases["copy"](plan)
-        if plan.swap_out or plan.swap_in or plan.copies:
-            self._passed("copy")
+        moves = [name for name in ("swap_out", "swap_in", "copies") if getattr(plan, name)]
+        if moves:
+            self._passed("copy", code=self._routine.of_copy(moves))
 
     def forward(self, plan: StepPlan) -> Any:
         logits = self._phases["forward"](plan)
@@ -163,9 +193,28 @@ class _Recorder:
 
     def update(self, plan: StepPlan, tokens: dict[Request, list[NextToken]]) -> None:
         requests = dict(self.llm.requests)  # the engine forgets requests that finish
+        self._sources.take()
         self._phases["update"](plan, tokens)
+        code = self._sources.take()
         done = {seq: reason(requests.get(self._group_of[seq].group_id), seq) for seq in self._live if seq.finished}
-        self._passed("update", **self._look(done, self._newcomers()))
+        self._passed("update", **self._look(done, self._newcomers()), code=code)
+
+    def _ahead(self, plan: StepPlan, status: dict[Sequence, str], tables: dict[Sequence, list[int]]) -> Change:
+        """What a step is about to do that has to be seen before it is done; nothing, if it is an ordinary one."""
+        names = self._labels
+        size = self.pool.block_size
+        finds = [
+            [names[chunk.seq], *chunk.seq.block_table.blocks[: chunk.start // size]]
+            for chunk in plan.chunks
+            if chunk.start and status[chunk.seq] == "waiting" and not tables[chunk.seq]
+        ]
+        returns = [names[seq] for seq, was in status.items() if was == "swapped" and seq.block_table.pool is self.pool]
+        gives_way = [[names[seq] for seq in group.sequences] for group in plan.preempted]
+        writes = [names[chunk.seq] for chunk in plan.chunks if tables[chunk.seq]] if plan.copies else []
+        facts = {"writes": writes, "gives_way": gives_way, "finds": finds, "returns": returns}
+        facts = {name: fact for name, fact in facts.items() if fact}
+        code = self._routine.of_ahead(facts, plan)
+        return {"ahead": facts, "code": code} if facts else {}
 
     def _on_failure(self) -> None:
         """The engine takes a step back that failed."""
@@ -177,7 +226,15 @@ class _Recorder:
         self._passed("failed", **self._look(self._gone()))
 
     def _passed(self, phase: str, **facts: Any) -> None:
+        facts = facts if facts.get("code", True) else {name: fact for name, fact in facts.items() if name != "code"}
         self.trace.changes.append({"step": self._step, "phase": phase} | facts)
+
+    def glance(self) -> None:
+        """Between two steps: write down who has come, and who was aborted, as the next step would."""
+        gone = self._gone()
+        earlier = {"earlier": self._look(gone, [])} if gone or self._operations else {}
+        change = {"step": self._step + 1, "phase": "schedule"} | earlier | self._look()
+        self.trace.changes.append(change | {"chunks": []})
 
     # ---- looking
 
@@ -188,7 +245,7 @@ class _Recorder:
         new = [seq for group in groups for seq in group.sequences if seq not in self._group_of]
         self._group_of |= {seq: group for group in groups for seq in group.sequences}
         for seq in new:
-            self._labels[seq] = label_of(len(self._labels))
+            self._labels[seq] = next(self._names)
             self._live[seq] = _Seen()
         return new
 
@@ -202,7 +259,7 @@ class _Recorder:
         if done:
             change["finished"] = {self._labels[seq]: why for seq, why in done.items()}
         for seq in done or ():
-            del self._live[seq]
+            del self._live[seq], self._labels[seq], self._group_of[seq]
         for name in ("waiting", "running", "swapped"):
             labels = [self._labels[seq] for group in getattr(self.llm.scheduler, name) for seq in group.sequences]
             if labels != self._queues.get(name, []):
@@ -235,11 +292,11 @@ class _Recorder:
             seen.num_tokens = len(seq.token_ids)
         group = self._group_of[seq]
         table = seq.block_table
-        here = table.pool is self.pool
-        if (table.blocks if here else []) != seen.blocks:
-            change["blocks"], seen.blocks = list_difference(seen.blocks, table.blocks if here else [])
+        here, blocks = table.pool is self.pool, recorded(table)
+        if (blocks if here else []) != seen.blocks:
+            change["blocks"], seen.blocks = list_difference(seen.blocks, blocks if here else [])
         if not here or seen.swap_blocks:
-            change["swap_blocks"], seen.swap_blocks = list_difference(seen.swap_blocks, [] if here else table.blocks)
+            change["swap_blocks"], seen.swap_blocks = list_difference(seen.swap_blocks, [] if here else blocks)
         facts = {"status": group.status.value, "computed": table.num_tokens, "preemptions": group.num_preemptions}
         if facts != seen.facts:
             change |= {name: fact for name, fact in facts.items() if fact != seen.facts[name]}
@@ -249,7 +306,7 @@ class _Recorder:
     def _learn(self, token_ids: Any) -> None:
         for token_id in token_ids:
             if token_id not in self._words:
-                self._words[token_id] = token_bytes(self.llm.tokenizer, token_id)
+                self._words[token_id] = token_bytes(getattr(self.llm, "tokenizer", None), token_id)
 
     def _gone(self) -> dict[Sequence, str]:
         """Who is finished since the last look, and why."""
@@ -274,6 +331,8 @@ class _Recorder:
                 self._depth -= 1
             if self._depth == 0:
                 blocks = result if isinstance(result, list) else [args[0] if result is None else result]
+                if self.with_code:
+                    self._sources.note(method, blocks)
                 self._note(operation, blocks)
             return result
 
@@ -309,6 +368,19 @@ def list_difference(old: list[int], new: list[int]) -> tuple[list[Any], list[int
     """([how many members of `old` stay, what follows them], a copy of `new`)."""
     keep = num_common(old, new)
     return [keep, new[keep:]], new.copy()
+
+
+def joined(first: Change, second: Change) -> Change:
+    """Two looks one after the other, of which the first saw newcomers only."""
+    both = first | second
+    if "sequences" in first and "sequences" in second:
+        labels = first["sequences"] | second["sequences"]  # all of them, in order of arrival
+        both["sequences"] = {
+            label: first["sequences"].get(label, {}) | second["sequences"].get(label, {}) for label in labels
+        }
+    if "queues" in first:
+        both["queues"] = first["queues"] | second.get("queues", {})
+    return both
 
 
 def reason(request: Request | None, seq: Sequence) -> str:

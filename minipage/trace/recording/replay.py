@@ -6,7 +6,8 @@ A change is one line of a trace, `{"step": 3, "phase": "schedule", ...}`, and ha
     sequences   of each label: tokens, blocks, status, ...   pool       what it did: ["take", 7, 8], ["free", 3], ...
     chunks, swap_out, swap_in, copies, preempted, chosen     what the step does
     finished    who is done, and why                         prefix     tokens looked for in the prefix cache, and found
-    story       a sentence to this very frame
+    story       what a scenario says from here on        ahead      what a step is about to do: see `Ahead`
+    code        [function, line, blocks ...] of each line of source that did it; see source_lines.py
     contiguous  what each memory beside the pool did         query, softmax, kernel     inside an attention call
     earlier     the same, of what happened since the last step: an abort, a step that failed
 
@@ -25,15 +26,18 @@ from minipage.memory import BlockCopy
 from minipage.trace.recording import events
 from minipage.trace.recording.frames import (
     PHASES,
+    Ahead,
     AttentionFrame,
     BlockFrame,
     Blocks,
     ChosenToken,
     ChunkFrame,
+    CodeFrame,
     ContiguousFrame,
     Frame,
     SequenceFrame,
     SoftmaxStep,
+    Want,
 )
 
 LOST = "\N{REPLACEMENT CHARACTER}"
@@ -118,7 +122,12 @@ class State:
         self.words: dict[str, tuple[str, ...]] = {}  # of sequences that are finished, whose blocks may still be cached
         self.contiguous: dict[str, ContiguousFrame] = {}
         self.attention: AttentionFrame | None = None
-        self.story = ""  # what a scenario says to this very frame
+        self.story = ""  # what a scenario says from this frame of the step on
+        self.ahead = Ahead()
+        self.reused: tuple[int, ...] = ()
+        self.functions: list[dict[str, Any]] = header.get("functions", [])  # grows while it is recorded
+        self.routine: dict[str, list[list[int]]] = header.get("routine", {})
+        self.code: list[list[int]] = []
         self.apply_facts(header)
 
     def copy(self) -> State:
@@ -142,6 +151,8 @@ class State:
         self.preempted = []
         self.chosen = []
         self.attention = None
+        self.story = ""
+        self.reused = ()
         self.retire()
         for text in self.texts.values():
             text.num_old_tokens = len(text.token_ids)
@@ -158,8 +169,11 @@ class State:
     def apply(self, change: Change) -> None:
         """One phase has passed."""
         self.phase = change["phase"]
-        self.story = change.get("story", "")
+        self.story = change.get("story", self.story)  # it stays until the step is over
         self.apply_facts(change)
+        self.ahead = self._ahead(change["ahead"]) if "ahead" in change else Ahead()
+        self.reused += tuple(block for _, blocks in self.ahead.finds for block in blocks)
+        self.code = change.get("code", self.routine.get("forward" if self.phase == "attend" else self.phase, []))
         self._attend(change)
         if self.phase == "failed":
             self.chunks = []
@@ -211,6 +225,26 @@ class State:
         if self.attention and "kernel" in change:
             self.attention = replace(self.attention, kernel=tuple(change["kernel"]))
 
+    def _ahead(self, facts: Change) -> Ahead:
+        """Who is about to write where, give way, or begin with what."""
+        wants = [want for label in facts.get("writes", ()) for want in self._want(self.texts[label])]
+        running = [self.texts[label] for label in self.queues["running"]]
+        needy = [text.label for text in running if len(text.token_ids) > len(text.blocks) * self.block_size]
+        return Ahead(
+            tuple(wants),
+            tuple(needy) if "gives_way" in facts else (),
+            tuple(chain.from_iterable(facts.get("gives_way", ()))),
+            tuple((label, tuple(blocks)) for label, *blocks in facts.get("finds", ())),
+            tuple(facts.get("returns", ())),
+        )
+
+    def _want(self, text: Text) -> list[Want]:
+        """Where the next token of a text goes, if that is a slot of a block that it shares."""
+        logical, offset = divmod(text.computed, self.block_size)
+        if logical == len(text.blocks) or self.ref_counts[text.blocks[logical]] == 1:
+            return []
+        return [Want(text.label, text.computed, text.blocks[logical] * self.block_size + offset)]
+
     def _operate(self, operation: str, block: int) -> None:
         """What the block pool or the prefix cache did."""
         if operation == "take":
@@ -236,8 +270,8 @@ class State:
 
     # ---- a frame of it
 
-    def frame(self, told: list[str], num_earlier: int, story: str) -> Frame:
-        """This moment, for the renderers; `told`: the sentences of this step so far."""
+    def frame(self, told: list[str], num_earlier: int, story: str, num_stopped: int = 0) -> Frame:
+        """This moment, for the renderers; `told`: the sentences of this step so far; see Frame for the numbers."""
         sequences = tuple(map(self._sequence, self.texts.values()))
         return Frame(
             step=self.step,
@@ -265,6 +299,23 @@ class State:
             story=self.story or story,
             contiguous=tuple(self.contiguous.values()),
             attention=self.attention,
+            ahead=self.ahead,
+            code=self._code(),
+            reused=self.reused,
+            num_stopped_events=num_stopped,
+        )
+
+    def _code(self) -> tuple[CodeFrame, ...]:
+        """The lines that were at work, function by function."""
+        lit: dict[int, list[tuple[int, tuple[int, ...]]]] = {}
+        for function, line, *blocks in self.code:
+            lit.setdefault(function, []).append((line, tuple(blocks)))
+        sources = {number: self.functions[number] for number in lit}  # the outermost caller first
+        return tuple(
+            CodeFrame(
+                source["file"], source["name"], source["first"], tuple(source["lines"]), tuple(sorted(lit[number]))
+            )
+            for number, source in sources.items()
         )
 
     def word(self, token_id: int) -> str:
@@ -302,8 +353,9 @@ class State:
         label, start, num_tokens = chunk
         text = self.texts[label]
         size = self.block_size
-        blocks = text.blocks or text.last_blocks  # it may have finished since
-        slots = tuple(blocks[i // size] * size + i % size for i in range(start, start + num_tokens))
+        blocks = text.blocks or text.last_blocks  # it may have finished since, or given slots of drafts back
+        stop = min(start + num_tokens, len(blocks) * size)
+        slots = tuple(blocks[i // size] * size + i % size for i in range(start, stop))
         return ChunkFrame(label, start, num_tokens, slots)
 
     def _blocks(self, words: dict[str, tuple[str, ...]]) -> Blocks:

@@ -24,7 +24,7 @@ from minipage.errors import MinipageError, TraceError, count
 from minipage.trace.recording.frames import STOPS, Frame, fullest
 from minipage.trace.recording.replay import Change, State, Vocabulary, replay
 
-VERSION = 2  # 2: what the scenarios `fragmentation` and `kernel` show
+VERSION = 3  # 2: what the scenarios `fragmentation` and `kernel` show; 3: "before" frames, and lines of source
 CHECKPOINT = 256  # phases between two states that are kept whole; with a large pool, more
 ROUTINE = ("attend", "forward", "sample")  # they do the same each time: their sentences are gone with the phase
 
@@ -37,7 +37,7 @@ class Trace(Sequence[Frame]):
         self.title: str = header.get("title", "")
         self.changes: list[Change] = []
         self.stories: dict[int, str] = {}  # what a scenario says to a step
-        self._vocabulary = vocabulary
+        self.vocabulary = vocabulary
         self._checkpoints = [State(header, vocabulary)]  # before changes 0, distance, 2 * distance, ...
         self._distance = max(CHECKPOINT, len(header["ref_counts"]) // 16)
         self._ahead = self._checkpoints[0].copy()  # before the change `_next`
@@ -85,13 +85,16 @@ class Trace(Sequence[Frame]):
         self._go_to(first)
         state = self._ahead.copy()
         told: list[str] = []
-        num_earlier = 0
+        num_earlier = num_stopped = 0
         for change in self.changes[first : index + 1]:
-            if state.phase in ROUTINE:
+            is_the_write = state.phase == "forward" and state.moves.get("copies")  # that the copy was made for
+            if state.phase in ROUTINE and not is_the_write:
                 del told[num_earlier:]
             num_earlier = len(told)
+            if state.phase in STOPS and state.step == step:
+                num_stopped = num_earlier
             told += replay(change, state, tell=True)
-        return state.frame(told, num_earlier, self.stories.get(step, ""))
+        return state.frame(told, num_earlier, self.stories.get(step, ""), num_stopped)
 
     def _go_to(self, index: int) -> None:
         """Bring `_ahead` to the moment before a change: from where it is, or from the last whole state before it."""
@@ -118,10 +121,11 @@ class Trace(Sequence[Frame]):
 
     def save(self, path: str | Path) -> None:
         """Write it as JSON lines. Raises OSError."""
-        words = {str(token): word_to_json(word) for token, word in sorted(self._vocabulary.items())}
+        words = {str(token): word_to_json(word) for token, word in sorted(self.vocabulary.items())}
         stories = {str(step): story for step, story in self.stories.items()}
         facts = {"num_frames": len(self), "title": self.title, "stories": stories}
-        header = {"minipage_trace": VERSION} | self.header | facts | {"words": words}
+        own = {name: value for name, value in self.header.items() if name != "in_folder"}
+        header = {"minipage_trace": VERSION} | own | facts | {"words": words}
         with open(path, "w", encoding="utf-8") as file:
             for line in (header, *self.changes):
                 file.write(json.dumps(line, ensure_ascii=False, separators=(",", ":"), default=index) + "\n")

@@ -1,0 +1,31 @@
+// What is beside the frames on the page of a server: numbers of now, and who had to give way.
+
+function tellFacts(facts) {
+  const { stats = {}, seconds: at } = facts, before = (live.earlier ??= { ...facts });
+  const passed = at - before.seconds, made = stats.generation_tokens - before.stats.generation_tokens;
+  if (passed >= 1) {
+    live.speed = Math.round(made / passed);
+    live.earlier = { ...facts };
+  }
+  const told = { running: stats.num_requests_running, waiting: stats.num_requests_waiting, preemptions: stats.num_preemptions,
+    "tokens generated": stats.generation_tokens, "tokens a second": live.speed ?? 0 };
+  byId("numbers").replaceChildren(...Object.entries(told).map(([name, value]) => make("li", {}, make("b", {}, (value ?? 0).toLocaleString("en")), ` ${name}`)));
+  if (facts.end) say(facts.end);
+}
+
+document.addEventListener("shown", ({ detail: tree }) => {
+  const remembered = (tree.remembered ?? []).toReversed();
+  byId("remembered").replaceChildren(...remembered.map(([step, words]) => make("li", {}, make("b", {}, `Step ${step} `), words)));
+  byId("remembered").hidden = !remembered.length;
+  if (tree.num_more_waiting) byId("queues").append(make("span", {}, `and ${count(tree.num_more_waiting, "more text")} waiting`));
+});
+
+// Many texts: each in two lines, the end of what it says and the numbers of its blocks, and nothing moves.
+const CROWD = 8;
+function beforeShown(tree) {
+  document.body.classList.toggle("crowded", Object.keys(tree.sequences ?? {}).length > CROWD);
+}
+
+document.body.classList.add("live");
+setSteps(true);
+listen();

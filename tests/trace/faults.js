@@ -1,0 +1,44 @@
+// Everything that is wrong with the layout of a page of a trace, in words: text that is cut off, and things that overlap.
+() => {
+  const found = [];
+  const name = (element) => `${element.tagName.toLowerCase()}${element.id ? `#${element.id}` : ""}${element.className?.split ? `.${element.className.trim().split(/\s+/).join(".")}` : ""}`;
+  const isShown = (element) => element.checkVisibility({ opacityProperty: true, visibilityProperty: true });
+  const isAside = (element) => element.closest("#flights, .unseen, dialog, noscript, script, style, option, select");
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const node = walker.currentNode, element = node.parentElement;
+    if (!node.data.trim() || isAside(element) || !isShown(element)) continue;
+    const range = document.createRange();
+    range.selectNodeContents(node);
+    for (const rect of range.getClientRects()) {
+      for (let box = element; box && box !== document.documentElement; box = box.parentElement) {
+        const style = getComputedStyle(box), edge = box.getBoundingClientRect();
+        if (style.display === "inline" || style.display === "contents") continue;
+        const scrollsDown = ["auto", "scroll"].includes(style.overflowY);
+        const isCut = rect.left < edge.left - 1.5 || rect.right > edge.right + 1.5 || (!scrollsDown && style.overflowY !== "visible" && (rect.top < edge.top - 2.5 || rect.bottom > edge.bottom + 2.5));
+        if (isCut) {
+          found.push(`“${node.data.trim().slice(0, 30)}” is cut off by ${name(box)}: ${[rect.left - edge.left, edge.right - rect.right, rect.top - edge.top, edge.bottom - rect.bottom].map(Math.round)}`);
+          break;
+        }
+        if (scrollsDown) break; // what is scrolled away is not lost; sideways, nothing may have to be scrolled
+      }
+    }
+  }
+  for (const box of document.querySelectorAll("#scroll, .pane, #said, #code, #beside"))
+    if (isShown(box) && box.scrollWidth > box.clientWidth + 1) found.push(`${name(box)} has to be scrolled sideways: ${box.scrollWidth} in ${box.clientWidth}`);
+  const families = ["#pool > .cell", ".text", ".logical", ".logical .slot", ".cell .slot", ".head > *", ".tags > *", "#figures > *", "#figures dd > *", "#free > *", "#swap .cell", "#top > *", "#phases li", "#controls > *", "#queues > *",
+    ".text > *", ".lane > *", ".walked td", "#telling > *", "#said > *", "#events > li", "#stage > .pane", "#pool, #free, #swap, #figures", "body > header, body > main, body > footer, body > p"];
+  for (const family of families) {
+    const boxes = [...document.querySelectorAll(family)].filter((element) => isShown(element) && !isAside(element)).map((element) => [element, element.getBoundingClientRect()]).filter(([, rect]) => rect.width && rect.height);
+    boxes.sort(([, a], [, b]) => a.top - b.top);
+    for (let i = 0; i < boxes.length; i++)
+      for (let j = i + 1; j < boxes.length && boxes[j][1].top < boxes[i][1].bottom - 1; j++) {
+        const [a, b] = [boxes[i][1], boxes[j][1]];
+        if (Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1.5 && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 1.5)
+          found.push(`${name(boxes[i][0])} “${boxes[i][0].textContent.slice(0, 20)}” overlaps ${name(boxes[j][0])} “${boxes[j][0].textContent.slice(0, 20)}”`);
+      }
+  }
+  const page = document.documentElement;
+  if (page.scrollWidth > innerWidth) found.push(`the page is ${page.scrollWidth} wide in a window of ${innerWidth}`);
+  return found;
+}

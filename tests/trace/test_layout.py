@@ -1,0 +1,76 @@
+"""Every story, every frame, as a browser lays it out: nothing is cut off, nothing overlaps, on any screen."""
+
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from minipage.trace.drawing.html import page
+from minipage.trace.playing.demo import Demo, make_engine
+from minipage.trace.playing.scenarios import SCENARIOS
+
+FAULTS = (Path(__file__).parent / "faults.js").read_text("utf-8").split("\n", 1)[1]  # without its comment
+SIZES = {390: 844, 768: 1024, 1280: 800, 1920: 1080}
+PROMPTS = ["To be, or not to be, that is the question", "Antidisestablishmentarianism, 道可道非常道 👩‍🚀"]
+
+
+@cache
+def document(name, **options):
+    prompts = options.pop("prompts", None)
+    scenario = SCENARIOS[name].with_prompts(prompts and list(prompts), None)
+    demo = Demo(make_engine(scenario, options), scenario)
+    return page(demo.frames(), scenario.title)
+
+
+def look_at(tab, every):
+    """What is wrong with every so-manieth frame, {sentence: frame}."""
+    found = {}
+    for i in range(0, tab.evaluate("trees.length"), every):
+        tab.evaluate(f"show({i})")
+        found |= dict.fromkeys(tab.evaluate(FAULTS), i)
+    return found
+
+
+def at_all_sizes(opened, document, every, sizes=SIZES, **options):
+    with opened([], document=document, reduced_motion="reduce", **options) as tab:
+        for width in sizes:
+            tab.set_viewport_size({"width": width, "height": SIZES[width]})
+            assert look_at(tab, every) == {}, width
+
+
+def test_the_check_finds_what_is_cut_off_and_what_overlaps(opened):
+    with opened([], document=document("copy-on-write"), reduced_motion="reduce") as tab:
+        assert look_at(tab, 100) == {}
+        tab.add_style_tag(content=".number { max-width: 3px; overflow: hidden } #pool { width: 2000px }")
+        found = " ".join(tab.evaluate(FAULTS))
+        assert "is cut off by span.number" in found and "has to be scrolled sideways" in found
+        tab.add_style_tag(content=".cell { margin-right: -30px }")
+        assert "overlaps" in " ".join(tab.evaluate(FAULTS))
+
+
+@pytest.mark.parametrize(("name", "width"), [("copy-on-write", 390), ("prefix", 1280)])
+def test_some_frames(name, width, opened):
+    at_all_sizes(opened, document(name), 7, [width])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_every_frame_at_four_widths(name, opened):
+    at_all_sizes(opened, document(name), 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in SCENARIOS if name != "fragmentation"])
+@pytest.mark.parametrize("options", [{"block_size": 2}, {"block_size": 16}, {"prompts": tuple(PROMPTS)}], ids=str)
+def test_other_texts_and_sizes(name, options, opened):
+    at_all_sizes(opened, document(name, **options), 5, [390, 1280])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["prefix", "beam"])
+def test_letters_twice_as_large_dark_and_forced_colours(name, opened):
+    """A zoom of 200 % is a window of half the size with twice the pixels."""
+    for looks in ({"color_scheme": "dark"}, {"forced_colors": "active"}):
+        with opened([], document=document(name), reduced_motion="reduce", device_scale_factor=2, **looks) as tab:
+            tab.set_viewport_size({"width": 640, "height": 400})
+            assert look_at(tab, 5) == {}
