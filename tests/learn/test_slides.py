@@ -19,6 +19,7 @@ def facts():
     return deck.computed(deck.run_story("kernel")[0])
 
 
+@pytest.mark.slow
 def test_what_is_to_be_filled_in_is_computed(facts):
     places = set(re.findall(r"\[\[([a-z_]+)\]\]", LECTURE.partition("-->")[2]))
     assert places <= set(facts)
