@@ -341,10 +341,11 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from threading import Event
 from urllib.request import Request, urlopen
 
-if importlib.util.find_spec("uvicorn") is None:
+if find_spec("uvicorn") is None:
     extra = ["prometheus-client", "pydantic", "starlette", "uvicorn"]
     subprocess.run(
         [sys.executable, "-m", "pip", "install", "--quiet", *extra], check=True

@@ -105,12 +105,13 @@ function whyNoBlocks(frame, text) {
 
 function drawLogical(frame, label, text, i, block) {
   const size = frame.block_size, isNew = frame.writtenBlocks.has(block);
-  const small = text.blocks.length > MANY_BLOCKS && i < text.blocks.length - LAST_BLOCKS && !isNew;
+  const crowded = document.body.classList.contains("crowded"); // a live page with many texts: numbers are enough
+  const small = crowded || text.blocks.length > MANY_BLOCKS && i < text.blocks.length - LAST_BLOCKS && !isNew;
   const slots = small ? [] : Array.from({ length: size }, (_, offset) => drawLogicalSlot(frame, label, text, i * size + offset, block * size + offset));
   const reused = frame.reusedBlocks.has(block) && !isNew;
   const state = [small && "small", frame.attended === block && "being", reused && "reused"].filter(Boolean).join(" ");
   // It comes out of the free queue; or it is one that another text has already, or that was in the swap pool.
-  const origins = [`free ${block}`, ...Object.keys(frame.sequences).filter((other) => other !== label).map((other) => `${other} block ${i}`)];
+  const origins = crowded ? [] : [`free ${block}`, ...Object.keys(frame.sequences).filter((other) => other !== label).map((other) => `${other} block ${i}`)];
   return make("li", { class: `logical ${state}`, tabindex: -1, "data-block": block, "data-key": `${label} block ${i}`,
     "data-fly": `${label} block ${i}`, "data-from": origins.join("|"), "aria-label": `Logical block ${i} of ${label}. ${sayBlock(frame, block)}` },
     make("small", { class: "index" }, i), make("span", { class: `slots ${size > 8 ? "many" : ""}` }, slots), make("span", { class: "leads" }, `→ ${block}`));
