@@ -336,7 +336,6 @@ trace
 # measures what he thought of. So: a server in a process of its own (it needs `pip install "minipage[serve]"`), and load from others.
 
 # %%
-import importlib.util
 import json
 import subprocess
 import sys
