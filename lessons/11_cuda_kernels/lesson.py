@@ -21,7 +21,7 @@
 # - draw which bytes a warp touches, and count what is wasted,
 # - and compare predictions with measurements on a real chip.
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 from minipage.lesson import setup  # missing? pip install "minipage[lessons]"
 
 plt, np = setup()

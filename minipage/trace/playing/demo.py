@@ -140,7 +140,8 @@ def run(
         _print_frame(last, console, glyphs)
     _print_texts(last, console, glyphs)
     if replay is None and (after := story_after(name)):
-        console.print(Text(f"Next story: {tell(after.title)}: python -m minipage demo {after.name}", DIM))
+        told = f"Next story: {tell(after.title)}: python -m minipage demo {after.name}"
+        console.print(Text(told, DIM), soft_wrap=True)
 
 
 def make_engine(scenario: Scenario, options: dict[str, Any], build: Callable[..., LLM] | None = None) -> LLM:

@@ -65,7 +65,9 @@ def story_cards(folder: Path, address: str = "") -> list[Card]:
         page = (folder / f"{story.name}.html").read_text(encoding="utf-8")
         still = re.search(r'<img src="(data:image/svg\+xml;base64,[^"]*)"', page)
         picture = still[1] if still else ""
-        cards.append(Card(tell(story.title), f"{tell(story.about)}.", f"{address}{story.name}.html", picture=picture))
+        about = tell(story.about)
+        about = f"{about[0].upper()}{about[1:]}."
+        cards.append(Card(tell(story.title), about, f"{address}{story.name}.html", picture=picture))
     return cards
 
 
