@@ -10,6 +10,7 @@ import numpy as np
 from minipage.attention import cpu, loops, reference
 from minipage.errors import ConfigurationError, shown
 from minipage.memory import BlockPool
+from minipage.memory.eviction import Eviction, lru
 from minipage.model.architecture import Model
 from minipage.sampling import is_whole
 from minipage.scheduling import Preemption
@@ -22,9 +23,9 @@ ATTENTION = {"cpu": cpu.paged_attention, "loops": loops.paged_attention, "refere
 
 SCHEDULER_OPTIONS = (  # what a scheduler is made from
     "max_num_seqs", "max_num_batched_tokens", "block_pool", "block_size", "num_blocks", "memory",
-    "enable_prefix_caching", "preemption", "swap_space", "policy", "watermark",
+    "enable_prefix_caching", "eviction", "preemption", "swap_space", "policy", "watermark",
 )  # fmt: skip
-POOL_OPTIONS = "block_size", "num_blocks", "memory"
+POOL_OPTIONS = "block_size", "num_blocks", "memory", "eviction"
 
 
 def check_options(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
@@ -84,13 +85,18 @@ def make_runner(
 
 
 def make_block_pool(
-    runner: ModelRunner, block_size: int, num_blocks: int | None, memory: int | str | None, option: str = "memory"
+    runner: ModelRunner,
+    block_size: int,
+    num_blocks: int | None,
+    memory: int | str | None,
+    option: str = "memory",
+    eviction: Eviction = lru,
 ) -> BlockPool:
     """A pool of `num_blocks`, or of as many as `memory`, which is called `option`, has room for."""
     if num_blocks is None:
         num_blocks = runner.blocks_that_fit(memory, block_size, option)
     try:
-        return BlockPool(num_blocks, block_size)
+        return BlockPool(num_blocks, block_size, eviction)
     except (MemoryError, OverflowError) as error:  # the pool's own lists; K and V take much more
         asking = "num_blocks" if option == "memory" else option
         raise ConfigurationError(f"{asking} asks for {num_blocks:.3g} blocks, which no memory can hold.") from error
