@@ -1,13 +1,13 @@
 """The order of eviction is a part: which free block loses its contents next, and what that does to hit rates.
 
-Each workload below is one that some policy loses: the numbers are hit rates, in tokens.
+Each workload of benchmarks/eviction.py is one that some policy loses: the numbers are hit rates, in tokens.
 """
 
 import random
-from functools import cache
 
 import pytest
 
+from benchmarks.eviction import table
 from minipage.engine.llm import LLM
 from minipage.errors import ConfigurationError
 from minipage.memory import BlockPool, BlockTable, PrefixCache
@@ -17,65 +17,9 @@ from minipage.sampling import SamplingParams
 NAMES = list(EVICTIONS)
 
 
-def used(pool, cache, token_ids):
-    """A text comes, is computed as far as it is not found, and goes; returns how many of its tokens were found."""
-    table = BlockTable(pool)
-    cache.adopt(table, *cache.find(token_ids))
-    found = table.num_tokens
-    table.append(len(token_ids) - found)
-    cache.publish(table, token_ids)
-    table.free()
-    return found
-
-
-@cache
-def text(name, length):
-    rng = random.Random(name)
-    return [rng.randrange(50_000) for _ in range(length)]
-
-
-def hit_rate(eviction, texts, num_blocks):
-    pool = BlockPool(num_blocks, 16, EVICTIONS[eviction])
-    cache = PrefixCache(pool)
-    found = sum(used(pool, cache, token_ids) for token_ids in texts)
-    pool.check_integrity([])
-    return found / sum(map(len, texts))
-
-
-def scans():
-    """Eight assistants, each with instructions of its own, between many documents that come once."""
-    rng = random.Random(0)
-    for i in range(300):
-        if rng.random() < 0.3:
-            yield text(f"instructions {rng.randrange(8)}", 256) + text(f"question {i}", 24)
-        else:
-            yield text(f"document {i}", 640)
-
-
-def fashions():
-    """What is asked for again and again is something else from time to time."""
-    rng = random.Random(1)
-    for i in range(300):
-        yield text(f"fashion {i // 50} {rng.randrange(12)}", 256) + text(f"question {i}", 24)
-
-
-def chats():
-    """Conversations of eight turns, ten at a time; each turn sends all that was said before."""
-    rng = random.Random(2)
-    turns = dict.fromkeys(range(10), 0)
-    for i in range(300):
-        name = rng.choice(sorted(turns))
-        turns[name] += 1
-        yield text(f"chat {name}", 64 * turns[name] + 7)
-        if turns[name] == 8:
-            del turns[name]
-            turns[10 + i] = 0
-
-
 @pytest.fixture(scope="module")
 def rates():
-    workloads = {"scans": (list(scans()), 200), "fashions": (list(fashions()), 200), "chats": (list(chats()), 260)}
-    return {w: {name: hit_rate(name, *given) for name in NAMES} for w, given in workloads.items()}
+    return table()
 
 
 def test_who_waits_for_nothing_to_come_again_loses_to_scans(rates):
