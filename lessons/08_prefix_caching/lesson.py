@@ -55,8 +55,8 @@ trace
 # %% [markdown]
 # Step to the end of the first text. Its blocks go back into the free queue, and the pool is empty: usage 0 %. But look at their
 # colour. They are *free and cached*: nobody holds them, they still contain what was written, and they can be found. When
-# the second request comes, they are taken out of the queue, from the middle, and only the rest of its prompt is
-# computed.
+# the second request comes, they are taken out of the queue, from the middle: they are *reused* (green), and only the rest of
+# its prompt is *computed* (blue).
 #
 # That answers **"usage fell to 0 %, is my prefix gone?"** Usage counts what is held. A prefix is gone only when its block is
 # handed out for something else.

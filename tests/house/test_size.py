@@ -29,11 +29,11 @@ HEART = """
 """
 # Models with sliding windows, or with several KV cache groups: other models never come by here.
 WINDOWS = "memory/kv_groups.py memory/group_cache.py scheduling/windowed.py engine/windows.py"
-# What a reader may leave for later: fewer bytes, beams, what is done to logits, chats, metrics, options.
+# What a reader may leave for later: fewer bytes, beams, what is done to logits, chats, metrics, options, other models.
 MORE = """
     simd/halves.py simd/fp8.py attention/quantize.py attention/cache_size.py sampling/beam_params.py
     sampling/beam_search.py engine/beams.py sampling/structured.py sampling/processors.py engine/conversations.py
-    engine/stats.py engine/build.py engine/llm.py
+    engine/stats.py engine/build.py engine/llm.py model/layers/activations.py
 """
 EVICTION = "memory/eviction.py"  # the free queue in other orders than the heart's
 # The same in machine code.

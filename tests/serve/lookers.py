@@ -95,8 +95,8 @@ def shown_in(tree):
         "free queue": (tree.get("num_free", 0), tree.get("free_queue", [])),
     } | {
         queue: [
-            (text["prompt"] + text.get("text", ""), len(text["tokens"]), text.get("blocks") or text.get("swap_blocks", []))
-            for text in (texts[label] for label in tree.get(queue, ()))
+            (t["prompt"] + t.get("text", ""), len(t["tokens"]), t.get("blocks") or t.get("swap_blocks", []))
+            for t in (texts[label] for label in tree.get(queue, ()))
         ]
         for queue in ("running", "waiting", "swapped")
     }  # fmt: skip

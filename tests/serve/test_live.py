@@ -131,7 +131,7 @@ def test_texts_stay_what_they_are_whoever_comes_and_goes(serve, offline):
 
 
 def test_who_never_reads_is_dropped_frames_and_nothing_else(serve, offline):
-    """Its connection is full; changes are forgotten all the same, and others see every frame that they have time for."""
+    """Its connection is full; what happens is forgotten all the same, and others see it."""
     server = serve()
     sock = socket.socket()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
