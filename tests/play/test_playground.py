@@ -112,6 +112,7 @@ def test_phase_by_phase_the_engine_stands_in_the_middle_of_a_step(page, table):
     assert len(page.tree["sequences"]) == 3 and table.playground.run.steps_done == steps_done + 2
 
 
+@pytest.mark.slow
 def test_two_pages_see_the_same_and_one_that_comes_later_too(page, table):
     with Page(table) as other:
         page.act("add", prompts=TWO, max_tokens=6)
@@ -162,6 +163,7 @@ def test_served_again_with_other_options(page, table):
     assert page.facts["before"]["deltas"]
 
 
+@pytest.mark.slow
 def test_a_smaller_pool_until_somebody_gives_way(page):
     page.act("add", prompts=TWO, max_tokens=16)
     preemptions = []
@@ -177,7 +179,10 @@ def test_a_smaller_pool_until_somebody_gives_way(page):
     page.settle()
 
 
-@pytest.mark.parametrize("challenge", ALL, ids=lambda challenge: challenge.name)
+EACH = [pytest.param(each, id=each.name, marks=[pytest.mark.slow] * (number > 0)) for number, each in enumerate(ALL)]
+
+
+@pytest.mark.parametrize("challenge", EACH)
 def test_challenges_are_not_solved_until_they_are(page, challenge):
     assert page.act("challenge", name=challenge.name) == 200
     until(lambda: page.facts["challenges"]["here"] == challenge.name)
@@ -265,6 +270,7 @@ def test_only_the_page_itself_may_act(table):
     assert httpx.post(act, json=json, headers={"Origin": table.url, "Sec-Fetch-Site": "same-origin"}).status_code == 200
 
 
+@pytest.mark.slow
 def test_a_part_that_raises_is_said_and_the_playground_goes_on(build):
     wrong = []
 

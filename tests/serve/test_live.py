@@ -71,7 +71,7 @@ def ask(server, answers, prompt, **more):
     return thread
 
 
-@pytest.mark.parametrize("preemption", ["recompute", "swap"])
+@pytest.mark.parametrize("preemption", ["recompute", pytest.param("swap", marks=pytest.mark.slow)])
 def test_every_look_shows_the_engine_as_it_is(serve, hold, preemption):
     """Step by step, through preemptions, for one who came before everybody, and one who comes in the middle."""
     server = serve(num_blocks=12, block_size=4, preemption=preemption, enable_prefix_caching=True, max_num_seqs=4)
@@ -83,11 +83,11 @@ def test_every_look_shows_the_engine_as_it_is(serve, hold, preemption):
         threads = [ask(server, answers, prompt, max_tokens=20) for prompt in PROMPTS]
         until(lambda: server.engine.num_unfinished_requests == len(PROMPTS))
         reins.go()  # with the first of them; the others come before the next step
-        for _ in range(12):
+        for _ in range(8):
             reins.go()
             until(lambda: looks_like(first.tree, llm))
         with Looker(server.url) as second:
-            for _ in range(12):
+            for _ in range(8):
                 reins.go()
                 until(lambda: looks_like(first.tree, llm) and looks_like(second.tree, llm))
                 assert first.tree == second.tree
@@ -130,6 +130,7 @@ def test_texts_stay_what_they_are_whoever_comes_and_goes(serve, offline):
     assert [answers[prompt].json()["choices"][0]["text"] for prompt in prompts] == [o.outputs[0].text for o in expected]
 
 
+@pytest.mark.slow
 def test_who_never_reads_is_dropped_frames_and_nothing_else(serve, offline):
     """Its connection is full; what happens is forgotten all the same, and others see it."""
     server = serve()
@@ -152,6 +153,7 @@ def test_who_never_reads_is_dropped_frames_and_nothing_else(serve, offline):
     until(lambda: feed.num_viewers == 0)
 
 
+@pytest.mark.slow
 def test_what_is_over_is_forgotten(serve):
     """An engine may be watched for weeks."""
     server = serve(enable_prefix_caching=True, num_blocks=64)
@@ -183,6 +185,7 @@ def test_who_is_aborted_is_gone_although_nothing_else_happens(serve, hold):
         assert "is aborted" in str(one.tree["remembered"])
 
 
+@pytest.mark.slow
 def test_a_long_queue_is_told_by_its_length(serve, hold):
     server = serve(max_num_seqs=2)
     reins, answers = hold(server.llm), {}
