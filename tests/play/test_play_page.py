@@ -184,7 +184,8 @@ STICKS_OUT = """() => {
 NAMELESS = """() => {
   const fields = 'button, input:not([hidden]), select, textarea';
   const hasName = (e) => e.getAttribute('aria-label') || e.labels?.length || e.textContent.trim();
-  return [...document.querySelectorAll('#panel :is(' + fields + ')')].filter((e) => !hasName(e)).map((e) => e.outerHTML);
+  const all = [...document.querySelectorAll('#panel :is(' + fields + ')')];
+  return all.filter((e) => !hasName(e)).map((e) => e.outerHTML);
 }"""
 
 

@@ -4,7 +4,7 @@ import threading
 
 import httpx
 import pytest
-from serve.lookers import Looker, looks_like, until
+from serve.lookers import HTTP, Looker, looks_like, until
 
 from minipage import LLM, SamplingParams
 from minipage.errors import ConfigurationError
@@ -43,7 +43,7 @@ class Page(Looker):
         until(lambda: self.tree and "mode" in self.facts)
 
     def act(self, name, /, **more):
-        answer = httpx.post(f"{self.table.url}/act", json={"act": name} | more, timeout=60)
+        answer = HTTP.post(f"{self.table.url}/act", json={"act": name} | more, timeout=60)
         self.said = "" if answer.is_success else answer.json()["error"]["message"]
         return answer.status_code
 
@@ -240,13 +240,13 @@ def test_bad_input_is_a_sentence_and_changes_nothing(page, table):
     page.settle()
     before = page.tree, page.facts["options"], page.facts["requests"]
     for body, sentence in BAD:
-        answer = httpx.post(f"{table.url}/act", json=body, timeout=60)
+        answer = HTTP.post(f"{table.url}/act", json=body, timeout=60)
         assert answer.status_code == 400 and sentence in answer.json()["error"]["message"], (body, answer.text)
     for raw in (b"", b"{", b"\xff", b"[" * 10_000):
-        answer = httpx.post(f"{table.url}/act", content=raw, headers={"Content-Type": "application/json"})
+        answer = HTTP.post(f"{table.url}/act", content=raw, headers={"Content-Type": "application/json"})
         assert answer.status_code == 400, raw
     assert (
-        httpx.post(f"{table.url}/act", content=b"x" * 70_000, headers={"Content-Type": "application/json"}).status_code
+        HTTP.post(f"{table.url}/act", content=b"x" * 70_000, headers={"Content-Type": "application/json"}).status_code
         == 413
     )
     page.settle()
@@ -263,11 +263,11 @@ def test_only_the_page_itself_may_act(table):
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},
     ):
-        assert httpx.post(act, json=json, headers=headers).status_code == 403, headers
-        assert httpx.get(f"{table.url}/live", headers=headers).status_code == 403, headers
-    assert httpx.get(table.url, headers={"Host": "evil.example"}).status_code == 403
-    assert httpx.post(act, content=b'{"act": "run"}', headers={"Content-Type": "text/plain"}).status_code == 415
-    assert httpx.post(act, json=json, headers={"Origin": table.url, "Sec-Fetch-Site": "same-origin"}).status_code == 200
+        assert HTTP.post(act, json=json, headers=headers).status_code == 403, headers
+        assert HTTP.get(f"{table.url}/live", headers=headers).status_code == 403, headers
+    assert HTTP.get(table.url, headers={"Host": "evil.example"}).status_code == 403
+    assert HTTP.post(act, content=b'{"act": "run"}', headers={"Content-Type": "text/plain"}).status_code == 415
+    assert HTTP.post(act, json=json, headers={"Origin": table.url, "Sec-Fetch-Site": "same-origin"}).status_code == 200
 
 
 @pytest.mark.slow
@@ -343,7 +343,7 @@ def test_from_a_notebook():
             page.step(3)
         assert not llm.requests and llm.block_pool.num_free == 40 and not vars(llm).get("schedule")
     with pytest.raises(httpx.ConnectError):
-        httpx.get(table.url)
+        HTTP.get(table.url)
     with play(LLM(num_blocks=5000)) as table:
         assert table.playground.run.llm.block_pool.num_blocks == 1024  # what a page can show
     with pytest.raises(ConfigurationError, match="shows at most"):
