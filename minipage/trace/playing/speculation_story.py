@@ -24,8 +24,8 @@ SPECULATION = Scenario(
         Turn(step_is(1), "Each step reads all weights, and makes one token. Could it make more of them?"),
         Turn(
             lambda f: any(seq.drafts for seq in f.sequences),
-            "Its last words were there before. What followed them then is a guess how it goes on: the guesses get slots "
-            "ahead (with a question mark), and are computed with the last token, in one step.",
+            "Its last words were there before. What followed them then is a guess how it goes on: the guesses get "
+            "slots ahead (with a question mark), and are computed with the last token, in one step.",
             "Nothing was guessed: no word of the text was there before, or there was no room.",
         ),
         Turn(
@@ -35,7 +35,8 @@ SPECULATION = Scenario(
         Turn(is_told("all of its 3 guesses"), "All were right: one step, four tokens."),
         Turn(
             is_told("2 of its 3 guesses"),
-            "Three guesses, two accepted, one slot returned. In place of the wrong one stands what the model says there.",
+            "Three guesses, two accepted, one slot returned. In place of the wrong one stands what the model says "
+            "there.",
         ),
         Turn(
             lambda f: f.finished,
