@@ -57,7 +57,7 @@ def write_html(frames: list[Frame], trace: Trace, path: Path) -> None:
 
 
 def write_svg(frames: list[Frame], trace: Trace, path: Path) -> None:
-    """A folder with one picture a step, one for each half of a step that has two, and for each look inside attention."""
+    """A folder with a picture of each step, of each half of one that has two, and of each look inside attention."""
     path.mkdir(parents=True, exist_ok=True)
     for frame in filter(is_stop, frames):
         look = f"-attend-{len(frame.attention.steps) + bool(frame.attention.kernel)}" if frame.attention else ""
