@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+
+from minipage.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from minipage.sampling import StructuredOutputsParams
@@ -81,8 +84,10 @@ ENGINE: Options = {  # of LLM
     "preemption": Option(str, "NAME", "what happens when the pool runs dry: recompute, swap or auto"),
     "swap_space": Option(str, "BYTES", "memory for swapped blocks, such as 1MiB"),
     "policy": Option(str, "NAME", "who is served first: fcfs or priority", vllm="scheduling_policy"),
+    "eviction": Option(str, "NAME", "whose contents are lost first: lru, tails-first, lfu or scan-resistant"),
     "watermark": Option(float, "SHARE", "of the pool, which is left free when a text is admitted, such as 0.1"),
     "kv_cache_dtype": Option(str, "NAME", "of keys and values: auto, float32, bfloat16, float16, int8 or fp8"),
+    "tensor_parallel_size": Option(int, "N", "processes, or GPUs, that share the model"),
     "dtype": Option(str, "NAME", "of what is computed: float32, or with PyTorch bfloat16 or float16"),
     "speculative_config": Option(
         settings, "JSON", 'guess several tokens ahead, such as {"method": "ngram", "num_speculative_tokens": 4}'
@@ -160,6 +165,8 @@ DEMO: Options = ENGINE | {
     "seed": Option(int, "N", "another seed, other texts"),
     "steps": Option(int, "N", "stop after N steps"),
 }
+NOT_TO_PLAY_WITH = "device", "gpu_memory_utilization", "enforce_eager", "load_format"  # engines there come and go
+PLAY: Options = {name: option for name, option in ENGINE.items() if name not in NOT_TO_PLAY_WITH}
 NOT_IN_A_CHAT = "n", "logprobs", "prompt_logprobs"  # one answer is what the conversation goes on with
 CHAT: Options = {name: option for name, option in SAMPLING.items() if name not in NOT_IN_A_CHAT}
 FILES: Options = {  # what the demo writes in place of showing the run
@@ -188,3 +195,16 @@ def add_options(parser: argparse._ActionsContainer, options: Options, defaults: 
 def given(args: argparse.Namespace, options: Options) -> dict[str, Any]:
     """Those of `options` that are on the command line."""
     return {name: value for name, value in vars(args).items() if name in options}
+
+
+def is_follower(args: argparse.Namespace) -> bool:
+    """Whether torchrun has started this process as another rank than 0. All that it has started share the model."""
+    if getattr(args, "served", None) is not None:
+        if hasattr(args, "model"):
+            raise ConfigurationError("the model is given twice; leave out MODEL or --model.")
+        args.model = args.served
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return False
+    if not hasattr(args, "tensor_parallel_size"):
+        args.tensor_parallel_size = int(os.environ["WORLD_SIZE"])
+    return int(os.environ["RANK"]) > 0

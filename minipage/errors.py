@@ -23,6 +23,11 @@ class EngineDeadError(MinipageError):
     """The engine has stopped: it was shut down, or something failed that it could not mend. It serves nobody more."""
 
 
+class RankError(EngineDeadError):
+    """A rank of tensor parallelism was lost: it ended, hangs, or ran out of memory. The others have a part each of the
+    model, so the engine serves nobody more, and all its requests end with this error."""
+
+
 class ConfigurationError(MinipageError, ValueError):
     """An engine, a pool or a block table was set up, or asked for something, with a value that makes no sense."""
 

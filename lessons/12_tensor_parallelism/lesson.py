@@ -21,7 +21,7 @@
 # - check that the logits are those of one process,
 # - and measure the talking.
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 from minipage.lesson import setup  # missing? pip install "minipage[lessons]"
 
 plt, np = setup()
@@ -62,164 +62,56 @@ print(np.allclose(sum(parts), np.tanh(x @ A) @ B))
 #
 # ## A half of the model
 #
-# What follows goes into a file, because other processes will import it. The architecture, `minipage/model/gpt2.py`, stays as it is: it never counts heads, and beside each weight's shape it
-# says how that weight is cut ("out": each rank has some of the columns, "in": some of the rows). Read the file from the top: cutting the weights, layers that add up what was cut by rows, and
-# the loop of a worker.
+# Each weight says how it is cut, beside its shape, in the architecture (`minipage/model/gpt2.py`): `"out"` for columns, `"in"` for rows, and `heads="q"` where the columns or rows
+# belong to heads, which are never cut themselves. `Shard` reads that, for one *rank* (the number of a process; 0 is the one that schedules):
 
 # %%
-WORKER = '''
-
-from minipage.attention import KVCache, copy_blocks
-from minipage.worker.batch import paged_attend
-from minipage.attention import paged_attention
-from minipage.model.architecture import Model
+from minipage import LLM, SamplingParams
 from minipage.model.checkpoint import load_model
-from minipage.model.layers.plain import PlainLayers
+from minipage.model.shard import Shard
 
-
-def cut(w, split, rank, size):
-    """This rank's part of a weight: of the columns, of the rows, or all of it."""
-    return w if split is None else np.split(w, size, axis=-1 if split == "out" else 0)[rank]
-
-
-class Shard:
-    """An architecture as one rank sees it: the same names, fewer columns or rows. Everybody has whole embeddings."""
-
-    def __init__(self, architecture, rank, size):
-        self.architecture, self.rank, self.size = architecture, rank, size
-        self.together, self.head = architecture.together, architecture.head
-        self.split = {name: None if w.is_table else w.split for name, w in architecture.weights()}
-
-    def weights(self):
-        for name, w in self.architecture.weights():
-            yield name, w._replace(shape=cut(np.broadcast_to(0, w.shape), self.split[name], self.rank, self.size).shape)
-
-    def shard(self, weights):
-        for name, w in weights.items():
-            is_added = name.endswith(".bias") and self.split[name.replace(".bias", ".weight")] == "in"
-            w = w if self.rank == 0 or not is_added else np.zeros_like(w)  # a bias that is added after an all-reduce
-            yield name, cut(w, self.split[name], self.rank, self.size)
-
-
-class HalfLayers(PlainLayers):
-    """Layers of one rank. What it makes with some of the rows of a matrix is a part of a sum."""
-
-    def __init__(self, shard, weights, all_reduce):
-        super().__init__(shard, shard.shard(weights))
-        self.all_reduce = all_reduce
-        self.by_rows = {"attn.c_proj", "mlp.c_proj"}
-
-    def linear(self, name, x, then=None):
-        x = super().linear(name, x, then)  # [T, in / size or in] -> [T, out or out / size]
-        return self.all_reduce(x) if name in self.by_rows else x
-
-
-def work(rank, size, num_blocks, block_size, manager, peer):
-    """One process: its half of the weights and of the cache, and whatever the manager sends."""
-    talked = [0, 0]  # all-reduces, bytes sent
-
-    def all_reduce(part):
-        """The sum over both processes, in both. Rank 0 sends first, so that they never wait for each other."""
-        talked[0] += 1
-        talked[1] += part.nbytes
-        if rank == 0:
-            peer.send_bytes(np.ascontiguousarray(part))
-        other = np.frombuffer(peer.recv_bytes(), part.dtype).reshape(part.shape)
-        if rank == 1:
-            peer.send_bytes(np.ascontiguousarray(part))
-        return part + other if rank == 0 else other + part  # the same order, so the same last bit
-
-    config, weights, _, _ = load_model("shakespeare")
-    model = Model(config, HalfLayers(Shard(config, rank, size), weights, all_reduce))
-    cache = KVCache(config.n_layer, num_blocks, block_size, config.n_head // size, config.head_size)
-    manager.send(cache.nbytes)
-    while (order := manager.recv()) is not None:
-        copies, batch = order
-        copy_blocks(cache, cache, copies)
-        if batch is not None:
-            hidden = model.forward(batch.token_ids, batch.positions, paged_attend(batch, cache, paged_attention))
-            logits = model.logits(hidden[batch.sampled_rows])  # [num_sampled, vocab_size]
-            manager.send((logits if rank == 0 else None, tuple(talked)))
-'''
+config, weights, _, _ = load_model("shakespeare")
+halves = [Shard(config, rank, 2) for rank in range(2)]
+for name, weight in config.weights():
+    if name.startswith("h.0.") or name.startswith("w"):
+        of_each = [
+            str(dict(half.weights())[name].shape)
+            if name in dict(half.weights())
+            else "-"
+            for half in halves
+        ]
+        print(
+            f"{name:24} {weight.split or 'all':4} {weight.shape!s:12} "
+            + "   ".join(of_each)
+        )
 
 # %% [markdown]
-# Only rank 0 adds the biases of the two output projections; otherwise they would be added twice. That is one of the two classic mistakes. The other one cannot be seen here: in the checkpoint
-# q, k and v are one matrix, `c_attn`, whose columns are all of q, then all of k, then all of v. minipage takes it apart when it is read (`GPT2.adapt`), and each of the three is cut by itself.
+# Two things are worth a second look. The biases of the two output projections are on rank 0 only; otherwise they would be added twice. That is one of the two classic mistakes. The other one cannot be seen here: in the
+# checkpoint q, k and v are one matrix, `c_attn`, whose columns are all of q, then all of k, then all of v. minipage takes it apart when it is read (`GPT2.adapt`), and each of the three is cut by itself.
 # Who cuts the 3·C columns in the middle gives q and half of k to one, and the rest to the other.
 #
-# ## Two processes, one scheduler
-#
-# The engine stays as it is: `LLM` schedules, samples and frees. Only its two phases that touch K and V, `copy` and `forward`, are sent to the workers:
+# Then the layers. They are those of one process, except where something was cut by rows (`minipage/model/layers/sharded.py`):
 
 # %%
-import importlib
-import multiprocessing
-import os
-import sys
-import tempfile
-from pathlib import Path
-from unittest.mock import patch
+import inspect
 
-from minipage import LLM, SamplingParams
-from minipage.worker.batch import make_batch
+from minipage.model.layers.sharded import ShardedLayers
 
-folder = tempfile.mkdtemp()
-(Path(folder) / "tensor_parallel_worker.py").write_text(WORKER, encoding="utf-8")
-sys.path.insert(0, folder)
-worker = importlib.import_module("tensor_parallel_worker")
+print(inspect.getsource(ShardedLayers.linear))
 
-# Each worker gets half of the cores; it reads this when it starts.
-names = (
-    "OPENBLAS_NUM_THREADS",
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "NUMBA_NUM_THREADS",
-)
-HALF = dict.fromkeys(names, str(max(1, os.cpu_count() // 2)))
+# %% [markdown]
+# ## Two processes, one scheduler
+#
+# The engine does the rest. It starts the other process, which reads its part of the weights and then waits for messages. (They talk through PyTorch: `pip install "minipage[torch]"`.)
 
-
-class TwoProcesses(LLM):
-    """An LLM whose model runs in two worker processes. Ends them with `close`."""
-
-    def __init__(self, num_blocks, block_size=16):
-        super().__init__(num_blocks=num_blocks, block_size=block_size)
-        context = multiprocessing.get_context("spawn")
-        peers = context.Pipe()
-        self.pipes, self.workers, self.talked = [], [], (0, 0)
-        for rank in range(2):
-            here, there = context.Pipe()
-            args = (rank, 2, num_blocks, block_size, there, peers[rank])
-            process = context.Process(target=worker.work, args=args, daemon=True)
-            with patch.dict(os.environ, HALF):
-                process.start()
-            self.pipes.append(here)
-            self.workers.append(process)
-        self.cache_bytes = [pipe.recv() for pipe in self.pipes]
-
-    def copy(self, plan):
-        self.copies = plan.copies
-
-    def forward(self, plan):
-        # the same for both: token ids, slots, block tables
-        batch = make_batch(plan.chunks)
-        for pipe in self.pipes:
-            pipe.send((self.copies, batch))
-        (logits, self.talked), _ = [pipe.recv() for pipe in self.pipes]
-        return logits
-
-    def close(self):
-        for pipe, process in zip(self.pipes, self.workers):
-            pipe.send(None)
-            process.join()
-
-
+# %%
 one = LLM(num_blocks=64)
-two = TwoProcesses(num_blocks=64)
+two = LLM(num_blocks=64, tensor_parallel_size=2)
+bytes_of_kv = two.runner.ask("num_bytes")
 print(
-    "bytes of K and V: one process",
-    f"{one.kv_cache.nbytes:,}",
+    f"bytes of K and V: one process {one.kv_cache.nbytes:,}",
     " two:",
-    [f"{n:,}" for n in two.cache_bytes],
+    [f"{n:,}" for n in bytes_of_kv],
 )
 
 # %%
@@ -267,18 +159,54 @@ with record(two, "Two processes, one block table") as trace:
 trace
 
 # %% [markdown]
-# ## What the talking costs
-#
-# Two all-reduces a layer, each of one vector of the model's width for each token.
+# And here is one block of it, as each process has it: the first block of a text, K of layer 0, its first four tokens. The number of the block is the same; the heads are different ones.
 
 # %%
-before = two.talked
+two.add_request(prompts[0], SamplingParams(max_tokens=2))
+two.step()
+[request] = two.requests.values()
+block = next(iter(request.group.leader.block_table))
+for rank, (k, _) in enumerate(two.runner.ask("block", layer=0, block=block)):
+    k = np.array(k)  # [block_size, heads of this rank, head_size]
+    print(
+        f"rank {rank}: block {block} has {k.shape[1]} heads;",
+        "first numbers of each token:",
+        k[:4, 0, 0].round(2),
+    )
+while two.has_unfinished_requests():
+    two.step()
+
+# %% [markdown]
+# ## What the talking costs
+#
+# Two all-reduces a layer and one for the embedding, each of one vector of the model's width for each token. (Rank 1 also sends its half of the scores of the words, once a step.)
+
+# %%
+group = two.runner.group
+num_sums, num_bytes = group.num_reduced, group.num_bytes
 two.generate([[1] * 100], SamplingParams(max_tokens=1))
-reduces, sent = np.subtract(two.talked, before)
-print(f"a prompt of 100 tokens: {reduces} all-reduces, {sent:,} bytes sent by each")
 print(
-    f"by the formula: {2 * one.config.n_layer}, {2 * one.config.n_layer * 100 * one.config.n_embd * 4:,}"
+    f"a prompt of 100 tokens: {group.num_reduced - num_sums} all-reduces, {group.num_bytes - num_bytes:,} bytes sent by each"
 )
+print(
+    f"by the formula: {2 * config.n_layer + 1}, {(2 * config.n_layer + 1) * 100 * config.n_embd * 4:,}"
+)
+
+# %% [markdown]
+# Before that, rank 0 tells the others what to do: one message, with the flat arrays of the step and nothing about requests.
+
+# %%
+from minipage.worker.ranks.message import pack_step
+
+request = two.add_request(prompts[0], SamplingParams(max_tokens=2))
+plan = two.schedule()
+[batch] = two.runner.runner.batches(plan)
+print(batch)
+print(f"the message: {pack_step(plan, [batch])[0]} numbers")
+two.copy(plan)
+two.forward(plan)
+two.abort(request)
+ended = two.step()
 
 # %%
 from time import perf_counter
@@ -305,10 +233,10 @@ ax.legend(frameon=False)
 plt.show()
 
 # %%
-two.close()
+two.runner.shutdown()
 
 # %% [markdown]
-# On a laptop there is little to gain: a single process uses all cores already, and a pipe between processes takes longer than a link between GPUs. What is worth seeing is the *shape*: for a single
+# On a laptop there is little to gain: a single process uses all cores already, and a connection between processes takes longer than a link between GPUs. What is worth seeing is the *shape*: for a single
 # token the talking is all there is, for many the computing counts.
 #
 # On GPUs it is the same. Sixteen bytes or sixteen thousand take about as long, a few microseconds, because small messages are all latency. So tensor parallelism is used *within* a machine, where GPUs have fast
@@ -325,13 +253,13 @@ axes[1].legend(frameon=False)
 plt.show()
 
 # %% [markdown]
-# And the most that there can be? Heads cannot be cut: not more processes than heads of K and V, or else heads are kept twice. (Our model: 4. Llama 3: 8.)
+# And the most that there can be? Heads cannot be cut: not more processes than heads of q, and with more than heads of K and V some of these are kept twice. (Our model: 4. Llama 3: 8.)
 #
 # ## What vLLM does
 #
 # - `tensor_parallel_size=2`: the same cut (`ColumnParallelLinear`, `RowParallelLinear`, `QKVParallelLinear`), a worker process for each GPU, NCCL or custom kernels for the all-reduce.
 # - One scheduler in the engine's process; what it sends to the workers at each step is a `SchedulerOutput`, with block ids that are the same for all.
-# - The vocabulary is split as well, in the embedding and for the logits. (We left it whole, for simplicity.)
+# - The vocabulary is split as well, in the embedding and for the logits, as here.
 # - In vLLM's log, the size of the KV cache is in *tokens*, and so the same number for one GPU and for all of them: each token is on all, a part of it on each.
 #
 # *Checked against vLLM 0.32.0: `vllm/model_executor/layers/linear.py` (the three classes) and `vllm/v1/core/sched/output.py` (`SchedulerOutput`).*
@@ -344,7 +272,7 @@ plt.show()
 # python -m minipage learn check 12.1    # columns; then 12.2 rows, 12.3 heads, 12.4 all-reduce
 # ```
 #
-# **Going further.** (a) Split the vocabulary: which rank has the best token? (b) Make it four processes, with a ring. (c) Let both workers use all cores (leave `HALF` out), and compare again. Why is it
-# slower, and by how much?
+# **Going further.** (a) Only the best token is wanted: what would rank 1 have to send, in place of all its scores? (b) Start four processes, and measure again; then six. (c) End one of them (`two.runner.meeting.processes[1].kill()`)
+# while it works: what do requests end with, and what became of their blocks?
 #
 # Next: **lesson 13**, measuring a server.

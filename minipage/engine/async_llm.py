@@ -249,6 +249,8 @@ class AsyncLLM:
     def _step(self) -> None:
         try:
             outputs = self.engine.step()
+        except EngineDeadError:
+            raise
         except Exception as error:  # the engine is whole again; see changes.py
             self._num_failures += 1
             if self._num_failures >= MOST_FAILURES:

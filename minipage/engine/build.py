@@ -8,9 +8,14 @@ from typing import Any, get_args
 import numpy as np
 
 from minipage.attention import cpu, loops, reference
-from minipage.errors import ConfigurationError, shown
+from minipage.attention.quantize import kv_dtype
+from minipage.errors import ConfigurationError, require_positive, shown
 from minipage.memory import BlockPool
-from minipage.model.architecture import Model
+from minipage.memory.eviction import Eviction, lru
+from minipage.model.architecture import Architecture, Model
+from minipage.model.layers.sharded import Talk
+from minipage.model.place import Progress, place_model
+from minipage.model.stored_weights import Weights
 from minipage.sampling import is_whole
 from minipage.scheduling import Preemption
 from minipage.worker.batch import PagedAttention
@@ -22,9 +27,9 @@ ATTENTION = {"cpu": cpu.paged_attention, "loops": loops.paged_attention, "refere
 
 SCHEDULER_OPTIONS = (  # what a scheduler is made from
     "max_num_seqs", "max_num_batched_tokens", "block_pool", "block_size", "num_blocks", "memory",
-    "enable_prefix_caching", "preemption", "swap_space", "policy", "watermark",
+    "enable_prefix_caching", "eviction", "preemption", "swap_space", "policy", "watermark",
 )  # fmt: skip
-POOL_OPTIONS = "block_size", "num_blocks", "memory"
+POOL_OPTIONS = "block_size", "num_blocks", "memory", "eviction"
 
 
 def check_options(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
@@ -83,14 +88,56 @@ def make_runner(
     return gpu_runner(model, kv_dtype, attention, limits, gpu_memory_utilization, enforce_eager)
 
 
+def load_runner(
+    architecture: Architecture,
+    weights: Weights,
+    limits: Limits,
+    progress: Progress | None = None,
+    talk: Talk | None = None,
+    *,
+    arrays: str | None,
+    dtype: str,
+    quantization: str | None,
+    kv_cache_dtype: str,
+    device: str,
+    **how: Any,
+) -> ModelRunner:
+    """A model on its device, and what runs it there; for the arguments see LLM.
+
+    talk: with other ranks, each of which has a part of the model; see ranks.py.
+    """
+    arrays = arrays or ("numpy" if device == "cpu" else "torch")
+    model = place_model(architecture, weights, arrays, dtype, device, progress, quantization, talk)
+    kept_as = kv_dtype(dtype if kv_cache_dtype == "auto" else kv_cache_dtype)
+    return make_runner(model, kept_as, limits=limits, device=device, **how)
+
+
+def check_ranks(tensor_parallel_size: int) -> None:
+    """Raise ConfigurationError unless there is a way for ranks to talk."""
+    require_positive(tensor_parallel_size=tensor_parallel_size)
+    try:
+        import torch.distributed
+    except ImportError:
+        raise ConfigurationError(
+            "tensor_parallel_size needs PyTorch, through which ranks talk: pip install minipage[torch]."
+        ) from None
+    if not torch.distributed.is_available():
+        raise ConfigurationError("tensor_parallel_size needs a PyTorch with torch.distributed, which this one lacks.")
+
+
 def make_block_pool(
-    runner: ModelRunner, block_size: int, num_blocks: int | None, memory: int | str | None, option: str = "memory"
+    runner: ModelRunner,
+    block_size: int,
+    num_blocks: int | None,
+    memory: int | str | None,
+    option: str = "memory",
+    eviction: Eviction = lru,
 ) -> BlockPool:
     """A pool of `num_blocks`, or of as many as `memory`, which is called `option`, has room for."""
     if num_blocks is None:
         num_blocks = runner.blocks_that_fit(memory, block_size, option)
     try:
-        return BlockPool(num_blocks, block_size)
+        return BlockPool(num_blocks, block_size, eviction)
     except (MemoryError, OverflowError) as error:  # the pool's own lists; K and V take much more
         asking = "num_blocks" if option == "memory" else option
         raise ConfigurationError(f"{asking} asks for {num_blocks:.3g} blocks, which no memory can hold.") from error

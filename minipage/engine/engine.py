@@ -147,7 +147,8 @@ class Engine:
     def step(self) -> list[RequestOutput]:
         """Run one step and return what is new of every request that got a token in it, finished or was aborted."""
         with self._changes.lock:
-            self._changes.make(self._step, self._mend)
+            if self.requests or self.runner.lost is None:
+                self._changes.make(self._step, self._mend)
             outputs = [request.output() for request in self._news if not request.is_claimed]
             self._news = {request: None for request in self._news if request.is_claimed}
             return outputs
@@ -233,6 +234,9 @@ class Engine:
                 self._tell(request)
         self.scheduler.groups = {request.group: None for request in self.requests.values()}
         self.scheduler.recompute_all()
+        for request in list(self.requests.values()) if self.runner.lost else ():
+            request.error = self.runner.lost
+            self._end(request, "error")
 
     def _end(self, request: Request, reason: str) -> None:
         cache = self.scheduler.prefix_cache
@@ -264,6 +268,7 @@ class Engine:
             raise
 
     def _offer(self, requests: list[Request]) -> InvalidRequestError | None:
+        self.runner.check_alive()
         self._end_abandoned()
         for number, request in enumerate(requests):
             try:

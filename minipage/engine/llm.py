@@ -9,17 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
-from minipage.attention.quantize import kv_dtype
 from minipage.engine.build import (
     DEFAULT_SWAP_SPACE,
     check_options,
+    check_ranks,
     context_len,
     find,
+    load_runner,
     make_block_pool,
-    make_runner,
     make_swap_pool,
 )
 from minipage.engine.conversations import Conversation, chat_prompts
@@ -31,9 +32,10 @@ from minipage.engine.stats import Stats
 from minipage.engine.windows import groups_for, kinds_of_sequences, make_prefix_cache
 from minipage.errors import InvalidRequestError
 from minipage.memory import BlockPool, BlockTable
+from minipage.memory.eviction import EVICTIONS, Eviction
 from minipage.model.checkpoint import SHIPPED_MODEL, load_model
-from minipage.model.place import Progress, place_model
-from minipage.sampling import SamplingParams
+from minipage.model.place import Progress
+from minipage.sampling import SamplingParams, is_whole
 from minipage.scheduling import POLICIES, Policy, Preemption, Scheduler
 from minipage.worker.batch import PagedAttention
 from minipage.worker.runner import Limits
@@ -65,9 +67,11 @@ class LLM(Engine):
         preemption: "recompute", "swap" or "auto"; see Scheduler.
         swap_space: bytes for swapped blocks, like `memory`; with 0, preemption is by recomputation.
         policy: "fcfs", "priority", or a function; see minipage/scheduling/policy.py.
+        eviction: "lru", "tails-first", "lfu", "scan-resistant", or a function; see minipage/memory/eviction.py.
         watermark: the share of the pool that is left free when a request is admitted.
         gpu_memory_utilization: the share of a GPU's memory that may be used, by everything together.
         enforce_eager: capture no CUDA graphs; slower, and easier to follow with a profiler.
+        tensor_parallel_size: processes that have a part each of the model, with its part of K and V: on GPUs, one each.
         quantization: "int8" keeps the weights of matrices in one byte a number, on a CPU; see model/layers/int8.py.
         speculative_config: guess several tokens ahead, such as {"method": "ngram", "num_speculative_tokens": 4}; see
             speculation.py.
@@ -102,9 +106,11 @@ class LLM(Engine):
         preemption: Preemption = "recompute",
         swap_space: int | str = DEFAULT_SWAP_SPACE,
         policy: str | Policy = "fcfs",
+        eviction: str | Eviction = "lru",
         watermark: float = 0.0,
         gpu_memory_utilization: float = 0.9,
         enforce_eager: bool = False,
+        tensor_parallel_size: int = 1,
         quantization: str | None = None,
         speculative_config: Mapping[str, Any] | None = None,
         load_format: str = "auto",
@@ -117,18 +123,28 @@ class LLM(Engine):
         check_options(locals(), DEFAULTS)
         self.config, weights, self.tokenizer, self.eos_token_ids = load_model(model, load_format, hf_overrides)
         self.max_model_len = context_len(max_model_len, self.config.max_model_len)
-        arrays = arrays or ("numpy" if device == "cpu" else "torch")
-        placed = place_model(self.config, weights, arrays, dtype, device, progress, quantization)
         ready = None if callable(scheduler) else scheduler
         if ready:
             max_num_seqs, max_num_batched_tokens = ready.max_num_seqs, ready.max_num_batched_tokens
-        kept_as = kv_dtype(dtype if kv_cache_dtype == "auto" else kv_cache_dtype)
         limits = Limits(self.max_model_len, max_num_batched_tokens, max_num_seqs)
-        runner = make_runner(placed, kept_as, attention, limits, device, gpu_memory_utilization, enforce_eager)
+        how: dict[str, Any] = dict(
+            arrays=arrays, dtype=dtype, quantization=quantization, kv_cache_dtype=kv_cache_dtype, device=device,
+            attention=attention, gpu_memory_utilization=gpu_memory_utilization, enforce_eager=enforce_eager,
+        )  # fmt: skip
+        if is_whole(tensor_parallel_size) and tensor_parallel_size == 1:
+            runner = load_runner(self.config, weights, limits, progress, **how)
+        else:
+            check_ranks(tensor_parallel_size)
+            from minipage.engine.ranks import make_ranks  # what one process does not need is not even loaded
+
+            source = str(model), load_format, dict(hf_overrides or {})
+            runner = make_ranks(tensor_parallel_size, source, self.config, weights, limits, how, progress)
         runner.groups = groups_for(self.config.kv, block_table, ready)
         if not ready:
             if block_pool is None:
-                block_pool = make_block_pool(runner, block_size, num_blocks, memory)
+                block_pool = make_block_pool(
+                    runner, block_size, num_blocks, memory, eviction=find(eviction, EVICTIONS, "eviction")
+                )
             preemption, swap_pool = make_swap_pool(runner, block_pool.block_size, preemption, swap_space)
             make = scheduler if callable(scheduler) else Scheduler
             ready = make(
@@ -196,6 +212,13 @@ class LLM(Engine):
         """
         with closing(self._run(self._make_all(prompts, params), look=Request.output)) as outputs:
             yield from outputs
+
+    def play(self, port: int = 0) -> Any:
+        """In a notebook: a page to play with an engine of the same model and options; this one is left alone.
+
+        Returns what shows the page, and has `close()`. Needs `pip install minipage[serve]`.
+        """
+        return import_module("minipage.play.main").play(self, port)  # of which the engine knows nothing else
 
     def _run(self, requests: list[Request], look: Callable[[Request], Seen]) -> Generator[Seen, None, None]:
         """Step until these requests are done, and yield a look at each whenever it has news."""

@@ -23,6 +23,8 @@ Attend: TypeAlias = Callable[[int, Array, Array, Array], Array]
 # (name, shape) -> the tensor that a checkpoint has by that name; ModelError unless it has one of that shape
 Tensors: TypeAlias = Callable[[str, tuple[int, ...]], Array]
 Activation: TypeAlias = Literal["gelu", "gelu_exact", "relu"]
+Split: TypeAlias = Literal["out", "in", None]
+Heads: TypeAlias = Literal["q", "kv", None]
 Turn: TypeAlias = tuple[Array, Array]  # cosines and sines, [T, 1, R / 2] each: the first R numbers of a head are turned
 
 
@@ -40,7 +42,8 @@ class Weight(NamedTuple):
 
     shape: tuple[int, ...]  # of a matrix: (in, out)
     # Between ranks: each has some of the columns ("out"), or some of the rows ("in"), whose products are added up.
-    split: Literal["out", "in", None] = None
+    split: Split = None
+    heads: Heads = None  # whose columns or rows these are, those of q or those of K and V: a head is never cut
     is_table: bool = False  # its rows are looked up by `embed`
 
 
@@ -144,12 +147,12 @@ def flat(x: Array) -> Array:
 
 
 def linear(
-    name: str, n_in: int, n_out: int, split: Literal["out", "in", None] = None, bias: bool = False
+    name: str, n_in: int, n_out: int, split: Split = None, bias: bool = False, heads: Heads = None
 ) -> Iterator[tuple[str, Weight]]:
     """The weights of a linear layer. Of ranks that each have some rows ("in"), each adds its part, and one the bias."""
-    yield f"{name}.weight", Weight((n_in, n_out), split)
+    yield f"{name}.weight", Weight((n_in, n_out), split, heads)
     if bias:
-        yield f"{name}.bias", Weight((n_out,), split if split == "out" else None)
+        yield f"{name}.bias", Weight((n_out,), split, heads) if split == "out" else Weight((n_out,))
 
 
 def norm(name: str, size: int, bias: bool = False) -> Iterator[tuple[str, Weight]]:

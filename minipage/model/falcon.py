@@ -87,9 +87,10 @@ class Falcon:
             block = f"h.{i}."
             for name in dict.fromkeys((self.attention_norm, self.mlp_norm)):
                 yield from norm(block + name, C, bias=True)
-            for name, size in zip(QKV, (C, kv_size, kv_size)):
-                yield from linear(block + name, C, size, "out", self.bias)
-            yield from linear(block + "self_attention.dense", C, C, "in", self.bias)
+            yield from linear(block + QKV[0], C, C, "out", self.bias, heads="q")
+            for name in QKV[1:]:
+                yield from linear(block + name, C, kv_size, "out", self.bias, heads="kv")
+            yield from linear(block + "self_attention.dense", C, C, "in", self.bias, heads="q")
             yield from linear(block + "mlp.dense_h_to_4h", C, self.ffn_hidden_size, "out", self.bias)
             yield from linear(block + "mlp.dense_4h_to_h", self.ffn_hidden_size, C, "in", self.bias)
         yield from norm("ln_f", C, bias=True)

@@ -85,8 +85,8 @@ class GPT2:
         for i in range(self.n_layer):
             yield from norm(f"h.{i}.ln_1", C, bias=True)
             for name in QKV:
-                yield from linear(f"h.{i}.{name}", C, C, "out", bias=True)
-            yield from linear(f"h.{i}.attn.c_proj", C, C, "in", bias=True)
+                yield from linear(f"h.{i}.{name}", C, C, "out", bias=True, heads="q")
+            yield from linear(f"h.{i}.attn.c_proj", C, C, "in", bias=True, heads="q")
             yield from norm(f"h.{i}.ln_2", C, bias=True)
             yield from linear(f"h.{i}.mlp.c_fc", C, inner, "out", bias=True)
             yield from linear(f"h.{i}.mlp.c_proj", inner, C, "in", bias=True)

@@ -86,12 +86,13 @@ class Llama:
         for i in range(self.num_hidden_layers):
             block = f"layers.{i}."
             yield from norm(block + "input_layernorm", C)
-            for name, size in zip(QKV, (q_size, kv_size, kv_size)):
-                yield from linear(block + name, C, size, "out", self.qkv_bias)
+            yield from linear(block + QKV[0], C, q_size, "out", self.qkv_bias, heads="q")
+            for name in QKV[1:]:
+                yield from linear(block + name, C, kv_size, "out", self.qkv_bias, heads="kv")
             if self.qk_norm:
                 yield from norm(block + "self_attn.q_norm", self.head_dim)
                 yield from norm(block + "self_attn.k_norm", self.head_dim)
-            yield from linear(block + "self_attn.o_proj", q_size, C, "in", self.o_bias)
+            yield from linear(block + "self_attn.o_proj", q_size, C, "in", self.o_bias, heads="q")
             yield from norm(block + "post_attention_layernorm", C)
             for name in GATED:
                 yield from linear(block + name, C, inner, "out", self.mlp_bias)

@@ -91,8 +91,8 @@ class OPT:
         for i in range(self.num_hidden_layers):
             block = f"layers.{i}."
             for name in QKV:
-                yield from linear(block + name, C, C, "out", self.enable_bias)
-            yield from linear(block + "self_attn.out_proj", C, C, "in", self.enable_bias)
+                yield from linear(block + name, C, C, "out", self.enable_bias, heads="q")
+            yield from linear(block + "self_attn.out_proj", C, C, "in", self.enable_bias, heads="q")
             yield from norm(block + "self_attn_layer_norm", C, bias=True)
             yield from linear(block + "fc1", C, F, "out", self.enable_bias)
             yield from linear(block + "fc2", F, C, "in", self.enable_bias)

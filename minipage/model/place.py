@@ -21,6 +21,8 @@ from minipage.model.architecture import Architecture, Array, Layers, Model
 from minipage.model.layers.compiled import CompiledLayers
 from minipage.model.layers.int8 import Int8Layers
 from minipage.model.layers.plain import PlainLayers
+from minipage.model.layers.sharded import ShardedLayers, Talk
+from minipage.model.shard import Shard
 from minipage.model.stored_weights import SPREAD, DummyWeights, Weights
 
 Item = TypeVar("Item")
@@ -41,16 +43,23 @@ def place_model(
     device: str = "cpu",
     progress: Progress | None = None,
     quantization: str | None = None,
+    talk: Talk | None = None,
 ) -> Model:
     """A model with these weights, each of which is on its way alone: read, brought to the device, made what is kept.
+
+    talk: with other ranks, which have other parts of the weights; None: there are none.
 
     Raises ConfigurationError if the options do not go together, or a library is missing.
     """
     check_quantization(quantization, arrays)
-    placed = as_arrays(weights, arrays, dtype, device)
+    shard: Any = None if talk is None else Shard(architecture, talk.rank, talk.size)
+    placed = as_arrays(weights.only(shard.part) if shard else weights, arrays, dtype, device)
     if progress is not None:
         placed = counted(placed, len(weights), progress)
-    return Model(architecture, kind_of_layers(arrays, dtype, device, quantization)(architecture, placed))
+    layers = kind_of_layers(arrays, dtype, device, quantization)(shard or architecture, placed)
+    if talk is None:
+        return Model(architecture, layers)
+    return Model(shard, ShardedLayers(shard, layers, talk))
 
 
 def counted(items: Iterator[Item], total: int, progress: Progress) -> Iterator[Item]:
@@ -102,7 +111,9 @@ def as_tensor(torch: ModuleType, array: Array) -> Array:
 def random_tensors(torch: ModuleType, weights: DummyWeights, place: str, kind: Any) -> Iterator[tuple[str, Array]]:
     generator = torch.Generator(device=place).manual_seed(0)
     for name, shape, mean in weights.shapes():
-        yield name, torch.empty(shape, dtype=kind, device=place).normal_(mean, SPREAD, generator=generator)
+        array = torch.empty(shape, dtype=kind, device=place).normal_(mean, SPREAD, generator=generator)
+        part = weights.part(name, array)
+        yield name, array if part is array else part.clone()  # or all of it would stay
 
 
 def is_simulated() -> bool:

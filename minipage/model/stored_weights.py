@@ -7,8 +7,9 @@ load_format="dummy"    no file: random numbers
 
 from __future__ import annotations
 
-from collections.abc import ItemsView, Iterator, Mapping, ValuesView
-from typing import Any, NamedTuple
+from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
+from copy import copy
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -29,10 +30,17 @@ class Weights(Mapping[str, npt.NDArray[np.float32]]):
     def __init__(self, architecture: Architecture, tensors: Tensors) -> None:
         self._architecture = architecture
         self._tensors = tensors
+        self.part: Callable[[str, Any], Any] = whole
+
+    def only(self, part: Callable[[str, Any], Any]) -> Self:
+        """Only a part of each: part(name, array) -> a view of it."""
+        some = copy(self)
+        some.part = part
+        return some
 
     def stored(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
         """All of them as the checkpoint has them: float16 to float64, or uint16, which are the bits of bfloat16."""
-        return self._architecture.adapt(self._tensors)
+        return ((name, self.part(name, array)) for name, array in self._architecture.adapt(self._tensors))
 
     def __getitem__(self, name: str) -> npt.NDArray[np.float32]:
         for each, array in self.stored():
@@ -87,7 +95,11 @@ class DummyWeights(Weights):
             array = rng.standard_normal(shape, np.float32)  # [...]
             array *= np.float32(SPREAD)
             array += np.float32(mean)
-            yield name, array
+            yield name, self.part(name, array)
+
+
+def whole(name: str, array: Any) -> Any:
+    return array
 
 
 def no_tensors(name: str, shape: tuple[int, ...]) -> Any:

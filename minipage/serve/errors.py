@@ -45,7 +45,7 @@ def as_api_error(error: Exception, model: type[BaseModel] | None = None) -> ApiE
     if isinstance(error, InvalidRequestError):
         return ApiError(400, str(error), field_to_blame(str(error), model))
     if isinstance(error, EngineDeadError):
-        return ApiError(500, str(error), code="engine_dead")
+        return ApiError(503, str(error), code="engine_dead")
     return ApiError(500, str(error) or type(error).__name__)
 
 

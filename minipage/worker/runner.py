@@ -22,7 +22,7 @@ from minipage.memory.kv_groups import KVGroups
 from minipage.model.architecture import Model
 from minipage.sampling import Draw, sample_batch
 from minipage.scheduling import StepPlan
-from minipage.worker.batch import Kernels, PagedAttention, as_numpy, attend_with, like_q, make_batch
+from minipage.worker.batch import Batch, Kernels, PagedAttention, as_numpy, attend_with, like_q, make_batch
 
 
 class Limits(NamedTuple):
@@ -41,6 +41,8 @@ class ModelRunner:
         kv_dtype: what K and V are kept as; see minipage/attention/quantize.py.
         paged_attention: a kernel; see minipage/attention/arguments.py.
     """
+
+    lost: str | None = None  # why it can compute no more
 
     def __init__(self, model: Model, kv_dtype: type, paged_attention: PagedAttention) -> None:
         self.model = model
@@ -67,6 +69,9 @@ class ModelRunner:
                 "Lower num_blocks, memory or swap_space."
             ) from error
 
+    def check_alive(self) -> None:
+        """Raise EngineDeadError if it can compute no more."""
+
     def copy(self, plan: StepPlan) -> None:
         """Move whole blocks before anything is written: save and restore what is swapped, and copy on write."""
         if self.swap_cache:
@@ -77,7 +82,14 @@ class ModelRunner:
     def forward(self, plan: StepPlan) -> np.ndarray:
         """Run the model; [num_sampled, vocab_size] logits: for each chunk, in their order, a row for each token of the
         prompt that is scored, and one if it comes to its sequence's end."""
-        batches = [make_batch(plan.chunks, part) for part in self.groups.parts]
+        return self.compute(self.batches(plan))
+
+    def batches(self, plan: StepPlan) -> list[Batch]:
+        """What is planned as flat arrays, for each group of layers with its block tables."""
+        return [make_batch(plan.chunks, part) for part in self.groups.parts]
+
+    def compute(self, batches: list[Batch]) -> np.ndarray:
+        """Run the model over what `batches` has made; [num_sampled, vocab_size] logits."""
         layers = self.model.layers
         token_ids, positions = map(layers.asarray, (batches[0].token_ids, batches[0].positions))  # [T] each
         kernels = Kernels(write_kv, self.paged_attention, as_numpy, like_q)

@@ -56,6 +56,7 @@ requests = st.tuples(
 
 class EngineMachine(RuleBasedStateMachine):
     Scheduler, Pool, Table, Cache = Scheduler, BlockPool, BlockTable, PrefixCache
+    Engine = WatchedLLM
     preemption = caching = None  # drawn for every program, unless given
     proposer = None  # of drafts, which half of the programs compute ahead
 
@@ -87,7 +88,7 @@ class EngineMachine(RuleBasedStateMachine):
             swap_pool=swap_pool if self.preemption != "recompute" else None,
             preemption=self.preemption,
         )
-        self.llm = WatchedLLM(self.folder, self.oracle, scheduler=scheduler, block_table=self.Table)
+        self.llm = self.Engine(self.folder, self.oracle, scheduler=scheduler, block_table=self.Table)
         if num_drafts and self.proposer:
             speculate(self.llm, self.proposer, num_drafts)
         self.asked = {}  # request id -> (prompt, params, its place in the order of the policy)

@@ -399,3 +399,12 @@ def test_swapping_is_told_of_and_its_blocks_are_not_drawn_as_if_they_were_in_the
     told = [event for frame in trace.steps for event in frame.events]
     assert any("saved, and free again; it will come back" in event for event in told)
     assert any("back from swap" in event for event in told)
+
+
+@pytest.mark.parametrize(("width", "height"), [(100, 36), (100, 30), (80, 24)])
+def test_blocks_behind_a_window_have_room_beside_boxes_of_any_size(width, height):
+    """Large boxes take three lines, and what is said of those behind one."""
+    scenario = SCENARIOS["window"]
+    frames = list(filter(is_stop, Demo(make_engine(scenario, {}), scenario).frames(12)))
+    shown = [line for frame in frames for line in screen(frame, width, height, UNICODE)]
+    assert any("behind the window" in line for line in shown)

@@ -59,7 +59,7 @@ BLOCK_FIELDS = "ref_count holders cached tokens".split()
 
 
 class More(NamedTuple):
-    """What a live page has beside: it asks the server that it came from, and pushes what comes to the viewer."""
+    """What a live page has beside. It may ask the server that it came from, and push frames to the viewer."""
 
     style: str
     body: str  # between the head of the page and what happened

@@ -113,12 +113,13 @@ function whyNoBlocks(frame, text) {
 
 function drawLogical(frame, label, text, i, block) {
   const size = frame.block_size, isNew = frame.writtenBlocks.has(block);
-  const small = text.blocks.length > MANY_BLOCKS && i < text.blocks.length - LAST_BLOCKS && !isNew;
+  const crowded = document.body.classList.contains("crowded"); // a live page with many texts: numbers are enough
+  const small = crowded || text.blocks.length > MANY_BLOCKS && i < text.blocks.length - LAST_BLOCKS && !isNew;
   const slots = small ? [] : Array.from({ length: size }, (_, offset) => [i * size + offset, block * size + offset, stateOf(frame, label, text, i * size + offset, block * size + offset)]);
   const reused = frame.reusedBlocks.has(block) && !isNew;
   const state = [small && "small", frame.attended === block && "being", reused && "reused"].filter(Boolean).join(" ");
   // It comes out of the free queue; or it is one that another text has already, or that was in the swap pool.
-  const origins = [`free ${block}`, ...Object.keys(frame.sequences).filter((other) => other !== label).map((other) => `${other} block ${i}`)];
+  const origins = crowded ? [] : [`free ${block}`, ...Object.keys(frame.sequences).filter((other) => other !== label).map((other) => `${other} block ${i}`)];
   const said = `Logical block ${i} of ${label}. ${sayBlock(frame, block)}`;
   const looks = slots.map(([, , state]) => state).join();
   const words = text.tokens.slice(i * size, (i + 1) * size).join("|");

@@ -22,7 +22,7 @@ Places = list[list[int]]  # [function, line] each; see SourceLines
 
 
 class RoutineLines:
-    """Finds lines by name, in the parts that this LLM is made of."""
+    """Finds lines by name, in the parts that this engine is made of."""
 
     def __init__(self, sources: SourceLines, llm: Engine) -> None:
         self._sources = sources

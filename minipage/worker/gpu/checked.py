@@ -19,7 +19,7 @@ from minipage.memory import BlockPool, blocks_needed
 from minipage.model.architecture import Model
 from minipage.model.place import is_simulated
 from minipage.scheduling import StepPlan
-from minipage.worker.batch import Batch, Kernels, PagedAttention, attend_with, make_batch
+from minipage.worker.batch import Batch, Kernels, PagedAttention, attend_with
 from minipage.worker.gpu.memory import spare_memory
 from minipage.worker.gpu.views import for_kernels, from_kernels, zeros
 from minipage.worker.runner import Limits, ModelRunner
@@ -89,8 +89,7 @@ class GPURunner(ModelRunner):
             kernels.copy_blocks(self.swap_cache, self.kv_cache, plan.swap_in)
         kernels.copy_blocks(self.kv_cache, self.kv_cache, plan.copies)
 
-    def forward(self, plan: StepPlan) -> np.ndarray:
-        made = [make_batch(plan.chunks, part) for part in self.groups.parts]
+    def compute(self, made: list[Batch]) -> np.ndarray:
         batches = [Batch._make(map(self.model.layers.asarray, batch)) for batch in made]
         batch = batches[0]
         ours = Kernels(kernels.write_kv, self.paged_attention, for_kernels, from_kernels)

@@ -24,6 +24,7 @@ from minipage.attention.cuda.device_arrays import View, empty
 from minipage.attention.cuda.launch import SHORT
 from minipage.memory import BlockPool, blocks_needed
 from minipage.model.architecture import Attend, Model
+from minipage.model.layers.sharded import ShardedLayers
 from minipage.model.layers.torch import TorchLayers
 from minipage.sampling import Draw, SamplingParams
 from minipage.scheduling import StepPlan
@@ -53,6 +54,11 @@ class GraphRunner(GPURunner):
         self.is_on_gpu = self.device.type == "cuda"  # otherwise kernels are simulated
         if self.is_on_gpu and isinstance(model.layers, TorchLayers):
             self.model = Model(model.architecture, FusedLayers(model.layers))
+        elif (
+            self.is_on_gpu and isinstance(model.layers, ShardedLayers) and isinstance(model.layers.layers, TorchLayers)
+        ):
+            fused = FusedLayers(model.layers.layers)
+            self.model = Model(model.architecture, ShardedLayers(model.layers.shard, fused, model.layers.talk))
         self.enforce_eager = enforce_eager or not self.is_on_gpu
         self._sizes = graph_sizes(limits.max_num_seqs)
         self._lengths = graph_lengths(limits.max_model_len)
@@ -90,10 +96,12 @@ class GraphRunner(GPURunner):
             [kernels.view(array) for array in self.kv_cache.layer(i)] for i in range(self.groups.num_layers)
         ]
 
+    def batches(self, plan: StepPlan) -> list[Batch]:
+        return [each.make(plan.chunks) for each in self._batches]
+
     @torch.inference_mode()
-    def forward(self, plan: StepPlan) -> torch.Tensor:  # type: ignore[override]
+    def compute(self, batches: list[Batch]) -> torch.Tensor:  # type: ignore[override]
         """[num_sampled, vocab_size] logits, on the GPU, in the dtype of the model; until the next step."""
-        batches = [each.make(plan.chunks) for each in self._batches]
         batch = batches[0]
         num_tokens = len(batch.token_ids)
         num_seqs = len(batch.context_lens)

@@ -1,0 +1,175 @@
+"""How ranks talk on GPUs: through NCCL. Messages still go from host to host, as group.py sends them.
+
+    all_reduce   [T, C] of every rank, in the stream that computes, so that a CUDA graph records it like any kernel
+    gather       [N, words of this rank], padded to the widest, to all
+
+A sum of a few kilobytes is all latency. With MINIPAGE_ALL_REDUCE=one_shot small ones go another way: every rank puts
+its part where all others can read it, and adds up what it reads there, in one kernel (PyTorch's symmetric memory).
+Whether it says what NCCL says is tried out first; if not, NCCL does all.
+
+    MINIPAGE_ALL_REDUCE   nccl       the default
+                          one_shot   small sums by reading each other's memory; a rank that is lost ends rank 0, too
+                          gloo       through the memory of the hosts: several ranks may share a GPU, to try things out
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from itertools import count
+from typing import Any
+
+import torch
+from torch.distributed import AllreduceOptions, PrefixStore, Store  # type: ignore[attr-defined]
+
+from minipage.attention.cuda.compat import cuda
+from minipage.errors import ConfigurationError
+from minipage.model.architecture import Array
+from minipage.worker.ranks.group import FOREVER, Group
+
+NUMBER = count()  # of the groups of this process that have a name
+VARIABLE = "MINIPAGE_ALL_REDUCE"
+WAYS = "nccl", "one_shot", "gloo"
+SMALL = 512 * 1024  # bytes, which are summed up in one shot
+# Who is lost, and what follows, is up to worker/ranks/watch.py. NCCL's own watch would end the process.
+OUR_OWN_WATCH = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0", "TORCH_NCCL_ENABLE_MONITORING": "0"}
+
+
+def gpu_group(store: Store, rank: int, size: int, host: str | None, device: int) -> Group:
+    """The connections of a rank whose GPU is `device`, of those on this machine; from now on it is the current one."""
+    way = os.environ.get(VARIABLE, WAYS[0])
+    if way not in WAYS:
+        raise ConfigurationError(f"{VARIABLE} is {way!r}; it must be one of {', '.join(WAYS)}.")
+    num_gpus = torch.cuda.device_count()
+    if way == "gloo":
+        torch.cuda.set_device(device % num_gpus)
+        return Group(store, rank, size, host)
+    if device >= num_gpus:
+        raise ConfigurationError(
+            f"rank {rank} needs a GPU of its own, but this machine has {num_gpus}. Choose a smaller "
+            f"tensor_parallel_size; or, to try things out on one GPU, set {VARIABLE}=gloo and enforce_eager=True."
+        )
+    torch.cuda.set_device(device)
+    cuda.select_device(device)  # numba's kernels go there, too
+    return NCCLGroup(store, rank, size, host, way)
+
+
+class NCCLGroup(Group):
+    """Connections between GPUs, one for each rank."""
+
+    def __init__(self, store: Store, rank: int, size: int, host: str | None, way: str = "nccl") -> None:
+        os.environ.update(OUR_OWN_WATCH)
+        self._nccl: Any = None
+        self._one_shot: OneShot | None = None
+        self._way = way
+        super().__init__(store, rank, size, host)
+
+    def connect(self) -> None:
+        from torch.distributed import ProcessGroupNCCL
+
+        super().connect()
+        options = ProcessGroupNCCL.Options()
+        options._timeout = FOREVER
+        with self.told():
+            store = PrefixStore(f"nccl {self._num_connected}", self._store)
+            self._nccl = ProcessGroupNCCL(store, self.rank, self.size, options)
+            self._sum(torch.ones(1, device="cuda"))  # NCCL makes its connections with the first sum
+            torch.cuda.synchronize()
+            if self._way == "one_shot":
+                self._one_shot = one_shot_if_right(self, PrefixStore(f"memory {self._num_connected}", self._store))
+
+    def close(self) -> None:
+        super().close()
+        if self._nccl is not None:
+            self._nccl.abort()  # whatever waits in it ends
+        self._nccl = self._one_shot = None
+
+    def abandon(self) -> None:
+        if self._one_shot is not None and self.waiting_since is not None:
+            print("minipage: a rank is lost, and the GPU waits for it for ever: this process ends.", file=sys.stderr)
+            sys.stderr.flush()
+            os._exit(1)  # unlike NCCL's, a sum in one shot cannot be stopped
+        super().abandon()
+
+    def all_reduce(self, part: Array) -> Array:
+        part = part.contiguous()  # [...]
+        self.num_done += 1
+        self.num_reduced += 1
+        self.num_bytes += part.numel() * part.element_size()
+        if self._one_shot is not None and self._one_shot.takes(part):
+            return self._one_shot.all_reduce(part)  # [...]
+        return self._sum(part)  # [...]
+
+    def _sum(self, part: Array) -> Array:
+        options = AllreduceOptions()
+        options.asyncOp = False  # in the current stream, not in one of NCCL's
+        finish(self._nccl.allreduce([part], options))
+        return part  # [...]
+
+    def gather(self, part: Array, sizes: list[int]) -> Array:
+        self.num_done += 1
+        num_rows, widest = len(part), max(sizes)
+        padded = torch.nn.functional.pad(part, (0, widest - part.shape[1])).contiguous()  # [N, widest]
+        whole = padded.new_empty(self.size * num_rows, widest)  # [ranks * N, widest]
+        finish(self._nccl._allgather_base(whole, padded))
+        parts = whole.view(self.size, num_rows, widest)  # [ranks, N, widest]
+        return torch.cat([rows[:, :size] for rows, size in zip(parts, sizes)], dim=1)  # [N, sum of sizes]
+
+
+def finish(work: Any) -> None:
+    """Let the current stream wait for it; the host does not."""
+    if work is not None:
+        work.wait()
+
+
+class OneShot:
+    """Sums of small tensors: each rank reads the parts of all others in their memory, in one kernel."""
+
+    def __init__(self, store: Store, nccl: Any, rank: int, size: int) -> None:
+        from torch._C._distributed_c10d import _register_process_group, _SymmetricMemory
+        from torch.distributed import ProcessGroup
+        from torch.distributed import _symmetric_memory as symmetric
+
+        if rank == 0:
+            store.set("name", f"minipage {next(NUMBER)}")  # PyTorch finds a group by a name, one for each engine
+        self.name = store.get("name").decode()
+        group = ProcessGroup(store, rank, size)
+        group._set_default_backend(ProcessGroup.BackendType.NCCL)
+        group._register_backend(torch.device("cuda"), ProcessGroup.BackendType.NCCL, nccl)
+        group._set_group_name(self.name)  # type: ignore[arg-type]
+        _register_process_group(self.name, group)  # type: ignore[arg-type]
+        _SymmetricMemory.set_group_info(self.name, rank, size, store)
+        self._buffers = {
+            dtype: symmetric.empty(SMALL // dtype.itemsize, dtype=dtype, device=torch.device("cuda"))
+            for dtype in (torch.float32, torch.bfloat16)
+        }
+        for buffer in self._buffers.values():
+            symmetric.rendezvous(buffer, self.name)  # type: ignore[arg-type]
+
+    def takes(self, part: torch.Tensor) -> bool:
+        num_bytes = part.numel() * part.element_size()
+        return part.dtype in self._buffers and 0 < num_bytes <= SMALL and num_bytes % 16 == 0
+
+    def all_reduce(self, part: torch.Tensor) -> torch.Tensor:
+        shared = self._buffers[part.dtype][: part.numel()]  # [numbers of part]
+        total: torch.Tensor = torch.ops.symm_mem.one_shot_all_reduce_copy(shared, part.view(-1), "sum", self.name)
+        return total.view(part.shape)  # [...]
+
+
+def one_shot_if_right(group: NCCLGroup, store: Store) -> OneShot | None:
+    """Sums in one shot, if they can be had in every rank, and are right in every rank."""
+    way, failure = None, ""
+    numbers = torch.arange(4096, device="cuda", dtype=torch.float32) * (group.rank + 1)  # [4096]
+    try:
+        way = OneShot(store, group._nccl, group.rank, group.size)
+        found = [way.all_reduce(numbers) for _ in range(3)]  # each [4096]
+        right = group._sum(numbers.clone())  # [4096]
+        is_right = all(torch.allclose(each, right) for each in found)
+    except Exception as error:  # there are many ways in which a machine may not have it
+        is_right, failure = False, f" ({type(error).__name__}: {error})"
+    num_right = group._sum(torch.tensor([float(is_right)], device="cuda"))  # [1]
+    if way is not None and int(num_right.item()) == group.size:
+        return way
+    warnings.warn(f"sums in one shot cannot be had here{failure}, so NCCL makes all of them.", stacklevel=2)
+    return None

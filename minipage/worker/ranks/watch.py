@@ -1,0 +1,110 @@
+"""Who is dead, or hangs: rank 0 looks after the others, so that nobody waits for ever.
+
+    a rank ends       its connections close, so rank 0 notices at its next word with it
+    a rank hangs      rank 0 waits for it, and for PATIENCE seconds it has neither got further nor computed
+
+The second needs signs of life: every rank says each second how many all-reduces it has done, and how much processor
+time it has used. One that compiles, or computes a long prompt, uses some; one that is stopped, or waits for a lock,
+does not. Whichever it is, all other ranks are ended, and the engine is told, by RankError.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from minipage.errors import RankError
+from minipage.worker.ranks.group import Group
+from minipage.worker.ranks.meeting import BEAT, Disconnected, Meeting
+
+PATIENCE = 5.0  # seconds without a sign of life
+LAST_PATIENCE = 600.0  # in one wait, whatever the signs
+LAST_WORDS = 2.0  # until a rank that is gone has said why
+
+
+class Watch:
+    """Looks after the other ranks, as rank 0."""
+
+    def __init__(self, meeting: Meeting, group: Group) -> None:
+        self.meeting = meeting
+        self.group = group
+        self.lost: str | None = None  # why there is no going on
+        self._end = weakref.finalize(self, meeting.end_all)
+        # No daemon: Python must not end while it talks to the store, or to NCCL, which are not Python.
+        threading.Thread(target=look_for_hanging, args=(weakref.ref(self),), name="minipage watch").start()
+
+    def check_alive(self) -> None:
+        """Raise RankError if a rank is lost."""
+        if self.lost is None:
+            for rank, process in self.meeting.processes.items():
+                if process.poll() is not None:
+                    self.end(self.meeting.end_of(rank) or f"rank {rank} is lost")
+        if self.lost is not None:
+            raise RankError(
+                f"{self.lost}. Each of the {self.meeting.size} ranks has a part of the model, so this engine serves "
+                "nobody more: make a new one."
+            )
+
+    @contextmanager
+    def no_rank_lost(self) -> Iterator[None]:
+        """When a connection closes in this block, RankError says why."""
+        try:
+            yield
+        except Disconnected as error:
+            if self.lost is None:
+                self.end(self._reason(error))
+            self.check_alive()
+        finally:
+            self.group.waiting_since = None
+        if self.lost is not None:  # on a GPU nothing raises: what was waited for came to an end, with anything in it
+            self.check_alive()
+
+    def wait_for(self, key: str, rank: int) -> Any:
+        """What a rank answers. Raises Disconnected if it ends instead."""
+        self.group.waiting_since = time.monotonic()
+        return self.meeting.wait_for(key, rank, lambda: self.lost)
+
+    def end(self, why: str) -> None:
+        """End all other ranks."""
+        self.lost = self.lost or why
+        self._end()
+        self.meeting.kill_all()
+        self.group.abandon()
+
+    def _reason(self, error: Disconnected) -> str:
+        """Which rank is lost, and how, as far as can be found out soon."""
+        deadline = time.monotonic() + LAST_WORDS
+        while time.monotonic() < deadline:
+            for rank in self.group.others:
+                if how := self.meeting.end_of(rank):
+                    return how
+            time.sleep(0.05)
+        return f"a rank is lost: {error}"
+
+
+def look_for_hanging(reference: weakref.ref[Watch]) -> None:
+    """A thread of rank 0, as long as there is somebody to look after."""
+    store: Any = None
+    beats: dict[int, tuple[bytes, float]] = {}  # the last sign of each rank, and since when it is the same
+    while threading.main_thread().is_alive() and (watch := reference()) and watch.lost is None:
+        since, now = watch.group.waiting_since, time.monotonic()
+        if since is None or now - since < 1:
+            beats = {}
+        else:
+            store = store or watch.meeting.connect()
+            for rank in watch.group.others:
+                if why := watch.meeting.end_of(rank):  # on a GPU its connections close without a word
+                    watch.end(why)
+                    break
+                key = BEAT.format(rank)
+                beat = store.get(key) if store.check([key]) else b""
+                if rank not in beats or beats[rank][0] != beat:
+                    beats[rank] = beat, now
+                if now - beats[rank][1] > PATIENCE or now - since > LAST_PATIENCE:
+                    watch.end(f"rank {rank} hangs: for {now - beats[rank][1]:.0f} s it has done nothing")
+        del watch
+        time.sleep(0.5)
