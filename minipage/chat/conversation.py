@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from minipage.engine.conversations import chat_prompts
 from minipage.errors import count
-from minipage.trace.recording.events import join
+from minipage.trace.recording.wording import join
 
 if TYPE_CHECKING:
     from minipage.engine.llm import LLM

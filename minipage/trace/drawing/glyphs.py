@@ -14,7 +14,7 @@ from rich.cells import cell_len, set_cell_size
 from rich.style import Style
 from rich.text import Text
 
-from minipage.trace.recording.events import printable
+from minipage.trace.recording.wording import printable
 
 PALETTE = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#F0E442", "#D55E00")  # orange, sky blue, green, purple, …
 GROUND = "#262626"  # behind everything coloured, so that it reads the same on dark and on light screens

@@ -17,8 +17,8 @@ from rich.text import Text
 
 from minipage.errors import count
 from minipage.trace.drawing.glyphs import BOLD, DIM, Glyphs, clip, ink_of, style_of, visible
-from minipage.trace.recording.events import decimals
 from minipage.trace.recording.frames import AttentionFrame, Frame, SoftmaxStep
+from minipage.trace.recording.wording import decimals
 
 WORD, BAR, NUMBER, NAME = 16, 20, 8, 18  # columns
 

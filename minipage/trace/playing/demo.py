@@ -31,10 +31,10 @@ from minipage.trace.playing.quick_start import NOTE, kernel_name, quick_options
 from minipage.trace.playing.scenarios import DEFAULT, SCENARIOS, find_scenario, story_after
 from minipage.trace.playing.spinner import patiently, spinner
 from minipage.trace.playing.story import Arrival, Scenario, Turn
-from minipage.trace.recording.events import join
 from minipage.trace.recording.frames import Frame, index_of, is_stop, label_of
 from minipage.trace.recording.recorder import record
 from minipage.trace.recording.trace import Trace
+from minipage.trace.recording.wording import join
 
 if TYPE_CHECKING:
     from minipage.engine.llm import LLM

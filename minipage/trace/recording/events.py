@@ -6,20 +6,21 @@ kept below 76 characters where they can be, which is a line of the smallest scre
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minipage.errors import count
+from minipage.trace.recording.outlook import what_is_ahead
 from minipage.trace.recording.windows import held, moved_on
+from minipage.trace.recording.wording import block_names, decimals, join, printable
 
 if TYPE_CHECKING:
     from minipage.trace.recording.frames import AttentionFrame
-    from minipage.trace.recording.replay import State, Text
+    from minipage.trace.recording.replay import State
+    from minipage.trace.recording.text import Text
 
-MANY = 10  # labels in a row: nobody would read that many
 FEW = 2  # events of one kind that get a sentence each; more than that share one
-ROUTINE = " arrives: ", " arrive: ", ": the new token", "full: others can find"  # parts of sentences
 Tables = Mapping[str, Sequence[int]]  # label -> block table
 
 
@@ -79,39 +80,6 @@ def arrivals(change: dict[str, Any], after: State) -> list[str]:
         prompt = f"a prompt of {count(lengths[its[0]], 'token')}"
         told.append(
             f"{its[0]} arrives: {prompt}." if len(its) == 1 else f"{join(its)} arrive: {prompt}, {len(its)} samples."
-        )
-    return told
-
-
-def what_is_ahead(after: State) -> list[str]:
-    """What is about to be done, and why."""
-    ahead = after.ahead
-    told = []
-    writers: dict[int, list[str]] = {}
-    for want in ahead.wants:
-        writers.setdefault(want.slot // after.block_size, []).append(want.label)
-    for block, labels in writers.items():
-        holders = [text.label for text in after.texts.values() if block in text.blocks]
-        sharers = "they share" if set(holders) == set(labels) else f"{join(holders)} share"
-        told.append(
-            f"{join(labels)} {'wants' if len(labels) == 1 else 'want'} to write into block {block}, which {sharers}."
-        )
-    if ahead.gives_way:
-        num_free = len(after.free_queue)
-        free = "none is free" if not num_free else f"{num_free} {'is' if num_free == 1 else 'are'} free"
-        needs = "needs a block" if len(ahead.needy) == 1 else "need a block each"
-        who = f"{join(ahead.needy)} {needs}" if ahead.needy else "A block is needed"
-        told.append(f"{who}, and {free}: {join(ahead.gives_way)}, last in line, has to give way.")
-    for label, blocks in ahead.finds:
-        told.append(
-            f"{label} begins with the same {len(blocks) * after.block_size} tokens as a text before it: their K and V "
-            f"are in {block_names(blocks)}."
-        )
-    if ahead.returns:
-        swapped = {block for label in ahead.returns for block in after.texts[label].swap_blocks}
-        told.append(
-            f"{join(ahead.returns)} can come back: {count(len(swapped), 'block')} in swap space, and "
-            f"{len(after.free_queue)} are free here."
         )
     return told
 
@@ -255,11 +223,6 @@ def choices(after: State) -> list[str]:
     return [f"Sampled: {', '.join(shown)}."]
 
 
-def printable(text: str) -> str:
-    """`text` with every control character written out, as in "\\n"."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
-
-
 def publications(before: Before, after: State) -> list[str]:
     new = sorted(after.cached - before.cached)
     if not new:
@@ -389,32 +352,3 @@ def _and_frees(num_blocks: int, whose: str = "its") -> str:
         return "."
     goes = "goes" if num_blocks == 1 else "go"
     return f": {whose} {count(num_blocks, 'block')} {goes} back to the free queue."
-
-
-def is_routine(sentence: str) -> bool:
-    """Whether it can go first where there is no room: what it says is seen, or does not change what is computed."""
-    return any(part in sentence for part in ROUTINE)
-
-
-def block_names(blocks: Sequence[int]) -> str:
-    """[3] -> "block 3"; [3, 9] -> "blocks 3 and 9"; [3, 4, 5, 6] -> "blocks 3 to 6"; many -> how many."""
-    if len(blocks) == 1:
-        return f"block {blocks[0]}"
-    if len(blocks) > 3 and list(blocks) == list(range(blocks[0], blocks[0] + len(blocks))):
-        return f"blocks {blocks[0]} to {blocks[-1]}"
-    if len(blocks) > 8:
-        return f"blocks {', '.join(map(str, blocks[:6]))} and {len(blocks) - 6} more"
-    return f"blocks {join(map(str, blocks))}"
-
-
-def decimals(number: float) -> str:
-    """One digit of it, as 0.0000002 rather than 2e-07, which not everybody reads."""
-    return f"{float(f'{number:.0e}'):.15f}".rstrip("0").rstrip(".")
-
-
-def join(words: Iterable[str]) -> str:
-    """A, B and C; of many, the first few and how many more."""
-    *most, last = words
-    if len(most) >= MANY:
-        most, last = most[:3], f"{len(most) - 2} more"
-    return f"{', '.join(most)} and {last}" if most else last

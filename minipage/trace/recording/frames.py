@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple, get_args, overload
 from minipage.errors import count
 from minipage.memory import BlockCopy, blocks_needed
 from minipage.simulate.baselines import SlotUsage
+from minipage.trace.recording.causes import NOTHING_AHEAD, Ahead, CodeFrame
 from minipage.trace.recording.windows import held
 
 Phase = Literal["before", "schedule", "copy", "attend", "forward", "sample", "update", "failed"]
@@ -244,37 +245,6 @@ class AttentionFrame:
     def largest_difference(self) -> float:
         """Between this result and the kernel's."""
         return max(abs(ours - its) for ours, its in zip(self.result, self.kernel, strict=True))
-
-
-class Want(NamedTuple):
-    """A text whose next token is to be written into a block that it has already."""
-
-    label: str
-    position: int  # of the token
-    slot: int  # block * block_size + offset
-
-
-class Ahead(NamedTuple):
-    """What a step is about to do, in a "before" frame."""
-
-    wants: tuple[Want, ...] = ()  # who is going to write into a shared block
-    needy: tuple[str, ...] = ()  # labels: whose last block is full
-    gives_way: tuple[str, ...] = ()  # labels: who will lose its blocks to them
-    finds: tuple[tuple[str, tuple[int, ...]], ...] = ()  # (label, blocks in the prefix cache that hold its beginning)
-    returns: tuple[str, ...] = ()  # labels: who will come back from swap space
-
-
-NOTHING_AHEAD = Ahead()
-
-
-class CodeFrame(NamedTuple):
-    """A function that was at work in this phase."""
-
-    file: str  # from the package's folder on
-    function: str
-    first: int  # the number of its first line
-    lines: tuple[str, ...]  # its source
-    lit: tuple[tuple[int, tuple[int, ...]], ...]  # (number of a line that did something, the blocks that it did it to)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,9 +22,10 @@ from minipage.engine.request import NextToken, Request
 from minipage.engine.sampled import SampledRequest
 from minipage.scheduling import GroupStatus, Sequence, SequenceGroup, StepPlan
 from minipage.trace.recording.frames import label_of
-from minipage.trace.recording.replay import Change, num_common
+from minipage.trace.recording.replay import Change
 from minipage.trace.recording.routine_lines import RoutineLines
 from minipage.trace.recording.source_lines import SourceLines
+from minipage.trace.recording.text import num_common
 from minipage.trace.recording.trace import Trace
 from minipage.trace.recording.vocabulary import token_bytes
 from minipage.trace.recording.windows import recorded

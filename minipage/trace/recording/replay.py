@@ -16,70 +16,32 @@ New values of a list are `[how many members stay, what follows them]`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import chain
 from typing import Any, TypeAlias
 
 from minipage.memory import BlockCopy
 from minipage.trace.recording import events
+from minipage.trace.recording.causes import Ahead, CodeFrame, Want
 from minipage.trace.recording.frames import (
     PHASES,
-    Ahead,
     AttentionFrame,
     BlockFrame,
     Blocks,
     ChosenToken,
     ChunkFrame,
-    CodeFrame,
     ContiguousFrame,
     Frame,
     SequenceFrame,
     SoftmaxStep,
-    Want,
 )
+from minipage.trace.recording.text import Text
 
 LOST = "\N{REPLACEMENT CHARACTER}"
 
 Change: TypeAlias = dict[str, Any]  # one line of a trace
 Vocabulary: TypeAlias = dict[int, bytes]  # of the tokens that occur
-
-
-def num_common(old: Sequence[Any], new: Sequence[Any]) -> int:
-    """How many members both have in common, from the beginning on."""
-    return next((i for i, (a, b) in enumerate(zip(old, new)) if a != b), min(len(old), len(new)))
-
-
-@dataclass
-class Text:
-    """One sequence as it is at the moment."""
-
-    label: str
-    seq_id: str
-    request_id: str
-    num_prompt_tokens: int
-    max_num_tokens: int
-    status: str = "waiting"
-    token_ids: list[int] = field(default_factory=list)
-    computed: int = 0  # tokens that have a slot
-    blocks: list[int] = field(default_factory=list)
-    swap_blocks: list[int] = field(default_factory=list)
-    last_blocks: list[int] = field(default_factory=list)
-    preemptions: int = 0
-    finish_reason: str | None = None
-    num_old_tokens: int = 0  # when this step began
-
-    def apply(self, change: Change) -> None:
-        """Take over new values; of lists, what comes after the members that stay."""
-        for name, value in change.items():
-            old = getattr(self, name)  # an unknown name is an error
-            if isinstance(old, list):
-                keep, tail = value
-                value = old[:keep] + tail
-                if name == "blocks" and old and not value:
-                    self.last_blocks = old
-            setattr(self, name, value)
 
 
 def replay(change: Change, state: State, *, tell: bool = False) -> list[str]:
