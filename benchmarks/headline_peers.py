@@ -189,8 +189,16 @@ def static(task: Task) -> dict[str, Any]:
     size = min(task.max_num_seqs, LARGEST_BATCH)
     while size > 1 and task.device == "cuda" and not fits(model, size, prompt, output):
         size = size * 3 // 4 if size > 8 else size - 1
-    batches = [task.requests[i : i + size] for i in range(0, len(task.requests), size)]
-    generate(model, batches[0], task.device, limit=1.0)
+    while True:
+        batches = [task.requests[i : i + size] for i in range(0, len(task.requests), size)]
+        try:
+            generate(model, batches[0], task.device, limit=1.0)
+            break
+        except torch.cuda.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            size = size * 3 // 4
+            if size < 1:
+                return {"error": "out of memory with a batch of one"}
     if task.device == "cuda":
         torch.cuda.synchronize()
     seconds = num_tokens = finished = num_run = num_left = 0.0

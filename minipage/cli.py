@@ -1,4 +1,4 @@
-"""The command line: `python -m minipage demo | generate | chat | serve | plan | learn | info`.
+"""The command line: `python -m minipage demo | play | generate | chat | serve | plan | learn | info`.
 
 Only argparse is imported here. Whatever takes time (numba, NumPy, rich, the tokenizer) is imported by the command that
 needs it, so `--help` answers at once.
@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 from minipage import __version__
 from minipage.chat.cli import add_chat
-from minipage.cli_options import DEMO, ENGINE, FILES, SAMPLING, SERVER, Defaults, add_options, given, is_follower
+from minipage.cli_defaults import DEFAULTS, DEFAULTS_OF_DEMO, DEFAULTS_OF_SERVER, MAX_TOKENS
+from minipage.cli_options import DEMO, ENGINE, FILES, SAMPLING, SERVER, add_options, given, is_follower
 from minipage.errors import ConfigurationError, InvalidRequestError, MinipageError
 from minipage.learn.cli import add_learn
 from minipage.plan.cli import add_plan
+from minipage.play.cli import add_play
 
 if TYPE_CHECKING:
     from minipage.engine.completion import CompletionOutput
@@ -31,52 +33,6 @@ if TYPE_CHECKING:
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 BYTE_ORDER_MARK = "\ufeff"  # before the first line of a file that was written on Windows
-MAX_TOKENS = 100  # what `generate` makes, if it is not told
-DEFAULTS: Defaults = {  # as the help tells them
-    "model": "the shipped one",
-    "block_size": 16,
-    "memory": "1GiB",
-    "max_model_len": "the model's context",
-    "max_num_seqs": 256,
-    "max_num_batched_tokens": 2048,
-    "preemption": "recompute",
-    "swap_space": "256MiB",
-    "policy": "fcfs",
-    "watermark": 0.0,
-    "kv_cache_dtype": "auto, which is --dtype",
-    "dtype": "float32",
-    "arrays": "numpy, or torch on a GPU",
-    "device": "cpu",
-    "tensor_parallel_size": 1,
-    "gpu_memory_utilization": 0.9,
-    "temperature": 1.0,
-    "max_tokens": MAX_TOKENS,
-    "n": 1,
-    "length_penalty": 1.0,
-    "early_stopping": "false",
-    "skip_special_tokens": "true",
-}
-DEFAULTS_OF_SERVER: Defaults = {
-    "host": "127.0.0.1",
-    "port": 8000,
-    "served_model_name": "as the model is given",
-    "max_queued_requests": 1024,
-    "max_body_size": "4 MiB",
-    "max_logprobs": 20,
-    "drain_timeout": 30,
-    "log_level": "info",
-}
-OF_THE_STORY = "as the story needs"
-DEFAULTS_OF_DEMO: Defaults = DEFAULTS | {
-    "block_size": "4, or as the story needs",
-    "num_blocks": OF_THE_STORY,
-    "memory": None,
-    "max_num_batched_tokens": OF_THE_STORY,
-    "preemption": OF_THE_STORY,
-    "swap_space": OF_THE_STORY,
-    "kv_cache_dtype": OF_THE_STORY,
-    "max_tokens": OF_THE_STORY,
-}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -151,8 +107,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="minipage", description="PagedAttention, small enough to read.")
     parser.add_argument("--version", action="version", version=f"minipage {__version__}")
     parser.set_defaults(command=None)
-    commands = parser.add_subparsers(title="commands", metavar="{demo,generate,chat,serve,plan,learn,info}")
+    commands = parser.add_subparsers(title="commands", metavar="{demo,play,generate,chat,serve,plan,learn,info}")
     add_demo(commands.add_parser("demo", help="watch three requests share a small paged memory, step by step"))
+    add_play(
+        commands.add_parser("play", help="a page to play with a live engine: prompts, options, challenges"), DEFAULTS
+    )
     add_generate(commands.add_parser("generate", help="continue one text, or many as one batch"))
     add_chat(commands.add_parser("chat", help="talk with a chat model, and see what the prefix cache finds"), DEFAULTS)
     add_serve(commands.add_parser("serve", help="a server that clients of OpenAI and vLLM can talk to"))

@@ -84,6 +84,7 @@ ENGINE: Options = {  # of LLM
     "preemption": Option(str, "NAME", "what happens when the pool runs dry: recompute, swap or auto"),
     "swap_space": Option(str, "BYTES", "memory for swapped blocks, such as 1MiB"),
     "policy": Option(str, "NAME", "who is served first: fcfs or priority", vllm="scheduling_policy"),
+    "eviction": Option(str, "NAME", "whose contents are lost first: lru, tails-first, lfu or scan-resistant"),
     "watermark": Option(float, "SHARE", "of the pool, which is left free when a text is admitted, such as 0.1"),
     "kv_cache_dtype": Option(str, "NAME", "of keys and values: auto, float32, bfloat16, float16, int8 or fp8"),
     "tensor_parallel_size": Option(int, "N", "processes, or GPUs, that share the model"),
@@ -164,6 +165,8 @@ DEMO: Options = ENGINE | {
     "seed": Option(int, "N", "another seed, other texts"),
     "steps": Option(int, "N", "stop after N steps"),
 }
+NOT_TO_PLAY_WITH = "device", "gpu_memory_utilization", "enforce_eager", "load_format"  # engines there come and go
+PLAY: Options = {name: option for name, option in ENGINE.items() if name not in NOT_TO_PLAY_WITH}
 NOT_IN_A_CHAT = "n", "logprobs", "prompt_logprobs"  # one answer is what the conversation goes on with
 CHAT: Options = {name: option for name, option in SAMPLING.items() if name not in NOT_IN_A_CHAT}
 FILES: Options = {  # what the demo writes in place of showing the run

@@ -291,6 +291,32 @@ except InvalidRequestError as error:
     print(error)
 
 # %% [markdown]
+# ## A window that moves on
+#
+# Many models since the paper have *sliding windows*: a layer lets each token see the last W tokens only. Then a block that lies
+# wholly behind the window of the next token will never be read again, and its text can give it back while it goes on. In the
+# table a *null block* stands in its place, so that token `i` is found in logical block `i // block_size` as before.
+# The shipped model has no window, but it can be given one:
+
+# %%
+from minipage import LLM, SamplingParams
+
+llm = LLM(block_size=4, num_blocks=40, max_num_batched_tokens=16, hf_overrides={"sliding_window": 12})
+llm.add_request("To be, or not to be, that is the question", SamplingParams(max_tokens=60, ignore_eos=True))
+while llm.has_unfinished_requests():
+    llm.step()
+    for group in llm.scheduler.running:
+        table = group.leader.block_table
+        if table.num_tokens % 16 == 0:
+            shown = " ".join("-" if block < 0 else str(block) for block in table.parts[0])
+            print(f"{table.num_tokens:3} tokens, {llm.block_pool.num_used} blocks in use: {shown}")
+
+# %% [markdown]
+# Of 12 tokens before the next one, 11 can be seen: with a window W and n tokens computed, `max(0, n + 1 - W) // block_size`
+# blocks lie behind. A model that mixes such layers with full ones gives every sequence a table for each *kind*, over one pool;
+# vLLM calls the kinds KV cache groups (`minipage/memory/kv_groups.py`). `demo window` shows blocks coming home.
+
+# %% [markdown]
 # minipage refuses the single request that is too long; vLLM refuses to start, unless `max_model_len` is lowered. Both are
 # better than what nano-vllm did (#274, #277): accept it, and fail or spin when the pool is empty.
 #

@@ -70,8 +70,9 @@ show(parent=parent, child=child)
 #
 # ## Three samples, one prompt
 #
-# The engine uses it whenever a request asks for several texts. Step through the first two steps, phase by phase: the number in
-# a block says how many tables hold it.
+# The engine uses it whenever a request asks for several texts. Step through the first two steps, phase by phase: ×3 in a block
+# says that three tables hold it. The second step is copy-on-write in three pictures: *before*, where all three want to write into
+# one shared block; *copy*; and *forward*, the write. Beside them are the lines that decide it, those that you will write.
 
 # %%
 from minipage import LLM, SamplingParams

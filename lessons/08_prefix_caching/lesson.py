@@ -55,8 +55,8 @@ trace
 # %% [markdown]
 # Step to the end of the first text. Its blocks go back into the free queue, and the pool is empty: usage 0 %. But look at their
 # colour. They are *free and cached*: nobody holds them, they still contain what was written, and they can be found. When
-# the second request comes, they are taken out of the queue, from the middle, and only the rest of its prompt is
-# computed.
+# the second request comes, they are taken out of the queue, from the middle: they are *reused* (green), and only the rest of
+# its prompt is *computed* (blue).
 #
 # That answers **"usage fell to 0 %, is my prefix gone?"** Usage counts what is held. A prefix is gone only when its block is
 # handed out for something else.
@@ -400,6 +400,51 @@ best = np.sort(first)[-2:]  # [2]
 print("distance from the best token to the next:", best[1] - best[0])
 
 # %% [markdown]
+# ## Whose contents go first?
+#
+# A free block keeps what it holds until it is handed out, and the free queue is in the order in which blocks were freed: what
+# was not wanted for the longest time goes first (*least recently used*). That is a choice, and there are traffics where it is
+# the wrong one: many documents that come once push out the instructions that come again and again. The order is a part of the
+# engine, `eviction=`, like `policy=`; a queue of your own is a mapping whose keys are the free blocks in the order of
+# eviction (`minipage/memory/eviction.py`).
+
+# %%
+import random
+
+from minipage.memory.eviction import EVICTIONS
+
+
+def text(name, length):
+    rng = random.Random(name)
+    return [rng.randrange(50_000) for _ in range(length)]
+
+def hit_rate(eviction, texts, num_blocks=200):
+    pool = BlockPool(num_blocks, 16, eviction)
+    cache = PrefixCache(pool)
+    found = 0
+    for tokens in texts:
+        table = BlockTable(pool)
+        cache.adopt(table, *cache.find(tokens))
+        found += table.num_tokens
+        table.append(len(tokens) - table.num_tokens)
+        cache.publish(table, tokens)
+        table.free()
+    return found / sum(map(len, texts))
+
+rng = random.Random(0)
+scans = [text(f"instructions {rng.randrange(8)}", 256) + text(f"question {i}", 24) if rng.random() < 0.3
+         else text(f"document {i}", 640) for i in range(300)]
+fashions = [text(f"fashion {i // 50} {rng.randrange(12)}", 256) + text(f"question {i}", 24) for i in range(300)]
+for name, eviction in EVICTIONS.items():
+    print(f"{name:15} scans {hit_rate(eviction, scans):6.1%}   fashions {hit_rate(eviction, fashions):6.1%}")
+
+# %% [markdown]
+# Each loses somewhere. What counts how often something was found (`lfu`) keeps yesterday's fashion for ever; what waits until
+# something was found once (`scan-resistant`) is late for what comes twice in a row. `tails-first` is LRU with one
+# exception: a last block that is only part full cannot be found by anybody, so it goes before all others. `python -m
+# benchmarks.eviction` has a third workload, and `demo eviction` shows one step by step.
+
+# %% [markdown]
 # Differences in the last digits: the first time, products of matrices with 65 rows; the second time, with one. Libraries add up the
 # products in another order for another shape, and a floating-point sum depends on the order. When two tokens are equally likely up
 # to the seventh digit, the other one may win, and from there the texts differ. That is not a bug of the cache; any change of the
@@ -432,6 +477,6 @@ print("distance from the best token to the next:", best[1] - best[0])
 #
 # **Going further.** (a) What would it take to find prefixes to the token, with blocks? (Lesson 7 has the tool.) (b) A chat of
 # ten turns, each sent with the whole history: which share of all prompt tokens is found? (c) Should blocks of a long text
-# be worth more than those of a short one? Write an eviction order of your own.
+# be worth more than those of a short one? Write an eviction order of your own, and hand it to `LLM(eviction=...)`.
 #
 # Next: **lesson 9**, what happens when the pool is empty and everybody wants more.

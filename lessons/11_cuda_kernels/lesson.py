@@ -21,7 +21,7 @@
 # - draw which bytes a warp touches, and count what is wasted,
 # - and compare predictions with measurements on a real chip.
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 from minipage.lesson import setup  # missing? pip install "minipage[lessons]"
 
 plt, np = setup()
@@ -138,7 +138,7 @@ measured |= {"4 split": 1950, "5 wide": 223, "6 tensor": 187}
 
 def show_place(name):
     """Where a rung lies under the roofline, with those before it."""
-    fig, ax = plt.subplots(figsize=(7.5, 2.2))
+    _, ax = plt.subplots(figsize=(7.5, 2.2))
     x = np.logspace(-0.5, 2, 50)  # [50] operations per byte
     ax.plot(x, np.minimum(60, 3.0 * x), color="C0", label="ordinary cores")
     ax.plot(x, np.minimum(990, 3.0 * x), color="C1", label="tensor cores")

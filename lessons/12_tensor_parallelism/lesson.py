@@ -21,7 +21,7 @@
 # - check that the logits are those of one process,
 # - and measure the talking.
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 from minipage.lesson import setup  # missing? pip install "minipage[lessons]"
 
 plt, np = setup()

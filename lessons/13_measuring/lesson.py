@@ -337,11 +337,14 @@ trace
 
 # %%
 import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
 from threading import Event
 from urllib.request import Request, urlopen
 
-if importlib.util.find_spec("uvicorn") is None:
+if find_spec("uvicorn") is None:
     extra = ["prometheus-client", "pydantic", "starlette", "uvicorn"]
     subprocess.run(
         [sys.executable, "-m", "pip", "install", "--quiet", *extra], check=True
@@ -362,6 +365,7 @@ print(url)
 
 # %%
 import shutil
+from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from minipage.model.checkpoint import find_folder

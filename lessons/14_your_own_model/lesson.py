@@ -365,4 +365,4 @@ print(inspect.getsource(Llama.forward))
 # **Going further.** (a) Turn only the last third of the pairs wrongly. How long must a text be before you see it? (b) Make the GPT-2 of this course multi-query: average its heads of K and of V, and see how bad it gets
 # (Ainslie et al. then train it a little more). (c) Cache K before the turn, and let attention turn it when it reads: what does it cost, and what could you do then with a passage from the middle?
 #
-# That was the course. What now? Write a policy, add the model that you miss, read vLLM, or send us the lesson that was missing.
+# Next: **lesson 15**, the paper, rerun.

@@ -153,9 +153,8 @@ def check_arguments(
             "k_cache and v_cache must be C-contiguous, so that a block is one piece of memory, and aligned: "
             "use np.ascontiguousarray, or a copy.",
         )
-    window = as_window(window)
     tables = check_tables(len(q), k_cache.shape, block_tables, context_lens, query_start_loc, window)
-    return Arguments(q, k_cache, v_cache, tables, as_scale(scale, q.dtype), k_scales, v_scales, window)
+    return Arguments(q, k_cache, v_cache, tables, as_scale(scale, q.dtype), k_scales, v_scales, as_window(window))
 
 
 def check_shapes(q: Shape, k_cache: Shape, v_cache: Shape) -> None:
@@ -192,7 +191,7 @@ def check_scales(is_quantized: bool, k_cache: Shape, *both: Any) -> None:
 
 
 def check_tables(
-    num_tokens: int, k_cache: Shape, block_tables: Any, context_lens: Any, query_start_loc: Any, window: int
+    num_tokens: int, k_cache: Shape, block_tables: Any, context_lens: Any, query_start_loc: Any, window: Any
 ) -> Tables:
     """The three as int64, in which nothing wraps around; raise unless every block that will be read exists."""
     num_blocks, block_size = k_cache[:2]
@@ -235,7 +234,7 @@ def check_tables(
     if block_tables.view(np.uint64).max(initial=0) >= num_blocks:
         is_missing = (block_tables < 0) | (block_tables >= num_blocks)  # [num_seqs, max_blocks]
         blocks_read = -(-context_lens // block_size)  # [num_seqs]
-        blocks_behind = np.maximum(context_lens - query_lens + 1 - window, 0) // block_size  # [num_seqs]
+        blocks_behind = np.maximum(context_lens - query_lens + 1 - as_window(window), 0) // block_size  # [num_seqs]
         columns = np.arange(block_tables.shape[1])  # [max_blocks]
         is_read = (blocks_behind[:, None] <= columns) & (columns < blocks_read[:, None])  # [num_seqs, max_blocks]
         require(

@@ -11,6 +11,7 @@ from minipage.attention import cpu, loops, reference
 from minipage.attention.quantize import kv_dtype
 from minipage.errors import ConfigurationError, require_positive, shown
 from minipage.memory import BlockPool
+from minipage.memory.eviction import Eviction, lru
 from minipage.model.architecture import Architecture, Model
 from minipage.model.layers.sharded import Talk
 from minipage.model.place import Progress, place_model
@@ -26,9 +27,9 @@ ATTENTION = {"cpu": cpu.paged_attention, "loops": loops.paged_attention, "refere
 
 SCHEDULER_OPTIONS = (  # what a scheduler is made from
     "max_num_seqs", "max_num_batched_tokens", "block_pool", "block_size", "num_blocks", "memory",
-    "enable_prefix_caching", "preemption", "swap_space", "policy", "watermark",
+    "enable_prefix_caching", "eviction", "preemption", "swap_space", "policy", "watermark",
 )  # fmt: skip
-POOL_OPTIONS = "block_size", "num_blocks", "memory"
+POOL_OPTIONS = "block_size", "num_blocks", "memory", "eviction"
 
 
 def check_options(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
@@ -125,13 +126,18 @@ def check_ranks(tensor_parallel_size: int) -> None:
 
 
 def make_block_pool(
-    runner: ModelRunner, block_size: int, num_blocks: int | None, memory: int | str | None, option: str = "memory"
+    runner: ModelRunner,
+    block_size: int,
+    num_blocks: int | None,
+    memory: int | str | None,
+    option: str = "memory",
+    eviction: Eviction = lru,
 ) -> BlockPool:
     """A pool of `num_blocks`, or of as many as `memory`, which is called `option`, has room for."""
     if num_blocks is None:
         num_blocks = runner.blocks_that_fit(memory, block_size, option)
     try:
-        return BlockPool(num_blocks, block_size)
+        return BlockPool(num_blocks, block_size, eviction)
     except (MemoryError, OverflowError) as error:  # the pool's own lists; K and V take much more
         asking = "num_blocks" if option == "memory" else option
         raise ConfigurationError(f"{asking} asks for {num_blocks:.3g} blocks, which no memory can hold.") from error

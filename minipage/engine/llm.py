@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +32,7 @@ from minipage.engine.stats import Stats
 from minipage.engine.windows import groups_for, kinds_of_sequences, make_prefix_cache
 from minipage.errors import InvalidRequestError
 from minipage.memory import BlockPool, BlockTable
+from minipage.memory.eviction import EVICTIONS, Eviction
 from minipage.model.checkpoint import SHIPPED_MODEL, load_model
 from minipage.model.place import Progress
 from minipage.sampling import SamplingParams, is_whole
@@ -65,6 +67,7 @@ class LLM(Engine):
         preemption: "recompute", "swap" or "auto"; see Scheduler.
         swap_space: bytes for swapped blocks, like `memory`; with 0, preemption is by recomputation.
         policy: "fcfs", "priority", or a function; see minipage/scheduling/policy.py.
+        eviction: "lru", "tails-first", "lfu", "scan-resistant", or a function; see minipage/memory/eviction.py.
         watermark: the share of the pool that is left free when a request is admitted.
         gpu_memory_utilization: the share of a GPU's memory that may be used, by everything together.
         enforce_eager: capture no CUDA graphs; slower, and easier to follow with a profiler.
@@ -103,6 +106,7 @@ class LLM(Engine):
         preemption: Preemption = "recompute",
         swap_space: int | str = DEFAULT_SWAP_SPACE,
         policy: str | Policy = "fcfs",
+        eviction: str | Eviction = "lru",
         watermark: float = 0.0,
         gpu_memory_utilization: float = 0.9,
         enforce_eager: bool = False,
@@ -138,7 +142,9 @@ class LLM(Engine):
         runner.groups = groups_for(self.config.kv, block_table, ready)
         if not ready:
             if block_pool is None:
-                block_pool = make_block_pool(runner, block_size, num_blocks, memory)
+                block_pool = make_block_pool(
+                    runner, block_size, num_blocks, memory, eviction=find(eviction, EVICTIONS, "eviction")
+                )
             preemption, swap_pool = make_swap_pool(runner, block_pool.block_size, preemption, swap_space)
             make = scheduler if callable(scheduler) else Scheduler
             ready = make(
@@ -206,6 +212,13 @@ class LLM(Engine):
         """
         with closing(self._run(self._make_all(prompts, params), look=Request.output)) as outputs:
             yield from outputs
+
+    def play(self, port: int = 0) -> Any:
+        """In a notebook: a page to play with an engine of the same model and options; this one is left alone.
+
+        Returns what shows the page, and has `close()`. Needs `pip install minipage[serve]`.
+        """
+        return import_module("minipage.play.main").play(self, port)  # of which the engine knows nothing else
 
     def _run(self, requests: list[Request], look: Callable[[Request], Seen]) -> Generator[Seen, None, None]:
         """Step until these requests are done, and yield a look at each whenever it has news."""

@@ -9,6 +9,8 @@ from minipage.model.architecture import KVSpec
 from minipage.scheduling import Scheduler, SequenceGroup
 from minipage.scheduling.windowed import WindowedGroup
 
+Kinds = tuple[type[BlockTable], type[SequenceGroup]]
+
 
 def groups_for(kv: KVSpec, block_table: type[BlockTable], scheduler: Scheduler | None) -> KVGroups:
     """Which layers share block tables. Tables and prefix caches of somebody's own know no groups."""
@@ -20,10 +22,9 @@ def make_prefix_cache(block_pool: BlockPool, groups: KVGroups) -> PrefixCache:
     return PrefixCache(block_pool) if groups.parts == (None,) else GroupPrefixCache(block_pool, groups.windows)
 
 
-def kinds_of_sequences(
-    groups: KVGroups, block_table: type[BlockTable], most_at_once: int
-) -> tuple[type[BlockTable], type[SequenceGroup]]:
+def kinds_of_sequences(groups: KVGroups, block_table: type[BlockTable], most_at_once: int) -> Kinds:
     """What the sequences of a model keep their blocks in, and are scheduled as."""
     if groups.parts == (None,):
         return block_table, SequenceGroup
-    return GroupTables.of(groups.windows), WindowedGroup.of(groups.windows, most_at_once)
+    tables = type("GroupTables", (GroupTables,), {"windows": groups.windows})
+    return tables, WindowedGroup.of(groups.windows, most_at_once)

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minipage.errors import LearnError
+from minipage.languages import tell
 from minipage.learn.classroom.commands import add_export, add_grade, export, grade
+from minipage.learn.projects.commands import add_project, project
 from minipage.learn.quiz.commands import add_quiz, quiz
 from minipage.learn.slides.commands import add_slides, slides
 
@@ -27,6 +29,8 @@ COMMANDS = {
     "solution": "minipage's own version, and why it is so; for exercises that you have passed",
     "reset": "put an exercise (3.2) or a whole file (3) back as it was given; yours is kept beside it",
     "grade": "for instructors: the points of a folder of exercises, or of a whole class",
+    "project": "ten projects, each with a file to start from and a benchmark that scores it",
+    "translate": "bring the file of a language up to date",
     "quiz": "for instructors: thirty questions with answers, by a seed",
     "slides": "for instructors: pictures of every story, and a deck for a lecture",
     "export": "for instructors: files for Gradescope, GitHub Classroom, nbgrader, or a container",
@@ -48,6 +52,10 @@ def add_learn(parser: argparse.ArgumentParser) -> None:
             add_grade(sub)
         elif name == "export":
             add_export(sub)
+        elif name == "project":
+            add_project(sub)
+        elif name == "translate":
+            sub.add_argument("file", metavar="FILE", help="such as minipage/languages/fr.json")
         elif name == "quiz":
             add_quiz(sub)
         elif name == "slides":
@@ -72,6 +80,10 @@ def run_learn(args: argparse.Namespace) -> int:
         return grade(args)
     if args.learn == "export":
         return export(args)
+    if args.learn == "project":
+        return project(args)
+    if args.learn == "translate":
+        return translate(Path(args.file))
     if args.learn == "quiz":
         return quiz(args)
     if args.learn == "slides":
@@ -112,6 +124,14 @@ def init(folder: Path, seed: str = "") -> int:
     if find_spec("hypothesis") is None:
         screen.line()
         screen.line("Checking needs one more package: pip install hypothesis")
+    return 0
+
+
+def translate(path: Path) -> int:
+    from minipage.learn.translate import bring_up_to_date
+
+    num_texts, num_told = bring_up_to_date(path)
+    print(f"{path}: {num_told} of {num_texts} texts are translated")
     return 0
 
 
@@ -188,7 +208,7 @@ def what_now(screen: Any, space: Workspace, exercises: list[Exercise]) -> None:
 
     lesson, upcoming = exercises[-1].lesson, space.next()
     screen.line()
-    screen.line(f"How minipage does it, and why:  {PROGRAM} learn solution {exercises[-1].number}", "dim")
+    screen.line(f"{tell('How minipage does it, and why:')}  {PROGRAM} learn solution {exercises[-1].number}", "dim")
     if lesson.part and all(map(space.has_passed, lesson.exercises)):
         screen.line(f"See your {lesson.part} at work:  {PROGRAM} demo --mine {relative(space.folder)}", "dim")
     if upcoming is not None:
@@ -208,7 +228,7 @@ def watch(space: Workspace, limit: float) -> int:
                 screen.console.clear()
             check(space, [], limit)
             screen.line()
-            screen.line("Waiting for a file to be saved; Ctrl-C ends this.", "dim")
+            screen.line(tell("Waiting for a file to be saved; Ctrl-C ends this."), "dim")
         time.sleep(0.3)
 
 
@@ -228,9 +248,9 @@ def hint(space: Workspace, numbers: list[str]) -> int:
     space.save()
     screen = Screen()
     screen.line(f"{exercise.number} {exercise.title}: hint {level} of {len(exercise.hints)}", "bold")
-    screen.paragraph(exercise.hints[level - 1])
+    screen.paragraph(tell(exercise.hints[level - 1]))
     if level < len(exercise.hints):
-        screen.line("Ask again for the next one.", "dim")
+        screen.line(tell("Ask again for the next one."), "dim")
     else:
         space.hints[exercise.number] = 0  # round again
         space.save()

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from minipage.errors import LearnError
+from minipage.languages import tell
 from minipage.learn.course import Exercise, Lesson, lessons
 from minipage.learn.judge import FAILED, PASSED, TODO, Verdict
 from minipage.learn.load import UNREADABLE, definitions, load, read
@@ -73,26 +74,26 @@ class Screen:
 
     def failure(self, exercise: Exercise, verdict: Verdict) -> None:
         if verdict.calls:
-            self.line("    The smallest case that shows it:")
+            self.line("    " + tell("The smallest case that shows it:"))
             for call in verdict.calls:
                 self.line("        " + call, "cyan")
             self.line()
         if verdict.expected or verdict.got:
-            self.value("expected", verdict.expected, "green")
-            self.value("but got", verdict.got, "red")
+            self.value(tell("expected"), verdict.expected, "green")
+            self.value(tell("but got"), verdict.got, "red")
             self.line()
         if verdict.picture:
-            self.line("    The pool after that:")
+            self.line("    " + tell("The pool after that:"))
             for line in verdict.picture:
                 self.line("        " + line)
             self.line()
         self.paragraph(verdict.message)
         if verdict.printed:
-            self.line("    Your code printed:")
+            self.line("    " + tell("Your code printed:"))
             for line in verdict.printed.splitlines()[:10]:
                 self.line("        " + line, "dim")
             self.line()
-        self.line(f"    Stuck? {PROGRAM} learn hint {exercise.number}", "dim")
+        self.line(f"    {tell('Stuck?')} {PROGRAM} learn hint {exercise.number}", "dim")
 
     def value(self, label: str, value: str, style: str) -> None:
         text = Text.assemble(f"    {label:>8}  ", (value.translate(self.letters), style))
@@ -103,7 +104,8 @@ class Screen:
     def overview(self, workspace: Workspace) -> None:
         num_passed = sum(workspace.has_passed(e) for lesson in lessons() for e in lesson.exercises)
         total = sum(len(lesson.exercises) for lesson in lessons())
-        self.line(f"{num_passed} of {total} exercises passed, in {workspace.folder}")
+        told = tell("{num_passed} of {total} exercises passed, in {folder}")
+        self.line(told.format(num_passed=num_passed, total=total, folder=workspace.folder))
         self.line()
         for lesson in lessons():
             done = [workspace.has_passed(exercise) for exercise in lesson.exercises]
@@ -115,8 +117,8 @@ class Screen:
         if upcoming is None:
             self.line(f"All done. See your engine at work: {PROGRAM} demo --mine {workspace.folder}")
         else:
-            self.line(f"Next is {upcoming.number} {upcoming.title}:  {PROGRAM} learn next")
-            self.line(f"The steps of a lesson:  {PROGRAM} learn list 3")
+            self.line(f"{tell('Next is')} {upcoming.number} {tell(upcoming.title)}:  {PROGRAM} learn next")
+            self.line(f"{tell('The steps of a lesson:')}  {PROGRAM} learn list 3")
 
     def lesson(self, lesson: Lesson, workspace: Workspace) -> None:
         self.line(f"{lesson.number} {lesson.title}: {relative(workspace.file(lesson))}")
@@ -143,7 +145,7 @@ class Screen:
                 self.line()
         if exercise is exercise.lesson.exercises[0] and path.with_name("lesson.ipynb").exists():
             self.line(f"What it is about: {relative(path.with_name('lesson.ipynb'))}, a notebook.", "dim")
-        self.line(f"Write it in your editor, save, then: {PROGRAM} learn check", "dim")
+        self.line(f"{tell('Write it in your editor, save, then:')} {PROGRAM} learn check", "dim")
 
     def docstring(self, text: str) -> None:
         """A docstring, whose lines may be longer than the screen's: each paragraph, and each argument, wrapped anew."""

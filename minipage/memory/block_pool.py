@@ -14,11 +14,12 @@ This is section 4.2 of Kwon et al., "Efficient Memory Management for Large Langu
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Callable, Iterable
 from itertools import islice
 
 from minipage.errors import BlockError, ConfigurationError, IntegrityError, OutOfBlocksError, require_positive
+from minipage.memory.eviction import Eviction, lru
 
 
 class BlockPool:
@@ -31,14 +32,17 @@ class BlockPool:
         ConfigurationError: `num_blocks` or `block_size` is not a whole number of at least 1.
     """
 
-    def __init__(self, num_blocks: int, block_size: int = 16) -> None:
+    def __init__(self, num_blocks: int, block_size: int = 16, eviction: Eviction = lru) -> None:
         require_positive(num_blocks=num_blocks, block_size=block_size)
         self.num_blocks = num_blocks
         self.block_size = block_size
         self._ref_counts = [0] * num_blocks
+        self.is_known: Callable[[int], bool] = lambda block: False  # whether the prefix cache can find it
         # A queue: blocks leave at the front and return at the back, so the block freed longest ago is reused first.
         # (An OrderedDict, not a deque, because it can also give up a block from its middle in O(1).)
-        self._free_queue: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
+        # Another order is a matter of `eviction`; see eviction.py.
+        self._free_queue = eviction(self)
+        self._free_queue.update(dict.fromkeys(range(num_blocks)))
         # Called with a block when its old contents are evicted: the prefix cache must forget them.
         self.on_evict: Callable[[int], None] = lambda block: None
         self.owner: Callable[[], object] | None = None  # a weak reference to the scheduler that it serves
@@ -93,7 +97,7 @@ class BlockPool:
         if self.ref_count(block) > 0:
             raise BlockError(f"block {block} is in use; share it.")
         self._ref_counts[block] = 1
-        del self._free_queue[block]
+        self._free_queue.pop(block)
 
     def share(self, block: int) -> None:
         """Add a reference to a block in use. Raises BlockError if it is free: its contents may vanish at any time."""

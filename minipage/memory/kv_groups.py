@@ -111,7 +111,8 @@ class WindowTable(BlockTable):
 class GroupTables(BlockTable):
     """The tables of one sequence, one for each group. They grow, fork and move together.
 
-    To the scheduler they are one table, which holds the blocks of all. `of(windows)` makes the class.
+    To the scheduler they are one table, which holds the blocks of all; slots are asked of `parts`. A subclass says the
+    windows.
     """
 
     windows: ClassVar[tuple[int, ...]]
@@ -120,10 +121,6 @@ class GroupTables(BlockTable):
         self.parts = [WindowTable(pool, window) for window in self.windows]
         self.num_tokens = 0
         self.block_hashes = []
-
-    @classmethod
-    def of(cls, windows: tuple[int, ...]) -> type[GroupTables]:
-        return type(cls.__name__, (cls,), {"windows": windows})
 
     @property
     def pool(self) -> BlockPool:
@@ -147,9 +144,12 @@ class GroupTables(BlockTable):
         self.num_tokens += num_tokens
         return [copy for part in self.parts for copy in part.append(num_tokens)]
 
-    def slot_mapping(self, start: int, stop: int) -> list[int]:
-        """Those of the first group; each of `parts` has its own."""
-        return self.parts[0].slot_mapping(start, stop)
+    def truncate(self, num_tokens: int) -> None:
+        size = self.pool.block_size
+        for part in self.parts:
+            part.truncate(num_tokens - part.num_behind * size)
+        self.num_tokens = num_tokens
+        del self.block_hashes[1 + num_tokens // size :]
 
     def fork(self) -> GroupTables:
         twin = type(self)(self.pool)

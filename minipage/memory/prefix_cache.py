@@ -42,6 +42,7 @@ class PrefixCache:
         self._block_of: dict[bytes, int] = {}
         self._hash_of: dict[int, bytes] = {}
         pool.on_evict = self.forget
+        pool.is_known = self.__contains__
 
     def __contains__(self, block: int) -> bool:
         """Whether `block` can be found, be it in use or free."""

@@ -29,7 +29,9 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(flag, type=kind, metavar=value, help=meaning, default=argparse.SUPPRESS)
     parser.add_argument("--lengths", default="sharegpt", metavar="WHAT",
                         help="sharegpt, alpaca, tokens in and out such as 512:128, or a .csv file")  # fmt: skip
-    parser.add_argument("--rate", type=float, metavar="N", help="requests a second (default: 80 %% of the most)")
+    parser.add_argument(
+        "--rate", type=float, metavar="N", help="requests a second (default: as the file says, or 80 %% of the most)"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="another seed, other requests (default: 0)")
     parser.add_argument("--sizes-only", action="store_true", help="only bytes and blocks: nothing is simulated")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

@@ -52,6 +52,14 @@ class Workload:
     def arrivals(self, rate: float, longest: int) -> Iterator[Arrival]:
         return poisson(self.pairs(longest), rate, self.seed)
 
+    def minute(self, longest: int) -> list[Arrival]:
+        """The first minute of a file that says when its requests came; nothing, if it does not."""
+        trace = read_trace(Path(self.lengths)) if self.lengths.lower().endswith(".csv") else []
+        if not trace or trace[-1].time == trace[0].time:
+            return []
+        moved = (arrival._replace(time=arrival.time - trace[0].time) for arrival in trace)
+        return [a for a in until(moved, MINUTE) if a.num_prompt_tokens + a.num_output_tokens <= longest]
+
 
 @dataclass(frozen=True)
 class Advice:
@@ -86,15 +94,17 @@ def forecast(
     deployment: Deployment, workload: Workload, rate: float | None = None, *, num_requests: int = 400,
     with_advice: bool = True,
 ) -> Forecast:  # fmt: skip
-    """Simulate a minute at `rate` requests a second, or at 80 % of the most that can be served."""
+    """Simulate a minute at `rate` requests a second; without one, as the file says, or at 80 % of the most."""
     setting, longest = setting_of(deployment), deployment.longest
     sample = list(islice(workload.pairs(min(longest, setting.num_slots)), NUM_SAMPLED))
     held = mean_held(sample)  # type: ignore[arg-type]  # pairs of numbers, as there
     most = most_of(deployment, workload, num_requests)
-    rate = 0.8 * most if rate is None else rate
+    own = workload.minute(min(longest, setting.num_slots)) if rate is None else []
+    if rate is None:
+        rate = len(own) / MINUTE if own else 0.8 * most
     if not (rate > 0 and math.isfinite(rate)):
         raise ConfigurationError(f"the rate is {rate}; it must be a number of requests a second, above 0.")
-    arrivals = until(workload.arrivals(rate, min(longest, setting.num_slots)), MINUTE)
+    arrivals = own or until(workload.arrivals(rate, min(longest, setting.num_slots)), MINUTE)
     report = serve(setting, arrivals, warm=MINUTE / 6, keep=200_000)
     wasted = mean_tail(sample, deployment.block_size)
     return Forecast(

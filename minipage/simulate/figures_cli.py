@@ -24,6 +24,7 @@ from minipage.simulate.paper import SERVERS, Figure, Row
 from minipage.simulate.pictures import svg
 
 QUICK = 0.1
+MARK = "<!-- results -->"
 
 
 def add_figure(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +36,7 @@ def add_figure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers into a file")
     parser.add_argument("--svg", type=Path, metavar="FOLDER", help="write the pictures into a folder")
-    parser.add_argument("--page", type=Path, metavar="FILE", help="write tables and pictures as a page of Markdown")
+    parser.add_argument("--page", type=Path, metavar="FILE", help=f"write all of it into Markdown, behind {MARK}")
 
 
 def run_figures(args: argparse.Namespace) -> None:
@@ -59,7 +60,8 @@ def run_figures(args: argparse.Namespace) -> None:
     if args.json:
         args.json.write_text(json.dumps([figure.numbers() for figure in done], indent=1) + "\n", encoding="utf-8")
     if args.page:
-        args.page.write_text(page(done, args), encoding="utf-8")
+        before = args.page.read_text(encoding="utf-8").partition(MARK)[0] if args.page.exists() else ""
+        args.page.write_text(f"{before}{MARK}\n\n{page(done, args)}", encoding="utf-8")
 
 
 def rerun(name: str, scale: Scale, num_processes: int, console: Console) -> Figure:

@@ -12,7 +12,7 @@ No padding, and no difference between a prompt and a decode: each sequence bring
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple, TypeGuard, cast
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -52,8 +52,7 @@ def make_batch(chunks: Sequence[Chunk], part: int | None = None) -> Batch:
     sampled_rows = []
     tables = []
     for chunk in chunks:
-        table: Any = chunk.seq.block_table
-        table = table if part is None else table.parts[part]
+        table = chunk.seq.block_table if part is None else cast(Any, chunk.seq.block_table).parts[part]
         stop = chunk.start + chunk.num_tokens
         token_ids += chunk.token_ids
         positions += range(chunk.start, stop)

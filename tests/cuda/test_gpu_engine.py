@@ -81,7 +81,7 @@ def test_greedy_texts_are_those_of_a_dense_model_on_the_cpu(tiny, options, preem
 
 @with_windows
 @pytest.mark.parametrize(
-    "options", [{}, {"max_num_batched_tokens": 5}, {"num_blocks": 14, "preemption": "swap"}], ids=str
+    "options", [{}, {"max_num_batched_tokens": 5}, {"num_blocks": 15, "preemption": "swap"}], ids=str
 )
 def test_windows_and_tables_of_several_groups(tiny, options):
     prompts = [[*range(3, 20)], PROMPTS[0]]

@@ -204,6 +204,25 @@ def test_a_prompt_longer_than_the_pool_is_taken_if_the_window_fits(tmp_path):
     assert len(output.outputs[0].token_ids) == 1024 - 300, "the pool does not limit the text"
 
 
+@with_windows
+def test_drafts_that_were_wrong_are_taken_back_from_every_table(tiny, make_prompt):
+    prompt = make_prompt(0, 20)
+    expected = Dense(tiny).greedy(prompt, 30)
+    for caching in False, True:
+        llm = LLM(
+            tiny, block_size=4, num_blocks=64, enable_prefix_caching=caching,
+            speculative_config={"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_min": 1},
+        )  # fmt: skip
+        for _ in range(2):
+            llm.add_request(prompt, SamplingParams(temperature=0, max_tokens=30, ignore_eos=True))
+            while llm.has_unfinished_requests():
+                outputs = llm.step()
+                llm.scheduler.check_integrity()
+            assert outputs[0].outputs[0].token_ids == expected
+        stats = llm.stats()
+        assert stats["vllm:spec_decode_num_draft_tokens"] > stats["vllm:spec_decode_num_accepted_tokens"]
+
+
 def test_layers_of_each_kind_are_cut_into_groups_of_one_size():
     groups = KVGroups.of(7, (8, 8, None, 8, 8, None, 8))
     assert groups.windows == (8, 8, 8, EVERYTHING) and groups.num_layers == 2

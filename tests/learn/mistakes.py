@@ -297,5 +297,18 @@ OWN_MODEL = [
     M("14.5", "angle = by * theta", "angle = abs(by) * theta", "went the other way"),
     M("14.5", "    half = k.shape[-1] // 2\n    angle", "    if by == 0:\n        return k\n    half = k.shape[-1] // 2\n    angle", "Make a new array"),
 ]  # fmt: skip
-NUMBERS = WHY_PAGING + GPT_AND_CACHE + QUANTIZED + KERNELS + PARALLEL + MEASURING + OWN_MODEL
+PAPER = [
+    M("15.1", "return num_parameters * bytes_per_parameter + int", "return len(context_lens) * num_parameters * bytes_per_parameter + int", "read once for all"),
+    M("15.1", " + int(tokens) * kv_bytes_per_token", " + len(context_lens) * kv_bytes_per_token", "tokens in the contexts"),
+    M("15.1", "int(tokens) * kv_bytes_per_token", "2 * int(tokens) * kv_bytes_per_token", "K and V are"),
+    M("15.1", "    tokens = np.array(context_lens, np.int64).sum()", "    tokens = 0\n    while context_lens:\n        tokens += context_lens.pop()", "belongs to somebody else"),
+    M("15.2", "float(np.maximum(reading, operations / flops))", "reading + operations / flops", "the longer one counts"),
+    M("15.2", "float(np.maximum(reading, operations / flops))", "reading", "the longer one counts"),
+    M("15.2", "operations = 2 * num_parameters", "operations = num_parameters", "a multiplication and an addition"),
+    M("15.2", "num_parameters * len(context_lens)", "num_parameters * sum(context_lens)", "for each of"),
+    M("15.3", "num_slots / tokens_held / seconds_per_step", "num_slots // tokens_held / seconds_per_step", "parts of them included"),
+    M("15.3", " / num_output_tokens", "", "steps of"),
+    M("15.3", "return num_slots / tokens_held / seconds_per_step / num_output_tokens", "return num_slots / tokens_held * seconds_per_step * num_output_tokens", "as many may come"),
+]  # fmt: skip
+NUMBERS = WHY_PAGING + GPT_AND_CACHE + QUANTIZED + KERNELS + PARALLEL + MEASURING + OWN_MODEL + PAPER
 MISTAKES = NUMBERS + SCHEDULER + PREEMPTION + BLOCK_POOL + BLOCK_TABLE + ATTENTION + COPY_ON_WRITE + PREFIX_CACHE

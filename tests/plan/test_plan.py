@@ -134,6 +134,15 @@ def test_lengths_come_from_a_file_of_ones_own(tmp_path):
     assert [next(pairs) for _ in range(3)] == [(10, 3), (20, 4), (10, 3)]
 
 
+def test_a_file_that_says_when_requests_came_is_replayed(tmp_path):
+    file = tmp_path / "trace.csv"
+    rows = [f"{100 + 3 * i},{8 + i},4" for i in range(30)]  # of which 21 come within a minute
+    file.write_text("\n".join(["time,prompt,output", *rows]))
+    found = forecast(SMALL, Workload(str(file)), num_requests=20, with_advice=False)
+    assert found.report.num_requests == 21
+    assert found.rate == pytest.approx(21 / 60)
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [

@@ -8,6 +8,7 @@ from engine.checkpoints import save_gpt2, save_tokenizer
 from minipage import LLM, AsyncLLM
 from minipage.errors import InvalidRequestError
 from minipage.serve.app import Settings
+from minipage.serve.command import warm_up
 from minipage.serve.main import make_server, take_port
 
 
@@ -15,6 +16,7 @@ class Served:
     """Runs until `stop`, or until the test is over."""
 
     def __init__(self, llm, *, drain_timeout=0.0, **settings):
+        warm_up(llm)  # kernels are compiled now, and not while a client waits
         self.llm = llm
         self.engine = AsyncLLM(llm)
         self.socket = take_port("127.0.0.1", 0)

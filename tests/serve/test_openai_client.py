@@ -187,6 +187,24 @@ def test_streamed_chat(client, offline):
     assert all(chunk.object == "chat.completion.chunk" for chunk in chunks)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_several_answers_with_logprobs(client, offline, stream):
+    options = {"model": "tiny", "messages": MESSAGES, "max_tokens": 7, "n": 2, "seed": 5, "logprobs": True}
+    answer = client.chat.completions.create(**options, top_logprobs=1, stream=stream)
+    texts, found = ["", ""], [[], []]
+    for chunk in answer if stream else [answer]:
+        for choice in chunk.choices:
+            texts[choice.index] += (choice.delta if stream else choice.message).content
+            found[choice.index] += choice.logprobs.content
+    expected = offline.generate(RENDERED, SamplingParams(n=2, seed=5, max_tokens=7, logprobs=1))[0].outputs
+    assert texts == [text.text for text in expected] and texts[0] != texts[1]
+    for text, said in zip(expected, found):
+        assert [each.token for each in said] == [
+            known[token].decoded_token for token, known in zip(text.token_ids, text.logprobs)
+        ]
+        assert all(len(each.top_logprobs) == 1 >= each.top_logprobs[0].logprob for each in said)
+
+
 def test_a_chat_goes_on_as_long_as_there_is_room(client, offline):
     answer = client.chat.completions.create(model="tiny", messages=MESSAGES, temperature=0)
     expected = greedy(offline, RENDERED, None)
@@ -256,6 +274,10 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
         ({"extra_body": {"structured_outputs": {"shape": 1}}}, "structured_outputs", "has no shape"),
         ({"extra_body": {"guided_choice": []}}, "guided_choice", "at least one"),
         ({"logit_bias": {"x": 1}}, "logit_bias", "token ids"),
+        ({"logit_bias": {"300": 1}}, "logit_bias", "299"),
+        ({"extra_body": {"min_tokens": 9, "max_tokens": 8}}, "min_tokens", "max_tokens"),
+        ({"extra_body": {"functions": [{"name": "f"}]}}, "functions", "not supported"),
+        ({"tool_choice": "required"}, "tool_choice", "there are no tools"),
         ({"messages": [{"role": "nobody", "content": ""}]}, "messages", "has the role"),
         ({"messages": [{"role": "user", "content": "nothing"}]}, "messages", "there is nothing to say"),
         ({"extra_body": {"chat_template_kwargs": {"messages": []}}}, "chat_template_kwargs", "not for"),

@@ -199,7 +199,7 @@ def test_running_beams_have_the_room_and_those_that_died_show_where_they_differ(
                 assert lines[place + 1].endswith((f"→{seq.blocks[-1]}", f"→{seq.blocks[-1]}*"))
         text = "\n".join(lines)
         for seq in frame.finished_before if frame.running else ():
-            if (frame.step == 3 or frame.phase == "before") and f" {seq.label}  " not in text:
+            if (frame.step == 3 or frame.phase != "update") and f" {seq.label}  " not in text:
                 continue  # there is so much to tell that the dead are only named, among those who are finished
             assert visible(seq.text, UNICODE)[-5:].strip() in text.split(f" {seq.label}  ")[1].split("  ")[0]
 
@@ -399,3 +399,12 @@ def test_swapping_is_told_of_and_its_blocks_are_not_drawn_as_if_they_were_in_the
     told = [event for frame in trace.steps for event in frame.events]
     assert any("saved, and free again; it will come back" in event for event in told)
     assert any("back from swap" in event for event in told)
+
+
+@pytest.mark.parametrize(("width", "height"), [(100, 36), (100, 30), (80, 24)])
+def test_blocks_behind_a_window_have_room_beside_boxes_of_any_size(width, height):
+    """Large boxes take three lines, and what is said of those behind one."""
+    scenario = SCENARIOS["window"]
+    frames = list(filter(is_stop, Demo(make_engine(scenario, {}), scenario).frames(12)))
+    shown = [line for frame in frames for line in screen(frame, width, height, UNICODE)]
+    assert any("behind the window" in line for line in shown)

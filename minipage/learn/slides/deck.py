@@ -19,6 +19,7 @@ from pathlib import Path
 from textwrap import dedent
 
 from minipage.errors import LearnError
+from minipage.languages import tell
 from minipage.memory import BlockPool, BlockTable
 from minipage.simulate import NUM_SLOTS, PAPER, draw_requests, mean_held, memories, simulate
 from minipage.trace.drawing import exports
@@ -95,7 +96,7 @@ def run_story(name: str) -> tuple[list[Frame], Trace]:
 def filled(place: re.Match[str], facts: dict[str, str]) -> str:
     if place[1] != "trace":
         return facts[place[1]]
-    title = escape(SCENARIOS[place[2]].title)
+    title = escape(tell(SCENARIOS[place[2]].title))
     return f'<iframe title="{title}" data-src="traces/{place[2]}.html" data-preload></iframe>'
 
 

@@ -15,11 +15,11 @@ from copy import copy
 from itertools import accumulate, pairwise
 from typing import Any, NamedTuple, Self, TypeAlias
 
-import numpy as np
-from array_api_compat import array_namespace, device, is_cupy_array, is_numpy_array
+from array_api_compat import array_namespace, device
 
 from minipage.errors import require
 from minipage.model.architecture import Activation, Architecture, Array, Turn
+from minipage.model.layers.activations import gelu_exact, relu
 
 KINDS = "weight", "bias"
 Name: TypeAlias = str | tuple[str, ...]  # of one layer, or of several side by side
@@ -213,26 +213,6 @@ def gelu(x: Array) -> Array:
     """A smooth ReLU, in the tanh form that GPT-2 was trained with (Hendrycks and Gimpel, arXiv 1606.08415)."""
     xp = array_namespace(x)
     return 0.5 * x * (1.0 + xp.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x * x * x)))
-
-
-def gelu_exact(x: Array) -> Array:
-    """x times the share of a normal distribution that lies below x."""
-    return 0.5 * x * (1.0 + erf(x / math.sqrt(2.0)))
-
-
-def relu(x: Array) -> Array:
-    return array_namespace(x).clip(x, 0.0, None)  # NaN stays NaN
-
-
-def erf(x: Array) -> Array:
-    """The error function, which the array API lacks."""
-    if is_numpy_array(x):
-        return np.vectorize(math.erf, otypes=[x.dtype])(x)
-    if is_cupy_array(x):
-        from cupyx.scipy.special import erf as cupy_erf  # type: ignore[import-not-found]
-
-        return cupy_erf(x)
-    return array_namespace(x).erf(x)
 
 
 ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {"gelu": gelu, "gelu_exact": gelu_exact, "relu": relu}

@@ -166,7 +166,9 @@ def _rows(seq: SequenceFrame, frame: Frame, width: int, glyphs: Glyphs, roomy: b
     if any(draw(box, glyphs)[0].cell_len > width for box in boxes):
         draw = _small_box
     behind = len(seq.blocks) - len(boxes)
-    rows = [[Text(f"({count(behind, 'block')} behind the window)", DIM)]] if behind else []
+    note = Text(f"({count(behind, 'block')} behind the window)", DIM)
+    gap = Text(" " * note.cell_len)  # beside large boxes, which take three lines
+    rows = [[gap, note, gap] if draw is _large_box else [note]] if behind else []
     for box in boxes:
         drawn = draw(box, glyphs)
         if rows and rows[-1][0].cell_len + 1 + drawn[0].cell_len <= width:

@@ -17,7 +17,7 @@ const EASE = "cubic-bezier(0.3, 0, 0.2, 1)";
 const COPIED_STYLES = ["font", "color", "backgroundColor", "border", "borderRadius", "padding", "textAlign", "fontVariantNumeric", "whiteSpace", "display", "gap", "alignItems", "boxShadow"];
 const moving = new Set();
 
-const wantsMotion = () => !matchMedia("(prefers-reduced-motion: reduce)").matches;
+const wantsMotion = () => !document.body.classList.contains("crowded") && !matchMedia("(prefers-reduced-motion: reduce)").matches;
 
 // Where everything is now, in the middle of a motion or not.
 function takePlaces() {
@@ -63,7 +63,7 @@ function moveFrom(before, forward) {
 function perform(element, steps, options = {}) {
   const motion = element.animate(steps, { duration: MOTION, easing: EASE, ...options });
   moving.add(motion);
-  motion.onfinish = () => moving.delete(motion);
+  motion.finished.then(() => moving.delete(motion), () => {}); // it was interrupted
   return motion;
 }
 

@@ -10,7 +10,7 @@ function drawWires(frame) {
   arrows.replaceChildren(arrowHead());
   if (!frame) return;
   const at = (element) => inView(element, area);
-  const logical = [...document.querySelectorAll("#texts .logical")];
+  const logical = [...document.querySelectorAll(document.body.classList.contains("crowded") ? "#texts .logical.lit" : "#texts .logical")];
   const lanes = Object.keys(frame.sequences);
   for (const box of logical) {
     const name = box.dataset.swap === undefined ? "block" : "swap", number = box.dataset[name];

@@ -19,6 +19,7 @@ from rich.padding import Padding
 from rich.text import Text
 
 from minipage.errors import ConfigurationError, count
+from minipage.languages import tell
 from minipage.trace.drawing.front import Card
 from minipage.trace.drawing.glyphs import BOLD, DIM, Glyphs, chip, glyphs_for, visible
 from minipage.trace.drawing.terminal import MIN_WIDTH, draw, fits, what_it_needs
@@ -52,11 +53,11 @@ def list_scenarios() -> None:
     console = console_for_output()
     for scenario in SCENARIOS.values():
         default = " (what is shown without a name)" if scenario.name == DEFAULT else ""
-        title = Text.assemble((scenario.name, BOLD), f": {scenario.title}{default}")
+        title = Text.assemble((scenario.name, BOLD), f": {tell(scenario.title)}{default}")
         if console.is_terminal:
-            console.print(title, Padding(Text(scenario.about, DIM), (0, 0, 0, 4)))
+            console.print(title, Padding(Text(tell(scenario.about), DIM), (0, 0, 0, 4)))
         else:
-            console.print(f"{title}; {scenario.about}", soft_wrap=True, markup=False)
+            console.print(f"{title}; {tell(scenario.about)}", soft_wrap=True, markup=False)
 
 
 def run(
@@ -104,7 +105,7 @@ def run(
         else:
             scenario = find_scenario(name).with_prompts(prompts, max_tokens)
             if note:
-                scenario = replace(scenario, title=f"{scenario.title} ({note})")
+                scenario = replace(scenario, title=f"{tell(scenario.title)} ({note})")
             if quick := quick_options(scenario.engine | engine):
                 print(f"minipage: {NOTE}", file=sys.stderr)
             with spinner("loading the model", keys, LONG):
@@ -139,7 +140,8 @@ def run(
         _print_frame(last, console, glyphs)
     _print_texts(last, console, glyphs)
     if replay is None and (after := story_after(name)):
-        console.print(Text(f"Next story: {after.title}: python -m minipage demo {after.name}", DIM))
+        told = f"Next story: {tell(after.title)}: python -m minipage demo {after.name}"
+        console.print(Text(told, DIM), soft_wrap=True)
 
 
 def make_engine(scenario: Scenario, options: dict[str, Any], build: Callable[..., LLM] | None = None) -> LLM:
@@ -228,10 +230,10 @@ class Demo:
         beside = self.scenario.beside and self.scenario.beside(self.llm)
         steps_done = 0
         steps = self.scenario.num_steps if steps is None else steps
-        with record(self.llm, self.scenario.title) as self.trace:
+        with record(self.llm, tell(self.scenario.title)) as self.trace:
             self.trace.header["kernel"] = kernel_name(self.llm)
             if after := story_after(self.scenario.name):
-                self.trace.header["next"] = {"name": after.name, "title": after.title}
+                self.trace.header["next"] = {"name": after.name, "title": tell(after.title)}
             while steps_done != steps and (coming or self.llm.has_unfinished_requests()):
                 for i in [i for i, arrival in coming.items() if arrival.is_due(steps_done, ends)]:
                     del coming[i]
@@ -247,7 +249,7 @@ class Demo:
                 self._tell_turns(range(seen, len(self.trace)), turns)
                 if not (coming or self.llm.has_unfinished_requests()):
                     last = self.trace[-1]
-                    missed = dict.fromkeys(turn.missed(last) for turn in turns if turn.otherwise)
+                    missed = dict.fromkeys(tell(turn.missed(last)) for turn in turns if turn.otherwise)
                     self.trace.changes[-1]["story"] = " ".join([last.story, *missed]).strip()
                 yield from self.trace[seen:]
         for request_id in list(self.llm.requests):  # if it was stopped
@@ -261,7 +263,7 @@ class Demo:
             told = next(((turn, i) for turn in turns for i in moments if turn.when(self.trace[i])), None)
             if told:
                 turns.remove(told[0])
-                self.trace.changes[told[1]]["story"] = told[0].say
+                self.trace.changes[told[1]]["story"] = tell(told[0].say)
 
 
 def fitted(arrival: Arrival, llm: LLM) -> str | list[int]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from minipage.errors import ConfigurationError
+from minipage.languages import tell
 from minipage.trace.drawing.front import Card, front, front_page
 from minipage.trace.playing.scenarios import DEFAULT, SCENARIOS
 from minipage.trace.playing.spinner import spinner
@@ -64,7 +65,9 @@ def story_cards(folder: Path, address: str = "") -> list[Card]:
         page = (folder / f"{story.name}.html").read_text(encoding="utf-8")
         still = re.search(r'<img src="(data:image/svg\+xml;base64,[^"]*)"', page)
         picture = still[1] if still else ""
-        cards.append(Card(story.title, f"{story.about}.", f"{address}{story.name}.html", picture=picture))
+        about = tell(story.about)
+        about = f"{about[0].upper()}{about[1:]}."
+        cards.append(Card(tell(story.title), about, f"{address}{story.name}.html", picture=picture))
     return cards
 
 

@@ -18,6 +18,7 @@ from minipage.trace.playing.cues import (
     newly_used,
     step_is,
 )
+from minipage.trace.playing.eviction_story import EVICTION
 from minipage.trace.playing.rank_story import RANKS
 from minipage.trace.playing.story import Arrival, Scenario, Turn
 from minipage.trace.playing.story_texts import ARRIVING, FRIENDS, JULIET, NUM_REQUESTS, NUM_SLOTS, RICHARD, ROMEO, crowd
@@ -285,6 +286,7 @@ ALL = (
         room=0.45,
         runs_dry=True,  # in float32
     ),
+    EVICTION,
     WINDOW,
     Scenario(
         "kernel",

@@ -4,8 +4,8 @@
     seen.weights     [num_heads, T, T]: row t is how token t spread its attention over tokens 0 to t
     seen.words       the T tokens, as text
 
-The kernels never make this array: they keep three numbers a query (lesson 5). It is made here from the q and K that they
-were given, in float64, and what it gives with V is compared with what they returned.
+The kernels never make this array: they keep three numbers a query (lesson 5). It is made here from the q and K that
+they were given, in float64, and what it gives with V is compared with what they returned.
 """
 
 from __future__ import annotations

@@ -98,7 +98,7 @@ def what_is_ahead(after: State) -> list[str]:
         )
     if ahead.gives_way:
         num_free = len(after.free_queue)
-        free = "none is free" if not num_free else f"only {num_free} {'is' if num_free == 1 else 'are'} free"
+        free = "none is free" if not num_free else f"{num_free} {'is' if num_free == 1 else 'are'} free"
         needs = "needs a block" if len(ahead.needy) == 1 else "need a block each"
         who = f"{join(ahead.needy)} {needs}" if ahead.needy else "A block is needed"
         told.append(f"{who}, and {free}: {join(ahead.gives_way)}, last in line, has to give way.")
@@ -274,13 +274,15 @@ def allocations(before: Before, after: State) -> list[str]:
     fitting = []
     preempted = list(after.preempted)
     num_free = before.num_free
+    restored = {to for _, to in after.moves.get("swap_in", ())}
     involved = {block for pair in after.moves.get("copies", ()) for block in pair}
     copying = {text.label for text in after.texts.values() if text.blocks and text.blocks[-1] in involved}
     for label, start, num_tokens in after.chunks:
         text = after.texts[label]
         # What the prefix cache found, or what came back from swap, was not taken for this.
         known = max(len(before.tables.get(label, ())), start // after.block_size)
-        new_blocks = text.blocks[known:] if before.status.get(label) != "swapped" else []
+        was_swapped = before.status.get(label) == "swapped"
+        new_blocks = [block for block in text.blocks[known:] if not (was_swapped and block in restored)]
         while preempted and num_free < len(new_blocks):
             num_free += len(_held(preempted[0], before.tables))
             told.append(Told("preempt", label, 0, (), _preemption(label, preempted.pop(0), before.tables, after)))

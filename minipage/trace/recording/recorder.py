@@ -36,18 +36,21 @@ if TYPE_CHECKING:
 @contextmanager
 def record(llm: Engine, title: str = "") -> Iterator[Trace]:
     """Record every phase of every step that `llm` makes within the block; see `minipage.trace.recording.frames`."""
-    with observed(llm, title) as trace, few_collections():
-        yield trace
+    with observed(llm, title) as recorder, few_collections():
+        yield recorder.trace
 
 
 @contextmanager
-def observed(llm: Engine, title: str = "") -> Iterator[Trace]:
-    """Like `record`, for whoever takes the changes out of the trace as they come: so it does not grow."""
-    recorder = _Recorder(llm, title)
+def observed(llm: Engine, title: str = "", with_code: bool = True) -> Iterator[Recorder]:
+    """Like `record`, for whoever stays for long: the changes may be taken out of the trace as they come.
+
+    with_code: write down which lines of source did what, too.
+    """
+    recorder = Recorder(llm, title, with_code)
     with ExitStack() as stack:
         for owner, name, method in recorder.replacements():
             stack.enter_context(replaced(owner, name, method))
-        yield recorder.trace
+        yield recorder
 
 
 @contextmanager
@@ -90,11 +93,12 @@ class _Seen:
         self.swap_blocks: list[int] = []
 
 
-class _Recorder:
+class Recorder:
     """Stands in for the phases of one LLM, and writes down what each phase changed."""
 
-    def __init__(self, llm: Engine, title: str) -> None:
+    def __init__(self, llm: Engine, title: str, with_code: bool) -> None:
         self.llm = llm
+        self.with_code = with_code
         self.pool = llm.block_pool
         self.cache = llm.scheduler.prefix_cache
         self._names = map(label_of, count())
@@ -119,7 +123,7 @@ class _Recorder:
             "ref_counts": [self.pool.ref_count(block) for block in range(self.pool.num_blocks)],
             "cached": sorted(self._cached),
             "functions": self._sources.functions,
-            "routine": self._routine.by_phase,
+            "routine": self._routine.by_phase if with_code else {},
         }
         self.trace = Trace(header | self._look(), self._words)
 
@@ -225,6 +229,13 @@ class _Recorder:
         facts = facts if facts.get("code", True) else {name: fact for name, fact in facts.items() if name != "code"}
         self.trace.changes.append({"step": self._step, "phase": phase} | facts)
 
+    def glance(self) -> None:
+        """Between two steps: write down who has come, and who was aborted, as the next step would."""
+        gone = self._gone()
+        earlier = {"earlier": self._look(gone, [])} if gone or self._operations else {}
+        change = {"step": self._step + 1, "phase": "schedule"} | earlier | self._look()
+        self.trace.changes.append(change | {"chunks": [], "code": []})
+
     # ---- looking
 
     def _newcomers(self) -> list[Sequence]:
@@ -320,7 +331,8 @@ class _Recorder:
                 self._depth -= 1
             if self._depth == 0:
                 blocks = result if isinstance(result, list) else [args[0] if result is None else result]
-                self._sources.note(method, blocks)
+                if self.with_code:
+                    self._sources.note(method, blocks)
                 self._note(operation, blocks)
             return result
 

@@ -15,16 +15,16 @@ from minipage.trace.recording.source_lines import SourceLines
 from minipage.worker.batch import attend_with
 
 if TYPE_CHECKING:
-    from minipage.engine.llm import LLM
+    from minipage.engine.engine import Engine
     from minipage.scheduling import StepPlan
 
 Places = list[list[int]]  # [function, line] each; see SourceLines
 
 
 class RoutineLines:
-    """Finds lines by name, in the parts that this LLM is made of."""
+    """Finds lines by name, in the parts that this engine is made of."""
 
-    def __init__(self, sources: SourceLines, llm: LLM) -> None:
+    def __init__(self, sources: SourceLines, llm: Engine) -> None:
         self._sources = sources
         self._llm = llm
         runner: Any = getattr(llm, "runner", None)

@@ -3,6 +3,7 @@
 feed.py       what viewers are told: frames and facts, of which a slow viewer gets the newest
 watch.py      records an engine while somebody looks, and makes frames of it, as many as cost next to nothing
 live_page.py  the trace's page, which shows them as they come
-live.js       its script
+stream.js     reads what the server tells, and pushes frames to the viewer; every live page has it
+live.js       what else is on the page of a server
 live.css      its looks
 """

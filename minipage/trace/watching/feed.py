@@ -27,7 +27,7 @@ class Viewer:
         self.number = 0  # of the last frame that it has
         self.tree: Tree = {}  # that frame
         self.act = -1  # which run it has seen
-        self.facts = 0  # which version of the facts
+        self.facts = 0  # the version of the facts that it has
         self._feed = feed
 
     def take(self) -> str | None:
@@ -49,7 +49,7 @@ class Feed:
         self._kept: deque[tuple[int, Tree]] = deque(maxlen=num_kept)
         self._number = 0
         self._act = 0
-        self._facts: dict[str, Any] = {}
+        self._facts: dict[str, tuple[int, Any]] = {}  # name -> (version in which it was told, value)
         self._version = 0
         self._texts: dict[tuple[int, int], str] = {}  # (from frame, to frame): the difference in JSON
 
@@ -70,8 +70,8 @@ class Feed:
     def tell(self, **facts: Any) -> None:
         """New values of some facts; they have to be what JSON knows, and are not changed later."""
         with self._lock:
-            self._facts |= facts
             self._version += 1
+            self._facts |= {name: (self._version, value) for name, value in facts.items()}
         self.wake()
 
     def restart(self) -> None:
@@ -123,8 +123,9 @@ class Feed:
                     viewer.number, viewer.tree = number, tree
                 parts.append(f'"frames":[{",".join(deltas)}]')
             if viewer.facts != self._version:
+                news = {name: value for name, (version, value) in self._facts.items() if version > viewer.facts}
                 viewer.facts = self._version
-                parts.append(f'"facts":{as_json(self._facts)}')
+                parts.append(f'"facts":{as_json(news)}')
             return f"{{{','.join(parts)}}}" if parts else None
 
     def _coming(self, viewer: Viewer) -> list[tuple[int, Tree]]:

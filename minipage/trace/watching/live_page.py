@@ -28,7 +28,7 @@ WITHOUT_WORDS = "Each dot is a token: the server shows nobody's words."
 def live_page(subtitle: str, words: bool) -> str:
     """The page of `GET /`. It knows nothing of the engine: all of that comes as a stream, to those who may have it."""
     body = BODY.format(privacy=escape(WITH_WORDS if words else WITHOUT_WORDS))
-    return page((), "minipage, live", subtitle, more=More(part("live.css"), body, part("live.js")))
+    return page((), "minipage, live", subtitle, more=More(part("live.css"), body, part("stream.js") + part("live.js")))
 
 
 def part(name: str) -> str:

@@ -24,7 +24,7 @@ from typing import Any
 from minipage.engine.async_llm import AsyncLLM
 from minipage.errors import EngineDeadError
 from minipage.trace.drawing.html import Tree, as_tree
-from minipage.trace.recording.frames import STOPS, Frame
+from minipage.trace.recording.frames import ENDS, Frame
 from minipage.trace.recording.recorder import observed
 from minipage.trace.recording.replay import Change, State, Vocabulary, replay
 from minipage.trace.recording.trace import ROUTINE, Trace
@@ -72,9 +72,9 @@ class Watch:
         """On the engine's thread: record if somebody looks, and else do not."""
         if self.feed.num_viewers and self._recording is None:
             self._recording = ExitStack()
-            trace = self._recording.enter_context(observed(self.llm.engine))
+            recorder = self._recording.enter_context(observed(self.llm.engine, with_code=False))
             self._stop = threading.Event()
-            painter = Painter(self, trace, self._stop, self._thread)
+            painter = Painter(self, recorder.trace, self._stop, self._thread)
             self._thread = threading.Thread(target=painter.run, name="minipage live", daemon=True)
             self._thread.start()
         elif not self.feed.num_viewers and self._recording is not None:
@@ -142,7 +142,7 @@ def end_of_steps(changes: list[Change]) -> int:
     """How many changes belong to steps that are over."""
     for i in range(len(changes) - 1, -1, -1):
         change = changes[i]
-        if change["phase"] in STOPS or (change["phase"] == "schedule" and not change["chunks"]):
+        if change["phase"] in ENDS or (change["phase"] == "schedule" and not change["chunks"]):
             return i + 1
     return 0
 
@@ -166,7 +166,8 @@ def live_tree(state: State, told: list[str]) -> Tree:
     shown.texts = {label: text for label, text in state.texts.items() if label not in unseen}
     shown.queues = state.queues | {"waiting": waiting[:MOST_WAITING]}
     frame: Frame = shown.frame(told, 0, "")
-    return as_tree(frame) | ({"num_more_waiting": len(unseen)} if unseen else {})
+    tree = {name: value for name, value in as_tree(frame).items() if name != "code"}
+    return tree | ({"num_more_waiting": len(unseen)} if unseen else {})
 
 
 def numbers(stats: dict[str, Any]) -> dict[str, float]:

@@ -73,7 +73,7 @@ def blocks_that_fit(runner: ModelRunner, memory: int | str | None, block_size: i
     return runner.blocks_that_fit(memory, block_size, name)
 
 
-def allocate(runner: ModelRunner, pool: list[int], swap_pool: list[int] | None) -> int:
+def allocate(runner: ModelRunner, pool: tuple[int, int], swap_pool: tuple[int, int] | None) -> int:
     """Returns how many bytes the blocks take in this rank."""
     runner.allocate(BlockPool(*pool), BlockPool(*swap_pool) if swap_pool else None)
     return runner.kv_cache.nbytes

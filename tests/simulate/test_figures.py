@@ -1,0 +1,67 @@
+"""Figures are rerun beside the paper's numbers, and what is missed is said to be missed."""
+
+import json
+from xml.etree import ElementTree
+
+import pytest
+
+from minipage.simulate import __main__ as screen
+from minipage.simulate.figures import FIGURES, Scale
+from minipage.simulate.figures_cli import run_jobs
+from minipage.simulate.paper import Row
+from minipage.simulate.pictures import Picture, round_up, svg
+
+
+@pytest.mark.parametrize(
+    ("simulated", "paper", "verdict"),
+    [(109, 100, "met"), (111, 100, "missed"), (89, 100, "missed"), (2, (1, 3), "met"), (3.2, (1, 3), "met"),
+     (3.4, (1, 3), "missed"), (5, None, "")],
+)  # fmt: skip
+def test_a_number_is_met_within_its_tolerance_and_missed_beyond(simulated, paper, verdict):
+    assert Row("", simulated, paper).verdict == verdict
+
+
+def test_a_picture_is_xml_with_a_mark_for_each_number():
+    lines = Picture("a < b", "x", "y", {"one": [(0, 1), (2, 3)], "two": [(1, float("nan"))]})
+    root = ElementTree.fromstring(svg(lines))
+    assert len(root.findall("{*}circle")) == 2
+    bars = Picture("bars", "", "y", {"one": [(0, 1), (1, 3)]}, "bars", ["A", "B"])
+    assert "B" in [text.text for text in ElementTree.fromstring(svg(bars)).iter("{http://www.w3.org/2000/svg}text")]
+
+
+@pytest.mark.parametrize(("value", "rounded"), [(0.9, 1), (1.2, 1.5), (7, 8), (45, 50), (0, 1)])
+def test_axes_end_at_round_numbers(value, rounded):
+    assert round_up(value) == pytest.approx(rounded)
+
+
+def test_table_1_is_met_and_the_command_writes_files(tmp_path, capsys):
+    page, numbers = tmp_path / "page.md", tmp_path / "numbers.json"
+    page.write_text("# Mine\n<!-- results -->\nold")
+    assert screen.main(["figure", "table1", "--json", str(numbers), "--page", str(page)]) == 0
+    assert "missed" not in capsys.readouterr().out
+    [figure] = json.loads(numbers.read_text())
+    assert [row["verdict"] for row in figure["rows"]] == ["met"] * 6
+    assert page.read_text().startswith("# Mine") and "old" not in page.read_text()
+    assert "| OPT-13B: slots in 12 GiB | 15,729 | 15,728 |" in page.read_text()
+
+
+def test_an_unknown_figure_is_a_sentence(capsys):
+    assert screen.main(["figure", "99"]) == 2
+    assert "figure 99 is not among 2, 12, 13" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_jobs_run_in_this_process_or_in_others_with_the_same_results():
+    make_jobs, _ = FIGURES["13"]
+    jobs = {key: job for key, job in make_jobs(Scale(0, 0.02)).items() if key[1] in ("max", "oracle")}
+    here, there = ({key: str(report.numbers()) for key, report in run_jobs(jobs, n)} for n in (1, 2))
+    assert len(here) == 4 and here == there
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["2", "13", "14", "16"])
+def test_a_figure_is_met_except_for_what_the_page_names(name):
+    make_jobs, make_figure = FIGURES[name]
+    results = dict(run_jobs(make_jobs(Scale(0, 0.5)), 2))
+    missed = [row.what for row in make_figure(results).rows if row.verdict == "missed"]
+    assert set(missed) <= {"Orca (Pow2): internal"}
