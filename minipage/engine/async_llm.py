@@ -316,7 +316,8 @@ class AsyncLLM:
         for name in list(self._mailboxes):
             with suppress(BaseException):  # of an engine that is broken, what blocks can be had
                 self.engine.abort(name, "error")
-        self._tell([(mailbox, EngineDeadError(self._dead)) for mailbox in left])
+        kind = type(error) if isinstance(error, EngineDeadError) else EngineDeadError
+        self._tell([(mailbox, kind(self._dead)) for mailbox in left])
         for order in orders:
             with suppress(Exception):
                 order()
