@@ -1,4 +1,4 @@
-"""The command line: `python -m minipage demo | play | generate | chat | serve | learn | info`.
+"""The command line: `python -m minipage demo | play | generate | chat | serve | plan | learn | info`.
 
 Only argparse is imported here. Whatever takes time (numba, NumPy, rich, the tokenizer) is imported by the command that
 needs it, so `--help` answers at once.
@@ -21,6 +21,7 @@ from minipage.chat.cli import add_chat
 from minipage.cli_options import DEMO, ENGINE, FILES, SAMPLING, SERVER, Defaults, add_options, given
 from minipage.errors import ConfigurationError, InvalidRequestError, MinipageError
 from minipage.learn.cli import add_learn
+from minipage.plan.cli import add_plan
 from minipage.play.cli import add_play
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="minipage", description="PagedAttention, small enough to read.")
     parser.add_argument("--version", action="version", version=f"minipage {__version__}")
     parser.set_defaults(command=None)
-    commands = parser.add_subparsers(title="commands", metavar="{demo,play,generate,chat,serve,learn,info}")
+    commands = parser.add_subparsers(title="commands", metavar="{demo,play,generate,chat,serve,plan,learn,info}")
     add_demo(commands.add_parser("demo", help="watch three requests share a small paged memory, step by step"))
     add_play(
         commands.add_parser("play", help="a page to play with a live engine: prompts, options, challenges"), DEFAULTS
@@ -154,6 +155,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_generate(commands.add_parser("generate", help="continue one text, or many as one batch"))
     add_chat(commands.add_parser("chat", help="talk with a chat model, and see what the prefix cache finds"), DEFAULTS)
     add_serve(commands.add_parser("serve", help="a server that clients of OpenAI and vLLM can talk to"))
+    add_plan(commands.add_parser("plan", help="how many requests will fit on your GPU, and how fast they will be"))
     add_learn(commands.add_parser("learn", help="rebuild PagedAttention yourself: exercises that check themselves"))
     info = commands.add_parser("info", help="versions, devices, caches, and the sizes of the shipped model")
     info.set_defaults(command=run_info)

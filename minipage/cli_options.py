@@ -20,6 +20,7 @@ class Option(NamedTuple):
     value: str  # what stands for it in the help; empty: the option is a switch
     meaning: str
     repeats: bool = False  # may be given several times, and all of them count
+    vllm: str = ""  # what vLLM's command calls it, if not by the same name
 
 
 Options: TypeAlias = dict[str, Option]
@@ -48,6 +49,14 @@ def bias(text: str) -> tuple[int, float]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a token id and a number, such as 262:-5") from None
 
 
+def settings(text: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(text))
+    except (TypeError, ValueError) as error:
+        what = f"{text!r} is not settings in JSON, such as " + """'{"sliding_window": 64}'"""
+        raise argparse.ArgumentTypeError(f"{what} ({error})") from None
+
+
 def structure(text: str) -> StructuredOutputsParams:
     from minipage.sampling import StructuredOutputsParams
 
@@ -61,23 +70,30 @@ def structure(text: str) -> StructuredOutputsParams:
 ENGINE: Options = {  # of LLM
     "model": Option(str, "NAME", "a folder, a .gguf file, smollm2, or a model on the hub, such as gpt2"),
     "block_size": Option(int, "N", "tokens in a block"),
-    "num_blocks": Option(int, "N", "blocks in the pool"),
-    "memory": Option(str, "BYTES", "memory for the pool, such as 512MiB, in place of --num-blocks"),
+    "num_blocks": Option(int, "N", "blocks in the pool", vllm="num_gpu_blocks_override"),
+    "memory": Option(
+        str, "BYTES", "memory for the pool, such as 512MiB, in place of --num-blocks", vllm="kv_cache_memory_bytes"
+    ),
     "max_model_len": Option(int, "N", "longest text in tokens, its prompt included"),
     "max_num_seqs": Option(int, "N", "most texts that run at once"),
     "max_num_batched_tokens": Option(int, "N", "most tokens computed in a step"),
     "enable_prefix_caching": Option(bool, "", "equal beginnings are computed once"),
     "preemption": Option(str, "NAME", "what happens when the pool runs dry: recompute, swap or auto"),
     "swap_space": Option(str, "BYTES", "memory for swapped blocks, such as 1MiB"),
-    "policy": Option(str, "NAME", "who is served first: fcfs or priority"),
+    "policy": Option(str, "NAME", "who is served first: fcfs or priority", vllm="scheduling_policy"),
     "watermark": Option(float, "SHARE", "of the pool, which is left free when a text is admitted, such as 0.1"),
     "kv_cache_dtype": Option(str, "NAME", "of keys and values: auto, float32, bfloat16, float16, int8 or fp8"),
     "dtype": Option(str, "NAME", "of what is computed: float32, or with PyTorch bfloat16 or float16"),
+    "speculative_config": Option(
+        settings, "JSON", 'guess several tokens ahead, such as {"method": "ngram", "num_speculative_tokens": 4}'
+    ),
     "arrays": Option(str, "NAME", "numpy, torch or cupy"),
+    "quantization": Option(str, "NAME", "of the weights, on a CPU: int8"),
     "attention": Option(str, "NAME", "the kernel: cpu, loops (plain and slow), reference (in NumPy), or cuda"),
     "device": Option(str, "NAME", "cpu, or cuda for an NVIDIA GPU"),
     "gpu_memory_utilization": Option(float, "SHARE", "of a GPU's memory, which may be used"),
     "enforce_eager": Option(bool, "", "no CUDA graphs"),
+    "hf_overrides": Option(settings, "JSON", "instead of what config.json says, such as '{\"sliding_window\": 64}'"),
     "load_format": Option(str, "NAME", "auto, or dummy: random weights of the sizes in config.json, to measure speed"),
 }
 SAMPLING: Options = {  # of SamplingParams
@@ -113,12 +129,18 @@ SERVER: Options = {  # of the server, beside those of the engine
     "served_model_name": Option(str, "NAME", "what clients call the model (may be repeated)", repeats=True),
     "api_key": Option(str, "KEY", "clients must send it (may be repeated); or set MINIPAGE_API_KEY", repeats=True),
     "chat_template": Option(str, "FILE", "of Jinja, in place of the model's own"),
-    "max_queued_requests": Option(int, "N", "most prompts that wait; beyond these, clients get status 429"),
+    "max_queued_requests": Option(
+        int, "N", "most prompts that wait; beyond these, clients get status 429", vllm="max_num_queued_reqs"
+    ),
     "max_body_size": Option(int, "BYTES", "longest request"),
     "max_logprobs": Option(int, "N", "most log probabilities for each token that a client may ask for"),
-    "drain_timeout": Option(float, "SECONDS", "when told to stop: how long those who are here may go on"),
+    "drain_timeout": Option(
+        float, "SECONDS", "when told to stop: how long those who are here may go on", vllm="shutdown_timeout"
+    ),
     "seed": Option(int, "N", "makes the requests that have no seed of their own repeatable, too"),
-    "log_level": Option(str, "LEVEL", "debug, info (a line for each request), warning, error or critical"),
+    "log_level": Option(
+        str, "LEVEL", "debug, info (a line for each request), warning, error or critical", vllm="uvicorn_log_level"
+    ),
     "enable_log_requests": Option(bool, "", "log prompts, too"),
     "disable_live_page": Option(bool, "", "no page at / that shows the memory live"),
     "hide_live_texts": Option(bool, "", "on that page, a dot for each token in place of words"),
@@ -155,13 +177,14 @@ def add_options(parser: argparse._ActionsContainer, options: Options, defaults: 
     """Let `parser` know them; `defaults` are told in the help, and are not given to anybody."""
     sizes = {"num_blocks", "memory"}  # of the pool: one of them is enough
     either = parser.add_mutually_exclusive_group() if sizes <= options.keys() else parser
-    for name, (kind, value, meaning, repeats) in options.items():
+    for name, (kind, value, meaning, repeats, vllm) in options.items():
         default = (defaults or {}).get(name)
         how: dict[str, Any] = {"help": meaning if default is None else f"{meaning} (default {default})"}
         how |= {"type": kind, "metavar": value} if value else {}
-        how["action"] = "append" if repeats else "store" if value else "store_true"
+        how["action"] = "append" if repeats else "store" if value else argparse.BooleanOptionalAction
         group = either if name in sizes else parser
-        group.add_argument("--" + name.replace("_", "-"), default=argparse.SUPPRESS, **how)
+        names = ["--" + each.replace("_", "-") for each in (name, vllm) if each]
+        group.add_argument(*names, default=argparse.SUPPRESS, **how)
 
 
 def given(args: argparse.Namespace, options: Options) -> dict[str, Any]:

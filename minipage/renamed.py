@@ -1,10 +1,11 @@
 """Old names, which go on working for one version, each with a DeprecationWarning. Nothing in minipage uses them.
 
-    in a class       keys = renamed("block_hashes")
-    in a module      __getattr__ = renamed_in(__name__), and the table RENAMED, below
-    a module         the table MOVED, below
-    a tuple          @was_tuple, on the dataclass that it has become
+    MOVED         modules
+    RENAMED       what modules hold
+    ATTRIBUTES    of classes: attributes and methods
+    WERE_TUPLES   dataclasses that can still be unpacked
 
+What is renamed mentions nothing of this, except at the end of its room's `__init__`: `keep_old_names(__name__)`.
 A class that was written with the old names keeps working too, be it a subclass (`def key(...)` overrides `block_hash`)
 or one of its own that takes the place of minipage's (`accept_old_names`).
 """
@@ -15,6 +16,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
+from functools import wraps
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -79,12 +81,63 @@ MOVED = {  # old module: new module; what is in an old package moves along
     "minipage.trace.walk_lines": "minipage.trace.drawing.walk_lines",
 }
 RENAMED = {  # old: new, of what modules hold
+    "minipage.engine.prompts.chat_prompts": "minipage.engine.conversations.chat_prompts",
     "minipage.scheduling.Status": "minipage.scheduling.GroupStatus",
     "minipage.scheduling.group.Status": "minipage.scheduling.group.GroupStatus",
     "minipage.scheduling.group.Chunk": "minipage.scheduling.plan.Chunk",
     "minipage.scheduling.group.blocks_to_allocate": "minipage.scheduling.plan.blocks_for",
     "minipage.scheduling.scheduler.StepPlan": "minipage.scheduling.plan.StepPlan",
 }
+ATTRIBUTES = {  # of a class, old: new
+    "minipage.memory.block_pool.BlockPool": {"on_reuse": "on_evict"},
+    "minipage.memory.block_table.BlockTable": {"keys": "block_hashes"},
+    "minipage.memory.prefix_cache.PrefixCache": {
+        "key": "block_hash",
+        "root": "root_hash",
+        "num_queried_tokens": "pool.owner().num_queried_tokens",  # the scheduler's
+        "num_hit_tokens": "pool.owner().num_hit_tokens",
+    },
+    "minipage.scheduling.group.SequenceGroup": {"most_blocks": "max_blocks", "most_tokens": "longest_that_fits"},
+    "minipage.scheduling.plan.Chunk": {"samplers": "receivers"},
+}
+WERE_TUPLES = "minipage.scheduling.plan.Chunk", "minipage.scheduling.plan.StepPlan"
+POOL, CACHE = "minipage.memory.block_pool.BlockPool", "minipage.memory.prefix_cache.PrefixCache"
+
+
+def keep_old_names(room: str) -> None:
+    """Give what a room holds its old names, too."""
+    for path, names in ATTRIBUTES.items():
+        if path.startswith(f"{room}."):
+            for old, new in names.items():
+                cls, alias = find(path), renamed(new)
+                setattr(cls, old, alias)
+                alias.__set_name__(cls, old)
+    for path in WERE_TUPLES:
+        if path.startswith(f"{room}."):
+            was_tuple(find(path))
+    for module in {old.rpartition(".")[0] for old in RENAMED}:
+        if f"{module}.".startswith(f"{room}."):
+            setattr(sys.modules[module], "__getattr__", renamed_in(module))  # noqa: B010
+    if CACHE.startswith(f"{room}."):
+        heed_old_pools(find(CACHE), find(POOL))
+
+
+def find(path: str) -> Any:
+    """What a module holds: "module.name"."""
+    module, _, name = path.rpartition(".")
+    return getattr(import_module(module), name)
+
+
+def heed_old_pools(cache: Any, pool_class: type) -> None:
+    """A prefix cache has to learn what its pool evicts, from a pool of one's own with the old names, too."""
+    init = cache.__init__
+
+    @wraps(init)
+    def listening(self: Any, pool: Any) -> None:
+        accept_old_names(type(pool), pool_class)
+        init(self, pool)
+
+    cache.__init__ = listening
 
 
 def warn(old: str, new: str, stacklevel: int = 3) -> None:
@@ -170,15 +223,14 @@ def uses(cls: type, name: str) -> bool:
 def renamed_in(module: str) -> Callable[[str], Any]:
     """The `__getattr__` of a module, which knows its old names."""
 
-    def find(name: str) -> Any:
+    def find_renamed(name: str) -> Any:
         old = f"{module}.{name}"
         if old not in RENAMED:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         warn(old, RENAMED[old])
-        home, _, new = RENAMED[old].rpartition(".")
-        return getattr(import_module(home), new)
+        return find(RENAMED[old])
 
-    return find
+    return find_renamed
 
 
 class MovedModules(MetaPathFinder, Loader):

@@ -16,7 +16,7 @@ from engine.checkpoints import save_gpt2, save_tokenizer
 
 from minipage import LLM, SamplingParams, __version__
 from minipage.cli import DEFAULTS, main
-from minipage.cli_options import DEMO, ENGINE, SAMPLING, bias, early_stopping, structure, truth
+from minipage.cli_options import DEMO, ENGINE, SAMPLING, bias, early_stopping, settings, structure, truth
 from minipage.model.checkpoint import SHIPPED_MODEL, find_folder
 
 MINIPAGE = [sys.executable, "-m", "minipage"]
@@ -231,7 +231,7 @@ def test_the_end_of_a_text_is_not_printed(tmp_path, capsys):
 
 PARTS = {"self", "block_pool", "block_table", "scheduler", "progress"}  # of LLM: nothing that could be typed
 VALUES = {str: "some", int: "7", float: "0.5", early_stopping: "never", truth: "false", bias: "7:-0.5"}
-VALUES |= {structure: '{"choice": ["yes", "no"]}'}
+VALUES |= {structure: '{"choice": ["yes", "no"]}', settings: '{"sliding_window": 64}'}
 
 
 def parameters(function):

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-AROUND = ["play", "serve", "chat", "trace", "learn", "ladder", "simulate"]
-AROUND += ["train.py", "cli.py", "cli_options.py", "info.py", "__main__.py"]
+AROUND = ["play", "serve", "chat", "trace", "learn", "ladder", "simulate", "plan"]
+AROUND += ["train.py", "cli.py", "cli_options.py", "info.py", "lesson.py", "__main__.py"]
 EVERY_MODULE_AND_A_FEW_TOKENS = """
 import pkgutil, sys, minipage
 from importlib import import_module

@@ -24,42 +24,10 @@
 # - find out why the obvious average gives a wrong answer, and which one is right,
 # - and say what more requests at once are good for.
 
-# %% tags=["hide-input"]
-# Installs minipage if it is missing (on Colab, say), and sets up the pictures. Every lesson begins with this cell.
-import importlib.util
-import subprocess
-import sys
-from pathlib import Path
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+from minipage.lesson import setup  # missing? pip install "minipage[lessons]"
 
-SOURCE = "minipage"  # what to install; the URL of a repository ("git+https://...") does as well
-if importlib.util.find_spec("minipage") is None:
-    checkout = next(
-        (str(p) for p in Path.cwd().parents if (p / "minipage" / "errors.py").exists()),
-        None,
-    )
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            checkout or SOURCE,
-            "matplotlib",
-        ],
-        check=True,
-    )
-
-import matplotlib.pyplot as plt
-import numpy as np
-from matplotlib_inline.backend_inline import set_matplotlib_formats
-
-set_matplotlib_formats("svg")
-plt.rcParams["figure.figsize"] = 7.5, 3
-plt.rcParams["axes.spines.top"] = plt.rcParams["axes.spines.right"] = False
-plt.rcParams["axes.prop_cycle"] = plt.cycler(
-    color=["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"]
-)
+plt, np = setup()
 
 # %% [markdown]
 # ## What a conversation costs
@@ -118,15 +86,12 @@ from minipage.errors import OutOfBlocksError
 from minipage.simulate.baselines import BuddyAllocator, ContiguousTable, slot_usage
 
 allocator = BuddyAllocator(64)
-requests = {
-    "A": (4, 10),
-    "B": (3, 6),
-}  # tokens of the prompt, and of the answer that it will get in the end
+# tokens of the prompt, and of the answer that it will get in the end
+requests = {"A": (4, 10), "B": (3, 6)}
 tables = {name: ContiguousTable(allocator, num_reserved=32) for name in requests}
 for name, (prompt, answer) in requests.items():
-    tables[name].append(
-        prompt + answer // 2
-    )  # half of the answer has been written so far
+    # half of the answer has been written so far
+    tables[name].append(prompt + answer // 2)
 
 usage = slot_usage(
     64, [(tables[name], prompt + answer) for name, (prompt, answer) in requests.items()]
@@ -569,6 +534,8 @@ except InvalidRequestError as error:
 #   worst case, seven in our example. Real traffic is shorter, and more of it fits.
 # - Blocks have 16 tokens by default on NVIDIA GPUs, and are taken as tokens come. `max_tokens` reserves nothing.
 # - What minipage calls slot, block and block table has the same name there.
+#
+# *Checked against vLLM 0.32.0: `vllm/config/cache.py` (`gpu_memory_utilization`, the block size) and `vllm/v1/core/kv_cache_utils.py` (what it logs).*
 #
 # ## Your turn
 #

@@ -21,42 +21,10 @@
 # - write a KV cache in ten lines, and measure what it is worth,
 # - and see why a prompt is computed at a very different speed from an answer.
 
-# %% tags=["hide-input"]
-# Installs minipage if it is missing (on Colab, say), and sets up the pictures. Every lesson begins with this cell.
-import importlib.util
-import subprocess
-import sys
-from pathlib import Path
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+from minipage.lesson import setup  # missing? pip install "minipage[lessons]"
 
-SOURCE = "minipage"  # what to install; the URL of a repository ("git+https://...") does as well
-if importlib.util.find_spec("minipage") is None:
-    checkout = next(
-        (str(p) for p in Path.cwd().parents if (p / "minipage" / "errors.py").exists()),
-        None,
-    )
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            checkout or SOURCE,
-            "matplotlib",
-        ],
-        check=True,
-    )
-
-import matplotlib.pyplot as plt
-import numpy as np
-from matplotlib_inline.backend_inline import set_matplotlib_formats
-
-set_matplotlib_formats("svg")
-plt.rcParams["figure.figsize"] = 7.5, 3
-plt.rcParams["axes.spines.top"] = plt.rcParams["axes.spines.right"] = False
-plt.rcParams["axes.prop_cycle"] = plt.cycler(
-    color=["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"]
-)
+plt, np = setup()
 
 # %% [markdown]
 # ## Text in, scores out
@@ -71,9 +39,8 @@ from minipage.model.dense import dense_attend
 from minipage.model.layers.plain import PlainLayers
 
 config, weights, tokenizer, _ = load_model("shakespeare")
-model = Model(
-    config, PlainLayers(config, weights)
-)  # what is computed, and how: here in NumPy
+layers = PlainLayers(config, weights)  # how: here in NumPy
+model = Model(config, layers)  # what is computed
 print(config)
 
 text = "JULIET:\nO Romeo, Romeo, wherefore art"
@@ -111,9 +78,8 @@ def write_plainly(text, num_tokens):
     ids, times = tokenizer.encode(text), []
     for _ in range(num_tokens):
         start = perf_counter()
-        hidden = model.forward(
-            np.array(ids), np.arange(len(ids)), dense_attend
-        )  # [T, n_embd]
+        tokens, positions = np.array(ids), np.arange(len(ids))  # [T], [T]
+        hidden = model.forward(tokens, positions, dense_attend)  # [T, n_embd]
         ids.append(int(model.logits(hidden[-1:]).argmax()))
         times.append(perf_counter() - start)
     return ids, times
@@ -173,14 +139,12 @@ class CachedAttention:
     def __call__(self, layer, q, k, v):
         k = self.k[layer] = np.concatenate([self.k[layer], k])  # [context_len, H, D]
         v = self.v[layer] = np.concatenate([self.v[layer], v])  # [context_len, H, D]
-        scores = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(
-            q.shape[-1]
-        )  # [H, T, context_len]
+        scores = np.einsum("qhd,khd->hqk", q, k)  # [H, T, context_len]
+        scores /= np.sqrt(q.shape[-1])
         position = np.arange(len(k))  # [context_len]
         scores[:, position > position[-len(q) :, None]] = -np.inf  # nobody looks ahead
-        weights = np.exp(
-            scores - scores.max(axis=-1, keepdims=True)
-        )  # [H, T, context_len]
+        highest = scores.max(axis=-1, keepdims=True)  # [H, T, 1]
+        weights = np.exp(scores - highest)  # [H, T, context_len]
         weights /= weights.sum(axis=-1, keepdims=True)
         return np.einsum("hqk,khd->qhd", weights, v)  # [T, H, D]
 
@@ -298,13 +262,12 @@ def attend_both(layer, q, k, v):
 
 
 positions = np.concatenate([np.arange(len(a)), np.arange(len(b))])  # [T]
-together = model.logits(
-    model.forward(np.array(a + b), positions, attend_both)
-)  # [T, vocab_size]
+hidden = model.forward(np.array(a + b), positions, attend_both)  # [T, n_embd]
+together = model.logits(hidden)  # [T, vocab_size]
 for name, ids, row in (("a", a, len(a) - 1), ("b", b, -1)):
-    alone = model.logits(
-        model.forward(np.array(ids), np.arange(len(ids)), dense_attend)
-    )[-1]  # [vocab_size]
+    tokens = np.array(ids)  # [T]
+    hidden = model.forward(tokens, np.arange(len(ids)), dense_attend)  # [T, n_embd]
+    alone = model.logits(hidden)[-1]  # [vocab_size]
     print(name, "together as alone:", np.allclose(together[row], alone, atol=1e-4))
 
 # %% [markdown]
@@ -334,6 +297,8 @@ trace
 # - K and V are in bf16 by default, 2 bytes a number, or in fp8. Models with *grouped queries* (Llama 3 has 8 heads of K and V for 32 or 64
 #   of Q) have a cache that is four or eight times smaller. DeepSeek's latent attention stores one short vector in place of K and V.
 # - "Time to first token" and "inter-token latency" are the two speeds above, as a user feels them (lesson 13).
+#
+# *Checked against vLLM 0.32.0: `vllm/model_executor/layers/attention/attention.py` (the layer that reads and writes the cache) and `vllm/v1/worker/gpu_model_runner.py` (the flat batch).*
 #
 # ## Your turn
 #

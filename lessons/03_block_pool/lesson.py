@@ -21,42 +21,10 @@
 # - see why the free blocks form a *queue*, and measure what a stack would cost,
 # - break reference counting the way real projects did, and watch the engine run dry.
 
-# %% tags=["hide-input"]
-# Installs minipage if it is missing (on Colab, say), and sets up the pictures. Every lesson begins with this cell.
-import importlib.util
-import subprocess
-import sys
-from pathlib import Path
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+from minipage.lesson import setup  # missing? pip install "minipage[lessons]"
 
-SOURCE = "minipage"  # what to install; the URL of a repository ("git+https://...") does as well
-if importlib.util.find_spec("minipage") is None:
-    checkout = next(
-        (str(p) for p in Path.cwd().parents if (p / "minipage" / "errors.py").exists()),
-        None,
-    )
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            checkout or SOURCE,
-            "matplotlib",
-        ],
-        check=True,
-    )
-
-import matplotlib.pyplot as plt
-import numpy as np
-from matplotlib_inline.backend_inline import set_matplotlib_formats
-
-set_matplotlib_formats("svg")
-plt.rcParams["figure.figsize"] = 7.5, 3
-plt.rcParams["axes.spines.top"] = plt.rcParams["axes.spines.right"] = False
-plt.rcParams["axes.prop_cycle"] = plt.cycler(
-    color=["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"]
-)
+plt, np = setup()
 
 # %% [markdown]
 # ## Numbers, not memory
@@ -365,6 +333,8 @@ except MinipageError as error:
 #   because nobody will look for it. With prefix caching off, the pool there is a stack.
 # - The arrays are made once, when the server starts, out of `gpu_memory_utilization` of the GPU. That is the answer to the
 #   question above: the memory is not *used*, it is *divided*.
+#
+# *Checked against vLLM 0.32.0: `vllm/v1/core/block_pool.py` (`BlockPool.free_blocks`, the null block) and `vllm/v1/core/kv_cache_utils.py` (`FreeKVCacheBlockQueue`).*
 #
 # ## Your turn
 #

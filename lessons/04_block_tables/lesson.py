@@ -22,42 +22,10 @@
 # - store real keys and values through a table, and get them back,
 # - and see what one slot too far does to a text.
 
-# %% tags=["hide-input"]
-# Installs minipage if it is missing (on Colab, say), and sets up the pictures. Every lesson begins with this cell.
-import importlib.util
-import subprocess
-import sys
-from pathlib import Path
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+from minipage.lesson import setup  # missing? pip install "minipage[lessons]"
 
-SOURCE = "minipage"  # what to install; the URL of a repository ("git+https://...") does as well
-if importlib.util.find_spec("minipage") is None:
-    checkout = next(
-        (str(p) for p in Path.cwd().parents if (p / "minipage" / "errors.py").exists()),
-        None,
-    )
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            checkout or SOURCE,
-            "matplotlib",
-        ],
-        check=True,
-    )
-
-import matplotlib.pyplot as plt
-import numpy as np
-from matplotlib_inline.backend_inline import set_matplotlib_formats
-
-set_matplotlib_formats("svg")
-plt.rcParams["figure.figsize"] = 7.5, 3
-plt.rcParams["axes.spines.top"] = plt.rcParams["axes.spines.right"] = False
-plt.rcParams["axes.prop_cycle"] = plt.cycler(
-    color=["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"]
-)
+plt, np = setup()
 
 # %% [markdown]
 # ## A page table for text
@@ -207,9 +175,7 @@ v = rng.standard_normal((10, 2, 3), np.float32)  # [num_tokens, num_kv_heads, he
 slots = np.array(table.slot_mapping(0, 10))  # [num_tokens]
 write_kv(k, v, cache.k[0], cache.v[0], slots)
 
-blocks = cache.k[0][
-    table.blocks
-]  # [blocks of the text, block_size, num_kv_heads, head_size]
+blocks = cache.k[0][table.blocks]  # [num_blocks, block_size, num_kv_heads, head_size]
 gathered = blocks.reshape(-1, 2, 3)[:10]  # [num_tokens, num_kv_heads, head_size]
 print("the same as before:", np.array_equal(gathered, k))
 
@@ -337,6 +303,8 @@ except InvalidRequestError as error:
 # - The decision when a block is needed is in `KVCacheManager.allocate_slots`, as `cdiv(num_tokens, block_size)` minus the
 #   blocks that are there: the rule in words, not the modulo.
 # - Names: block table and slot mapping are called that there, too. TensorRT-LLM speaks of *KV cache block offsets*.
+#
+# *Checked against vLLM 0.32.0: `vllm/v1/worker/block_table.py` (`BlockTable`, the slot mapping) and `vllm/v1/core/kv_cache_manager.py` (`allocate_slots`).*
 #
 # ## Your turn
 #

@@ -23,42 +23,10 @@
 # 4. the *online* softmax, which solves it, and which is the idea under FlashAttention too;
 # 5. all texts of a step at once, with the signature that every kernel in this project has.
 
-# %% tags=["hide-input"]
-# Installs minipage if it is missing (on Colab, say), and sets up the pictures. Every lesson begins with this cell.
-import importlib.util
-import subprocess
-import sys
-from pathlib import Path
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+from minipage.lesson import setup  # missing? pip install "minipage[lessons]"
 
-SOURCE = "minipage"  # what to install; the URL of a repository ("git+https://...") does as well
-if importlib.util.find_spec("minipage") is None:
-    checkout = next(
-        (str(p) for p in Path.cwd().parents if (p / "minipage" / "errors.py").exists()),
-        None,
-    )
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            checkout or SOURCE,
-            "matplotlib",
-        ],
-        check=True,
-    )
-
-import matplotlib.pyplot as plt
-import numpy as np
-from matplotlib_inline.backend_inline import set_matplotlib_formats
-
-set_matplotlib_formats("svg")
-plt.rcParams["figure.figsize"] = 7.5, 3
-plt.rcParams["axes.spines.top"] = plt.rcParams["axes.spines.right"] = False
-plt.rcParams["axes.prop_cycle"] = plt.cycler(
-    color=["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"]
-)
+plt, np = setup()
 
 # %% [markdown]
 # ## Step 1: one token looks back
@@ -94,12 +62,9 @@ print(answer.round(3))
 
 # %%
 block_size = 8
-k_cache = rng.standard_normal(
-    (10, block_size, head_size)
-)  # [num_blocks, block_size, head_size]
-v_cache = rng.standard_normal(
-    (10, block_size, head_size)
-)  # [num_blocks, block_size, head_size]
+shape = 10, block_size, head_size
+k_cache = rng.standard_normal(shape)  # [num_blocks, block_size, head_size]
+v_cache = rng.standard_normal(shape)  # [num_blocks, block_size, head_size]
 table = [7, 2, 9, 0, 4]  # 37 tokens, five blocks; the last is part empty
 for i in range(context_len):
     k_cache[table[i // block_size], i % block_size] = k[i]
@@ -291,20 +256,16 @@ def random_batch(
 ):
     num_blocks = [-(-n // size) for n in context_lens]
     order = rng.permutation(sum(num_blocks) + 3)
-    tables = np.zeros(
-        (len(num_blocks), max(num_blocks)), np.int32
-    )  # [num_seqs, max_blocks]
+    size_of_all = len(num_blocks), max(num_blocks)
+    tables = np.zeros(size_of_all, np.int32)  # [num_seqs, max_blocks]
     for s, n in enumerate(num_blocks):
         tables[s, :n], order = order[:n], order[n:]
     shape = (sum(num_blocks) + 3, size, kv_heads, head_size)
     caches = [rng.standard_normal(shape, np.float32) for _ in "kv"]
-    q = rng.standard_normal(
-        (sum(query_lens), heads, head_size), np.float32
-    )  # [T, H, D]
+    rows = sum(query_lens), heads, head_size
+    q = rng.standard_normal(rows, np.float32)  # [T, H, D]
     lens = np.array(context_lens, np.int32)  # [num_seqs]
-    starts = np.concatenate([[0], np.cumsum(query_lens)]).astype(
-        np.int32
-    )  # [num_seqs + 1]
+    starts = np.cumsum([0, *query_lens], dtype=np.int32)  # [num_seqs + 1]
     return q, *caches, tables, lens, starts, head_size**-0.5
 
 
@@ -454,12 +415,10 @@ plt.show()
 # %%
 import minipage.attention
 
-q = rng.standard_normal(
-    (2, 4, 8), np.float32
-)  # [num_tokens, num_heads, head_size]: a token each of two texts
-k_cache = rng.standard_normal(
-    (6, 16, 2, 8), np.float32
-)  # [num_blocks, block_size, num_kv_heads, head_size]
+# q has a token each of two texts: [num_tokens, num_heads, head_size]
+q = rng.standard_normal((2, 4, 8), np.float32)  # [2, 4, 8]
+# the cache is [num_blocks, block_size, num_kv_heads, head_size]
+k_cache = rng.standard_normal((6, 16, 2, 8), np.float32)  # [6, 16, 2, 8]
 v_cache = rng.standard_normal((6, 16, 2, 8), np.float32)
 out = minipage.attention.paged_attention(
     q,
@@ -473,6 +432,35 @@ out = minipage.attention.paged_attention(
 print(out.shape)
 
 # %% [markdown]
+# ## The weights of your own run
+#
+# No kernel keeps the attention weights: three numbers a query are all it has. To look at them, they are made again from the q and K that the kernels of a run were given,
+# and multiplied with V, to see that it is what the kernels returned. One array for a layer: `[num_heads, T, T]`.
+
+# %%
+from minipage.trace.recording.attention_weights import attention_weights
+
+llm = LLM(block_size=4, num_blocks=32)
+prompt = "ROMEO:\nO, she doth teach the torches to"
+params = SamplingParams(max_tokens=8, temperature=0)
+words, weights, difference = attention_weights(llm, prompt, params, layer=3)
+words = [word.replace("\n", "⏎") for word in words]
+print(weights.shape, f"largest difference from the kernel: {difference:.0e}")
+
+# %% tags=["hide-input"]
+fig, axes = plt.subplots(1, 3, figsize=(9, 3.4), layout="constrained", sharey=True)
+for ax, head in zip(axes, (0, 1, 3)):
+    ax.imshow(np.sqrt(weights[head]), cmap="Blues", vmin=0, vmax=1)
+    ax.set_title(f"layer 3, head {head}", fontsize=9)
+    ax.set_xticks(range(len(words)), words, rotation=90, fontsize=6)
+    ax.vlines(np.arange(3.5, len(words), 4), -0.5, len(words) - 0.5, color="C1", lw=0.4)
+axes[0].set_yticks(range(len(words)), words, fontsize=6)
+plt.show()
+
+# %% [markdown]
+# A row is a token, and shows where it looked back; the thin lines are the borders of blocks (the colour is the square root of the weight, so that small ones are seen). Nothing changes at a border: where K lies
+# has no part in what it says. Try another prompt, layer or head: which heads look at the token just before, which at the line break?
+#
 # ## What vLLM does
 #
 # - Its first kernel (`paged_attention_v1`, in CUDA) is step 3: all scores of a token in fast shared memory, then a second
@@ -484,6 +472,8 @@ print(out.shape)
 #   multiple of 256 in paged mode.
 # - Kwon et al. measured their paged kernel 20 to 26 % slower than one over contiguous memory (figure 18a), and the whole
 #   system two to four times as fast: the batch grows by more than the kernel loses.
+#
+# *Checked against vLLM 0.32.0: `vllm/v1/attention/backends/flash_attn.py` and `flashinfer.py`, which pass the block table on; `paged_attention_v1` and `v2` are in `vllm/_custom_ops.py` no more.*
 #
 # ## Your turn
 #

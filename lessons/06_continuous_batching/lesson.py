@@ -22,42 +22,10 @@
 # - starve somebody, on purpose, and read the rule that prevents it,
 # - and write a policy of your own.
 
-# %% tags=["hide-input"]
-# Installs minipage if it is missing (on Colab, say), and sets up the pictures. Every lesson begins with this cell.
-import importlib.util
-import subprocess
-import sys
-from pathlib import Path
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+from minipage.lesson import setup  # missing? pip install "minipage[lessons]"
 
-SOURCE = "minipage"  # what to install; the URL of a repository ("git+https://...") does as well
-if importlib.util.find_spec("minipage") is None:
-    checkout = next(
-        (str(p) for p in Path.cwd().parents if (p / "minipage" / "errors.py").exists()),
-        None,
-    )
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            checkout or SOURCE,
-            "matplotlib",
-        ],
-        check=True,
-    )
-
-import matplotlib.pyplot as plt
-import numpy as np
-from matplotlib_inline.backend_inline import set_matplotlib_formats
-
-set_matplotlib_formats("svg")
-plt.rcParams["figure.figsize"] = 7.5, 3
-plt.rcParams["axes.spines.top"] = plt.rcParams["axes.spines.right"] = False
-plt.rcParams["axes.prop_cycle"] = plt.cycler(
-    color=["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"]
-)
+plt, np = setup()
 
 # %% [markdown]
 # ## A batch that waits for its slowest
@@ -344,6 +312,8 @@ plt.show()
 # - *Async scheduling*: the next step is planned while the GPU still computes this one, with placeholders for the tokens that are not known yet.
 # - TensorRT-LLM says *in-flight batching*, and *chunked context*.
 # - Policies: `fcfs` and `priority`, as here.
+#
+# *Checked against vLLM 0.32.0: `vllm/v1/core/sched/scheduler.py` (`Scheduler.schedule`), `vllm/v1/core/sched/async_scheduler.py` and `vllm/config/scheduler.py`.*
 #
 # ## Your turn
 #

@@ -22,42 +22,10 @@
 # - measure how many blocks that saves, next to the paper's figure,
 # - and take the copying away, to see texts overwrite each other.
 
-# %% tags=["hide-input"]
-# Installs minipage if it is missing (on Colab, say), and sets up the pictures. Every lesson begins with this cell.
-import importlib.util
-import subprocess
-import sys
-from pathlib import Path
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+from minipage.lesson import setup  # missing? pip install "minipage[lessons]"
 
-SOURCE = "minipage"  # what to install; the URL of a repository ("git+https://...") does as well
-if importlib.util.find_spec("minipage") is None:
-    checkout = next(
-        (str(p) for p in Path.cwd().parents if (p / "minipage" / "errors.py").exists()),
-        None,
-    )
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            checkout or SOURCE,
-            "matplotlib",
-        ],
-        check=True,
-    )
-
-import matplotlib.pyplot as plt
-import numpy as np
-from matplotlib_inline.backend_inline import set_matplotlib_formats
-
-set_matplotlib_formats("svg")
-plt.rcParams["figure.figsize"] = 7.5, 3
-plt.rcParams["axes.spines.top"] = plt.rcParams["axes.spines.right"] = False
-plt.rcParams["axes.prop_cycle"] = plt.cycler(
-    color=["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"]
-)
+plt, np = setup()
 
 # %% [markdown]
 # ## Forking costs nothing
@@ -102,8 +70,9 @@ show(parent=parent, child=child)
 #
 # ## Three samples, one prompt
 #
-# The engine uses it whenever a request asks for several texts. Step through the first two steps, phase by phase: the number in
-# a block says how many tables hold it.
+# The engine uses it whenever a request asks for several texts. Step through the first two steps, phase by phase: ×3 in a block
+# says that three tables hold it. The second step is copy-on-write in three pictures: *before*, where all three want to write into
+# one shared block; *copy*; and *forward*, the write. Beside them are the lines that decide it, those that you will write.
 
 # %%
 from minipage import LLM, SamplingParams
@@ -309,6 +278,8 @@ except InvalidRequestError as error:
 #   middle of a block that somebody else has filled gets a copy first, and both blocks are held until the copy is made: the
 #   order that you have just seen.
 # - TensorRT-LLM keeps beams in its core, with shared blocks for the prompt.
+#
+# *Checked against vLLM 0.32.0: `vllm/v1/engine/parallel_sampling.py` (`ParentRequest`), `vllm/entrypoints/generate/beam_search/offline.py` and `vllm/v1/core/kv_cache_manager.py` (`take_kv_cache_block_copies`).*
 #
 # ## Your turn
 #

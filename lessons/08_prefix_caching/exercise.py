@@ -43,7 +43,10 @@ class PrefixCache:
         return block in self._hash_of
 
     def root_hash(self, salt: str) -> bytes:
-        """The parent hash of a first block. Only texts of the same salt can share. (Given.)"""
+        """The parent hash of a first block. Only texts of the same salt can share. (Given.)
+
+        With the secret bytes([7]) * 32, root_hash("alice").hex() begins with 46223221ced8.
+        """
         return hashlib.blake2b(
             salt.encode("utf-8", "surrogatepass"), key=self._secret, digest_size=32
         ).digest()

@@ -29,42 +29,10 @@
 # - see blocks that are free and yet not empty, and in which order they are lost,
 # - and answer all five questions.
 
-# %% tags=["hide-input"]
-# Installs minipage if it is missing (on Colab, say), and sets up the pictures. Every lesson begins with this cell.
-import importlib.util
-import subprocess
-import sys
-from pathlib import Path
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+from minipage.lesson import setup  # missing? pip install "minipage[lessons]"
 
-SOURCE = "minipage"  # what to install; the URL of a repository ("git+https://...") does as well
-if importlib.util.find_spec("minipage") is None:
-    checkout = next(
-        (str(p) for p in Path.cwd().parents if (p / "minipage" / "errors.py").exists()),
-        None,
-    )
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            checkout or SOURCE,
-            "matplotlib",
-        ],
-        check=True,
-    )
-
-import matplotlib.pyplot as plt
-import numpy as np
-from matplotlib_inline.backend_inline import set_matplotlib_formats
-
-set_matplotlib_formats("svg")
-plt.rcParams["figure.figsize"] = 7.5, 3
-plt.rcParams["axes.spines.top"] = plt.rcParams["axes.spines.right"] = False
-plt.rcParams["axes.prop_cycle"] = plt.cycler(
-    color=["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"]
-)
+plt, np = setup()
 
 # %% [markdown]
 # ## The same beginning, computed once
@@ -87,8 +55,8 @@ trace
 # %% [markdown]
 # Step to the end of the first text. Its blocks go back into the free queue, and the pool is empty: usage 0 %. But look at their
 # colour. They are *free and cached*: nobody holds them, they still contain what was written, and they can be found. When
-# the second request comes, they are taken out of the queue, from the middle, and only the rest of its prompt is
-# computed.
+# the second request comes, they are taken out of the queue, from the middle: they are *reused* (green), and only the rest of
+# its prompt is *computed* (blue).
 #
 # That answers **"usage fell to 0 %, is my prefix gone?"** Usage counts what is held. A prefix is gone only when its block is
 # handed out for something else.
@@ -450,6 +418,8 @@ print("distance from the best token to the next:", best[1] - best[0])
 # - Two requests with the same new prompt *in one step* both compute it. minipage then keeps one copy
 #   (`PrefixCache.publish`); vLLM keeps both.
 # - SGLang keeps a *radix tree* of tokens in place of the hash table, and with pages of one token it finds prefixes to the token.
+#
+# *Checked against vLLM 0.32.0: `vllm/v1/core/kv_cache_utils.py` (`hash_block_tokens`, `generate_block_hash_extra_keys`), `vllm/v1/core/block_pool.py` and `vllm/config/cache.py` (`prefix_match_unit`).*
 #
 # ## Your turn
 #

@@ -21,42 +21,10 @@
 # - see what a watermark prevents, and what it costs,
 # - and break it as real projects did: by losing tokens, by losing blocks, by waiting for ever.
 
-# %% tags=["hide-input"]
-# Installs minipage if it is missing (on Colab, say), and sets up the pictures. Every lesson begins with this cell.
-import importlib.util
-import subprocess
-import sys
-from pathlib import Path
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+from minipage.lesson import setup  # missing? pip install "minipage[lessons]"
 
-SOURCE = "minipage"  # what to install; the URL of a repository ("git+https://...") does as well
-if importlib.util.find_spec("minipage") is None:
-    checkout = next(
-        (str(p) for p in Path.cwd().parents if (p / "minipage" / "errors.py").exists()),
-        None,
-    )
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            checkout or SOURCE,
-            "matplotlib",
-        ],
-        check=True,
-    )
-
-import matplotlib.pyplot as plt
-import numpy as np
-from matplotlib_inline.backend_inline import set_matplotlib_formats
-
-set_matplotlib_formats("svg")
-plt.rcParams["figure.figsize"] = 7.5, 3
-plt.rcParams["axes.spines.top"] = plt.rcParams["axes.spines.right"] = False
-plt.rcParams["axes.prop_cycle"] = plt.cycler(
-    color=["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"]
-)
+plt, np = setup()
 
 # %% [markdown]
 # ## Giving way
@@ -308,9 +276,8 @@ for scheduler in (Scheduler, Forgets):
 # finds no room there is recomputed:
 
 # %%
-llm = LLM(
-    block_size=4, num_blocks=9, preemption="swap", swap_space=4 * 8192
-)  # room for a single block
+room = 4 * 8192  # for a single block
+llm = LLM(block_size=4, num_blocks=9, preemption="swap", swap_space=room)
 outs = llm.generate(prompts, params)
 print(
     [out.outputs[0].text == text for out, text in zip(outs, alone)],
@@ -329,6 +296,8 @@ print(
 #   fewer sequences and tokens at once.
 # - Swapping has an heir, *KV offloading*: main memory (then disk, or other machines) as a second cache level behind the prefix cache, with an eviction order of
 #   its own. Blocks are kept there for whoever needs them, not for one preempted request.
+#
+# *Checked against vLLM 0.32.0: `vllm/v1/core/sched/scheduler.py` (`_preempt_request`), `vllm/config/scheduler.py` (`watermark`, `scheduler_reserve_full_isl`) and the folder `vllm/v1/kv_offload/`.*
 #
 # ## Your turn
 #

@@ -21,42 +21,10 @@
 # - measure what it does to logits and to text,
 # - and count the blocks that it gives.
 
-# %% tags=["hide-input"]
-# Installs minipage if it is missing (on Colab, say), and sets up the pictures. Every lesson begins with this cell.
-import importlib.util
-import subprocess
-import sys
-from pathlib import Path
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+from minipage.lesson import setup  # missing? pip install "minipage[lessons]"
 
-SOURCE = "minipage"  # what to install; the URL of a repository ("git+https://...") does as well
-if importlib.util.find_spec("minipage") is None:
-    checkout = next(
-        (str(p) for p in Path.cwd().parents if (p / "minipage" / "errors.py").exists()),
-        None,
-    )
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            checkout or SOURCE,
-            "matplotlib",
-        ],
-        check=True,
-    )
-
-import matplotlib.pyplot as plt
-import numpy as np
-from matplotlib_inline.backend_inline import set_matplotlib_formats
-
-set_matplotlib_formats("svg")
-plt.rcParams["figure.figsize"] = 7.5, 3
-plt.rcParams["axes.spines.top"] = plt.rcParams["axes.spines.right"] = False
-plt.rcParams["axes.prop_cycle"] = plt.cycler(
-    color=["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"]
-)
+plt, np = setup()
 
 # %% [markdown]
 # ## Real K and V
@@ -295,9 +263,9 @@ from time import perf_counter
 from minipage.attention import paged_attention
 
 rng = np.random.default_rng(0)
-k, v = (
-    rng.standard_normal((64, 16, 4, 64), np.float32) for _ in "kv"
-)  # [num_blocks, block_size, H, D]
+shape = 64, 16, 4, 64
+k = rng.standard_normal(shape, np.float32)  # [num_blocks, block_size, H, D]
+v = rng.standard_normal(shape, np.float32)  # [num_blocks, block_size, H, D]
 batch = np.arange(64).reshape(1, 64), np.array([1024]), np.array([0, 1]), 0.125
 q = rng.standard_normal((1, 4, 64), np.float32)  # [num_tokens, num_heads, head_size]
 caches = {"float32": (k, v, None, None)}
@@ -320,9 +288,33 @@ for name, (kc, vc, ks, vs) in caches.items():
 #
 # - `kv_cache_dtype="fp8"` (e4m3 or e5m2), with *one scale for each layer* (or attention head), taken from the checkpoint or measured on calibration data, not one a row: less to store and to read, but outliers hurt
 #   more. Since 2026 there are also `"int8_per_token_head"` and `"fp8_per_token_head"` (#38378): a scale for each row, computed when it is written, as here.
-# - Weights and activations are quantized separately, by other options.
+# - Weights and activations are quantized separately, by other options, above all `quantization`. Ours has one value, `LLM(quantization="int8")`: the weights of matrices in one byte a number, with a scale for
+#   each *column*, because a column makes one number of the result, so that its scale can wait until the sum is there (`model/layers/int8.py`; the cell below). Activations stay as they are.
 # - FlashAttention 3 and FlashInfer compute directly on fp8; older kernels convert first, as we do.
 # - LMDeploy has int8 with a scale (and a zero point) for each token and head, TensorRT-LLM int8 with one for each layer; KIVI (Liu et al., [2024](https://arxiv.org/abs/2402.02750)) goes down to 2 bits, with K scaled by *channel*.
+#
+# ## Weights, too
+#
+# A step of one text reads every weight once, and does little else. In one byte a number that is a quarter of the bytes. What does it cost? Perplexity is how many tokens the model hesitates between, on average, for a
+# text that it is told. **Predict:** by how much does it rise?
+
+# %%
+from math import exp
+
+TOLD = "What must the king do now? must he submit?\nThe king shall do it: must he be deposed?\nThe king shall be contented: must he lose\nThe name of king?"
+for kind in (None, "int8"):
+    told = (
+        LLM(quantization=kind)
+        .generate(TOLD, SamplingParams(max_tokens=1, prompt_logprobs=0))[0]
+        .prompt_logprobs[1:]
+    )
+    mean = sum(next(iter(top.values())).logprob for top in told) / len(told)
+    print(f"{kind or 'float32'}: perplexity {exp(-mean):.2f}")
+
+# %% [markdown]
+# Not by a hundredth. With 4 bits it would: then one scale serves only some dozens of rows, and the rounding takes the inputs into account (GPTQ, AWQ).
+#
+# *Checked against vLLM 0.32.0: `vllm/config/cache.py` (the names of `kv_cache_dtype`).*
 #
 # ## Your turn
 #

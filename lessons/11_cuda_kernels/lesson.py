@@ -21,42 +21,10 @@
 # - draw which bytes a warp touches, and count what is wasted,
 # - and compare predictions with measurements on a real chip.
 
-# %% tags=["hide-input"]
-# Installs minipage if it is missing (on Colab, say), and sets up the pictures. Every lesson begins with this cell.
-import importlib.util
-import subprocess
-import sys
-from pathlib import Path
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+from minipage.lesson import setup  # missing? pip install "minipage[lessons]"
 
-SOURCE = "minipage"  # what to install; the URL of a repository ("git+https://...") does as well
-if importlib.util.find_spec("minipage") is None:
-    checkout = next(
-        (str(p) for p in Path.cwd().parents if (p / "minipage" / "errors.py").exists()),
-        None,
-    )
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            checkout or SOURCE,
-            "matplotlib",
-        ],
-        check=True,
-    )
-
-import matplotlib.pyplot as plt
-import numpy as np
-from matplotlib_inline.backend_inline import set_matplotlib_formats
-
-set_matplotlib_formats("svg")
-plt.rcParams["figure.figsize"] = 7.5, 3
-plt.rcParams["axes.spines.top"] = plt.rcParams["axes.spines.right"] = False
-plt.rcParams["axes.prop_cycle"] = plt.cycler(
-    color=["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"]
-)
+plt, np = setup()
 
 # %% [markdown]
 # ## The floor
@@ -67,9 +35,8 @@ plt.rcParams["axes.prop_cycle"] = plt.cycler(
 # %%
 num_seqs, context, heads, kv_heads, head_size, width = 32, 4096, 32, 8, 128, 2
 kv_bytes = 2 * num_seqs * context * kv_heads * head_size * width
-flops = (
-    4 * num_seqs * context * heads * head_size
-)  # q·K and weights·V, a product and a sum each
+# q·K and weights·V, a product and a sum each:
+flops = 4 * num_seqs * context * heads * head_size
 print(f"{kv_bytes / 1e6:.0f} MB: {1e6 * kv_bytes / 3.0e12:.0f} µs at 3.0 TB/s")
 print(
     f"{flops / 1e9:.1f} GFLOP: {1e6 * flops / 60e12:.0f} µs on ordinary cores at 60 TFLOP/s, and {1e6 * flops / 990e12:.1f} µs on tensor cores at 990"
@@ -117,7 +84,10 @@ plt.show()
 # poison. It has to be switched on before numba is imported, so it runs in a process of its own:
 
 # %%
+import importlib.util
 import os
+import subprocess
+import sys
 
 if importlib.util.find_spec("greenlet") is None:  # the simulator's threads
     subprocess.run(
@@ -155,25 +125,43 @@ for name in RUNGS:
 """)
 
 # %% [markdown]
-# All six are right, up to the 11 bits of a float16. Now for what sets them apart. We look at the line or two of each that matter, taken from its file:
+# All six are right, up to the 11 bits of a float16. Now for what sets them apart: of each, the loop over the context, as its file has it. Pale lines are not in the rung
+# before, and bright ones made it faster.
+
+# %% tags=["hide-input"]
+from minipage.ladder.hearts import heart, place_on_the_roofline
+
+# µs a call on an H100: docs/gpu.md has the measurements, and what was predicted
+measured = {"1 thread": 68_600, "2 warp": 6400, "3 block": 2170}
+measured |= {"4 split": 1950, "5 wide": 223, "6 tensor": 187}
+
+
+def show_place(name):
+    """Where a rung lies under the roofline, with those before it."""
+    fig, ax = plt.subplots(figsize=(7.5, 2.2))
+    x = np.logspace(-0.5, 2, 50)  # [50] operations per byte
+    ax.plot(x, np.minimum(60, 3.0 * x), color="C0", label="ordinary cores")
+    ax.plot(x, np.minimum(990, 3.0 * x), color="C1", label="tensor cores")
+    for each, time in measured.items():
+        at, speed = place_on_the_roofline(time, kv_bytes, heads // kv_heads)
+        ax.plot(at, speed, "o", color="C4" if each == name else "lightgray")
+        if each == name:
+            share = speed / (3.0 * at)
+            ax.annotate(
+                f"  rung {name}: {time:,} µs, {share:.0%} of the roof", (at, speed)
+            )
+            break
+    ax.set(xscale="log", yscale="log", ylim=(0.01, 1500), ylabel="TFLOP/s")
+    ax.set(xlabel="operations for each byte that has to be read")
+    ax.legend(frameon=False, fontsize=8)
+    plt.show()
+
 
 # %%
-import textwrap
-from importlib.resources import files
+heart("1 thread")
 
-
-def show(name, first, last):
-    """Print a file's lines from the one that begins with `first` to the next that begins with `last`."""
-    lines = files("minipage").joinpath(name).read_text(encoding="utf-8").splitlines()
-    begins = [line.strip() for line in lines]
-    start = next(i for i, line in enumerate(begins) if line.startswith(first))
-    stop = next(i for i in range(start, len(lines)) if begins[i].startswith(last))
-    print(f"# minipage/{name}")
-    print(textwrap.dedent("\n".join(lines[start : stop + 1])), end="\n\n")
-
-
-show("ladder/rung1_thread.py", "for token in", "highest = max")
-show("ladder/rung2_warp.py", "for token in", "highest = max")
+# %%
+show_place("1 thread")
 
 # %% [markdown]
 # ## Rung 1 to 2: who stands where
@@ -190,11 +178,8 @@ def sectors(addresses):
 
 
 lanes = np.arange(32)  # [32]
-patterns = {
-    "rung 1": lanes * 128 * 2,
-    "rung 2": lanes * 2,
-    "rung 5": lanes * 16,
-}  # bytes from the first
+# bytes from the first
+patterns = {"rung 1": lanes * 128 * 2, "rung 2": lanes * 2, "rung 5": lanes * 16}
 loaded = {"rung 1": 2, "rung 2": 2, "rung 5": 16}
 fig, axes = plt.subplots(3, 1, figsize=(8.5, 3), layout="constrained")
 for ax, (name, addresses) in zip(axes, patterns.items()):
@@ -232,7 +217,14 @@ for distance in (4, 2, 1):
 
 # %% [markdown]
 # After log₂ 32 = 5 steps every lane knows the sum. `lane ^ distance` is a *butterfly*: everybody gives and everybody gets.
-#
+
+# %%
+heart("2 warp")
+
+# %%
+show_place("2 warp")
+
+# %% [markdown]
 # ## Rung 3: the online softmax again
 #
 # Rungs 1 and 2 go along the context twice, first for the highest score. You know from lesson 5 how to do it in one pass. Rung 3 does, and lets four warps share a context: each keeps its
@@ -240,7 +232,10 @@ for distance in (4, 2, 1):
 # says that each warp takes every fourth token:
 
 # %%
-show("ladder/rung3_block.py", "for token in range(warp", "acc[j] =")
+heart("3 block")
+
+# %%
+show_place("3 block")
 
 # %% [markdown]
 # ## Rung 4: enough work for the whole chip
@@ -273,23 +268,36 @@ plt.show()
 
 # %% [markdown]
 # Since blocks cannot wait for each other, each leaves its part in memory, with the logarithm of its total, and a second small kernel joins them ("flash-decoding"). It costs a few microseconds and makes all the difference for long texts; for large batches it
-# is not needed. (In rungs 5 and 6 the block that comes last joins, without a second kernel.) What changes is where a block starts and stops; and here is the joining:
+# is not needed. (In rungs 5 and 6 the block that comes last joins, without a second kernel.) What changes is where a block starts and stops:
 
 # %%
-show("ladder/rung4_split.py", "split, head, seq", "start, stop")
-show("ladder/rung4_split.py", "def join", "out[seq")
+heart("4 split")
+
+# %%
+show_place("4 split")
 
 # %% [markdown]
 # ## Rungs 5 and 6: fewer instructions
 #
 # Rung 5 loads 16 bytes at a time instead of 2, and computes all query heads that share K and V from the same registers: with 4 of them, a quarter of the reading. Rung 6 lets tensor cores do the products, 2,048 with one instruction.
-# By then arithmetic hides behind reading, and nothing but memory is left. First the loads of rung 5 (four of K and four of V before any is used) and its products, where one `x` of K meets
-# all rows of q; then rung 6, where the products of 16 rows of q with 8 tokens are one call:
+# By then arithmetic hides behind reading, and nothing but memory is left. Both are the engine's own kernels, and nearly every line is another than before; the bright ones made them faster. In
+# rung 5, four loads of K and four of V are on their way before any is used, and one `x` of K meets all rows of q:
 
 # %%
-show("attention/cuda/ordinary_cores.py", "for u in range(DEPTH)", "load(v, u")
-show("attention/cuda/ordinary_cores.py", "def float_products", "score[u, r] +=")
-show("attention/cuda/tensor_cores.py", "for w in range(0, K_WIDTH", "k_multiply")
+heart("5 wide")
+
+# %%
+show_place("5 wide")
+
+# %% [markdown]
+# What is left there is arithmetic: two loops around `score[u, r] +=`, and three around `acc[r, ...] +=`. In rung 6 both are gone. The products of 16 rows of q with 8 tokens are one call, `k_multiply`, of
+# one instruction, and those with V another, `v_multiply`; and since K and V arrive in shared memory while the step before is computed, no thread waits for them:
+
+# %%
+heart("6 tensor")
+
+# %%
+show_place("6 tensor")
 
 # %% [markdown]
 # ## Into the kernel
@@ -311,22 +319,9 @@ demo.trace
 # Before any rung had run on a GPU, each got a prediction, from counting as above. They are kept in `docs/gpu.md`, together with what was measured:
 
 # %%
-predicted = {
-    "1 thread": 30_000,
-    "2 warp": 3400,
-    "3 block": 600,
-    "4 split": 600,
-    "5 wide": 200,
-    "6 tensor": 188,
-}  # µs
-measured = {
-    "1 thread": 68_600,
-    "2 warp": 6400,
-    "3 block": 2170,
-    "4 split": 1950,
-    "5 wide": 223,
-    "6 tensor": 187,
-}  # µs
+# µs a call
+predicted = {"1 thread": 30_000, "2 warp": 3400, "3 block": 600}
+predicted |= {"4 split": 600, "5 wide": 200, "6 tensor": 188}
 fig, ax = plt.subplots(figsize=(7.5, 3))
 x = np.arange(len(predicted))
 ax.bar(x - 0.2, predicted.values(), 0.4, color="lightgray", label="predicted")
@@ -383,6 +378,8 @@ print(done.stdout or done.stderr.strip().splitlines()[-1])
 # - FlashAttention 2/3 and FlashInfer, which it usually calls, are rung 6 with many refinements: loads that run ahead of the computing (`cp.async`, TMA), several queries at a time, schedules for ragged batches.
 # - Writing K and V into their slots is a kernel of its own (`reshape_and_cache`), as is copying blocks: the three kernels of the paper's section 5.1.
 # - All of a decode step is captured in a *CUDA graph*, since launching dozens of small kernels from Python would take longer than running them.
+#
+# *Checked against vLLM 0.32.0: `vllm/_custom_ops.py` (`reshape_and_cache`; `paged_attention_v1` and `v2` are there no more), `vllm/v1/attention/backends/flash_attn.py` and `vllm/v1/cudagraph_dispatcher.py`.*
 #
 # ## Your turn
 #

@@ -21,42 +21,10 @@
 # - check that the logits are those of one process,
 # - and measure the talking.
 
-# %% tags=["hide-input"]
-# Installs minipage if it is missing (on Colab, say), and sets up the pictures. Every lesson begins with this cell.
-import importlib.util
-import subprocess
-import sys
-from pathlib import Path
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+from minipage.lesson import setup  # missing? pip install "minipage[lessons]"
 
-SOURCE = "minipage"  # what to install; the URL of a repository ("git+https://...") does as well
-if importlib.util.find_spec("minipage") is None:
-    checkout = next(
-        (str(p) for p in Path.cwd().parents if (p / "minipage" / "errors.py").exists()),
-        None,
-    )
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            checkout or SOURCE,
-            "matplotlib",
-        ],
-        check=True,
-    )
-
-import matplotlib.pyplot as plt
-import numpy as np
-from matplotlib_inline.backend_inline import set_matplotlib_formats
-
-set_matplotlib_formats("svg")
-plt.rcParams["figure.figsize"] = 7.5, 3
-plt.rcParams["axes.spines.top"] = plt.rcParams["axes.spines.right"] = False
-plt.rcParams["axes.prop_cycle"] = plt.cycler(
-    color=["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"]
-)
+plt, np = setup()
 
 # %% [markdown]
 # ## On paper: columns, then rows
@@ -77,9 +45,8 @@ plt.rcParams["axes.prop_cycle"] = plt.cycler(
 rng = np.random.default_rng(0)
 x = rng.standard_normal((5, 8))  # [T, C]
 A, B = rng.standard_normal((8, 32)), rng.standard_normal((32, 8))  # [C, 4C], [4C, C]
-parts = [
-    np.tanh(x @ A[:, half]) @ B[half] for half in (slice(0, 16), slice(16, 32))
-]  # each [T, C]
+halves = slice(0, 16), slice(16, 32)
+parts = [np.tanh(x @ A[:, half]) @ B[half] for half in halves]  # each [T, C]
 print(np.allclose(sum(parts), np.tanh(x @ A) @ B))
 
 # %% [markdown]
@@ -101,7 +68,6 @@ print(np.allclose(sum(parts), np.tanh(x @ A) @ B))
 
 # %%
 WORKER = '''
-import numpy as np
 
 from minipage.attention import KVCache, copy_blocks
 from minipage.worker.batch import paged_attend
@@ -189,7 +155,9 @@ def work(rank, size, num_blocks, block_size, manager, peer):
 import importlib
 import multiprocessing
 import os
+import sys
 import tempfile
+from pathlib import Path
 from unittest.mock import patch
 
 from minipage import LLM, SamplingParams
@@ -232,9 +200,8 @@ class TwoProcesses(LLM):
         self.copies = plan.copies
 
     def forward(self, plan):
-        batch = make_batch(
-            plan.chunks
-        )  # the same for both: token ids, slots, block tables
+        # the same for both: token ids, slots, block tables
+        batch = make_batch(plan.chunks)
         for pipe in self.pipes:
             pipe.send((self.copies, batch))
         (logits, self.talked), _ = [pipe.recv() for pipe in self.pipes]
@@ -366,6 +333,8 @@ plt.show()
 # - One scheduler in the engine's process; what it sends to the workers at each step is a `SchedulerOutput`, with block ids that are the same for all.
 # - The vocabulary is split as well, in the embedding and for the logits. (We left it whole, for simplicity.)
 # - In vLLM's log, the size of the KV cache is in *tokens*, and so the same number for one GPU and for all of them: each token is on all, a part of it on each.
+#
+# *Checked against vLLM 0.32.0: `vllm/model_executor/layers/linear.py` (the three classes) and `vllm/v1/core/sched/output.py` (`SchedulerOutput`).*
 #
 # ## Your turn
 #

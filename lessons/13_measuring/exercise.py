@@ -55,3 +55,39 @@ def capacity(
     raise NotImplementedError(
         "Exercise 13.4: blocks there are / blocks that a request takes, whole numbers only"
     )
+
+
+def histogram_percentile(buckets: list[tuple[float, int]], percent: float) -> float:
+    """Exercise 13.5: a percentile (above 0, up to 100) of values that /metrics tells only as a histogram.
+
+    Each bucket is (upper bound, how many values of all do not exceed it); bounds rise from above 0, and the last one is
+    infinite. The first bucket begins at 0, each other one where the one before it ends, and the values of a bucket are
+    taken to lie evenly in it. The percentile is where `percent` % of all values have been passed. If that is in the last
+    bucket, nothing is known but the bound before it: return that.
+
+    histogram_percentile([(0.1, 6), (0.3, 10), (inf, 10)], 80) is 0.2: 8 values, which is 6 and half of the next 4.
+
+    Raises ValueError if there are no values.
+    """
+    raise NotImplementedError(
+        "Exercise 13.5: which bucket holds that value, and how far is it into the bucket?"
+    )
+
+
+LATENCY = "vllm:e2e_request_latency_seconds"  # of requests that ended, from arrival to the end
+
+
+def littles_law(
+    before: dict[str, float], after: dict[str, float], seconds: float
+) -> tuple[float, float, float]:
+    """Exercise 13.6: how busy a server was between two looks at its /metrics, which are `seconds` seconds apart.
+
+    `before` and `after` are numbers by name. Among them are LATENCY + "_count", how many requests have ended since the
+    server was started, and LATENCY + "_sum", the seconds that all of those took together.
+
+    Returns three numbers: how many requests ended a second between the looks, how many seconds each of them took on
+    average, and, by Little's law, how many were inside at a time. If none ended, all three are 0.
+    """
+    raise NotImplementedError(
+        "Exercise 13.6: what was added between the looks; rate, mean time, and rate x time"
+    )

@@ -9,7 +9,7 @@
 # %% [markdown]
 # # 13. Measuring a server
 #
-# *About 35 minutes. Comes after lesson 6; lesson 9 helps.*
+# *About 45 minutes. Comes after lesson 6; lesson 9 helps.*
 #
 # > **"How many users can I serve with this GPU, and how long will they wait?"** (the question behind vLLM #8031 and #22291, asked in money)
 #
@@ -19,44 +19,13 @@
 # - tell four latencies apart, and see which one your users feel,
 # - find the rate at which everything tips over, and a law that predicts it,
 # - learn what a percentile is worth, and how many requests it takes,
-# - and plan a server's capacity with a division.
+# - plan a server's capacity with a division,
+# - and measure `minipage serve` from outside, with others' clients and with its own `/metrics`.
 
-# %% tags=["hide-input"]
-# Installs minipage if it is missing (on Colab, say), and sets up the pictures. Every lesson begins with this cell.
-import importlib.util
-import subprocess
-import sys
-from pathlib import Path
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+from minipage.lesson import setup  # missing? pip install "minipage[lessons]"
 
-SOURCE = "minipage"  # what to install; the URL of a repository ("git+https://...") does as well
-if importlib.util.find_spec("minipage") is None:
-    checkout = next(
-        (str(p) for p in Path.cwd().parents if (p / "minipage" / "errors.py").exists()),
-        None,
-    )
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            checkout or SOURCE,
-            "matplotlib",
-        ],
-        check=True,
-    )
-
-import matplotlib.pyplot as plt
-import numpy as np
-from matplotlib_inline.backend_inline import set_matplotlib_formats
-
-set_matplotlib_formats("svg")
-plt.rcParams["figure.figsize"] = 7.5, 3
-plt.rcParams["axes.spines.top"] = plt.rcParams["axes.spines.right"] = False
-plt.rcParams["axes.prop_cycle"] = plt.cycler(
-    color=["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"]
-)
+plt, np = setup()
 
 # %% [markdown]
 # ## One request, four times
@@ -138,15 +107,12 @@ def open_loop(rate, num_requests=60, engine=None, mean_tokens=12, seed=0):
     """Poisson arrivals at `rate` requests a second. Returns one row a request: arrival, first token, end, tokens."""
     engine = engine or llm
     rng = np.random.default_rng(seed)
-    arrivals = np.cumsum(
-        rng.exponential(1 / rate, num_requests)
-    )  # [num_requests] seconds
-    lengths = 1 + rng.exponential(mean_tokens - 1, num_requests).astype(
-        int
-    )  # [num_requests]
-    lengths = np.minimum(
-        lengths, 48
-    )  # [num_requests]; four blocks hold the longest, with its prompt
+    gaps = rng.exponential(1 / rate, num_requests)  # [num_requests] seconds
+    arrivals = np.cumsum(gaps)  # [num_requests]
+    drawn = rng.exponential(mean_tokens - 1, num_requests)  # [num_requests]
+    lengths = 1 + drawn.astype(int)  # [num_requests]
+    # four blocks hold the longest, with its prompt
+    lengths = np.minimum(lengths, 48)  # [num_requests]
     due, rows = 0, {}
     start = perf_counter()
     while len(rows) < num_requests:
@@ -216,9 +182,9 @@ for rate, rows in list(runs.items())[:-1]:
     arrival, end = rows[:, 0], rows[:, 2]
     duration = end.max() - arrival.min()
     moments = np.linspace(arrival.min(), end.max(), 2000)  # [2000]
-    inside = ((arrival[:, None] <= moments) & (moments < end[:, None])).sum(
-        axis=0
-    )  # [2000]
+    begun = arrival[:, None] <= moments  # [num_requests, 2000]
+    there = begun & (moments < end[:, None])  # [num_requests, 2000]
+    inside = there.sum(axis=0)  # [2000]
     law = len(rows) / duration * (end - arrival).mean()
     print(
         f"{rate:6.1f} a second: counted {inside.mean():6.2f} inside, the law says {law:6.2f}"
@@ -296,9 +262,8 @@ plt.show()
 rows = runs[rates[1]]
 normalised = 1000 * (rows[:, 2] - rows[:, 0]) / rows[:, 3]  # [num_requests] ms
 for q in (50, 90, 99):
-    again = np.percentile(
-        rng.choice(normalised, (2000, len(normalised))), q, axis=1
-    )  # [2000]
+    drawn = rng.choice(normalised, (2000, len(normalised)))  # [2000, num_requests]
+    again = np.percentile(drawn, q, axis=1)  # [2000]
     low, high = np.percentile(again, [5, 95])
     print(
         f"p{q}: {np.percentile(normalised, q):5.2f} ms, likely {low:5.2f} to {high:5.2f}"
@@ -365,22 +330,194 @@ with record(engine, "Eight requests, and room for two or three") as trace:
 trace
 
 # %% [markdown]
+# ## The same, from outside
+#
+# Until now the program that was measured has measured itself. That leaves out HTTP, JSON and the waiting in front of the door, and who writes his own client
+# measures what he thought of. So: a server in a process of its own (it needs `pip install "minipage[serve]"`), and load from others.
+
+# %%
+import json
+from concurrent.futures import ThreadPoolExecutor
+from threading import Event
+from urllib.request import Request, urlopen
+
+if importlib.util.find_spec("uvicorn") is None:
+    extra = ["prometheus-client", "pydantic", "starlette", "uvicorn"]
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", *extra], check=True
+    )
+
+command = "-m minipage serve --port 0 --served-model-name it --max-num-seqs 8 --log-level warning"
+process = subprocess.Popen(
+    [sys.executable, *command.split()], stdout=subprocess.PIPE, text=True
+)
+lines = (line for line in process.stdout if " on http" in line)
+url = next(lines).partition(" on ")[2].partition(";")[0]
+print(url)
+
+# %% [markdown]
+# Three load testers that others wrote run against it by a command each, without the network, because the model's folder is their tokenizer: `vllm bench serve`,
+# `aiperf` and `guidellm` (`docs/serving.md` has the commands, and the reports). They bring hundreds of megabytes, each into an environment of its own. If `aiperf`
+# is on your PATH, it runs here:
+
+# %%
+import shutil
+from tempfile import TemporaryDirectory
+
+from minipage.model.checkpoint import find_folder
+
+
+def aiperf():
+    options = (
+        f"profile --url {url} --model it --tokenizer {find_folder('shakespeare')} --endpoint-type completions "
+        "--streaming --synthetic-input-tokens-mean 64 --output-tokens-mean 32 --extra-inputs ignore_eos:true "
+        "--use-server-token-count --concurrency 16 --request-count 200 --ui none"
+    )
+    with TemporaryDirectory() as folder:
+        subprocess.run(
+            ["aiperf", *options.split(), "--output-artifact-dir", folder],
+            check=True,
+            capture_output=True,
+        )
+        return json.loads(Path(folder, "profile_export_aiperf.json").read_text())
+
+
+if shutil.which("aiperf"):
+    report = aiperf()
+    for name in (
+        "time_to_first_token",
+        "inter_token_latency",
+        "request_latency",
+        "output_token_throughput",
+    ):
+        of = report[name]
+        print(
+            f"{name:24}",
+            {
+                key: round(of[key], 1)
+                for key in of
+                if key in ("unit", "avg", "p50", "p99")
+            },
+        )
+else:
+    print("There is no aiperf here.")
+
+# %% [markdown]
+# Compare its numbers with the ones above: which latency has HTTP made longer, and why does "time to first token" hardly say anything about the model when 16 want
+# the 8 seats?
+#
+# ## What the server says of itself
+#
+# Nobody runs a load tester against a server that people use. One looks at `/metrics`. Sixteen clients, each of whom asks again as soon as it is answered:
+
+
+# %%
+from prometheus_client.parser import text_string_to_metric_families
+
+NAME = "vllm:e2e_request_latency_seconds"
+
+
+def look():
+    """The numbers of /metrics by name; those of histograms' buckets by (name, upper bound)."""
+    with urlopen(f"{url}/metrics") as answer:
+        families = text_string_to_metric_families(answer.read().decode())
+    samples = [sample for family in families for sample in family.samples]
+    return {
+        (s.name, float(s.labels["le"])) if "le" in s.labels else s.name: s.value
+        for s in samples
+    }
+
+
+def ask(i):
+    """How long one answer took, seen by the one who waits."""
+    body = {"prompt": "To be, or not to be", "max_tokens": 4 + i % 29, "seed": i}
+    begin = perf_counter()
+    with urlopen(Request(f"{url}/v1/completions", json.dumps(body).encode())) as answer:
+        answer.read()
+    return perf_counter() - begin
+
+
+def watch(is_over):
+    """How many are inside, looked at again and again."""
+    seen = []
+    while not is_over.wait(0.02):
+        now = look()
+        seen.append(now["vllm:num_requests_running"] + now["vllm:num_requests_waiting"])
+    return seen
+
+
+with ThreadPoolExecutor(17) as pool:
+    list(pool.map(ask, range(16)))  # warm up
+    is_over, before, begin = Event(), look(), perf_counter()
+    watching = pool.submit(watch, is_over)
+    waits = list(pool.map(ask, range(300)))
+    after, seconds = look(), perf_counter() - begin
+    is_over.set()
+    seen = watching.result()
+
+ended = after[NAME + "_count"] - before[NAME + "_count"]
+mean_time = (after[NAME + "_sum"] - before[NAME + "_sum"]) / ended
+print(
+    f"{ended:.0f} answers in {seconds:.2f} s, {1000 * mean_time:.1f} ms each: Little's law says {ended / seconds * mean_time:.2f} inside"
+)
+print(f"looked at {len(seen)} times: {np.mean(seen):.2f} inside")
+print(f"by the clients' watches: {1000 * np.mean(waits):.1f} ms each")
+
+# %% [markdown]
+# Sixteen clients, and fewer inside: the rest of the time a request is on its way, in HTTP, in JSON, in the client. Two instruments that should agree are worth more than one that is
+# precise.
+#
+# Percentiles from `/metrics` are another matter. A histogram knows of each request only between which bounds it fell:
+
+# %%
+bounds = [key[1] for key in after if key[0] == NAME + "_bucket"]
+counts = [after[NAME + "_bucket", b] - before[NAME + "_bucket", b] for b in bounds]
+fig, ax = plt.subplots(figsize=(7.5, 2.6))
+waits = np.sort(waits)
+ax.plot(
+    waits, np.arange(1, len(waits) + 1) / len(waits), label="measured by the clients"
+)
+ax.plot(
+    [0, *bounds[:-1]],
+    np.array([0, *counts[:-1]]) / ended,
+    "o-",
+    label="what /metrics knows",
+)
+ax.set(
+    xlim=(0, max(0.6, waits[-1])), xlabel="end to end, s", ylabel="share of requests"
+)
+ax.legend(frameon=False)
+plt.show()
+
+# %% [markdown]
+# vLLM's first bound for this one is 0.3 s: made for large models. Whatever lies below is spread evenly, so that a dashboard says "p50 = 0.15 s" of
+# a server all of whose answers take 50 ms. Before you believe a percentile on a dashboard, look at its buckets. What they are good for: counts may be *added*, over servers and over hours, which percentiles may not. In the
+# exercises you read both out of a histogram.
+
+# %%
+process.terminate()
+process.wait()
+
+# %% [markdown]
 # ## What vLLM does
 #
 # - `vllm bench serve` is an open loop with a `--request-rate` (Poisson by default, with `--burstiness` for worse), and prints TTFT, TPOT (its word for the mean ITL of
 #   a request) and ITL with percentiles; `--goodput` takes limits.
 # - A server exports histograms of the same (`vllm:time_to_first_token_seconds`, `vllm:inter_token_latency_seconds`, `vllm:e2e_request_latency_seconds`), the numbers
-#   running and waiting (`vllm:num_requests_running`, `vllm:num_requests_waiting`), `vllm:kv_cache_usage_perc`, and `vllm:num_preemptions_total`. (Names of version 0.33.)
+#   running and waiting (`vllm:num_requests_running`, `vllm:num_requests_waiting`), `vllm:kv_cache_usage_perc`, and `vllm:num_preemptions_total`.
 #   "Waiting" that grows while usage is at 100 % is a lack of blocks; with usage low, of arithmetic.
 # - The line "Maximum concurrency for 4,096 tokens per request" at its start is this lesson's division with the worst case put in.
 # - For your own mean of squares, its histograms `vllm:request_prompt_tokens` and `vllm:request_generation_tokens` have the lengths that were served.
+#
+# *Checked against vLLM 0.32.0: `vllm/v1/metrics/loggers.py` (the names), `vllm/v1/core/kv_cache_utils.py` (the line at its start) and `vllm/benchmarks/serve.py`.*
 #
 # ## Your turn
 #
 # In your folder (`learn init my-minipage` makes it, once):
 #
 # ```bash
-# python -m minipage learn check 13.1    # percentile; then 13.2 throughput, 13.3 normalised latency, 13.4 capacity
+# python -m minipage learn check 13.1    # percentile; then 13.2 throughput, 13.3 normalised latency, 13.4 capacity,
+#                                        # 13.5 percentiles and 13.6 Little's law from /metrics
 # ```
 #
 # **Going further.** (a) Let requests come in bursts of five, at the same mean rate. Where is the wall now? (b) Prompts of 300 tokens: which latency suffers? Choose `max_num_batched_tokens` (lesson 6) by

@@ -21,42 +21,10 @@
 # - turn K by its position, and break that in three ways to see what it is for,
 # - and find out what a file must say so that a new model runs on all of this.
 
-# %% tags=["hide-input"]
-# Installs minipage if it is missing (on Colab, say), and sets up the pictures. Every lesson begins with this cell.
-import importlib.util
-import subprocess
-import sys
-from pathlib import Path
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+from minipage.lesson import setup  # missing? pip install "minipage[lessons]"
 
-SOURCE = "minipage"  # what to install; the URL of a repository ("git+https://...") does as well
-if importlib.util.find_spec("minipage") is None:
-    checkout = next(
-        (str(p) for p in Path.cwd().parents if (p / "minipage" / "errors.py").exists()),
-        None,
-    )
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            checkout or SOURCE,
-            "matplotlib",
-        ],
-        check=True,
-    )
-
-import matplotlib.pyplot as plt
-import numpy as np
-from matplotlib_inline.backend_inline import set_matplotlib_formats
-
-set_matplotlib_formats("svg")
-plt.rcParams["figure.figsize"] = 7.5, 3
-plt.rcParams["axes.spines.top"] = plt.rcParams["axes.spines.right"] = False
-plt.rcParams["axes.prop_cycle"] = plt.cycler(
-    color=["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"]
-)
+plt, np = setup()
 
 # %% [markdown]
 # ## Two models, one block manager
@@ -68,6 +36,7 @@ plt.rcParams["axes.prop_cycle"] = plt.cycler(
 import json
 import shutil
 import tempfile
+from pathlib import Path
 
 from minipage import LLM, SamplingParams
 from minipage.errors import ModelError
@@ -382,6 +351,8 @@ print(inspect.getsource(Llama.forward))
 # - `is_neox_style` says which numbers are pairs: i and i + D/2 (as here, and in most checkpoints of the hub), or neighbours.
 # - With tensor parallelism (lesson 12) and more GPUs than heads of K and V, heads are kept twice: the cache of each GPU stops shrinking.
 # - DeepSeek's latent attention (MLA) keeps one compressed row for all heads, and beside it one short head of K that carries the turn: a page has no factor 2 then. Sliding windows and Mamba layers have specs of their own, in *KV cache groups*.
+#
+# *Checked against vLLM 0.32.0: `vllm/v1/kv_cache_interface.py` (`KVCacheSpec`), `vllm/model_executor/models/llama.py` and `vllm/model_executor/layers/rotary_embedding/base.py`.*
 #
 # ## Your turn
 #

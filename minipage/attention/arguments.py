@@ -3,7 +3,7 @@
 The signature is always
 
     paged_attention(q, k_cache, v_cache, block_tables, context_lens, query_start_loc, scale,
-                    k_scales=None, v_scales=None) -> out
+                    k_scales=None, v_scales=None, window=None) -> out
 
     q                [num_tokens, num_heads, head_size]   queries of all sequences, one sequence after the other
     k_cache, v_cache [num_blocks, block_size, num_kv_heads, head_size]   one layer's blocks: of the dtype of q; or,
@@ -13,18 +13,20 @@ The signature is always
     query_start_loc  [num_seqs + 1]   integers; sequence s asks with q[query_start_loc[s] : query_start_loc[s + 1]]
     scale            float; scores are multiplied with it, usually 1 / sqrt(head_size)
     k_scales, v_scales  [num_blocks, block_size, num_kv_heads]   float32; of a quantized cache (see quantize.py)
+    window           how many tokens a query sees, of which it is the last itself; None: all before it, too
     out              [num_tokens, num_heads, head_size]   like q
 
 The queries of a sequence are its last tokens: one for a decode, more for a chunk of a prompt. A query sees itself and
-all tokens before it. With grouped queries, `num_heads / num_kv_heads` query heads share each head of K and V
-(Ainslie et al., GQA, arXiv 2305.13245).
+all tokens before it, as far as the window reaches; blocks that no query sees are not read, and need not exist. With
+grouped queries, `num_heads / num_kv_heads` query heads share each head of K and V (Ainslie et al., GQA, arXiv
+2305.13245).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,6 +66,7 @@ class Arguments(NamedTuple):
     scale: float
     k_scales: Floats | None  # [num_blocks, block_size, num_kv_heads]
     v_scales: Floats | None  # [num_blocks, block_size, num_kv_heads]
+    window: int  # LARGEST_LENGTH: there is none
 
 
 def as_array(name: str, given: Any) -> npt.NDArray[Any]:
@@ -110,6 +113,13 @@ def as_scale(scale: Any, dtype: npt.DTypeLike) -> float:
     return float(scale)
 
 
+def as_window(window: Any) -> int:
+    """How many tokens a query sees at most."""
+    is_one = window is None or (isinstance(window, Integral) and int(window) >= 1)
+    require(is_one, lambda: f"window is {shown(window)}; it must be None, or a whole number of tokens from 1 on.")
+    return LARGEST_LENGTH if window is None else min(int(window), LARGEST_LENGTH)
+
+
 def check_arguments(
     q: Any,
     k_cache: Any,
@@ -120,6 +130,7 @@ def check_arguments(
     scale: Any,
     k_scales: Any = None,
     v_scales: Any = None,
+    window: Any = None,
 ) -> Arguments:
     """What was given, as arrays; raise KernelArgumentError unless they fit together and every block to read exists."""
     q, k_cache, v_cache = as_array("q", q), as_array("k_cache", k_cache), as_array("v_cache", v_cache)
@@ -142,8 +153,9 @@ def check_arguments(
             "k_cache and v_cache must be C-contiguous, so that a block is one piece of memory, and aligned: "
             "use np.ascontiguousarray, or a copy.",
         )
-    tables = check_tables(len(q), k_cache.shape, block_tables, context_lens, query_start_loc)
-    return Arguments(q, k_cache, v_cache, tables, as_scale(scale, q.dtype), k_scales, v_scales)
+    window = as_window(window)
+    tables = check_tables(len(q), k_cache.shape, block_tables, context_lens, query_start_loc, window)
+    return Arguments(q, k_cache, v_cache, tables, as_scale(scale, q.dtype), k_scales, v_scales, window)
 
 
 def check_shapes(q: Shape, k_cache: Shape, v_cache: Shape) -> None:
@@ -179,7 +191,9 @@ def check_scales(is_quantized: bool, k_cache: Shape, *both: Any) -> None:
         )
 
 
-def check_tables(num_tokens: int, k_cache: Shape, block_tables: Any, context_lens: Any, query_start_loc: Any) -> Tables:
+def check_tables(
+    num_tokens: int, k_cache: Shape, block_tables: Any, context_lens: Any, query_start_loc: Any, window: int
+) -> Tables:
     """The three as int64, in which nothing wraps around; raise unless every block that will be read exists."""
     num_blocks, block_size = k_cache[:2]
     block_tables = as_integers("block_tables", block_tables)  # [num_seqs, max_blocks]
@@ -221,7 +235,9 @@ def check_tables(num_tokens: int, k_cache: Shape, block_tables: Any, context_len
     if block_tables.view(np.uint64).max(initial=0) >= num_blocks:
         is_missing = (block_tables < 0) | (block_tables >= num_blocks)  # [num_seqs, max_blocks]
         blocks_read = -(-context_lens // block_size)  # [num_seqs]
-        is_read = np.arange(block_tables.shape[1]) < blocks_read[:, None]  # [num_seqs, max_blocks]
+        blocks_behind = np.maximum(context_lens - query_lens + 1 - window, 0) // block_size  # [num_seqs]
+        columns = np.arange(block_tables.shape[1])  # [max_blocks]
+        is_read = (blocks_behind[:, None] <= columns) & (columns < blocks_read[:, None])  # [num_seqs, max_blocks]
         require(
             not (is_missing & is_read).any(),
             lambda: f"block_tables points outside the cache, which has blocks 0 to {num_blocks - 1}.",

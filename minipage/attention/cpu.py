@@ -45,14 +45,15 @@ def paged_attention(
     scale: float,
     k_scales: Floats | None = None,
     v_scales: Floats | None = None,
+    window: int | None = None,
 ) -> Floats:
     """Attention of a ragged batch over K and V in blocks; arguments, shapes and dtypes: `minipage.attention.arguments`.
 
     Raises KernelArgumentError if they do not fit together. The first call ever compiles for some seconds; the machine
     code is then kept in numba's cache on disk.
     """
-    q, k_cache, v_cache, tables, scale, k_scales, v_scales = check_arguments(
-        q, k_cache, v_cache, block_tables, context_lens, query_start_loc, scale, k_scales, v_scales
+    q, k_cache, v_cache, tables, scale, k_scales, v_scales, window = check_arguments(
+        q, k_cache, v_cache, block_tables, context_lens, query_start_loc, scale, k_scales, v_scales, window
     )
     _, block_size, num_kv_heads, head_size = k_cache.shape
     out = np.empty(q.shape, q.dtype)  # [num_tokens, num_heads, head_size]
@@ -66,7 +67,7 @@ def paged_attention(
     query_lens = tables.query_start_loc[1:] - tables.query_start_loc[:-1]  # [num_seqs]
     is_prefill = query_lens >= (MANY if head_size % LANES == 0 else 1)  # [num_seqs]
     is_decode = (query_lens > 0) & ~is_prefill  # [num_seqs]
-    arguments = as_they_lie(q), k, v, *scales, block_size, *tables, q.dtype.type(scale), out
+    arguments = as_they_lie(q), k, v, *scales, block_size, *tables, q.dtype.type(scale), window, out
     if is_decode.any():
         decode(*arguments, np.flatnonzero(is_decode), numba.get_num_threads())
     if is_prefill.any():

@@ -29,9 +29,10 @@ STEP = LANES  # of them at a time, so that a head's scores are one vector
 
 @compiled_parallel
 def decode(
-    q, k, v, k_scales, v_scales, block_size, block_tables, context_lens, query_start_loc, scale, out, seqs, num_threads
-):
-    pieces = cut_contexts(context_lens, query_start_loc, seqs)  # [num_pieces, 4]
+    q, k, v, k_scales, v_scales, block_size, block_tables, context_lens, query_start_loc, scale, window, out, seqs,
+    num_threads,
+):  # fmt: skip
+    pieces = cut_contexts(context_lens, query_start_loc, seqs, window)  # [num_pieces, 4]
     highest = np.empty((len(pieces), q.shape[1]), q.dtype)  # [num_pieces, num_heads]
     total = np.empty((len(pieces), q.shape[1]), q.dtype)  # [num_pieces, num_heads]
     acc = np.empty((len(pieces), *q.shape[1:]), q.dtype)  # [num_pieces, num_heads, head_size]
@@ -40,6 +41,7 @@ def decode(
         begin, end = share * len(pieces) // num_shares, (share + 1) * len(pieces) // num_shares
         for p in range(begin, end):
             seq, token, start, visible = pieces[p]
+            start += max(0, visible - window)
             block_table, results = block_tables[seq], (highest[p], total[p], acc[p])
             attend_piece(q[token], k, v, k_scales, v_scales, block_size, block_table, start, visible, scale, *results)
         for p in range(begin, end):
@@ -56,19 +58,20 @@ def decode(
 
 
 @compiled
-def cut_contexts(context_lens, query_start_loc, seqs):
-    """[num_pieces, 4]: (sequence, query, start, visible): of `visible` tokens that it sees, PIECE from `start` on."""
+def cut_contexts(context_lens, query_start_loc, seqs, window):
+    """[num_pieces, 4]: (sequence, query, start, visible): of the last `window` of its first `visible` tokens, PIECE
+    from number `start` on."""
     num_pieces = 0
     for seq in seqs:
         num_queries = query_start_loc[seq + 1] - query_start_loc[seq]
-        num_pieces += num_queries * (context_lens[seq] // PIECE + 1)  # or a few less
+        num_pieces += num_queries * (min(window, context_lens[seq]) // PIECE + 1)  # or a few less
     pieces = np.empty((num_pieces, 4), np.int64)  # [num_pieces, 4]
     p = 0
     for seq in seqs:
         # The last query of a sequence sees its whole context, the one before it one token less, and so on.
         for token in range(query_start_loc[seq], query_start_loc[seq + 1]):
             visible = context_lens[seq] - (query_start_loc[seq + 1] - 1 - token)
-            for start in range(0, visible, PIECE):
+            for start in range(0, min(window, visible), PIECE):
                 pieces[p, 0], pieces[p, 1], pieces[p, 2], pieces[p, 3] = seq, token, start, visible
                 p += 1
     return pieces[:p]

@@ -40,13 +40,14 @@ def paged_attention(
     scale: float,
     k_scales: Floats | None = None,
     v_scales: Floats | None = None,
+    window: int | None = None,
 ) -> Floats:
     """Attention of a ragged batch over K and V in blocks; arguments, shapes and dtypes: `minipage.attention.arguments`.
 
     Raises KernelArgumentError if they do not fit together.
     """
-    q, k_cache, v_cache, tables, scale, k_scales, v_scales = check_arguments(
-        q, k_cache, v_cache, block_tables, context_lens, query_start_loc, scale, k_scales, v_scales
+    q, k_cache, v_cache, tables, scale, k_scales, v_scales, window = check_arguments(
+        q, k_cache, v_cache, block_tables, context_lens, query_start_loc, scale, k_scales, v_scales, window
     )
     out = np.empty(q.shape, q.dtype)  # [num_tokens, num_heads, head_size]
     if out.size == 0:
@@ -57,13 +58,13 @@ def paged_attention(
         unsigned = f"u{k_cache.itemsize}"
         k_cache, v_cache = k_cache.view(unsigned), v_cache.view(unsigned)  # shapes as before
     k_scales, v_scales = (None if a is None else as_they_lie(a) for a in (k_scales, v_scales))
-    attend_batch(as_they_lie(q), k_cache, v_cache, *tables, scale, meanings, k_scales, v_scales, out)
+    attend_batch(as_they_lie(q), k_cache, v_cache, *tables, scale, meanings, k_scales, v_scales, window, out)
     return out
 
 
 @compiled
 def attend_batch(
-    q, k_cache, v_cache, block_tables, context_lens, query_start_loc, scale, meanings, k_scales, v_scales, out
+    q, k_cache, v_cache, block_tables, context_lens, query_start_loc, scale, meanings, k_scales, v_scales, window, out
 ):
     """Every query of every sequence, in every head; meanings: of the codes in a narrow cache, or None."""
     num_heads, group = q.shape[1], q.shape[1] // k_cache.shape[2]
@@ -74,16 +75,16 @@ def attend_batch(
             for head in range(num_heads):
                 attend(
                     q[row, head], k_cache, v_cache, block_tables[seq], visible, head // group, scale,
-                    meanings, k_scales, v_scales, out[row, head],
+                    meanings, k_scales, v_scales, window, out[row, head],
                 )  # fmt: skip
 
 
 @compiled
-def attend(q, k_cache, v_cache, block_table, visible, kv_head, scale, meanings, k_scales, v_scales, out):
-    """One query in one head, [head_size], looks at the first `visible` tokens of its sequence; out: [head_size]."""
+def attend(q, k_cache, v_cache, block_table, visible, kv_head, scale, meanings, k_scales, v_scales, window, out):
+    """One query in one head, [head_size], sees the last `window` of the first `visible` tokens; out: [head_size]."""
     block_size, head_size = k_cache.shape[1], len(q)
     highest, total, acc = -np.inf, 0.0, np.zeros(head_size)  # acc: [head_size]
-    for token in range(visible):
+    for token in range(max(0, visible - window), visible):
         place = block_table[token // block_size], token % block_size, kv_head  # block, offset, head
         k, v = k_cache[place], v_cache[place]  # each [head_size]
         score = 0.0

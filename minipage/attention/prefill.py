@@ -17,14 +17,16 @@ QUERIES, KEYS = 64, 64  # a tile of a prefill
 
 
 @compiled_parallel
-def prefill(q, k, v, k_scales, v_scales, block_size, block_tables, context_lens, query_start_loc, scale, out, seqs):
+def prefill(
+    q, k, v, k_scales, v_scales, block_size, block_tables, context_lens, query_start_loc, scale, window, out, seqs
+):
     tiles = cut_queries(query_start_loc, seqs)  # [num_tiles, 3]
     for item in numba.prange(k.shape[1] * len(tiles)):  # heads vary slowest: each thread gets a share of every text
         kv_head = item // len(tiles)
         seq, begin, end = tiles[item % len(tiles)]
         visible = context_lens[seq] - (query_start_loc[seq + 1] - end)  # to the last query of the tile
-        queries, block_table = q[begin:end], block_tables[seq]
-        attend_tile(queries, k, v, k_scales, v_scales, block_size, block_table, visible, kv_head, scale, out[begin:end])
+        queries, table, own = q[begin:end], block_tables[seq], out[begin:end]
+        attend_tile(queries, k, v, k_scales, v_scales, block_size, table, visible, kv_head, scale, window, own)
 
 
 @compiled
@@ -43,10 +45,10 @@ def cut_queries(query_start_loc, seqs):
 
 
 @compiled
-def attend_tile(q, k, v, k_scales, v_scales, block_size, block_table, visible, kv_head, scale, out):
+def attend_tile(q, k, v, k_scales, v_scales, block_size, block_table, visible, kv_head, scale, window, out):
     """Queries that follow each other, [queries, num_heads, head_size], in the heads that share a head of K and V.
 
-    The last of them sees `visible` tokens, the one before it one less, and so on.
+    The last of them sees the last `window` of the first `visible` tokens, the one before it one less far, and so on.
     """
     num_queries, num_heads, head_size = q.shape
     group = num_heads // k.shape[1]
@@ -64,7 +66,7 @@ def attend_tile(q, k, v, k_scales, v_scales, block_size, block_table, visible, k
     highest = np.full(len(rows), -np.inf, q.dtype)  # [rows]
     total = np.zeros(len(rows), q.dtype)  # [rows]
     acc = np.zeros(rows.shape, q.dtype)  # [rows, width]
-    for start in range(0, visible, KEYS):
+    for start in range(max(0, visible - num_queries + 1 - window), visible, KEYS):
         find_slots(block_table, block_size, start, visible, slots)
         gather(k, k_scales, slots, kv_head, keys)
         gather(v, v_scales, slots, kv_head, values)
@@ -75,9 +77,10 @@ def attend_tile(q, k, v, k_scales, v_scales, block_size, block_table, visible, k
         scores[begin:] = 0
         add_product(rows, keys_transposed, begin, num_rows, scores)
         for r in range(begin, num_rows):
-            num_visible = min(KEYS, visible - num_queries + 1 + r // group - start)
-            if num_visible > 0:
-                highest[r], total[r], shrink = softmax_step(scores[r], num_visible, highest[r], total[r])
+            num_visible = visible - num_queries + 1 + r // group - start  # counted from the first of these keys
+            first, stop = max(0, num_visible - window), min(KEYS, num_visible)
+            if first < stop:
+                highest[r], total[r], shrink = softmax_step(scores[r], first, stop, highest[r], total[r])
                 for d in range(width):
                     acc[r, d] *= shrink
             else:
@@ -89,20 +92,20 @@ def attend_tile(q, k, v, k_scales, v_scales, block_size, block_table, visible, k
 
 
 @compiled
-def softmax_step(scores, num_visible, highest, total):
-    """Turn a row of scores into weights, those from `num_visible` on into 0.
+def softmax_step(scores, first, stop, highest, total):
+    """Turn a row of scores into weights, those before `first` and from `stop` on into 0.
 
     Gives the new highest and total, and what to multiply everything with that was summed up before.
     """
     new_highest = highest
-    for j in range(num_visible):
+    for j in range(first, stop):
         new_highest = max(new_highest, scores[j])
     shrink = exp(highest - new_highest)
     new_total = total * shrink
     for j in range(len(scores)):
         scores[j] = exp(scores[j] - new_highest)
-    for j in range(num_visible, len(scores)):
-        scores[j] = 0
+    scores[:first] = 0
+    scores[stop:] = 0
     for j in range(len(scores)):
         new_total += scores[j]
     return new_highest, new_total, shrink

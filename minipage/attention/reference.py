@@ -23,13 +23,14 @@ def paged_attention(
     scale: float,
     k_scales: Floats | None = None,
     v_scales: Floats | None = None,
+    window: int | None = None,
 ) -> Floats:
     """Attention of a ragged batch over K and V in blocks; arguments, shapes and dtypes: `minipage.attention.arguments`.
 
     Raises KernelArgumentError if they do not fit together.
     """
-    q, k_cache, v_cache, tables, scale, k_scales, v_scales = check_arguments(
-        q, k_cache, v_cache, block_tables, context_lens, query_start_loc, scale, k_scales, v_scales
+    q, k_cache, v_cache, tables, scale, k_scales, v_scales, window = check_arguments(
+        q, k_cache, v_cache, block_tables, context_lens, query_start_loc, scale, k_scales, v_scales, window
     )
     block_tables, context_lens, query_start_loc = tables
     num_heads, (_, block_size, num_kv_heads, head_size) = q.shape[1], k_cache.shape
@@ -38,20 +39,22 @@ def paged_attention(
         return out
     for s, context_len in enumerate(context_lens):
         rows = slice(query_start_loc[s], query_start_loc[s + 1])
-        blocks = block_tables[s, : -(-context_len // block_size)]  # [blocks of this sequence]
+        first = max(0, context_len - len(q[rows]) + 1 - window)  # of the tokens that any of its queries sees
+        blocks = block_tables[s, first // block_size : -(-context_len // block_size)]  # [blocks]
         # k and v: each [blocks, block_size, num_kv_heads, head_size]
         k = numbers_of(k_cache[blocks], None if k_scales is None else k_scales[blocks])
         v = numbers_of(v_cache[blocks], None if v_scales is None else v_scales[blocks])
-        k = k.reshape(-1, num_kv_heads, head_size)[:context_len]  # [context_len, num_kv_heads, head_size]
-        v = v.reshape(-1, num_kv_heads, head_size)[:context_len]  # [context_len, num_kv_heads, head_size]
-        k, v = (a.repeat(num_heads // num_kv_heads, axis=1) for a in (k, v))  # each [context_len, num_heads, head_size]
-        scores = np.einsum("qhd,khd->hqk", q[rows], k) * scale  # [num_heads, queries, context_len]
-        key_positions = np.arange(context_len)  # [context_len]
-        query_positions = key_positions[context_len - len(q[rows]) :]  # [queries]; they are the last tokens
-        visible = key_positions <= query_positions[:, None]  # [queries, context_len]
-        scores = np.where(visible, scores, -np.inf)  # [num_heads, queries, context_len]
+        keys = slice(first % block_size, first % block_size + context_len - first)  # of the tokens in these blocks
+        k = k.reshape(-1, num_kv_heads, head_size)[keys]  # [keys, num_kv_heads, head_size]
+        v = v.reshape(-1, num_kv_heads, head_size)[keys]  # [keys, num_kv_heads, head_size]
+        k, v = (a.repeat(num_heads // num_kv_heads, axis=1) for a in (k, v))  # each [keys, num_heads, head_size]
+        scores = np.einsum("qhd,khd->hqk", q[rows], k) * scale  # [num_heads, queries, keys]
+        key_positions = np.arange(first, context_len)  # [keys]
+        query_positions = np.arange(context_len - len(q[rows]), context_len)[:, None]  # [queries, 1]; the last tokens
+        visible = (query_positions - window < key_positions) & (key_positions <= query_positions)  # [queries, keys]
+        scores = np.where(visible, scores, -np.inf)  # [num_heads, queries, keys]
         highest = scores.max(axis=-1, keepdims=True, initial=-np.inf)  # [num_heads, queries, 1]
-        weights = np.exp(scores - highest)  # [num_heads, queries, context_len]
-        weights /= weights.sum(axis=-1, keepdims=True)  # [num_heads, queries, context_len]
+        weights = np.exp(scores - highest)  # [num_heads, queries, keys]
+        weights /= weights.sum(axis=-1, keepdims=True)  # [num_heads, queries, keys]
         out[rows] = np.einsum("hqk,khd->qhd", weights, v)  # [queries, num_heads, head_size]
     return out

@@ -17,6 +17,7 @@ DRAWN: dict[str, Any] = {"temperature": 0.2, "top_p": 0.9}  # as SmolLM2's maker
 DEFAULTS: Defaults = {  # as the help tells them, where they are not those of `generate`
     **DRAWN,
     "max_tokens": "up to the end of the context",
+    "enable_prefix_caching": "on",  # or each turn would compute the whole conversation anew
 }
 
 
@@ -25,10 +26,7 @@ def add_chat(parser: argparse.ArgumentParser, defaults: Defaults) -> None:
     parser.add_argument("--system", metavar="TEXT", help="what the model is told first, instead of its template's own")
     defaults = defaults | DEFAULTS | {"model": MODEL}
     add_options(parser.add_argument_group("what is answered"), CHAT, defaults)
-    engine = parser.add_argument_group("the engine")
-    add_options(engine, ENGINE, defaults)
-    engine.add_argument("--no-enable-prefix-caching", action="store_false", dest="enable_prefix_caching",
-                        default=argparse.SUPPRESS, help="compute the whole conversation anew in each turn")  # fmt: skip
+    add_options(parser.add_argument_group("the engine"), ENGINE, defaults)
     parser.set_defaults(command=run_chat)
 
 

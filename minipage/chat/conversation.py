@@ -14,7 +14,7 @@ from collections.abc import Generator
 from contextlib import closing
 from typing import TYPE_CHECKING, NamedTuple
 
-from minipage.engine.prompts import chat_prompts
+from minipage.engine.conversations import chat_prompts
 from minipage.errors import count
 from minipage.trace.recording.events import join
 

@@ -87,7 +87,7 @@ class AsyncLLM:
         prompt = await asyncio.to_thread(self.engine.read_prompt, prompt, params)  # may take its time
         mailbox = Mailbox(request_id, asyncio.get_running_loop())
         try:
-            self._submit(mailbox, prompt, params, priority, cache_salt)
+            self._submit(mailbox, prompt, params, request_id, priority, cache_salt)
             while not mailbox.is_over:
                 await mailbox.arrived.wait()
                 if output := mailbox.take():
@@ -107,7 +107,8 @@ class AsyncLLM:
         self.check_alive()
         mailbox = Mailbox(request_id, None)
         try:
-            self._submit(mailbox, self.engine.read_prompt(prompt, params), params, priority, cache_salt)
+            prompt = self.engine.read_prompt(prompt, params)
+            self._submit(mailbox, prompt, params, request_id, priority, cache_salt)
             while not mailbox.is_over:
                 mailbox.arrived.wait()
                 if output := mailbox.take():
@@ -229,11 +230,12 @@ class AsyncLLM:
             order()
         return not self._is_stopping
 
-    def _add(self, mailbox: Mailbox, prompt: Prompt, params: SamplingParams | None, priority: int, salt: str) -> None:
+    def _add(self, mailbox: Mailbox, *request: Any) -> None:
+        """request: what `add_request` takes."""
         if mailbox.is_over:  # its reader has gone already
             return
         try:
-            request_id = self.engine.add_request(prompt, params, mailbox.request_id, priority, salt)
+            request_id = self.engine.add_request(*request)
         except Exception as error:
             self._tell([(mailbox, error)])
         else:

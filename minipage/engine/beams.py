@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from copy import copy
 from itertools import count
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,8 +25,8 @@ class Beams(NamedTuple):
 class BeamRequest(Request):
     """The `beam_width` best texts that beam search finds. Beams share blocks, branch, and die."""
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def __post_init__(self) -> None:
+        super().__post_init__()
         search = BeamSearch(
             width=self.group.max_num_seqs,
             length_penalty=self.params.length_penalty,

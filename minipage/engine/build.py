@@ -2,61 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, get_args
 
 import numpy as np
 
 from minipage.attention import cpu, loops, reference
-from minipage.attention.quantize import kv_dtype
 from minipage.errors import ConfigurationError, shown
-from minipage.memory import BlockPool, PrefixCache
-from minipage.model.architecture import Architecture
-from minipage.model.place import Progress, place_model
-from minipage.model.stored_weights import Weights
+from minipage.memory import BlockPool
+from minipage.model.architecture import Model
 from minipage.sampling import is_whole
-from minipage.scheduling import POLICIES, Policy, Preemption, Scheduler
+from minipage.scheduling import Preemption
 from minipage.worker.batch import PagedAttention
 from minipage.worker.runner import Limits, ModelRunner
 
+DEFAULT_SWAP_SPACE = "256MiB"
 ATTENTION = {"cpu": cpu.paged_attention, "loops": loops.paged_attention, "reference": reference.paged_attention}
 
 
-def check_settings(
-    seed: Any, num_blocks: object, memory: object, enable_prefix_caching: object, enforce_eager: object
-) -> None:
-    """Raise ConfigurationError for what no part would notice."""
+SCHEDULER_OPTIONS = (  # what a scheduler is made from
+    "max_num_seqs", "max_num_batched_tokens", "block_pool", "block_size", "num_blocks", "memory",
+    "enable_prefix_caching", "preemption", "swap_space", "policy", "watermark",
+)  # fmt: skip
+POOL_OPTIONS = "block_size", "num_blocks", "memory"
+
+
+def check_options(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Raise ConfigurationError for options of LLM that no part would refuse: a wrong value, or one that has no effect.
+
+    given: all of them, by name.
+    """
+    seed, num_blocks, memory = given["seed"], given["num_blocks"], given["memory"]
     if not (seed is None or (is_whole(seed) and seed >= 0)):
         raise ConfigurationError(f"seed is {shown(seed)}; it must be None or a whole number of at least 0.")
     if num_blocks is not None and memory is not None:
         raise ConfigurationError(f"num_blocks is {shown(num_blocks)} and memory {shown(memory)}: give one of the two.")
-    for name, switch in (("enable_prefix_caching", enable_prefix_caching), ("enforce_eager", enforce_eager)):
-        if not isinstance(switch, bool | np.bool):
-            raise ConfigurationError(f"{name} is {shown(switch)}; it must be True or False.")
+    for name in ("enable_prefix_caching", "enforce_eager"):
+        if not isinstance(given[name], bool | np.bool):
+            raise ConfigurationError(f"{name} is {shown(given[name])}; it must be True or False.")
+    if given["scheduler"] is not None and not callable(given["scheduler"]):
+        refuse_overridden("scheduler", SCHEDULER_OPTIONS, given, defaults)
+    elif given["block_pool"] is not None:
+        refuse_overridden("block_pool", POOL_OPTIONS, given, defaults)
 
 
-class SchedulerOptions(NamedTuple):
-    """The options of LLM that a scheduler is made from."""
-
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    block_pool: BlockPool | None
-    block_size: int
-    num_blocks: int | None
-    memory: int | str | None
-    enable_prefix_caching: bool
-    preemption: Preemption
-    swap_space: int | str
-    policy: str | Policy
-    watermark: float
-
-
-def refuse_overridden(options: SchedulerOptions, scheduler: Scheduler | None, defaults: Mapping[str, Any]) -> None:
-    """Raise ConfigurationError if a scheduler or a pool that is ready comes together with options it makes void."""
-    part, void = "scheduler", [name for name, value in options._asdict().items() if value != defaults[name]]
-    if scheduler is None:
-        part, void = "block_pool", [name for name in void if name in ("block_size", "num_blocks", "memory")]
-    if void and not (scheduler is None and options.block_pool is None):
+def refuse_overridden(part: str, options: Iterable[str], given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Raise ConfigurationError if a part that is ready comes together with options that it makes void."""
+    if void := [name for name in options if given[name] != defaults[name]]:
         raise ConfigurationError(
             f"{', '.join(void)} would have no effect, because the {part} that is handed in has settings of its own. "
             f"Leave out one or the other."
@@ -75,63 +67,43 @@ def context_len(max_model_len: int | None, longest: int) -> int:
 
 
 def make_runner(
-    architecture: Architecture,
-    weights: Weights,
-    limits: Limits,
-    *,
-    device: str,
-    arrays: str | None,
-    dtype: str,
-    kv_cache_dtype: str,
+    model: Model,
+    kv_dtype: type,
     attention: str | PagedAttention | None,
+    limits: Limits,
+    device: str,
     gpu_memory_utilization: float,
     enforce_eager: bool,
-    progress: Progress | None,
 ) -> ModelRunner:
-    """The model on its device, and what runs it there; for the arguments see LLM."""
-    arrays = arrays or ("numpy" if device == "cpu" else "torch")
-    model = place_model(architecture, weights, arrays, dtype, device, progress)
-    kept_as = kv_dtype(dtype if kv_cache_dtype == "auto" else kv_cache_dtype)
+    """What runs a model on its device; for the arguments see LLM."""
     if device == "cpu":
-        return ModelRunner(model, kept_as, find(attention, ATTENTION, "attention"))
+        return ModelRunner(model, kv_dtype, find(attention, ATTENTION, "attention"))
     from minipage.worker.gpu import gpu_runner  # what a CPU does not need is not even loaded
 
-    return gpu_runner(model, kept_as, attention, limits, gpu_memory_utilization, enforce_eager)
+    return gpu_runner(model, kv_dtype, attention, limits, gpu_memory_utilization, enforce_eager)
 
 
-def make_scheduler(
-    runner: ModelRunner, options: SchedulerOptions, scheduler: Callable[..., Scheduler] = Scheduler
-) -> Scheduler:
-    """A scheduler with its pools; how many blocks a memory holds, the runner knows."""
-    block_pool, block_size, preemption = options.block_pool, options.block_size, options.preemption
-    if block_pool is None:
-        num_blocks = options.num_blocks
-        room = runner.blocks_that_fit(options.memory, block_size) if num_blocks is None else num_blocks
-        block_pool = make_pool(room, block_size, "num_blocks")
-    if preemption in ("swap", "auto") and options.swap_space in (0, "0"):
-        preemption = "recompute"
-    swap_pool = None
-    if preemption != "recompute":
-        swap_space = "256MiB" if options.swap_space is None else options.swap_space
-        num_swap_blocks = runner.blocks_that_fit(swap_space, block_pool.block_size, "swap_space")
-        swap_pool = make_pool(num_swap_blocks, block_pool.block_size, "swap_space")
-    return scheduler(
-        block_pool,
-        options.max_num_seqs,
-        options.max_num_batched_tokens,
-        policy=find(options.policy, POLICIES, "policy"),
-        prefix_cache=PrefixCache(block_pool) if options.enable_prefix_caching else None,
-        swap_pool=swap_pool,
-        preemption=preemption,
-        watermark=options.watermark,
-    )
-
-
-def make_pool(num_blocks: int, block_size: int, name: str) -> BlockPool:
+def make_block_pool(
+    runner: ModelRunner, block_size: int, num_blocks: int | None, memory: int | str | None, option: str = "memory"
+) -> BlockPool:
+    """A pool of `num_blocks`, or of as many as `memory`, which is called `option`, has room for."""
+    if num_blocks is None:
+        num_blocks = runner.blocks_that_fit(memory, block_size, option)
     try:
         return BlockPool(num_blocks, block_size)
     except (MemoryError, OverflowError) as error:  # the pool's own lists; K and V take much more
-        raise ConfigurationError(f"{name} asks for {num_blocks:.3g} blocks, which no memory can hold.") from error
+        asking = "num_blocks" if option == "memory" else option
+        raise ConfigurationError(f"{asking} asks for {num_blocks:.3g} blocks, which no memory can hold.") from error
+
+
+def make_swap_pool(
+    runner: ModelRunner, block_size: int, preemption: Preemption, swap_space: int | str | None
+) -> tuple[Preemption, BlockPool | None]:
+    """How groups are preempted, and the pool that their blocks are saved in: without swap space there is none."""
+    if preemption == "recompute" or (preemption in get_args(Preemption) and swap_space in (0, "0")):
+        return "recompute", None
+    memory = DEFAULT_SWAP_SPACE if swap_space is None else swap_space
+    return preemption, make_block_pool(runner, block_size, None, memory, "swap_space")
 
 
 def find(choice: str | Callable[..., Any] | None, named: dict[str, Any], what: str) -> Any:

@@ -1,10 +1,15 @@
-"""One generated text as the user sees it: decoded, watched for stop strings, finished for a reason."""
+"""One generated text as the user sees it: decoded, and finished for a reason.
+
+A text ends with a stop token (its own, or the model's), a stop string (stop_strings.py), the end of what its grammar
+allows, or its length.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from minipage.engine.detokenizer import Detokenizer
+from minipage.engine.stop_strings import StopStrings
 from minipage.model.tokenizer import Tokenizer, without_surrogates
 from minipage.sampling import Grammar, Logprob, SamplingParams
 from minipage.scheduling import Sequence
@@ -24,27 +29,19 @@ class CompletionOutput:
     score: float | None = None  # of a beam: cumulative_logprob / length ** length_penalty
 
 
+@dataclass(eq=False, repr=False)
 class Completion:
     """The text of one sampled sequence so far, and the rule that ends it."""
 
-    def __init__(
-        self,
-        index: int,
-        seq: Sequence,
-        params: SamplingParams,
-        stop_token_ids: frozenset[int],
-        max_num_tokens: int,
-        tokenizer: Tokenizer | None,
-        grammar: Grammar | None = None,
-    ) -> None:
-        self.index = index
-        self.seq = seq
-        self._params = params
-        self._stop_token_ids = stop_token_ids
-        self._max_num_tokens = max_num_tokens
-        self._tokenizer = tokenizer
-        self._grammar_at_first = grammar  # what the text has to look like, before its first token
-        self._stop_strings = tuple(map(without_surrogates, params.stop_strings))
+    index: int
+    seq: Sequence
+    params: SamplingParams
+    stop_token_ids: frozenset[int]
+    max_num_tokens: int
+    tokenizer: Tokenizer | None
+    grammar_at_first: Grammar | None = None  # what the text has to look like, before its first token
+
+    def __post_init__(self) -> None:
         self._logprobs: list[dict[int, Logprob]] = []
         self._begin()
 
@@ -56,6 +53,15 @@ class Completion:
         self.seq.token_ids.append(token_id)  # from here on it counts, and all else follows from it
         self._follow()
 
+    def grammar_after(self, ahead: list[int]) -> Grammar | None:
+        """What the text has to look like after these further tokens."""
+        if not (self.grammar and ahead):
+            return self.grammar
+        grammar = self.grammar.copy()
+        for token_id in ahead:
+            grammar.advance(token_id)
+        return grammar
+
     def restore(self) -> None:
         """Something failed half way: work out text and finish reason anew, from the tokens that count."""
         self.seq.finished = False
@@ -64,11 +70,11 @@ class Completion:
 
     def _begin(self) -> None:
         self.finish_reason: str | None = None
-        self.grammar = self._grammar_at_first and self._grammar_at_first.copy()  # after the tokens seen
-        self._detokenizer = Detokenizer(self._tokenizer, self._params.skip_special_tokens)
+        self.grammar = self.grammar_at_first and self.grammar_at_first.copy()  # after the tokens seen
+        self._detokenizer = Detokenizer(self.tokenizer, self.params.skip_special_tokens)
         self._num_seen = 0  # tokens that text and finish reason take account of
-        self._num_searched = 0  # characters of the text in which no stop string ends
-        self._text_end: int | None = None  # where the text is cut off, if a stop string ended it
+        strings = tuple(map(without_surrogates, self.params.stop_strings))
+        self._stop_strings = StopStrings(strings, self.params.include_stop_str_in_output)
         self._stop_reason: int | str | None = None
 
     def _follow(self) -> None:
@@ -79,29 +85,29 @@ class Completion:
             self._see(token_id)
 
     def _see(self, token_id: int) -> None:
-        is_stop_token = self._may_stop and token_id in self._stop_token_ids
-        if not is_stop_token or self._params.include_stop_str_in_output:
+        is_stop_token = self._may_stop and token_id in self.stop_token_ids
+        if not is_stop_token or self.params.include_stop_str_in_output:
             self._detokenizer.add(token_id)
         self._look_for_stop_strings()
         if is_stop_token and self._stop_reason is None:
             self._stop_reason = token_id
         if self._stop_reason is not None or (self.grammar and self.grammar.is_complete):
             self.finish("stop")
-        elif self.seq.num_prompt_tokens + self._num_seen >= self._max_num_tokens:
+        elif self.seq.num_prompt_tokens + self._num_seen >= self.max_num_tokens:
             self.finish("length")
 
     def finish(self, reason: str) -> None:
         """Nothing more will come: "stop", "length", "abort" or "error"."""
         self._detokenizer.flush()
         self._look_for_stop_strings()  # in what was held back until now
-        is_cut = self._text_end is not None and reason == "length"
+        is_cut = self._stop_strings.found is not None and reason == "length"
         self.finish_reason = "stop" if is_cut else reason
         self.seq.finished = True
 
     def output(self) -> CompletionOutput:
         """What the user may see now."""
         token_ids = self.seq.output_token_ids
-        logprobs = None if self._params.logprobs is None else self._logprobs[: len(token_ids)]
+        logprobs = None if self.params.logprobs is None else self._logprobs[: len(token_ids)]
         return CompletionOutput(
             index=self.index,
             text=self._visible_text(),
@@ -114,26 +120,13 @@ class Completion:
 
     @property
     def _may_stop(self) -> bool:
-        return self._num_seen >= self._params.min_tokens
+        return self._num_seen >= self.params.min_tokens
 
     def _look_for_stop_strings(self) -> None:
-        """Whether the text that is new ends one; of several the one that begins first ends the text."""
-        if self._text_end is not None:
-            return
-        text, begin = self._detokenizer.text, self._num_searched
-        self._num_searched = len(text)
-        places = [(text.find(stop, max(0, begin - len(stop) + 1)), stop) for stop in self._stop_strings]
-        found = [(place, stop) for place, stop in places if place >= 0 and self._may_stop]
-        if found:
-            place, self._stop_reason = min(found, key=lambda pair: pair[0])
-            is_kept = self._params.include_stop_str_in_output
-            self._text_end = place + len(self._stop_reason) if is_kept else place
+        self._stop_strings.look(self._detokenizer.text, self._may_stop)
+        if self._stop_strings.found is not None:
+            self._stop_reason = self._stop_strings.found
 
     def _visible_text(self) -> str:
-        """The text up to its end, which is held back while it could still be the beginning of a stop string."""
         text = self._detokenizer.text
-        if self.finish_reason is not None:
-            return text[: self._text_end]
-        is_cut = self._stop_strings and not self._params.include_stop_str_in_output
-        longest = max(map(len, self._stop_strings)) if is_cut else 1
-        return text[: max(0, len(text) - (longest - 1))]
+        return self._stop_strings.visible(text) if self.finish_reason is None else text[: self._stop_strings.end]

@@ -11,22 +11,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from itertools import count
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from minipage.attention import KVCache
 from minipage.engine.changes import Changes, Result
 from minipage.engine.intake import Intake, saying_which
 from minipage.engine.prompts import Prompt
 from minipage.engine.request import Choice, NextToken, Request, RequestOutput
-from minipage.engine.stats import Stats
 from minipage.errors import InvalidRequestError
-from minipage.model.architecture import Model
 from minipage.sampling import SamplingParams
 from minipage.scheduling import Scheduler, Sequence, StepPlan
 from minipage.scheduling.scheduler import claim
 from minipage.worker.runner import ModelRunner
+
+if TYPE_CHECKING:
+    from minipage.engine.stats import Stats
 
 NextTokens: TypeAlias = dict[Request, list[NextToken]]  # what each request chose in one step
 
@@ -41,23 +41,27 @@ class Engine:
         runner: computes; the blocks' memory is made here.
         scheduler: decides; it serves this engine alone from now on.
         intake: reads what users hand in.
+        stats: counts what is done, for whoever asks.
         seed: makes the requests that have no seed of their own repeatable, too.
     """
 
-    def __init__(self, runner: ModelRunner, scheduler: Scheduler, intake: Intake, seed: int | None = None) -> None:
+    def __init__(
+        self, runner: ModelRunner, scheduler: Scheduler, intake: Intake, stats: Stats, seed: int | None = None
+    ) -> None:
         claim(scheduler, self, "scheduler")
         self.runner = runner
         self.scheduler = scheduler
         self.block_pool = scheduler.block_pool
-        self.runner.allocate(scheduler.block_pool, scheduler.swap_pool)
+        self.model = runner.model
+        runner.allocate(scheduler.block_pool, scheduler.swap_pool)
+        self.kv_cache, self.swap_cache = runner.kv_cache, runner.swap_cache
         self.requests: dict[str, Request] = {}  # those not finished yet, by request id
         self._intake = intake
         self._seeds = np.random.default_rng(seed)
         self._ids = count()
         self._news: dict[Request, None] = {}  # requests with news that nobody has seen yet, in order
-        self._claimed: set[Request] = set()  # requests whose news belong to a generate() or stream() call
         self._changes = Changes()
-        self._stats = Stats(intake.max_model_len)
+        self._stats = stats
         self._abandoned: list[Request] = []  # nobody waits for them any more; they are ended with the next change
 
     def __repr__(self) -> str:
@@ -66,18 +70,6 @@ class Engine:
             f"<{type(self).__name__}: {len(self.requests)} requests unfinished, "
             f"{pool.num_free} of {pool.num_blocks} blocks of {pool.block_size} tokens free>"
         )
-
-    @property
-    def model(self) -> Model:
-        return self.runner.model
-
-    @property
-    def kv_cache(self) -> KVCache:
-        return self.runner.kv_cache
-
-    @property
-    def swap_cache(self) -> KVCache | None:
-        return self.runner.swap_cache
 
     # ---- requests in, results out
 
@@ -145,21 +137,19 @@ class Engine:
 
     def reset_stats(self) -> None:
         """Begin to count anew."""
-        self._stats = Stats(self._intake.max_model_len)
-        self.scheduler.num_queried_tokens = self.scheduler.num_hit_tokens = 0
+        self._stats.reset(self.scheduler)
 
     def has_unfinished_requests(self) -> bool:
         """Whether another `step` is worth while: something is still to be computed, or to be told."""
         with self._changes.lock:
-            return bool(self.requests) or not self._claimed.issuperset(self._news)
+            return bool(self.requests) or not all(request.is_claimed for request in self._news)
 
     def step(self) -> list[RequestOutput]:
         """Run one step and return what is new of every request that got a token in it, finished or was aborted."""
         with self._changes.lock:
             self._changes.make(self._step, self._mend)
-            told = {request: None for request in self._news if request not in self._claimed}
-            outputs = [request.output() for request in told]
-            self._news = {request: None for request in self._news if request not in told}
+            outputs = [request.output() for request in self._news if not request.is_claimed]
+            self._news = {request: None for request in self._news if request.is_claimed}
             return outputs
 
     def between_steps(self, call: Callable[[], Result]) -> Result:
@@ -304,5 +294,4 @@ class Engine:
             if self.requests.get(request.request_id) is request:
                 self._end(request, "abort")
             self._news.pop(request, None)
-            self._claimed.discard(request)
             self._abandoned.remove(request)

@@ -4,38 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from minipage.engine.beams import BeamRequest
-from minipage.engine.prompts import Prompt, check_token_ids, read_prompt
+from minipage.engine.prompts import Prompt, read_prompt
 from minipage.engine.request import Request
 from minipage.engine.sampled import SampledRequest
-from minipage.errors import InvalidRequestError, count, shown
+from minipage.errors import InvalidRequestError, count
 from minipage.memory import BlockPool, BlockTable
 from minipage.model.tokenizer import Tokenizer
-from minipage.sampling import Grammar, GrammarCompiler, Processors, SamplingParams, is_whole
+from minipage.sampling import Grammar, GrammarCompiler, SamplingParams, check_token_ids, is_whole, make_processors
 from minipage.scheduling import Sequence, SequenceGroup
 
 
+@dataclass
 class Intake:
     """Makes requests for one engine: for its model, and for sequences in its block pool."""
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer | None,
-        vocab_size: int,
-        eos_token_ids: frozenset[int],
-        max_model_len: int,
-        block_pool: BlockPool,
-        block_table: type[BlockTable],
-    ) -> None:
-        self.tokenizer = tokenizer
-        self.vocab_size = vocab_size
-        self.eos_token_ids = eos_token_ids
-        self.max_model_len = max_model_len
-        self.block_pool = block_pool
-        self.block_table = block_table
-        self._compiler: GrammarCompiler | None = None  # of structured outputs
+    tokenizer: Tokenizer | None
+    vocab_size: int
+    eos_token_ids: frozenset[int]
+    max_model_len: int
+    block_pool: BlockPool
+    block_table: type[BlockTable]
+    sequence_group: type[SequenceGroup] = SequenceGroup
 
     def make_request(
         self, request_id: Any, prompt: Prompt, params: SamplingParams | None, priority: int = 0, cache_salt: str = ""
@@ -61,12 +55,14 @@ class Intake:
         names = [request_id] if params.n == 1 else [f"{request_id}.{i}" for i in range(params.n)]
         sequences = [Sequence(name, token_ids, self.block_table(self.block_pool)) for name in names]
         width, longest = params.beam_width or params.n, self._max_num_tokens(len(token_ids), params)
-        group = SequenceGroup(request_id, sequences, longest, width, priority, cache_salt)
+        group = self.sequence_group(request_id, sequences, longest, width, priority, cache_salt)
         if params.beam_width:
             return BeamRequest(text, params, group, stop, self.tokenizer)
         if params.prompt_logprobs is not None:
             group.unscored = range(len(token_ids) - 1)
-        processors, grammar = self._processors(params, token_ids, stop), self.grammar(params)
+        encode = self.tokenizer.encode if self.tokenizer else None
+        processors = make_processors(params, token_ids, stop, encode, self.vocab_size)
+        grammar = self.grammar(params)
         return SampledRequest(text, params, group, stop, self.tokenizer, processors=processors, grammar=grammar)
 
     def read(self, prompt: Prompt) -> dict[str, Any]:
@@ -87,43 +83,24 @@ class Intake:
             raise InvalidRequestError("min_tokens keeps all of stop_token_ids from coming, but they are all there are.")
         return stop
 
-    def _processors(self, params: SamplingParams, prompt: list[int], stop: frozenset[int]) -> Processors | None:
-        """What is done to the request's logits; None: nothing."""
-        if not Processors.are_wanted(params):
-            return None
-        check_token_ids(tuple(token for token, _ in params.logit_bias or ()), self.vocab_size, "logit_bias")
-        check_token_ids(tuple(params.allowed_token_ids or ()), self.vocab_size, "allowed_token_ids")
-        words = [self._spellings(word) for word in params.bad_words or ()]
-        return Processors(params, prompt, stop, [ids for spellings in words for ids in spellings], self.vocab_size)
-
-    def _spellings(self, word: str) -> list[list[int]]:
-        """The tokens of a word where a text begins with it, and, by vLLM's rule, where a space comes before it: if that
-        makes another first token, and no more of them."""
-        if self.tokenizer is None:
-            raise InvalidRequestError("bad_words are texts, but this model has no tokenizer to read them with.")
-        alone, spaced = (self.tokenizer.encode(space + word.lstrip(), add_special_tokens=False) for space in ("", " "))
-        if not alone:
-            raise InvalidRequestError(f"bad_words has {shown(word)}, which the tokenizer makes no token of.")
-        is_other = len(spaced) == len(alone) and spaced[0] != alone[0]
-        return [ids for ids in ([alone, spaced] if is_other else [alone]) if max(ids) < self.vocab_size]
-
     def grammar(self, params: SamplingParams) -> Grammar | None:
         """What the texts have to look like. Of what was asked for before, it is known; any thread may ask."""
-        if params.structured_outputs is None:
-            return None
+        wanted = params.structured_outputs
+        return None if wanted is None else self._compiler.compile(wanted)
+
+    @cached_property
+    def _compiler(self) -> GrammarCompiler:
+        """Made for the first who asks: for a large vocabulary it takes about a second, and few ask."""
         if self.tokenizer is None:
             raise InvalidRequestError("structured_outputs is about texts, but this model has no tokenizer.")
-        if self._compiler is None:  # takes about a second for a large vocabulary, and few ask for it
-            backend = self.tokenizer.backend.to_str()
-            self._compiler = GrammarCompiler(backend, self.vocab_size, self.eos_token_ids)
-        return self._compiler.compile(params.structured_outputs)
+        return GrammarCompiler(self.tokenizer.backend.to_str(), self.vocab_size, self.eos_token_ids)
 
     def _max_num_tokens(self, num_prompt_tokens: int, params: SamplingParams) -> int:
         """How long a sequence may get: max_tokens more than the prompt, as far as the context goes."""
         if params.max_tokens is not None:
             return min(num_prompt_tokens + params.max_tokens, self.max_model_len)
         pool, width = self.block_pool, params.beam_width or params.n
-        most = SequenceGroup.longest_that_fits(num_prompt_tokens, width, pool.num_blocks, pool.block_size)
+        most = self.sequence_group.longest_that_fits(num_prompt_tokens, width, pool.num_blocks, pool.block_size)
         return max(num_prompt_tokens + 1, min(self.max_model_len, most))
 
 

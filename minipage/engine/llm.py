@@ -8,28 +8,34 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
+from minipage.attention.quantize import kv_dtype
 from minipage.engine.build import (
-    SchedulerOptions,
-    check_settings,
+    DEFAULT_SWAP_SPACE,
+    check_options,
     context_len,
+    find,
+    make_block_pool,
     make_runner,
-    make_scheduler,
-    refuse_overridden,
+    make_swap_pool,
 )
+from minipage.engine.conversations import Conversation, chat_prompts
 from minipage.engine.engine import Engine
 from minipage.engine.intake import Intake, saying_which
-from minipage.engine.prompts import Conversation, Prompt, chat_prompts, list_prompts
+from minipage.engine.prompts import Prompt, list_prompts
 from minipage.engine.request import Request, RequestOutput
+from minipage.engine.stats import Stats
+from minipage.engine.windows import groups_for, kinds_of_sequences, make_prefix_cache
 from minipage.errors import InvalidRequestError
 from minipage.memory import BlockPool, BlockTable
 from minipage.model.checkpoint import SHIPPED_MODEL, load_model
-from minipage.model.place import Progress
+from minipage.model.place import Progress, place_model
 from minipage.sampling import SamplingParams
-from minipage.scheduling import Policy, Preemption, Scheduler
+from minipage.scheduling import POLICIES, Policy, Preemption, Scheduler
 from minipage.worker.batch import PagedAttention
 from minipage.worker.runner import Limits
 
@@ -63,7 +69,11 @@ class LLM(Engine):
         watermark: the share of the pool that is left free when a request is admitted.
         gpu_memory_utilization: the share of a GPU's memory that may be used, by everything together.
         enforce_eager: capture no CUDA graphs; slower, and easier to follow with a profiler.
+        quantization: "int8" keeps the weights of matrices in one byte a number, on a CPU; see model/layers/int8.py.
+        speculative_config: guess several tokens ahead, such as {"method": "ngram", "num_speculative_tokens": 4}; see
+            speculation.py.
         load_format: "auto", or "dummy" for random weights: then a folder needs no more than a config.json.
+        hf_overrides: settings that count instead of those in config.json, such as {"sliding_window": 64}.
         block_pool, block_table, scheduler: parts of your own instead of minipage's. `block_table` is a class. So may
             `scheduler` be: then it gets what Scheduler gets. A pool or a scheduler that is ready has sizes of its own,
             and the options that would set them are refused.
@@ -91,45 +101,55 @@ class LLM(Engine):
         kv_cache_dtype: str = "auto",
         enable_prefix_caching: bool = False,
         preemption: Preemption = "recompute",
-        swap_space: int | str = "256MiB",
+        swap_space: int | str = DEFAULT_SWAP_SPACE,
         policy: str | Policy = "fcfs",
         watermark: float = 0.0,
         gpu_memory_utilization: float = 0.9,
         enforce_eager: bool = False,
+        quantization: str | None = None,
+        speculative_config: Mapping[str, Any] | None = None,
         load_format: str = "auto",
+        hf_overrides: Mapping[str, Any] | None = None,
         block_pool: BlockPool | None = None,
         block_table: type[BlockTable] = BlockTable,
         scheduler: Scheduler | Callable[..., Scheduler] | None = None,
         progress: Progress | None = None,
     ) -> None:
-        check_settings(seed, num_blocks, memory, enable_prefix_caching, enforce_eager)
-        options = SchedulerOptions(
-            max_num_seqs, max_num_batched_tokens, block_pool, block_size, num_blocks, memory, enable_prefix_caching,
-            preemption, swap_space, policy, watermark,
-        )  # fmt: skip
-        make = scheduler if callable(scheduler) else Scheduler
-        ready = None if callable(scheduler) else scheduler
-        refuse_overridden(options, ready, DEFAULTS)
-        self.config, weights, self.tokenizer, self.eos_token_ids = load_model(model, load_format)
+        check_options(locals(), DEFAULTS)
+        self.config, weights, self.tokenizer, self.eos_token_ids = load_model(model, load_format, hf_overrides)
         self.max_model_len = context_len(max_model_len, self.config.max_model_len)
-        sizes = ready or options
-        runner = make_runner(
-            self.config,
-            weights,
-            Limits(self.max_model_len, sizes.max_num_batched_tokens, sizes.max_num_seqs),
-            device=device,
-            arrays=arrays,
-            dtype=dtype,
-            kv_cache_dtype=kv_cache_dtype,
-            attention=attention,
-            gpu_memory_utilization=gpu_memory_utilization,
-            enforce_eager=enforce_eager,
-            progress=progress,
-        )
-        ready = ready or make_scheduler(runner, options, make)
-        parts = ready.block_pool, block_table
+        arrays = arrays or ("numpy" if device == "cpu" else "torch")
+        placed = place_model(self.config, weights, arrays, dtype, device, progress, quantization)
+        ready = None if callable(scheduler) else scheduler
+        if ready:
+            max_num_seqs, max_num_batched_tokens = ready.max_num_seqs, ready.max_num_batched_tokens
+        kept_as = kv_dtype(dtype if kv_cache_dtype == "auto" else kv_cache_dtype)
+        limits = Limits(self.max_model_len, max_num_batched_tokens, max_num_seqs)
+        runner = make_runner(placed, kept_as, attention, limits, device, gpu_memory_utilization, enforce_eager)
+        runner.groups = groups_for(self.config.kv, block_table, ready)
+        if not ready:
+            if block_pool is None:
+                block_pool = make_block_pool(runner, block_size, num_blocks, memory)
+            preemption, swap_pool = make_swap_pool(runner, block_pool.block_size, preemption, swap_space)
+            make = scheduler if callable(scheduler) else Scheduler
+            ready = make(
+                block_pool,
+                max_num_seqs,
+                max_num_batched_tokens,
+                policy=find(policy, POLICIES, "policy"),
+                prefix_cache=make_prefix_cache(block_pool, runner.groups) if enable_prefix_caching else None,
+                swap_pool=swap_pool,
+                preemption=preemption,
+                watermark=watermark,
+            )
+        kinds = kinds_of_sequences(runner.groups, block_table, ready.max_num_batched_tokens)
+        parts = ready.block_pool, *kinds
         intake = Intake(self.tokenizer, self.config.vocab_size, self.eos_token_ids, self.max_model_len, *parts)
-        super().__init__(runner, ready, intake, seed)
+        super().__init__(runner, ready, intake, Stats(self.max_model_len), seed)
+        if speculative_config is not None:
+            from minipage.engine.speculation import Speculation  # what is not used is not even loaded
+
+            self.speculation = Speculation(self, speculative_config, partial(LLM, device=device))
 
     def generate(
         self, prompts: Prompt | Iterable[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
@@ -189,7 +209,8 @@ class LLM(Engine):
         """Step until these requests are done, and yield a look at each whenever it has news."""
         unfinished = dict.fromkeys(requests)
         try:
-            self._claimed.update(requests)
+            for request in requests:
+                request.is_claimed = True
             self._queue(requests)
             while unfinished:
                 with self._changes.lock:

@@ -2,21 +2,18 @@
 
 A prompt is a text; or token ids: a list, a NumPy array, a PyTorch tensor, an iterator, ...; or, as in vLLM, a dict
 {"prompt": text} or {"prompt_token_ids": ids}. With both, the ids are what counts.
-
-A conversation is a list of messages, which the model's chat template makes a prompt.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeAlias
 
 from minipage.errors import InvalidRequestError, shown
 from minipage.model.tokenizer import Tokenizer, without_surrogates
-from minipage.sampling.param_checks import as_plain, is_whole
+from minipage.sampling.param_checks import as_plain, check_token_ids, is_whole
 
 Prompt: TypeAlias = str | Iterable[int] | Mapping[str, Any]
-Conversation: TypeAlias = Sequence[Mapping[str, Any]]  # messages, such as {"role": "user", "content": "Hello"}
 
 KEYS = ("prompt", "prompt_token_ids")  # of a prompt that is a dict
 
@@ -29,46 +26,6 @@ def list_prompts(prompts: Prompt | Iterable[Prompt]) -> list[Prompt]:
         return list(as_plain(prompts))
     items = members(prompts)
     return [items] if items and is_whole(items[0]) else items
-
-
-def chat_prompts(
-    messages: Conversation | Sequence[Conversation],
-    tokenizer: Tokenizer | None,
-    add_generation_prompt: bool = True,
-    values: Mapping[str, Any] | None = None,
-) -> list[Prompt]:
-    """One conversation or many -> a prompt for each, as the model's chat template has it.
-
-    `values` are for the template. Raises InvalidRequestError if the model has none, or for messages it cannot take.
-    """
-    values = {} if values is None else values
-    if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
-        raise InvalidRequestError(f"chat_template_kwargs is {shown(values)}; it must be a dict of names and values.")
-    given: dict[str, Any] = {"add_generation_prompt": add_generation_prompt} | dict(values)
-    if taken := {"self", "messages"} & given.keys():
-        raise InvalidRequestError(f"chat_template_kwargs has {min(taken)!r}, which is no name for a value; drop it.")
-    if tokenizer is None or tokenizer.chat_template is None:
-        lacking = "tokenizer" if tokenizer is None else "chat template"
-        raise InvalidRequestError(
-            f"this model has no {lacking}, so it cannot chat. Choose a model that was trained to, such as smollm2, or "
-            "let this one continue a text with generate()."
-        )
-    is_many = is_sequence(messages) and len(messages) > 0 and is_sequence(messages[0])
-    conversations: Sequence[Any] = messages if is_many else [messages]
-    prompts: list[Prompt] = []
-    for number, conversation in enumerate(conversations):
-        try:
-            text = tokenizer.chat_template.render(conversation, **given)
-        except InvalidRequestError as error:
-            where = f"conversation {number} of {len(conversations)} (counted from 0): " if is_many else ""
-            raise InvalidRequestError(f"{where}{error}") from error
-        # The template has written what the text begins with.
-        prompts.append({"prompt": text, "prompt_token_ids": tokenizer.encode(text, add_special_tokens=False)})
-    return prompts
-
-
-def is_sequence(value: object) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
 def read_prompt(prompt: Prompt, tokenizer: Tokenizer | None, vocab_size: int) -> tuple[str | None, list[int]]:
@@ -117,10 +74,3 @@ def members(values: Any) -> list[Any]:
             f"{shown(values)} is no prompt; give a text, a list of token ids, or a list of either."
         )
     return [as_plain(value) if getattr(value, "ndim", 1) == 0 else value for value in as_plain(values)]
-
-
-def check_token_ids(token_ids: Sequence[Any], vocab_size: int, what: str) -> None:
-    """Raise InvalidRequestError unless all are tokens of the model."""
-    for token in token_ids:
-        if not is_whole(token) or not 0 <= token < vocab_size:
-            raise InvalidRequestError(f"{what} has the token id {shown(token)}; this model has 0 to {vocab_size - 1}.")

@@ -61,6 +61,7 @@ class Choice(NamedTuple):
     logits: np.ndarray | None  # [V], if the request looks at them itself
 
 
+@dataclass(eq=False, repr=False)
 class Request:
     """What sampled requests and beam searches have in common: a group of sequences, its parameters, and its end.
 
@@ -68,21 +69,17 @@ class Request:
     and `restore` works it out again if something failed half way.
     """
 
-    def __init__(
-        self,
-        prompt: str | None,
-        params: SamplingParams,
-        group: SequenceGroup,
-        stop_token_ids: frozenset[int],
-        tokenizer: Tokenizer | None,
-    ) -> None:
-        self.prompt = prompt
-        self.params = params
-        self.group = group
-        self.stop_token_ids = stop_token_ids
-        self.tokenizer = tokenizer
-        self.seed = params.seed or 0  # where random draws start; without one in params, the engine draws it
-        self.prompt_token_ids = group.leader.token_ids.copy()
+    prompt: str | None  # None: it was given as token ids
+    params: SamplingParams
+    group: SequenceGroup
+    stop_token_ids: frozenset[int]
+    tokenizer: Tokenizer | None
+
+    is_claimed = False  # its news belong to a generate() or stream() call, and not to whoever calls step()
+
+    def __post_init__(self) -> None:
+        self.seed = self.params.seed or 0  # where random draws start; without one in params, the engine draws it
+        self.prompt_token_ids = self.group.leader.token_ids.copy()
         self.ended_by: str | None = None  # "abort" or "error", if it did not come to its own end
         self.error: str | None = None  # what is the matter, in a sentence
         self.prompt_logprobs: list[dict[int, Logprob] | None] | None = None
@@ -171,9 +168,14 @@ class Request:
             self._times[event] = time.perf_counter()
 
 
+def place_of(seq: Sequence) -> str:
+    """The token that a sequence is about to get, in a sentence."""
+    return f"token {len(seq.token_ids)} (counted from 0, prompt included)"
+
+
 def not_numbers(seq: Sequence) -> RequestError:
     return RequestError(
-        f"the model's logits for token {len(seq.token_ids)} (counted from 0, prompt included) are not finite numbers. "
+        f"the model's logits for {place_of(seq)} are not finite numbers. "
         "Something overflowed (float16 holds 65,504 at most), or the model's weights are damaged: fetch them again, or "
         "use dtype='float32' and kv_cache_dtype='float32', if it does not do so already."
     )

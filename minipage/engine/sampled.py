@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
 from minipage.engine.completion import Completion, CompletionOutput
-from minipage.engine.request import Choice, NextToken, Request, not_numbers
+from minipage.engine.request import Choice, NextToken, Request, not_numbers, place_of
 from minipage.errors import RequestError
 from minipage.sampling import NO_TOKEN, Draw, Grammar, Logprob, Processors, random_number, top_logprobs
 from minipage.scheduling import Sequence
 
 
+@dataclass(eq=False, repr=False)
 class SampledRequest(Request):
-    """`n` texts, drawn independently of each other.
+    """`n` texts, drawn independently of each other."""
 
-    `processors` say what is done to their logits, if anything; `grammar` what they have to look like.
-    """
+    processors: Processors | None = None  # what is done to their logits, if anything
+    grammar: Grammar | None = None  # what they have to look like
 
-    def __init__(self, *args: Any, processors: Processors | None = None, grammar: Grammar | None = None) -> None:
-        super().__init__(*args)
-        self.processors = processors
-        self.grammar = grammar
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.params.prompt_logprobs is not None:
             self.prompt_logprobs = [None] * len(self.prompt_token_ids)  # and so it stays for the first
 
@@ -36,13 +35,15 @@ class SampledRequest(Request):
     def looks_at_logits(self) -> bool:
         return self.params.logprobs is not None
 
-    def draw(self, seq: Sequence) -> Draw:
-        text = self.texts[seq]
+    def draw(self, seq: Sequence, ahead: list[int] | None = None) -> Draw:
+        """ahead: tokens after which it is drawn, and which the sequence does not have yet."""
+        text, ahead = self.texts[seq], ahead or []
         is_greedy = self.params.temperature == 0
-        number = 0.0 if is_greedy else random_number(self.seed, text.index, len(seq.token_ids))
+        number = 0.0 if is_greedy else random_number(self.seed, text.index, len(seq.token_ids) + len(ahead))
         if self.processors is None:  # nearly always
             return Draw(self.params, number)
-        return Draw(self.params, number, self.processors.adjustment(seq.output_token_ids, text.grammar))
+        grammar = text.grammar_after(ahead)
+        return Draw(self.params, number, self.processors.adjustment([*seq.output_token_ids, *ahead], grammar))
 
     def score(self, position: int, logits: np.ndarray) -> None:
         assert self.prompt_logprobs is not None
@@ -55,14 +56,18 @@ class SampledRequest(Request):
         for seq, token_id, logits in choices:
             assert token_id is not None, "a sampled request draws all its tokens"
             if token_id == NO_TOKEN:
-                raise self._nothing_allowed(seq) or not_numbers(seq)
+                raise self._no_token(seq)
             tokens.append(NextToken(seq, token_id, self._logprobs(logits, token_id, self.params.logprobs)))
         return tokens
 
     def take(self, tokens: list[NextToken]) -> list[Sequence]:
         self._note("first_token_time")
         texts, done = self.texts, []
-        for seq, token_id, logprobs in tokens:
+        for token in tokens.copy():
+            seq, token_id, logprobs = token
+            if texts[seq].finish_reason:  # of several tokens, an earlier one has ended it
+                tokens.remove(token)
+                continue
             texts[seq].add_token(token_id, logprobs)
             if texts[seq].finish_reason:
                 done.append(seq)
@@ -82,16 +87,12 @@ class SampledRequest(Request):
         if not self.group.sequences:
             self._note("finished_time")
 
-    def _nothing_allowed(self, seq: Sequence) -> RequestError | None:
-        """Why no token could be drawn, if that is for what the request asks for."""
-        adjustment, grammar = self.draw(seq).adjustment, self.texts[seq].grammar
-        if adjustment is None or self.processors is None or not adjustment.leaves_nothing(self.processors.vocab_size):
-            return None
-        reason = f": {grammar.error}" if grammar and grammar.error else ""
-        return RequestError(
-            f"no token is left to choose for token {len(seq.token_ids)} (counted from 0, prompt included){reason}. "
-            f"Together, these exclude all of them: {', '.join(self.processors.excluding)}."
-        )
+    def _no_token(self, seq: Sequence) -> RequestError:
+        """Why none could be drawn: what the request asks for excludes all, or the logits are no numbers."""
+        excluded = self.processors and self.processors.exclusion(self.draw(seq).adjustment, self.texts[seq].grammar)
+        if not excluded:
+            return not_numbers(seq)
+        return RequestError(f"no token is left to choose for {place_of(seq)}{excluded}")
 
     def _logprobs(self, logits: np.ndarray | None, token_id: int, count: int | None) -> dict[int, Logprob] | None:
         """Of a token and of the `count` likeliest."""

@@ -89,6 +89,14 @@ class Stats:
     def __init__(self, longest: int) -> None:
         bounds = {metric.name: metric.buckets or lengths_up_to(longest) for metric in METRICS}
         self._buckets = {m.name: (*bounds[m.name], float("inf")) for m in METRICS if m.kind == "histogram"}
+        self._begin()
+
+    def reset(self, scheduler: Scheduler) -> None:
+        """Count anew, what the scheduler counts too."""
+        self._begin()
+        scheduler.num_queried_tokens = scheduler.num_hit_tokens = 0
+
+    def _begin(self) -> None:
         self._counts = {name: [0] * len(buckets) for name, buckets in self._buckets.items()}
         self._sums = dict.fromkeys(self._buckets, 0.0)
         self._counters = {metric.name: 0 for metric in METRICS if metric.kind == "counter"}

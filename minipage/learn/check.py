@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from itertools import groupby
@@ -25,7 +25,7 @@ from typing import Any
 from minipage.errors import LearnError
 from minipage.learn.child import MARK, PATIENCE, end_family
 from minipage.learn.course import HERE, Exercise
-from minipage.learn.judge import FAILED, Verdict
+from minipage.learn.judge import FAILED, PASSED, Verdict
 from minipage.learn.originals import Originals
 
 LIMIT = 10.0  # seconds for one exercise
@@ -42,7 +42,7 @@ def check(exercises: list[Exercise], folder: Path, limit: float = LIMIT) -> Iter
 
 
 def check_all(
-    exercises: list[Exercise], folder: Path, limit: float = LIMIT, advance: Callable[[], None] = lambda: None
+    exercises: list[Exercise], folder: Path, limit: float = LIMIT, advance: Callable[[], object] = lambda: None
 ) -> list[Verdict]:
     """The same, several files at a time. `advance` is called after each exercise."""
     require_hypothesis()
@@ -93,11 +93,13 @@ def check_file(group: list[Exercise], folder: Path, limits: Limits, keeper: Keep
     path = Path(os.path.abspath(folder / group[0].lesson.name / "exercise.py"))
     failures: dict[str, str] = {}  # what was said -> of which exercise
     stuck: Verdict | None = None  # the file itself does not come to an end
+    passed: list[str] = []  # the numbers of those that have
     for exercise in group:
         if stuck:
             yield Verdict(exercise.number, FAILED, stuck.message, stuck.line)
             continue
-        verdict, is_stuck = keeper.judged(exercise, path, limits.now())
+        verdict, is_stuck = keeper.judged(exercise, path, limits.now(), passed)
+        passed += [verdict.number] * (verdict.status == PASSED)
         stuck = verdict if is_stuck else None
         limits.note(verdict)
         yield said_once(verdict, failures)
@@ -154,8 +156,8 @@ class Keeper:
         words = process.communicate()[1].strip().splitlines()
         return words[-1].rstrip(".") if words else ""
 
-    def judged(self, exercise: Exercise, path: Path, limit: float) -> tuple[Verdict, bool]:
-        """The verdict; and whether the file never ended loading."""
+    def judged(self, exercise: Exercise, path: Path, limit: float, passed: Sequence[str] = ()) -> tuple[Verdict, bool]:
+        """The verdict; and whether the file never ended loading. What has `passed` need not be tried again."""
         if self.is_closed:
             raise LearnError("the check was ended.")
         process = self.process = self.process or self._begin()
@@ -165,7 +167,13 @@ class Keeper:
         alarm = threading.Timer(patience, process.kill)
         alarm.start()
         alarm_at = time.monotonic() + patience
-        order = {"number": exercise.number, "path": str(path), "limit": limit, "scratch": self.place}
+        order = {
+            "number": exercise.number,
+            "path": str(path),
+            "limit": limit,
+            "scratch": self.place,
+            "passed": [*passed],
+        }
         try:
             process.stdin.write(json.dumps(order) + "\n")
             process.stdin.flush()

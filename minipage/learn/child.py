@@ -22,14 +22,15 @@ import select
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import cache
 from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from typing import Any, NoReturn
 
 from minipage.learn import fence, origin, seal
-from minipage.learn.course import HERE, Exercise, chosen
+from minipage.learn.course import HERE, Exercise, Lesson, chosen
 from minipage.learn.hidden import hide
 from minipage.learn.judge import FAILED, PASSED, Verdict, graders, judge
 from minipage.learn.load import UNREADABLE, CodeError, describe, load
@@ -46,8 +47,9 @@ MARK = "MINIPAGE_KEEPER"  # in the environment of a keeper, and so of all that c
 class Cell:
     """Where one exercise is judged."""
 
-    def __init__(self, exercise: Exercise, path: Path, limit: float, scratch: Path) -> None:
+    def __init__(self, exercise: Exercise, path: Path, limit: float, scratch: Path, passed: Sequence[str] = ()) -> None:
         self.exercise, self.path, self.limit, self.scratch = exercise, path, limit, scratch
+        self.passed = passed  # numbers of exercises of this file that have passed: they need not be judged again
         self.token = secrets.token_hex(16)
         self.heard, self.pid, self.status = b"", 0, -1
         self.is_late = self.is_cut = False
@@ -204,7 +206,6 @@ class Cell:
         with suppress(CodeError, *UNREADABLE):
             is_ours = origin.is_copy(lesson, self.path)  # it has to import what is hidden from others
         real = {} if is_ours else hide(origin.given_names(lesson))
-        linecache.clearcache()
         as_before, pretenders, judge_it, load_it = seal.take(real), origin.pretenders, judge, load
         gc.disable()  # so that classes stay to be looked at, and nothing of theirs runs between these lines
         verdict, trick = Verdict(exercise.number, FAILED), ""
@@ -219,6 +220,7 @@ class Cell:
                         verdict.message, verdict.line = f"0 points: {what}", line
         else:
             on_loaded()
+            solution.known_outcomes = {grader: True for number in self.passed for grader in graders(lesson)[number]}
             if not as_before():
                 meanwhile: list[str] = []  # what was changed after a call, though it may be put back since
 
@@ -240,6 +242,7 @@ class Cell:
         return verdict, refused[0] if refused else trick
 
 
+@cache
 def hidden_files() -> list[Path]:
     """What a learner's code has no business to read: solutions and graders."""
     judges = [*HERE.glob("graders/*.py"), *HERE.parent.glob("promises/*.py")]
@@ -247,6 +250,7 @@ def hidden_files() -> list[Path]:
     return [file for file in ours if file.is_file()]
 
 
+@cache
 def sources() -> list[Path]:
     """The rest of minipage, with what an exercise is about; and what Python has made of it all."""
     return [file for file in HERE.parent.rglob("*.py*") if file.is_file()]
@@ -310,13 +314,21 @@ def main() -> None:
         order = json.loads(line)
         [exercise] = chosen([order["number"]])
         path, limit, scratch = Path(order["path"]), order["limit"], Path(order["scratch"])
-        graders(exercise.lesson)  # imported once, here
+        prepare(exercise.lesson)
         if hasattr(os, "fork"):
-            verdict, is_stuck = Cell(exercise, path, limit, scratch).run()
+            verdict, is_stuck = Cell(exercise, path, limit, scratch, order["passed"]).run()
         else:
             verdict, is_stuck = judged_here(exercise, path), False
         out.write(json.dumps([verdict.as_dict(), is_stuck]) + "\n")
         out.flush()
+
+
+def prepare(lesson: Lesson) -> None:
+    """What every cell of this lesson would do for itself, it inherits."""
+    graders(lesson), hidden_files(), sources(), origin.reference_of(lesson)
+    linecache.clearcache()
+    gc.collect()
+    gc.freeze()  # a collection in a cell would touch, and so copy, all that was there before it
 
 
 def judged_here(exercise: Exercise, path: Path) -> Verdict:

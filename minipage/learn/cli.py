@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minipage.errors import LearnError
+from minipage.learn.classroom.commands import add_export, add_grade, export, grade
+from minipage.learn.quiz.commands import add_quiz, quiz
+from minipage.learn.slides.commands import add_slides, slides
 
 if TYPE_CHECKING:
     from minipage.learn.course import Exercise
-    from minipage.learn.judge import Verdict
     from minipage.learn.workspace import Workspace
 
 COMMANDS = {
@@ -26,7 +26,10 @@ COMMANDS = {
     "hint": "a hint; ask again for the next, there are three",
     "solution": "minipage's own version, and why it is so; for exercises that you have passed",
     "reset": "put an exercise (3.2) or a whole file (3) back as it was given; yours is kept beside it",
-    "grade": "for instructors: the points of a folder of exercises",
+    "grade": "for instructors: the points of a folder of exercises, or of a whole class",
+    "quiz": "for instructors: thirty questions with answers, by a seed",
+    "slides": "for instructors: pictures of every story, and a deck for a lecture",
+    "export": "for instructors: files for Gradescope, GitHub Classroom, nbgrader, or a container",
 }
 
 
@@ -38,10 +41,17 @@ def add_learn(parser: argparse.ArgumentParser) -> None:
         sub.set_defaults(learn=name)
         if name == "init":
             sub.add_argument("folder", metavar="DIR", help="the folder; it need not exist yet")
+            sub.add_argument(
+                "--seed", default="", metavar="NAME", help="other numbers in the examples, for this learner"
+            )
         elif name == "grade":
-            sub.add_argument("folder", metavar="DIR", help="a learner's folder")
-            sub.add_argument("exercises", nargs="*", metavar="N", help="exercises or lessons (default: all)")
-            sub.add_argument("--json", action="store_true", help="print one JSON object")
+            add_grade(sub)
+        elif name == "export":
+            add_export(sub)
+        elif name == "quiz":
+            add_quiz(sub)
+        elif name == "slides":
+            add_slides(sub)
         else:
             sub.add_argument("--dir", metavar="DIR", help="the folder with the exercises (default: where you are)")
             if name not in ("next", "watch"):
@@ -55,11 +65,17 @@ def add_learn(parser: argparse.ArgumentParser) -> None:
 def run_learn(args: argparse.Namespace) -> int:
     """Run one command; 1 if something that was checked does not pass."""
     if args.learn == "init":
-        return init(Path(args.folder))
+        return init(Path(args.folder), args.seed)
     if getattr(args, "time_limit", 1) <= 0:
         raise LearnError("--time-limit must be more than 0 seconds.")
     if args.learn == "grade":
-        return grade(Path(args.folder), args.exercises, args.time_limit, args.json)
+        return grade(args)
+    if args.learn == "export":
+        return export(args)
+    if args.learn == "quiz":
+        return quiz(args)
+    if args.learn == "slides":
+        return slides(args)
     from minipage.learn import workspace
 
     if args.learn == "list" and args.dir is None and not workspace.is_inside_one():
@@ -75,14 +91,14 @@ def run_learn(args: argparse.Namespace) -> int:
 # ---- commands
 
 
-def init(folder: Path) -> int:
+def init(folder: Path, seed: str = "") -> int:
     from minipage.learn.course import exercises, lessons
     from minipage.learn.screen import PROGRAM, Screen
     from minipage.learn.workspace import init
 
     if folder.exists() and not folder.is_dir():
         raise LearnError(f"{folder} is a file; give the name of a folder.")
-    new = init(folder)
+    new = init(folder, seed=seed)
     screen = Screen()
     if not new:
         screen.line(f"{folder} has all the exercises already.")
@@ -263,89 +279,7 @@ def one_exercise(space: Workspace, numbers: list[str]) -> Exercise:
     return exercise
 
 
-# ---- for instructors
-
-
-def grade(folder: Path, numbers: list[str], limit: float, as_json: bool) -> int:
-    """Points of all exercises in a folder. What is missing there has 0."""
-    from minipage.learn.check import check_all
-    from minipage.learn.course import chosen
-    from minipage.learn.screen import Screen
-
-    if not folder.is_dir():
-        raise LearnError(f"there is no folder {folder}.")
-    exercises = chosen(numbers)
-    with progress(len(exercises)) as advance:
-        verdicts = check_all(exercises, folder, limit, advance)
-    rows = [row(exercise, verdict) for exercise, verdict in zip(exercises, verdicts, strict=True)]
-    notes = [note()]
-    if not any(os.path.lexists(folder / exercise.lesson.name) for exercise in exercises):
-        names = f"{exercises[0].lesson.name}/exercise.py and so on"
-        notes.append(f"None of these exercises is in {folder}: is it the right folder? They are looked for as {names}.")
-    said = " ".join(filter(None, notes))
-    points, most = sum(r["points"] for r in rows), sum(r["max_points"] for r in rows)
-    if as_json:
-        facts = {"folder": str(folder), "points": points, "max_points": most, "note": said, "exercises": rows}
-        print(json.dumps(facts, indent=1))
-        return 0
-    screen = Screen()
-    for r in rows:
-        screen.status(r["status"], f"{r['exercise']:>5} {r['title']:<36} {r['points']} of {r['max_points']}")
-    screen.line(f"{points} of {most} points")
-    if said:
-        screen.line()
-        screen.paragraph(said, indent="", style="dim")
-    return 0
-
-
-def note() -> str:
-    """What whoever grades strangers should know."""
-    if not hasattr(os, "fork"):
-        return (
-            "On this system exercises are not kept apart from the program that grades them: use Linux for strangers'."
-        )
-    if os.geteuid() == 0:
-        return (
-            "This ran as root. minipage keeps exercises from what Python can do; for strangers' code use a "
-            "container and another user, who cannot write to minipage (INSTRUCTORS.md)."
-        )
-    return ""
-
-
-def row(exercise: Exercise, verdict: Verdict) -> dict[str, Any]:
-    from minipage.learn.judge import PASSED
-
-    return {
-        "exercise": exercise.number,
-        "title": exercise.title,
-        "status": verdict.status,
-        "points": exercise.points if verdict.status == PASSED else 0,
-        "max_points": exercise.points,
-        "file": f"{exercise.lesson.name}/exercise.py",
-        "line": verdict.line,
-        "message": verdict.message,
-    }
-
-
 def spinner(text: str) -> AbstractContextManager[object]:
     from minipage.trace.playing.spinner import spinner
 
     return spinner(text)
-
-
-def progress(total: int) -> Any:
-    """A bar on standard error, where somebody watches; yields a function that advances it."""
-    from contextlib import contextmanager
-
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn
-
-    @contextmanager
-    def bar() -> Any:
-        console = Console(stderr=True)
-        columns = (BarColumn(), MofNCompleteColumn(), "exercises", TimeElapsedColumn())
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
-            task = shown.add_task("", total=total)
-            yield lambda: shown.advance(task)
-
-    return bar()

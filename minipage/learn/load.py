@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import io
 import sys
 import tokenize
 import traceback
@@ -24,6 +25,11 @@ MOST_BYTES = 1_000_000  # of an exercise
 MOST_SAID = 500  # letters of an exception
 UNREADABLE = SyntaxError, ValueError, RecursionError, MemoryError  # what ast.parse raises
 
+SILENT = {
+    tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING,
+    tokenize.ENDMARKER,
+}  # fmt: skip
+
 
 class Place(NamedTuple):
     line: int  # 0: nowhere in particular
@@ -43,6 +49,7 @@ class Solution:
 
     def __init__(self, module: ModuleType, lesson: Lesson, path: Path) -> None:
         self.module, self.lesson, self.path, self.diary = module, lesson, path, Diary()
+        self.known_outcomes: dict[Any, bool] = {}  # of graders that were run already
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.module, name)
@@ -103,11 +110,23 @@ def read(path: Path) -> str:
 
 
 def is_untouched(path: Path, lesson: Lesson) -> bool:
-    """Whether the file is as it was given, whatever its line ends."""
+    """Whether its code is as it was given: whatever its line ends, comments, and the numbers in its docstrings."""
     try:
-        return read(path) == read(lesson.stub)
-    except CodeError:
+        given, found = read(lesson.stub), read(path)
+        return given == found or what_runs(given) == what_runs(found)
+    except (CodeError, tokenize.TokenError, *UNREADABLE):
         return False
+
+
+def what_runs(source: str) -> list[str]:
+    """The tokens of a file without comments, docstrings and line ends. Raises what tokenize raises."""
+    found: list[str] = []
+    at_line_start = True
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in SILENT and not (token.type == tokenize.STRING and at_line_start):
+            found.append(token.string)
+        at_line_start = token.type in SILENT
+    return found
 
 
 def laid_over(copy_on_write: Any, table: Any, name: str = "BlockTable") -> Any:

@@ -77,7 +77,13 @@ def given_names(lesson: Lesson) -> set[tuple[str, str]]:
 
 def is_copy(lesson: Lesson, path: Path) -> bool:
     """Whether it is minipage's own solution, word for word except comments. That is known to be right."""
-    return ast.dump(ast.parse(read(path))) == ast.dump(ast.parse(read(lesson.solution)))
+    return ast.dump(ast.parse(read(path))) == reference_of(lesson)
+
+
+@cache
+def reference_of(lesson: Lesson) -> str:
+    """minipage's own solution, as its syntax tree says it."""
+    return ast.dump(ast.parse(read(lesson.solution)))
 
 
 def imports(source: str) -> Iterator[Import]:

@@ -16,6 +16,7 @@ from minipage.errors import LearnError
 from minipage.learn.course import Exercise, Lesson, lessons
 from minipage.learn.judge import FAILED, PASSED, TODO, Verdict
 from minipage.learn.load import UNREADABLE, definitions, load, read
+from minipage.learn.variants import stub_text
 from minipage.learn.workspace import Workspace
 
 STYLES = {PASSED: "bold green", TODO: "bold yellow", FAILED: "bold red"}
@@ -128,7 +129,7 @@ class Screen:
     def task(self, exercise: Exercise, workspace: Workspace) -> None:
         """What to do, in the words of the docstrings."""
         path = workspace.file(exercise.lesson)
-        found = definitions(exercise.lesson.stub.read_text(encoding="utf-8"))
+        found = definitions(stub_text(exercise.lesson, workspace.seed))
         theirs = definitions_of(path)
         self.line(f"{exercise.number} {exercise.title}", "bold")
         for name in exercise.names:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from operator import is_
 from os import sep
 from types import FunctionType, ModuleType
 from typing import Any
@@ -89,12 +90,22 @@ def take(hidden: dict[str, ModuleType]) -> Callable[..., str]:
             if isinstance(thing, type) and thing.__module__ == name:
                 keep_class(thing)
 
-    absent, count, pairs = object(), len, zip
+    absent, count, pairs, every, each, same = object(), len, zip, all, map, is_
 
     ours = [fact for fact in kept if fact[0].startswith(OURS) and isinstance(fact[1], dict)]
+    at_a_glance = [  # the same by namespace: (how to look a name up, names, what they stood for)
+        (facts[0][1].get, [key for _, _, key, _ in facts], [value for _, _, _, value in facts])
+        for facts in by_namespace(ours)
+    ]
 
     def changed(only_ours: bool = False) -> str:
         """`only_ours`: just the modules of those who judge, which takes next to no time."""
+        if only_ours:
+            for get, keys, values in at_a_glance:
+                if not every(each(same, each(get, keys), values)):
+                    break
+            else:
+                return ""
         for name, namespace, key, value in ours if only_ours else kept:
             if namespace.get(key, absent) is not value:
                 return name
@@ -119,6 +130,13 @@ def take(hidden: dict[str, ModuleType]) -> Callable[..., str]:
         return [*container.keys(), *container.values()] if type(container) is dict else list(container)
 
     return changed
+
+
+def by_namespace(facts: list[tuple[str, Any, Any, Any]]) -> list[list[tuple[str, Any, Any, Any]]]:
+    found: dict[int, list[tuple[str, Any, Any, Any]]] = {}
+    for fact in facts:
+        found.setdefault(id(fact[1]), []).append(fact)
+    return list(found.values())
 
 
 def is_ours(module: str | None) -> bool:

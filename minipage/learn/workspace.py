@@ -1,7 +1,8 @@
 """A learner's folder: a copy of the exercises, and a small file that remembers what was passed.
 
 my-minipage/
-    .minipage-learn.json        passed exercises, each with a hash of the file as it was then; hints that were seen
+    .minipage-learn.json        passed exercises, each with a hash of the file as it was then; hints that were seen;
+                                the seed of the numbers in its examples, if it has any
     03_block_pool/exercise.py   theirs to change
     03_block_pool/lesson.ipynb  if the lesson has one
 """
@@ -14,12 +15,14 @@ import json
 import os
 import shutil
 import tokenize
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from minipage.errors import LearnError
 from minipage.learn.course import Exercise, Lesson, exercises, lessons
 from minipage.learn.load import UNREADABLE, CodeError, definitions, is_untouched, read
+from minipage.learn.variants import stub_text
 
 STATE = ".minipage-learn.json"
 
@@ -33,6 +36,7 @@ class Workspace:
             state = json.loads((folder / STATE).read_text(encoding="utf-8"))
             self.passed: dict[str, str] = dict(state["passed"])
             self.hints: dict[str, int] = dict(state["hints"])
+            self.seed = str(state.get("seed", ""))  # of the numbers in the examples
         except FileNotFoundError:
             raise LearnError(f"{folder} is no workspace; `learn init {folder}` makes it one.") from None
         except (ValueError, KeyError, TypeError):
@@ -41,7 +45,7 @@ class Workspace:
             ) from None
 
     def save(self) -> None:
-        write_state(self.folder, {"passed": self.passed, "hints": self.hints})
+        write_state(self.folder, {"passed": self.passed, "hints": self.hints, "seed": self.seed})
 
     def file(self, lesson: Lesson) -> Path:
         return self.folder / lesson.name / "exercise.py"
@@ -83,7 +87,7 @@ class Workspace:
     def reset(self, chosen: list[Exercise], whole_file: bool) -> tuple[Path, Path]:
         """Put the stub back, of these exercises of one lesson or of the file; returns it and the copy of the old."""
         lesson = chosen[0].lesson
-        path, stub = self.file(lesson), lesson.stub.read_text(encoding="utf-8")
+        path, stub = self.file(lesson), stub_text(lesson, self.seed)
         new, encoding = stub, "utf-8"
         if not whole_file:
             new, encoding = with_stubs(read(path), stub, [name for e in chosen for name in e.names]), encoding_of(path)
@@ -143,18 +147,30 @@ def extent(node: ast.FunctionDef | ast.ClassDef) -> tuple[int, int]:
     return first - 1, node.end_lineno or node.lineno
 
 
-def init(folder: Path) -> list[Path]:
-    """Copy the exercises, and the lessons that come with them; what is there already stays. Returns what is new."""
+def init(folder: Path, chosen: Sequence[Lesson] = (), seed: str = "") -> list[Path]:
+    """Copy the exercises, and the lessons that come with them; what is there already stays. Returns what is new.
+
+    With a seed the examples have numbers of their own (variants.py). Raises LearnError if they have others already.
+    """
     new: list[Path] = []
-    for lesson in lessons():
+    if (folder / STATE).exists():
+        known = Workspace(folder).seed
+        if seed not in ("", known):
+            raise LearnError(
+                f"{folder} was made with {f'the seed {known!r}' if known else 'no seed'}; give a new folder."
+            )
+        seed = known
+    for lesson in chosen or lessons():
         (folder / lesson.name).mkdir(parents=True, exist_ok=True)
         for name in ("exercise.py", "lesson.ipynb"):
             source, copy = lesson.stub.with_name(name), folder / lesson.name / name
             if source.exists() and not copy.exists():
                 shutil.copy(source, copy)
+                if seed and source == lesson.stub:
+                    copy.write_text(stub_text(lesson, seed), encoding="utf-8")
                 new.append(copy)
     if not (folder / STATE).exists():
-        write_state(folder, {"passed": {}, "hints": {}})
+        write_state(folder, {"passed": {}, "hints": {}, "seed": seed})
     return new
 
 

@@ -8,5 +8,8 @@ PrefixCache which blocks hold which text, so that equal beginnings are computed 
 from minipage.memory.block_pool import BlockPool
 from minipage.memory.block_table import BlockCopy, BlockTable, blocks_needed
 from minipage.memory.prefix_cache import Prefix, PrefixCache
+from minipage.renamed import keep_old_names
 
 __all__ = ["BlockCopy", "BlockPool", "BlockTable", "Prefix", "PrefixCache", "blocks_needed"]
+
+keep_old_names(__name__)

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 
 from minipage.errors import BlockError, ConfigurationError, IntegrityError, OutOfBlocksError, require_positive
-from minipage.renamed import renamed
 
 
 class BlockPool:
@@ -31,8 +30,6 @@ class BlockPool:
     Raises:
         ConfigurationError: `num_blocks` or `block_size` is not a whole number of at least 1.
     """
-
-    on_reuse = renamed("on_evict")
 
     def __init__(self, num_blocks: int, block_size: int = 16) -> None:
         require_positive(num_blocks=num_blocks, block_size=block_size)

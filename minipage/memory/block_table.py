@@ -19,7 +19,6 @@ from typing import NamedTuple
 
 from minipage.errors import ConfigurationError
 from minipage.memory.block_pool import BlockPool
-from minipage.renamed import renamed
 
 
 class BlockCopy(NamedTuple):
@@ -40,8 +39,6 @@ class BlockTable:
     The prefix cache fills an empty table (`adopt`), and may exchange a full block for another with the same contents
     (`publish`).
     """
-
-    keys = renamed("block_hashes")
 
     def __init__(self, pool: BlockPool) -> None:
         self.pool = pool
@@ -91,6 +88,15 @@ class BlockTable:
             self.blocks[-1] = copies[0].destination
         self.blocks += new_blocks
         return copies
+
+    def truncate(self, num_tokens: int) -> None:
+        """Keep the slots of the first `num_tokens` only, and give back the blocks that are not needed for them."""
+        if not 0 <= num_tokens <= self.num_tokens:
+            raise ConfigurationError(f"cannot keep {num_tokens} of {self.num_tokens} tokens.")
+        self.num_tokens = num_tokens
+        while len(self.blocks) > blocks_needed(num_tokens, self.pool.block_size):
+            self.pool.free(self.blocks.pop())
+        del self.block_hashes[1 + num_tokens // self.pool.block_size :]
 
     def slot_mapping(self, start: int, stop: int) -> list[int]:
         """The slots of tokens `start` to `stop - 1`: where in the KV cache their K and V are."""

@@ -24,7 +24,6 @@ from typing import NamedTuple
 
 from minipage.memory.block_pool import BlockPool
 from minipage.memory.block_table import BlockTable
-from minipage.renamed import accept_old_names, renamed
 
 
 class Prefix(NamedTuple):
@@ -33,25 +32,15 @@ class Prefix(NamedTuple):
     blocks: list[int]
     block_hashes: list[bytes]  # the root hash, then the hash of each block
 
-    def first(self, num_blocks: int) -> Prefix:
-        """The part of it that lies in the first `num_blocks` blocks."""
-        return Prefix(self.blocks[:num_blocks], self.block_hashes[: 1 + num_blocks])
-
 
 class PrefixCache:
     """Finds and publishes full blocks of one pool by the text that they hold."""
-
-    key = renamed("block_hash")
-    root = renamed("root_hash")
-    num_queried_tokens = renamed("pool.owner().num_queried_tokens")  # the scheduler's
-    num_hit_tokens = renamed("pool.owner().num_hit_tokens")
 
     def __init__(self, pool: BlockPool) -> None:
         self.pool = pool
         self._secret = secrets.token_bytes(32)
         self._block_of: dict[bytes, int] = {}
         self._hash_of: dict[int, bytes] = {}
-        accept_old_names(type(pool), BlockPool)
         pool.on_evict = self.forget
 
     def __contains__(self, block: int) -> bool:
@@ -102,15 +91,18 @@ class PrefixCache:
         for i in range(len(table.block_hashes) - 1, table.num_tokens // size):
             block_hash = self.block_hash(table.block_hashes[-1], token_ids[i * size : (i + 1) * size])
             table.block_hashes.append(block_hash)
-            block = table.blocks[i]
-            known = self._block_of.get(block_hash)
-            if known is None:  # in this order: whatever can be found can also be forgotten, even after an interrupt
-                self._hash_of[block] = block_hash
-                self._block_of[block_hash] = block
-            elif known != block:
-                self._hold(known)
-                self.pool.free(block)
-                table.blocks[i] = known
+            self._publish_block(table, i, block_hash)
+
+    def _publish_block(self, table: BlockTable, i: int, block_hash: bytes) -> None:
+        block = table.blocks[i]
+        known = self._block_of.get(block_hash)
+        if known is None:  # in this order: whatever can be found can also be forgotten, even after an interrupt
+            self._hash_of[block] = block_hash
+            self._block_of[block_hash] = block
+        elif known != block:
+            self._hold(known)
+            self.pool.free(block)
+            table.blocks[i] = known
 
     def forget(self, block: int) -> None:
         """The block's contents are evicted. The pool calls this when it hands a block out."""

@@ -56,7 +56,9 @@ class LoadedModel(NamedTuple):
     eos_token_ids: frozenset[int]  # tokens that end a text
 
 
-def load_model(model: str | Path, load_format: str = "auto") -> LoadedModel:
+def load_model(
+    model: str | Path, load_format: str = "auto", hf_overrides: Mapping[str, Any] | None = None
+) -> LoadedModel:
     """Load the shipped model, a folder, a GGUF file, or a model of the Hugging Face hub such as "gpt2" or "smollm2".
 
     Weights are read when they are first used, and those that are stored as float32 are not copied. So the file may be
@@ -64,21 +66,24 @@ def load_model(model: str | Path, load_format: str = "auto") -> LoadedModel:
 
     Args:
         load_format: "auto", or "dummy" for random weights of the sizes in config.json; no file of weights is needed.
+        hf_overrides: settings that count instead of those in config.json.
 
     Raises:
         ModelError: it cannot be found, is damaged, or is of no known architecture.
     """
     if not isinstance(load_format, str) or load_format not in LOAD_FORMATS:
         raise ConfigurationError(f"load_format is {shown(load_format)}; it must be one of {', '.join(LOAD_FORMATS)}.")
+    if not isinstance(hf_overrides, Mapping | None):
+        raise ConfigurationError(f"hf_overrides is {shown(hf_overrides)}; give settings of config.json, as a dict.")
     is_dummy = load_format == "dummy"
     if file := gguf_file(model):
-        loaded = load_gguf(file)
+        loaded = load_gguf(file, hf_overrides or {})
         return loaded._replace(weights=DummyWeights(loaded.architecture)) if is_dummy else loaded
-    return load_folder(find_folder(model, with_weights=not is_dummy), is_dummy)
+    return load_folder(find_folder(model, with_weights=not is_dummy), is_dummy, hf_overrides or {})
 
 
-def load_folder(folder: Path, is_dummy: bool = False) -> LoadedModel:
-    settings = read_json(folder / "config.json")
+def load_folder(folder: Path, is_dummy: bool, hf_overrides: Mapping[str, Any]) -> LoadedModel:
+    settings = read_json(folder / "config.json") | dict(hf_overrides)
     architecture = read_architecture(folder / "config.json", settings)
     if is_dummy:
         weights: Weights = DummyWeights(architecture)
@@ -97,11 +102,11 @@ def load_folder(folder: Path, is_dummy: bool = False) -> LoadedModel:
     return LoadedModel(architecture, weights, tokenizer, end_tokens(settings, folder, architecture.vocab_size))
 
 
-def load_gguf(path: Path) -> LoadedModel:
+def load_gguf(path: Path, hf_overrides: Mapping[str, Any]) -> LoadedModel:
     from minipage.model.gguf_files import read_gguf
 
     file = read_gguf(path)
-    architecture = read_architecture(path, file.config)
+    architecture = read_architecture(path, {**file.config, **hf_overrides})
     names = {plain_name(name): name for name in file.weights}
 
     def tensor(name: str, shape: tuple[int, ...]) -> Array:

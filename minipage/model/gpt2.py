@@ -54,6 +54,7 @@ class GPT2:
     n_inner: int | None = None  # width of the MLP; None: 4 * n_embd
     layer_norm_epsilon: float = 1e-5
     tie_word_embeddings: bool = True  # the logits are made with the token embedding
+    sliding_window: int | None = None  # how many tokens each layer sees; no GPT-2 was trained so, but one can try
 
     together: ClassVar[tuple[tuple[str, ...], ...]] = (QKV,)
 
@@ -71,7 +72,7 @@ class GPT2:
 
     @property
     def kv(self) -> KVSpec:
-        return KVSpec(self.n_layer, self.n_head, self.head_size)
+        return KVSpec(self.n_layer, self.n_head, self.head_size, (self.sliding_window,) * self.n_layer)
 
     @property
     def head(self) -> str:
@@ -113,7 +114,9 @@ class GPT2:
     @classmethod
     def of(cls, settings: dict[str, Any]) -> Self:
         refuse_other(settings, COMPUTED, "a plain GPT-2")
-        sizes = read_sizes(settings, "a GPT-2", SIZES, optional=("n_inner",), numbers={"layer_norm_epsilon": 1e-5})
+        sizes = read_sizes(
+            settings, "a GPT-2", SIZES, optional=("n_inner", "sliding_window"), numbers={"layer_norm_epsilon": 1e-5}
+        )
         gpt2 = cls(**sizes, tie_word_embeddings=bool(settings.get("tie_word_embeddings", True)))
         if gpt2.n_embd % gpt2.n_head:
             raise ModelError(f"it has sizes that no GPT-2 can have: {gpt2}. Fetch it again.")

@@ -13,7 +13,6 @@ Shapes: T tokens in the batch, C = hidden_size, H heads of size D, KH heads of K
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -60,7 +59,7 @@ class Llama:
     qk_norm: bool = False  # each head of q and k has a norm of its own
     is_fused: bool = False  # the checkpoint has q, k and v in one matrix, and gate and up in another
     tie_word_embeddings: bool = False
-    window: int | None = None  # how many tokens the layers look back, if that is less than the context
+    windows: tuple[int | None, ...] = ()  # of each layer, how many tokens it sees; empty: all of them
 
     together: ClassVar[tuple[tuple[str, ...], ...]] = (QKV, GATED)
 
@@ -70,11 +69,11 @@ class Llama:
 
     @property
     def max_model_len(self) -> int:
-        return min(self.max_position_embeddings, self.window or self.max_position_embeddings)
+        return self.max_position_embeddings
 
     @property
     def kv(self) -> KVSpec:
-        return KVSpec(self.num_hidden_layers, self.num_key_value_heads, self.head_dim)
+        return KVSpec(self.num_hidden_layers, self.num_key_value_heads, self.head_dim, self.windows)
 
     @property
     def head(self) -> str:
@@ -147,7 +146,7 @@ class Llama:
             qk_norm=kind == "qwen3",
             is_fused=kind == "phi3",
             tie_word_embeddings=bool(settings.get("tie_word_embeddings", False)),
-            window=active_window(settings, kind, sizes["max_position_embeddings"]),
+            windows=read_windows(settings, kind, sizes["num_hidden_layers"], sizes["max_position_embeddings"]),
         )
 
     def adapt(self, tensors: Tensors) -> Iterator[tuple[str, Array]]:
@@ -167,16 +166,20 @@ class Llama:
             yield name, tensor[start : start + weight.shape[1]].T  # [in, out]
 
 
-def active_window(settings: dict[str, Any], kind: str, context: int) -> int | None:
-    """How many tokens some layer looks back, if that is less than the context; a warning says what follows from it."""
+def read_windows(settings: dict[str, Any], kind: str, num_layers: int, context: int) -> tuple[int | None, ...]:
+    """Of each layer, how many tokens it sees, if that is less than the context; empty: all layers see everything.
+
+    Qwen's first `max_window_layers` layers see everything, unless `layer_types` says more.
+    """
     window = settings.get("sliding_window")
-    layers = settings.get("layer_types")
-    is_on = "sliding_attention" in layers if layers else settings.get("use_sliding_window", not kind.startswith("qwen"))
-    if not (is_on and isinstance(window, int) and window < context):
-        return None
-    warnings.warn(
-        f"this model has a sliding window of {window:,} tokens, which minipage does not compute: texts of up to "
-        f"{window:,} tokens are exact, and longer ones are refused (its context would be {context:,}).",
-        stacklevel=2,
-    )
-    return window
+    types = settings.get("layer_types")
+    if not types:
+        is_qwen = kind.startswith("qwen")
+        num_full = settings.get("max_window_layers", 28) if is_qwen else 0
+        types = ["full_attention" if i < num_full else "sliding_attention" for i in range(num_layers)]
+        window = window if settings.get("use_sliding_window", not is_qwen) else None
+    if not (isinstance(window, int) and 0 < window < context and "sliding_attention" in types):
+        return ()
+    if len(types) != num_layers:
+        raise ModelError(f"its layer_types are {len(types)}, but it has {num_layers} layers. Fetch config.json again.")
+    return tuple(window if each == "sliding_attention" else None for each in types)

@@ -1,7 +1,7 @@
 """Where a model lives: in which array library, in which number format, on which device.
 
 arrays     dtype                           device         layers
-"numpy"    float32                         cpu            compiled
+"numpy"    float32                         cpu            compiled; with quantization="int8" int8
 "plain"    float32                         cpu            plain: NumPy alone, with no machine code to wait for
 "torch"    float32, bfloat16, float16      cpu, cuda      torch; for bfloat16 on a CPU onednn, where it can
 "cupy"     float32, float16                cuda           plain
@@ -19,6 +19,7 @@ import numpy as np
 from minipage.errors import ConfigurationError, shown
 from minipage.model.architecture import Architecture, Array, Layers, Model
 from minipage.model.layers.compiled import CompiledLayers
+from minipage.model.layers.int8 import Int8Layers
 from minipage.model.layers.plain import PlainLayers
 from minipage.model.stored_weights import SPREAD, DummyWeights, Weights
 
@@ -39,15 +40,17 @@ def place_model(
     dtype: str = "float32",
     device: str = "cpu",
     progress: Progress | None = None,
+    quantization: str | None = None,
 ) -> Model:
     """A model with these weights, each of which is on its way alone: read, brought to the device, made what is kept.
 
-    Raises ConfigurationError if the three do not go together, or a library is missing.
+    Raises ConfigurationError if the options do not go together, or a library is missing.
     """
+    check_quantization(quantization, arrays)
     placed = as_arrays(weights, arrays, dtype, device)
     if progress is not None:
         placed = counted(placed, len(weights), progress)
-    return Model(architecture, kind_of_layers(arrays, dtype, device)(architecture, placed))
+    return Model(architecture, kind_of_layers(arrays, dtype, device, quantization)(architecture, placed))
 
 
 def counted(items: Iterator[Item], total: int, progress: Progress) -> Iterator[Item]:
@@ -57,10 +60,12 @@ def counted(items: Iterator[Item], total: int, progress: Progress) -> Iterator[I
     progress(total, total)
 
 
-def kind_of_layers(arrays: str, dtype: str, device: str) -> Callable[[Architecture, Iterator[Any]], Layers]:
+def kind_of_layers(
+    arrays: str, dtype: str, device: str, quantization: str | None = None
+) -> Callable[[Architecture, Iterator[Any]], Layers]:
     """Which class computes the model."""
     if arrays == "numpy":
-        return CompiledLayers
+        return CompiledLayers if quantization is None else Int8Layers
     if arrays in ("plain", "cupy"):
         return PlainLayers
     from minipage.model.layers import onednn, torch  # need PyTorch, which as_arrays has found
@@ -125,6 +130,16 @@ def check(arrays: str, dtype: str, device: str) -> None:
                 f"{name} is {value!r}, but arrays is {arrays!r}, which has only {', '.join(table[arrays])} here. "
                 f"Use arrays={able}."
             )
+
+
+def check_quantization(quantization: str | None, arrays: str) -> None:
+    if quantization not in (None, "int8"):
+        raise ConfigurationError(f"quantization is {shown(quantization)}; it must be None or int8.")
+    if quantization is not None and arrays != "numpy":
+        raise ConfigurationError(
+            f"quantization is {quantization!r}, but arrays is {arrays!r}: weights of one byte are computed with by "
+            "minipage's own kernels on a CPU. Use arrays='numpy', device='cpu'."
+        )
 
 
 def find_torch(device: str) -> ModuleType:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from copy import copy
+from dataclasses import replace
 from typing import Any
 
-from minipage.engine.build import SchedulerOptions, make_scheduler
+from minipage.engine.build import find, make_block_pool, make_swap_pool
 from minipage.engine.engine import Engine
-from minipage.engine.intake import Intake
 from minipage.engine.llm import DEFAULTS, LLM
+from minipage.engine.stats import Stats
+from minipage.engine.windows import kinds_of_sequences, make_prefix_cache
 from minipage.errors import ConfigurationError
+from minipage.scheduling import POLICIES
 from minipage.worker.runner import ModelRunner
 
 
@@ -20,14 +23,24 @@ def sibling(llm: LLM, **options: Any) -> LLM:
     """
     if type(llm.runner) is not ModelRunner:  # graphs are captured for one pool
         raise ConfigurationError("to play takes an engine on the CPU; leave out device.")
+    chosen = {**DEFAULTS, **options}
     runner = copy(llm.runner)
-    names = SchedulerOptions._fields
-    chosen = {name: options.get(name, DEFAULTS[name]) for name in names}
-    scheduler = make_scheduler(runner, SchedulerOptions(**chosen), type(llm.scheduler))
+    pool = make_block_pool(runner, chosen["block_size"], chosen["num_blocks"], None)
+    preemption, swap_pool = make_swap_pool(runner, pool.block_size, chosen["preemption"], chosen["swap_space"])
+    scheduler = type(llm.scheduler)(
+        pool,
+        chosen["max_num_seqs"],
+        chosen["max_num_batched_tokens"],
+        policy=find(chosen["policy"], POLICIES, "policy"),
+        prefix_cache=make_prefix_cache(pool, runner.groups) if chosen["enable_prefix_caching"] else None,
+        swap_pool=swap_pool,
+        preemption=preemption,
+        watermark=chosen["watermark"],
+    )
+    table, group = kinds_of_sequences(runner.groups, llm._intake.block_table, scheduler.max_num_batched_tokens)
     twin = LLM.__new__(LLM)
     twin.config, twin.tokenizer, twin.eos_token_ids = llm.config, llm.tokenizer, llm.eos_token_ids
     twin.max_model_len = llm.max_model_len
-    sizes = llm.config.vocab_size, llm.eos_token_ids, llm.max_model_len
-    intake = Intake(llm.tokenizer, *sizes, scheduler.block_pool, llm._intake.block_table)
-    Engine.__init__(twin, runner, scheduler, intake)
+    intake = replace(llm._intake, block_pool=pool, block_table=table, sequence_group=group)
+    Engine.__init__(twin, runner, scheduler, intake, Stats(llm.max_model_len))
     return twin

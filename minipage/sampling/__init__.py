@@ -1,8 +1,8 @@
 """Sampling: what a request may ask for, what that does to its logits, how a token is drawn, and beam search."""
 
-from minipage.sampling.param_checks import is_whole
+from minipage.sampling.param_checks import check_token_ids, is_whole
 from minipage.sampling.params import SamplingParams
-from minipage.sampling.processors import Adjustment, Processors
+from minipage.sampling.processors import Adjustment, Processors, make_processors
 from minipage.sampling.sampler import NO_TOKEN, Draw, Logprob, random_number, sample, sample_batch, top_logprobs
 from minipage.sampling.structured import Grammar, GrammarCompiler, StructuredOutputsParams
 
@@ -16,7 +16,9 @@ __all__ = [
     "Processors",
     "SamplingParams",
     "StructuredOutputsParams",
+    "check_token_ids",
     "is_whole",
+    "make_processors",
     "random_number",
     "sample",
     "sample_batch",

@@ -13,6 +13,7 @@ can be compared. Nothing here knows of blocks, or of K and V.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -34,31 +35,21 @@ class Hypothesis(NamedTuple):
     token_ids: list[int]  # without the prompt
 
 
+@dataclass(eq=False, repr=False)
 class BeamSearch:
     """Which beams go on, and which texts are finished.
 
-    Args:
-        width: how many beams, and how many texts in the end.
-        length_penalty: above 0 favours long texts, below 0 short ones.
-        early_stopping: True: stop as soon as there are `width` texts. False: when even the best beam, ended now, would
-            not enter the `width` best. "never": with a positive length penalty, when it could not even at full length.
-        stop_token_ids: tokens that end a text.
-        max_new_tokens: a text of this many tokens is finished, too.
+    early_stopping: True: stop as soon as there are `width` texts. False: when even the best beam, ended now, would not
+        enter the `width` best. "never": with a positive length penalty, when it could not even at full length.
     """
 
-    def __init__(
-        self,
-        width: int,
-        length_penalty: float,
-        early_stopping: bool | Literal["never"],
-        stop_token_ids: Collection[int],
-        max_new_tokens: int,
-    ) -> None:
-        self.width = width
-        self.length_penalty = length_penalty
-        self.early_stopping = early_stopping
-        self.stop_token_ids = stop_token_ids
-        self.max_new_tokens = max_new_tokens
+    width: int  # how many beams, and how many texts in the end
+    length_penalty: float  # above 0 favours long texts, below 0 short ones
+    early_stopping: bool | Literal["never"]
+    stop_token_ids: Collection[int]  # tokens that end a text
+    max_new_tokens: int  # a text of this many tokens is finished, too
+
+    def __post_init__(self) -> None:
         self.logprobs = [0.0]  # of each beam, best first; at first the prompt alone is a beam
         self.finished: list[Hypothesis] = []  # at most `width`, best first
         self.done = False

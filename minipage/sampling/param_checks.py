@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 from typing import Any
 
-from minipage.errors import InvalidRequestError
+from minipage.errors import InvalidRequestError, shown
 
 
 def is_whole(value: Any) -> bool:
@@ -67,3 +67,10 @@ def are_texts(values: Any) -> bool:
 
 def are_whole(values: Any) -> bool:
     return isinstance(values, tuple) and all(map(is_whole, values))
+
+
+def check_token_ids(token_ids: Sequence[Any], vocab_size: int, what: str) -> None:
+    """Raise InvalidRequestError unless all are tokens of the model."""
+    for token in token_ids:
+        if not is_whole(token) or not 0 <= token < vocab_size:
+            raise InvalidRequestError(f"{what} has the token id {shown(token)}; this model has 0 to {vocab_size - 1}.")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NoReturn, TypeAlias
 
 from minipage.errors import InvalidRequestError, shown
+from minipage.sampling.beam_params import unfit_for_beams
 from minipage.sampling.param_checks import (
     are_pairs,
     are_texts,
@@ -63,18 +64,20 @@ class SamplingParams:
     def __post_init__(self) -> None:
         given = {field.name: as_plain(getattr(self, field.name)) for field in fields(self)}
         for name, value in given.items():
-            object.__setattr__(self, name, KEPT_AS.get(name, lambda value: value)(value))
+            as_kept = as_pairs if name == "logit_bias" else as_tuple if name in LISTS else as_plain
+            object.__setattr__(self, name, as_kept(value))
 
-        def require(valid: bool, name: str, allowed: str) -> None:
-            if not valid:
-                raise InvalidRequestError(f"{name} is {shown(given[name])}; it must be {allowed}.")
+        def refuse(name: str, allowed: str) -> NoReturn:
+            raise InvalidRequestError(f"{name} is {shown(given[name])}; it must be {allowed}.")
 
         for name, (is_valid, allowed) in RULES.items():
-            require(is_valid(getattr(self, name)), name, allowed)
-        require(self.max_tokens is None or self.min_tokens <= self.max_tokens, "min_tokens", "from 0 to max_tokens")
-        for name, values in WITH_BEAMS.items() if self.beam_width else ():
+            if not is_valid(getattr(self, name)):
+                refuse(name, allowed)
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            refuse("min_tokens", "from 0 to max_tokens")
+        for name in unfit_for_beams(self) if self.beam_width else ():
             allowed = f"left out, because beam_width is {self.beam_width}: a beam search draws no tokens"
-            require(getattr(self, name) in values, name, f"{allowed}, and keeps the likeliest texts as they are")
+            refuse(name, f"{allowed}, and keeps the likeliest texts as they are")
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -93,13 +96,7 @@ def is_truth(value: Any) -> bool:
     return isinstance(value, bool)
 
 
-KEPT_AS: dict[str, Callable[[Any], Any]] = {
-    "stop": as_tuple,
-    "stop_token_ids": as_tuple,
-    "bad_words": as_tuple,
-    "allowed_token_ids": as_tuple,
-    "logit_bias": as_pairs,
-}
+LISTS = "stop", "stop_token_ids", "bad_words", "allowed_token_ids"
 Rule: TypeAlias = tuple[Callable[[Any], bool], str]  # whether a value is valid, and what is allowed
 AS_MANY: Rule = or_none(is_from(0)), "None or a whole number of at least 0"
 SWITCH: Rule = is_truth, "True or False"
@@ -131,22 +128,4 @@ RULES: dict[str, Rule] = {
     "skip_special_tokens": SWITCH,
     "include_stop_str_in_output": SWITCH,
     "beam_width": (or_none(is_from(1, MOST_TEXTS)), f"a whole number from 1 to {MOST_TEXTS:,}"),
-}
-NOTHING = (None, ())
-WITH_BEAMS: dict[str, tuple[Any, ...]] = {  # the only values that a beam search goes together with
-    "n": (1,),
-    "temperature": (0, 1),
-    "top_k": (0, -1),
-    "top_p": (1,),
-    "min_p": (0,),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
-    "repetition_penalty": (1,),
-    "logit_bias": NOTHING,
-    "bad_words": NOTHING,
-    "allowed_token_ids": NOTHING,
-    "structured_outputs": NOTHING,
-    "stop": NOTHING,
-    "logprobs": NOTHING,
-    "prompt_logprobs": NOTHING,
 }

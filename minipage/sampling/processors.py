@@ -13,12 +13,14 @@ whatever else is in the batch, and however often the request is preempted, its l
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from minipage.errors import InvalidRequestError, shown
+from minipage.sampling.param_checks import check_token_ids
 from minipage.sampling.params import SamplingParams
 from minipage.sampling.structured import Bits, Grammar
 
@@ -89,11 +91,14 @@ class Processors:
         structure = params.structured_outputs or params.allowed_token_ids
         return bool(structure or params.logit_bias or params.bad_words or params.min_tokens or has_penalties(params))
 
-    @property
-    def excluding(self) -> list[str]:
-        """The options that may leave no token to choose."""
+    def exclusion(self, adjustment: Adjustment | None, grammar: Grammar | None) -> str:
+        """Why no token can be chosen after an adjustment, as the end of a sentence; empty if some can be."""
+        if adjustment is None or not adjustment.leaves_nothing(self.vocab_size):
+            return ""
+        reason = f": {grammar.error}" if grammar and grammar.error else ""
         names = "structured_outputs", "allowed_token_ids", "bad_words", "logit_bias", "min_tokens"
-        return [name for name in names if getattr(self.params, name)]
+        excluding = ", ".join(name for name in names if getattr(self.params, name))
+        return f"{reason}. Together, these exclude all of them: {excluding}."
 
     def adjustment(self, output: list[int], grammar: Grammar | None = None) -> Adjustment | None:
         """What is done to the logits after the generated tokens `output`, which `grammar` has seen; None: nothing."""
@@ -124,6 +129,37 @@ class Processors:
         if grammar is None:
             return self._allowed
         return grammar.allowed() if self._allowed is None else grammar.allowed() & self._allowed
+
+
+def make_processors(
+    params: SamplingParams,
+    prompt_token_ids: Sequence[int],
+    stop_token_ids: Collection[int],
+    encode: Callable[..., list[int]] | None,
+    vocab_size: int,
+) -> Processors | None:
+    """What one request asks for; None: nothing, so its logits stay as they are. `encode`: the tokenizer's, if any.
+
+    Raises InvalidRequestError for what this model cannot do.
+    """
+    if not Processors.are_wanted(params):
+        return None
+    check_token_ids(tuple(token for token, _ in params.logit_bias or ()), vocab_size, "logit_bias")
+    check_token_ids(tuple(params.allowed_token_ids or ()), vocab_size, "allowed_token_ids")
+    bad_words = [ids for word in params.bad_words or () for ids in spellings(word, encode, vocab_size)]
+    return Processors(params, prompt_token_ids, stop_token_ids, bad_words, vocab_size)
+
+
+def spellings(word: str, encode: Callable[..., list[int]] | None, vocab_size: int) -> list[list[int]]:
+    """The tokens of a bad word where a text begins with it, and, by vLLM's rule, where a space comes before it: if that
+    makes another first token, and no more of them."""
+    if encode is None:
+        raise InvalidRequestError("bad_words are texts, but this model has no tokenizer to read them with.")
+    alone, spaced = (encode(space + word.lstrip(), add_special_tokens=False) for space in ("", " "))
+    if not alone:
+        raise InvalidRequestError(f"bad_words has {shown(word)}, which the tokenizer makes no token of.")
+    is_other = len(spaced) == len(alone) and spaced[0] != alone[0]
+    return [ids for ids in ([alone, spaced] if is_other else [alone]) if max(ids) < vocab_size]
 
 
 NO_TOKENS = np.zeros(0, np.int64)  # [0]

@@ -1,6 +1,6 @@
 """Scheduling: sequences, the groups they form, and which of these run in the next step."""
 
-from minipage.renamed import renamed_in
+from minipage.renamed import keep_old_names
 from minipage.scheduling.group import GroupStatus, SequenceGroup
 from minipage.scheduling.plan import Chunk, StepPlan
 from minipage.scheduling.policy import POLICIES, Policy
@@ -20,4 +20,4 @@ __all__ = [
     "StepPlan",
 ]
 
-__getattr__ = renamed_in(__name__)
+keep_old_names(__name__)

@@ -18,11 +18,8 @@ from enum import Enum
 from itertools import takewhile
 
 from minipage.memory import BlockCopy, BlockPool, blocks_needed
-from minipage.renamed import renamed, renamed_in
 from minipage.scheduling.plan import Chunk
 from minipage.scheduling.sequence import Sequence
-
-__getattr__ = renamed_in(__name__)
 
 
 class GroupStatus(Enum):
@@ -40,8 +37,7 @@ class SequenceGroup:
     same `cache_salt`.
     """
 
-    most_blocks = renamed("max_blocks")
-    most_tokens = renamed("longest_that_fits")
+    num_tables = 1  # of a sequence; more where layers have tables of their own (windowed.py)
 
     def __init__(
         self,

@@ -7,14 +7,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from minipage.memory import BlockCopy
-from minipage.renamed import renamed, was_tuple
 
 if TYPE_CHECKING:
     from minipage.scheduling.group import SequenceGroup
     from minipage.scheduling.sequence import Sequence
 
 
-@was_tuple
 @dataclass(slots=True)  # not frozen: every step makes one for each sequence, and that would take four times as long
 class Chunk:
     """The part of one sequence that a step computes: its tokens `start` to `start + num_tokens - 1`."""
@@ -25,13 +23,15 @@ class Chunk:
     num_tokens: int
 
     @property
+    def token_ids(self) -> list[int]:
+        return self.seq.token_ids[self.start : self.start + self.num_tokens]
+
+    @property
     def receivers(self) -> list[Sequence]:
         """The sequences that are given their next token from the logits of this chunk's last token."""
         if self.start + self.num_tokens < len(self.seq.token_ids):
             return []
         return list(self.group.sequences) if self.group.is_sharing else [self.seq]
-
-    samplers = renamed("receivers")
 
     @property
     def scored(self) -> range:
@@ -39,8 +39,13 @@ class Chunk:
         wanted = self.group.unscored
         return range(max(self.start, wanted.start), min(self.start + self.num_tokens, wanted.stop))
 
+    @property
+    def positions_with_logits(self) -> list[int]:
+        """Those that are scored, and the last one, if somebody receives a token from it."""
+        scored = [*self.scored] if self.group.unscored else []
+        return [*scored, self.start + self.num_tokens - 1] if self.receivers else scored
 
-@was_tuple
+
 @dataclass(slots=True)
 class StepPlan:
     """Everything one step will do, in this order."""
@@ -70,4 +75,4 @@ def blocks_for(chunks: list[Chunk]) -> int:
     needed = sum(table.blocks_to_allocate(chunk.num_tokens) for table, chunk in zip(tables, chunks))
     writers = Counter(tail for table in tables if (tail := table.shared_tail()) is not None)
     in_place = sum(tables[0].pool.ref_count(block) == num_writers for block, num_writers in writers.items())
-    return needed - in_place
+    return needed - in_place * max((chunk.group.num_tables for chunk in chunks), default=0)  # all its tables do alike

@@ -33,7 +33,7 @@ from minipage.errors import ConfigurationError, IntegrityError, InvalidRequestEr
 from minipage.memory import BlockPool, Prefix, PrefixCache
 from minipage.scheduling.group import GroupStatus, SequenceGroup
 from minipage.scheduling.plan import Chunk, StepPlan, blocks_for, count_tokens
-from minipage.scheduling.policy import Policy, first_come_first_served
+from minipage.scheduling.policy import Policy, first_come_first_served, victim
 from minipage.scheduling.sequence import Sequence
 
 Preemption = Literal["recompute", "swap", "auto"]
@@ -161,10 +161,10 @@ class Scheduler:
 
     def _make_room(self, group: SequenceGroup, chunks: list[Chunk], plan: StepPlan) -> bool:
         """Preempt the last until the chunks of `group` fit; False if `group` itself had to be preempted."""
-        if count_tokens(chunks) <= self.block_pool.num_free:
-            return True  # the usual case, and quick to see: a token takes at most one block
+        if count_tokens(chunks) * group.num_tables <= self.block_pool.num_free:
+            return True  # the usual case, and quick to see: a token takes at most one block, in each table
         while blocks_for(chunks) > self.block_pool.num_free:
-            last = self.running[-1]
+            last = victim(self.running)
             self.preempt(last, plan)
             if last is group:
                 return False
@@ -225,9 +225,9 @@ class Scheduler:
     def _find_prefix(self, group: SequenceGroup) -> Prefix:
         if self.prefix_cache is None:
             return Prefix([], [])
-        found = Prefix(*self.prefix_cache.find(group.leader.token_ids, group.cache_salt))
+        # Only what all its sequences share, and what has no logits to score; one token more is left to be computed.
         length = min(group.shared_len, group.unscored.start) if group.unscored else group.shared_len
-        return found.first(length // self.block_pool.block_size)  # only what all its sequences share, and has no logits
+        return Prefix(*self.prefix_cache.find(group.leader.token_ids[: length + 1], group.cache_salt))
 
     def _seats_left(self) -> int:
         return self.max_num_seqs - sum(group.max_num_seqs for group in self.running)

@@ -34,10 +34,11 @@ class Tally:
     num_generated_tokens: int = 0
     first_token_seconds: float | None = None
     finish_reason: str | None = None
+    refused: str = ""  # which field is to blame, or how the error is called; not the sentence, which may quote a prompt
 
     def __str__(self) -> str:
         if not self.num_prompt_tokens:
-            return ""
+            return f" ({self.refused})" if self.refused else ""
         first = "" if self.first_token_seconds is None else f", first after {self.first_token_seconds:.3f} s"
         return (
             f", {self.num_prompt_tokens} prompt tokens ({self.num_cached_tokens} cached), "
@@ -97,7 +98,9 @@ class Access:
         except Exception as error:
             log_failure(scope, error)
             if status is None:
-                await as_api_error(error).response()(scope, receive, send_and_note)
+                answer = as_api_error(error)
+                tally.refused = answer.code or ""
+                await answer.response()(scope, receive, send_and_note)
         finally:
             level = logging.DEBUG if path in QUIET else logging.INFO
             took = time.perf_counter() - begin
@@ -126,9 +129,10 @@ def digest(key: str) -> bytes:
 
 
 def log_failure(scope: Scope, error: Exception) -> None:
-    """What is not the client's fault."""
+    """What is not the client's fault. Where an ApiError was raised says nothing; where any other was, does."""
     if as_api_error(error).status == 500:
-        logger.error("%s failed", scope["minipage.request_id"], exc_info=error)
+        trace = None if isinstance(error, ApiError) else error
+        logger.error("%s failed: %s", scope["minipage.request_id"], error, exc_info=trace)
 
 
 def tally_of(scope: Scope) -> Any:

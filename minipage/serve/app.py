@@ -87,6 +87,7 @@ class Api:
         self.settings = settings
         own = getattr(getattr(llm.engine, "tokenizer", None), "chat_template", None)
         self.template = settings.chat_template or (own.render if own else None)
+        self.most_characters = longest_text(llm.engine)
         self.queue = Queue(settings.max_queued_requests + self.engine.scheduler.max_num_seqs)
         self.registry = make_registry(llm.stats, settings.served_model_name[0])
         self.begin = int(time.time())
@@ -142,10 +143,15 @@ class Api:
     async def read_prompt(self, prompt: Prompt, add_special_tokens: bool) -> Prompt:
         """The prompt with its token ids; on the way, prompts that cannot be served are refused."""
         token_ids: Any = prompt
+        limit = self.engine.max_model_len
         if isinstance(prompt, str):
+            if len(prompt) > self.most_characters:  # it would take seconds to say how many tokens it has
+                message = (
+                    f"the prompt has {len(prompt):,} characters, far more than a context of {limit:,} tokens holds."
+                )
+                raise ApiError(400, message, "prompt", "context_length_exceeded")
             token_ids = await asyncio.to_thread(self.encode, prompt, add_special_tokens)
             prompt = {"prompt": prompt, "prompt_token_ids": token_ids}
-        limit = self.engine.max_model_len
         if len(token_ids) >= limit:
             message = f"the prompt has {len(token_ids):,} tokens; this model's context of {limit:,} leaves room for "
             raise ApiError(400, f"{message}{limit - 1:,}. Shorten it.", "prompt", "context_length_exceeded")
@@ -226,6 +232,13 @@ class Api:
         return Response(status_code=200)
 
 
+def longest_text(engine: Any) -> float:
+    """No text of more characters can fit into the context, whatever its tokens are."""
+    if getattr(engine, "tokenizer", None) is None:
+        return float("inf")
+    return float(engine.max_model_len * max(map(len, engine.tokenizer.backend.get_vocab())))
+
+
 async def no_such_page(request: Request, error: Exception) -> Response:
     """404 and 405 in OpenAI's format, too."""
     assert isinstance(error, HTTPException)
@@ -235,6 +248,7 @@ async def no_such_page(request: Request, error: Exception) -> Response:
 
 async def told(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
+    tally_of(request.scope).refused = ", ".join(filter(None, [error.param, error.code]))
     return error.response()
 
 

@@ -53,10 +53,14 @@ def run(
 
 
 def warm_up(llm: LLM) -> None:
-    """Compile what the first client would wait for otherwise, up to a minute on a new machine. It is not counted."""
-    prompt = [0] * min(2, llm.max_model_len - 1)
-    with suppress(InvalidRequestError):  # a pool, or a context, too small for even that
-        llm.generate([prompt], SamplingParams(max_tokens=2, ignore_eos=True))
+    """Compile what the first clients would wait for otherwise, up to a minute on a new machine. It is not counted.
+
+    A short prompt and a long one: there are kernels for both.
+    """
+    for num_tokens in 2, 64:
+        prompt = [0] * min(num_tokens, llm.max_model_len - 1)
+        with suppress(InvalidRequestError):  # a pool, or a context, too small for even that
+            llm.generate([prompt], SamplingParams(max_tokens=2, ignore_eos=True))
     llm.reset_stats()
 
 

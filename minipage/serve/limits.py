@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import h11
 from starlette.types import Receive, Scope
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.server import ServerState
 
 from minipage.errors import count
 from minipage.serve.errors import ApiError
@@ -144,6 +145,13 @@ class Connection(H11Protocol):
         if self.deadline is not None:
             self.deadline.cancel()
             self.deadline = None
+
+
+def close_silent(server_state: ServerState) -> None:
+    """Close the connections that have owed us a whole request until now."""
+    silent: dict[Connection, None] = vars(server_state).get("silent", {})
+    for connection in list(silent):
+        connection.transport.abort()
 
 
 @cache

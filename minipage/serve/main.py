@@ -22,12 +22,14 @@ import uvicorn
 from minipage.engine.async_llm import AsyncLLM
 from minipage.errors import ConfigurationError
 from minipage.serve.app import Settings, make_app
-from minipage.serve.limits import Connection
+from minipage.serve.limits import Connection, close_silent
 from minipage.serve.live import Live
 
 KEEP_ALIVE_SECONDS = 65  # longer than clients do, or a connection would be closed just as the next request comes
 LAST_WORDS_SECONDS = 5.0  # for what was aborted to be sent
 MOST_HEADER_BYTES = 64 * 1024
+MOST_NOT_ACCEPTED = 2048  # connections that the system keeps for us until we come to them
+MOST_AT_A_TIME = 64  # that are accepted before the others are looked at again, which may have sent their requests
 
 
 class Server(uvicorn.Server):
@@ -50,6 +52,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         [listener] = sockets or []
+        listener.listen(MOST_NOT_ACCEPTED)  # for asyncio both are one number
         self.tell(address(listener, bool(self.config.ssl)))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -59,8 +62,10 @@ class Server(uvicorn.Server):
         timer.cancel()
 
     def give_up(self) -> None:
+        """Those who are here get what there is; those whose requests have not come are not waited for."""
         if self.llm.is_alive:
             self.llm.abort_all()
+        close_silent(self.server_state)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -119,6 +124,7 @@ def make_server(
         log_level="warning" if log_level == "info" else log_level,  # uvicorn's own lines; ours are in access.py
         access_log=False,
         server_header=False,
+        backlog=MOST_AT_A_TIME,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=drain_timeout + LAST_WORDS_SECONDS,  # type: ignore[arg-type]
         h11_max_incomplete_event_size=MOST_HEADER_BYTES,

@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from minipage.engine import stats
+from minipage.engine import speculation, stats
 
 LABELS = ("model_name", "engine")
 ENGINE = "0"  # the number of the engine: there is one
@@ -26,8 +26,9 @@ class EngineCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         numbers = self.look()
-        for metric in stats.METRICS:
-            yield self.family(metric, numbers[metric.name])
+        for metric in (*stats.METRICS, *speculation.METRICS):
+            if metric.name in numbers:
+                yield self.family(metric, numbers[metric.name])
 
     def family(self, metric: stats.Metric, value: Any) -> Metric:
         name, meaning = metric.name, metric.meaning
@@ -45,6 +46,11 @@ class EngineCollector(Collector):
             for reason, number in value.items():
                 ended.add_metric([*self.values, reason], number)
             return ended
+        if isinstance(value, list):  # drafts that were right, by position
+            right = CounterMetricFamily(name, meaning, labels=[*LABELS, "position"])
+            for position, number in enumerate(value):
+                right.add_metric([*self.values, str(position)], number)
+            return right
         kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
         family = kind(name, meaning, labels=LABELS)
         family.add_metric(self.values, value)

@@ -11,6 +11,8 @@ from minipage.serve.errors import ApiError
 from minipage.serve.protocol import GenerationBody
 
 KNOWN = {field.name for field in fields(SamplingParams)}
+# Each of these texts is looked for in every step, or compiled: what one may ask without the others having to wait.
+MOST_TEXTS = {"stop": 128, "bad_words": 1024, "choice": 10_000}
 # vLLM's older names of what structured_outputs asks for.
 GUIDED = {"guided_choice": "choice", "guided_regex": "regex", "guided_json": "json", "guided_grammar": "grammar"}
 
@@ -24,6 +26,8 @@ def sampling_params(body: GenerationBody, **more: Any) -> SamplingParams:
         InvalidRequestError: a value makes no sense.
     """
     given = {name: value for name in type(body).model_fields if (value := getattr(body, name)) is not None}
+    for name in "stop", "bad_words":
+        check_number(name, given.get(name, ()), name)
     given["structured_outputs"] = structure(body)
     if "logit_bias" in given:
         given["logit_bias"] = by_token_id(given["logit_bias"])
@@ -49,10 +53,16 @@ def structure(body: GenerationBody) -> StructuredOutputsParams | None:
         raise ApiError(400, f"{' and '.join(asked)} ask for the same thing: give one of them.", others[0][0])
     if unknown := options.keys() - {field.name for field in fields(StructuredOutputsParams)}:
         raise ApiError(400, f"{name} has no {', '.join(sorted(unknown))}.", name)
+    check_number("choice", options.get("choice") or (), name)
     try:
         return StructuredOutputsParams(**options)
     except ValueError as error:
         raise ApiError(400, str(error), name) from error
+
+
+def check_number(what: str, texts: Any, param: str) -> None:
+    if isinstance(texts, list) and len(texts) > MOST_TEXTS[what]:
+        raise ApiError(400, f"{what} has {len(texts):,} texts; there may be {MOST_TEXTS[what]:,}.", param)
 
 
 def read_response_format(form: dict[str, Any]) -> dict[str, Any]:

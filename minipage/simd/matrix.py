@@ -8,6 +8,8 @@ from __future__ import annotations
 from minipage.simd.options import compiled
 from minipage.simd.vectors import LANES, fma, load, prefetch, store
 
+ROW_PANELS = 4  # that `add_row_product` reads at once
+
 
 @compiled
 def add_product(a, b, start, stop, c, coming=None):
@@ -44,6 +46,30 @@ def add_product(a, b, start, stop, c, coming=None):
                         )
             store_tile(c, s, last, d, lower)
             store_tile(c, r, last, d, upper)  # after the other: only this one has all rows, if there are up to four
+
+
+@compiled
+def add_row_product(a, panels, p, c):
+    """The same for one row, a [n], and the b of four products at once: panels p to p + 3, each [n, 2 * LANES], whose
+    results are columns of c [m]. Where there are fewer panels, the last one is computed several times.
+
+    Each sum of a row is made one number after the other, so the processor waits less if there are many at a time.
+    """
+    last, width = len(panels) - 1, 2 * LANES
+    q, r, s = min(p + 1, last), min(p + 2, last), min(p + 3, last)
+    pd, pe = load(c, (p * width,)), load(c, (p * width + LANES,))
+    qd, qe = load(c, (q * width,)), load(c, (q * width + LANES,))
+    rd, re = load(c, (r * width,)), load(c, (r * width + LANES,))
+    sd, se = load(c, (s * width,)), load(c, (s * width + LANES,))
+    for i in range(len(a)):
+        pd, pe = fma(pd, a[i], load(panels, (p, i, 0))), fma(pe, a[i], load(panels, (p, i, LANES)))
+        qd, qe = fma(qd, a[i], load(panels, (q, i, 0))), fma(qe, a[i], load(panels, (q, i, LANES)))
+        rd, re = fma(rd, a[i], load(panels, (r, i, 0))), fma(re, a[i], load(panels, (r, i, LANES)))
+        sd, se = fma(sd, a[i], load(panels, (s, i, 0))), fma(se, a[i], load(panels, (s, i, LANES)))
+    store(c, (p * width,), pd), store(c, (p * width + LANES,), pe)
+    store(c, (q * width,), qd), store(c, (q * width + LANES,), qe)
+    store(c, (r * width,), rd), store(c, (r * width + LANES,), re)
+    store(c, (s * width,), sd), store(c, (s * width + LANES,), se)
 
 
 @compiled

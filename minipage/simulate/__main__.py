@@ -1,4 +1,4 @@
-"""The simulation on screen: `python -m minipage.simulate`."""
+"""The simulations on screen: `python -m minipage.simulate`, and the paper's figures: `... figure N`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table as Grid
 
 from minipage.errors import ConfigurationError, MinipageError, require_positive
+from minipage.simulate.figures_cli import add_figure, run_figures
 from minipage.simulate.simulation import (
     BLOCK_SIZE,
     NUM_SLOTS,
@@ -97,10 +98,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--slots", type=int, default=NUM_SLOTS, help=f"size of the memory (default: {NUM_SLOTS})")
     parser.add_argument("--block-size", type=int, default=BLOCK_SIZE, help=f"slots in a block (default: {BLOCK_SIZE})")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other requests (default: 0)")
+    parser.set_defaults(run=report)
+    commands = parser.add_subparsers(metavar="figure")
+    figure = commands.add_parser("figure", help="rerun a figure of the paper; `figure --help` says which there are")
+    add_figure(figure)
+    figure.set_defaults(run=run_figures)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack the letters that tables are drawn with
     try:
-        report(parser.parse_args(arguments))
+        args = parser.parse_args(arguments)
+        args.run(args)
     except MinipageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

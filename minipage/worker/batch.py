@@ -12,18 +12,21 @@ No padding, and no difference between a prompt and a decode: each sequence bring
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 from array_api_compat import array_namespace
 
+from minipage.attention.arguments import FLOATS
 from minipage.attention.kv_cache import KVCache, write_kv
 from minipage.errors import KernelArgumentError
+from minipage.memory.kv_groups import KVGroups
 from minipage.model.architecture import Array, Attend
 from minipage.scheduling import Chunk
 from minipage.simd.arrays import Floats, Integers
 
 PagedAttention = Callable[..., Floats]  # see minipage/attention/arguments.py
+BlocksOf = Callable[[int], Sequence[Any]]
 
 
 class Batch(NamedTuple):
@@ -36,8 +39,11 @@ class Batch(NamedTuple):
     sampled_rows: Integers  # [num_sampled], rows of the tokens whose logits are wanted
 
 
-def make_batch(chunks: Sequence[Chunk]) -> Batch:
-    """Lay the chunks of a StepPlan one after the other; there must be at least one."""
+def make_batch(chunks: Sequence[Chunk], part: int | None = None) -> Batch:
+    """Lay the chunks of a StepPlan one after the other; there must be at least one.
+
+    part: of sequences with several block tables (memory/kv_groups.py), which of them.
+    """
     token_ids: list[int] = []
     positions: list[int] = []
     slot_mapping: list[int] = []
@@ -46,18 +52,16 @@ def make_batch(chunks: Sequence[Chunk]) -> Batch:
     sampled_rows = []
     tables = []
     for chunk in chunks:
-        table = chunk.seq.block_table
+        table: Any = chunk.seq.block_table
+        table = table if part is None else table.parts[part]
         stop = chunk.start + chunk.num_tokens
-        token_ids += chunk.seq.token_ids[chunk.start : stop]
+        token_ids += chunk.token_ids
         positions += range(chunk.start, stop)
         slot_mapping += table.slot_mapping(chunk.start, stop)
         query_start_loc.append(len(token_ids))
         context_lens.append(stop)
         tables.append(list(table))
-        if chunk.group.unscored:
-            sampled_rows += [len(token_ids) - (stop - position) for position in chunk.scored]
-        if chunk.receivers:
-            sampled_rows.append(len(token_ids) - 1)
+        sampled_rows += [len(token_ids) - (stop - position) for position in chunk.positions_with_logits]
     max_blocks = max(map(len, tables))
     return Batch(
         token_ids=np.array(token_ids, np.int64),
@@ -80,23 +84,27 @@ class Kernels(NamedTuple):
 
 
 def paged_attend(batch: Batch, cache: KVCache, paged_attention: PagedAttention) -> Attend:
-    """`attend_with`, given the kernels of a CPU."""
-    return attend_with(Kernels(write_kv, paged_attention, as_numpy, like_q), batch, cache.layer)
+    """`attend_with`, given the kernels of a CPU, for a model whose layers share one block table."""
+    kernels = Kernels(write_kv, paged_attention, as_numpy, like_q)
+    return attend_with(kernels, [batch], cache.layer, KVGroups.of(len(cache.k)))
 
 
-def attend_with(kernels: Kernels, batch: Batch, blocks_of: Callable[[int], Sequence[Any]]) -> Attend:
+def attend_with(kernels: Kernels, batches: Sequence[Batch], blocks_of: BlocksOf, groups: KVGroups) -> Attend:
     """The attention that the model is given: write the new K and V into their slots, then attend through the tables.
 
-    batch: as the kernels take it.
-    blocks_of: (layer) -> its K and V, each [num_blocks, block_size, H, D], and if they are quantized their scales.
+    batches: as the kernels take them; one for each group of layers, with its block tables.
+    blocks_of: (place of a layer in its group) -> its K and V, each [num_blocks, block_size, H, D], and if they are
+        quantized their scales.
     """
 
     def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
-        k_cache, v_cache, *scales = blocks_of(layer)
+        group, place, options = groups.layers[layer]
+        batch = batches[group]
+        k_cache, v_cache, *scales = blocks_of(place)
         kernels.write_kv(kernels.to_kernels(k), kernels.to_kernels(v), k_cache, v_cache, batch.slot_mapping, *scales)
         mixed = kernels.paged_attention(  # of each token: the V of those before it, mixed
             kernels.to_kernels(q), k_cache, v_cache, batch.block_tables, batch.context_lens, batch.query_start_loc,
-            q.shape[-1] ** -0.5, *scales,
+            q.shape[-1] ** -0.5, *scales, **options,
         )  # [T, H, D]  # fmt: skip
         check_mixed(mixed, q)
         return kernels.from_kernels(mixed, q)  # [T, H, D]
@@ -114,12 +122,21 @@ def check_mixed(mixed: Any, q: Array) -> None:
 
 def like_q(mixed: Floats, q: Array) -> Array:
     """[T, H, D] of NumPy in the library and dtype of q."""
+    if is_ready(q) and is_ready(mixed) and q.dtype == mixed.dtype:
+        return mixed  # [T, H, D]
     return array_namespace(q).asarray(mixed, dtype=q.dtype)  # [T, H, D]
 
 
 def as_numpy(array: Array) -> Floats:
     """[...] in NumPy, in float32 at least: what kernels on the CPU compute in. If possible, the same memory."""
+    if is_ready(array):
+        return array  # [...]
     xp = array_namespace(array)
     if xp.finfo(array.dtype).bits < 32:
         array = xp.astype(array, xp.float32)
     return np.asarray(array)
+
+
+def is_ready(array: Array) -> TypeGuard[Floats]:
+    """Whether kernels on the CPU take it as it is. To ask the array API takes a microsecond, for each q, k and v."""
+    return type(array) is np.ndarray and array.dtype in FLOATS

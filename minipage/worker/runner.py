@@ -14,14 +14,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minipage.attention import KVCache, blocks_that_fit, copy_blocks
+from minipage.attention import KVCache, blocks_that_fit, copy_blocks, write_kv
 from minipage.attention.cache_size import DEFAULT_MEMORY
 from minipage.errors import ConfigurationError
 from minipage.memory import BlockPool
+from minipage.memory.kv_groups import KVGroups
 from minipage.model.architecture import Model
 from minipage.sampling import Draw, sample_batch
 from minipage.scheduling import StepPlan
-from minipage.worker.batch import PagedAttention, as_numpy, make_batch, paged_attend
+from minipage.worker.batch import Kernels, PagedAttention, as_numpy, attend_with, like_q, make_batch
 
 
 class Limits(NamedTuple):
@@ -44,20 +45,22 @@ class ModelRunner:
     def __init__(self, model: Model, kv_dtype: type, paged_attention: PagedAttention) -> None:
         self.model = model
         self.paged_attention = paged_attention
-        self._kv_sizes = model.kv.num_layers, model.kv.num_kv_heads, model.kv.head_size, kv_dtype
+        self.groups = KVGroups.of(model.kv.num_layers, model.kv.windows)  # of layers that share a block table
+        self._kv_sizes = model.kv.num_kv_heads, model.kv.head_size, kv_dtype
 
     def blocks_that_fit(self, memory: int | str | None, block_size: int, name: str = "memory") -> int:
         """How many blocks `memory` holds: a number of bytes, or a text such as "512MiB". Default: DEFAULT_MEMORY.
 
         Raises ConfigurationError if it makes no sense; `name` is what the option is called.
         """
-        return blocks_that_fit(DEFAULT_MEMORY if memory is None else memory, block_size, *self._kv_sizes, name=name)
+        wanted = DEFAULT_MEMORY if memory is None else memory
+        return blocks_that_fit(wanted, block_size, self.groups.num_layers, *self._kv_sizes, name=name)
 
     def allocate(self, block_pool: BlockPool, swap_pool: BlockPool | None) -> None:
         """Make the arrays for the blocks of the two pools."""
         try:
-            self.kv_cache = KVCache.of(block_pool, *self._kv_sizes)
-            self.swap_cache = KVCache.of(swap_pool, *self._kv_sizes) if swap_pool else None
+            self.kv_cache = KVCache.of(block_pool, self.groups.num_layers, *self._kv_sizes)
+            self.swap_cache = KVCache.of(swap_pool, self.groups.num_layers, *self._kv_sizes) if swap_pool else None
         except (MemoryError, ValueError) as error:  # more than there is, or than NumPy can count
             raise ConfigurationError(
                 f"there is no room for {block_pool.num_blocks:,} blocks of {block_pool.block_size} tokens ({error}). "
@@ -74,12 +77,13 @@ class ModelRunner:
     def forward(self, plan: StepPlan) -> np.ndarray:
         """Run the model; [num_sampled, vocab_size] logits: for each chunk, in their order, a row for each token of the
         prompt that is scored, and one if it comes to its sequence's end."""
-        batch = make_batch(plan.chunks)
+        batches = [make_batch(plan.chunks, part) for part in self.groups.parts]
         layers = self.model.layers
-        token_ids, positions = layers.asarray(batch.token_ids), layers.asarray(batch.positions)  # [T] each
-        attend = paged_attend(batch, self.kv_cache, self.paged_attention)
+        token_ids, positions = map(layers.asarray, (batches[0].token_ids, batches[0].positions))  # [T] each
+        kernels = Kernels(write_kv, self.paged_attention, as_numpy, like_q)
+        attend = attend_with(kernels, batches, self.kv_cache.layer, self.groups)
         hidden = self.model.forward(token_ids, positions, attend)  # [T, C]
-        sampled = layers.xp.take(hidden, layers.asarray(batch.sampled_rows), axis=0)  # [num_sampled, C]
+        sampled = layers.xp.take(hidden, layers.asarray(batches[0].sampled_rows), axis=0)  # [num_sampled, C]
         return as_numpy(self.model.logits(sampled))  # [num_sampled, vocab_size]
 
     def sample(self, logits: np.ndarray, draws: Sequence[tuple[int, Draw]]) -> list[int]:

@@ -9,23 +9,29 @@ from where import SIMULATOR, only_cpu, versions
 from minipage.errors import KernelArgumentError, MinipageError
 
 
-def dense_attention(q, k, v, scale):
+def dense_attention(q, k, v, scale, window=None):
     """The oracle, one score at a time, in float64: q [n, H, D] are the last n tokens of k, v [context, KH, D]."""
     out = np.zeros(q.shape)  # [n, H, D]
     for i, h in np.ndindex(q.shape[:2]):
         visible = len(k) - len(q) + i + 1
+        first = max(0, visible - window) if window else 0
         kv_head = h * k.shape[1] // q.shape[1]
-        scores = [scale * float(np.dot(q[i, h], k[j, kv_head])) for j in range(visible)]
+        scores = [scale * float(np.dot(q[i, h], k[j, kv_head])) for j in range(first, visible)]
         weights = np.exp(np.array(scores) - max(scores))  # [visible]
-        out[i, h] = weights @ v[:visible, kv_head] / weights.sum()  # [D]
+        out[i, h] = weights @ v[first:visible, kv_head] / weights.sum()  # [D]
     return out
 
 
 class Case:
     """A ragged batch with its K and V laid into blocks, and what attention should make of it."""
 
-    def __init__(self, lengths, block_size, num_kv_heads, group, head_size, seed, dtype=np.float32, share=False):
-        """lengths: for each sequence (context_len, query_len); share: sequences of the same text share its blocks."""
+    def __init__(self, lengths, block_size, num_kv_heads, group, head_size, seed, dtype=np.float32, share=False,
+                 window=None):  # fmt: skip
+        """lengths: for each sequence (context_len, query_len); share: sequences of the same text share its blocks.
+
+        Blocks behind the window are nowhere: if their place in the table is looked at, it points out of the cache.
+        """
+        self.options = {} if window is None else {"window": window}
         rng = np.random.default_rng(seed)
         num_heads = num_kv_heads * group
         self.scale = head_size**-0.5
@@ -41,15 +47,19 @@ class Case:
         for s, (context, n) in enumerate(lengths):
             k, v = text[:, :context] if share else rng.standard_normal((2, context, num_kv_heads, head_size))
             k, v = k.astype(dtype), v.astype(dtype)  # each [context, KH, D]
-            for logical in range(blocks_of[s]):
-                tokens = slice(logical * block_size, min(context, (logical + 1) * block_size))
+            first = 0 if share or not window else max(0, context - n + 1 - window)  # before it everything is poison
+            for logical in range(first // block_size, blocks_of[s]):
+                tokens = slice(max(first, logical * block_size), min(context, (logical + 1) * block_size))
                 key = (logical, tokens.stop) if share else (s, logical)
                 block = written[key] if key in written else written.setdefault(key, free.pop())
                 self.block_tables[s, logical] = block
-                self.k_cache[block, : tokens.stop - tokens.start] = k[tokens]
-                self.v_cache[block, : tokens.stop - tokens.start] = v[tokens]
+                offsets = slice(tokens.start - logical * block_size, tokens.stop - logical * block_size)
+                self.k_cache[block, offsets] = k[tokens]
+                self.v_cache[block, offsets] = v[tokens]
             queries.append(rng.standard_normal((n, num_heads, head_size)).astype(dtype))
-            expected.append(dense_attention(queries[-1].astype(float), k.astype(float), v.astype(float), self.scale))
+            expected.append(
+                dense_attention(queries[-1].astype(float), k.astype(float), v.astype(float), self.scale, window)
+            )
         self.q = np.concatenate(queries)  # [num_tokens, H, D]
         self.expected = np.concatenate(expected)  # [num_tokens, H, D]
         self.context_lens = np.array([context for context, _ in lengths])  # [num_seqs]
@@ -57,7 +67,7 @@ class Case:
 
     def arguments(self, **changed):
         names = ("q", "k_cache", "v_cache", "block_tables", "context_lens", "query_start_loc", "scale")
-        return {name: getattr(self, name) for name in names} | changed
+        return {name: getattr(self, name) for name in names} | self.options | changed
 
 
 def assert_close(got, expected, tolerance):
@@ -84,9 +94,12 @@ lengths = st.lists(
     head_size=st.sampled_from([1, 4, 8, 12, 64]),
     seed=st.integers(0, 2**32 - 1),
     share=st.booleans(),
+    window=st.one_of(st.none(), st.integers(1, 80)),
 )
-def test_equals_dense_attention(paged_attention, lengths, block_size, num_kv_heads, group, head_size, seed, share):
-    case = Case(lengths, block_size, num_kv_heads, group, head_size, seed, share=share)
+def test_equals_dense_attention(
+    paged_attention, lengths, block_size, num_kv_heads, group, head_size, seed, share, window
+):
+    case = Case(lengths, block_size, num_kv_heads, group, head_size, seed, share=share, window=window)
     assert_close(paged_attention(**case.arguments()), case.expected, 1e-5)
 
 
@@ -103,6 +116,15 @@ def test_float64_in_gives_float64_out(paged_attention):
 @pytest.mark.parametrize("context", [1, 15, 16, 17, 32, 600 if SIMULATOR else 2000])
 def test_contexts_around_the_edges_of_blocks_and_long_ones(paged_attention, context):
     case = Case([(context, 1), (context, min(context, 2))], 16, 2, 2, 16, seed=context)
+    assert_close(paged_attention(**case.arguments()), case.expected, 1e-5)
+
+
+@versions
+@pytest.mark.parametrize("window", [1, 15, 16, 100, 2**40])
+@pytest.mark.parametrize("head_size", [8] if SIMULATOR else [8, 64])
+def test_a_window_hides_what_lies_behind_and_never_looks_for_its_blocks(paged_attention, window, head_size):
+    long, queries = (130, 20) if SIMULATOR else (1000, 130)
+    case = Case([(long, 1), (25, 25), (long, queries), (3, 1)], 16, 1, 2, head_size, seed=window % 1000, window=window)
     assert_close(paged_attention(**case.arguments()), case.expected, 1e-5)
 
 
@@ -185,6 +207,8 @@ BAD = {
         "at least one token",
     ),
     "a scale that is none": (lambda c: dict(scale=None), "scale is None"),
+    "a window of no tokens": (lambda c: dict(window=0), "from 1 on"),
+    "a window that is no number": (lambda c: dict(window=2.5), "window is 2.5"),
     "a negative block": (lambda c: dict(block_tables=-1 - c.block_tables), "outside the cache"),
 }
 

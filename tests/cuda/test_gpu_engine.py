@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from engine.checkpoints import SAVE, Dense, every_model, save_gpt2
+from engine.checkpoints import SAVE, Dense, every_model, save_gpt2, with_windows
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -77,6 +77,16 @@ def test_greedy_texts_are_those_of_a_dense_model_on_the_cpu(tiny, options, preem
     assert (preemptions > 0) == preempts, f"{preemptions} preemptions: the pool is of the wrong size for this test"
     if "enable_prefix_caching" in options:
         assert llm.scheduler.num_hit_tokens == 8
+
+
+@with_windows
+@pytest.mark.parametrize(
+    "options", [{}, {"max_num_batched_tokens": 5}, {"num_blocks": 14, "preemption": "swap"}], ids=str
+)
+def test_windows_and_tables_of_several_groups(tiny, options):
+    prompts = [[*range(3, 20)], PROMPTS[0]]
+    outputs = gpu_llm(tiny, **options).generate(prompts, greedy(4))
+    assert texts(outputs) == [[Dense(tiny).greedy(prompt, 4)] for prompt in prompts]
 
 
 def test_heads_that_a_warp_cannot_read_with_one_load(tmp_path):

@@ -19,7 +19,7 @@ POISON = {np.float32: np.nan, np.float16: np.nan, np.uint16: 0x7FC0, np.int8: 99
 class Batch:
     """A ragged batch; what no token owns is poison: NaN, or the NaN of fp8, or a NaN of a scale."""
 
-    def __init__(self, lengths, q, kv, num_kv_heads, group, head_size, block_size, seed=0):
+    def __init__(self, lengths, q, kv, num_kv_heads, group, head_size, block_size, seed=0, window=None):
         encode, self.decode, self.tolerance = Q[q]
         rng = np.random.default_rng(seed)
         contexts, queries = (np.array(column) for column in zip(*lengths))
@@ -36,18 +36,21 @@ class Batch:
         for s, context in enumerate(contexts):
             blocks = self.tables[s, : blocks_of[s]]
             blocks[:] = [next(free) for _ in blocks]
+            first = 0 if window is None else max(0, context - queries[s] + 1 - window)
             slots = (blocks[:, None] * block_size + np.arange(block_size)).reshape(-1)[:context]
             k, v = rng.standard_normal((2, context, num_kv_heads, head_size)).astype(np.float32)
-            write_kv(k, v, *layer[:2], slots, *layer[2:])
+            write_kv(k[first:], v[first:], *layer[:2], slots[first:], *layer[2:])
+            blocks[: first // block_size] = -1  # given back, and nothing that can be read
         self.q = encode(rng.standard_normal((queries.sum(), num_kv_heads * group, head_size)).astype(np.float32))
         self.k, self.v, *self.scales = layer
         self.contexts, self.starts = contexts, np.concatenate([[0], queries.cumsum()])
         self.scale = head_size**-0.5
+        self.options = {} if window is None else {"window": window}
 
     def check(self, attention=cuda.paged_attention):
         given = self.k, self.v, self.tables, self.contexts, self.starts, self.scale, *self.scales
-        expected = reference.paged_attention(self.decode(self.q), *given)
-        out = self.decode(from_gpu(attention(on_gpu(self.q), *map(on_gpu, given))))
+        expected = reference.paged_attention(self.decode(self.q), *given, **self.options)
+        out = self.decode(from_gpu(attention(on_gpu(self.q), *map(on_gpu, given), **self.options)))
         assert not np.isnan(out).any(), "NaN came out: something was read that no token of the sequence owns"
         assert np.abs(out - expected).max() <= self.tolerance * np.abs(expected).max()
 
@@ -152,7 +155,23 @@ def test_a_workspace_serves_batches_of_every_size_one_after_the_other(split_size
         batch.check(lambda *given, batch=batch: launched(batch, given, split_size, 100, workspace))
 
 
-def launched(batch, given, split_size, extra=100, workspace=None):
+@pytest.mark.parametrize("kv", ["same", "int8"])
+@pytest.mark.parametrize("q, head_size", [("bfloat16", 64), ("float32", 8)])
+@pytest.mark.parametrize("window", [1, 23, 64])
+def test_a_window_for_every_kind_of_cores_and_numbers(window, q, head_size, kv):
+    lengths = [(150, 1), (40, 1), (75, 75), (90, 20), (9, 2)]
+    Batch(lengths, q, q if kv == "same" else kv, 1, 2, head_size, block_size=8, window=window).check()
+
+
+@pytest.mark.parametrize("q, head_size", [("bfloat16", 64), ("float32", 8)])
+@pytest.mark.parametrize("split_size", [16, None])
+def test_windows_that_are_cut_into_pieces(q, head_size, split_size):
+    lengths = [(9, 2), (900, 1), (1, 1), (700, 1), (60, 1)]
+    batch = Batch(lengths, q, q, 1, 2, head_size, block_size=8, window=640)
+    batch.check(lambda *given, window: launched(batch, given, split_size, extra=1000, window=window))
+
+
+def launched(batch, given, split_size, extra=100, workspace=None, window=None):
     """The low-level launch, with maximum lengths that are larger than the true ones."""
     q, k, v, tables, contexts, own_starts, scale, *scales = given
     longest = int(batch.contexts.max()) + extra
@@ -163,7 +182,7 @@ def launched(batch, given, split_size, extra=100, workspace=None):
     tables = [array.astype(np.int32) for array in (tables, contexts, own_starts)]
     cuda.launch_attention(
         q, k, v, *tables, scale, *scales, out=out, workspace=workspace,
-        max_query_len=7, max_context_len=longest, split_size=split_size,
+        max_query_len=7, max_context_len=longest, split_size=split_size, window=window,
     )  # fmt: skip
     return out
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, MistralConfig, Qwen2Config
 
 from minipage.model.architecture import Model
 from minipage.model.checkpoint import load_model
@@ -48,12 +48,13 @@ def save_gpt2(folder, seed=0, **sizes):
     return model
 
 
-def save_llama(folder, **sizes):
+def save_llama(folder, config=LlamaConfig, **sizes):
     """The same of a Llama: two heads of q share one of K and V, and both are turned by their positions."""
     tiny = {"vocab_size": VOCAB, "max_position_embeddings": CONTEXT, "hidden_size": 32, "intermediate_size": 48,
             "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
             "eos_token_id": EOS}  # fmt: skip
-    model = LlamaForCausalLM(LlamaConfig(**(tiny | sizes), bos_token_id=None, pad_token_id=None)).eval()
+    made = config(**(tiny | sizes), bos_token_id=None, pad_token_id=None)
+    model = AutoModelForCausalLM.from_config(made).eval()
     rng = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, weight in model.named_parameters():
@@ -67,9 +68,21 @@ def save_llama(folder, **sizes):
     return model
 
 
-SAVE = {"gpt2": save_gpt2, "llama": save_llama}
-# A test with this mark runs for each kind of model: with it, `tiny` is one after the other.
-every_model = pytest.mark.parametrize("tiny", SAVE, indirect=True)
+def save_mistral(folder, **sizes):
+    """All layers see the last 6 tokens."""
+    return save_llama(folder, MistralConfig, **({"sliding_window": 6} | sizes))
+
+
+def save_hybrid(folder, **sizes):
+    """A Qwen2 whose first layer sees everything, and two more the last 6 tokens: three KV cache groups."""
+    windows = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1, "num_hidden_layers": 3}
+    return save_llama(folder, Qwen2Config, **(windows | sizes))
+
+
+SAVE = {"gpt2": save_gpt2, "llama": save_llama, "mistral": save_mistral, "hybrid": save_hybrid}
+# A test with one of these marks runs for several kinds of models: with it, `tiny` is one after the other.
+every_model = pytest.mark.parametrize("tiny", ["gpt2", "llama"], indirect=True)
+with_windows = pytest.mark.parametrize("tiny", ["mistral", "hybrid"], indirect=True)
 
 
 def save_tokenizer(folder, vocab_size=300):
@@ -93,8 +106,13 @@ class Dense:
         architecture, weights, _, self.eos_token_ids = load_model(folder)
         self.model = Model(architecture, PlainLayers(architecture, weights))
 
-    def logits(self, token_ids, attend=dense_attend):
+    def attend(self, layer, q, k, v):
+        windows = self.model.kv.windows
+        return dense_attend(layer, q, k, v, windows[layer] if windows else None)
+
+    def logits(self, token_ids, attend=None):
         """[T, V]: the scores of what follows each token."""
+        attend = attend or self.attend
         positions = np.arange(len(token_ids))
         return self.model.logits(self.model.forward(np.array(token_ids), positions, attend))
 
@@ -112,7 +130,7 @@ class Dense:
         def attend(layer, q, k, v):
             keys.append(k)
             values.append(v)
-            return dense_attend(layer, q, k, v)
+            return self.attend(layer, q, k, v)
 
         self.logits(token_ids, attend)
         return np.stack(keys), np.stack(values)

@@ -14,6 +14,7 @@ import sys
 from functools import lru_cache
 
 from engine.checkpoints import VOCAB, Dense
+from engine.guessing import speculate
 from engine.slot_oracle import SlotOracle, WatchedLLM
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -56,6 +57,7 @@ requests = st.tuples(
 class EngineMachine(RuleBasedStateMachine):
     Scheduler, Pool, Table, Cache = Scheduler, BlockPool, BlockTable, PrefixCache
     preemption = caching = None  # drawn for every program, unless given
+    proposer = None  # of drafts, which half of the programs compute ahead
 
     @initialize(
         block_size=st.sampled_from([2, 1, 3, 4]),
@@ -67,8 +69,11 @@ class EngineMachine(RuleBasedStateMachine):
         caching=st.booleans(),
         policy=st.sampled_from(["fcfs", "priority"]),
         first=st.lists(requests, min_size=4, max_size=6),
+        num_drafts=st.sampled_from([0, 3, 1, 5]),
     )
-    def start(self, block_size, num_slots, num_swap_blocks, seats, budget, preemption, caching, policy, first):
+    def start(
+        self, block_size, num_slots, num_swap_blocks, seats, budget, preemption, caching, policy, first, num_drafts
+    ):
         self.oracle, self.policy = SlotOracle(self.dense_kv), policy
         pool, swap_pool = self.Pool(num_slots // block_size, block_size), self.Pool(num_swap_blocks, block_size)
         self.preemption = self.preemption or preemption
@@ -83,9 +88,17 @@ class EngineMachine(RuleBasedStateMachine):
             preemption=self.preemption,
         )
         self.llm = WatchedLLM(self.folder, self.oracle, scheduler=scheduler, block_table=self.Table)
+        if num_drafts and self.proposer:
+            speculate(self.llm, self.proposer, num_drafts)
         self.asked = {}  # request id -> (prompt, params, its place in the order of the policy)
         self.seen = {}  # request id -> its last output
         self.arrive(first)
+
+    def max_blocks(self, num_prompt, num_tokens, width):
+        """What a request can grow to: `width` texts of so many tokens, which share the full blocks of the prompt."""
+        size = self.llm.block_pool.block_size
+        shared, longest = num_prompt // size, blocks_needed(num_tokens, size)
+        return shared + width * (longest - shared)
 
     # ---- rules
 
@@ -100,8 +113,7 @@ class EngineMachine(RuleBasedStateMachine):
         stop_token_ids = tuple(range(0, VOCAB, 7)) if stops else ()
         params = SamplingParams(max_tokens=max_tokens, ignore_eos=True, stop_token_ids=stop_token_ids, **way)
         pool, scheduler, width = self.llm.block_pool, self.llm.scheduler, params.beam_width or params.n
-        shared, longest = length // pool.block_size, blocks_needed(length + max_tokens - 1, pool.block_size)
-        fits_the_pool = shared + width * (longest - shared) <= pool.num_blocks
+        fits_the_pool = self.max_blocks(length, length + max_tokens - 1, width) <= pool.num_blocks
         fits = fits_the_pool and width <= min(scheduler.max_num_seqs, scheduler.max_num_batched_tokens)
         what = f"{length} + {max_tokens} tokens, {width} wide, in {pool.num_blocks} blocks of {pool.block_size}"
         try:

@@ -5,8 +5,12 @@ tokens up to and including its own, and the salt that says who may share them. `
 each step promises to write to each slot, and carries it along when blocks are swapped and copied. At every call of the
 attention kernel it follows the block tables as the kernel will: every slot that is read must be of exactly the right
 prefix, and must really hold its K and V, which a dense forward pass computes anew. Slots that no sequence owns, and
-that cannot be found as a prefix either, are filled with NaN.
+that cannot be found as a prefix either, are filled with NaN. Where layers have tables and windows of their own
+(memory/kv_groups.py), a slot also belongs to one group of layers, and what lies behind the window must not be read: so
+the kernel is given caches that are NaN everywhere else than in the slots that it should read.
 """
+
+from itertools import product
 
 import numpy as np
 
@@ -17,9 +21,11 @@ from minipage.engine.llm import LLM
 class SlotOracle:
     """Knows what every slot of the KV cache holds, and proves it at every call of the kernel."""
 
-    def __init__(self, dense_kv):
-        self.dense_kv = dense_kv
-        self.prefixes = {}  # slot -> (salt, the tokens whose K and V it holds); not there: nothing to be trusted
+    def __init__(self, dense_kv, kernel=reference.paged_attention):
+        self.dense_kv, self.kernel = dense_kv, kernel
+        self.groups = None  # of the engine's layers
+        # slot -> (group of layers, salt, the tokens whose K and V it holds); not there: nothing to be trusted
+        self.prefixes = {}
         self.swapped = {}  # the same for the slots of the swap pool
         self.chunks = []  # (salt, tokens, start, stop) of each sequence in the step being computed
         self.half_written = set()  # the slots that this step is writing
@@ -41,11 +47,13 @@ class SlotOracle:
         self.layer, self.chunks, self.half_written = 0, [], set()
         for chunk in plan.chunks:
             group, seq, start, num_tokens = chunk.group, chunk.seq, chunk.start, chunk.num_tokens
-            salt, tokens, blocks = group.cache_salt, tuple(seq.token_ids), list(seq.block_table)
+            salt = group.cache_salt
+            tokens = (*seq.token_ids[:start], *chunk.token_ids)  # of which the last may be drafts
             assert start + num_tokens <= len(tokens), f"{seq} has no {start + num_tokens} tokens to compute"
             self.chunks.append((salt, tokens, start, start + num_tokens))
-            for i in range(start, start + num_tokens):
-                block, offset = blocks[i // pool.block_size], i % pool.block_size
+            tables = [list(table) for table in getattr(seq.block_table, "parts", [seq.block_table])]
+            for g, i in product(range(len(tables)), range(start, start + num_tokens)):
+                block, offset = tables[g][i // pool.block_size], i % pool.block_size
                 slot = block * pool.block_size + offset
                 assert pool.ref_count(block) == 1, f"{seq} writes to block {block}, which {pool.ref_count(block)} share"
                 known = prefix_cache is not None and block in prefix_cache
@@ -55,39 +63,44 @@ class SlotOracle:
                 )
                 assert slot not in self.half_written, f"slot {slot} is written twice in one step, now by {seq}"
                 self.half_written.add(slot)
-                self.prefixes[slot] = salt, tokens[: i + 1]
+                self.prefixes[slot] = g, salt, tokens[: i + 1]
 
     def failed(self):
         """What the step was writing cannot be trusted."""
         for slot in self.half_written:
             self.prefixes.pop(slot, None)
 
-    def attention(self, q, k_cache, v_cache, block_tables, context_lens, query_start_loc, scale):
+    def attention(self, q, k_cache, v_cache, block_tables, context_lens, query_start_loc, scale, window=None):
         """Prove that the kernel will read what it should, then compute; or fail, if it is this layer's turn."""
         num_queries = np.diff(query_start_loc).tolist()
         due = [stop - start for _, _, start, stop in self.chunks]
         assert num_queries == due, f"{num_queries} queries, where {due} tokens are computed"
         due = [stop for *_, stop in self.chunks]
         assert context_lens.tolist() == due, f"{context_lens} tokens are attended to, where {due} are there"
-        block_size = k_cache.shape[1]
-        for (salt, tokens, _, stop), table in zip(self.chunks, block_tables, strict=True):
-            slots = [int(table[i // block_size]) * block_size + i % block_size for i in range(stop)]
-            for i, slot in enumerate(slots):
+        block_size, group = k_cache.shape[1], self.groups.layers[self.layer].group if self.groups else 0
+        only = [np.full_like(cache, np.nan) for cache in (k_cache, v_cache)]  # what is read, and NaN
+        for (salt, tokens, start, stop), table in zip(self.chunks, block_tables, strict=True):
+            first = 0 if window is None else max(0, start + 1 - window)  # of the tokens that the first query sees
+            slots = [int(table[i // block_size]) * block_size + i % block_size for i in range(first, stop)]
+            for i, slot in enumerate(slots, first):
                 held = self.prefixes.get(slot)
                 told = f"slot {slot} is read for the tokens {tokens[: i + 1]} of salt {salt!r}, but holds"
                 assert held is not None, f"{told} nothing that can be trusted"
-                assert held == (salt, tokens[: i + 1]), f"{told} the K and V of {held[1]} of salt {held[0]!r}"
-            for name, cache, expected in zip("KV", (k_cache, v_cache), self.dense_kv(tokens), strict=True):
-                found = cache.reshape(-1, *cache.shape[2:])[slots]  # [stop, H, D]
+                assert held[0] == group, f"{told} what the layers of group {held[0]} wrote, and not those of {group}"
+                assert held[1:] == (salt, tokens[: i + 1]), f"{told} the K and V of {held[2]} of salt {held[1]!r}"
+            for name, cache, own, expected in zip("KV", (k_cache, v_cache), only, self.dense_kv(tokens), strict=True):
+                found = cache.reshape(-1, *cache.shape[2:])[slots]  # [stop - first, H, D]
+                own.reshape(-1, *cache.shape[2:])[slots] = found  # [stop - first, H, D]
                 assert np.isfinite(found).all(), (
                     f"in layer {self.layer}, a {name} of {tokens} is no number: it was computed from a slot that "
                     "nobody wrote"
                 )
-                wrong = np.flatnonzero(~np.isclose(found, expected[self.layer, :stop], atol=1e-3).all(axis=(1, 2)))
+                wrong = np.flatnonzero(~np.isclose(found, expected[self.layer, first:stop], atol=1e-3).all(axis=(1, 2)))
                 assert not len(wrong), f"layer {self.layer} of slot {slots[wrong[0]]} holds a {name} not of {tokens}"
         self.fail(self.layer)
         self.layer += 1
-        return reference.paged_attention(q, k_cache, v_cache, block_tables, context_lens, query_start_loc, scale)
+        options = {} if window is None else {"window": window}
+        return self.kernel(q, *only, block_tables, context_lens, query_start_loc, scale, **options)
 
 
 class WatchedLLM(LLM):
@@ -96,6 +109,7 @@ class WatchedLLM(LLM):
     def __init__(self, model, oracle, **options):
         super().__init__(model, attention=oracle.attention, **options)
         self.oracle = oracle
+        oracle.groups = self.runner.groups
 
     def schedule(self):
         self.forget_free_blocks()

@@ -30,14 +30,27 @@ def all_logits(llm, token_ids):
     return np.stack(rows)
 
 
+def greedy_texts(llm):
+    return [output.outputs[0].token_ids for output in llm.generate(PROMPTS, GREEDY)]
+
+
+@pytest.fixture(scope="module")
+def exact():
+    """What float32 makes of it: the texts, all tokens of the first, and their logits."""
+    llm = LLM(num_blocks=64)
+    texts = greedy_texts(llm)
+    forced = llm.tokenizer.encode(PROMPTS[0]) + texts[0]
+    return texts, forced, all_logits(llm, forced)
+
+
 @pytest.mark.parametrize("dtype", BOUNDS)
-def test_logits_and_greedy_texts_stay_close(dtype, record_property):
+def test_logits_and_greedy_texts_stay_close(dtype, exact, record_property):
     most_error, least_agreement = BOUNDS[dtype]
-    exact, quantized = (LLM(num_blocks=64, kv_cache_dtype=name) for name in ("float32", dtype))
-    texts = [[output.outputs[0].token_ids for output in llm.generate(PROMPTS, GREEDY)] for llm in (exact, quantized)]
-    same = np.mean([a == b for ours, theirs in zip(*texts, strict=True) for a, b in zip(ours, theirs, strict=True)])
-    forced = exact.tokenizer.encode(PROMPTS[0]) + texts[0][0]
-    error = np.abs(all_logits(exact, forced) - all_logits(quantized, forced)).max()
+    texts, forced, logits = exact
+    llm = LLM(num_blocks=64, kv_cache_dtype=dtype)
+    pairs = zip(texts, greedy_texts(llm), strict=True)
+    same = np.mean([a == b for ours, theirs in pairs for a, b in zip(ours, theirs, strict=True)])
+    error = np.abs(logits - all_logits(llm, forced)).max()
     record_property(f"{dtype}: largest error of a logit", float(error))
     record_property(f"{dtype}: greedy tokens that agree", float(same))
     print(f"{dtype}: largest error of a logit {error:.3f}, greedy tokens that agree {same:.0%}")

@@ -18,8 +18,11 @@ HABITS = {
 
 
 def prose(path):
-    """(line number, text) of every comment and every string of a file."""
-    for token in tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline):
+    """(line number, text) of every comment and every string of a file; of one that has no habit in it, nothing."""
+    text = path.read_text(encoding="utf-8")
+    if not any(re.search(habit, text, re.IGNORECASE) for habit in HABITS):
+        return
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
         if token.type in (tokenize.COMMENT, tokenize.STRING):
             yield from enumerate(token.string.split("\n"), token.start[0])
 

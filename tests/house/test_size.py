@@ -15,15 +15,25 @@ ROOT = PACKAGE.parent
 SILENT = {
     tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER,
 }  # fmt: skip
-# The engine with GPT-2 on a CPU, in NumPy: what is left if nothing needs to be fast, and nobody's files are read.
+# The engine with GPT-2 on a CPU, in NumPy and float32: what is left if nothing needs to be fast or small, nobody's
+# files are read, and options are plain.
 HEART = """
-    errors.py memory/* scheduling/* simd/arrays.py simd/halves.py simd/fp8.py
-    attention/arguments.py attention/quantize.py attention/kv_cache.py attention/cache_size.py attention/reference.py
+    errors.py memory/block_pool.py memory/block_table.py memory/prefix_cache.py
+    scheduling/sequence.py scheduling/plan.py scheduling/group.py scheduling/policy.py scheduling/scheduler.py
+    simd/arrays.py attention/arguments.py attention/kv_cache.py attention/reference.py
     model/architecture.py model/gpt2.py model/layers/plain.py
     sampling/param_checks.py sampling/params.py sampling/sampler.py worker/batch.py worker/runner.py
-    engine/prompts.py engine/detokenizer.py engine/completion.py engine/request.py engine/sampled.py engine/intake.py
-    engine/changes.py
-    engine/stats.py engine/engine.py
+    engine/prompts.py engine/detokenizer.py engine/stop_strings.py engine/completion.py
+    engine/request.py engine/sampled.py engine/intake.py
+    engine/changes.py engine/engine.py
+"""
+# Models with sliding windows, or with several KV cache groups: other models never come by here.
+WINDOWS = "memory/kv_groups.py memory/group_cache.py scheduling/windowed.py engine/windows.py"
+# What a reader may leave for later: fewer bytes, beams, what is done to logits, chats, metrics, options.
+MORE = """
+    simd/halves.py simd/fp8.py attention/quantize.py attention/cache_size.py sampling/beam_params.py
+    sampling/beam_search.py engine/beams.py sampling/structured.py sampling/processors.py engine/conversations.py
+    engine/stats.py engine/build.py engine/llm.py
 """
 # The same in machine code.
 FAST = """
@@ -67,19 +77,24 @@ def test_blanks_comments_and_docstrings_do_not_count():
     assert sorted(code_lines(text)) == [5, 6, 7, 10, 12, 13]
 
 
-@pytest.mark.parametrize(("names", "what"), [(HEART, "in NumPy"), (FAST, "in machine code")])
+@pytest.mark.parametrize(("names", "what"), [(HEART, "in NumPy"), (MORE, "more"), (FAST, "in machine code")])
 def test_contributing_says_how_large_the_heart_is(names, what):
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    most = int(re.search(rf"at most ([\d,]+) lines\s+{what}", " ".join(text.split()))[1].replace(",", ""))
+    most = int(re.search(rf"[Aa]t most ([\d,]+) lines\s+{what}", " ".join(text.split()))[1].replace(",", ""))
     assert count(names) <= most < count(names) + 120, count(names)
 
 
 def test_no_file_of_the_package_is_longer_than_300_lines():
-    lengths = {file: len(code_lines(file.read_text(encoding="utf-8"))) for file in PACKAGE.rglob("*.py")}
+    texts = {file: file.read_text(encoding="utf-8") for file in PACKAGE.rglob("*.py")}
+    lengths = {file: len(code_lines(text)) for file, text in texts.items() if text.count("\n") > 300}
     assert [f"{file.relative_to(PACKAGE)}: {length}" for file, length in lengths.items() if length > 300] == []
 
 
 def test_hardly_anything_lies_loose_at_the_top():
     """The heart is in its rooms; what else lies there can be deleted (test_the_heart_alone.py)."""
-    outer = {"__main__.py", "cli.py", "cli_options.py", "info.py", "train.py", "chat.py"}
+    outer = {"__main__.py", "cli.py", "cli_options.py", "info.py", "train.py", "chat.py", "lesson.py"}
     assert {file.name for file in PACKAGE.glob("*.py")} - outer <= {"__init__.py", "errors.py", "renamed.py"}
+
+
+def test_windows_take_fewer_than_200_lines_in_files_of_their_own():
+    assert 100 < count(WINDOWS) < 200

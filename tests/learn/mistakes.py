@@ -257,6 +257,15 @@ MEASURING = [
     M("13.4", "ceil(num_tokens / block_size)", "num_tokens / block_size", "the last one part empty"),
     M("13.4", "return blocks_there // blocks_each", "return memory // bytes_per_token // num_tokens", "whole blocks"),
     M("13.4", "return blocks_there // blocks_each", "return blocks_there / blocks_each", "Requests count whole"),
+    M("13.5", "corners[i] + (place - begin) / (counts[i] - begin) * (corners[i + 1] - corners[i])", "corners[i + 1]", "lies between these bounds"),
+    M("13.5", "begin = counts[i - 1] if i else 0", "begin = 0", "lies between these bounds"),
+    M("13.5", "counts = np.array(buckets, float).T", "counts = np.array(buckets, float).T\n    counts = np.cumsum(counts)", "lies between these bounds"),
+    M("13.5", "return bounds[i - 1]", "return bounds[i]", "the last bucket"),
+    M("13.5", "if counts[-1] == 0:", "if 0:", "raise ValueError"),
+    M("13.6", "after[name + end] - before[name + end] for", "after[name + end] for", "since the server's start"),
+    M("13.6", "time / number if number else 0", "time / number", "ZeroDivisionError"),
+    M("13.6", "time / number if number else 0, time / seconds", "time / number if number else 0, number / seconds", "Little's law"),
+    M("13.6", "time / number if number else 0", "time / after[name + '_count'] if number else 0", "took .* s together"),
 ]  # fmt: skip
 OWN_MODEL = [
     M("14.1", "np.exp(1j * np.outer(positions, frequencies))", "np.exp(-1j * np.outer(positions, frequencies))", "turn the wrong way"),

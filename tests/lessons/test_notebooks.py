@@ -43,9 +43,28 @@ def test_the_notebook_has_no_outputs_and_each_cell_has_a_name_of_its_own(folder)
 
 
 @by_name
-def test_a_lesson_begins_by_installing_what_is_missing(folder):
+def test_a_lesson_begins_with_one_line_that_is_folded(folder):
     assert first_code_cell(folder) == first_code_cell(FOLDERS[0]), "the first cell is the same in all lessons"
-    assert "pip" in first_code_cell(folder)
+    first, *others = [line for line in first_code_cell(folder).splitlines() if line]
+    assert first.startswith("from minipage.lesson import setup") and "pip install" in first
+    assert others == ["plt, np = setup()"]
+    cell = next(cell for cell in notebook(folder)["cells"] if cell["cell_type"] == "code")
+    assert cell["metadata"]["jupyter"]["source_hidden"] and "hide-input" in cell["metadata"]["tags"]
+
+
+@by_name
+def test_what_vllm_does_was_checked_and_says_where(folder):
+    script = (folder / "lesson.py").read_text(encoding="utf-8")
+    section = script.partition("## What vLLM does")[2].partition("## Your turn")[0]
+    checked = re.search(r"\*Checked against vLLM (\d+\.\d+\.\d+): (.*)\.\*", section)
+    assert checked and re.search(r"`vllm/[\w/]+(\.py|/)`", checked[2]), "name the version and the files"
+
+
+@by_name
+def test_a_shape_stays_on_the_line_that_makes_the_array(folder):
+    """ruff moves a comment behind the bracket that it closes, where nobody sees what it belongs to."""
+    script = (folder / "lesson.py").read_text(encoding="utf-8")
+    assert not re.findall(r"^ *[\])}]+[.\w()=0-9, -]*  # .*$", script, re.MULTILINE)
 
 
 @by_name

@@ -9,6 +9,7 @@ from minipage.engine.llm import LLM
 from minipage.errors import ModelError
 from minipage.model.checkpoint import load_model
 from minipage.model.dense import dense_attend
+from minipage.model.llama import Llama
 from minipage.model.place import place_model
 from minipage.sampling import SamplingParams
 
@@ -159,12 +160,34 @@ def test_a_config_that_is_not_computed_is_a_sentence(tmp_path, change, words):
         load_model(tmp_path)
 
 
-def test_a_model_with_a_sliding_window_is_limited_to_it(tmp_path):
-    theirs = save(tmp_path, hf.MistralConfig, GATED | {"sliding_window": 40})
-    with pytest.warns(UserWarning, match="sliding window of 40 tokens"):
-        llm = LLM(tmp_path, num_blocks=16, block_size=8)
-    assert llm.max_model_len == 40
-    prompt = TOKEN_IDS[:12]
-    expected = theirs.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=28, pad_token_id=0)
-    params = SamplingParams(temperature=0, max_tokens=None, ignore_eos=True)
-    assert llm.generate(prompt, params)[0].outputs[0].token_ids == expected[0, 12:].tolist()
+FULL, SLIDING = "full_attention", "sliding_attention"
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "windows"),
+    [
+        (hf.MistralConfig, {"sliding_window": 40}, (40, 40, 40)),
+        (hf.MistralConfig, {"sliding_window": None}, ()),
+        (hf.MistralConfig, {"sliding_window": CONTEXT}, ()),
+        (hf.Phi3Config, {"sliding_window": 40}, (40, 40, 40)),
+        (hf.Qwen2Config, {"sliding_window": 40}, ()),
+        (hf.Qwen2Config, {"sliding_window": 40, "use_sliding_window": True, "max_window_layers": 2}, (None, None, 40)),
+        (hf.Qwen3Config, {"sliding_window": 40, "use_sliding_window": True, "max_window_layers": 0}, (40, 40, 40)),
+        (
+            hf.Qwen3Config,
+            {"sliding_window": 9, "use_sliding_window": True, "layer_types": [SLIDING, FULL, SLIDING]},
+            (9, None, 9),
+        ),
+    ],
+)
+def test_which_layers_have_a_window(config, settings, windows):
+    said = config(**(GATED | {"num_hidden_layers": 3} | settings)).to_dict()
+    for each in said, {name: value for name, value in said.items() if name != "layer_types" or SLIDING in str(value)}:
+        assert Llama.of(each).kv.windows == windows
+        assert Llama.of(each).max_model_len == CONTEXT
+
+
+def test_a_kind_for_each_layer_or_the_sizes_are_wrong():
+    settings = GATED | {"model_type": "qwen3", "sliding_window": 9, "layer_types": [SLIDING], "rms_norm_eps": 1e-6}
+    with pytest.raises(ModelError, match="1, but it has 2 layers"):
+        Llama.of(settings)

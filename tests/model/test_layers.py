@@ -12,6 +12,7 @@ from minipage.model.dense import dense_attend
 from minipage.model.gpt2 import GPT2
 from minipage.model.layers import onednn
 from minipage.model.layers.compiled import CompiledLayers, Linear, gelu
+from minipage.model.layers.int8 import Int8Layers
 from minipage.model.layers.onednn import OneDNNLayers
 from minipage.model.layers.plain import PlainLayers
 from minipage.model.layers.torch import TorchLayers
@@ -26,6 +27,7 @@ KINDS = {
     "plain": (PlainLayers, lambda array: array.astype(np.float32), 1e-5),
     "plain on torch": (PlainLayers, as_torch(torch.float32), 1e-5),
     "compiled": (CompiledLayers, lambda array: array.astype(np.float32), 1e-5),
+    "int8": (Int8Layers, lambda array: array.astype(np.float32), 0.03),
     "torch": (TorchLayers, as_torch(torch.float32), 1e-5),
     "torch in bfloat16": (TorchLayers, as_torch(torch.bfloat16), 0.03),
     "torch in float16": (TorchLayers, as_torch(torch.float16), 0.005),

@@ -66,6 +66,9 @@ def test_what_is_no_request(http, path, body):
         ("seed", -1),
         ("stop", [""]),
         ("stop", {"a": "b"}),
+        ("stop", ["x"] * 129),
+        ("bad_words", ["x"] * 1025),
+        ("guided_choice", ["x"] * 10_001),
         ("logprobs", 21),
         ("logprobs", -1),
         ("logprobs", True),
@@ -94,6 +97,9 @@ def test_infinities_are_no_numbers(http):
 def test_prompts_that_are_too_long(http):
     for prompt in [1] * 256, "sea " * 10_000, ["The", [1] * 300]:
         assert "256" in refused(http.post("/v1/completions", json=GOOD | {"prompt": prompt}), 400, "prompt")
+    assert "characters" in refused(
+        http.post("/v1/completions", json=GOOD | {"prompt": "sea " * 500_000}), 400, "prompt"
+    )
     assert "299" in refused(http.post("/v1/completions", json=GOOD | {"prompt": [1, 300]}), 400, "prompt")
 
 

@@ -1,47 +1,21 @@
 """`minipage serve` on the command line: what it prints, its exit codes, and TLS."""
 
-import os
-import re
 import signal
 import socket
 import ssl
 import subprocess
-import sys
 import threading
 
 import httpx
 import pytest
+from serve.started import Started
 
-from minipage.cli import main
-from minipage.cli_options import SERVER
+from minipage import LLM
+from minipage.cli import main, make_parser
+from minipage.cli_options import ENGINE, SERVER, given
 from minipage.serve.command import read_settings
 
 BODY = {"prompt": "The sea", "max_tokens": 4, "temperature": 0, "ignore_eos": True}
-
-
-class Started:
-    """`minipage serve` in a process of its own."""
-
-    def __init__(self, *arguments, **environment):
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "minipage", "serve", *map(str, arguments)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=os.environ | {"NUMBA_NUM_THREADS": "1"} | environment,
-        )
-        self.lines = []
-        for line in self.process.stdout:
-            self.lines.append(line)
-            if found := re.search(r"https?://[^ ;]+", line):
-                self.url = found[0]
-                return
-        raise AssertionError(f"it ended: {self.process.stderr.read()}")
-
-    def end(self, number=signal.SIGTERM):
-        self.process.send_signal(number)
-        _, errors = self.process.communicate(timeout=30)
-        return self.process.returncode, errors
 
 
 def test_serves_until_sigterm_and_finishes_what_is_there(folder):
@@ -119,6 +93,19 @@ def test_options_reach_the_settings(monkeypatch):
     assert settings.allowed_origins == ["a", "b", "c"] and settings.served_model_name == ["a model"]
     assert (settings.api_key, settings.max_body_size) == (["k"], 5)
     assert options == {"port": 1}  # what is left is for the server itself
+
+
+def test_options_have_the_names_that_vllm_gives_them():
+    """Those that minipage calls otherwise are understood by both names; switches can be turned off, too."""
+    words = "--num-gpu-blocks-override 9 --scheduling-policy priority --max-num-queued-reqs 5 --shutdown-timeout 2"
+    more = "--uvicorn-log-level error --enable-prefix-caching --no-enable-prefix-caching --max-num-seqs 3"
+    args = make_parser().parse_args(["serve", *words.split(), *more.split()])
+    assert given(args, ENGINE) == {
+        "num_blocks": 9, "policy": "priority", "enable_prefix_caching": False, "max_num_seqs": 3,
+    }  # fmt: skip
+    assert given(args, SERVER) == {"max_queued_requests": 5, "drain_timeout": 2.0, "log_level": "error"}
+    args = make_parser().parse_args("serve --kv-cache-memory-bytes 1048576".split())
+    assert LLM(num_blocks=None, **given(args, ENGINE)).block_pool.num_blocks == 8
 
 
 def test_a_chat_template_may_be_a_file(tmp_path):

@@ -177,7 +177,7 @@ def test_log_has_a_line_for_each_request_and_no_prompt(http, caplog):
     http.get("/health")
     first, second = caplog.messages
     assert "logged POST /v1/completions 200, " in first and "4 generated" in first and " s, length" in first
-    assert "400" in second
+    assert "POST /v1/completions 400 (temperature), " in second
     assert secret not in caplog.text
 
 

@@ -4,6 +4,7 @@ import json
 import socket
 import threading
 import time
+from contextlib import suppress
 
 import httpx
 import pytest
@@ -139,6 +140,22 @@ def test_told_to_stop(serve, monkeypatch, drain_timeout, reason):
     assert json.loads(last.removeprefix("data: "))["choices"][0]["finish_reason"] == reason
     assert done == "data: [DONE]"
     assert whole.json()["usage"]["completion_tokens"] == 200 or reason == "abort"
+
+
+def test_who_owes_a_request_is_not_waited_for_in_the_end(serve):
+    """Some have said nothing, or half of something, when the server is told to stop."""
+    server = serve()
+    halves = [b"", b"GET /hea", b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 50\r\n\r\n{"]
+    socks = [socket.create_connection(server.address, timeout=5) for _ in halves]
+    for sock, half in zip(socks, halves):
+        sock.sendall(half)
+    until(lambda: len(server.server.server_state.connections) == 3)
+    server.server.config.timeout_graceful_shutdown = 1000  # which is how long uvicorn would wait; `stop` does not
+    server.stop()
+    for sock in socks:
+        with suppress(ConnectionResetError):
+            assert sock.recv(1) == b""
+        sock.close()
 
 
 def test_the_event_loop_does_not_wait_for_a_step(serve, monkeypatch):

@@ -126,7 +126,7 @@ def test_every_slot_is_in_one_segment_or_free(frames, own):
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (160, 48), (40, 16), (60, 20)])
 def test_the_terminal_shows_every_memory(frames, width, height):
-    for frame in frames:
+    for frame in frames if (width, height) == (80, 24) else frames[::5]:
         lines = screen(frame, width, height)
         assert len(lines) == height and max(map(len, lines)) <= width
         for lane in lanes_of(frame):

@@ -46,7 +46,7 @@ def test_every_turn_of_every_story_is_told(name):
 def test_the_words_are_those_that_the_model_says_alone(name):
     """Of `quantized`, rounding may change words; `fragmentation` ends before its texts do, and has its own test."""
     demo, frames = play(name)
-    alone = LLM(block_size=16)
+    alone = LLM(block_size=16, hf_overrides=demo.scenario.engine.get("hf_overrides"))
     for i, (arrival, params) in enumerate(zip(demo.arrivals, demo.params, strict=True)):
         texts = {output.text for output in alone.generate(arrival.prompt, params)[0].outputs}
         request_id = chr(ord("A") + i)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minipage.attention.arguments import as_scale, check_shapes, check_tables
+from minipage.attention.arguments import as_scale, as_window, check_shapes, check_tables
 from minipage.attention.cuda import ordinary_cores, tensor_cores
 from minipage.attention.cuda.cache import check_cache
 from minipage.attention.cuda.compat import external_stream, num_processors
@@ -57,6 +57,7 @@ def paged_attention(
     scale: float,
     k_scales: Array | None = None,
     v_scales: Array | None = None,
+    window: int | None = None,
 ) -> Array:
     """Attention of a ragged batch over K and V in blocks; arguments and shapes: `minipage.attention.arguments`.
 
@@ -74,28 +75,31 @@ def paged_attention(
     check_arrays(q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, query_start_loc)
     scale = as_scale(scale, np.float32)
     num_tokens, num_heads, head_size = layout(q).shape
-    given = (to_host(a) for a in (block_tables, context_lens, query_start_loc))
-    tables, contexts, starts = check_tables(num_tokens, layout(k_cache).shape, *given)
+    tables, contexts, starts = (to_host(a) for a in (block_tables, context_lens, query_start_loc))
+    tables, contexts, starts = check_tables(
+        num_tokens, layout(k_cache).shape, tables, contexts, starts, as_window(window)
+    )
 
     out = empty(q, (num_tokens, num_heads, head_size), q.dtype)  # [num_tokens, num_heads, head_size]
     if 0 in layout(q).shape:
         return out
     max_query_len = int(np.diff(starts).max(initial=0))
     max_context_len = int(contexts.max(initial=0))
-    num_splits = len(contexts) * -(-max_context_len // SPLIT_SIZE)
+    longest = min(max_context_len, as_window(window))  # of what is read
+    num_splits = len(contexts) * -(-longest // SPLIT_SIZE)
     require(
         num_splits <= MOST_SPLITS,
-        f"{len(contexts)} sequences of up to {max_context_len} tokens are {num_splits} pieces of work, but a launch "
+        f"{len(contexts)} sequences of up to {longest} tokens are {num_splits} pieces of work, but a launch "
         f"takes {MOST_SPLITS}: give it fewer sequences at a time.",
     )
-    size = workspace_size(len(contexts), num_heads, head_size, max_context_len, SPLIT_SIZE)
+    size = workspace_size(len(contexts), num_heads, head_size, longest, SPLIT_SIZE)
     workspace = zeros(q, (size,), "float32")  # [size]
     # In 32 bits everything that is read fits; the rest of the block tables may be anything.
     block_tables, context_lens, query_start_loc = (to_device(q, a.astype(np.int32)) for a in (tables, contexts, starts))
     launch_attention(
         q, k_cache, v_cache, block_tables, context_lens, query_start_loc, scale, k_scales, v_scales,
         out=out, workspace=workspace, max_query_len=max_query_len, max_context_len=max_context_len, stream=stream_of(q),
-        split_size=SPLIT_SIZE,
+        split_size=SPLIT_SIZE, window=window,
     )  # fmt: skip
     return out
 
@@ -203,6 +207,7 @@ def launch_attention(
     stream: int = 0,
     split_size: int | None = None,
     choose: Callable[[Kind, Kind, int], KernelChoice] = choose_best,
+    window: int | None = None,
 ) -> None:
     """Attention as `paged_attention` has it, into `out`, with everything on the GPU already and nothing checked.
 
@@ -219,6 +224,7 @@ def launch_attention(
         split_size: tokens of a context that one block of a decode works on. Default: equal shares, the fastest; a fixed
             size makes the answer to a sequence independent, to the last bit, of the rest of the batch.
         choose: which kernel, for the kinds of q and of K and V, and the head size.
+        window: as `paged_attention` has it; there is a kernel for each.
     """
     queries = layout(q)
     num_tokens, num_heads, head_size = queries.shape
@@ -229,7 +235,9 @@ def launch_attention(
     group = num_heads // num_kv_heads
     q_kind, kv = kind_of(queries.dtype, "q"), kind_of(layout(k_cache).dtype, "k_cache")
     choice = choose(q_kind, kv, head_size)
-    grid = decode_grid(choice, num_seqs, num_kv_heads, group, max_context_len, split_size)
+    window = as_window(window)
+    grid = decode_grid(choice, num_seqs, num_kv_heads, group, min(max_context_len, window), split_size)
+    options = {"window": window} if window < max_context_len else {}  # otherwise all is seen
     arguments = (
         words(q), words(k_cache), words(v_cache),
         *(elements(workspace) if scales is None else elements(scales) for scales in (k_scales, v_scales)),
@@ -239,11 +247,11 @@ def launch_attention(
     )  # fmt: skip
     cuda_stream = external_stream(stream)
     if min_query_len <= 1:
-        decode = choice.kernel_for(q_kind, kv, head_size, block_size, group, grid.heads, 1)
+        decode = choice.kernel_for(q_kind, kv, head_size, block_size, group, grid.heads, 1, **options)
         decode[(grid.tiles, grid.blocks), choice.num_threads, cuda_stream](*arguments)
     if max_query_len > 1:
         tokens = max(2, choice.prefill_rows // grid.heads)
-        prefill = choice.kernel_for(q_kind, kv, head_size, block_size, group, grid.heads, tokens)
+        prefill = choice.kernel_for(q_kind, kv, head_size, block_size, group, grid.heads, tokens, **options)
         prefill[(grid.tiles, num_tiles(num_tokens, tokens, num_seqs)), choice.num_threads, cuda_stream](*arguments)
 
 

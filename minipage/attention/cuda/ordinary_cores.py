@@ -112,7 +112,7 @@ def float_products(kv: Kind, rows: int, words: int) -> Products:
 @cache
 def ordinary_kernel(
     q_kind: Kind, kv: Kind, head_size: int, block_size: int, group: int, heads: int, tokens: int,
-    products: Callable[[Kind, int, int], Products] = float_products,
+    products: Callable[[Kind, int, int], Products] = float_products, window: int | None = None,
 ) -> Any:  # fmt: skip
     """The kernel for these numbers and sizes.
 
@@ -120,6 +120,7 @@ def ordinary_kernel(
         group: query heads of a KV head.
         heads, tokens: a tile of q is `heads` of the group's heads for each of `tokens` tokens; 1 token in decodes.
         products: how q and K are multiplied.
+        window: how many tokens a query sees; None: all before it.
     """
     PIECES = pieces_of(head_size, kv)
     PIECE_WORDS, PER_LANE, LANES = PIECES.words, PIECES.per_lane, PIECES.lanes
@@ -139,6 +140,7 @@ def ordinary_kernel(
     ROW_WORDS = head_size * kv.num_bytes // 4
     HEAD_TILES = -(-group // heads)
     QUANTIZED, PREFILL = kv.is_quantized, tokens > 1
+    WINDOW = window or 0  # a decode starts behind it; of the queries of a prompt each has another one
     Q_PER_WORD, q_number, number = q_kind.per_word, q_kind.number, kv.number
     load = loader(PIECE_WORDS)
     Q_TYPE, Q_WIDTH, keep, multiply = products(kv, ROWS, WORDS)
@@ -155,6 +157,8 @@ def ordinary_kernel(
         seen_before = context - num_queries + 1  # query i sees seen_before + i tokens
         if PREFILL:
             stop = seen_before + min(first + tokens, num_queries) - 1
+            if WINDOW:
+                start = max(0, seen_before + first - WINDOW)
 
         lane, warp = cuda.threadIdx.x % WARP, cuda.threadIdx.x // WARP
         part, own = lane // LANES, lane % LANES  # which token of those side by side, which pieces of its row
@@ -206,7 +210,10 @@ def ordinary_kernel(
                     if QUANTIZED:
                         x *= k_scale[u]
                     visible = min(stop, seen_before + first + r // heads)
-                    score[u, r] = x if base + u * AT_ONCE + part < visible else LOWEST
+                    is_seen = base + u * AT_ONCE + part < visible
+                    if PREFILL and WINDOW:
+                        is_seen = is_seen and base + u * AT_ONCE + part >= seen_before + first + r // heads - WINDOW
+                    score[u, r] = x if is_seen else LOWEST
             for r in range(ROWS):
                 new = highest[r]
                 for u in range(DEPTH):
@@ -243,7 +250,7 @@ def ordinary_kernel(
         join(found, out, workspace, result_at, q_start, num_queries, first, kv_head, head_tile, num_kv_heads)
 
     merge = merger(heads, group, head_size, NUM_THREADS, q_kind.stored)
-    return ragged_kernel(device_function(attend_tile), merge, tokens)
+    return ragged_kernel(device_function(attend_tile), merge, tokens, window)
 
 
 def loader(words: int) -> Any:

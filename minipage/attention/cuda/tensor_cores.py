@@ -57,7 +57,10 @@ def has_tensor_kernel(q_kind: Kind, kv: Kind, head_size: int) -> bool:
 
 
 @cache
-def tensor_kernel(q_kind: Kind, kv: Kind, head_size: int, block_size: int, group: int, heads: int, tokens: int) -> Any:
+def tensor_kernel(
+    q_kind: Kind, kv: Kind, head_size: int, block_size: int, group: int, heads: int, tokens: int,
+    window: int | None = None,
+) -> Any:  # fmt: skip
     """The kernel for these numbers and sizes.
 
     Args:
@@ -66,6 +69,7 @@ def tensor_kernel(q_kind: Kind, kv: Kind, head_size: int, block_size: int, group
             have the same rows and share the tokens of K and V; with more, each has 16 rows of its own.
     """
     PREFILL = tokens > 1
+    WINDOW = window or 0  # a decode starts behind it; of the queries of a prompt each has another one
     ROWS = heads * tokens
     PARTS = 1 if PREFILL else NUM_WARPS
     HALVES = 2 if PREFILL or heads > 8 else 1  # whether rows 8 to 15 are wanted
@@ -150,7 +154,7 @@ def tensor_kernel(q_kind: Kind, kv: Kind, head_size: int, block_size: int, group
         seen_before = context - num_queries + 1  # query i sees seen_before + i tokens
         if PREFILL:
             first_row = warp * TILE
-            start = 0
+            start = int32(max(0, seen_before + first + first_row // heads - WINDOW) if WINDOW else 0)
             stop = seen_before + min(first + min((first_row + TILE - 1) // heads, tokens - 1), num_queries - 1)
         else:
             first_row = 0
@@ -220,7 +224,10 @@ def tensor_kernel(q_kind: Kind, kv: Kind, head_size: int, block_size: int, group
                         x = score[n, 2 * half + e] * scale
                         if QUANTIZED:
                             x *= buffer[stage + SCALE_START + 8 * n + 2 * c + e]
-                        x = x if base + 8 * n + 2 * c + e < visible[half] else LOWEST
+                        is_seen = base + 8 * n + 2 * c + e < visible[half]
+                        if PREFILL and WINDOW:
+                            is_seen = is_seen and base + 8 * n + 2 * c + e >= visible[half] - WINDOW
+                        x = x if is_seen else LOWEST
                         score[n, 2 * half + e] = x
                         new = max(new, x)
                 new = max(new, cuda.shfl_xor_sync(ALL, new, 1))
@@ -274,7 +281,7 @@ def tensor_kernel(q_kind: Kind, kv: Kind, head_size: int, block_size: int, group
         join(buffer, out, workspace, result_at, q_start, num_queries, first, kv_head, head_tile, num_kv_heads)
 
     merge = merger(heads, group, head_size, NUM_WARPS * WARP, q_kind.stored)
-    return ragged_kernel(device_function(attend_tile), merge, tokens)
+    return ragged_kernel(device_function(attend_tile), merge, tokens, window)
 
 
 def taker(words: int, widen: Any) -> Any:

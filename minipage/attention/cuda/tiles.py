@@ -22,6 +22,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
+from minipage.attention.arguments import LARGEST_LENGTH
 from minipage.attention.cuda.compat import cuda, device_function, kernel, types
 from minipage.attention.cuda.merge import place_of
 from minipage.attention.cuda.ptx import quotient
@@ -29,6 +32,7 @@ from minipage.attention.cuda.ptx import quotient
 int32 = types.int32
 WARP = 32
 ALL = 0xFFFFFFFF  # the lanes that take part in a shuffle
+EVERYTHING = np.int32(LARGEST_LENGTH)  # a window that no context is longer than
 LEAST_SHARE = 256  # tokens of a block, at least, if the kernel decides: joining takes time, too
 
 
@@ -51,33 +55,34 @@ def num_tiles(num_tokens: int, size: int, num_seqs: int) -> int:
 
 
 @device_function
-def units_of(seq, context_lens, query_start_loc, unit):
-    """How many units of work a sequence is: none if it is no decode, else at least 1, to write its answer."""
+def units_of(seq, context_lens, query_start_loc, unit, window):
+    """How many units of work a sequence is: none if it is no decode, else at least 1, to write its answer. What lies
+    behind the window is no work."""
     if seq >= len(context_lens) or query_start_loc[seq + 1] - query_start_loc[seq] != 1:
         return int32(0)
-    return int32(max(1, quotient(context_lens[seq] + unit - 1, unit)))
+    return int32(max(1, quotient(min(context_lens[seq], window) + unit - 1, unit)))
 
 
 @device_function
-def total_units(context_lens, query_start_loc, unit):
+def total_units(context_lens, query_start_loc, unit, window):
     """Of all sequences; a warp counts together."""
     total = int32(0)
     for seq in range(cuda.threadIdx.x % WARP, len(context_lens), WARP):
-        total = int32(total + units_of(seq, context_lens, query_start_loc, unit))
+        total = int32(total + units_of(seq, context_lens, query_start_loc, unit, window))
     for bit in (16, 8, 4, 2, 1):
         total = int32(total + cuda.shfl_xor_sync(ALL, total, bit))
     return total
 
 
 @device_function
-def find_unit(wanted, context_lens, query_start_loc, unit):
+def find_unit(wanted, context_lens, query_start_loc, unit, window):
     """(sequence that has this unit, units of all before it); a warp counts together, 32 sequences at a time.
 
     If there are fewer units, it is the sequence after the last.
     """
     lane, base, before = cuda.threadIdx.x % WARP, int32(0), int32(0)
     while base < len(context_lens):
-        own = units_of(base + lane, context_lens, query_start_loc, unit)
+        own = units_of(base + lane, context_lens, query_start_loc, unit, window)
         end = own  # units up to and with this lane's sequence
         for distance in (1, 2, 4, 8, 16):
             other = cuda.shfl_up_sync(ALL, end, distance)
@@ -91,14 +96,16 @@ def find_unit(wanted, context_lens, query_start_loc, unit):
     return base, before
 
 
-def ragged_kernel(attend: Any, merge: Any, tokens: int) -> Any:
+def ragged_kernel(attend: Any, merge: Any, tokens: int, window: int | None) -> Any:
     """The kernel that takes a block through its work: decodes, or, if a tile is of several `tokens`, prompts.
 
     attend: (seq, first query, first token of K and V, token after the last, place, ...) for a tile of q of a sequence;
         place: where its result goes in the workspace, or -1: it is the whole answer. For prompts the tokens of K and V
         follow from the queries.
     merge: see merge.py.
+    window: how many tokens a query sees; None: all before it.
     """
+    WINDOW = EVERYTHING if window is None else np.int32(window)
 
     def decode(
         q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, query_start_loc, out, workspace,
@@ -107,15 +114,16 @@ def ragged_kernel(attend: Any, merge: Any, tokens: int) -> Any:
         unit, share = int32(unit), int32(share)
         if share == 0:  # units of each block: as many as make equal shares
             blocks = cuda.gridDim.y
-            total = total_units(context_lens, query_start_loc, unit)
+            total = total_units(context_lens, query_start_loc, unit, WINDOW)
             share = max(quotient(LEAST_SHARE, unit), quotient(total + blocks - 1, blocks))
         begin = int32(cuda.blockIdx.y * share)
-        seq, before = find_unit(begin, context_lens, query_start_loc, unit)
+        seq, before = find_unit(begin, context_lens, query_start_loc, unit, WINDOW)
         while seq < len(context_lens) and before < begin + share:
-            units = units_of(seq, context_lens, query_start_loc, unit)
+            units = units_of(seq, context_lens, query_start_loc, unit, WINDOW)
             if units > 0:
-                start = int32(max(0, begin - before) * unit)
-                stop = int32(min(context_lens[seq], (begin + share - before) * unit))
+                behind = int32(max(0, context_lens[seq] - WINDOW))
+                start = int32(behind + max(0, begin - before) * unit)
+                stop = int32(min(context_lens[seq], behind + (begin + share - before) * unit))
                 first_block, last_block = quotient(before, share), quotient(before + units - 1, share)
                 is_whole = first_block == last_block
                 result_at = int32(-1) if is_whole else place_of(cuda.blockIdx.y, first_block)

@@ -160,7 +160,7 @@ def must_raise(error: type[Exception], operation: Callable[[], Any], why: str) -
 
 def passes(solution, grader) -> bool:
     """Whether a grader of another exercise has nothing to say: what was said there is not said again."""
-    known = vars(solution).setdefault("known_outcomes", {})
+    known = solution.known_outcomes
     if grader not in known:
         try:
             grader(solution)
@@ -178,7 +178,7 @@ def remembered(grader):
 
     @wraps(grader)
     def graded(impl):
-        known = vars(impl).setdefault("known_outcomes", {})
+        known = impl.known_outcomes
         try:
             grader(impl)
         except NotImplementedError:

@@ -157,3 +157,122 @@ def test_13_4_of_large_blocks(impl, block_size, more, full):
 )
 def test_13_4_of_a_real_machine(impl, memory, bytes_per_token, block_size, num_tokens):
     check_capacity(impl, memory, bytes_per_token, block_size, num_tokens)
+
+
+INFINITE = float("inf")
+
+
+def check_histogram(impl, buckets, percent):
+    impl.diary.begin()
+    call = f"histogram_percentile({buckets}, {percent})"
+    impl.diary.note(call)
+    lent, total = list(buckets), buckets[-1][1]
+    place = exactly(percent) * total / 100
+    i = next(i for i, (_, count) in enumerate(buckets) if count >= place)
+    low, passed = buckets[i - 1] if i else (0, 0)
+    high, count = buckets[i]
+    if high == INFINITE:
+        due = exactly(low)
+        why = (
+            f"{float(place):g} values are passed only in the last bucket, of which nothing is known but where it "
+            f"begins: {low}."
+        )
+    else:
+        due = exactly(low) + (exactly(high) - exactly(low)) * (place - passed) / (count - passed)
+        why = (
+            f"{percent} % of {total} values are {float(place):g}. {passed} do not exceed {low}, and {count} do not "
+            f"exceed {high}: so it lies between these bounds, {float(place - passed):g} / {count - passed} of the way."
+        )
+    expect_number(call, impl.histogram_percentile(lent, percent), due, why, size=float(due))
+    expect("the buckets afterwards", lent, buckets, LENT)
+
+
+def test_13_5_the_example(impl):
+    check_histogram(impl, [(0.1, 6), (0.3, 10), (INFINITE, 10)], 80)
+
+
+def histograms(counts):
+    """Bounds as vLLM has them, and counts that rise; some buckets are empty."""
+    bounds = st.lists(
+        st.sampled_from([0.001, 0.005, 0.01, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10, 160.0]),
+        min_size=1,
+        max_size=6,
+        unique=True,
+    )
+    return st.tuples(bounds, st.lists(counts, min_size=7, max_size=7)).map(
+        lambda both: [(bound, sum(both[1][: i + 1])) for i, bound in enumerate([*sorted(both[0]), INFINITE])]
+    )
+
+
+@QUICK
+@given(
+    buckets=histograms(st.sampled_from([0, 1, 2, 5]) | st.integers(0, 10_000)).filter(lambda buckets: buckets[-1][1]),
+    percent=st.sampled_from([100, 50, 99, 25, 99.9]) | st.integers(1, 100),
+)
+def test_13_5_histogram_percentile(impl, buckets, percent):
+    check_histogram(impl, buckets, percent)
+
+
+@every(empty=range(3), percent=(1, 50, 100))
+def test_13_5_empty_buckets(impl, empty, percent):
+    check_histogram(impl, [(i + 1.0, 0) for i in range(empty)] + [(5.0, 4), (6.0, 4), (INFINITE, 4)], percent)
+
+
+def test_13_5_no_values(impl):
+    impl.diary.begin()
+    buckets = [(1.0, 0), (INFINITE, 0)]
+    must_raise(
+        ValueError, lambda: impl.histogram_percentile(buckets, 50), "No values have no percentile: raise ValueError."
+    )
+
+
+LATENCY = "vllm:e2e_request_latency_seconds"
+
+
+def check_law(impl, ended, took, seconds, earlier=(0, 0)):
+    impl.diary.begin()
+    impl.diary.note(
+        f"littles_law(before, after, {seconds}), the count {earlier[0]} and then {earlier[0] + ended}, the sum "
+    )
+    impl.diary.note(f"    {earlier[1]} and then {earlier[1] + took}")
+    before, after = (
+        {LATENCY + "_count": count, LATENCY + "_sum": total, "vllm:num_requests_running": 3.0}
+        for count, total in (earlier, (earlier[0] + ended, earlier[1] + took))
+    )
+    lent = dict(before), dict(after)
+    got = impl.littles_law(*lent, seconds)
+    why = "Three numbers come back: the rate, the mean time, and how many were inside."
+    try:
+        rate, mean_time, inside = got
+    except (TypeError, ValueError):
+        raise Wrong(why, "three numbers", got, "what came back") from None
+    since = "Both counters run since the server's start: what was added between the looks is what counts."
+    if not ended:
+        since += " None ended: all three numbers are 0."
+    gone, spent = exactly(ended), exactly(earlier[1] + took) - exactly(earlier[1])
+    size = float(earlier[1] + took)
+    expect_number("the rate", rate, gone / exactly(seconds), f"{ended} ended in {seconds} s. {since}")
+    why = f"{ended} took {took} s together. {since}"
+    expect_number("the mean time", mean_time, spent / gone if gone else 0, why, size=size)
+    why = "Little's law: how many are inside = how many come and go a second, times the seconds that each stays."
+    expect_number("how many were inside", inside, spent / exactly(seconds), f"{why} {since}", size=size)
+    expect("the numbers of the first look afterwards", lent[0], before, LENT)
+    expect("the numbers of the second look afterwards", lent[1], after, LENT)
+
+
+def test_13_6_from_the_start(impl):
+    check_law(impl, ended=10, took=20, seconds=5)
+
+
+def test_13_6_none_ended(impl):
+    check_law(impl, ended=0, took=0, seconds=5, earlier=(7, 3.5))
+
+
+@QUICK
+@given(
+    ended=st.integers(1, 10_000), took=st.integers(1, 4000).map(lambda n: n / 8),
+    seconds=st.sampled_from([1, 5, 15, 0.5, 60]),
+    earlier=st.tuples(st.integers(0, 50), st.integers(0, 400).map(lambda n: n / 4)),
+)  # fmt: skip
+def test_13_6_littles_law(impl, ended, took, seconds, earlier):
+    check_law(impl, ended, took, seconds, earlier)

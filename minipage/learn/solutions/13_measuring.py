@@ -25,3 +25,28 @@ def normalised_latency(served) -> float:
 def capacity(memory: int, bytes_per_token: int, block_size: int, num_tokens: int) -> int:
     num_blocks = memory // (bytes_per_token * block_size)
     return num_blocks // -(-num_tokens // block_size)
+
+
+def histogram_percentile(buckets, percent: float) -> float:
+    total = buckets[-1][1]
+    if not total:
+        raise ValueError("no values have no percentile.")
+    wanted = total * percent / 100
+    low = passed = 0
+    for high, count in buckets:
+        if count >= wanted:
+            return low if high == float("inf") else low + (high - low) * (wanted - passed) / (count - passed)
+        low, passed = high, count
+    raise AssertionError("the last bucket holds all values")
+
+
+LATENCY = "vllm:e2e_request_latency_seconds"
+
+
+def littles_law(before, after, seconds: float) -> tuple[float, float, float]:
+    ended = after[LATENCY + "_count"] - before[LATENCY + "_count"]
+    took = after[LATENCY + "_sum"] - before[LATENCY + "_sum"]
+    if not ended:
+        return 0.0, 0.0, 0.0
+    rate, mean_time = ended / seconds, took / ended
+    return rate, mean_time, rate * mean_time

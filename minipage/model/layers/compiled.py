@@ -16,6 +16,7 @@ docs/performance.md has the figures.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numba
 import numpy as np
@@ -24,7 +25,7 @@ from minipage.errors import require
 from minipage.model.architecture import Activation, Turn
 from minipage.model.layers.plain import PlainLayers
 from minipage.simd.arrays import Floats, as_they_lie
-from minipage.simd.matrix import add_product
+from minipage.simd.matrix import ROW_PANELS, add_product, add_row_product
 from minipage.simd.options import compiled, compiled_parallel
 from minipage.simd.vectors import LANES, exp
 
@@ -84,9 +85,12 @@ class CompiledLayers(PlainLayers):
 
 
 class Linear:
-    """x [T, in] -> x @ weight + bias [T, out], for a weight [in, out] that is kept in panels."""
+    """x [T, in] -> x @ weight + bias [T, out], for a weight [in, out] that is kept in panels.
 
-    def __init__(self, weight: Floats, bias: Floats | None = None) -> None:
+    With `scales` [out], the panels have whole numbers in one byte each: the columns divided by their scales.
+    """
+
+    def __init__(self, weight: Floats, bias: Floats | None = None, scales: Floats | None = None) -> None:
         bias = np.zeros(weight.shape[-1], np.float32) if bias is None else bias
         require(
             weight.ndim == 2 and bias.shape == weight.shape[1:] and weight.dtype == bias.dtype == np.float32,
@@ -97,11 +101,18 @@ class Linear:
         )
         num_in, self.num_out = weight.shape
         num_panels = -(-self.num_out // COLUMNS)
-        self.panels = np.zeros((num_panels, num_in, COLUMNS), np.float32)  # [num_panels, in, COLUMNS]
+        dtype: Any = np.float32 if scales is None else np.int8
+        self.panels = np.zeros((num_panels, num_in, COLUMNS), dtype)  # [num_panels, in, COLUMNS]
         for panel, start in zip(self.panels, range(0, self.num_out, COLUMNS)):  # no matrix is copied whole
             columns = weight[:, start : start + COLUMNS]  # [in, COLUMNS], or fewer at the end
+            if scales is not None:
+                columns = np.rint(columns / scales[start : start + COLUMNS])  # [in, COLUMNS], or fewer
             panel[:, : columns.shape[1]] = columns  # [in, COLUMNS]; what is left are zeros
-        self.bias = np.pad(bias, (0, num_panels * COLUMNS - self.num_out))  # [num_panels * COLUMNS]
+        padding = 0, num_panels * COLUMNS - self.num_out
+        self.scales = None if scales is None else np.pad(scales, padding)  # [num_panels * COLUMNS]
+        self.bias = np.pad(bias if scales is None else bias / scales, padding)  # [num_panels * COLUMNS]
+        has_many = num_panels >= ROW_PANELS * numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+        self.of_a_row = ROW_PANELS if has_many else 1  # this many panels at once, and still some for each thread
 
     def __call__(self, x: Floats, then: Activation | None = None) -> Floats:
         num_in = self.panels.shape[1]
@@ -110,7 +121,8 @@ class Linear:
             lambda: f"x is {x.shape} of {x.dtype}; it must be [T, {num_in}] of float32.",
         )
         out = np.empty((len(x), len(self.bias)), x.dtype)  # [T, num_panels * COLUMNS]
-        _linear(as_they_lie(x), self.panels, self.bias, CODES[then], out)
+        together = self.of_a_row if len(x) == 1 else 1
+        _linear(as_they_lie(x), self.panels, self.scales, self.bias, CODES[then], together, out)
         return out[:, : self.num_out]  # [T, out]
 
 
@@ -121,14 +133,22 @@ def as_rows(x: Floats, size: int) -> Floats:
 
 
 @compiled_parallel
-def _linear(x, panels, bias, then, out):  # type: ignore[no-untyped-def]
-    for p in numba.prange(len(panels)):
-        start = p * COLUMNS
-        columns = out[:, start : start + COLUMNS]  # [T, COLUMNS]
+def _linear(x, panels, scales, bias, then, together, out):  # type: ignore[no-untyped-def]
+    for group in numba.prange((len(panels) + together - 1) // together):
+        p, last = int(group) * together, len(panels) - 1
+        start, stop = p * COLUMNS, min(p + together, len(panels)) * COLUMNS
+        columns = out[:, start:stop]  # [T, some panels' COLUMNS]
         for t in range(len(x)):
-            for j in range(COLUMNS):
+            for j in range(stop - start):
                 columns[t, j] = bias[start + j]
-        add_product(x, panels[p], 0, len(x), columns, panels[min(int(p) + 1, len(panels) - 1)])
+        if together == ROW_PANELS:
+            add_row_product(x[0], panels, p, out[0])
+        else:
+            add_product(x, panels[p], 0, len(x), columns, panels[min(p + 1, last)])
+        if scales is not None:
+            for t in range(len(x)):
+                for j in range(stop - start):
+                    columns[t, j] *= scales[start + j]
         if then == GELU:
             gelu(columns)
         elif then == GELU_EXACT:

@@ -61,10 +61,10 @@ class PlainLayers:
         self._frequencies: dict[tuple[float, ...], Array] = {}
         self._scopes: dict[str, Self] = {}
         for names, given in self._in_groups(weights, specs, architecture.together):
-            is_head, is_table = names == [architecture.head], specs[f"{names[0]}.weight"].is_table
+            is_head, is_table = names == (architecture.head,), specs[f"{names[0]}.weight"].is_table
             self._keep(names, given, is_head, is_table)
 
-    def _keep(self, names: list[str], given: dict[str, Array], is_head: bool, is_table: bool) -> None:
+    def _keep(self, names: tuple[str, ...], given: dict[str, Array], is_head: bool, is_table: bool) -> None:
         """A layer, or several side by side, of which nobody else has the weights."""
         matrices = [given.pop(f"{name}.weight") for name in names]
         biases = list(given.values())
@@ -75,7 +75,7 @@ class PlainLayers:
         if is_table or matrices[0].ndim == 1:
             self._parts[names[0]] = Part(matrices[0], bias)
         elif not is_head:
-            key = tuple(names) if len(names) > 1 else names[0]
+            key = names if len(names) > 1 else names[0]
             self._widths[key] = [matrix.shape[1] for matrix in matrices]
             ends = [0, *accumulate(self._widths[key])]
             self._columns[key] = [slice(start, end) for start, end in pairwise(ends)]
@@ -83,10 +83,8 @@ class PlainLayers:
 
     def _in_groups(
         self, weights: Mapping[str, Array] | Iterable[tuple[str, Array]], specs: Mapping[str, Any], together: Any
-    ) -> Iterator[tuple[list[str], dict[str, Array]]]:
+    ) -> Iterator[tuple[tuple[str, ...], dict[str, Array]]]:
         """The layers, those side by side together, each with its weights, as soon as all of them have come."""
-        lists = side_by_side(specs, together)
-        groups = {f"{name}.{kind}": names for names in lists for name in names for kind in KINDS}
         came: dict[str, Array] = {}
         missing = {name: spec.shape for name, spec in specs.items()}
         for name, weight in weights.items() if isinstance(weights, Mapping) else weights:
@@ -95,9 +93,10 @@ class PlainLayers:
             self.check(name, weight, missing.pop(name))
             self._compute_as(weight)
             came[name] = weight
-            wanted = [each for each in specs if groups[each] is groups[name]]
+            names = side_by_side(name.rpartition(".")[0], together)
+            wanted = [f"{each}.{kind}" for kind in KINDS for each in names if f"{each}.{kind}" in specs]
             if all(each in came for each in wanted):
-                yield groups[name], {each: came.pop(each) for each in wanted}
+                yield names, {each: came.pop(each) for each in wanted}
         for name, shape in missing.items():
             self.check(name, None, shape)
 
@@ -191,17 +190,14 @@ class PlainLayers:
         return self._heads[name](hidden)  # [N, C] -> [N, V]
 
 
-def side_by_side(weights: Iterable[str], together: Iterable[tuple[str, ...]]) -> list[list[str]]:
-    """The names of all layers, in order: of those that read the same input in one list, of others in lists of one."""
-    found: dict[tuple[str, ...], None] = {}
-    for name in (name.removesuffix(".weight") for name in weights if name.endswith(".weight")):
-        group = next((group for group in together if f".{name}".endswith(tuple(f".{each}" for each in group))), None)
-        if group is None:
-            found[(name,)] = None
-        else:
-            before = name.removesuffix(next(each for each in group if f".{name}".endswith(f".{each}")))
-            found[tuple(before + each for each in group)] = None
-    return [list(names) for names in found]
+def side_by_side(name: str, together: Iterable[tuple[str, ...]]) -> tuple[str, ...]:
+    """A layer and those that read the same input: ("h.0.attn.q", "h.0.attn.k", "h.0.attn.v"), of any of the three."""
+    for group in together:
+        for each in group:
+            if f".{name}".endswith(f".{each}"):
+                block = name.removesuffix(each)
+                return tuple(block + other for other in group)
+    return (name,)
 
 
 def without(prefix: str, kept: Mapping[Name, Any]) -> Iterable[tuple[Name, Any]]:

@@ -19,7 +19,7 @@ class Card(NamedTuple):
     """One thing to look at."""
 
     title: str
-    about: str
+    about: str = ""
     href: str = ""  # where it is; empty: nowhere here
     command: str = ""  # what shows it
     number: str = ""  # of a lesson

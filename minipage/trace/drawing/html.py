@@ -45,7 +45,7 @@ SCRIPTS = (
     "viewer_motion.js", "viewer.js",
 )  # fmt: skip
 FREE_SHOWN = 40  # blocks of the free queue, the next ones
-NOTEBOOK_HEIGHT = 780  # pixels: in a column of 736, 16 blocks and the bars under them are seen without scrolling
+NOTEBOOK_HEIGHT = 880  # pixels: in a column of 736, 16 blocks and the bars under them are seen without scrolling
 STEP_FIELDS = (  # what the viewer shows of a frame, under the same names
     "step phase block_size max_num_batched_tokens waiting running swapped swap_out swap_in copies chosen "
     "preempted finished num_queried_tokens num_hit_tokens events num_earlier_events story "

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from minipage.errors import count
 from minipage.memory import blocks_needed
+from minipage.memory.kv_groups import NULL_BLOCK
 from minipage.trace.drawing.glyphs import BOLD, DIM, NEWEST, Glyphs, chip, clip_left, ink_of, spread, style_of, visible
 from minipage.trace.recording.frames import Frame, SequenceFrame
 
@@ -157,13 +158,15 @@ def _rows(seq: SequenceFrame, frame: Frame, width: int, glyphs: Glyphs, roomy: b
     boxes = [
         Box(i, block, words(seq, i, frame, glyphs), _mark(block, frame, glyphs), seq.label)
         for i, block in enumerate(seq.blocks)
+        if block != NULL_BLOCK
     ]
     draw: Callable[[Box, Glyphs], list[Text]] = _large_box if roomy else _small_box
     if any(draw(box, glyphs)[0].cell_len > width for box in boxes):
         boxes = [box._replace(words=words(seq, box.logical, frame, glyphs, counted=True)) for box in boxes]
     if any(draw(box, glyphs)[0].cell_len > width for box in boxes):
         draw = _small_box
-    rows: list[list[Text]] = []
+    behind = len(seq.blocks) - len(boxes)
+    rows = [[Text(f"({count(behind, 'block')} behind the window)", DIM)]] if behind else []
     for box in boxes:
         drawn = draw(box, glyphs)
         if rows and rows[-1][0].cell_len + 1 + drawn[0].cell_len <= width:

@@ -247,8 +247,7 @@ document.addEventListener("focusout", () => look(null));
 // One stop for Tab in each text and one in the memory; ↑ and ↓ walk along what is in there.
 function prepareWalks(focused) {
   for (const list of document.querySelectorAll(".walk")) {
-    const first = list.querySelector("[data-key]");
-    if (first) first.tabIndex = 0;
+    list.querySelectorAll("[data-key]").forEach((item, i) => { if (item.tabIndex !== (i ? -1 : 0)) item.tabIndex = i ? -1 : 0; });
   }
   const same = find(focused);
   if (same && same !== document.activeElement) same.focus({ preventScroll: true });

@@ -63,7 +63,7 @@ function moveFrom(before, forward) {
 function perform(element, steps, options = {}) {
   const motion = element.animate(steps, { duration: MOTION, easing: EASE, ...options });
   moving.add(motion);
-  motion.onfinish = () => moving.delete(motion);
+  motion.finished.then(() => moving.delete(motion), () => {}); // it was interrupted
   return motion;
 }
 

@@ -15,7 +15,7 @@ function drawPool(frame, before, detail) {
   const cells = Array.from({ length: Math.min(total, MOST_CELLS) }, (_, number) => drawCell(frame, before, number, detail));
   if (total > MOST_CELLS) cells.push(make("li", { class: "more" }, `… and ${total - MOST_CELLS} more`));
   byId("pool").className = `walk ${detail} ${total > DENSE_POOL ? "dense" : "roomy"}`;
-  byId("pool").replaceChildren(...cells);
+  sync(byId("pool"), cells);
   const next = frame.free_queue.map((number) => make("b", { "data-block": number, "data-key": `free ${number}`, "data-fly": `free ${number}`, "data-from": `cell ${number}` }, number));
   const more = frame.num_free > next.length ? [make("span", {}, `… ${frame.num_free - next.length} more`)] : [];
   byId("free").replaceChildren(make("span", {}, "Free queue, next first"), ...(next.length ? next : [make("i", {}, "empty")]), ...more);
@@ -23,6 +23,9 @@ function drawPool(frame, before, detail) {
 
 function drawCell(frame, before, number, detail) {
   const block = blockOf(frame, number), size = frame.block_size;
+  // A block that is to be saved still holds what it held.
+  const isLeaving = before && frame.phase === "schedule" && frame.swap_out.some(([source]) => source === number);
+  const leaving = isLeaving ? blockOf(before, number).tokens : [];
   const tags = tagsOf(frame, before, number, block);
   const owner = block.holders[0];
   const state = block.ref_count ? "used" : block.cached ? "cached" : "free";
@@ -34,13 +37,15 @@ function drawCell(frame, before, number, detail) {
   const names = tags.map(([kind]) => kind), words = tags.map(([, word]) => word);
   const said = words.length ? ` Just now: ${words.join(", ")}.` : "";
   const shown = words.length ? words[0] : state === "used" ? "" : state;
-  return make("li", { class: `cell ${state} ${names.join(" ")}`, style, tabindex: -1, "data-block": number, "data-key": `block ${number}`,
-    "data-fly": `cell ${number}`, "aria-label": sayBlock(frame, number) + said },
+  const slots = detail === "letters" ? [] : Array.from({ length: size }, (_, offset) => [number * size + offset, block.tokens[offset] ?? leaving[offset], slotState(frame, number * size + offset, block.tokens[offset], leaving[offset])]);
+  const label = sayBlock(frame, number) + said;
+  return reuse(`cell ${number}`, [label, detail, shown, ...names, ...slots.flatMap(([, word, now]) => [now, word])].join("~"), () => make("li", { class: `cell ${state} ${names.join(" ")}`, style, tabindex: -1, "data-block": number, "data-key": `block ${number}`,
+    "data-fly": `cell ${number}`, "aria-label": label },
     make("span", { class: "head" }, make("span", { class: "number" }, number), chipsOf(frame, number, block, detail),
       block.cached ? make("span", { class: "findable", title: "the prefix cache can find it" }, "◆") : ""),
-    make("span", { class: "slots" }, detail === "letters" ? [] : Array.from({ length: size }, (_, offset) => drawSlot(frame, number * size + offset, block.tokens[offset], block, detail))),
+    make("span", { class: "slots" }, slots.map((slot) => drawSlot(frame, ...slot, block, detail))),
     make("span", { class: "tags" }, make("span", { class: `tag ${names[0] ?? ""}` }, shown),
-      block.ref_count > 1 ? make("span", { class: "refs" }, `×${block.ref_count}`) : ""));
+      block.ref_count > 1 ? make("span", { class: "refs" }, `×${block.ref_count}`) : "")));
 }
 
 function chipsOf(frame, number, block, detail) {
@@ -53,11 +58,14 @@ function chipsOf(frame, number, block, detail) {
 }
 
 // A slot of memory is empty until K and V are there.
-function drawSlot(frame, slot, word, block, detail) {
-  if (frame.wantedSlots.has(slot)) return make("span", { class: "slot wanted", "data-slot": slot }, detail === "words" ? "?" : "");
-  if (word === undefined) return make("span", { class: "slot empty", "data-slot": slot });
-  if (frame.pendingSlots.has(slot)) return make("span", { class: "slot promised", "data-slot": slot });
-  const now = frame.writtenSlots.has(slot) && frame.isComputed ? "written" : "";
+function slotState(frame, slot, word, leaving) {
+  if (frame.wantedSlots.has(slot)) return "wanted";
+  if (word === undefined) return leaving === undefined ? "empty" : "leaving";
+  return frame.pendingSlots.has(slot) ? "promised" : frame.writtenSlots.has(slot) && frame.isComputed ? "written" : "";
+}
+
+function drawSlot(frame, slot, word, now, block, detail) {
+  if (["wanted", "empty", "promised"].includes(now)) return make("span", { class: `slot ${now}`, "data-slot": slot }, now === "wanted" && detail === "words" ? "?" : "");
   const style = detail === "words" ? `--em: ${emsOf(visible(word)).toFixed(2)}` : "";
   return make("span", { class: `slot ${now}`, style, "data-slot": slot, "data-fly": `kv ${slot}`, "data-from": originsOf(frame, slot, block).join("|") },
     detail === "words" ? make("bdi", {}, visible(word)) : "");
@@ -108,7 +116,9 @@ function tagsOf(frame, before, number, block) {
 function drawSwap(frame, everSwaps) {
   const saved = new Map(frame.swap_out.map(([block, number]) => [number, block])), holders = new Map();
   for (const number of saved.keys()) holders.set(number, "");
-  for (const [number] of frame.swap_in) if (frame.phase === "schedule" || frame.phase === "copy") holders.set(number, "");
+  for (const [number, block] of frame.swap_in) // until it is copied, what is saved stays there
+    if (frame.phase === "schedule") holders.set(number, blockOf(frame, block).holders[0] ?? "");
+    else if (frame.phase === "copy") holders.set(number, "");
   for (const [label, text] of Object.entries(frame.sequences)) for (const number of text.swap_blocks) holders.set(number, label);
   const cells = [...holders].sort(([a], [b]) => a - b).map(([number, label]) => {
     const coming = frame.phase === "schedule" && saved.has(number);

@@ -43,27 +43,35 @@ function drawQueues(frame) {
 }
 
 function drawTexts(frame) {
-  byId("texts").replaceChildren(...Object.entries(frame.sequences).map(([label, text]) => drawText(frame, label, text)));
+  sync(byId("texts"), Object.entries(frame.sequences).map(([label, text]) => drawText(frame, label, text)));
 }
 
 function drawText(frame, label, text) {
   if (text.status === "finished") return drawFinished(frame, label, text);
   const size = frame.block_size;
-  const inPool = text.blocks.map((block, i) => drawLogical(frame, label, text, i, block));
+  const inPool = text.blocks.map((block, i) => (block < 0 ? drawGivenBack(label, text, i, size) : drawLogical(frame, label, text, i, block)));
   const inSwap = text.swap_blocks.map((block, i) => drawSwapped(frame, label, text, i, block, size));
   const boxes = inPool.length ? inPool : inSwap;
   const status = text.status === "swapped" ? "swapped out" : text.status;
   const again = text.num_preemptions ? `preempted ${text.num_preemptions}×` : "";
   const ahead = frame.gives_way.includes(label) ? "has to give way" : frame.returns.includes(label) ? "can come back" : "";
+  const name = `Text ${label}, ${status}`;
   const badges = [ahead, again, status === "running" ? "" : status].filter(Boolean).map((word) => make("span", { class: `badge ${word === ahead ? "alert" : ""}` }, word));
   const length = make("small", {}, `${text.tokens.length} of at most ${count(text.max_num_tokens, "token")}`);
-  return make("article", { class: `text ${text.status}`, style: colour(label), "data-label": label, "aria-label": `Text ${label}, ${status}` },
-    chip(label), runningText(label, text), make("span", { class: "status" }, badges, length),
-    boxes.length ? make("ol", { class: "walk" }, boxes) : make("p", { class: "why" }, whyNoBlocks(frame, text)));
+  const article = reuse(`text ${label}`, name, () => make("article", { class: `text ${text.status}`, style: colour(label), "data-label": label, "aria-label": name }, chip(label)));
+  const list = reuse(`blocks of ${label}`, "", () => make("ol", { class: "walk" }));
+  sync(list, boxes);
+  sync(article, [article.firstChild, runningText(label, text), make("span", { class: "status" }, ...badges, length),
+    boxes.length ? list : make("p", { class: "why" }, whyNoBlocks(frame, text))]);
+  return article;
 }
 
 // A line of its own is enough for whoever is done.
 function drawFinished(frame, label, text) {
+  return reuse(`text ${label}`, `finished ${text.text}`, () => drawFinishedAnew(label, text));
+}
+
+function drawFinishedAnew(label, text) {
   const gave = text.last_blocks.length ? `gave back ${count(text.last_blocks.length, "block")}` : "held no blocks";
   const all = text.last_blocks.length ? `gave back ${text.last_blocks.join(", ")}` : gave;
   return make("article", { class: "text finished", style: colour(label), "data-label": label, "aria-label": `Text ${label}, finished`, title: `${text.prompt}${text.text}` },
@@ -107,24 +115,42 @@ function drawLogical(frame, label, text, i, block) {
   const size = frame.block_size, isNew = frame.writtenBlocks.has(block);
   const crowded = document.body.classList.contains("crowded"); // a live page with many texts: numbers are enough
   const small = crowded || text.blocks.length > MANY_BLOCKS && i < text.blocks.length - LAST_BLOCKS && !isNew;
-  const slots = small ? [] : Array.from({ length: size }, (_, offset) => drawLogicalSlot(frame, label, text, i * size + offset, block * size + offset));
+  const slots = small ? [] : Array.from({ length: size }, (_, offset) => [i * size + offset, block * size + offset, stateOf(frame, label, text, i * size + offset, block * size + offset)]);
   const reused = frame.reusedBlocks.has(block) && !isNew;
   const state = [small && "small", frame.attended === block && "being", reused && "reused"].filter(Boolean).join(" ");
   // It comes out of the free queue; or it is one that another text has already, or that was in the swap pool.
   const origins = crowded ? [] : [`free ${block}`, ...Object.keys(frame.sequences).filter((other) => other !== label).map((other) => `${other} block ${i}`)];
-  return make("li", { class: `logical ${state}`, tabindex: -1, "data-block": block, "data-key": `${label} block ${i}`,
-    "data-fly": `${label} block ${i}`, "data-from": origins.join("|"), "aria-label": `Logical block ${i} of ${label}. ${sayBlock(frame, block)}` },
-    make("small", { class: "index" }, i), make("span", { class: `slots ${size > 8 ? "many" : ""}` }, slots), make("span", { class: "leads" }, `→ ${block}`));
+  const said = `Logical block ${i} of ${label}. ${sayBlock(frame, block)}`;
+  const looks = slots.map(([, , state]) => state).join();
+  const words = text.tokens.slice(i * size, (i + 1) * size).join("|");
+  return reuse(`${label} block ${i}`, [block, state, looks, words, said].join("~"), () => make("li", { class: `logical ${state}`, tabindex: -1, "data-block": block, "data-key": `${label} block ${i}`,
+    "data-fly": `${label} block ${i}`, "data-from": origins.join("|"), "aria-label": said },
+    make("small", { class: "index" }, i),
+    make("span", { class: `slots ${size > 8 ? "many" : ""}` }, slots.map((slot) => drawLogicalSlot(frame, label, text, ...slot))),
+    make("span", { class: "leads" }, `→ ${block}`)));
 }
 
-function drawLogicalSlot(frame, label, text, position, slot) {
-  if (frame.wants.some(([who, , wanted]) => who === label && wanted === slot))
+function stateOf(frame, label, text, position, slot) {
+  if (frame.wants.some(([who, , wanted]) => who === label && wanted === slot)) return "wanted";
+  if (position >= text.num_computed_tokens) return "empty";
+  return frame.pendingSlots.has(slot) ? "promised" : frame.writtenSlots.has(slot) && frame.isComputed ? "written" : "";
+}
+
+function drawLogicalSlot(frame, label, text, position, slot, now) {
+  if (now === "wanted")
     return make("span", { class: "slot wanted", "data-slot": slot, role: "img", "aria-label": `${label} wants to write here` }, make("bdi", {}, visible(text.tokens[position] ?? "?")));
-  if (position >= text.num_computed_tokens) return make("span", { class: "slot empty" }, "·");
-  const now = frame.pendingSlots.has(slot) ? "promised" : frame.writtenSlots.has(slot) && frame.isComputed ? "written" : "";
+  if (now === "empty") return make("span", { class: "slot empty" }, "·");
   return make("span", { class: `slot ${now}`, tabindex: -1, "data-slot": slot, "data-key": `${label} ${position}`, role: "img",
     "data-fly": `${label} ${position}`, "data-from": `${label} newest|${label} said`, "aria-label": sayToken(frame, label, text, position) },
     make("bdi", {}, visible(text.tokens[position])));
+}
+
+// Behind a sliding window: a null block stands in the table.
+function drawGivenBack(label, text, i, size) {
+  const words = text.tokens.slice(i * size, (i + 1) * size);
+  return make("li", { class: "logical small out", tabindex: -1, "data-key": `${label} block ${i}`,
+    "aria-label": `Logical block ${i} of ${label}, “${visible(words.join(""))}”, lies behind the window and was given back.` },
+    make("small", { class: "index" }, i), make("span", { class: "leads" }, "behind"));
 }
 
 function drawSwapped(frame, label, text, i, block, size) {

@@ -33,6 +33,28 @@ function drawSvg(name, attributes, ...children) {
   return made;
 }
 
+// What looks as it did in the frame before is not made again: a large memory is mostly what it was.
+const made = new Map(); // name -> [what it was made of, the element]
+function reuse(name, of, build) {
+  const known = made.get(name);
+  if (known?.[0] === of) return known[1];
+  const element = build();
+  made.set(name, [of, element]);
+  return element;
+}
+
+// Let an element have these children, and touch only those that are others than before.
+function sync(parent, children) {
+  const wanted = new Set(children);
+  children.forEach((child, i) => {
+    const there = parent.childNodes[i];
+    if (there === child) return;
+    if (there && !wanted.has(there)) parent.replaceChild(child, there);
+    else parent.insertBefore(child, there ?? null);
+  });
+  while (parent.childNodes.length > children.length) parent.lastChild.remove();
+}
+
 const count = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
 const join = (words) => (words.length < 2 ? words.join("") : `${words.slice(0, -1).join(", ")} and ${words.at(-1)}`);
 

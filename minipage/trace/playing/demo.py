@@ -139,7 +139,7 @@ def run(
         _print_frame(last, console, glyphs)
     _print_texts(last, console, glyphs)
     if replay is None and (after := story_after(name)):
-        console.print(Text(f"Next story: {after.title}: python -m minipage demo {after.name}", DIM))
+        console.print(Text(f"Next story: {after.title}: python -m minipage demo {after.name}", DIM), soft_wrap=True)
 
 
 def make_engine(scenario: Scenario, options: dict[str, Any], build: Callable[..., LLM] | None = None) -> LLM:
@@ -277,7 +277,7 @@ def _print_texts(frame: Frame, console: Console, glyphs: Glyphs) -> None:
         lines = Text.assemble(chip(seq.label), " ", (_lines(seq.prompt, glyphs), DIM), _lines(seq.text, glyphs))
         generated = count(len(seq.tokens) - seq.num_prompt_tokens, "token") + " generated"
         reason = f" ({seq.finish_reason})" if seq.finish_reason else ""
-        table = " ".join(map(str, seq.blocks or seq.last_blocks)) or "empty"
+        table = " ".join("-" if block < 0 else str(block) for block in seq.blocks or seq.last_blocks) or "empty"
         lines.append(f"\n    [{generated}, {seq.status}{reason}; block table {table}]", DIM)
         console.print(lines, soft_wrap=True)
     if (more := len(frame.all_sequences) - MOST_TEXTS) > 0:

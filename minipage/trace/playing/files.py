@@ -64,7 +64,8 @@ def story_cards(folder: Path, address: str = "") -> list[Card]:
         page = (folder / f"{story.name}.html").read_text(encoding="utf-8")
         still = re.search(r'<img src="(data:image/svg\+xml;base64,[^"]*)"', page)
         picture = still[1] if still else ""
-        cards.append(Card(story.title, f"{story.about}.", f"{address}{story.name}.html", picture=picture))
+        about = f"{story.about[0].upper()}{story.about[1:]}."
+        cards.append(Card(story.title, about, f"{address}{story.name}.html", picture=picture))
     return cards
 
 

@@ -9,9 +9,18 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 from minipage.errors import ConfigurationError
-from minipage.trace.playing.cues import gave_way, is_back, is_cut, is_full, is_shared, newly_used, step_is
+from minipage.trace.playing.cues import (
+    gave_way,
+    is_back,
+    is_cut,
+    is_full,
+    is_shared,
+    newly_used,
+    step_is,
+)
 from minipage.trace.playing.story import Arrival, Scenario, Turn
 from minipage.trace.playing.story_texts import ARRIVING, FRIENDS, JULIET, NUM_REQUESTS, NUM_SLOTS, RICHARD, ROMEO, crowd
+from minipage.trace.playing.window_story import WINDOW
 from minipage.trace.recording.attention_walk import Walk
 from minipage.trace.recording.comparison import Comparison
 from minipage.trace.recording.frames import Frame
@@ -273,6 +282,7 @@ ALL = (
         room=0.45,
         runs_dry=True,  # in float32
     ),
+    WINDOW,
     Scenario(
         "kernel",
         "Inside one attention call",

@@ -11,6 +11,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minipage.errors import count
+from minipage.trace.recording.windows import held, moved_on
 
 if TYPE_CHECKING:
     from minipage.trace.recording.frames import AttentionFrame
@@ -43,7 +44,7 @@ def sentences(change: dict[str, Any], before: Before, after: State) -> list[str]
     if after.phase == "before":
         return [*arrivals(change, after), *what_is_ahead(after)]
     if after.phase == "schedule":
-        start = [*arrivals(change, after), *hits(before, after), *returns(before, after)]
+        start = [*arrivals(change, after), *hits(before, after), *returns(before, after), *slides(before, after)]
         return [*start, *allocations(before, after), *takes_for_copies(before, after)]
     if after.phase == "copy":
         return copies(after)
@@ -97,7 +98,7 @@ def what_is_ahead(after: State) -> list[str]:
         )
     if ahead.gives_way:
         num_free = len(after.free_queue)
-        free = "none is free" if not num_free else f"only {num_free} {'is' if num_free == 1 else 'are'} free"
+        free = "none is free" if not num_free else f"{num_free} {'is' if num_free == 1 else 'are'} free"
         needs = "needs a block" if len(ahead.needy) == 1 else "need a block each"
         who = f"{join(ahead.needy)} {needs}" if ahead.needy else "A block is needed"
         told.append(f"{who}, and {free}: {join(ahead.gives_way)}, last in line, has to give way.")
@@ -121,7 +122,7 @@ def hits(before: Before, after: State) -> list[str]:
     for label, start, _ in after.chunks:
         text = after.texts[label]
         if start and before.status.get(label, "waiting") == "waiting" and not before.tables.get(label):
-            found = text.blocks[: start // after.block_size]
+            found = held(text.blocks[: start // after.block_size])
             told.append(
                 f"{label} finds its first {count(start, 'token')} in the prefix cache: {block_names(found)} "
                 f"{'is' if len(found) == 1 else 'are'} reused."
@@ -132,7 +133,7 @@ def hits(before: Before, after: State) -> list[str]:
 def branches(change: dict[str, Any], after: State) -> list[str]:
     told = []
     for new in change.get("new", ()):
-        blocks = after.texts[new["label"]].blocks
+        blocks = held(after.texts[new["label"]].blocks)
         told.append(f"{new['label']} branches off and shares {block_names(blocks)}.")
     return told
 
@@ -158,10 +159,21 @@ def returns(before: Before, after: State) -> list[str]:
     return [f"{join(back)}: back from swap, {count(num_restored, 'block')} to restore."] if back else []
 
 
+def slides(before: Before, after: State) -> list[str]:
+    """Whose window has moved on, and what lies behind it now."""
+    tables = {label: after.texts[label].blocks for label in before.tables}
+    return [
+        f"The window of {label} has moved on: {block_names(blocks)} {'lies' if len(blocks) == 1 else 'lie'} behind it, "
+        f"and {'goes' if len(blocks) == 1 else 'go'} back to the free queue."
+        for label, blocks in moved_on(before.tables, tables).items()
+    ]
+
+
 def between_steps(reasons: Mapping[str, str], before: Before) -> list[str]:
     """Who has gone since the last step: aborted, or finished in a step that failed."""
     return [
-        f"{label} is {'aborted' if why == 'abort' else f'finished ({why})'}{_and_frees(len(before.tables[label]))}"
+        f"{label} is {'aborted' if why == 'abort' else f'finished ({why})'}"
+        + _and_frees(len(held(before.tables[label])))
         for label, why in reasons.items()
     ]
 
@@ -229,7 +241,7 @@ def forwards(after: State) -> list[str]:
     for label, start, n in after.chunks:
         blocks = after.texts[label].blocks
         written.update(blocks[start // size : (start + n - 1) // size + 1])
-        read.update(blocks)
+        read.update(held(blocks))
     tokens = f"K and V of {count(num_tokens, 'token')} are written to {block_names(sorted(written))}"
     return [f"{tokens}; attention reads {count(len(read), 'block')}."]
 
@@ -262,13 +274,15 @@ def allocations(before: Before, after: State) -> list[str]:
     fitting = []
     preempted = list(after.preempted)
     num_free = before.num_free
+    restored = {to for _, to in after.moves.get("swap_in", ())}
     involved = {block for pair in after.moves.get("copies", ()) for block in pair}
     copying = {text.label for text in after.texts.values() if text.blocks and text.blocks[-1] in involved}
     for label, start, num_tokens in after.chunks:
         text = after.texts[label]
         # What the prefix cache found, or what came back from swap, was not taken for this.
         known = max(len(before.tables.get(label, ())), start // after.block_size)
-        new_blocks = text.blocks[known:] if before.status.get(label) != "swapped" else []
+        was_swapped = before.status.get(label) == "swapped"
+        new_blocks = [block for block in text.blocks[known:] if not (was_swapped and block in restored)]
         while preempted and num_free < len(new_blocks):
             num_free += len(_held(preempted[0], before.tables))
             told.append(Told("preempt", label, 0, (), _preemption(label, preempted.pop(0), before.tables, after)))
@@ -334,10 +348,10 @@ def finishes(reasons: Mapping[str, str], tables: Tables) -> list[str]:
     for why in dict.fromkeys(reasons.values()):
         labels = [label for label, reason in reasons.items() if reason == why]
         if len(labels) > FEW:
-            their = {block for label in labels for block in tables[label]}
+            their = _held(labels, tables)
             told.append(f"{join(labels)} are finished ({why}){_and_frees(len(their), 'their')}")
         else:
-            told += [f"{label} is finished ({why}){_and_frees(len(tables[label]))}" for label in labels]
+            told += [f"{label} is finished ({why}){_and_frees(len(held(tables[label])))}" for label in labels]
     return told
 
 
@@ -352,7 +366,7 @@ def _preemption(needy: str, latest: list[str], tables: Tables, after: State) -> 
 
 
 def _held(group: list[str], tables: Tables) -> set[int]:
-    return {block for label in group for block in tables.get(label, ())}
+    return {block for label in group for block in held(tables.get(label, ()))}
 
 
 def _start(text: Text, num_tokens: int, ends: bool, blocks: Sequence[int]) -> str:

@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple, get_args, overload
 from minipage.errors import count
 from minipage.memory import BlockCopy, blocks_needed
 from minipage.simulate.baselines import SlotUsage
+from minipage.trace.recording.windows import held
 
 Phase = Literal["before", "schedule", "copy", "attend", "forward", "sample", "update", "failed"]
 PHASES: tuple[Phase, ...] = get_args(Phase)
@@ -414,7 +415,7 @@ class Frame:
     def read_blocks(self) -> frozenset[int]:
         """The physical blocks that attention reads in this step: the whole block tables of whoever computes."""
         computing = {chunk.label for chunk in self.chunks}
-        return frozenset(block for seq in self.sequences if seq.label in computing for block in seq.blocks)
+        return frozenset(block for seq in self.sequences if seq.label in computing for block in held(seq.blocks))
 
 
 def segments_between(start: int, label: str, ends: dict[Use, int]) -> list[Segment]:

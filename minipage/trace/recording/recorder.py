@@ -27,6 +27,7 @@ from minipage.trace.recording.routine_lines import RoutineLines
 from minipage.trace.recording.source_lines import SourceLines
 from minipage.trace.recording.trace import Trace
 from minipage.trace.recording.vocabulary import token_bytes
+from minipage.trace.recording.windows import recorded
 
 if TYPE_CHECKING:
     from minipage.engine.engine import Engine
@@ -291,11 +292,11 @@ class Recorder:
             seen.num_tokens = len(seq.token_ids)
         group = self._group_of[seq]
         table = seq.block_table
-        here = table.pool is self.pool
-        if (table.blocks if here else []) != seen.blocks:
-            change["blocks"], seen.blocks = list_difference(seen.blocks, table.blocks if here else [])
+        here, blocks = table.pool is self.pool, recorded(table)
+        if (blocks if here else []) != seen.blocks:
+            change["blocks"], seen.blocks = list_difference(seen.blocks, blocks if here else [])
         if not here or seen.swap_blocks:
-            change["swap_blocks"], seen.swap_blocks = list_difference(seen.swap_blocks, [] if here else table.blocks)
+            change["swap_blocks"], seen.swap_blocks = list_difference(seen.swap_blocks, [] if here else blocks)
         facts = {"status": group.status.value, "computed": table.num_tokens, "preemptions": group.num_preemptions}
         if facts != seen.facts:
             change |= {name: fact for name, fact in facts.items() if fact != seen.facts[name]}

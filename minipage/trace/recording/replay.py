@@ -353,8 +353,9 @@ class State:
         label, start, num_tokens = chunk
         text = self.texts[label]
         size = self.block_size
-        blocks = text.blocks or text.last_blocks  # it may have finished since
-        slots = tuple(blocks[i // size] * size + i % size for i in range(start, start + num_tokens))
+        blocks = text.blocks or text.last_blocks  # it may have finished since, or given slots of drafts back
+        stop = min(start + num_tokens, len(blocks) * size)
+        slots = tuple(blocks[i // size] * size + i % size for i in range(start, stop))
         return ChunkFrame(label, start, num_tokens, slots)
 
     def _blocks(self, words: dict[str, tuple[str, ...]]) -> Blocks:

@@ -55,8 +55,9 @@ class GPURunner(ModelRunner):
             return super().blocks_that_fit(memory, block_size, name)
         library = "torch" if is_torch_namespace(self.xp) else "cupy"
         spare = spare_memory(library, self.gpu_memory_utilization, self._largest_step)
-        usable = 2 * self.limits.max_num_seqs * blocks_needed(self.limits.max_model_len, block_size)
-        return min(usable, super().blocks_that_fit(spare, block_size))
+        fit = super().blocks_that_fit(spare, block_size)
+        longest = blocks_needed(self.limits.max_model_len, block_size) * len(self.groups.parts)
+        return min(fit, 2 * self.limits.max_num_seqs * longest)
 
     def _largest_step(self) -> int:
         """Run the largest step, except for attention; see spare_memory."""
@@ -71,7 +72,7 @@ class GPURunner(ModelRunner):
     def allocate(self, block_pool: BlockPool, swap_pool: BlockPool | None) -> None:
         on_gpu = partial(zeros, self.xp, self.device)
         try:
-            self.kv_cache = KVCache.of(block_pool, *self._kv_sizes, on_gpu)
+            self.kv_cache = KVCache.of(block_pool, self.groups.num_layers, *self._kv_sizes, on_gpu)
         except (MemoryError, RuntimeError) as error:  # CuPy's, and PyTorch's
             if "out of memory" not in str(error).lower():
                 raise
@@ -79,7 +80,8 @@ class GPURunner(ModelRunner):
                 f"the GPU has no room for {block_pool.num_blocks:,} blocks of {block_pool.block_size} tokens. "
                 f"Lower num_blocks or memory. ({error})"
             ) from error
-        self.swap_cache = KVCache.of(swap_pool, *self._kv_sizes, kernels.pinned) if swap_pool else None
+        sizes = self.groups.num_layers, *self._kv_sizes
+        self.swap_cache = KVCache.of(swap_pool, *sizes, kernels.pinned) if swap_pool else None
 
     def copy(self, plan: StepPlan) -> None:
         if self.swap_cache:
@@ -88,9 +90,12 @@ class GPURunner(ModelRunner):
         kernels.copy_blocks(self.kv_cache, self.kv_cache, plan.copies)
 
     def forward(self, plan: StepPlan) -> np.ndarray:
-        batch = Batch._make(map(self.model.layers.asarray, make_batch(plan.chunks)))
+        made = [make_batch(plan.chunks, part) for part in self.groups.parts]
+        batches = [Batch._make(map(self.model.layers.asarray, batch)) for batch in made]
+        batch = batches[0]
         ours = Kernels(kernels.write_kv, self.paged_attention, for_kernels, from_kernels)
-        attend = attend_with(ours, Batch._make(map(for_kernels, batch)), self.kv_cache.layer)
+        seen = [Batch._make(map(for_kernels, batch)) for batch in batches]
+        attend = attend_with(ours, seen, self.kv_cache.layer, self.groups)
         hidden = self.model.forward(batch.token_ids, batch.positions, attend)  # [T, C]
         logits = self.model.logits(self.xp.take(hidden, batch.sampled_rows, axis=0))  # [num_sampled, vocab_size]
         return np.asarray(to_host(self.xp.astype(logits, self.xp.float32)))  # [num_sampled, vocab_size]

@@ -80,19 +80,21 @@ class GraphRunner(GPURunner):
         max_num_seqs = self._sizes[-1]
         max_num_tokens = max(self.limits.max_num_batched_tokens, max_num_seqs)
         max_blocks = blocks_needed(max_len, block_pool.block_size)
-        self._inputs = StepInputs(max_num_tokens, max_num_seqs, max_blocks, device)
-        self._batches = Batches(block_pool.block_size)
+        # Of each group of layers that share block tables; nearly always there is one.
+        self._inputs = [StepInputs(max_num_tokens, max_num_seqs, max_blocks, device) for _ in self.groups.parts]
+        self._batches = [Batches(block_pool.block_size, part) for part in self.groups.parts]
         size = kernels.workspace_size(max_num_seqs, self.model.architecture.num_heads, self.model.kv.head_size, max_len)
         self._workspace = view_for_kernels(torch.zeros(size, device=device))  # [size] float32
         # Each layer's part of the caches: k, v, and the scales of a quantized cache.
         self._layers = [
-            [kernels.view(array) for array in self.kv_cache.layer(i)] for i in range(self.model.kv.num_layers)
+            [kernels.view(array) for array in self.kv_cache.layer(i)] for i in range(self.groups.num_layers)
         ]
 
     @torch.inference_mode()
     def forward(self, plan: StepPlan) -> torch.Tensor:  # type: ignore[override]
         """[num_sampled, vocab_size] logits, on the GPU, in the dtype of the model; until the next step."""
-        batch = self._batches.make(plan.chunks)
+        batches = [each.make(plan.chunks) for each in self._batches]
+        batch = batches[0]
         num_tokens = len(batch.token_ids)
         num_seqs = len(batch.context_lens)
         num_sampled = len(batch.sampled_rows)
@@ -100,10 +102,10 @@ class GraphRunner(GPURunner):
         if num_tokens == num_seqs == num_sampled:
             size = first_at_least(num_seqs, self._sizes)
             length = first_at_least(longest, self._lengths)
-            logits = self._decode(size, length, self._inputs.load(batch, size, size))  # [size, vocab_size]
+            logits = self._decode(size, length, self._load(batches, size, size))  # [size, vocab_size]
         else:
             query_lens = np.diff(batch.query_start_loc)  # [num_seqs]
-            inputs = self._inputs.load(batch, num_tokens, num_seqs)
+            inputs = self._load(batches, num_tokens, num_seqs)
             # [num_seqs or more, vocab_size]
             logits = self._run(inputs, int(query_lens.min()), int(query_lens.max()), longest)
         return logits[:num_sampled]  # [num_sampled, vocab_size]
@@ -119,7 +121,10 @@ class GraphRunner(GPURunner):
 
     # ---- running the model
 
-    def _decode(self, size: int, length: int, inputs: Batch) -> torch.Tensor:
+    def _load(self, batches: Sequence[Batch], num_tokens: int, num_seqs: int) -> list[Batch]:
+        return [own.load(batch, num_tokens, num_seqs) for own, batch in zip(self._inputs, batches)]
+
+    def _decode(self, size: int, length: int, inputs: list[Batch]) -> torch.Tensor:
         """[size, vocab_size] logits of `size` sequences with one token each, of which some may be padding."""
         if self.enforce_eager:
             return self._run(inputs, 1, 1, length)
@@ -132,7 +137,7 @@ class GraphRunner(GPURunner):
         graph.replay()
         return logits
 
-    def _capture(self, size: int, length: int, inputs: Batch) -> bool:
+    def _capture(self, size: int, length: int, inputs: list[Batch]) -> bool:
         """Whether there is a graph now. After a failure the next steps do without, twice as many each time."""
         if self._steps_to_wait > 0:
             self._steps_to_wait -= 1
@@ -152,30 +157,32 @@ class GraphRunner(GPURunner):
             return False
         return True
 
-    def _run(self, inputs: Batch, min_query_len: int, max_query_len: int, max_context_len: int) -> torch.Tensor:
+    def _run(self, inputs: list[Batch], min_query_len: int, max_query_len: int, max_context_len: int) -> torch.Tensor:
         """[num_seqs, vocab_size] logits, in the first rows those that are wanted."""
         attend = self._launches(inputs, min_query_len, max_query_len, max_context_len)
-        hidden = self.model.forward(inputs.token_ids, inputs.positions, attend)  # [T, C]
-        logits: torch.Tensor = self.model.logits(hidden.index_select(0, inputs.sampled_rows))  # [num_seqs, vocab_size]
+        hidden = self.model.forward(inputs[0].token_ids, inputs[0].positions, attend)  # [T, C]
+        hidden = hidden.index_select(0, inputs[0].sampled_rows)  # [num_seqs, C]
+        logits: torch.Tensor = self.model.logits(hidden)  # [num_seqs, vocab_size]
         return logits
 
-    def _launches(self, inputs: Batch, min_query_len: int, max_query_len: int, max_context_len: int) -> Attend:
+    def _launches(self, inputs: list[Batch], min_query_len: int, max_query_len: int, max_context_len: int) -> Attend:
         """Attention with nothing waited for, as no array of the batch is looked at."""
         stream = torch.cuda.current_stream().cuda_stream if self.is_on_gpu else 0
 
         def write(*arguments: Any) -> None:
             kernels.launch_write_kv(*arguments, stream=stream)
 
-        def attention(q: View, *arguments: Any) -> Any:
+        def attention(q: View, *arguments: Any, window: int | None = None) -> Any:
             out = empty(q.array, q.array.shape, q.array.dtype)  # [T, H, D]
             kernels.launch_attention(
                 q, *arguments, out=out, workspace=self._workspace, min_query_len=min_query_len,
-                max_query_len=max_query_len, max_context_len=max_context_len, stream=stream,
+                max_query_len=max_query_len, max_context_len=max_context_len, stream=stream, window=window,
             )  # fmt: skip
             return out
 
         ours = Kernels(write, attention, view_for_kernels, from_kernels)
-        return attend_with(ours, Batch._make(map(view_for_kernels, inputs)), self._layers.__getitem__)
+        seen = [Batch._make(map(view_for_kernels, own)) for own in inputs]
+        return attend_with(ours, seen, self._layers.__getitem__, self.groups)
 
 
 def first_at_least(number: int, choices: Sequence[int]) -> int:

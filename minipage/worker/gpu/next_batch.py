@@ -27,22 +27,23 @@ from minipage.worker.batch import Batch, make_batch
 class Batches:
     """Makes the batch of every step, one after the other; of a pool with blocks of this size."""
 
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, block_size: int, part: int | None = None) -> None:
         self.block_size = block_size
+        self.part = part
         # Of the last step, if the next can follow from it: each sequence had one token, and was given the next.
         self._seqs: tuple[TokenSequence, ...] = ()
         self._tables: list[list[int]] = []
         self._last: Batch
 
     def make(self, chunks: Sequence[Chunk]) -> Batch:
-        """The same as make_batch(chunks)."""
+        """The same as make_batch(chunks, part)."""
         seqs = tuple([chunk.seq for chunk in chunks])
         positions = np.array([chunk.start for chunk in chunks])  # [num_seqs]
         continues = seqs == self._seqs and all(chunk.num_tokens == 1 for chunk in chunks)
         if continues and np.array_equal(positions, self._last.context_lens):
             self._last = self._next(positions)
         else:
-            self._last = make_batch(chunks)
+            self._last = make_batch(chunks, self.part)
             are_decodes = len(self._last.token_ids) == len(seqs) and all(chunk.receivers for chunk in chunks)
             are_ours = all(
                 type(seq.block_table) is BlockTable for seq in seqs

@@ -25,3 +25,22 @@ def capacity(memory, bytes_per_token, block_size, num_tokens):
     blocks_there = memory // bytes_per_token // block_size
     blocks_each = ceil(num_tokens / block_size)
     return blocks_there // blocks_each
+
+
+def histogram_percentile(buckets, percent):
+    bounds, counts = np.array(buckets, float).T
+    if counts[-1] == 0:
+        raise ValueError("all buckets are empty")
+    place = percent * counts[-1] / 100
+    i = int(np.searchsorted(counts, place))
+    if np.isinf(bounds[i]):
+        return bounds[i - 1]
+    corners = np.concatenate([[0], bounds])
+    begin = counts[i - 1] if i else 0
+    return corners[i] + (place - begin) / (counts[i] - begin) * (corners[i + 1] - corners[i])
+
+
+def littles_law(before, after, seconds):
+    name = "vllm:e2e_request_latency_seconds"
+    number, time = (after[name + end] - before[name + end] for end in ("_count", "_sum"))
+    return [number / seconds, time / number if number else 0, time / seconds]

@@ -28,3 +28,27 @@ def normalised_latency(served):
 def capacity(memory, bytes_per_token, block_size, num_tokens):
     block = bytes_per_token * block_size
     return np.int64(memory) // block // (1 + (num_tokens - 1) // block_size)
+
+
+def histogram_percentile(buckets, percent):
+    number = buckets[-1][1]
+    if number < 1:
+        raise ValueError("there is nothing in any bucket")
+    edges = [0] + [bound for bound, _ in buckets]
+    counts = [0] + [count for _, count in buckets]
+    for i in range(1, len(edges)):
+        if 100 * counts[i] >= percent * number:
+            break
+    if i == len(edges) - 1:
+        return edges[-2]
+    share = (percent * number / 100 - counts[i - 1]) / (counts[i] - counts[i - 1])
+    return (1 - share) * edges[i - 1] + share * edges[i]
+
+
+def littles_law(before, after, seconds):
+    grown = {name: after[name] - before[name] for name in before}
+    ended = grown["vllm:e2e_request_latency_seconds_count"]
+    together = grown["vllm:e2e_request_latency_seconds_sum"]
+    if ended == 0:
+        return (0, 0, 0)
+    return (ended / seconds, together / ended, together / seconds)

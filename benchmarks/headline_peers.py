@@ -1,0 +1,335 @@
+"""Those whom `benchmarks.headline` compares, each in a process of its own: its memory is the others' again afterwards.
+
+Each is given the same requests at once: token ids, and how many tokens are wanted for each, whatever they are (greedy,
+and no token ends a text). It serves a few of them first, to compile and to capture graphs. If `limit` seconds do not
+suffice for all, what counts are the tokens made until then.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from itertools import count
+from multiprocessing import get_context
+from pathlib import Path
+from time import perf_counter, sleep
+from typing import Any, NamedTuple
+
+import numpy as np
+
+MOST_AT_ONCE = 256  # requests of transformers' continuous batching
+MAX_NUM_BATCHED_TOKENS = 2048
+WARM_UP = 24  # tokens
+LARGEST_BATCH = 128  # of static batches, which is too many already for 80 GB and a model of 7B
+
+
+class Task(NamedTuple):
+    """What a peer has to do."""
+
+    folder: str  # with config.json; weights are random
+    device: str
+    dtype: str
+    max_num_seqs: int
+    max_model_len: int
+    requests: list[tuple[list[int], int]]  # token ids, tokens wanted
+    limit: float  # seconds to serve them in
+    weights: bool = False  # the folder has weights, and the texts are wanted
+
+
+def in_process(work: Callable[..., dict[str, Any]], task: Task, patience: float, *others: Any) -> dict[str, Any]:
+    """The result of `work(task, *others)`; {"error": ...} if it fails, or takes longer than `patience` seconds."""
+    file = Path(task.folder) / f"{work.__name__}-{next(NUMBERS)}.json"
+    process = get_context("spawn").Process(target=write_result, args=(file, work, task, *others))
+    process.start()
+    process.join(patience)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        return {"error": f"stopped after {patience:.0f} s"}
+    if not file.exists():
+        return {"error": f"exit code {process.exitcode}"}
+    result: dict[str, Any] = json.loads(file.read_text())
+    return result
+
+
+NUMBERS = count()
+
+
+def write_result(file: Path, work: Callable[..., dict[str, Any]], task: Task, *others: Any) -> None:
+    try:
+        result = work(task, *others)
+    except Exception as error:
+        traceback.print_exc()
+        result = {"error": f"{type(error).__name__}: {error}"[:500]}
+    file.write_text(json.dumps(result))
+
+
+# ---- minipage
+
+
+def minipage(task: Task, reserve: bool) -> dict[str, Any]:
+    """All requests at once. reserve: no more at a time than would fit if each were given the longest text's memory."""
+    llm = make_llm(task, reserve)
+    params = [greedy(n) for _, n in task.requests]
+    prompts = [token_ids for token_ids, _ in task.requests]
+    if not task.weights:  # graphs of all sizes are captured, and those who reserve have few
+        shorter = [greedy(min(n, 8 * WARM_UP if task.device == "cuda" else WARM_UP)) for _, n in task.requests]
+        first = 2 * llm.scheduler.max_num_seqs
+        llm.generate(prompts[:first], shorter[:first])
+    start = perf_counter()
+    made: dict[str, int] = {}
+    for i, (prompt, one) in enumerate(zip(prompts, params)):
+        llm.add_request(prompt, one, request_id=str(i))
+    texts: dict[str, list[int]] = {}
+    finished_at: dict[str, float] = {}
+    while llm.has_unfinished_requests() and perf_counter() - start < task.limit:
+        for output in llm.step():
+            if output.finished:
+                made[output.request_id] = len(output.outputs[0].token_ids)
+                finished_at[output.request_id] = perf_counter() - start
+                texts[output.request_id] = output.outputs[0].token_ids
+    seconds = perf_counter() - start
+    unfinished = sum(seq.num_output_tokens for group in llm.scheduler.groups for seq in group.sequences)
+    result = rate(sum(made.values()) + unfinished, seconds, len(made))
+    result |= {"num_blocks": llm.block_pool.num_blocks, "max_num_seqs": llm.scheduler.max_num_seqs}
+    return result | ({"texts": [texts[str(i)] for i in range(len(prompts))]} if task.weights else {})
+
+
+def make_llm(task: Task, reserve: bool) -> Any:
+    from minipage import LLM
+    from minipage.memory import blocks_needed
+
+    options: dict[str, Any] = {
+        "dtype": task.dtype,
+        "max_model_len": task.max_model_len,
+        "max_num_batched_tokens": MAX_NUM_BATCHED_TOKENS if task.device == "cuda" else 512,
+        "load_format": "auto" if task.weights else "dummy",
+    }
+    if task.device == "cuda":
+        options["device"] = "cuda"
+    elif task.dtype != "float32":
+        options["arrays"] = "torch"
+    llm = LLM(task.folder, max_num_seqs=task.max_num_seqs, **options)
+    if reserve:  # no more seats than places
+        places = llm.block_pool.num_blocks // blocks_needed(task.max_model_len, llm.block_pool.block_size)
+        llm.scheduler.max_num_seqs = max(1, min(places, task.max_num_seqs))
+    return llm
+
+
+def greedy(num_tokens: int) -> Any:
+    from minipage import SamplingParams
+
+    return SamplingParams(temperature=0, max_tokens=num_tokens, ignore_eos=True)
+
+
+def minipage_at_rates(task: Task, reserve: bool, rates: list[float]) -> dict[str, Any]:
+    """Normalised latency at each rate: requests come by Poisson's law for `limit` seconds."""
+    llm = make_llm(task, reserve)
+    llm.generate([p for p, _ in task.requests[:256]], greedy(WARM_UP))
+    points = []
+    for rate_ in rates:
+        rng = np.random.default_rng(1)
+        times = np.cumsum(rng.exponential(1 / rate_, len(task.requests)))
+        coming = [(float(time), *request) for time, request in zip(times, task.requests) if time < task.limit]
+        latencies: list[float] = []
+        arrived: dict[str, tuple[float, int]] = {}
+        start, following = perf_counter(), 0
+        while following < len(coming) or llm.has_unfinished_requests():
+            now = perf_counter() - start
+            while following < len(coming) and coming[following][0] <= now:
+                time, token_ids, num_tokens = coming[following]
+                name = llm.add_request(token_ids, greedy(num_tokens), request_id=f"{rate_}-{following}")
+                arrived[name] = time, num_tokens
+                following += 1
+            if not llm.has_unfinished_requests():
+                sleep(max(0.0, min(0.05, coming[following][0] - now)))
+                continue
+            for output in llm.step():
+                if output.finished:
+                    time, num_tokens = arrived[output.request_id]
+                    latencies.append((perf_counter() - start - time) / num_tokens)
+        points.append({"rate": rate_, "requests": len(latencies), "normalized_latency": float(np.mean(latencies))})
+        print(points[-1], flush=True)
+    return {"points": points}
+
+
+# ---- transformers
+
+
+def load(task: Task) -> Any:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    dtype = getattr(torch, task.dtype)
+    if task.weights:
+        return AutoModelForCausalLM.from_pretrained(task.folder, dtype=dtype).eval().to(task.device)
+    torch.manual_seed(0)
+    torch.set_default_dtype(dtype)
+    with torch.device(task.device):
+        model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(task.folder)).eval()
+    torch.set_default_dtype(torch.float32)
+    return model
+
+
+def static(task: Task) -> dict[str, Any]:
+    """`generate` in batches in the order of arrival, each as large as can be without running out of memory: that of a
+    prompt as wide as the batch's widest, and of a step at the length at which the longest text ends.
+
+    A batch is followed for `limit` seconds. The rest of it, and the other batches, are worked out: a step's time grows
+    in a straight line with the length, and it is the same whatever the tokens are.
+    """
+    import torch
+
+    model = load(task)
+    prompt, output = max(len(p) for p, _ in task.requests), max(n for _, n in task.requests)
+    size = min(task.max_num_seqs, LARGEST_BATCH)
+    while size > 1 and task.device == "cuda" and not fits(model, size, prompt, output):
+        size = size * 3 // 4 if size > 8 else size - 1
+    batches = [task.requests[i : i + size] for i in range(0, len(task.requests), size)]
+    generate(model, batches[0], task.device, limit=1.0)
+    if task.device == "cuda":
+        torch.cuda.synchronize()
+    seconds = num_tokens = finished = num_run = num_left = 0.0
+    texts: list[list[int]] = []
+    line: Any = None
+    for batch in batches:
+        longest = max(n for _, n in batch)
+        if seconds < task.limit:
+            times, rows = generate(model, batch, task.device, task.limit - seconds)
+            seconds += times[-1]
+            steps = np.diff(times)
+            width = max(len(p) for p, _ in batch)
+            if line is None and len(steps) > 1:
+                line = np.polyfit(width + np.arange(len(steps)), steps, 1)
+            num_run += len(times)
+            left = longest - len(times)
+            texts += [row[:n] for row, (_, n) in zip(rows, batch)]
+        else:
+            width, left = max(len(p) for p, _ in batch), longest - 1
+            seconds += times[0]  # a prefill
+        if left > 0:
+            seconds += float(np.polyval(line, width + np.arange(longest - left, longest)).sum())
+            num_left += left
+        num_tokens += sum(n for _, n in batch)
+        finished += len(batch)
+    result = rate(int(num_tokens), seconds, int(finished))
+    result |= {"batch_size": size, "steps_run": int(num_run), "steps_worked_out": int(num_left)}
+    return result | ({"texts": texts} if task.weights else {})
+
+
+def fits(model: Any, size: int, prompt: int, output: int) -> bool:
+    """Whether a batch's prompts, and its last step, run without going out of memory."""
+    import torch
+    from transformers import DynamicCache
+
+    config = model.config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    head_size = config.hidden_size // config.num_attention_heads
+    try:
+        with torch.inference_mode():
+            ids = torch.zeros((size, prompt), dtype=torch.long, device="cuda")  # [size, prompt]
+            model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=2, do_sample=False, pad_token_id=0)
+            cache = DynamicCache()
+            length = prompt + output - 1
+            for layer in range(config.num_hidden_layers):
+                kv = torch.zeros((size, heads, length, head_size), dtype=model.dtype, device="cuda")
+                cache.update(kv, kv.clone(), layer)  # [size, heads, length, head_size] each
+                del kv
+            mask = torch.ones((size, length + 1), dtype=torch.long, device="cuda")  # [size, length + 1]
+            model(ids[:, :1], attention_mask=mask, past_key_values=cache)
+    except torch.cuda.OutOfMemoryError:
+        return False
+    finally:
+        torch.cuda.empty_cache()
+    return True
+
+
+def generate(
+    model: Any, batch: list[tuple[list[int], int]], device: str, limit: float
+) -> tuple[list[float], list[list[int]]]:
+    """Times of the batch's tokens since its beginning, in seconds, and the tokens; until `limit` seconds are over."""
+    import torch
+    from transformers import StoppingCriteriaList
+
+    width, longest = max(len(p) for p, _ in batch), max(n for _, n in batch)
+    padding = [width - len(p) for p, _ in batch]
+    ids = torch.tensor([[0] * pad + p for pad, (p, _) in zip(padding, batch)], device=device)  # [batch, width]
+    mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in padding], device=device)  # [batch, width]
+    times: list[float] = []
+
+    def note_time(input_ids: Any, scores: Any, **_: Any) -> Any:
+        if device == "cuda":
+            torch.cuda.synchronize()
+        times.append(perf_counter() - start)
+        is_over = times[-1] > limit and len(times) > 4
+        return torch.full((len(input_ids),), is_over, device=input_ids.device)  # [batch]
+
+    with torch.inference_mode():
+        start = perf_counter()
+        out = model.generate(
+            ids, attention_mask=mask, max_new_tokens=longest, do_sample=False, eos_token_id=None, pad_token_id=0,
+            stopping_criteria=StoppingCriteriaList([note_time]),
+        )  # [batch, width + longest]  # fmt: skip
+    return times, out[:, width:].tolist()
+
+
+def continuous(task: Task, settings: dict[str, Any]) -> dict[str, Any]:
+    """transformers' continuous batching, that of `generate_batch`, asked as `generate_batch` asks it, except that each
+    request has its own length."""
+    import torch
+    from transformers import ContinuousBatchingConfig, GenerationConfig
+
+    model = load(task)
+    model.set_attn_implementation("paged|sdpa")
+    if task.device == "cuda":  # by itself it takes so much for its cache that its CUDA graphs find no room
+        memory: dict[str, Any] = {"num_blocks": 256} if task.weights else {"max_memory_percent": 0.7}
+        settings = settings | memory
+    config = ContinuousBatchingConfig(
+        max_batch_tokens=MAX_NUM_BATCHED_TOKENS if task.device == "cuda" else 512,
+        max_requests_per_batch=min(task.max_num_seqs, MOST_AT_ONCE), **settings,
+    )  # fmt: skip
+    generation = GenerationConfig(max_new_tokens=WARM_UP, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    with (
+        torch.inference_mode(),
+        model.continuous_batching_context_manager(generation, continuous_batching_config=config) as manager,
+    ):
+        if not task.weights:
+            served(manager, [(p, min(n, WARM_UP)) for p, n in task.requests[: task.max_num_seqs]], task.limit)
+        start = perf_counter()
+        finished = served(manager, task.requests, task.limit)
+        seconds = perf_counter() - start
+        made = [len(tokens) for tokens in finished.values()]
+        unfinished = 0
+        if len(made) < len(task.requests):  # those that are still being computed
+            if not manager.is_running():
+                return {"error": "transformers' continuous batching does not serve this architecture"}
+            active = manager.batch_processor.scheduler.active_requests
+            unfinished = sum(len(state.generated_tokens) for state in active.values())
+            manager.stop(block=False)
+    result = rate(sum(made) + unfinished, seconds, len(made)) | {"settings": settings}
+    return result | ({"texts": list(finished.values())} if task.weights else {})
+
+
+def served(manager: Any, requests: list[tuple[list[int], int]], limit: float) -> dict[str, list[int]]:
+    names = [manager.add_request(token_ids, max_new_tokens=n) for token_ids, n in requests]
+    finished: dict[str, list[int]] = {}
+    start = perf_counter()
+    while len(finished) < len(names) and manager.is_running() and perf_counter() - start < limit:
+        result = manager.get_result(timeout=0.5)
+        if result is not None and result.is_finished():
+            finished[result.request_id] = result.generated_tokens
+    return {name: finished[name] for name in names if name in finished}
+
+
+def rate(num_tokens: int, seconds: float, finished: int) -> dict[str, Any]:
+    print(f"{num_tokens:,} tokens in {seconds:.1f} s", file=sys.stderr, flush=True)
+    return {
+        "tokens": num_tokens,
+        "seconds": seconds,
+        "finished": finished,
+        "tokens_per_second": num_tokens / seconds if seconds else 0.0,
+    }

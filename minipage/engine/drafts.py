@@ -1,0 +1,80 @@
+"""Who guesses the next tokens of a text: its own past, or a smaller model.
+
+    NGrams        ... the king of France and the ... the king of      what followed "king of" the last time?
+                          ▔▔▔▔▔▔▔ ▔▔▔▔▔▔ ▔▔▔ ▔▔▔       ▔▔▔▔▔▔▔        France and the
+    DraftModel    a model of the same tokenizer that is several times quicker, with a pool of blocks of its own: its K
+                  and V have other sizes, and their number should not take blocks from those who are served
+
+Both are cheap beside a step of the large model. Neither needs to be right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from minipage.errors import ConfigurationError
+from minipage.sampling import SamplingParams
+from minipage.simd.options import compiled
+
+
+class NGrams:
+    """Looks for the last time that the end of the text was in the text: of `longest` tokens, or fewer."""
+
+    def __init__(self, shortest: int, longest: int) -> None:
+        self.shortest = shortest
+        self.longest = longest
+
+    def propose(self, texts: list[list[int]], counts: list[int]) -> list[list[int]]:
+        found = []
+        for token_ids, count in zip(texts, counts):
+            start = find(np.array(token_ids), self.shortest, self.longest)
+            found.append([] if start < 0 else token_ids[start : start + count])
+        return found
+
+
+@compiled
+def find(token_ids, shortest, longest):  # type: ignore[no-untyped-def]
+    """Where the text [n] went on when its last `longest` tokens, or fewer, were there before; -1: they never were.
+
+    The longest end counts, and of several places the last one.
+    """
+    n, best, best_length = len(token_ids), -1, shortest - 1
+    for stop in range(n - 1, 0, -1):  # what ends there is compared with the end of the text, from back to front
+        length = 0
+        while length < longest and length < stop and token_ids[stop - 1 - length] == token_ids[n - 1 - length]:
+            length += 1
+        if length > best_length:
+            best, best_length = stop, length
+        if length == longest:
+            break
+    return best
+
+
+class DraftModel:
+    """Asks an engine of its own, which finds what it has computed of a text in its prefix cache.
+
+    Args:
+        make_llm: the class LLM, with the device.
+        vocab_size: of the model that is served.
+    """
+
+    def __init__(self, model: str, make_llm: Callable[..., Any], vocab_size: int) -> None:
+        self.llm = make_llm(model, enable_prefix_caching=True, block_size=4)
+        if self.llm.config.vocab_size != vocab_size:
+            raise ConfigurationError(
+                f"the draft model {model!r} has {self.llm.config.vocab_size:,} tokens, and the model itself "
+                f"{vocab_size:,}: they must have the same tokenizer."
+            )
+
+    def propose(self, texts: list[list[int]], counts: list[int]) -> list[list[int]]:
+        longest = self.llm.max_model_len
+        asked = [i for i, text in enumerate(texts) if len(text) + counts[i] <= longest]
+        params = [SamplingParams(temperature=0, max_tokens=counts[i], ignore_eos=True) for i in asked]
+        outputs = self.llm.generate([{"prompt_token_ids": texts[i]} for i in asked], params) if asked else []
+        found: list[list[int]] = [[] for _ in texts]
+        for i, output in zip(asked, outputs):
+            found[i] = output.outputs[0].token_ids
+        return found

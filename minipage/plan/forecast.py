@@ -1,0 +1,152 @@
+"""A deployment, simulated: what it serves at a rate, the most it can serve, and what to change first."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from minipage.errors import ConfigurationError, shown
+from minipage.memory import blocks_needed
+from minipage.plan.deployment import Deployment
+from minipage.simulate.serve import Report, Setting, capacity, serve
+from minipage.simulate.simulation import mean_held
+from minipage.simulate.workload import ALPACA, SHAREGPT, Arrival, Lengths, poisson, read_trace, until
+
+KNOWN = {"sharegpt": SHAREGPT, "alpaca": ALPACA}
+MINUTE = 60.0
+NUM_SAMPLED = 2000  # requests that means are taken of
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is asked for: "sharegpt", "alpaca", "512:128" (tokens in and out), or a CSV file of one's own."""
+
+    lengths: str = "sharegpt"
+    seed: int = 0
+
+    def pairs(self, longest: int) -> Iterator[tuple[int, int]]:
+        """An endless stream of lengths, of which none is longer than may be."""
+        if self.lengths.lower() in KNOWN:
+            yield from KNOWN[self.lengths.lower()]._replace(max_model_len=longest).draw(self.seed)
+        if self.lengths.lower().endswith(".csv"):
+            rows = [(row.num_prompt_tokens, row.num_output_tokens) for row in read_trace(Path(self.lengths))]
+            fitting = [row for row in rows if sum(row) <= longest]
+            if not fitting:
+                raise ConfigurationError(f"all requests of {self.lengths} are longer than {longest:,} tokens.")
+            while True:
+                yield from fitting
+        prompt, _, output = self.lengths.partition(":")
+        if not (prompt.isdecimal() and output.isdecimal() and int(prompt) and int(output)):
+            raise ConfigurationError(
+                f"lengths are {shown(self.lengths)}; they must be {', '.join(KNOWN)}, tokens in and out such as "
+                "512:128, or a .csv file with the columns num_prompt_tokens and num_output_tokens."
+            )
+        if int(prompt) + int(output) > longest:
+            raise ConfigurationError(f"{self.lengths} is longer than max_model_len, {longest:,} tokens.")
+        yield from Lengths("fixed", int(prompt), 1e-6, int(output), 0, longest).draw(self.seed)
+
+    def arrivals(self, rate: float, longest: int) -> Iterator[Arrival]:
+        return poisson(self.pairs(longest), rate, self.seed)
+
+
+@dataclass(frozen=True)
+class Advice:
+    """A change, and what it does to the most that is served."""
+
+    change: str
+    capacity: float  # requests a second, afterwards
+    times: float  # of what it was
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a deployment does with a workload."""
+
+    fit_on_average: float  # requests that the cache holds, by their mean length while they run
+    fit_reserving: float  # if each reserved memory for the longest sequence
+    waste: float  # share of the slots in use that hold no token
+    capacity: float  # requests a second that it can serve
+    rate: float  # of the minute that was simulated
+    report: Report
+    advice: list[Advice]
+
+
+def setting_of(deployment: Deployment) -> Setting:
+    return Setting(
+        deployment.cost, deployment.blocks() * deployment.block_size, "paged", deployment.block_size,
+        deployment.longest, deployment.max_num_seqs, deployment.max_num_batched_tokens, watermark=0.0,
+    )  # fmt: skip
+
+
+def forecast(
+    deployment: Deployment, workload: Workload, rate: float | None = None, *, num_requests: int = 400,
+    with_advice: bool = True,
+) -> Forecast:  # fmt: skip
+    """Simulate a minute at `rate` requests a second, or at 80 % of the most that can be served."""
+    setting, longest = setting_of(deployment), deployment.longest
+    sample = list(islice(workload.pairs(min(longest, setting.num_slots)), NUM_SAMPLED))
+    held = mean_held(sample)  # type: ignore[arg-type]  # pairs of numbers, as there
+    most = most_of(deployment, workload, num_requests)
+    rate = 0.8 * most if rate is None else rate
+    if not (rate > 0 and math.isfinite(rate)):
+        raise ConfigurationError(f"the rate is {rate}; it must be a number of requests a second, above 0.")
+    arrivals = until(workload.arrivals(rate, min(longest, setting.num_slots)), MINUTE)
+    report = serve(setting, arrivals, warm=MINUTE / 6, keep=200_000)
+    wasted = mean_tail(sample, deployment.block_size)
+    return Forecast(
+        fit_on_average=setting.num_slots / (held + wasted),
+        fit_reserving=deployment.concurrency(),
+        waste=wasted / (held + wasted),
+        capacity=most,
+        rate=rate,
+        report=report,
+        advice=advise(deployment, workload, most, num_requests) if with_advice else [],
+    )
+
+
+def most_of(deployment: Deployment, workload: Workload, num_requests: int) -> float:
+    setting = setting_of(deployment)
+    longest = min(deployment.longest, setting.num_slots)
+    count = max(num_requests, 2 * deployment.max_num_seqs)
+    return capacity(setting, workload.arrivals(1.0, longest), count)
+
+
+def mean_tail(pairs: Iterable[tuple[int, int]], block_size: int) -> float:
+    """Slots behind the last token, of a request, averaged over its steps."""
+    empty = steps = 0
+    for prompt, output in islice(pairs, 200):
+        for length in range(prompt + 1, prompt + output + 1):
+            empty += blocks_needed(length, block_size) * block_size - length
+        steps += output
+    return empty / steps
+
+
+def advise(deployment: Deployment, workload: Workload, most: float, num_requests: int) -> list[Advice]:
+    """Changes that help, the best first, by simulating each."""
+    advice = []
+    for change, options in changes(deployment):
+        try:
+            changed = most_of(replace(deployment, **options), workload, num_requests)
+        except ConfigurationError:  # heads that cannot be shared out, or no room
+            continue
+        if changed > 1.02 * most:
+            advice.append(Advice(change, changed, changed / most))
+    return sorted(advice, key=lambda each: -each.times)
+
+
+def changes(deployment: Deployment) -> Iterator[tuple[str, dict[str, Any]]]:
+    yield f"max_num_seqs={2 * deployment.max_num_seqs}", {"max_num_seqs": 2 * deployment.max_num_seqs}
+    if deployment.kv_cache_dtype not in ("fp8", "int8"):
+        yield "kv_cache_dtype='fp8'", {"kv_cache_dtype": "fp8"}
+    is_measured = deployment.num_blocks is None and deployment.kv_cache_memory is None
+    if is_measured and deployment.gpu_memory_utilization < 0.95:
+        yield "gpu_memory_utilization=0.95", {"gpu_memory_utilization": 0.95}
+    if deployment.is_gpu and is_measured:
+        double = 2 * deployment.tensor_parallel_size
+        yield f"tensor_parallel_size={double}", {"tensor_parallel_size": double}
+        if deployment.dtype in ("bfloat16", "float16"):
+            yield "dtype='fp8' (weights of one byte)", {"dtype": "fp8"}

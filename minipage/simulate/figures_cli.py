@@ -1,0 +1,167 @@
+"""`python -m minipage.simulate figure N`: rerun figures on all cores, and show them beside the paper's numbers."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table as Grid
+
+from minipage.errors import ConfigurationError
+from minipage.simulate.configs import find_architecture
+from minipage.simulate.cost import Sizes
+from minipage.simulate.figures import FIGURES, Scale
+from minipage.simulate.paper import SERVERS, Figure, Row
+from minipage.simulate.pictures import svg
+
+QUICK = 0.1
+
+
+def add_figure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="N", help=f"one of table1, {', '.join(FIGURES)}, or all")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, other requests (default: 0)")
+    parser.add_argument("--quick", action="store_true", help="a tenth of the requests: a first look")
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default: all cores)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers into a file")
+    parser.add_argument("--svg", type=Path, metavar="FOLDER", help="write the pictures into a folder")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="write tables and pictures as a page of Markdown")
+
+
+def run_figures(args: argparse.Namespace) -> None:
+    names = [*FIGURES] if args.name == "all" else [args.name.lower()]
+    if args.name == "all":
+        names = ["table1", *names]
+    unknown = [name for name in names if name not in FIGURES and name != "table1"]
+    if unknown:
+        raise ConfigurationError(f"figure {unknown[0]} is not among {', '.join(FIGURES)}, table1 and all.")
+    if args.jobs < 1 or args.seed < 0:
+        raise ConfigurationError("--jobs has to be at least 1, and --seed at least 0.")
+    console = Console(highlight=False)
+    scale = Scale(args.seed, QUICK if args.quick else 1.0)
+    done = []
+    for name in names:
+        figure = table_1() if name == "table1" else rerun(name, scale, args.jobs, console)
+        done.append(figure)
+        show(figure, console)
+        if args.svg or args.page:
+            save_pictures(figure, args.svg or args.page.parent)
+    if args.json:
+        args.json.write_text(json.dumps([figure.numbers() for figure in done], indent=1) + "\n", encoding="utf-8")
+    if args.page:
+        args.page.write_text(page(done, args), encoding="utf-8")
+
+
+def rerun(name: str, scale: Scale, num_processes: int, console: Console) -> Figure:
+    """The jobs of a figure on as many processes, with a bar if this is a terminal."""
+    make_jobs, make_figure = FIGURES[name]
+    jobs = make_jobs(scale)
+    columns = TextColumn("Figure {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task(name, total=len(jobs))
+        results = dict(run_jobs(jobs, num_processes, lambda: progress.advance(bar)))
+    return make_figure({key: results[key] for key in jobs})
+
+
+def run_jobs(
+    jobs: dict[Any, Callable[[], Any]], num_processes: int, on_done: Callable[[], object] = lambda: None
+) -> Iterable[tuple[Any, Any]]:
+    """(key, result) of each job, as they finish."""
+    if num_processes == 1:
+        for key, job in jobs.items():
+            yield key, job()
+            on_done()
+        return
+    with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(job): key for key, job in jobs.items()}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+                on_done()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def table_1() -> Figure:
+    """Models, machines, and how many slots they have: the paper's Table 1 beside bytes worked out from shapes."""
+    figure = Figure("table1", "Models, and the memory of their servers (the paper's Table 1)")
+    paper = {"OPT-13B": (26, 12), "OPT-66B": (132, 21), "OPT-175B": (346, 264)}
+    for name, (parameters, memory) in paper.items():
+        server = SERVERS[name]
+        sizes = Sizes.of(find_architecture(name))
+        token = 4 * sizes.num_layers * sizes.num_kv_heads * sizes.head_size
+        figure.rows.append(Row(f"{name}: parameters, GB", 2 * sizes.num_parameters / 1e9, parameters, 0.1))
+        figure.rows.append(Row(f"{name}: slots in {memory} GiB", memory * 2**30 / token, server.num_slots, 0.1))
+    figure.notes.append(
+        "The paper's GB are 10 ** 9 bytes where it speaks of parameters, and 2 ** 30 where it speaks of the cache. All "
+        "simulations have its number of slots."
+    )
+    return figure
+
+
+def show(figure: Figure, console: Console) -> None:
+    grid = Grid(title=f"{name_of(figure)}: {figure.title}", box=box.SIMPLE)
+    grid.add_column("")
+    for heading in ("simulated", "paper", "off", ""):
+        grid.add_column(heading, justify="right", no_wrap=True)
+    for row in figure.rows:
+        grid.add_row(*cells(row))
+    console.print(grid)
+    for note in figure.notes:
+        console.print(note, style="dim")
+    console.print()
+
+
+def name_of(figure: Figure) -> str:
+    return "Table 1" if figure.name == "table1" else f"Figure {figure.name}"
+
+
+def cells(row: Row) -> tuple[str, str, str, str, str]:
+    paper = (
+        ""
+        if row.paper is None
+        else " to ".join(map(number, row.paper if isinstance(row.paper, tuple) else [row.paper]))
+    )
+    off = "" if row.paper is None else f"{100 * row.off:+.0f} %"
+    return row.what, number(row.simulated), paper, off, row.verdict
+
+
+def number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}" if abs(value) < 1 else f"{value:.2f}"
+
+
+def save_pictures(figure: Figure, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, picture in enumerate(figure.pictures):
+        (folder / picture_name(figure, i)).write_text(svg(picture), encoding="utf-8")
+
+
+def picture_name(figure: Figure, i: int) -> str:
+    return f"figure{figure.name}_{i}.svg"
+
+
+def page(figures: list[Figure], args: argparse.Namespace) -> str:
+    """All results as Markdown, which a book can include."""
+    folder = f"{os.path.relpath(args.svg, args.page.parent)}/" if args.svg else ""
+    parts = []
+    for figure in figures:
+        parts.append(f"## {name_of(figure)}: {figure.title}\n")
+        judged = [row for row in figure.rows if row.paper is not None]
+        parts.append("| | simulated | paper | off | |\n|---|---|---|---|---|")
+        parts += [f"| {' | '.join(cells(row))} |" for row in (judged or figure.rows)]
+        parts.append("")
+        parts += [f"{note}\n" for note in figure.notes]
+        parts += [
+            f"![{picture.title}]({folder}{picture_name(figure, i)})\n" for i, picture in enumerate(figure.pictures)
+        ]
+    return "\n".join(parts) + "\n"
