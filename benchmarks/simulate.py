@@ -8,7 +8,9 @@
 
 On a CPU the model is GPT-2 with 124M parameters, on a GPU Llama-2-7B's shape, both with random weights. The goals: all
 of it within 15 %, and the 99th percentile of the time to the first token within 20 %. A processor that other programs
-use as well is not the machine that was calibrated: their share is printed.
+use as well is not the machine that was calibrated: their share is printed. On a busy machine,
+`NUMBA_NUM_THREADS=1 python -m benchmarks.simulate processor` takes the processor's time of one thread for the time.
+`... million` only simulates a million requests, and `... million sharegpt` longer ones.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import tempfile
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from time import perf_counter, sleep
+from time import perf_counter, process_time, sleep
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,6 +41,33 @@ NO_TOKENS = {"bos_token_id": None, "eos_token_id": None}
 GOALS = {"end to end": 0.15, "tokens/s": 0.15, "mean latency": 0.15, "first token, 99 %": 0.2}
 SIZES_OF_SIMULATIONS = (10_000, 100_000)
 REPEATS = 5
+
+
+class WallClock:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self.begin = perf_counter()
+
+    def now(self) -> float:
+        return perf_counter() - self.begin
+
+    def wait(self, seconds: float) -> None:
+        sleep(seconds)
+
+
+class ProcessorClock:
+    """The same in seconds that this process computes: waiting is free, and other programs do not count."""
+
+    def __init__(self) -> None:
+        self.begin = process_time()
+        self.waited = 0.0
+
+    def now(self) -> float:
+        return process_time() - self.begin + self.waited
+
+    def wait(self, seconds: float) -> None:
+        self.waited += seconds
 
 
 class Point(NamedTuple):
@@ -142,9 +171,9 @@ def decode(llm: LLM, batch: int, context: int) -> Point:
         llm.step()
     times = []
     for _ in range(10):
-        begin = perf_counter()
+        clock = CLOCK()
         llm.step()
-        times.append(perf_counter() - begin)
+        times.append(clock.now())
     tokens = sum(seq.num_computed_tokens for seq in running(llm)) - 5 * batch  # in the middle of these steps
     while llm.has_unfinished_requests():
         llm.step()
@@ -159,10 +188,10 @@ def prompt(llm: LLM, length: int) -> Point:
     times = []
     for _ in range(REPEATS):
         llm.add_request([1] * length, SamplingParams(max_tokens=1, temperature=0, ignore_eos=True))
-        begin = perf_counter()
+        clock = CLOCK()
         while llm.has_unfinished_requests():
             llm.step()
-        times.append(perf_counter() - begin)
+        times.append(clock.now())
     return Point(Work(length, 1, 1, length, length * (length + 1) // 2), float(np.median(times)))
 
 
@@ -201,22 +230,22 @@ def busy_rate(setting: Setting, lengths: Lengths) -> float:
 
 def serve_really(llm: LLM, arrivals: list[Arrival]) -> dict[str, float]:
     """The same requests on the engine, in real time."""
-    begin, following = perf_counter(), 0
+    clock, following = CLOCK(), 0
     arrived: dict[str, Arrival] = {}
     first: dict[str, float] = {}
     finished: dict[str, float] = {}
     while following < len(arrivals) or llm.has_unfinished_requests():
-        now = perf_counter() - begin
+        now = clock.now()
         while following < len(arrivals) and arrivals[following].time <= now:
             arrival = arrivals[following]
             params = SamplingParams(max_tokens=arrival.num_output_tokens, temperature=0, ignore_eos=True)
             arrived[llm.add_request([1] * arrival.num_prompt_tokens, params, request_id=str(following))] = arrival
             following += 1
         if not llm.has_unfinished_requests():
-            sleep(max(0.0, arrivals[following].time - (perf_counter() - begin)))
+            clock.wait(max(0.0, arrivals[following].time - clock.now()))
             continue
         for output in llm.step():
-            now = perf_counter() - begin
+            now = clock.now()
             first.setdefault(output.request_id, now)
             if output.finished:
                 finished[output.request_id] = now
@@ -240,8 +269,6 @@ def serve_really(llm: LLM, arrivals: list[Arrival]) -> dict[str, float]:
 
 def scale(count: int) -> dict[str, float]:
     """Simulate this many requests: processor time, and the most memory that this process has had so far."""
-    from time import process_time
-
     from minipage.simulate.paper import SERVERS, setting
 
     begin = process_time()
@@ -263,11 +290,15 @@ def charts(results: dict[str, Any]) -> list[Chart]:
 
 
 ONLY_SCALE, SCALES, DRAWN, RATE = False, SIZES_OF_SIMULATIONS, ALPACA, 25.0
+CLOCK: type[WallClock] | type[ProcessorClock] = WallClock
 
 if __name__ == "__main__":
     if "million" in sys.argv:  # only the simulation of a million requests
         sys.argv.remove("million")
         ONLY_SCALE, SCALES = True, (1_000_000,)
+    if "processor" in sys.argv:
+        sys.argv.remove("processor")
+        CLOCK = ProcessorClock
     if "sharegpt" in sys.argv:
         sys.argv.remove("sharegpt")
         DRAWN, RATE = SHAREGPT, 1.8

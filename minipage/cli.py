@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from minipage import __version__
 from minipage.chat.cli import add_chat
 from minipage.cli_defaults import DEFAULTS, DEFAULTS_OF_DEMO, DEFAULTS_OF_SERVER, MAX_TOKENS
-from minipage.cli_options import DEMO, ENGINE, FILES, SAMPLING, SERVER, Defaults, add_options, given, is_follower
+from minipage.cli_options import DEMO, ENGINE, FILES, SAMPLING, SERVER, add_options, given, is_follower
 from minipage.errors import ConfigurationError, InvalidRequestError, MinipageError
 from minipage.learn.cli import add_learn
 from minipage.plan.cli import add_plan

@@ -10,6 +10,7 @@ thorough  MINIPAGE_HYPOTHESIS=thorough: many more, new ones each time, for a cha
 """
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -38,6 +39,19 @@ def one_thread_in_each_of_several_processes():
 
         numba.set_num_threads(1)
         torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A Chromium that is there already; without one, the tests of pages are skipped."""
+    api = pytest.importorskip("playwright.sync_api", reason="pages are tried out with playwright")
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("neither chromium nor google-chrome is installed")
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 def pytest_addoption(parser):

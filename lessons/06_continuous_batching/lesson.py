@@ -322,6 +322,7 @@ plt.show()
 # ```bash
 # python -m minipage learn check 6.1    # share out the budget; 6.2 admission, 6.3 letting them in, 6.4 schedule
 # python -m minipage demo continuous-batching --mine .
+# python -m minipage play --mine .      # or live, with prompts of your own
 # ```
 #
 # **Going further.** (a) A policy that ages: short jobs first, but everybody's turn comes. (b) A budget that adapts: as large as the writers'

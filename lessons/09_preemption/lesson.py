@@ -306,6 +306,7 @@ print(
 # ```bash
 # python -m minipage learn check 9.1    # make room; 9.2 recomputation, 9.3 swapping out, 9.4 and in
 # python -m minipage demo preemption --mine .
+# python -m minipage play --mine .      # or live: make the pool smaller until somebody gives way
 # ```
 #
 # **Going further.** (a) Preempt the one with the most blocks, not the last: who may starve? (b) Turn on `enable_prefix_caching` in `run`: how many

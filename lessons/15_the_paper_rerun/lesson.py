@@ -21,42 +21,10 @@
 # - predict a figure of the paper, run it, and find what moves it,
 # - and plan a server of your own with the same tools.
 
-# %% tags=["hide-input"]
-# Installs minipage if it is missing (on Colab, say), and sets up the pictures. Every lesson begins with this cell.
-import importlib.util
-import subprocess
-import sys
-from pathlib import Path
+# %% tags=["hide-input"] jupyter={"source_hidden": true}
+from minipage.lesson import setup  # missing? pip install "minipage[lessons]"
 
-SOURCE = "minipage"  # what to install; the URL of a repository ("git+https://...") does as well
-if importlib.util.find_spec("minipage") is None:
-    checkout = next(
-        (str(p) for p in Path.cwd().parents if (p / "minipage" / "errors.py").exists()),
-        None,
-    )
-    subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            checkout or SOURCE,
-            "matplotlib",
-        ],
-        check=True,
-    )
-
-import matplotlib.pyplot as plt
-import numpy as np
-from matplotlib_inline.backend_inline import set_matplotlib_formats
-
-set_matplotlib_formats("svg")
-plt.rcParams["figure.figsize"] = 7.5, 3
-plt.rcParams["axes.spines.top"] = plt.rcParams["axes.spines.right"] = False
-plt.rcParams["axes.prop_cycle"] = plt.cycler(
-    color=["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9"]
-)
+plt, np = setup()
 
 # %% [markdown]
 # ## A step, in two divisions
@@ -212,6 +180,8 @@ for utilization in (0.8, 0.9, 0.95):
 # - It prints the line about concurrency when it starts: blocks divided by the blocks of one request of `max_model_len`. It is the worst case, so your users will be more.
 # - What the host takes in a step it has fought ever since: CUDA graphs, and scheduling the next step while the GPU computes this one.
 # - Vidur (Agrawal et al., MLSys 2024) simulates vLLM in the same way, with times that were measured operation by operation.
+#
+# *Checked against vLLM 0.32.0: `vllm/v1/core/kv_cache_utils.py` (the line when it starts), `vllm/v1/core/sched/async_scheduler.py` and `vllm/v1/cudagraph_dispatcher.py`.*
 #
 # ## Your turn
 #

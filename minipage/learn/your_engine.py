@@ -14,6 +14,7 @@ from textwrap import wrap
 from typing import Any
 
 from minipage.attention.quantize import numbers_of
+from minipage.engine.build import ATTENTION
 from minipage.engine.llm import LLM
 from minipage.errors import ConfigurationError, InvalidRequestError, LearnError, MinipageError, ModelError, TraceError
 from minipage.learn.course import Lesson, lessons
@@ -94,13 +95,19 @@ class Mine:
         return type("YourScheduler", classes, {}) if classes else Scheduler
 
     def attention(self, otherwise: Any) -> Any:
-        """Their kernel; it knows no quantized caches, so it gets these as the numbers they stand for."""
+        """Their kernel; it knows no quantized caches, so it gets these as the numbers they stand for.
+
+        It knows no windows either, so layers that have one keep minipage's.
+        """
         kernel = self.get("attention", "paged_attention", None)
         if kernel is None:
             return otherwise
+        minipages = ATTENTION[otherwise] if isinstance(otherwise, str) else otherwise
 
         def attention(q: Any, k_cache: Any, v_cache: Any, tables: Any, lens: Any, starts: Any, scale: float,
-                      k_scales: Any = None, v_scales: Any = None) -> Any:  # fmt: skip
+                      k_scales: Any = None, v_scales: Any = None, **options: Any) -> Any:  # fmt: skip
+            if options:
+                return minipages(q, k_cache, v_cache, tables, lens, starts, scale, k_scales, v_scales, **options)
             k_cache, v_cache = numbers_of(k_cache, k_scales), numbers_of(v_cache, v_scales)
             return kernel(q, k_cache, v_cache, tables, lens, starts, scale)
 

@@ -2,6 +2,8 @@
 // asks for it, and shows what comes back.
 
 live.mostFrames = 600; // as many as the server keeps
+live.touched = null; // the field of the engine's options that somebody is changing
+live.touches = 0;
 const OPTIONS = [...document.querySelectorAll("[data-option]")];
 const optionOf = (name) => OPTIONS.find((field) => field.dataset.option === name);
 
@@ -11,7 +13,6 @@ async function act(name, more = {}) {
     const answer = await fetch("act", { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify({ act: name, ...more }) });
     const told = await answer.json();
     byId("alert").textContent = answer.ok ? "" : told.error.message;
-    if (!answer.ok) tellOptions(live.facts.options); // a field that was refused shows again what is so
     return answer.ok;
   } catch {
     byId("alert").textContent = "The playground does not answer.";
@@ -48,11 +49,11 @@ function tellOptions(options) {
     if (field.type === "checkbox") field.checked = value;
     else {
       if (field.type === "range") field.max = Math.max(field.max, value);
-      if (field !== document.activeElement || field.type === "range" || field.value === "" || !live.typing) field.value = value;
+      if (field !== live.touched) field.value = value; // and not under somebody's fingers
     }
     field.disabled = locked.includes(field.dataset.option);
   }
-  byId("blocks-shown").textContent = options.num_blocks;
+  byId("blocks-shown").textContent = optionOf("num_blocks").value;
 }
 
 function tellRequests(requests) {
@@ -105,19 +106,26 @@ byId("pace-of-engine").onchange = (event) => act("pace", { seconds: Number(event
 byId("options-form").addEventListener("submit", (event) => event.preventDefault());
 
 for (const field of OPTIONS) {
-  const change = () => {
-    live.typing = false;
-    const value = field.type === "checkbox" ? field.checked : field.tagName === "SELECT" ? field.value : Number(field.value);
-    return act("configure", { options: { [field.dataset.option]: value } });
+  const change = async () => {
+    const touches = live.touches, value = field.type === "checkbox" ? field.checked : field.tagName === "SELECT" ? field.value : Number(field.value);
+    await act("configure", { options: { [field.dataset.option]: value } });
+    if (touches !== live.touches) return; // it has been touched again
+    live.touched = null;
+    tellOptions(live.facts.options); // one that was refused shows again what is so
+  };
+  const touch = () => {
+    live.touched = field;
+    live.touches += 1;
   };
   if (field.type === "range") {
     field.oninput = () => {
+      touch();
       byId("blocks-shown").textContent = field.value;
       clearTimeout(live.dragging);
       live.dragging = setTimeout(change, 150); // while it is being dragged, not each pixel
     };
   } else {
-    field.oninput = () => (live.typing = true);
+    field.oninput = touch;
     field.onchange = change;
   }
 }

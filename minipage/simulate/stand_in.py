@@ -26,6 +26,7 @@ from minipage.sampling.sampler import log_softmax
 from minipage.scheduling import Scheduler, Sequence, SequenceGroup, StepPlan
 from minipage.simulate.cost import CostModel, Work
 from minipage.simulate.workload import Arrival
+from minipage.worker.runner import ModelRunner
 
 TOKEN = 1  # that stands for all; with prefixes, prompts have numbers of their own
 PREFIX_TOKEN = 0
@@ -41,15 +42,15 @@ class Clock:
         self.now = 0.0
 
 
-class StandInRunner:
-    """Has the face of ModelRunner, and computes nothing: it says how long a step would have taken.
+class StandInRunner(ModelRunner):
+    """Computes nothing: it says how long a step would have taken.
 
     `on_step(plan, work, seconds)` is told of every step.
     """
 
-    model = None
-    kv_cache = None
-    swap_cache = None
+    model: Any = None
+    kv_cache: Any = None
+    swap_cache: Any = None
 
     def __init__(self, cost: CostModel, clock: Clock, on_step: Callable[[StepPlan, Work, float], object]) -> None:
         self.cost = cost

@@ -80,12 +80,12 @@ def check_by_hand(question):
 
 def test_what_the_next_step_does_follows_from_what_is_told():
     checked = 0
-    for seed in range(12):
+    for seed in range(7):
         for step in recorded_steps(random.Random(seed)):
             for kind in frames.KINDS:
                 if question := kind(step, random.Random(0)):
                     checked += check_by_hand(question)
-    assert checked > 100
+    assert checked > 60
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)

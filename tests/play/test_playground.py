@@ -4,7 +4,7 @@ import threading
 
 import httpx
 import pytest
-from serve.lookers import Looker, looks_like, until
+from serve.lookers import HTTP, Looker, looks_like, until
 
 from minipage import LLM, SamplingParams
 from minipage.errors import ConfigurationError
@@ -43,7 +43,7 @@ class Page(Looker):
         until(lambda: self.tree and "mode" in self.facts)
 
     def act(self, name, /, **more):
-        answer = httpx.post(f"{self.table.url}/act", json={"act": name} | more, timeout=60)
+        answer = HTTP.post(f"{self.table.url}/act", json={"act": name} | more, timeout=60)
         self.said = "" if answer.is_success else answer.json()["error"]["message"]
         return answer.status_code
 
@@ -112,6 +112,7 @@ def test_phase_by_phase_the_engine_stands_in_the_middle_of_a_step(page, table):
     assert len(page.tree["sequences"]) == 3 and table.playground.run.steps_done == steps_done + 2
 
 
+@pytest.mark.slow
 def test_two_pages_see_the_same_and_one_that_comes_later_too(page, table):
     with Page(table) as other:
         page.act("add", prompts=TWO, max_tokens=6)
@@ -162,6 +163,7 @@ def test_served_again_with_other_options(page, table):
     assert page.facts["before"]["deltas"]
 
 
+@pytest.mark.slow
 def test_a_smaller_pool_until_somebody_gives_way(page):
     page.act("add", prompts=TWO, max_tokens=16)
     preemptions = []
@@ -177,7 +179,10 @@ def test_a_smaller_pool_until_somebody_gives_way(page):
     page.settle()
 
 
-@pytest.mark.parametrize("challenge", ALL, ids=lambda challenge: challenge.name)
+EACH = [pytest.param(each, id=each.name, marks=[pytest.mark.slow] * (number > 0)) for number, each in enumerate(ALL)]
+
+
+@pytest.mark.parametrize("challenge", EACH)
 def test_challenges_are_not_solved_until_they_are(page, challenge):
     assert page.act("challenge", name=challenge.name) == 200
     until(lambda: page.facts["challenges"]["here"] == challenge.name)
@@ -235,13 +240,13 @@ def test_bad_input_is_a_sentence_and_changes_nothing(page, table):
     page.settle()
     before = page.tree, page.facts["options"], page.facts["requests"]
     for body, sentence in BAD:
-        answer = httpx.post(f"{table.url}/act", json=body, timeout=60)
+        answer = HTTP.post(f"{table.url}/act", json=body, timeout=60)
         assert answer.status_code == 400 and sentence in answer.json()["error"]["message"], (body, answer.text)
     for raw in (b"", b"{", b"\xff", b"[" * 10_000):
-        answer = httpx.post(f"{table.url}/act", content=raw, headers={"Content-Type": "application/json"})
+        answer = HTTP.post(f"{table.url}/act", content=raw, headers={"Content-Type": "application/json"})
         assert answer.status_code == 400, raw
     assert (
-        httpx.post(f"{table.url}/act", content=b"x" * 70_000, headers={"Content-Type": "application/json"}).status_code
+        HTTP.post(f"{table.url}/act", content=b"x" * 70_000, headers={"Content-Type": "application/json"}).status_code
         == 413
     )
     page.settle()
@@ -258,13 +263,14 @@ def test_only_the_page_itself_may_act(table):
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},
     ):
-        assert httpx.post(act, json=json, headers=headers).status_code == 403, headers
-        assert httpx.get(f"{table.url}/live", headers=headers).status_code == 403, headers
-    assert httpx.get(table.url, headers={"Host": "evil.example"}).status_code == 403
-    assert httpx.post(act, content=b'{"act": "run"}', headers={"Content-Type": "text/plain"}).status_code == 415
-    assert httpx.post(act, json=json, headers={"Origin": table.url, "Sec-Fetch-Site": "same-origin"}).status_code == 200
+        assert HTTP.post(act, json=json, headers=headers).status_code == 403, headers
+        assert HTTP.get(f"{table.url}/live", headers=headers).status_code == 403, headers
+    assert HTTP.get(table.url, headers={"Host": "evil.example"}).status_code == 403
+    assert HTTP.post(act, content=b'{"act": "run"}', headers={"Content-Type": "text/plain"}).status_code == 415
+    assert HTTP.post(act, json=json, headers={"Origin": table.url, "Sec-Fetch-Site": "same-origin"}).status_code == 200
 
 
+@pytest.mark.slow
 def test_a_part_that_raises_is_said_and_the_playground_goes_on(build):
     wrong = []
 
@@ -337,7 +343,7 @@ def test_from_a_notebook():
             page.step(3)
         assert not llm.requests and llm.block_pool.num_free == 40 and not vars(llm).get("schedule")
     with pytest.raises(httpx.ConnectError):
-        httpx.get(table.url)
+        HTTP.get(table.url)
     with play(LLM(num_blocks=5000)) as table:
         assert table.playground.run.llm.block_pool.num_blocks == 1024  # what a page can show
     with pytest.raises(ConfigurationError, match="shows at most"):

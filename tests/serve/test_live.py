@@ -4,9 +4,8 @@ import json
 import socket
 import threading
 
-import httpx
 import pytest
-from serve.lookers import Looker, looks_like, until
+from serve.lookers import HTTP, Looker, looks_like, until
 
 from minipage import LLM, AsyncLLM, SamplingParams
 from minipage.serve.access import Keys
@@ -64,14 +63,14 @@ def hold(serve):
 
 def ask(server, answers, prompt, **more):
     def post():
-        answers[prompt] = httpx.post(f"{server.url}/v1/completions", json=LONG | {"prompt": prompt} | more, timeout=60)
+        answers[prompt] = HTTP.post(f"{server.url}/v1/completions", json=LONG | {"prompt": prompt} | more, timeout=60)
 
     thread = threading.Thread(target=post)
     thread.start()
     return thread
 
 
-@pytest.mark.parametrize("preemption", ["recompute", "swap"])
+@pytest.mark.parametrize("preemption", ["recompute", pytest.param("swap", marks=pytest.mark.slow)])
 def test_every_look_shows_the_engine_as_it_is(serve, hold, preemption):
     """Step by step, through preemptions, for one who came before everybody, and one who comes in the middle."""
     server = serve(num_blocks=12, block_size=4, preemption=preemption, enable_prefix_caching=True, max_num_seqs=4)
@@ -83,11 +82,11 @@ def test_every_look_shows_the_engine_as_it_is(serve, hold, preemption):
         threads = [ask(server, answers, prompt, max_tokens=20) for prompt in PROMPTS]
         until(lambda: server.engine.num_unfinished_requests == len(PROMPTS))
         reins.go()  # with the first of them; the others come before the next step
-        for _ in range(12):
+        for _ in range(8):
             reins.go()
             until(lambda: looks_like(first.tree, llm))
         with Looker(server.url) as second:
-            for _ in range(12):
+            for _ in range(8):
                 reins.go()
                 until(lambda: looks_like(first.tree, llm) and looks_like(second.tree, llm))
                 assert first.tree == second.tree
@@ -110,7 +109,7 @@ def test_nobody_looks_nothing_is_recorded(serve):
             with Looker(server.url) as two:
                 until(lambda: two.trees)
             until(lambda: server.server.live.watch.feed.num_viewers == 1)
-            httpx.post(f"{server.url}/v1/completions", json=LONG | {"prompt": "grey", "max_tokens": 2})
+            HTTP.post(f"{server.url}/v1/completions", json=LONG | {"prompt": "grey", "max_tokens": 2})
             assert all(is_watched(server.llm))
         until(lambda: not any(is_watched(server.llm)))
     until(lambda: "minipage live" not in {thread.name for thread in threading.enumerate()})
@@ -130,6 +129,7 @@ def test_texts_stay_what_they_are_whoever_comes_and_goes(serve, offline):
     assert [answers[prompt].json()["choices"][0]["text"] for prompt in prompts] == [o.outputs[0].text for o in expected]
 
 
+@pytest.mark.slow
 def test_who_never_reads_is_dropped_frames_and_nothing_else(serve, offline):
     """Its connection is full; what happens is forgotten all the same, and others see it."""
     server = serve()
@@ -141,7 +141,7 @@ def test_who_never_reads_is_dropped_frames_and_nothing_else(serve, offline):
     until(lambda: feed.num_viewers == 1)
     [expected] = offline.generate("The sea", SamplingParams(max_tokens=200, temperature=0, ignore_eos=True))
     for _ in range(4):
-        answer = httpx.post(
+        answer = HTTP.post(
             f"{server.url}/v1/completions", json=LONG | {"prompt": "The sea", "max_tokens": 200}, timeout=60
         )
         assert answer.json()["choices"][0]["text"] == expected.outputs[0].text
@@ -152,6 +152,7 @@ def test_who_never_reads_is_dropped_frames_and_nothing_else(serve, offline):
     until(lambda: feed.num_viewers == 0)
 
 
+@pytest.mark.slow
 def test_what_is_over_is_forgotten(serve):
     """An engine may be watched for weeks."""
     server = serve(enable_prefix_caching=True, num_blocks=64)
@@ -159,7 +160,7 @@ def test_what_is_over_is_forgotten(serve):
         until(lambda: one.trees)
         recorder = vars(server.llm)["schedule"].__self__
         for i in range(30):
-            httpx.post(f"{server.url}/v1/completions", json=LONG | {"prompt": f"{i} waves", "max_tokens": 2})
+            HTTP.post(f"{server.url}/v1/completions", json=LONG | {"prompt": f"{i} waves", "max_tokens": 2})
         until(lambda: "AD" in one.tree["sequences"])
         until(lambda: len(recorder.trace.changes) < 10)
         assert not recorder._labels and not recorder._group_of and not recorder._live
@@ -183,6 +184,7 @@ def test_who_is_aborted_is_gone_although_nothing_else_happens(serve, hold):
         assert "is aborted" in str(one.tree["remembered"])
 
 
+@pytest.mark.slow
 def test_a_long_queue_is_told_by_its_length(serve, hold):
     server = serve(max_num_seqs=2)
     reins, answers = hold(server.llm), {}
@@ -202,7 +204,7 @@ def test_a_long_queue_is_told_by_its_length(serve, hold):
 
 
 def test_the_page(served):
-    answer = httpx.get(served.url)
+    answer = HTTP.get(served.url)
     assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/html")
     assert "connect-src 'self'" in answer.text and "Whoever can open this page reads" in answer.text
     assert "//" not in answer.text.split("<script")[0].replace("http://www.w3.org", "")  # it asks nobody else
@@ -210,9 +212,9 @@ def test_the_page(served):
 
 def test_with_a_key_only_who_has_it(serve):
     server = serve(settings={"api_key": ["open sesame", "second"]})
-    page = httpx.get(server.url)
+    page = HTTP.get(server.url)
     assert page.status_code == 401 and 'id="key"' in page.text  # it asks for the key
-    assert httpx.get(f"{server.url}/live").status_code == 401
+    assert HTTP.get(f"{server.url}/live").status_code == 401
     for key, status in (("wrong", 401), ("open sesame", 200), ("second", 200)):
         with Looker(server.url, {"Authorization": f"Bearer {key}"}) as one:
             assert one.status == status
@@ -223,29 +225,29 @@ def test_with_a_key_only_who_has_it(serve):
 
 def test_pages_of_others_may_not(served, serve):
     url = f"{served.url}/live"
-    assert httpx.get(url, headers={"Host": "evil.example"}).status_code == 403  # a name that was led to this machine
-    assert httpx.get(url, headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
-    assert httpx.get(url, headers={"Sec-Fetch-Site": "same-site"}).status_code == 403  # another port of this machine
+    assert HTTP.get(url, headers={"Host": "evil.example"}).status_code == 403  # a name that was led to this machine
+    assert HTTP.get(url, headers={"Sec-Fetch-Site": "cross-site"}).status_code == 403
+    assert HTTP.get(url, headers={"Sec-Fetch-Site": "same-site"}).status_code == 403  # another port of this machine
     for host in ("localhost", "LOCALHOST:8000", "127.0.0.1:1", "[::1]:80"):
-        with httpx.stream("GET", url, headers={"Host": host, "Sec-Fetch-Site": "same-origin"}) as answer:
+        with HTTP.stream("GET", url, headers={"Host": host, "Sec-Fetch-Site": "same-origin"}) as answer:
             assert answer.status_code == 200
     proxied = serve(settings={"api_key": ["sesame"]})
     headers = {"Host": "llm.example", "Authorization": "Bearer sesame"}
-    with httpx.stream("GET", f"{proxied.url}/live", headers=headers) as answer:
+    with HTTP.stream("GET", f"{proxied.url}/live", headers=headers) as answer:
         assert answer.status_code == 200
     assert not is_loopback("127.0.0.1.evil.example") and not is_loopback("10.0.0.1")
 
 
 def test_words_can_be_hidden_and_the_page_taken_away(serve):
     server = serve(settings={"hide_live_texts": True})
-    assert "dot is a token" in httpx.get(server.url).text
+    assert "dot is a token" in HTTP.get(server.url).text
     with Looker(server.url) as one:
-        text = httpx.post(f"{server.url}/v1/completions", json=LONG | {"prompt": "Every wave is grey"}).json()
+        text = HTTP.post(f"{server.url}/v1/completions", json=LONG | {"prompt": "Every wave is grey"}).json()
         until(lambda: one.tree.get("sequences", {}).get("A", {}).get("finish_reason"))
         assert one.tree["sequences"]["A"]["prompt"].strip("·") == ""
         assert "wave" not in one.raw and text["choices"][0]["text"].strip() not in one.raw
     server = serve(settings={"disable_live_page": True})
-    assert httpx.get(server.url).status_code == 404 and httpx.get(f"{server.url}/live").status_code == 404
+    assert HTTP.get(server.url).status_code == 404 and HTTP.get(f"{server.url}/live").status_code == 404
 
 
 def test_not_more_than_a_few_look(serve, monkeypatch):
@@ -253,7 +255,7 @@ def test_not_more_than_a_few_look(serve, monkeypatch):
     server = serve()
     with Looker(server.url) as one:
         until(lambda: one.trees)
-        assert httpx.get(f"{server.url}/live").status_code == 429
+        assert HTTP.get(f"{server.url}/live").status_code == 429
 
 
 # ---- the end
@@ -273,7 +275,7 @@ def test_an_engine_that_is_gone_says_so(serve):
         until(lambda: one.trees)
         server.engine.shutdown()
         until(lambda: one.facts.get("end"))
-    assert httpx.get(f"{server.url}/live").status_code in (500, 503)
+    assert HTTP.get(f"{server.url}/live").status_code in (500, 503)
 
 
 def test_between_steps(folder):

@@ -115,6 +115,13 @@ def text_of_one_process():
     ).stdout
 
 
+def test_a_story_names_the_ranks():
+    command = [sys.executable, "-m", "minipage", "demo", "ranks", "--plain"]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, encoding="utf-8", check=True)
+    told = " ".join(done.stdout.split())
+    assert "rank 0 keeps heads 0 to 1" in told and "rank 1 keeps heads 2 to 3" in told
+
+
 def test_torchrun_starts_ranks_on_one_machine():
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     done = subprocess.run(

@@ -12,6 +12,8 @@ def test_every_scenario_gets_a_folder_of_pictures_and_a_page(tmp_path, capsys):
         pictures = list((tmp_path / "svg" / name).glob("step-*.svg"))
         assert pictures and all("<svg" in p.read_text(encoding="utf-8") for p in pictures)
         assert (tmp_path / "html" / f"{name}.html").exists()
+    copied = sorted(path.stem for path in (tmp_path / "svg" / "copy-on-write").iterdir())
+    assert copied == ["step-0001", "step-0002", "step-0002-before", "step-0002-copy"]  # copy-on-write in three pictures
     out = capsys.readouterr().out
     assert out.count("wrote ") == 2 * len(SCENARIOS) and f"open {tmp_path / 'html' / 'index.html'}" in out
     index = (tmp_path / "html" / "index.html").read_text(encoding="utf-8")

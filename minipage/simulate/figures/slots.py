@@ -39,6 +39,6 @@ def figure_2(results: Results) -> Figure:
     figure.notes.append(
         "Pow2 depends most on how the lengths of answers are spread, of which the paper publishes only the mean: how "
         "far an answer lies below the next power of two, and how well the chunks of a buddy allocator fill. The parts "
-        "of its waste are off by about three points of the memory; what holds tokens is within one."
+        "of its waste are off by two to three points of the memory."
     )
     return figure

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from minipage.trace.drawing import html
 from minipage.trace.drawing.terminal import draw
-from minipage.trace.recording.frames import Frame, fullest, is_stop
+from minipage.trace.recording.frames import ENDS, Frame, fullest, is_stop
 from minipage.trace.recording.trace import Trace
 
 WIDTH, HEIGHT = 100, 36  # cells of a picture
@@ -57,11 +57,12 @@ def write_html(frames: list[Frame], trace: Trace, path: Path) -> None:
 
 
 def write_svg(frames: list[Frame], trace: Trace, path: Path) -> None:
-    """A folder with one picture a step, and one for each look inside attention."""
+    """A folder with a picture of each step, of each half of one that has two, and of each look inside attention."""
     path.mkdir(parents=True, exist_ok=True)
     for frame in filter(is_stop, frames):
         look = f"-attend-{len(frame.attention.steps) + bool(frame.attention.kernel)}" if frame.attention else ""
-        (path / f"step-{frame.step:04}{look}.svg").write_text(picture(frame), encoding="utf-8")
+        half = f"-{frame.phase}" if frame.phase in ("before", "copy") else ""  # which comes first, sorted by name too
+        (path / f"step-{frame.step:04}{look}{half}.svg").write_text(picture(frame), encoding="utf-8")
 
 
 def write_json(frames: list[Frame], trace: Trace, path: Path) -> None:
@@ -81,7 +82,7 @@ def write_cast(frames: list[Frame], trace: Trace, path: Path) -> None:
 
 def write_timeline(frames: list[Frame], trace: Trace, path: Path) -> None:
     """What each sequence did when, for chrome://tracing and ui.perfetto.dev. A step counts as one millisecond."""
-    ends = list(filter(is_stop, frames))
+    ends = [frame for frame in frames if frame.phase in ENDS]
     facts: list[dict[str, Any]] = [{"ph": "M", "pid": 1, "name": "process_name", "args": {"name": "minipage"}}]
     states: dict[str, list[tuple[int, str]]] = {}
     for frame in ends:

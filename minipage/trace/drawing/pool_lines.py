@@ -148,15 +148,18 @@ def _words_grid(frame: Frame, width: int, glyphs: Glyphs) -> list[Text]:
     """The number, the owner and the words of every block, in one line each."""
     homes = _homes(frame)
     cells = _cells(frame, glyphs)
+    drawn = []
+    for block, cell in enumerate(cells):
+        drawn.append(Text.assemble((f"{block:>3} ", DIM), cell))
+        if block in homes:
+            drawn[-1].append(" ").append(words(*homes[block], frame, glyphs, stored=True))
+    columns = min(width, max(WORDS_CELL, *(cell.cell_len + 1 for cell in drawn)))  # no word is cut
     lines = []
-    for row in _rows(len(cells), width // WORDS_CELL):
+    for row in _rows(len(cells), width // columns):
         line = Text()
         for block in row:
-            cell = Text.assemble((f"{block:>3} ", DIM), cells[block])
-            if block in homes:
-                cell.append(" ").append(words(*homes[block], frame, glyphs, stored=True))
-            cell.truncate(WORDS_CELL - 1, pad=True)
-            line.append(cell).append(" ")
+            drawn[block].truncate(columns - 1, pad=True)
+            line.append(drawn[block]).append(" ")
         lines.append(line)
     return lines
 
@@ -166,7 +169,8 @@ def _boxes_grid(frame: Frame, width: int, glyphs: Glyphs) -> list[Text]:
     homes = _homes(frame)
     cells = _cells(frame, glyphs)
     lines = []
-    per_row = width // BOX_CELL
+    longest = max((words(*home, frame, glyphs, stored=True).cell_len for home in homes.values()), default=0)
+    per_row = max(1, width // max(BOX_CELL, longest + 4))  # no word is cut
     inner = width // per_row - 3  # two edges and a space
     for row in _rows(len(cells), per_row):
         drawn, *others = (_box(frame, homes.get(block), block, cells[block], inner, glyphs) for block in row)

@@ -95,6 +95,8 @@ def _requests_and_events(
     going_on = [seq for seq in frame.sequences if seq.status != "finished"]
     num_done = len(frame.all_sequences) - len(going_on)
     wanted = [_wanted(seq, frame, width, glyphs, roomy) for seq in going_on]
+    if sum(wanted) + num_done + usual > room:  # not a line more than is told
+        usual = min(usual, _num_lines(frame, width))
     spared = min(_num_lines(frame, width), room - sum(wanted) - num_done)  # block tables stay whole
     matters = _num_lines(frame, width, routine=False)
     most = room - sum(map(_least, going_on)) - bool(num_done)

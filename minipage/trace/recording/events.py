@@ -103,7 +103,7 @@ def what_is_ahead(after: State) -> list[str]:
         )
     if ahead.gives_way:
         num_free = len(after.free_queue)
-        free = "none is free" if not num_free else f"only {num_free} {'is' if num_free == 1 else 'are'} free"
+        free = "none is free" if not num_free else f"{num_free} {'is' if num_free == 1 else 'are'} free"
         needs = "needs a block" if len(ahead.needy) == 1 else "need a block each"
         who = f"{join(ahead.needy)} {needs}" if ahead.needy else "A block is needed"
         told.append(f"{who}, and {free}: {join(ahead.gives_way)}, last in line, has to give way.")

@@ -234,7 +234,7 @@ class Recorder:
         gone = self._gone()
         earlier = {"earlier": self._look(gone, [])} if gone or self._operations else {}
         change = {"step": self._step + 1, "phase": "schedule"} | earlier | self._look()
-        self.trace.changes.append(change | {"chunks": []})
+        self.trace.changes.append(change | {"chunks": [], "code": []})
 
     # ---- looking
 

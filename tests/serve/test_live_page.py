@@ -1,0 +1,81 @@
+"""The live page in a real browser: it shows the engine as it is, follows it, and asks for the key."""
+
+import httpx
+import pytest
+from serve.lookers import until
+
+LONG = {"max_tokens": 40, "temperature": 0, "ignore_eos": True}
+
+
+@pytest.fixture
+def opened(browser):
+    tabs = []
+
+    def open_page(url, width=1280):
+        tab = browser.new_page(viewport={"width": width, "height": 800})
+        tab.complaints = []
+        tab.on("pageerror", lambda error: tab.complaints.append(str(error)))
+        tab.on("request", lambda ask: ask.url.startswith((url, "data:")) or tab.complaints.append(ask.url))
+        tab.goto(url)
+        tabs.append(tab)
+        return tab
+
+    yield open_page
+    for tab in tabs:
+        assert tab.complaints == []
+        if not tab.is_closed():
+            tab.close()
+
+
+@pytest.mark.slow
+def test_it_follows_and_lets_go(serve, opened):
+    server = serve(num_blocks=24, block_size=4)
+    tab, other = opened(server.url), opened(server.url, width=390)
+    until(lambda: "Live" in tab.inner_text("#live-state"))
+    prompts = [f"{word} wave" for word in ("one", "two", "three")]
+    answer = httpx.post(f"{server.url}/v1/completions", json=LONG | {"prompt": prompts}, timeout=60).json()
+    for page in tab, other:
+        until(lambda page=page: page.locator("#texts .text.finished").count() == 3)
+        until(lambda page=page: page.locator("#pool .cell.used").count() == 0)
+        assert page.locator("#pool .cell").count() == 24
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    said = tab.evaluate("Object.values(now.frame.sequences).map((text) => text.text)")
+    assert sorted(said) == sorted(choice["text"] for choice in answer["choices"])
+    preemptions = server.llm.stats()["vllm:num_preemptions"]
+    assert f"{preemptions} preemptions" in tab.inner_text("#numbers")
+    assert tab.locator("#remembered li").count() > 0 and preemptions > 0
+    tab.close()
+    other.close()
+    until(lambda: "schedule" not in vars(server.llm))
+
+
+@pytest.mark.slow
+def test_many_texts_are_told_in_two_lines_each(serve, opened):
+    server = serve(num_blocks=400, block_size=4, max_num_seqs=64)
+    tab = opened(server.url)
+    until(lambda: "Live" in tab.inner_text("#live-state"))
+    prompts = [f"{number} waves of the sea" for number in range(40)]
+    httpx.post(f"{server.url}/v1/completions", json=LONG | {"prompt": prompts}, timeout=120)
+    until(lambda: tab.locator("#pool .cell.used").count() == 0 and tab.evaluate("trees.length") > 2)
+    assert tab.locator("#pool .cell").count() == 400
+    assert tab.evaluate("trees.some((tree) => Object.keys(tree.sequences ?? {}).length > 8)")
+    tab.keyboard.press("ArrowLeft")
+    until(lambda: "crowded" in tab.evaluate("document.body.className") or tab.evaluate("now.index") == 0)
+
+
+@pytest.mark.slow
+def test_it_asks_for_the_key(serve, opened):
+    server = serve(settings={"api_key": ["sesame"]})
+    tab = opened(server.url)
+    until(lambda: tab.is_visible("#key"))
+    assert tab.locator("#pool .cell").count() == 0
+    tab.fill("#key-field", "wrong")
+    tab.press("#key-field", "Enter")
+    until(lambda: "not the key" in tab.inner_text("#live-state"))
+    tab.fill("#key-field", "sesame")
+    tab.press("#key-field", "Enter")
+    until(lambda: tab.locator("#pool .cell").count() > 0)
+    assert "sesame" not in tab.url and not tab.is_visible("#key")
+    assert (
+        tab.evaluate("[...Object.keys(localStorage), ...Object.keys(sessionStorage), document.cookie].join('')") == ""
+    )
