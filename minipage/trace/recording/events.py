@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minipage.errors import count
 from minipage.trace.recording.outlook import what_is_ahead
-from minipage.trace.recording.windows import held, moved_on
+from minipage.trace.recording.windows import held, slides
 from minipage.trace.recording.wording import block_names, decimals, join, printable
 
 if TYPE_CHECKING:
@@ -45,7 +45,12 @@ def sentences(change: dict[str, Any], before: Before, after: State) -> list[str]
     if after.phase == "before":
         return [*arrivals(change, after), *what_is_ahead(after)]
     if after.phase == "schedule":
-        start = [*arrivals(change, after), *hits(before, after), *returns(before, after), *slides(before, after)]
+        start = [
+            *arrivals(change, after),
+            *hits(before, after),
+            *returns(before, after),
+            *slides(before.tables, after.texts, block_names),
+        ]
         return [*start, *allocations(before, after), *takes_for_copies(before, after)]
     if after.phase == "copy":
         return copies(after)
@@ -125,16 +130,6 @@ def returns(before: Before, after: State) -> list[str]:
     back = [label for label, status in before.status.items() if status == "swapped" and after.texts[label].blocks]
     num_restored = len(after.moves.get("swap_in", ()))
     return [f"{join(back)}: back from swap, {count(num_restored, 'block')} to restore."] if back else []
-
-
-def slides(before: Before, after: State) -> list[str]:
-    """Whose window has moved on, and what lies behind it now."""
-    tables = {label: after.texts[label].blocks for label in before.tables}
-    return [
-        f"The window of {label} has moved on: {block_names(blocks)} {'lies' if len(blocks) == 1 else 'lie'} behind it, "
-        f"and {'goes' if len(blocks) == 1 else 'go'} back to the free queue."
-        for label, blocks in moved_on(before.tables, tables).items()
-    ]
 
 
 def between_steps(reasons: Mapping[str, str], before: Before) -> list[str]:
