@@ -129,7 +129,12 @@ class AsyncLLM:
 
     def between_steps(self, call: Callable[[], Result]) -> Answer[Result]:
         """Let the engine's thread call something before its next step. The answer may be awaited, or left."""
-        return self._ask(lambda: self.engine.between_steps(call))
+
+        def alone() -> Result:
+            with self.engine._changes.lock:  # somebody may use the engine by itself, too
+                return call()
+
+        return self._ask(alone)
 
     def stats(self) -> dict[str, Any]:
         """The numbers of /metrics; see LLM.stats."""
