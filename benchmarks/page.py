@@ -81,8 +81,7 @@ def measure(frames: list[Frame]) -> None:
         path.write_text(of_steps(document, 10_000 // num_steps), encoding="utf-8")
         tab.goto(path.as_uri())
         opened = tab.evaluate(OPENING)
-        steps = tab.evaluate("trees.at(-1) && ends.length")
-        print(f"{steps} steps, {path.stat().st_size / 1e6:.1f} MB: opened in {opened / 1000:.2f} s")
+        print(f"10,000 steps, {path.stat().st_size / 1e6:.1f} MB: opened in {opened / 1000:.2f} s")
         browser.close()
 
 

@@ -109,9 +109,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(title="commands", metavar="{demo,play,generate,chat,serve,plan,learn,info}")
     add_demo(commands.add_parser("demo", help="watch three requests share a small paged memory, step by step"))
-    add_play(
-        commands.add_parser("play", help="a page to play with a live engine: prompts, options, challenges"), DEFAULTS
-    )
+    add_play(commands.add_parser("play", help="a page to play with a live engine"), DEFAULTS)
     add_generate(commands.add_parser("generate", help="continue one text, or many as one batch"))
     add_chat(commands.add_parser("chat", help="talk with a chat model, and see what the prefix cache finds"), DEFAULTS)
     add_serve(commands.add_parser("serve", help="a server that clients of OpenAI and vLLM can talk to"))

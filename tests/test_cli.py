@@ -460,10 +460,10 @@ def test_plain_demo_ends_with_the_texts():
     result = shell("demo")
     assert (result.returncode, result.stderr) == (0, "")
     lines = result.stdout.rstrip().split("\n")
-    assert max(map(len, lines)) <= 80
+    assert max(len(line) for line in lines if not line.startswith("Next story")) <= 80  # a command is not cut
     assert "\x1b" not in result.stdout
     steps = re.findall(r"(?m)^minipage • step (\d+)", result.stdout)
-    assert steps == [str(i + 1) for i in range(LAST_STEP)]
+    assert list(dict.fromkeys(steps)) == [str(i + 1) for i in range(LAST_STEP)]  # some are shown in halves
     end = result.stdout[result.stdout.rindex("what happened") :]
     assert re.findall(r"(?m)^ ([A-C])  (.+)", end) == [("A", "KING RICHARD III:"), ("B", "JULIET:"), ("C", "ROMEO:")]
     assert end.count("finished (length); block table") == 3

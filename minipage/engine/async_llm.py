@@ -129,7 +129,12 @@ class AsyncLLM:
 
     def between_steps(self, call: Callable[[], Result]) -> Answer[Result]:
         """Let the engine's thread call something before its next step. The answer may be awaited, or left."""
-        return self._ask(lambda: self.engine.between_steps(call))
+
+        def alone() -> Result:
+            with self.engine._changes.lock:  # somebody may use the engine by itself, too
+                return call()
+
+        return self._ask(alone)
 
     def stats(self) -> dict[str, Any]:
         """The numbers of /metrics; see LLM.stats."""
@@ -316,7 +321,8 @@ class AsyncLLM:
         for name in list(self._mailboxes):
             with suppress(BaseException):  # of an engine that is broken, what blocks can be had
                 self.engine.abort(name, "error")
-        self._tell([(mailbox, EngineDeadError(self._dead)) for mailbox in left])
+        kind = type(error) if isinstance(error, EngineDeadError) else EngineDeadError
+        self._tell([(mailbox, kind(self._dead)) for mailbox in left])
         for order in orders:
             with suppress(Exception):
                 order()

@@ -9,13 +9,12 @@ It is made of parts that are handed in: `build.py` makes them from options, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from itertools import count
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from minipage.engine.changes import Changes, Result
+from minipage.engine.changes import Changes
 from minipage.engine.intake import Intake, saying_which
 from minipage.engine.prompts import Prompt
 from minipage.engine.request import Choice, NextToken, Request, RequestOutput
@@ -152,11 +151,6 @@ class Engine:
             outputs = [request.output() for request in self._news if not request.is_claimed]
             self._news = {request: None for request in self._news if request.is_claimed}
             return outputs
-
-    def between_steps(self, call: Callable[[], Result]) -> Result:
-        """What `call()` returns; it is called while no step is under way, whoever makes them."""
-        with self._changes.lock:
-            return call()
 
     # ---- a step and its five phases, which are public so that a recorder can watch them
 

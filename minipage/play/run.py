@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minipage.errors import InvalidRequestError
 from minipage.sampling import SamplingParams
-from minipage.trace.recording.differences import Change
 from minipage.trace.recording.recorder import observed
+from minipage.trace.recording.replay import Change
 
 if TYPE_CHECKING:
     from minipage.engine.llm import LLM

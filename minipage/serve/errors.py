@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from starlette.responses import JSONResponse
 
-from minipage.errors import EngineDeadError, InvalidRequestError
+from minipage.errors import EngineDeadError, InvalidRequestError, RankError
 
 KINDS = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
@@ -44,8 +44,8 @@ def as_api_error(error: Exception, model: type[BaseModel] | None = None) -> ApiE
         return error
     if isinstance(error, InvalidRequestError):
         return ApiError(400, str(error), field_to_blame(str(error), model))
-    if isinstance(error, EngineDeadError):
-        return ApiError(503, str(error), code="engine_dead")
+    if isinstance(error, EngineDeadError):  # a rank that is lost is nobody's fault here, and a restart mends it
+        return ApiError(503 if isinstance(error, RankError) else 500, str(error), code="engine_dead")
     return ApiError(500, str(error) or type(error).__name__)
 
 

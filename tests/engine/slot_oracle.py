@@ -21,7 +21,7 @@ from minipage.engine.llm import LLM
 class SlotOracle:
     """Knows what every slot of the KV cache holds, and proves it at every call of the kernel."""
 
-    def __init__(self, dense_kv, kernel=reference.paged_attention):
+    def __init__(self, dense_kv, kernel=None):
         self.dense_kv, self.kernel = dense_kv, kernel
         self.groups = None  # of the engine's layers
         # slot -> (group of layers, salt, the tokens whose K and V it holds); not there: nothing to be trusted
@@ -100,7 +100,8 @@ class SlotOracle:
         self.fail(self.layer)
         self.layer += 1
         options = {} if window is None else {"window": window}
-        return self.kernel(q, *only, block_tables, context_lens, query_start_loc, scale, **options)
+        kernel = self.kernel or reference.paged_attention
+        return kernel(q, *only, block_tables, context_lens, query_start_loc, scale, **options)
 
 
 class WatchedLLM(LLM):

@@ -88,12 +88,12 @@ def frees_the_head_first(self):
 # ---- what a step computes
 
 
-def chunk_length_for_key_length(chunks):
-    return real_make_batch(chunks)._replace(context_lens=np.array([c.num_tokens for c in chunks], np.int32))
+def chunk_length_for_key_length(chunks, group):
+    return real_make_batch(chunks, group)._replace(context_lens=np.array([c.num_tokens for c in chunks], np.int32))
 
 
-def decodes_one_position_late(chunks):
-    made = real_make_batch(chunks)
+def decodes_one_position_late(chunks, group):
+    made = real_make_batch(chunks, group)
     is_decode = np.repeat([c.num_tokens == 1 for c in chunks], [c.num_tokens for c in chunks])
     return made._replace(positions=made.positions + is_decode)
 
@@ -193,5 +193,5 @@ def accepts_anything(self, *arguments):
 
 def stops_when_equal(self, token_id, logprobs):
     self.seq.token_ids.append(token_id)
-    if len(self.seq.output_token_ids) == self._params.max_tokens:
+    if len(self.seq.output_token_ids) == self.params.max_tokens:
         self.finish("length")

@@ -40,7 +40,7 @@ def opened(browser, table):
 
 def wait(tab, condition, arg=None):
     """Until a condition holds on the page, whose policy lets no text be run as a script."""
-    until(lambda: tab.evaluate(f"(arg) => Boolean({condition})", arg), 30)
+    until(lambda: tab.evaluate(f"(arg) => Boolean({condition})", arg))
 
 
 def check(tab, table):

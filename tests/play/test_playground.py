@@ -40,7 +40,8 @@ class Page(Looker):
     def __init__(self, table):
         self.table = table
         super().__init__(table.url)
-        until(lambda: self.tree and "mode" in self.facts)
+        until(lambda: self.error or self.thread.is_alive() is False or (self.tree and "mode" in self.facts))
+        assert self.tree, (self.status, self.error, self.raw)
 
     def act(self, name, /, **more):
         answer = HTTP.post(f"{self.table.url}/act", json={"act": name} | more, timeout=60)

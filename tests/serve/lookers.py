@@ -11,7 +11,7 @@ import httpx
 HTTP = httpx.Client(timeout=60, verify=False)  # to make one reads all certificates, and here nobody has any
 
 
-def until(condition, seconds=20):
+def until(condition, seconds=90):  # a kernel may have to be compiled meanwhile
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "that took too long"

@@ -6,8 +6,8 @@ import pytest
 
 from minipage import LLM, SamplingParams
 from minipage.trace import record
+from minipage.trace.recording import events
 from minipage.trace.recording.frames import label_of
-from minipage.trace.recording.wording import block_names
 
 
 def run_story(llm, requests, steps=1000):
@@ -94,7 +94,7 @@ def test_who_is_preempted_for_whom():
     ],
 )
 def test_block_names(blocks, words):
-    assert block_names(blocks) == words
+    assert events.block_names(blocks) == words
 
 
 def test_labels():

@@ -14,8 +14,8 @@ from minipage.trace import record
 from minipage.trace.drawing.glyphs import ASCII, UNICODE, glyphs_for, visible
 from minipage.trace.playing.demo import SMALL, Demo, make_engine
 from minipage.trace.playing.scenarios import SCENARIOS
-from minipage.trace.recording.events import is_routine
 from minipage.trace.recording.frames import BlockFrame, is_stop, label_of
+from minipage.trace.recording.wording import is_routine
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)

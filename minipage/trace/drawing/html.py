@@ -25,16 +25,16 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from minipage.trace.drawing.glyphs import PALETTE
-from minipage.trace.recording.differences import num_common
+from minipage.trace.recording.causes import CodeFrame
 from minipage.trace.recording.frames import (
     AttentionFrame,
     BlockFrame,
-    CodeFrame,
     ContiguousFrame,
     Frame,
     SequenceFrame,
     occupied,
 )
+from minipage.trace.recording.text import num_common
 from minipage.trace.recording.wording import decimals
 
 Tree: TypeAlias = dict[str, Any]  # of what JSON can say, except None

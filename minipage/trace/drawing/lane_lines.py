@@ -13,8 +13,7 @@ from rich.text import Text
 
 from minipage.simulate.baselines import SlotUsage
 from minipage.trace.drawing.glyphs import BOLD, DIM, Glyphs, ink_of, letter_of, letters_explained, style_of
-from minipage.trace.recording.contiguous import Segment
-from minipage.trace.recording.frames import Frame
+from minipage.trace.recording.frames import Frame, Segment
 
 NAME = 14  # columns of the name of a memory
 USES = ("words", "later", "never", "free")  # what the four shares of a memory are called, in their order

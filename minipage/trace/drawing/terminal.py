@@ -28,8 +28,8 @@ from minipage.trace.drawing.pool_lines import CACHED, REUSED, bar_lines, free_qu
 from minipage.trace.drawing.request_lines import folded_line, request_lines
 from minipage.trace.drawing.walk_lines import legend as walk_legend
 from minipage.trace.drawing.walk_lines import walk_lines
-from minipage.trace.recording.events import is_routine
 from minipage.trace.recording.frames import Frame, SequenceFrame, occupied
+from minipage.trace.recording.wording import is_routine
 
 MIN_WIDTH, MIN_HEIGHT = 40, 16
 FIXED_LINES = 9  # header, queues, three rules, free queue, two bars, footer

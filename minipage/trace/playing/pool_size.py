@@ -43,8 +43,6 @@ def pool_for(scenario: Scenario, options: dict[str, Any]) -> dict[str, Any]:
     block_size = options["block_size"]
     if block_size < 1:
         return {}
-    if scenario.num_slots:
-        return {"num_blocks": max(1, scenario.num_slots // block_size)}
     architecture, tokenizer = describe_model(options.get("model", SHIPPED_MODEL))
     if tokenizer is None:
         return {}
@@ -54,7 +52,11 @@ def pool_for(scenario: Scenario, options: dict[str, Any]) -> dict[str, Any]:
         most = options.get("max_model_len", architecture.max_model_len)
         asks.append(Ask(arrival, num_prompt_tokens, min(num_prompt_tokens + arrival.max_tokens, most)))
     if not all(0 < ask.num_prompt_tokens < ask.max_num_tokens for ask in asks):
-        return {}
+        return {"num_blocks": max(1, scenario.num_slots // block_size)} if scenario.num_slots else {}
+    if scenario.num_slots:
+        needs = [ask.max_blocks(block_size) for ask in asks]
+        alone_and_side_by_side = max(needs), min(sum(needs), 2 * len(needs))
+        return {"num_blocks": max(scenario.num_slots // block_size, *alone_and_side_by_side)}
     num_blocks = blocks_for(asks, block_size, scenario.room, scenario.runs_dry, options)
     kv = architecture.kv
     numbers = 2 * kv.num_layers * kv.num_kv_heads * kv.head_size  # that a token leaves behind: K and V

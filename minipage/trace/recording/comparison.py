@@ -24,7 +24,7 @@ from minipage.simulate.baselines import (
     reserve_pow2,
 )
 from minipage.simulate.simulation import Job, Request, admit, decode
-from minipage.trace.recording.contiguous import Piece
+from minipage.trace.recording.frames import Piece
 from minipage.trace.recording.trace import Trace
 
 if TYPE_CHECKING:

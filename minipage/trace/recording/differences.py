@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
-Change: TypeAlias = dict[str, Any]  # one line of a trace
-
-
-def num_common(old: Sequence[Any], new: Sequence[Any]) -> int:
-    """How many members both have in common, from the beginning on."""
-    return next((i for i, (a, b) in enumerate(zip(old, new)) if a != b), min(len(old), len(new)))
+from minipage.trace.recording.text import num_common
 
 
 def list_difference(old: list[int], new: list[int]) -> tuple[list[Any], list[int]]:
@@ -19,7 +13,7 @@ def list_difference(old: list[int], new: list[int]) -> tuple[list[Any], list[int
     return [keep, new[keep:]], new.copy()
 
 
-def joined(first: Change, second: Change) -> Change:
+def joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     """Two looks one after the other, of which the first saw newcomers only."""
     both = first | second
     if "sequences" in first and "sequences" in second:

@@ -12,17 +12,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minipage.errors import count
 from minipage.trace.recording.guesses import choices_with_guesses, guess, verdicts
-from minipage.trace.recording.sharing import branches, copies, forks, takes_for_copies
-from minipage.trace.recording.windows import held, moved_on
+from minipage.trace.recording.outlook import what_is_ahead
+from minipage.trace.recording.windows import held, slides
 from minipage.trace.recording.wording import block_names, decimals, join, printable
 
 if TYPE_CHECKING:
     from minipage.trace.recording.frames import AttentionFrame
     from minipage.trace.recording.replay import State
-    from minipage.trace.recording.texts import Text
+    from minipage.trace.recording.text import Text
 
 FEW = 2  # events of one kind that get a sentence each; more than that share one
-ROUTINE = " arrives: ", " arrive: ", ": the new token", "full: others can find"  # parts of sentences
 Tables = Mapping[str, Sequence[int]]  # label -> block table
 
 
@@ -47,7 +46,12 @@ def sentences(change: dict[str, Any], before: Before, after: State) -> list[str]
     if after.phase == "before":
         return [*arrivals(change, after), *what_is_ahead(after)]
     if after.phase == "schedule":
-        start = [*arrivals(change, after), *hits(before, after), *returns(before, after), *slides(before, after)]
+        start = [
+            *arrivals(change, after),
+            *hits(before, after),
+            *returns(before, after),
+            *slides(before.tables, after.texts, block_names),
+        ]
         return [*start, *allocations(before, after), *takes_for_copies(before, after)]
     if after.phase == "copy":
         return copies(after)
@@ -87,39 +91,6 @@ def arrivals(change: dict[str, Any], after: State) -> list[str]:
     return told
 
 
-def what_is_ahead(after: State) -> list[str]:
-    """What is about to be done, and why."""
-    ahead = after.ahead
-    told = []
-    writers: dict[int, list[str]] = {}
-    for want in ahead.wants:
-        writers.setdefault(want.slot // after.block_size, []).append(want.label)
-    for block, labels in writers.items():
-        holders = [text.label for text in after.texts.values() if block in text.blocks]
-        sharers = "they share" if set(holders) == set(labels) else f"{join(holders)} share"
-        told.append(
-            f"{join(labels)} {'wants' if len(labels) == 1 else 'want'} to write into block {block}, which {sharers}."
-        )
-    if ahead.gives_way:
-        num_free = len(after.free_queue)
-        free = "none is free" if not num_free else f"{num_free} {'is' if num_free == 1 else 'are'} free"
-        needs = "needs a block" if len(ahead.needy) == 1 else "need a block each"
-        who = f"{join(ahead.needy)} {needs}" if ahead.needy else "A block is needed"
-        told.append(f"{who}, and {free}: {join(ahead.gives_way)}, last in line, has to give way.")
-    for label, blocks in ahead.finds:
-        told.append(
-            f"{label} begins with the same {len(blocks) * after.block_size} tokens as a text before it: their K and V "
-            f"are in {block_names(blocks)}."
-        )
-    if ahead.returns:
-        swapped = {block for label in ahead.returns for block in after.texts[label].swap_blocks}
-        told.append(
-            f"{join(ahead.returns)} can come back: {count(len(swapped), 'block')} in swap space, and "
-            f"{len(after.free_queue)} are free here."
-        )
-    return told
-
-
 def hits(before: Before, after: State) -> list[str]:
     """Who began with blocks that the prefix cache had found."""
     told = []
@@ -134,21 +105,33 @@ def hits(before: Before, after: State) -> list[str]:
     return told
 
 
+def branches(change: dict[str, Any], after: State) -> list[str]:
+    told = []
+    for new in change.get("new", ()):
+        blocks = held(after.texts[new["label"]].blocks)
+        told.append(f"{new['label']} branches off and shares {block_names(blocks)}.")
+    return told
+
+
+def forks(change: dict[str, Any], before: Before, after: State) -> list[str]:
+    """Samples that waited for their prompt, and have its blocks now."""
+    new = {each["label"] for each in change.get("new", ())}
+    told: dict[tuple[int, ...], list[str]] = {}
+    for text in after.texts.values():
+        if text.label not in new and text.blocks and not before.tables.get(text.label):
+            told.setdefault(tuple(text.blocks), []).append(text.label)
+    return [
+        f"{join(labels)} {'forks' if len(labels) == 1 else 'fork'} the block table: {block_names(blocks)} "
+        f"{'is' if len(blocks) == 1 else 'are'} shared, and nothing is copied."
+        for blocks, labels in told.items()
+    ]
+
+
 def returns(before: Before, after: State) -> list[str]:
     """Who came back from the swap pool."""
     back = [label for label, status in before.status.items() if status == "swapped" and after.texts[label].blocks]
     num_restored = len(after.moves.get("swap_in", ()))
     return [f"{join(back)}: back from swap, {count(num_restored, 'block')} to restore."] if back else []
-
-
-def slides(before: Before, after: State) -> list[str]:
-    """Whose window has moved on, and what lies behind it now."""
-    tables = {label: after.texts[label].blocks for label in before.tables}
-    return [
-        f"The window of {label} has moved on: {block_names(blocks)} {'lies' if len(blocks) == 1 else 'lie'} behind it, "
-        f"and {'goes' if len(blocks) == 1 else 'go'} back to the free queue."
-        for label, blocks in moved_on(before.tables, tables).items()
-    ]
 
 
 def between_steps(reasons: Mapping[str, str], before: Before) -> list[str]:
@@ -158,6 +141,45 @@ def between_steps(reasons: Mapping[str, str], before: Before) -> list[str]:
         + _and_frees(len(held(before.tables[label])))
         for label, why in reasons.items()
     ]
+
+
+def copies(after: State) -> list[str]:
+    told = []
+    for name, verb in (("swap_out", "saved to swap space"), ("swap_in", "restored from swap space")):
+        if pairs := after.moves.get(name):
+            here = [pair.source if name == "swap_out" else pair.destination for pair in pairs]
+            told.append(f"{block_names(here).capitalize()} {'is' if len(here) == 1 else 'are'} {verb}.")
+    for source, to in _copied(after).items():
+        writers = [text.label for text in after.texts.values() if not {*to}.isdisjoint(text.blocks)]
+        who = f"{join(writers)} {'writes' if len(writers) == 1 else 'write'}" if writers else "Somebody writes"
+        told.append(f"{who} into block {source}, which is shared: it is copied to {block_names(to)} first.")
+    return told
+
+
+def _copied(after: State) -> dict[int, list[int]]:
+    """source -> where it is copied to."""
+    copied: dict[int, list[int]] = {}
+    for source, destination in after.moves.get("copies", ()):
+        copied.setdefault(source, []).append(destination)
+    return copied
+
+
+def takes_for_copies(before: Before, after: State) -> list[str]:
+    """Who got a block of its own to copy a shared one into, and who goes on writing into the shared one."""
+    told = []
+    for source, to in _copied(after).items():
+        owners = {block: text.label for text in after.texts.values() for block in text.blocks}
+        gets = [
+            f"{owners.get(block, 'somebody')} {'takes' if i == 0 else ''} block {block}" for i, block in enumerate(to)
+        ]
+        kept_by = [label for label, _, _ in after.chunks if source in after.texts[label].blocks]
+        stays = (
+            f"; {join(kept_by)}, the last to write, may keep it"
+            if len(kept_by) == 1 and kept_by[0] == owners.get(source)
+            else ""
+        )
+        told.append(f"{join(get.replace('  ', ' ') for get in gets)}, to copy block {source} into{stays}.")
+    return told
 
 
 def attends(attention: AttentionFrame) -> str:
@@ -331,8 +353,3 @@ def _and_frees(num_blocks: int, whose: str = "its") -> str:
         return "."
     goes = "goes" if num_blocks == 1 else "go"
     return f": {whose} {count(num_blocks, 'block')} {goes} back to the free queue."
-
-
-def is_routine(sentence: str) -> bool:
-    """Whether it can go first where there is no room: what it says is seen, or does not change what is computed."""
-    return any(part in sentence for part in ROUTINE)

@@ -18,13 +18,13 @@ Whatever follows from these fields is a property here, so that all renderers sho
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args, overload
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, get_args, overload
 
 from minipage.errors import count
 from minipage.memory import BlockCopy, blocks_needed
 from minipage.simulate.baselines import SlotUsage
-from minipage.trace.recording.contiguous import ContiguousFrame, Segment, Use, segments_between
+from minipage.trace.recording.causes import NOTHING_AHEAD, Ahead, CodeFrame
 from minipage.trace.recording.windows import held
 
 Phase = Literal["before", "schedule", "copy", "attend", "forward", "sample", "update", "failed"]
@@ -142,6 +142,77 @@ class ChosenToken(NamedTuple):
     token: str
 
 
+Use = Literal["stored", "reserved", "internal"]  # a slot holds a token; will hold one; never will
+
+
+class Segment(NamedTuple):
+    """Slots in a row that one request has for one use. What is in no segment is free."""
+
+    start: int
+    num_slots: int
+    label: str
+    use: Use
+
+
+class Piece(NamedTuple):
+    """What one request has of a contiguous memory: slots in a row, from `start` on."""
+
+    label: str
+    start: int
+    num_reserved: int  # slots that nobody else can have
+    num_stored: int  # this many, from the first on, hold a token
+    num_stored_at_last: int  # this many will hold one when it is done
+
+
+@dataclass(frozen=True, slots=True)
+class ContiguousFrame:
+    """A memory as large as the pool that serves the same requests, each in one piece (scenario `fragmentation`)."""
+
+    name: str  # how it chooses what to reserve
+    num_slots: int
+    pieces: tuple[Piece, ...] = ()  # of the running requests, oldest first
+    waiting: tuple[str, ...] = ()  # labels, next one first
+    finished: tuple[str, ...] = ()
+
+    @property
+    def usage(self) -> SlotUsage:
+        """What its slots are used for."""
+        stored = sum(piece.num_stored for piece in self.pieces)
+        reserved = sum(min(piece.num_stored_at_last, piece.num_reserved) for piece in self.pieces) - stored
+        held = sum(piece.num_reserved for piece in self.pieces)
+        return SlotUsage(stored, reserved, held - stored - reserved, self.num_slots - held)
+
+    @property
+    def segments(self) -> list[Segment]:
+        """What lies where, from the first slot to the last."""
+        told = []
+        for piece in sorted(self.pieces, key=lambda piece: piece.start):
+            wanted = min(piece.num_stored_at_last, piece.num_reserved)
+            ends: dict[Use, int] = {"stored": piece.num_stored, "reserved": wanted, "internal": piece.num_reserved}
+            told += segments_between(piece.start, piece.label, ends)
+        return told
+
+    def after(self, operations: Iterable[Iterable[Any]]) -> ContiguousFrame:
+        """The same memory a little later; operations: ["come", label], ["start", *Piece], ["grow"], ["end", label]."""
+        pieces = {piece.label: piece for piece in self.pieces}
+        waiting, finished = list(self.waiting), list(self.finished)
+        for operation, *facts in operations:
+            if operation == "come":
+                waiting += facts
+            elif operation == "start":
+                piece = Piece(*facts)
+                waiting.remove(piece.label)
+                pieces[piece.label] = piece
+            elif operation == "grow":  # everybody who runs has one more token
+                pieces = {label: piece._replace(num_stored=piece.num_stored + 1) for label, piece in pieces.items()}
+            elif operation == "end":
+                del pieces[facts[0]]
+                finished += facts
+            else:
+                raise ValueError(f"unknown operation {operation!r}")
+        return replace(self, pieces=tuple(pieces.values()), waiting=tuple(waiting), finished=tuple(finished))
+
+
 class SoftmaxStep(NamedTuple):
     """One query has met one block: what the online softmax knows then."""
 
@@ -180,37 +251,6 @@ class AttentionFrame:
     def largest_difference(self) -> float:
         """Between this result and the kernel's."""
         return max(abs(ours - its) for ours, its in zip(self.result, self.kernel, strict=True))
-
-
-class Want(NamedTuple):
-    """A text whose next token is to be written into a block that it has already."""
-
-    label: str
-    position: int  # of the token
-    slot: int  # block * block_size + offset
-
-
-class Ahead(NamedTuple):
-    """What a step is about to do, in a "before" frame."""
-
-    wants: tuple[Want, ...] = ()  # who is going to write into a shared block
-    needy: tuple[str, ...] = ()  # labels: whose last block is full
-    gives_way: tuple[str, ...] = ()  # labels: who will lose its blocks to them
-    finds: tuple[tuple[str, tuple[int, ...]], ...] = ()  # (label, blocks in the prefix cache that hold its beginning)
-    returns: tuple[str, ...] = ()  # labels: who will come back from swap space
-
-
-NOTHING_AHEAD = Ahead()
-
-
-class CodeFrame(NamedTuple):
-    """A function that was at work in this phase."""
-
-    file: str  # from the package's folder on
-    function: str
-    first: int  # the number of its first line
-    lines: tuple[str, ...]  # its source
-    lit: tuple[tuple[int, tuple[int, ...]], ...]  # (number of a line that did something, the blocks that it did it to)
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,6 +392,17 @@ class Frame:
         """The physical blocks that attention reads in this step: the whole block tables of whoever computes."""
         computing = {chunk.label for chunk in self.chunks}
         return frozenset(block for seq in self.sequences if seq.label in computing for block in held(seq.blocks))
+
+
+def segments_between(start: int, label: str, ends: dict[Use, int]) -> list[Segment]:
+    """Cut what begins at slot `start` at each end, counted from there; empty segments are left out."""
+    told = []
+    before = 0
+    for use, end in ends.items():
+        if end > before:
+            told.append(Segment(start + before, end - before, label, use))
+        before = max(before, end)
+    return told
 
 
 def is_stop(frame: Frame) -> bool:

@@ -22,8 +22,9 @@ from minipage.engine.request import NextToken, Request
 from minipage.engine.sampled import SampledRequest
 from minipage.engine.speculation import DraftedChunk
 from minipage.scheduling import GroupStatus, Sequence, SequenceGroup, StepPlan
-from minipage.trace.recording.differences import Change, joined, list_difference
+from minipage.trace.recording.differences import joined, list_difference
 from minipage.trace.recording.frames import label_of
+from minipage.trace.recording.replay import Change
 from minipage.trace.recording.routine_lines import RoutineLines
 from minipage.trace.recording.source_lines import SourceLines
 from minipage.trace.recording.trace import Trace

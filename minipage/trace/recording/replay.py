@@ -24,26 +24,24 @@ from typing import Any, TypeAlias
 
 from minipage.memory import BlockCopy
 from minipage.trace.recording import events
-from minipage.trace.recording.contiguous import ContiguousFrame
-from minipage.trace.recording.differences import Change
+from minipage.trace.recording.causes import Ahead, CodeFrame, Want
 from minipage.trace.recording.frames import (
     PHASES,
-    Ahead,
     AttentionFrame,
     BlockFrame,
     Blocks,
     ChosenToken,
     ChunkFrame,
-    CodeFrame,
+    ContiguousFrame,
     Frame,
     SequenceFrame,
     SoftmaxStep,
-    Want,
 )
-from minipage.trace.recording.texts import Text
+from minipage.trace.recording.text import Text
 
 LOST = "\N{REPLACEMENT CHARACTER}"
 
+Change: TypeAlias = dict[str, Any]  # one line of a trace
 Vocabulary: TypeAlias = dict[int, bytes]  # of the tokens that occur
 
 

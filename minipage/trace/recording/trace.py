@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import overload
 
 from minipage.errors import MinipageError, TraceError, count
-from minipage.trace.recording.differences import Change
 from minipage.trace.recording.frames import STOPS, Frame, fullest
-from minipage.trace.recording.replay import State, Vocabulary, replay
+from minipage.trace.recording.replay import Change, State, Vocabulary, replay
 
 VERSION = 3  # 2: what the scenarios `fragmentation` and `kernel` show; 3: "before" frames, and lines of source
 CHECKPOINT = 256  # phases between two states that are kept whole; with a large pool, more

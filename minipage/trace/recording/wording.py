@@ -1,15 +1,21 @@
-"""Words that sentences and pictures have in common: lists, numbers of blocks, characters that cannot be seen."""
+"""The words of sentences: lists of labels and blocks, numbers, and what may be left out where there is no room."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
 MANY = 10  # labels in a row: nobody would read that many
+ROUTINE = "K and V of", " arrives: ", " arrive: ", ": the new token", "full: others can find"  # parts of sentences
 
 
 def printable(text: str) -> str:
     """`text` with every control character written out, as in "\\n"."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def is_routine(sentence: str) -> bool:
+    """Whether it can go first where there is no room: what it says is seen, or does not change what is computed."""
+    return any(part in sentence for part in ROUTINE)
 
 
 def block_names(blocks: Sequence[int]) -> str:

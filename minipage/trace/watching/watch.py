@@ -24,10 +24,9 @@ from typing import Any
 from minipage.engine.async_llm import AsyncLLM
 from minipage.errors import EngineDeadError
 from minipage.trace.drawing.html import Tree, as_tree
-from minipage.trace.recording.differences import Change
 from minipage.trace.recording.frames import ENDS, Frame
 from minipage.trace.recording.recorder import observed
-from minipage.trace.recording.replay import State, Vocabulary, replay
+from minipage.trace.recording.replay import Change, State, Vocabulary, replay
 from minipage.trace.recording.trace import ROUTINE, Trace
 from minipage.trace.watching.feed import Feed, Viewer, waking
 

@@ -62,7 +62,7 @@ def test_gradescopes_script_writes_its_results(tmp_path):
         ("3.2", 1, 1), ("3.3", 0, 1), ("3.4", 0, 1)
     ]  # fmt: skip
     assert "end of the free queue" in results["tests"][1]["output"] and "pool.free" in results["tests"][1]["output"]
-    shutil.rmtree(root / "source" / "package")
+    (root / "source" / "package" / "minipage" / "__main__.py").write_text("raise SystemExit('broken')\n")
     assert run(root / "source" / "run_autograder", root, LEARNER="nobody-of-this-name").returncode == 0
     results = json.loads((root / "results" / "results.json").read_text(encoding="utf-8"))
     jsonschema.validate(results, SCHEMA)

@@ -1,10 +1,15 @@
-"""A sequence while a trace is replayed."""
+"""One sequence while a trace is replayed."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from minipage.trace.recording.differences import Change
+
+def num_common(old: Sequence[Any], new: Sequence[Any]) -> int:
+    """How many members both have in common, from the beginning on."""
+    return next((i for i, (a, b) in enumerate(zip(old, new)) if a != b), min(len(old), len(new)))
 
 
 @dataclass
@@ -26,7 +31,7 @@ class Text:
     finish_reason: str | None = None
     num_old_tokens: int = 0  # when this step began
 
-    def apply(self, change: Change) -> None:
+    def apply(self, change: dict[str, Any]) -> None:
         """Take over new values; of lists, what comes after the members that stay."""
         for name, value in change.items():
             old = getattr(self, name)  # an unknown name is an error
