@@ -301,15 +301,27 @@ except InvalidRequestError as error:
 # %%
 from minipage import LLM, SamplingParams
 
-llm = LLM(block_size=4, num_blocks=40, max_num_batched_tokens=16, hf_overrides={"sliding_window": 12})
-llm.add_request("To be, or not to be, that is the question", SamplingParams(max_tokens=60, ignore_eos=True))
+llm = LLM(
+    block_size=4,
+    num_blocks=40,
+    max_num_batched_tokens=16,
+    hf_overrides={"sliding_window": 12},
+)
+llm.add_request(
+    "To be, or not to be, that is the question",
+    SamplingParams(max_tokens=60, ignore_eos=True),
+)
 while llm.has_unfinished_requests():
     llm.step()
     for group in llm.scheduler.running:
         table = group.leader.block_table
         if table.num_tokens % 16 == 0:
-            shown = " ".join("-" if block < 0 else str(block) for block in table.parts[0])
-            print(f"{table.num_tokens:3} tokens, {llm.block_pool.num_used} blocks in use: {shown}")
+            shown = " ".join(
+                "-" if block < 0 else str(block) for block in table.parts[0]
+            )
+            print(
+                f"{table.num_tokens:3} tokens, {llm.block_pool.num_used} blocks in use: {shown}"
+            )
 
 # %% [markdown]
 # Of 12 tokens before the next one, 11 can be seen: with a window W and n tokens computed, `max(0, n + 1 - W) // block_size`

@@ -418,6 +418,7 @@ def text(name, length):
     rng = random.Random(name)
     return [rng.randrange(50_000) for _ in range(length)]
 
+
 def hit_rate(eviction, texts, num_blocks=200):
     pool = BlockPool(num_blocks, 16, eviction)
     cache = PrefixCache(pool)
@@ -431,12 +432,22 @@ def hit_rate(eviction, texts, num_blocks=200):
         table.free()
     return found / sum(map(len, texts))
 
+
 rng = random.Random(0)
-scans = [text(f"instructions {rng.randrange(8)}", 256) + text(f"question {i}", 24) if rng.random() < 0.3
-         else text(f"document {i}", 640) for i in range(300)]
-fashions = [text(f"fashion {i // 50} {rng.randrange(12)}", 256) + text(f"question {i}", 24) for i in range(300)]
+scans = [
+    text(f"instructions {rng.randrange(8)}", 256) + text(f"question {i}", 24)
+    if rng.random() < 0.3
+    else text(f"document {i}", 640)
+    for i in range(300)
+]
+fashions = [
+    text(f"fashion {i // 50} {rng.randrange(12)}", 256) + text(f"question {i}", 24)
+    for i in range(300)
+]
 for name, eviction in EVICTIONS.items():
-    print(f"{name:15} scans {hit_rate(eviction, scans):6.1%}   fashions {hit_rate(eviction, fashions):6.1%}")
+    print(
+        f"{name:15} scans {hit_rate(eviction, scans):6.1%}   fashions {hit_rate(eviction, fashions):6.1%}"
+    )
 
 # %% [markdown]
 # Each loses somewhere. What counts how often something was found (`lfu`) keeps yesterday's fashion for ever; what waits until

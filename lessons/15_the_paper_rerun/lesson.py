@@ -192,4 +192,4 @@ for utilization in (0.8, 0.9, 0.95):
 # **Going further.** (a) Give `CostModel` an H100 and find the ratio again. (b) `figure 19 --quick`: when is swapping better than recomputing? Change `copy_seconds`. (c) Simulate a policy of your own
 # from lesson 6 over an hour of traffic: `build` in `minipage/simulate/serve.py` shows where the scheduler comes in.
 #
-# That was the course. What now? Write a policy, add the model that you miss, read vLLM, or send us the lesson that was missing.
+# Next: **lesson 16**, steps ahead.

@@ -310,5 +310,26 @@ PAPER = [
     M("15.3", " / num_output_tokens", "", "steps of"),
     M("15.3", "return num_slots / tokens_held / seconds_per_step / num_output_tokens", "return num_slots / tokens_held * seconds_per_step * num_output_tokens", "as many may come"),
 ]  # fmt: skip
-NUMBERS = WHY_PAGING + GPT_AND_CACHE + QUANTIZED + KERNELS + PARALLEL + MEASURING + OWN_MODEL + PAPER
+STEPS_AHEAD = [
+    M("16.1", "places[-1] + length", "places[0] + length", "the last one counts"),
+    M("16.1", "places[-1] + length :", "places[-1] :", "what followed those tokens"),
+    M("16.1", "reversed(range(shortest, longest + 1))", "range(shortest, longest + 1)", "longest end counts"),
+    M("16.1", "reversed(range(shortest, longest + 1))", "reversed(range(shortest, longest))", "longest end counts|were there before"),
+    M("16.1", "range(n - length)", "range(n - length + 1)", "were there before|nothing is guessed"),
+    M("16.1", "range(n - length)", "range(n - 2 * length + 1)", "were there before"),
+    M("16.1", "[:num_tokens]", "", "were there before"),
+    M("16.2", "takewhile(lambda pair: pair[0] == pair[1], zip(drafts, said))", "pair for pair in zip(drafts, said) if pair[0] == pair[1]", "before the first wrong one"),
+    M("16.2", " + [said[len(right)]]", "", "one token more after them"),
+    M("16.2", "[said[len(right)]]", "said[len(right) :]", "behind a wrong draft"),
+    M("16.2", "[said[len(right)]]", "[said[-1]]", "one token more after them"),
+    M("16.3", "(num_tokens + size - 1) // size", "num_tokens // size", "need .* blocks"),
+    M("16.3", "(num_tokens + size - 1) // size", "num_tokens // size + 1", "need .* blocks"),
+    M("16.3", "reversed(table.blocks[keep:])", "table.blocks[keep:]", "The last block goes back first"),
+    M("16.3", "        table.pool.free(block)\n", "        pass\n", "loses one reference"),
+    M("16.3", "table.block_hashes[: 1 + num_tokens // size]", "table.block_hashes[: 1 + keep]", "only full blocks have a hash"),
+    M("16.3", "table.block_hashes[: 1 + num_tokens // size]", "table.block_hashes[: num_tokens // size]", "The root"),
+    M("16.3", "    if num_tokens < 0 or num_tokens > table.num_tokens:\n", "    if num_tokens < 0:\n", "raise ConfigurationError"),
+    M("16.3", "    table.num_tokens = num_tokens\n", "", "have a slot now"),
+]  # fmt: skip
+NUMBERS = WHY_PAGING + GPT_AND_CACHE + QUANTIZED + KERNELS + PARALLEL + MEASURING + OWN_MODEL + PAPER + STEPS_AHEAD
 MISTAKES = NUMBERS + SCHEDULER + PREEMPTION + BLOCK_POOL + BLOCK_TABLE + ATTENTION + COPY_ON_WRITE + PREFIX_CACHE

@@ -53,7 +53,7 @@ STEP_FIELDS = (  # what the viewer shows of a frame, under the same names
 ).split()
 SEQUENCE_FIELDS = (
     "status prompt text new_text tokens num_prompt_tokens num_computed_tokens max_num_tokens blocks swap_blocks "
-    "last_blocks num_preemptions finish_reason"
+    "last_blocks num_preemptions finish_reason drafts"
 ).split()
 BLOCK_FIELDS = "ref_count holders cached tokens".split()
 

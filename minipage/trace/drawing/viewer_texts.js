@@ -122,7 +122,7 @@ function drawLogical(frame, label, text, i, block) {
   const origins = crowded ? [] : [`free ${block}`, ...Object.keys(frame.sequences).filter((other) => other !== label).map((other) => `${other} block ${i}`)];
   const said = `Logical block ${i} of ${label}. ${sayBlock(frame, block)}`;
   const looks = slots.map(([, , state]) => state).join();
-  const words = text.tokens.slice(i * size, (i + 1) * size).join("|");
+  const words = text.slotWords.slice(i * size, (i + 1) * size).join("|");
   return reuse(`${label} block ${i}`, [block, state, looks, words, said].join("~"), () => make("li", { class: `logical ${state}`, tabindex: -1, "data-block": block, "data-key": `${label} block ${i}`,
     "data-fly": `${label} block ${i}`, "data-from": origins.join("|"), "aria-label": said },
     make("small", { class: "index" }, i),
@@ -142,7 +142,7 @@ function drawLogicalSlot(frame, label, text, position, slot, now) {
   if (now === "empty") return make("span", { class: "slot empty" }, "·");
   return make("span", { class: `slot ${now}`, tabindex: -1, "data-slot": slot, "data-key": `${label} ${position}`, role: "img",
     "data-fly": `${label} ${position}`, "data-from": `${label} newest|${label} said`, "aria-label": sayToken(frame, label, text, position) },
-    make("bdi", {}, visible(text.tokens[position])));
+    make("bdi", {}, visible(text.slotWords[position])));
 }
 
 // Behind a sliding window: a null block stands in the table.

@@ -13,7 +13,7 @@ const EMPTY_FRAME = {
 };
 const EMPTY_TEXT = {
   prompt: "", text: "", new_text: "", tokens: [], num_prompt_tokens: 0, num_computed_tokens: 0, blocks: [],
-  swap_blocks: [], last_blocks: [], num_preemptions: 0, finish_reason: "",
+  swap_blocks: [], last_blocks: [], num_preemptions: 0, finish_reason: "", drafts: [],
 };
 const EMPTY_BLOCK = { ref_count: 0, holders: [], cached: false, tokens: [] };
 
@@ -76,11 +76,14 @@ function widthOf(text, font) {
 
 // ---- a frame, made easy to ask
 
+// What its slots are for: its tokens, and guesses how it goes on, each with a question mark.
+const withSlotWords = (text) => ({ ...text, slotWords: [...text.tokens, ...text.drafts.map((word) => `${word}?`)] });
+
 function readable(tree) {
   const frame = { ...EMPTY_FRAME, ...tree };
   frame.sequences = Object.fromEntries(
     Object.entries(frame.sequences)
-      .map(([label, text]) => [label, { ...EMPTY_TEXT, ...text }])
+      .map(([label, text]) => [label, withSlotWords({ ...EMPTY_TEXT, ...text })])
       .sort(([a], [b]) => a.length - b.length || (a < b ? -1 : 1)),
   );
   frame.writtenSlots = new Set(frame.written);
@@ -121,6 +124,7 @@ function sayBlock(frame, number) {
 function sayToken(frame, label, text, position) {
   const offset = position % frame.block_size;
   const block = text.blocks[Math.floor(position / frame.block_size)];
-  const what = `“${visible(text.tokens[position])}”, token ${position} of ${label}`;
+  const isGuess = position >= text.tokens.length;
+  const what = `“${visible(text.slotWords[position])}”, ${isGuess ? "a guess at " : ""}token ${position} of ${label}`;
   return `${what}: slot ${block * frame.block_size + offset} = block ${block} × ${frame.block_size} + ${offset}.`;
 }

@@ -19,11 +19,12 @@ from minipage.trace.playing.cues import (
     step_is,
 )
 from minipage.trace.playing.eviction_story import EVICTION
+from minipage.trace.playing.kernel_story import KERNEL
 from minipage.trace.playing.rank_story import RANKS
+from minipage.trace.playing.speculation_story import SPECULATION
 from minipage.trace.playing.story import Arrival, Scenario, Turn
 from minipage.trace.playing.story_texts import ARRIVING, FRIENDS, JULIET, NUM_REQUESTS, NUM_SLOTS, RICHARD, ROMEO, crowd
 from minipage.trace.playing.window_story import WINDOW
-from minipage.trace.recording.attention_walk import Walk
 from minipage.trace.recording.comparison import Comparison
 from minipage.trace.recording.frames import Frame
 
@@ -288,34 +289,8 @@ ALL = (
     ),
     EVICTION,
     WINDOW,
-    Scenario(
-        "kernel",
-        "Inside one attention call",
-        "the query of one token meets block after block: scores, maximum, sum and output",
-        (Arrival(0, RICHARD, 6), Arrival(1, JULIET, 6)),
-        (
-            Turn(step_is(1), "Texts in one pool. After a few steps we look into the kernel, at a single query."),
-            Turn(
-                lambda f: f.attention,
-                "The newest token has a query. Each word in the first block answers with a score: how well it fits.",
-            ),
-            Turn(
-                lambda f: f.attention and any(step.shrink < 1 for step in f.attention.steps[1:]),
-                "A higher score: what was summed before is shrunk to the new maximum. No second pass is needed.",
-            ),
-            Turn(
-                lambda f: f.attention and len(f.attention.steps) > 2,
-                "The next block may be anywhere. Three things are kept, however long the text: maximum, sum, output.",
-            ),
-            Turn(
-                lambda f: f.attention and f.attention.kernel,
-                "The same numbers as the kernel's. No row of scores was ever stored, and no block was moved.",
-            ),
-        ),
-        {"max_num_batched_tokens": 16},
-        room=2.28,
-        beside=Walk,
-    ),
+    SPECULATION,
+    KERNEL,
 )
 SCENARIOS = {scenario.name: scenario for scenario in ALL}
 DEFAULT = "continuous-batching"

@@ -11,6 +11,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minipage.errors import count
+from minipage.trace.recording.guesses import choices_with_guesses, guess, verdicts
 from minipage.trace.recording.outlook import what_is_ahead
 from minipage.trace.recording.windows import held, slides
 from minipage.trace.recording.wording import block_names, decimals, join, printable
@@ -63,6 +64,7 @@ def sentences(change: dict[str, Any], before: Before, after: State) -> list[str]
     if after.phase == "failed":
         return ["The step failed. What was half done is not trusted: whoever ran will be computed again."]
     return [
+        *verdicts(before, after),
         *branches(change, after),
         *forks(change, before, after),
         *publications(before, after),
@@ -211,7 +213,7 @@ def forwards(after: State) -> list[str]:
 
 def choices(after: State) -> list[str]:
     """The tokens that were sampled: "A: " king"; B: ","." """
-    words = [f'{label} "{printable(after.word(token))}"' for label, token in after.chosen]
+    words = [f'{label} "{printable(said)}"' for label, said in choices_with_guesses(after)]
     if not words:
         return ["No text has come to its end: there is nothing to sample yet."]
     shown = words if len(words) <= 8 else [*words[:7], f"{len(words) - 7} more"]
@@ -250,6 +252,8 @@ def allocations(before: Before, after: State) -> list[str]:
         if start == 0:
             kind = "return" if text.preemptions else "start"
             told.append(Told(kind, *facts, _start(text, num_tokens, ends, new_blocks)))
+        elif drafts := after.drafts.get(label):
+            told.append(Told("guess", label, len(drafts), tuple(new_blocks), guess(label, drafts, new_blocks, after)))
         elif num_tokens > 1 or not ends:
             told.append(Told("go on", *facts, _next_chunk(text, num_tokens, new_blocks)))
         elif label in copying:
@@ -293,6 +297,8 @@ def _together(told: list[Told]) -> list[str]:
             sentences.append(f"{who} start, with {num_tokens} tokens: {taken} from the free queue.")
         elif kind == "return":
             sentences.append(f"{who} are back: {num_tokens} tokens are computed again, in {block_names(blocks)}.")
+        elif kind == "guess":
+            sentences.append(f"{who} guess {num_tokens} tokens ahead: {taken}.")
         elif kind == "go on":
             sentences.append(f"{who} go on, with {num_tokens} more tokens: {taken}.")
         else:

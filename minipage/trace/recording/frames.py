@@ -57,6 +57,7 @@ class SequenceFrame:
     last_blocks: tuple[int, ...]  # if it holds none: the block table that it lost, finished or preempted
     num_preemptions: int  # how often it lost its blocks
     finish_reason: str | None  # "length", "stop", "abort", …, once it is finished
+    drafts: tuple[str, ...] = ()  # guesses how it goes on: they have slots, until it is known which of them are right
 
     def __repr__(self) -> str:
         length = f"{len(self.tokens)} of at most {count(self.max_num_tokens, 'token')}"
@@ -64,7 +65,12 @@ class SequenceFrame:
 
     def block_tokens(self, logical: int, block_size: int) -> tuple[str, ...]:
         """The words in logical block `logical`: up to `block_size` of them."""
-        return self.tokens[logical * block_size : min((logical + 1) * block_size, self.num_computed_tokens)]
+        return self.slot_words[logical * block_size : min((logical + 1) * block_size, self.num_computed_tokens)]
+
+    @property
+    def slot_words(self) -> tuple[str, ...]:
+        """What its slots are for: its tokens, and guesses, each with a question mark."""
+        return self.tokens + tuple(f"{word}?" for word in self.drafts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 from minipage.engine.request import NextToken, Request
 from minipage.engine.sampled import SampledRequest
+from minipage.engine.speculation import DraftedChunk
 from minipage.scheduling import GroupStatus, Sequence, SequenceGroup, StepPlan
+from minipage.trace.recording.differences import joined, list_difference
 from minipage.trace.recording.frames import label_of
 from minipage.trace.recording.replay import Change
 from minipage.trace.recording.routine_lines import RoutineLines
 from minipage.trace.recording.source_lines import SourceLines
-from minipage.trace.recording.text import num_common
 from minipage.trace.recording.trace import Trace
 from minipage.trace.recording.vocabulary import token_bytes
 from minipage.trace.recording.windows import recorded
@@ -166,6 +167,9 @@ class Recorder:
         if code := self._sources.take():
             change["code"] = code
         change["chunks"] = [[self._labels[c.seq], c.start, c.num_tokens] for c in plan.chunks]
+        if drafts := {self._labels[c.seq]: c.drafts for c in plan.chunks if isinstance(c, DraftedChunk)}:
+            change["drafts"] = drafts
+            self._learn(token_id for its in drafts.values() for token_id in its)
         for name in ("swap_out", "swap_in", "copies"):
             if pairs := getattr(plan, name):
                 change[name] = [list(pair) for pair in pairs]
@@ -363,25 +367,6 @@ class Recorder:
 
     def _prefix_stats(self) -> tuple[int, int]:
         return self.llm.scheduler.num_queried_tokens, self.llm.scheduler.num_hit_tokens
-
-
-def list_difference(old: list[int], new: list[int]) -> tuple[list[Any], list[int]]:
-    """([how many members of `old` stay, what follows them], a copy of `new`)."""
-    keep = num_common(old, new)
-    return [keep, new[keep:]], new.copy()
-
-
-def joined(first: Change, second: Change) -> Change:
-    """Two looks one after the other, of which the first saw newcomers only."""
-    both = first | second
-    if "sequences" in first and "sequences" in second:
-        labels = first["sequences"] | second["sequences"]  # all of them, in order of arrival
-        both["sequences"] = {
-            label: first["sequences"].get(label, {}) | second["sequences"].get(label, {}) for label in labels
-        }
-    if "queues" in first:
-        both["queues"] = first["queues"] | second.get("queues", {})
-    return both
 
 
 def reason(request: Request | None, seq: Sequence) -> str:

@@ -5,6 +5,7 @@ A change is one line of a trace, `{"step": 3, "phase": "schedule", ...}`, and ha
     new         sequences that were not there before         queues     who waits, runs, is swapped out
     sequences   of each label: tokens, blocks, status, ...   pool       what it did: ["take", 7, 8], ["free", 3], ...
     chunks, swap_out, swap_in, copies, preempted, chosen     what the step does
+    drafts      of each label: the tokens that it guesses, and for which it has slots ahead
     finished    who is done, and why                         prefix     tokens looked for in the prefix cache, and found
     story       what a scenario says from here on        ahead      what a step is about to do: see `Ahead`
     code        [function, line, blocks ...] of each line of source that did it; see source_lines.py
@@ -77,6 +78,7 @@ class State:
         self.step = 0
         self.phase = PHASES[0]
         self.chunks: list[tuple[str, int, int]] = []
+        self.drafts: dict[str, list[int]] = {}
         self.moves: dict[str, list[BlockCopy]] = {}
         self.preempted: list[list[str]] = []
         self.chosen: list[tuple[str, int]] = []
@@ -109,6 +111,7 @@ class State:
         """Forget what the last step did; whoever finished in it is past."""
         self.step = step
         self.chunks = []
+        self.drafts = {}
         self.moves = {}
         self.preempted = []
         self.chosen = []
@@ -168,6 +171,7 @@ class State:
         for name in ("swap_out", "swap_in", "copies"):
             if name in change:
                 self.moves[name] = [BlockCopy(*pair) for pair in change[name]]
+        self.drafts = change.get("drafts", self.drafts)
         self.preempted = change.get("preempted", self.preempted)
         self.chosen = [tuple(token) for token in change["chosen"]] if "chosen" in change else self.chosen
         self.prefix = tuple(change.get("prefix", self.prefix))
@@ -245,7 +249,7 @@ class State:
             waiting=tuple(self.queues["waiting"]),
             running=tuple(self.queues["running"]),
             swapped=tuple(self.queues["swapped"]),
-            blocks=self._blocks({seq.label: seq.tokens for seq in sequences}),
+            blocks=self._blocks({seq.label: seq.slot_words for seq in sequences}),
             free_queue=tuple(self.free_queue),
             chunks=tuple(map(self._chunk, self.chunks)),
             swap_out=tuple(self.moves.get("swap_out", ())),
@@ -309,7 +313,12 @@ class State:
             last_blocks=() if text.blocks else tuple(text.last_blocks),
             num_preemptions=text.preemptions,
             finish_reason=text.finish_reason,
+            drafts=tuple(map(self.word, self._drafts(text))),
         )
+
+    def _drafts(self, text: Text) -> list[int]:
+        """What it guesses, as long as that is not judged."""
+        return [] if self.phase in ("update", "failed") else self.drafts.get(text.label, [])
 
     def _chunk(self, chunk: tuple[str, int, int]) -> ChunkFrame:
         label, start, num_tokens = chunk

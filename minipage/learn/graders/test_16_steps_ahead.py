@@ -1,0 +1,205 @@
+"""Lesson 16: guesses against a search in plain words, verdicts against the rule itself, and tables that shrink."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minipage.errors import ConfigurationError
+from minipage.learn.graders.common import every, expect, must_raise, programs
+from minipage.learn.graders.pools import scattered_pool, state_of
+from minipage.learn.judge import Wrong
+from minipage.memory import BlockPool, BlockTable
+
+QUICK = programs(150)
+LENT = "It belongs to somebody else: leave the list of tokens as it is."
+
+
+def follows(tokens, length, place):
+    """Whether the last `length` tokens are also those before `place`."""
+    return all(tokens[place - 1 - i] == tokens[len(tokens) - 1 - i] for i in range(length))
+
+
+def places(tokens, length):
+    return [place for place in range(length, len(tokens)) if follows(tokens, length, place)]
+
+
+def due_drafts(tokens, num_tokens, shortest, longest):
+    for length in range(longest, shortest - 1, -1):
+        if found := places(tokens, length):
+            why = f"The last {length} tokens were there before, and what followed them begins at place {found[-1]}."
+            return tokens[found[-1] : found[-1] + num_tokens], why
+    return [], f"No end of {shortest} to {longest} tokens was there before, so nothing is guessed."
+
+
+def why_not(got, tokens, num_tokens, shortest, longest, why):
+    """What was done instead, if that can be told."""
+    for length in range(shortest, longest):
+        found = places(tokens, length)
+        if found and got == tokens[found[-1] : found[-1] + num_tokens]:
+            return f"{why} The longest end counts, and that is longer than {length}."
+    for length in range(longest, shortest - 1, -1):
+        found = places(tokens, length)
+        if not found:
+            continue
+        if got == tokens[found[0] : found[0] + num_tokens] and len(found) > 1:
+            return f"{why} Of several places the last one counts, not the first."
+        begin = found[-1] - length
+        if got == tokens[begin : begin + num_tokens]:
+            return f"{why} The guess is what followed those tokens, not those tokens again."
+        break
+    return why
+
+
+def check_proposed(impl, tokens, num_tokens, shortest, longest):
+    impl.diary.begin()
+    call = f"propose({tokens}, {num_tokens}, shortest={shortest}, longest={longest})"
+    impl.diary.note(call)
+    lent = list(tokens)
+    due, why = due_drafts(tokens, num_tokens, shortest, longest)
+    got = impl.propose(lent, num_tokens, shortest, longest)
+    expect("the text afterwards", lent, tokens, LENT)
+    if isinstance(got, list) and got != due:
+        why = why_not(got, tokens, num_tokens, shortest, longest, why)
+    expect(call, got, due, why)
+
+
+def test_16_1_the_examples(impl):
+    for tokens in ([1, 2, 3, 9, 1, 2, 3], [5, 1, 7, 5, 2, 7, 5], [4, 4, 4]):
+        check_proposed(impl, tokens, 2, 1, 3)
+
+
+def test_16_1_defaults(impl):
+    impl.diary.begin()
+    impl.diary.note("propose([8, 1, 2, 3, 5, 7, 1, 2, 3], 3)")
+    why = "Without shortest and longest it is 1 to 3 tokens that are looked for."
+    expect("the result", impl.propose([8, 1, 2, 3, 5, 7, 1, 2, 3], 3), [5, 7, 1], why)
+    expect("the result for [6]", impl.propose([6], 3), [], "A single token was never there before.")
+
+
+texts = st.lists(st.integers(0, 2), min_size=1, max_size=14) | st.lists(st.integers(0, 5), min_size=1, max_size=30)
+
+
+@QUICK
+@given(tokens=texts, num_tokens=st.integers(1, 5), shortest=st.integers(1, 3), more=st.integers(0, 3))
+def test_16_1_propose(impl, tokens, num_tokens, shortest, more):
+    check_proposed(impl, tokens, num_tokens, shortest, shortest + more)
+
+
+def check_verified(impl, drafts, said):
+    impl.diary.begin()
+    call = f"verify(drafts={drafts}, said={said})"
+    impl.diary.note(call)
+    num_right = len(drafts)
+    for i in reversed(range(len(drafts))):
+        if drafts[i] != said[i]:
+            num_right = i
+    lent = list(drafts), list(said)
+    got = impl.verify(*lent)
+    why = f"{num_right} of {len(drafts)} drafts are right before the first wrong one"
+    why += ", and the model says one token more after them."
+    if isinstance(got, list) and len(got) > num_right + 1:
+        why += " What it says behind a wrong draft it says to a text that nobody has."
+    expect(call, got, said[: num_right + 1], why)
+    expect("drafts and said afterwards", lent, (drafts, said), LENT)
+
+
+def test_16_2_the_example(impl):
+    check_verified(impl, [7, 3, 5], [7, 3, 8, 2])
+
+
+@QUICK
+@given(data=st.data(), num_drafts=st.integers(1, 6))
+def test_16_2_verify(impl, data, num_drafts):
+    said = data.draw(st.lists(st.integers(0, 3), min_size=num_drafts + 1, max_size=num_drafts + 1))
+    wrong = data.draw(st.lists(st.booleans(), min_size=num_drafts, max_size=num_drafts))
+    drafts = [token + 1 if is_wrong else token for token, is_wrong in zip(said, wrong)]
+    check_verified(impl, drafts, said)
+
+
+def state(pool, table):
+    return list(table.blocks), table.num_tokens, *state_of(pool), list(table.block_hashes)
+
+
+STATE = "[blocks, num_tokens, free queue, counts, hashes]"
+
+
+def table_of(impl, total, size, num_hashes, seed=0):
+    """A table of minipage's own over a scattered pool, some of whose full blocks are published."""
+    impl.diary.begin()
+    pool = scattered_pool(20, size, seed)
+    table = BlockTable(pool)
+    table.append(total)
+    if num_hashes >= 0:
+        table.block_hashes = [b"root", *(bytes([i]) for i in range(min(num_hashes, total // size)))]
+    impl.diary.note(f"a table of {total} tokens in the blocks {table.blocks}, of {size}; hashes {table.block_hashes}")
+    return pool, table
+
+
+def check_truncated(impl, pool, table, keep):
+    size, blocks, queue, hashes = pool.block_size, list(table.blocks), list(pool.free_queue), list(table.block_hashes)
+    counts = [pool.ref_count(block) for block in range(pool.num_blocks)]
+    impl.diary.note(f"truncate(table, {keep})")
+    with impl.diary.watching(BlockPool):
+        impl.truncate(table, keep)
+    stay = len(range(0, keep, size))
+    if not isinstance(table.blocks, list):
+        raise Wrong("table.blocks is a list of block numbers: others of minipage read it.", list, table.blocks)
+    expect("table.num_tokens", table.num_tokens, keep, "That is how many tokens have a slot now.")
+    why = f"{keep} tokens in blocks of {size} need {stay} blocks: those stay as they are, and all behind them go."
+    expect("table.blocks", list(table.blocks), blocks[:stay], why)
+    for block in blocks[stay:]:
+        counts[block] -= 1
+    why = "Each block that goes loses one reference (pool.free), and no other does."
+    expect("the reference counts", [pool.ref_count(block) for block in range(pool.num_blocks)], counts, why)
+    freed = [block for block in reversed(blocks[stay:]) if counts[block] == 0]
+    why = "The last block goes back first, as when a table is freed, so that the beginning is the last to be reused."
+    expect("the free queue", list(pool.free_queue), queue + freed, why)
+    why = f"{keep // size} blocks are still full, and only full blocks have a hash. The root, before them, stays."
+    expect("table.block_hashes", list(table.block_hashes), hashes[: 1 + keep // size], why)
+
+
+def test_16_3_the_example(impl):
+    pool, table = table_of(impl, 9, 4, -1)
+    check_truncated(impl, pool, table, 8)
+
+
+@every(size=range(1, 5), total=range(10), keep=range(10), num_hashes=(-1, 0, 1, 3, 9))
+def test_16_3_truncate(impl, size, total, keep, num_hashes):
+    if keep <= total:
+        check_truncated(impl, *table_of(impl, total, size, num_hashes, seed=total), keep)
+
+
+@every(size=range(1, 4), total=range(1, 8), keep=range(8))
+def test_16_3_of_shared_blocks(impl, size, total, keep):
+    """Another table has the same blocks, and keeps them."""
+    if keep > total:
+        return
+    pool, table = table_of(impl, total, size, -1)
+    twin = table.fork()
+    before = list(twin.blocks), twin.num_tokens
+    impl.diary.note("another table has the same blocks")
+    check_truncated(impl, pool, table, keep)
+    expect("the other table", (list(twin.blocks), twin.num_tokens), before, "The other table keeps what it has.")
+
+
+@every(total=range(6), beyond=(-7, -1, 1, 2, 9))
+def test_16_3_what_cannot_be_kept(impl, total, beyond):
+    keep = beyond if beyond < 0 else total + beyond
+    pool, table = table_of(impl, total, 2, 9)
+    before = state(pool, table)
+    impl.diary.note(f"truncate(table, {keep})")
+    why = f"Of {total} tokens nobody can keep {keep}: raise ConfigurationError."
+    must_raise(ConfigurationError, lambda: impl.truncate(table, keep), why)
+    expect(STATE, state(pool, table), before, "What fails changes nothing: check first.")
+
+
+def test_16_3_a_rejected_draft_leaves_no_trace(impl):
+    """Slots ahead, given back, and taken again by the token that is right."""
+    pool, table = table_of(impl, 7, 4, -1)
+    before = state(pool, table)
+    impl.diary.note("table.append(3): slots for three drafts")
+    table.append(3)
+    check_truncated(impl, pool, table, 7)
+    counts = before[0], before[1], sorted(before[2]), *before[3:]
+    blocks, num_tokens, queue, *others = state(pool, table)
+    why = "After all drafts were rejected, everything is as it was before they came (except the queue's order)."
+    expect(STATE, (blocks, num_tokens, sorted(queue), *others), counts, why)

@@ -1,0 +1,26 @@
+"""What is new between two looks at an engine, as it is written into a trace."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from minipage.trace.recording.text import num_common
+
+
+def list_difference(old: list[int], new: list[int]) -> tuple[list[Any], list[int]]:
+    """([how many members of `old` stay, what follows them], a copy of `new`)."""
+    keep = num_common(old, new)
+    return [keep, new[keep:]], new.copy()
+
+
+def joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """Two looks one after the other, of which the first saw newcomers only."""
+    both = first | second
+    if "sequences" in first and "sequences" in second:
+        labels = first["sequences"] | second["sequences"]  # all of them, in order of arrival
+        both["sequences"] = {
+            label: first["sequences"].get(label, {}) | second["sequences"].get(label, {}) for label in labels
+        }
+    if "queues" in first:
+        both["queues"] = first["queues"] | second.get("queues", {})
+    return both
