@@ -375,7 +375,9 @@ def test_a_batch_that_follows_from_the_last_is_what_it_would_be_anew(
 ):
     made_anew, num_steps, num_preemptions = [], 0, 0
     real = batch_module.make_batch
-    monkeypatch.setattr("minipage.worker.gpu.next_batch.make_batch", lambda chunks: made_anew.append(1) or real(chunks))
+    monkeypatch.setattr(
+        "minipage.worker.gpu.next_batch.make_batch", lambda *chunks: made_anew.append(1) or real(*chunks)
+    )
     first = [3 * i % 59 for i in range(17)]
     prompts = [first, [*first[:9], 1, 2, 3], first, [5, 7, 9]]  # alike in part, in all, in nothing
     samples, beams = SamplingParams(n=4, seed=3, max_tokens=9), SamplingParams(beam_width=4, max_tokens=9)

@@ -30,9 +30,9 @@ def on_the_gpu(init):
 
 
 def in_numpy(attention):
-    def call(*arguments):
+    def call(*arguments, **options):
         on_host = [a.cpu().numpy() if isinstance(a, torch.Tensor) else a for a in arguments]
-        return torch.from_numpy(attention(*on_host)).cuda()
+        return torch.from_numpy(attention(*on_host, **options)).cuda()
 
     return call
 
