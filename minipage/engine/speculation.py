@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -28,6 +29,7 @@ from minipage.engine.request import Choice, NextToken, Request
 from minipage.engine.sampled import SampledRequest
 from minipage.engine.stats import Metric
 from minipage.errors import ConfigurationError, require_positive, shown
+from minipage.memory import BlockTable
 from minipage.scheduling import Sequence, StepPlan
 from minipage.scheduling.plan import Chunk
 
@@ -171,7 +173,8 @@ class Speculation:
             table, num_new = chunk.seq.block_table, len(chunk.seq.token_ids) - chunk.start - 1
             if table.blocks:  # none if the text has ended
                 table.num_tokens = chunk.start + chunk.num_tokens
-                table.truncate(chunk.start + num_new)
+                shorten = getattr(table, "truncate", None) or partial(BlockTable.truncate, table)  # a reader's own
+                shorten(chunk.start + num_new)
             self._count(chunk, max(0, num_new - 1))
 
     def stats(self) -> dict[str, Any]:

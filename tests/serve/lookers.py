@@ -40,7 +40,8 @@ class Looker:
     def __init__(self, url, headers=None):
         self.trees, self.facts, self.error = [], {}, None
         self.raw = ""
-        self.client = httpx.Client(timeout=30, verify=False)
+        self.status = None
+        self.client = httpx.Client(timeout=60, transport=httpx.HTTPTransport(verify=False, retries=5))
         self.is_open = threading.Event()
         self.thread = threading.Thread(target=self.read, args=(url, headers or {}))
         self.thread.start()
