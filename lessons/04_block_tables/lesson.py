@@ -22,7 +22,7 @@
 # - store real keys and values through a table, and get them back,
 # - and see what one slot too far does to a text.
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 from minipage.lesson import setup  # missing? pip install "minipage[lessons]"
 
 plt, np = setup()

@@ -29,7 +29,7 @@
 # - see blocks that are free and yet not empty, and in which order they are lost,
 # - and answer all five questions.
 
-# %% tags=["hide-input"] jupyter={"source_hidden": true}
+# %% jupyter={"source_hidden": true} tags=["hide-input"]
 from minipage.lesson import setup  # missing? pip install "minipage[lessons]"
 
 plt, np = setup()
