@@ -91,9 +91,10 @@ def paged_attend(batch: Batch, cache: KVCache, paged_attention: PagedAttention) 
 def attend_with(kernels: Kernels, batches: Sequence[Batch], blocks_of: BlocksOf, groups: KVGroups) -> Attend:
     """The attention that the model is given: write the new K and V into their slots, then attend through the tables.
 
-    batches: as the kernels take them; one for each group of layers, with its block tables.
-    blocks_of: (place of a layer in its group) -> its K and V, each [num_blocks, block_size, H, D], and if they are
-        quantized their scales.
+    Args:
+        batches: as the kernels take them; one for each group of layers, with its block tables.
+        blocks_of: (place of a layer in its group) -> its K and V, each [num_blocks, block_size, H, D], and if they are
+            quantized their scales.
     """
 
     def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
