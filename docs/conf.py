@@ -62,7 +62,7 @@ def make_front(app: Any, config: Any) -> None:
     folder = HERE / "_stories" / "stories"
     demo.run(demo.EVERY, files={"html": str(folder)})
     front = files.book_front(folder, "stories/", cards("lessons/{name}.html"))
-    (HERE / "_stories" / "front.html").write_text(front, encoding="utf-8")
+    (HERE / "_front.html").write_text(front, encoding="utf-8")
 
 
 def to_rst(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
