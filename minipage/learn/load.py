@@ -9,7 +9,7 @@ import sys
 import tokenize
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from stat import S_ISREG
 from types import CodeType, FunctionType, ModuleType, TracebackType
@@ -119,14 +119,16 @@ def is_untouched(path: Path, lesson: Lesson) -> bool:
 
 
 def what_runs(source: str) -> list[str]:
+    return [token.string for token in tokens_that_run(source)]
+
+
+def tokens_that_run(source: str) -> Iterator[tokenize.TokenInfo]:
     """The tokens of a file without comments, docstrings and line ends. Raises what tokenize raises."""
-    found: list[str] = []
     at_line_start = True
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type not in SILENT and not (token.type == tokenize.STRING and at_line_start):
-            found.append(token.string)
+            yield token
         at_line_start = token.type in SILENT
-    return found
 
 
 def laid_over(copy_on_write: Any, table: Any, name: str = "BlockTable") -> Any:

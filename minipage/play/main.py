@@ -15,6 +15,7 @@ import uvicorn
 from minipage.errors import ConfigurationError
 from minipage.play.acts import MOST
 from minipage.play.app import Pages, make_app
+from minipage.play.challenges import BASE
 from minipage.play.playground import Playground
 from minipage.play.run import Build
 from minipage.play.siblings import sibling
@@ -26,16 +27,7 @@ if TYPE_CHECKING:
     from minipage.engine.llm import LLM
 
 HOST = "127.0.0.1"  # and nothing else: whoever can reach a playground can play
-BEGIN: dict[str, Any] = {
-    "block_size": 4,
-    "num_blocks": 24,
-    "max_num_batched_tokens": 16,
-    "max_num_seqs": 8,
-    "policy": "fcfs",
-    "preemption": "recompute",
-    "enable_prefix_caching": False,
-    "swap_space": "16MiB",
-}
+BEGIN: dict[str, Any] = BASE | {"swap_space": "16MiB"}
 FRAME_HEIGHT = 860  # pixels, in a notebook
 
 

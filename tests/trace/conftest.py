@@ -1,6 +1,5 @@
 """The demo's default story on one engine, and pages in a browser, for all tests of a file."""
 
-import shutil
 from contextlib import contextmanager
 
 import pytest
@@ -10,8 +9,6 @@ from minipage.trace.drawing.html import page
 from minipage.trace.playing.demo import SMALL, Demo
 from minipage.trace.playing.scenarios import DEFAULT, SCENARIOS
 from minipage.trace.recording.frames import is_stop
-
-BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -23,17 +20,6 @@ def llm():
 def demo_frames(llm):
     """Every step of the demo as it comes out of the box."""
     return list(filter(is_stop, Demo(llm, SCENARIOS[DEFAULT]).frames()))
-
-
-@pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip("playwright.sync_api", reason="the viewer is tried out with playwright")
-    if BROWSER is None:
-        pytest.skip("neither chromium nor google-chrome is installed")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ files that are the same token by token are always reported, however many others 
 
 from __future__ import annotations
 
-import io
 import keyword
 import tokenize
 from collections import Counter, defaultdict
@@ -24,7 +23,7 @@ from itertools import combinations
 from pathlib import Path
 
 from minipage.learn.course import Lesson
-from minipage.learn.load import SILENT, CodeError, is_untouched, read
+from minipage.learn.load import CodeError, is_untouched, read, tokens_that_run
 
 K = 16  # tokens in a gram
 WINDOW = 8
@@ -129,13 +128,10 @@ def pairs(lesson: Lesson, files: dict[str, list[Token]], stub: list[Token]) -> l
 def tokens_of(source: str) -> list[Token]:
     """Without comments, docstrings, line ends and what depends on them. Raises what tokenize raises."""
     found: list[Token] = []
-    at_line_start = True
-    for token in tokenize.generate_tokens(io.StringIO(source).readline):
-        if token.type not in SILENT and not (token.type == tokenize.STRING and at_line_start):
-            is_name = token.type == tokenize.NAME and not keyword.iskeyword(token.string)
-            kind = "name" if is_name else "text" if token.type == tokenize.STRING else token.string
-            found.append(Token(kind, token.string, token.start[0]))
-        at_line_start = token.type in SILENT
+    for token in tokens_that_run(source):
+        is_name = token.type == tokenize.NAME and not keyword.iskeyword(token.string)
+        kind = "name" if is_name else "text" if token.type == tokenize.STRING else token.string
+        found.append(Token(kind, token.string, token.start[0]))
     return found
 
 
