@@ -73,6 +73,8 @@ class LLM(Engine):
         enforce_eager: capture no CUDA graphs; slower, and easier to follow with a profiler.
         tensor_parallel_size: processes that have a part each of the model, with its part of K and V: on GPUs, one each.
         quantization: "int8" keeps the weights of matrices in one byte a number, on a CPU; see model/layers/int8.py.
+        kv_offloading_size: GiB of a second memory that evicted blocks go to, and come back from; with prefix caching.
+        kv_offloading_path: the file that it is in, on a CPU; the next engine goes on with it. See memory/offload.py.
         speculative_config: guess several tokens ahead, such as {"method": "ngram", "num_speculative_tokens": 4}; see
             speculation.py.
         load_format: "auto", or "dummy" for random weights: then a folder needs no more than a config.json.
@@ -112,6 +114,8 @@ class LLM(Engine):
         enforce_eager: bool = False,
         tensor_parallel_size: int = 1,
         quantization: str | None = None,
+        kv_offloading_size: float | None = None,
+        kv_offloading_path: str | Path | None = None,
         speculative_config: Mapping[str, Any] | None = None,
         load_format: str = "auto",
         hf_overrides: Mapping[str, Any] | None = None,
@@ -161,6 +165,10 @@ class LLM(Engine):
         parts = ready.block_pool, *kinds
         intake = Intake(self.tokenizer, self.config.vocab_size, self.eos_token_ids, self.max_model_len, *parts)
         super().__init__(runner, ready, intake, Stats(self.max_model_len), seed)
+        if kv_offloading_size is not None or kv_offloading_path is not None:
+            from minipage.engine.offload import Offloading
+
+            self.offloading = Offloading(self, kv_offloading_size, kv_offloading_path, (self.config, weights, how))
         if speculative_config is not None:
             from minipage.engine.speculation import Speculation  # what is not used is not even loaded
 
