@@ -17,7 +17,7 @@ from functools import lru_cache
 from engine.checkpoints import VOCAB, Dense
 from engine.guessing import speculate
 from engine.slot_oracle import SlotOracle, WatchedLLM
-from engine.tiers import give_tier
+from engine.tiers import HAS_FILES, give_tier
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -96,8 +96,8 @@ class EngineMachine(RuleBasedStateMachine):
         )
         self.llm = self.Engine(self.folder, self.oracle, scheduler=scheduler, block_table=self.Table)
         if num_slots_below and self.caching:
-            self.file = tempfile.TemporaryDirectory() if in_a_file else None
-            give_tier(self.llm, num_slots_below, f"{self.file.name}/kv" if in_a_file else None)
+            self.file = tempfile.TemporaryDirectory() if in_a_file and HAS_FILES else None
+            give_tier(self.llm, num_slots_below, f"{self.file.name}/kv" if self.file else None)
         if num_drafts and self.proposer:
             speculate(self.llm, self.proposer, num_drafts)
         self.asked = {}  # request id -> (prompt, params, its place in the order of the policy)

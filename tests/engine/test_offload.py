@@ -20,7 +20,7 @@ from engine.test_combinations import NUM_TOKENS, WAYS, max_blocks, serve
 from engine.test_engine_machine import programs
 from engine.test_windows import max_blocks as max_blocks_with_windows
 from engine.test_windows import windowed_machine
-from engine.tiers import give_tier
+from engine.tiers import HAS_FILES, give_tier
 from hypothesis.stateful import run_state_machine_as_test as run
 
 from minipage.engine.llm import LLM
@@ -30,6 +30,7 @@ from minipage.sampling import SamplingParams
 from minipage.worker.offload import HEADER_SIZE, HostStore
 
 slow = pytest.mark.slow
+in_a_file = pytest.mark.skipif(not HAS_FILES, reason="tiers of a GPU are in memory")
 GREEDY = SamplingParams(temperature=0, max_tokens=4, ignore_eos=True)
 TIGHT = {"block_size": 4, "num_blocks": 8, "enable_prefix_caching": True}
 SMALL = {**TIGHT, "kv_offloading_size": 1e-3}
@@ -137,7 +138,11 @@ def test_no_combination_changes_a_token(tiny, make_prompt, way, pool, block_size
     own = type("OwnTable", (BlockTable,), {})
     plain, _ = serve(LLM(tiny, num_blocks=256, block_table=own), prompts, params)
     width, brought = params.beam_width or params.n, 0
-    for budget, path, quantized in [(5, None, "auto"), (2048, tmp_path / "kv", "auto"), (2048, None, "int8")]:
+    for budget, path, quantized in [
+        (5, None, "auto"),
+        (2048, tmp_path / "kv" if HAS_FILES else None, "auto"),
+        (2048, None, "int8"),
+    ]:
         llm = LLM(tiny, num_blocks=2)
         if llm.runner.groups.parts == (None,):
             most = max(max_blocks(len(prompt), width, block_size) for prompt in prompts)
@@ -191,6 +196,7 @@ def test_the_oracle_notices_when_another_block_comes_back(tiny, dense, prompts, 
 # ---- a file, and what may happen to it
 
 
+@in_a_file
 def test_the_next_engine_goes_on_with_the_file(tiny, prompts, plain, tmp_path):
     options = {**SMALL, "kv_offloading_path": tmp_path / "kv"}
     assert said(LLM(tiny, **options), prompts) == plain
@@ -202,6 +208,7 @@ def test_the_next_engine_goes_on_with_the_file(tiny, prompts, plain, tmp_path):
     assert [*tmp_path.iterdir()] == [tmp_path / "kv"]
 
 
+@in_a_file
 @pytest.mark.parametrize("place", range(8))
 def test_a_changed_byte_is_a_miss(tiny, prompts, plain, tmp_path, place):
     """Anywhere in what a slot holds: in its label, in K or in V."""
@@ -223,6 +230,7 @@ def test_a_changed_byte_is_a_miss(tiny, prompts, plain, tmp_path, place):
         assert said(llm, prompts) == plain
 
 
+@in_a_file
 @pytest.mark.parametrize("when", ["between", "meanwhile"])
 @pytest.mark.parametrize("length", [0, 10, 100, HEADER_SIZE, HEADER_SIZE + 3000])
 def test_a_file_that_was_cut_off_is_a_miss(tiny, prompts, plain, tmp_path, length, when):
@@ -237,6 +245,7 @@ def test_a_file_that_was_cut_off_is_a_miss(tiny, prompts, plain, tmp_path, lengt
     assert said(llm, prompts[1:]) == plain[1:]
 
 
+@in_a_file
 def test_a_file_that_is_gone_does_no_harm(tiny, prompts, plain, tmp_path):
     path = tmp_path / "kv"
     llm = LLM(tiny, **SMALL, kv_offloading_path=path)
@@ -248,6 +257,7 @@ def test_a_file_that_is_gone_does_no_harm(tiny, prompts, plain, tmp_path):
     assert hits(fresh) == 0
 
 
+@in_a_file
 @pytest.mark.parametrize("content", [b"my thesis", b"x" * 100_000])
 def test_a_file_of_somebody_else_is_left_alone(tiny, prompts, plain, tmp_path, content):
     path = tmp_path / "thesis"
@@ -258,6 +268,7 @@ def test_a_file_of_somebody_else_is_left_alone(tiny, prompts, plain, tmp_path, c
     assert (path.read_bytes(), hits(llm)) == (content, 0)
 
 
+@in_a_file
 @pytest.mark.parametrize(
     "other",
     [{"block_size": 2, "num_blocks": 16}, {"kv_cache_dtype": "int8"}, {"attention": "reference"}, {"model": 1}],
@@ -276,6 +287,7 @@ def test_a_file_of_another_engine_is_a_miss(tiny, prompts, plain, tmp_path, othe
     assert hits(llm) > 0, "it is that engine's file now"
 
 
+@in_a_file
 def test_two_engines_with_one_file_do_not_mislead_each_other(tiny, prompts, plain, tmp_path):
     """They write over each other's slots; but what a slot holds is looked at whenever it is loaded."""
     llms = [LLM(tiny, **SMALL, kv_offloading_path=tmp_path / "kv") for _ in range(2)]
@@ -287,6 +299,7 @@ def test_two_engines_with_one_file_do_not_mislead_each_other(tiny, prompts, plai
         assert said(llm, prompts) == plain
 
 
+@in_a_file
 def test_after_a_reset_nobody_finds_what_was_there(tiny, prompts, plain, tmp_path):
     options = {**SMALL, "kv_offloading_path": tmp_path / "kv"}
     llm = LLM(tiny, **options)
@@ -314,6 +327,7 @@ for i in range(1_000_000):
 """
 
 
+@in_a_file
 @slow
 @pytest.mark.parametrize("seed", range(5))
 def test_whoever_is_killed_while_it_writes_harms_nothing(tiny, prompts, plain, tmp_path, seed):
@@ -330,6 +344,7 @@ def test_whoever_is_killed_while_it_writes_harms_nothing(tiny, prompts, plain, t
         assert hits(llm) > 0
 
 
+@in_a_file
 def test_a_slot_that_is_half_written_is_a_miss(tiny, prompts, plain, tmp_path):
     """As if the process had been killed in the middle: a new label and old contents, or the other way round."""
     path = tmp_path / "kv"

@@ -1,8 +1,12 @@
 """Gives an engine of the tests a tier, and tells the slot oracle what travels to it and back."""
 
+import os
+
 from minipage.engine.offload import GIB, Offloading
 from minipage.model.stored_weights import DummyWeights
 from minipage.worker.offload import LABEL
+
+HAS_FILES = os.environ.get("MINIPAGE_TEST_CUDA") != "device"  # tiers of a GPU are in memory
 
 
 def give_tier(llm, num_slots, path=None):

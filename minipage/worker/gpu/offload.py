@@ -33,7 +33,8 @@ class PinnedStore(HostStore):
 
     def __init__(self, cache: KVCache, num_bytes: int, block_pool: BlockPool) -> None:
         self.block_pool = block_pool
-        self.device: Any = cache.k.device
+        where: Any = cache.k
+        self.device = where.device
         self.is_on_gpu = self.device.type == "cuda"  # otherwise a test
         self.streams: Any = torch.get_device_module(self.device)  # torch.cuda
         self.side = self.streams.Stream()
