@@ -92,6 +92,11 @@ ENGINE: Options = {  # of LLM
     "speculative_config": Option(
         settings, "JSON", 'guess several tokens ahead, such as {"method": "ngram", "num_speculative_tokens": 4}'
     ),
+    "kv_events_config": Option(
+        settings,
+        "JSON",
+        'say which blocks are stored and removed: {"enable_kv_cache_events": true}; see GET /kv_events',
+    ),
     "arrays": Option(str, "NAME", "numpy, torch or cupy"),
     "quantization": Option(str, "NAME", "of the weights, on a CPU: int8"),
     "attention": Option(str, "NAME", "the kernel: cpu, loops (plain and slow), reference (in NumPy), or cuda"),

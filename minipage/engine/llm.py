@@ -75,6 +75,8 @@ class LLM(Engine):
         quantization: "int8" keeps the weights of matrices in one byte a number, on a CPU; see model/layers/int8.py.
         speculative_config: guess several tokens ahead, such as {"method": "ngram", "num_speculative_tokens": 4}; see
             speculation.py.
+        kv_events_config: {"enable_kv_cache_events": True} lets the prefix cache say what it stores and removes, in
+            `llm.kv_events`; see kv_events.py.
         load_format: "auto", or "dummy" for random weights: then a folder needs no more than a config.json.
         hf_overrides: settings that count instead of those in config.json, such as {"sliding_window": 64}.
         block_pool, block_table, scheduler: parts of your own instead of minipage's. `block_table` is a class. So may
@@ -113,6 +115,7 @@ class LLM(Engine):
         tensor_parallel_size: int = 1,
         quantization: str | None = None,
         speculative_config: Mapping[str, Any] | None = None,
+        kv_events_config: Mapping[str, Any] | None = None,
         load_format: str = "auto",
         hf_overrides: Mapping[str, Any] | None = None,
         block_pool: BlockPool | None = None,
@@ -165,6 +168,11 @@ class LLM(Engine):
             from minipage.engine.speculation import Speculation  # what is not used is not even loaded
 
             self.speculation = Speculation(self, speculative_config, partial(LLM, device=device))
+        self.kv_events = None
+        if kv_events_config is not None:
+            from minipage.engine.kv_events import announce
+
+            self.kv_events = announce(ready, kv_events_config, "CPU" if device == "cpu" else "GPU")
 
     def generate(
         self, prompts: Prompt | Iterable[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
