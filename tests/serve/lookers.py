@@ -8,7 +8,7 @@ from contextlib import suppress
 
 import httpx
 
-# To make one reads all certificates, and here nobody has any. A connection that was kept may be to a server that is gone.
+# To make one reads all certificates, and here nobody has any. What was kept open may lead to a server that is gone.
 HTTP = httpx.Client(timeout=60, verify=False, limits=httpx.Limits(max_keepalive_connections=0))
 
 

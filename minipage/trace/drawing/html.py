@@ -41,8 +41,8 @@ Tree: TypeAlias = dict[str, Any]  # of what JSON can say, except None
 
 TITLE = "What the engine did"
 SCRIPTS = (
-    "viewer_words.js", "viewer_frames.js", "viewer_texts.js", "viewer_pool.js", "viewer_wires.js", "viewer_code.js", "viewer_beside.js",
-    "viewer_motion.js", "viewer.js",
+    "viewer_words.js", "viewer_frames.js", "viewer_texts.js", "viewer_pool.js", "viewer_wires.js", "viewer_code.js",
+    "viewer_beside.js", "viewer_motion.js", "viewer.js",
 )  # fmt: skip
 FREE_SHOWN = 40  # blocks of the free queue, the next ones
 NOTEBOOK_HEIGHT = 880  # pixels: in a column of 736, 16 blocks and the bars under them are seen without scrolling
