@@ -39,7 +39,7 @@ class PartialPrefixCache(PrefixCache):
         require_positive(prefix_match_unit=prefix_match_unit)
         if pool.block_size % prefix_match_unit:
             raise ConfigurationError(
-                f"prefix_match_unit, {prefix_match_unit}, must divide block_size, {pool.block_size}."
+                f"prefix_match_unit {prefix_match_unit} must divide block_size, {pool.block_size}."
             )
         super().__init__(pool)
         self.prefix_match_unit = prefix_match_unit
