@@ -39,7 +39,7 @@ class PartialPrefixCache(PrefixCache):
         require_positive(prefix_match_unit=prefix_match_unit)
         if pool.block_size % prefix_match_unit:
             raise ConfigurationError(
-                f"prefix_match_unit {prefix_match_unit} must divide block_size, {pool.block_size}."
+                f"prefix_match_unit is {prefix_match_unit}; it must divide block_size, {pool.block_size}."
             )
         super().__init__(pool)
         self.prefix_match_unit = prefix_match_unit
@@ -71,9 +71,8 @@ class PartialPrefixCache(PrefixCache):
         super().adopt(table, blocks, block_hashes[: 1 + len(blocks)])
         for part_hash in block_hashes[1 + len(blocks) :]:
             source, num_tokens = self._part_of[part_hash]
-            if self.pool.ref_count(source) == 0:  # it was wanted, so it is evicted later
-                self.pool.revive(source)
-                self.pool.free(source)
+            self._hold(source)  # it is wanted, so it is evicted later
+            self.pool.free(source)
             table.blocks.append(self.pool.allocate())
             table.num_tokens += num_tokens
             self.copies.append(BlockCopy(source, table.blocks[-1]))
