@@ -81,6 +81,7 @@ ENGINE: Options = {  # of LLM
     "max_num_seqs": Option(int, "N", "most texts that run at once"),
     "max_num_batched_tokens": Option(int, "N", "most tokens computed in a step"),
     "enable_prefix_caching": Option(bool, "", "equal beginnings are computed once"),
+    "prefix_match_unit": Option(int, "N", "equal beginnings are told apart in steps of N tokens; divides --block-size"),
     "preemption": Option(str, "NAME", "what happens when the pool runs dry: recompute, swap or auto"),
     "swap_space": Option(str, "BYTES", "memory for swapped blocks, such as 1MiB"),
     "policy": Option(str, "NAME", "who is served first: fcfs or priority", vllm="scheduling_policy"),

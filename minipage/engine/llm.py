@@ -26,10 +26,11 @@ from minipage.engine.build import (
 from minipage.engine.conversations import Conversation, chat_prompts
 from minipage.engine.engine import Engine
 from minipage.engine.intake import Intake, saying_which
+from minipage.engine.partial_hits import copy_what_is_found, prefix_cache_for
 from minipage.engine.prompts import Prompt, list_prompts
 from minipage.engine.request import Request, RequestOutput
 from minipage.engine.stats import Stats
-from minipage.engine.windows import groups_for, kinds_of_sequences, make_prefix_cache
+from minipage.engine.windows import groups_for, kinds_of_sequences
 from minipage.errors import InvalidRequestError
 from minipage.memory import BlockPool, BlockTable
 from minipage.memory.eviction import EVICTIONS, Eviction
@@ -64,6 +65,8 @@ class LLM(Engine):
         kv_cache_dtype: "auto", which is `dtype`; or "float32", "bfloat16" or "float16"; or "int8" or "fp8" for several
             times as many blocks in the same memory.
         enable_prefix_caching: begin with what an earlier sequence has computed of the same text.
+        prefix_match_unit: tokens in which the end of a known beginning is measured; it divides block_size, and is
+            block_size unless given. See minipage/memory/partial_cache.py.
         preemption: "recompute", "swap" or "auto"; see Scheduler.
         swap_space: bytes for swapped blocks, like `memory`; with 0, preemption is by recomputation.
         policy: "fcfs", "priority", or a function; see minipage/scheduling/policy.py.
@@ -105,6 +108,7 @@ class LLM(Engine):
         seed: int | None = None,
         kv_cache_dtype: str = "auto",
         enable_prefix_caching: bool = False,
+        prefix_match_unit: int | None = None,
         preemption: Preemption = "recompute",
         swap_space: int | str = DEFAULT_SWAP_SPACE,
         policy: str | Policy = "fcfs",
@@ -155,7 +159,7 @@ class LLM(Engine):
                 max_num_seqs,
                 max_num_batched_tokens,
                 policy=find(policy, POLICIES, "policy"),
-                prefix_cache=make_prefix_cache(block_pool, runner.groups) if enable_prefix_caching else None,
+                prefix_cache=prefix_cache_for(block_pool, runner.groups, enable_prefix_caching, prefix_match_unit),
                 swap_pool=swap_pool,
                 preemption=preemption,
                 watermark=watermark,
@@ -164,6 +168,7 @@ class LLM(Engine):
         parts = ready.block_pool, *kinds
         intake = Intake(self.tokenizer, self.config.vocab_size, self.eos_token_ids, self.max_model_len, *parts)
         super().__init__(runner, ready, intake, Stats(self.max_model_len), seed)
+        copy_what_is_found(self)
         if speculative_config is not None:
             from minipage.engine.speculation import Speculation  # what is not used is not even loaded
 
