@@ -75,6 +75,8 @@ class LLM(Engine):
         quantization: "int8" keeps the weights of matrices in one byte a number, on a CPU; see model/layers/int8.py.
         speculative_config: guess several tokens ahead, such as {"method": "ngram", "num_speculative_tokens": 4}; see
             speculation.py.
+        async_scheduling: plan the next step while a GPU computes this one. None: on a GPU, yes. While there are beams,
+            penalties, structured outputs, log probabilities or speculation, steps are plain ones; see overlap.py.
         load_format: "auto", or "dummy" for random weights: then a folder needs no more than a config.json.
         hf_overrides: settings that count instead of those in config.json, such as {"sliding_window": 64}.
         block_pool, block_table, scheduler: parts of your own instead of minipage's. `block_table` is a class. So may
@@ -113,6 +115,7 @@ class LLM(Engine):
         tensor_parallel_size: int = 1,
         quantization: str | None = None,
         speculative_config: Mapping[str, Any] | None = None,
+        async_scheduling: bool | None = None,
         load_format: str = "auto",
         hf_overrides: Mapping[str, Any] | None = None,
         block_pool: BlockPool | None = None,
@@ -165,6 +168,10 @@ class LLM(Engine):
             from minipage.engine.speculation import Speculation  # what is not used is not even loaded
 
             self.speculation = Speculation(self, speculative_config, partial(LLM, device=device))
+        if async_scheduling if async_scheduling is not None else hasattr(runner, "launch"):
+            from minipage.engine.overlap import Overlap
+
+            self.overlap = Overlap(self)
 
     def generate(
         self, prompts: Prompt | Iterable[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
