@@ -45,6 +45,10 @@ def check_options(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None
     for name in ("enable_prefix_caching", "enforce_eager"):
         if not isinstance(given[name], bool | np.bool):
             raise ConfigurationError(f"{name} is {shown(given[name])}; it must be True or False.")
+    if given["async_scheduling"] not in (None, True, False):
+        raise ConfigurationError(
+            f"async_scheduling is {shown(given['async_scheduling'])}; it must be True, False or None."
+        )
     if given["scheduler"] is not None and not callable(given["scheduler"]):
         refuse_overridden("scheduler", SCHEDULER_OPTIONS, given, defaults)
     elif given["block_pool"] is not None:

@@ -80,6 +80,8 @@ class LLM(Engine):
             speculation.py.
         kv_events_config: {"enable_kv_cache_events": True} lets the prefix cache say what it stores and removes, in
             `llm.kv_events`; see kv_events.py.
+        async_scheduling: plan the next step while a GPU computes this one. None: on a GPU, yes. While there are beams,
+            penalties, structured outputs, log probabilities or speculation, steps are plain ones; see overlap.py.
         load_format: "auto", or "dummy" for random weights: then a folder needs no more than a config.json.
         hf_overrides: settings that count instead of those in config.json, such as {"sliding_window": 64}.
         block_pool, block_table, scheduler: parts of your own instead of minipage's. `block_table` is a class. So may
@@ -120,6 +122,7 @@ class LLM(Engine):
         quantization: str | None = None,
         speculative_config: Mapping[str, Any] | None = None,
         kv_events_config: Mapping[str, Any] | None = None,
+        async_scheduling: bool | None = None,
         load_format: str = "auto",
         hf_overrides: Mapping[str, Any] | None = None,
         block_pool: BlockPool | None = None,
@@ -178,6 +181,10 @@ class LLM(Engine):
             from minipage.engine.kv_events import announce
 
             self.kv_events = announce(ready, kv_events_config, "CPU" if device == "cpu" else "GPU")
+        if async_scheduling if async_scheduling is not None else hasattr(runner, "launch"):
+            from minipage.engine.overlap import Overlap
+
+            self.overlap = Overlap(self)
 
     def generate(
         self, prompts: Prompt | Iterable[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None

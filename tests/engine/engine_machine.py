@@ -27,7 +27,7 @@ from minipage.sampling import SamplingParams
 from minipage.scheduling import POLICIES, Scheduler
 
 
-def machine(folder, **parts):
+def machine(folder, kind=None, **parts):
     """An EngineMachine that runs the model in `folder`, with other parts, e.g. Scheduler=Mine, or preemption="swap"."""
     dense, plain = Dense(folder), LLM(folder, num_blocks=64, attention="reference")
 
@@ -40,7 +40,7 @@ def machine(folder, **parts):
         return [(text.token_ids, text.finish_reason) for text in outputs]
 
     oracles = {"dense_kv": staticmethod(lru_cache(10_000)(dense.kv)), "texts": staticmethod(lru_cache(10_000)(texts))}
-    return type("EngineMachine", (EngineMachine,), {"folder": folder} | oracles | parts)
+    return type("EngineMachine", (kind or EngineMachine,), {"folder": folder} | oracles | parts)
 
 
 BEAMS = [{"beam_width": width} for width in (1, 2, 3)]

@@ -42,8 +42,9 @@ class SlotOracle:
         moved = {new: source.get(old) for old, new in slots}
         destination.update(moved)
 
-    def begin(self, plan, pool, prefix_cache):
-        """A step is about to compute these chunks and write them to the slots that their block tables name."""
+    def begin(self, plan, pool, prefix_cache, writes=True):
+        """A step is about to compute these chunks and write them to the slots that their block tables name; or, without
+        `writes`, it will be at some later time."""
         self.layer, self.chunks, self.half_written = 0, [], set()
         for chunk in plan.chunks:
             group, seq, start, num_tokens = chunk.group, chunk.seq, chunk.start, chunk.num_tokens
@@ -65,7 +66,8 @@ class SlotOracle:
                 )
                 assert slot not in self.half_written, f"slot {slot} is written twice in one step, now by {seq}"
                 self.half_written.add(slot)
-                self.prefixes[slot] = g, salt, tokens[: i + 1]
+                if writes:
+                    self.prefixes[slot] = g, salt, tokens[: i + 1]
 
     def failed(self):
         """What the step was writing cannot be trusted."""
