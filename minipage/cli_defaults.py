@@ -21,6 +21,7 @@ DEFAULTS: Defaults = {  # as the help tells them
     "dtype": "float32",
     "arrays": "numpy, or torch on a GPU",
     "device": "cpu",
+    "async_scheduling": "true on a GPU",
     "tensor_parallel_size": 1,
     "gpu_memory_utilization": 0.9,
     "temperature": 1.0,

@@ -103,6 +103,7 @@ ENGINE: Options = {  # of LLM
     "attention": Option(str, "NAME", "the kernel: cpu, loops (plain and slow), reference (in NumPy), or cuda"),
     "device": Option(str, "NAME", "cpu, or cuda for an NVIDIA GPU"),
     "gpu_memory_utilization": Option(float, "SHARE", "of a GPU's memory, which may be used"),
+    "async_scheduling": Option(truth, "true|false", "plan the next step while this one is computed"),
     "enforce_eager": Option(bool, "", "no CUDA graphs"),
     "hf_overrides": Option(settings, "JSON", "instead of what config.json says, such as '{\"sliding_window\": 64}'"),
     "load_format": Option(str, "NAME", "auto, or dummy: random weights of the sizes in config.json, to measure speed"),

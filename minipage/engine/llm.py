@@ -25,8 +25,9 @@ from minipage.engine.build import (
 )
 from minipage.engine.conversations import Conversation, chat_prompts
 from minipage.engine.engine import Engine
+from minipage.engine.features import attach_features
 from minipage.engine.intake import Intake, saying_which
-from minipage.engine.partial_hits import copy_what_is_found, prefix_cache_for
+from minipage.engine.partial_hits import prefix_cache_for
 from minipage.engine.prompts import Prompt, list_prompts
 from minipage.engine.request import Request, RequestOutput
 from minipage.engine.stats import Stats
@@ -130,7 +131,8 @@ class LLM(Engine):
         scheduler: Scheduler | Callable[..., Scheduler] | None = None,
         progress: Progress | None = None,
     ) -> None:
-        check_options(locals(), DEFAULTS)
+        given = dict(locals())
+        check_options(given, DEFAULTS)
         self.config, weights, self.tokenizer, self.eos_token_ids = load_model(model, load_format, hf_overrides)
         self.max_model_len = context_len(max_model_len, self.config.max_model_len)
         ready = None if callable(scheduler) else scheduler
@@ -171,20 +173,7 @@ class LLM(Engine):
         parts = ready.block_pool, *kinds
         intake = Intake(self.tokenizer, self.config.vocab_size, self.eos_token_ids, self.max_model_len, *parts)
         super().__init__(runner, ready, intake, Stats(self.max_model_len), seed)
-        copy_what_is_found(self)
-        if speculative_config is not None:
-            from minipage.engine.speculation import Speculation  # what is not used is not even loaded
-
-            self.speculation = Speculation(self, speculative_config, partial(LLM, device=device))
-        self.kv_events = None
-        if kv_events_config is not None:
-            from minipage.engine.kv_events import announce
-
-            self.kv_events = announce(ready, kv_events_config, "CPU" if device == "cpu" else "GPU")
-        if async_scheduling if async_scheduling is not None else hasattr(runner, "launch"):
-            from minipage.engine.overlap import Overlap
-
-            self.overlap = Overlap(self)
+        attach_features(self, given, partial(LLM, device=device))
 
     def generate(
         self, prompts: Prompt | Iterable[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
