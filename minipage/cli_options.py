@@ -90,6 +90,8 @@ ENGINE: Options = {  # of LLM
     "kv_cache_dtype": Option(str, "NAME", "of keys and values: auto, float32, bfloat16, float16, int8 or fp8"),
     "tensor_parallel_size": Option(int, "N", "processes, or GPUs, that share the model"),
     "dtype": Option(str, "NAME", "of what is computed: float32, or with PyTorch bfloat16 or float16"),
+    "kv_offloading_size": Option(float, "GIB", "a second memory, which evicted blocks go to and come back from"),
+    "kv_offloading_path": Option(str, "FILE", "which it is in, on a CPU, and which the next engine goes on with"),
     "speculative_config": Option(
         settings, "JSON", 'guess several tokens ahead, such as {"method": "ngram", "num_speculative_tokens": 4}'
     ),

@@ -8,12 +8,18 @@ from typing import Any
 from minipage.engine.partial_hits import copy_what_is_found
 
 
-def attach_features(llm: Any, options: Mapping[str, Any], another: Callable[..., Any]) -> None:
+def attach_features(llm: Any, options: Mapping[str, Any], origin: Any, another: Callable[..., Any]) -> None:
     """Attach what `options` of LLM ask for to an LLM.
 
+    origin: what K and V depend on; see offload.py.
     another: makes an LLM of another model on the same device.
     """
     copy_what_is_found(llm)
+    size, path = options["kv_offloading_size"], options["kv_offloading_path"]
+    if size is not None or path is not None:
+        from minipage.engine.offload import Offloading
+
+        llm.offloading = Offloading(llm, size, path, origin)
     if options["speculative_config"] is not None:
         from minipage.engine.speculation import Speculation
 

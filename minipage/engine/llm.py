@@ -77,6 +77,8 @@ class LLM(Engine):
         enforce_eager: capture no CUDA graphs; slower, and easier to follow with a profiler.
         tensor_parallel_size: processes that have a part each of the model, with its part of K and V: on GPUs, one each.
         quantization: "int8" keeps the weights of matrices in one byte a number, on a CPU; see model/layers/int8.py.
+        kv_offloading_size: GiB of a second memory that evicted blocks go to, and come back from; with prefix caching.
+        kv_offloading_path: the file that it is in, on a CPU; the next engine goes on with it. See memory/offload.py.
         speculative_config: guess several tokens ahead, such as {"method": "ngram", "num_speculative_tokens": 4}; see
             speculation.py.
         kv_events_config: {"enable_kv_cache_events": True} lets the prefix cache say what it stores and removes, in
@@ -121,6 +123,8 @@ class LLM(Engine):
         enforce_eager: bool = False,
         tensor_parallel_size: int = 1,
         quantization: str | None = None,
+        kv_offloading_size: float | None = None,
+        kv_offloading_path: str | Path | None = None,
         speculative_config: Mapping[str, Any] | None = None,
         kv_events_config: Mapping[str, Any] | None = None,
         async_scheduling: bool | None = None,
@@ -173,7 +177,8 @@ class LLM(Engine):
         parts = ready.block_pool, *kinds
         intake = Intake(self.tokenizer, self.config.vocab_size, self.eos_token_ids, self.max_model_len, *parts)
         super().__init__(runner, ready, intake, Stats(self.max_model_len), seed)
-        attach_features(self, given, partial(LLM, device=device))
+        origin = self.config, weights, how  # what K and V depend on
+        attach_features(self, given, origin, partial(LLM, device=device))
 
     def generate(
         self, prompts: Prompt | Iterable[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None

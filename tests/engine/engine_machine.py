@@ -11,11 +11,13 @@ anything, and the dense model must agree that this is what the parameters ask fo
 """
 
 import sys
+import tempfile
 from functools import lru_cache
 
 from engine.checkpoints import VOCAB, Dense
 from engine.guessing import speculate
 from engine.slot_oracle import SlotOracle, WatchedLLM
+from engine.tiers import HAS_FILES, give_tier
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -60,6 +62,7 @@ class EngineMachine(RuleBasedStateMachine):
     Engine = WatchedLLM
     preemption = caching = None  # drawn for every program, unless given
     proposer = None  # of drafts, which half of the programs compute ahead
+    file = None  # of a tier
 
     @initialize(
         block_size=st.sampled_from([2, 1, 3, 4]),
@@ -73,21 +76,13 @@ class EngineMachine(RuleBasedStateMachine):
         first=st.lists(requests, min_size=4, max_size=6),
         num_drafts=st.sampled_from([0, 3, 1, 5]),
         unit=st.sampled_from([None, 1, 2]),
+        num_slots_below=st.sampled_from([0, 30, 6, 2]),
+        in_a_file=st.booleans(),
     )
     def start(
-        self,
-        block_size,
-        num_slots,
-        num_swap_blocks,
-        seats,
-        budget,
-        preemption,
-        caching,
-        policy,
-        first,
-        num_drafts,
-        unit,
-    ):
+        self, block_size, num_slots, num_swap_blocks, seats, budget, preemption, caching, policy, first, num_drafts,
+        unit, num_slots_below, in_a_file,
+    ):  # fmt: skip
         self.oracle, self.policy = SlotOracle(self.dense_kv), policy
         pool, swap_pool = self.Pool(num_slots // block_size, block_size), self.Pool(num_swap_blocks, block_size)
         self.preemption = self.preemption or preemption
@@ -102,6 +97,9 @@ class EngineMachine(RuleBasedStateMachine):
             preemption=self.preemption,
         )
         self.llm = self.Engine(self.folder, self.oracle, scheduler=scheduler, block_table=self.Table)
+        if num_slots_below and self.caching:
+            self.file = tempfile.TemporaryDirectory() if in_a_file and HAS_FILES else None
+            give_tier(self.llm, num_slots_below, f"{self.file.name}/kv" if self.file else None)
         if num_drafts and self.proposer:
             speculate(self.llm, self.proposer, num_drafts)
         self.asked = {}  # request id -> (prompt, params, its place in the order of the policy)
@@ -178,6 +176,12 @@ class EngineMachine(RuleBasedStateMachine):
     def prefixes_are_forgotten(self):
         self.llm.reset_prefix_cache()
         assert not any(block in self.llm.scheduler.prefix_cache for block in range(self.llm.block_pool.num_blocks))
+
+    @precondition(lambda self: self.file)
+    @rule(data=st.data())
+    def a_slot_is_damaged(self, data):
+        rows = self.llm.offloading.store.rows
+        rows[data.draw(st.integers(0, len(rows) - 1)), data.draw(st.integers(0, 99))] ^= 1
 
     # ---- checks
 
