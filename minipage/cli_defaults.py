@@ -12,6 +12,7 @@ DEFAULTS: Defaults = {  # as the help tells them
     "max_model_len": "the model's context",
     "max_num_seqs": 256,
     "max_num_batched_tokens": 2048,
+    "prefix_match_unit": "the block size",
     "preemption": "recompute",
     "swap_space": "256MiB",
     "policy": "fcfs",

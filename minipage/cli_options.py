@@ -81,6 +81,7 @@ ENGINE: Options = {  # of LLM
     "max_num_seqs": Option(int, "N", "most texts that run at once"),
     "max_num_batched_tokens": Option(int, "N", "most tokens computed in a step"),
     "enable_prefix_caching": Option(bool, "", "equal beginnings are computed once"),
+    "prefix_match_unit": Option(int, "N", "equal beginnings are told apart in steps of N tokens; divides --block-size"),
     "preemption": Option(str, "NAME", "what happens when the pool runs dry: recompute, swap or auto"),
     "swap_space": Option(str, "BYTES", "memory for swapped blocks, such as 1MiB"),
     "policy": Option(str, "NAME", "who is served first: fcfs or priority", vllm="scheduling_policy"),
@@ -91,6 +92,11 @@ ENGINE: Options = {  # of LLM
     "dtype": Option(str, "NAME", "of what is computed: float32, or with PyTorch bfloat16 or float16"),
     "speculative_config": Option(
         settings, "JSON", 'guess several tokens ahead, such as {"method": "ngram", "num_speculative_tokens": 4}'
+    ),
+    "kv_events_config": Option(
+        settings,
+        "JSON",
+        'say which blocks are stored and removed: {"enable_kv_cache_events": true}; see GET /kv_events',
     ),
     "arrays": Option(str, "NAME", "numpy, torch or cupy"),
     "quantization": Option(str, "NAME", "of the weights, on a CPU: int8"),

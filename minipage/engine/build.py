@@ -27,7 +27,7 @@ ATTENTION = {"cpu": cpu.paged_attention, "loops": loops.paged_attention, "refere
 
 SCHEDULER_OPTIONS = (  # what a scheduler is made from
     "max_num_seqs", "max_num_batched_tokens", "block_pool", "block_size", "num_blocks", "memory",
-    "enable_prefix_caching", "eviction", "preemption", "swap_space", "policy", "watermark",
+    "enable_prefix_caching", "prefix_match_unit", "eviction", "preemption", "swap_space", "policy", "watermark",
 )  # fmt: skip
 POOL_OPTIONS = "block_size", "num_blocks", "memory", "eviction"
 

@@ -26,10 +26,11 @@ from minipage.engine.build import (
 from minipage.engine.conversations import Conversation, chat_prompts
 from minipage.engine.engine import Engine
 from minipage.engine.intake import Intake, saying_which
+from minipage.engine.partial_hits import copy_what_is_found, prefix_cache_for
 from minipage.engine.prompts import Prompt, list_prompts
 from minipage.engine.request import Request, RequestOutput
 from minipage.engine.stats import Stats
-from minipage.engine.windows import groups_for, kinds_of_sequences, make_prefix_cache
+from minipage.engine.windows import groups_for, kinds_of_sequences
 from minipage.errors import InvalidRequestError
 from minipage.memory import BlockPool, BlockTable
 from minipage.memory.eviction import EVICTIONS, Eviction
@@ -64,6 +65,8 @@ class LLM(Engine):
         kv_cache_dtype: "auto", which is `dtype`; or "float32", "bfloat16" or "float16"; or "int8" or "fp8" for several
             times as many blocks in the same memory.
         enable_prefix_caching: begin with what an earlier sequence has computed of the same text.
+        prefix_match_unit: tokens in which the end of a known beginning is measured; it divides block_size, and is
+            block_size unless given. See minipage/memory/partial_cache.py.
         preemption: "recompute", "swap" or "auto"; see Scheduler.
         swap_space: bytes for swapped blocks, like `memory`; with 0, preemption is by recomputation.
         policy: "fcfs", "priority", or a function; see minipage/scheduling/policy.py.
@@ -75,6 +78,8 @@ class LLM(Engine):
         quantization: "int8" keeps the weights of matrices in one byte a number, on a CPU; see model/layers/int8.py.
         speculative_config: guess several tokens ahead, such as {"method": "ngram", "num_speculative_tokens": 4}; see
             speculation.py.
+        kv_events_config: {"enable_kv_cache_events": True} lets the prefix cache say what it stores and removes, in
+            `llm.kv_events`; see kv_events.py.
         async_scheduling: plan the next step while a GPU computes this one. None: on a GPU, yes. While there are beams,
             penalties, structured outputs, log probabilities or speculation, steps are plain ones; see overlap.py.
         load_format: "auto", or "dummy" for random weights: then a folder needs no more than a config.json.
@@ -105,6 +110,7 @@ class LLM(Engine):
         seed: int | None = None,
         kv_cache_dtype: str = "auto",
         enable_prefix_caching: bool = False,
+        prefix_match_unit: int | None = None,
         preemption: Preemption = "recompute",
         swap_space: int | str = DEFAULT_SWAP_SPACE,
         policy: str | Policy = "fcfs",
@@ -115,6 +121,7 @@ class LLM(Engine):
         tensor_parallel_size: int = 1,
         quantization: str | None = None,
         speculative_config: Mapping[str, Any] | None = None,
+        kv_events_config: Mapping[str, Any] | None = None,
         async_scheduling: bool | None = None,
         load_format: str = "auto",
         hf_overrides: Mapping[str, Any] | None = None,
@@ -155,7 +162,7 @@ class LLM(Engine):
                 max_num_seqs,
                 max_num_batched_tokens,
                 policy=find(policy, POLICIES, "policy"),
-                prefix_cache=make_prefix_cache(block_pool, runner.groups) if enable_prefix_caching else None,
+                prefix_cache=prefix_cache_for(block_pool, runner.groups, enable_prefix_caching, prefix_match_unit),
                 swap_pool=swap_pool,
                 preemption=preemption,
                 watermark=watermark,
@@ -164,10 +171,16 @@ class LLM(Engine):
         parts = ready.block_pool, *kinds
         intake = Intake(self.tokenizer, self.config.vocab_size, self.eos_token_ids, self.max_model_len, *parts)
         super().__init__(runner, ready, intake, Stats(self.max_model_len), seed)
+        copy_what_is_found(self)
         if speculative_config is not None:
             from minipage.engine.speculation import Speculation  # what is not used is not even loaded
 
             self.speculation = Speculation(self, speculative_config, partial(LLM, device=device))
+        self.kv_events = None
+        if kv_events_config is not None:
+            from minipage.engine.kv_events import announce
+
+            self.kv_events = announce(ready, kv_events_config, "CPU" if device == "cpu" else "GPU")
         if async_scheduling if async_scheduling is not None else hasattr(runner, "launch"):
             from minipage.engine.overlap import Overlap
 

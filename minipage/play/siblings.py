@@ -9,8 +9,9 @@ from typing import Any
 from minipage.engine.build import find, make_block_pool, make_swap_pool
 from minipage.engine.engine import Engine
 from minipage.engine.llm import DEFAULTS, LLM
+from minipage.engine.partial_hits import copy_what_is_found, prefix_cache_for
 from minipage.engine.stats import Stats
-from minipage.engine.windows import kinds_of_sequences, make_prefix_cache
+from minipage.engine.windows import kinds_of_sequences
 from minipage.errors import ConfigurationError
 from minipage.scheduling import POLICIES
 from minipage.worker.runner import ModelRunner
@@ -32,7 +33,9 @@ def sibling(llm: LLM, **options: Any) -> LLM:
         chosen["max_num_seqs"],
         chosen["max_num_batched_tokens"],
         policy=find(chosen["policy"], POLICIES, "policy"),
-        prefix_cache=make_prefix_cache(pool, runner.groups) if chosen["enable_prefix_caching"] else None,
+        prefix_cache=prefix_cache_for(
+            pool, runner.groups, chosen["enable_prefix_caching"], chosen["prefix_match_unit"]
+        ),
         swap_pool=swap_pool,
         preemption=preemption,
         watermark=chosen["watermark"],
@@ -43,4 +46,5 @@ def sibling(llm: LLM, **options: Any) -> LLM:
     twin.max_model_len = llm.max_model_len
     intake = replace(llm._intake, block_pool=pool, block_table=table, sequence_group=group)
     Engine.__init__(twin, runner, scheduler, intake, Stats(llm.max_model_len))
+    copy_what_is_found(twin)
     return twin

@@ -22,6 +22,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from minipage.engine.llm import LLM
 from minipage.errors import InvalidRequestError
 from minipage.memory import BlockPool, BlockTable, PrefixCache, blocks_needed
+from minipage.memory.partial_cache import PartialPrefixCache
 from minipage.sampling import SamplingParams
 from minipage.scheduling import POLICIES, Scheduler
 
@@ -71,9 +72,21 @@ class EngineMachine(RuleBasedStateMachine):
         policy=st.sampled_from(["fcfs", "priority"]),
         first=st.lists(requests, min_size=4, max_size=6),
         num_drafts=st.sampled_from([0, 3, 1, 5]),
+        unit=st.sampled_from([None, 1, 2]),
     )
     def start(
-        self, block_size, num_slots, num_swap_blocks, seats, budget, preemption, caching, policy, first, num_drafts
+        self,
+        block_size,
+        num_slots,
+        num_swap_blocks,
+        seats,
+        budget,
+        preemption,
+        caching,
+        policy,
+        first,
+        num_drafts,
+        unit,
     ):
         self.oracle, self.policy = SlotOracle(self.dense_kv), policy
         pool, swap_pool = self.Pool(num_slots // block_size, block_size), self.Pool(num_swap_blocks, block_size)
@@ -84,7 +97,7 @@ class EngineMachine(RuleBasedStateMachine):
             seats,
             budget,
             policy=POLICIES[policy],
-            prefix_cache=self.Cache(pool) if self.caching else None,
+            prefix_cache=self.make_cache(pool, unit) if self.caching else None,
             swap_pool=swap_pool if self.preemption != "recompute" else None,
             preemption=self.preemption,
         )
@@ -94,6 +107,12 @@ class EngineMachine(RuleBasedStateMachine):
         self.asked = {}  # request id -> (prompt, params, its place in the order of the policy)
         self.seen = {}  # request id -> its last output
         self.arrive(first)
+
+    def make_cache(self, pool, unit):
+        """One that finds whole blocks only, or beginnings of blocks, in steps of `unit` tokens."""
+        if self.Cache is not PrefixCache or unit is None or pool.block_size % unit:
+            return self.Cache(pool)
+        return PartialPrefixCache(pool, unit)
 
     def max_blocks(self, num_prompt, num_tokens, width):
         """What a request can grow to: `width` texts of so many tokens, which share the full blocks of the prompt."""

@@ -57,8 +57,10 @@ class SlotOracle:
                 block, offset = tables[g][i // pool.block_size], i % pool.block_size
                 slot = block * pool.block_size + offset
                 assert pool.ref_count(block) == 1, f"{seq} writes to block {block}, which {pool.ref_count(block)} share"
+                # All of a block can be found or nothing, unless the cache says how much; beyond that its owner writes.
+                num_findable = getattr(prefix_cache, "num_findable", lambda block: pool.block_size)
                 known = prefix_cache is not None and block in prefix_cache
-                assert not known, (
+                assert not known or offset >= num_findable(block), (
                     f"{seq} writes to block {block}, which others can find as a prefix: a block has to be forgotten "
                     "when it is reused, and published only once it is written"
                 )
