@@ -29,7 +29,7 @@ import numpy as np
 
 from minipage.engine.request import Choice, NextToken, Request
 from minipage.engine.sampled import SampledRequest
-from minipage.sampling import Draw
+from minipage.sampling import NO_TOKEN, Draw
 from minipage.scheduling import GroupStatus, Sequence, SequenceGroup, StepPlan
 from minipage.worker.runner import ModelRunner
 
@@ -62,6 +62,7 @@ class Overlap:
         self._launch: Launch = getattr(runner, "launch", None) or InTurn(runner).launch
         self._is_alone = hasattr(runner, "launch") or type(runner).forward is ModelRunner.forward  # and leads no ranks
         self._flying: Flying | None = None
+        self._at_their_end: list[SequenceGroup] = []  # those that get no further chunk, while the next step is planned
         self._known: set[Request] = set()
         self._unsuited: set[Request] = set()
         self._plain_step, self._plain_mend = engine._step, engine._mend
@@ -92,9 +93,10 @@ class Overlap:
 
     def mend(self) -> None:
         """Something failed, somewhere: what was launched counts for nothing, and is computed again."""
-        if self._flying is not None:
-            self._take_back(self._flying)
+        self._take_back()
         self._flying = None
+        for request in self._known:
+            request.error = None  # of a token that nobody got
         self._plain_mend()
 
     # ---- a step in two halves
@@ -111,38 +113,43 @@ class Overlap:
 
     def _end(self, step: Flying) -> None:
         """Wait for the tokens of a step, and give them to those who are still there."""
-        drawn = dict(zip((seq for _, seq, _ in step.asking), step.wait()))
-        choices: dict[Request, list[Choice]] = {}
-        for request, seq, _ in step.asking:
+        tokens: dict[Request, list[NextToken]] = {}
+        for (request, seq, _), token_id in zip(step.asking, step.wait()):
             if seq.finished:
                 self.num_surplus += 1
-            elif drawn[seq] is None:
+            elif token_id is None:
                 self._unsuited.add(request)
+            elif token_id == NO_TOKEN:
+                request.choose_or_fail([Choice(seq, token_id, None)])  # which says why
+                tokens[request] = []
             else:
-                choices.setdefault(request, []).append(Choice(seq, drawn[seq], None))
-        for request in self._unsuited & {request for request, *_ in step.asking}:
-            choices.pop(request, None)
+                tokens.setdefault(request, []).append(NextToken(seq, token_id, None))
+        for request in self._unsuited & {request for request, *_ in step.asking} if self._unsuited else ():
+            tokens.pop(request, None)
             self._compute_again(request.group)
-        tokens = {request: request.choose_or_fail(its_choices) for request, its_choices in choices.items()}
-        self._update(step.plan, tokens)
+        if self.engine.scheduler.prefix_cache:
+            with self._tables_after(step.plan) as plan:
+                self.engine.update(plan, tokens)
+        else:
+            self.engine.update(step.plan, tokens)
         if step.plan.chunks:
             self.engine._stats.count_step(step.plan)
 
-    def _update(self, plan: StepPlan, tokens: dict[Request, list[NextToken]]) -> None:
-        """The engine's update, which sees tables as this step has left them: only what is written is published."""
+    @contextmanager
+    def _tables_after(self, plan: StepPlan) -> Iterator[StepPlan]:
+        """Within this block tables are as this step has left them: only what is written is published.
+
+        Yields its chunks, without those of texts that have ended or were preempted meanwhile.
+        """
+        stops = [(chunk, chunk.seq.block_table, chunk.start + chunk.num_tokens) for chunk in plan.chunks]
         pool = self.engine.block_pool
-        tables = [(chunk.seq.block_table, chunk.start + chunk.num_tokens) for chunk in plan.chunks]
-        is_there = [
-            table.pool is pool and table.num_tokens >= stop for table, stop in tables
-        ]  # not preempted, or ended
-        still = StepPlan(chunks=[chunk for chunk, there in zip(plan.chunks, is_there) if there])
-        ahead = [(table, table.num_tokens - stop) for (table, stop), there in zip(tables, is_there) if there]
-        for table, num_tokens in ahead:
-            table.num_tokens -= num_tokens
-        self.engine.update(still, tokens)
-        for table, num_tokens in ahead:
-            if table.num_tokens:  # and not if the text has ended
-                table.num_tokens += num_tokens
+        here = [(*each, each[1].num_tokens) for each in stops if each[1].pool is pool and each[1].num_tokens >= each[2]]
+        for _, table, stop, _ in here:
+            table.num_tokens = stop
+        yield StepPlan(chunks=[chunk for chunk, *_ in here])
+        for _, table, _, num_tokens in here:
+            if table.num_tokens:  # and not if the text has ended now
+                table.num_tokens = num_tokens
 
     def _compute_again(self, group: SequenceGroup) -> None:
         """As if it had been preempted; it is unsuited now, so that it will be drawn with the host's help."""
@@ -156,25 +163,27 @@ class Overlap:
     @contextmanager
     def _placeholders(self) -> Iterator[None]:
         """Within this block the tokens that are being drawn are there, as ~number of their draw."""
-        if self._flying is None:
-            yield
-            return
         try:
-            for number, (request, seq, _) in enumerate(self._flying.asking):
+            for number, (request, seq, _) in enumerate(self._flying.asking if self._flying else ()):
                 if not seq.finished:
-                    request.group.fork_followers()  # if its prompt is in this step: what is launched now comes after it
+                    group = request.group
+                    if group.is_sharing:  # its prompt is in this step, and what is launched now comes after it
+                        group.fork_followers()
                     seq.token_ids.append(~number)
-                    if len(seq.token_ids) >= request.group.max_num_tokens:
-                        vars(request.group)["next_chunks"] = nothing  # this token is its last
+                    if len(seq.token_ids) >= group.max_num_tokens:  # this token is its last
+                        self._at_their_end.append(group)
+                        vars(group)["next_chunks"] = nothing
             yield
         finally:
-            self._take_back(self._flying)
+            self._take_back()
 
-    def _take_back(self, step: Flying) -> None:
-        for request, seq, _ in step.asking:
+    def _take_back(self) -> None:
+        for _, seq, _ in self._flying.asking if self._flying else ():
             if seq.token_ids[-1] < 0:
                 seq.token_ids.pop()
-            vars(request.group).pop("next_chunks", None)
+        while self._at_their_end:
+            vars(self._at_their_end[-1]).pop("next_chunks", None)
+            self._at_their_end.pop()
 
     def _may_overlap(self) -> bool:
         requests = set(self.engine.requests.values())
