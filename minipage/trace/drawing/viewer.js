@@ -267,7 +267,7 @@ byId("legend").replaceChildren(...[
 ].map(([name, words]) => make("li", {}, make("span", { class: `swatch ${name}` }), words)));
 for (const pane of document.querySelectorAll(".pane")) pane.addEventListener("scroll", () => drawWires(now.frame), { passive: true });
 new ResizeObserver(() => (fitFinished(), drawWires(now.frame))).observe(byId("stage"));
-new ResizeObserver(reserve).observe(byId("telling"));
+new ResizeObserver(reserve).observe(byId("said"));
 byId("scroll").addEventListener("scroll", () => drawWires(now.frame), { passive: true });
 addEventListener("hashchange", () => {
   const index = indexOf(location.hash.slice(1));
