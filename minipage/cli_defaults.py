@@ -17,6 +17,7 @@ DEFAULTS: Defaults = {  # as the help tells them
     "swap_space": "256MiB",
     "policy": "fcfs",
     "watermark": 0.0,
+    "scheduler_reserve_full_isl": True,
     "kv_cache_dtype": "auto, which is --dtype",
     "dtype": "float32",
     "arrays": "numpy, or torch on a GPU",

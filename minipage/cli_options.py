@@ -87,6 +87,7 @@ ENGINE: Options = {  # of LLM
     "policy": Option(str, "NAME", "who is served first: fcfs or priority", vllm="scheduling_policy"),
     "eviction": Option(str, "NAME", "whose contents are lost first: lru, tails-first, lfu or scan-resistant"),
     "watermark": Option(float, "SHARE", "of the pool, which is left free when a text is admitted, such as 0.1"),
+    "scheduler_reserve_full_isl": Option(bool, "", "admit a prompt if all of it fits, rather than its first chunk"),
     "kv_cache_dtype": Option(str, "NAME", "of keys and values: auto, float32, bfloat16, float16, int8 or fp8"),
     "tensor_parallel_size": Option(int, "N", "processes, or GPUs, that share the model"),
     "dtype": Option(str, "NAME", "of what is computed: float32, or with PyTorch bfloat16 or float16"),

@@ -39,6 +39,7 @@ from minipage.model.checkpoint import SHIPPED_MODEL, load_model
 from minipage.model.place import Progress
 from minipage.sampling import SamplingParams, is_whole
 from minipage.scheduling import POLICIES, Policy, Preemption, Scheduler
+from minipage.scheduling.admission import scheduler_for
 from minipage.worker.batch import PagedAttention
 from minipage.worker.runner import Limits
 
@@ -73,6 +74,8 @@ class LLM(Engine):
         policy: "fcfs", "priority", or a function; see minipage/scheduling/policy.py.
         eviction: "lru", "tails-first", "lfu", "scan-resistant", or a function; see minipage/memory/eviction.py.
         watermark: the share of the pool that is left free when a request is admitted.
+        scheduler_reserve_full_isl: admit a prompt only if all of it fits, or if its first chunk does; see
+            minipage/scheduling/admission.py.
         gpu_memory_utilization: the share of a GPU's memory that may be used, by everything together.
         enforce_eager: capture no CUDA graphs; slower, and easier to follow with a profiler.
         tensor_parallel_size: processes that have a part each of the model, with its part of K and V: on GPUs, one each.
@@ -119,6 +122,7 @@ class LLM(Engine):
         policy: str | Policy = "fcfs",
         eviction: str | Eviction = "lru",
         watermark: float = 0.0,
+        scheduler_reserve_full_isl: bool = True,
         gpu_memory_utilization: float = 0.9,
         enforce_eager: bool = False,
         tensor_parallel_size: int = 1,
@@ -162,7 +166,7 @@ class LLM(Engine):
                     runner, block_size, num_blocks, memory, eviction=find(eviction, EVICTIONS, "eviction")
                 )
             preemption, swap_pool = make_swap_pool(runner, block_pool.block_size, preemption, swap_space)
-            make = scheduler if callable(scheduler) else Scheduler
+            make = scheduler_for(scheduler if callable(scheduler) else None, scheduler_reserve_full_isl)
             ready = make(
                 block_pool,
                 max_num_seqs,

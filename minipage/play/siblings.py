@@ -13,7 +13,8 @@ from minipage.engine.partial_hits import copy_what_is_found, prefix_cache_for
 from minipage.engine.stats import Stats
 from minipage.engine.windows import kinds_of_sequences
 from minipage.errors import ConfigurationError
-from minipage.scheduling import POLICIES
+from minipage.scheduling import POLICIES, Scheduler
+from minipage.scheduling.admission import FirstChunkScheduler, scheduler_for
 from minipage.worker.runner import ModelRunner
 
 
@@ -28,7 +29,9 @@ def sibling(llm: LLM, **options: Any) -> LLM:
     runner = copy(llm.runner)
     pool = make_block_pool(runner, chosen["block_size"], chosen["num_blocks"], None)
     preemption, swap_pool = make_swap_pool(runner, pool.block_size, chosen["preemption"], chosen["swap_space"])
-    scheduler = type(llm.scheduler)(
+    own = type(llm.scheduler)
+    make = scheduler_for(None if own in (Scheduler, FirstChunkScheduler) else own, chosen["scheduler_reserve_full_isl"])
+    scheduler = make(
         pool,
         chosen["max_num_seqs"],
         chosen["max_num_batched_tokens"],

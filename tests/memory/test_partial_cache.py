@@ -3,6 +3,8 @@
 The random programs are those of prefix_machine.py, with a second dictionary for the beginnings of blocks.
 """
 
+from itertools import islice
+
 import pytest
 from hypothesis import Phase, settings
 from hypothesis import strategies as st
@@ -10,6 +12,7 @@ from hypothesis.stateful import initialize, rule
 from hypothesis.stateful import run_state_machine_as_test as run
 from memory.test_prefix_machine import programs
 
+from benchmarks.partial_hits import hit_rate, prompts
 from minipage.errors import ConfigurationError
 from minipage.memory import BlockCopy, BlockPool, BlockTable
 from minipage.memory.eviction import EVICTIONS
@@ -99,6 +102,12 @@ def test_of_equal_beginnings_the_newest_is_found_and_another_one_only_while_it_i
     assert copy.source == second.blocks[1]
     assert cache.num_findable(first.blocks[1]) == 4, "all of it can be found"
     pool.check_integrity([first, second, [copy.destination, second.blocks[0]]])
+
+
+def test_hit_rates_of_whole_blocks_fall_as_blocks_grow_and_those_of_units_do_not():
+    few = list(islice(prompts(), 30))
+    assert hit_rate(few, 16) > hit_rate(few, 64) > hit_rate(few, 256) == 0
+    assert hit_rate(few, 16) == hit_rate(few, 64, 16) == hit_rate(few, 256, 16)
 
 
 # ---- what is evicted
