@@ -31,6 +31,7 @@ from minipage.serve.access import GOOD_ID, Access, Keys, log_failure, logger, ta
 from minipage.serve.chat import Render
 from minipage.serve.errors import ApiError, as_api_error, read_model
 from minipage.serve.generation import Job
+from minipage.serve.kv_stream import KVStream
 from minipage.serve.limits import Queue, read_body, unless_gone
 from minipage.serve.live import Live
 from minipage.serve.metrics import make_registry
@@ -93,6 +94,7 @@ class Api:
         self.begin = int(time.time())
         self.keys = Keys(settings.api_key)
         self.live = Live(llm, settings.served_model_name[0], not settings.hide_live_texts, self.keys)
+        self.kv_stream = KVStream(getattr(self.engine, "kv_events", None), self.keys, self.live.is_over)
 
     def routes(self) -> list[Route]:
         def post(path: str, model: type[Body], handle: Handler) -> Route:
@@ -112,6 +114,7 @@ class Api:
             Route("/version", self.version),
             Route("/load", self.load),
             Route("/metrics", self.metrics),
+            Route("/kv_events", self.kv_stream),
             Route("/reset_prefix_cache", self.reset_prefix_cache, methods=["POST"]),
         ]
 

@@ -13,12 +13,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from engine.checkpoints import SAVE, Dense, every_model, save_gpt2, with_windows
+from engine.checkpoints import SAVE, Dense, save_gpt2
 from engine.slot_oracle import SlotOracle, WatchedLLM
 from engine.tiers import give_tier
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from where import long
 
 import minipage.worker.batch as batch_module
 from minipage.attention import cuda
@@ -59,16 +60,23 @@ def texts(outputs):
     return [[text.token_ids for text in output.outputs] for output in outputs]
 
 
-@every_model
+PRESSURES = [
+    ({}, False),
+    ({"max_num_batched_tokens": 5, "block_size": 3}, False),
+    ({"num_blocks": 4, "preemption": "swap"}, True),
+    ({"num_blocks": 4}, True),
+    ({"enable_prefix_caching": True, "max_num_seqs": 1}, False),
+]
+
+
 @pytest.mark.parametrize(
-    ("options", "preempts"),
+    ("tiny", "options", "preempts"),
     [
-        ({}, False),
-        ({"max_num_batched_tokens": 5, "block_size": 3}, False),
-        ({"num_blocks": 4, "preemption": "swap"}, True),
-        ({"num_blocks": 4}, True),
-        ({"enable_prefix_caching": True, "max_num_seqs": 1}, False),
+        *(("gpt2", *PRESSURES[i]) for i in (1, 2)),
+        *(("llama", *PRESSURES[i]) for i in (3, 4)),
+        *(long(model, *PRESSURES[i]) for model, others in (("gpt2", (0, 3, 4)), ("llama", (0, 1, 2))) for i in others),
     ],
+    indirect=["tiny"],
     ids=str,
 )
 def test_greedy_texts_are_those_of_a_dense_model_on_the_cpu(tiny, options, preempts):
@@ -83,9 +91,17 @@ def test_greedy_texts_are_those_of_a_dense_model_on_the_cpu(tiny, options, preem
         assert llm.scheduler.num_hit_tokens == 8
 
 
-@with_windows
 @pytest.mark.parametrize(
-    "options", [{}, {"max_num_batched_tokens": 5}, {"num_blocks": 15, "preemption": "swap"}], ids=str
+    ("tiny", "options"),
+    [
+        ("hybrid", {"max_num_batched_tokens": 5}),
+        ("mistral", {"num_blocks": 15, "preemption": "swap"}),
+        long("hybrid", {"num_blocks": 15, "preemption": "swap"}),
+        long("mistral", {"max_num_batched_tokens": 5}),
+        *(long(model, {}) for model in ("hybrid", "mistral")),
+    ],
+    indirect=["tiny"],
+    ids=str,
 )
 def test_windows_and_tables_of_several_groups(tiny, options):
     prompts = [[*range(3, 20)], PROMPTS[0]]
@@ -116,7 +132,7 @@ WAYS = {
 }
 
 
-@every_model
+@pytest.mark.parametrize("tiny", ["llama", long("gpt2")], indirect=True)
 def test_every_way_to_draw_gives_the_tokens_of_the_cpu_in_one_batch(tiny):
     params = [SamplingParams(seed=i, max_tokens=2, ignore_eos=True, **way) for i, way in enumerate(WAYS.values())]
     params.append(SamplingParams(beam_width=2, max_tokens=2, ignore_eos=True))
@@ -132,7 +148,7 @@ def test_every_way_to_draw_gives_the_tokens_of_the_cpu_in_one_batch(tiny):
         assert [p.logprob for p in our.values()] == pytest.approx([p.logprob for p in their.values()], abs=1e-4)
 
 
-@pytest.mark.parametrize("most", [1, 3, 64])
+@pytest.mark.parametrize("most", [long(1), 3, long(64)])
 def test_prompt_logprobs_come_chunk_by_chunk_as_on_the_cpu(tiny, most):
     """Also in chunks of one token, which are no decodes: the next token is the prompt's own."""
     params = SamplingParams(temperature=0, max_tokens=3, ignore_eos=True, prompt_logprobs=1)
@@ -150,8 +166,15 @@ def test_prompt_logprobs_come_chunk_by_chunk_as_on_the_cpu(tiny, most):
     ("tiny", "options"),
     [
         ("gpt2", {"dtype": "bfloat16"}),
-        ("gpt2", {"dtype": "float16"}),
-        *((model, {"kv_cache_dtype": name}) for model in SAVE for name in ("int8", "fp8")),
+        long("gpt2", {"dtype": "float16"}),
+        ("gpt2", {"kv_cache_dtype": "int8"}),
+        ("llama", {"kv_cache_dtype": "fp8"}),
+        *(
+            long(model, {"kv_cache_dtype": name})
+            for model in SAVE
+            for name in ("int8", "fp8")
+            if (model, name) not in (("gpt2", "int8"), ("llama", "fp8"))
+        ),
     ],
     indirect=["tiny"],
     ids=str,
@@ -371,9 +394,14 @@ def test_top_p_of_more_tokens_than_are_looked_at_first(top_k, monkeypatch):
     assert sample_on_device(logits, batch) == expected and max(expected) == (2 if top_k == 6 else 3)
 
 
-@pytest.mark.parametrize("preemption", ["recompute", "swap"])
-@pytest.mark.parametrize("caching", [False, True])
-@pytest.mark.parametrize("max_num_batched_tokens", [7, 2048])
+@pytest.mark.parametrize(
+    ("preemption", "caching", "max_num_batched_tokens"),
+    [
+        *(("recompute", caching, most) for caching in (False, True) for most in (7, 2048)),
+        ("swap", True, 7),
+        *(long("swap", *others) for others in ((False, 7), (True, 2048), (False, 2048))),
+    ],
+)
 def test_a_batch_that_follows_from_the_last_is_what_it_would_be_anew(
     tiny, preemption, caching, max_num_batched_tokens, monkeypatch
 ):

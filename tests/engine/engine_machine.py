@@ -24,11 +24,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from minipage.engine.llm import LLM
 from minipage.errors import InvalidRequestError
 from minipage.memory import BlockPool, BlockTable, PrefixCache, blocks_needed
+from minipage.memory.partial_cache import PartialPrefixCache
 from minipage.sampling import SamplingParams
 from minipage.scheduling import POLICIES, Scheduler
 
 
-def machine(folder, **parts):
+def machine(folder, kind=None, **parts):
     """An EngineMachine that runs the model in `folder`, with other parts, e.g. Scheduler=Mine, or preemption="swap"."""
     dense, plain = Dense(folder), LLM(folder, num_blocks=64, attention="reference")
 
@@ -41,7 +42,7 @@ def machine(folder, **parts):
         return [(text.token_ids, text.finish_reason) for text in outputs]
 
     oracles = {"dense_kv": staticmethod(lru_cache(10_000)(dense.kv)), "texts": staticmethod(lru_cache(10_000)(texts))}
-    return type("EngineMachine", (EngineMachine,), {"folder": folder} | oracles | parts)
+    return type("EngineMachine", (kind or EngineMachine,), {"folder": folder} | oracles | parts)
 
 
 BEAMS = [{"beam_width": width} for width in (1, 2, 3)]
@@ -74,12 +75,13 @@ class EngineMachine(RuleBasedStateMachine):
         policy=st.sampled_from(["fcfs", "priority"]),
         first=st.lists(requests, min_size=4, max_size=6),
         num_drafts=st.sampled_from([0, 3, 1, 5]),
+        unit=st.sampled_from([None, 1, 2]),
         num_slots_below=st.sampled_from([0, 30, 6, 2]),
         in_a_file=st.booleans(),
     )
     def start(
         self, block_size, num_slots, num_swap_blocks, seats, budget, preemption, caching, policy, first, num_drafts,
-        num_slots_below, in_a_file,
+        unit, num_slots_below, in_a_file,
     ):  # fmt: skip
         self.oracle, self.policy = SlotOracle(self.dense_kv), policy
         pool, swap_pool = self.Pool(num_slots // block_size, block_size), self.Pool(num_swap_blocks, block_size)
@@ -90,7 +92,7 @@ class EngineMachine(RuleBasedStateMachine):
             seats,
             budget,
             policy=POLICIES[policy],
-            prefix_cache=self.Cache(pool) if self.caching else None,
+            prefix_cache=self.make_cache(pool, unit) if self.caching else None,
             swap_pool=swap_pool if self.preemption != "recompute" else None,
             preemption=self.preemption,
         )
@@ -103,6 +105,12 @@ class EngineMachine(RuleBasedStateMachine):
         self.asked = {}  # request id -> (prompt, params, its place in the order of the policy)
         self.seen = {}  # request id -> its last output
         self.arrive(first)
+
+    def make_cache(self, pool, unit):
+        """One that finds whole blocks only, or beginnings of blocks, in steps of `unit` tokens."""
+        if self.Cache is not PrefixCache or unit is None or pool.block_size % unit:
+            return self.Cache(pool)
+        return PartialPrefixCache(pool, unit)
 
     def max_blocks(self, num_prompt, num_tokens, width):
         """What a request can grow to: `width` texts of so many tokens, which share the full blocks of the prompt."""
