@@ -31,9 +31,10 @@ def what_is_ahead(after: State) -> list[str]:
         who = f"{join(ahead.needy)} {needs}" if ahead.needy else "A block is needed"
         told.append(f"{who}, and {free}: {join(ahead.gives_way)}, last in line, has to give way.")
     for label, blocks in ahead.finds:
+        where = "the tier below" if set(blocks) & set(after.tier.get("loaded", ())) else block_names(blocks)
         told.append(
             f"{label} begins with the same {len(blocks) * after.block_size} tokens as a text before it: their K and V "
-            f"are in {block_names(blocks)}."
+            f"are in {where}."
         )
     if ahead.returns:
         swapped = {block for label in ahead.returns for block in after.texts[label].swap_blocks}
