@@ -20,7 +20,10 @@ for GPUs of other machines; here it is memory that two processes of one machine 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import get_context
 from multiprocessing.shared_memory import SharedMemory
 from typing import Any
 
@@ -29,7 +32,7 @@ import numpy as np
 from minipage.attention import KVCache
 from minipage.engine.engine import Engine
 from minipage.engine.prompts import Prompt
-from minipage.errors import ConfigurationError, InvalidRequestError
+from minipage.errors import ConfigurationError, InvalidRequestError, MinipageError
 from minipage.memory import BlockTable, PrefixCache
 from minipage.sampling import SamplingParams
 from minipage.worker.offload import HostStore, row_size
@@ -40,7 +43,6 @@ class Handover:
     """A block table on its way; it can be pickled. Its K and V are in shared memory, until `discard`."""
 
     token_ids: list[int]  # of the prompt
-    num_tokens: int  # those of them whose K and V are there
     num_blocks: int
     num_bytes: int
     memory: str  # the name of the shared memory
@@ -73,6 +75,45 @@ class SharedStore(HostStore):
         self.memory.close()
 
 
+@contextmanager
+def elsewhere(make: Callable[[], Engine]) -> Iterator[Callable[[Prompt], Handover]]:
+    """An engine in a process of its own, for prompts only; `make` makes it there, such as partial(LLM, **options).
+
+    Yields a function that hands over one prompt after the other. What is raised there is raised here.
+    """
+    context = get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=compute_prompts, args=(make, theirs), daemon=True)
+    process.start()
+    theirs.close()  # so that, if the process ends, nobody waits for ever
+
+    def prefill(prompt: Prompt) -> Handover:
+        ours.send(prompt)
+        answer: Handover | Exception = ours.recv()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    try:
+        yield prefill
+    finally:
+        ours.close()
+        process.join()
+
+
+def compute_prompts(make: Callable[[], Engine], pipe: Any) -> None:
+    """What that process does, until nobody asks any more."""
+    llm = make()
+    with suppress(EOFError):
+        while True:
+            prompt = pipe.recv()
+            try:
+                answer: Handover | Exception = hand_over(llm, prompt)
+            except MinipageError as error:
+                answer = error
+            pipe.send(answer)
+
+
 def hand_over(llm: Engine, prompt: Prompt) -> Handover:
     """Compute a prompt, and copy its blocks to shared memory.
 
@@ -81,24 +122,25 @@ def hand_over(llm: Engine, prompt: Prompt) -> Handover:
         ConfigurationError: the model has sliding windows, and so no table that holds all of a prompt.
     """
     check(llm)
-    request_id = llm.add_request(prompt, SamplingParams(temperature=0, max_tokens=2, ignore_eos=True))
-    request = llm.requests[request_id]
+    params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)  # the second is never made
+    request = llm.requests[llm.add_request(prompt, params)]
+    request.is_claimed = True  # its news are ours, and those of others stay
     seq = request.group.leader
-    while not seq.num_output_tokens:
-        if request.finished:
-            raise InvalidRequestError(f"the prompt could not be computed: {request.error or request.ended_by}.")
-        llm.step()
-    with llm._changes.lock:  # now all of the prompt is written, and the table is still there
-        token_ids, blocks = seq.token_ids[: seq.num_prompt_tokens], list(seq.block_table)
-        store = SharedStore(llm.kv_cache, len(blocks))
-        for slot, block in enumerate(blocks):
-            store.save(slot, b"", block)
-        handover = Handover(
-            token_ids, len(token_ids), len(blocks), len(blocks) * store.block_size, store.memory.name, sizes(llm)
-        )
-        store.close()
-    llm.abort(request_id)
-    return handover
+    try:
+        while not seq.num_output_tokens:
+            if request.finished:
+                raise InvalidRequestError(f"the prompt could not be computed: {request.error or request.ended_by}.")
+            llm._changes.make(llm._step, llm._mend)
+        with llm._changes.lock:  # all of the prompt is written now, and the table is still there
+            blocks = list(seq.block_table)
+            store = SharedStore(llm.kv_cache, len(blocks))
+            for slot, block in enumerate(blocks):
+                store.save(slot, b"", block)
+            size, name = len(blocks) * store.block_size, store.memory.name
+            store.close()
+            return Handover(seq.token_ids[: seq.num_prompt_tokens], len(blocks), size, name, sizes(llm))
+    finally:
+        llm._withdraw([request])
 
 
 def take_over(llm: Engine, handover: Handover) -> int:
@@ -116,7 +158,7 @@ def take_over(llm: Engine, handover: Handover) -> int:
         raise ConfigurationError(f"this engine has {sizes(llm)}, but what is handed over has {handover.sizes}.")
     with llm._changes.lock:
         pool = llm.block_pool
-        num_tokens = min(handover.num_tokens, pool.num_free * pool.block_size)
+        num_tokens = min(len(handover.token_ids), pool.num_free * pool.block_size)
         table = BlockTable(pool)
         table.append(num_tokens)
         store = SharedStore(llm.kv_cache, handover.num_blocks, handover.memory)
