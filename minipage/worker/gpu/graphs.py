@@ -179,7 +179,7 @@ class GraphRunner(GPURunner):
     def _run(self, inputs: list[Batch], min_query_len: int, max_query_len: int, max_context_len: int) -> torch.Tensor:
         """[num_seqs, vocab_size] logits, in the first rows those that are wanted."""
         attend = self._launches(inputs, min_query_len, max_query_len, max_context_len)
-        token_ids = self._drawn.put_into(inputs[0].token_ids)  # [T]
+        token_ids = self._drawn.put_into(inputs[0].token_ids)  # type: ignore[arg-type]  # [T], of tensors here
         hidden = self.model.forward(token_ids, inputs[0].positions, attend)  # [T, C]
         hidden = hidden.index_select(0, inputs[0].sampled_rows)  # [num_seqs, C]
         logits: torch.Tensor = self.model.logits(hidden)  # [num_seqs, vocab_size]
