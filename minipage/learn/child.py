@@ -11,6 +11,7 @@ says that a line is the judge's. Without fork (on Windows) the keeper is the cel
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import gc
 import json
@@ -34,6 +35,9 @@ from minipage.learn.course import HERE, Exercise, Lesson, chosen
 from minipage.learn.hidden import hide
 from minipage.learn.judge import FAILED, PASSED, Verdict, graders, judge
 from minipage.learn.load import UNREADABLE, CodeError, describe, load
+
+if sys.platform != "win32":
+    import resource
 
 PATIENCE = 6  # a busy machine may take this many times the limit, where nobody can say who is computing
 TICK = 0.05  # seconds between two looks at a cell
@@ -209,8 +213,7 @@ class Cell:
             is_ours = origin.is_copy(lesson, self.path)  # it has to import what is hidden from others
         if not is_ours:
             hide(origin.given_names(lesson))
-        self.before.places.look_around()  # at what the lines above have loaded
-        as_before = seal.sealed(self.before.places, self.before.judging[lesson.number])
+        as_before = seal.sealed(self.before.places, *self.before.named[lesson.number])
         known, pretenders, judge_it, load_it = {*self.before.classes}, origin.pretenders, judge, load
         gc.disable()  # so that classes stay to be looked at, and nothing of theirs runs between these lines
         verdict, trick = Verdict(exercise.number, FAILED), ""
@@ -265,8 +268,6 @@ def sources() -> list[Path]:
 
 
 def limit_resources(limit: float) -> None:
-    import resource
-
     seconds = max(1, round(limit + 0.49))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 2))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -280,8 +281,6 @@ def limit_resources(limit: float) -> None:
 def die_with_parent() -> None:
     """Linux: a cell whose keeper is killed is killed, too."""
     if sys.platform == "linux":
-        import ctypes
-
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL, 0, 0, 0)
 
@@ -316,14 +315,15 @@ class Before:
     """What every cell of a lesson would find out for itself, it inherits: what there was before anybody's code."""
 
     def __init__(self) -> None:
-        self.places, self.judging = seal.Places(), dict[str, list[seal.Names]]()
+        self.places = seal.Places()
+        self.named: dict[str, tuple[list[seal.Names], list[seal.Names]]] = {}  # by lesson: what places.of() says
         self.classes: dict[int, type] = {}  # by id; kept, so that no other class takes it
 
     def prepare(self, lesson: Lesson) -> None:
         graders(lesson), hidden_files(), sources(), origin.reference_of(lesson)
-        if lesson.number not in self.judging:
+        if lesson.number not in self.named:
             self.places.look_around()
-            self.judging[lesson.number] = self.places.judging(f"minipage.learn.graders.test_{lesson.name}")
+            self.named[lesson.number] = self.places.of(f"minipage.learn.graders.test_{lesson.name}")
             self.classes = {id(cls): cls for cls in origin.subclasses(object)}
         linecache.clearcache()
         gc.collect()

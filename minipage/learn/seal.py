@@ -19,6 +19,8 @@ from minipage.learn.hidden import JUDGES
 
 OURS = JUDGES  # here nothing at all may change; elsewhere, nothing that is called
 CHANGES_ANYWAY = {"sys", "warnings", "threading", "linecache", "inspect"}  # libraries do, too
+COMPILER = "numba", "llvmlite"  # nobody who judges calls it, except where kernels are run in its simulator
+DOTTED = tuple(f"{name}." for name in COMPILER)
 CALLED = ModuleType, property, staticmethod, classmethod  # or callable
 
 
@@ -51,14 +53,17 @@ class Places:
                 self.modules[name] = module
                 self._add_module(name, module)
 
-    def judging(self, first: str) -> list[Names]:
-        """What is called by the graders of the module `first`: just the modules of those who judge."""
+    def of(self, first: str) -> tuple[list[Names], list[Names]]:
+        """All that the graders of the module `first` may come to; and just the modules of those who judge."""
         waiting, found = [first, "minipage.learn.judge", "minipage.learn.load"], set[str]()
         while waiting:
             if (name := waiting.pop()) not in found and name in self.modules and is_ours(name):
                 found.add(name)
                 waiting += filter(None, map(home, [*vars(self.modules[name]).values()]))
-        return [place for place in self.names if place.module in found and not is_class(place)]
+        judging = [place for place in self.names if place.module in found and not is_class(place)]
+        if any(COMPILER[0] in place.names for place in judging):
+            return self.names[:], judging
+        return [place for place in self.names if not f"{place.module}.".startswith(DOTTED)], judging
 
     def _add_module(self, name: str, module: ModuleType) -> None:
         self._add_names(name, name, vars(module), is_ours(name))
@@ -104,14 +109,14 @@ class Places:
         return id(thing) not in self._seen and self._seen.setdefault(id(thing), thing) is thing
 
 
-def sealed(places: Places, judging: list[Names]) -> Callable[..., str]:
-    """Returns a function: the name of something that is not what it was; or empty."""
+def sealed(places: Places, names: list[Names], judging: list[Names]) -> Callable[..., str]:
+    """Returns a function: the name of something that is not what it was; or empty. The lists: from `places.of()`."""
 
     def held(place: Names) -> tuple[str, Callable[[str], Any], tuple[str, ...], list[Any]]:
         return place.owner, place.get, place.names, [*map(place.get, place.names)]
 
     modules = Names("", "sys.modules", sys.modules.get, tuple(places.modules))
-    everything, ours = [*map(held, [*places.names, modules])], [*map(held, judging)]
+    everything, ours = [*map(held, [*names, modules])], [*map(held, judging)]
     contents = [(name, container, flat(container)) for name, container in places.contents]
     cells = [(name, cell, cell.cell_contents) for name, cell in places.cells]
     classes = [(name, namespace, size(namespace)) for name, namespace in places.classes]
