@@ -11,7 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from minipage.engine import speculation, stats
+from minipage.engine import offload, speculation, stats
 
 LABELS = ("model_name", "engine")
 
@@ -26,7 +26,7 @@ class EngineCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         numbers = self.look()
-        for metric in (*stats.METRICS, *speculation.METRICS):
+        for metric in (*stats.METRICS, *offload.METRICS, *speculation.METRICS):
             if metric.name in numbers:
                 yield self.family(metric, numbers[metric.name])
 
