@@ -73,7 +73,10 @@ def test_k_and_v_of_other_numbers_than_q(q, kv):
         ("float32", "float32", 256),
         ("float32", "float32", 33),  # in words, of which a lane has two; and 31 lanes one
         ("bfloat16", "fp8", 500),
-        *(long(*kinds) for kinds in (("float32", "float32", 512), ("bfloat16", "bfloat16", 320), ("float16", "int8", 264))),
+        *(
+            long(*kinds)
+            for kinds in (("float32", "float32", 512), ("bfloat16", "bfloat16", 320), ("float16", "int8", 264))
+        ),
     ],
 )
 def test_rows_that_a_warp_cannot_read_with_one_load(q, kv, head_size):
