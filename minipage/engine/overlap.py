@@ -105,10 +105,10 @@ class Overlap:
         """Plan a step and launch it, or nothing, if there is nothing to do before the host has seen more tokens."""
         with self._placeholders():
             plan = self.engine.schedule()
-            _, asking = self.engine._who_wants(plan)
-            draws = [(row, request.draw(seq)) for request, seq, row in asking]
             if plan == StepPlan():
                 return None
+            _, asking = self.engine._who_wants(plan)
+            draws = [(row, request.draw(seq)) for request, seq, row in asking]
             return Flying(plan, asking, self._launch(plan, draws))  # type: ignore[arg-type]
 
     def _end(self, step: Flying) -> None:
