@@ -32,6 +32,12 @@ LABEL = struct.Struct("<B47s16s")  # length of the hash, hash, checksum
 PIECE = 2**24  # bytes that are written at once
 
 
+def row_size(cache: KVCache) -> int:
+    """Bytes of a slot: K and V of a block, and what is missing to whole lines of a processor's cache."""
+    num_blocks: int = cache.k.shape[1]
+    return -(-cache.nbytes // num_blocks // 64) * 64
+
+
 class HostStore:
     """Slots in an array; `num_bytes`: how large it may be."""
 
@@ -40,7 +46,7 @@ class HostStore:
     def __init__(self, cache: KVCache, num_bytes: int) -> None:
         self.cache: Any = cache
         self.block_size = cache.nbytes // cache.k.shape[1]  # bytes
-        self.row_size = self.label_size + -(-self.block_size // 64) * 64
+        self.row_size = self.label_size + row_size(cache)
         self.num_slots = num_bytes // self.row_size
         self.rows: Any = self.allocate()  # [num_slots, row_size] bytes
 

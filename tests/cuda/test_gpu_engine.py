@@ -35,7 +35,7 @@ from minipage.worker.gpu.draw import UNSURE, Settings, draw_from_likeliest, samp
 from minipage.worker.gpu.graphs import GraphRunner, graph_sizes
 from minipage.worker.gpu.inputs import StepInputs
 from minipage.worker.gpu.next_batch import Batches
-from minipage.worker.gpu.offload import PinnedStore
+from minipage.worker.gpu.offload import PinnedStore, runs
 
 DEVICE = torch.device("cpu" if is_simulated() else "cuda")
 PROMPTS = [[3, 1, 4, 1, 5, 9], [2, 7], [1, 8, 2, 8, 1, 8, 2, 8, 4], [5]]
@@ -650,6 +650,13 @@ def travelling(monkeypatch):
     return make
 
 
+def test_neighbours_travel_together():
+    assert list(runs([(3, 9), (4, 1), (7, 2), (8, 0)])) == [
+        (slice(0, 2), slice(3, 5)),
+        (slice(2, 4), slice(7, 9)),
+    ]
+
+
 @pytest.mark.parametrize("num_asked", [0, 1, 5])
 def test_what_travels_arrives(tiny, travelling, num_asked):
     for num_slots in 50, 7, 2:
@@ -681,9 +688,9 @@ def test_if_nobody_else_is_there_the_step_itself_waits(tiny, travelling):
     assert llm.stats()["vllm:external_prefix_cache_hits"] > 0
 
 
-def test_if_too_much_is_on_its_way_a_block_is_not_saved(tiny, travelling, monkeypatch):
-    monkeypatch.setattr("minipage.worker.gpu.offload.MOST_ON_ITS_WAY", 1)
+def test_if_too_much_is_on_its_way_a_block_is_not_saved(tiny, travelling):
     llm, _ = travelling(tiny, 1000, **TIGHT)
+    llm.offloading.store.most_leaving = 1
     assert said(llm, LONG * 2) == plain(tiny) * 2
     assert len(llm.offloading.cache.tier.place_of) == 1
 
