@@ -62,7 +62,8 @@ class SampledRequest(Request):
 
     def take(self, tokens: list[NextToken]) -> list[Sequence]:
         self._note("first_token_time")
-        texts, done = self.texts, []
+        texts = self.texts
+        done: list[Sequence] = []
         for token in tokens.copy():
             text = texts[token.seq]
             if text.finish_reason:  # of several tokens, an earlier one has ended it
