@@ -117,7 +117,8 @@ class GraphRunner(GPURunner):
             query_lens = np.diff(batch.query_start_loc)  # [num_seqs]
             inputs = self._load(batches, num_tokens, num_seqs)
             # [num_seqs or more, vocab_size]
-            logits = self._run(inputs, int(query_lens.min()), int(query_lens.max()), longest)
+            rows = inputs[0].sampled_rows  # [num_seqs or more]
+            logits = self._run(inputs, int(query_lens.min()), int(query_lens.max()), longest, rows)
         return logits[:num_sampled]  # [num_sampled, vocab_size]
 
     @torch.inference_mode()
@@ -176,27 +177,31 @@ class GraphRunner(GPURunner):
             return False
         return True
 
-    def _run(self, inputs: list[Batch], min_query_len: int, max_query_len: int, max_context_len: int) -> torch.Tensor:
-        """[num_seqs, vocab_size] logits, in the first rows those that are wanted."""
+    def _run(
+        self, inputs: list[Batch], min_query_len: int, max_query_len: int, max_context_len: int, rows: Any = None
+    ) -> torch.Tensor:
+        """Logits of these rows [num_rows], or of all: [num_rows, vocab_size]."""
         attend = self._launches(inputs, min_query_len, max_query_len, max_context_len)
         token_ids = self._drawn.put_into(inputs[0].token_ids)  # type: ignore[arg-type]  # [T], of tensors here
         hidden = self.model.forward(token_ids, inputs[0].positions, attend)  # [T, C]
-        hidden = hidden.index_select(0, inputs[0].sampled_rows)  # [num_seqs, C]
-        logits: torch.Tensor = self.model.logits(hidden)  # [num_seqs, vocab_size]
+        hidden = hidden if rows is None else hidden.index_select(0, rows)  # [num_rows, C]
+        logits: torch.Tensor = self.model.logits(hidden)  # [num_rows, vocab_size]
         return logits
 
     def _launches(self, inputs: list[Batch], min_query_len: int, max_query_len: int, max_context_len: int) -> Attend:
         """Attention with nothing waited for, as no array of the batch is looked at."""
         stream = torch.cuda.current_stream().cuda_stream if self.is_on_gpu else 0
+        new: list[kernels.NewTokens] = []  # of one layer: attention writes them by the way
 
-        def write(*arguments: Any) -> None:
-            kernels.launch_write_kv(*arguments, stream=stream)
+        def write(k: View, v: View, k_cache: View, v_cache: View, slot_mapping: View, *scales: View) -> None:
+            new.append(kernels.NewTokens(k, v, slot_mapping))
 
         def attention(q: View, *arguments: Any, window: int | None = None) -> Any:
             out = empty(q.array, q.array.shape, q.array.dtype)  # [T, H, D]
             kernels.launch_attention(
                 q, *arguments, out=out, workspace=self._workspace, min_query_len=min_query_len,
                 max_query_len=max_query_len, max_context_len=max_context_len, stream=stream, window=window,
+                new=new.pop(),
             )  # fmt: skip
             return out
 
