@@ -344,6 +344,7 @@ def test_13_7_the_longest_prefix_wins(impl):
         told.store(server, text)
     told.choose((1, 1, 2, 2, 5), {"A": 0, "B": 3, "C": 0})
     told.choose((1, 1, 2, 5), {"A": 0, "B": 3, "C": 0})
+    told.choose((1, 1), {"A": 0, "B": 3, "C": 0})
     told.choose((1, 1, 2, 2, 5), {"A": 0, "B": 4, "C": 0})
     told.choose((1, 1, 2, 2, 5), {"A": 0, "B": 5, "C": 0})
     told.choose((7, 7), {"C": 1, "B": 1, "A": 1})
