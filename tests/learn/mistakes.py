@@ -265,6 +265,11 @@ MEASURING = [
     M("13.6", "after[name + end] - before[name + end] for", "after[name + end] for", "since the server's start"),
     M("13.6", "time / number if number else 0", "time / number", "ZeroDivisionError"),
     M("13.6", "time / number if number else 0, time / seconds", "time / number if number else 0, number / seconds", "Little's law"),
+    M("13.7", "if load - least <= self.most_ahead", "if True", "Overloaded, with more than"),
+    M("13.7", "load - least <= self", "load - least < self", "Nobody has more than"),
+    M("13.7", "self.known(server, tokens[self.size :], block_hash)", "self.known(server, tokens[self.size :], parent)", "Of the blocks at the prompt's beginning"),
+    M("13.7", "del self.blocks[server][block_hash]", "pass", "Of the blocks at the prompt's beginning"),
+    M("13.7", "(-self.known(server, token_ids), load, server)", "(-self.known(server, token_ids), server, server)", "Of the blocks at the prompt's beginning"),
     M("13.6", "time / number if number else 0", "time / after[name + '_count'] if number else 0", "took .* s together"),
 ]  # fmt: skip
 OWN_MODEL = [

@@ -1,4 +1,4 @@
-"""Lesson 13: small tables of requests, and sums done the long way."""
+"""Lesson 13: small tables of requests, and sums done the long way; a router beside a list of what was told."""
 
 from fractions import Fraction
 from typing import NamedTuple
@@ -276,3 +276,117 @@ def test_13_6_none_ended(impl):
 )  # fmt: skip
 def test_13_6_littles_law(impl, ended, took, seconds, earlier):
     check_law(impl, ended, took, seconds, earlier)
+
+
+class Told:
+    """A learner's router, and beside it a plain list of which blocks are where."""
+
+    def __init__(self, impl, block_size, most_ahead):
+        impl.diary.begin()
+        impl.diary.note(f"router = Router(block_size={block_size}, most_ahead={most_ahead})")
+        self.diary, self.block_size, self.most_ahead = impl.diary, block_size, most_ahead
+        self.router = impl.Router(block_size, most_ahead)
+        self.there = []  # (server, hash, parent, tokens) of each block
+        self.hashes = {}  # (server, text) -> hash; each server counts for itself
+
+    def hash_of(self, server, text):
+        if text is None or not text:
+            return None
+        mine = sum(name == server for name, _ in self.hashes)
+        return self.hashes.setdefault((server, text), mine)
+
+    def block_of(self, server, text):
+        parent = self.hash_of(server, text[: -self.block_size])
+        return server, self.hash_of(server, text), parent, text[-self.block_size :]
+
+    def store(self, server, text):
+        """The last block of a text is stored."""
+        block = self.block_of(server, text)
+        if block not in self.there:
+            self.there.append(block)
+            _, block_hash, parent, tokens = block
+            self.diary.note(f"router.stored({server!r}, {block_hash}, {parent}, {list(tokens)})")
+            self.router.stored(server, block_hash, parent, list(tokens))
+
+    def remove(self, server, text):
+        block = self.block_of(server, text)
+        if block in self.there:
+            self.there.remove(block)
+            self.diary.note(f"router.removed({server!r}, {block[1]})")
+            self.router.removed(server, block[1])
+
+    def num_known(self, server, prompt):
+        size, known = self.block_size, 0
+        while known + size <= len(prompt) and self.block_of(server, prompt[: known + size]) in self.there:
+            known += size
+        return known // size
+
+    def choose(self, prompt, loads):
+        call = f"choose({list(prompt)}, {loads})"
+        self.diary.note(f"router.{call}")
+        fewest = min(loads.values())
+        able = [name for name in loads if loads[name] - fewest <= self.most_ahead]
+        known = {name: self.num_known(name, prompt) for name in loads}
+        due = sorted(able, key=lambda name: (-known[name], loads[name], name))[0]
+        told = ", ".join(f"{name} has {known[name]}" for name in sorted(loads))
+        over = sorted(set(loads) - set(able))
+        why = f"Of the blocks at the prompt's beginning {told}. " + (
+            f"Overloaded, with more than {self.most_ahead} requests more than the fewest ({fewest}): {', '.join(over)}."
+            if over
+            else f"Nobody has more than {self.most_ahead} requests more than the fewest ({fewest})."
+        )
+        expect(call, self.router.choose(list(prompt), dict(loads)), due, why)
+
+
+def test_13_7_the_longest_prefix_wins(impl):
+    told = Told(impl, 2, 4)
+    for server, text in [("A", (1, 1)), ("B", (1, 1)), ("B", (1, 1, 2, 2)), ("C", (3, 3))]:
+        told.store(server, text)
+    told.choose((1, 1, 2, 2, 5), {"A": 0, "B": 3, "C": 0})
+    told.choose((1, 1, 2, 5), {"A": 0, "B": 3, "C": 0})
+    told.choose((1, 1), {"A": 0, "B": 3, "C": 0})
+    told.choose((1, 1, 2, 2, 5), {"A": 0, "B": 4, "C": 0})
+    told.choose((1, 1, 2, 2, 5), {"A": 0, "B": 5, "C": 0})
+    told.choose((7, 7), {"C": 1, "B": 1, "A": 1})
+
+
+def test_13_7_a_block_counts_only_after_its_parent(impl):
+    told = Told(impl, 2, 4)
+    for text in [(9, 9), (9, 9, 2, 2), (1, 1), (1, 1, 2, 2, 3, 3)]:
+        told.store("A", text)
+    told.store("B", (1, 1))
+    for prompt in [(2, 2), (1, 1, 2, 2), (1, 1, 3, 3), (1, 1, 2, 2, 3, 3)]:
+        told.choose(prompt, {"A": 1, "B": 0})
+    told.choose((9, 9, 2, 2), {"A": 1, "B": 0})
+
+
+def test_13_7_what_is_removed_may_come_back(impl):
+    told = Told(impl, 1, 9)
+    told.store("A", (1,))
+    told.store("A", (1, 2))
+    told.store("B", (1,))
+    told.remove("A", (1,))
+    told.choose((1, 2), {"A": 0, "B": 1})
+    told.store("A", (1,))
+    told.choose((1, 2), {"A": 1, "B": 0})
+
+
+blocks = st.tuples(st.sampled_from("AB"), st.lists(st.integers(0, 1), min_size=1, max_size=4).map(tuple))
+acts = st.tuples(st.sampled_from(["store", "store", "remove"]), blocks) | st.tuples(
+    st.just("choose"),
+    st.tuples(
+        st.lists(st.integers(0, 1), min_size=1, max_size=5).map(tuple),
+        st.dictionaries(st.sampled_from("ABC"), st.integers(0, 4), min_size=1),
+    ),
+)
+
+
+@QUICK
+@given(block_size=st.sampled_from([1, 2]), most_ahead=st.integers(0, 3), history=st.lists(acts, max_size=14))
+def test_13_7_router(impl, block_size, most_ahead, history):
+    told = Told(impl, block_size, most_ahead)
+    for act, (first, second) in history:
+        if act == "choose":
+            told.choose(first, second)
+        elif len(second) % block_size == 0:
+            getattr(told, act)(first, second)

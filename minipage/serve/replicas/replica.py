@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from dataclasses import replace
@@ -83,6 +84,9 @@ class Replica:
 
     async def abort_all(self) -> None:
         await self.llm.abort_all()
+
+    def process_id(self) -> int:
+        return os.getpid()
 
     def end_streams(self) -> None:
         self.app.state.live.end()
