@@ -215,7 +215,7 @@ class Recorder:
         finds = [
             [names[chunk.seq], *first_blocks(chunk.seq.block_table, chunk.start // size)]
             for chunk in plan.chunks
-            if chunk.start and status[chunk.seq] == "waiting" and not tables[chunk.seq]
+            if chunk.start >= size and status[chunk.seq] == "waiting" and not tables[chunk.seq]
         ]
         returns = [names[seq] for seq, was in status.items() if was == "swapped" and seq.block_table.pool is self.pool]
         gives_way = [[names[seq] for seq in group.sequences] for group in plan.preempted]
