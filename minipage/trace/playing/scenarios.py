@@ -20,12 +20,14 @@ from minipage.trace.playing.cues import (
     step_is,
 )
 from minipage.trace.playing.eviction_story import EVICTION
+from minipage.trace.playing.handover_story import HAND_OVER
 from minipage.trace.playing.kernel_story import KERNEL
 from minipage.trace.playing.partial_story import PARTIAL
 from minipage.trace.playing.rank_story import RANKS
 from minipage.trace.playing.speculation_story import SPECULATION
 from minipage.trace.playing.story import Arrival, Scenario, Turn
 from minipage.trace.playing.story_texts import ARRIVING, FRIENDS, JULIET, NUM_REQUESTS, NUM_SLOTS, RICHARD, ROMEO, crowd
+from minipage.trace.playing.tier_story import TIER
 from minipage.trace.playing.window_story import WINDOW
 from minipage.trace.recording.comparison import Comparison
 from minipage.trace.recording.frames import Frame
@@ -292,6 +294,8 @@ ALL = (
     PARTIAL,
     EVICTION,
     ADMISSION,
+    TIER,
+    HAND_OVER,
     WINDOW,
     SPECULATION,
     KERNEL,

@@ -14,6 +14,7 @@ from minipage.errors import count
 from minipage.trace.recording import parts
 from minipage.trace.recording.guesses import choices_with_guesses, guess, verdicts
 from minipage.trace.recording.outlook import what_is_ahead
+from minipage.trace.recording.tiers import travels
 from minipage.trace.recording.windows import held, slides
 from minipage.trace.recording.wording import block_names, decimals, join, printable
 
@@ -53,6 +54,7 @@ def sentences(change: dict[str, Any], before: Before, after: State) -> list[str]
     if after.phase == "schedule":
         start = [
             *arrivals(change, after),
+            *travels(after),
             *hits(before, after),
             *returns(before, after),
             *slides(before.all_tables, after.texts, block_names),
