@@ -42,13 +42,9 @@ def check_options(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None
         raise ConfigurationError(f"seed is {shown(seed)}; it must be None or a whole number of at least 0.")
     if num_blocks is not None and memory is not None:
         raise ConfigurationError(f"num_blocks is {shown(num_blocks)} and memory {shown(memory)}: give one of the two.")
-    for name in ("enable_prefix_caching", "enforce_eager"):
-        if not isinstance(given[name], bool | np.bool):
+    for name in ("enable_prefix_caching", "enforce_eager", "async_scheduling"):
+        if given[name] is not defaults[name] and not isinstance(given[name], bool | np.bool):
             raise ConfigurationError(f"{name} is {shown(given[name])}; it must be True or False.")
-    if given["async_scheduling"] not in (None, True, False):
-        raise ConfigurationError(
-            f"async_scheduling is {shown(given['async_scheduling'])}; it must be True, False or None."
-        )
     if given["scheduler"] is not None and not callable(given["scheduler"]):
         refuse_overridden("scheduler", SCHEDULER_OPTIONS, given, defaults)
     elif given["block_pool"] is not None:

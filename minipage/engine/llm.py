@@ -182,9 +182,7 @@ class LLM(Engine):
 
             self.kv_events = announce(ready, kv_events_config, "CPU" if device == "cpu" else "GPU")
         if async_scheduling if async_scheduling is not None else hasattr(runner, "launch"):
-            from minipage.engine.overlap import Overlap
-
-            self.overlap = Overlap(self)
+            self.overlap = import_module("minipage.engine.overlap").Overlap(self)
 
     def generate(
         self, prompts: Prompt | Iterable[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
