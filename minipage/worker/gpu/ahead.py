@@ -35,8 +35,8 @@ class Drawn:
 
     def keep(self, tokens: torch.Tensor) -> Callable[[], Tokens]:
         """Keep tokens [num_draws] for the next step; what is returned waits for them."""
-        num_draws = len(tokens)
-        self._tokens[:num_draws].copy_(tokens.clamp(min=0))  # where none was drawn, any will do
+        num_draws, tokens = len(tokens), tokens.int()  # [num_draws]
+        torch.clamp(tokens, min=0, out=self._tokens[:num_draws])  # where none was drawn, any will do
         self._pinned.reverse()
         self._events.reverse()
         pinned, events = self._pinned[0][:num_draws], self._events[:1]  # [num_draws]
@@ -47,6 +47,7 @@ class Drawn:
         def wait() -> Tokens:
             for event in events:
                 event.synchronize()
-            return [None if token == UNSURE else token for token in pinned.tolist()]
+            found: Tokens = pinned.tolist()
+            return found if UNSURE not in found else [None if token == UNSURE else token for token in found]
 
         return wait
