@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minipage.learn.graders.common import every, expect, expect_number, must_raise, programs
-from minipage.learn.graders.told_routers import Told
+from minipage.learn.graders.routers import Told
 from minipage.learn.judge import Wrong
 
 QUICK = programs(120)
