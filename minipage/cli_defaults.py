@@ -36,6 +36,8 @@ DEFAULTS_OF_SERVER: Defaults = {
     "host": "127.0.0.1",
     "port": 8000,
     "served_model_name": "as the model is given",
+    "router": "prefix",
+    "router_load_limit": 8,
     "max_queued_requests": 1024,
     "max_body_size": "4 MiB",
     "max_logprobs": 20,

@@ -152,6 +152,12 @@ SERVER: Options = {  # of the server, beside those of the engine
     "drain_timeout": Option(
         float, "SECONDS", "when told to stop: how long those who are here may go on", vllm="shutdown_timeout"
     ),
+    "data_parallel_size": Option(int, "N", "replicas behind one port, on Ray Serve"),
+    "router": Option(str, "NAME", "which replica gets a request: prefix (that has its beginning), ray or round-robin"),
+    "router_load_limit": Option(int, "N", "requests that one may have more than another, for the sake of a prefix"),
+    "autoscaling_config": Option(
+        settings, "JSON", 'of Ray: \'{"min_replicas": 1, "max_replicas": 4, "target_ongoing_requests": 8}\''
+    ),
     "seed": Option(int, "N", "makes the requests that have no seed of their own repeatable, too"),
     "log_level": Option(
         str, "LEVEL", "debug, info (a line for each request), warning, error or critical", vllm="uvicorn_log_level"

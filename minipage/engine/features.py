@@ -24,7 +24,6 @@ def attach_features(llm: Any, options: Mapping[str, Any], origin: Any, another: 
         from minipage.engine.speculation import Speculation
 
         llm.speculation = Speculation(llm, options["speculative_config"], another)
-    llm.kv_events = None
     if options["kv_events_config"] is not None:
         from minipage.engine.kv_events import announce
 

@@ -11,7 +11,7 @@ from contextlib import closing
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from minipage.engine.build import (
     DEFAULT_SWAP_SPACE,
@@ -42,6 +42,9 @@ from minipage.scheduling import POLICIES, Policy, Preemption, Scheduler
 from minipage.scheduling.admission import scheduler_for
 from minipage.worker.batch import PagedAttention
 from minipage.worker.runner import Limits
+
+if TYPE_CHECKING:
+    from minipage.engine.kv_events import KVEvents
 
 Seen = TypeVar("Seen")
 
@@ -98,6 +101,8 @@ class LLM(Engine):
         ModelError: the model cannot be found or read.
         ConfigurationError: another argument makes no sense.
     """
+
+    kv_events: KVEvents | None = None
 
     def __init__(
         self,

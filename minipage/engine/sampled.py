@@ -62,15 +62,16 @@ class SampledRequest(Request):
 
     def take(self, tokens: list[NextToken]) -> list[Sequence]:
         self._note("first_token_time")
-        texts, done = self.texts, []
+        texts = self.texts
+        done: list[Sequence] = []
         for token in tokens.copy():
-            seq, token_id, logprobs = token
-            if texts[seq].finish_reason:  # of several tokens, an earlier one has ended it
+            text = texts[token.seq]
+            if text.finish_reason:  # of several tokens, an earlier one has ended it
                 tokens.remove(token)
                 continue
-            texts[seq].add_token(token_id, logprobs)
-            if texts[seq].finish_reason:
-                done.append(seq)
+            text.add_token(token.token_id, token.logprobs)
+            if text.finish_reason:
+                done.append(token.seq)
         if done and all(text.finish_reason for text in texts.values()):
             self._note("finished_time")
         return done

@@ -693,3 +693,58 @@ def test_if_too_much_is_on_its_way_a_block_is_not_saved(tiny, travelling):
     llm.offloading.store.most_leaving = 1
     assert said(llm, LONG * 2) == plain(tiny) * 2
     assert len(llm.offloading.cache.tier.place_of) == 1
+
+
+# ---- steps that overlap
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_blocks": 6, "enable_prefix_caching": True}, {"num_blocks": 6, "preemption": "swap"}],
+    ids=["ample", "recompute", "swap"],
+)
+def test_steps_that_overlap_say_what_plain_ones_say(tiny, options):
+    params = [
+        greedy(7),
+        SamplingParams(seed=1, max_tokens=9, ignore_eos=True, top_k=7),
+        SamplingParams(seed=2, max_tokens=9, stop_token_ids=list(range(0, 60, 6))),
+        SamplingParams(seed=3, n=2, max_tokens=4, ignore_eos=True),
+    ]
+    plain = gpu_llm(tiny, async_scheduling=False, **options).generate(PROMPTS, params)
+    llm = gpu_llm(tiny, **options)
+    launch, ahead = llm.overlap._launch, []
+    llm.overlap._launch = lambda *step: ahead.append(llm.overlap._flying is not None) or launch(*step)
+    found = llm.generate(PROMPTS, params)
+    assert texts(found) == texts(plain)
+    assert [o.outputs[0].finish_reason for o in found] == [o.outputs[0].finish_reason for o in plain]
+    assert sum(ahead) > len(ahead) // 2
+    llm.scheduler.check_integrity()
+    assert llm.block_pool.num_used == 0
+
+
+def test_rows_of_nan_end_their_request_alone_where_steps_overlap(tiny):
+    plain = texts(gpu_llm(tiny).generate(PROMPTS[:3], greedy(8)))
+    llm = gpu_llm(tiny, enforce_eager=True)
+    compute, steps = llm.runner.compute, []
+
+    def broken(batches):
+        logits = compute(batches).clone()
+        steps.append(1)
+        if len(steps) == 3:
+            logits[1] = float("nan")
+        return logits
+
+    llm.runner.compute = broken
+    found = llm.generate(PROMPTS[:3], greedy(8))
+    assert [output.outputs[0].finish_reason for output in found] == ["length", "error", "length"]
+    assert texts(found) == [plain[0], [plain[1][0][:2]], plain[2]]
+    assert "not finite numbers" in found[1].error
+
+
+def test_where_the_device_is_unsure_the_host_helps_and_steps_are_plain(tiny, monkeypatch):
+    params = SamplingParams(seed=1, top_p=0.9, max_tokens=6, ignore_eos=True)
+    plain = texts(gpu_llm(tiny, async_scheduling=False).generate(PROMPTS, params))
+    monkeypatch.setattr("minipage.worker.gpu.draw.MOST", 4)  # tokens that are looked at: too few
+    llm = gpu_llm(tiny)
+    assert texts(llm.generate(PROMPTS, params)) == plain
+    assert llm.overlap._unsuited

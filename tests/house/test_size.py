@@ -40,7 +40,8 @@ EVICTION = "memory/eviction.py"  # the free queue in other orders than the heart
 # The same in machine code.
 FAST = """
     simd/options.py simd/vectors.py simd/matrix.py
-    attention/loops.py attention/decode.py attention/prefill.py attention/cpu.py model/layers/compiled.py
+    attention/loops.py attention/decode.py attention/prefill.py attention/cpu.py
+    model/layers/passes.py model/layers/compiled.py
 """
 
 

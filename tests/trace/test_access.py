@@ -1,18 +1,13 @@
-"""What a screen reader and a keyboard find on the pages: axe (axe-core, MPL 2.0) has nothing serious to say."""
+"""What a screen reader and a keyboard find on the pages of stories: axe has nothing serious to say."""
 
 import pytest
+from axe import serious
 from stories import document_of
 
 from minipage.trace.drawing.front import Card, front_page
 from minipage.trace.playing.scenarios import SCENARIOS
 
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
-
-
-def serious(tab):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="pip install axe-playwright-python")
-    found = axe.Axe().run(tab).response["violations"]
-    return [(fault["id"], fault["nodes"][0]["html"]) for fault in found if fault["impact"] in ("serious", "critical")]
 
 
 def test_axe_finds_nothing_serious(opened):

@@ -49,11 +49,11 @@ NOTEBOOK_HEIGHT = 880  # pixels: in a column of 736, 16 blocks and the bars unde
 STEP_FIELDS = (  # what the viewer shows of a frame, under the same names
     "step phase block_size max_num_batched_tokens waiting running swapped swap_out swap_in copies chosen "
     "preempted finished num_queried_tokens num_hit_tokens events num_earlier_events story "
-    "num_stopped_events reused num_computed_tokens num_used_blocks num_wasted_slots num_contiguous_blocks"
+    "num_stopped_events windows reused num_computed_tokens num_used_blocks num_wasted_slots num_contiguous_blocks"
 ).split()
 SEQUENCE_FIELDS = (
     "status prompt text new_text tokens num_prompt_tokens num_computed_tokens max_num_tokens blocks swap_blocks "
-    "last_blocks num_preemptions finish_reason drafts"
+    "more_blocks last_blocks num_preemptions finish_reason drafts"
 ).split()
 BLOCK_FIELDS = "ref_count holders cached tokens".split()
 

@@ -43,7 +43,7 @@ function blocksOf(frame, blocks) {
   if (frame.phase === "before") {
     const found = Object.values(frame.finds).flat();
     return [...new Set([...found, ...frame.wants.map(([, , slot]) => Math.floor(slot / frame.block_size)),
-      ...frame.gives_way.flatMap((label) => frame.sequences[label].blocks)])];
+      ...frame.gives_way.flatMap((label) => frame.sequences[label].tables.flat().filter((block) => block >= 0))])];
   }
   if (frame.phase === "copy") return [...new Set([...frame.copies.flat(), ...frame.swap_out.map(([block]) => block), ...frame.swap_in.map(([, block]) => block)])];
   return frame.phase === "forward" || frame.phase === "attend" || frame.phase === "schedule" ? [...frame.writtenBlocks] : [];

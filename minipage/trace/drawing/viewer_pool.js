@@ -49,12 +49,18 @@ function drawCell(frame, before, number, detail) {
 }
 
 function chipsOf(frame, number, block, detail) {
-  const room = detail === "letters" ? 1 : block.holders.some((label) => label.length > 1) ? 2 : MOST_CHIPS;
+  const isTight = frame.num_blocks > DENSE_POOL && (block.cached || number > 9); // something else stands there, too
+  const room = detail === "letters" ? 1 : isTight || block.holders.some((label) => label.length > 1) ? MOST_CHIPS - 1 : MOST_CHIPS;
   const most = block.holders.length > room && detail !== "letters" ? room - 1 : room;
   const chips = block.holders.slice(0, most).map((label) =>
-    chip(label, { "data-fly": `ref ${number} ${label}`, "data-from": `${label} block ${frame.sequences[label]?.blocks.indexOf(number)}` }));
+    chip(label, { "data-fly": `ref ${number} ${label}`, "data-from": logicalKey(frame, label, number) }));
   if (block.holders.length > most && detail !== "letters") chips.push(make("small", {}, `+${block.holders.length - most}`));
   return chips;
+}
+
+function logicalKey(frame, label, number) {
+  const place = placeIn(frame.sequences[label], number);
+  return place ? `${label} block ${place.logical}${suffix(place.group)}` : "";
 }
 
 // A slot of memory is empty until K and V are there.
@@ -77,8 +83,8 @@ function originsOf(frame, slot, block) {
   const copied = frame.copies.find(([, target]) => target === number), back = frame.swap_in.find(([, target]) => target === number);
   const origins = copied ? [`kv ${copied[0] * size + offset}`] : back ? [`swap ${back[0]}`] : [];
   for (const label of block.holders) {
-    const logical = frame.sequences[label]?.blocks.indexOf(number) ?? -1;
-    if (logical >= 0) origins.push(`${label} ${logical * size + offset}`);
+    const place = placeIn(frame.sequences[label], number);
+    if (place) origins.push(`${label} ${place.logical * size + offset}${suffix(place.group)}`);
   }
   return origins;
 }

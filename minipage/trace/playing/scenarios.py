@@ -9,6 +9,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 from minipage.errors import ConfigurationError
+from minipage.trace.playing.admission_story import ADMISSION
 from minipage.trace.playing.cues import (
     gave_way,
     is_back,
@@ -21,6 +22,7 @@ from minipage.trace.playing.cues import (
 from minipage.trace.playing.eviction_story import EVICTION
 from minipage.trace.playing.handover_story import HAND_OVER
 from minipage.trace.playing.kernel_story import KERNEL
+from minipage.trace.playing.partial_story import PARTIAL
 from minipage.trace.playing.rank_story import RANKS
 from minipage.trace.playing.speculation_story import SPECULATION
 from minipage.trace.playing.story import Arrival, Scenario, Turn
@@ -289,7 +291,9 @@ ALL = (
         room=0.45,
         runs_dry=True,  # in float32
     ),
+    PARTIAL,
     EVICTION,
+    ADMISSION,
     TIER,
     HAND_OVER,
     WINDOW,

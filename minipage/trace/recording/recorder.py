@@ -30,7 +30,7 @@ from minipage.trace.recording.source_lines import SourceLines
 from minipage.trace.recording.tiers import TierWatch
 from minipage.trace.recording.trace import Trace
 from minipage.trace.recording.vocabulary import token_bytes
-from minipage.trace.recording.windows import recorded
+from minipage.trace.recording.windows import first_blocks, held, tables_of, windows_of
 
 if TYPE_CHECKING:
     from minipage.engine.engine import Engine
@@ -95,6 +95,7 @@ class _Seen:
         self.num_tokens = 0
         self.facts: dict[str, Any] = {"status": "waiting", "computed": 0, "preemptions": 0}
         self.blocks: list[int] = []
+        self.more_blocks: list[list[int]] = []
         self.swap_blocks: list[int] = []
 
 
@@ -124,6 +125,7 @@ class Recorder:
         header = {
             "title": title,
             "block_size": self.pool.block_size,
+            "windows": windows_of(getattr(llm.runner, "groups", None)),
             "max_num_batched_tokens": llm.scheduler.max_num_batched_tokens,
             "free_queue": list(self.pool.free_queue),
             "ref_counts": [self.pool.ref_count(block) for block in range(self.pool.num_blocks)],
@@ -215,9 +217,9 @@ class Recorder:
         names = self._labels
         size = self.pool.block_size
         finds = [
-            [names[chunk.seq], *chunk.seq.block_table.blocks[: chunk.start // size]]
+            [names[chunk.seq], *first_blocks(chunk.seq.block_table, chunk.start // size)]
             for chunk in plan.chunks
-            if chunk.start and status[chunk.seq] == "waiting" and not tables[chunk.seq]
+            if chunk.start >= size and status[chunk.seq] == "waiting" and not tables[chunk.seq]
         ]
         returns = [names[seq] for seq, was in status.items() if was == "swapped" and seq.block_table.pool is self.pool]
         gives_way = [[names[seq] for seq in group.sequences] for group in plan.preempted]
@@ -303,11 +305,14 @@ class Recorder:
             seen.num_tokens = len(seq.token_ids)
         group = self._group_of[seq]
         table = seq.block_table
-        here, blocks = table.pool is self.pool, recorded(table)
+        here, (blocks, *more) = table.pool is self.pool, tables_of(table)
         if (blocks if here else []) != seen.blocks:
             change["blocks"], seen.blocks = list_difference(seen.blocks, blocks if here else [])
+        if (more if here and blocks else []) != seen.more_blocks:
+            change["more_blocks"], seen.more_blocks = list_difference(seen.more_blocks, more if here and blocks else [])
         if not here or seen.swap_blocks:
-            change["swap_blocks"], seen.swap_blocks = list_difference(seen.swap_blocks, [] if here else blocks)
+            saved = [] if here else blocks + [block for other in more for block in held(other)]
+            change["swap_blocks"], seen.swap_blocks = list_difference(seen.swap_blocks, saved)
         facts = {"status": group.status.value, "computed": table.num_tokens, "preemptions": group.num_preemptions}
         if facts != seen.facts:
             change |= {name: fact for name, fact in facts.items() if fact != seen.facts[name]}
@@ -359,12 +364,13 @@ class Recorder:
 
     def _on_publish(self, table: Any, *args: Any) -> None:
         self._publish(table, *args)
-        for block in reversed(table.blocks):
-            if block in self._cached:
-                break
-            if self.cache is not None and block in self.cache:
-                self._cached.add(block)
-                self._note("publish", [block])
+        for part in tables_of(table):
+            for block in reversed(held(part)):
+                if block in self._cached:
+                    break
+                if self.cache is not None and block in self.cache:
+                    self._cached.add(block)
+                    self._note("publish", [block])
 
     def _on_reset(self) -> None:
         self._reset()
