@@ -47,8 +47,8 @@ class Completion:
 
     def add_token(self, token_id: int, logprobs: dict[int, Logprob] | None) -> None:
         """Take the next token, and finish if it is the last."""
-        del self._logprobs[self.seq.num_output_tokens :]  # of a token that did not come to count
         if logprobs is not None:
+            del self._logprobs[self.seq.num_output_tokens :]  # of a token that did not come to count
             self._logprobs.append(logprobs)
         self.seq.token_ids.append(token_id)  # from here on it counts, and all else follows from it
         self._follow()
@@ -123,7 +123,8 @@ class Completion:
         return self._num_seen >= self.params.min_tokens
 
     def _look_for_stop_strings(self) -> None:
-        self._stop_strings.look(self._detokenizer.text, self._may_stop)
+        if self._stop_strings.strings:
+            self._stop_strings.look(self._detokenizer.text, self._may_stop)
         if self._stop_strings.found is not None:
             self._stop_reason = self._stop_strings.found
 

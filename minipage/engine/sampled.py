@@ -37,12 +37,12 @@ class SampledRequest(Request):
 
     def draw(self, seq: Sequence, ahead: list[int] | None = None) -> Draw:
         """ahead: tokens after which it is drawn, and which the sequence does not have yet."""
-        text, ahead = self.texts[seq], ahead or []
-        is_greedy = self.params.temperature == 0
-        number = 0.0 if is_greedy else random_number(self.seed, text.index, len(seq.token_ids) + len(ahead))
+        ahead, number = ahead or [], 0.0
+        if self.params.temperature > 0:
+            number = random_number(self.seed, self.texts[seq].index, len(seq.token_ids) + len(ahead))
         if self.processors is None:  # nearly always
             return Draw(self.params, number)
-        grammar = text.grammar_after(ahead)
+        grammar = self.texts[seq].grammar_after(ahead)
         return Draw(self.params, number, self.processors.adjustment([*seq.output_token_ids, *ahead], grammar))
 
     def score(self, position: int, logits: np.ndarray) -> None:

@@ -47,8 +47,11 @@ MARK = "MINIPAGE_KEEPER"  # in the environment of a keeper, and so of all that c
 class Cell:
     """Where one exercise is judged."""
 
-    def __init__(self, exercise: Exercise, path: Path, limit: float, scratch: Path, passed: Sequence[str] = ()) -> None:
+    def __init__(
+        self, exercise: Exercise, path: Path, limit: float, scratch: Path, before: Before, passed: Sequence[str] = ()
+    ) -> None:
         self.exercise, self.path, self.limit, self.scratch = exercise, path, limit, scratch
+        self.before = before
         self.passed = passed  # numbers of exercises of this file that have passed: they need not be judged again
         self.token = secrets.token_hex(16)
         self.heard, self.pid, self.status = b"", 0, -1
@@ -200,13 +203,15 @@ class Cell:
         """What the judge says; and what is wrong with that: the judge has been changed, or the work is borrowed."""
         exercise, lesson = self.exercise, self.exercise.lesson
         called_reference = origin.watch(lesson, self.path)
-        known = {id(cls) for cls in origin.subclasses(object)}
         refused = fence.put_up(self.path, self.scratch, hidden_files(), sources())
         is_ours = False
         with suppress(CodeError, *UNREADABLE):
             is_ours = origin.is_copy(lesson, self.path)  # it has to import what is hidden from others
-        real = {} if is_ours else hide(origin.given_names(lesson))
-        as_before, pretenders, judge_it, load_it = seal.take(real), origin.pretenders, judge, load
+        if not is_ours:
+            hide(origin.given_names(lesson))
+        self.before.places.look_around()  # at what the lines above have loaded
+        as_before = seal.sealed(self.before.places, self.before.judging[lesson.number])
+        known, pretenders, judge_it, load_it = {*self.before.classes}, origin.pretenders, judge, load
         gc.disable()  # so that classes stay to be looked at, and nothing of theirs runs between these lines
         verdict, trick = Verdict(exercise.number, FAILED), ""
         try:
@@ -307,28 +312,39 @@ def end_family(mark: str, but: int = 0) -> None:
 # ---- the keeper
 
 
+class Before:
+    """What every cell of a lesson would find out for itself, it inherits: what there was before anybody's code."""
+
+    def __init__(self) -> None:
+        self.places, self.judging = seal.Places(), dict[str, list[seal.Names]]()
+        self.classes: dict[int, type] = {}  # by id; kept, so that no other class takes it
+
+    def prepare(self, lesson: Lesson) -> None:
+        graders(lesson), hidden_files(), sources(), origin.reference_of(lesson)
+        if lesson.number not in self.judging:
+            self.places.look_around()
+            self.judging[lesson.number] = self.places.judging(f"minipage.learn.graders.test_{lesson.name}")
+            self.classes = {id(cls): cls for cls in origin.subclasses(object)}
+        linecache.clearcache()
+        gc.collect()
+        gc.freeze()  # a collection in a cell would touch, and so copy, all that was there before it
+
+
 def main() -> None:
     """For each order a line with the verdict, and whether the file never ended loading."""
+    before = Before()
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     for line in sys.stdin:
         order = json.loads(line)
         [exercise] = chosen([order["number"]])
         path, limit, scratch = Path(order["path"]), order["limit"], Path(order["scratch"])
-        prepare(exercise.lesson)
+        before.prepare(exercise.lesson)
         if hasattr(os, "fork"):
-            verdict, is_stuck = Cell(exercise, path, limit, scratch, order["passed"]).run()
+            verdict, is_stuck = Cell(exercise, path, limit, scratch, before, order["passed"]).run()
         else:
             verdict, is_stuck = judged_here(exercise, path), False
         out.write(json.dumps([verdict.as_dict(), is_stuck]) + "\n")
         out.flush()
-
-
-def prepare(lesson: Lesson) -> None:
-    """What every cell of this lesson would do for itself, it inherits."""
-    graders(lesson), hidden_files(), sources(), origin.reference_of(lesson)
-    linecache.clearcache()
-    gc.collect()
-    gc.freeze()  # a collection in a cell would touch, and so copy, all that was there before it
 
 
 def judged_here(exercise: Exercise, path: Path) -> Verdict:

@@ -81,6 +81,7 @@ class Table:
         except BaseException:
             self._socket.close()
             raise
+        self._socket.listen()  # so that who comes before the server has begun is not turned away
         self.url = address(self._socket, is_tls=False)
         self._server = Server(self.playground, subtitle)
         self._thread = threading.Thread(target=self._serve, name="minipage play server", daemon=True)

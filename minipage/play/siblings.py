@@ -9,10 +9,12 @@ from typing import Any
 from minipage.engine.build import find, make_block_pool, make_swap_pool
 from minipage.engine.engine import Engine
 from minipage.engine.llm import DEFAULTS, LLM
+from minipage.engine.partial_hits import copy_what_is_found, prefix_cache_for
 from minipage.engine.stats import Stats
-from minipage.engine.windows import kinds_of_sequences, make_prefix_cache
+from minipage.engine.windows import kinds_of_sequences
 from minipage.errors import ConfigurationError
-from minipage.scheduling import POLICIES
+from minipage.scheduling import POLICIES, Scheduler
+from minipage.scheduling.admission import FirstChunkScheduler, scheduler_for
 from minipage.worker.runner import ModelRunner
 
 
@@ -27,12 +29,16 @@ def sibling(llm: LLM, **options: Any) -> LLM:
     runner = copy(llm.runner)
     pool = make_block_pool(runner, chosen["block_size"], chosen["num_blocks"], None)
     preemption, swap_pool = make_swap_pool(runner, pool.block_size, chosen["preemption"], chosen["swap_space"])
-    scheduler = type(llm.scheduler)(
+    own = type(llm.scheduler)
+    make = scheduler_for(None if own in (Scheduler, FirstChunkScheduler) else own, chosen["scheduler_reserve_full_isl"])
+    scheduler = make(
         pool,
         chosen["max_num_seqs"],
         chosen["max_num_batched_tokens"],
         policy=find(chosen["policy"], POLICIES, "policy"),
-        prefix_cache=make_prefix_cache(pool, runner.groups) if chosen["enable_prefix_caching"] else None,
+        prefix_cache=prefix_cache_for(
+            pool, runner.groups, chosen["enable_prefix_caching"], chosen["prefix_match_unit"]
+        ),
         swap_pool=swap_pool,
         preemption=preemption,
         watermark=chosen["watermark"],
@@ -43,4 +49,5 @@ def sibling(llm: LLM, **options: Any) -> LLM:
     twin.max_model_len = llm.max_model_len
     intake = replace(llm._intake, block_pool=pool, block_table=table, sequence_group=group)
     Engine.__init__(twin, runner, scheduler, intake, Stats(llm.max_model_len))
+    copy_what_is_found(twin)
     return twin

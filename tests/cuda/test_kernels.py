@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from where import SIMULATOR, from_gpu, on_gpu
+from where import SIMULATOR, from_gpu, long, on_gpu
 
 from minipage.attention import KVCache, cuda, reference, write_kv
 from minipage.simd.halves import from_bfloat16, to_bfloat16
@@ -72,10 +72,10 @@ def test_k_and_v_of_other_numbers_than_q(q, kv):
     [
         ("float32", "float32", 256),
         ("float32", "float32", 33),  # in words, of which a lane has two; and 31 lanes one
-        ("float32", "float32", 512),
-        ("bfloat16", "bfloat16", 320),
-        ("float16", "int8", 264),
         ("bfloat16", "fp8", 500),
+        long("float32", "float32", 512),
+        long("bfloat16", "bfloat16", 320),
+        long("float16", "int8", 264),
     ],
 )
 def test_rows_that_a_warp_cannot_read_with_one_load(q, kv, head_size):
@@ -90,7 +90,7 @@ def test_long_rows_in_contexts_that_are_cut_into_equal_shares():
 @pytest.mark.parametrize("token", [17, 36], ids=["middle", "last"])
 @pytest.mark.parametrize("which", ["k", "v"])
 @pytest.mark.parametrize("q, head_size", [("bfloat16", 64), ("float32", 8)])
-@pytest.mark.parametrize("split_size", [16, 512])
+@pytest.mark.parametrize("split_size", [16, long(512)])
 def test_a_nan_in_k_or_v_is_seen_and_harms_no_other_sequence(q, head_size, which, token, split_size):
     batch = Batch([(37, 1), (37, 1)], q, q, 1, 2, head_size, block_size=8)
     given = [on_gpu(a) for a in (batch.q, batch.k, batch.v, batch.tables, batch.contexts, batch.starts)]
@@ -130,7 +130,7 @@ def test_a_prompt_of_more_tokens_than_a_tile_has_rows():
 
 
 @pytest.mark.parametrize("q, head_size", [("bfloat16", 64), ("float32", 8)])
-@pytest.mark.parametrize("split_size", [16, 48])
+@pytest.mark.parametrize("split_size", [long(16), 48])
 def test_contexts_that_are_cut_into_splits_of_which_each_is_the_work_of_a_block(q, head_size, split_size):
     batch = Batch([(100, 1), (9, 2), (16, 1), (17, 1)] * 2, q, q, 1, 1, head_size, block_size=8)
     batch.check(lambda *given: launched(batch, given, split_size))
@@ -157,14 +157,14 @@ def test_a_workspace_serves_batches_of_every_size_one_after_the_other(split_size
 
 @pytest.mark.parametrize("kv", ["same", "int8"])
 @pytest.mark.parametrize("q, head_size", [("bfloat16", 64), ("float32", 8)])
-@pytest.mark.parametrize("window", [1, 23, 64])
+@pytest.mark.parametrize("window", [long(1), 23, long(64)])
 def test_a_window_for_every_kind_of_cores_and_numbers(window, q, head_size, kv):
     lengths = [(150, 1), (40, 1), (75, 75), (90, 20), (9, 2)]
     Batch(lengths, q, q if kv == "same" else kv, 1, 2, head_size, block_size=8, window=window).check()
 
 
 @pytest.mark.parametrize("q, head_size", [("bfloat16", 64), ("float32", 8)])
-@pytest.mark.parametrize("split_size", [16, None])
+@pytest.mark.parametrize("split_size", [long(16), None])
 def test_windows_that_are_cut_into_pieces(q, head_size, split_size):
     lengths = [(9, 2), (900, 1), (1, 1), (700, 1), (60, 1)]
     batch = Batch(lengths, q, q, 1, 2, head_size, block_size=8, window=640)

@@ -6,10 +6,12 @@ const AROUND = 1; // lines before and after one that is lit
 function drawCode(frame) {
   const drawn = Object.entries(frame.code).map(([name, lit]) => drawFunction(frame, name, lit)).filter(Boolean);
   byId("code").replaceChildren(...(drawn.length ? drawn : [make("p", { class: "why" }, "No line of Python to show here.")]));
-  // The innermost function is the last: as many whole ones as there is room for, up to the end.
+  // The innermost function is the last: as many whole ones as there is room for, up to the end, and no half one above.
   const end = byId("code").scrollHeight, room = byId("code").clientHeight;
-  const first = drawn.findIndex((figure) => end - figure.offsetTop <= room);
-  byId("code").scrollTop = end <= room ? 0 : (drawn[first] ?? drawn.at(-1)).offsetTop - 2;
+  if (end <= room) return;
+  const first = drawn.find((figure) => end - figure.offsetTop <= room) ?? drawn.at(-1);
+  drawn.at(-1).style.marginBottom = `${Math.max(0, room - (end - first.offsetTop))}px`;
+  byId("code").scrollTop = first.offsetTop - 2;
 }
 
 // name: "file function", as html.py puts it together.

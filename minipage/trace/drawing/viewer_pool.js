@@ -2,7 +2,7 @@
 "use strict";
 
 const BIG_POOL = 40, HUGE_POOL = 160, MOST_CELLS = 2000; // blocks: then without words, then without slots, then cut off
-const DENSE_POOL = 18; // with more blocks than this, cells are narrower
+const DENSE_POOL = 14; // with more blocks than this, cells are narrower
 const MOST_CHIPS = 3; // letters in the head of a block
 
 // How much a cell can show: "words", "slots" or "letters".
@@ -66,9 +66,9 @@ function slotState(frame, slot, word, leaving) {
 
 function drawSlot(frame, slot, word, now, block, detail) {
   if (["wanted", "empty", "promised"].includes(now)) return make("span", { class: `slot ${now}`, "data-slot": slot }, now === "wanted" && detail === "words" ? "?" : "");
-  const style = detail === "words" ? `--em: ${emsOf(visible(word)).toFixed(2)}` : "";
+  const style = detail === "words" ? `--em: ${emsOf(inSlot(word)).toFixed(2)}` : "";
   return make("span", { class: `slot ${now}`, style, "data-slot": slot, "data-fly": `kv ${slot}`, "data-from": originsOf(frame, slot, block).join("|") },
-    detail === "words" ? make("bdi", {}, visible(word)) : "");
+    detail === "words" ? make("bdi", {}, inSlot(word)) : "");
 }
 
 // Where the K and V of a slot have come from: a copied block, the swap pool, or the text whose token it is.

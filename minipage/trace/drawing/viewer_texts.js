@@ -142,7 +142,7 @@ function drawLogicalSlot(frame, label, text, position, slot, now) {
   if (now === "empty") return make("span", { class: "slot empty" }, "·");
   return make("span", { class: `slot ${now}`, tabindex: -1, "data-slot": slot, "data-key": `${label} ${position}`, role: "img",
     "data-fly": `${label} ${position}`, "data-from": `${label} newest|${label} said`, "aria-label": sayToken(frame, label, text, position) },
-    make("bdi", {}, visible(text.slotWords[position])));
+    make("bdi", {}, inSlot(text.slotWords[position])));
 }
 
 // Behind a sliding window: a null block stands in the table.

@@ -62,6 +62,9 @@ const join = (words) => (words.length < 2 ? words.join("") : `${words.slice(0, -
 const visible = (text) =>
   text.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/\p{Cc}/gu, (c) => `\\x${c.charCodeAt(0).toString(16).padStart(2, "0")}`);
 
+// A word alone: one that is nothing but blanks would look like no word at all.
+const inSlot = (word) => (/^ +$/.test(word) ? "␣".repeat(word.length) : visible(word));
+
 // How wide a text is in the font of an element, without laying anything out.
 const ruler = document.createElement("canvas").getContext("2d");
 const widths = new Map();

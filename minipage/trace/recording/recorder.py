@@ -48,6 +48,8 @@ def observed(llm: Engine, title: str = "", with_code: bool = True) -> Iterator[R
 
     with_code: write down which lines of source did what, too.
     """
+    if overlap := getattr(llm, "overlap", None):
+        overlap.land()  # and while somebody watches, steps do not overlap
     recorder = Recorder(llm, title, with_code)
     with ExitStack() as stack:
         for owner, name, method in recorder.replacements():

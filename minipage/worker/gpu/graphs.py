@@ -13,7 +13,7 @@ the host waits for the GPU only when it needs the tokens.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,9 +29,10 @@ from minipage.model.layers.torch import TorchLayers
 from minipage.sampling import Draw, SamplingParams
 from minipage.scheduling import StepPlan
 from minipage.worker.batch import Batch, Kernels, attend_with
+from minipage.worker.gpu.ahead import Drawn, Tokens
 from minipage.worker.gpu.capture import capture
 from minipage.worker.gpu.checked import GPURunner
-from minipage.worker.gpu.draw import sample_on_device
+from minipage.worker.gpu.draw import draw_on_device, sample_on_device
 from minipage.worker.gpu.fused import FusedLayers
 from minipage.worker.gpu.inputs import StepInputs
 from minipage.worker.gpu.next_batch import Batches
@@ -88,6 +89,7 @@ class GraphRunner(GPURunner):
         max_blocks = blocks_needed(max_len, block_pool.block_size)
         # Of each group of layers that share block tables; nearly always there is one.
         self._inputs = [StepInputs(max_num_tokens, max_num_seqs, max_blocks, device) for _ in self.groups.parts]
+        self._drawn = Drawn(max_num_seqs, device)
         self._batches = [Batches(block_pool.block_size, part) for part in self.groups.parts]
         size = kernels.workspace_size(max_num_seqs, self.model.architecture.num_heads, self.model.kv.head_size, max_len)
         self._workspace = view_for_kernels(torch.zeros(size, device=device))  # [size] float32
@@ -127,6 +129,15 @@ class GraphRunner(GPURunner):
         if not rows:
             return {}
         return dict(zip(rows, logits[list(rows)].float().cpu().numpy()))
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan, draws: Sequence[tuple[int, Draw]]) -> Callable[[], Tokens]:
+        """Start a whole step; what is returned waits for its tokens. See engine/overlap.py."""
+        self.copy(plan)
+        if not plan.chunks:
+            return list
+        logits = self.compute(self.batches(plan))  # [num_sampled, vocab_size]
+        return self._drawn.keep(draw_on_device(logits, draws)) if draws else list
 
     # ---- running the model
 
@@ -171,7 +182,8 @@ class GraphRunner(GPURunner):
     ) -> torch.Tensor:
         """Logits of these rows [num_rows], or of all: [num_rows, vocab_size]."""
         attend = self._launches(inputs, min_query_len, max_query_len, max_context_len)
-        hidden = self.model.forward(inputs[0].token_ids, inputs[0].positions, attend)  # [T, C]
+        token_ids = self._drawn.put_into(inputs[0].token_ids)  # [T]
+        hidden = self.model.forward(token_ids, inputs[0].positions, attend)  # [T, C]
         hidden = hidden if rows is None else hidden.index_select(0, rows)  # [num_rows, C]
         logits: torch.Tensor = self.model.logits(hidden)  # [num_rows, vocab_size]
         return logits
