@@ -21,8 +21,20 @@ PARTS = [
 
 @pytest.mark.parametrize("part", PARTS)
 def test_cuda_kernels(part):
+    run_tests(part)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", ["cuda/test_gpu_engine.py", "cuda/test_kernels.py"])
+def test_what_takes_the_simulator_long(part):
+    if device_name():
+        pytest.skip("a GPU runs all of it by default")
+    run_tests(part, "-m", "slow")
+
+
+def run_tests(part, *options):
     where = "device" if device_name() else "simulator"
-    command = [sys.executable, "-m", "pytest", f"--cuda={where}", "-p", "no:cacheprovider", str(TESTS / part)]
+    command = [sys.executable, "-m", "pytest", f"--cuda={where}", "-p", "no:cacheprovider", str(TESTS / part), *options]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     run = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=TESTS.parent)
     assert run.returncode == 0, f"{' '.join(command)}\n{run.stdout}\n{run.stderr}"

@@ -22,7 +22,9 @@ def attention(make, q, kv, head_size, group, heads, tokens, capability, folder, 
     out = floats if q == "float32" else flat[types.uint16]
     signature = (words, words, words, floats, floats, integers, integers, integers, out, floats, types.float32)
     kernel = make(kinds[q], kinds[kv], head_size, 16, group, heads, tokens, **options)
-    return machine_code(kernel, signature + 5 * (types.int64,), capability, folder)
+    out_of_cache = flat[types.uint16] if kv in ("bfloat16", "float16") else types.Array(types.uint8, 1, "C")
+    new = words, words, integers, out_of_cache, out_of_cache
+    return machine_code(kernel, signature + 5 * (types.int64,) + new + 2 * (types.int64,), capability, folder)
 
 
 @capabilities

@@ -40,10 +40,8 @@ Shape = tuple[int, ...]
 # What a cache may hold in fewer bytes: float16, the bits of bfloat16, int8, and fp8; kernels compute with float32 then.
 NARROW = tuple(map(np.dtype, (np.float16, np.uint16, np.int8, np.uint8)))
 QUANTIZED = NARROW[2:]
-FLOATS = FLOAT32, FLOAT64 = (
-    np.dtype(np.float32),
-    np.dtype(np.float64),
-)  # compared with a dtype faster than np.float32 is
+# Compared with a dtype faster than np.float32 is.
+FLOATS = FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 INT64 = np.dtype(np.int64)
 LARGEST_LENGTH = 2**31 - 1  # tokens of a context; kernels on GPUs count them in 32 bits
 
@@ -184,9 +182,7 @@ def check_scales(is_quantized: bool, k_cache: Shape, *both: Any) -> None:
             tuple(scales.shape) == k_cache[:3] and scales.dtype == FLOAT32
             if is_quantized and scales is not None
             else is_quantized == (scales is not None),
-            lambda: (
-                f"a quantized cache, and no other, comes with k_scales and v_scales of shape {k_cache[:3]}, float32."
-            ),
+            lambda: f"a quantized cache, and no other, has k_scales and v_scales of shape {k_cache[:3]}, float32.",
         )
 
 

@@ -11,6 +11,7 @@ says that a line is the judge's. Without fork (on Windows) the keeper is the cel
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import gc
 import json
@@ -35,6 +36,9 @@ from minipage.learn.hidden import hide
 from minipage.learn.judge import FAILED, PASSED, Verdict, graders, judge
 from minipage.learn.load import UNREADABLE, CodeError, describe, load
 
+if sys.platform != "win32":
+    import resource
+
 PATIENCE = 6  # a busy machine may take this many times the limit, where nobody can say who is computing
 TICK = 0.05  # seconds between two looks at a cell
 MOST_MEMORY = 1 << 30  # bytes that a cell may take, beyond what it begins with
@@ -47,8 +51,11 @@ MARK = "MINIPAGE_KEEPER"  # in the environment of a keeper, and so of all that c
 class Cell:
     """Where one exercise is judged."""
 
-    def __init__(self, exercise: Exercise, path: Path, limit: float, scratch: Path, passed: Sequence[str] = ()) -> None:
+    def __init__(
+        self, exercise: Exercise, path: Path, limit: float, scratch: Path, before: Before, passed: Sequence[str] = ()
+    ) -> None:
         self.exercise, self.path, self.limit, self.scratch = exercise, path, limit, scratch
+        self.before = before
         self.passed = passed  # numbers of exercises of this file that have passed: they need not be judged again
         self.token = secrets.token_hex(16)
         self.heard, self.pid, self.status = b"", 0, -1
@@ -200,13 +207,14 @@ class Cell:
         """What the judge says; and what is wrong with that: the judge has been changed, or the work is borrowed."""
         exercise, lesson = self.exercise, self.exercise.lesson
         called_reference = origin.watch(lesson, self.path)
-        known = {id(cls) for cls in origin.subclasses(object)}
         refused = fence.put_up(self.path, self.scratch, hidden_files(), sources())
         is_ours = False
         with suppress(CodeError, *UNREADABLE):
             is_ours = origin.is_copy(lesson, self.path)  # it has to import what is hidden from others
-        real = {} if is_ours else hide(origin.given_names(lesson))
-        as_before, pretenders, judge_it, load_it = seal.take(real), origin.pretenders, judge, load
+        if not is_ours:
+            hide(origin.given_names(lesson))
+        as_before = seal.sealed(self.before.places, *self.before.named[lesson.number])
+        known, pretenders, judge_it, load_it = {*self.before.classes}, origin.pretenders, judge, load
         gc.disable()  # so that classes stay to be looked at, and nothing of theirs runs between these lines
         verdict, trick = Verdict(exercise.number, FAILED), ""
         try:
@@ -260,8 +268,6 @@ def sources() -> list[Path]:
 
 
 def limit_resources(limit: float) -> None:
-    import resource
-
     seconds = max(1, round(limit + 0.49))
     resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 2))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -275,8 +281,6 @@ def limit_resources(limit: float) -> None:
 def die_with_parent() -> None:
     """Linux: a cell whose keeper is killed is killed, too."""
     if sys.platform == "linux":
-        import ctypes
-
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL, 0, 0, 0)
 
@@ -307,28 +311,40 @@ def end_family(mark: str, but: int = 0) -> None:
 # ---- the keeper
 
 
+class Before:
+    """What every cell of a lesson would find out for itself, it inherits: what there was before anybody's code."""
+
+    def __init__(self) -> None:
+        self.places = seal.Places()
+        self.named: dict[str, tuple[list[seal.Names], list[seal.Names]]] = {}  # by lesson: what places.of() says
+        self.classes: dict[int, type] = {}  # by id; kept, so that no other class takes it
+
+    def prepare(self, lesson: Lesson) -> None:
+        graders(lesson), hidden_files(), sources(), origin.reference_of(lesson)
+        if lesson.number not in self.named:
+            self.places.look_around()
+            self.named[lesson.number] = self.places.of(f"minipage.learn.graders.test_{lesson.name}")
+            self.classes = {id(cls): cls for cls in origin.subclasses(object)}
+        linecache.clearcache()
+        gc.collect()
+        gc.freeze()  # a collection in a cell would touch, and so copy, all that was there before it
+
+
 def main() -> None:
     """For each order a line with the verdict, and whether the file never ended loading."""
+    before = Before()
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     for line in sys.stdin:
         order = json.loads(line)
         [exercise] = chosen([order["number"]])
         path, limit, scratch = Path(order["path"]), order["limit"], Path(order["scratch"])
-        prepare(exercise.lesson)
+        before.prepare(exercise.lesson)
         if hasattr(os, "fork"):
-            verdict, is_stuck = Cell(exercise, path, limit, scratch, order["passed"]).run()
+            verdict, is_stuck = Cell(exercise, path, limit, scratch, before, order["passed"]).run()
         else:
             verdict, is_stuck = judged_here(exercise, path), False
         out.write(json.dumps([verdict.as_dict(), is_stuck]) + "\n")
         out.flush()
-
-
-def prepare(lesson: Lesson) -> None:
-    """What every cell of this lesson would do for itself, it inherits."""
-    graders(lesson), hidden_files(), sources(), origin.reference_of(lesson)
-    linecache.clearcache()
-    gc.collect()
-    gc.freeze()  # a collection in a cell would touch, and so copy, all that was there before it
 
 
 def judged_here(exercise: Exercise, path: Path) -> Verdict:

@@ -35,6 +35,7 @@ class Exercise:
     why: str  # why the solution is written as it is
     also: tuple[str, ...]  # what the solution shows beside `names`
     lesson: Lesson
+    is_aside: bool = False  # about something that the lesson's part of the engine does without
 
     @property
     def order(self) -> tuple[int, int]:
@@ -101,7 +102,8 @@ def read_text(path: Path) -> list[Exercise]:
         hints = tuple(text.strip("\n") for kind, text in texts if kind == "Hint")
         [why] = [text.strip("\n") for kind, text in texts if kind == "Why"]
         names, also = (tuple(field(intro, name).split()) for name in ("names", "also"))
-        found.append(Exercise(number, title, names, int(field(intro, "points")), hints, why, also, lesson))
+        points, is_aside = int(field(intro, "points")), field(intro, "aside") == "yes"
+        found.append(Exercise(number, title, names, points, hints, why, also, lesson, is_aside))
     return found
 
 

@@ -30,17 +30,15 @@ class Hidden:
         )
 
 
-def hide(given: set[tuple[str, str]]) -> dict[str, ModuleType]:
-    """Hide all of minipage but these names, (module, name). Returns the modules by their names."""
+def hide(given: set[tuple[str, str]]) -> None:
+    """Hide all of minipage but these names, (module, name)."""
     real = {name: module for name, module in sys.modules.items() if f"{name}.".startswith("minipage.")}
     stand_ins = {name: Hidden(name, shown(module, given)) for name, module in real.items()}
     for name, stand_in in stand_ins.items():
         owner, _, child = name.rpartition(".")
         if owner:
             vars(stand_ins[owner])[child] = stand_in
-    real["__main__"] = sys.modules["__main__"]
     sys.modules.update(stand_ins, __main__=ModuleType("__main__"))  # type: ignore[arg-type]
-    return real
 
 
 def shown(module: ModuleType, given: set[tuple[str, str]]) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Whether what grades is still what it was: every function, class and module that was there before they ran.
 
-`take()` writes down what each name stands for, and returns a function that says which one stands for something else
-now. It uses nothing but what it holds itself, because any name elsewhere could be the one that was changed.
+Places        where something could be changed: the keeper, which never runs their code, looks for them once
+sealed        what is at these places now; returns a function that says which of them has something else
+
+That function uses nothing but what it holds itself, because any name elsewhere could be the one that was changed.
 """
 
 from __future__ import annotations
@@ -10,138 +12,166 @@ import sys
 from collections.abc import Callable
 from operator import is_
 from os import sep
-from types import FunctionType, ModuleType
-from typing import Any
+from types import CellType, FunctionType, ModuleType
+from typing import Any, NamedTuple
 
 from minipage.learn.hidden import JUDGES
 
 OURS = JUDGES  # here nothing at all may change; elsewhere, nothing that is called
 CHANGES_ANYWAY = {"sys", "warnings", "threading", "linecache", "inspect"}  # libraries do, too
+COMPILER = "numba", "llvmlite"  # nobody who judges calls it, except where kernels are run in its simulator
+DOTTED = tuple(f"{name}." for name in COMPILER)
+CALLED = ModuleType, property, staticmethod, classmethod  # or callable
 
 
-def take(hidden: dict[str, ModuleType]) -> Callable[..., str]:
-    """Returns a function: the name of something that is not what it was; or empty. `hidden` modules are ours, too."""
-    kept: list[tuple[str, Any, Any, Any]] = []  # (name, a namespace, the key in it, what it stood for)
-    contents: list[tuple[str, Any, list[Any]]] = []  # (name, a container, what was in it)
-    cells: list[tuple[str, Any, Any]] = []  # (name, a variable that a function holds, what it was)
-    full: list[tuple[str, Any, int]] = []  # (name, the namespace of a class, how many names it has)
-    seen: set[int] = set()  # of values
-    classes: set[int] = set()
+class Names(NamedTuple):
+    """Of a module, a class, or what hypothesis keeps of a test."""
 
-    def keep_function(name: str, function: FunctionType) -> None:
-        if handle := getattr(function, "hypothesis", None):  # what is inside of @given
-            keep_names(name, vars(handle), everything=True)
-            for key, value in vars(function).items():
-                if type(value).__name__ == "settings":
-                    kept.append((f"{name}.{key}", vars(function), key, value))
-                    contents.append((f"{name}.{key}", vars(value), flat(vars(value))))
-        elif any(f"{sep}{room}{sep}" in function.__code__.co_filename for room in ("learn", "promises")):
-            keep_cells(name, function)
+    module: str
+    owner: str
+    get: Callable[[str], Any]  # how to look one up
+    names: tuple[str, ...]
 
-    def keep_cells(name: str, function: FunctionType) -> None:
-        for cell in function.__closure__ or ():
-            try:
-                value = cell.cell_contents
-            except ValueError:  # not set yet
-                continue
-            cells.append((name, cell, value))
-            keep_value(name, value)
 
-    def keep_value(name: str, value: Any) -> None:
-        if id(value) in seen:
+class Places:
+    """In all modules that are loaded: their names, those of their classes, and what our functions hold."""
+
+    def __init__(self) -> None:
+        self.modules: dict[str, ModuleType] = {}
+        self.names: list[Names] = []
+        self.contents: list[tuple[str, Any]] = []  # (name, a dictionary, list or set)
+        self.cells: list[tuple[str, CellType]] = []  # (name, a variable that a function holds)
+        self.classes: list[tuple[str, Any]] = []  # (name, all that a class has)
+        self._seen: dict[int, Any] = {}  # by id; kept, so that nothing else takes it
+
+    def look_around(self) -> None:
+        """Add what was loaded since the last time."""
+        for name, module in [*sys.modules.items()]:
+            if isinstance(module, ModuleType) and not (
+                name in self.modules or name in CHANGES_ANYWAY or name.startswith("exercise_")
+            ):
+                self.modules[name] = module
+                self._add_module(name, module)
+
+    def of(self, first: str) -> tuple[list[Names], list[Names]]:
+        """All that the graders of the module `first` may come to; and just the modules of those who judge."""
+        waiting, found = [first, "minipage.learn.judge", "minipage.learn.load"], set[str]()
+        while waiting:
+            if (name := waiting.pop()) not in found and name in self.modules and is_ours(name):
+                found.add(name)
+                waiting += filter(None, map(home, [*vars(self.modules[name]).values()]))
+        judging = [place for place in self.names if place.module in found and not is_class(place)]
+        if any(COMPILER[0] in place.names for place in judging):
+            return self.names[:], judging
+        return [place for place in self.names if not f"{place.module}.".startswith(DOTTED)], judging
+
+    def _add_module(self, name: str, module: ModuleType) -> None:
+        self._add_names(name, name, vars(module), is_ours(name))
+        for thing in [*vars(module).values()]:
+            if isinstance(thing, type) and thing.__module__ == name and self._is_new(thing):
+                owner = f"{name}.{thing.__qualname__}"
+                self.classes.append((owner, vars(thing)))
+                self._add_names(name, owner, vars(thing), is_ours(name))
+
+    def _add_names(self, module: str, owner: str, namespace: Any, everything: bool) -> None:
+        found = [
+            key for key, thing in [*namespace.items()] if everything or callable(thing) or isinstance(thing, CALLED)
+        ]
+        self.names.append(Names(module, owner, namespace.get, tuple(found)))
+        for key in found if everything else ():
+            if key != "__builtins__":
+                self._add_value(module, f"{owner}.{key}", namespace[key])
+
+    def _add_value(self, module: str, name: str, value: Any) -> None:
+        is_function = isinstance(value, FunctionType) and is_ours(value.__module__)
+        if not (is_function or type(value) in (dict, list, set, tuple)) or not self._is_new(value):
             return
-        seen.add(id(value))
-        if type(value) in (dict, list, set):
-            contents.append((name, value, flat(value)))
-        if type(value) in (list, tuple):
-            for item in value:
-                keep_value(name, item)
-        elif type(value) is dict:
-            for item in value.values():
-                keep_value(name, item)
-        elif isinstance(value, FunctionType) and is_ours(value.__module__):
-            keep_function(name, value)
+        if is_function:
+            self._add_function(module, name, value)
+            return
+        if type(value) is not tuple:
+            self.contents.append((name, value))
+        for item in flat(value):
+            self._add_value(module, name, item)
 
-    def keep_names(prefix: str, names: Any, everything: bool) -> None:
-        for key, value in list(names.items()):
-            if everything or callable(value) or isinstance(value, ModuleType | property | staticmethod | classmethod):
-                kept.append((f"{prefix}.{key}", names, key, value))
-            if everything and key != "__builtins__":
-                keep_value(f"{prefix}.{key}", value)
+    def _add_function(self, module: str, name: str, function: FunctionType) -> None:
+        if handle := getattr(function, "hypothesis", None):  # what is inside of @given
+            self._add_names(module, name, vars(handle), everything=True)
+            settings = [key for key, value in vars(function).items() if type(value).__name__ == "settings"]
+            self.names.append(Names(module, name, vars(function).get, tuple(settings)))
+            self.contents += [(f"{name}.{key}", vars(vars(function)[key])) for key in settings]
+        elif any(f"{sep}{room}{sep}" in function.__code__.co_filename for room in ("learn", "promises")):
+            for cell in filter(is_set, function.__closure__ or ()):
+                self.cells.append((name, cell))
+                self._add_value(module, name, cell.cell_contents)
 
-    def size(names: Any, count: Callable[[Any], int] = len) -> int:
-        """How many names a class has, without the note that copy.copy leaves in it."""
-        return count(names) - ("__slotnames__" in names)
+    def _is_new(self, thing: Any) -> bool:
+        return id(thing) not in self._seen and self._seen.setdefault(id(thing), thing) is thing
 
-    def keep_class(cls: type) -> None:
-        if id(cls) not in classes:
-            classes.add(id(cls))
-            full.append((f"{cls.__module__}.{cls.__qualname__}", vars(cls), size(vars(cls))))
-            keep_names(f"{cls.__module__}.{cls.__qualname__}", vars(cls), is_ours(cls.__module__))
 
-    everything = sys.modules | hidden
-    modules = [(name, module) for name, module in everything.items() if isinstance(module, ModuleType)]
-    for name, module in modules:
-        if name in CHANGES_ANYWAY or name.startswith("exercise_"):
-            continue
-        kept.append((name, sys.modules, name, sys.modules[name]))
-        keep_names(name, vars(module), is_ours(name))
-        for thing in list(vars(module).values()):
-            if isinstance(thing, type) and thing.__module__ == name:
-                keep_class(thing)
+def sealed(places: Places, names: list[Names], judging: list[Names]) -> Callable[..., str]:
+    """Returns a function: the name of something that is not what it was; or empty. The lists: from `places.of()`."""
 
-    absent, count, pairs, every, each, same = object(), len, zip, all, map, is_
+    def held(place: Names) -> tuple[str, Callable[[str], Any], tuple[str, ...], list[Any]]:
+        return place.owner, place.get, place.names, [*map(place.get, place.names)]
 
-    ours = [fact for fact in kept if fact[0].startswith(OURS) and isinstance(fact[1], dict)]
-    at_a_glance = [  # the same by namespace: (how to look a name up, names, what they stood for)
-        (facts[0][1].get, [key for _, _, key, _ in facts], [value for _, _, _, value in facts])
-        for facts in by_namespace(ours)
-    ]
+    modules = Names("", "sys.modules", sys.modules.get, tuple(places.modules))
+    everything, ours = [*map(held, [*names, modules])], [*map(held, judging)]
+    contents = [(name, container, flat(container)) for name, container in places.contents]
+    cells = [(name, cell, cell.cell_contents) for name, cell in places.cells]
+    classes = [(name, namespace, size(namespace)) for name, namespace in places.classes]
+    count, pairs, every, each, same, size_now, flat_now = len, zip, all, map, is_, size, flat
 
     def changed(only_ours: bool = False) -> str:
         """`only_ours`: just the modules of those who judge, which takes next to no time."""
-        if only_ours:
-            for get, keys, values in at_a_glance:
-                if not every(each(same, each(get, keys), values)):
-                    break
-            else:
-                return ""
-        for name, namespace, key, value in ours if only_ours else kept:
-            if namespace.get(key, absent) is not value:
-                return name
+        for owner, get, names, before in ours if only_ours else everything:
+            if not every(each(same, each(get, names), before)):
+                for key, value in pairs(names, before):
+                    if get(key) is not value:
+                        return f"{owner}.{key}"
         if only_ours:
             return ""
-        for name, namespace, number in full:
-            if size(namespace) != number:
+        for name, namespace, number in classes:
+            if count(namespace) != number and size_now(namespace) != number:
                 return name
         for name, container, before in contents:
             now = flat_now(container)
-            if count(now) != count(before):
+            if count(now) != count(before) or not every(each(same, now, before)):
                 return name
-            for one, other in pairs(now, before):
-                if one is not other:
-                    return name
         for name, cell, value in cells:
             if cell.cell_contents is not value:
                 return name
         return ""
 
-    def flat_now(container: Any, dict: type = dict, list: type = list, type: Any = type) -> Any:
-        return [*container.keys(), *container.values()] if type(container) is dict else list(container)
-
     return changed
 
 
-def by_namespace(facts: list[tuple[str, Any, Any, Any]]) -> list[list[tuple[str, Any, Any, Any]]]:
-    found: dict[int, list[tuple[str, Any, Any, Any]]] = {}
-    for fact in facts:
-        found.setdefault(id(fact[1]), []).append(fact)
-    return list(found.values())
+def size(namespace: Any, count: Callable[[Any], int] = len) -> int:
+    """How many names a class has, without the note that copy.copy leaves in it."""
+    return count(namespace) - ("__slotnames__" in namespace)
+
+
+def flat(container: Any, dict: type = dict, type: Any = type) -> list[Any]:
+    return [*container.keys(), *container.values()] if type(container) is dict else [*container]
+
+
+def is_set(cell: CellType) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return False
+    return True
+
+
+def is_class(place: Names) -> bool:
+    return type(place.get.__self__) is not dict  # type: ignore[attr-defined]
+
+
+def home(thing: Any) -> str:
+    """The module that a function or class is from, or that it is itself; if it is ours."""
+    name = thing.__name__ if isinstance(thing, ModuleType) else getattr(thing, "__module__", "")
+    return name if isinstance(name, str) and is_ours(name) else ""
 
 
 def is_ours(module: str | None) -> bool:
     return module == "__main__" or f"{module}.".startswith(OURS)
-
-
-def flat(container: Any) -> list[Any]:
-    return [*container.keys(), *container.values()] if type(container) is dict else list(container)

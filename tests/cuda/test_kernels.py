@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from where import SIMULATOR, from_gpu, on_gpu
+from where import SIMULATOR, from_gpu, long, on_gpu
 
 from minipage.attention import KVCache, cuda, reference, write_kv
 from minipage.simd.halves import from_bfloat16, to_bfloat16
@@ -72,10 +72,10 @@ def test_k_and_v_of_other_numbers_than_q(q, kv):
     [
         ("float32", "float32", 256),
         ("float32", "float32", 33),  # in words, of which a lane has two; and 31 lanes one
-        ("float32", "float32", 512),
-        ("bfloat16", "bfloat16", 320),
-        ("float16", "int8", 264),
         ("bfloat16", "fp8", 500),
+        long("float32", "float32", 512),
+        long("bfloat16", "bfloat16", 320),
+        long("float16", "int8", 264),
     ],
 )
 def test_rows_that_a_warp_cannot_read_with_one_load(q, kv, head_size):
@@ -90,7 +90,7 @@ def test_long_rows_in_contexts_that_are_cut_into_equal_shares():
 @pytest.mark.parametrize("token", [17, 36], ids=["middle", "last"])
 @pytest.mark.parametrize("which", ["k", "v"])
 @pytest.mark.parametrize("q, head_size", [("bfloat16", 64), ("float32", 8)])
-@pytest.mark.parametrize("split_size", [16, 512])
+@pytest.mark.parametrize("split_size", [16, long(512)])
 def test_a_nan_in_k_or_v_is_seen_and_harms_no_other_sequence(q, head_size, which, token, split_size):
     batch = Batch([(37, 1), (37, 1)], q, q, 1, 2, head_size, block_size=8)
     given = [on_gpu(a) for a in (batch.q, batch.k, batch.v, batch.tables, batch.contexts, batch.starts)]
@@ -130,7 +130,7 @@ def test_a_prompt_of_more_tokens_than_a_tile_has_rows():
 
 
 @pytest.mark.parametrize("q, head_size", [("bfloat16", 64), ("float32", 8)])
-@pytest.mark.parametrize("split_size", [16, 48])
+@pytest.mark.parametrize("split_size", [long(16), 48])
 def test_contexts_that_are_cut_into_splits_of_which_each_is_the_work_of_a_block(q, head_size, split_size):
     batch = Batch([(100, 1), (9, 2), (16, 1), (17, 1)] * 2, q, q, 1, 1, head_size, block_size=8)
     batch.check(lambda *given: launched(batch, given, split_size))
@@ -157,21 +157,47 @@ def test_a_workspace_serves_batches_of_every_size_one_after_the_other(split_size
 
 @pytest.mark.parametrize("kv", ["same", "int8"])
 @pytest.mark.parametrize("q, head_size", [("bfloat16", 64), ("float32", 8)])
-@pytest.mark.parametrize("window", [1, 23, 64])
+@pytest.mark.parametrize("window", [long(1), 23, long(64)])
 def test_a_window_for_every_kind_of_cores_and_numbers(window, q, head_size, kv):
     lengths = [(150, 1), (40, 1), (75, 75), (90, 20), (9, 2)]
     Batch(lengths, q, q if kv == "same" else kv, 1, 2, head_size, block_size=8, window=window).check()
 
 
 @pytest.mark.parametrize("q, head_size", [("bfloat16", 64), ("float32", 8)])
-@pytest.mark.parametrize("split_size", [16, None])
+@pytest.mark.parametrize("split_size", [long(16), None])
 def test_windows_that_are_cut_into_pieces(q, head_size, split_size):
     lengths = [(9, 2), (900, 1), (1, 1), (700, 1), (60, 1)]
     batch = Batch(lengths, q, q, 1, 2, head_size, block_size=8, window=640)
     batch.check(lambda *given, window: launched(batch, given, split_size, extra=1000, window=window))
 
 
-def launched(batch, given, split_size, extra=100, workspace=None, window=None):
+@pytest.mark.parametrize("kv", ["same", "int8", "fp8"])
+@pytest.mark.parametrize("q, group, head_size", [("bfloat16", 1, 64), ("float16", 4, 128), ("float32", 2, 8)])
+@pytest.mark.parametrize("window", [None, 40])
+def test_the_newest_token_of_each_sequence_is_written_by_the_way(q, group, head_size, kv, window):
+    """It lies in the first steps of a context, beyond them, at the start of a block, in a piece of its own."""
+    lengths = [(1, 1), (17, 1), (200, 1), (129, 1), (300, 1)]
+    batch = Batch(lengths, q, q if kv == "same" else kv, 2, group, head_size, block_size=8, window=window)
+    encode, decode, _ = Q[q]
+    k, v = encode(np.random.default_rng(1).standard_normal((2, 5, 2, head_size)).astype(np.float32))
+    slots = np.array([batch.tables[s, (n - 1) // 8] * 8 + (n - 1) % 8 for s, (n, _) in enumerate(lengths)])
+    slots[1] = -1  # what only fills a batch up is not written
+    caches = [batch.k, batch.v, *batch.scales]
+    given = [batch.tables, batch.contexts, batch.starts]
+    on_device = [on_gpu(a) for a in (batch.q, batch.k, batch.v, *given)] + [batch.scale, *map(on_gpu, batch.scales)]
+    new = cuda.NewTokens(*map(on_gpu, (k, v, slots.astype(np.int32))))
+    out = batch.decode(from_gpu(launched(batch, on_device, None, new=new, max_query_len=1, **batch.options)))
+    written = slots >= 0
+    write_kv(decode(k[written]), decode(v[written]), *caches[:2], slots[written], *caches[2:])
+    for found, expected in zip(map(from_gpu, [*on_device[1:3], *on_device[7:]]), caches, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    expected = reference.paged_attention(
+        decode(batch.q), *caches[:2], *given, batch.scale, *caches[2:], **batch.options
+    )
+    assert np.abs(out - expected).max() <= batch.tolerance * np.abs(expected).max()
+
+
+def launched(batch, given, split_size, extra=100, workspace=None, window=None, max_query_len=7, new=None):
     """The low-level launch, with maximum lengths that are larger than the true ones."""
     q, k, v, tables, contexts, own_starts, scale, *scales = given
     longest = int(batch.contexts.max()) + extra
@@ -182,7 +208,7 @@ def launched(batch, given, split_size, extra=100, workspace=None, window=None):
     tables = [array.astype(np.int32) for array in (tables, contexts, own_starts)]
     cuda.launch_attention(
         q, k, v, *tables, scale, *scales, out=out, workspace=workspace,
-        max_query_len=7, max_context_len=longest, split_size=split_size, window=window,
+        max_query_len=max_query_len, max_context_len=longest, split_size=split_size, window=window, new=new,
     )  # fmt: skip
     return out
 

@@ -12,6 +12,11 @@ SIMULATOR, DEVICE = (os.environ.get("MINIPAGE_TEST_CUDA") == where for where in 
 CUDA = SIMULATOR or DEVICE
 
 
+def long(*values):
+    """A case that takes the simulator seconds, and a GPU no time: there it is marked slow."""
+    return pytest.param(*values, marks=pytest.mark.slow if SIMULATOR else ())
+
+
 @cache
 def device_name() -> str:
     """The GPU that is here, or ''."""

@@ -5,6 +5,7 @@ import signal
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -84,11 +85,22 @@ def test_a_port_in_use_is_known_before_the_model_is_loaded(capsys):
         (["a", "--model", "b"], "given twice"),
         (["--allowed-origins", "[1]"], "no list of texts"),
         (["--chat-template", "/no/such/file"], "cannot be read"),
+        (["--data-parallel-size", "0"], "data_parallel_size is 0"),
+        (["--router", "best"], "router is 'best'; it must be one of prefix, ray, round-robin"),
+        (["--router", "ray", "--router-load-limit", "3"], "router_load_limit is for router='prefix'"),
+        (["--router-load-limit", "-1"], "router_load_limit is -1; it must be a whole number of at least 0"),
     ],
 )
 def test_bad_options_are_refused_in_a_sentence(capsys, arguments, sentence):
     assert main(["serve", *arguments, *([] if "--port" in arguments else ["--port", "0"])]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_without_ray_a_sentence_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "minipage.serve.replicas.on_ray", raising=False)
+    assert main(["serve", "--data-parallel-size", "2", "--port", "0"]) == 2
+    assert "pip install 'minipage[ray]'" in capsys.readouterr().err
 
 
 def test_options_reach_the_settings(monkeypatch):

@@ -52,6 +52,8 @@ def every(**ranges):
 
 # ---- comparing, so that nothing but the value decides: not its type's own idea of equality
 
+PLAIN = {int, str, bytes}  # types of which nobody can have an own idea: compared at once, as nearly all values are
+
 
 class Words(str):
     """Shown as it is, where other strings are shown in quotes."""
@@ -72,6 +74,8 @@ def expect(what: str, got: Any, expected: Any, why: str) -> None:
 
 def wrong_kind(got: Any, expected: Any) -> str:
     """A sentence if `got` is another kind of thing than what is expected, else nothing."""
+    if type(got) is type(expected) and type(got) in PLAIN:
+        return ""
     if got is None and expected is not None:
         return "Nothing came back (None): is there a `return`?"
     if isinstance(expected, list | tuple):
@@ -90,6 +94,8 @@ def wrong_kind(got: Any, expected: Any) -> str:
 
 
 def differs(got: Any, expected: Any) -> bool:
+    if type(got) is type(expected) and type(got) in PLAIN:
+        return bool(got != expected)
     if isinstance(expected, list | tuple):
         return len(got) != len(expected) or any(differs(*pair) for pair in zip(got, expected))
     if isinstance(expected, dict):

@@ -8,6 +8,7 @@ capture.py     how a graph is captured, undisturbed
 inputs.py      that one copy
 next_batch.py  a step's inputs, which usually follow from the last step's
 draw.py        tokens are drawn where the logits are
+ahead.py       steps that are launched before the last one's tokens are known to the host
 nccl.py        how several GPUs talk
 views.py       the model's arrays as the kernels take them, also in the simulator
 """
