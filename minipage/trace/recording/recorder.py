@@ -12,7 +12,6 @@ large the pool is. A test replays every frame beside the engine and compares.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import count
@@ -27,7 +26,7 @@ from minipage.trace.recording.frames import label_of
 from minipage.trace.recording.replay import Change
 from minipage.trace.recording.routine_lines import RoutineLines
 from minipage.trace.recording.source_lines import SourceLines
-from minipage.trace.recording.trace import Trace
+from minipage.trace.recording.trace import Trace, few_collections
 from minipage.trace.recording.vocabulary import token_bytes
 from minipage.trace.recording.windows import first_blocks, held, tables_of, windows_of
 
@@ -55,23 +54,6 @@ def observed(llm: Engine, title: str = "", with_code: bool = True) -> Iterator[R
         for owner, name, method in recorder.replacements():
             stack.enter_context(replaced(owner, name, method))
         yield recorder
-
-
-@contextmanager
-def few_collections() -> Iterator[None]:
-    """Let the garbage collector leave alone what is there already.
-
-    A trace is many small objects. They make the collector run, and it looks at every object there is, including the
-    libraries' hundred thousand. That took more time than the recording itself.
-    """
-    if gc.get_freeze_count():  # somebody has done it before us, and may want it to stay
-        yield
-        return
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 @contextmanager
