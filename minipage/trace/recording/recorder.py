@@ -23,7 +23,7 @@ from minipage.engine.speculation import DraftedChunk
 from minipage.scheduling import GroupStatus, Sequence, SequenceGroup, StepPlan
 from minipage.trace.recording.differences import joined, list_difference
 from minipage.trace.recording.frames import label_of
-from minipage.trace.recording.replacing import few_collections, replaced
+from minipage.trace.recording.meanwhile import few_collections, replaced
 from minipage.trace.recording.replay import Change
 from minipage.trace.recording.routine_lines import RoutineLines
 from minipage.trace.recording.source_lines import SourceLines
@@ -224,9 +224,11 @@ class Recorder:
     def _newcomers(self) -> list[Sequence]:
         """Give a label to every sequence that was not there before."""
         scheduler = self.llm.scheduler
-        groups = sorted([*scheduler.running, *scheduler.swapped, *scheduler.waiting], key=lambda group: group.arrival)
-        new = [seq for group in groups for seq in group.sequences if seq not in self._group_of]
-        self._group_of |= {seq: group for group in groups for seq in group.sequences}
+        groups, known = [*scheduler.running, *scheduler.swapped, *scheduler.waiting], self._group_of
+        new = [seq for group in groups for seq in group.sequences if seq not in known]
+        if new:  # in most steps nobody is
+            known |= {seq: group for group in groups for seq in group.sequences}
+            new.sort(key=lambda seq: known[seq].arrival)
         for seq in new:
             self._labels[seq] = next(self._names)
             self._live[seq] = _Seen()
