@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -47,12 +47,13 @@ class Elsewhere:
         pool = BlockPool(self.llm.block_pool.num_blocks, self.llm.block_pool.block_size)
         intake = replace(self.llm._intake, block_pool=pool)
         other = Engine(copy(self.llm.runner), Scheduler(pool), intake, Stats(self.llm.max_model_len))
-        try:
-            handover = hand_over(other, {"prompt_token_ids": prompt})
-        except ConfigurationError as error:
-            return str(error)
-        num_taken = take_over(self.llm, handover)
-        handover.discard()
+        with ExitStack() as stack:
+            try:
+                handover = hand_over(other, {"prompt_token_ids": prompt})
+                stack.callback(handover.discard)
+                num_taken = take_over(self.llm, handover)
+            except ConfigurationError as error:  # the viewer's options leave out what it takes
+                return str(error)
         return (
             f"Another engine has computed the {count(len(prompt), 'token')} of {SECOND}, meanwhile and elsewhere. Its "
             f"block table travels, with {count(num_taken, 'block')} ({handover.num_bytes:,} bytes), which get other "
