@@ -171,8 +171,8 @@ def test_windows_that_are_cut_into_pieces(q, head_size, split_size):
     batch.check(lambda *given, window: launched(batch, given, split_size, extra=1000, window=window))
 
 
-@pytest.mark.parametrize("kv", ["same", "int8", "fp8"])
-@pytest.mark.parametrize("q, group, head_size", [("bfloat16", 1, 64), ("float16", 4, 128), ("float32", 2, 8)])
+@pytest.mark.parametrize("kv", ["same", long("int8"), "fp8"])
+@pytest.mark.parametrize("q, group, head_size", [("bfloat16", 1, 64), long("float16", 4, 128), ("float32", 2, 8)])
 @pytest.mark.parametrize("window", [None, 40])
 def test_the_newest_token_of_each_sequence_is_written_by_the_way(q, group, head_size, kv, window):
     """It lies in the first steps of a context, beyond them, at the start of a block, in a piece of its own."""
