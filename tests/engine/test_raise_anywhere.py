@@ -20,8 +20,8 @@ SCENARIOS = {
         "preemption": "auto",
         "swap_space": "8KiB",
     },
-    "a tier": {"block_size": 2, "num_blocks": 11, "enable_prefix_caching": True, "kv_offloading_size": 1e-4},
     "urgent": {"block_size": 3, "num_blocks": 8, "policy": "priority", "preemption": "swap", "swap_space": "8KiB"},
+    "a tier": {"block_size": 2, "num_blocks": 11, "enable_prefix_caching": True, "kv_offloading_size": 1e-4},
 }
 
 
@@ -65,7 +65,10 @@ def name_of(place):
     return f"{place[0].removeprefix(str(ROOT))}:{place[1]}"
 
 
-@pytest.fixture(scope="module", params=SCENARIOS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[pytest.mark.slow] * (name == "a tier")) for name in SCENARIOS],
+)
 def scenario(request, tiny):
     return Scenario(tiny, request.param)
 
