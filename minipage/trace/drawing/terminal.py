@@ -177,7 +177,7 @@ def _header(frame: Frame, width: int, glyphs: Glyphs) -> Text:
     if frame.phase != "update":  # which goes without saying
         left.append(f" {glyphs.bullet} ").append(frame.phase, BOLD)
     right = Text.assemble(
-        f"{used} of at most {count(budget, 'token')} computed ",
+        f"{used} of at most {count(budget, 'token')} {'planned' if frame.phase in ('schedule', 'copy') else 'computed'} ",
         (glyphs.stored * filled, BOLD),
         (glyphs.free * (cells - filled), DIM),
     )
