@@ -3,7 +3,7 @@
 It is in the memory of the host, or on a CPU in a file, `kv_offloading_path`. On a GPU blocks travel while it computes:
 whoever waits for blocks that are on their way is admitted when they have come (worker/gpu/offload.py).
 
-Like speculation, `Offloading` stands between an engine and its phases.
+Like speculation, `Offloading` stands between an engine and its phases; so steps do not overlap (overlap.py).
 """
 
 from __future__ import annotations
