@@ -103,3 +103,7 @@ def test_windows_take_at_most_200_lines_in_files_of_their_own_partial_hits_100_a
     assert count(PARTIAL_HITS) < 100
     assert count(EVICTION) <= 60
     assert 100 < count(WINDOWS) <= 200
+
+
+def test_overlap_takes_less_than_140_lines():
+    assert count("engine/overlap.py") < 140

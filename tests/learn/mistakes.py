@@ -335,6 +335,13 @@ STEPS_AHEAD = [
     M("16.3", "table.block_hashes[: 1 + num_tokens // size]", "table.block_hashes[: num_tokens // size]", "The root"),
     M("16.3", "    if num_tokens < 0 or num_tokens > table.num_tokens:\n", "    if num_tokens < 0:\n", "raise ConfigurationError"),
     M("16.3", "    table.num_tokens = num_tokens\n", "", "have a slot now"),
+    M("16.4", "if place < max_tokens:", "if True:", "you know that before"),
+    M("16.4", "~steps[-1]", "steps[-1]", "is not known yet"),
+    M("16.4", "~steps[-1]", "~steps[0]", "is not known yet"),
+    M("16.4", "len(prompt) - 1 + place", "len(prompt) + place", "each next one a place further"),
+    M("16.4", "        if token == stop_token:\n            break\n", "", "nothing more is launched|nobody waits for it"),
+    M("16.4", "        text.append(token)\n        if token == stop_token:\n            break\n", "        if token == stop_token:\n            break\n        text.append(token)\n", "which belongs to it"),
+    M("16.4", "if place < max_tokens:", "if place + 1 < max_tokens:", "launch the one after it"),
 ]  # fmt: skip
 SINCE_THE_PAPER = [
     M("4.5", "last > table.num_tokens - window", "last >= table.num_tokens - window", "goes home if it ends before that"),
