@@ -6,7 +6,8 @@
             what became of every request
 
 It needs `pip install minipage[ray]`, starts a Ray of its own, and ends it. The time to the first token is taken at the
-client; how long the replicas computed says more on a busy machine. Goals: more hits and an earlier first token than round robin; no request lost that had not begun to answer.
+client; how long the replicas computed says more on a busy machine. Goals: more hits and an earlier first token than
+round robin; no request lost that had not begun to answer.
 """
 
 from __future__ import annotations
