@@ -81,22 +81,32 @@ ENGINE: Options = {  # of LLM
     "max_num_seqs": Option(int, "N", "most texts that run at once"),
     "max_num_batched_tokens": Option(int, "N", "most tokens computed in a step"),
     "enable_prefix_caching": Option(bool, "", "equal beginnings are computed once"),
+    "prefix_match_unit": Option(int, "N", "equal beginnings are told apart in steps of N tokens; divides --block-size"),
     "preemption": Option(str, "NAME", "what happens when the pool runs dry: recompute, swap or auto"),
     "swap_space": Option(str, "BYTES", "memory for swapped blocks, such as 1MiB"),
     "policy": Option(str, "NAME", "who is served first: fcfs or priority", vllm="scheduling_policy"),
     "eviction": Option(str, "NAME", "whose contents are lost first: lru, tails-first, lfu or scan-resistant"),
     "watermark": Option(float, "SHARE", "of the pool, which is left free when a text is admitted, such as 0.1"),
+    "scheduler_reserve_full_isl": Option(bool, "", "admit a prompt if all of it fits, rather than its first chunk"),
     "kv_cache_dtype": Option(str, "NAME", "of keys and values: auto, float32, bfloat16, float16, int8 or fp8"),
     "tensor_parallel_size": Option(int, "N", "processes, or GPUs, that share the model"),
     "dtype": Option(str, "NAME", "of what is computed: float32, or with PyTorch bfloat16 or float16"),
+    "kv_offloading_size": Option(float, "GIB", "a second memory, which evicted blocks go to and come back from"),
+    "kv_offloading_path": Option(str, "FILE", "which it is in, on a CPU, and which the next engine goes on with"),
     "speculative_config": Option(
         settings, "JSON", 'guess several tokens ahead, such as {"method": "ngram", "num_speculative_tokens": 4}'
+    ),
+    "kv_events_config": Option(
+        settings,
+        "JSON",
+        'say which blocks are stored and removed: {"enable_kv_cache_events": true}; see GET /kv_events',
     ),
     "arrays": Option(str, "NAME", "numpy, torch or cupy"),
     "quantization": Option(str, "NAME", "of the weights, on a CPU: int8"),
     "attention": Option(str, "NAME", "the kernel: cpu, loops (plain and slow), reference (in NumPy), or cuda"),
     "device": Option(str, "NAME", "cpu, or cuda for an NVIDIA GPU"),
     "gpu_memory_utilization": Option(float, "SHARE", "of a GPU's memory, which may be used"),
+    "async_scheduling": Option(truth, "true|false", "plan the next step while this one is computed"),
     "enforce_eager": Option(bool, "", "no CUDA graphs"),
     "hf_overrides": Option(settings, "JSON", "instead of what config.json says, such as '{\"sliding_window\": 64}'"),
     "load_format": Option(str, "NAME", "auto, or dummy: random weights of the sizes in config.json, to measure speed"),
@@ -141,6 +151,12 @@ SERVER: Options = {  # of the server, beside those of the engine
     "max_logprobs": Option(int, "N", "most log probabilities for each token that a client may ask for"),
     "drain_timeout": Option(
         float, "SECONDS", "when told to stop: how long those who are here may go on", vllm="shutdown_timeout"
+    ),
+    "data_parallel_size": Option(int, "N", "replicas behind one port, on Ray Serve"),
+    "router": Option(str, "NAME", "which replica gets a request: prefix (that has its beginning), ray or round-robin"),
+    "router_load_limit": Option(int, "N", "requests that one may have more than another, for the sake of a prefix"),
+    "autoscaling_config": Option(
+        settings, "JSON", 'of Ray: \'{"min_replicas": 1, "max_replicas": 4, "target_ongoing_requests": 8}\''
     ),
     "seed": Option(int, "N", "makes the requests that have no seed of their own repeatable, too"),
     "log_level": Option(

@@ -95,3 +95,38 @@ class BlockTable:
             self.blocks.append(moved[block])
         for block in reversed(old_blocks):
             old_pool.free(block)
+
+
+NULL_BLOCK = -1  # stands in a table where a block was given back, and is no block
+
+
+def slide(table: BlockTable, window: int) -> list[int]:
+    """Exercise 4.5: give back the blocks behind a sliding window.
+
+    In a layer with a window, a token sees the last `window` tokens, itself included: token 9 with a window of 4 sees the
+    tokens 6, 7, 8 and 9. The next token of this table is number `table.num_tokens`, and every later one sees even less of
+    what is there. A block goes back to the pool (`table.pool.free`) as soon as none of its tokens is seen any more, the
+    first block first, and NULL_BLOCK takes its place in `table.blocks`, so that every other block keeps its own. Nothing
+    else changes. This is called after every step, so there may be null blocks already.
+
+    Returns:
+        The blocks that went home in this call, in order.
+
+    Blocks of 4, and a table of 9 tokens in the blocks [7, 1, 3]: slide(table, 4) returns [7] and leaves [-1, 1, 3],
+    because token 9 sees the tokens from 6 on.
+    """
+    raise NotImplementedError(
+        "Exercise 4.5: which is the first token that is still seen? Blocks that end before it go home"
+    )
+
+
+def visible_slots(table: BlockTable, window: int) -> list[int]:
+    """Exercise 4.5: the slots that the next token reads, in order: those of the tokens before it that it sees.
+
+    Of a table that slides after every step, they are all there. With a window of 1 a token sees nothing but itself.
+
+    In the example above: slots 6 and 7 of block 1, and slot 12: [6, 7, 12].
+    """
+    raise NotImplementedError(
+        "Exercise 4.5: the slots of tokens `first that is seen` to `num_tokens - 1`"
+    )

@@ -17,9 +17,11 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from itertools import chain
 
-from minipage.memory import BlockPool, BlockTable
+from minipage.memory import BlockCopy, BlockPool, BlockTable
 
 
 class PrefixCache:
@@ -118,3 +120,113 @@ class PrefixCache:
         raise NotImplementedError(
             "Exercise 8.5: forget everything, and draw a new secret"
         )
+
+
+class Parts:
+    """Exercise 8.7: beginnings of blocks that can be found, in steps of `unit` tokens; whole blocks are found elsewhere.
+
+    `unit` divides the block size. `block_hash(parent, token_ids)` is that of 8.1. A beginning of a block is known by a
+    chain, too: the hash of its first `unit` tokens follows the hash of the block before (`parent`), the next one follows
+    that one, and so on.
+
+        block of 8, unit of 2     h1 = block_hash(parent, tokens 0-1)   h2 = block_hash(h1, tokens 2-3)   h3 = ...
+    """
+
+    def __init__(
+        self,
+        pool: BlockPool,
+        unit: int,
+        block_hash: Callable[[bytes, Sequence[int]], bytes],
+    ) -> None:
+        self.pool = pool
+        self.unit = unit
+        self.block_hash = block_hash
+        self.part_of: dict[
+            bytes, tuple[int, int]
+        ] = {}  # hash -> (block, how many of its tokens)
+
+    def publish(self, block: int, parent: bytes, token_ids: Sequence[int]) -> None:
+        """Make all beginnings of `block` known. It holds `token_ids`, which are written: as many as fit, or fewer.
+
+        A whole block is none of its own beginnings. If a beginning is known already, in another block, the newest block
+        counts from now on, because it is evicted last. The same block may be published again when it holds more.
+        """
+        raise NotImplementedError("Exercise 8.7: a hash for every `unit` tokens")
+
+    def find(self, parent: bytes, token_ids: Sequence[int]) -> tuple[int, int] | None:
+        """The longest beginning that is known: (block, how many of its tokens), or None. Looking changes nothing.
+
+        `token_ids` is what comes after the whole blocks that were found; it may be longer than a block. The last token is
+        always left to be computed. A longer beginning may be known where a shorter one is not any more.
+        """
+        raise NotImplementedError(
+            "Exercise 8.7: follow the hashes, and keep the last that is known"
+        )
+
+    def adopt(self, table: BlockTable, source: int, num_tokens: int) -> list[BlockCopy]:
+        """Let `table`, which ends with a full block or is empty, go on with the first `num_tokens` tokens of `source`.
+
+        Nobody may write into `source`: the table gets a new block (`self.pool.allocate()`) at its end, and `num_tokens`
+        tokens more. Returns what has to be copied before the next step writes anything: [BlockCopy(source, new)].
+
+        `source` may be in use by others, or free. A free one was just wanted, so it should be evicted later: take it out of
+        the free queue (`revive`) and give it back (`free`), which puts it to the end; do that first, or it may be the very
+        block that the pool hands out. In the end the table has no reference to it.
+        """
+        raise NotImplementedError(
+            "Exercise 8.7: touch the source, take a block, order the copy"
+        )
+
+    def forget(self, block: int) -> None:
+        """The contents of `block` are evicted. It may have no known beginning, and the pool is left alone."""
+        raise NotImplementedError(
+            "Exercise 8.7: remove all entries that lead to this block"
+        )
+
+
+class ScanResistant(MutableMapping):
+    """Exercise 8.8: a free queue in which texts that come once cannot displace those that come again.
+
+    A free queue is a mapping whose keys are the free blocks, the next to be evicted first (the values are None):
+
+        queue[block] = None    the block was freed
+        queue.pop(block)       it was found again, and is in use
+        del queue[block]       it is handed out, and its contents are lost
+
+    In the order of minipage's own queue, LRU, a long document pushes everything else out. Here there are two queues. In
+    `found` are blocks whose contents were found again (popped) since they were written; they are evicted after all those
+    in `new`. Within each, what was freed longest ago goes first. What is handed out gets new contents, which nobody has
+    found yet.
+
+    But nothing stays for ever: if `found` has more than half of the blocks (`pool.num_blocks // 2`), its first moves to
+    the end of `new`, and counts as never found.
+    """
+
+    def __init__(self, pool: BlockPool) -> None:
+        self.pool = pool
+        self.new: OrderedDict[int, None] = OrderedDict()
+        self.found: OrderedDict[int, None] = OrderedDict()
+        self.again: set[int] = set()  # blocks, free or in use, that were found again
+
+    def __setitem__(self, block: int, value: None) -> None:
+        """The block was freed: to the end of its queue."""
+        raise NotImplementedError("Exercise 8.8: which queue, and is `found` too long?")
+
+    def pop(self, block: int) -> None:
+        """The block, which is free, was found: it leaves its queue, and is remembered."""
+        raise NotImplementedError("Exercise 8.8: out of its queue, and into `again`")
+
+    def __delitem__(self, block: int) -> None:
+        """The block, which is free, is handed out: it leaves its queue, and is not remembered any more."""
+        raise NotImplementedError("Exercise 8.8: out of its queue, and of `again`")
+
+    # ---- given: the order is `new`, then `found`
+
+    def __iter__(self) -> Iterator[int]:
+        return chain(self.new, self.found)
+
+    def __len__(self) -> int:
+        return len(self.new) + len(self.found)
+
+    def __getitem__(self, block: int) -> None:
+        return self.new[block] if block in self.new else self.found[block]

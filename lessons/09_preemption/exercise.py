@@ -27,7 +27,8 @@ scheduler's takes and hands it on to super().__init__. What you are to write is 
 
 from __future__ import annotations
 
-from minipage.scheduling import Scheduler, SequenceGroup, StepPlan
+from minipage.memory import blocks_needed  # noqa: F401 (for 9.5)
+from minipage.scheduling import Admission, Scheduler, SequenceGroup, StepPlan
 from minipage.scheduling.group import GroupStatus  # noqa: F401 (you will use it)
 from minipage.scheduling.plan import Chunk, blocks_for  # noqa: F401 (and this)
 
@@ -75,3 +76,43 @@ class Preempting(Scheduler):
         raise NotImplementedError(
             "Exercise 9.4: the first who was swapped out comes back, if all of it fits"
         )
+
+
+class Admitting(Scheduler):
+    """minipage's scheduler, with your admission: who may come in decides how often somebody must go."""
+
+    reserve_full = True  # vLLM's `scheduler_reserve_full_isl`
+    tokens_left = (
+        0  # how many tokens this step may still compute; kept up to date for you
+    )
+
+    def admission(self, group: SequenceGroup, cached: list[int]) -> Admission:
+        """Exercise 9.5: whether a waiting group may start. (Each group here has one sequence, `group.leader`.)
+
+            Admission.NEVER   it could grow to more blocks (`group.max_blocks(block_size)`) than the whole pool has
+            Admission.NOW     there are enough free blocks, and a seat (`self._seats_left()`)
+            Admission.LATER   otherwise
+
+        The blocks `cached` hold the beginning of its tokens (`group.leader.token_ids`), all of them full; the tokens after
+        them have to be computed. A cached block that is free (`ref_count` 0) leaves the free queue, so it counts as needed.
+
+        How many are enough? With `self.reserve_full`, blocks for all tokens that are to be computed. Without it, for those
+        that this step computes: at most `self.tokens_left`. And as long as somebody runs (`self.running`), the
+        `self.watermark_blocks` have to stay free, in either case, so that those who run have room to grow.
+
+        It is a question: nobody is started yet, and nothing changes.
+        """
+        raise NotImplementedError(
+            "Exercise 9.5: how many tokens need room, how many blocks is that, how many may be used?"
+        )
+
+    def _admit(self, plan: StepPlan, budget: int) -> None:
+        """(Given.)"""
+        self.tokens_left = budget
+        super()._admit(plan, budget)
+
+    def _give_slots(self, chunks: list[Chunk], plan: StepPlan) -> int:
+        """(Given.)"""
+        num_tokens = super()._give_slots(chunks, plan)
+        self.tokens_left -= num_tokens
+        return num_tokens

@@ -182,9 +182,7 @@ def check_scales(is_quantized: bool, k_cache: Shape, *both: Any) -> None:
             tuple(scales.shape) == k_cache[:3] and scales.dtype == FLOAT32
             if is_quantized and scales is not None
             else is_quantized == (scales is not None),
-            lambda: (
-                f"a quantized cache, and no other, comes with k_scales and v_scales of shape {k_cache[:3]}, float32."
-            ),
+            lambda: f"a quantized cache, and no other, has k_scales and v_scales of shape {k_cache[:3]}, float32.",
         )
 
 

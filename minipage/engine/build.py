@@ -27,7 +27,8 @@ ATTENTION = {"cpu": cpu.paged_attention, "loops": loops.paged_attention, "refere
 
 SCHEDULER_OPTIONS = (  # what a scheduler is made from
     "max_num_seqs", "max_num_batched_tokens", "block_pool", "block_size", "num_blocks", "memory",
-    "enable_prefix_caching", "eviction", "preemption", "swap_space", "policy", "watermark",
+    "enable_prefix_caching", "prefix_match_unit", "eviction", "preemption", "swap_space", "policy", "watermark",
+    "scheduler_reserve_full_isl",
 )  # fmt: skip
 POOL_OPTIONS = "block_size", "num_blocks", "memory", "eviction"
 
@@ -42,8 +43,8 @@ def check_options(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None
         raise ConfigurationError(f"seed is {shown(seed)}; it must be None or a whole number of at least 0.")
     if num_blocks is not None and memory is not None:
         raise ConfigurationError(f"num_blocks is {shown(num_blocks)} and memory {shown(memory)}: give one of the two.")
-    for name in ("enable_prefix_caching", "enforce_eager"):
-        if not isinstance(given[name], bool | np.bool):
+    for name in ("enable_prefix_caching", "enforce_eager", "scheduler_reserve_full_isl", "async_scheduling"):
+        if given[name] is not defaults[name] and not isinstance(given[name], bool | np.bool):
             raise ConfigurationError(f"{name} is {shown(given[name])}; it must be True or False.")
     if given["scheduler"] is not None and not callable(given["scheduler"]):
         refuse_overridden("scheduler", SCHEDULER_OPTIONS, given, defaults)

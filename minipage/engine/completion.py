@@ -47,8 +47,8 @@ class Completion:
 
     def add_token(self, token_id: int, logprobs: dict[int, Logprob] | None) -> None:
         """Take the next token, and finish if it is the last."""
-        del self._logprobs[self.seq.num_output_tokens :]  # of a token that did not come to count
         if logprobs is not None:
+            del self._logprobs[self.seq.num_output_tokens :]  # of a token that did not come to count
             self._logprobs.append(logprobs)
         self.seq.token_ids.append(token_id)  # from here on it counts, and all else follows from it
         self._follow()
@@ -85,10 +85,11 @@ class Completion:
             self._see(token_id)
 
     def _see(self, token_id: int) -> None:
-        is_stop_token = self._may_stop and token_id in self.stop_token_ids
+        is_stop_token = token_id in self.stop_token_ids and self._may_stop
         if not is_stop_token or self.params.include_stop_str_in_output:
             self._detokenizer.add(token_id)
-        self._look_for_stop_strings()
+        if self._stop_strings.strings:
+            self._look_for_stop_strings()
         if is_stop_token and self._stop_reason is None:
             self._stop_reason = token_id
         if self._stop_reason is not None or (self.grammar and self.grammar.is_complete):
@@ -124,8 +125,7 @@ class Completion:
 
     def _look_for_stop_strings(self) -> None:
         self._stop_strings.look(self._detokenizer.text, self._may_stop)
-        if self._stop_strings.found is not None:
-            self._stop_reason = self._stop_strings.found
+        self._stop_reason = self._stop_strings.found or self._stop_reason
 
     def _visible_text(self) -> str:
         text = self._detokenizer.text

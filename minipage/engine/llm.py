@@ -11,7 +11,7 @@ from contextlib import closing
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from minipage.engine.build import (
     DEFAULT_SWAP_SPACE,
@@ -25,11 +25,13 @@ from minipage.engine.build import (
 )
 from minipage.engine.conversations import Conversation, chat_prompts
 from minipage.engine.engine import Engine
+from minipage.engine.features import attach_features
 from minipage.engine.intake import Intake, saying_which
+from minipage.engine.partial_hits import prefix_cache_for
 from minipage.engine.prompts import Prompt, list_prompts
 from minipage.engine.request import Request, RequestOutput
 from minipage.engine.stats import Stats
-from minipage.engine.windows import groups_for, kinds_of_sequences, make_prefix_cache
+from minipage.engine.windows import groups_for, kinds_of_sequences
 from minipage.errors import InvalidRequestError
 from minipage.memory import BlockPool, BlockTable
 from minipage.memory.eviction import EVICTIONS, Eviction
@@ -37,8 +39,12 @@ from minipage.model.checkpoint import SHIPPED_MODEL, load_model
 from minipage.model.place import Progress
 from minipage.sampling import SamplingParams, is_whole
 from minipage.scheduling import POLICIES, Policy, Preemption, Scheduler
+from minipage.scheduling.admission import scheduler_for
 from minipage.worker.batch import PagedAttention
-from minipage.worker.runner import Limits
+from minipage.worker.runner import Limits, ModelRunner
+
+if TYPE_CHECKING:
+    from minipage.engine.kv_events import KVEvents
 
 Seen = TypeVar("Seen")
 
@@ -64,17 +70,27 @@ class LLM(Engine):
         kv_cache_dtype: "auto", which is `dtype`; or "float32", "bfloat16" or "float16"; or "int8" or "fp8" for several
             times as many blocks in the same memory.
         enable_prefix_caching: begin with what an earlier sequence has computed of the same text.
+        prefix_match_unit: tokens in which the end of a known beginning is measured; it divides block_size, and is
+            block_size unless given. See minipage/memory/partial_cache.py.
         preemption: "recompute", "swap" or "auto"; see Scheduler.
         swap_space: bytes for swapped blocks, like `memory`; with 0, preemption is by recomputation.
         policy: "fcfs", "priority", or a function; see minipage/scheduling/policy.py.
         eviction: "lru", "tails-first", "lfu", "scan-resistant", or a function; see minipage/memory/eviction.py.
         watermark: the share of the pool that is left free when a request is admitted.
+        scheduler_reserve_full_isl: admit a prompt only if all of it fits, or if its first chunk does; see
+            minipage/scheduling/admission.py.
         gpu_memory_utilization: the share of a GPU's memory that may be used, by everything together.
         enforce_eager: capture no CUDA graphs; slower, and easier to follow with a profiler.
         tensor_parallel_size: processes that have a part each of the model, with its part of K and V: on GPUs, one each.
         quantization: "int8" keeps the weights of matrices in one byte a number, on a CPU; see model/layers/int8.py.
+        kv_offloading_size: GiB of a second memory that evicted blocks go to, and come back from; with prefix caching.
+        kv_offloading_path: the file that it is in, on a CPU; the next engine goes on with it. See memory/offload.py.
         speculative_config: guess several tokens ahead, such as {"method": "ngram", "num_speculative_tokens": 4}; see
             speculation.py.
+        kv_events_config: {"enable_kv_cache_events": True} lets the prefix cache say what it stores and removes, in
+            `llm.kv_events`; see kv_events.py.
+        async_scheduling: plan the next step while a GPU computes this one. None: on a GPU, yes. While there are beams,
+            penalties, structured outputs, log probabilities or speculation, steps are plain ones; see overlap.py.
         load_format: "auto", or "dummy" for random weights: then a folder needs no more than a config.json.
         hf_overrides: settings that count instead of those in config.json, such as {"sliding_window": 64}.
         block_pool, block_table, scheduler: parts of your own instead of minipage's. `block_table` is a class. So may
@@ -85,6 +101,8 @@ class LLM(Engine):
         ModelError: the model cannot be found or read.
         ConfigurationError: another argument makes no sense.
     """
+
+    kv_events: KVEvents | None = None
 
     def __init__(
         self,
@@ -103,16 +121,22 @@ class LLM(Engine):
         seed: int | None = None,
         kv_cache_dtype: str = "auto",
         enable_prefix_caching: bool = False,
+        prefix_match_unit: int | None = None,
         preemption: Preemption = "recompute",
         swap_space: int | str = DEFAULT_SWAP_SPACE,
         policy: str | Policy = "fcfs",
         eviction: str | Eviction = "lru",
         watermark: float = 0.0,
+        scheduler_reserve_full_isl: bool = True,
         gpu_memory_utilization: float = 0.9,
         enforce_eager: bool = False,
         tensor_parallel_size: int = 1,
         quantization: str | None = None,
+        kv_offloading_size: float | None = None,
+        kv_offloading_path: str | Path | None = None,
         speculative_config: Mapping[str, Any] | None = None,
+        kv_events_config: Mapping[str, Any] | None = None,
+        async_scheduling: bool | None = None,
         load_format: str = "auto",
         hf_overrides: Mapping[str, Any] | None = None,
         block_pool: BlockPool | None = None,
@@ -120,25 +144,16 @@ class LLM(Engine):
         scheduler: Scheduler | Callable[..., Scheduler] | None = None,
         progress: Progress | None = None,
     ) -> None:
-        check_options(locals(), DEFAULTS)
-        self.config, weights, self.tokenizer, self.eos_token_ids = load_model(model, load_format, hf_overrides)
-        self.max_model_len = context_len(max_model_len, self.config.max_model_len)
+        given = dict(locals())
+        check_options(given, DEFAULTS)
         ready = None if callable(scheduler) else scheduler
         if ready:
             max_num_seqs, max_num_batched_tokens = ready.max_num_seqs, ready.max_num_batched_tokens
-        limits = Limits(self.max_model_len, max_num_batched_tokens, max_num_seqs)
         how: dict[str, Any] = dict(
             arrays=arrays, dtype=dtype, quantization=quantization, kv_cache_dtype=kv_cache_dtype, device=device,
             attention=attention, gpu_memory_utilization=gpu_memory_utilization, enforce_eager=enforce_eager,
         )  # fmt: skip
-        if is_whole(tensor_parallel_size) and tensor_parallel_size == 1:
-            runner = load_runner(self.config, weights, limits, progress, **how)
-        else:
-            check_ranks(tensor_parallel_size)
-            from minipage.engine.ranks import make_ranks  # what one process does not need is not even loaded
-
-            source = str(model), load_format, dict(hf_overrides or {})
-            runner = make_ranks(tensor_parallel_size, source, self.config, weights, limits, how, progress)
+        runner, weights = self._load(given, (max_num_batched_tokens, max_num_seqs), how)
         runner.groups = groups_for(self.config.kv, block_table, ready)
         if not ready:
             if block_pool is None:
@@ -146,13 +161,13 @@ class LLM(Engine):
                     runner, block_size, num_blocks, memory, eviction=find(eviction, EVICTIONS, "eviction")
                 )
             preemption, swap_pool = make_swap_pool(runner, block_pool.block_size, preemption, swap_space)
-            make = scheduler if callable(scheduler) else Scheduler
+            make = scheduler_for(scheduler if callable(scheduler) else None, scheduler_reserve_full_isl)
             ready = make(
                 block_pool,
                 max_num_seqs,
                 max_num_batched_tokens,
                 policy=find(policy, POLICIES, "policy"),
-                prefix_cache=make_prefix_cache(block_pool, runner.groups) if enable_prefix_caching else None,
+                prefix_cache=prefix_cache_for(block_pool, runner.groups, enable_prefix_caching, prefix_match_unit),
                 swap_pool=swap_pool,
                 preemption=preemption,
                 watermark=watermark,
@@ -161,10 +176,23 @@ class LLM(Engine):
         parts = ready.block_pool, *kinds
         intake = Intake(self.tokenizer, self.config.vocab_size, self.eos_token_ids, self.max_model_len, *parts)
         super().__init__(runner, ready, intake, Stats(self.max_model_len), seed)
-        if speculative_config is not None:
-            from minipage.engine.speculation import Speculation  # what is not used is not even loaded
+        origin = self.config, weights, how  # what K and V depend on
+        attach_features(self, given, origin, partial(LLM, device=device))
 
-            self.speculation = Speculation(self, speculative_config, partial(LLM, device=device))
+    def _load(self, given: Mapping[str, Any], most: tuple[int, int], how: dict[str, Any]) -> tuple[ModelRunner, Any]:
+        """What runs the model, and its weights; a subclass may have a model already. given: the options."""
+        source = given["model"], given["load_format"], given["hf_overrides"]
+        self.config, weights, self.tokenizer, self.eos_token_ids = load_model(*source)
+        self.max_model_len = context_len(given["max_model_len"], self.config.max_model_len)
+        limits = Limits(self.max_model_len, *most)
+        num_ranks, progress = given["tensor_parallel_size"], given["progress"]
+        if is_whole(num_ranks) and num_ranks == 1:
+            return load_runner(self.config, weights, limits, progress, **how), weights
+        check_ranks(num_ranks)
+        from minipage.engine.ranks import make_ranks  # what one process does not need is not even loaded
+
+        source = str(given["model"]), given["load_format"], dict(given["hf_overrides"] or {})
+        return make_ranks(num_ranks, source, self.config, weights, limits, how, progress), weights
 
     def generate(
         self, prompts: Prompt | Iterable[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None

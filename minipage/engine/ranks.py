@@ -15,24 +15,19 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Any, NoReturn
-
-import numpy as np
 
 from minipage.engine.build import load_runner
 from minipage.errors import ConfigurationError, RankError
 from minipage.model.architecture import Architecture
 from minipage.model.place import Progress, find_torch, is_simulated
 from minipage.model.shard import check_size
-from minipage.model.stored_weights import DummyWeights, Weights
+from minipage.model.stored_weights import Weights, hash_of
 from minipage.worker.ranks.follower import end_with_rank_0, follow, give_up, show_signs_of_life
 from minipage.worker.ranks.group import Group
 from minipage.worker.ranks.leader import LeadingRunner
 from minipage.worker.ranks.meeting import Disconnected, Meeting, is_under_torchrun, join, meet_by_torchrun, start_others
 from minipage.worker.runner import Limits, ModelRunner
-
-SAMPLES = 4096  # numbers of each weight that are compared
 
 
 @dataclass
@@ -160,19 +155,6 @@ def facts(architecture: Architecture, weights: Weights, choices: Choices) -> dic
         "content of its weights (a hash)": hash_of(weights),
         "options": as_json(choices)["how"] | choices.limits._asdict(),
     }
-
-
-def hash_of(weights: Weights) -> str:
-    """Of every weight its name, its shape, and some thousand numbers from all over it."""
-    digest = sha256()
-    if isinstance(weights, DummyWeights):
-        return "random"
-    for name, array in weights.stored():
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        if array.size:
-            flat = np.linspace(0, array.size - 1, min(array.size, SAMPLES)).astype(np.int64)  # [SAMPLES or fewer]
-            digest.update(array[np.unravel_index(flat, array.shape)].tobytes())
-    return digest.hexdigest()[:16]
 
 
 def as_json(choices: Choices) -> dict[str, Any]:

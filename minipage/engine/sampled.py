@@ -37,12 +37,12 @@ class SampledRequest(Request):
 
     def draw(self, seq: Sequence, ahead: list[int] | None = None) -> Draw:
         """ahead: tokens after which it is drawn, and which the sequence does not have yet."""
-        text, ahead = self.texts[seq], ahead or []
-        is_greedy = self.params.temperature == 0
-        number = 0.0 if is_greedy else random_number(self.seed, text.index, len(seq.token_ids) + len(ahead))
+        ahead, number = ahead or [], 0.0
+        if self.params.temperature > 0:
+            number = random_number(self.seed, self.texts[seq].index, len(seq.token_ids) + len(ahead))
         if self.processors is None:  # nearly always
             return Draw(self.params, number)
-        grammar = text.grammar_after(ahead)
+        grammar = self.texts[seq].grammar_after(ahead)
         return Draw(self.params, number, self.processors.adjustment([*seq.output_token_ids, *ahead], grammar))
 
     def score(self, position: int, logits: np.ndarray) -> None:
@@ -62,15 +62,16 @@ class SampledRequest(Request):
 
     def take(self, tokens: list[NextToken]) -> list[Sequence]:
         self._note("first_token_time")
-        texts, done = self.texts, []
+        texts = self.texts
+        done: list[Sequence] = []
         for token in tokens.copy():
-            seq, token_id, logprobs = token
-            if texts[seq].finish_reason:  # of several tokens, an earlier one has ended it
+            text = texts[token.seq]
+            if text.finish_reason:  # of several tokens, an earlier one has ended it
                 tokens.remove(token)
                 continue
-            texts[seq].add_token(token_id, logprobs)
-            if texts[seq].finish_reason:
-                done.append(seq)
+            text.add_token(token.token_id, token.logprobs)
+            if text.finish_reason:
+                done.append(token.seq)
         if done and all(text.finish_reason for text in texts.values()):
             self._note("finished_time")
         return done

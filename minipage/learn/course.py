@@ -5,6 +5,7 @@ part: block pool               (what of the engine it is; not in every lesson)
 ## 3.2 Allocate
 names: BlockPool.allocate
 points: 1
+aside: yes                     (the part does without it: the learner's engine does not wait for it; not in most)
 ### Hint                       (three of them, from a nudge to nearly the code)
 ### Why                        (shown with the solution)
 """
@@ -35,6 +36,7 @@ class Exercise:
     why: str  # why the solution is written as it is
     also: tuple[str, ...]  # what the solution shows beside `names`
     lesson: Lesson
+    is_aside: bool = False  # about something that the lesson's part of the engine does without
 
     @property
     def order(self) -> tuple[int, int]:
@@ -101,7 +103,8 @@ def read_text(path: Path) -> list[Exercise]:
         hints = tuple(text.strip("\n") for kind, text in texts if kind == "Hint")
         [why] = [text.strip("\n") for kind, text in texts if kind == "Why"]
         names, also = (tuple(field(intro, name).split()) for name in ("names", "also"))
-        found.append(Exercise(number, title, names, int(field(intro, "points")), hints, why, also, lesson))
+        points, is_aside = int(field(intro, "points")), field(intro, "aside") == "yes"
+        found.append(Exercise(number, title, names, points, hints, why, also, lesson, is_aside))
     return found
 
 

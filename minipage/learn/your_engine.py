@@ -1,6 +1,6 @@
 """An engine made of the learner's own parts: `demo --mine DIR`, `generate --mine DIR`.
 
-A part is theirs as soon as every exercise of its lesson is written (whether it is right, the run will show); the others
+A part is theirs as soon as every exercise on it is written (whether it is right, the run will show); the others
 are minipage's. Parts are handed in, as anybody can do: LLM(scheduler=..., block_table=..., attention=...).
 """
 
@@ -51,7 +51,7 @@ class Mine:
             return
         try:
             solution = load(lesson, path)
-            for exercise in lesson.exercises:
+            for exercise in (each for each in lesson.exercises if not each.is_aside):
                 if lost := missing(exercise, solution) or borrowed(exercise, solution)[0]:
                     raise CodeError(lost)
                 if stubs(solution, exercise.names):

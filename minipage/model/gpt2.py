@@ -102,10 +102,10 @@ class GPT2:
             h = block.layer_norm("ln_1", x, epsilon)  # [T, C]
             q, k, v = block.linears(QKV, h)  # each [T, C]
             mixed = attend(i, heads(q, D), heads(k, D), heads(v, D))  # [T, n, D]
-            x = x + block.linear("attn.c_proj", flat(mixed))  # [T, C]
+            x = block.linear("attn.c_proj", flat(mixed), onto=x)  # [T, C]
             h = block.layer_norm("ln_2", x, epsilon)  # [T, C]
             h = block.linear("mlp.c_fc", h, then="gelu")  # [T, inner]
-            x = x + block.linear("mlp.c_proj", h)  # [T, C]
+            x = block.linear("mlp.c_proj", h, onto=x)  # [T, C]
         return layers.layer_norm("ln_f", x, epsilon)  # [T, C]
 
     def logits(self, layers: Layers, hidden: Array) -> Array:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, ItemsView, Iterator, Mapping, ValuesView
 from copy import copy
+from hashlib import sha256
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -18,6 +19,7 @@ from minipage.errors import ModelError
 from minipage.model.architecture import Architecture, Tensors
 from minipage.simd.halves import from_bfloat16
 
+SAMPLES = 4096  # numbers of each weight that are compared
 SPREAD = 0.02  # standard deviation of random weights: what GPT-2 was initialized with; small enough for float16
 
 
@@ -104,6 +106,19 @@ def whole(name: str, array: Any) -> Any:
 
 def no_tensors(name: str, shape: tuple[int, ...]) -> Any:
     raise ModelError(f"random weights come from no file, so there is no {name!r} of {shape}.")
+
+
+def hash_of(weights: Weights) -> str:
+    """Of every weight its name, its shape, and some thousand numbers from all over it."""
+    digest = sha256()
+    if isinstance(weights, DummyWeights):
+        return "random"
+    for name, array in weights.stored():
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        if array.size:
+            flat = np.linspace(0, array.size - 1, min(array.size, SAMPLES)).astype(np.int64)  # [SAMPLES or fewer]
+            digest.update(array[np.unravel_index(flat, array.shape)].tobytes())
+    return digest.hexdigest()[:16]
 
 
 def as_float32(array: npt.NDArray[Any]) -> npt.NDArray[np.float32]:

@@ -20,7 +20,7 @@ from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Route
 from starlette.types import Receive, Scope, Send
 
 from minipage import __version__
@@ -31,6 +31,7 @@ from minipage.serve.access import GOOD_ID, Access, Keys, log_failure, logger, ta
 from minipage.serve.chat import Render
 from minipage.serve.errors import ApiError, as_api_error, read_model
 from minipage.serve.generation import Job
+from minipage.serve.kv_stream import KVStream
 from minipage.serve.limits import Queue, read_body, unless_gone
 from minipage.serve.live import Live
 from minipage.serve.metrics import make_registry
@@ -54,6 +55,7 @@ class Settings:
     enable_log_requests: bool = False  # prompts, too
     disable_live_page: bool = False
     hide_live_texts: bool = False  # on that page, a dot for each token
+    engine: str = "0"  # the label of its metrics; of several replicas, which one it is
 
 
 Handler = Callable[..., Coroutine[Any, Any, None]]  # of a checked body, and scope, receive and send
@@ -89,10 +91,11 @@ class Api:
         self.template = settings.chat_template or (own.render if own else None)
         self.most_characters = longest_text(llm.engine)
         self.queue = Queue(settings.max_queued_requests + self.engine.scheduler.max_num_seqs)
-        self.registry = make_registry(llm.stats, settings.served_model_name[0])
+        self.registry = make_registry(llm.stats, settings.served_model_name[0], settings.engine)
         self.begin = int(time.time())
         self.keys = Keys(settings.api_key)
         self.live = Live(llm, settings.served_model_name[0], not settings.hide_live_texts, self.keys)
+        self.kv_stream = KVStream(getattr(self.engine, "kv_events", None), self.keys, self.live.is_over)
 
     def routes(self) -> list[Route]:
         def post(path: str, model: type[Body], handle: Handler) -> Route:
@@ -112,6 +115,7 @@ class Api:
             Route("/version", self.version),
             Route("/load", self.load),
             Route("/metrics", self.metrics),
+            Route("/kv_events", self.kv_stream),
             Route("/reset_prefix_cache", self.reset_prefix_cache, methods=["POST"]),
         ]
 
@@ -128,13 +132,7 @@ class Api:
 
     async def chat(self, body: ChatBody, *asgi: Any) -> None:
         params = chat.read_params(body, self.settings.max_logprobs)
-        options = {
-            "add_generation_prompt": body.add_generation_prompt is not False,
-            **(body.chat_template_kwargs or {}),
-        }
-        if body.continue_final_message:
-            options |= {"continue_final_message": True, "add_generation_prompt": False}
-        text = await asyncio.to_thread(chat.render, self.template, body.messages, options)
+        text = await asyncio.to_thread(chat.render, self.template, body.messages, chat.template_options(body))
         with self.queue.place_for(1):
             prompt = await self.read_prompt(text, bool(body.add_special_tokens))
             job = self.job("chatcmpl", [prompt], params, body, asgi[0])
@@ -252,11 +250,9 @@ async def told(request: Request, error: Exception) -> Response:
     return error.response()
 
 
-def make_app(llm: AsyncLLM, settings: Settings | None = None) -> Starlette:
-    """An ASGI application for an engine. It does not shut the engine down: that is for whoever has made it."""
-    settings = settings or Settings()
-    api = Api(llm, settings)
-    middleware = [Middleware(Access, api.keys, settings.allowed_origins)]
+def answering(routes: Sequence[BaseRoute], keys: Keys, settings: Settings) -> Starlette:
+    """An application of these addresses, behind what stands before all of them."""
+    middleware = [Middleware(Access, keys, settings.allowed_origins)]
     if settings.allowed_origins:
         cors = Middleware(
             CORSMiddleware,
@@ -268,6 +264,13 @@ def make_app(llm: AsyncLLM, settings: Settings | None = None) -> Starlette:
         )
         middleware.insert(0, cors)  # a browser asks for permission without a key
     handlers = {HTTPException: no_such_page, ApiError: told}
-    app = Starlette(routes=api.routes(), middleware=middleware, exception_handlers=handlers)
+    return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers)
+
+
+def make_app(llm: AsyncLLM, settings: Settings | None = None) -> Starlette:
+    """An ASGI application for an engine. It does not shut the engine down: that is for whoever has made it."""
+    settings = settings or Settings()
+    api = Api(llm, settings)
+    app = answering(api.routes(), api.keys, settings)
     app.state.live = api.live  # whose streams have to be ended before the server can be
     return app

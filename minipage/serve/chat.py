@@ -37,6 +37,14 @@ def render(template: Render | None, messages: list[dict[str, Any]], options: dic
         raise ApiError(400, str(error), "messages") from error
 
 
+def template_options(body: ChatBody) -> dict[str, Any]:
+    """What the template is told beside the messages."""
+    options = {"add_generation_prompt": body.add_generation_prompt is not False, **(body.chat_template_kwargs or {})}
+    if body.continue_final_message:
+        options |= {"continue_final_message": True, "add_generation_prompt": False}
+    return options
+
+
 def read_params(body: ChatBody, max_logprobs: int) -> SamplingParams:
     refuse_tools(body)
     if body.stream and body.use_beam_search:

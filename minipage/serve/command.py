@@ -5,22 +5,22 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from minipage.engine.async_llm import AsyncLLM
 from minipage.engine.llm import LLM
-from minipage.errors import ConfigurationError, InvalidRequestError, require_positive
+from minipage.errors import ConfigurationError, require_positive
 from minipage.model.chat_template import ChatTemplate
 from minipage.model.checkpoint import SHIPPED_MODEL
-from minipage.sampling import SamplingParams
 from minipage.serve.app import Settings
 from minipage.serve.chat import Render
-from minipage.serve.main import serve
+from minipage.serve.main import serve, warm_up
 
 LISTS = "allowed_origins", "allowed_methods", "allowed_headers"
+OPTIONS_OF_REPLICAS = {"data_parallel_size", "router", "router_load_limit", "autoscaling_config"}
 KEY_VARIABLE = "MINIPAGE_API_KEY"  # so that the key need not be on the command line, which everybody can read
 
 
@@ -49,19 +49,13 @@ def run(
     def tell(where: str) -> None:
         print(f"minipage serves {', '.join(settings.served_model_name)} on {where}; Ctrl-C stops it.", flush=True)
 
-    serve(load, settings, tell=tell, **server)
+    if server.keys() & OPTIONS_OF_REPLICAS:
+        from minipage.serve.replicas.main import serve_replicas  # what one server does not need is not even loaded
 
-
-def warm_up(llm: LLM) -> None:
-    """Compile what the first clients would wait for otherwise, up to a minute on a new machine. It is not counted.
-
-    A short prompt and a long one: there are kernels for both.
-    """
-    for num_tokens in 2, 64:
-        prompt = [0] * min(num_tokens, llm.max_model_len - 1)
-        with suppress(InvalidRequestError):  # a pool, or a context, too small for even that
-            llm.generate([prompt], SamplingParams(max_tokens=2, ignore_eos=True))
-    llm.reset_stats()
+        print(f"minipage starts replicas of {model} ...", flush=True)
+        serve_replicas(engine, settings, tell=tell, **server)
+    else:
+        serve(load, settings, tell=tell, **server)
 
 
 def read_settings(server: dict[str, Any], model: str) -> Settings:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
@@ -21,7 +21,6 @@ from minipage.engine.async_llm import AsyncLLM
 from minipage.serve.access import Keys
 from minipage.serve.errors import ApiError
 from minipage.serve.limits import unless_gone
-from minipage.trace.watching.feed import Viewer
 from minipage.trace.watching.live_page import live_page
 from minipage.trace.watching.watch import Watch
 
@@ -33,6 +32,11 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "SAMEORIGIN",
 }
+
+
+class Takes(Protocol):
+    def take(self) -> str | None:
+        """All that is new; None if nothing is."""
 
 
 class Live:
@@ -64,7 +68,7 @@ class Live:
         self.is_over.set()
 
 
-async def send_news(send: Send, viewer: Viewer, news: asyncio.Event, is_over: asyncio.Event) -> None:
+async def send_news(send: Send, viewer: Takes, news: asyncio.Event, is_over: asyncio.Event) -> None:
     """Whatever a viewer finds, until it is over.
 
     While the browser does not read, `send` waits, and newer frames take the place of older ones.

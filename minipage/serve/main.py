@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
@@ -18,12 +19,14 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from minipage.engine.async_llm import AsyncLLM
-from minipage.errors import ConfigurationError
+from minipage.engine.llm import LLM
+from minipage.errors import ConfigurationError, InvalidRequestError
+from minipage.sampling import SamplingParams
 from minipage.serve.app import Settings, make_app
 from minipage.serve.limits import Connection, close_silent
-from minipage.serve.live import Live
 
 KEEP_ALIVE_SECONDS = 65  # longer than clients do, or a connection would be closed just as the next request comes
 LAST_WORDS_SECONDS = 5.0  # for what was aborted to be sent
@@ -33,19 +36,24 @@ MOST_AT_A_TIME = 64  # that are accepted before the others are looked at again, 
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which aborts what is left when it has waited long enough."""
+    """uvicorn's server, which aborts what is left when it has waited long enough.
+
+    Args:
+        end_streams: ends those that have no end of their own.
+        abort_all: lets whoever is still here get what there is.
+    """
 
     def __init__(
         self,
         config: uvicorn.Config,
-        llm: AsyncLLM,
-        live: Live,
+        end_streams: Callable[[], object],
+        abort_all: Callable[[], object],
         drain_timeout: float,
         tell: Callable[[str], object],
     ) -> None:
         super().__init__(config)
-        self.llm = llm
-        self.live = live
+        self.end_streams = end_streams
+        self.abort_all = abort_all
         self.drain_timeout = drain_timeout
         self.tell = tell
 
@@ -56,15 +64,14 @@ class Server(uvicorn.Server):
         self.tell(address(listener, bool(self.config.ssl)))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self.live.end()
+        self.end_streams()
         timer = asyncio.get_running_loop().call_later(self.drain_timeout, self.give_up)
         await super().shutdown(sockets)
         timer.cancel()
 
     def give_up(self) -> None:
         """Those who are here get what there is; those whose requests have not come are not waited for."""
-        if self.llm.is_alive:
-            self.llm.abort_all()
+        self.abort_all()
         close_silent(self.server_state)
 
     @contextlib.contextmanager
@@ -115,7 +122,17 @@ def make_server(
         uvicorn_options: root_path, and TLS files: ssl_keyfile, ssl_certfile, ...
     """
     app = make_app(llm, settings)
-    config = uvicorn.Config(
+
+    def abort_all() -> None:
+        if llm.is_alive:
+            llm.abort_all()
+
+    config = make_config(app, drain_timeout, log_level, **uvicorn_options)
+    return Server(config, app.state.live.end, abort_all, drain_timeout, tell)
+
+
+def make_config(app: ASGIApp, drain_timeout: float, log_level: str, **uvicorn_options: Any) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
         http=Connection,
         ws="none",
@@ -130,7 +147,13 @@ def make_server(
         h11_max_incomplete_event_size=MOST_HEADER_BYTES,
         **uvicorn_options,
     )
-    return Server(config, llm, app.state.live, drain_timeout, tell)
+
+
+def start_log(log_level: str) -> None:
+    """Raises ConfigurationError."""
+    if log_level not in ("debug", "info", "warning", "error", "critical"):
+        raise ConfigurationError(f"log_level is {log_level!r}; it must be debug, info, warning, error or critical.")
+    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", level=log_level.upper())
 
 
 def serve(
@@ -148,9 +171,27 @@ def serve(
         OSError: the port cannot be had, or a TLS file cannot be read.
         ConfigurationError: an option makes no sense.
     """
-    if log_level not in ("debug", "info", "warning", "error", "critical"):
-        raise ConfigurationError(f"log_level is {log_level!r}; it must be debug, info, warning, error or critical.")
-    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s", level=log_level.upper())
+    start_log(log_level)
     sock = take_port(host, port)
     with sock, load() as llm:
+        keep_what_is_here()
         make_server(llm, settings, log_level=log_level, **options).run(sockets=[sock])
+
+
+def warm_up(llm: LLM) -> None:
+    """Compile what the first clients would wait for otherwise, up to a minute on a new machine. It is not counted.
+
+    A short prompt and a long one: there are kernels for both.
+    """
+    for num_tokens in 2, 64:
+        prompt = [0] * min(num_tokens, llm.max_model_len - 1)
+        with contextlib.suppress(InvalidRequestError):  # a pool, or a context, too small for even that
+            llm.generate([prompt], SamplingParams(max_tokens=2, ignore_eos=True))
+    llm.reset_stats()
+
+
+def keep_what_is_here() -> None:
+    """Python's garbage collector need not look again at what libraries and the model are made of. To look at all of it
+    takes 60 ms, in which no thread runs any Python, so neither a step nor /health."""
+    gc.collect()
+    gc.freeze()

@@ -11,22 +11,22 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 from prometheus_client.utils import floatToGoString
 
-from minipage.engine import speculation, stats
+from minipage.engine import offload, speculation, stats
 
 LABELS = ("model_name", "engine")
-ENGINE = "0"  # the number of the engine: there is one
 
 
 class EngineCollector(Collector):
     """Looks at an engine's numbers whenever Prometheus asks."""
 
-    def __init__(self, look: Callable[[], dict[str, Any]], model_name: str) -> None:
+    def __init__(self, look: Callable[[], dict[str, Any]], model_name: str, engine: str = "0") -> None:
         self.look = look
-        self.values = (model_name, ENGINE)
+        self.engine = engine  # of several, which one it is
+        self.values = (model_name, engine)
 
     def collect(self) -> Iterator[Metric]:
         numbers = self.look()
-        for metric in (*stats.METRICS, *speculation.METRICS):
+        for metric in (*stats.METRICS, *offload.METRICS, *speculation.METRICS):
             if metric.name in numbers:
                 yield self.family(metric, numbers[metric.name])
 
@@ -34,7 +34,7 @@ class EngineCollector(Collector):
         name, meaning = metric.name, metric.meaning
         if metric.kind == "info":
             info = GaugeMetricFamily(name, meaning, labels=[*value, "engine"])
-            info.add_metric([*value.values(), ENGINE], 1)
+            info.add_metric([*value.values(), self.engine], 1)
             return info
         if metric.kind == "histogram":
             histogram = HistogramMetricFamily(name, meaning, labels=LABELS)
@@ -57,7 +57,7 @@ class EngineCollector(Collector):
         return family
 
 
-def make_registry(look: Callable[[], dict[str, Any]], model_name: str) -> CollectorRegistry:
+def make_registry(look: Callable[[], dict[str, Any]], model_name: str, engine: str = "0") -> CollectorRegistry:
     registry = CollectorRegistry()
-    registry.register(EngineCollector(look, model_name))
+    registry.register(EngineCollector(look, model_name, engine))
     return registry

@@ -26,7 +26,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
 from minipage.simd.fp8 import FP8_VALUES
-from minipage.simd.halves import widened
+from minipage.simd.halves import from_bfloat16, to_bfloat16, widened
 from minipage.simd.options import IN_PYTHON
 
 LANES = 16
@@ -242,6 +242,38 @@ def _exp(x):
         return series * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
 
     return exp_float32
+
+
+# ---- single numbers of arrays of float32 or bfloat16, for loops that serve both: LLVM makes vectors of them by itself
+
+
+def as_float(number: Any) -> Any:
+    """What a number of an array stands for."""
+    return from_bfloat16(number) if number.dtype == np.uint16 else number
+
+
+@overload(as_float)
+def _as_float(number):
+    if number != types.uint16:
+        return lambda number: number
+    return lambda number: np.uint32(np.uint32(number) << np.uint32(16)).view(np.float32)
+
+
+def as_kept(number: Any, array: Any) -> Any:
+    """A float32 that was computed from numbers of such arrays, as this one keeps it: see `to_bfloat16`."""
+    return to_bfloat16(number)[0] if array.dtype == np.uint16 else number
+
+
+@overload(as_kept)
+def _as_kept(number, array):
+    if array.dtype != types.uint16:
+        return lambda number, array: number
+
+    def nearest(number, array):  # NaN stays NaN: among its lower bits, which come from bfloat16, there is no 1
+        bits = np.float32(number).view(np.uint32)
+        return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
+
+    return nearest
 
 
 # ---- what the code above generates code with

@@ -16,6 +16,7 @@ from minipage.engine.request import Request
 from minipage.errors import ConfigurationError, InvalidRequestError
 from minipage.memory import BlockPool, BlockTable, PrefixCache
 from minipage.scheduling import Preemption, Scheduler, StepPlan
+from minipage.scheduling.admission import scheduler_for
 from minipage.simulate.baselines import reserve_max, reserve_oracle, reserve_pow2
 from minipage.simulate.cost import CostModel, Work
 from minipage.simulate.reserving import ReservingPool, ReservingScheduler, static_batches
@@ -43,6 +44,7 @@ class Setting:
     max_num_batched_tokens: int = 2048
     preemption: Preemption = "recompute"
     watermark: float = 0.01  # vLLM's at the time of the paper
+    scheduler_reserve_full_isl: bool = True
     enable_prefix_caching: bool = False
     num_swap_blocks: int = 0  # 0: as many as the pool has, if anything is swapped
 
@@ -195,7 +197,7 @@ def build(setting: Setting, clock: Clock, tally: Tally, with_content: bool = Fal
             )
         pool = BlockPool(num_blocks, setting.block_size)
         swap_pool = BlockPool(setting.num_swap_blocks or num_blocks, setting.block_size)
-        scheduler = Scheduler(
+        scheduler = scheduler_for(None, setting.scheduler_reserve_full_isl)(
             pool, *sizes, prefix_cache=PrefixCache(pool) if setting.enable_prefix_caching else None,
             swap_pool=None if setting.preemption == "recompute" else swap_pool, preemption=setting.preemption,
             watermark=setting.watermark,

@@ -12,6 +12,8 @@ from minipage.attention import KVCache, copy_blocks, reference, write_kv
 from minipage.attention.quantize import kv_dtype
 from minipage.memory import BlockCopy
 from minipage.simd.halves import from_bfloat16, to_bfloat16
+from minipage.simd.options import compiled
+from minipage.simd.vectors import as_float, as_kept
 
 names = pytest.mark.parametrize("name", ["bfloat16", "float16"])
 EVERY_CODE = np.arange(2**16).astype(np.uint16)
@@ -68,3 +70,23 @@ def test_blocks_of_two_bytes_are_copied_bit_by_bit(name):
     cache.k.view(np.uint16)[:] = np.arange(96).reshape(cache.k.shape) + 0x7F00  # NaNs among them
     copy_blocks(cache, cache, [BlockCopy(1, 3)])
     np.testing.assert_array_equal(cache.k[:, 3].view(np.uint16), cache.k[:, 1].view(np.uint16))
+
+
+@given(arrays(np.float32, (1, 16), elements=st.floats(width=32, allow_nan=False)))
+def test_a_compiled_loop_keeps_bfloat16_as_numpy_does(numbers):
+    for kept, back in ((np.empty((1, 16), np.uint16), from_bfloat16), (np.empty((1, 16), np.float32), np.asarray)):
+        copy_through_floats(numbers, kept)
+        again = np.empty_like(numbers)
+        copy_through_floats(kept, again)
+        expected = back(to_bfloat16(numbers)) if kept.dtype == np.uint16 else numbers
+        np.testing.assert_array_equal(again, expected)
+    no_number = np.full((1, 1), np.nan, np.float32)
+    copy_through_floats(no_number, kept := np.empty((1, 1), np.uint16))
+    assert np.isnan(from_bfloat16(kept))
+
+
+@compiled
+def copy_through_floats(numbers, out):
+    for t in range(len(numbers)):
+        for i in range(numbers.shape[1]):
+            out[t, i] = as_kept(as_float(numbers[t, i]), out)

@@ -8,13 +8,17 @@ from where import SIMULATOR
 from minipage.model.architecture import Weight, heads
 from minipage.model.layers.plain import PlainLayers
 from minipage.model.layers.torch import TorchLayers
-from minipage.worker.gpu import fused
+from minipage.worker.gpu import few_rows, fused
 from minipage.worker.gpu.fused import FusedLayers
 from minipage.worker.gpu.views import for_kernels
 
 ROUNDOFF = {torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}
 DEVICE = "cpu" if SIMULATOR else "cuda"
 dtypes = pytest.mark.parametrize("dtype", ROUNDOFF, ids=str)
+
+
+# From in a few lines of 128 bytes to out in a few blocks of 8, and one that has no whole lines.
+MATRICES = (64, 8), (320, 13), (1152, 3), (65, 4)
 
 
 class Some:
@@ -25,6 +29,14 @@ class Some:
         yield "odd_norm.weight", Weight((5,))
         yield "large_norm.weight", Weight((1100,))
         yield "huge_norm.weight", Weight((8200,))
+        for size in 48, 1100:
+            yield f"centered_{size}.weight", Weight((size,))
+            yield f"centered_{size}.bias", Weight((size,))
+        for n_in, n_out in MATRICES:
+            yield f"matrix_{n_in}.weight", Weight((n_in, n_out))
+            yield f"matrix_{n_in}.bias", Weight((n_out,))
+        yield "plain.weight", Weight((128, 16))
+        yield "none.weight", Weight((11, 64))
 
 
 @pytest.fixture
@@ -35,6 +47,9 @@ def layers(dtype, monkeypatch):
         monkeypatch.setattr(fused, "elements", lambda array, of=fused.elements: of(for_kernels(array)))
         monkeypatch.setattr(fused, "words", lambda array, of=fused.words: of(for_kernels(array)))
         monkeypatch.setattr(fused, "current_stream", lambda: 0)
+        for name in "layout", "elements", "words":
+            seen = getattr(few_rows, name)
+            monkeypatch.setattr(few_rows, name, lambda array, of=seen: of(for_kernels(array)))
     own = {name: numbers(*weight.shape, dtype=dtype) for name, weight in Some().weights()}
     return FusedLayers(TorchLayers(Some(), own))
 
@@ -108,3 +123,34 @@ def test_a_norm_of_any_size_or_of_rows_that_lie_apart(layers, exact, dtype):
     for name, size in ("odd_norm", 5), ("large_norm", 1100), ("huge_norm", 8200):
         x = numbers(2, size, dtype=dtype)
         check(layers.rms_norm(name, x, 0.1), exact.rms_norm(name, wide(x), 0.1), dtype, 16)
+
+
+@dtypes
+@pytest.mark.parametrize("shape", [(0, 48), (1, 48), (3, 48), (2, 1100)])
+def test_a_layer_norm(layers, exact, dtype, shape):
+    x = 5 * numbers(*shape, dtype=dtype) + 3
+    name = f"centered_{shape[1]}"
+    check(layers.layer_norm(name, x, 0.1), exact.layer_norm(name, wide(x), 0.1), dtype, 16)
+
+
+@dtypes
+@pytest.mark.parametrize("matrix", MATRICES, ids=str)
+@pytest.mark.parametrize(
+    ("num_rows", "then", "is_onto"), [(1, "gelu", False), (5, None, True), (8, "relu", True), (11, "gelu_exact", False)]
+)
+def test_a_product_of_few_rows_ends_with_all_that_is_done_to_it(layers, exact, dtype, matrix, num_rows, then, is_onto):
+    x = numbers(num_rows, matrix[0], dtype=dtype) / 8
+    onto = numbers(num_rows, matrix[1], dtype=dtype) if is_onto else None
+    name, under = f"matrix_{matrix[0]}", wide(onto) if is_onto else None
+    expected = exact.linear(name, wide(x), then, under)
+    found = layers.linear(name, x, then, onto)
+    assert found.is_contiguous() and found.shape == expected.shape
+    check(found, expected, dtype, 8)
+
+
+@dtypes
+def test_a_product_without_a_bias_and_scores(layers, exact, dtype):
+    x = numbers(16, 128, dtype=dtype)
+    check(layers.linear("plain", x), exact.linear("plain", wide(x)), dtype, 64)
+    x = numbers(2, 64, dtype=dtype)
+    check(layers.scores("none", x), exact.scores("none", wide(x)), dtype, 64)

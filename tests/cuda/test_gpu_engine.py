@@ -6,13 +6,16 @@ are small enough for the simulator, where decodes are padded as for a CUDA graph
 
 import gc
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from copy import copy
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from engine.checkpoints import SAVE, Dense, save_gpt2
+from engine.slot_oracle import SlotOracle, WatchedLLM
+from engine.tiers import give_tier
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -32,6 +35,7 @@ from minipage.worker.gpu.draw import UNSURE, Settings, draw_from_likeliest, samp
 from minipage.worker.gpu.graphs import GraphRunner, graph_sizes
 from minipage.worker.gpu.inputs import StepInputs
 from minipage.worker.gpu.next_batch import Batches
+from minipage.worker.gpu.offload import PinnedStore, runs
 
 DEVICE = torch.device("cpu" if is_simulated() else "cuda")
 PROMPTS = [[3, 1, 4, 1, 5, 9], [2, 7], [1, 8, 2, 8, 1, 8, 2, 8, 4], [5]]
@@ -569,3 +573,178 @@ def test_logits_that_are_no_numbers_give_no_token_and_harm_no_other_row(bad, mos
     for i, (row, _) in enumerate(batch):
         expected[i] = NO_TOKEN if row == 1 else expected[i]
     assert sample_on_device(logits, batch) == expected
+
+
+# ---- a tier below the pool, to which blocks travel while the GPU computes
+
+LONG = [[(7 * i + 11 * j * j + 3 * i * j) % 59 for j in range(18)] for i in range(4)]
+TIGHT = {"block_size": 4, "num_blocks": 8, "enable_prefix_caching": True}
+
+
+def said(llm, prompts):
+    """The texts, one prompt after the other."""
+    return [texts(llm.generate([prompt], greedy(4)))[0] for prompt in prompts]
+
+
+def plain(folder):
+    return [[Dense(folder).greedy(prompt, 4)] for prompt in LONG]
+
+
+def test_evicted_blocks_come_back(tiny):
+    llm = gpu_llm(tiny, **TIGHT, kv_offloading_size=1e-3)
+    assert said(llm, [LONG[0], LONG[1], LONG[0]]) == [plain(tiny)[i] for i in (0, 1, 0)]
+    assert llm.stats()["vllm:external_prefix_cache_hits"] > 0
+
+
+class Streams:
+    """In place of torch.cuda: what is copied is there at once, but an event has come only when it was asked for
+    `num_asked` times."""
+
+    def __init__(self, num_asked):
+        self.num_asked, self.waited_for = num_asked, []
+
+    def Stream(self):
+        return self
+
+    def current_stream(self):
+        return self
+
+    def stream(self, side):
+        return nullcontext()
+
+    def wait_stream(self, other):
+        pass
+
+    def wait_event(self, event):
+        self.waited_for.append(event)
+
+    def record_event(self):
+        return Event(self.num_asked)
+
+
+class Event:
+    def __init__(self, num_asked):
+        self.num_asked = num_asked
+
+    def query(self):
+        self.num_asked -= 1
+        return self.num_asked < 0
+
+
+@pytest.fixture
+def travelling(monkeypatch):
+    """Makes engines on the CPU whose tiers are those of a GPU, above fake streams."""
+
+    def make(tiny, num_asked, num_slots=50, kind=LLM, *more, **options):
+        streams = Streams(num_asked)
+        llm = kind(tiny, *more, **options)
+        cache = copy(llm.kv_cache)
+        cache.k, cache.v = torch.from_numpy(cache.k), torch.from_numpy(cache.v)  # the same memory
+        monkeypatch.setattr(torch, "get_device_module", lambda device: streams)
+        monkeypatch.setattr(
+            "minipage.engine.offload.HostStore", lambda _, num_bytes: PinnedStore(cache, num_bytes, llm.block_pool)
+        )
+        give_tier(llm, num_slots)
+        return llm, streams
+
+    return make
+
+
+def test_neighbours_travel_together():
+    assert list(runs([(3, 9), (4, 1), (7, 2), (8, 0)])) == [
+        (slice(0, 2), slice(3, 5)),
+        (slice(2, 4), slice(7, 9)),
+    ]
+
+
+@pytest.mark.parametrize("num_asked", [0, 1, 5])
+def test_what_travels_arrives(tiny, travelling, num_asked):
+    for num_slots in 50, 7, 2:
+        llm, _ = travelling(tiny, num_asked, num_slots, WatchedLLM, SlotOracle(Dense(tiny).kv), **TIGHT)
+        assert said(llm, LONG * 3) == plain(tiny) * 3
+        assert (llm.stats()["vllm:external_prefix_cache_hits"] > 0) == (num_slots == 50)
+
+
+def test_others_go_on_while_blocks_are_on_their_way(tiny, travelling):
+    llm, _ = travelling(tiny, 1000, **TIGHT | {"num_blocks": 16})
+    said(llm, [*LONG, *LONG[1:]])
+    llm.add_request(LONG[0][:3], greedy(9))
+    llm.step()
+    llm.add_request(LONG[0], greedy(4))
+    for _ in range(5):
+        llm.step()
+        assert len(llm.scheduler.waiting) == 1, "nothing has come yet"
+    for event in llm.offloading.store._coming.values():
+        event.num_asked = 0
+    llm.step()
+    assert not llm.scheduler.waiting
+    assert llm.stats()["vllm:external_prefix_cache_hits"] >= 16
+
+
+def test_if_nobody_else_is_there_the_step_itself_waits(tiny, travelling):
+    llm, streams = travelling(tiny, 1000, **TIGHT)
+    assert said(llm, LONG * 2) == plain(tiny) * 2
+    assert streams.waited_for, "blocks were used that may not have come"
+    assert llm.stats()["vllm:external_prefix_cache_hits"] > 0
+
+
+def test_if_too_much_is_on_its_way_a_block_is_not_saved(tiny, travelling):
+    llm, _ = travelling(tiny, 1000, **TIGHT)
+    llm.offloading.store.most_leaving = 1
+    assert said(llm, LONG * 2) == plain(tiny) * 2
+    assert len(llm.offloading.cache.tier.place_of) == 1
+
+
+# ---- steps that overlap
+
+
+@pytest.mark.parametrize(
+    "options",
+    [long({}), {"num_blocks": 6, "enable_prefix_caching": True}, long({"num_blocks": 6, "preemption": "swap"})],
+    ids=["ample", "recompute", "swap"],
+)
+def test_steps_that_overlap_say_what_plain_ones_say(tiny, options):
+    params = [
+        greedy(7),
+        SamplingParams(seed=1, max_tokens=9, ignore_eos=True, top_k=7),
+        SamplingParams(seed=2, max_tokens=9, stop_token_ids=list(range(0, 60, 6))),
+        SamplingParams(seed=3, n=2, max_tokens=4, ignore_eos=True),
+    ]
+    plain = gpu_llm(tiny, async_scheduling=False, **options).generate(PROMPTS, params)
+    llm = gpu_llm(tiny, **options)
+    launch, ahead = llm.overlap._launch, []
+    llm.overlap._launch = lambda *step: ahead.append(llm.overlap._flying is not None) or launch(*step)
+    found = llm.generate(PROMPTS, params)
+    assert texts(found) == texts(plain)
+    assert [o.outputs[0].finish_reason for o in found] == [o.outputs[0].finish_reason for o in plain]
+    assert sum(ahead) > len(ahead) // 2
+    llm.scheduler.check_integrity()
+    assert llm.block_pool.num_used == 0
+
+
+def test_rows_of_nan_end_their_request_alone_where_steps_overlap(tiny):
+    plain = texts(gpu_llm(tiny).generate(PROMPTS[:3], greedy(8)))
+    llm = gpu_llm(tiny, enforce_eager=True)
+    compute, steps = llm.runner.compute, []
+
+    def broken(batches):
+        logits = compute(batches).clone()
+        steps.append(1)
+        if len(steps) == 3:
+            logits[1] = float("nan")
+        return logits
+
+    llm.runner.compute = broken
+    found = llm.generate(PROMPTS[:3], greedy(8))
+    assert [output.outputs[0].finish_reason for output in found] == ["length", "error", "length"]
+    assert texts(found) == [plain[0], [plain[1][0][:2]], plain[2]]
+    assert "not finite numbers" in found[1].error
+
+
+def test_where_the_device_is_unsure_the_host_helps_and_steps_are_plain(tiny, monkeypatch):
+    params = SamplingParams(seed=1, top_p=0.9, max_tokens=6, ignore_eos=True)
+    plain = texts(gpu_llm(tiny, async_scheduling=False).generate(PROMPTS, params))
+    monkeypatch.setattr("minipage.worker.gpu.draw.MOST", 4)  # tokens that are looked at: too few
+    llm = gpu_llm(tiny)
+    assert texts(llm.generate(PROMPTS, params)) == plain
+    assert llm.overlap._unsuited

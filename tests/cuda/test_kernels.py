@@ -73,7 +73,9 @@ def test_k_and_v_of_other_numbers_than_q(q, kv):
         ("float32", "float32", 256),
         ("float32", "float32", 33),  # in words, of which a lane has two; and 31 lanes one
         ("bfloat16", "fp8", 500),
-        *(long(*kinds) for kinds in (("float32", "float32", 512), ("bfloat16", "bfloat16", 320), ("float16", "int8", 264))),
+        long("float32", "float32", 512),
+        long("bfloat16", "bfloat16", 320),
+        long("float16", "int8", 264),
     ],
 )
 def test_rows_that_a_warp_cannot_read_with_one_load(q, kv, head_size):
@@ -169,7 +171,40 @@ def test_windows_that_are_cut_into_pieces(q, head_size, split_size):
     batch.check(lambda *given, window: launched(batch, given, split_size, extra=1000, window=window))
 
 
-def launched(batch, given, split_size, extra=100, workspace=None, window=None):
+@pytest.mark.parametrize(
+    "q, kv, group, head_size, window",
+    [
+        ("bfloat16", "same", 2, 64, None),
+        ("float32", "int8", 2, 8, None),  # two kernels
+        long("float16", "int8", 1, 64, 40),
+        long("bfloat16", "fp8", 4, 128, None),
+        long("float16", "same", 4, 128, 40),
+    ],
+)
+def test_the_newest_token_of_each_sequence_is_written_by_the_way(q, kv, group, head_size, window):
+    """It is the only one, or begins a block, or is wanted in the first step, or in a later one, or last of all."""
+    lengths = [(1, 1), (17, 1), (60, 1), (137, 1)]
+    batch = Batch(lengths, q, q if kv == "same" else kv, 2, group, head_size, block_size=8, window=window)
+    encode, decode, _ = Q[q]
+    k, v = encode(np.random.default_rng(1).standard_normal((2, 4, 2, head_size)).astype(np.float32))
+    slots = np.array([batch.tables[s, (n - 1) // 8] * 8 + (n - 1) % 8 for s, (n, _) in enumerate(lengths)])
+    slots[1] = -1  # what only fills a batch up is not written
+    caches = [batch.k, batch.v, *batch.scales]
+    given = [batch.tables, batch.contexts, batch.starts]
+    on_device = [on_gpu(a) for a in (batch.q, batch.k, batch.v, *given)] + [batch.scale, *map(on_gpu, batch.scales)]
+    new = cuda.NewTokens(*map(on_gpu, (k, v, slots.astype(np.int32))))
+    out = batch.decode(from_gpu(launched(batch, on_device, None, new=new, max_query_len=1, **batch.options)))
+    written = slots >= 0
+    write_kv(decode(k[written]), decode(v[written]), *caches[:2], slots[written], *caches[2:])
+    for found, expected in zip(map(from_gpu, [*on_device[1:3], *on_device[7:]]), caches, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    expected = reference.paged_attention(
+        decode(batch.q), *caches[:2], *given, batch.scale, *caches[2:], **batch.options
+    )
+    assert np.abs(out - expected).max() <= batch.tolerance * np.abs(expected).max()
+
+
+def launched(batch, given, split_size, extra=100, workspace=None, window=None, max_query_len=7, new=None):
     """The low-level launch, with maximum lengths that are larger than the true ones."""
     q, k, v, tables, contexts, own_starts, scale, *scales = given
     longest = int(batch.contexts.max()) + extra
@@ -180,7 +215,7 @@ def launched(batch, given, split_size, extra=100, workspace=None, window=None):
     tables = [array.astype(np.int32) for array in (tables, contexts, own_starts)]
     cuda.launch_attention(
         q, k, v, *tables, scale, *scales, out=out, workspace=workspace,
-        max_query_len=7, max_context_len=longest, split_size=split_size, window=window,
+        max_query_len=max_query_len, max_context_len=longest, split_size=split_size, window=window, new=new,
     )  # fmt: skip
     return out
 

@@ -18,6 +18,7 @@ def on_the_gpu(init):
     def init_there(self, *args, **options):
         if "device" not in options:
             options["device"] = "cuda"
+            options.setdefault("async_scheduling", False)  # tests look at steps one by one, except for test_overlap.py
             if options.get("arrays") == "numpy":
                 del options["arrays"]
             if callable(options.get("attention")):

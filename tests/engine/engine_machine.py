@@ -11,22 +11,25 @@ anything, and the dense model must agree that this is what the parameters ask fo
 """
 
 import sys
+import tempfile
 from functools import lru_cache
 
 from engine.checkpoints import VOCAB, Dense
 from engine.guessing import speculate
 from engine.slot_oracle import SlotOracle, WatchedLLM
+from engine.tiers import HAS_FILES, give_tier
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from minipage.engine.llm import LLM
 from minipage.errors import InvalidRequestError
 from minipage.memory import BlockPool, BlockTable, PrefixCache, blocks_needed
+from minipage.memory.partial_cache import PartialPrefixCache
 from minipage.sampling import SamplingParams
 from minipage.scheduling import POLICIES, Scheduler
 
 
-def machine(folder, **parts):
+def machine(folder, kind=None, **parts):
     """An EngineMachine that runs the model in `folder`, with other parts, e.g. Scheduler=Mine, or preemption="swap"."""
     dense, plain = Dense(folder), LLM(folder, num_blocks=64, attention="reference")
 
@@ -39,7 +42,7 @@ def machine(folder, **parts):
         return [(text.token_ids, text.finish_reason) for text in outputs]
 
     oracles = {"dense_kv": staticmethod(lru_cache(10_000)(dense.kv)), "texts": staticmethod(lru_cache(10_000)(texts))}
-    return type("EngineMachine", (EngineMachine,), {"folder": folder} | oracles | parts)
+    return type("EngineMachine", (kind or EngineMachine,), {"folder": folder} | oracles | parts)
 
 
 BEAMS = [{"beam_width": width} for width in (1, 2, 3)]
@@ -59,6 +62,7 @@ class EngineMachine(RuleBasedStateMachine):
     Engine = WatchedLLM
     preemption = caching = None  # drawn for every program, unless given
     proposer = None  # of drafts, which half of the programs compute ahead
+    file = None  # of a tier
 
     @initialize(
         block_size=st.sampled_from([2, 1, 3, 4]),
@@ -71,10 +75,14 @@ class EngineMachine(RuleBasedStateMachine):
         policy=st.sampled_from(["fcfs", "priority"]),
         first=st.lists(requests, min_size=4, max_size=6),
         num_drafts=st.sampled_from([0, 3, 1, 5]),
+        unit=st.sampled_from([None, 1, 2]),
+        num_slots_below=st.sampled_from([0, 30, 6, 2]),
+        in_a_file=st.booleans(),
     )
     def start(
-        self, block_size, num_slots, num_swap_blocks, seats, budget, preemption, caching, policy, first, num_drafts
-    ):
+        self, block_size, num_slots, num_swap_blocks, seats, budget, preemption, caching, policy, first, num_drafts,
+        unit, num_slots_below, in_a_file,
+    ):  # fmt: skip
         self.oracle, self.policy = SlotOracle(self.dense_kv), policy
         pool, swap_pool = self.Pool(num_slots // block_size, block_size), self.Pool(num_swap_blocks, block_size)
         self.preemption = self.preemption or preemption
@@ -84,16 +92,25 @@ class EngineMachine(RuleBasedStateMachine):
             seats,
             budget,
             policy=POLICIES[policy],
-            prefix_cache=self.Cache(pool) if self.caching else None,
+            prefix_cache=self.make_cache(pool, unit) if self.caching else None,
             swap_pool=swap_pool if self.preemption != "recompute" else None,
             preemption=self.preemption,
         )
         self.llm = self.Engine(self.folder, self.oracle, scheduler=scheduler, block_table=self.Table)
+        if num_slots_below and self.caching:
+            self.file = tempfile.TemporaryDirectory() if in_a_file and HAS_FILES else None
+            give_tier(self.llm, num_slots_below, f"{self.file.name}/kv" if self.file else None)
         if num_drafts and self.proposer:
             speculate(self.llm, self.proposer, num_drafts)
         self.asked = {}  # request id -> (prompt, params, its place in the order of the policy)
         self.seen = {}  # request id -> its last output
         self.arrive(first)
+
+    def make_cache(self, pool, unit):
+        """One that finds whole blocks only, or beginnings of blocks, in steps of `unit` tokens."""
+        if self.Cache is not PrefixCache or unit is None or pool.block_size % unit:
+            return self.Cache(pool)
+        return PartialPrefixCache(pool, unit)
 
     def max_blocks(self, num_prompt, num_tokens, width):
         """What a request can grow to: `width` texts of so many tokens, which share the full blocks of the prompt."""
@@ -159,6 +176,12 @@ class EngineMachine(RuleBasedStateMachine):
     def prefixes_are_forgotten(self):
         self.llm.reset_prefix_cache()
         assert not any(block in self.llm.scheduler.prefix_cache for block in range(self.llm.block_pool.num_blocks))
+
+    @precondition(lambda self: self.file)
+    @rule(data=st.data())
+    def a_slot_is_damaged(self, data):
+        rows = self.llm.offloading.store.rows
+        rows[data.draw(st.integers(0, len(rows) - 1)), data.draw(st.integers(0, 99))] ^= 1
 
     # ---- checks
 

@@ -42,8 +42,9 @@ class SlotOracle:
         moved = {new: source.get(old) for old, new in slots}
         destination.update(moved)
 
-    def begin(self, plan, pool, prefix_cache):
-        """A step is about to compute these chunks and write them to the slots that their block tables name."""
+    def begin(self, plan, pool, prefix_cache, writes=True):
+        """A step is about to compute these chunks and write them to the slots that their block tables name; or, without
+        `writes`, it will be at some later time."""
         self.layer, self.chunks, self.half_written = 0, [], set()
         for chunk in plan.chunks:
             group, seq, start, num_tokens = chunk.group, chunk.seq, chunk.start, chunk.num_tokens
@@ -56,14 +57,17 @@ class SlotOracle:
                 block, offset = tables[g][i // pool.block_size], i % pool.block_size
                 slot = block * pool.block_size + offset
                 assert pool.ref_count(block) == 1, f"{seq} writes to block {block}, which {pool.ref_count(block)} share"
+                # All of a block can be found or nothing, unless the cache says how much; beyond that its owner writes.
+                num_findable = getattr(prefix_cache, "num_findable", lambda block: pool.block_size)
                 known = prefix_cache is not None and block in prefix_cache
-                assert not known, (
+                assert not known or offset >= num_findable(block), (
                     f"{seq} writes to block {block}, which others can find as a prefix: a block has to be forgotten "
                     "when it is reused, and published only once it is written"
                 )
                 assert slot not in self.half_written, f"slot {slot} is written twice in one step, now by {seq}"
                 self.half_written.add(slot)
-                self.prefixes[slot] = g, salt, tokens[: i + 1]
+                if writes:
+                    self.prefixes[slot] = g, salt, tokens[: i + 1]
 
     def failed(self):
         """What the step was writing cannot be trusted."""

@@ -1,7 +1,7 @@
 """Sharing, caching, preempting, swapping and chunking never change a token.
 
 Every way of generating, under every combination of options, gives what the plain engine gives: no prefix caching, an
-ample pool, whole prompts.
+ample pool, whole prompts. Prefixes are shared in whole blocks, or down to a token.
 """
 
 from itertools import product
@@ -67,12 +67,13 @@ def test_no_combination_changes_a_token(tiny, prompts, plain, way, pool, block_s
         {"num_blocks": 512} if pool == "ample" else {"num_blocks": tight, "preemption": pool, "swap_space": "64KiB"}
     )
     num_preemptions = 0
-    for caching, max_num_batched_tokens in product([False, True], [5, 2048]):
+    for caching, max_num_batched_tokens in [*product([False, True], [5, 2048]), ("parts", 5)]:
         llm = LLM(
             tiny,
             arrays=arrays,
             block_size=block_size,
-            enable_prefix_caching=caching,
+            enable_prefix_caching=bool(caching),
+            prefix_match_unit=1 if caching == "parts" else None,
             max_num_batched_tokens=max_num_batched_tokens,
             **options,
         )

@@ -253,11 +253,11 @@ MUTANTS = {  # the broken class: (the setting in which it shows, words that the 
     FreeKeepsTheTable: (AUTO, "block-table entries name it|freed twice|cannot allocate -1"),
     FreeKeepsTheLength: (AUTO, f"{READS}|has no \\d+ tokens to compute|cannot append -"),
     SlotsOneBehind: (AUTO, "holds a [KV] not of|a slot that nobody wrote"),
-    ReadsTheBlocksInOrderOfNumber: (AUTO, f"{READS}|holds a [KV] not of|share|others can find as a prefix"),
+    ReadsTheBlocksInOrderOfNumber: (AUTO, f"{READS}|holds a [KV] not of|is no number|share|others can find"),
     ForksWithoutCopyOnWrite: (AUTO, r"writes to block \d+, which \d share"),
     HandsOutABlockInUse: (AUTO, f"share|{READS}|written twice"),
     NeverForgets: (CACHE, f"{READS}|others can find as a prefix"),
-    LeavesNoTokenToCompute: (CACHE, "tokens to compute"),
+    LeavesNoTokenToCompute: (CACHE, "tokens to compute|blocks wanted"),
     KnowsABlockByItsOwnTokens: (CACHE, READS),
     TakesABlockWithoutAReference: (CACHE, "block-table entries name it|freed twice"),
 }

@@ -265,6 +265,11 @@ MEASURING = [
     M("13.6", "after[name + end] - before[name + end] for", "after[name + end] for", "since the server's start"),
     M("13.6", "time / number if number else 0", "time / number", "ZeroDivisionError"),
     M("13.6", "time / number if number else 0, time / seconds", "time / number if number else 0, number / seconds", "Little's law"),
+    M("13.7", "if load - least <= self.most_ahead", "if True", "Overloaded, with more than"),
+    M("13.7", "load - least <= self", "load - least < self", "Nobody has more than"),
+    M("13.7", "self.known(server, tokens[self.size :], block_hash)", "self.known(server, tokens[self.size :], parent)", "Of the blocks at the prompt's beginning"),
+    M("13.7", "del self.blocks[server][block_hash]", "pass", "Of the blocks at the prompt's beginning"),
+    M("13.7", "(-self.known(server, token_ids), load, server)", "(-self.known(server, token_ids), server, server)", "Of the blocks at the prompt's beginning"),
     M("13.6", "time / number if number else 0", "time / after[name + '_count'] if number else 0", "took .* s together"),
 ]  # fmt: skip
 OWN_MODEL = [
@@ -330,6 +335,67 @@ STEPS_AHEAD = [
     M("16.3", "table.block_hashes[: 1 + num_tokens // size]", "table.block_hashes[: num_tokens // size]", "The root"),
     M("16.3", "    if num_tokens < 0 or num_tokens > table.num_tokens:\n", "    if num_tokens < 0:\n", "raise ConfigurationError"),
     M("16.3", "    table.num_tokens = num_tokens\n", "", "have a slot now"),
+    M("17.1", "        if block_hash in self.slots:\n            self.wanted(block_hash)\n            return\n", "", "in the tier already"),
+    M("17.1", "            self.wanted(block_hash)\n            return\n", "            return\n", "longest time"),
+    M("17.1", "oldest = next(iter(self.slots))", "oldest = next(reversed(self.slots))", "longest time"),
+    M("17.1", "        if slot is not None:\n", "        if True:\n", "A slot is a whole number"),
+    M("17.1", "            self.wanted(block_hash)\n            return True\n", "            return True\n", "longest time"),
+    M("17.1", "        del self.slots[block_hash]\n        return False\n", "        return False\n", "so its block is copied|Nothing is overwritten|it is lost|is not read"),
+    M("17.1", "            self.store.save(slot, block)\n            self.slots[block_hash] = slot\n", "            self.slots[block_hash] = slot\n            self.store.save(slot, block)\n", "it is lost|is not read"),
+    M("17.1", "        return False\n\n\nclass Handover", "        return True\n\n\nclass Handover", "slot is damaged"),
+    M("17.1", "if not free and taken:", "if taken:", "Nothing is overwritten while there is one"),
+    M("17.1", "free = [self.slots.pop(oldest)]", "free = [self.slots[oldest]]", "it is lost|is not read|are wanted|longest time|asked for"),
+    M("17.1", "self.store.load(slot, block):\n", "self.store.load(slot, slot):\n", "These K and V were asked for"),
+    M("17.2", "Handover(table.num_tokens, list", "Handover(len(table.blocks) * table.pool.block_size, list", "as many tokens"),
+    M("17.2", "list(map(read, table.blocks))", "list(table.blocks)", "What each block holds"),
+    M("17.2", "list(map(read, table.blocks))", "list(map(read, reversed(table.blocks)))", "order of the table"),
+    M("17.2", "            table.free()\n", "            pass\n", "All blocks that were taken go back"),
+    M("17.2", "write(block, handover.contents[i])", "write(i, handover.contents[i])", "Block i of the new table"),
+    M("17.2", "    table.append(handover.num_tokens)\n", "    table.append(len(handover.contents) * pool.block_size)\n", "the same tokens"),
+    M("17.2", "    return Handover(table.num_tokens, list(map(read, table.blocks)))", "    handover = Handover(table.num_tokens, list(map(read, table.blocks)))\n    table.free()\n    return handover", "It stays as it is"),
+    M("17.2", "    table = BlockTable(pool)\n    table.append(handover.num_tokens)\n", "    for contents in handover.contents:\n        write(pool.free_queue[0] if pool.free_queue else 0, contents)\n    table = BlockTable(pool)\n    table.append(handover.num_tokens)\n", "somebody else|Block i of the new"),
+]  # fmt: skip
+SINCE_THE_PAPER = [
+    M("4.5", "last > table.num_tokens - window", "last >= table.num_tokens - window", "goes home if it ends before that"),
+    M("4.5", "last = i * size + size - 1", "last = i * size", "goes home if it ends before that"),
+    M("4.5", "            table.blocks[i] = -1\n", "", "NULL_BLOCK, -1, takes its place"),
+    M("4.5", "            table.pool.free(block)\n            table", "            table", "loses one reference"),
+    M("4.5", "        if block >= 0:\n", "        if True:\n", "has not gone already|there is no block -1"),
+    M("4.5", "table.num_tokens - window < place", "table.num_tokens - window <= place", "read the slots of the others"),
+    M("4.5", "seen[: len(seen) - (len(slots) - table.num_tokens)]", "seen", "read the slots of the others"),
+    M("8.7", "list(tokens)[: self.pool.block_size - 1]", "list(tokens)[: self.pool.block_size]", "shorter than a block"),
+    M("8.7", "token_ids[: len(token_ids) - 1]", "token_ids", "at least the last token is left"),
+    M("8.7", "            parent = self.hash(parent, tokens[: self.unit])\n", "            parent = self.hash(b'', tokens[: self.unit])\n", "longest beginning"),
+    M("8.7", "self.parts = {other: [None if key in keys else key for key in known] for other, known in self.parts.items()}\n        self.parts[block] = keys", "taken = {key for other, known in self.parts.items() if other != block for key in known}\n        self.parts[block] = [None if key in taken else key for key in keys]", "the newest block counts"),
+    M("8.7", "            self.pool.revive(source)\n            self.pool.free(source)\n", "            pass\n", "goes to the end of the queue before that"),
+    M("8.7", "            self.pool.free(source)\n", "", "the source as many as before|first in the free queue"),
+    M("8.7", "[*table.blocks, self.pool.allocate()]", "[*table.blocks, source]", "a new block from the pool"),
+    M("8.7", "table.num_tokens + num_tokens", "table.num_tokens + self.unit * 0", "the tokens of the part"),
+    M("8.7", "        self.parts.pop(evicted, None)\n", "        pass\n", "longest beginning"),
+    M("8.7", "self.parts.pop(evicted, None)", "self.parts.pop(evicted)", "KeyError"),
+    M("8.8", "        self.lucky.add(block)\n", "", "was found|remembered|end of `new`"),
+    M("8.8", "        self.lucky.discard(block)\n", "", "end of `new`|is remembered until the block is handed out|holds from now on is new"),
+    M("8.8", "if len(free_and_lucky) > self.most:", "if False:", "goes to the end of `new`"),
+    M("8.8", "            self.queue.move_to_end(free_and_lucky[0])\n", "", "goes to the end of `new`"),
+    M("8.8", "free_and_lucky = [b for b in self.queue if b in self.lucky]", "free_and_lucky = sorted(self.lucky)", "goes to the end of `new`|KeyError"),
+    M("9.5", "            return Admission.NEVER\n", "            return Admission.LATER\n", "preempted for ever"),
+    M("9.5", "            todo = todo[: self.tokens_left]\n", "            pass\n", "the first chunk that needs room"),
+    M("9.5", "        if not self.reserve_full:\n", "        if True:\n", "whole prompt of 6 needs room|have to stay free"),
+    M("9.5", "(self.watermark_blocks if self.running else 0)", "self.watermark_blocks", "the largest would wait for ever"),
+    M("9.5", "(self.watermark_blocks if self.running else 0)", "0", "while somebody runs"),
+    M("9.5", " - len(asleep)", "", "leaves the free queue"),
+    M("9.5", "[size * len(cached) :]", "", "is in use: 4 tokens"),
+    M("9.5", "Admission.NOW if self._seats_left() else Admission.LATER", "Admission.NOW", "needs a seat"),
 ]  # fmt: skip
 NUMBERS = WHY_PAGING + GPT_AND_CACHE + QUANTIZED + KERNELS + PARALLEL + MEASURING + OWN_MODEL + PAPER + STEPS_AHEAD
-MISTAKES = NUMBERS + SCHEDULER + PREEMPTION + BLOCK_POOL + BLOCK_TABLE + ATTENTION + COPY_ON_WRITE + PREFIX_CACHE
+MISTAKES = (
+    NUMBERS
+    + SCHEDULER
+    + PREEMPTION
+    + BLOCK_POOL
+    + BLOCK_TABLE
+    + ATTENTION
+    + COPY_ON_WRITE
+    + PREFIX_CACHE
+    + SINCE_THE_PAPER
+)

@@ -3,6 +3,7 @@
 from contextlib import contextmanager
 
 import pytest
+from axe import serious
 from serve.lookers import until
 
 from minipage import LLM
@@ -197,3 +198,29 @@ def test_nothing_sticks_out_and_all_has_a_name(opened, width, scheme):
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
         assert tab.evaluate(STICKS_OUT) == []
         assert tab.evaluate(NAMELESS) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(opened, table, scheme):
+    """Empty, while it runs, with a mistake, beside another run, and in a challenge."""
+    table.playground.call(table.playground.clear).result(20)
+    with opened(color_scheme=scheme) as tab:
+        assert serious(tab) == []
+        tab.locator("#panel").get_by_label("Prompts, one on each line").fill("O Romeo,\nSpeak")
+        settled(tab, table, tab.get_by_role("button", name="Send").click)
+        tab.get_by_role("button", name="Step", exact=True).click()
+        wait(tab, "trees.at(-1).phase === 'update'")
+        assert serious(tab) == []
+        tab.locator("#panel").get_by_label("Block size").fill("0")
+        tab.locator("#panel").get_by_label("Block size").press("Enter")
+        wait(tab, "document.getElementById('alert').textContent.includes('block_size is 0')")
+        assert serious(tab) == []
+        tab.locator("#panel").get_by_label("Block size").fill("8")
+        settled(tab, table, lambda: tab.locator("#panel").get_by_label("Block size").press("Enter"))
+        tab.wait_for_selector("#compare:not([hidden])")
+        assert serious(tab) == []
+        tab.locator("#challenges button").first.click()
+        wait(tab, "document.getElementById('goal').textContent")
+        assert serious(tab) == []
+        tab.get_by_role("button", name="Clear").click()

@@ -151,6 +151,7 @@ def test_served_again_with_other_options(page, table):
     page.act("add", prompts=TWO, max_tokens=12)
     page.step(4)
     page.act("add", prompts=["Speak"], max_tokens=4)
+    page.settle()
     old = {text["prompt"]: text.get("text", "") for text in page.tree["sequences"].values()}
     assert page.act("configure", options={"block_size": 16}) == 200
     page.settle()

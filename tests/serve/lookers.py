@@ -8,7 +8,8 @@ from contextlib import suppress
 
 import httpx
 
-HTTP = httpx.Client(timeout=60, verify=False)  # to make one reads all certificates, and here nobody has any
+# To make one reads all certificates, and here nobody has any. What was kept open may lead to a server that is gone.
+HTTP = httpx.Client(timeout=60, verify=False, limits=httpx.Limits(max_keepalive_connections=0))
 
 
 def until(condition, seconds=90):  # a kernel may have to be compiled meanwhile
@@ -19,7 +20,7 @@ def until(condition, seconds=90):  # a kernel may have to be compiled meanwhile
 
 
 def patch(old, change):
-    """`patch` of viewer.js: the other half of `difference`."""
+    """`patch` of viewer_frames.js: the other half of `difference`."""
     if isinstance(change, list):
         kept, rest = change
         return (old[:kept] + rest) if kept else rest

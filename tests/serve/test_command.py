@@ -1,10 +1,14 @@
 """`minipage serve` on the command line: what it prints, its exit codes, and TLS."""
 
+import gc
 import signal
 import socket
 import ssl
 import subprocess
+import sys
 import threading
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -13,6 +17,8 @@ from serve.started import Started
 from minipage import LLM
 from minipage.cli import main, make_parser
 from minipage.cli_options import ENGINE, SERVER, given
+from minipage.serve import main as server_main
+from minipage.serve.app import Settings
 from minipage.serve.command import read_settings
 
 BODY = {"prompt": "The sea", "max_tokens": 4, "temperature": 0, "ignore_eos": True}
@@ -79,11 +85,22 @@ def test_a_port_in_use_is_known_before_the_model_is_loaded(capsys):
         (["a", "--model", "b"], "given twice"),
         (["--allowed-origins", "[1]"], "no list of texts"),
         (["--chat-template", "/no/such/file"], "cannot be read"),
+        (["--data-parallel-size", "0"], "data_parallel_size is 0"),
+        (["--router", "best"], "router is 'best'; it must be one of prefix, ray, round-robin"),
+        (["--router", "ray", "--router-load-limit", "3"], "router_load_limit is for router='prefix'"),
+        (["--router-load-limit", "-1"], "router_load_limit is -1; it must be a whole number of at least 0"),
     ],
 )
 def test_bad_options_are_refused_in_a_sentence(capsys, arguments, sentence):
     assert main(["serve", *arguments, *([] if "--port" in arguments else ["--port", "0"])]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_without_ray_a_sentence_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "minipage.serve.replicas.on_ray", raising=False)
+    assert main(["serve", "--data-parallel-size", "2", "--port", "0"]) == 2
+    assert "pip install 'minipage[ray]'" in capsys.readouterr().err
 
 
 def test_options_reach_the_settings(monkeypatch):
@@ -119,3 +136,12 @@ def test_the_help_names_every_option(capsys):
         main(["serve", "--help"])
     help_text = capsys.readouterr().out
     assert all(f"--{name.replace('_', '-')}" in help_text for name in SERVER)
+
+
+def test_what_is_loaded_is_not_searched_for_garbage_while_clients_wait(monkeypatch):
+    frozen = []
+    server = SimpleNamespace(run=lambda sockets: frozen.append(gc.get_freeze_count()))
+    monkeypatch.setattr(server_main, "make_server", lambda *_, **__: server)
+    server_main.serve(nullcontext, Settings(), port=0)
+    gc.unfreeze()
+    assert frozen[0] > 10_000

@@ -108,7 +108,7 @@ def test_nobody_looks_nothing_is_recorded(serve):
             until(lambda: one.trees and all(is_watched(server.llm)))
             with Looker(server.url) as two:
                 until(lambda: two.trees)
-            until(lambda: server.server.live.watch.feed.num_viewers == 1)
+            until(lambda: server.server.config.app.state.live.watch.feed.num_viewers == 1)
             HTTP.post(f"{server.url}/v1/completions", json=LONG | {"prompt": "grey", "max_tokens": 2})
             assert all(is_watched(server.llm))
         until(lambda: not any(is_watched(server.llm)))
@@ -137,7 +137,7 @@ def test_who_never_reads_is_dropped_frames_and_nothing_else(serve, offline):
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
     sock.connect(server.address)
     sock.sendall(b"GET /live HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-    feed = server.server.live.watch.feed
+    feed = server.server.config.app.state.live.watch.feed
     until(lambda: feed.num_viewers == 1)
     [expected] = offline.generate("The sea", SamplingParams(max_tokens=200, temperature=0, ignore_eos=True))
     for _ in range(4):

@@ -2,6 +2,7 @@
 
 import httpx
 import pytest
+from axe import serious
 from serve.lookers import until
 
 LONG = {"max_tokens": 40, "temperature": 0, "ignore_eos": True}
@@ -11,8 +12,8 @@ LONG = {"max_tokens": 40, "temperature": 0, "ignore_eos": True}
 def opened(browser):
     tabs = []
 
-    def open_page(url, width=1280):
-        tab = browser.new_page(viewport={"width": width, "height": 800})
+    def open_page(url, width=1280, **options):
+        tab = browser.new_page(viewport={"width": width, "height": 800}, **options)
         tab.complaints = []
         tab.on("pageerror", lambda error: tab.complaints.append(str(error)))
         tab.on("request", lambda ask: ask.url.startswith((url, "data:")) or tab.complaints.append(ask.url))
@@ -58,9 +59,11 @@ def test_many_texts_are_told_in_two_lines_each(serve, opened):
     httpx.post(f"{server.url}/v1/completions", json=LONG | {"prompt": prompts}, timeout=120)
     until(lambda: tab.locator("#pool .cell.used").count() == 0 and tab.evaluate("trees.length") > 2)
     assert tab.locator("#pool .cell").count() == 400
-    assert tab.evaluate("trees.some((tree) => Object.keys(tree.sequences ?? {}).length > 8)")
-    tab.keyboard.press("ArrowLeft")
-    until(lambda: "crowded" in tab.evaluate("document.body.className") or tab.evaluate("now.index") == 0)
+    crowd = tab.evaluate("trees.findLastIndex((tree) => Object.keys(tree.sequences ?? {}).length > 8)")
+    assert crowd >= 0 and "crowded" not in tab.evaluate("document.body.className")
+    tab.evaluate(f"show({crowd})")  # whoever goes back sees it as it was
+    assert "crowded" in tab.evaluate("document.body.className")
+    assert tab.evaluate("[...document.querySelectorAll('#texts .logical')].every((box) => box.matches('.small'))")
 
 
 @pytest.mark.slow
@@ -79,3 +82,25 @@ def test_it_asks_for_the_key(serve, opened):
     assert (
         tab.evaluate("[...Object.keys(localStorage), ...Object.keys(sessionStorage), document.cookie].join('')") == ""
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_serious(serve, opened, scheme):
+    server = serve(num_blocks=24, block_size=4)
+    for width in (1280, 390):
+        tab = opened(server.url, width, color_scheme=scheme, reduced_motion="reduce")
+        until(lambda tab=tab: "Live" in tab.inner_text("#live-state"))
+        httpx.post(
+            f"{server.url}/v1/completions", json=LONG | {"prompt": ["one wave", "two waves", "three"]}, timeout=60
+        )
+        until(lambda tab=tab: tab.locator("#texts .text.finished").count() >= 3)
+        assert tab.locator("#remembered li").count() > 0
+        assert serious(tab) == []
+
+
+@pytest.mark.slow
+def test_axe_finds_nothing_serious_where_the_key_is_asked_for(serve, opened):
+    tab = opened(serve(settings={"api_key": ["sesame"]}).url)
+    until(lambda: tab.is_visible("#key"))
+    assert serious(tab) == []

@@ -66,6 +66,7 @@ WAYS = {
     "watermark": {"watermark": 0.1},
     "chunks": {"max_num_batched_tokens": 7},
     "seats": {"max_num_seqs": 3},
+    "first chunk": {"max_num_batched_tokens": 7, "scheduler_reserve_full_isl": False},
 }
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 from screens import screen
+from stories import played, stops_of
 
 from minipage import LLM, SamplingParams
 from minipage.simulate.baselines import slot_usage
@@ -9,23 +10,22 @@ from minipage.trace import Trace, record
 from minipage.trace.drawing.glyphs import letter_of
 from minipage.trace.drawing.html import as_tree
 from minipage.trace.drawing.lane_lines import lanes_of
-from minipage.trace.playing.demo import Demo, make_engine
 from minipage.trace.playing.scenarios import SCENARIOS
 from minipage.trace.playing.story_texts import LONGEST, NUM_REQUESTS, SCALE, SHORTEST
 from minipage.trace.recording.comparison import RULES, Comparison, num_stored_at_last
-from minipage.trace.recording.frames import is_stop, label_of
+from minipage.trace.recording.frames import label_of
 
 SCENARIO = SCENARIOS["fragmentation"]
 
 
 @pytest.fixture(scope="module")
 def demo():
-    return Demo(make_engine(SCENARIO, {}), SCENARIO)
+    return played("fragmentation")[0]
 
 
 @pytest.fixture(scope="module")
-def frames(demo):
-    return list(filter(is_stop, demo.frames()))
+def frames():
+    return stops_of("fragmentation")
 
 
 def beside(llm, requests, watch=lambda comparison, frame: None):
@@ -126,7 +126,7 @@ def test_every_slot_is_in_one_segment_or_free(frames, own):
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (160, 48), (40, 16), (60, 20)])
 def test_the_terminal_shows_every_memory(frames, width, height):
-    for frame in frames if (width, height) == (80, 24) else frames[::5]:
+    for frame in frames[::5] if (width, height) == (80, 24) else frames[::12]:
         lines = screen(frame, width, height)
         assert len(lines) == height and max(map(len, lines)) <= width
         for lane in lanes_of(frame):
@@ -145,7 +145,7 @@ def test_no_two_requests_look_alike_without_a_word(frames):
     """Behind Z come small letters, and behind those a sign that many share: the picture says both."""
     labels = [label_of(i) for i in range(52)]
     assert len({letter_of(label) for label in labels}) == 52
-    for frame in frames:
+    for frame in frames[::5]:
         lines = screen(frame)
         names = {len(seq.label) > 1 for seq in frame.all_sequences}
         assert (", a: AA" in lines[1]) == (True in names), lines[1]
@@ -154,7 +154,7 @@ def test_no_two_requests_look_alike_without_a_word(frames):
 
 
 def test_texts_without_room_are_counted(frames):
-    for frame in frames:
+    for frame in frames[::5]:
         lines = screen(frame)
         first = next(i for i, line in enumerate(lines) if line.startswith("in blocks")) + 3
         last = next(i for i, line in enumerate(lines) if line.startswith("── what happened"))

@@ -246,7 +246,7 @@ def data_of(document):
 
 
 def patched(old, change):
-    """What viewer.js does, in Python."""
+    """What viewer_frames.js does, in Python."""
     if isinstance(change, list):
         return old[: change[0]] + change[1] if change[0] else change[1]
     if not isinstance(change, dict):
@@ -323,7 +323,18 @@ def where(tab):
 
 def test_the_browser_sees_the_same_frames(opened):
     with opened(STORY) as tab:
-        assert tab.evaluate("trees") == [in_json(as_tree(frame)) for frame in STORY]
+        assert tab.evaluate("all.map((i) => trees.at(i))") == [in_json(as_tree(frame)) for frame in STORY]
+
+
+def test_frames_are_put_together_when_they_are_looked_at(opened):
+    """In whatever order; and to open a long trace takes no more than its first."""
+    frames = a_long_run(40)
+    never_idle = "<script>requestIdleCallback = undefined</script>"
+    with opened(frames, document=never_idle + page(frames, "A story", "in many steps")) as tab:
+        assert tab.evaluate("trees.near.length") == 1
+        for i in (150, 3, 199, 64, 63, 127, 128, 0):
+            assert tab.evaluate(f"trees.at({i})") == in_json(as_tree(frames[i])), i
+        assert tab.evaluate("[trees.at(-1).step, trees.at(200) === undefined]") == [40, True]
 
 
 def test_every_frame_can_be_reached(opened):
@@ -451,8 +462,12 @@ def test_words_that_are_hard_to_write(opened):
         assert "👩‍🚀" in tab.inner_text("#texts .text:last-child .running-text")
 
 
-@pytest.mark.parametrize("size", [(1280, 800), (800, 600), (400, 700)])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+SCHEMES = "light", "dark"
+WINDOWS = [((width, height), scheme) for width, height in ((1280, 800), (800, 600), (400, 700)) for scheme in SCHEMES]
+USUAL, *OTHERS = reversed(WINDOWS)
+
+
+@pytest.mark.parametrize(("size", "scheme"), [USUAL, *(pytest.param(*one, marks=pytest.mark.slow) for one in OTHERS)])
 def test_the_page_fits_into_its_window(opened, size, scheme):
     with opened(STORY, "#step2-copy", color_scheme=scheme) as tab:
         tab.set_viewport_size(dict(zip(("width", "height"), size)))

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 from screens import screen, section
+from stories import slow_but
 
 from minipage import LLM
 from minipage.trace import Trace
@@ -117,7 +118,7 @@ def test_looking_changes_no_word(watched):
     assert "forward" not in vars(watched[0].llm.model)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "fp8"])
+@pytest.mark.parametrize("dtype", slow_but(("bfloat16", "int8", "fp8"), "int8"))  # each compiles kernels of its own
 def test_of_a_quantized_cache_the_kernel_reads_the_same_numbers(dtype):
     frames = list(Demo(make_engine(SCENARIO, {"kv_cache_dtype": dtype}), SCENARIO).frames())
     assert walks(frames)[-1].attention.largest_difference < 1e-5

@@ -1,9 +1,9 @@
 """Every story, every frame, as a browser lays it out: nothing is cut off, nothing overlaps, on any screen."""
 
-from functools import cache
 from pathlib import Path
 
 import pytest
+from stories import document_of
 
 from minipage.trace.drawing.html import page
 from minipage.trace.playing.demo import Demo, make_engine
@@ -14,9 +14,8 @@ SIZES = {390: 844, 768: 1024, 1280: 800, 1920: 1080}
 PROMPTS = ["To be, or not to be, that is the question", "Antidisestablishmentarianism, 道可道非常道 👩‍🚀"]
 
 
-@cache
-def document(name, **options):
-    prompts = options.pop("prompts", None)
+def document_with(name, prompts=None, **options):
+    """A story's page, of other texts or on another engine."""
     scenario = SCENARIOS[name].with_prompts(prompts and list(prompts), None)
     demo = Demo(make_engine(scenario, options), scenario)
     return page(demo.frames(), scenario.title)
@@ -39,7 +38,7 @@ def at_all_sizes(opened, document, every, sizes=SIZES, **options):
 
 
 def test_the_check_finds_what_is_cut_off_and_what_overlaps(opened):
-    with opened([], document=document("copy-on-write"), reduced_motion="reduce") as tab:
+    with opened([], document=document_of("copy-on-write"), reduced_motion="reduce") as tab:
         assert look_at(tab, 100) == {}
         tab.add_style_tag(content=".number { max-width: 3px; overflow: hidden } #pool { width: 2000px }")
         found = " ".join(tab.evaluate(FAULTS))
@@ -50,20 +49,20 @@ def test_the_check_finds_what_is_cut_off_and_what_overlaps(opened):
 
 @pytest.mark.parametrize(("name", "width"), [("copy-on-write", 390), ("prefix", 1280)])
 def test_some_frames(name, width, opened):
-    at_all_sizes(opened, document(name), 7, [width])
+    at_all_sizes(opened, document_of(name), 7, [width])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_every_frame_at_four_widths(name, opened):
-    at_all_sizes(opened, document(name), 1)
+    at_all_sizes(opened, document_of(name), 1)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in SCENARIOS if name != "fragmentation"])
 @pytest.mark.parametrize("options", [{"block_size": 2}, {"block_size": 16}, {"prompts": tuple(PROMPTS)}], ids=str)
 def test_other_texts_and_sizes(name, options, opened):
-    at_all_sizes(opened, document(name, **options), 5, [390, 1280])
+    at_all_sizes(opened, document_with(name, **options), 5, [390, 1280])
 
 
 @pytest.mark.slow
@@ -71,6 +70,6 @@ def test_other_texts_and_sizes(name, options, opened):
 def test_letters_twice_as_large_dark_and_forced_colours(name, opened):
     """A zoom of 200 % is a window of half the size with twice the pixels."""
     for looks in ({"color_scheme": "dark"}, {"forced_colors": "active"}):
-        with opened([], document=document(name), reduced_motion="reduce", device_scale_factor=2, **looks) as tab:
+        with opened([], document=document_of(name), reduced_motion="reduce", device_scale_factor=2, **looks) as tab:
             tab.set_viewport_size({"width": 640, "height": 400})
             assert look_at(tab, 5) == {}

@@ -1,10 +1,7 @@
 """Between two frames things move, and afterwards everything is exactly where the new frame has it."""
 
 import pytest
-
-from minipage.trace.drawing.html import page
-from minipage.trace.playing.demo import Demo, make_engine
-from minipage.trace.playing.scenarios import SCENARIOS
+from stories import document_of
 
 PLACES = """[...document.querySelectorAll("#stage [data-fly], #pool .cell, #free b")].map((element) => {
   const {left, top, width, height} = element.getBoundingClientRect();
@@ -17,12 +14,12 @@ AT_REST = "moving.size === 0 && byId('flights').childElementCount === 0"
 
 @pytest.fixture(scope="module")
 def swap():
-    return page(Demo(make_engine(SCENARIOS["swap"], {}), SCENARIOS["swap"]).frames())
+    return document_of("swap")
 
 
 @pytest.fixture(scope="module")
 def samples():
-    return page(Demo(make_engine(SCENARIOS["copy-on-write"], {}), SCENARIOS["copy-on-write"]).frames())
+    return document_of("copy-on-write")
 
 
 def go(tab, name):
@@ -83,7 +80,7 @@ def places_of(tab):
 
 
 def test_it_ends_exactly_where_a_page_without_motion_is(opened, samples):
-    names = [f"step2-{phase}" for phase in ("before", "schedule", "copy", "forward", "sample", "update")]
+    names = [f"step2-{phase}" for phase in ("before", "copy", "update")]
     with opened([], document=samples, reduced_motion="reduce") as tab:
         still = []
         for name in names:

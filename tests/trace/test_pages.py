@@ -1,24 +1,16 @@
 """The page of every scenario in a real browser: each frame drawn, with keys, slider and hover, and no complaint."""
 
 import pytest
+from stories import stops_of
 
 from minipage.trace.drawing.lane_lines import lanes_of
-from minipage.trace.playing.demo import Demo, make_engine
 from minipage.trace.playing.scenarios import SCENARIOS
-from minipage.trace.recording.frames import is_stop
 
 
-def frames_of(name):
-    demo = Demo(make_engine(SCENARIOS[name], {}), SCENARIOS[name])
-    return list(filter(is_stop, demo.frames()))
-
-
-LONG = pytest.param("fragmentation", marks=pytest.mark.slow)
-
-
-@pytest.mark.parametrize("name", [*(name for name in SCENARIOS if name != "fragmentation"), LONG])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SCENARIOS)
 def test_every_scenario(name, opened):
-    frames = frames_of(name)
+    frames = stops_of(name)
     with opened(frames) as tab:
         tab.keyboard.press("End")
         assert tab.inner_text("#where") == f"{len(frames)} / {len(frames)}"
@@ -39,8 +31,9 @@ def test_every_scenario(name, opened):
         assert tab.inner_text("#stage") == shown
 
 
+@pytest.mark.slow
 def test_memories_side_by_side(opened):
-    frames = frames_of("fragmentation")
+    frames = stops_of("fragmentation")
     with opened(frames) as tab:
         for i in (0, len(frames) // 2, len(frames) - 1):
             tab.get_by_label("Frame").fill(str(i))
@@ -54,7 +47,7 @@ def test_memories_side_by_side(opened):
 
 
 def test_inside_attention(opened):
-    frames = frames_of("kernel")
+    frames = stops_of("kernel")
     looks = [i for i, frame in enumerate(frames) if frame.attention]
     with opened(frames) as tab:
         for i in looks:

@@ -1,6 +1,7 @@
 """Every story fits whatever texts, block sizes and lengths the viewer chooses, and still shows what it is about."""
 
 import pytest
+from stories import slow_but
 
 from minipage.cli import main
 from minipage.errors import MinipageError
@@ -33,12 +34,16 @@ def test_left_alone_a_story_has_the_pool_that_it_was_written_for(name, num_block
     assert pool_for(scenario, SMALL | scenario.engine)["num_blocks"] == num_blocks
 
 
-@pytest.mark.parametrize("texts", TEXTS)
+FEW, MANY = ((1, 5, 64), (None, 9999)), ((1, 2, 3, 4, 5, 8, 16, 64), (None, 1, 2, 40, 9999))
+
+
+@pytest.mark.parametrize("tried", [FEW, pytest.param(MANY, marks=pytest.mark.slow)], ids=["few", "many"])
+@pytest.mark.parametrize("texts", slow_but(TEXTS, "its own", "many"))
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_a_pool_for_everything(name, texts):
+def test_a_pool_for_everything(name, texts, tried):
     """No request is refused, for many sizes: the engine's own check is asked."""
-    for block_size in (1, 2, 3, 4, 5, 8, 16, 64):
-        for max_tokens in (None, 1, 2, 40, 9999):
+    for block_size in tried[0]:
+        for max_tokens in tried[1]:
             scenario = SCENARIOS[name].with_prompts(TEXTS[texts], max_tokens)
             sizes = pool_for(scenario, SMALL | scenario.engine | {"block_size": block_size})
             assert sizes, (block_size, max_tokens)
@@ -46,18 +51,26 @@ def test_a_pool_for_everything(name, texts):
                 assert 1 <= sizes["num_blocks"] * block_size <= 40_000
 
 
-@pytest.mark.parametrize(
-    ("texts", "block_size", "max_tokens"),
-    [("a question", 4, None), ("its own", 16, None), ("a letter", 8, None), ("many", 3, None), ("unequal ones", 4, 20)],
-)
-@pytest.mark.parametrize("name", [name for name in SCENARIOS if name != "fragmentation"])
+OTHERS = [
+    ("many", 3, None), ("a letter", 8, None), ("a question", 4, None), ("its own", 16, None), ("unequal ones", 4, 20),
+]  # fmt: skip
+# Each story with one of them; the other pairs are slow.
+PAIRS = [
+    pytest.param(name, *other, marks=[pytest.mark.slow] * (i % len(OTHERS) != j))
+    for i, name in enumerate(name for name in SCENARIOS if name != "fragmentation")
+    for j, other in enumerate(OTHERS)
+]
+
+
+@pytest.mark.parametrize(("name", "texts", "block_size", "max_tokens"), PAIRS)
 def test_stories_of_other_texts_and_sizes(name, texts, block_size, max_tokens):
     """They run to their end. What a story is about is seen, or the last sentence says why not."""
     frames = run(name, TEXTS[texts], max_tokens, block_size=block_size)
     assert not frames[-1].running and not frames[-1].waiting
     told = " ".join(frame.story for frame in frames)
     assert any(frame.preempted for frame in frames) or "Nobody had to give way" in told or not SCENARIOS[name].runs_dry
-    if name not in ("continuous-batching", "preemption", "swap", "window"):  # these have pools of fixed sizes
+    fixed = "continuous-batching", "preemption", "swap", "admission", "window"  # their pools have sizes of their own
+    if name not in fixed:
         assert not any(frame.preempted for frame in frames)
     if name in ("copy-on-write", "beam"):
         assert any(frame.copies for frame in frames) != ("Nothing was copied" in told)

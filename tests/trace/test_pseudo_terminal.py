@@ -95,7 +95,8 @@ def seconds_of(screen):
     return float(re.search(r"([\d.]+) s a step", screen[-1])[1])
 
 
-@pytest.mark.parametrize(("columns", "lines"), [SIZES[0], pytest.param(*SIZES[1], marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("columns", "lines"), SIZES)
 def test_every_key(columns, lines):
     terminal = Terminal(columns, lines)
     terminal.until("step 1")
@@ -159,6 +160,7 @@ def test_every_key(columns, lines):
     assert "block table" in printed and "KING RICHARD III" in printed and printed.count("what happened") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("columns", "lines"), SIZES)
 @pytest.mark.parametrize(
     ("name", "sights"),
@@ -180,7 +182,7 @@ def test_stories(name, sights, columns, lines):
     assert terminal.close()[1] == 0
 
 
-@pytest.mark.parametrize(("columns", "lines"), SIZES)
+@pytest.mark.parametrize(("columns", "lines"), [SIZES[0], pytest.param(*SIZES[1], marks=pytest.mark.slow)])
 def test_inside_the_kernel(columns, lines):
     """Going step by step stops at each block; going back shows the same again."""
     terminal = Terminal(columns, lines, "kernel")
@@ -198,6 +200,7 @@ def test_inside_the_kernel(columns, lines):
     assert terminal.close()[1] == 0
 
 
+@pytest.mark.slow
 def test_left_alone_it_plays_and_ends():
     terminal = Terminal(80, 24, "--steps 2")
     for number in (1, 2):
@@ -206,6 +209,7 @@ def test_left_alone_it_plays_and_ends():
     assert code == 0 and "block table" in printed
 
 
+@pytest.mark.slow
 def test_it_follows_the_size_of_the_terminal():
     terminal = Terminal(80, 24)
     terminal.until("step 1")
@@ -222,8 +226,8 @@ def test_it_follows_the_size_of_the_terminal():
     assert terminal.close()[1] == 0
 
 
-@pytest.mark.parametrize(("how", "code"), [("Ctrl-C", 130), ("kill", 143)])
-@pytest.mark.parametrize("arguments", ["", "kernel"])
+@pytest.mark.parametrize(("how", "code"), [("Ctrl-C", 130), pytest.param("kill", 143, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("arguments", ["", pytest.param("kernel", marks=pytest.mark.slow)])
 def test_an_interrupt_restores_the_terminal(how, code, arguments):
     terminal = Terminal(80, 24, arguments)
     terminal.until("step 1")
@@ -234,6 +238,7 @@ def test_an_interrupt_restores_the_terminal(how, code, arguments):
     assert terminal.close()[1] == code
 
 
+@pytest.mark.slow
 def test_a_crash_restores_the_terminal(tmp_path):
     """An engine that fails at its third step."""
     (tmp_path / "sitecustomize.py").write_text(
@@ -250,16 +255,21 @@ def test_a_crash_restores_the_terminal(tmp_path):
     assert code == 1 and "a bug" in printed
 
 
+OTHERS = [  # who asks for nothing that can be shown
+    ("copyonwrite", "did you mean 'copy-on-write'"),
+    ("--num-blocks 20 --prompt '" + "word " * 200 + "'", "takes"),
+    ("kernel --max-model-len 5", "5"),
+    ("--replay /no/such/file", "No such file"),
+    ("--replay DAMAGED", "damaged"),
+    ("--replay NEWER", "newer minipage"),
+]
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         ("--num-blocks 2", "num_blocks"),
-        ("copyonwrite", "did you mean 'copy-on-write'"),
-        ("--num-blocks 20 --prompt '" + "word " * 200 + "'", "takes"),
-        ("kernel --max-model-len 5", "5"),
-        ("--replay /no/such/file", "No such file"),
-        ("--replay DAMAGED", "damaged"),
-        ("--replay NEWER", "newer minipage"),
+        *(pytest.param(*other, marks=pytest.mark.slow) for other in OTHERS),
     ],
 )
 def test_bad_input_leaves_the_terminal_as_it_was(arguments, sentence, tmp_path):
@@ -276,6 +286,7 @@ def test_bad_input_leaves_the_terminal_as_it_was(arguments, sentence, tmp_path):
     assert code == (1 if "no/such" in arguments else 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("columns", "lines"), [(39, 24), (80, 15), (1, 1)])
 def test_too_small_a_terminal_says_what_it_needs(columns, lines):
     terminal = Terminal(columns, lines, "basics")
@@ -284,6 +295,7 @@ def test_too_small_a_terminal_says_what_it_needs(columns, lines):
     assert f"needs 40 columns and 16 lines, and here are {columns} and {lines}." in printed
 
 
+@pytest.mark.slow
 def test_plain_in_a_terminal():
     terminal = Terminal(80, 24, "--plain --steps 2", env={"NO_COLOR": "1"})
     text, code = terminal.end()

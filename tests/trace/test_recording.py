@@ -50,8 +50,11 @@ def state_in(frame: Frame):
     }
 
 
-@pytest.mark.parametrize(("block_size", "num_blocks", "budget"), [(4, 14, 8), (1, 40, 3), (7, 12, 64), (4, 60, 1000)])
-@pytest.mark.parametrize("preemption", ["recompute", "swap"])
+MORE_POOLS = [pytest.param(*sizes, marks=pytest.mark.slow) for sizes in ((1, 40, 3), (7, 12, 64), (4, 60, 1000))]
+
+
+@pytest.mark.parametrize(("block_size", "num_blocks", "budget"), [(4, 14, 8), *MORE_POOLS])
+@pytest.mark.parametrize("preemption", [pytest.param("recompute", marks=pytest.mark.slow), "swap"])
 def test_frames_equal_the_engines_state(block_size, num_blocks, budget, preemption, monkeypatch):
     sizes = {"block_size": block_size, "num_blocks": num_blocks, "swap_space": "2MiB"}
     llm = LLM(**sizes, max_num_batched_tokens=budget, max_num_seqs=3, preemption=preemption)

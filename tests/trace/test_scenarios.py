@@ -7,10 +7,10 @@ import os
 import re
 import sys
 import xml.etree.ElementTree as ElementTree
-from functools import cache
 
 import pytest
 from rich.console import Console
+from stories import frames_of, played
 
 from minipage import LLM
 from minipage.cli import main
@@ -26,16 +26,9 @@ from minipage.trace.recording.frames import is_stop
 NAMES = list(SCENARIOS)
 
 
-@cache
-def play(name):
-    """A scenario, run once: its demo, and all frames."""
-    demo = Demo(make_engine(SCENARIOS[name], {}), SCENARIOS[name])
-    return demo, list(demo.frames())
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_every_turn_of_every_story_is_told(name):
-    demo, frames = play(name)
+    demo, frames = played(name)
     told = {frame.story for frame in frames}
     assert [turn.say for turn in demo.scenario.turns if turn.say not in told] == []
     assert 5 <= len(list(filter(is_stop, frames))) <= 40
@@ -45,7 +38,7 @@ def test_every_turn_of_every_story_is_told(name):
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("quantized", "fragmentation")])
 def test_the_words_are_those_that_the_model_says_alone(name):
     """Of `quantized`, rounding may change words; `fragmentation` ends before its texts do, and has its own test."""
-    demo, frames = play(name)
+    demo, frames = played(name)
     alone = LLM(block_size=16, hf_overrides=demo.scenario.engine.get("hf_overrides"))
     for i, (arrival, params) in enumerate(zip(demo.arrivals, demo.params, strict=True)):
         texts = {output.text for output in alone.generate(arrival.prompt, params)[0].outputs}
@@ -55,9 +48,6 @@ def test_the_words_are_those_that_the_model_says_alone(name):
 
 
 def test_each_shows_what_it_is_for():
-    def frames_of(name):
-        return play(name)[1]
-
     assert any(frame.copies for frame in frames_of("copy-on-write"))
     assert any("branches off" in event for frame in frames_of("beam") for event in frame.events)
     assert frames_of("prefix")[-1].num_hit_tokens >= 16
@@ -68,7 +58,7 @@ def test_each_shows_what_it_is_for():
 
 
 def test_phases_can_be_stepped_through():
-    frames = play("copy-on-write")[1]
+    frames = frames_of("copy-on-write")
     player = Player(frames[0], iter(frames[1:]), UNICODE)
     assert player.frame.phase == "update" and player.frame.step == 1
     player.press("p")
@@ -159,7 +149,7 @@ def test_a_file_that_cannot_be_used_is_a_sentence(arguments, message, capsys):
     ],
 )
 def test_what_is_damaged_is_said_without_pythons_words(change, message, tmp_path, capsys):
-    demo, _ = play("basics")
+    demo, _ = played("basics")
     demo.trace.save(tmp_path / "run.jsonl")
     text = (tmp_path / "run.jsonl").read_text("utf-8")
     line = text.splitlines()[3]
@@ -176,7 +166,7 @@ def test_own_prompts_and_options(capsys):
 
 def test_who_has_no_blocks_says_why():
     def screens(name, status):
-        for frame in play(name)[1]:
+        for frame in frames_of(name):
             if any(seq.status == status and not seq.blocks for seq in frame.sequences):
                 console = Console(width=100, height=40, file=io.StringIO(), color_system=None)
                 console.print(draw(frame, 100, 40))
@@ -263,7 +253,7 @@ def stills(html):
 
 @pytest.mark.parametrize("name", ["basics", "preemption", "copy-on-write"])
 def test_what_stands_for_a_story_where_no_script_runs_is_its_fullest_frame(name, tmp_path):
-    demo, frames = play(name)
+    demo, frames = played(name)
     most = max(frame.num_used_blocks for frame in frames if is_stop(frame))
     write_html(frames, demo.trace, tmp_path / "page.html")
     pages = demo.trace._repr_html_(), (tmp_path / "page.html").read_text(encoding="utf-8")

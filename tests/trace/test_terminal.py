@@ -2,11 +2,11 @@
 
 import re
 from dataclasses import replace
-from functools import cache
 
 import pytest
 from rich.cells import cell_len
 from screens import SIZES, screen, section
+from stories import frames_of, slow_but
 
 from minipage import LLM, SamplingParams
 from minipage.memory import BlockCopy
@@ -21,7 +21,7 @@ from minipage.trace.recording.wording import is_routine
 @pytest.mark.parametrize(("width", "height"), SIZES)
 @pytest.mark.parametrize("glyphs", [UNICODE, ASCII], ids=["unicode", "ascii"])
 def test_every_step_fits(demo_frames, width, height, glyphs):
-    for frame in demo_frames:
+    for frame in demo_frames[:: 1 if (width, height) == (80, 24) else 6]:
         lines = screen(frame, width, height, glyphs)
         assert len(lines) == height
         assert max(map(cell_len, lines)) <= width
@@ -132,12 +132,6 @@ def test_nobody_reserves_for_a_longest_case_where_nobody_runs(demo_frames):
     assert not any(" 0 blocks reserved," in line for line in shown)
 
 
-@cache
-def frames_of(name):
-    """All phases of a story."""
-    return list(Demo(make_engine(SCENARIOS[name], {}), SCENARIOS[name]).frames())
-
-
 @pytest.fixture(scope="module")
 def one_long():
     """A step with one request of twenty blocks between two of one."""
@@ -152,8 +146,11 @@ def one_long():
 SCREENS = [(80, 24), *(pytest.param(*size, marks=pytest.mark.slow) for size in ((100, 30), (120, 40)))]
 
 
+TOLD = slow_but([name for name in SCENARIOS if name != "fragmentation"], "copy-on-write", "swap")
+
+
 @pytest.mark.parametrize(("width", "height"), SCREENS)
-@pytest.mark.parametrize("name", [name for name in SCENARIOS if name != "fragmentation"])
+@pytest.mark.parametrize("name", TOLD)
 def test_what_was_computed_is_told_in_whole_sentences(name, width, height):
     """Of every story, at every phase. What is left out for want of room is routine, and it is counted."""
     for frame in frames_of(name):
@@ -169,7 +166,7 @@ def test_what_was_computed_is_told_in_whole_sentences(name, width, height):
 
 
 @pytest.mark.parametrize(("width", "height"), SCREENS)
-@pytest.mark.parametrize("name", [name for name in SCENARIOS if name != "fragmentation"])
+@pytest.mark.parametrize("name", TOLD)
 def test_every_sign_that_is_on_the_screen_is_explained(name, width, height):
     for frame in frames_of(name):
         if frame.attention:
@@ -341,7 +338,7 @@ def crowd():
     return trace[-1]
 
 
-@pytest.mark.parametrize(("width", "height"), SIZES)
+@pytest.mark.parametrize(("width", "height"), [SIZES[0], SIZES[4]])
 def test_many_requests_and_a_large_pool_fit(crowd, width, height):
     lines = screen(crowd, width, height)
     assert len(lines) == height and max(map(cell_len, lines)) <= width

@@ -127,6 +127,7 @@ def test_a_slow_step_is_waited_for_in_sight(slow):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX terminal")
+@pytest.mark.slow
 @pytest.mark.parametrize(("key", "code"), [("q", 0), ("\x03", 130)])
 def test_a_slow_step_can_be_left(slow, key, code):
     terminal, _ = slow
@@ -143,6 +144,7 @@ def stuck(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX terminal")
+@pytest.mark.slow
 @pytest.mark.parametrize(("key", "code"), [("q", 0), ("\x03", 130)])
 def test_a_first_step_that_never_ends_can_be_left(stuck, key, code):
     terminal = Terminal(80, 24, env=stuck)
@@ -151,6 +153,7 @@ def test_a_first_step_that_never_ends_can_be_left(stuck, key, code):
     assert terminal.end()[1] == code
 
 
+@pytest.mark.slow
 def test_a_pipe_is_told_that_a_step_takes_long(stuck):
     """On the error stream, and once."""
     command = [sys.executable, "-m", "minipage", "demo", "basics"]

@@ -17,9 +17,9 @@ launch, for an engine that knows its arrays are right and captures its steps in 
 
 from minipage.attention.cuda.cache import copy_blocks, launch_write_kv, write_kv
 from minipage.attention.cuda.device_arrays import pinned, view
-from minipage.attention.cuda.launch import launch_attention, paged_attention, workspace_size
+from minipage.attention.cuda.launch import NewTokens, launch_attention, paged_attention, workspace_size
 
 __all__ = [
-    "copy_blocks", "launch_attention", "launch_write_kv", "paged_attention", "pinned", "view", "workspace_size",
-    "write_kv",
+    "NewTokens", "copy_blocks", "launch_attention", "launch_write_kv", "paged_attention", "pinned", "view",
+    "workspace_size", "write_kv",
 ]  # fmt: skip

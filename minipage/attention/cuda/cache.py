@@ -29,7 +29,7 @@ from minipage.attention.cuda.device_arrays import (
     words,
 )
 from minipage.attention.cuda.kinds import FLOAT16, Kind, kind_of
-from minipage.attention.cuda.ptx import load_16_bytes, store_16_bytes
+from minipage.attention.cuda.ptx import load_16_bytes, order_of_kernels, store_16_bytes
 from minipage.attention.kv_cache import KVCache
 from minipage.errors import require
 from minipage.memory import BlockCopy
@@ -139,32 +139,12 @@ def launch_write_kv(
 @cache
 def write_kernel(new_kind: Kind, kv: Kind, head_size: int) -> Any:
     """One warp for each row of K, and of V."""
-    PER_WORD, number = new_kind.per_word, new_kind.number
-    QUANTIZED, LARGEST = kv.is_quantized, np.float32(kv.largest)
-    INFINITY = np.float32(np.inf)
-    stored, limited = kv.stored, limiter(kv)
-    larger = device_function(larger_or_nan, fastmath=False)
-
-    def write_row(new, start, cache, scales, row, lane):
-        scale, largest = float32(1), float32(0)
-        if QUANTIZED:
-            for i in range(lane, head_size, WARP):
-                largest = larger(largest, abs(number(new[(start + i) // PER_WORD], (start + i) % PER_WORD)))
-            for bit in (16, 8, 4, 2, 1):
-                largest = larger(largest, cuda.shfl_xor_sync(0xFFFFFFFF, largest, bit))
-            if lane == 0:
-                scales[row] = largest / LARGEST
-            scale = largest / LARGEST if largest > 0 else float32(1)
-        for i in range(lane, head_size, WARP):
-            x = number(new[(start + i) // PER_WORD], (start + i) % PER_WORD)
-            if QUANTIZED:
-                x = x / scale if largest < INFINITY else float32(0)
-            cache[row * head_size + i] = stored(limited(x))
-
-    # The CPU's `quantize` divides exactly. So do we, and the codes are the same.
-    write_row = device_function(write_row, fastmath=False)
+    write_row = row_writer(new_kind, kv, head_size)
+    let_next_begin, wait_for_last = order_of_kernels()
 
     def write(k, v, k_cache, v_cache, k_scales, v_scales, slot_mapping, k_stride, v_stride, num_tokens, num_kv_heads):
+        let_next_begin()
+        wait_for_last()
         lane = cuda.threadIdx.x % WARP
         item = cuda.blockIdx.x * NUM_WARPS + cuda.threadIdx.x // WARP
         token, head = item // num_kv_heads, item % num_kv_heads
@@ -176,7 +156,57 @@ def write_kernel(new_kind: Kind, kv: Kind, head_size: int) -> Any:
         else:
             write_row(v, token * v_stride + head * head_size, v_cache, v_scales, row, lane)
 
-    return kernel(write, fastmath=False)
+    return kernel(write, fastmath=False, overlaps=True)
+
+
+def newest_writer(new_kind: Kind, kv: Kind, head_size: int) -> Any:
+    """For a block that attends to one token: its K and V, of one head, into their slot, before any of it is read."""
+    write_row = row_writer(new_kind, kv, head_size)
+
+    def write_newest(k, v, slot, k_cache, v_cache, k_scales, v_scales, k_stride, v_stride, token, head, num_kv_heads):
+        lane, warp = cuda.threadIdx.x % WARP, cuda.threadIdx.x // WARP
+        if slot >= 0:
+            row = slot * num_kv_heads + head
+            if warp == 0:
+                write_row(k, token * k_stride + head * head_size, k_cache, k_scales, row, lane)
+            elif warp == 1:
+                write_row(v, token * v_stride + head * head_size, v_cache, v_scales, row, lane)
+        cuda.syncthreads()
+
+    return device_function(write_newest)
+
+
+def row_writer(new_kind: Kind, kv: Kind, head_size: int) -> Any:
+    """A warp writes the numbers new[start ...] as a row of a cache, and its scale."""
+    PER_WORD, number = new_kind.per_word, new_kind.number
+    MINE = -(-head_size // WARP)  # numbers of a lane
+    QUANTIZED, LARGEST = kv.is_quantized, np.float32(kv.largest)
+    INFINITY = np.float32(np.inf)
+    stored, limited = kv.stored, limiter(kv)
+    larger = device_function(larger_or_nan, fastmath=False)
+
+    def write_row(new, start, cache, scales, row, lane):
+        x = cuda.local.array(MINE, float32)
+        for j in range(MINE):
+            at = start + min(lane + j * WARP, head_size - 1)
+            x[j] = number(new[at // PER_WORD], at % PER_WORD)
+        scale, largest = float32(1), float32(0)
+        if QUANTIZED:
+            for j in range(MINE):
+                largest = larger(largest, abs(x[j]))
+            for bit in (16, 8, 4, 2, 1):
+                largest = larger(largest, cuda.shfl_xor_sync(0xFFFFFFFF, largest, bit))
+            if lane == 0:
+                scales[row] = largest / LARGEST
+            scale = largest / LARGEST if largest > 0 else float32(1)
+        for j in range(MINE):
+            if QUANTIZED:
+                x[j] = x[j] / scale if largest < INFINITY else float32(0)
+            if lane + j * WARP < head_size:
+                cache[row * head_size + lane + j * WARP] = stored(limited(x[j]))
+
+    # The CPU's `quantize` divides exactly. So do we, and the codes are the same.
+    return device_function(write_row, fastmath=False)
 
 
 def larger_or_nan(a, b):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numba
@@ -35,6 +35,7 @@ types: Any
 if SIMULATED:
     from numba.core import types
 else:
+    from cuda.core import LaunchConfig, launch  # type: ignore[import-not-found]
     from numba.cuda import types
     from numba.cuda.core import config as cuda_config
 
@@ -44,6 +45,7 @@ else:
 
 __all__ = [
     "SIMULATED",
+    "can_overlap",
     "cuda",
     "device_function",
     "device_view",
@@ -55,12 +57,47 @@ __all__ = [
 ]
 
 
-def kernel(function: Callable[..., None], fastmath: bool = True, **options: Any) -> Any:
+def kernel(function: Callable[..., None], fastmath: bool = True, overlaps: bool = False, **options: Any) -> Any:
     """Compile for the GPU when first launched: `kernel(f)[grid, block, stream](*arguments)`.
 
     fastmath: arithmetic may be reordered, divided and flushed to zero approximately. Never with infinities.
+    overlaps: it may begin before the kernel before it has ended, where the GPU can do that; see ptx.order_of_kernels.
     """
-    return cuda.jit(function) if SIMULATED else cuda.jit(fastmath=fastmath, **options)(function)
+    if SIMULATED:
+        return cuda.jit(function)
+    compiled = cuda.jit(fastmath=fastmath, **options)(function)
+    return Overlapping(compiled) if overlaps and can_overlap() else compiled
+
+
+@cache
+def can_overlap() -> bool:
+    """Whether a kernel may begin before the last one has ended, and wait for that itself (compute capability 9.0)."""
+    return (
+        not SIMULATED
+        and cuda.is_available()
+        and hasattr(LaunchConfig, "programmatic_stream_serialization")
+        and bool(cuda.get_current_device().compute_capability >= (9, 0))
+    )
+
+
+class Overlapping:
+    """A kernel of numba, launched so that it may begin before the last one has ended. numba itself has no way to say
+    so, but what it launches with has: NVIDIA's "programmatic dependent launch"."""
+
+    def __init__(self, dispatcher: Any) -> None:
+        self.dispatcher = dispatcher
+
+    def __getitem__(self, where: tuple[Any, ...]) -> Callable[..., None]:
+        return partial(self._launch, self.dispatcher[where])
+
+    def _launch(self, where: Any, *arguments: Any) -> None:
+        kinds = tuple([self.dispatcher.typeof_pyval(argument) for argument in arguments])
+        compiled = self.dispatcher.overloads.get(kinds) or self.dispatcher.compile(kinds)
+        numbers: list[Any] = []  # an array is several
+        for kind, argument in zip(kinds, arguments):
+            compiled._prepare_args(kind, argument, where.stream, [], numbers)
+        config = LaunchConfig(grid=where.griddim, block=where.blockdim, programmatic_stream_serialization=True)
+        launch(where.stream, config, compiled._codelibrary.get_cufunc().kernel, *numbers)
 
 
 def device_function(function: Callable[..., Any], fastmath: bool = True) -> Any:

@@ -17,7 +17,7 @@ import numpy as np
 
 from minipage.attention.arguments import as_scale, as_window, check_shapes, check_tables
 from minipage.attention.cuda import ordinary_cores, tensor_cores
-from minipage.attention.cuda.cache import check_cache
+from minipage.attention.cuda.cache import check_cache, launch_write_kv
 from minipage.attention.cuda.compat import external_stream, num_processors
 from minipage.attention.cuda.device_arrays import (
     Array,
@@ -42,6 +42,7 @@ SPLIT_SIZE = 512  # tokens of a context that one block works on, if the answer m
 MOST_SPLITS = 65_535  # what CUDA allows in the second dimension of a grid
 UNIT = 128  # tokens that are not divided, if it may depend
 SHORT = 512  # tokens of a context that is not divided: joining its parts would cost more time than it saves
+FEW_SEQS = 16  # whose new K and V are written by the way: of many, a launch for all of them costs less
 MOST_HEADS = 32  # of a tile of q, in any kernel
 MOST_BLOCKS = 4  # for each multiprocessor, in any kernel
 LOG2_E = 1.4426950408889634  # exp(x) = exp2(x * LOG2_E): the hardware has exp2
@@ -188,6 +189,14 @@ def decode_blocks(num_seqs: int, few: int, most: int) -> int:
     return blocks - unequal if num_seqs <= blocks and 8 * unequal <= blocks else blocks
 
 
+class NewTokens(NamedTuple):
+    """K and V that belong to the tokens of q, and are not in the cache yet."""
+
+    k: Array  # [num_tokens, num_kv_heads, head_size], of the dtype of q
+    v: Array
+    slot_mapping: Array  # [num_tokens]; as launch_write_kv has it
+
+
 def launch_attention(
     q: Array,
     k_cache: Array,
@@ -208,6 +217,7 @@ def launch_attention(
     split_size: int | None = None,
     choose: Callable[[Kind, Kind, int], KernelChoice] = choose_best,
     window: int | None = None,
+    new: NewTokens | None = None,
 ) -> None:
     """Attention as `paged_attention` has it, into `out`, with everything on the GPU already and nothing checked.
 
@@ -225,6 +235,9 @@ def launch_attention(
             size makes the answer to a sequence independent, to the last bit, of the rest of the batch.
         choose: which kernel, for the kinds of q and of K and V, and the head size.
         window: as `paged_attention` has it; there is a kernel for each.
+        new: K and V of the tokens of q, which are written first. If all are decodes, of few sequences, one kernel does
+            both: then the rest of K and V, and the tables, must have been there before the last kernel of the stream
+            began, and are requested while it still runs.
     """
     queries = layout(q)
     num_tokens, num_heads, head_size = queries.shape
@@ -237,13 +250,19 @@ def launch_attention(
     choice = choose(q_kind, kv, head_size)
     window = as_window(window)
     grid = decode_grid(choice, num_seqs, num_kv_heads, group, min(max_context_len, window), split_size)
-    options = {"window": window} if window < max_context_len else {}  # otherwise all is seen
+    options: dict[str, Any] = {"window": window} if window < max_context_len else {}  # otherwise all is seen
+    if new and max_query_len == 1 and num_seqs <= FEW_SEQS and choice.kernel_for is tensor_kernel:
+        options["writes"] = True
+    elif new:
+        launch_write_kv(new.k, new.v, k_cache, v_cache, new.slot_mapping, k_scales, v_scales, stream=stream)
+    k, v, slots = new or (q, q, query_start_loc)  # otherwise nobody looks at them
     arguments = (
         words(q), words(k_cache), words(v_cache),
         *(elements(workspace) if scales is None else elements(scales) for scales in (k_scales, v_scales)),
         *map(elements, (block_tables, context_lens, query_start_loc, out, workspace)),
         np.float32(scale * LOG2_E), queries.strides[0] // queries.dtype.itemsize, max_blocks, num_kv_heads,
-        grid.unit, grid.share,
+        grid.unit, grid.share, words(k), words(v), elements(slots), elements(k_cache), elements(v_cache),
+        *(layout(each).strides[0] // queries.dtype.itemsize for each in (k, v)),
     )  # fmt: skip
     cuda_stream = external_stream(stream)
     if min_query_len <= 1:

@@ -149,6 +149,7 @@ def ordinary_kernel(
     def attend_tile(
         seq, first, start, stop, result_at, q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens,
         query_start_loc, out, workspace, scale, q_stride, max_blocks, num_kv_heads,
+        new_k, new_v, slot_mapping, k_numbers, v_numbers, k_stride, v_stride,
     ):  # fmt: skip
         # which rows of q, which tokens of K and V
         kv_head, head_tile = cuda.blockIdx.x // HEAD_TILES, cuda.blockIdx.x % HEAD_TILES

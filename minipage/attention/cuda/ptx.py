@@ -8,6 +8,7 @@ bits: one float32, two numbers of 16 bits, or four of 8; the first number is in 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -99,6 +100,43 @@ def load_16_bytes(words, i):
 @instruction(WORDS_2, (MEMORY, INDEX), "ld.global.nc.L1::no_allocate.L2::128B.v2.u32 {$0, $1}, [$2];")
 def load_8_bytes(words, i):
     return tuple(words[i + j] for j in range(2))
+
+
+@instruction(WORDS_4, (MEMORY, INDEX), "ld.global.L1::no_allocate.L2::128B.v4.u32 {$0, $1, $2, $3}, [$4];", True)
+def load_16_bytes_now(words, i):
+    """The same, and it stays before whatever waits; the assembler puts others off ("nc": at any time)."""
+    return tuple(words[i + j] for j in range(4))
+
+
+@instruction(WORDS_4, (MEMORY, INDEX), "ld.global.v4.u32 {$0, $1, $2, $3}, [$4];", volatile=True)
+def load_16_new_bytes(words, i):
+    """Of what the last kernel may have written while this one was there already."""
+    return tuple(words[i + j] for j in range(4))
+
+
+# ---- the order of kernels
+
+
+@cache
+def order_of_kernels():
+    """Two instructions, (let_next_begin, wait_for_last), for a kernel that `overlaps` (compat.kernel).
+
+        kernel A   ░░▓▓▓▓▓▓▓▓▓▓▓        ░ before A waits: it may load what no kernel writes, such as weights
+        kernel B           ░░░░░▓▓▓▓▓   ▓ after that: all that came before A has ended, and can be seen
+
+    Every thread of such a kernel waits, before it reads what others wrote, or writes anything.
+    """
+    text = "griddepcontrol.{};" if compat.can_overlap() else ""
+
+    @instruction(types.void, (), text.format("launch_dependents"), volatile=True)
+    def let_next_begin():
+        pass
+
+    @instruction(types.void, (), text.format("wait"), volatile=True)
+    def wait_for_last():
+        pass
+
+    return let_next_begin, wait_for_last
 
 
 # ---- asynchronous copies to shared memory: requested now, there only after a `wait`, and nobody is held up in between

@@ -22,6 +22,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+from minipage.attention.cuda.cache import newest_writer
 from minipage.attention.cuda.compat import cuda, device_function, types
 from minipage.attention.cuda.kinds import BFLOAT16, FLOAT16, LOWEST, Kind, widener
 from minipage.attention.cuda.merge import joiner, merger
@@ -32,6 +33,7 @@ from minipage.attention.cuda.ptx import (
     load_4_bytes,
     mma_bfloats,
     mma_halves,
+    order_of_kernels,
     pack_bfloats,
     pack_halves,
     prmt,
@@ -59,7 +61,7 @@ def has_tensor_kernel(q_kind: Kind, kv: Kind, head_size: int) -> bool:
 @cache
 def tensor_kernel(
     q_kind: Kind, kv: Kind, head_size: int, block_size: int, group: int, heads: int, tokens: int,
-    window: int | None = None,
+    window: int | None = None, writes: bool = False,
 ) -> Any:  # fmt: skip
     """The kernel for these numbers and sizes.
 
@@ -67,6 +69,7 @@ def tensor_kernel(
         group: query heads of a KV head.
         heads, tokens: a tile of q is `heads` of the group's heads for each of `tokens` tokens. With 1 token, all warps
             have the same rows and share the tokens of K and V; with more, each has 16 rows of its own.
+        writes: K and V of the newest token come along; see launch_attention.
     """
     PREFILL = tokens > 1
     WINDOW = window or 0  # a decode starts behind it; of the queries of a prompt each has another one
@@ -105,6 +108,8 @@ def tensor_kernel(
     k_take, v_take = taker(4, k_widen), taker(V_LOAD, v_widen)
     wait_for_oldest, wait_for_all = waiter(STAGES - 1), waiter(0)
     join = joiner(PARTS, heads, tokens, group, head_size, NUM_THREADS, q_kind.stored)
+    write_newest = newest_writer(q_kind, kv, head_size)
+    _, wait_for_last = order_of_kernels()
 
     @device_function
     def place(row, piece):
@@ -143,6 +148,7 @@ def tensor_kernel(
     def attend_tile(
         seq, first, start, stop, result_at, q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens,
         query_start_loc, out, workspace, scale, q_stride, max_blocks, num_kv_heads,
+        new_k, new_v, slot_mapping, k_numbers, v_numbers, k_stride, v_stride,
     ):  # fmt: skip
         # which rows of q, which tokens of K and V
         kv_head, head_tile = cuda.blockIdx.x // HEAD_TILES, cuda.blockIdx.x % HEAD_TILES
@@ -163,13 +169,18 @@ def tensor_kernel(
         buffer = cuda.shared.array(BUFFER, float32)
         table = seq * max_blocks
         own_stages = int32(warp * STAGES * STAGE)
-        for i in range(STAGES):
-            base = start + i * STRIDE
-            slot = slot_of(base, stop, block_tables, table) if base < stop else int32(0)
-            request(
-                buffer, own_stages + i * STAGE, slot, base < stop,
-                k_cache, v_cache, k_scales, v_scales, kv_head, num_kv_heads,
-            )  # fmt: skip
+        new_slot = int32(-1)
+        if writes:  # steps that do not hold the newest token are requested before it is there
+            new_slot = int32(slot_mapping[q_start])
+            for i in range(STAGES):
+                base = start + i * STRIDE
+                if base + STEP < context:
+                    slot = slot_of(base, stop, block_tables, table) if base < stop else int32(0)
+                    request(
+                        buffer, own_stages + i * STAGE, slot, base < stop,
+                        k_cache, v_cache, k_scales, v_scales, kv_head, num_kv_heads,
+                    )  # fmt: skip
+            wait_for_last()
 
         q_word = cuda.local.array((2, K_WORDS), uint32)  # of rows g and g + 8
         visible = cuda.local.array(2, int32)
@@ -187,6 +198,20 @@ def tensor_kernel(
                 q_word[half, w] = uint32(0)
                 if is_row:
                     q_word[half, w] = q[at + (w // K_WIDTH * 4 + c) * K_WIDTH + w % K_WIDTH]
+        if writes and stop == context:
+            write_newest(
+                new_k, new_v, new_slot, k_numbers, v_numbers, k_scales, v_scales, k_stride, v_stride, q_start, kv_head,
+                num_kv_heads,
+            )  # fmt: skip
+        for i in range(STAGES):
+            base = start + i * STRIDE
+            if not writes or base + STEP >= context:
+                slot = slot_of(base, stop, block_tables, table) if base < stop else int32(0)
+                request(
+                    buffer, own_stages + i * STAGE, slot, base < stop,
+                    k_cache, v_cache, k_scales, v_scales, kv_head, num_kv_heads,
+                )  # fmt: skip
+
         for j in range(TILES):
             for e in range(4):
                 acc[j, e] = float32(0)
@@ -281,7 +306,7 @@ def tensor_kernel(
         join(buffer, out, workspace, result_at, q_start, num_queries, first, kv_head, head_tile, num_kv_heads)
 
     merge = merger(heads, group, head_size, NUM_WARPS * WARP, q_kind.stored)
-    return ragged_kernel(device_function(attend_tile), merge, tokens, window)
+    return ragged_kernel(device_function(attend_tile), merge, tokens, window, writes)
 
 
 def taker(words: int, widen: Any) -> Any:

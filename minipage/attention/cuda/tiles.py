@@ -27,7 +27,7 @@ import numpy as np
 from minipage.attention.arguments import LARGEST_LENGTH
 from minipage.attention.cuda.compat import cuda, device_function, kernel, types
 from minipage.attention.cuda.merge import place_of
-from minipage.attention.cuda.ptx import quotient
+from minipage.attention.cuda.ptx import order_of_kernels, quotient
 
 int32 = types.int32
 WARP = 32
@@ -96,7 +96,7 @@ def find_unit(wanted, context_lens, query_start_loc, unit, window):
     return base, before
 
 
-def ragged_kernel(attend: Any, merge: Any, tokens: int, window: int | None) -> Any:
+def ragged_kernel(attend: Any, merge: Any, tokens: int, window: int | None, writes: bool = False) -> Any:
     """The kernel that takes a block through its work: decodes, or, if a tile is of several `tokens`, prompts.
 
     attend: (seq, first query, first token of K and V, token after the last, place, ...) for a tile of q of a sequence;
@@ -104,13 +104,19 @@ def ragged_kernel(attend: Any, merge: Any, tokens: int, window: int | None) -> A
         follow from the queries.
     merge: see merge.py.
     window: how many tokens a query sees; None: all before it.
+    writes: of decodes, K and V of the newest token come along (see launch_attention), and `attend` waits for them.
     """
     WINDOW = EVERYTHING if window is None else np.int32(window)
+    let_next_begin, wait_for_last = order_of_kernels()
 
     def decode(
         q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, query_start_loc, out, workspace,
         scale, q_stride, max_blocks, num_kv_heads, unit, share,
+        new_k, new_v, slot_mapping, k_numbers, v_numbers, k_stride, v_stride,
     ):  # fmt: skip
+        let_next_begin()
+        if not writes:
+            wait_for_last()
         unit, share = int32(unit), int32(share)
         if share == 0:  # units of each block: as many as make equal shares
             blocks = cuda.gridDim.y
@@ -131,6 +137,7 @@ def ragged_kernel(attend: Any, merge: Any, tokens: int, window: int | None) -> A
                     seq, 0, start, stop, result_at,
                     q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, query_start_loc, out,
                     workspace, scale, q_stride, max_blocks, num_kv_heads,
+                    new_k, new_v, slot_mapping, k_numbers, v_numbers, k_stride, v_stride,
                 )  # fmt: skip
                 if not is_whole:
                     merge(out, workspace, first_block, last_block, query_start_loc[seq], num_kv_heads)
@@ -140,13 +147,17 @@ def ragged_kernel(attend: Any, merge: Any, tokens: int, window: int | None) -> A
     def prefill(
         q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens, query_start_loc, out, workspace,
         scale, q_stride, max_blocks, num_kv_heads, unit, share,
+        new_k, new_v, slot_mapping, k_numbers, v_numbers, k_stride, v_stride,
     ):  # fmt: skip
+        let_next_begin()
+        wait_for_last()
         seq, first = first_of_tile(cuda.blockIdx.y, tokens, query_start_loc, len(context_lens))
         num_queries = query_start_loc[seq + 1] - query_start_loc[seq]
         if num_queries > 1 and first < num_queries:
             attend(
                 seq, first, 0, 0, -1, q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens,
                 query_start_loc, out, workspace, scale, q_stride, max_blocks, num_kv_heads,
+                new_k, new_v, slot_mapping, k_numbers, v_numbers, k_stride, v_stride,
             )  # fmt: skip
 
-    return kernel(prefill if tokens > 1 else decode)
+    return kernel(prefill if tokens > 1 else decode, overlaps=True)

@@ -6,6 +6,13 @@ from hypothesis import strategies as st
 from minipage.errors import ConfigurationError, OutOfBlocksError
 from minipage.learn.graders.common import QUICK, every, expect, must_raise, passes, remembered, run_machine
 from minipage.learn.graders.pools import scattered_pool, state_of
+from minipage.learn.graders.window_tables import (  # noqa: F401 (4.5 is judged there)
+    test_4_5_blocks_that_others_hold_too,
+    test_4_5_slide_after_every_step,
+    test_4_5_slide_once,
+    test_4_5_the_example,
+    test_4_5_windows_that_are_never_left,
+)
 from minipage.learn.judge import Wrong
 from minipage.memory import BlockPool
 from minipage.promises.memory_machine import MemoryMachine

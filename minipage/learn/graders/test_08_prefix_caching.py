@@ -6,6 +6,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minipage.learn.graders.common import QUICK, every, expect, passes, remembered, run_machine
+from minipage.learn.graders.eviction_orders import (  # noqa: F401 (8.8 is judged there)
+    test_8_8_at_most_half_of_the_pool,
+    test_8_8_the_order,
+    test_8_8_what_was_found_is_remembered_until_it_is_handed_out,
+    test_8_8_where_lru_loses,
+)
 from minipage.learn.graders.pools import state_of
 from minipage.learn.graders.prefix_examples import computed, make, watching
 from minipage.learn.graders.prefix_hashes import (  # noqa: F401 (8.1 is judged there)
@@ -17,6 +23,16 @@ from minipage.learn.graders.prefix_hashes import (  # noqa: F401 (8.1 is judged 
     test_8_1_the_whole_parent_counts,
     test_8_1_with_hashes_always_of_one_length,
     test_8_1_with_hashes_nobody_can_reckon_with,
+)
+from minipage.learn.graders.prefix_parts import (  # noqa: F401 (8.7 is judged there)
+    test_8_7_adopt_from_a_block_in_use,
+    test_8_7_adopt_from_a_free_block,
+    test_8_7_adopt_the_last_free_block,
+    test_8_7_adopt_when_nothing_is_free,
+    test_8_7_as_far_as_it_is_written,
+    test_8_7_find_what_is_known,
+    test_8_7_the_example,
+    test_8_7_what_came_before_counts,
 )
 from minipage.learn.graders.prefix_secret import test_8_5_nobody_can_guess_the_new_secret  # noqa: F401
 from minipage.learn.graders.prefix_twins import (  # noqa: F401 (and 8.6, except the last)

@@ -1,5 +1,15 @@
 """Lesson 9: a scheduler in a small pool runs beside minipage's, under the same traffic."""
 
+from minipage.learn.graders.admissions import (  # noqa: F401 (9.5 is judged there)
+    test_9_5_cached_blocks,
+    test_9_5_seats,
+    test_9_5_the_first_chunk,
+    test_9_5_the_watermark,
+    test_9_5_the_whole_prompt,
+    test_9_5_what_can_never_fit,
+    test_9_5_with_everything,
+    test_9_5_without_waiting_for_ever,
+)
 from minipage.learn.graders.common import passes, remembered, run_machine
 from minipage.learn.graders.scripts import search
 from minipage.learn.graders.traffic import Request, Setup, run, with_methods

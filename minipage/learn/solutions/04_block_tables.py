@@ -49,3 +49,25 @@ class BlockTable:
         self.block_hashes = []
 
     move_to = SharingBlockTable.move_to
+
+
+NULL_BLOCK = -1
+
+
+def first_seen(table: BlockTable, window: int) -> int:
+    return max(0, table.num_tokens + 1 - window)
+
+
+def slide(table: BlockTable, window: int) -> list[int]:
+    home = []
+    for i in range(first_seen(table, window) // table.pool.block_size):
+        if table.blocks[i] != NULL_BLOCK:
+            home.append(table.blocks[i])
+            table.pool.free(table.blocks[i])
+            table.blocks[i] = NULL_BLOCK
+    return home
+
+
+def visible_slots(table: BlockTable, window: int) -> list[int]:
+    size = table.pool.block_size
+    return [table.blocks[i // size] * size + i % size for i in range(first_seen(table, window), table.num_tokens)]

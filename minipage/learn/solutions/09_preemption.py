@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from minipage.scheduling import Scheduler, SequenceGroup, StepPlan
+from minipage.memory import blocks_needed
+from minipage.scheduling import Admission, Scheduler, SequenceGroup, StepPlan
 from minipage.scheduling.group import GroupStatus
 from minipage.scheduling.plan import Chunk, blocks_for
 
@@ -39,3 +40,28 @@ class Preempting(Scheduler):
             self._enqueue(group, GroupStatus.RUNNING)
             budget -= self._give_slots(chunks, plan)
         return budget
+
+
+class Admitting(Scheduler):
+    reserve_full = True
+    tokens_left = 0
+
+    def admission(self, group: SequenceGroup, cached: list[int]) -> Admission:
+        pool = self.block_pool
+        if group.max_blocks(pool.block_size) > pool.num_blocks:
+            return Admission.NEVER
+        num_tokens = len(group.leader.token_ids) - len(cached) * pool.block_size
+        if not self.reserve_full:
+            num_tokens = min(num_tokens, self.tokens_left)
+        needed = blocks_needed(num_tokens, pool.block_size) + sum(pool.ref_count(block) == 0 for block in cached)
+        spare = pool.num_free - (self.watermark_blocks if self.running else 0)
+        return Admission.NOW if needed <= spare and self._seats_left() >= 1 else Admission.LATER
+
+    def _admit(self, plan: StepPlan, budget: int) -> None:
+        self.tokens_left = budget
+        super()._admit(plan, budget)
+
+    def _give_slots(self, chunks: list[Chunk], plan: StepPlan) -> int:
+        num_tokens = super()._give_slots(chunks, plan)
+        self.tokens_left -= num_tokens
+        return num_tokens

@@ -8,7 +8,7 @@ kept in such an order from the beginning: in panels of 32 columns, each of them 
                   │  │  │  │  │  ─▶  ▤▤▤▤▤▤▤▤  ▤▤▤▤▤▤▤▤             all rows of x, by any thread; then GELU,
                   └──┴──┴──┴──┘      [in, 32]  [in, 32]             while the numbers are still at hand
 
-Each other operation is several in NumPy, all of which read and write every number; here it is one pass. To wake the
+Each other operation is several in NumPy, all of which read and write every number; in passes.py it is one. To wake the
 threads takes about 75 us each time, because they sleep in between: so only products wake them, and q, k and v are one.
 docs/performance.md has the figures.
 """
@@ -23,6 +23,7 @@ import numpy as np
 
 from minipage.errors import require
 from minipage.model.architecture import Activation, Turn
+from minipage.model.layers import passes
 from minipage.model.layers.plain import PlainLayers
 from minipage.simd.arrays import Floats, as_they_lie
 from minipage.simd.matrix import ROW_PANELS, add_product, add_row_product
@@ -52,36 +53,16 @@ class CompiledLayers(PlainLayers):
 
     def layer_norm(self, name: str, x: Floats, epsilon: float) -> Floats:
         weight, bias = self._parts[name]  # [C] each
-        rows = as_rows(x, len(weight))  # [rows, C]
-        out = np.empty_like(rows)  # [rows, C]
-        _layer_norm(rows, weight, np.zeros_like(weight) if bias is None else bias, epsilon, out)
-        return out if x.ndim == 2 else out.reshape(x.shape)  # [..., C]
+        return passes.layer_norm(x, weight, bias, epsilon)  # [..., C]
 
     def rms_norm(self, name: str, x: Floats, epsilon: float) -> Floats:
-        weight = self._parts[name].weight  # [C]
-        rows = as_rows(x, len(weight))  # [rows, C]
-        out = np.empty_like(rows)  # [rows, C]
-        _rms_norm(rows, weight, epsilon, out)
-        return out if x.ndim == 2 else out.reshape(x.shape)  # [..., C]
+        return passes.rms_norm(x, self._parts[name].weight, epsilon)  # [..., C]
 
     def gated(self, gate: Floats, up: Floats) -> Floats:
-        require(gate.ndim == 2 and gate.shape == up.shape, lambda: f"{gate.shape} and {up.shape} are not alike.")
-        out = np.empty(gate.shape, gate.dtype)  # [T, I]
-        _gated(as_they_lie(gate), as_they_lie(up), out)
-        return out
+        return passes.gated(gate, up)  # [T, I]
 
     def rotate(self, x: Floats, turn: Turn) -> Floats:
-        cosines, sines = turn  # each [T, 1, R / 2]
-        require(
-            x.ndim == 3
-            and cosines.shape == sines.shape
-            and len(x) == len(cosines)
-            and x.shape[2] >= 2 * sines.shape[2],
-            lambda: f"heads of {x.shape} cannot be turned by {cosines.shape} and {sines.shape}.",
-        )
-        out = np.empty(x.shape, x.dtype)  # [T, n, D]
-        _rotate(as_they_lie(x), cosines, sines, out)
-        return out
+        return passes.rotate(x, turn)  # [T, n, D]
 
 
 class Linear:
@@ -124,12 +105,6 @@ class Linear:
         together = self.of_a_row if len(x) == 1 else 1
         _linear(as_they_lie(x), self.panels, self.scales, self.bias, CODES[then], together, out)
         return out[:, : self.num_out]  # [T, out]
-
-
-def as_rows(x: Floats, size: int) -> Floats:
-    """[..., C] -> [rows, C], one number after the other; a copy only if need be."""
-    require(x.shape[-1:] == (size,), lambda: f"x is {x.shape}; its last axis must be {size}.")
-    return as_they_lie(x if x.ndim == 2 else x.reshape(-1, size))
 
 
 @compiled_parallel
@@ -183,54 +158,3 @@ def relu(x):  # type: ignore[no-untyped-def]
         row = x[t]  # [n]
         for i in range(len(row)):
             row[i] = np.float32(0) if row[i] < 0 else row[i]  # NaN stays NaN
-
-
-@compiled
-def _layer_norm(x, weight, bias, epsilon, out):  # type: ignore[no-untyped-def]
-    size = np.float32(x.shape[1])
-    for t in range(len(x)):
-        row = x[t]  # [C]
-        total = np.float32(0)
-        for i in range(len(row)):
-            total += row[i]
-        mean, squares = total / size, np.float32(0)
-        for i in range(len(row)):
-            squares += (row[i] - mean) ** 2
-        factor = np.float32(1 / math.sqrt(squares / size + epsilon))
-        for i in range(len(row)):
-            out[t, i] = (row[i] - mean) * factor * weight[i] + bias[i]
-
-
-@compiled
-def _rms_norm(x, weight, epsilon, out):  # type: ignore[no-untyped-def]
-    size = np.float32(x.shape[1])
-    for t in range(len(x)):
-        row = x[t]  # [C]
-        squares = np.float32(0)
-        for i in range(len(row)):
-            squares += row[i] ** 2
-        factor = np.float32(1 / math.sqrt(squares / size + epsilon))
-        for i in range(len(row)):
-            out[t, i] = row[i] * factor * weight[i]
-
-
-@compiled
-def _gated(gate, up, out):  # type: ignore[no-untyped-def]
-    for t in range(len(gate)):
-        for i in range(gate.shape[1]):
-            v = gate[t, i]
-            e = exp(-abs(v))
-            out[t, i] = v * (np.float32(1) if v >= 0 else e) / (np.float32(1) + e) * up[t, i]
-
-
-@compiled
-def _rotate(x, cosines, sines, out):  # type: ignore[no-untyped-def]
-    half = cosines.shape[2]
-    for t in range(len(x)):
-        for head in range(x.shape[1]):
-            for i in range(half):
-                a, b = x[t, head, i], x[t, head, half + i]
-                out[t, head, i] = a * cosines[t, 0, i] - b * sines[t, 0, i]
-                out[t, head, half + i] = b * cosines[t, 0, i] + a * sines[t, 0, i]
-            for i in range(2 * half, x.shape[2]):
-                out[t, head, i] = x[t, head, i]

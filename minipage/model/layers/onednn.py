@@ -3,6 +3,9 @@
 PyTorch leaves such products to oneDNN, which puts a matrix into that order each time, and for the few rows of a decode
 that takes longer than the product. PyTorch's compiler does it once and for all, with the operations that are used here;
 they are not part of its documented interface, so `able` asks for them.
+
+What is no product goes through the compiled passes of float32: they read and write the tensors' memory as the bits of
+bfloat16. For a few rows PyTorch takes longer to call its operations, several for each of these, than to compute them.
 """
 
 from __future__ import annotations
@@ -11,8 +14,10 @@ from collections.abc import Callable
 
 import torch
 
-from minipage.model.architecture import Activation, Array
+from minipage.model.architecture import Activation, Array, Turn
+from minipage.model.layers import passes
 from minipage.model.layers.torch import TorchLayers
+from minipage.simd.arrays import Floats
 
 THEN: dict[Activation | None, tuple[str, str]] = {
     None: ("none", ""),
@@ -36,6 +41,31 @@ class OneDNNLayers(TorchLayers):
 
     def kept_head(self, table: Array) -> Callable[[Array], Array]:
         return Linear(table, None)
+
+    def layer_norm(self, name: str, x: Array, epsilon: float) -> Array:
+        weight, bias = self._parts[name]  # [C] each
+        return tensor(passes.layer_norm(bits(x), bits(weight), None if bias is None else bits(bias), epsilon))
+
+    def rms_norm(self, name: str, x: Array, epsilon: float) -> Array:
+        return tensor(passes.rms_norm(bits(x), bits(self._parts[name].weight), epsilon))  # [..., C]
+
+    def gated(self, gate: Array, up: Array) -> Array:
+        return tensor(passes.gated(bits(gate), bits(up)))  # [T, I]
+
+    def rotate(self, x: Array, turn: Turn) -> Array:
+        cosines, sines = turn
+        return tensor(passes.rotate(bits(x), (bits(cosines), bits(sines))))  # [T, n, D]
+
+
+def bits(numbers: Array) -> Floats:
+    """[...] of bfloat16 -> the same memory as NumPy knows it, [...] of uint16."""
+    array: Floats = numbers.view(torch.uint16).numpy()
+    return array
+
+
+def tensor(bits: Floats) -> Array:
+    """[...] of uint16 -> the same memory as bfloat16, [...]."""
+    return torch.from_numpy(bits).view(torch.bfloat16)
 
 
 class Linear:

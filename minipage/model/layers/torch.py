@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 
 import torch
-from torch.nn.functional import gelu, layer_norm, pad, relu, rms_norm, silu
+from torch.nn.functional import embedding, gelu, layer_norm, pad, relu, rms_norm, silu
 
 from minipage.model.architecture import Activation, Architecture, Array
 from minipage.model.layers.plain import Part, PlainLayers
@@ -31,15 +31,19 @@ class TorchLayers(PlainLayers):
                 self._parts[name] = Part(head.table, None)  # of one memory with the head, and no id names the padding
 
     def _joined(self, arrays: list[Array]) -> Array:
-        """Side by side; on a GPU, matrices lie as [in, out], which its libraries multiply by fastest."""
-        joined = super()._joined(arrays)  # [..., out of all]
-        return joined.contiguous() if joined.is_cuda else joined  # [..., out of all]
+        """Side by side; on a GPU, matrices lie as [out, in]: a number of the result is the product with a row."""
+        if not arrays[0].is_cuda or arrays[0].ndim == 1:
+            return super()._joined(arrays)  # [..., out of all]
+        return torch.cat([array.T for array in arrays]).T  # [in, out of all]
 
     def kept(self, weight: Array, bias: Array | None) -> Callable[..., Array]:
         return Linear(weight, bias)
 
     def kept_head(self, table: Array) -> Callable[[Array], Array]:
         return Head(table)
+
+    def embed(self, name: str, ids: Array) -> Array:
+        return embedding(ids, self._parts[name].weight)  # [T] -> [T, C]; several times faster than index_select
 
     def linears(self, names: tuple[str, ...], x: Array) -> tuple[Array, ...]:
         x = self._parts[names](x)  # [T, in] -> [T, out of all]

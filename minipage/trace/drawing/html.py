@@ -5,7 +5,7 @@
 The page is a skeleton (viewer.html), its looks (viewer.css) and its scripts: viewer.js knows which frame to show, the
 others draw one, and viewer_motion.js moves what has moved since the one before. All of it goes into the one document,
 and with it the frames, as JSON. Of each frame only what differs from the one before is kept; `difference` says how, and
-`patch` in viewer.js puts it together again.
+`patch` in viewer_frames.js puts it together again.
 
 A content security policy forbids every request, and every script but ours: it is named by its hash.
 """
@@ -41,19 +41,19 @@ Tree: TypeAlias = dict[str, Any]  # of what JSON can say, except None
 
 TITLE = "What the engine did"
 SCRIPTS = (
-    "viewer_words.js", "viewer_texts.js", "viewer_pool.js", "viewer_wires.js", "viewer_code.js", "viewer_beside.js",
-    "viewer_motion.js", "viewer.js",
+    "viewer_words.js", "viewer_frames.js", "viewer_texts.js", "viewer_pool.js", "viewer_wires.js", "viewer_code.js",
+    "viewer_beside.js", "viewer_motion.js", "viewer.js",
 )  # fmt: skip
 FREE_SHOWN = 40  # blocks of the free queue, the next ones
 NOTEBOOK_HEIGHT = 880  # pixels: in a column of 736, 16 blocks and the bars under them are seen without scrolling
 STEP_FIELDS = (  # what the viewer shows of a frame, under the same names
     "step phase block_size max_num_batched_tokens waiting running swapped swap_out swap_in copies chosen "
     "preempted finished num_queried_tokens num_hit_tokens events num_earlier_events story "
-    "num_stopped_events reused num_computed_tokens num_used_blocks num_wasted_slots num_contiguous_blocks"
+    "num_stopped_events windows reused num_computed_tokens num_used_blocks num_wasted_slots num_contiguous_blocks"
 ).split()
 SEQUENCE_FIELDS = (
     "status prompt text new_text tokens num_prompt_tokens num_computed_tokens max_num_tokens blocks swap_blocks "
-    "last_blocks num_preemptions finish_reason drafts"
+    "more_blocks last_blocks num_preemptions finish_reason drafts"
 ).split()
 BLOCK_FIELDS = "ref_count holders cached tokens".split()
 

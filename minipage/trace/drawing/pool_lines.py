@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from rich.text import Text
 
@@ -21,6 +21,8 @@ from minipage.trace.drawing.glyphs import ALERT, BOLD, DIM, Glyphs, ink_of, lett
 from minipage.trace.drawing.request_lines import beside, boxed, words, written_now
 from minipage.trace.recording.frames import BlockFrame, Frame, SequenceFrame
 from minipage.trace.recording.windows import held
+
+Home: TypeAlias = tuple[SequenceFrame, int, int]  # whose words a block holds, its logical and its physical number
 
 WORDS_CELL = 26  # columns that a block takes when its words are shown
 BOX_CELL = 23  # and when they are shown in a box of their own
@@ -180,9 +182,7 @@ def _boxes_grid(frame: Frame, width: int, glyphs: Glyphs) -> list[Text]:
     return lines
 
 
-def _box(
-    frame: Frame, home: tuple[SequenceFrame, int] | None, number: int, cell: Text, inner: int, glyphs: Glyphs
-) -> list[Text]:
+def _box(frame: Frame, home: Home | None, number: int, cell: Text, inner: int, glyphs: Glyphs) -> list[Text]:
     head = Text(f" block {number} ", BOLD if home else DIM)
     if home is None:
         block = frame.blocks[number]
@@ -193,14 +193,15 @@ def _box(
         )
         foot.stylize(DIM)
         return boxed(head, slots, foot, inner, DIM, glyphs)
-    seq, logical = home
+    seq, logical, _ = home
     foot = Text.assemble(" ", cell, (f" logical {logical} ", DIM))
-    return boxed(head, words(seq, logical, frame, glyphs, stored=True), foot, inner, ink_of(seq.label), glyphs)
+    return boxed(head, words(*home, frame, glyphs, stored=True), foot, inner, ink_of(seq.label), glyphs)
 
 
-def _homes(frame: Frame) -> dict[int, tuple[SequenceFrame, int]]:
-    """Physical block -> the request whose words it holds, and its logical number there."""
-    return {block: (seq, i) for seq in reversed(frame.sequences) for i, block in enumerate(seq.blocks)}
+def _homes(frame: Frame) -> dict[int, Home]:
+    """Of each physical block, whose words it holds."""
+    tables = [(seq, table) for seq in reversed(frame.sequences) for table in seq.tables]
+    return {block: (seq, i, block) for seq, table in tables for i, block in enumerate(table)}
 
 
 def _rows(num_blocks: int, per_row: int) -> list[range]:

@@ -18,9 +18,9 @@ from rich.text import Text
 
 from minipage.errors import count
 from minipage.memory import blocks_needed
-from minipage.memory.kv_groups import NULL_BLOCK
 from minipage.trace.drawing.glyphs import BOLD, DIM, NEWEST, Glyphs, chip, clip_left, ink_of, spread, style_of, visible
 from minipage.trace.recording.frames import Frame, SequenceFrame
+from minipage.trace.recording.windows import group_name, held
 
 INDENT = 4  # the letter and a space
 
@@ -75,14 +75,20 @@ def running_text(seq: SequenceFrame, glyphs: Glyphs) -> Text:
 
 
 def words(
-    seq: SequenceFrame, logical: int, frame: Frame, glyphs: Glyphs, counted: bool = False, stored: bool = False
+    seq: SequenceFrame,
+    logical: int,
+    block: int,
+    frame: Frame,
+    glyphs: Glyphs,
+    counted: bool = False,
+    stored: bool = False,
 ) -> Text:
     """The slots of a block in one line: words that were written in this step are turned inside out.
 
     Words whose K and V are not there yet are dim; of what is `stored`, they are no part. The empty slots are drawn, or,
     where there would be too many, `counted`.
     """
-    begin = seq.blocks[logical] * frame.block_size
+    begin = block * frame.block_size
     wanted = any(want.label == seq.label for want in frame.ahead.wants)
     plain = style_of(seq.label)
     text = Text(style=plain)
@@ -150,25 +156,36 @@ def _why_no_blocks(seq: SequenceFrame, frame: Frame) -> list[str]:
 
 
 def _numbers(blocks: tuple[int, ...]) -> str:
-    return " ".join(map(str, blocks))
+    return " ".join(map(str, held(blocks)))
 
 
 def _rows(seq: SequenceFrame, frame: Frame, width: int, glyphs: Glyphs, roomy: bool = False) -> list[Text]:
-    """All the blocks of a request, in rows of at most `width`. A block that is longer goes on in the next row."""
+    """All the blocks of a request, in rows of at most `width`: those of each KV cache group, one after the other."""
+    names = map(group_name, frame.windows) if len(frame.windows) > 1 else [""]
+    tables = zip(names, seq.tables)
+    return [row for name, table in tables for row in _rows_of(name, table, seq, frame, width, glyphs, roomy)]
+
+
+def _rows_of(
+    name: str, table: tuple[int, ...], seq: SequenceFrame, frame: Frame, width: int, glyphs: Glyphs, roomy: bool
+) -> list[Text]:
+    """The blocks of one table, in rows of at most `width`. A block that is longer goes on in the next row."""
     boxes = [
-        Box(i, block, words(seq, i, frame, glyphs), _mark(block, frame, glyphs), seq.label)
-        for i, block in enumerate(seq.blocks)
-        if block != NULL_BLOCK
+        Box(i, block, words(seq, i, block, frame, glyphs), _mark(block, frame, glyphs), seq.label)
+        for i, block in enumerate(table)
+        if held([block])
     ]
     draw: Callable[[Box, Glyphs], list[Text]] = _large_box if roomy else _small_box
     if any(draw(box, glyphs)[0].cell_len > width for box in boxes):
-        boxes = [box._replace(words=words(seq, box.logical, frame, glyphs, counted=True)) for box in boxes]
+        counted = [words(seq, box.logical, box.physical, frame, glyphs, counted=True) for box in boxes]
+        boxes = [box._replace(words=line) for box, line in zip(boxes, counted)]
     if any(draw(box, glyphs)[0].cell_len > width for box in boxes):
         draw = _small_box
-    behind = len(seq.blocks) - len(boxes)
-    note = Text(f"({count(behind, 'block')} behind the window)", DIM)
+    behind = len(table) - len(boxes)
+    notes = [f"{name}:"] * bool(name) + [f"({count(behind, 'block')} behind the window)"] * bool(behind)
+    note = Text(" ".join(notes), DIM)
     gap = Text(" " * note.cell_len)  # beside large boxes, which take three lines
-    rows = [[gap, note, gap] if draw is _large_box else [note]] if behind else []
+    rows = [[gap, note, gap] if draw is _large_box else [note]] if notes else []
     for box in boxes:
         drawn = draw(box, glyphs)
         if rows and rows[-1][0].cell_len + 1 + drawn[0].cell_len <= width:

@@ -3,61 +3,53 @@
 
 // ---- reading
 
-// The other half of `difference` in html.py.
-function patch(old, change) {
-  if (Array.isArray(change)) {
-    const [kept, rest] = change;
-    if (typeof rest === "string") return kept ? [...old].slice(0, kept).join("") + rest : rest;
-    return kept ? [...old.slice(0, kept), ...rest] : rest;
-  }
-  if (change === null || typeof change !== "object") return change;
-  const next = old && typeof old === "object" && !Array.isArray(old) ? { ...old } : {};
-  for (const [key, value] of Object.entries(change)) {
-    if (value === null) delete next[key];
-    else next[key] = patch(next[key], value);
-  }
-  return next; // what has not changed is shared with the old one
-}
-
 const trace = JSON.parse(byId("trace").textContent);
-const trees = []; // one for each frame; on a live page more are pushed
+const trees = trace.deltas.length ? new Recorded(trace.deltas) : []; // one for each frame; on a live page more are pushed
+const outlines = []; // of all frames: see viewer_frames.js
 const all = [], ends = []; // where they are; and where to halt when going step by step
 const RARE = ["before", "copy", "attend", "failed"]; // phases that are named only where they occur
 const HALVES = ["before", "copy"]; // of a step; it is halted there, too, and at every look inside attention
 const ever = {}; // the phases that occur
 let everSwaps = false, everTells = false, everCaches = false;
 
-// One more frame, after all the others; functions: the source of those that it names, if they are new.
-function push(tree, functions) {
-  const before = trees.at(-1), i = trees.push(tree) - 1;
-  if (before && before.step === tree.step && !before.attention && !HALVES.includes(before.phase)) ends.pop();
+// One more frame, after all the others.
+function push(tree) {
+  trees.push(tree);
+  note(outlineOf(tree), tree);
+}
+
+// Of one more frame: where it is, and what it is the first to have. changed: it, or how it differs from the one before.
+function note(outline, changed) {
+  const before = outlines.at(-1), i = outlines.push(outline) - 1;
+  if (before && before.step === outline.step && !before.attention && !HALVES.includes(before.phase)) ends.pop();
   ends.push(i);
   all.push(i);
-  ever[tree.phase] = true;
-  everSwaps ||= Boolean(tree.swapped || tree.swap_out || tree.swap_in);
-  everTells ||= Boolean(tree.story);
-  everCaches ||= Boolean(tree.num_queried_tokens);
-  if (functions) trace.functions = { ...trace.functions, ...functions };
+  ever[outline.phase] = true;
+  everSwaps ||= Boolean(changed.swapped || changed.swap_out || changed.swap_in);
+  everTells ||= Boolean(changed.story);
+  everCaches ||= Boolean(changed.num_queried_tokens);
 }
 
-// Other frames in the place of all there were.
+// Other frames in the place of all there were; a live page does that.
 function load(others) {
-  for (const list of [trees, all, ends]) list.length = 0;
-  others.forEach((tree) => push(tree));
+  for (const list of [trees, outlines, all, ends]) list.length = 0;
+  others.forEach(push);
 }
 
-for (const delta of trace.deltas) push(patch(trees.at(-1) ?? {}, delta));
+for (const delta of trace.deltas) note(patch(outlines.at(-1) ?? {}, outlineOf(delta)), delta);
 
 // ---- where we are
 
 const SECONDS = 1.6; // a frame, at the first speed
 const now = { index: 0, steps: false, timer: 0, looked: "", frame: null, drawn: -1 };
 
+let beforeShown = () => {}; // a live page may have many texts to show
+
 const places = () => (now.steps ? ends : all);
 const place = () => places().findIndex((i) => i >= now.index);
 
 function nameOf(index) {
-  const tree = trees[index];
+  const tree = outlines[index];
   const part = tree.attention ? `-${tree.attention.steps.length + (tree.attention.kernel ? 1 : 0)}` : "";
   return `step${tree.step}-${tree.phase}${part}`;
 }
@@ -71,11 +63,12 @@ function indexOf(name) {
 function show(index) {
   if (!trees.length) return;
   now.index = now.steps ? (ends.find((i) => i >= index) ?? ends.at(-1)) : Math.max(0, Math.min(index, trees.length - 1));
-  const tree = trees[now.index], at = place();
+  const tree = trees.at(now.index), at = place();
   const focused = document.activeElement?.dataset?.key;
   const placesBefore = takePlaces(), forward = now.index >= now.drawn;
   stopMotion();
-  showFrame(tree, trees[places()[at - 1]]);
+  beforeShown(tree);
+  showFrame(tree, at > 0 ? trees.at(places()[at - 1]) : undefined);
   moveFrom(placesBefore, forward);
   now.drawn = now.index;
   drawClock(tree);
@@ -132,13 +125,13 @@ function drawEnd() {
   byId("onward").replaceChildren("Next story: ", name);
 }
 
-const reserve = () => reserveTelling(trees, eventsOf);
+const reserve = () => reserveTelling(outlines, eventsOf);
 
 // "Step 4" and its phases: the ones that this step has, the one that is shown, and a way to the others.
 function drawClock(tree) {
   byId("step").textContent = `Step ${tree.step}`;
   const items = PHASES.filter((phase) => ever[phase] || !RARE.includes(phase)).map((phase) => {
-    const index = all.findIndex((i) => trees[i].step === tree.step && trees[i].phase === phase);
+    const index = all.findIndex((i) => outlines[i].step === tree.step && outlines[i].phase === phase);
     const button = make("button", { type: "button", disabled: index < 0 && "disabled", "data-key": `phase ${phase}`,
       "aria-current": (now.steps || phase === tree.phase) && index >= 0 && "step" }, phase);
     button.onclick = () => (setSteps(false), pause(), show(index));
@@ -277,7 +270,7 @@ byId("legend").replaceChildren(...[
 ].map(([name, words]) => make("li", {}, make("span", { class: `swatch ${name}` }), words)));
 for (const pane of document.querySelectorAll(".pane")) pane.addEventListener("scroll", () => drawWires(now.frame), { passive: true });
 new ResizeObserver(() => (fitFinished(), drawWires(now.frame))).observe(byId("stage"));
-new ResizeObserver(reserve).observe(byId("telling"));
+new ResizeObserver(reserve).observe(byId("said"));
 byId("scroll").addEventListener("scroll", () => drawWires(now.frame), { passive: true });
 addEventListener("hashchange", () => {
   const index = indexOf(location.hash.slice(1));
@@ -285,4 +278,5 @@ addEventListener("hashchange", () => {
 });
 reserve();
 show(Math.max(0, indexOf(location.hash.slice(1))));
+if (trees instanceof Recorded) goOnAtLeisure(trees);
 if (isLiving && trees.length && !matchMedia("(prefers-reduced-motion: reduce)").matches) play();

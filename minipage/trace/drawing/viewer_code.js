@@ -6,10 +6,12 @@ const AROUND = 1; // lines before and after one that is lit
 function drawCode(frame) {
   const drawn = Object.entries(frame.code).map(([name, lit]) => drawFunction(frame, name, lit)).filter(Boolean);
   byId("code").replaceChildren(...(drawn.length ? drawn : [make("p", { class: "why" }, "No line of Python to show here.")]));
-  // The innermost function is the last: as many whole ones as there is room for, up to the end.
+  // The innermost function is the last: as many whole ones as there is room for, up to the end, and no half one above.
   const end = byId("code").scrollHeight, room = byId("code").clientHeight;
-  const first = drawn.findIndex((figure) => end - figure.offsetTop <= room);
-  byId("code").scrollTop = end <= room ? 0 : (drawn[first] ?? drawn.at(-1)).offsetTop - 2;
+  if (end <= room) return;
+  const first = drawn.find((figure) => end - figure.offsetTop <= room) ?? drawn.at(-1);
+  drawn.at(-1).style.marginBottom = `${Math.max(0, room - (end - first.offsetTop))}px`;
+  byId("code").scrollTop = first.offsetTop - 2;
 }
 
 // name: "file function", as html.py puts it together.
@@ -41,7 +43,7 @@ function blocksOf(frame, blocks) {
   if (frame.phase === "before") {
     const found = Object.values(frame.finds).flat();
     return [...new Set([...found, ...frame.wants.map(([, , slot]) => Math.floor(slot / frame.block_size)),
-      ...frame.gives_way.flatMap((label) => frame.sequences[label].blocks)])];
+      ...frame.gives_way.flatMap((label) => frame.sequences[label].tables.flat().filter((block) => block >= 0))])];
   }
   if (frame.phase === "copy") return [...new Set([...frame.copies.flat(), ...frame.swap_out.map(([block]) => block), ...frame.swap_in.map(([, block]) => block)])];
   return frame.phase === "forward" || frame.phase === "attend" || frame.phase === "schedule" ? [...frame.writtenBlocks] : [];

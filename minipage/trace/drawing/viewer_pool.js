@@ -2,7 +2,7 @@
 "use strict";
 
 const BIG_POOL = 40, HUGE_POOL = 160, MOST_CELLS = 2000; // blocks: then without words, then without slots, then cut off
-const DENSE_POOL = 18; // with more blocks than this, cells are narrower
+const DENSE_POOL = 14; // with more blocks than this, cells are narrower
 const MOST_CHIPS = 3; // letters in the head of a block
 
 // How much a cell can show: "words", "slots" or "letters".
@@ -49,12 +49,18 @@ function drawCell(frame, before, number, detail) {
 }
 
 function chipsOf(frame, number, block, detail) {
-  const room = detail === "letters" ? 1 : block.holders.some((label) => label.length > 1) ? 2 : MOST_CHIPS;
+  const isTight = frame.num_blocks > DENSE_POOL && (block.cached || number > 9); // something else stands there, too
+  const room = detail === "letters" ? 1 : isTight || block.holders.some((label) => label.length > 1) ? MOST_CHIPS - 1 : MOST_CHIPS;
   const most = block.holders.length > room && detail !== "letters" ? room - 1 : room;
   const chips = block.holders.slice(0, most).map((label) =>
-    chip(label, { "data-fly": `ref ${number} ${label}`, "data-from": `${label} block ${frame.sequences[label]?.blocks.indexOf(number)}` }));
+    chip(label, { "data-fly": `ref ${number} ${label}`, "data-from": logicalKey(frame, label, number) }));
   if (block.holders.length > most && detail !== "letters") chips.push(make("small", {}, `+${block.holders.length - most}`));
   return chips;
+}
+
+function logicalKey(frame, label, number) {
+  const place = placeIn(frame.sequences[label], number);
+  return place ? `${label} block ${place.logical}${suffix(place.group)}` : "";
 }
 
 // A slot of memory is empty until K and V are there.
@@ -66,9 +72,9 @@ function slotState(frame, slot, word, leaving) {
 
 function drawSlot(frame, slot, word, now, block, detail) {
   if (["wanted", "empty", "promised"].includes(now)) return make("span", { class: `slot ${now}`, "data-slot": slot }, now === "wanted" && detail === "words" ? "?" : "");
-  const style = detail === "words" ? `--em: ${emsOf(visible(word)).toFixed(2)}` : "";
+  const style = detail === "words" ? `--em: ${emsOf(inSlot(word)).toFixed(2)}` : "";
   return make("span", { class: `slot ${now}`, style, "data-slot": slot, "data-fly": `kv ${slot}`, "data-from": originsOf(frame, slot, block).join("|") },
-    detail === "words" ? make("bdi", {}, visible(word)) : "");
+    detail === "words" ? make("bdi", {}, inSlot(word)) : "");
 }
 
 // Where the K and V of a slot have come from: a copied block, the swap pool, or the text whose token it is.
@@ -77,8 +83,8 @@ function originsOf(frame, slot, block) {
   const copied = frame.copies.find(([, target]) => target === number), back = frame.swap_in.find(([, target]) => target === number);
   const origins = copied ? [`kv ${copied[0] * size + offset}`] : back ? [`swap ${back[0]}`] : [];
   for (const label of block.holders) {
-    const logical = frame.sequences[label]?.blocks.indexOf(number) ?? -1;
-    if (logical >= 0) origins.push(`${label} ${logical * size + offset}`);
+    const place = placeIn(frame.sequences[label], number);
+    if (place) origins.push(`${label} ${place.logical * size + offset}${suffix(place.group)}`);
   }
   return origins;
 }

@@ -49,9 +49,9 @@ function drawTexts(frame) {
 function drawText(frame, label, text) {
   if (text.status === "finished") return drawFinished(frame, label, text);
   const size = frame.block_size;
-  const inPool = text.blocks.map((block, i) => (block < 0 ? drawGivenBack(label, text, i, size) : drawLogical(frame, label, text, i, block)));
-  const inSwap = text.swap_blocks.map((block, i) => drawSwapped(frame, label, text, i, block, size));
-  const boxes = inPool.length ? inPool : inSwap;
+  const inPool = text.tables.map((table, group) => table.map((block, i) => (block < 0 ? drawGivenBack(label, text, i, size, group) : drawLogical(frame, label, text, i, block, group))));
+  const inSwap = text.swap_blocks.map((block, i) => (block < 0 ? drawGivenBack(label, text, i, size, 0) : drawSwapped(frame, label, text, i, block, size)));
+  const tables = text.blocks.length ? inPool : inSwap.length ? [inSwap] : [];
   const status = text.status === "swapped" ? "swapped out" : text.status;
   const again = text.num_preemptions ? `preempted ${text.num_preemptions}×` : "";
   const ahead = frame.gives_way.includes(label) ? "has to give way" : frame.returns.includes(label) ? "can come back" : "";
@@ -59,11 +59,22 @@ function drawText(frame, label, text) {
   const badges = [ahead, again, status === "running" ? "" : status].filter(Boolean).map((word) => make("span", { class: `badge ${word === ahead ? "alert" : ""}` }, word));
   const length = make("small", {}, `${text.tokens.length} of at most ${count(text.max_num_tokens, "token")}`);
   const article = reuse(`text ${label}`, name, () => make("article", { class: `text ${text.status}`, style: colour(label), "data-label": label, "aria-label": name }, chip(label)));
-  const list = reuse(`blocks of ${label}`, "", () => make("ol", { class: "walk" }));
-  sync(list, boxes);
   sync(article, [article.firstChild, runningText(label, text), make("span", { class: "status" }, ...badges, length),
-    boxes.length ? list : make("p", { class: "why" }, whyNoBlocks(frame, text))]);
+    tables.length ? drawTables(frame, label, tables) : make("p", { class: "why" }, whyNoBlocks(frame, text))]);
   return article;
+}
+
+// A list of logical blocks; of several KV cache groups one for each, below what its layers see.
+function drawTables(frame, label, tables) {
+  const lists = tables.map((boxes, group) => {
+    const list = reuse(`blocks of ${label}${suffix(group)}`, "", () => make("ol", { class: "walk" }));
+    sync(list, boxes);
+    return list;
+  });
+  if (lists.length === 1) return lists[0];
+  const groups = reuse(`groups of ${label}`, "", () => make("div", { class: "groups" }));
+  sync(groups, lists.flatMap((list, group) => [reuse(`name of group ${group} of ${label}`, "", () => make("small", {}, groupName(frame, group))), list]));
+  return groups;
 }
 
 // A line of its own is enough for whoever is done.
@@ -72,8 +83,9 @@ function drawFinished(frame, label, text) {
 }
 
 function drawFinishedAnew(label, text) {
-  const gave = text.last_blocks.length ? `gave back ${count(text.last_blocks.length, "block")}` : "held no blocks";
-  const all = text.last_blocks.length ? `gave back ${text.last_blocks.join(", ")}` : gave;
+  const held = text.last_blocks.filter((block) => block >= 0); // the others lie behind a window
+  const gave = held.length ? `gave back ${count(held.length, "block")}` : "held no blocks";
+  const all = held.length ? `gave back ${held.join(", ")}` : gave;
   return make("article", { class: "text finished", style: colour(label), "data-label": label, "aria-label": `Text ${label}, finished`, title: `${text.prompt}${text.text}` },
     chip(label), make("p", { class: "running-text", dir: "auto", "data-end": visible(text.prompt + text.text) }),
     make("span", { class: "status" }, make("span", { class: "badge" }, text.finish_reason.startsWith("beaten") ? text.finish_reason : `finished (${text.finish_reason})`), make("small", { title: all }, gave)));
@@ -106,27 +118,29 @@ function runningText(label, text) {
 function whyNoBlocks(frame, text) {
   if (text.status === "running") return "waits for the prompt, which its first sample computes for all samples";
   if (text.status === "swapped") return "swapped out: its K and V are safe in the swap pool";
-  const wanted = count(Math.ceil(text.tokens.length / frame.block_size), "block");
-  const lost = text.last_blocks.length ? `lost ${text.last_blocks.join(", ")}; ` : "";
+  const wanted = count(Math.ceil(text.tokens.length / frame.block_size) * Math.max(1, frame.windows.length), "block");
+  const held = text.last_blocks.filter((block) => block >= 0);
+  const lost = held.length ? `lost ${held.join(", ")}; ` : "";
   return `${lost}waits for its turn: needs ${wanted}, ${frame.num_free} free`;
 }
 
-function drawLogical(frame, label, text, i, block) {
+function drawLogical(frame, label, text, i, block, group) {
+  const numBlocks = text.tables[group].length, key = `${label} block ${i}${suffix(group)}`;
   const size = frame.block_size, isNew = frame.writtenBlocks.has(block);
   const crowded = document.body.classList.contains("crowded"); // a live page with many texts: numbers are enough
-  const small = crowded || text.blocks.length > MANY_BLOCKS && i < text.blocks.length - LAST_BLOCKS && !isNew;
+  const small = crowded || numBlocks > MANY_BLOCKS && i < numBlocks - LAST_BLOCKS && !isNew;
   const slots = small ? [] : Array.from({ length: size }, (_, offset) => [i * size + offset, block * size + offset, stateOf(frame, label, text, i * size + offset, block * size + offset)]);
   const reused = frame.reusedBlocks.has(block) && !isNew;
   const state = [small && "small", frame.attended === block && "being", reused && "reused"].filter(Boolean).join(" ");
   // It comes out of the free queue; or it is one that another text has already, or that was in the swap pool.
-  const origins = crowded ? [] : [`free ${block}`, ...Object.keys(frame.sequences).filter((other) => other !== label).map((other) => `${other} block ${i}`)];
+  const origins = crowded ? [] : [`free ${block}`, ...Object.keys(frame.sequences).filter((other) => other !== label).map((other) => `${other} block ${i}${suffix(group)}`)];
   const said = `Logical block ${i} of ${label}. ${sayBlock(frame, block)}`;
   const looks = slots.map(([, , state]) => state).join();
   const words = text.slotWords.slice(i * size, (i + 1) * size).join("|");
-  return reuse(`${label} block ${i}`, [block, state, looks, words, said].join("~"), () => make("li", { class: `logical ${state}`, tabindex: -1, "data-block": block, "data-key": `${label} block ${i}`,
-    "data-fly": `${label} block ${i}`, "data-from": origins.join("|"), "aria-label": said },
+  return reuse(key, [block, state, looks, words, said].join("~"), () => make("li", { class: `logical ${state}`, tabindex: -1, "data-block": block, "data-key": key,
+    "data-fly": key, "data-from": origins.join("|"), "aria-label": said },
     make("small", { class: "index" }, i),
-    make("span", { class: `slots ${size > 8 ? "many" : ""}` }, slots.map((slot) => drawLogicalSlot(frame, label, text, ...slot))),
+    make("span", { class: `slots ${size > 8 ? "many" : ""}` }, slots.map((slot) => drawLogicalSlot(frame, label, text, group, ...slot))),
     make("span", { class: "leads" }, `→ ${block}`)));
 }
 
@@ -136,19 +150,20 @@ function stateOf(frame, label, text, position, slot) {
   return frame.pendingSlots.has(slot) ? "promised" : frame.writtenSlots.has(slot) && frame.isComputed ? "written" : "";
 }
 
-function drawLogicalSlot(frame, label, text, position, slot, now) {
+function drawLogicalSlot(frame, label, text, group, position, slot, now) {
+  const key = `${label} ${position}${suffix(group)}`, block = Math.floor(slot / frame.block_size);
   if (now === "wanted")
     return make("span", { class: "slot wanted", "data-slot": slot, role: "img", "aria-label": `${label} wants to write here` }, make("bdi", {}, visible(text.tokens[position] ?? "?")));
   if (now === "empty") return make("span", { class: "slot empty" }, "·");
-  return make("span", { class: `slot ${now}`, tabindex: -1, "data-slot": slot, "data-key": `${label} ${position}`, role: "img",
-    "data-fly": `${label} ${position}`, "data-from": `${label} newest|${label} said`, "aria-label": sayToken(frame, label, text, position) },
-    make("bdi", {}, visible(text.slotWords[position])));
+  return make("span", { class: `slot ${now}`, tabindex: -1, "data-slot": slot, "data-key": key, role: "img",
+    "data-fly": key, "data-from": `${label} newest|${label} said`, "aria-label": sayToken(frame, label, text, position, block) },
+    make("bdi", {}, inSlot(text.slotWords[position])));
 }
 
 // Behind a sliding window: a null block stands in the table.
-function drawGivenBack(label, text, i, size) {
+function drawGivenBack(label, text, i, size, group) {
   const words = text.tokens.slice(i * size, (i + 1) * size);
-  return make("li", { class: "logical small out", tabindex: -1, "data-key": `${label} block ${i}`,
+  return make("li", { class: "logical small out", tabindex: -1, "data-key": `${label} block ${i}${suffix(group)}`,
     "aria-label": `Logical block ${i} of ${label}, “${visible(words.join(""))}”, lies behind the window and was given back.` },
     make("small", { class: "index" }, i), make("span", { class: "leads" }, "behind"));
 }

@@ -7,12 +7,12 @@ const PHASES = ["before", "schedule", "copy", "attend", "forward", "sample", "up
 const EMPTY_FRAME = {
   events: [], story: "", waiting: [], running: [], swapped: [], free_queue: [], num_free: 0, chunks: [], written: [], read: [],
   swap_out: [], swap_in: [], copies: [], chosen: [], preempted: [], finished: [], blocks: {}, sequences: {}, pending: [],
-  wants: [], gives_way: [], finds: {}, returns: [], reused: [], code: {},
+  wants: [], gives_way: [], finds: {}, returns: [], reused: [], code: {}, windows: [],
   num_earlier_events: 0, num_stopped_events: 0, num_queried_tokens: 0, num_hit_tokens: 0, num_computed_tokens: 0,
   num_used_blocks: 0, num_wasted_slots: 0, num_contiguous_blocks: 0,
 };
 const EMPTY_TEXT = {
-  prompt: "", text: "", new_text: "", tokens: [], num_prompt_tokens: 0, num_computed_tokens: 0, blocks: [],
+  prompt: "", text: "", new_text: "", tokens: [], num_prompt_tokens: 0, num_computed_tokens: 0, blocks: [], more_blocks: [],
   swap_blocks: [], last_blocks: [], num_preemptions: 0, finish_reason: "", drafts: [],
 };
 const EMPTY_BLOCK = { ref_count: 0, holders: [], cached: false, tokens: [] };
@@ -62,6 +62,9 @@ const join = (words) => (words.length < 2 ? words.join("") : `${words.slice(0, -
 const visible = (text) =>
   text.replace(/\n/g, "⏎").replace(/\t/g, "⇥").replace(/\p{Cc}/gu, (c) => `\\x${c.charCodeAt(0).toString(16).padStart(2, "0")}`);
 
+// A word alone: one that is nothing but blanks would look like no word at all.
+const inSlot = (word) => (/^ +$/.test(word) ? "␣".repeat(word.length) : visible(word));
+
 // How wide a text is in the font of an element, without laying anything out.
 const ruler = document.createElement("canvas").getContext("2d");
 const widths = new Map();
@@ -77,7 +80,8 @@ function widthOf(text, font) {
 // ---- a frame, made easy to ask
 
 // What its slots are for: its tokens, and guesses how it goes on, each with a question mark.
-const withSlotWords = (text) => ({ ...text, slotWords: [...text.tokens, ...text.drafts.map((word) => `${word}?`)] });
+// And its block tables: one, or that of each KV cache group.
+const withSlotWords = (text) => ({ ...text, slotWords: [...text.tokens, ...text.drafts.map((word) => `${word}?`)], tables: [text.blocks, ...text.more_blocks] });
 
 function readable(tree) {
   const frame = { ...EMPTY_FRAME, ...tree };
@@ -103,11 +107,22 @@ const chip = (label, attributes = {}) => make("b", { class: "chip", style: colou
 // The words whose K and V lie in a block.
 const storedWords = (frame, number, block) => block.tokens.filter((_, i) => !frame.pendingSlots.has(number * frame.block_size + i));
 
+// Layers that see equally much have a block table in common: the names of the groups, if there are several.
+const groupName = (frame, group) => (frame.windows.length < 2 ? "" : frame.windows[group] ? `last ${frame.windows[group]} tokens` : "all tokens");
+const suffix = (group) => (group ? ` in ${group}` : ""); // of keys, which are all different
+
+// Which table of a text has a block, and where; null if none has.
+function placeIn(text, number) {
+  const group = text?.tables.findIndex((table) => table.includes(number)) ?? -1;
+  return group < 0 ? null : { group, logical: text.tables[group].indexOf(number) };
+}
+
 // "A (logical block 1)", of everybody whose block table has it
 function mappers(frame, number) {
   return Object.entries(frame.sequences)
-    .filter(([, text]) => text.blocks.includes(number))
-    .map(([label, text]) => `${label} (logical block ${text.blocks.indexOf(number)})`);
+    .map(([label, text]) => [label, placeIn(text, number)])
+    .filter(([, place]) => place)
+    .map(([label, { group, logical }]) => `${label} (logical block ${logical}${groupName(frame, group) && `, ${groupName(frame, group)}`})`);
 }
 
 function sayBlock(frame, number) {
@@ -121,9 +136,8 @@ function sayBlock(frame, number) {
   return `${shared}: ${count(block.ref_count, "reference")}.${block.cached ? " The prefix cache can find it." : ""}${words}`;
 }
 
-function sayToken(frame, label, text, position) {
+function sayToken(frame, label, text, position, block) {
   const offset = position % frame.block_size;
-  const block = text.blocks[Math.floor(position / frame.block_size)];
   const isGuess = position >= text.tokens.length;
   const what = `“${visible(text.slotWords[position])}”, ${isGuess ? "a guess at " : ""}token ${position} of ${label}`;
   return `${what}: slot ${block * frame.block_size + offset} = block ${block} × ${frame.block_size} + ${offset}.`;

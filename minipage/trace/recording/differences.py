@@ -7,7 +7,7 @@ from typing import Any
 from minipage.trace.recording.text import num_common
 
 
-def list_difference(old: list[int], new: list[int]) -> tuple[list[Any], list[int]]:
+def list_difference(old: list[Any], new: list[Any]) -> tuple[list[Any], list[Any]]:
     """([how many members of `old` stay, what follows them], a copy of `new`)."""
     keep = num_common(old, new)
     return [keep, new[keep:]], new.copy()

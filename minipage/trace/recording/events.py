@@ -11,8 +11,10 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minipage.errors import count
+from minipage.trace.recording import parts
 from minipage.trace.recording.guesses import choices_with_guesses, guess, verdicts
 from minipage.trace.recording.outlook import what_is_ahead
+from minipage.trace.recording.tiers import travels
 from minipage.trace.recording.windows import held, slides
 from minipage.trace.recording.wording import block_names, decimals, join, printable
 
@@ -22,13 +24,15 @@ if TYPE_CHECKING:
     from minipage.trace.recording.text import Text
 
 FEW = 2  # events of one kind that get a sentence each; more than that share one
-Tables = Mapping[str, Sequence[int]]  # label -> block table
+Blocks = Mapping[str, Sequence[int]]  # label -> blocks
 
 
 class Before(NamedTuple):
     """What has to be known of the state before a phase."""
 
-    tables: dict[str, list[int]]  # label -> block table
+    tables: dict[str, list[int]]  # label -> block table; of several, the first
+    all_tables: dict[str, list[list[int]]]
+    held: dict[str, list[int]]  # label -> the blocks in all of them
     status: dict[str, str]
     num_free: int
     cached: frozenset[int]
@@ -38,19 +42,22 @@ class Before(NamedTuple):
         texts = state.texts.values()
         tables = {text.label: text.blocks for text in texts}
         status = {text.label: text.status for text in texts}
-        return cls(tables, status, len(state.free_queue), frozenset(state.cached))
+        all_tables = {text.label: text.tables for text in texts}
+        its_blocks = {text.label: text.held_blocks for text in texts}
+        return cls(tables, all_tables, its_blocks, status, len(state.free_queue), frozenset(state.cached))
 
 
 def sentences(change: dict[str, Any], before: Before, after: State) -> list[str]:
     """What happened in this phase."""
     if after.phase == "before":
-        return [*arrivals(change, after), *what_is_ahead(after)]
+        return [*arrivals(change, after), *what_is_ahead(change, after)]
     if after.phase == "schedule":
         start = [
             *arrivals(change, after),
+            *travels(change),
             *hits(before, after),
             *returns(before, after),
-            *slides(before.tables, after.texts, block_names),
+            *slides(before.all_tables, after.texts, block_names),
         ]
         return [*start, *allocations(before, after), *takes_for_copies(before, after)]
     if after.phase == "copy":
@@ -68,7 +75,7 @@ def sentences(change: dict[str, Any], before: Before, after: State) -> list[str]
         *branches(change, after),
         *forks(change, before, after),
         *publications(before, after),
-        *finishes(change.get("finished", {}), before.tables),
+        *finishes(change.get("finished", {}), before.held),
     ]
 
 
@@ -97,18 +104,15 @@ def hits(before: Before, after: State) -> list[str]:
     for label, start, _ in after.chunks:
         text = after.texts[label]
         if start and before.status.get(label, "waiting") == "waiting" and not before.tables.get(label):
-            found = held(text.blocks[: start // after.block_size])
-            told.append(
-                f"{label} finds its first {count(start, 'token')} in the prefix cache: {block_names(found)} "
-                f"{'is' if len(found) == 1 else 'are'} reused."
-            )
+            found = [block for table in text.tables for block in held(table[: start // after.block_size])]
+            told.append(parts.found(label, start, found, after.block_size))
     return told
 
 
 def branches(change: dict[str, Any], after: State) -> list[str]:
     told = []
     for new in change.get("new", ()):
-        blocks = held(after.texts[new["label"]].blocks)
+        blocks = after.texts[new["label"]].held_blocks
         told.append(f"{new['label']} branches off and shares {block_names(blocks)}.")
     return told
 
@@ -119,7 +123,7 @@ def forks(change: dict[str, Any], before: Before, after: State) -> list[str]:
     told: dict[tuple[int, ...], list[str]] = {}
     for text in after.texts.values():
         if text.label not in new and text.blocks and not before.tables.get(text.label):
-            told.setdefault(tuple(text.blocks), []).append(text.label)
+            told.setdefault(tuple(text.held_blocks), []).append(text.label)
     return [
         f"{join(labels)} {'forks' if len(labels) == 1 else 'fork'} the block table: {block_names(blocks)} "
         f"{'is' if len(blocks) == 1 else 'are'} shared, and nothing is copied."
@@ -137,8 +141,7 @@ def returns(before: Before, after: State) -> list[str]:
 def between_steps(reasons: Mapping[str, str], before: Before) -> list[str]:
     """Who has gone since the last step: aborted, or finished in a step that failed."""
     return [
-        f"{label} is {'aborted' if why == 'abort' else f'finished ({why})'}"
-        + _and_frees(len(held(before.tables[label])))
+        f"{label} is {'aborted' if why == 'abort' else f'finished ({why})'}" + _and_frees(len(before.held[label]))
         for label, why in reasons.items()
     ]
 
@@ -150,7 +153,10 @@ def copies(after: State) -> list[str]:
             here = [pair.source if name == "swap_out" else pair.destination for pair in pairs]
             told.append(f"{block_names(here).capitalize()} {'is' if len(here) == 1 else 'are'} {verb}.")
     for source, to in _copied(after).items():
-        writers = [text.label for text in after.texts.values() if not {*to}.isdisjoint(text.blocks)]
+        writers = [text.label for text in after.texts.values() if not {*to}.isdisjoint(text.held_blocks)]
+        if source in after.cached and writers:
+            told.append(parts.copied(source, to, writers))
+            continue
         who = f"{join(writers)} {'writes' if len(writers) == 1 else 'write'}" if writers else "Somebody writes"
         told.append(f"{who} into block {source}, which is shared: it is copied to {block_names(to)} first.")
     return told
@@ -168,11 +174,11 @@ def takes_for_copies(before: Before, after: State) -> list[str]:
     """Who got a block of its own to copy a shared one into, and who goes on writing into the shared one."""
     told = []
     for source, to in _copied(after).items():
-        owners = {block: text.label for text in after.texts.values() for block in text.blocks}
+        owners = {block: text.label for text in after.texts.values() for block in text.held_blocks}
         gets = [
             f"{owners.get(block, 'somebody')} {'takes' if i == 0 else ''} block {block}" for i, block in enumerate(to)
         ]
-        kept_by = [label for label, _, _ in after.chunks if source in after.texts[label].blocks]
+        kept_by = [label for label, _, _ in after.chunks if source in after.texts[label].held_blocks]
         stays = (
             f"; {join(kept_by)}, the last to write, may keep it"
             if len(kept_by) == 1 and kept_by[0] == owners.get(source)
@@ -201,12 +207,13 @@ def attends(attention: AttentionFrame) -> str:
 def forwards(after: State) -> list[str]:
     num_tokens = sum(num_tokens for _, _, num_tokens in after.chunks)
     size = after.block_size
-    written = set()
+    written: set[int] = set()
     read = set()
     for label, start, n in after.chunks:
-        blocks = after.texts[label].blocks
-        written.update(blocks[start // size : (start + n - 1) // size + 1])
-        read.update(held(blocks))
+        text = after.texts[label]
+        its = slice(start // size, (start + n - 1) // size + 1)
+        written.update(block for table in text.tables for block in held(table[its]))
+        read.update(text.held_blocks)
     tokens = f"K and V of {count(num_tokens, 'token')} are written to {block_names(sorted(written))}"
     return [f"{tokens}; attention reads {count(len(read), 'block')}."]
 
@@ -221,11 +228,7 @@ def choices(after: State) -> list[str]:
 
 
 def publications(before: Before, after: State) -> list[str]:
-    new = sorted(after.cached - before.cached)
-    if not new:
-        return []
-    full = "is full: others can find it" if len(new) == 1 else "are full: others can find them"
-    return [f"{block_names(new).capitalize()} {full}."]
+    return parts.can_be_found(sorted(after.cached - before.cached), after.texts, after.block_size)
 
 
 def allocations(before: Before, after: State) -> list[str]:
@@ -236,16 +239,18 @@ def allocations(before: Before, after: State) -> list[str]:
     num_free = before.num_free
     restored = {to for _, to in after.moves.get("swap_in", ())}
     involved = {block for pair in after.moves.get("copies", ()) for block in pair}
-    copying = {text.label for text in after.texts.values() if text.blocks and text.blocks[-1] in involved}
+    tails = {text.label: {block for table in text.tables for block in table[-1:]} for text in after.texts.values()}
+    copying = {label for label, blocks in tails.items() if blocks & involved}
     for label, start, num_tokens in after.chunks:
         text = after.texts[label]
         # What the prefix cache found, or what came back from swap, was not taken for this.
         known = max(len(before.tables.get(label, ())), start // after.block_size)
         was_swapped = before.status.get(label) == "swapped"
-        new_blocks = [block for block in text.blocks[known:] if not (was_swapped and block in restored)]
+        added = [block for table in text.tables for block in held(table[known:])]
+        new_blocks = [block for block in added if not (was_swapped and block in restored)]
         while preempted and num_free < len(new_blocks):
-            num_free += len(_held(preempted[0], before.tables))
-            told.append(Told("preempt", label, 0, (), _preemption(label, preempted.pop(0), before.tables, after)))
+            num_free += len(_held(preempted[0], before.held))
+            told.append(Told("preempt", label, 0, (), _preemption(label, preempted.pop(0), before.held, after)))
         num_free -= len(new_blocks)
         ends = start + num_tokens == len(text.token_ids)
         facts = label, num_tokens, tuple(new_blocks)
@@ -259,12 +264,14 @@ def allocations(before: Before, after: State) -> list[str]:
         elif label in copying:
             pass  # see takes_for_copies
         elif new_blocks:
-            sentence = f"{label} needs a block: {block_names(new_blocks)} is taken from the free queue."
+            each = "" if len(new_blocks) == 1 else " for each group of layers"
+            taken = f"{block_names(new_blocks)} {'are' if each else 'is'} taken from the free queue"
+            sentence = f"{label} needs a block{each}: {taken}."
             told.append(Told("need", *facts, sentence))
         else:
             fitting.append(label)
     # Whoever is left made way in vain: the last one preempted needed a block, and was the latest itself.
-    in_vain = [_preemption(join(preempted[-1]), group, before.tables, after) for group in preempted]
+    in_vain = [_preemption(join(preempted[-1]), group, before.held, after) for group in preempted]
     sentences = [*_together(told), *in_vain]
     if fitting:
         what = "new token fits in its last block" if len(fitting) == 1 else "new tokens fit in their last blocks"
@@ -306,21 +313,21 @@ def _together(told: list[Told]) -> list[str]:
     return sentences
 
 
-def finishes(reasons: Mapping[str, str], tables: Tables) -> list[str]:
-    """`tables` are the block tables before the update emptied them."""
+def finishes(reasons: Mapping[str, str], blocks: Blocks) -> list[str]:
+    """`blocks` are those in the tables before the update emptied them."""
     told = []
     for why in dict.fromkeys(reasons.values()):
         labels = [label for label, reason in reasons.items() if reason == why]
         if len(labels) > FEW:
-            their = _held(labels, tables)
+            their = _held(labels, blocks)
             told.append(f"{join(labels)} are finished ({why}){_and_frees(len(their), 'their')}")
         else:
-            told += [f"{label} is finished ({why}){_and_frees(len(held(tables[label])))}" for label in labels]
+            told += [f"{label} is finished ({why}){_and_frees(len(blocks[label]))}" for label in labels]
     return told
 
 
-def _preemption(needy: str, latest: list[str], tables: Tables, after: State) -> str:
-    held = len(_held(latest, tables))
+def _preemption(needy: str, latest: list[str], blocks: Blocks, after: State) -> str:
+    held = len(_held(latest, blocks))
     swapped = after.texts[latest[0]].status == "swapped"
     is_or_are = "is" if held == 1 else "are"
     what = f"its {count(held, 'block')} {is_or_are} free again and it will be recomputed"
@@ -329,8 +336,8 @@ def _preemption(needy: str, latest: list[str], tables: Tables, after: State) -> 
     return f"{needy} needs room, but the pool is dry: {join(latest)}, last in line, is preempted; {what}."
 
 
-def _held(group: list[str], tables: Tables) -> set[int]:
-    return {block for label in group for block in held(tables.get(label, ()))}
+def _held(group: list[str], blocks: Blocks) -> set[int]:
+    return {block for label in group for block in blocks.get(label, ())}
 
 
 def _start(text: Text, num_tokens: int, ends: bool, blocks: Sequence[int]) -> str:

@@ -54,9 +54,10 @@ class SequenceFrame:
     max_num_tokens: int  # how long it may get, the prompt included
     blocks: tuple[int, ...]  # its block table: logical block i is physical block blocks[i]
     swap_blocks: tuple[int, ...]  # its block table in the swap pool, while it is swapped out
-    last_blocks: tuple[int, ...]  # if it holds none: the block table that it lost, finished or preempted
+    last_blocks: tuple[int, ...]  # if it holds none: those in the tables that it lost, finished or preempted
     num_preemptions: int  # how often it lost its blocks
     finish_reason: str | None  # "length", "stop", "abort", …, once it is finished
+    more_blocks: tuple[tuple[int, ...], ...] = ()  # the tables of further KV cache groups, which hold the same tokens
     drafts: tuple[str, ...] = ()  # guesses how it goes on: they have slots, until it is known which of them are right
 
     def __repr__(self) -> str:
@@ -66,6 +67,11 @@ class SequenceFrame:
     def block_tokens(self, logical: int, block_size: int) -> tuple[str, ...]:
         """The words in logical block `logical`: up to `block_size` of them."""
         return self.slot_words[logical * block_size : min((logical + 1) * block_size, self.num_computed_tokens)]
+
+    @property
+    def tables(self) -> tuple[tuple[int, ...], ...]:
+        """Its block table, or that of each KV cache group; a null block lies behind a window."""
+        return (self.blocks, *self.more_blocks)
 
     @property
     def slot_words(self) -> tuple[str, ...]:
@@ -284,9 +290,8 @@ class Frame:
     attention: AttentionFrame | None = None  # in an "attend" frame
     ahead: Ahead = NOTHING_AHEAD  # in a "before" frame
     code: tuple[CodeFrame, ...] = ()  # what did it, the outermost caller first
-    reused: tuple[
-        int, ...
-    ] = ()  # blocks that somebody has begun with in this step, because the prefix cache found them
+    reused: tuple[int, ...] = ()  # blocks that somebody has begun with in this step: the prefix cache had found them
+    windows: tuple[int, ...] = ()  # of each KV cache group, how many tokens its layers see; 0: all of them
     num_stopped_events: int = 0  # this many, from the first on, were told when this step was stopped at last
 
     def __repr__(self) -> str:
@@ -351,7 +356,7 @@ class Frame:
     def num_contiguous_blocks(self) -> int:
         """Blocks' worth of memory if each running request had reserved room for its longest case, in one piece."""
         slots = sum(seq.max_num_tokens for seq in self.sequences if seq.label in self.running)
-        return blocks_needed(slots, self.block_size)
+        return blocks_needed(slots, self.block_size) * max(1, len(self.windows))
 
     @property
     def pending_slots(self) -> frozenset[int]:
@@ -391,7 +396,8 @@ class Frame:
     def read_blocks(self) -> frozenset[int]:
         """The physical blocks that attention reads in this step: the whole block tables of whoever computes."""
         computing = {chunk.label for chunk in self.chunks}
-        return frozenset(block for seq in self.sequences if seq.label in computing for block in held(seq.blocks))
+        tables = [table for seq in self.sequences if seq.label in computing for table in seq.tables]
+        return frozenset(block for table in tables for block in held(table))
 
 
 def segments_between(start: int, label: str, ends: dict[Use, int]) -> list[Segment]:

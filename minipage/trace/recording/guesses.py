@@ -35,7 +35,7 @@ def verdicts(before: Before, after: State) -> list[str]:
             told.append(f"{_how_many(label, num_right, len(drafts))}.")
             continue
         rejected = len(drafts) - num_right
-        freed = before.tables[label][len(text.blocks) :]
+        freed = [block for block in before.held[label] if block not in text.held_blocks]
         back = f"; {count(rejected, 'slot')} {'is' if rejected == 1 else 'are'} given back" if rejected else ""
         if freed:
             back += f", and {block_names(freed)} {'goes' if len(freed) == 1 else 'go'} back to the free queue"

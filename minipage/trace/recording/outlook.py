@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from minipage.errors import count
 from minipage.trace.recording.wording import block_names, join
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from minipage.trace.recording.replay import State
 
 
-def what_is_ahead(after: State) -> list[str]:
+def what_is_ahead(change: dict[str, Any], after: State) -> list[str]:
     """What is about to be done, and why."""
     ahead = after.ahead
     told = []
@@ -19,7 +19,7 @@ def what_is_ahead(after: State) -> list[str]:
     for want in ahead.wants:
         writers.setdefault(want.slot // after.block_size, []).append(want.label)
     for block, labels in writers.items():
-        holders = [text.label for text in after.texts.values() if block in text.blocks]
+        holders = [text.label for text in after.texts.values() if block in text.held_blocks]
         sharers = "they share" if set(holders) == set(labels) else f"{join(holders)} share"
         told.append(
             f"{join(labels)} {'wants' if len(labels) == 1 else 'want'} to write into block {block}, which {sharers}."
@@ -31,9 +31,10 @@ def what_is_ahead(after: State) -> list[str]:
         who = f"{join(ahead.needy)} {needs}" if ahead.needy else "A block is needed"
         told.append(f"{who}, and {free}: {join(ahead.gives_way)}, last in line, has to give way.")
     for label, blocks in ahead.finds:
+        num_tokens = "" if after.windows else f"{len(blocks) * after.block_size} "
+        where = "the tier below" if set(blocks) & set(change.get("tier", {}).get("loaded", ())) else block_names(blocks)
         told.append(
-            f"{label} begins with the same {len(blocks) * after.block_size} tokens as a text before it: their K and V "
-            f"are in {block_names(blocks)}."
+            f"{label} begins with the same {num_tokens}tokens as a text before it: their K and V are in {where}."
         )
     if ahead.returns:
         swapped = {block for label in ahead.returns for block in after.texts[label].swap_blocks}

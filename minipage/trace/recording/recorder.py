@@ -12,7 +12,6 @@ large the pool is. A test replays every frame beside the engine and compares.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import count
@@ -24,12 +23,14 @@ from minipage.engine.speculation import DraftedChunk
 from minipage.scheduling import GroupStatus, Sequence, SequenceGroup, StepPlan
 from minipage.trace.recording.differences import joined, list_difference
 from minipage.trace.recording.frames import label_of
+from minipage.trace.recording.meanwhile import few_collections, replaced
 from minipage.trace.recording.replay import Change
 from minipage.trace.recording.routine_lines import RoutineLines
 from minipage.trace.recording.source_lines import SourceLines
+from minipage.trace.recording.tiers import TierWatch
 from minipage.trace.recording.trace import Trace
 from minipage.trace.recording.vocabulary import token_bytes
-from minipage.trace.recording.windows import recorded
+from minipage.trace.recording.windows import first_blocks, held, tables_of, windows_of
 
 if TYPE_CHECKING:
     from minipage.engine.engine import Engine
@@ -48,41 +49,13 @@ def observed(llm: Engine, title: str = "", with_code: bool = True) -> Iterator[R
 
     with_code: write down which lines of source did what, too.
     """
+    if overlap := getattr(llm, "overlap", None):
+        overlap.land()  # and while somebody watches, steps do not overlap
     recorder = Recorder(llm, title, with_code)
     with ExitStack() as stack:
         for owner, name, method in recorder.replacements():
             stack.enter_context(replaced(owner, name, method))
         yield recorder
-
-
-@contextmanager
-def few_collections() -> Iterator[None]:
-    """Let the garbage collector leave alone what is there already.
-
-    A trace is many small objects. They make the collector run, and it looks at every object there is, including the
-    libraries' hundred thousand. That took more time than the recording itself.
-    """
-    if gc.get_freeze_count():  # somebody has done it before us, and may want it to stay
-        yield
-        return
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
-@contextmanager
-def replaced(owner: object, name: str, method: Callable[..., Any]) -> Iterator[None]:
-    """Let one instance have another method for a while: instance attributes hide the methods of the class."""
-    own = vars(owner)
-    before = {name: own[name]} if name in own else {}
-    own[name] = method
-    try:
-        yield
-    finally:
-        del own[name]
-        own.update(before)
 
 
 class _Seen:
@@ -92,6 +65,7 @@ class _Seen:
         self.num_tokens = 0
         self.facts: dict[str, Any] = {"status": "waiting", "computed": 0, "preemptions": 0}
         self.blocks: list[int] = []
+        self.more_blocks: list[list[int]] = []
         self.swap_blocks: list[int] = []
 
 
@@ -117,9 +91,11 @@ class Recorder:
         self._step = 0
         self._sources = SourceLines()
         self._routine = RoutineLines(self._sources, llm)
+        self._tier = TierWatch(llm)
         header = {
             "title": title,
             "block_size": self.pool.block_size,
+            "windows": windows_of(getattr(llm.runner, "groups", None)),
             "max_num_batched_tokens": llm.scheduler.max_num_batched_tokens,
             "free_queue": list(self.pool.free_queue),
             "ref_counts": [self.pool.ref_count(block) for block in range(self.pool.num_blocks)],
@@ -135,7 +111,7 @@ class Recorder:
         self._phases = {name: getattr(self.llm, name) for _, name, _ in phases}
         operations = {"allocate": "take", "allocate_many": "take", "free": "free", "share": "share", "revive": "revive"}
         pool = [(self.pool, name, self._watched(getattr(self.pool, name), op)) for name, op in operations.items()]
-        watched: list[tuple[object, str, Callable[..., Any]]] = [*phases, *pool]
+        watched: list[tuple[object, str, Callable[..., Any]]] = [*phases, *pool, *self._tier.replacements()]
         self._recompute_all = getattr(self.llm.scheduler, "recompute_all", None)
         if self._recompute_all:  # a learner's scheduler may not have it yet
             watched.append((self.llm.scheduler, "recompute_all", self._on_failure))
@@ -159,11 +135,13 @@ class Recorder:
         tables = {seq: seen.blocks for seq, seen in self._live.items()}
         self._sources.take()
         plan: StepPlan = self._phases["schedule"]()
+        tier = self._tier.take()
         if ahead := self._ahead(plan, status, tables):
-            self.trace.changes.append(change | begin | {"phase": "before"} | ahead)
+            self.trace.changes.append(change | begin | {"phase": "before"} | ahead | tier)
             change = {"step": self._step, "phase": "schedule"} | self._look(new=[])
         else:
             change |= joined(begin, self._look(new=[]))
+        change |= tier
         if code := self._sources.take():
             change["code"] = code
         change["chunks"] = [[self._labels[c.seq], c.start, c.num_tokens] for c in plan.chunks]
@@ -209,9 +187,9 @@ class Recorder:
         names = self._labels
         size = self.pool.block_size
         finds = [
-            [names[chunk.seq], *chunk.seq.block_table.blocks[: chunk.start // size]]
+            [names[chunk.seq], *first_blocks(chunk.seq.block_table, chunk.start // size)]
             for chunk in plan.chunks
-            if chunk.start and status[chunk.seq] == "waiting" and not tables[chunk.seq]
+            if chunk.start >= size and status[chunk.seq] == "waiting" and not tables[chunk.seq]
         ]
         returns = [names[seq] for seq, was in status.items() if was == "swapped" and seq.block_table.pool is self.pool]
         gives_way = [[names[seq] for seq in group.sequences] for group in plan.preempted]
@@ -246,9 +224,11 @@ class Recorder:
     def _newcomers(self) -> list[Sequence]:
         """Give a label to every sequence that was not there before."""
         scheduler = self.llm.scheduler
-        groups = sorted([*scheduler.running, *scheduler.swapped, *scheduler.waiting], key=lambda group: group.arrival)
-        new = [seq for group in groups for seq in group.sequences if seq not in self._group_of]
-        self._group_of |= {seq: group for group in groups for seq in group.sequences}
+        groups, known = [*scheduler.running, *scheduler.swapped, *scheduler.waiting], self._group_of
+        new = [seq for group in groups for seq in group.sequences if seq not in known]
+        if new:  # in most steps nobody is
+            known |= {seq: group for group in groups for seq in group.sequences}
+            new.sort(key=lambda seq: known[seq].arrival)
         for seq in new:
             self._labels[seq] = next(self._names)
             self._live[seq] = _Seen()
@@ -297,11 +277,14 @@ class Recorder:
             seen.num_tokens = len(seq.token_ids)
         group = self._group_of[seq]
         table = seq.block_table
-        here, blocks = table.pool is self.pool, recorded(table)
+        here, (blocks, *more) = table.pool is self.pool, tables_of(table)
         if (blocks if here else []) != seen.blocks:
             change["blocks"], seen.blocks = list_difference(seen.blocks, blocks if here else [])
+        if (more if here and blocks else []) != seen.more_blocks:
+            change["more_blocks"], seen.more_blocks = list_difference(seen.more_blocks, more if here and blocks else [])
         if not here or seen.swap_blocks:
-            change["swap_blocks"], seen.swap_blocks = list_difference(seen.swap_blocks, [] if here else blocks)
+            saved = [] if here else blocks + [block for other in more for block in held(other)]
+            change["swap_blocks"], seen.swap_blocks = list_difference(seen.swap_blocks, saved)
         facts = {"status": group.status.value, "computed": table.num_tokens, "preemptions": group.num_preemptions}
         if facts != seen.facts:
             change |= {name: fact for name, fact in facts.items() if fact != seen.facts[name]}
@@ -353,12 +336,13 @@ class Recorder:
 
     def _on_publish(self, table: Any, *args: Any) -> None:
         self._publish(table, *args)
-        for block in reversed(table.blocks):
-            if block in self._cached:
-                break
-            if self.cache is not None and block in self.cache:
-                self._cached.add(block)
-                self._note("publish", [block])
+        for part in tables_of(table):
+            for block in reversed(held(part)):
+                if block in self._cached:
+                    break
+                if self.cache is not None and block in self.cache:
+                    self._cached.add(block)
+                    self._note("publish", [block])
 
     def _on_reset(self) -> None:
         self._reset()

@@ -4,8 +4,10 @@ A change is one line of a trace, `{"step": 3, "phase": "schedule", ...}`, and ha
 
     new         sequences that were not there before         queues     who waits, runs, is swapped out
     sequences   of each label: tokens, blocks, status, ...   pool       what it did: ["take", 7, 8], ["free", 3], ...
+                (more_blocks: tables of further groups)
     chunks, swap_out, swap_in, copies, preempted, chosen     what the step does
     drafts      of each label: the tokens that it guesses, and for which it has slots ahead
+    tier        blocks that were saved in a tier below the pool, and loaded from there, in this phase
     finished    who is done, and why                         prefix     tokens looked for in the prefix cache, and found
     story       what a scenario says from here on        ahead      what a step is about to do: see `Ahead`
     code        [function, line, blocks ...] of each line of source that did it; see source_lines.py
@@ -23,8 +25,9 @@ from itertools import chain
 from typing import Any, TypeAlias
 
 from minipage.memory import BlockCopy
+from minipage.memory.kv_groups import NULL_BLOCK
 from minipage.trace.recording import events
-from minipage.trace.recording.causes import Ahead, CodeFrame, Want
+from minipage.trace.recording.causes import Ahead, Want, code_frames
 from minipage.trace.recording.frames import (
     PHASES,
     AttentionFrame,
@@ -38,6 +41,7 @@ from minipage.trace.recording.frames import (
     SoftmaxStep,
 )
 from minipage.trace.recording.text import Text
+from minipage.trace.recording.windows import held
 
 LOST = "\N{REPLACEMENT CHARACTER}"
 
@@ -66,6 +70,7 @@ class State:
     def __init__(self, header: Change, vocabulary: Vocabulary) -> None:
         self.block_size: int = header["block_size"]
         self.max_num_batched_tokens: int = header["max_num_batched_tokens"]
+        self.windows: tuple[int, ...] = tuple(header.get("windows", ()))
         self.vocabulary = vocabulary
         self.free_queue = dict.fromkeys(header["free_queue"])  # in order
         self.num_blocks = len(header["ref_counts"])
@@ -150,8 +155,8 @@ class State:
         for label, facts in change.get("sequences", {}).items():
             text = self.texts[label]
             text.apply(facts)
-            if "blocks" in facts:
-                self.homes.update((block, (label, i)) for i, block in enumerate(text.blocks))
+            if "blocks" in facts or "more_blocks" in facts:
+                self.homes.update((block, (label, i)) for table in text.tables for i, block in enumerate(table))
         for new in change.get("new", ()):
             text = self.texts[new["label"]]  # what it begins with is not new; but a branch has just got its last token
             text.num_old_tokens = len(text.token_ids) - (len(text.token_ids) > text.num_prompt_tokens)
@@ -207,9 +212,9 @@ class State:
     def _want(self, text: Text) -> list[Want]:
         """Where the next token of a text goes, if that is a slot of a block that it shares."""
         logical, offset = divmod(text.computed, self.block_size)
-        if logical == len(text.blocks) or self.ref_counts[text.blocks[logical]] == 1:
-            return []
-        return [Want(text.label, text.computed, text.blocks[logical] * self.block_size + offset)]
+        wanted = [table[logical] for table in text.tables if logical < len(table)]
+        shared = [block for block in wanted if self.ref_counts[block] > 1]
+        return [Want(text.label, text.computed, block * self.block_size + offset) for block in shared]
 
     def _operate(self, operation: str, block: int) -> None:
         """What the block pool or the prefix cache did."""
@@ -266,22 +271,10 @@ class State:
             contiguous=tuple(self.contiguous.values()),
             attention=self.attention,
             ahead=self.ahead,
-            code=self._code(),
+            code=code_frames(self.code, self.functions),
             reused=self.reused,
             num_stopped_events=num_stopped,
-        )
-
-    def _code(self) -> tuple[CodeFrame, ...]:
-        """The lines that were at work, function by function."""
-        lit: dict[int, list[tuple[int, tuple[int, ...]]]] = {}
-        for function, line, *blocks in self.code:
-            lit.setdefault(function, []).append((line, tuple(blocks)))
-        sources = {number: self.functions[number] for number in lit}  # the outermost caller first
-        return tuple(
-            CodeFrame(
-                source["file"], source["name"], source["first"], tuple(source["lines"]), tuple(sorted(lit[number]))
-            )
-            for number, source in sources.items()
+            windows=self.windows,
         )
 
     def word(self, token_id: int) -> str:
@@ -310,10 +303,11 @@ class State:
             max_num_tokens=text.max_num_tokens,
             blocks=tuple(text.blocks),
             swap_blocks=tuple(text.swap_blocks),
-            last_blocks=() if text.blocks else tuple(text.last_blocks),
+            last_blocks=() if text.blocks else (*text.last_blocks, *held(chain.from_iterable(text.last_more_blocks))),
             num_preemptions=text.preemptions,
             finish_reason=text.finish_reason,
             drafts=tuple(map(self.word, self._drafts(text))),
+            more_blocks=tuple(map(tuple, text.more_blocks)),
         )
 
     def _drafts(self, text: Text) -> list[int]:
@@ -324,9 +318,11 @@ class State:
         label, start, num_tokens = chunk
         text = self.texts[label]
         size = self.block_size
-        blocks = text.blocks or text.last_blocks  # it may have finished since, or given slots of drafts back
-        stop = min(start + num_tokens, len(blocks) * size)
-        slots = tuple(blocks[i // size] * size + i % size for i in range(start, stop))
+        # It may have finished since, or given slots of drafts back.
+        tables = text.tables if text.blocks else [text.last_blocks, *text.last_more_blocks]
+        stop = min(start + num_tokens, len(tables[0]) * size)
+        places = [(table[i // size], i % size) for table in tables for i in range(start, stop)]
+        slots = tuple(block * size + offset for block, offset in places if block != NULL_BLOCK)
         return ChunkFrame(label, start, num_tokens, slots)
 
     def _blocks(self, words: dict[str, tuple[str, ...]]) -> Blocks:
@@ -336,7 +332,7 @@ class State:
         holders: dict[int, list[str]] = {}
         stored: dict[int, tuple[str, ...]] = {}
         for text in self.texts.values():
-            for logical, block in enumerate(text.blocks):
+            for logical, block in ((i, block) for table in text.tables for i, block in enumerate(table)):
                 holders.setdefault(block, []).append(text.label)
                 its_words = words[text.label][logical * size : min((logical + 1) * size, text.computed)]
                 stored[block] = max(stored.get(block, ()), its_words, key=len)

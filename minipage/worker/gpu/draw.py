@@ -32,21 +32,27 @@ def sample_on_device(logits: torch.Tensor, draws: Sequence[tuple[int, Draw]]) ->
     if any(draw.adjustment for _, draw in draws):
         logits = adjusted(logits, draws)  # [num_draws, V]
         draws = [(i, draw) for i, (_, draw) in enumerate(draws)]
+    tokens = draw_on_device(logits, draws)  # [num_draws]
+    chosen: list[int] = tokens.tolist()  # here the host waits for the GPU
+    if UNSURE in chosen:
+        put(tokens, [i for i, token in enumerate(chosen) if token == UNSURE], draw_from_sorted, logits, draws)
+        chosen = tokens.tolist()
+    return chosen
+
+
+def draw_on_device(logits: torch.Tensor, draws: Sequence[tuple[int, Draw]]) -> torch.Tensor:
+    """[num_draws] tokens, NO_TOKEN or UNSURE, for which nobody has waited; no draw has an adjustment."""
     highest, tokens = logits.max(dim=-1)  # [num_rows] each
     rows = [row for row, _ in draws]
     if rows != list(range(len(tokens))):
         places = upload(rows, logits.device)  # [num_draws]
         highest, tokens = highest[places], tokens[places]  # [num_draws] each
     is_number = highest.abs() < math.inf  # [num_draws]; False for NaN, too
-    drawn = [i for i, (_, draw) in enumerate(draws) if draw.params.temperature > 0]
-    filtered = [i for i in drawn if draws[i][1].params.top_k > 0 or draws[i][1].params.top_p < 1]
-    put(tokens, sorted({*drawn} - {*filtered}), draw_from_all, logits, draws)
-    put(tokens, filtered, draw_from_likeliest, logits, draws)
-    chosen: list[int] = tokens.where(is_number, NO_TOKEN).tolist()  # here the host waits for the GPU
-    if filtered and UNSURE in chosen:
-        put(tokens, [i for i in filtered if chosen[i] == UNSURE], draw_from_sorted, logits, draws)
-        chosen = tokens.where(is_number, NO_TOKEN).tolist()
-    return chosen
+    if drawn := [i for i, (_, draw) in enumerate(draws) if draw.params.temperature > 0]:
+        filtered = [i for i in drawn if draws[i][1].params.top_k > 0 or draws[i][1].params.top_p < 1]
+        put(tokens, sorted({*drawn} - {*filtered}), draw_from_all, logits, draws)
+        put(tokens, filtered, draw_from_likeliest, logits, draws)
+    return tokens.where(is_number, NO_TOKEN)  # [num_draws]
 
 
 def adjusted(logits: torch.Tensor, draws: Sequence[tuple[int, Draw]]) -> torch.Tensor:

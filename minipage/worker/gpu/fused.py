@@ -3,9 +3,11 @@
 A decode of one sequence moves kilobytes between its products, so much of the time goes into launches: 2 to 4 us each,
 even in a CUDA graph. What is computed is the same as in minipage/model/layers/plain.py, in float32 and rounded once.
 
+    linear        of few rows, with bias, activation and the sum with `onto`: 1 launch instead of 3 (few_rows.py)
     rotate_both   q and k of all heads, where they are: 1 launch instead of 14
     gated         silu(gate) * up: 1 launch instead of 2
-    rms_norm      a block for each row, in which each thread loads its part of x and of the weight at once
+    norms         a block for each row, in which each thread loads its part of x and of the weight at once
+    launch_put    tokens that were drawn on the device go to where the step reads its tokens: 1 launch instead of 5
 
 A launch with numba takes the host about 50 us, several times longer than PyTorch's. That is of no account in a graph;
 and of many tokens, which are never in one, PyTorch's own norm and gate take as long as ours.
@@ -23,9 +25,16 @@ import torch
 from minipage.attention.cuda.compat import cuda, device_function, external_stream, kernel, types
 from minipage.attention.cuda.device_arrays import elements, layout, words
 from minipage.attention.cuda.kinds import Kind, kind_of, reader
-from minipage.attention.cuda.ptx import bits_of_float, load_16_bytes, store_16_bytes
-from minipage.model.architecture import Array, Turn
+from minipage.attention.cuda.ptx import (
+    bits_of_float,
+    load_16_bytes_now,
+    load_16_new_bytes,
+    order_of_kernels,
+    store_16_bytes,
+)
+from minipage.model.architecture import Activation, Array, Turn
 from minipage.model.layers.torch import TorchLayers
+from minipage.worker.gpu import few_rows
 
 MOST_TOKENS = 256  # in a step that is done with our own norm and gate
 THREADS = 256  # of a block
@@ -43,12 +52,39 @@ class FusedLayers(TorchLayers):
     def __init__(self, layers: TorchLayers) -> None:
         vars(self).update(vars(layers), _scopes={})
 
+    def linear(self, name: str, x: Array, then: Activation | None = None, onto: Array | None = None) -> Array:
+        layer = self._parts[name]
+        if not few_rows.can_multiply(x, layer.weight.T):
+            return super().linear(name, x, then, onto)
+        return few_rows.product(x, layer.weight.T, layer.bias, then, onto, current_stream())  # [T, out]
+
+    def linears(self, names: tuple[str, ...], x: Array) -> tuple[Array, ...]:
+        layer = self._parts[names]
+        if not few_rows.can_multiply(x, layer.weight.T):
+            return super().linears(names, x)
+        x = few_rows.product(x, layer.weight.T, layer.bias, stream=current_stream())  # [T, in] -> [T, out of all]
+        return tuple(torch.split_with_sizes(x, self._widths[names], 1))  # each [T, out]
+
+    def scores(self, name: str, hidden: Array) -> Array:
+        head: Any = self._heads[name]
+        if not few_rows.can_multiply(hidden, head.table):
+            return super().scores(name, hidden)
+        return few_rows.product(hidden, head.table, stream=current_stream())[:, : head.num_words]  # [N, C] -> [N, V]
+
     def rms_norm(self, name: str, x: Array, epsilon: float) -> Array:
         weight = self._parts[name].weight  # [C]
         if not is_in_pieces(x, weight):
             return super().rms_norm(name, x, epsilon)
         out = torch.empty_like(x)  # [..., C]
-        launch_rms_norm(x, weight, epsilon, out, current_stream())
+        launch_norm(x, weight, None, epsilon, out, is_centered=False, stream=current_stream())
+        return out
+
+    def layer_norm(self, name: str, x: Array, epsilon: float) -> Array:
+        weight, bias = self._parts[name]  # [C] each
+        if bias is None or not is_in_pieces(x, weight):
+            return super().layer_norm(name, x, epsilon)
+        out = torch.empty_like(x)  # [..., C]
+        launch_norm(x, weight, bias, epsilon, out, is_centered=True, stream=current_stream())
         return out
 
     def gated(self, gate: Array, up: Array) -> Array:
@@ -74,57 +110,88 @@ def is_in_pieces(x: Array, weight: Array) -> bool:
     return bool(is_whole and len(x) <= MOST_TOKENS and x.is_contiguous() and x.data_ptr() % PIECE == 0)
 
 
-def launch_rms_norm(x: Array, weight: Array, epsilon: float, out: Array, stream: int = 0) -> None:
-    """out = x / sqrt(mean(x * x) + epsilon) * weight, each [..., C] and contiguous; C is in whole pieces."""
+def launch_norm(
+    x: Array, weight: Array, bias: Array | None, epsilon: float, out: Array, *, is_centered: bool, stream: int = 0
+) -> None:
+    """out = x / sqrt(mean(x * x) + epsilon) * weight + bias, each [..., C] and contiguous; C is in whole pieces.
+
+    is_centered: the mean of x is subtracted from it before.
+    """
     where = layout(x)
     *outer, size = where.shape
     num_pieces = size * where.dtype.itemsize // PIECE
+    norm = norm_kernel(kind_of(where.dtype, "x"), is_centered, bias is not None)
     if num_rows := math.prod(outer):
-        norm_kernel(kind_of(where.dtype, "x"))[num_rows, -(-num_pieces // WARP) * WARP, external_stream(stream)](
-            words(x), words(weight), words(out), num_pieces, size, np.float32(epsilon)
-        )
+        norm[num_rows, -(-num_pieces // WARP) * WARP, external_stream(stream)](
+            words(x), words(weight), words(weight if bias is None else bias), words(out), num_pieces, size,
+            np.float32(epsilon),
+        )  # fmt: skip
 
 
 @cache
-def norm_kernel(kind: Kind) -> Any:
-    """A block for each row, and in it a thread for each piece: x and the weight are both under way at once."""
+def norm_kernel(kind: Kind, is_centered: bool, has_bias: bool) -> Any:
+    """A block for each row, and in it a thread for each piece. Weight and bias are loaded while x is not there yet."""
     number, stored, PER_WORD = kind.number, kind.stored, kind.per_word
+    let_next_begin, wait_for_last = order_of_kernels()
 
-    def scaled(word, factor, weight):
-        """The numbers of a word, times `factor` and those of `weight`."""
+    def result(word, mean, factor, weight, bias):
+        """What becomes of the numbers of a word."""
+        low = (number(word, 0) - mean) * factor * number(weight, 0)
+        if has_bias:
+            low += number(bias, 0)
         if PER_WORD == 1:
-            return bits_of_float(number(word, 0) * factor * number(weight, 0))
-        low = uint32(stored(number(word, 0) * factor * number(weight, 0)))
-        high = uint32(stored(number(word, 1) * factor * number(weight, 1)))
-        return uint32(high << 16 | low)
+            return bits_of_float(low)
+        high = (number(word, 1) - mean) * factor * number(weight, 1)
+        if has_bias:
+            high += number(bias, 1)
+        return uint32(uint32(stored(high)) << 16 | uint32(stored(low)))
 
-    scaled = device_function(scaled, fastmath=False)
+    result = device_function(result, fastmath=False)
 
-    def rms_norm(x, weight, out, num_pieces, size, epsilon):
+    @device_function
+    def sum_of_block(x, parts):
+        for bit in (16, 8, 4, 2, 1):
+            x += cuda.shfl_xor_sync(0xFFFFFFFF, x, bit)
+        if cuda.threadIdx.x % WARP == 0:
+            parts[cuda.threadIdx.x // WARP] = x
+        cuda.syncthreads()
+        x = float32(0)
+        for warp in range(cuda.blockDim.x // WARP):
+            x += parts[warp]
+        return x
+
+    def norm(x, weight, bias, out, num_pieces, size, epsilon):
+        let_next_begin()
         thread = cuda.threadIdx.x
-        parts = cuda.shared.array(MOST_WARPS, float32)
         piece = min(thread, num_pieces - 1)
         place = 4 * (cuda.blockIdx.x * num_pieces + piece)
-        a, w = load_16_bytes(x, place), load_16_bytes(weight, 4 * piece)
-        squares = float32(0)
-        if thread < num_pieces:
+        w = load_16_bytes_now(weight, 4 * piece)
+        b = load_16_bytes_now(bias, 4 * piece) if has_bias else w
+        wait_for_last()
+        a = load_16_new_bytes(x, place)
+        mean = float32(0)
+        if is_centered:
+            total = float32(0)
             for j in range(4):
                 for i in range(PER_WORD):
-                    squares += number(a[j], i) * number(a[j], i)
-        for bit in (16, 8, 4, 2, 1):
-            squares += cuda.shfl_xor_sync(0xFFFFFFFF, squares, bit)
-        if thread % WARP == 0:
-            parts[thread // WARP] = squares
-        cuda.syncthreads()
+                    total += number(a[j], i)
+            sums = cuda.shared.array(MOST_WARPS, float32)
+            mean = sum_of_block(total if thread < num_pieces else float32(0), sums) / float32(size)
         squares = float32(0)
-        for warp in range(cuda.blockDim.x // WARP):
-            squares += parts[warp]
+        for j in range(4):
+            for i in range(PER_WORD):
+                squares += (number(a[j], i) - mean) * (number(a[j], i) - mean)
+        parts = cuda.shared.array(MOST_WARPS, float32)
+        squares = sum_of_block(squares if thread < num_pieces else float32(0), parts)
         f = ONE / float32(math.sqrt(squares / float32(size) + epsilon))
         if thread < num_pieces:
-            results = scaled(a[0], f, w[0]), scaled(a[1], f, w[1]), scaled(a[2], f, w[2]), scaled(a[3], f, w[3])
+            results = (
+                result(a[0], mean, f, w[0], b[0]), result(a[1], mean, f, w[1], b[1]),
+                result(a[2], mean, f, w[2], b[2]), result(a[3], mean, f, w[3], b[3]),
+            )  # fmt: skip
             store_16_bytes(out, place, results)
 
-    return kernel(rms_norm, fastmath=False)
+    return kernel(norm, fastmath=False, overlaps=True)
 
 
 def launch_rotate(q: Array, k: Array, cosines: Array, sines: Array, stream: int = 0) -> None:
@@ -148,6 +215,7 @@ def launch_rotate(q: Array, k: Array, cosines: Array, sines: Array, stream: int 
 def rotate_kernel(kind: Kind) -> Any:
     """A thread for each pair of numbers of each head."""
     number, stored = reader(kind), kind.stored
+    let_next_begin, wait_for_last = order_of_kernels()
 
     def turn_pair(x, i, half, cosine, sine):
         a, b = number(x[i]), number(x[i + half])
@@ -157,6 +225,8 @@ def rotate_kernel(kind: Kind) -> Any:
     turn_pair = device_function(turn_pair, fastmath=False)
 
     def rotate(q, k, cosines, sines, q_stride, k_stride, num_q_heads, num_k_heads, head_size, half):
+        let_next_begin()
+        wait_for_last()
         token = cuda.blockIdx.x
         item = cuda.blockIdx.y * THREADS + cuda.threadIdx.x
         head, pair = item // half, item % half
@@ -168,7 +238,7 @@ def rotate_kernel(kind: Kind) -> Any:
         else:
             turn_pair(k, token * k_stride + (head - num_q_heads) * head_size + pair, half, cosine, sine)
 
-    return kernel(rotate, fastmath=False)
+    return kernel(rotate, fastmath=False, overlaps=True)
 
 
 def launch_gated(gate: Array, up: Array, out: Array, stream: int = 0) -> None:
@@ -186,8 +256,11 @@ def launch_gated(gate: Array, up: Array, out: Array, stream: int = 0) -> None:
 @cache
 def gated_kernel(kind: Kind) -> Any:
     number, stored = reader(kind), kind.stored
+    let_next_begin, wait_for_last = order_of_kernels()
 
     def gated(gate, up, out, gate_stride, up_stride, size):
+        let_next_begin()
+        wait_for_last()
         token = cuda.blockIdx.x
         i = cuda.blockIdx.y * THREADS + cuda.threadIdx.x
         if i < size:
@@ -196,4 +269,27 @@ def gated_kernel(kind: Kind) -> Any:
             silu = x * (ONE if x >= 0 else e) / (ONE + e)
             out[token * size + i] = stored(silu * number(up[token * up_stride + i]))
 
-    return kernel(gated, fastmath=False)
+    return kernel(gated, fastmath=False, overlaps=True)
+
+
+def launch_put(token_ids: Array, drawn: Array, out: Array, stream: int = 0) -> None:
+    """out [T] = token_ids [T], in which ~i is the i-th of the tokens drawn; see ahead.py."""
+    (num_tokens,) = layout(token_ids).shape
+    put_kernel()[-(-num_tokens // THREADS), THREADS, external_stream(stream)](
+        elements(token_ids), elements(drawn), elements(out)
+    )
+
+
+@cache
+def put_kernel() -> Any:
+    let_next_begin, wait_for_last = order_of_kernels()
+
+    def put(token_ids, drawn, out):
+        let_next_begin()
+        wait_for_last()
+        i = cuda.blockIdx.x * THREADS + cuda.threadIdx.x
+        if i < len(token_ids):
+            token = token_ids[i]
+            out[i] = token if token >= 0 else drawn[-1 - token]
+
+    return kernel(put, overlaps=True)

@@ -13,7 +13,7 @@ the host waits for the GPU only when it needs the tokens.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -29,9 +29,10 @@ from minipage.model.layers.torch import TorchLayers
 from minipage.sampling import Draw, SamplingParams
 from minipage.scheduling import StepPlan
 from minipage.worker.batch import Batch, Kernels, attend_with
+from minipage.worker.gpu.ahead import Drawn, Tokens
 from minipage.worker.gpu.capture import capture
 from minipage.worker.gpu.checked import GPURunner
-from minipage.worker.gpu.draw import sample_on_device
+from minipage.worker.gpu.draw import draw_on_device, sample_on_device
 from minipage.worker.gpu.fused import FusedLayers
 from minipage.worker.gpu.inputs import StepInputs
 from minipage.worker.gpu.next_batch import Batches
@@ -88,6 +89,7 @@ class GraphRunner(GPURunner):
         max_blocks = blocks_needed(max_len, block_pool.block_size)
         # Of each group of layers that share block tables; nearly always there is one.
         self._inputs = [StepInputs(max_num_tokens, max_num_seqs, max_blocks, device) for _ in self.groups.parts]
+        self._drawn = Drawn(max_num_seqs, device)
         self._batches = [Batches(block_pool.block_size, part) for part in self.groups.parts]
         size = kernels.workspace_size(max_num_seqs, self.model.architecture.num_heads, self.model.kv.head_size, max_len)
         self._workspace = view_for_kernels(torch.zeros(size, device=device))  # [size] float32
@@ -115,7 +117,8 @@ class GraphRunner(GPURunner):
             query_lens = np.diff(batch.query_start_loc)  # [num_seqs]
             inputs = self._load(batches, num_tokens, num_seqs)
             # [num_seqs or more, vocab_size]
-            logits = self._run(inputs, int(query_lens.min()), int(query_lens.max()), longest)
+            rows = inputs[0].sampled_rows  # [num_seqs or more]
+            logits = self._run(inputs, int(query_lens.min()), int(query_lens.max()), longest, rows)
         return logits[:num_sampled]  # [num_sampled, vocab_size]
 
     @torch.inference_mode()
@@ -126,6 +129,15 @@ class GraphRunner(GPURunner):
         if not rows:
             return {}
         return dict(zip(rows, logits[list(rows)].float().cpu().numpy()))
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan, draws: Sequence[tuple[int, Draw]]) -> Callable[[], Tokens]:
+        """Start a whole step; what is returned waits for its tokens. See engine/overlap.py."""
+        self.copy(plan)
+        if not plan.chunks:
+            return list
+        logits = self.compute(self.batches(plan))  # [num_sampled, vocab_size]
+        return self._drawn.keep(draw_on_device(logits, draws)) if draws else list
 
     # ---- running the model
 
@@ -165,26 +177,31 @@ class GraphRunner(GPURunner):
             return False
         return True
 
-    def _run(self, inputs: list[Batch], min_query_len: int, max_query_len: int, max_context_len: int) -> torch.Tensor:
-        """[num_seqs, vocab_size] logits, in the first rows those that are wanted."""
+    def _run(
+        self, inputs: list[Batch], min_query_len: int, max_query_len: int, max_context_len: int, rows: Any = None
+    ) -> torch.Tensor:
+        """Logits of these rows [num_rows], or of all: [num_rows, vocab_size]."""
         attend = self._launches(inputs, min_query_len, max_query_len, max_context_len)
-        hidden = self.model.forward(inputs[0].token_ids, inputs[0].positions, attend)  # [T, C]
-        hidden = hidden.index_select(0, inputs[0].sampled_rows)  # [num_seqs, C]
-        logits: torch.Tensor = self.model.logits(hidden)  # [num_seqs, vocab_size]
+        token_ids = self._drawn.put_into(inputs[0].token_ids)  # [T]
+        hidden = self.model.forward(token_ids, inputs[0].positions, attend)  # [T, C]
+        hidden = hidden if rows is None else hidden.index_select(0, rows)  # [num_rows, C]
+        logits: torch.Tensor = self.model.logits(hidden)  # [num_rows, vocab_size]
         return logits
 
     def _launches(self, inputs: list[Batch], min_query_len: int, max_query_len: int, max_context_len: int) -> Attend:
         """Attention with nothing waited for, as no array of the batch is looked at."""
         stream = torch.cuda.current_stream().cuda_stream if self.is_on_gpu else 0
+        new: list[kernels.NewTokens] = []  # of one layer: attention writes them by the way
 
-        def write(*arguments: Any) -> None:
-            kernels.launch_write_kv(*arguments, stream=stream)
+        def write(k: View, v: View, k_cache: View, v_cache: View, slot_mapping: View, *scales: View) -> None:
+            new.append(kernels.NewTokens(k, v, slot_mapping))
 
         def attention(q: View, *arguments: Any, window: int | None = None) -> Any:
             out = empty(q.array, q.array.shape, q.array.dtype)  # [T, H, D]
             kernels.launch_attention(
                 q, *arguments, out=out, workspace=self._workspace, min_query_len=min_query_len,
                 max_query_len=max_query_len, max_context_len=max_context_len, stream=stream, window=window,
+                new=new.pop(),
             )  # fmt: skip
             return out
 

@@ -53,3 +53,23 @@ class BlockTable:
         self.blocks = [moved[b] if b in moved else moved.setdefault(b, pool.allocate()) for b in old_blocks]
         for block in old_blocks[::-1]:
             old_pool.free(block)
+
+
+def slide(table, window):
+    size, home = table.pool.block_size, []
+    for i, block in enumerate(table.blocks):
+        last = i * size + size - 1
+        if last > table.num_tokens - window:
+            break
+        if block >= 0:
+            table.pool.free(block)
+            table.blocks[i] = -1
+            home.append(block)
+    return home
+
+
+def visible_slots(table, window):
+    size = table.pool.block_size
+    slots = [block * size + i for block in table.blocks for i in range(size)]
+    seen = [slot for place, slot in enumerate(slots) if table.num_tokens - window < place]
+    return seen[: len(seen) - (len(slots) - table.num_tokens)]

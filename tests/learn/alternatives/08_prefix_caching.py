@@ -2,6 +2,10 @@
 
 import hashlib
 import secrets
+from collections import OrderedDict
+from collections.abc import MutableMapping
+
+from minipage.memory import BlockCopy
 
 
 class PrefixCache:
@@ -61,3 +65,76 @@ class PrefixCache:
 
     def reset(self):
         self.table, self.nonce = {}, secrets.token_hex(8)
+
+
+class Parts:
+    def __init__(self, pool, unit, block_hash):
+        self.pool, self.unit, self.hash = pool, unit, block_hash
+        self.parts = {}  # block -> the hashes of its beginnings
+        self.newest = []  # blocks, in the order in which they were published
+
+    def keys(self, parent, tokens):
+        tokens, keys = list(tokens)[: self.pool.block_size - 1], []
+        while len(tokens) >= self.unit:
+            parent = self.hash(parent, tokens[: self.unit])
+            keys.append(parent)
+            tokens = tokens[self.unit :]
+        return keys
+
+    def publish(self, block, parent, token_ids):
+        keys = self.keys(parent, token_ids)
+        self.parts = {other: [None if key in keys else key for key in known] for other, known in self.parts.items()}
+        self.parts[block] = keys
+
+    def find(self, parent, token_ids):
+        best = None
+        for i, key in enumerate(self.keys(parent, token_ids[: len(token_ids) - 1])):
+            for block, known in self.parts.items():
+                if key in known:
+                    best = block, (i + 1) * self.unit
+        return best
+
+    def adopt(self, table, source, num_tokens):
+        if not self.pool.ref_count(source):
+            self.pool.revive(source)
+            self.pool.free(source)
+        table.blocks = [*table.blocks, self.pool.allocate()]
+        table.num_tokens = table.num_tokens + num_tokens
+        return [BlockCopy(source=source, destination=table.blocks[-1])]
+
+    def forget(self, evicted):
+        self.parts.pop(evicted, None)
+
+
+class ScanResistant(MutableMapping):
+    def __init__(self, pool):
+        self.most = pool.num_blocks // 2
+        self.queue = OrderedDict()
+        self.lucky = set()
+
+    def order(self):
+        return [b for b in self.queue if b not in self.lucky] + [b for b in self.queue if b in self.lucky]
+
+    def __setitem__(self, block, value):
+        self.queue[block] = value
+        free_and_lucky = [b for b in self.queue if b in self.lucky]
+        if len(free_and_lucky) > self.most:
+            self.lucky.remove(free_and_lucky[0])
+            self.queue.move_to_end(free_and_lucky[0])
+
+    def pop(self, block):
+        self.lucky.add(block)
+        return self.queue.pop(block)
+
+    def __delitem__(self, block):
+        self.lucky.discard(block)
+        del self.queue[block]
+
+    def __iter__(self):
+        return iter(self.order())
+
+    def __len__(self):
+        return len(self.queue)
+
+    def __getitem__(self, block):
+        return self.queue[block]

@@ -1,6 +1,7 @@
 """Lesson 9 in another style: who is to go is asked in one place, and early returns."""
 
-from minipage.scheduling import Scheduler
+from minipage.memory import blocks_needed
+from minipage.scheduling import Admission, Scheduler
 from minipage.scheduling.group import GroupStatus
 from minipage.scheduling.plan import blocks_for
 
@@ -48,3 +49,29 @@ class Preempting(Scheduler):
             self._enqueue(group, GroupStatus.RUNNING)
             budget -= self._give_slots(chunks, plan)
         return budget
+
+
+class Admitting(Scheduler):
+    reserve_full, tokens_left = True, 0
+
+    def admission(self, group, cached):
+        pool, size = self.block_pool, self.block_pool.block_size
+        if pool.num_blocks < group.max_blocks(size):
+            return Admission.NEVER
+        todo = group.leader.token_ids[size * len(cached) :]
+        if not self.reserve_full:
+            todo = todo[: self.tokens_left]
+        asleep = [block for block in cached if block in pool.free_queue]
+        left = pool.num_free - len(asleep) - blocks_needed(len(todo), size)
+        if left < (self.watermark_blocks if self.running else 0):
+            return Admission.LATER
+        return Admission.NOW if self._seats_left() else Admission.LATER
+
+    def _admit(self, plan, budget):
+        self.tokens_left = budget
+        super()._admit(plan, budget)
+
+    def _give_slots(self, chunks, plan):
+        num_tokens = super()._give_slots(chunks, plan)
+        self.tokens_left -= num_tokens
+        return num_tokens

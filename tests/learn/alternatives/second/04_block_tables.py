@@ -63,3 +63,21 @@ class BlockTable:
             self.blocks.append(moved[block])
         for block in reversed(old_blocks):
             old_pool.free(block)
+
+
+def seen(table, window):
+    return np.arange(table.num_tokens)[max(0, table.num_tokens - window + 1) :]
+
+
+def slide(table, window):
+    start = max(0, table.num_tokens - window + 1) // table.pool.block_size
+    home = [block for block in table.blocks[:start] if block != -1]
+    table.blocks[:start] = [-1] * start
+    for block in home:
+        table.pool.free(block)
+    return home
+
+
+def visible_slots(table, window):
+    index, offset = np.divmod(seen(table, window), table.pool.block_size)
+    return (np.array(table.blocks, int)[index] * table.pool.block_size + offset).tolist()

@@ -4,7 +4,12 @@ import hashlib
 import hmac
 import os
 import struct
+from collections import defaultdict
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field
+from itertools import accumulate, count
+
+from minipage.memory import BlockCopy
 
 
 @dataclass(eq=False)
@@ -79,3 +84,71 @@ class PrefixCache:
     def reset(self):
         self.known.clear()
         self.secret = os.urandom(16)
+
+
+@dataclass
+class Parts:
+    pool: object
+    unit: int
+    block_hash: object
+    known: dict = field(default_factory=lambda: defaultdict(dict))  # how many tokens -> hash -> block
+
+    def chain(self, parent, tokens):
+        whole = min(len(tokens), self.pool.block_size - 1) // self.unit
+        pieces = [tokens[i * self.unit : (i + 1) * self.unit] for i in range(whole)]
+        hashes = list(accumulate(pieces, self.block_hash, initial=parent))[1:]
+        return list(zip(count(self.unit, self.unit), hashes))
+
+    def publish(self, block, parent, token_ids):
+        for length, key in self.chain(parent, token_ids):
+            self.known[length][key] = block
+
+    def find(self, parent, token_ids):
+        for length, key in reversed(self.chain(parent, token_ids[:-1])):
+            if key in self.known[length]:
+                return self.known[length][key], length
+        return None
+
+    def adopt(self, table, source, num_tokens):
+        lies_free = source in self.pool.free_queue
+        (self.pool.revive if lies_free else self.pool.share)(source)
+        self.pool.free(source)
+        [new] = self.pool.allocate_many(1)
+        table.blocks += [new]
+        table.num_tokens += num_tokens
+        return [BlockCopy(source, new)]
+
+    def forget(self, block):
+        for hashes in self.known.values():
+            for key in [key for key, known in hashes.items() if known == block]:
+                del hashes[key]
+
+
+class ScanResistant(MutableMapping):
+    def __init__(self, pool):
+        self.pool, self.clock = pool, count()
+        self.times, self.was_found = {}, defaultdict(bool)
+
+    def __setitem__(self, block, value):
+        self.times[block] = next(self.clock)
+        found = sorted((b for b in self.times if self.was_found[b]), key=self.times.get)
+        if len(found) > self.pool.num_blocks // 2:
+            self.was_found[found[0]] = False
+            self.times[found[0]] = next(self.clock)
+
+    def pop(self, block):
+        self.was_found[block] = True
+        del self.times[block]
+
+    def __delitem__(self, block):
+        self.was_found[block] = False
+        del self.times[block]
+
+    def __iter__(self):
+        return iter(sorted(self.times, key=lambda b: (self.was_found[b], self.times[b])))
+
+    def __len__(self):
+        return len(self.times)
+
+    def __getitem__(self, block):
+        self.times[block]

@@ -1,6 +1,7 @@
 """Lesson 9 in a third style: layers of classes in one file, super() between them, an __init__ of its own."""
 
-from minipage.scheduling import Scheduler
+from minipage.memory import blocks_needed
+from minipage.scheduling import Admission, Scheduler
 from minipage.scheduling.group import GroupStatus
 from minipage.scheduling.plan import blocks_for
 
@@ -66,3 +67,31 @@ class Preempting(Counted, Recomputing):
         plan.swap_in[len(plan.swap_in) :] = first.move_to(self.block_pool)
         self._enqueue(first, GroupStatus.RUNNING)
         return self._swap_in(plan, budget - self._give_slots(chunks, plan))
+
+
+class Admitting(Counted, Scheduler):
+    reserve_full, tokens_left = True, 0
+
+    def floor(self):
+        return self.watermark_blocks * bool(self.running)
+
+    def wanted(self, group, cached):
+        size = self.block_pool.block_size
+        limit = float("inf") if self.reserve_full else self.tokens_left
+        computed = min(len(group.leader.token_ids) - len(cached) * size, limit)
+        return blocks_needed(computed, size) + [self.block_pool.ref_count(b) for b in cached].count(0)
+
+    def admission(self, group, cached):
+        if group.max_blocks(self.block_pool.block_size) > self.block_pool.num_blocks:
+            return Admission.NEVER
+        fits = self.block_pool.num_free - self.wanted(group, cached) >= self.floor()
+        return Admission.NOW if fits and self.has_seats_for(group) else Admission.LATER
+
+    def _admit(self, plan, budget):
+        self.tokens_left = budget
+        super()._admit(plan, budget)
+
+    def _give_slots(self, chunks, plan):
+        num_tokens = super()._give_slots(chunks, plan)
+        self.tokens_left -= num_tokens
+        return num_tokens

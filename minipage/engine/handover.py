@@ -1,0 +1,197 @@
+"""Disaggregated prefill: one engine computes a prompt, another says how it goes on.
+
+A long prompt keeps a device busy for a while, and all texts that are being written wait for it. So production systems
+let some engines compute prompts only, and others only write (Zhong et al., DistServe, arXiv 2401.09670; Patel et al.,
+Splitwise, arXiv 2311.18677). What travels is a block table, and the blocks that it names:
+
+    first engine     table [ 7 | 1 | 3 ]  17 tokens        hand_over(llm, prompt)
+                            ▼   ▼   ▼
+    shared memory         [ 0 | 1 | 2 ]   K and V          Handover: 17 tokens, 3 blocks, where they are
+                            ▼   ▼   ▼
+    second engine    table [ 4 | 0 | 9 ]                   take_over(llm, handover)
+
+The second engine has the blocks elsewhere, and that is all that differs: a block table is what makes K and V portable.
+It publishes them in its prefix cache, under hashes of its own, and a request with this prompt finds them. What it
+still computes is the last token, whose logits are wanted; and without prefix_match_unit=1 all of the last block.
+
+Both engines have the same model, dtype and block size. vLLM calls what travels `kv_transfer_params`, and has connectors
+for GPUs of other machines; here it is memory that two processes of one machine share.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import mkstemp
+from typing import Any
+
+import numpy as np
+
+from minipage.attention import KVCache
+from minipage.engine.engine import Engine
+from minipage.engine.prompts import Prompt
+from minipage.errors import ConfigurationError, InvalidRequestError, MinipageError
+from minipage.memory import BlockTable, PrefixCache
+from minipage.sampling import SamplingParams
+from minipage.worker.offload import HostStore, row_size
+
+SHARED = Path("/dev/shm")  # files there are in memory only; where it does not exist, any folder will do
+CHILD = "from minipage.engine.handover import compute_prompts; compute_prompts()"
+
+
+@dataclass(frozen=True)
+class Handover:
+    """A block table on its way; it can be pickled. Its K and V are in memory that processes share, until `discard`."""
+
+    token_ids: list[int]  # of the prompt
+    num_blocks: int
+    num_bytes: int
+    memory: str  # where K and V are: the path of a file
+    sizes: str  # what both engines must have in common
+
+    def discard(self) -> None:
+        """Give the memory back, whether somebody took over or not."""
+        Path(self.memory).unlink(missing_ok=True)
+
+
+class SharedStore(HostStore):
+    """Slots in a file that is mapped into memory, by two processes."""
+
+    def __init__(self, cache: KVCache, num_blocks: int, path: str) -> None:
+        self.path = path
+        super().__init__(cache, num_blocks * row_size(cache))
+
+    def allocate(self) -> Any:
+        size = self.num_slots * self.row_size
+        if not os.path.getsize(self.path):
+            os.truncate(self.path, size)
+        rows = np.memmap(self.path, np.uint8, "r+", shape=(self.num_slots, self.row_size))  # [num_slots, row_size]
+        if isinstance(self.cache.k, np.ndarray):
+            return rows
+        import torch  # the cache is of its tensors, on a GPU
+
+        return torch.from_numpy(rows)
+
+
+@contextmanager
+def elsewhere(make: Callable[[], Engine]) -> Iterator[Callable[[Prompt], Handover]]:
+    """An engine in a process of its own, for prompts only; `make` makes it there, such as partial(LLM, **options).
+
+    Yields a function that hands over one prompt after the other. What is raised there is raised here.
+    """
+
+    asked: Any
+    answers: Any
+
+    def prefill(prompt: Any) -> Handover:
+        pickle.dump(prompt, asked)
+        asked.flush()
+        answer: Handover | Exception = pickle.load(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    with subprocess.Popen([sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        asked, answers = process.stdin, process.stdout
+        pickle.dump(make, asked)
+        yield prefill
+        asked.close()  # nobody asks any more, and the process ends
+
+
+def compute_prompts() -> None:
+    """What that process does, until nobody asks any more."""
+    asked, answers = sys.stdin.buffer, sys.stdout.buffer
+    sys.stdout = sys.stderr  # whatever is printed on the way
+    llm = pickle.load(asked)()
+    with suppress(EOFError):
+        while True:
+            prompt = pickle.load(asked)
+            try:
+                answer: Handover | Exception = hand_over(llm, prompt)
+            except MinipageError as error:
+                answer = error
+            pickle.dump(answer, answers)
+            answers.flush()
+
+
+def hand_over(llm: Engine, prompt: Prompt) -> Handover:
+    """Compute a prompt, and copy its blocks to shared memory.
+
+    Raises:
+        InvalidRequestError: it cannot be served.
+        ConfigurationError: the model has sliding windows, and so no table that holds all of a prompt.
+    """
+    check(llm)
+    params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)  # the second is never made
+    request = llm.requests[llm.add_request(prompt, params)]
+    request.is_claimed = True  # its news are ours, and those of others stay
+    seq = request.group.leader
+    try:
+        while not seq.num_output_tokens:
+            if request.finished:
+                raise InvalidRequestError(f"the prompt could not be computed: {request.error or request.ended_by}.")
+            llm._changes.make(llm._step, llm._mend)
+        with llm._changes.lock:  # all of the prompt is written now, and the table is still there
+            blocks = list(seq.block_table)
+            file, path = mkstemp(prefix="minipage-", dir=SHARED if SHARED.is_dir() else None)
+            os.close(file)
+            try:
+                store = SharedStore(llm.kv_cache, len(blocks), path)
+                for slot, block in enumerate(blocks):
+                    store.save(slot, b"", block)
+            except BaseException:
+                os.unlink(path)
+                raise
+            num_bytes = len(blocks) * store.block_size
+            return Handover(seq.token_ids[: seq.num_prompt_tokens], len(blocks), num_bytes, path, sizes(llm))
+    finally:
+        llm._withdraw([request])
+
+
+def take_over(llm: Engine, handover: Handover) -> int:
+    """Let the prefix cache of an engine find what another one has computed.
+
+    Returns how many blocks it has now: all that there are, or as many as are free.
+
+    Raises ConfigurationError if it has no prefix cache, or is an engine of another kind.
+    """
+    check(llm)
+    cache = llm.scheduler.prefix_cache
+    if not isinstance(cache, PrefixCache):
+        raise ConfigurationError(
+            "what is handed over is found by minipage's own prefix cache: set enable_prefix_caching, and hand in no "
+            "scheduler with another."
+        )
+    if sizes(llm) != handover.sizes:
+        raise ConfigurationError(f"this engine has {sizes(llm)}, but what is handed over has {handover.sizes}.")
+    with llm._changes.lock:
+        pool = llm.block_pool
+        num_tokens = min(len(handover.token_ids), pool.num_free * pool.block_size)
+        table = BlockTable(pool)
+        table.append(num_tokens)
+        store = SharedStore(llm.kv_cache, handover.num_blocks, handover.memory)
+        for slot, block in enumerate(table):
+            store.load(slot, b"", block)
+        cache.publish(table, handover.token_ids)
+        num_blocks = len(table)
+        table.free()  # they stay, and are found
+    return num_blocks
+
+
+def check(llm: Engine) -> None:
+    if llm.runner.groups.parts != (None,):
+        raise ConfigurationError(
+            "a model with sliding windows has several tables, of which none holds all of a prompt."
+        )
+
+
+def sizes(llm: Engine) -> str:
+    """What must be the same in both engines, in words. That the weights are, whoever starts them sees to."""
+    arrays = [f"{tuple(array.shape[2:])} {array.dtype}".replace("torch.", "") for array in llm.kv_cache.arrays]
+    return f"blocks of {llm.block_pool.block_size} tokens, {llm.kv_cache.k.shape[0]} layers of {', '.join(arrays)}"

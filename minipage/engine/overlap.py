@@ -1,0 +1,238 @@
+"""Overlap: while the device computes a step, the host already plans the next one.
+
+    plain     host     plan 1            update 1 plan 2            update 2 plan 3
+              device         ░░ step 1 ░░               ░░ step 2 ░░               ░░ step 3 ...
+    overlap   host     plan 1 plan 2    update 1 plan 3   update 2 plan 4
+              device         ░░ step 1 ░░░░ step 2 ░░░░░░ step 3 ░░░░░
+
+A plan needs to know who runs and where K and V go, but not what was said. So step 2 is planned and launched with a
+placeholder for each token that step 1 has not drawn yet; the device, which draws it, puts it there. What the host sees
+one step late is how a text ends. A text that has ended by a stop token or a stop string is in the next step already:
+what is drawn for it there is surplus, and dropped. That it ends by its length is known before, and there is no surplus.
+
+    token_ids    To  be  or  -3        -3: what the third draw of the step before will say, ~2 in Python
+
+Scheduler, tables and kernels know nothing of it: `Overlap` takes the place of the engine's `_step`. It makes plain
+steps by itself while somebody watches the phases (a recorder, or speculation), and while there is a request whose next
+step depends on more than tokens: beams, penalties, structured outputs, log probabilities; also with several ranks. vLLM
+calls this async scheduling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+
+from minipage.engine.request import Choice, NextToken, Request
+from minipage.engine.sampled import SampledRequest
+from minipage.sampling import NO_TOKEN, Draw
+from minipage.scheduling import GroupStatus, Sequence, SequenceGroup, StepPlan
+from minipage.worker.runner import ModelRunner
+
+if TYPE_CHECKING:
+    from minipage.engine.engine import Engine
+
+Tokens: TypeAlias = list[int | None]  # one for each draw; None: the device alone could not tell
+# Start a step's copies, its chunks and its draws; what is returned waits for the tokens. In token_ids, ~i stands for
+# the i-th draw of the launch before.
+Launch: TypeAlias = Callable[[StepPlan, list[tuple[int, Draw]]], Callable[[], Tokens]]
+PHASES = {"schedule", "copy", "forward", "sample", "update"}
+
+
+@dataclass
+class Flying:
+    """A step that was launched, and whose tokens the host has not seen."""
+
+    plan: StepPlan
+    asking: list[tuple[Request, Sequence, int]]  # who is given a token, in the order of the draws
+    draws: list[tuple[int, Draw]]
+    wait: Callable[[], Tokens]
+
+    def is_repeated_by(self, plan: StepPlan) -> bool:
+        """Whether a plan gives the same sequences a token, from logits in the same rows: nearly always."""
+        return [chunk.seq for chunk in plan.chunks] == [seq for _, seq, _ in self.asking] and (
+            self.asking[-1][2] == len(self.asking) - 1  # a row for each
+        )
+
+
+class Overlap:
+    """Overlaps the steps of one engine; made after everything else that stands between the engine and its phases."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.num_surplus = 0  # tokens that were drawn for texts that had ended
+        runner = engine.runner
+        self._launch: Launch = getattr(runner, "launch", None) or InTurn(runner).launch
+        self._is_alone = hasattr(runner, "launch") or type(runner).forward is ModelRunner.forward  # and leads no ranks
+        self._flying: Flying | None = None
+        self._at_their_end: list[SequenceGroup] = []  # those that get no further chunk, while the next step is planned
+        self._known: set[Request] = set()
+        self._unsuited: set[Request] = set()
+        self._plain_step, self._plain_mend = engine._step, engine._mend
+        engine._step, engine._mend = self.step, self.mend  # type: ignore[method-assign]
+
+    def step(self) -> None:
+        """Launch the next step, and then bring the one before to its end."""
+        self.engine._end_abandoned()
+        overlaps = self._may_overlap()
+        if self._flying is None:
+            if not overlaps:
+                return self._plain_step()
+            self._flying = self._begin()
+        following = self._begin() if overlaps else None
+        if self._flying is not None:
+            self._end(self._flying)
+        self._flying = following if self.engine.requests else None  # what is left over for nobody
+
+    def land(self) -> None:
+        """Bring what was launched to its end: who begins to watch then sees whole steps."""
+
+        def change() -> None:
+            if self._flying is not None:
+                self._end(self._flying)
+            self._flying = None
+
+        self.engine._changes.make(change, self.mend)
+
+    def mend(self) -> None:
+        """Something failed, somewhere: what was launched counts for nothing, and is computed again."""
+        self._take_back()
+        self._flying = None
+        for request in self._known:
+            request.error = None  # of a token that nobody got
+        self._plain_mend()
+
+    # ---- a step in two halves
+
+    def _begin(self) -> Flying | None:
+        """Plan a step and launch it, or nothing, if there is nothing to do before the host has seen more tokens."""
+        with self._placeholders():
+            plan = self.engine.schedule()
+            if plan == StepPlan():
+                return None
+            before = self._flying if self._flying and self._flying.is_repeated_by(plan) else None
+            asking = before.asking if before else self.engine._who_wants(plan)[1]
+            draws: Any = before.draws if before else []
+            if not (before and all(draw.params.temperature == 0 for _, draw in draws)):
+                draws = [(row, request.draw(seq)) for request, seq, row in asking]
+            return Flying(plan, asking, draws, self._launch(plan, draws))
+
+    def _end(self, step: Flying) -> None:
+        """Wait for the tokens of a step, and give them to those who are still there."""
+        tokens: dict[Request, list[NextToken]] = {}
+        for (request, seq, _), token_id in zip(step.asking, step.wait()):
+            if seq.finished:
+                self.num_surplus += 1
+            elif token_id is None:
+                self._unsuited.add(request)
+            elif token_id == NO_TOKEN:
+                request.choose_or_fail([Choice(seq, token_id, None)])  # which says why
+                tokens[request] = []
+            else:
+                tokens.setdefault(request, []).append(NextToken(seq, token_id, None))
+        for request in self._unsuited & {request for request, *_ in step.asking} if self._unsuited else ():
+            tokens.pop(request, None)
+            self._compute_again(request.group)
+        if self.engine.scheduler.prefix_cache:
+            with self._tables_after(step.plan) as plan:
+                self.engine.update(plan, tokens)
+        else:
+            self.engine.update(step.plan, tokens)
+        if step.plan.chunks:
+            self.engine._stats.count_step(step.plan)
+
+    @contextmanager
+    def _tables_after(self, plan: StepPlan) -> Iterator[StepPlan]:
+        """Within this block tables are as this step has left them: only what is written is published.
+
+        Yields its chunks, without those of texts that have ended or were preempted meanwhile.
+        """
+        stops = [(chunk, chunk.seq.block_table, chunk.start + chunk.num_tokens) for chunk in plan.chunks]
+        pool = self.engine.block_pool
+        here = [(*each, each[1].num_tokens) for each in stops if each[1].pool is pool and each[1].num_tokens >= each[2]]
+        for _, table, stop, _ in here:
+            table.num_tokens = stop
+        yield StepPlan(chunks=[chunk for chunk, *_ in here])
+        for _, table, _, num_tokens in here:
+            if table.num_tokens:  # and not if the text has ended now
+                table.num_tokens = num_tokens
+
+    def _compute_again(self, group: SequenceGroup) -> None:
+        """As if it had been preempted; it is unsuited now, so that it will be drawn with the host's help."""
+        scheduler = self.engine.scheduler
+        scheduler._dequeue(group)
+        group.restart(scheduler.block_pool)
+        scheduler._enqueue(group, GroupStatus.WAITING)
+
+    # ---- helpers
+
+    @contextmanager
+    def _placeholders(self) -> Iterator[None]:
+        """Within this block the tokens that are being drawn are there, as ~number of their draw."""
+        try:
+            for number, (request, seq, _) in enumerate(self._flying.asking if self._flying else ()):
+                if not seq.finished:
+                    group = request.group
+                    if group.is_sharing:  # its prompt is in this step, and what is launched now comes after it
+                        group.fork_followers()
+                    seq.token_ids.append(~number)
+                    if len(seq.token_ids) >= group.max_num_tokens:  # this token is its last
+                        self._at_their_end.append(group)
+                        vars(group)["next_chunks"] = nothing
+            yield
+        finally:
+            self._take_back()
+
+    def _take_back(self) -> None:
+        for _, seq, _ in self._flying.asking if self._flying else ():
+            if seq.token_ids[-1] < 0:
+                seq.token_ids.pop()
+        while self._at_their_end:
+            vars(self._at_their_end[-1]).pop("next_chunks", None)
+            self._at_their_end.pop()
+
+    def _may_overlap(self) -> bool:
+        requests = set(self.engine.requests.values())
+        self._unsuited &= requests
+        self._unsuited |= {request for request in requests - self._known if not is_suited(request)}
+        self._known = requests
+        return self._is_alone and not self._unsuited and not PHASES & vars(self.engine).keys()
+
+
+def is_suited(request: Request) -> bool:
+    """Whether its tokens can be drawn without a look of the host at the ones before, or at logits."""
+    if not isinstance(request, SampledRequest) or request.looks_at_logits:
+        return False
+    return request.processors is None and request.params.prompt_logprobs is None
+
+
+def nothing(budget: int) -> list[Any]:
+    return []
+
+
+class InTurn:
+    """Launches steps on a runner that computes in the host's own thread: when their tokens are waited for."""
+
+    def __init__(self, runner: ModelRunner) -> None:
+        self.runner = runner
+        self._drawn = np.zeros(0, np.int64)  # [num_draws], by the step before
+
+    def launch(self, plan: StepPlan, draws: list[tuple[int, Draw]]) -> Callable[[], Tokens]:
+        batches = self.runner.batches(plan) if plan.chunks else []
+
+        def wait() -> Tokens:
+            self.runner.copy(plan)
+            if not batches:
+                return []
+            token_ids = batches[0].token_ids  # [T]
+            unknown = token_ids < 0  # [T]
+            token_ids[unknown] = np.maximum(self._drawn[~token_ids[unknown]], 0)  # where none was drawn, any will do
+            tokens = self.runner.sample(self.runner.compute(batches), draws)
+            self._drawn = np.array(tokens, np.int64)  # [num_draws]
+            return list(tokens)
+
+        return wait

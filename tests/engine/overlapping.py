@@ -1,0 +1,114 @@
+"""The slot oracle beside an engine whose steps overlap: what a step was planned with, when it was launched, is kept
+until it is computed, when tables and texts have gone on."""
+
+from engine.engine_machine import EngineMachine
+from engine.slot_oracle import forget
+from hypothesis import strategies as st
+from hypothesis.stateful import precondition, rule
+
+from minipage.engine.llm import LLM
+
+
+class OverlappedLLM(LLM):
+    """The real engine, with an oracle at its runner's elbow."""
+
+    def __init__(self, model, oracle, **options):
+        super().__init__(model, attention=oracle.attention, async_scheduling=True, **options)
+        self.oracle, runner = oracle, self.runner
+        oracle.groups = runner.groups
+        self.inner = {name: getattr(runner, name) for name in ("copy", "batches", "compute", "sample")}
+        for name in self.inner:
+            setattr(runner, name, getattr(self, f"watched_{name}"))
+        self.free = {}  # of a plan: the blocks that were free, here and in the swap pool
+        self.launched = []  # (batches, what the oracle has to know of them)
+
+    def schedule(self):
+        found = self.scheduler.prefix_cache if self.scheduler.prefix_cache is not None else ()
+        here = {block for block in self.block_pool.free_queue if block not in found}
+        there = set(self.scheduler.swap_pool.free_queue) if self.scheduler.swap_pool else set()
+        plan = super().schedule()
+        if not plan.chunks and self.scheduler.has_unfinished and self.overlap._flying is None:
+            self.scheduler.check_integrity()
+            raise AssertionError("requests are unfinished, but a step computes nothing: everybody waits for somebody")
+        self.free[id(plan)] = plan, here, there
+        self.oracle.fail("schedule")
+        return plan
+
+    def watched_copy(self, plan):
+        _, here, there = self.free.pop(id(plan))
+        oracle, size = self.oracle, self.block_pool.block_size
+        forget(self.kv_cache, here, oracle.prefixes)
+        if self.swap_cache is not None:
+            forget(self.swap_cache, there, oracle.swapped)
+        oracle.move(plan.swap_out, oracle.prefixes, oracle.swapped, size)
+        oracle.move(plan.swap_in, oracle.swapped, oracle.prefixes, size)
+        oracle.move(plan.copies, oracle.prefixes, oracle.prefixes, size)
+        oracle.fail("copy")
+        self.inner["copy"](plan)
+
+    def watched_batches(self, plan):
+        self.oracle.begin(plan, self.block_pool, self.scheduler.prefix_cache, writes=False)
+        batches = self.inner["batches"](plan)
+        self.launched.append((batches, self.oracle.chunks))
+        return batches
+
+    def watched_compute(self, batches):
+        """By now the tokens are known that were being drawn at the launch."""
+        [chunks] = [chunks for known, chunks in self.launched if known is batches]
+        self.launched = [each for each in self.launched if each[0] is not batches]
+        [batch], oracle, size = batches, self.oracle, self.block_pool.block_size
+        assert (batch.token_ids >= 0).all(), "a token is computed that nobody has drawn yet"
+        oracle.layer, oracle.chunks, oracle.half_written = 0, [], set()
+        for number, (salt, tokens, start, stop) in enumerate(chunks):
+            first = batch.query_start_loc[number]
+            tokens = (*tokens[:start], *batch.token_ids[first : first + stop - start].tolist())
+            assert min(tokens) >= 0, "what comes before a chunk was not drawn yet"
+            oracle.chunks.append((salt, tokens, start, stop))
+            for i in range(start, stop):
+                slot = int(batch.slot_mapping[first + i - start])
+                assert slot == batch.block_tables[number][i // size] * size + i % size
+                assert slot not in oracle.half_written, f"slot {slot} is written twice in one step"
+                oracle.half_written.add(slot)
+                oracle.prefixes[slot] = 0, salt, tokens[: i + 1]
+        logits = self.inner["compute"](batches)
+        oracle.half_written = set()
+        return logits
+
+    def watched_sample(self, logits, draws):
+        tokens = self.inner["sample"](logits, draws)
+        self.oracle.fail("sample")
+        return tokens
+
+    def update(self, plan, tokens):
+        super().update(plan, tokens)
+        self.oracle.fail("update")
+
+
+class OverlapMachine(EngineMachine):
+    Engine = OverlappedLLM
+
+    @precondition(lambda self: self.llm.requests)
+    @rule(
+        place=st.sampled_from([0, 1, "schedule", "copy", "sample", "update"]),
+        error=st.sampled_from([RuntimeError, KeyboardInterrupt]),
+    )
+    def step_fails(self, place, error):
+        """A step that has been launched may only preempt; then it is the next one that fails."""
+        self.oracle.fail_at, self.oracle.error = place, error(f"it broke at {place!r}")
+        try:
+            for _ in range(3):
+                if self.llm.requests:
+                    self.take(self.llm.step())
+        except (RuntimeError, KeyboardInterrupt) as raised:
+            assert raised is self.oracle.error, f"another error came out: {raised!r}"
+            self.oracle.failed()
+        else:
+            raise AssertionError("requests are unfinished, but three steps computed nothing, or swallowed the error")
+        finally:
+            self.oracle.fail_at = None
+
+    def everything_is_accounted_for(self):
+        super().everything_is_accounted_for()
+        for group in self.llm.scheduler.groups:
+            assert "next_chunks" not in vars(group)
+            assert all(min(seq.token_ids) >= 0 for seq in group.sequences), "a placeholder was left behind"

@@ -1,0 +1,125 @@
+"""A prompt that one engine has computed goes on in another, in another process, as if it had never moved."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+from engine.checkpoints import every_model
+
+from minipage.engine.handover import elsewhere, hand_over, take_over
+from minipage.engine.llm import LLM
+from minipage.errors import ConfigurationError, InvalidRequestError
+from minipage.sampling import SamplingParams
+
+OPTIONS = {"block_size": 4, "num_blocks": 32, "enable_prefix_caching": True}
+PARAMS = [
+    SamplingParams(temperature=0, max_tokens=9, ignore_eos=True),
+    SamplingParams(seed=3, n=2, max_tokens=9, ignore_eos=True),
+]
+
+
+def computed(llm):
+    """A list that grows by the number of tokens of each step."""
+    counts, forward = [], llm.forward
+    llm.forward = lambda plan: counts.append(sum(chunk.num_tokens for chunk in plan.chunks)) or forward(plan)
+    return counts
+
+
+def texts(llm, prompt, params):
+    [output] = llm.generate([prompt], params)
+    llm.scheduler.check_integrity()
+    return [text.token_ids for text in output.outputs]
+
+
+@pytest.mark.parametrize("unit", [None, pytest.param(1, marks=pytest.mark.slow)])
+def test_two_processes_say_what_one_engine_says(tiny, make_prompt, unit):
+    plain, llm = LLM(tiny, num_blocks=64), LLM(tiny, **OPTIONS, prefix_match_unit=unit)
+    counts = computed(llm)
+    with elsewhere(partial(LLM, tiny, **OPTIONS)) as prefill:
+        for prompt in (make_prompt(i, length) for i, length in enumerate((18, 16, 5, 1))):
+            handover = prefill(prompt)
+            assert handover.token_ids == prompt
+            assert take_over(llm, handover) == handover.num_blocks == -(-len(prompt) // 4)
+            handover.discard()
+            for params in PARAMS:
+                counts.clear()
+                assert texts(llm, prompt, params) == texts(plain, prompt, params)
+                assert counts[0] == 1 if unit else counts[0] <= 4, "the prompt was computed twice"
+        with pytest.raises(InvalidRequestError):
+            prefill([1] * 100)
+
+
+def test_the_first_engine_keeps_no_blocks_of_texts_that_are_elsewhere(tiny, make_prompt):
+    llm = LLM(tiny, **OPTIONS)
+    hand_over(llm, make_prompt(0, 18)).discard()
+    assert llm.block_pool.num_used == 0
+    assert not llm.has_unfinished_requests()
+
+
+@every_model
+@pytest.mark.parametrize("dtype", ["auto", "int8"])
+def test_the_table_differs_and_what_it_names_does_not(tiny, make_prompt, dtype):
+    first, second = (LLM(tiny, **OPTIONS, kv_cache_dtype=dtype) for _ in range(2))
+    second.generate([make_prompt(7, 21)], PARAMS[0])
+    prompt = make_prompt(0, 18)
+    handover = hand_over(first, prompt)
+    assert take_over(second, handover) == 5
+    handover.discard()
+    found = [llm.scheduler.prefix_cache.find([*prompt, 0]).blocks for llm in (first, second)]
+    assert len(found[0]) == len(found[1]) == 4
+    assert found[0] != found[1]
+    for mine, theirs in zip(first.kv_cache.arrays, second.kv_cache.arrays, strict=True):
+        np.testing.assert_array_equal(np.asarray(mine)[:, found[0]], np.asarray(theirs)[:, found[1]])
+    assert handover.num_bytes == 5 * first.kv_cache.nbytes // 32
+
+
+def test_others_go_on_in_both_engines(tiny, make_prompt):
+    first, second = (LLM(tiny, **OPTIONS) for _ in range(2))
+    for llm in first, second:
+        llm.add_request(make_prompt(1, 7), SamplingParams(temperature=0, max_tokens=30, ignore_eos=True))
+        llm.step()
+    handover = hand_over(first, make_prompt(0, 18))
+    take_over(second, handover)
+    handover.discard()
+    expected = texts(LLM(tiny, num_blocks=64), make_prompt(0, 18), PARAMS[0])
+    assert texts(second, make_prompt(0, 18), PARAMS[0]) == expected
+    [output] = first.step()
+    assert len(output.outputs[0].token_ids) == 3, "what others have got meanwhile was not told"
+
+
+def test_without_room_as_much_is_taken_as_there_is(tiny, make_prompt):
+    first, second = LLM(tiny, **OPTIONS), LLM(tiny, **OPTIONS | {"num_blocks": 7})
+    second.add_request(make_prompt(1, 16), SamplingParams(temperature=0, max_tokens=4, ignore_eos=True))
+    second.step()
+    handover = hand_over(first, make_prompt(0, 18))
+    assert take_over(second, handover) == second.block_pool.num_free == 3
+    handover.discard()
+    second.scheduler.check_integrity()
+    expected = texts(LLM(tiny, num_blocks=64), make_prompt(0, 18), PARAMS[0])
+    assert texts(second, make_prompt(0, 18), PARAMS[0]) == expected
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"block_size": 8}, "blocks of 8 tokens.* has blocks of 4 tokens"),
+        ({"kv_cache_dtype": "int8"}, "int8.*float32"),
+        ({"enable_prefix_caching": False}, "set enable_prefix_caching"),
+    ],
+)
+def test_engines_of_another_kind_are_refused(tiny, make_prompt, other, message):
+    handover = hand_over(LLM(tiny, **OPTIONS), make_prompt(0, 18))
+    with pytest.raises(ConfigurationError, match=message):
+        take_over(LLM(tiny, **OPTIONS | other), handover)
+    handover.discard()
+
+
+@pytest.mark.parametrize("tiny", ["hybrid"], indirect=True)
+def test_a_model_with_windows_is_refused(tiny, make_prompt):
+    with pytest.raises(ConfigurationError, match="none holds all of a prompt"):
+        hand_over(LLM(tiny, **OPTIONS), make_prompt(0, 18))
+
+
+def test_a_prompt_that_cannot_be_served_is_refused(tiny):
+    with pytest.raises(InvalidRequestError):
+        hand_over(LLM(tiny, **OPTIONS), [1] * 100)
