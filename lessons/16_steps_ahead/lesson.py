@@ -266,9 +266,8 @@ for name, how in {
     "length": {"max_tokens": 20},
     "a stop string": {"stop": ["lord"]},
 }.items():
-    llm = LLM(
-        async_scheduling=True
-    )  # on a CPU nothing is gained, but all is done in the same way
+    # On a CPU nothing is gained, but all is done in the same way.
+    llm = LLM(async_scheduling=True)
     [output] = llm.generate(
         [RICHARD], SamplingParams(**({"max_tokens": 99, "temperature": 0} | how))
     )
