@@ -38,15 +38,7 @@ def report(name: str, watermark: float, reserve: bool, num_requests: int = NUM_R
 
 
 def main() -> None:
-    columns = (
-        "workload",
-        "admitted when there is room for",
-        "watermark",
-        "preemptions a request",
-        "tokens/s",
-        "first token, s",
-    )
-    shown = Table(*columns)
+    shown = Table("workload", "admitted if there is room for", "watermark", "preemptions", "tokens/s", "latency, s")
     for name in WORKLOADS:
         for reserve in True, False:
             for watermark in WATERMARKS:

@@ -326,7 +326,8 @@ while llm.has_unfinished_requests():
 # %% [markdown]
 # Of 12 tokens before the next one, 11 can be seen: with a window W and n tokens computed, `max(0, n + 1 - W) // block_size`
 # blocks lie behind. A model that mixes such layers with full ones gives every sequence a table for each *kind*, over one pool;
-# vLLM calls the kinds KV cache groups (`minipage/memory/kv_groups.py`). `demo window` shows blocks coming home.
+# vLLM calls the kinds KV cache groups (`minipage/memory/kv_groups.py`). `demo window` shows blocks coming home, and exercise
+# 4.5 is to write it.
 
 # %% [markdown]
 # minipage refuses the single request that is too long; vLLM refuses to start, unless `max_model_len` is lowered. Both are
@@ -349,7 +350,7 @@ while llm.has_unfinished_requests():
 # In your folder (`learn init my-minipage` makes it, once):
 #
 # ```bash
-# python -m minipage learn check 4.1            # blocks_needed; then 4.2 append, 4.3 slot_mapping, 4.4 free
+# python -m minipage learn check 4.1            # blocks_needed; then 4.2 append, 4.3 slot_mapping, 4.4 free, 4.5 what a window leaves
 # python -m minipage demo --mine .              # the engine, on your table (and your pool)
 # ```
 #

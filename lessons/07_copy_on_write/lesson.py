@@ -276,7 +276,7 @@ except InvalidRequestError as error:
 #   use, at the price of some recomputation.
 # - Copy-on-write came back in June 2026 (RFC #45702, #46384), for another reason: *partial prefix hits* (lesson 8). Who goes on from the
 #   middle of a block that somebody else has filled gets a copy first, and both blocks are held until the copy is made: the
-#   order that you have just seen.
+#   order that you have just seen. minipage does the same (`prefix_match_unit`, `minipage/memory/partial_cache.py`).
 # - TensorRT-LLM keeps beams in its core, with shared blocks for the prompt.
 #
 # *Checked against vLLM 0.32.0: `vllm/v1/engine/parallel_sampling.py` (`ParentRequest`), `vllm/entrypoints/generate/beam_search/offline.py` and `vllm/v1/core/kv_cache_manager.py` (`take_kv_cache_block_copies`).*

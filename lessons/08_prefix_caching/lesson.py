@@ -453,7 +453,65 @@ for name, eviction in EVICTIONS.items():
 # Each loses somewhere. What counts how often something was found (`lfu`) keeps yesterday's fashion for ever; what waits until
 # something was found once (`scan-resistant`) is late for what comes twice in a row. `tails-first` is LRU with one
 # exception: a last block that is only part full cannot be found by anybody, so it goes before all others. `python -m
-# benchmarks.eviction` has a third workload, and `demo eviction` shows one step by step.
+# benchmarks.eviction` has a third workload, and `demo eviction` shows one step by step. Exercise 8.8 is the scan-resistant one.
+
+# %% [markdown]
+# ## Inside a block
+#
+# Only whole blocks are found, because a block that changes cannot be shared. But it can be *copied*: lesson 7 has the tool. With
+# `prefix_match_unit`, a block is known by each of its beginnings as well, under a chain of hashes of its own, in steps of that many tokens. Who
+# begins alike and goes on otherwise inside a block gets a copy of it, and writes into that. What the copy holds beyond the common
+# beginning is written over before anybody reads it, so the owner of the block may even be writing there:
+#
+#     known        [ a b c d | e f g h ]        blocks of 4, a unit of 2
+#     wanted       [ a b c d | e f X Y ]
+#     found        [ a b c d | e f . . ]        the first block is shared, the second is a copy
+#
+# > **Predict.** A text of 500 tokens comes again, each time with another token changed. Which share is found, on average, in whole blocks of
+# > 16 and of 256? In units of 16, and of 1?
+
+# %%
+from minipage.memory.partial_cache import PartialPrefixCache
+
+
+def share_found(words, block_size, unit=None):
+    found = 0
+    places = range(0, len(words), 25)
+    for place in places:
+        pool = BlockPool(200, block_size)
+        cache = PartialPrefixCache(pool, unit) if unit else PrefixCache(pool)
+        serve(words, cache)
+        changed = [*words[:place], -words[place], *words[place + 1 :]]
+        found += serve(changed, cache)
+    return found / len(words) / len(places)
+
+
+words = [1 + token for token in text("a document", 500)]
+for size in (16, 64, 256):
+    whole, units_of_16, tokens = (share_found(words, size, u) for u in (None, 16, 1))
+    print(
+        f"blocks of {size:3}: whole blocks {whole:.1%}, units of 16 {units_of_16:.1%}, of 1 {tokens:.1%}"
+    )
+
+# %% [markdown]
+# The unit decides, and no more the block. With small blocks it hardly matters; in blocks of 256 twice as much is found. What comes after the
+# changed word is lost in any case. `python -m benchmarks.partial_hits` measures chats and system prompts, too. And in the
+# engine, where the second prompt comes while the first is still being written:
+
+# %%
+from minipage import LLM, SamplingParams
+from minipage.trace import record
+
+llm = LLM(block_size=16, num_blocks=12, enable_prefix_caching=True, prefix_match_unit=1)
+friends = "First Citizen:\nBefore we proceed any further, hear me speak.\n"
+with record(llm, "One changed word") as trace:
+    llm.add_request(friends + "KING RICHARD III:\nMy", SamplingParams(max_tokens=6))
+    llm.step()
+    llm.add_request(friends + "JULIET:\nO", SamplingParams(max_tokens=6))
+    while llm.has_unfinished_requests():
+        llm.step()
+print("tokens found:", llm.scheduler.num_hit_tokens)
+print("copies:", [tuple(copy) for frame in trace.steps for copy in frame.copies])
 
 # %% [markdown]
 # Differences in the last digits: the first time, products of matrices with 65 rows; the second time, with one. Libraries add up the
@@ -470,7 +528,8 @@ for name, eviction in EVICTIONS.items():
 # - The metric "prefix cache hit rate" counts tokens of whole blocks. Short prompts show 0 %. How short? In #54607 the shared prompt had
 #   240 tokens and the block 784: models that mix attention with Mamba layers have blocks as large as a Mamba state.
 # - For those models a hit may end inside a block since June 2026: `prefix_match_unit` says how fine the hashes are, and copy-on-write
-#   (lesson 7) gives the newcomer its own copy of the block that is shared in part (RFC #45702, #45939, #46384).
+#   (lesson 7) gives the newcomer its own copy of the block that is shared in part (RFC #45702, #45939, #46384): what you have just
+#   seen, under the same name. There it is for models with Mamba layers, here for all without windows.
 # - Two requests with the same new prompt *in one step* both compute it. minipage then keeps one copy
 #   (`PrefixCache.publish`); vLLM keeps both.
 # - SGLang keeps a *radix tree* of tokens in place of the hash table, and with pages of one token it finds prefixes to the token.
@@ -483,10 +542,11 @@ for name, eviction in EVICTIONS.items():
 #
 # ```bash
 # python -m minipage learn check 8.1    # key; 8.2 publish, 8.3 find, 8.4 adopt, 8.5 forget and reset, 8.6 twins
+# python -m minipage learn check 8.7    # parts of blocks; 8.8 what is evicted: both beside the engine's part
 # python -m minipage demo prefix --mine .
 # ```
 #
-# **Going further.** (a) What would it take to find prefixes to the token, with blocks? (Lesson 7 has the tool.) (b) A chat of
+# **Going further.** (a) What does `prefix_match_unit=1` cost with blocks of 256, in hashes for each block? From which unit on is it worth it? (b) A chat of
 # ten turns, each sent with the whole history: which share of all prompt tokens is found? (c) Should blocks of a long text
 # be worth more than those of a short one? Write an eviction order of your own, and hand it to `LLM(eviction=...)`.
 #

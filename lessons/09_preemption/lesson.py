@@ -198,6 +198,10 @@ def run(num_blocks=24, watermark=0.0, max_num_seqs=256, preemption="recompute"):
     )
     for i in range(12):
         llm.add_request("To be, or not to be", SamplingParams(max_tokens=24, seed=i))
+    return count_work(llm)
+
+
+def count_work(llm):
     steps = computed = preemptions = 0
     while llm.scheduler.has_unfinished:
         steps += 1
@@ -241,6 +245,38 @@ def tell(name, steps, computed, preemptions):
 for seats in (2, 3, 4, 6, 12):
     tell(f"at most {seats} at once:", *run(max_num_seqs=seats))
 tell("12, with swapping:", *run(preemption="swap"))
+
+# %% [markdown]
+# ## All of it, or the first chunk?
+#
+# A long prompt is computed in chunks (lesson 6). May it come in as soon as there is room for the first one? Or must all of it fit? vLLM calls the
+# second `scheduler_reserve_full_isl`, and so does minipage; both reserve unless they are told otherwise.
+#
+# > **Predict.** Eight prompts of about 80 tokens, in chunks of 16, and a pool for two of them. What does admission by the first chunk do to the tokens
+# > that are computed?
+
+# %%
+long_prompt = "To be, or not to be, that is the question: " * 5
+for reserve in (True, False):
+    for watermark in (0, 0.1):
+        llm = LLM(
+            block_size=4,
+            num_blocks=64,
+            max_num_batched_tokens=16,
+            watermark=watermark,
+            scheduler_reserve_full_isl=reserve,
+        )
+        for i in range(8):
+            params_long = SamplingParams(max_tokens=40, ignore_eos=True, seed=i)
+            llm.add_request(long_prompt, params_long)
+        what = "all of it" if reserve else "first chunk"
+        tell(f"{what}, {watermark:.0%}:", *count_work(llm))
+
+# %% [markdown]
+# Who comes in by a first chunk takes blocks that it will lose: the pool runs dry in the middle of its prompt, the last in line gives way, and comes in
+# again as soon as a chunk fits. Nobody waits for ever (the first in line is never preempted), but the same tokens are computed again and again. On the
+# virtual clock of lesson 15, with prompts of 1,200 tokens, `python -m benchmarks.admission` counts 2.2 preemptions a request, and less than
+# 0.1 if all of the prompt has to fit. `demo admission` is the story, and exercise 9.5 asks you to write it.
 
 # %% [markdown]
 # ## How real projects broke it
@@ -291,7 +327,8 @@ print(
 # - Version 1 always recomputes. With prefix caching on, much of what was computed is often still there when the text comes back, so that
 #   only its end is computed again. Swapping was in version 0.
 # - The watermark was in version 0 (1 % by default), went with it, and came back in June 2026 to reduce preemptions
-#   (`watermark`, #44594; 0 by default). A prompt is admitted only if all of it finds room, even if it is computed in chunks (`scheduler_reserve_full_isl`, #37307).
+#   (`watermark`, #44594; 0 by default). A prompt is admitted only if all of it finds room, even if it is computed in chunks
+#   (`scheduler_reserve_full_isl`, #37307; until March 2026 the first chunk was enough). Both are options here, under those names.
 # - It warns in the log when preemptions happen, and counts them in a metric. The advice there is what you measured: more memory, or
 #   fewer sequences and tokens at once.
 # - Swapping has an heir, *KV offloading*: main memory (then disk, or other machines) as a second cache level behind the prefix cache, with an eviction order of
@@ -304,7 +341,7 @@ print(
 # In your folder (`learn init my-minipage` makes it, once):
 #
 # ```bash
-# python -m minipage learn check 9.1    # make room; 9.2 recomputation, 9.3 swapping out, 9.4 and in
+# python -m minipage learn check 9.1    # make room; 9.2 recomputation, 9.3 swapping out, 9.4 and in, 9.5 who may come in
 # python -m minipage demo preemption --mine .
 # python -m minipage play --mine .      # or live: make the pool smaller until somebody gives way
 # ```

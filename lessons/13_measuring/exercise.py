@@ -91,3 +91,44 @@ def littles_law(
     raise NotImplementedError(
         "Exercise 13.6: what was added between the looks; rate, mean time, and rate x time"
     )
+
+
+class Router:
+    """Exercise 13.7: which of several servers gets a request, if each has a prefix cache of its own.
+
+    A server tells of each full block that it stores and removes. A block has a hash, which means something on that
+    server only: two servers may use one hash for different texts.
+    """
+
+    def __init__(self, block_size: int, most_ahead: int) -> None:
+        raise NotImplementedError(
+            "Exercise 13.7: keep the two numbers, and make a place for what the servers tell"
+        )
+
+    def stored(
+        self, server: str, block_hash: int, parent: int | None, token_ids: list[int]
+    ) -> None:
+        """`server` has a block of `block_size` tokens, which follows the block `parent`; None: a text begins with it.
+
+        It may be told of a block before it is told of its parent.
+        """
+        raise NotImplementedError(
+            "Exercise 13.7: by what will you look for this block, when a prompt comes?"
+        )
+
+    def removed(self, server: str, block_hash: int) -> None:
+        """`server` does not have this block any more. It still has those that follow it, and may store it again."""
+        raise NotImplementedError(
+            "Exercise 13.7: the hash is all that is told; where is its block?"
+        )
+
+    def choose(self, token_ids: list[int], loads: dict[str, int]) -> str:
+        """The server for a prompt, one of those in `loads`, which says how many requests each is busy with.
+
+        A server is overloaded if it has more than `most_ahead` requests more than the one that has the fewest. Of the
+        others, the one that has the most blocks of the prompt's beginning, without a gap; among equals the one with
+        fewer requests; and then the one whose name comes first in the alphabet.
+        """
+        raise NotImplementedError(
+            "Exercise 13.7: who is not overloaded, and how far can each be followed along the prompt?"
+        )

@@ -503,6 +503,48 @@ process.terminate()
 process.wait()
 
 # %% [markdown]
+# ## More servers than one
+#
+# When one server is at its wall, put another beside it. Each has a prefix cache of its own, so it now matters who gets a request: a conversation that goes on at another
+# server is computed from its beginning there. A balancer that goes round does just that. One that *knows* what lies where does not, and the servers can tell it: whenever their
+# prefix cache stores or evicts a block, they announce it (**KV events**: BlockStored, BlockRemoved, AllBlocksCleared). Three users who talk in turn, two replicas:
+
+# %%
+from minipage.serve.replicas.routing import PrefixRouter, RoundRobin
+
+
+def talk(router, num_users=3, num_turns=5):
+    """The share of prompt tokens that were found in a prefix cache."""
+    options = {"enable_prefix_caching": True, "num_blocks": 100}
+    events = {"kv_events_config": {"enable_kv_cache_events": True}}
+    replicas = {name: LLM(**options, **events) for name in "AB"}
+    readers = {name: llm.kv_events.subscribe() for name, llm in replicas.items()}
+    texts = [
+        llm.tokenizer.encode(f"User {i}: To be, or not to be?")
+        for i in range(num_users)
+    ]
+    found, asked = 0, 0
+    for turn in range(num_turns * num_users):
+        text = texts[turn % num_users]
+        chosen = router.choose(text, "", {"A": 0, "B": 0})  # nobody else is waiting
+        params = SamplingParams(max_tokens=24, seed=turn, ignore_eos=True)
+        output = replicas[chosen].generate([text], params)[0]
+        found, asked = found + output.num_cached_tokens, asked + len(text)
+        text += output.outputs[0].token_ids + llm.tokenizer.encode("\nUser: And then?")
+        batch = readers[chosen].take()
+        router.tell(chosen, batch.events if batch else [])
+    return found / asked
+
+
+print(f"round robin             {talk(RoundRobin()):4.0%} of the prompts' tokens found")
+print(f"where the prefix is     {talk(PrefixRouter()):4.0%}")
+
+# %% [markdown]
+# The router never sees a hash that it could compare between servers, because each cache draws a secret of its own. It compares tokens: an event says which tokens a block holds and
+# which block lies before it, so a prompt can be followed from block to block. And it keeps an eye on the load, or whoever has the most popular beginning would get
+# everybody. `minipage serve --data-parallel-size 2` does this with real servers, on Ray Serve (`docs/serving.md`). In exercise 13.7 the router is yours.
+
+# %% [markdown]
 # ## What vLLM does
 #
 # - `vllm bench serve` is an open loop with a `--request-rate` (Poisson by default, with `--burstiness` for worse), and prints TTFT, TPOT (its word for the mean ITL of
@@ -512,8 +554,9 @@ process.wait()
 #   "Waiting" that grows while usage is at 100 % is a lack of blocks; with usage low, of arithmetic.
 # - The line "Maximum concurrency for 4,096 tokens per request" at its start is this lesson's division with the worst case put in.
 # - For your own mean of squares, its histograms `vllm:request_prompt_tokens` and `vllm:request_generation_tokens` have the lengths that were served.
+# - `vllm serve --kv-events-config '{"enable_kv_cache_events": true, "publisher": "zmq"}'` announces the same events over ZeroMQ, for routers such as llm-d's, Dynamo's or AIBrix's.
 #
-# *Checked against vLLM 0.32.0: `vllm/v1/metrics/loggers.py` (the names), `vllm/v1/core/kv_cache_utils.py` (the line at its start) and `vllm/benchmarks/serve.py`.*
+# *Checked against vLLM 0.32.0: `vllm/v1/metrics/loggers.py` (the names), `vllm/distributed/kv_events.py`, `vllm/v1/core/kv_cache_utils.py` (the line at its start) and `vllm/benchmarks/serve.py`.*
 #
 # ## Your turn
 #
@@ -521,7 +564,7 @@ process.wait()
 #
 # ```bash
 # python -m minipage learn check 13.1    # percentile; then 13.2 throughput, 13.3 normalised latency, 13.4 capacity,
-#                                        # 13.5 percentiles and 13.6 Little's law from /metrics
+#                                        # 13.5 percentiles and 13.6 Little's law from /metrics, 13.7 a router
 # ```
 #
 # **Going further.** (a) Let requests come in bursts of five, at the same mean rate. Where is the wall now? (b) Prompts of 300 tokens: which latency suffers? Choose `max_num_batched_tokens` (lesson 6) by

@@ -85,10 +85,11 @@ class Completion:
             self._see(token_id)
 
     def _see(self, token_id: int) -> None:
-        is_stop_token = self._may_stop and token_id in self.stop_token_ids
+        is_stop_token = token_id in self.stop_token_ids and self._may_stop
         if not is_stop_token or self.params.include_stop_str_in_output:
             self._detokenizer.add(token_id)
-        self._look_for_stop_strings()
+        if self._stop_strings.strings:
+            self._look_for_stop_strings()
         if is_stop_token and self._stop_reason is None:
             self._stop_reason = token_id
         if self._stop_reason is not None or (self.grammar and self.grammar.is_complete):
@@ -123,10 +124,8 @@ class Completion:
         return self._num_seen >= self.params.min_tokens
 
     def _look_for_stop_strings(self) -> None:
-        if self._stop_strings.strings:
-            self._stop_strings.look(self._detokenizer.text, self._may_stop)
-        if self._stop_strings.found is not None:
-            self._stop_reason = self._stop_strings.found
+        self._stop_strings.look(self._detokenizer.text, self._may_stop)
+        self._stop_reason = self._stop_strings.found or self._stop_reason
 
     def _visible_text(self) -> str:
         text = self._detokenizer.text

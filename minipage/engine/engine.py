@@ -167,7 +167,7 @@ class Engine:
     def schedule(self) -> StepPlan:
         """Choose the tokens of this step and give each a slot."""
         plan = self.scheduler.schedule()
-        for chunk in plan.chunks:
+        for chunk in [chunk for chunk in plan.chunks if chunk.start < chunk.seq.num_prompt_tokens]:
             self.requests[chunk.group.group_id].started()
         return plan
 

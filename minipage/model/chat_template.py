@@ -40,6 +40,10 @@ class ChatTemplate:
         self._compiled: Any = None  # (environment, template)
         self._lock = Lock()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For another process: what it was made of."""
+        return ChatTemplate, (self.source, self.special_tokens, self.origin)
+
     def render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **values: Any) -> str:
         """The text of a conversation, ready to be made into tokens (without a further token at its beginning: the
         template has written that).

@@ -138,6 +138,9 @@ MEASURING = [
     M("13.2", "    arrivals, _", "    served = [[*map(np.float32, one)] for one in served]\n    arrivals, _", "between the first arrival"),
     M("13.4", "ceil(num_tokens / block_size)", "int(num_tokens / block_size + 0.99)", "whole blocks"),
     M("13.4", "ceil(num_tokens / block_size)", "int(num_tokens / block_size + 0.999)", "whole blocks"),
+    M("13.7", "self.blocks.get(server, {}).items()", "[pair for each in self.blocks.values() for pair in each.items()]", "Of the blocks at the prompt"),
+    M("13.7", "block == (parent, tokens[: self.size])", "block[1] == tokens[: self.size]", "Of the blocks at the prompt"),
+    M("13.7", "tokens[: self.size])", "tokens[: self.size] or block[1])", "Of the blocks at the prompt|RecursionError"),
 ]  # fmt: skip
 SCORE = "    score = 0.0\n    for d in range(q.shape[2]):\n        score += q[s, h, d] * k_cache[block, offset, kv, d]\n    return score"
 ATTENTION_LOOP = "    top = -math.inf\n    for t in range(length):\n        top = max(top, score_of(q, k_cache, s, h, kv, block_tables[s, t // size], t % size) * scale)\n"

@@ -1,6 +1,7 @@
 """Chat templates: the text is what transformers makes, and whatever a template does, it comes to an end."""
 
 import json
+import pickle
 
 import pytest
 from jinja2 import nodes
@@ -390,3 +391,9 @@ def test_a_folder_that_is_damaged(tmp_path, config):
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe")
     with pytest.raises(ModelError, match=r"chat_template\.jinja cannot be read"):
         find_chat_template(tmp_path)
+
+
+def test_another_process_gets_it_by_pickle():
+    template = ChatTemplate("{% for m in messages %}<{{ m.content }}>{{ eos_token }}{% endfor %}", {"eos_token": "."})
+    messages = [{"role": "user", "content": "a"}]
+    assert template.render(messages) == pickle.loads(pickle.dumps(template.render))(messages) == "<a>."

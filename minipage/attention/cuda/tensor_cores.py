@@ -180,21 +180,9 @@ def tensor_kernel(
                     buffer, own_stages + i * STAGE, slots[i], base < stop,
                     k_cache, v_cache, k_scales, v_scales, kv_head, num_kv_heads,
                 )  # fmt: skip
+        new_slot = slot_mapping[q_start] if writes else -1
         if writes:
-            new_slot = slot_mapping[q_start]
             wait_for_last()
-            if stop == context:
-                write_newest(
-                    new_k, new_v, new_slot, k_numbers, v_numbers, k_scales, v_scales, k_stride, v_stride, q_start,
-                    kv_head, num_kv_heads,
-                )  # fmt: skip
-        for i in range(STAGES):
-            base = start + i * STRIDE
-            if base >= early:
-                request(
-                    buffer, own_stages + i * STAGE, slots[i], base < stop,
-                    k_cache, v_cache, k_scales, v_scales, kv_head, num_kv_heads,
-                )  # fmt: skip
 
         q_word = cuda.local.array((2, K_WORDS), uint32)  # of rows g and g + 8
         visible = cuda.local.array(2, int32)
@@ -212,6 +200,19 @@ def tensor_kernel(
                 q_word[half, w] = uint32(0)
                 if is_row:
                     q_word[half, w] = q[at + (w // K_WIDTH * 4 + c) * K_WIDTH + w % K_WIDTH]
+        if writes and stop == context:
+            write_newest(
+                new_k, new_v, new_slot, k_numbers, v_numbers, k_scales, v_scales, k_stride, v_stride, q_start, kv_head,
+                num_kv_heads,
+            )  # fmt: skip
+        for i in range(STAGES):
+            base = start + i * STRIDE
+            if base >= early:
+                request(
+                    buffer, own_stages + i * STAGE, slots[i], base < stop,
+                    k_cache, v_cache, k_scales, v_scales, kv_head, num_kv_heads,
+                )  # fmt: skip
+
         for j in range(TILES):
             for e in range(4):
                 acc[j, e] = float32(0)

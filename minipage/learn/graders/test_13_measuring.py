@@ -1,4 +1,4 @@
-"""Lesson 13: small tables of requests, and sums done the long way."""
+"""Lesson 13: small tables of requests, and sums done the long way; a router beside a list of what was told."""
 
 from fractions import Fraction
 from typing import NamedTuple
@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minipage.learn.graders.common import every, expect, expect_number, must_raise, programs
+from minipage.learn.graders.routers import Told
 from minipage.learn.judge import Wrong
 
 QUICK = programs(120)
@@ -276,3 +277,57 @@ def test_13_6_none_ended(impl):
 )  # fmt: skip
 def test_13_6_littles_law(impl, ended, took, seconds, earlier):
     check_law(impl, ended, took, seconds, earlier)
+
+
+def test_13_7_the_longest_prefix_wins(impl):
+    told = Told(impl, 2, 4)
+    for server, text in [("A", (1, 1)), ("B", (1, 1)), ("B", (1, 1, 2, 2)), ("C", (3, 3))]:
+        told.store(server, text)
+    told.choose((1, 1, 2, 2, 5), {"A": 0, "B": 3, "C": 0})
+    told.choose((1, 1, 2, 5), {"A": 0, "B": 3, "C": 0})
+    told.choose((1, 1), {"A": 0, "B": 3, "C": 0})
+    told.choose((1, 1, 2, 2, 5), {"A": 0, "B": 4, "C": 0})
+    told.choose((1, 1, 2, 2, 5), {"A": 0, "B": 5, "C": 0})
+    told.choose((7, 7), {"C": 1, "B": 1, "A": 1})
+
+
+def test_13_7_a_block_counts_only_after_its_parent(impl):
+    told = Told(impl, 2, 4)
+    for text in [(9, 9), (9, 9, 2, 2), (1, 1), (1, 1, 2, 2, 3, 3)]:
+        told.store("A", text)
+    told.store("B", (1, 1))
+    for prompt in [(2, 2), (1, 1, 2, 2), (1, 1, 3, 3), (1, 1, 2, 2, 3, 3)]:
+        told.choose(prompt, {"A": 1, "B": 0})
+    told.choose((9, 9, 2, 2), {"A": 1, "B": 0})
+
+
+def test_13_7_what_is_removed_may_come_back(impl):
+    told = Told(impl, 1, 9)
+    told.store("A", (1,))
+    told.store("A", (1, 2))
+    told.store("B", (1,))
+    told.remove("A", (1,))
+    told.choose((1, 2), {"A": 0, "B": 1})
+    told.store("A", (1,))
+    told.choose((1, 2), {"A": 1, "B": 0})
+
+
+blocks = st.tuples(st.sampled_from("AB"), st.lists(st.integers(0, 1), min_size=1, max_size=4).map(tuple))
+acts = st.tuples(st.sampled_from(["store", "store", "remove"]), blocks) | st.tuples(
+    st.just("choose"),
+    st.tuples(
+        st.lists(st.integers(0, 1), min_size=1, max_size=5).map(tuple),
+        st.dictionaries(st.sampled_from("ABC"), st.integers(0, 4), min_size=1),
+    ),
+)
+
+
+@QUICK
+@given(block_size=st.sampled_from([1, 2]), most_ahead=st.integers(0, 3), history=st.lists(acts, max_size=14))
+def test_13_7_router(impl, block_size, most_ahead, history):
+    told = Told(impl, block_size, most_ahead)
+    for act, (first, second) in history:
+        if act == "choose":
+            told.choose(first, second)
+        elif len(second) % block_size == 0:
+            getattr(told, act)(first, second)

@@ -149,7 +149,10 @@ class Front:
             self.num_requests.subtract(filter(None, [taken]))
 
     def move(self, chosen: str | None, taken: str) -> str:
-        """Another one than the chosen replica may have taken a request: that one is new, or full, or gone."""
+        """Another one than the chosen replica may have taken a request: that one is gone, or Ray does not know it yet.
+
+        If that happens again and again it is forgotten, until it gives a sign of life.
+        """
         if taken != chosen:
             self.num_requests[taken] += 1
         if chosen is not None and taken != chosen:

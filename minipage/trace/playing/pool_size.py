@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 from minipage.memory import BlockPool, BlockTable
 from minipage.model.checkpoint import SHIPPED_MODEL, describe_model
-from minipage.scheduling import POLICIES, Scheduler, SequenceGroup
+from minipage.scheduling import POLICIES, SequenceGroup
 from minipage.scheduling import Sequence as TokenSequence
+from minipage.scheduling.admission import scheduler_for
 from minipage.trace.playing.story import Arrival, Scenario
 
 MOST_REHEARSALS = 64  # sizes that are tried
@@ -87,7 +88,8 @@ def rehearse(asks: Sequence[Ask], pool: BlockPool, options: dict[str, Any]) -> b
     """Whether somebody has to give way in this pool."""
     names = ("max_num_seqs", "max_num_batched_tokens", "watermark")
     chosen = {name: options[name] for name in names if name in options}
-    scheduler = Scheduler(pool, policy=POLICIES.get(options.get("policy", "fcfs"), POLICIES["fcfs"]), **chosen)
+    make = scheduler_for(None, options.get("scheduler_reserve_full_isl", True))
+    scheduler = make(pool, policy=POLICIES.get(options.get("policy", "fcfs"), POLICIES["fcfs"]), **chosen)
     coming = dict(enumerate(asks))
     ends = dict[int, int]()
     steps_done = 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 from minipage.errors import ConfigurationError
+from minipage.trace.playing.admission_story import ADMISSION
 from minipage.trace.playing.cues import (
     gave_way,
     is_back,
@@ -19,11 +20,14 @@ from minipage.trace.playing.cues import (
     step_is,
 )
 from minipage.trace.playing.eviction_story import EVICTION
+from minipage.trace.playing.handover_story import HAND_OVER
 from minipage.trace.playing.kernel_story import KERNEL
+from minipage.trace.playing.partial_story import PARTIAL
 from minipage.trace.playing.rank_story import RANKS
 from minipage.trace.playing.speculation_story import SPECULATION
 from minipage.trace.playing.story import Arrival, Scenario, Turn
 from minipage.trace.playing.story_texts import ARRIVING, FRIENDS, JULIET, NUM_REQUESTS, NUM_SLOTS, RICHARD, ROMEO, crowd
+from minipage.trace.playing.tier_story import TIER
 from minipage.trace.playing.window_story import WINDOW
 from minipage.trace.recording.comparison import Comparison
 from minipage.trace.recording.frames import Frame
@@ -287,7 +291,11 @@ ALL = (
         room=0.45,
         runs_dry=True,  # in float32
     ),
+    PARTIAL,
     EVICTION,
+    ADMISSION,
+    TIER,
+    HAND_OVER,
     WINDOW,
     SPECULATION,
     KERNEL,

@@ -11,8 +11,10 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minipage.errors import count
+from minipage.trace.recording import parts
 from minipage.trace.recording.guesses import choices_with_guesses, guess, verdicts
 from minipage.trace.recording.outlook import what_is_ahead
+from minipage.trace.recording.tiers import travels
 from minipage.trace.recording.windows import held, slides
 from minipage.trace.recording.wording import block_names, decimals, join, printable
 
@@ -52,6 +54,7 @@ def sentences(change: dict[str, Any], before: Before, after: State) -> list[str]
     if after.phase == "schedule":
         start = [
             *arrivals(change, after),
+            *travels(after),
             *hits(before, after),
             *returns(before, after),
             *slides(before.all_tables, after.texts, block_names),
@@ -102,10 +105,7 @@ def hits(before: Before, after: State) -> list[str]:
         text = after.texts[label]
         if start and before.status.get(label, "waiting") == "waiting" and not before.tables.get(label):
             found = [block for table in text.tables for block in held(table[: start // after.block_size])]
-            told.append(
-                f"{label} finds its first {count(start, 'token')} in the prefix cache: {block_names(found)} "
-                f"{'is' if len(found) == 1 else 'are'} reused."
-            )
+            told.append(parts.found(label, start, found, after.block_size))
     return told
 
 
@@ -154,6 +154,9 @@ def copies(after: State) -> list[str]:
             told.append(f"{block_names(here).capitalize()} {'is' if len(here) == 1 else 'are'} {verb}.")
     for source, to in _copied(after).items():
         writers = [text.label for text in after.texts.values() if not {*to}.isdisjoint(text.held_blocks)]
+        if source in after.cached and writers:
+            told.append(parts.copied(source, to, writers))
+            continue
         who = f"{join(writers)} {'writes' if len(writers) == 1 else 'write'}" if writers else "Somebody writes"
         told.append(f"{who} into block {source}, which is shared: it is copied to {block_names(to)} first.")
     return told
@@ -225,11 +228,7 @@ def choices(after: State) -> list[str]:
 
 
 def publications(before: Before, after: State) -> list[str]:
-    new = sorted(after.cached - before.cached)
-    if not new:
-        return []
-    full = "is full: others can find it" if len(new) == 1 else "are full: others can find them"
-    return [f"{block_names(new).capitalize()} {full}."]
+    return parts.can_be_found(sorted(after.cached - before.cached), after.texts, after.block_size)
 
 
 def allocations(before: Before, after: State) -> list[str]:

@@ -32,9 +32,9 @@ def what_is_ahead(after: State) -> list[str]:
         told.append(f"{who}, and {free}: {join(ahead.gives_way)}, last in line, has to give way.")
     for label, blocks in ahead.finds:
         num_tokens = "" if after.windows else f"{len(blocks) * after.block_size} "
+        where = "the tier below" if set(blocks) & set(after.tier.get("loaded", ())) else block_names(blocks)
         told.append(
-            f"{label} begins with the same {num_tokens}tokens as a text before it: their K and V "
-            f"are in {block_names(blocks)}."
+            f"{label} begins with the same {num_tokens}tokens as a text before it: their K and V are in {where}."
         )
     if ahead.returns:
         swapped = {block for label in ahead.returns for block in after.texts[label].swap_blocks}

@@ -23,10 +23,12 @@ from minipage.engine.speculation import DraftedChunk
 from minipage.scheduling import GroupStatus, Sequence, SequenceGroup, StepPlan
 from minipage.trace.recording.differences import joined, list_difference
 from minipage.trace.recording.frames import label_of
+from minipage.trace.recording.meanwhile import few_collections, replaced
 from minipage.trace.recording.replay import Change
 from minipage.trace.recording.routine_lines import RoutineLines
 from minipage.trace.recording.source_lines import SourceLines
-from minipage.trace.recording.trace import Trace, few_collections
+from minipage.trace.recording.tiers import TierWatch
+from minipage.trace.recording.trace import Trace
 from minipage.trace.recording.vocabulary import token_bytes
 from minipage.trace.recording.windows import first_blocks, held, tables_of, windows_of
 
@@ -54,19 +56,6 @@ def observed(llm: Engine, title: str = "", with_code: bool = True) -> Iterator[R
         for owner, name, method in recorder.replacements():
             stack.enter_context(replaced(owner, name, method))
         yield recorder
-
-
-@contextmanager
-def replaced(owner: object, name: str, method: Callable[..., Any]) -> Iterator[None]:
-    """Let one instance have another method for a while: instance attributes hide the methods of the class."""
-    own = vars(owner)
-    before = {name: own[name]} if name in own else {}
-    own[name] = method
-    try:
-        yield
-    finally:
-        del own[name]
-        own.update(before)
 
 
 class _Seen:
@@ -102,6 +91,7 @@ class Recorder:
         self._step = 0
         self._sources = SourceLines()
         self._routine = RoutineLines(self._sources, llm)
+        self._tier = TierWatch(llm)
         header = {
             "title": title,
             "block_size": self.pool.block_size,
@@ -121,7 +111,7 @@ class Recorder:
         self._phases = {name: getattr(self.llm, name) for _, name, _ in phases}
         operations = {"allocate": "take", "allocate_many": "take", "free": "free", "share": "share", "revive": "revive"}
         pool = [(self.pool, name, self._watched(getattr(self.pool, name), op)) for name, op in operations.items()]
-        watched: list[tuple[object, str, Callable[..., Any]]] = [*phases, *pool]
+        watched: list[tuple[object, str, Callable[..., Any]]] = [*phases, *pool, *self._tier.replacements()]
         self._recompute_all = getattr(self.llm.scheduler, "recompute_all", None)
         if self._recompute_all:  # a learner's scheduler may not have it yet
             watched.append((self.llm.scheduler, "recompute_all", self._on_failure))
@@ -145,11 +135,13 @@ class Recorder:
         tables = {seq: seen.blocks for seq, seen in self._live.items()}
         self._sources.take()
         plan: StepPlan = self._phases["schedule"]()
+        tier = self._tier.take()
         if ahead := self._ahead(plan, status, tables):
-            self.trace.changes.append(change | begin | {"phase": "before"} | ahead)
+            self.trace.changes.append(change | begin | {"phase": "before"} | ahead | tier)
             change = {"step": self._step, "phase": "schedule"} | self._look(new=[])
         else:
             change |= joined(begin, self._look(new=[]))
+        change |= tier
         if code := self._sources.take():
             change["code"] = code
         change["chunks"] = [[self._labels[c.seq], c.start, c.num_tokens] for c in plan.chunks]
@@ -197,7 +189,7 @@ class Recorder:
         finds = [
             [names[chunk.seq], *first_blocks(chunk.seq.block_table, chunk.start // size)]
             for chunk in plan.chunks
-            if chunk.start and status[chunk.seq] == "waiting" and not tables[chunk.seq]
+            if chunk.start >= size and status[chunk.seq] == "waiting" and not tables[chunk.seq]
         ]
         returns = [names[seq] for seq, was in status.items() if was == "swapped" and seq.block_table.pool is self.pool]
         gives_way = [[names[seq] for seq in group.sequences] for group in plan.preempted]

@@ -183,23 +183,6 @@ def no_collections() -> Iterator[None]:
             gc.enable()
 
 
-@contextmanager
-def few_collections() -> Iterator[None]:
-    """Let the garbage collector leave alone what is there already.
-
-    A trace is many small objects. They make the collector run, and it looks at every object there is, including the
-    libraries' hundred thousand. That took more time than the recording itself.
-    """
-    if gc.get_freeze_count():  # somebody has done it before us, and may want it to stay
-        yield
-        return
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
 def word_to_json(word: bytes) -> str | list[int]:
     """Text where it is text: a token may end in the middle of a character, and then it is a list of bytes."""
     try:

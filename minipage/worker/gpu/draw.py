@@ -48,10 +48,10 @@ def draw_on_device(logits: torch.Tensor, draws: Sequence[tuple[int, Draw]]) -> t
         places = upload(rows, logits.device)  # [num_draws]
         highest, tokens = highest[places], tokens[places]  # [num_draws] each
     is_number = highest.abs() < math.inf  # [num_draws]; False for NaN, too
-    drawn = [i for i, (_, draw) in enumerate(draws) if draw.params.temperature > 0]
-    filtered = [i for i in drawn if draws[i][1].params.top_k > 0 or draws[i][1].params.top_p < 1]
-    put(tokens, sorted({*drawn} - {*filtered}), draw_from_all, logits, draws)
-    put(tokens, filtered, draw_from_likeliest, logits, draws)
+    if drawn := [i for i, (_, draw) in enumerate(draws) if draw.params.temperature > 0]:
+        filtered = [i for i in drawn if draws[i][1].params.top_k > 0 or draws[i][1].params.top_p < 1]
+        put(tokens, sorted({*drawn} - {*filtered}), draw_from_all, logits, draws)
+        put(tokens, filtered, draw_from_likeliest, logits, draws)
     return tokens.where(is_number, NO_TOKEN)  # [num_draws]
 
 

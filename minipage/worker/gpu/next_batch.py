@@ -39,7 +39,7 @@ class Batches:
         """The same as make_batch(chunks, part)."""
         seqs = tuple([chunk.seq for chunk in chunks])
         positions = np.array([chunk.start for chunk in chunks])  # [num_seqs]
-        continues = seqs == self._seqs and all(chunk.num_tokens == 1 for chunk in chunks)
+        continues = seqs == self._seqs and sum([chunk.num_tokens for chunk in chunks]) == len(seqs)
         if continues and np.array_equal(positions, self._last.context_lens):
             self._last = self._next(positions)
         else:
@@ -55,9 +55,9 @@ class Batches:
     def _next(self, positions: Integers) -> Batch:
         """The batch of the same sequences at these positions [num_seqs]."""
         tables = self._last.block_tables  # [num_seqs, max_blocks]
-        for row, seq in enumerate(self._seqs):
+        for row, (seq, known) in enumerate(zip(self._seqs, self._tables)):
             blocks = seq.block_table.blocks
-            if blocks != self._tables[row]:
+            if blocks != known:
                 self._tables[row] = blocks.copy()
                 if len(blocks) > tables.shape[1]:
                     tables = np.pad(tables, ((0, 0), (0, len(blocks) - tables.shape[1])))  # [num_seqs, len(blocks)]

@@ -44,3 +44,32 @@ def littles_law(before, after, seconds):
     name = "vllm:e2e_request_latency_seconds"
     number, time = (after[name + end] - before[name + end] for end in ("_count", "_sum"))
     return [number / seconds, time / number if number else 0, time / seconds]
+
+
+class Router:
+    """Each server's blocks in a dictionary by hash; a prompt is followed by looking through them."""
+
+    def __init__(self, block_size, most_ahead):
+        self.size, self.most_ahead = block_size, most_ahead
+        self.blocks = {}
+
+    def stored(self, server, block_hash, parent, token_ids):
+        self.blocks.setdefault(server, {})[block_hash] = (parent, [*token_ids])
+
+    def removed(self, server, block_hash):
+        del self.blocks[server][block_hash]
+
+    def known(self, server, tokens, parent=None):
+        for block_hash, block in self.blocks.get(server, {}).items():
+            if block == (parent, tokens[: self.size]):
+                return 1 + self.known(server, tokens[self.size :], block_hash)
+        return 0
+
+    def choose(self, token_ids, loads):
+        least = min(loads.values())
+        rows = [
+            (-self.known(server, token_ids), load, server)
+            for server, load in loads.items()
+            if load - least <= self.most_ahead
+        ]
+        return min(rows)[2]

@@ -52,3 +52,41 @@ def littles_law(before, after, seconds):
     if ended == 0:
         return (0, 0, 0)
     return (ended / seconds, together / ended, together / seconds)
+
+
+class Router:
+    """Whole prefixes: what lies before a block is looked up when a prompt comes, from its end to its beginning."""
+
+    def __init__(self, block_size, most_ahead):
+        self.block_size = block_size
+        self.most_ahead = most_ahead
+        self.blocks = {}
+
+    def stored(self, server, block_hash, parent, token_ids):
+        self.blocks[server, block_hash] = parent, tuple(token_ids)
+
+    def removed(self, server, block_hash):
+        self.blocks.pop((server, block_hash))
+
+    def text(self, server, block_hash):
+        if block_hash is None:
+            return ()
+        if (server, block_hash) not in self.blocks:
+            return None
+        parent, tokens = self.blocks[server, block_hash]
+        before = self.text(server, parent)
+        return None if before is None else before + tokens
+
+    def choose(self, token_ids, loads):
+        length = dict.fromkeys(loads, 0)
+        for server, block_hash in self.blocks:
+            text = self.text(server, block_hash)
+            if server in loads and text is not None and tuple(token_ids[: len(text)]) == text:
+                length[server] = max(length[server], len(text))
+        best = None
+        for server in sorted(loads, reverse=True):
+            if loads[server] > min(loads.values()) + self.most_ahead:
+                continue
+            if best is None or (length[server], -loads[server]) >= (length[best], -loads[best]):
+                best = server
+        return best
