@@ -164,7 +164,10 @@ def take_over(llm: Engine, handover: Handover) -> int:
     check(llm)
     cache = llm.scheduler.prefix_cache
     if not isinstance(cache, PrefixCache):
-        raise ConfigurationError("what is handed over is found by the prefix cache: set enable_prefix_caching.")
+        raise ConfigurationError(
+            "what is handed over is found by minipage's own prefix cache: set enable_prefix_caching, and hand in no "
+            "scheduler with another."
+        )
     if sizes(llm) != handover.sizes:
         raise ConfigurationError(f"this engine has {sizes(llm)}, but what is handed over has {handover.sizes}.")
     with llm._changes.lock:

@@ -16,11 +16,12 @@ from hypothesis.stateful import invariant, rule
 from hypothesis.stateful import run_state_machine_as_test as run
 
 from minipage import LLM, SamplingParams
-from minipage.engine.kv_events import AllBlocksCleared, Announced, BlockRemoved, KVEvents, KVMirror
+from minipage.engine.kv_events import AllBlocksCleared, Announced, BlockRemoved, KVEvents, KVMirror, announce
 from minipage.errors import ConfigurationError
-from minipage.memory import PrefixCache
+from minipage.memory import BlockPool, PrefixCache
 from minipage.memory.kv_groups import EVERYTHING
 from minipage.promises.prefix_machine import PrefixMachine
+from minipage.scheduling import Scheduler
 
 ENABLED = {"enable_kv_cache_events": True}
 
@@ -128,7 +129,7 @@ def watched(folder):
 
 
 def test_the_mirror_of_an_engine_that_swaps_aborts_and_fails_is_its_prefix_cache(tiny):
-    run(watched(tiny), settings=programs(3, num_steps=12))
+    run(watched(tiny), settings=programs(3, num_steps=10))
 
 
 @pytest.fixture
@@ -166,6 +167,20 @@ def test_evicted_blocks_are_removed_and_a_reset_clears(llm):
     assert removed == {block_hash for event in first[1:] for block_hash in event.block_hashes}
     llm.reset_prefix_cache()
     assert subscriber.take().events == [AllBlocksCleared()]
+
+
+def test_what_began_before_a_reset_is_not_told_as_a_beginning(llm):
+    """It follows the old root hash, under which nobody finds it."""
+    llm.add_request([1, 2, 3], SamplingParams(max_tokens=4, ignore_eos=True))
+    llm.step()
+    llm.reset_prefix_cache()
+    subscriber = llm.kv_events.subscribe()
+    subscriber.take()
+    while llm.has_unfinished_requests():
+        llm.step()
+    [stored] = subscriber.take().events
+    assert stored.parent_block_hash is not None
+    assert llm.scheduler.prefix_cache.find([*stored.token_ids, 9]).blocks == []
 
 
 def test_a_salt_is_said_where_a_text_begins(llm):
@@ -242,12 +257,13 @@ def test_a_batch_in_json(llm):
         ("yes", "kv_events_config is 'yes'; give {\"enable_kv_cache_events\": True}"),
     ],
 )
-def test_wrong_options_are_told_in_a_sentence(tiny, config, words):
+def test_wrong_options_are_told_in_a_sentence(config, words):
+    scheduler = Scheduler(pool := BlockPool(4), prefix_cache=PrefixCache(pool))
     with pytest.raises(ConfigurationError, match=words):
-        LLM(tiny, enable_prefix_caching=True, kv_events_config=config)
+        announce(scheduler, config)
 
 
-def test_without_a_prefix_cache_there_are_no_events(tiny):
+def test_without_a_prefix_cache_there_are_no_events():
     with pytest.raises(ConfigurationError, match="set enable_prefix_caching as well"):
-        LLM(tiny, kv_events_config=ENABLED)
-    assert LLM(tiny, kv_events_config={}).kv_events is None
+        announce(Scheduler(BlockPool(4)), ENABLED)
+    assert announce(Scheduler(BlockPool(4)), {}) is None

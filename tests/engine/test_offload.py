@@ -370,7 +370,7 @@ def test_a_slot_that_is_half_written_is_a_miss(tiny, prompts, plain, tmp_path):
         ({"kv_offloading_size": True}, "kv_offloading_size is True"),
         ({"kv_offloading_size": float("nan")}, "kv_offloading_size is nan"),
         ({"kv_offloading_size": 1e-7}, "too small for two blocks"),
-        ({"kv_offloading_size": 1, "enable_prefix_caching": False}, "set enable_prefix_caching as well"),
+        ({"kv_offloading_size": 1, "enable_prefix_caching": False}, "set enable_prefix_caching"),
         ({"kv_offloading_path": "kv"}, "kv_offloading_path has no effect without kv_offloading_size"),
         ({"kv_offloading_size": 1e-3, "kv_offloading_path": "/there/is/no/kv"}, "there can be no file of 0.001 GiB"),
         ({"kv_offloading_size": 1e-3, "kv_offloading_path": "/"}, "there can be no file of 0.001 GiB"),
@@ -379,3 +379,24 @@ def test_a_slot_that_is_half_written_is_a_miss(tiny, prompts, plain, tmp_path):
 def test_a_tier_that_cannot_be_is_refused(tiny, options, message):
     with pytest.raises(ConfigurationError, match=message):
         LLM(tiny, **TIGHT | options)
+
+
+def test_a_router_is_told_what_comes_back(tiny, prompts):
+    """KV events say what is in the pool: a block that comes back is stored there anew."""
+    llm = LLM(tiny, **SMALL, kv_events_config={"enable_kv_cache_events": True})
+    said(llm, prompts * 2)
+    assert hits(llm) > 0
+    assert llm.kv_events.mirror.blocks.keys() == llm.scheduler.prefix_cache._block_of.keys()
+
+
+def test_the_server_reports_the_numbers_of_both_memories(tiny, prompts):
+    pytest.importorskip("prometheus_client")
+    from prometheus_client import generate_latest
+
+    from minipage.serve.metrics import make_registry
+
+    llm = LLM(tiny, **SMALL)
+    said(llm, prompts * 2)
+    text = generate_latest(make_registry(llm.stats, "tiny")).decode()
+    assert f'vllm:external_prefix_cache_hits_total{{engine="0",model_name="tiny"}} {hits(llm):.1f}' in text
+    assert "vllm:external_prefix_cache_queries_total" in text

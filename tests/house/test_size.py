@@ -103,3 +103,12 @@ def test_windows_take_at_most_200_lines_in_files_of_their_own_partial_hits_100_a
     assert count(PARTIAL_HITS) < 100
     assert count(EVICTION) <= 60
     assert 100 < count(WINDOWS) <= 200
+
+
+def test_a_tier_takes_at_most_100_lines_and_its_memory_a_few_more():
+    assert count("memory/offload.py") <= 100
+    assert count("memory/offload.py worker/offload.py") <= 200
+
+
+def test_overlap_takes_less_than_140_lines():
+    assert count("engine/overlap.py") < 140

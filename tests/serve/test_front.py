@@ -172,6 +172,18 @@ def test_a_replica_lost_before_it_answers_costs_no_request(engines, folder):
         run(scenario())
 
 
+def test_a_replica_whose_engine_has_stopped_costs_no_request_either(engines, folder):
+    async def scenario():
+        stopped = AsyncLLM(engines[0].engine)
+        async with served([stopped, engines[1]], folder) as (client, here, front):
+            await asyncio.to_thread(stopped.shutdown)
+            for token in range(1, 4):
+                await ask(client, [token] * 9)
+            assert here.taken.count("A") == 1 and [*front.names] == ["B"]
+
+    run(scenario())
+
+
 def when_none_is_left(answer):
     async def checked(self, scope, body, replica):
         if not self.replicas:

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import os
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -94,7 +94,6 @@ class Deployment:
     autoscaling_config: Mapping[str, Any] | None = None  # of Ray; in place of a fixed number
     num_threads: int | None = None  # of each, on a CPU; None: the cores are divided
     num_gpus: int = 0  # of each
-    environment: dict[str, str] = field(default_factory=dict)
 
     @property
     def most_replicas(self) -> int:
@@ -104,7 +103,6 @@ class Deployment:
         """Of Ray's deployment."""
         threads = str(self.num_threads or max(1, (os.cpu_count() or 1) // self.num_replicas))
         names = "NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
-        variables = dict.fromkeys(names, threads) | self.environment
         how_many: dict[str, Any] = {"num_replicas": self.num_replicas}
         if self.autoscaling_config is not None:
             how_many = {"autoscaling_config": self.read_autoscaling()}
@@ -116,7 +114,7 @@ class Deployment:
             "request_router_config": RequestRouterConfig(request_router_class=NamedReplica),
             "logging_config": LoggingConfig(log_level="WARNING", enable_access_log=False),
             "ray_actor_options": {
-                "num_cpus": 1, "num_gpus": self.num_gpus, "runtime_env": {"env_vars": variables},
+                "num_cpus": 1, "num_gpus": self.num_gpus, "runtime_env": {"env_vars": dict.fromkeys(names, threads)},
             },
         }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""While something is recorded: single instances have other methods, and the garbage collector has less to do."""
+"""While something is recorded or read: instances have other methods, and the garbage collector has less to do."""
 
 from __future__ import annotations
 
@@ -23,6 +23,18 @@ def few_collections() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
+
+
+@contextmanager
+def no_collections() -> Iterator[None]:
+    """No garbage collection: many small objects are made and none is garbage; looking takes longer than making them."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 @contextmanager

@@ -84,7 +84,6 @@ class State:
         self.phase = PHASES[0]
         self.chunks: list[tuple[str, int, int]] = []
         self.drafts: dict[str, list[int]] = {}
-        self.tier: dict[str, list[int]] = {}
         self.moves: dict[str, list[BlockCopy]] = {}
         self.preempted: list[list[str]] = []
         self.chosen: list[tuple[str, int]] = []
@@ -178,7 +177,6 @@ class State:
             if name in change:
                 self.moves[name] = [BlockCopy(*pair) for pair in change[name]]
         self.drafts = change.get("drafts", self.drafts)
-        self.tier = change.get("tier", {})
         self.preempted = change.get("preempted", self.preempted)
         self.chosen = [tuple(token) for token in change["chosen"]] if "chosen" in change else self.chosen
         self.prefix = tuple(change.get("prefix", self.prefix))
