@@ -1,11 +1,13 @@
 """Lesson 16: steps ahead. Replace each `raise NotImplementedError(...)` by code of yours.
 
 Speculative decoding in three parts: somebody guesses how a text goes on, one step says what is right of it, and the
-slots of the rest go back. Tokens are whole numbers. What is handed in belongs to somebody else and stays as it is,
-except the table of 16.3, which is what changes.
+slots of the rest go back. And overlap: a step is launched before the last one's token is known. Tokens are whole
+numbers. What is handed in belongs to somebody else and stays as it is, except the table of 16.3, which is what changes.
 """
 
 from __future__ import annotations
+
+from typing import Protocol
 
 from minipage.errors import ConfigurationError  # noqa: F401 (you will raise it)
 from minipage.memory import BlockTable
@@ -71,4 +73,43 @@ def truncate(table: BlockTable, num_tokens: int) -> None:
     """
     raise NotImplementedError(
         "Exercise 16.3: check, count, give blocks back from the end, forget hashes"
+    )
+
+
+class Device(Protocol):
+    """Computes steps in the order in which they were launched. The host need not wait for one to launch the next."""
+
+    def launch(self, position: int, token: int) -> int:
+        """Start a step that computes this token at this position, and draws the next one; returns the step's number.
+
+        ~number in place of a token is a placeholder: the device puts there what it draws in the step of that number.
+        """
+
+    def wait(self, step: int) -> int:
+        """Wait until a step is done; returns the token that it has drawn."""
+
+
+def generate_ahead(
+    device: Device, prompt: list[int], max_tokens: int, stop_token: int
+) -> list[int]:
+    """Exercise 16.4: keep the device busy.
+
+    Generate one text: it ends with `stop_token`, which belongs to it, or when it has `max_tokens` tokens. All of the
+    prompt but its last token is computed already, so the first step computes that one, at position len(prompt) - 1.
+
+    The device should never have to wait for the host: before you wait for a step, launch the one after it, with a
+    placeholder for the token that you do not know yet. There is none after it if the text ends by its length: you know
+    that before. That it ends with the stop token you see too late, when the next step is launched already. Its token is
+    surplus: nobody waits for it, and the text does not get it.
+
+    Args:
+        prompt: at least one token.
+        max_tokens: at least 1.
+
+    The prompt [5, 6], and a device that draws 7, 8 and then 0, the stop token; max_tokens is 9:
+    launch(1, 6) is step 0, launch(2, ~0) is step 1, wait(0) is 7, launch(3, ~1) is step 2, wait(1) is 8,
+    launch(4, ~2) is step 3, wait(2) is 0. The text is [7, 8, 0], and step 3 is surplus.
+    """
+    raise NotImplementedError(
+        "Exercise 16.4: launch the first step; then again and again launch the next, and wait for the one before"
     )

@@ -21,25 +21,20 @@ calls this async scheduling.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 from minipage.engine.request import Choice, NextToken, Request
 from minipage.engine.sampled import SampledRequest
 from minipage.sampling import NO_TOKEN, Draw
 from minipage.scheduling import GroupStatus, Sequence, SequenceGroup, StepPlan
+from minipage.worker.in_turn import InTurn, Launch
 from minipage.worker.runner import ModelRunner
 
 if TYPE_CHECKING:
     from minipage.engine.engine import Engine
 
-Tokens: TypeAlias = list[int | None]  # one for each draw; None: the device alone could not tell
-# Start a step's copies, its chunks and its draws; what is returned waits for the tokens. In token_ids, ~i stands for
-# the i-th draw of the launch before.
-Launch: TypeAlias = Callable[[StepPlan, list[tuple[int, Draw]]], Callable[[], Tokens]]
 PHASES = {"schedule", "copy", "forward", "sample", "update"}
 
 
@@ -50,13 +45,12 @@ class Flying:
     plan: StepPlan
     asking: list[tuple[Request, Sequence, int]]  # who is given a token, in the order of the draws
     draws: list[tuple[int, Draw]]
-    wait: Callable[[], Tokens]
+    wait: Callable[[], list[int | None]]
 
     def is_repeated_by(self, plan: StepPlan) -> bool:
         """Whether a plan gives the same sequences a token, from logits in the same rows: nearly always."""
-        return [chunk.seq for chunk in plan.chunks] == [seq for _, seq, _ in self.asking] and (
-            self.asking[-1][2] == len(self.asking) - 1  # a row for each
-        )
+        seqs = [seq for _, seq, _ in self.asking]
+        return bool(seqs) and seqs == [chunk.seq for chunk in plan.chunks] and self.asking[-1][2] == len(seqs) - 1
 
 
 class Overlap:
@@ -65,9 +59,8 @@ class Overlap:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.num_surplus = 0  # tokens that were drawn for texts that had ended
-        runner = engine.runner
-        self._launch: Launch = getattr(runner, "launch", None) or InTurn(runner).launch
-        self._is_alone = hasattr(runner, "launch") or type(runner).forward is ModelRunner.forward  # and leads no ranks
+        self._launch: Launch = getattr(engine.runner, "launch", None) or InTurn(engine.runner).launch
+        self._leads_ranks = type(engine.runner).forward is not ModelRunner.forward
         self._flying: Flying | None = None
         self._at_their_end: list[SequenceGroup] = []  # those that get no further chunk, while the next step is planned
         self._known: set[Request] = set()
@@ -84,19 +77,20 @@ class Overlap:
                 return self._plain_step()
             self._flying = self._begin()
         following = self._begin() if overlaps else None
-        if self._flying is not None:
-            self._end(self._flying)
-        self._flying = following if self.engine.requests else None  # what is left over for nobody
+        self._land()
+        if following and not self.engine.requests:  # it is for nobody
+            self.num_surplus += len(following.asking)
+            following = None
+        self._flying = following
 
     def land(self) -> None:
         """Bring what was launched to its end: who begins to watch then sees whole steps."""
+        self.engine._changes.make(self._land, self.mend)
 
-        def change() -> None:
-            if self._flying is not None:
-                self._end(self._flying)
-            self._flying = None
-
-        self.engine._changes.make(change, self.mend)
+    def _land(self) -> None:
+        if self._flying is not None:
+            self._end(self._flying)
+        self._flying = None
 
     def mend(self) -> None:
         """Something failed, somewhere: what was launched counts for nothing, and is computed again."""
@@ -130,18 +124,15 @@ class Overlap:
             elif token_id is None:
                 self._unsuited.add(request)
             elif token_id == NO_TOKEN:
-                request.choose_or_fail([Choice(seq, token_id, None)])  # which says why
-                tokens[request] = []
+                tokens[request] = request.choose_or_fail([Choice(seq, token_id, None)])  # nothing; and it knows why
             else:
                 tokens.setdefault(request, []).append(NextToken(seq, token_id, None))
         for request in self._unsuited & {request for request, *_ in step.asking} if self._unsuited else ():
             tokens.pop(request, None)
             self._compute_again(request.group)
-        if self.engine.scheduler.prefix_cache:
-            with self._tables_after(step.plan) as plan:
-                self.engine.update(plan, tokens)
-        else:
-            self.engine.update(step.plan, tokens)
+        publishes = self.engine.scheduler.prefix_cache is not None
+        with self._tables_after(step.plan) if publishes else nullcontext(step.plan) as plan:
+            self.engine.update(plan, tokens)
         if step.plan.chunks:
             self.engine._stats.count_step(step.plan)
 
@@ -182,7 +173,7 @@ class Overlap:
                     seq.token_ids.append(~number)
                     if len(seq.token_ids) >= group.max_num_tokens:  # this token is its last
                         self._at_their_end.append(group)
-                        vars(group)["next_chunks"] = nothing
+                        vars(group)["next_chunks"] = lambda budget: []
             yield
         finally:
             self._take_back()
@@ -200,7 +191,7 @@ class Overlap:
         self._unsuited &= requests
         self._unsuited |= {request for request in requests - self._known if not is_suited(request)}
         self._known = requests
-        return self._is_alone and not self._unsuited and not PHASES & vars(self.engine).keys()
+        return not self._leads_ranks and not self._unsuited and not PHASES & vars(self.engine).keys()
 
 
 def is_suited(request: Request) -> bool:
@@ -208,31 +199,3 @@ def is_suited(request: Request) -> bool:
     if not isinstance(request, SampledRequest) or request.looks_at_logits:
         return False
     return request.processors is None and request.params.prompt_logprobs is None
-
-
-def nothing(budget: int) -> list[Any]:
-    return []
-
-
-class InTurn:
-    """Launches steps on a runner that computes in the host's own thread: when their tokens are waited for."""
-
-    def __init__(self, runner: ModelRunner) -> None:
-        self.runner = runner
-        self._drawn = np.zeros(0, np.int64)  # [num_draws], by the step before
-
-    def launch(self, plan: StepPlan, draws: list[tuple[int, Draw]]) -> Callable[[], Tokens]:
-        batches = self.runner.batches(plan) if plan.chunks else []
-
-        def wait() -> Tokens:
-            self.runner.copy(plan)
-            if not batches:
-                return []
-            token_ids = batches[0].token_ids  # [T]
-            unknown = token_ids < 0  # [T]
-            token_ids[unknown] = np.maximum(self._drawn[~token_ids[unknown]], 0)  # where none was drawn, any will do
-            tokens = self.runner.sample(self.runner.compute(batches), draws)
-            self._drawn = np.array(tokens, np.int64)  # [num_draws]
-            return list(tokens)
-
-        return wait

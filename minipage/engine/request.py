@@ -129,7 +129,10 @@ class Request:
         return []
 
     def take(self, tokens: list[NextToken]) -> list[Sequence]:
-        """Let the sequences have their tokens; returns those that are done with their blocks."""
+        """Let the sequences have their tokens; returns those that are done with their blocks.
+
+        Of several tokens for one sequence, those behind its end are taken out of `tokens`.
+        """
         raise NotImplementedError
 
     def completions(self) -> list[CompletionOutput]:

@@ -71,7 +71,7 @@ class BlockTable:
         if num_tokens < 0:
             raise ConfigurationError(f"cannot append {num_tokens} tokens.")
         room = len(self.blocks) * self.pool.block_size - self.num_tokens
-        # Usually there is room in the last block, which nobody else holds.
+        # Usually there is room in the last block, which nobody else holds. (A table never has a spare block.)
         in_place = num_tokens == 0 or (num_tokens <= room and self.pool.ref_count(self.blocks[-1]) == 1)
         copies = [] if in_place else self._take_blocks(num_tokens)
         self.num_tokens += num_tokens

@@ -10,6 +10,7 @@ a device's memory
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ import numpy as np
 from minipage.attention.cache_size import read_bytes
 from minipage.attention.quantize import kv_dtype
 from minipage.errors import ConfigurationError, require_positive, shown
-from minipage.memory import blocks_needed
+from minipage.memory.kv_groups import EVERYTHING, KVGroups, blocks_held
 from minipage.model.architecture import Architecture
 from minipage.simulate.configs import find_architecture
 from minipage.simulate.cost import CostModel, Sizes
@@ -79,6 +80,16 @@ class Deployment:
         return find_architecture(self.model)
 
     @property
+    def groups(self) -> KVGroups:
+        """Which layers share a block table: with windows there are several, and a block is of the layers of one."""
+        kv = self.architecture.kv
+        return KVGroups.of(kv.num_layers, kv.windows)
+
+    @property
+    def has_windows(self) -> bool:
+        return self.groups.windows != (EVERYTHING,)
+
+    @property
     def machine(self) -> Machine:
         machine = find_machine(self.gpu)
         if self.memory is None:
@@ -114,11 +125,22 @@ class Deployment:
             kv = float(read_bytes(self.kv_cache_memory, "kv_cache_memory"))
         return Budget(total, (1 - self.gpu_memory_utilization) * total, weights, step, other, kv)
 
+    @property
+    def block_bytes(self) -> int:
+        """Of K and V in a block, on each device."""
+        layers = self.groups.num_layers
+        return self.cost.kv_bytes_per_token * self.block_size * layers // self.architecture.kv.num_layers
+
+    def blocks_of(self, num_tokens: int) -> int:
+        """The most blocks that a text of this length holds: in layers with a window, those that the window reaches."""
+        at_once = self.max_num_batched_tokens
+        return sum(blocks_held(num_tokens, window, self.block_size, at_once) for window in self.groups.windows)
+
     def blocks(self) -> int:
         """How many blocks the KV cache has. Raises ConfigurationError if there is not one."""
         if self.num_blocks is not None:
             return self.num_blocks
-        budget, block = self.budget(), self.cost.kv_bytes_per_token * self.block_size
+        budget, block = self.budget(), self.block_bytes
         if budget.kv < block:
             raise ConfigurationError(
                 f"{self.model} leaves no room for K and V: of {budget.total / GiB:.1f} GiB, weights take "
@@ -130,7 +152,7 @@ class Deployment:
 
     def concurrency(self) -> float:
         """How many requests of max_model_len fit at once, by the rule of vLLM's log."""
-        return self.blocks() / blocks_needed(self.longest, self.block_size)
+        return self.blocks() / self.blocks_of(self.longest)
 
     def concurrency_line(self) -> str:
         """As vLLM says it when it starts."""
@@ -138,9 +160,10 @@ class Deployment:
 
     def refusal(self) -> str | None:
         """What vLLM would say instead of starting, if not even one such request fits."""
-        tokens = self.blocks() * self.block_size
-        if self.longest <= tokens:
+        blocks = self.blocks()
+        if self.blocks_of(self.longest) <= blocks:
             return None
+        tokens = bisect_right(range(self.longest), blocks, key=self.blocks_of) - 1
         return (
             f"The model's max seq len ({self.longest:,}) is larger than the maximum number of tokens that can be "
             f"stored in KV cache ({tokens:,}). Set max_model_len to {tokens:,} or less, or make room for more blocks."

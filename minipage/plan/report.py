@@ -23,10 +23,11 @@ def numbers(deployment: Deployment, forecast: Forecast | None) -> dict[str, Any]
         "weight_bytes": round(cost.weights_on_device),
         "kv_bytes_per_token": cost.kv_bytes_per_token,
         "kv_bytes_per_token_all_devices": cost.kv_bytes_per_token * deployment.tensor_parallel_size,
-        "kv_bytes_per_block": cost.kv_bytes_per_token * deployment.block_size,
+        "kv_bytes_per_block": deployment.block_bytes,
         "budget": {name: round(value) for name, value in budget._asdict().items()},
         "num_blocks": blocks,
-        "num_tokens": blocks * deployment.block_size,
+        "num_tokens": blocks * deployment.block_size // len(deployment.groups.windows),
+        "blocks_of_max_model_len": deployment.blocks_of(deployment.longest),
         "max_model_len": deployment.longest,
         "maximum_concurrency": deployment.concurrency(),
         "refusal": deployment.refusal(),
@@ -54,8 +55,9 @@ def rows(deployment: Deployment, forecast: Forecast | None) -> list[tuple[str, s
         (f"weights{each}", gib(budget.weights)),
         (f"a step, and other things{each}", f"{gib(budget.step)}, {gib(budget.other)} (estimated)"),
         (f"K and V of a token{each}", f"{cost.kv_bytes_per_token:,} bytes"),
-        (f"left for K and V{each}", gib(blocks * deployment.block_size * cost.kv_bytes_per_token)),
+        (f"left for K and V{each}", gib(blocks * deployment.block_bytes)),
         ("blocks", f"{blocks:,} of {deployment.block_size} tokens: {blocks * deployment.block_size:,} tokens"),
+        *window_rows(deployment),
         ("as vLLM says it", deployment.concurrency_line()),
     ]
     if forecast is None:
@@ -73,6 +75,17 @@ def rows(deployment: Deployment, forecast: Forecast | None) -> list[tuple[str, s
         ("  first token, median and 99 %", times(report.time_to_first_token)),
         ("  between tokens, mean", f"{1e3 * report.time_per_output_token.mean:.1f} ms"),
         ("  a request, mean", f"{report.latency.mean:.2f} s"),
+    ]
+
+
+def window_rows(deployment: Deployment) -> list[tuple[str, str]]:
+    """Where layers see a window only: a block is of the layers of one group, and a long text holds few of some."""
+    if not deployment.has_windows:
+        return []
+    groups, longest = deployment.groups, deployment.longest
+    return [
+        ("groups of layers, each with blocks of its own", f"{len(groups.windows)} of {groups.num_layers} layers"),
+        (f"a text of {longest:,} tokens holds, at most", f"{deployment.blocks_of(longest):,} blocks"),
     ]
 
 

@@ -1,4 +1,4 @@
-"""The sequences of one request, which are scheduled, preempted and resumed together.
+"""The sequences of one request: scheduled, preempted and resumed together. Which of their tokens are computed next.
 
 A request may ask for several texts (samples, or beams). They begin alike, so the first sequence computes what they have
 in common, and then the others fork its block table:

@@ -1,4 +1,4 @@
-"""Who runs in the next step, for how many tokens, and who must give way.
+"""Plans a step: asks the policy who is first and who gives way, each group what it computes next, the pool for room.
 
 Continuous batching (Yu et al., Orca, OSDI 2022) decides anew at every step, so a request joins as soon as there is room
 and leaves as soon as it is done. A step may compute `max_num_batched_tokens` tokens:

@@ -169,6 +169,20 @@ def test_evicted_blocks_are_removed_and_a_reset_clears(llm):
     assert subscriber.take().events == [AllBlocksCleared()]
 
 
+def test_what_began_before_a_reset_is_not_told_as_a_beginning(llm):
+    """It follows the old root hash, under which nobody finds it."""
+    llm.add_request([1, 2, 3], SamplingParams(max_tokens=4, ignore_eos=True))
+    llm.step()
+    llm.reset_prefix_cache()
+    subscriber = llm.kv_events.subscribe()
+    subscriber.take()
+    while llm.has_unfinished_requests():
+        llm.step()
+    [stored] = subscriber.take().events
+    assert stored.parent_block_hash is not None
+    assert llm.scheduler.prefix_cache.find([*stored.token_ids, 9]).blocks == []
+
+
 def test_a_salt_is_said_where_a_text_begins(llm):
     subscriber = llm.kv_events.subscribe()
     subscriber.take()

@@ -108,3 +108,7 @@ def test_windows_take_at_most_200_lines_in_files_of_their_own_partial_hits_100_a
 def test_a_tier_takes_at_most_100_lines_and_its_memory_a_few_more():
     assert count("memory/offload.py") <= 100
     assert count("memory/offload.py worker/offload.py") <= 200
+
+
+def test_overlap_takes_less_than_140_lines():
+    assert count("engine/overlap.py") < 140

@@ -44,6 +44,43 @@ def test_blocks_are_those_that_this_engine_allocates(tmp_path, kv_cache_dtype, b
     assert plan.blocks() == llm.block_pool.num_blocks
 
 
+PATTERN = [*["sliding_attention"] * 3, "full_attention"] * 2
+
+
+@pytest.mark.parametrize("layer_types", [["sliding_attention"] * 8, PATTERN], ids=["all", "three of four"])
+def test_layers_with_a_window_hold_what_this_engine_lets_them_hold(tmp_path, layer_types):
+    """Blocks are of the layers of one group; a text holds of a window what it reaches, and what a step computes."""
+    from minipage.simulate.configs import CONFIGS
+
+    window = {"sliding_window": 64, "use_sliding_window": True, "layer_types": layer_types, "num_hidden_layers": 8}
+    config = CONFIGS["Qwen3-0.6B"] | window | {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 64}
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_attention_heads": 2, "num_key_value_heads": 1}))
+    llm = LLM(tmp_path, load_format="dummy", memory="16MiB", max_model_len=4096, max_num_batched_tokens=32)
+    options = {"kv_cache_memory": "16MiB", "max_model_len": 4096, "max_num_batched_tokens": 32}
+    plan = Deployment(str(tmp_path), dtype="float32", **options)
+    assert plan.has_windows and plan.blocks() == llm.block_pool.num_blocks
+    groups = len(plan.groups.windows)
+    reached = (64 - 1 + 32 + 14) // 16 + 1
+    full = 1 if "full_attention" in layer_types else 0
+    assert plan.blocks_of(4096) == full * 256 + (groups - full) * reached
+    assert plan.concurrency() == plan.blocks() / plan.blocks_of(4096)
+    tight = Deployment(str(tmp_path), num_blocks=plan.blocks_of(1600), max_model_len=4096, max_num_batched_tokens=32)
+    assert (tight.refusal() is None) == (full == 0)
+    assert full == 0 or "Set max_model_len to 1,600 or less" in tight.refusal()
+
+
+def test_a_window_is_said_and_not_simulated(tmp_path, capsys):
+    from minipage.simulate.configs import CONFIGS
+
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(CONFIGS["Mistral-7B"] | {"sliding_window": 4096}))
+    assert main(["plan", str(path), "--gpu", "H100", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["blocks_of_max_model_len"] == (4096 - 1 + 2048 + 14) // 16 + 1 and "capacity" not in found
+    assert main(["plan", str(path), "--rate", "3"]) == 2
+    assert "not simulated" in capsys.readouterr().err
+
+
 LOGGED = [  # model, blocks, max_model_len, "Maximum concurrency": as people have reported them
     ("Llama-3.1-8B", 127_626, 2048, 997.08),  # github.com/vllm-project/vllm/pull/13596
     ("Llama-3.1-70B", 1381, 2048, 10.79),  # github.com/vllm-project/vllm/pull/12569

@@ -124,7 +124,10 @@ def test_every_slot_is_in_one_segment_or_free(frames, own):
             assert tuple(slots.values()) == memory.usage[:3] and sum(slots.values()) + memory.usage.external == 3920
 
 
-@pytest.mark.parametrize(("width", "height"), [(80, 24), (160, 48), (40, 16), (60, 20)])
+SIZES = [(80, 24), *(pytest.param(*size, marks=pytest.mark.slow) for size in ((160, 48), (40, 16), (60, 20)))]
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
 def test_the_terminal_shows_every_memory(frames, width, height):
     for frame in frames[::5] if (width, height) == (80, 24) else frames[::12]:
         lines = screen(frame, width, height)
@@ -145,7 +148,7 @@ def test_no_two_requests_look_alike_without_a_word(frames):
     """Behind Z come small letters, and behind those a sign that many share: the picture says both."""
     labels = [label_of(i) for i in range(52)]
     assert len({letter_of(label) for label in labels}) == 52
-    for frame in frames[::5]:
+    for frame in frames[::9]:
         lines = screen(frame)
         names = {len(seq.label) > 1 for seq in frame.all_sequences}
         assert (", a: AA" in lines[1]) == (True in names), lines[1]
@@ -154,7 +157,7 @@ def test_no_two_requests_look_alike_without_a_word(frames):
 
 
 def test_texts_without_room_are_counted(frames):
-    for frame in frames[::5]:
+    for frame in frames[::9]:
         lines = screen(frame)
         first = next(i for i, line in enumerate(lines) if line.startswith("in blocks")) + 3
         last = next(i for i, line in enumerate(lines) if line.startswith("── what happened"))

@@ -54,8 +54,10 @@ def trace(folder):
     return watched(folder, num_blocks=60, enable_prefix_caching=True)[0]
 
 
-@pytest.mark.parametrize("num_blocks", [60, 35])
-@pytest.mark.parametrize("preemption", ["recompute", "swap"])
+@pytest.mark.parametrize(
+    ("num_blocks", "preemption"),
+    [(35, "recompute"), (35, "swap"), pytest.param(60, "recompute", marks=pytest.mark.slow)],
+)
 def test_frames_hold_the_table_of_each_group(folder, num_blocks, preemption):
     trace, seen = watched(folder, num_blocks=num_blocks, preemption=preemption)
     assert len(trace[0].windows) > 1 and 0 in trace[0].windows and max(trace[0].windows) > 0
@@ -97,7 +99,7 @@ def names_of(frame):
     return [f"last {window} tokens" if window else "all tokens" for window in frame.windows]
 
 
-@pytest.mark.parametrize(("width", "height"), [(100, 48), (160, 60)])
+@pytest.mark.parametrize(("width", "height"), [(100, 48), pytest.param(160, 60, marks=pytest.mark.slow)])
 def test_the_terminal_shows_each_table_below_its_name(trace, width, height):
     for frame in filter(is_stop, trace):
         lines = section(screen(frame, width, height), "requests")

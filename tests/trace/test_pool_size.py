@@ -38,7 +38,7 @@ FEW, MANY = ((1, 5, 64), (None, 9999)), ((1, 2, 3, 4, 5, 8, 16, 64), (None, 1, 2
 
 
 @pytest.mark.parametrize("tried", [FEW, pytest.param(MANY, marks=pytest.mark.slow)], ids=["few", "many"])
-@pytest.mark.parametrize("texts", slow_but(TEXTS, "its own", "many"))
+@pytest.mark.parametrize("texts", slow_but(TEXTS, "many"))
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_a_pool_for_everything(name, texts, tried):
     """No request is refused, for many sizes: the engine's own check is asked."""

@@ -10,7 +10,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 from rich.console import Console
-from stories import frames_of, played
+from stories import frames_of, played, slow_but
 
 from minipage import LLM
 from minipage.cli import main
@@ -35,7 +35,10 @@ def test_every_turn_of_every_story_is_told(name):
     assert demo.llm.block_pool.num_free == demo.llm.block_pool.num_blocks
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("quantized", "fragmentation")])
+ALONE_AND_TOGETHER = [name for name in NAMES if name not in ("quantized", "fragmentation")]
+
+
+@pytest.mark.parametrize("name", slow_but(ALONE_AND_TOGETHER, "copy-on-write", "swap", "speculation"))
 def test_the_words_are_those_that_the_model_says_alone(name):
     """Of `quantized`, rounding may change words; `fragmentation` ends before its texts do, and has its own test."""
     demo, frames = played(name)
@@ -220,7 +223,7 @@ def test_every_option(options, capsys):
     run_with("preemption", options, capsys)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", slow_but(NAMES, "preemption", "prefix"))
 def test_options_together(name, capsys):
     sizes = ("--num-blocks", "--max-model-len") if name == "fragmentation" else ()
     left_out = ("--max-num-seqs", "--memory", "--max-tokens", *sizes)

@@ -62,7 +62,7 @@ def test_the_pool_shows_owner_and_fill(demo_frames):
 
 def test_the_large_pool_shows_the_words(demo_frames):
     """Six boxes of 26 columns in a row, each with its number, its words and the logical block that they are."""
-    for frame in demo_frames:
+    for frame in demo_frames[::4]:
         lines = section(screen(frame, 160, 48), "memory")
         homes = {block: (seq, i) for seq in frame.sequences for i, block in enumerate(seq.blocks)}
         for block in range(len(frame.blocks)):
@@ -338,7 +338,7 @@ def crowd():
     return trace[-1]
 
 
-@pytest.mark.parametrize(("width", "height"), [SIZES[0], SIZES[4]])
+@pytest.mark.parametrize(("width", "height"), [SIZES[0], pytest.param(*SIZES[4], marks=pytest.mark.slow)])
 def test_many_requests_and_a_large_pool_fit(crowd, width, height):
     lines = screen(crowd, width, height)
     assert len(lines) == height and max(map(cell_len, lines)) <= width

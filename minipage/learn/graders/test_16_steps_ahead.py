@@ -1,4 +1,5 @@
-"""Lesson 16: guesses against a search in plain words, verdicts against the rule itself, and tables that shrink."""
+"""Lesson 16: guesses against a search in plain words, verdicts against the rule itself, tables that shrink, and a
+device that notices when it is kept waiting."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -203,3 +204,90 @@ def test_16_3_a_rejected_draft_leaves_no_trace(impl):
     blocks, num_tokens, queue, *others = state(pool, table)
     why = "After all drafts were rejected, everything is as it was before they came (except the queue's order)."
     expect(STATE, (blocks, num_tokens, sorted(queue), *others), counts, why)
+
+
+class Watchful:
+    """A device that draws `said`, and then anything, and judges the order in which it is used."""
+
+    def __init__(self, diary, prompt, said, max_tokens, stop_token):
+        self.diary, self.prompt, self.said, self.max_tokens, self.stop_token = (
+            diary,
+            prompt,
+            said,
+            max_tokens,
+            stop_token,
+        )
+        self.num_launched, self.seen = 0, []
+
+    def launch(self, position, token):
+        number = self.num_launched
+        self.diary.note(f"launch({position}, {shown(token)}) is step {number}")
+        if self.stop_token in self.seen:
+            raise Wrong("The stop token was seen: from then on nothing more is launched.", "no launch", "a launch")
+        if number >= self.max_tokens:
+            why = f"The text may have {self.max_tokens} tokens, and that many are drawn already: you know that before."
+            raise Wrong(why, f"{self.max_tokens} launches at most", f"launch number {number + 1}")
+        if number and number - 1 < len(self.seen):
+            why = "Launch the next step before you wait for the one before: meanwhile the device had nothing to do."
+            raise Wrong(why, f"launch, then wait({number - 1})", f"wait({number - 1}), then launch")
+        due = len(self.prompt) - 1 + number
+        why = "The first step computes the prompt's last token, at len(prompt) - 1, and each next one a place further."
+        expect(f"the position of step {number}", position, due, why)
+        if number == 0:
+            expect("the token of step 0", token, self.prompt[-1], "It is the last one of the prompt.")
+        elif token != ~(number - 1):
+            why = f"What step {number - 1} draws is not known yet, so it is ~{number - 1}, which is {~(number - 1)}."
+            raise Wrong(why, ~(number - 1), token)
+        self.num_launched += 1
+        return number
+
+    def wait(self, step):
+        self.diary.note(f"wait({shown(step)})")
+        if step != len(self.seen):
+            why = "Each step is waited for once, in the order of their launches."
+            raise Wrong(why, f"wait({len(self.seen)})", f"wait({shown(step)})")
+        if step >= self.num_launched:
+            raise Wrong("Nobody has launched that step: this would wait for ever.", "launch first", f"wait({step})")
+        if self.stop_token in self.seen:
+            raise Wrong("What comes after the stop token is surplus: nobody waits for it.", "no wait", f"wait({step})")
+        if self.num_launched == step + 1 < self.max_tokens:
+            why = (
+                "Before you wait for a step, launch the one after it: otherwise the device has nothing to do meanwhile."
+            )
+            raise Wrong(why, f"a launch, then wait({step})", f"wait({step})")
+        self.seen.append(self.said[step] if step < len(self.said) else 1)
+        return self.seen[-1]
+
+
+def shown(token):
+    return f"~{~token}" if isinstance(token, int) and token < 0 else repr(token)
+
+
+def check_ahead(impl, prompt, said, max_tokens, stop_token):
+    impl.diary.begin()
+    impl.diary.note(f"the prompt is {prompt}, max_tokens {max_tokens}, the stop token {stop_token}")
+    device, lent = Watchful(impl.diary, prompt, said, max_tokens, stop_token), list(prompt)
+    got = impl.generate_ahead(device, lent, max_tokens, stop_token)
+    due = (said + [1] * max_tokens)[:max_tokens]
+    due = due[: due.index(stop_token) + 1] if stop_token in due else due
+    expect("the prompt afterwards", lent, prompt, LENT)
+    why = "The text ends with the stop token, which belongs to it, or with its last token that max_tokens permits."
+    if isinstance(got, list) and stop_token in got[:-1]:
+        why += " What was drawn after the stop token is surplus."
+    expect("the text", got, due, why)
+
+
+def test_16_4_the_example(impl):
+    check_ahead(impl, [5, 6], [7, 8, 0], 9, 0)
+
+
+@every(length=range(1, 4), max_tokens=range(1, 7), stop_at=range(8))
+def test_16_4_every_end(impl, length, max_tokens, stop_at):
+    """The stop token comes first, in the middle, last, and one token too late."""
+    check_ahead(impl, list(range(20, 20 + length)), [9] * stop_at + [3], max_tokens, 3)
+
+
+@QUICK
+@given(said=st.lists(st.integers(0, 4), max_size=12), max_tokens=st.integers(1, 10), stop_token=st.integers(0, 4))
+def test_16_4_texts(impl, said, max_tokens, stop_token):
+    check_ahead(impl, [4, 0, 2], said, max_tokens, stop_token)

@@ -1,7 +1,9 @@
-"""Lesson 16, solved. (minipage's own: `find` in engine/drafts.py, `num_right` in engine/speculation.py, and
-`BlockTable.truncate`.)"""
+"""Lesson 16, solved. (minipage's own: `find` in engine/drafts.py, `num_right` in engine/speculation.py,
+`BlockTable.truncate`, and `Overlap.step` in engine/overlap.py.)"""
 
 from __future__ import annotations
+
+from typing import Protocol
 
 from minipage.errors import ConfigurationError
 from minipage.memory import BlockTable, blocks_needed
@@ -30,3 +32,22 @@ def truncate(table: BlockTable, num_tokens: int) -> None:
     while len(table.blocks) > blocks_needed(num_tokens, table.pool.block_size):
         table.pool.free(table.blocks.pop())
     del table.block_hashes[1 + num_tokens // table.pool.block_size :]
+
+
+class Device(Protocol):
+    def launch(self, position: int, token: int) -> int: ...
+
+    def wait(self, step: int) -> int: ...
+
+
+def generate_ahead(device: Device, prompt: list[int], max_tokens: int, stop_token: int) -> list[int]:
+    tokens: list[int] = []
+    flying = device.launch(len(prompt) - 1, prompt[-1])
+    while True:
+        following = None
+        if len(tokens) + 1 < max_tokens:
+            following = device.launch(len(prompt) + len(tokens), ~flying)
+        tokens.append(device.wait(flying))
+        if tokens[-1] == stop_token or following is None:
+            return tokens
+        flying = following

@@ -176,8 +176,9 @@ def _header(frame: Frame, width: int, glyphs: Glyphs) -> Text:
     left = Text.assemble(("minipage", BOLD), f" {glyphs.bullet} step ", (str(frame.step), BOLD))
     if frame.phase != "update":  # which goes without saying
         left.append(f" {glyphs.bullet} ").append(frame.phase, BOLD)
+    done = "planned" if frame.phase in ("schedule", "copy") else "computed"
     right = Text.assemble(
-        f"{used} of at most {count(budget, 'token')} computed ",
+        f"{used} of at most {count(budget, 'token')} {done} ",
         (glyphs.stored * filled, BOLD),
         (glyphs.free * (cells - filled), DIM),
     )

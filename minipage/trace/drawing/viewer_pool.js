@@ -97,7 +97,7 @@ function tagsOf(frame, before, number, block) {
   if (frame.wants.some(([, , slot]) => Math.floor(slot / frame.block_size) === number)) tags.push(["wants", "shared"]);
   if (to.length && planned) tags.push(["source", "to copy"]);
   if (to.length && moving) tags.push(["copied", `to ${to.join(", ")}`]);
-  if (from && planned) tags.push(["target", `for ${from[0]}`]);
+  if (from && planned) tags.push(["target", `${from[0]}'s copy`]);
   if (from && moving) tags.push(["copy", `copy of ${from[0]}`]);
   if (frame.swap_out.some(([source]) => source === number)) {
     if (planned) tags.push(["source", "to save"]);
@@ -109,8 +109,9 @@ function tagsOf(frame, before, number, block) {
   }
   if (Object.values(frame.finds).some((blocks) => blocks.includes(number))) tags.push(["found", "found"]);
   else if (frame.reusedBlocks.has(number) && block.ref_count) tags.push(["reused", "reused"]);
-  const was = before ? blockOf(before, number).ref_count : block.ref_count;
-  if (!was && block.ref_count && !tags.length) tags.push(["taken", "taken"]);
+  const old = before ? blockOf(before, number) : block, was = old.ref_count;
+  const isAnothers = block.ref_count && !old.holders.some((label) => block.holders.includes(label));
+  if (before && isAnothers && !tags.length) tags.push(["taken", "taken"]);
   if (was && !block.ref_count) tags.push(["back", "given back"]);
   if (frame.attended === number) tags.push(["being", "being read"]);
   if (frame.writtenBlocks.has(number) && (frame.phase === "forward" || (frame.whole && block.ref_count))) tags.push(["computed", "computed"]);
@@ -143,13 +144,13 @@ function drawFigures(frame, everCaches) {
   const bar = (...parts) => make("span", { class: "bar" }, parts.map(([name, n]) => make("span", { class: name, style: `width: ${n * scale}%` })));
   const row = (name, picture, words, alert) => [make("dt", {}, name), make("dd", { class: alert ? "alert" : "" }, picture, make("span", {}, words))];
   const tooMuch = one > slots;
-  const reused = frame.reused.length * size;
+  const reused = frame.reused.length * size, done = ["schedule", "copy"].includes(frame.phase) ? "planned" : "computed";
   byId("figures").replaceChildren(
     ...row("Paged", bar(["stored", stored], ["wasted", frame.num_wasted_slots], ["rest", slots - taken]),
       `${frame.num_used_blocks} of ${count(frame.num_blocks, "block")}, ${count(frame.num_wasted_slots, "empty slot")} in them`),
     ...row("In one piece", bar(["reserved", Math.min(one, slots)], ["excess", Math.max(0, one - slots)], ["rest", Math.max(0, slots - one)]),
       `${count(frame.num_contiguous_blocks, "block")} reserved${tooMuch ? ": too many" : " for the longest case"}`, tooMuch),
-    ...row("This step", "", [`${frame.num_computed_tokens} of at most ${count(frame.max_num_batched_tokens, "token")} computed`,
+    ...row("This step", "", [`${frame.num_computed_tokens} of at most ${count(frame.max_num_batched_tokens, "token")} ${done}`,
       ...(reused ? [", ", make("b", { class: "reused-word" }, `${reused} reused`)] : [])]),
     ...(everCaches ? row("All prompts", "", `${frame.num_hit_tokens} of their ${count(frame.num_queried_tokens, "token")} reused, ${frame.num_queried_tokens - frame.num_hit_tokens} computed`) : []));
 }

@@ -120,7 +120,7 @@ function whyNoBlocks(frame, text) {
   if (text.status === "swapped") return "swapped out: its K and V are safe in the swap pool";
   const wanted = count(Math.ceil(text.tokens.length / frame.block_size) * Math.max(1, frame.windows.length), "block");
   const held = text.last_blocks.filter((block) => block >= 0);
-  const lost = held.length ? `lost ${held.join(", ")}; ` : "";
+  const lost = held.length ? `lost ${held.length > 1 ? "blocks" : "block"} ${held.join(", ")}; ` : "";
   return `${lost}waits for its turn: needs ${wanted}, ${frame.num_free} free`;
 }
 

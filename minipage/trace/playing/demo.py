@@ -106,12 +106,13 @@ def run(
             scenario = find_scenario(name).with_prompts(prompts, max_tokens)
             if note:
                 scenario = replace(scenario, title=f"{tell(scenario.title)} ({note})")
-            if quick := quick_options(scenario.engine | engine):
-                print(f"minipage: {NOTE}", file=sys.stderr)
+            quick = quick_options(scenario.engine | engine)
             with spinner("loading the model", keys, LONG):
                 demo = Demo(make_engine(scenario, engine | quick, build), scenario, seed)
             if cut := demo.what_is_cut():
                 print(f"minipage: {cut}", file=sys.stderr)
+            if quick:
+                print(f"minipage: {NOTE}", file=sys.stderr)
             frames = demo.frames(steps)
         if files:
             with spinner("running the scenario", long=LONG):

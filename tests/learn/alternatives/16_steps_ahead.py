@@ -29,3 +29,15 @@ def truncate(table, num_tokens):
     table.blocks = table.blocks[:keep]
     table.block_hashes = table.block_hashes[: 1 + num_tokens // size]
     table.num_tokens = num_tokens
+
+
+def generate_ahead(device, prompt, max_tokens, stop_token):
+    text, steps = [], [device.launch(len(prompt) - 1, prompt[-1])]
+    for place in range(1, max_tokens + 1):
+        if place < max_tokens:
+            steps.append(device.launch(len(prompt) - 1 + place, ~steps[-1]))
+        token = device.wait(steps[place - 1])
+        text.append(token)
+        if token == stop_token:
+            break
+    return text

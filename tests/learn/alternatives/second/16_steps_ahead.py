@@ -33,3 +33,16 @@ def truncate(table, num_tokens):
             table.block_hashes.pop()
         if offset == 0:
             table.pool.free(table.blocks.pop(logical))
+
+
+def generate_ahead(device, prompt, max_tokens, stop_token):
+    def go_on(position, step):
+        """What a step that is under way draws, and all after it."""
+        is_last = position - len(prompt) + 1 == max_tokens - 1
+        following = None if is_last else device.launch(position + 1, -1 - step)
+        token = device.wait(step)
+        if is_last or token == stop_token:
+            return [token]
+        return [token, *go_on(position + 1, following)]
+
+    return go_on(len(prompt) - 1, device.launch(len(prompt) - 1, prompt[-1]))
