@@ -1,6 +1,7 @@
 """What does it cost to bring a prefix back from a tier below the pool? `python -m benchmarks.offload`
 
     anew         a prompt that nobody has seen: the time until its first token
+    in the pool  the same prompt right away, with all blocks where they are: what the step of its last tokens takes
     from memory  the same prompt, once its blocks were evicted: they come back from the memory of the host
     from a file  the same from a file, on a CPU
 
@@ -54,17 +55,20 @@ def anew_and_back(llm: LLM, length: int, rounds: int, clock: Callable[[], float]
     prompts = [prompt(llm, number, length) for number in range(rounds + 1)]
     anew = [first_token(llm, each, clock) for each in prompts]
     fillers = [prompt(llm, 1000 + i, length) for i in range(-(-llm.block_pool.num_blocks * BLOCK_SIZE // length))]
-    back, hits = [], []
+    back, hot, hits = [], [], []
     for each in prompts:
         llm.generate(fillers, ONE)
         before = llm.stats()["vllm:external_prefix_cache_hits"]
         back.append(first_token(llm, each, clock))
+        hot.append(first_token(llm, each, clock))
         hits.append(llm.stats()["vllm:external_prefix_cache_hits"] - before)
     console.print(f"{length:,} tokens, of which came back: {hits}", style="dim")
-    assert [token for _, token in anew] == [token for _, token in back], "another text"
-    seconds = [[time for time, _ in turn][1:] for turn in (anew, back)]  # in the first, kernels are compiled
+    assert [token for _, token in anew] == [token for _, token in back] == [token for _, token in hot], "another text"
+    seconds = [[time for time, _ in turn][1:] for turn in (anew, back, hot)]  # in the first, kernels are compiled
     medians = [statistics.median(each) for each in seconds]
-    return {"anew": seconds[0], "back": seconds[1], "hits": hits, "share": medians[1] / medians[0]}
+    of_prefix = (medians[1] - medians[2]) / (medians[0] - medians[2])
+    names = dict(zip(("anew", "back", "hot"), seconds))
+    return names | {"hits": hits, "share": medians[1] / medians[0], "share_of_prefix": of_prefix}
 
 
 def on_a_cpu(quick: bool) -> list[dict[str, Any]]:
@@ -142,10 +146,14 @@ def run(quick: bool) -> dict[str, Any]:
         if torch.cuda.is_available():
             more, steps = on_a_gpu(quick)
             rows += more
-    table = grid("Until the first token (medians)", ["", "tokens", "anew, ms", "back, ms", "share"])
+    table = grid(
+        "Until the first token (medians)",
+        ["", "tokens", "anew, ms", "back, ms", "in the pool, ms", "share", "of the prefix alone"],
+    )
     for row in rows:
-        times = (f"{1e3 * statistics.median(row[name]):,.1f}" for name in ("anew", "back"))
-        table.add_row(row["name"], f"{row['tokens']:,}", *times, f"{row['share']:.2f}")
+        times = (f"{1e3 * statistics.median(row[name]):,.1f}" for name in ("anew", "back", "hot"))
+        shares = (f"{row[name]:.2f}" for name in ("share", "share_of_prefix"))
+        table.add_row(row["name"], f"{row['tokens']:,}", *times, *shares)
     console.print(table)
     if steps:
         table = grid("Steps of four texts that run meanwhile", ["", "steps", "median, ms", "95th percentile, ms"])

@@ -181,7 +181,8 @@ DEMO: Options = ENGINE | {
     "seed": Option(int, "N", "another seed, other texts"),
     "steps": Option(int, "N", "stop after N steps"),
 }
-NOT_TO_PLAY_WITH = "device", "gpu_memory_utilization", "enforce_eager", "load_format"  # engines there come and go
+# Engines there come and go.
+NOT_TO_PLAY_WITH = "device", "gpu_memory_utilization", "enforce_eager", "async_scheduling", "load_format"
 PLAY: Options = {name: option for name, option in ENGINE.items() if name not in NOT_TO_PLAY_WITH}
 NOT_IN_A_CHAT = "n", "logprobs", "prompt_logprobs"  # one answer is what the conversation goes on with
 CHAT: Options = {name: option for name, option in SAMPLING.items() if name not in NOT_IN_A_CHAT}

@@ -70,16 +70,42 @@ def test_kernels_of_layers_compile_and_a_norm_moves_16_bytes_at_once(name, capab
     from numba.cuda import types
 
     from minipage.attention.cuda.kinds import KINDS
-    from minipage.worker.gpu.fused import gated_kernel, norm_kernel, rotate_kernel
+    from minipage.worker.gpu.fused import gated_kernel, norm_kernel, put_kernel, rotate_kernel
 
     (kind,) = (kind for kind in KINDS.values() if kind.name == name)
     numbers = types.Array(types.float32 if name == "float32" else types.uint16, 1, "C")
     words, whole = types.Array(types.uint32, 1, "C"), types.int64
-    norm = machine_code(norm_kernel(kind), (words, words, words, whole, whole, types.float32), capability, tmp_path)
+    arguments = 4 * (words,) + (whole, whole, types.float32)
+    norm = machine_code(norm_kernel(kind, is_centered=True, has_bias=True), arguments, capability, tmp_path)
     loads = [name for name in norm.instructions.elements() if "LDG" in name]
-    assert len(loads) == 2 and all(".128" in name for name in loads)
+    assert len(loads) == 3 and all(".128" in name for name in loads)
     assert norm.count("STG.E.128") == 1
     gated = machine_code(gated_kernel(kind), 3 * (numbers,) + 3 * (whole,), capability, tmp_path)
     rotate = machine_code(rotate_kernel(kind), 4 * (numbers,) + 6 * (whole,), capability, tmp_path)
-    for code in norm, gated, rotate:
+    put = machine_code(put_kernel(), 3 * (types.Array(types.int32, 1, "C"),), capability, tmp_path)
+    for code in norm, gated, rotate, put:
         assert code.stack == 0 and code.registers <= 64
+
+
+@pytest.mark.parametrize("num_warps", [4, 12])
+@pytest.mark.parametrize("is_tall", [False, True], ids=["up to 8 rows", "up to 16"])
+def test_a_product_has_its_weights_on_their_way_before_it_waits_for_x(is_tall, num_warps, tmp_path, monkeypatch):
+    from numba.cuda import types
+
+    from minipage.attention.cuda import compat
+    from minipage.attention.cuda.kinds import BFLOAT16
+    from minipage.attention.cuda.ptx import order_of_kernels
+    from minipage.worker.gpu.few_rows import AT_ONCE, product_kernel
+
+    monkeypatch.setattr(compat, "can_overlap", lambda: True)
+    order_of_kernels.cache_clear()
+    kernel = product_kernel.__wrapped__(BFLOAT16, is_tall, num_warps, "gelu", has_bias=True, has_onto=True)
+    order_of_kernels.cache_clear()
+    words, numbers = types.Array(types.uint32, 1, "C"), types.Array(types.uint16, 1, "C")
+    code = machine_code(kernel, (words, words, *3 * (numbers,), *4 * (types.int64,)), (9, 0), tmp_path)
+    before, after = code.text.split("ACQBULK")
+    assert before.count("LDG.E.NA.LTC128B.128") == before.count("LDG") == 2 * AT_ONCE
+    x, arithmetic = after.split("WARPSYNC", 1)
+    assert x.count("LDG.E.128") == 2 * AT_ONCE * (2 if is_tall else 1), "all of x is asked for before any is used"
+    assert arithmetic.count("HMMA.16816.F32.BF16") == 4 * AT_ONCE and "HMMA" not in x
+    assert code.stack == 0 and code.registers * num_warps * 32 <= 65_536

@@ -328,7 +328,7 @@ print(
 #   only its end is computed again. Swapping was in version 0.
 # - The watermark was in version 0 (1 % by default), went with it, and came back in June 2026 to reduce preemptions
 #   (`watermark`, #44594; 0 by default). A prompt is admitted only if all of it finds room, even if it is computed in chunks
-#   (`scheduler_reserve_full_isl`, #37307; until March 2026 the first chunk was enough). Both are options here, under those names.
+#   (`scheduler_reserve_full_isl`, #37307; until spring 2026 the first chunk was enough). Both are options here, under those names.
 # - It warns in the log when preemptions happen, and counts them in a metric. The advice there is what you measured: more memory, or
 #   fewer sequences and tokens at once.
 # - Swapping has an heir, *KV offloading*: main memory (then disk, or other machines) as a second cache level behind the prefix cache, with an eviction order of

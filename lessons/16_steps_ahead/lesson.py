@@ -305,4 +305,4 @@ for name, how in {
 # **Going further.** (a) Hand in a proposer of your own: `llm.speculation.proposer` needs one method, `propose(texts, counts)`. One that knows the speech by heart makes five tokens a step. (b) Let a request for JSON under a schema
 # (`structured_outputs`) run with n-grams: which of its tokens are guessed? (c) Raise `MOST_TOKENS` in `engine/speculation.py` and find where your machine stops gaining: `python -m benchmarks.speculation`.
 #
-# That was the course. What now? Write a policy, add the model that you miss, read vLLM, or send us the lesson that was missing.
+# Next: **lesson 17**, blocks that travel.

@@ -20,8 +20,15 @@ for GPUs of other machines; here it is memory that two processes of one machine 
 
 from __future__ import annotations
 
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
+from tempfile import mkstemp
 from typing import Any
 
 import numpy as np
@@ -29,48 +36,88 @@ import numpy as np
 from minipage.attention import KVCache
 from minipage.engine.engine import Engine
 from minipage.engine.prompts import Prompt
-from minipage.errors import ConfigurationError, InvalidRequestError
+from minipage.errors import ConfigurationError, InvalidRequestError, MinipageError
 from minipage.memory import BlockTable, PrefixCache
 from minipage.sampling import SamplingParams
 from minipage.worker.offload import HostStore, row_size
 
+SHARED = Path("/dev/shm")  # files there are in memory only; where it does not exist, any folder will do
+CHILD = "from minipage.engine.handover import compute_prompts; compute_prompts()"
+
 
 @dataclass(frozen=True)
 class Handover:
-    """A block table on its way; it can be pickled. Its K and V are in shared memory, until `discard`."""
+    """A block table on its way; it can be pickled. Its K and V are in memory that processes share, until `discard`."""
 
     token_ids: list[int]  # of the prompt
-    num_tokens: int  # those of them whose K and V are there
     num_blocks: int
     num_bytes: int
-    memory: str  # the name of the shared memory
+    memory: str  # where K and V are: the path of a file
     sizes: str  # what both engines must have in common
 
     def discard(self) -> None:
         """Give the memory back, whether somebody took over or not."""
-        memory = SharedMemory(self.memory)
-        memory.close()
-        memory.unlink()
+        Path(self.memory).unlink(missing_ok=True)
 
 
 class SharedStore(HostStore):
-    """Slots in shared memory: a new one, or one that has this name."""
+    """Slots in a file that is mapped into memory, by two processes."""
 
-    def __init__(self, cache: KVCache, num_blocks: int, name: str | None = None) -> None:
-        self.memory = SharedMemory(name, create=name is None, size=num_blocks * row_size(cache))
+    def __init__(self, cache: KVCache, num_blocks: int, path: str) -> None:
+        self.path = path
         super().__init__(cache, num_blocks * row_size(cache))
 
     def allocate(self) -> Any:
-        rows = np.ndarray((self.num_slots, self.row_size), np.uint8, self.memory.buf)  # [num_slots, row_size]
+        size = self.num_slots * self.row_size
+        if not os.path.getsize(self.path):
+            os.truncate(self.path, size)
+        rows = np.memmap(self.path, np.uint8, "r+", shape=(self.num_slots, self.row_size))  # [num_slots, row_size]
         if isinstance(self.cache.k, np.ndarray):
             return rows
         import torch  # the cache is of its tensors, on a GPU
 
         return torch.from_numpy(rows)
 
-    def close(self) -> None:
-        del self.rows  # which is a view of the memory
-        self.memory.close()
+
+@contextmanager
+def elsewhere(make: Callable[[], Engine]) -> Iterator[Callable[[Prompt], Handover]]:
+    """An engine in a process of its own, for prompts only; `make` makes it there, such as partial(LLM, **options).
+
+    Yields a function that hands over one prompt after the other. What is raised there is raised here.
+    """
+
+    asked: Any
+    answers: Any
+
+    def prefill(prompt: Any) -> Handover:
+        pickle.dump(prompt, asked)
+        asked.flush()
+        answer: Handover | Exception = pickle.load(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    with subprocess.Popen([sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        asked, answers = process.stdin, process.stdout
+        pickle.dump(make, asked)
+        yield prefill
+        asked.close()  # nobody asks any more, and the process ends
+
+
+def compute_prompts() -> None:
+    """What that process does, until nobody asks any more."""
+    asked, answers = sys.stdin.buffer, sys.stdout.buffer
+    sys.stdout = sys.stderr  # whatever is printed on the way
+    llm = pickle.load(asked)()
+    with suppress(EOFError):
+        while True:
+            prompt = pickle.load(asked)
+            try:
+                answer: Handover | Exception = hand_over(llm, prompt)
+            except MinipageError as error:
+                answer = error
+            pickle.dump(answer, answers)
+            answers.flush()
 
 
 def hand_over(llm: Engine, prompt: Prompt) -> Handover:
@@ -81,24 +128,30 @@ def hand_over(llm: Engine, prompt: Prompt) -> Handover:
         ConfigurationError: the model has sliding windows, and so no table that holds all of a prompt.
     """
     check(llm)
-    request_id = llm.add_request(prompt, SamplingParams(temperature=0, max_tokens=2, ignore_eos=True))
-    request = llm.requests[request_id]
+    params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)  # the second is never made
+    request = llm.requests[llm.add_request(prompt, params)]
+    request.is_claimed = True  # its news are ours, and those of others stay
     seq = request.group.leader
-    while not seq.num_output_tokens:
-        if request.finished:
-            raise InvalidRequestError(f"the prompt could not be computed: {request.error or request.ended_by}.")
-        llm.step()
-    with llm._changes.lock:  # now all of the prompt is written, and the table is still there
-        token_ids, blocks = seq.token_ids[: seq.num_prompt_tokens], list(seq.block_table)
-        store = SharedStore(llm.kv_cache, len(blocks))
-        for slot, block in enumerate(blocks):
-            store.save(slot, b"", block)
-        handover = Handover(
-            token_ids, len(token_ids), len(blocks), len(blocks) * store.block_size, store.memory.name, sizes(llm)
-        )
-        store.close()
-    llm.abort(request_id)
-    return handover
+    try:
+        while not seq.num_output_tokens:
+            if request.finished:
+                raise InvalidRequestError(f"the prompt could not be computed: {request.error or request.ended_by}.")
+            llm._changes.make(llm._step, llm._mend)
+        with llm._changes.lock:  # all of the prompt is written now, and the table is still there
+            blocks = list(seq.block_table)
+            file, path = mkstemp(prefix="minipage-", dir=SHARED if SHARED.is_dir() else None)
+            os.close(file)
+            try:
+                store = SharedStore(llm.kv_cache, len(blocks), path)
+                for slot, block in enumerate(blocks):
+                    store.save(slot, b"", block)
+            except BaseException:
+                os.unlink(path)
+                raise
+            num_bytes = len(blocks) * store.block_size
+            return Handover(seq.token_ids[: seq.num_prompt_tokens], len(blocks), num_bytes, path, sizes(llm))
+    finally:
+        llm._withdraw([request])
 
 
 def take_over(llm: Engine, handover: Handover) -> int:
@@ -111,18 +164,20 @@ def take_over(llm: Engine, handover: Handover) -> int:
     check(llm)
     cache = llm.scheduler.prefix_cache
     if not isinstance(cache, PrefixCache):
-        raise ConfigurationError("what is handed over is found by the prefix cache: set enable_prefix_caching.")
+        raise ConfigurationError(
+            "what is handed over is found by minipage's own prefix cache: set enable_prefix_caching, and hand in no "
+            "scheduler with another."
+        )
     if sizes(llm) != handover.sizes:
         raise ConfigurationError(f"this engine has {sizes(llm)}, but what is handed over has {handover.sizes}.")
     with llm._changes.lock:
         pool = llm.block_pool
-        num_tokens = min(handover.num_tokens, pool.num_free * pool.block_size)
+        num_tokens = min(len(handover.token_ids), pool.num_free * pool.block_size)
         table = BlockTable(pool)
         table.append(num_tokens)
         store = SharedStore(llm.kv_cache, handover.num_blocks, handover.memory)
         for slot, block in enumerate(table):
             store.load(slot, b"", block)
-        store.close()
         cache.publish(table, handover.token_ids)
         num_blocks = len(table)
         table.free()  # they stay, and are found

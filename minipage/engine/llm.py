@@ -41,7 +41,7 @@ from minipage.sampling import SamplingParams, is_whole
 from minipage.scheduling import POLICIES, Policy, Preemption, Scheduler
 from minipage.scheduling.admission import scheduler_for
 from minipage.worker.batch import PagedAttention
-from minipage.worker.runner import Limits
+from minipage.worker.runner import Limits, ModelRunner
 
 if TYPE_CHECKING:
     from minipage.engine.kv_events import KVEvents
@@ -146,24 +146,14 @@ class LLM(Engine):
     ) -> None:
         given = dict(locals())
         check_options(given, DEFAULTS)
-        self.config, weights, self.tokenizer, self.eos_token_ids = load_model(model, load_format, hf_overrides)
-        self.max_model_len = context_len(max_model_len, self.config.max_model_len)
         ready = None if callable(scheduler) else scheduler
         if ready:
             max_num_seqs, max_num_batched_tokens = ready.max_num_seqs, ready.max_num_batched_tokens
-        limits = Limits(self.max_model_len, max_num_batched_tokens, max_num_seqs)
         how: dict[str, Any] = dict(
             arrays=arrays, dtype=dtype, quantization=quantization, kv_cache_dtype=kv_cache_dtype, device=device,
             attention=attention, gpu_memory_utilization=gpu_memory_utilization, enforce_eager=enforce_eager,
         )  # fmt: skip
-        if is_whole(tensor_parallel_size) and tensor_parallel_size == 1:
-            runner = load_runner(self.config, weights, limits, progress, **how)
-        else:
-            check_ranks(tensor_parallel_size)
-            from minipage.engine.ranks import make_ranks  # what one process does not need is not even loaded
-
-            source = str(model), load_format, dict(hf_overrides or {})
-            runner = make_ranks(tensor_parallel_size, source, self.config, weights, limits, how, progress)
+        runner, weights = self._load(given, (max_num_batched_tokens, max_num_seqs), how)
         runner.groups = groups_for(self.config.kv, block_table, ready)
         if not ready:
             if block_pool is None:
@@ -188,6 +178,21 @@ class LLM(Engine):
         super().__init__(runner, ready, intake, Stats(self.max_model_len), seed)
         origin = self.config, weights, how  # what K and V depend on
         attach_features(self, given, origin, partial(LLM, device=device))
+
+    def _load(self, given: Mapping[str, Any], most: tuple[int, int], how: dict[str, Any]) -> tuple[ModelRunner, Any]:
+        """What runs the model, and its weights; a subclass may have a model already. given: the options."""
+        source = given["model"], given["load_format"], given["hf_overrides"]
+        self.config, weights, self.tokenizer, self.eos_token_ids = load_model(*source)
+        self.max_model_len = context_len(given["max_model_len"], self.config.max_model_len)
+        limits = Limits(self.max_model_len, *most)
+        num_ranks, progress = given["tensor_parallel_size"], given["progress"]
+        if is_whole(num_ranks) and num_ranks == 1:
+            return load_runner(self.config, weights, limits, progress, **how), weights
+        check_ranks(num_ranks)
+        from minipage.engine.ranks import make_ranks  # what one process does not need is not even loaded
+
+        source = str(given["model"]), given["load_format"], dict(given["hf_overrides"] or {})
+        return make_ranks(num_ranks, source, self.config, weights, limits, how, progress), weights
 
     def generate(
         self, prompts: Prompt | Iterable[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None

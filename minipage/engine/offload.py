@@ -62,8 +62,8 @@ class Offloading:
         self.cache: Any = engine.scheduler.prefix_cache
         if not isinstance(self.cache, PrefixCache):
             raise ConfigurationError(
-                "kv_offloading_size is for what the prefix cache can find, and there is none: set "
-                "enable_prefix_caching as well."
+                "kv_offloading_size is for what minipage's own prefix cache can find: set enable_prefix_caching, and "
+                "hand in no scheduler with another."
             )
         self.store = make_store(engine, size, path, origin)
         self.cache._secret = getattr(self.store, "secret", self.cache._secret)

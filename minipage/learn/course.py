@@ -5,6 +5,7 @@ part: block pool               (what of the engine it is; not in every lesson)
 ## 3.2 Allocate
 names: BlockPool.allocate
 points: 1
+aside: yes                     (the part does without it: the learner's engine does not wait for it; not in most)
 ### Hint                       (three of them, from a nudge to nearly the code)
 ### Why                        (shown with the solution)
 """

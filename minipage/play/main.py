@@ -18,7 +18,7 @@ from minipage.play.app import Pages, make_app
 from minipage.play.challenges import BASE
 from minipage.play.playground import Playground
 from minipage.play.run import Build
-from minipage.play.siblings import sibling
+from minipage.play.siblings import Sibling
 from minipage.scheduling import POLICIES
 from minipage.serve.limits import Connection
 from minipage.serve.main import address, take_port
@@ -156,7 +156,7 @@ def check_sizes(options: dict[str, Any]) -> None:
 
 def builder(llm: LLM) -> Build:
     """Makes engines with the model of one that is there: it is not loaded again."""
-    return lambda **options: sibling(llm, **options)
+    return lambda **options: Sibling(llm, **options)
 
 
 def play(llm: LLM, port: int = 0) -> Table:

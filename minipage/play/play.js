@@ -20,8 +20,6 @@ async function act(name, more = {}) {
   }
 }
 
-const beforeShown = () => {}; // a playground has few texts
-
 // ---- what is so
 
 function tellFacts(facts, news) {

@@ -7,8 +7,8 @@ their way at once than fit, and when the blocks run out, the last of them is pre
     reserve the whole    waits until 16 are free                   nothing is lost
     first chunk only     comes in: 4, 8, then 2 free are too few   8 blocks are computed again, perhaps more than once
 
-vLLM admitted by the first chunk until March 2026 (#37307 tells of 4 prompts of 100,000 tokens and a fifth that came and
-went); since then `scheduler_reserve_full_isl` is True unless one says otherwise, there as here. Together with
+vLLM admitted by the first chunk until spring 2026 (#37307 tells of 4 prompts of 100,000 tokens, and a fifth that came
+and went); since then `scheduler_reserve_full_isl` is True unless one says otherwise, there as here. Together with
 `watermark`, which keeps a share of the pool free for those who run to grow, this is all there is to admission. Neither
 keeps anybody out for ever: whoever is alone needs no watermark, and who could not fit alone was refused at once.
 """

@@ -45,6 +45,7 @@ def machine_code(kernel, argument_types, compute_capability, folder) -> MachineC
     """Compile a `cuda.jit` kernel for arguments of these numba types, and take it apart."""
     from numba.cuda import codegen, dispatcher
 
+    kernel = getattr(kernel, "dispatcher", kernel)  # of one that overlaps with the last
     was = dispatcher.get_current_device, codegen.CUDACodeLibrary._ensure_cc
     dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=compute_capability)
     codegen.CUDACodeLibrary._ensure_cc = lambda self, cc: cc if cc is not None else (*compute_capability, "")

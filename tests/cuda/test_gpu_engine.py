@@ -700,7 +700,7 @@ def test_if_too_much_is_on_its_way_a_block_is_not_saved(tiny, travelling):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"num_blocks": 6, "enable_prefix_caching": True}, {"num_blocks": 6, "preemption": "swap"}],
+    [long({}), {"num_blocks": 6, "enable_prefix_caching": True}, long({"num_blocks": 6, "preemption": "swap"})],
     ids=["ample", "recompute", "swap"],
 )
 def test_steps_that_overlap_say_what_plain_ones_say(tiny, options):

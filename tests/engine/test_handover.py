@@ -1,12 +1,12 @@
 """A prompt that one engine has computed goes on in another, in another process, as if it had never moved."""
 
-import multiprocessing
+from functools import partial
 
 import numpy as np
 import pytest
 from engine.checkpoints import every_model
 
-from minipage.engine.handover import hand_over, take_over
+from minipage.engine.handover import elsewhere, hand_over, take_over
 from minipage.engine.llm import LLM
 from minipage.errors import ConfigurationError, InvalidRequestError
 from minipage.sampling import SamplingParams
@@ -31,36 +31,29 @@ def texts(llm, prompt, params):
     return [text.token_ids for text in output.outputs]
 
 
-def prefill(folder, options, prompts, pipe):
-    """What the other process does."""
-    llm = LLM(folder, **options)
-    for prompt in prompts:
-        pipe.send(hand_over(llm, prompt))
-        pipe.recv()
-    pipe.send(llm.block_pool.num_used)
-
-
 @pytest.mark.parametrize("unit", [None, pytest.param(1, marks=pytest.mark.slow)])
 def test_two_processes_say_what_one_engine_says(tiny, make_prompt, unit):
-    prompts = [make_prompt(i, length) for i, length in enumerate((18, 16, 5, 1))]
-    ours, theirs = multiprocessing.Pipe()
-    context = multiprocessing.get_context("spawn")
-    process = context.Process(target=prefill, args=(tiny, OPTIONS, prompts, theirs), daemon=True)
-    process.start()
     plain, llm = LLM(tiny, num_blocks=64), LLM(tiny, **OPTIONS, prefix_match_unit=unit)
     counts = computed(llm)
-    for prompt in prompts:
-        handover = ours.recv()
-        assert handover.token_ids == prompt
-        assert take_over(llm, handover) == handover.num_blocks == -(-len(prompt) // 4)
-        handover.discard()
-        ours.send("taken")
-        for params in PARAMS:
-            counts.clear()
-            assert texts(llm, prompt, params) == texts(plain, prompt, params)
-            assert counts[0] == 1 if unit else counts[0] <= 4, "the prompt was computed twice"
-    assert ours.recv() == 0, "the first engine still has blocks of texts that are elsewhere"
-    process.join(10)
+    with elsewhere(partial(LLM, tiny, **OPTIONS)) as prefill:
+        for prompt in (make_prompt(i, length) for i, length in enumerate((18, 16, 5, 1))):
+            handover = prefill(prompt)
+            assert handover.token_ids == prompt
+            assert take_over(llm, handover) == handover.num_blocks == -(-len(prompt) // 4)
+            handover.discard()
+            for params in PARAMS:
+                counts.clear()
+                assert texts(llm, prompt, params) == texts(plain, prompt, params)
+                assert counts[0] == 1 if unit else counts[0] <= 4, "the prompt was computed twice"
+        with pytest.raises(InvalidRequestError):
+            prefill([1] * 100)
+
+
+def test_the_first_engine_keeps_no_blocks_of_texts_that_are_elsewhere(tiny, make_prompt):
+    llm = LLM(tiny, **OPTIONS)
+    hand_over(llm, make_prompt(0, 18)).discard()
+    assert llm.block_pool.num_used == 0
+    assert not llm.has_unfinished_requests()
 
 
 @every_model
@@ -90,7 +83,8 @@ def test_others_go_on_in_both_engines(tiny, make_prompt):
     handover.discard()
     expected = texts(LLM(tiny, num_blocks=64), make_prompt(0, 18), PARAMS[0])
     assert texts(second, make_prompt(0, 18), PARAMS[0]) == expected
-    assert first.has_unfinished_requests()
+    [output] = first.step()
+    assert len(output.outputs[0].token_ids) == 3, "what others have got meanwhile was not told"
 
 
 def test_without_room_as_much_is_taken_as_there_is(tiny, make_prompt):

@@ -16,11 +16,12 @@ from hypothesis.stateful import invariant, rule
 from hypothesis.stateful import run_state_machine_as_test as run
 
 from minipage import LLM, SamplingParams
-from minipage.engine.kv_events import AllBlocksCleared, Announced, BlockRemoved, KVEvents, KVMirror
+from minipage.engine.kv_events import AllBlocksCleared, Announced, BlockRemoved, KVEvents, KVMirror, announce
 from minipage.errors import ConfigurationError
-from minipage.memory import PrefixCache
+from minipage.memory import BlockPool, PrefixCache
 from minipage.memory.kv_groups import EVERYTHING
 from minipage.promises.prefix_machine import PrefixMachine
+from minipage.scheduling import Scheduler
 
 ENABLED = {"enable_kv_cache_events": True}
 
@@ -128,7 +129,7 @@ def watched(folder):
 
 
 def test_the_mirror_of_an_engine_that_swaps_aborts_and_fails_is_its_prefix_cache(tiny):
-    run(watched(tiny), settings=programs(3, num_steps=12))
+    run(watched(tiny), settings=programs(3, num_steps=10))
 
 
 @pytest.fixture
@@ -242,12 +243,13 @@ def test_a_batch_in_json(llm):
         ("yes", "kv_events_config is 'yes'; give {\"enable_kv_cache_events\": True}"),
     ],
 )
-def test_wrong_options_are_told_in_a_sentence(tiny, config, words):
+def test_wrong_options_are_told_in_a_sentence(config, words):
+    scheduler = Scheduler(pool := BlockPool(4), prefix_cache=PrefixCache(pool))
     with pytest.raises(ConfigurationError, match=words):
-        LLM(tiny, enable_prefix_caching=True, kv_events_config=config)
+        announce(scheduler, config)
 
 
-def test_without_a_prefix_cache_there_are_no_events(tiny):
+def test_without_a_prefix_cache_there_are_no_events():
     with pytest.raises(ConfigurationError, match="set enable_prefix_caching as well"):
-        LLM(tiny, kv_events_config=ENABLED)
-    assert LLM(tiny, kv_events_config={}).kv_events is None
+        announce(Scheduler(BlockPool(4)), ENABLED)
+    assert announce(Scheduler(BlockPool(4)), {}) is None

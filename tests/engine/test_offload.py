@@ -370,7 +370,7 @@ def test_a_slot_that_is_half_written_is_a_miss(tiny, prompts, plain, tmp_path):
         ({"kv_offloading_size": True}, "kv_offloading_size is True"),
         ({"kv_offloading_size": float("nan")}, "kv_offloading_size is nan"),
         ({"kv_offloading_size": 1e-7}, "too small for two blocks"),
-        ({"kv_offloading_size": 1, "enable_prefix_caching": False}, "set enable_prefix_caching as well"),
+        ({"kv_offloading_size": 1, "enable_prefix_caching": False}, "set enable_prefix_caching"),
         ({"kv_offloading_path": "kv"}, "kv_offloading_path has no effect without kv_offloading_size"),
         ({"kv_offloading_size": 1e-3, "kv_offloading_path": "/there/is/no/kv"}, "there can be no file of 0.001 GiB"),
         ({"kv_offloading_size": 1e-3, "kv_offloading_path": "/"}, "there can be no file of 0.001 GiB"),

@@ -210,6 +210,17 @@ def test_with_drafts(tiny, prompts, plain):
     assert llm.scheduler.num_hit_tokens > 0
 
 
+@pytest.mark.parametrize(
+    "options", [{"num_blocks": 64}, {"num_blocks": 9, "preemption": "swap"}], ids=["ample", "swap"]
+)
+def test_with_steps_that_overlap(tiny, prompts, plain, options):
+    llm = LLM(tiny, block_size=16, async_scheduling=True, max_num_batched_tokens=9, **options, **PARTS)
+    for _ in range(2):
+        for way in ("greedy", "n=4", "beam 4"):
+            assert serve(llm, prompts, WAYS[way])[0] == plain[way]
+    assert llm.scheduler.num_hit_tokens > 0
+
+
 class AdmitsInItsOwnWords(Scheduler):
     def _admit(self, plan, budget):
         for group in list(self.waiting):

@@ -21,6 +21,7 @@ SCENARIOS = {
         "swap_space": "8KiB",
     },
     "urgent": {"block_size": 3, "num_blocks": 8, "policy": "priority", "preemption": "swap", "swap_space": "8KiB"},
+    "a tier": {"block_size": 2, "num_blocks": 11, "enable_prefix_caching": True, "kv_offloading_size": 1e-4},
 }
 
 
@@ -64,7 +65,10 @@ def name_of(place):
     return f"{place[0].removeprefix(str(ROOT))}:{place[1]}"
 
 
-@pytest.fixture(scope="module", params=SCENARIOS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[pytest.mark.slow] * (name == "a tier")) for name in SCENARIOS],
+)
 def scenario(request, tiny):
     return Scenario(tiny, request.param)
 
@@ -83,7 +87,7 @@ def test_the_scenarios_come_by_every_kind_of_trouble(tiny):
 
         llm.schedule = watch
         serve(lambda llm=llm: llm, list(zip(PROMPTS, ways(), URGENT, strict=True)), Lines())
-    assert (preempted, swapped, copied) == (set(SCENARIOS), set(SCENARIOS) - {"recomputing"}, set(SCENARIOS))
+    assert (preempted, swapped, copied) == (set(SCENARIOS), set(SCENARIOS) - {"recomputing", "a tier"}, set(SCENARIOS))
 
 
 def test_an_interrupt_at_any_line_loses_nothing(scenario):

@@ -125,8 +125,13 @@ ODD_FILES = {
 }
 
 
+QUICK = "a link to itself", "a pipe", "far too much", "nested without end"  # of each sort one
+
+
 @pytest.mark.skipif(os.name == "nt", reason="pipes and links are made here")
-@pytest.mark.parametrize("name", ODD_FILES)
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in ODD_FILES]
+)
 def test_whatever_lies_there_is_named_in_a_sentence(tmp_path, monkeypatch, capsys, name):
     make, words = ODD_FILES[name]
     init(tmp_path)

@@ -58,6 +58,7 @@ def in_old_words(lesson):
     return source.replace("minipage.scheduling.plan", "minipage.scheduling.group")
 
 
+@pytest.mark.slow
 def test_solutions_written_with_the_old_names_still_pass(tmp_path):
     init(tmp_path)
     exercises = chosen(["3.2", "4.4", "8.2", "9.4"])

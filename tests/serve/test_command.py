@@ -1,11 +1,14 @@
 """`minipage serve` on the command line: what it prints, its exit codes, and TLS."""
 
+import gc
 import signal
 import socket
 import ssl
 import subprocess
 import sys
 import threading
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -14,6 +17,8 @@ from serve.started import Started
 from minipage import LLM
 from minipage.cli import main, make_parser
 from minipage.cli_options import ENGINE, SERVER, given
+from minipage.serve import main as server_main
+from minipage.serve.app import Settings
 from minipage.serve.command import read_settings
 
 BODY = {"prompt": "The sea", "max_tokens": 4, "temperature": 0, "ignore_eos": True}
@@ -131,3 +136,12 @@ def test_the_help_names_every_option(capsys):
         main(["serve", "--help"])
     help_text = capsys.readouterr().out
     assert all(f"--{name.replace('_', '-')}" in help_text for name in SERVER)
+
+
+def test_what_is_loaded_is_not_searched_for_garbage_while_clients_wait(monkeypatch):
+    frozen = []
+    server = SimpleNamespace(run=lambda sockets: frozen.append(gc.get_freeze_count()))
+    monkeypatch.setattr(server_main, "make_server", lambda *_, **__: server)
+    server_main.serve(nullcontext, Settings(), port=0)
+    gc.unfreeze()
+    assert frozen[0] > 10_000

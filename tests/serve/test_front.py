@@ -11,6 +11,7 @@ from serve.conftest import template
 from minipage import LLM, AsyncLLM, SamplingParams
 from minipage.model.checkpoint import load_model
 from minipage.serve.app import Settings
+from minipage.serve.replicas import replica
 from minipage.serve.replicas.front import Front, ReplicaLost
 from minipage.serve.replicas.prompts import PromptReader
 from minipage.serve.replicas.replica import Replica, passed_on
@@ -171,6 +172,18 @@ def test_a_replica_lost_before_it_answers_costs_no_request(engines, folder):
         run(scenario())
 
 
+def test_a_replica_whose_engine_has_stopped_costs_no_request_either(engines, folder):
+    async def scenario():
+        stopped = AsyncLLM(engines[0].engine)
+        async with served([stopped, engines[1]], folder) as (client, here, front):
+            await asyncio.to_thread(stopped.shutdown)
+            for token in range(1, 4):
+                await ask(client, [token] * 9)
+            assert here.taken.count("A") == 1 and [*front.names] == ["B"]
+
+    run(scenario())
+
+
 def when_none_is_left(answer):
     async def checked(self, scope, body, replica):
         if not self.replicas:
@@ -247,13 +260,25 @@ def test_nobody_comes_in_without_the_key(engines, folder):
     run(scenario())
 
 
-def test_a_replica_that_is_always_passed_over_is_forgotten(engines, folder):
+def test_a_replica_that_is_always_passed_over_is_forgotten_until_it_gives_a_sign_of_life(engines, folder, monkeypatch):
+    monkeypatch.setattr(replica, "SIGN_OF_LIFE_SECONDS", 0.2)
+
     async def scenario():
         async with served(engines, folder) as (client, here, front):
-            del here.replicas["B"]
+            unknown = here.replicas.pop("B")
             for token in range(1, 9):
                 await ask(client, [token] * 9)
-            assert [*front.names] == ["A"]
+                if [*front.names] == ["A"]:
+                    break
+            else:
+                raise AssertionError("B is still chosen, again and again")
+            here.replicas["B"] = unknown
+            while [*front.names] == ["A"]:
+                await asyncio.sleep(0.01)
+            here.taken.clear()
+            for token in range(11, 15):
+                await ask(client, [token] * 9)
+            assert "B" in here.taken
 
     run(scenario())
 

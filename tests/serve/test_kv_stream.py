@@ -3,9 +3,12 @@
 import json
 
 import httpx
-import pytest
 
-ENABLED = {"enable_prefix_caching": True, "kv_events_config": {"enable_kv_cache_events": True}}
+KEY = {"Authorization": "Bearer secret"}
+ENABLED = {
+    "enable_prefix_caching": True, "kv_events_config": {"enable_kv_cache_events": True}, "block_size": 4,
+    "attention": "reference", "settings": {"api_key": ["secret"]},
+}  # fmt: skip
 
 
 def batches(lines):
@@ -14,15 +17,22 @@ def batches(lines):
             yield json.loads(line.removeprefix("data: "))
 
 
-def complete(url, prompt, **headers):
+def complete(url, prompt):
     body = {"prompt": prompt, "max_tokens": 1}
-    return httpx.post(f"{url}/v1/completions", json=body, headers=headers, timeout=60).raise_for_status()
+    return httpx.post(f"{url}/v1/completions", json=body, headers=KEY, timeout=60).raise_for_status()
 
 
-def test_a_reader_is_told_what_is_there_and_then_what_comes(serve):
-    served = serve(block_size=4, **ENABLED)
+def reading(url):
+    return httpx.stream("GET", url, headers=KEY, timeout=60)
+
+
+def test_a_reader_is_told_what_is_there_and_then_what_comes_until_the_server_stops(serve):
+    served = serve(**ENABLED)
+    url = f"{served.url}/kv_events"
+    assert httpx.get(url).status_code == 401
+    assert httpx.get(f"{url}?after=x", headers=KEY).json()["error"]["param"] == "after"
     complete(served.url, [5] * 9)
-    with httpx.stream("GET", f"{served.url}/kv_events", timeout=60) as response:
+    with reading(url) as response:
         assert response.headers["content-type"].startswith("text/event-stream")
         told = batches(response.iter_lines())
         first = next(told)
@@ -32,31 +42,16 @@ def test_a_reader_is_told_what_is_there_and_then_what_comes(serve):
         second = next(told)
         [stored] = second["events"]
         assert (stored["type"], stored["token_ids"], second["seq"]) == ("BlockStored", [6] * 4, first["seq"] + 1)
-    with httpx.stream("GET", f"{served.url}/kv_events?after={first['seq']}", timeout=60) as response:
-        assert next(batches(response.iter_lines()))["events"] == second["events"]
+    with reading(f"{url}?after={first['seq']}") as response:
+        lines = response.iter_lines()
+        assert next(batches(lines))["events"] == second["events"]
+        served.stop()  # which waits for nobody who reads
+        assert list(batches(lines)) == []
 
 
-def test_who_may_not_read_them(serve):
-    served = serve(settings={"api_key": ["secret"]}, **ENABLED)
-    assert httpx.get(f"{served.url}/kv_events").status_code == 401
-    key = {"Authorization": "Bearer secret"}
-    assert httpx.get(f"{served.url}/kv_events?after=x", headers=key).json()["error"]["param"] == "after"
-    foreign = key | {"Sec-Fetch-Site": "cross-site"}
-    assert httpx.get(f"{served.url}/kv_events", headers=foreign).status_code == 403
-
-
-@pytest.mark.parametrize("host", ["evil.example"])
-def test_without_events_or_from_elsewhere_a_sentence(served, host):
+def test_without_events_or_from_elsewhere_a_sentence(served):
     answer = httpx.get(f"{served.url}/kv_events")
     assert answer.status_code == 404
     assert "--kv-events-config" in answer.json()["error"]["message"]
-    assert httpx.get(f"{served.url}/kv_events", headers={"Host": host}).status_code == 403
-
-
-def test_a_server_that_stops_does_not_wait_for_readers(serve):
-    served = serve(**ENABLED)
-    with httpx.stream("GET", f"{served.url}/kv_events", timeout=60) as response:
-        lines = response.iter_lines()
-        next(batches(lines))
-        served.stop()
-        assert list(batches(lines)) == []
+    for elsewhere in {"Host": "evil.example"}, {"Sec-Fetch-Site": "cross-site"}:
+        assert httpx.get(f"{served.url}/kv_events", headers=elsewhere).status_code == 403

@@ -155,6 +155,23 @@ def test_a_replica_by_its_name(started):
     assert started.get("/replicas/nobody/metrics").status_code == 404
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--autoscaling-config", '{"most": 3}'], "autoscaling_config has 'most', which Ray does not know"),
+        (["--autoscaling-config", '{"max_replicas": 0}'], "autoscaling_config makes no sense to Ray"),
+        (
+            ["--data-parallel-size", "2", "--num-blocks", "0"],
+            "num_blocks is 0; it must be a whole number of at least 1",
+        ),
+    ],
+)
+def test_wrong_options_are_told_in_a_sentence(folder, tmp_path, arguments, sentence):
+    with pytest.raises(AssertionError, match=re.escape(sentence)):
+        Started(folder, tmp_path / "log", *arguments)
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
 def test_they_become_more_when_many_wait_and_ray_may_choose(folder, tmp_path):
     scaling = {
         "min_replicas": 1, "max_replicas": 2, "target_ongoing_requests": 2, "upscale_delay_s": 0.5,

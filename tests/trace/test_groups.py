@@ -6,6 +6,7 @@ from collections import Counter
 import pytest
 from engine.checkpoints import SAVE
 from screens import screen, section
+from test_layout import FAULTS
 
 from minipage import LLM, SamplingParams
 from minipage.memory.kv_groups import NULL_BLOCK
@@ -135,3 +136,4 @@ def test_the_page_shows_each_table(trace, opened):
             assert tab.locator("#pool .cell.used .chip").count() >= frame.num_used_blocks
             keys = tab.evaluate("[...document.querySelectorAll('[data-key]')].map((one) => one.dataset.key)")
             assert len(keys) == len(set(keys)), "two things have one name"
+            assert tab.evaluate(FAULTS) == []

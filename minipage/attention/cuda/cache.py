@@ -179,26 +179,31 @@ def newest_writer(new_kind: Kind, kv: Kind, head_size: int) -> Any:
 def row_writer(new_kind: Kind, kv: Kind, head_size: int) -> Any:
     """A warp writes the numbers new[start ...] as a row of a cache, and its scale."""
     PER_WORD, number = new_kind.per_word, new_kind.number
+    MINE = -(-head_size // WARP)  # numbers of a lane
     QUANTIZED, LARGEST = kv.is_quantized, np.float32(kv.largest)
     INFINITY = np.float32(np.inf)
     stored, limited = kv.stored, limiter(kv)
     larger = device_function(larger_or_nan, fastmath=False)
 
     def write_row(new, start, cache, scales, row, lane):
+        x = cuda.local.array(MINE, float32)
+        for j in range(MINE):
+            at = start + min(lane + j * WARP, head_size - 1)
+            x[j] = number(new[at // PER_WORD], at % PER_WORD)
         scale, largest = float32(1), float32(0)
         if QUANTIZED:
-            for i in range(lane, head_size, WARP):
-                largest = larger(largest, abs(number(new[(start + i) // PER_WORD], (start + i) % PER_WORD)))
+            for j in range(MINE):
+                largest = larger(largest, abs(x[j]))
             for bit in (16, 8, 4, 2, 1):
                 largest = larger(largest, cuda.shfl_xor_sync(0xFFFFFFFF, largest, bit))
             if lane == 0:
                 scales[row] = largest / LARGEST
             scale = largest / LARGEST if largest > 0 else float32(1)
-        for i in range(lane, head_size, WARP):
-            x = number(new[(start + i) // PER_WORD], (start + i) % PER_WORD)
+        for j in range(MINE):
             if QUANTIZED:
-                x = x / scale if largest < INFINITY else float32(0)
-            cache[row * head_size + i] = stored(limited(x))
+                x[j] = x[j] / scale if largest < INFINITY else float32(0)
+            if lane + j * WARP < head_size:
+                cache[row * head_size + lane + j * WARP] = stored(limited(x[j]))
 
     # The CPU's `quantize` divides exactly. So do we, and the codes are the same.
     return device_function(write_row, fastmath=False)

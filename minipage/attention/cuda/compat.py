@@ -74,6 +74,7 @@ def can_overlap() -> bool:
     """Whether a kernel may begin before the last one has ended, and wait for that itself (compute capability 9.0)."""
     return (
         not SIMULATED
+        and cuda.is_available()
         and hasattr(LaunchConfig, "programmatic_stream_serialization")
         and bool(cuda.get_current_device().compute_capability >= (9, 0))
     )

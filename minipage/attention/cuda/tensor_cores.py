@@ -169,32 +169,18 @@ def tensor_kernel(
         buffer = cuda.shared.array(BUFFER, float32)
         table = seq * max_blocks
         own_stages = int32(warp * STAGES * STAGE)
-        slots = cuda.local.array(STAGES, int32)
-        for i in range(STAGES):  # all of them are looked up at once
-            slots[i] = slot_of(start + i * STRIDE, max(stop, 1), block_tables, table)
-        early = int32(context - STEP if writes else 0)  # steps that begin before do not hold the newest token
-        for i in range(STAGES):
-            base = start + i * STRIDE
-            if base < early:
-                request(
-                    buffer, own_stages + i * STAGE, slots[i], base < stop,
-                    k_cache, v_cache, k_scales, v_scales, kv_head, num_kv_heads,
-                )  # fmt: skip
-        if writes:
-            new_slot = slot_mapping[q_start]
+        new_slot = int32(-1)
+        if writes:  # steps that do not hold the newest token are requested before it is there
+            new_slot = int32(slot_mapping[q_start])
+            for i in range(STAGES):
+                base = start + i * STRIDE
+                if base + STEP < context:
+                    slot = slot_of(base, stop, block_tables, table) if base < stop else int32(0)
+                    request(
+                        buffer, own_stages + i * STAGE, slot, base < stop,
+                        k_cache, v_cache, k_scales, v_scales, kv_head, num_kv_heads,
+                    )  # fmt: skip
             wait_for_last()
-            if stop == context:
-                write_newest(
-                    new_k, new_v, new_slot, k_numbers, v_numbers, k_scales, v_scales, k_stride, v_stride, q_start,
-                    kv_head, num_kv_heads,
-                )  # fmt: skip
-        for i in range(STAGES):
-            base = start + i * STRIDE
-            if base >= early:
-                request(
-                    buffer, own_stages + i * STAGE, slots[i], base < stop,
-                    k_cache, v_cache, k_scales, v_scales, kv_head, num_kv_heads,
-                )  # fmt: skip
 
         q_word = cuda.local.array((2, K_WORDS), uint32)  # of rows g and g + 8
         visible = cuda.local.array(2, int32)
@@ -212,6 +198,20 @@ def tensor_kernel(
                 q_word[half, w] = uint32(0)
                 if is_row:
                     q_word[half, w] = q[at + (w // K_WIDTH * 4 + c) * K_WIDTH + w % K_WIDTH]
+        if writes and stop == context:
+            write_newest(
+                new_k, new_v, new_slot, k_numbers, v_numbers, k_scales, v_scales, k_stride, v_stride, q_start, kv_head,
+                num_kv_heads,
+            )  # fmt: skip
+        for i in range(STAGES):
+            base = start + i * STRIDE
+            if not writes or base + STEP >= context:
+                slot = slot_of(base, stop, block_tables, table) if base < stop else int32(0)
+                request(
+                    buffer, own_stages + i * STAGE, slot, base < stop,
+                    k_cache, v_cache, k_scales, v_scales, kv_head, num_kv_heads,
+                )  # fmt: skip
+
         for j in range(TILES):
             for e in range(4):
                 acc[j, e] = float32(0)

@@ -128,7 +128,7 @@ class Front:
         """
         client = Client(send)
         taken = chosen
-        self.num_requests.update(filter(None, [taken]))
+        self.num_requests.update([taken] if taken else [])
         try:
             async with aclosing(self.replicas.answer(scope, body, chosen)) as messages:
                 async for message in messages:
@@ -138,6 +138,8 @@ class Front:
                         taken = self.move(chosen, message)
                     elif isinstance(message, Tally):
                         vars(tally_of(scope)).update(vars(message))
+                    elif message.get("status") == 503 and not only:
+                        raise ReplicaLost(f"the engine of replica {taken} has stopped.")
                     else:
                         await client.tell(message)
         except ReplicaLost as error:
@@ -146,18 +148,22 @@ class Front:
                 raise
             await client.tell_lost(scope, error)
         finally:
-            self.num_requests.subtract(filter(None, [taken]))
+            self.num_requests.subtract([taken] if taken else [])
 
     def move(self, chosen: str | None, taken: str) -> str:
-        """Another one than the chosen replica may have taken a request: that one is new, or full, or gone."""
-        if taken != chosen:
-            self.num_requests[taken] += 1
-        if chosen is not None and taken != chosen:
+        """Another one than the chosen replica may have taken a request: that one is gone, or Ray does not know it yet.
+
+        If that happens again and again it is forgotten, until it gives a sign of life.
+        """
+        self.passed_over[taken] = 0
+        if taken == chosen:
+            return taken
+        self.num_requests[taken] += 1
+        if chosen is not None:
             self.num_requests[chosen] -= 1
             self.passed_over[chosen] += 1
             if self.passed_over[chosen] >= MOST_PASSED_OVER:
                 self.forget(chosen)
-        self.passed_over[taken] = 0
         return taken
 
     # ---- what concerns all of them

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -81,6 +82,8 @@ def serve_replicas(
         OSError: the port cannot be had.
     """
     require_positive(data_parallel_size=data_parallel_size)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        raise ConfigurationError("torchrun starts the ranks of one engine; start several replicas without it.")
     own_router = make_router(router, router_load_limit)
     try:
         from minipage.serve.replicas.on_ray import Deployment, RayReplicas
@@ -94,7 +97,7 @@ def serve_replicas(
     model = {name: engine[name] for name in ("load_format", "hf_overrides") if name in engine}
     tokenizer = load_model(engine.get("model", SHIPPED_MODEL), **model).tokenizer
     with take_port(host, port) as sock:
-        replicas = RayReplicas(engine, settings, deployment)
+        replicas = RayReplicas(engine, settings, deployment, log_to_driver=log_level == "debug")
         try:
             front = Front(replicas, own_router, PromptReader(tokenizer, settings.chat_template), settings)
             config = make_config(front.app(), drain_timeout, log_level, **uvicorn_options)

@@ -10,9 +10,10 @@ gone. Ray's interface for routers is called alpha in 2.60.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -27,7 +28,7 @@ from starlette.types import Scope
 from minipage.engine.async_llm import AsyncLLM
 from minipage.engine.kv_events import KVEventBatch
 from minipage.engine.llm import LLM
-from minipage.errors import ConfigurationError
+from minipage.errors import ConfigurationError, MinipageError
 from minipage.serve.app import Settings
 from minipage.serve.main import warm_up
 from minipage.serve.replicas.front import ReplicaLost
@@ -57,7 +58,11 @@ class ReplicaActor:
     """What Ray runs: an engine, and the server around it. `wanted` is for NamedReplica."""
 
     def __init__(self, engine: dict[str, Any], settings: Settings, queue: Queue) -> None:
-        llm = LLM(**engine)
+        try:
+            llm = LLM(**engine)
+        except MinipageError as error:
+            queue.put(("", error))
+            raise
         warm_up(llm)
         assert llm.kv_events
         name = serve.get_replica_context().replica_id.unique_id
@@ -89,7 +94,6 @@ class Deployment:
     autoscaling_config: Mapping[str, Any] | None = None  # of Ray; in place of a fixed number
     num_threads: int | None = None  # of each, on a CPU; None: the cores are divided
     num_gpus: int = 0  # of each
-    environment: dict[str, str] = field(default_factory=dict)
 
     @property
     def most_replicas(self) -> int:
@@ -99,18 +103,18 @@ class Deployment:
         """Of Ray's deployment."""
         threads = str(self.num_threads or max(1, (os.cpu_count() or 1) // self.num_replicas))
         names = "NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
-        variables = dict.fromkeys(names, threads) | self.environment
         how_many: dict[str, Any] = {"num_replicas": self.num_replicas}
         if self.autoscaling_config is not None:
             how_many = {"autoscaling_config": self.read_autoscaling()}
         return how_many | {
             "max_ongoing_requests": max_ongoing_requests,
+            "max_constructor_retry_count": 1,  # what fails at the start fails again
             "health_check_period_s": HEALTH_CHECK_SECONDS,
             "graceful_shutdown_timeout_s": 5.0,
             "request_router_config": RequestRouterConfig(request_router_class=NamedReplica),
             "logging_config": LoggingConfig(log_level="WARNING", enable_access_log=False),
             "ray_actor_options": {
-                "num_cpus": 1, "num_gpus": self.num_gpus, "runtime_env": {"env_vars": variables},
+                "num_cpus": 1, "num_gpus": self.num_gpus, "runtime_env": {"env_vars": dict.fromkeys(names, threads)},
             },
         }  # fmt: skip
 
@@ -127,18 +131,43 @@ class Deployment:
 
 
 class RayReplicas:
-    """Replicas of one model, from `start` to `stop`."""
+    """Replicas of one model, until `stop`.
 
-    def __init__(self, engine: dict[str, Any], settings: Settings, deployment: Deployment) -> None:
+    Args:
+        engine: options of each replica's LLM.
+        log_to_driver: show what replicas log, which goes to Ray's files otherwise (/tmp/ray/session_latest/logs).
+
+    Raises:
+        MinipageError: a replica cannot be made of these options.
+    """
+
+    def __init__(
+        self, engine: dict[str, Any], settings: Settings, deployment: Deployment, log_to_driver: bool = False
+    ) -> None:
         most = int(engine.get("max_num_seqs", 256)) + settings.max_queued_requests
         options = deployment.options(most)  # wrong ones are refused before anything is started
         self.is_own = "RAY_ADDRESS" not in os.environ  # a cluster of this machine alone, which ends with us
-        how = {"num_cpus": deployment.most_replicas + 2, "include_dashboard": False} if self.is_own else {}
-        ray.init(address="local" if self.is_own else None, namespace=APPLICATION, logging_level="WARNING", **how)
-        serve.start(proxy_location="Disabled", logging_config=LoggingConfig(log_level="WARNING"))
-        self.queue = Queue(MOST_BATCHES, actor_options={"num_cpus": 0})
-        actor: Any = serve.deployment(ReplicaActor, name="Replica").options(**options)
-        self.handle = serve.run(actor.bind(engine, settings, self.queue), name=APPLICATION, route_prefix=None)
+        how: dict[str, Any] = {"logging_level": "WARNING", "log_to_driver": log_to_driver, "namespace": APPLICATION}
+        if self.is_own:
+            how |= {"address": "local", "num_cpus": deployment.most_replicas + 2, "include_dashboard": False}
+        logging.getLogger("ray.serve").setLevel("WARNING")
+        try:
+            ray.init(**how)
+            serve.start(proxy_location="Disabled", logging_config=LoggingConfig(log_level="WARNING"))
+            self.queue = Queue(MOST_BATCHES, actor_options={"num_cpus": 0})
+            actor: Any = serve.deployment(ReplicaActor, name="Replica").options(**options)
+            self.handle = serve.run(actor.bind(engine, settings, self.queue), name=APPLICATION, route_prefix=None)
+        except BaseException as error:
+            reason = self._reason(error)
+            self.stop()
+            raise reason from None
+
+    def _reason(self, error: BaseException) -> BaseException:
+        """Why nothing was started: what a replica says is better than what Ray says."""
+        if isinstance(error, RuntimeError) and hasattr(self, "queue") and not self.queue.empty():
+            _, said = self.queue.get()
+            return said if isinstance(said, MinipageError) else error
+        return error
 
     async def answer(self, scope: Scope, body: bytes, replica: str | None) -> AsyncGenerator[Any, None]:
         response = self.handle.options(stream=True).answer.remote(passed_on(scope), body, wanted=replica)
@@ -165,11 +194,11 @@ class RayReplicas:
 
     def stop(self) -> None:
         """End the replicas, and with them the cluster if it is our own."""
-        if self.is_own:
-            serve.shutdown()
-        else:
+        if not self.is_own and ray.is_initialized():
             serve.delete(APPLICATION)
             self.queue.shutdown()
+        elif ray.is_initialized():
+            serve.shutdown()
         ray.shutdown()
 
 

@@ -10,6 +10,8 @@ from minipage.serve.chat import Render
 from minipage.serve.errors import ApiError, read_model
 from minipage.serve.protocol import ChatBody, CompletionBody
 
+MOST_CHARACTERS = 100_000  # of a prompt: enough to choose a replica by
+
 
 class Beginning(NamedTuple):
     """By what a request is given to a replica."""
@@ -53,4 +55,4 @@ class PromptReader:
         return Beginning(self._encode(text, bool(body.add_special_tokens)), body.cache_salt or "")
 
     def _encode(self, text: str, add_special_tokens: bool) -> list[int]:
-        return list(self.tokenizer.encode(text, add_special_tokens)) if self.tokenizer else []
+        return list(self.tokenizer.encode(text[:MOST_CHARACTERS], add_special_tokens)) if self.tokenizer else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncGenerator
 from contextlib import suppress
 from dataclasses import replace
@@ -16,6 +17,7 @@ from minipage.engine.kv_events import KVEventBatch, KVEvents
 from minipage.serve.app import Settings, make_app
 from minipage.trace.watching.feed import waking
 
+SIGN_OF_LIFE_SECONDS = 5.0
 PASSED_ON = {"type", "asgi", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path"}
 PASSED_ON |= {"headers", "client", "server"}  # of a scope: what can be sent to another process
 
@@ -60,15 +62,18 @@ class Replica:
             messages.put_nowait(None)
 
     async def events(self) -> AsyncGenerator[KVEventBatch, None]:
-        """What its prefix cache stores and removes; the first batch says what is there, even if that is nothing."""
+        """What its prefix cache stores and removes; the first batch says what is there, even if that is nothing.
+
+        From time to time an empty one says that the replica is still there.
+        """
         news = asyncio.Event()
         subscriber = self.kv_events.subscribe(waking(asyncio.get_running_loop(), news))
         try:
             while True:
                 news.clear()
-                if batch := subscriber.take():
-                    yield batch
-                await news.wait()
+                yield subscriber.take() or KVEventBatch(time.time(), [], subscriber.seq)
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(news.wait(), SIGN_OF_LIFE_SECONDS)
         finally:
             self.kv_events.leave(subscriber)
 

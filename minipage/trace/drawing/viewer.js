@@ -43,6 +43,8 @@ for (const delta of trace.deltas) note(patch(outlines.at(-1) ?? {}, outlineOf(de
 const SECONDS = 1.6; // a frame, at the first speed
 const now = { index: 0, steps: false, timer: 0, looked: "", frame: null, drawn: -1 };
 
+let beforeShown = () => {}; // a live page may have many texts to show
+
 const places = () => (now.steps ? ends : all);
 const place = () => places().findIndex((i) => i >= now.index);
 
@@ -65,6 +67,7 @@ function show(index) {
   const focused = document.activeElement?.dataset?.key;
   const placesBefore = takePlaces(), forward = now.index >= now.drawn;
   stopMotion();
+  beforeShown(tree);
   showFrame(tree, at > 0 ? trees.at(places()[at - 1]) : undefined);
   moveFrom(placesBefore, forward);
   now.drawn = now.index;

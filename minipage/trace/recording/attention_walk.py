@@ -23,7 +23,7 @@ import numpy as np
 from minipage.attention.quantize import numbers_of
 from minipage.simd.arrays import Floats
 from minipage.trace.recording.frames import Frame, SoftmaxStep
-from minipage.trace.recording.recorder import replaced
+from minipage.trace.recording.meanwhile import replaced
 from minipage.trace.recording.replay import Change
 from minipage.trace.recording.trace import Trace
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from minipage.errors import InvalidRequestError
 from minipage.simd.arrays import Floats
-from minipage.trace.recording.recorder import replaced
+from minipage.trace.recording.meanwhile import replaced
 
 if TYPE_CHECKING:
     from minipage.engine.llm import LLM

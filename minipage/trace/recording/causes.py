@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 
 class Want(NamedTuple):
@@ -34,3 +35,15 @@ class CodeFrame(NamedTuple):
     first: int  # the number of its first line
     lines: tuple[str, ...]  # its source
     lit: tuple[tuple[int, tuple[int, ...]], ...]  # (number of a line that did something, the blocks that it did it to)
+
+
+def code_frames(lines: Iterable[Sequence[int]], functions: Sequence[Any]) -> tuple[CodeFrame, ...]:
+    """The lines that were at work, (number of a function, line, blocks ...), function by function."""
+    lit: dict[int, list[tuple[int, tuple[int, ...]]]] = {}
+    for function, line, *blocks in lines:
+        lit.setdefault(function, []).append((line, tuple(blocks)))
+    sources = {number: functions[number] for number in lit}  # the outermost caller first
+    return tuple(
+        CodeFrame(source["file"], source["name"], source["first"], tuple(source["lines"]), tuple(sorted(lit[number])))
+        for number, source in sources.items()
+    )

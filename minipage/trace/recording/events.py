@@ -50,11 +50,11 @@ class Before(NamedTuple):
 def sentences(change: dict[str, Any], before: Before, after: State) -> list[str]:
     """What happened in this phase."""
     if after.phase == "before":
-        return [*arrivals(change, after), *what_is_ahead(after)]
+        return [*arrivals(change, after), *what_is_ahead(change, after)]
     if after.phase == "schedule":
         start = [
             *arrivals(change, after),
-            *travels(after),
+            *travels(change),
             *hits(before, after),
             *returns(before, after),
             *slides(before.all_tables, after.texts, block_names),

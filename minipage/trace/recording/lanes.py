@@ -20,7 +20,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from minipage.trace.recording.recorder import replaced
+from minipage.trace.recording.meanwhile import replaced
 
 if TYPE_CHECKING:
     from minipage.engine.engine import Engine

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from minipage.errors import count
 from minipage.trace.recording.wording import block_names, join
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from minipage.trace.recording.replay import State
 
 
-def what_is_ahead(after: State) -> list[str]:
+def what_is_ahead(change: dict[str, Any], after: State) -> list[str]:
     """What is about to be done, and why."""
     ahead = after.ahead
     told = []
@@ -32,7 +32,7 @@ def what_is_ahead(after: State) -> list[str]:
         told.append(f"{who}, and {free}: {join(ahead.gives_way)}, last in line, has to give way.")
     for label, blocks in ahead.finds:
         num_tokens = "" if after.windows else f"{len(blocks) * after.block_size} "
-        where = "the tier below" if set(blocks) & set(after.tier.get("loaded", ())) else block_names(blocks)
+        where = "the tier below" if set(blocks) & set(change.get("tier", {}).get("loaded", ())) else block_names(blocks)
         told.append(
             f"{label} begins with the same {num_tokens}tokens as a text before it: their K and V are in {where}."
         )

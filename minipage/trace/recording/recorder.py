@@ -12,7 +12,6 @@ large the pool is. A test replays every frame beside the engine and compares.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import count
@@ -24,6 +23,7 @@ from minipage.engine.speculation import DraftedChunk
 from minipage.scheduling import GroupStatus, Sequence, SequenceGroup, StepPlan
 from minipage.trace.recording.differences import joined, list_difference
 from minipage.trace.recording.frames import label_of
+from minipage.trace.recording.meanwhile import few_collections, replaced
 from minipage.trace.recording.replay import Change
 from minipage.trace.recording.routine_lines import RoutineLines
 from minipage.trace.recording.source_lines import SourceLines
@@ -56,36 +56,6 @@ def observed(llm: Engine, title: str = "", with_code: bool = True) -> Iterator[R
         for owner, name, method in recorder.replacements():
             stack.enter_context(replaced(owner, name, method))
         yield recorder
-
-
-@contextmanager
-def few_collections() -> Iterator[None]:
-    """Let the garbage collector leave alone what is there already.
-
-    A trace is many small objects. They make the collector run, and it looks at every object there is, including the
-    libraries' hundred thousand. That took more time than the recording itself.
-    """
-    if gc.get_freeze_count():  # somebody has done it before us, and may want it to stay
-        yield
-        return
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-
-
-@contextmanager
-def replaced(owner: object, name: str, method: Callable[..., Any]) -> Iterator[None]:
-    """Let one instance have another method for a while: instance attributes hide the methods of the class."""
-    own = vars(owner)
-    before = {name: own[name]} if name in own else {}
-    own[name] = method
-    try:
-        yield
-    finally:
-        del own[name]
-        own.update(before)
 
 
 class _Seen:
@@ -254,9 +224,11 @@ class Recorder:
     def _newcomers(self) -> list[Sequence]:
         """Give a label to every sequence that was not there before."""
         scheduler = self.llm.scheduler
-        groups = sorted([*scheduler.running, *scheduler.swapped, *scheduler.waiting], key=lambda group: group.arrival)
-        new = [seq for group in groups for seq in group.sequences if seq not in self._group_of]
-        self._group_of |= {seq: group for group in groups for seq in group.sequences}
+        groups, known = [*scheduler.running, *scheduler.swapped, *scheduler.waiting], self._group_of
+        new = [seq for group in groups for seq in group.sequences if seq not in known]
+        if new:  # in most steps nobody is
+            known |= {seq: group for group in groups for seq in group.sequences}
+            new.sort(key=lambda seq: known[seq].arrival)
         for seq in new:
             self._labels[seq] = next(self._names)
             self._live[seq] = _Seen()

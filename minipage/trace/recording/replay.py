@@ -27,7 +27,7 @@ from typing import Any, TypeAlias
 from minipage.memory import BlockCopy
 from minipage.memory.kv_groups import NULL_BLOCK
 from minipage.trace.recording import events
-from minipage.trace.recording.causes import Ahead, CodeFrame, Want
+from minipage.trace.recording.causes import Ahead, Want, code_frames
 from minipage.trace.recording.frames import (
     PHASES,
     AttentionFrame,
@@ -84,7 +84,6 @@ class State:
         self.phase = PHASES[0]
         self.chunks: list[tuple[str, int, int]] = []
         self.drafts: dict[str, list[int]] = {}
-        self.tier: dict[str, list[int]] = {}
         self.moves: dict[str, list[BlockCopy]] = {}
         self.preempted: list[list[str]] = []
         self.chosen: list[tuple[str, int]] = []
@@ -178,7 +177,6 @@ class State:
             if name in change:
                 self.moves[name] = [BlockCopy(*pair) for pair in change[name]]
         self.drafts = change.get("drafts", self.drafts)
-        self.tier = change.get("tier", {})
         self.preempted = change.get("preempted", self.preempted)
         self.chosen = [tuple(token) for token in change["chosen"]] if "chosen" in change else self.chosen
         self.prefix = tuple(change.get("prefix", self.prefix))
@@ -273,23 +271,10 @@ class State:
             contiguous=tuple(self.contiguous.values()),
             attention=self.attention,
             ahead=self.ahead,
-            code=self._code(),
+            code=code_frames(self.code, self.functions),
             reused=self.reused,
             num_stopped_events=num_stopped,
             windows=self.windows,
-        )
-
-    def _code(self) -> tuple[CodeFrame, ...]:
-        """The lines that were at work, function by function."""
-        lit: dict[int, list[tuple[int, tuple[int, ...]]]] = {}
-        for function, line, *blocks in self.code:
-            lit.setdefault(function, []).append((line, tuple(blocks)))
-        sources = {number: self.functions[number] for number in lit}  # the outermost caller first
-        return tuple(
-            CodeFrame(
-                source["file"], source["name"], source["first"], tuple(source["lines"]), tuple(sorted(lit[number]))
-            )
-            for number, source in sources.items()
         )
 
     def word(self, token_id: int) -> str:

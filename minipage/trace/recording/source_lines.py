@@ -14,6 +14,7 @@ import inspect
 import sys
 import textwrap
 from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -54,8 +55,7 @@ class SourceLines:
         key = code_of(function), names
         if key not in self._named:
             number = self.number(key[0])
-            source = self.functions[number] if number is not None else None
-            lines = lines_naming(source["lines"], source["first"], names) if source else []
+            lines = lines_of(key[0], names) if key[0] is not None and number is not None else []
             self._named[key] = [[number, line] for line in lines]
         return self._named[key]
 
@@ -76,15 +76,10 @@ class SourceLines:
             return None
         if code not in self._numbers:
             self._numbers[code] = None
-            try:
-                lines, first = inspect.getsourcelines(code)
-            except (OSError, TypeError, IndexError):  # typed in, or made by a program
+            if (source := source_of(code)) is None:
                 return None
-            text = textwrap.dedent("".join(lines)).splitlines()
             self._numbers[code] = len(self.functions)
-            self.functions.append(
-                {"file": short(code.co_filename), "name": name_of(code), "first": first, "lines": text}
-            )
+            self.functions.append({"file": short(code.co_filename), "name": name_of(code), **source})
         return self._numbers[code]
 
 
@@ -116,8 +111,25 @@ def name_of(code: CodeType) -> str:
     return code.co_qualname.replace("<locals>.", "")
 
 
+@cache  # of many recordings in one process, the first reads the files
+def source_of(code: CodeType) -> dict[str, Any] | None:
+    """{"first" (a line's number), "lines"} of a function; None if it was typed in, or made by a program."""
+    try:
+        lines, first = inspect.getsourcelines(code)
+    except (OSError, TypeError, IndexError):
+        return None
+    return {"first": first, "lines": textwrap.dedent("".join(lines)).splitlines()}
+
+
+@cache
+def lines_of(code: CodeType, names: tuple[str, ...]) -> list[int]:
+    """The numbers of the lines on which a statement of this function names one of `names`."""
+    source = source_of(code)
+    return lines_naming(source["lines"], source["first"], names) if source else []
+
+
 def lines_naming(lines: list[str], first: int, names: Iterable[str]) -> list[int]:
-    """The numbers of the lines on which a statement names one of `names`, in a function that begins on line `first`."""
+    """The same of a function that begins on line `first`."""
     wanted = set(names)
     found: set[int] = set()
     for node in ast.walk(ast.parse("\n".join(lines))):

@@ -9,7 +9,6 @@ from minipage.trace.recording.wording import block_names
 
 if TYPE_CHECKING:
     from minipage.engine.engine import Engine
-    from minipage.trace.recording.replay import State
 
 
 class TierWatch:
@@ -44,12 +43,12 @@ def noting(method: Callable[..., Any], blocks: list[int]) -> Callable[..., Any]:
     return noted
 
 
-def travels(after: State) -> list[str]:
+def travels(change: dict[str, Any]) -> list[str]:
     """What went down and came up in this phase: sentences."""
-    told = []
-    if saved := after.tier.get("saved"):
+    told, tier = [], change.get("tier", {})
+    if saved := tier.get("saved"):
         are = "is" if len(saved) == 1 else "are"
         told.append(f"{block_names(saved).capitalize()} {are} evicted, and saved in the tier below.")
-    if loaded := after.tier.get("loaded"):
+    if loaded := tier.get("loaded"):
         told.append(f"What was saved of this text comes back, into {block_names(loaded)}.")
     return told

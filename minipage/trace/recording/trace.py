@@ -12,16 +12,15 @@ occur), then one line a phase, a change as replay.py describes it.
 
 from __future__ import annotations
 
-import gc
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from operator import index
 from pathlib import Path
 from typing import overload
 
 from minipage.errors import MinipageError, TraceError, count
 from minipage.trace.recording.frames import STOPS, Frame, fullest
+from minipage.trace.recording.meanwhile import no_collections
 from minipage.trace.recording.replay import Change, State, Vocabulary, replay
 
 VERSION = 3  # 2: what the scenarios `fragmentation` and `kernel` show; 3: "before" frames, and lines of source
@@ -169,18 +168,6 @@ def what_is_wrong(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"names something that it or the lines before it should have told, and have not: {error}"
     return "does not follow from the lines before it"
-
-
-@contextmanager
-def no_collections() -> Iterator[None]:
-    """No garbage collection: many small objects are made and none is garbage; looking takes longer than making them."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def word_to_json(word: bytes) -> str | list[int]:

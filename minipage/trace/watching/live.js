@@ -22,9 +22,7 @@ document.addEventListener("shown", ({ detail: tree }) => {
 
 // Many texts: each in two lines, the end of what it says and the numbers of its blocks, and nothing moves.
 const CROWD = 8;
-function beforeShown(tree) {
-  document.body.classList.toggle("crowded", Object.keys(tree.sequences ?? {}).length > CROWD);
-}
+beforeShown = (tree) => document.body.classList.toggle("crowded", Object.keys(tree.sequences ?? {}).length > CROWD);
 
 document.body.classList.add("live");
 setSteps(true);

@@ -60,7 +60,6 @@ function showNewest() {
   const wait = live.nextDrawing - performance.now();
   if (wait > 0) return (live.drawing = setTimeout(() => live.follows && showNewest(), wait));
   const begin = performance.now();
-  beforeShown(trees.at(-1));
   show(Infinity);
   live.follows = false;
   live.nextDrawing = performance.now() + BREAK * (performance.now() - begin);

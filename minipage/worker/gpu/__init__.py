@@ -3,7 +3,8 @@
 checked.py     the same steps as minipage/worker/runner.py, with arrays on the GPU: PyTorch's or CuPy's
 memory.py      how much of the GPU's memory is left for K and V
 graphs.py      the fast path, for PyTorch: one copy brings a step's inputs, decodes are replayed as CUDA graphs
-fused.py       layers with two kernels of our own, where PyTorch takes many launches
+fused.py       layers with kernels of our own, where PyTorch takes many launches
+few_rows.py    products of few rows, with all that is done to their results
 capture.py     how a graph is captured, undisturbed
 inputs.py      that one copy
 next_batch.py  a step's inputs, which usually follow from the last step's

@@ -13,7 +13,10 @@ from collections.abc import Callable
 
 import torch
 
+from minipage.model.architecture import Array
 from minipage.worker.gpu.draw import UNSURE
+from minipage.worker.gpu.fused import current_stream, launch_put
+from minipage.worker.gpu.views import view_for_kernels
 
 Tokens = list[int | None]
 
@@ -28,10 +31,12 @@ class Drawn:
         self._pinned = [torch.zeros(most, dtype=torch.int32, pin_memory=is_on_gpu) for _ in range(2)]  # [most] each
         self._events = [torch.cuda.Event() for _ in range(2)] if is_on_gpu else []  # type: ignore[no-untyped-call]
 
-    def put_into(self, token_ids: torch.Tensor) -> torch.Tensor:
+    def put_into(self, token_ids: Array) -> Array:
         """[T] -> [T], in which ~i is the i-th token drawn."""
-        known = self._tokens.index_select(0, (~token_ids).clamp_(min=0))  # [T]
-        return known.where(token_ids < 0, token_ids)  # [T]
+        known = torch.empty_like(token_ids)  # [T]
+        given, drawn, out = map(view_for_kernels, (token_ids, self._tokens, known))
+        launch_put(given, drawn, out, stream=current_stream() if self._events else 0)
+        return known  # [T]
 
     def keep(self, tokens: torch.Tensor) -> Callable[[], Tokens]:
         """Keep tokens [num_draws] for the next step; what is returned waits for them."""

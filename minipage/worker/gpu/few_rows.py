@@ -121,7 +121,6 @@ def product_kernel(
         first = int32(cuda.blockIdx.x * COLUMNS)
         own = int32(min(first + g, num_out - 1) * num_lines * LINE + 4 * c)
         w = cuda.local.array((AT_ONCE, 8), uint32)
-        ahead = cuda.local.array((AT_ONCE, 8), uint32)  # what w is next
         low = cuda.local.array((AT_ONCE, 8), uint32)  # of rows 0 to 7 of x
         high = cuda.local.array((AT_ONCE, 8), uint32)  # and of rows 8 to 15
         acc = cuda.local.array((2, 4), float32)  # two, because a product waits for the one that it is added to
@@ -129,12 +128,15 @@ def product_kernel(
             acc[0, e], acc[1, e] = float32(0), float32(0)
         for i in range(AT_ONCE):
             for j in range(8):
-                high[i, j], ahead[i, j] = uint32(0), uint32(0)
+                high[i, j] = uint32(0)
+        row, column = thread // COLUMNS, first + thread % COLUMNS  # of the number that this thread ends with
+        is_mine = row < num_rows and thread < ROWS * COLUMNS and column < num_out
+        result_at = int32(row * num_out + column)
         load_lines(w, weight, own, warp, num_lines)
+        wait_for_last()
+        added = bias[column] if has_bias and is_mine else stored(float32(0))
+        under = onto[result_at] if has_onto and is_mine else stored(float32(0))
         for base in range(warp, num_lines, STRIDE):
-            if base + STRIDE < num_lines:
-                load_lines(ahead, weight, own, base + STRIDE, num_lines)
-            wait_for_last()
             for i in range(AT_ONCE):
                 line = int32(base + i * num_warps)
                 at = int32(g * row_words + line * LINE + 4 * c)
@@ -146,26 +148,19 @@ def product_kernel(
                 for j in range(0, 8, 2):
                     piece = (low[i, j], high[i, j], low[i, j + 1], high[i, j + 1])
                     multiply(acc, j // 2 % 2, piece, w[i, j], w[i, j + 1])
-            for i in range(AT_ONCE):
-                for j in range(8):
-                    w[i, j] = ahead[i, j]
-        wait_for_last()
+            if base + STRIDE < num_lines:
+                load_lines(w, weight, own, base + STRIDE, num_lines)
 
-        row, column = thread // COLUMNS, first + thread % COLUMNS  # what this thread ends with
-        is_mine = row < num_rows and thread < ROWS * COLUMNS and column < num_out
-        at = int32(row * num_out + column)
-        added = number(bias[column]) if has_bias and is_mine else float32(0)
-        under = number(onto[at]) if has_onto and is_mine else float32(0)
         parts = cuda.shared.array((num_warps, ROWS, COLUMNS), float32)
         for half in range(HALVES):
             for e in range(2):
                 parts[warp, g + 8 * half, 2 * c + e] = acc[0, 2 * half + e] + acc[1, 2 * half + e]
         cuda.syncthreads()
         if is_mine:
-            total = added
+            total = number(added)
             for part in range(num_warps):
                 total += parts[part, row, thread % COLUMNS]
-            out[at] = stored(activated(total) + under)
+            out[result_at] = stored(activated(total) + number(under))
 
     return kernel(product, fastmath=False, overlaps=True)
 

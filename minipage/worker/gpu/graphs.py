@@ -182,7 +182,7 @@ class GraphRunner(GPURunner):
     ) -> torch.Tensor:
         """Logits of these rows [num_rows], or of all: [num_rows, vocab_size]."""
         attend = self._launches(inputs, min_query_len, max_query_len, max_context_len)
-        token_ids = self._drawn.put_into(inputs[0].token_ids)  # type: ignore[arg-type]  # [T], of tensors here
+        token_ids = self._drawn.put_into(inputs[0].token_ids)  # [T]
         hidden = self.model.forward(token_ids, inputs[0].positions, attend)  # [T, C]
         hidden = hidden if rows is None else hidden.index_select(0, rows)  # [num_rows, C]
         logits: torch.Tensor = self.model.logits(hidden)  # [num_rows, vocab_size]
