@@ -182,7 +182,8 @@ DEMO: Options = ENGINE | {
     "steps": Option(int, "N", "stop after N steps"),
 }
 NOT_TO_PLAY_WITH = (  # engines there come and go
-    "device", "gpu_memory_utilization", "enforce_eager", "load_format", "kv_offloading_size", "kv_offloading_path",
+    "device", "gpu_memory_utilization", "enforce_eager", "async_scheduling", "load_format", "kv_offloading_size",
+    "kv_offloading_path",
 )  # fmt: skip
 PLAY: Options = {name: option for name, option in ENGINE.items() if name not in NOT_TO_PLAY_WITH}
 NOT_IN_A_CHAT = "n", "logprobs", "prompt_logprobs"  # one answer is what the conversation goes on with

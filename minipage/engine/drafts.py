@@ -31,7 +31,8 @@ class NGrams:
         found = []
         for token_ids, count in zip(texts, counts):
             start = find(np.array(token_ids), self.shortest, self.longest)
-            found.append([] if start < 0 else token_ids[start : start + count])
+            period = len(token_ids) - start  # what follows runs into the end: then the text goes round, and goes on so
+            found.append([] if start < 0 else [token_ids[start + i % period] for i in range(count)])
         return found
 
 

@@ -259,8 +259,11 @@ def test_the_longest_end_that_was_there_before_is_found(token_ids, shortest, mor
         return -1
 
     assert find(np.array(token_ids), shortest, longest) == expected()
-    drafts = NGrams(shortest, longest).propose([token_ids], [2])[0]
-    assert drafts == (token_ids[expected() : expected() + 2] if expected() >= 0 else [])
+    [drafts] = NGrams(shortest, longest).propose([token_ids], [4])
+    text = token_ids.copy()
+    for i in range(4 if expected() >= 0 else 0):
+        text.append(text[expected() + i])
+    assert token_ids + drafts == text, "what followed, and if that ends with the text, the drafts themselves"
 
 
 @pytest.mark.parametrize(
