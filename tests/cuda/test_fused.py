@@ -17,7 +17,7 @@ DEVICE = "cpu" if SIMULATOR else "cuda"
 dtypes = pytest.mark.parametrize("dtype", ROUNDOFF, ids=str)
 
 
-# In one line of 128 bytes, several for some of 4 warps, of 12, and more than 8 have at once; and one without whole lines.
+# One line of 128 bytes; some for each of 4 warps, of 12; more than 8 warps have under way at once; no whole lines.
 MATRICES = (64, 8), (320, 13), (2112, 3), (3264, 2), (65, 4)
 
 
