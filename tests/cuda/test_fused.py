@@ -17,8 +17,8 @@ DEVICE = "cpu" if SIMULATOR else "cuda"
 dtypes = pytest.mark.parametrize("dtype", ROUNDOFF, ids=str)
 
 
-# From in a few lines of 128 bytes to out in a few blocks of 8, and one that has no whole lines.
-MATRICES = (64, 8), (320, 13), (1152, 3), (65, 4)
+# One line of 128 bytes; some for each of 4 warps, of 12; more than 8 warps have under way at once; no whole lines.
+MATRICES = (64, 8), (320, 13), (2112, 3), (3264, 2), (65, 4)
 
 
 class Some:
@@ -51,6 +51,9 @@ def layers(dtype, monkeypatch):
             seen = getattr(few_rows, name)
             monkeypatch.setattr(few_rows, name, lambda array, of=seen: of(for_kernels(array)))
     own = {name: numbers(*weight.shape, dtype=dtype) for name, weight in Some().weights()}
+    for name in own:
+        if own[name].ndim == 2:
+            own[name] = own[name].T.contiguous().T  # as they lie on a GPU
     return FusedLayers(TorchLayers(Some(), own))
 
 
@@ -143,6 +146,8 @@ def test_a_product_of_few_rows_ends_with_all_that_is_done_to_it(layers, exact, d
     onto = numbers(num_rows, matrix[1], dtype=dtype) if is_onto else None
     name, under = f"matrix_{matrix[0]}", wide(onto) if is_onto else None
     expected = exact.linear(name, wide(x), then, under)
+    is_ours = matrix[0] % 64 == 0 and dtype != torch.float32
+    assert few_rows.can_multiply(x, layers._parts[name].weight.T) == is_ours
     found = layers.linear(name, x, then, onto)
     assert found.is_contiguous() and found.shape == expected.shape
     check(found, expected, dtype, 8)
