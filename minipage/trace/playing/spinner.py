@@ -33,7 +33,8 @@ def signs_of_life(message: str, show: Callable[[str], object]) -> Iterator[Calla
     """
     over, messages = Event(), [message]
 
-    with compilations() as compiling, interrupts_kept():
+    compiling: list[str] = []
+    with interrupts_kept(compiling) as raise_if_pressed, compilations(compiling, raise_if_pressed):
 
         def look() -> None:
             pause = PATIENCE
@@ -52,10 +53,10 @@ def signs_of_life(message: str, show: Callable[[str], object]) -> Iterator[Calla
 
 
 @contextmanager
-def compilations() -> Iterator[list[str]]:
-    """A list that has the names of what numba is compiling, at any moment; the outermost comes first."""
+def compilations(names: list[str], when_over: Callable[[], object]) -> Iterator[None]:
+    """Keep the names of what numba is compiling in a list, the outermost first; after it `when_over` is called."""
     if "numba" not in sys.modules:  # then nothing is compiled, and to load it takes half a second
-        yield []
+        yield
         return
     import numba.core.event as event
 
@@ -65,38 +66,44 @@ def compilations() -> Iterator[list[str]]:
 
         def on_end(self, event: Any) -> None:
             names.pop()
+            if not names:
+                when_over()
 
-    names: list[str] = []
     with event.install_listener("numba:compile", Listener()):
-        yield names
+        yield
 
 
 @contextmanager
-def interrupts_kept() -> Iterator[None]:
-    """Ctrl-C ends the block as KeyboardInterrupt, wherever it comes.
+def interrupts_kept(compiling: list[str] | None = None) -> Iterator[Callable[[], None]]:
+    """Ctrl-C ends the block as KeyboardInterrupt, wherever it comes. What is yielded raises it, if it has come.
 
-    It may come while LLVM calls back into numba. Then it is printed and dropped, and another error follows, or none.
+    It may come while LLVM calls back into numba, where it would be printed and dropped, and another error might follow,
+    or none. So while something is `compiling` it is only noted.
     """
     if current_thread() is not main_thread():
-        yield
+        yield lambda: None
         return
     pressed: list[int] = []
 
     def on_interrupt(number: int, _: object) -> None:
         pressed.append(number)
-        raise KeyboardInterrupt
+        if not compiling:
+            raise KeyboardInterrupt
+
+    def raise_if_pressed() -> None:
+        if pressed:
+            raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGINT, on_interrupt)
     try:
-        yield
+        yield raise_if_pressed
     except Exception as error:
         if pressed:
             raise KeyboardInterrupt from error
         raise
     finally:
         signal.signal(signal.SIGINT, before)
-    if pressed:
-        raise KeyboardInterrupt
+    raise_if_pressed()
 
 
 @contextmanager
