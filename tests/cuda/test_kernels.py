@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from where import SIMULATOR, from_gpu, long, on_gpu
+from where import SIMULATOR, from_gpu, long, on_gpu, takes_long
 
 from minipage.attention import KVCache, cuda, reference, write_kv
 from minipage.simd.halves import from_bfloat16, to_bfloat16
@@ -82,6 +82,7 @@ def test_rows_that_a_warp_cannot_read_with_one_load(q, kv, head_size):
     Batch([(37, 1), (6, 3)], q, kv, 1, 3, head_size, block_size=16).check()
 
 
+@takes_long
 def test_long_rows_in_contexts_that_are_cut_into_equal_shares():
     batch = Batch([(9, 2), (700, 1), (1, 1), (300, 1)], "float32", "float32", 1, 2, 256, block_size=8)
     batch.check(lambda *given: launched(batch, given, None, extra=1000))
@@ -144,7 +145,7 @@ def test_contexts_that_are_cut_into_equal_shares(q, head_size):
 
 @pytest.mark.parametrize(
     "split_size, head_size, contexts",
-    [(16, 64, ([100], [100, 9, 16, 17, 80, 70])), (None, 128, ([700], [9, 300, 530]))],
+    [(16, 64, ([100], [100, 9, 16, 17, 80, 70])), long(None, 128, ([700], [9, 300, 530]))],
     ids=["splits", "shares"],
 )
 def test_a_workspace_serves_batches_of_every_size_one_after_the_other(split_size, head_size, contexts):

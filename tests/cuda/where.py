@@ -17,6 +17,11 @@ def long(*values):
     return pytest.param(*values, marks=pytest.mark.slow if SIMULATOR else ())
 
 
+def takes_long(test):
+    """The same of a whole test."""
+    return pytest.mark.slow(test) if SIMULATOR else test
+
+
 @cache
 def device_name() -> str:
     """The GPU that is here, or ''."""
