@@ -30,7 +30,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,6 +41,7 @@ from minipage.errors import MinipageError
 from minipage.model.gguf_files import packaged_model
 
 NUM_THREADS = os.cpu_count() or 1
+REST_SECONDS = 1.0  # before each turn, in which threads that wait by turning in circles fall asleep
 ENVIRONMENTS = Path(os.environ.get("MINIPAGE_PEERS") or Path.home() / ".cache" / "minipage" / "peers")
 LOADING_SECONDS = 300.0
 CONTEST_SECONDS = 110.0  # to serve in
@@ -258,6 +259,7 @@ def hold(contest: Contest, model: Path, rounds: int) -> dict[str, Any]:
                 for who in [who for who in workers if who[0] != SLOWEST or i <= 1]:
                     short = load._replace(tokens_out=4) if i == 0 else load
                     requests = short.draw(seed=i)
+                    sleep(REST_SECONDS)
                     seconds = attempt(workers, who, lambda: workers[who].serve(requests))  # noqa: B023
                     if i > 0 and seconds is not None:
                         found = speeds.setdefault(" ".join(who), {}).setdefault(str(load), [])
