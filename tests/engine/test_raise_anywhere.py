@@ -119,7 +119,8 @@ def test_random_histories_with_failures_at_random_lines(tiny, part):
         rng = random.Random(seed)
         settings = COMMON | rng.choice(list(SCENARIOS.values()))
         settings |= {"block_size": rng.choice([1, 2, 3, 4]), "max_num_batched_tokens": rng.choice([6, 8, 16])}
-        settings |= {"num_blocks": 24 // settings["block_size"], "enable_prefix_caching": rng.random() < 0.5}
+        caching = rng.random() < 0.5 or "kv_offloading_size" in settings  # a tier is for what can be found
+        settings |= {"num_blocks": 24 // settings["block_size"], "enable_prefix_caching": caching}
         kinds = [rng.choice(ways()) for _ in range(rng.randint(2, 7))]
         prompts = [[rng.randrange(60) for _ in range(rng.randint(1, 3))] for _ in range(2)]
         requests = [(rng.choice(prompts) + prompts[0][:1], params, rng.randint(0, 1)) for params in kinds]
