@@ -36,7 +36,11 @@ def used(pool: BlockPool, prefixes: PrefixCache, token_ids: list[int]) -> int:
 
 def hit_rate(eviction: Eviction, texts: Iterable[list[int]], num_blocks: int) -> float:
     pool = BlockPool(num_blocks, 16, eviction)
-    prefixes = PrefixCache(pool)
+    return share_found(pool, PrefixCache(pool), texts)
+
+
+def share_found(pool: BlockPool, prefixes: PrefixCache, texts: Iterable[list[int]]) -> float:
+    """Of all tokens of these texts, which come one after the other."""
     found, asked = 0, 0
     for token_ids in texts:
         found += used(pool, prefixes, token_ids)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.eviction import text, used
+from benchmarks.eviction import share_found, text
 from minipage.memory import BlockPool, PrefixCache
 from minipage.memory.partial_cache import PartialPrefixCache
 
@@ -59,13 +59,7 @@ WORKLOADS: dict[str, Callable[[], Iterator[list[int]]]] = {"chats": chats, "one 
 
 def hit_rate(texts: Iterable[list[int]], block_size: int, unit: int | None = None) -> float:
     pool = BlockPool(NUM_SLOTS // block_size, block_size)
-    prefixes = PrefixCache(pool) if unit is None else PartialPrefixCache(pool, unit)
-    found, asked = 0, 0
-    for token_ids in texts:
-        found += used(pool, prefixes, token_ids)
-        asked += len(token_ids)
-    pool.check_integrity([])
-    return found / asked
+    return share_found(pool, PrefixCache(pool) if unit is None else PartialPrefixCache(pool, unit), texts)
 
 
 def table(name: str) -> dict[int | None, list[float]]:

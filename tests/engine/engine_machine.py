@@ -63,6 +63,7 @@ class EngineMachine(RuleBasedStateMachine):
     preemption = caching = None  # drawn for every program, unless given
     proposer = None  # of drafts, which half of the programs compute ahead
     file = None  # of a tier
+    steps_until_it_fails = 1
 
     @initialize(
         block_size=st.sampled_from([2, 1, 3, 4]),
@@ -156,12 +157,14 @@ class EngineMachine(RuleBasedStateMachine):
     def step_fails(self, place, error):
         self.oracle.fail_at, self.oracle.error = place, error(f"it broke at {place!r}")
         try:
-            self.take(self.llm.step())
+            for _ in range(self.steps_until_it_fails):
+                if self.llm.requests:
+                    self.take(self.llm.step())
         except (RuntimeError, KeyboardInterrupt) as raised:
             assert raised is self.oracle.error, f"another error came out: {raised!r}"
             self.oracle.failed()
         else:
-            raise AssertionError("requests are unfinished, but the step computed nothing, or swallowed the error")
+            raise AssertionError("requests are unfinished, but a step computed nothing, or swallowed the error")
         finally:
             self.oracle.fail_at = None
 
