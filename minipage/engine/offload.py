@@ -120,7 +120,7 @@ def make_store(
         raise ConfigurationError(f"kv_offloading_size is {shown(size)}; it must be a number of GiB, above 0.")
     if int(size * GIB) < 2 * cache.nbytes // cache.k.shape[1]:
         raise ConfigurationError(f"kv_offloading_size is {shown(size)} GiB, too small for two blocks. Give more.")
-    if type(engine.runner).__name__ == "LeadingRunner":
+    if not engine.runner.is_alone:
         raise ConfigurationError("kv_offloading_size works in one process; leave out tensor_parallel_size.")
     if not isinstance(cache.k, np.ndarray):
         if path is not None:

@@ -43,6 +43,7 @@ class ModelRunner:
     """
 
     lost: str | None = None  # why it can compute no more
+    is_alone = True  # no other process has a part of the model, or of K and V
 
     def __init__(self, model: Model, kv_dtype: type, paged_attention: PagedAttention) -> None:
         self.model = model

@@ -38,6 +38,7 @@ class LeadingRunner(ModelRunner):
     """
 
     swap_cache: KVCache | None = None
+    is_alone = False
 
     def __init__(self, runner: ModelRunner, group: Group, meeting: Meeting) -> None:
         self.runner = runner
