@@ -374,6 +374,7 @@ def test_a_slot_that_is_half_written_is_a_miss(tiny, prompts, plain, tmp_path):
         ({"kv_offloading_path": "kv"}, "kv_offloading_path has no effect without kv_offloading_size"),
         ({"kv_offloading_size": 1e-3, "kv_offloading_path": "/there/is/no/kv"}, "there can be no file of 0.001 GiB"),
         ({"kv_offloading_size": 1e-3, "kv_offloading_path": "/"}, "there can be no file of 0.001 GiB"),
+        ({"kv_offloading_size": 1e-3, "tensor_parallel_size": 2}, "works in one process"),
     ],
 )
 def test_a_tier_that_cannot_be_is_refused(tiny, options, message):
