@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from minipage.engine.changes import Changes
+from minipage.engine.recovery import Changes
 from minipage.engine.intake import Intake, saying_which
 from minipage.engine.prompts import Prompt
 from minipage.engine.request import Choice, NextToken, Request, RequestOutput
@@ -34,7 +34,7 @@ class Engine:
     """Serves any number of requests at once from paged memory.
 
     Any thread may use it. They take turns, step by step: one waits while another's step runs, and what several have
-    asked for is computed together. Whatever raises, Ctrl-C included, leaves the engine whole: see changes.py.
+    asked for is computed together. Whatever raises, Ctrl-C included, leaves the engine whole: see recovery.py.
 
     Args:
         runner: computes; the blocks' memory is made here.

@@ -25,7 +25,7 @@ HEART = """
     sampling/param_checks.py sampling/params.py sampling/sampler.py worker/batch.py worker/runner.py
     engine/prompts.py engine/detokenizer.py engine/stop_strings.py engine/completion.py
     engine/request.py engine/sampled.py engine/intake.py
-    engine/changes.py engine/engine.py
+    engine/recovery.py engine/engine.py
 """
 # Models with sliding windows, or with several KV cache groups: other models never come by here.
 WINDOWS = "memory/kv_groups.py memory/group_cache.py scheduling/windowed.py engine/windows.py"
