@@ -87,6 +87,7 @@ RENAMED = {  # old: new, of what modules hold
     "minipage.scheduling.group.Status": "minipage.scheduling.group.GroupStatus",
     "minipage.scheduling.group.Chunk": "minipage.scheduling.plan.Chunk",
     "minipage.scheduling.group.blocks_to_allocate": "minipage.scheduling.plan.blocks_for",
+    "minipage.scheduling.policy.victim": "minipage.scheduling.preemption.victim",
     "minipage.scheduling.scheduler.StepPlan": "minipage.scheduling.plan.StepPlan",
 }
 ATTRIBUTES = {  # of a class, old: new

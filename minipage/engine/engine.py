@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from minipage.engine.recovery import Changes
 from minipage.engine.intake import Intake, saying_which
 from minipage.engine.prompts import Prompt
+from minipage.engine.recovery import Changes
 from minipage.engine.request import Choice, NextToken, Request, RequestOutput
 from minipage.errors import InvalidRequestError
 from minipage.sampling import SamplingParams
