@@ -85,8 +85,10 @@ RENAMED = {  # old: new, of what modules hold
     "minipage.engine.prompts.chat_prompts": "minipage.engine.conversations.chat_prompts",
     "minipage.scheduling.Status": "minipage.scheduling.GroupStatus",
     "minipage.scheduling.group.Status": "minipage.scheduling.group.GroupStatus",
-    "minipage.scheduling.group.Chunk": "minipage.scheduling.plan.Chunk",
-    "minipage.scheduling.group.blocks_to_allocate": "minipage.scheduling.plan.blocks_for",
+    "minipage.scheduling.group.Chunk": "minipage.scheduling.chunks.Chunk",
+    "minipage.scheduling.group.blocks_to_allocate": "minipage.scheduling.chunks.blocks_for",
+    "minipage.scheduling.plan.blocks_for": "minipage.scheduling.chunks.blocks_for",
+    "minipage.scheduling.plan.count_tokens": "minipage.scheduling.chunks.count_tokens",
     "minipage.scheduling.policy.victim": "minipage.scheduling.preemption.victim",
     "minipage.scheduling.scheduler.StepPlan": "minipage.scheduling.plan.StepPlan",
 }
@@ -100,9 +102,9 @@ ATTRIBUTES = {  # of a class, old: new
         "num_hit_tokens": "pool.owner().num_hit_tokens",
     },
     "minipage.scheduling.group.SequenceGroup": {"most_blocks": "max_blocks", "most_tokens": "longest_that_fits"},
-    "minipage.scheduling.plan.Chunk": {"samplers": "receivers"},
+    "minipage.scheduling.chunks.Chunk": {"samplers": "receivers"},
 }
-WERE_TUPLES = "minipage.scheduling.plan.Chunk", "minipage.scheduling.plan.StepPlan"
+WERE_TUPLES = "minipage.scheduling.chunks.Chunk", "minipage.scheduling.plan.StepPlan"
 POOL, CACHE = "minipage.memory.block_pool.BlockPool", "minipage.memory.prefix_cache.PrefixCache"
 
 

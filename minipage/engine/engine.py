@@ -90,8 +90,7 @@ class Engine:
             InvalidRequestError: it cannot be served; nothing else is affected.
         """
         with self._changes.lock:
-            if request_id is None:
-                request_id = self._free_id()
+            request_id = self._free_id() if request_id is None else request_id
             request = self._intake.make_request(request_id, prompt, params, priority, cache_salt)
             self._queue([request])
             return request.request_id
@@ -117,8 +116,7 @@ class Engine:
         """
 
         def change() -> bool:
-            request = self.requests.get(request_id)
-            if request is not None:
+            if request := self.requests.get(request_id):
                 self._end(request, reason)
             return request is not None
 

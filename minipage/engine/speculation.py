@@ -31,7 +31,7 @@ from minipage.engine.stats import Metric
 from minipage.errors import ConfigurationError, require_positive, shown
 from minipage.memory import BlockTable
 from minipage.scheduling import Sequence, StepPlan
-from minipage.scheduling.plan import Chunk
+from minipage.scheduling.chunks import Chunk
 
 if TYPE_CHECKING:
     from minipage.engine.engine import Engine

@@ -32,8 +32,9 @@ from typing import Any, get_args
 
 from minipage.errors import ConfigurationError, IntegrityError, InvalidRequestError, count, require_positive
 from minipage.memory import BlockPool, Prefix, PrefixCache
+from minipage.scheduling.chunks import Chunk, blocks_for, count_tokens
 from minipage.scheduling.group import GroupStatus, SequenceGroup
-from minipage.scheduling.plan import Chunk, StepPlan, blocks_for, count_tokens
+from minipage.scheduling.plan import StepPlan
 from minipage.scheduling.policy import Policy, first_come_first_served
 from minipage.scheduling.preemption import Preemption, victim
 from minipage.scheduling.sequence import Sequence
@@ -298,12 +299,11 @@ class Scheduler:
             group.sequences = [seq for seq in group.sequences if not seq.finished]
             for seq in group.sequences:
                 seq.block_table = type(seq.block_table)(self.block_pool)
-            if not group.sequences:
-                group.status = GroupStatus.FINISHED
+            group.status = GroupStatus.WAITING if group.sequences else GroupStatus.FINISHED
+            if group.sequences:
+                group.restart(self.block_pool)
+            else:
                 del self.groups[group]
-                continue
-            group.restart(self.block_pool)
-            group.status = GroupStatus.WAITING
         self.waiting = list(self.groups)
         with suppress(Exception):  # a policy that raises now, too: then first come, first served
             self.waiting = sorted(self.groups, key=self.policy)

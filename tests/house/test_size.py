@@ -19,8 +19,8 @@ SILENT = {
 # files are read, and options are plain.
 HEART = """
     errors.py memory/block_pool.py memory/block_table.py memory/prefix_cache.py
-    scheduling/sequence.py scheduling/plan.py scheduling/group.py scheduling/policy.py
-    scheduling/preemption.py scheduling/scheduler.py
+    scheduling/sequence.py scheduling/chunks.py scheduling/group.py scheduling/plan.py
+    scheduling/policy.py scheduling/preemption.py scheduling/scheduler.py
     simd/arrays.py attention/arguments.py attention/kv_cache.py attention/reference.py
     model/architecture.py model/gpt2.py model/layers/plain.py
     sampling/param_checks.py sampling/params.py sampling/sampler.py worker/batch.py worker/runner.py
