@@ -29,7 +29,7 @@ HEART = """
     engine/recovery.py engine/engine.py
 """
 # Models with sliding windows, or with several KV cache groups: other models never come by here.
-WINDOWS = "memory/kv_groups.py memory/group_cache.py scheduling/windowed.py engine/windows.py"
+WINDOWS = "memory/kv_groups.py memory/kv_group_cache.py scheduling/windowed.py engine/windows.py"
 # What a reader may leave for later: fewer bytes, beams, what is done to logits, chats, metrics, options, other models.
 MORE = """
     simd/halves.py simd/fp8.py attention/quantize.py attention/cache_size.py sampling/beam_params.py
