@@ -28,7 +28,7 @@ EVERYTHING = sys.maxsize  # a window that no text is longer than
 class Layer(NamedTuple):
     """Where a layer finds its K and V."""
 
-    kv_group: int
+    group: int  # of layers that share a block table
     place: int  # among the layers of the group, and so in the arrays of KVCache
     options: dict[str, int]  # for its attention: {} or {"window": tokens}
 
