@@ -174,8 +174,7 @@ class Engine:
         self.runner.copy(plan)
 
     def forward(self, plan: StepPlan) -> np.ndarray:
-        """Run the model; [num_sampled, vocab_size] logits: for each chunk, in their order, a row for each token of the
-        prompt that is scored, and one if it comes to its sequence's end."""
+        """Run the model; [num_sampled, vocab_size] logits: for each chunk, in their order, the `rows` that it needs."""
         return self.runner.forward(plan)
 
     def sample(self, plan: StepPlan, logits: np.ndarray) -> NextTokens:
@@ -208,15 +207,14 @@ class Engine:
 
     def _who_wants(self, plan: StepPlan) -> tuple[list[tuple[Request, int, int]], list[tuple[Request, Sequence, int]]]:
         """Who wants which row of a step's logits: to know how likely its prompt is, (request, position, row); or to
-        choose a token, (request, sequence, row). Rows are in the order of `sampled_rows` in worker/batch.py."""
+        choose a token, (request, sequence, row)."""
         rows, scoring, asking = count(), [], []
         for chunk in plan.chunks:
             request = self.requests[chunk.group.group_id]
-            if chunk.group.unscored:
-                scoring += [(request, position, next(rows)) for position in chunk.scored]
-            if receivers := chunk.receivers:
-                row = next(rows)
+            for (position, receivers), row in zip(chunk.rows, rows):
                 asking += [(request, seq, row) for seq in receivers]
+                if position in chunk.group.unscored:
+                    scoring.append((request, position, row))
         return scoring, asking
 
     def _mend(self) -> None:

@@ -38,16 +38,18 @@ class Chunk:
         return list(self.group.sequences) if self.group.is_sharing else [self.seq]
 
     @property
-    def scored(self) -> range:
-        """Which of its positions have logits that tell how likely the prompt's next token is, if that is asked for."""
-        wanted = self.group.unscored
-        return range(max(self.start, wanted.start), min(self.start + self.num_tokens, wanted.stop))
+    def rows(self) -> list[tuple[int, list[Sequence]]]:
+        """The rows of logits that it needs: for each, its position and the sequences that receive a token from it.
 
-    @property
-    def positions_with_logits(self) -> list[int]:
-        """Those that are scored, and the last one, if somebody receives a token from it."""
-        scored = [*self.scored] if self.group.unscored else []
-        return [*scored, self.start + self.num_tokens - 1] if self.receivers else scored
+        Nobody receives one from a position that is scored: it tells how likely the prompt's next token is.
+        """
+        rows: list[tuple[int, list[Sequence]]] = []
+        stop = self.start + self.num_tokens
+        if unscored := self.group.unscored:  # usually none is
+            rows = [(position, []) for position in range(max(self.start, unscored.start), min(stop, unscored.stop))]
+        if receivers := self.receivers:
+            rows.append((stop - 1, receivers))
+        return rows
 
 
 def next_chunks(group: SequenceGroup, budget: int) -> list[Chunk]:

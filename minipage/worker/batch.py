@@ -60,7 +60,7 @@ def make_batch(chunks: Sequence[Chunk], part: int | None = None) -> Batch:
         query_start_loc.append(len(token_ids))
         context_lens.append(stop)
         tables.append(list(table))
-        sampled_rows += [len(token_ids) - (stop - position) for position in chunk.positions_with_logits]
+        sampled_rows += [len(token_ids) - (stop - position) for position, _ in chunk.rows]
     max_blocks = max(map(len, tables))
     return Batch(
         token_ids=np.array(token_ids, np.int64),
