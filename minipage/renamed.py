@@ -95,6 +95,7 @@ RENAMED = {  # old: new, of what modules hold
     "minipage.scheduling.scheduler.StepPlan": "minipage.scheduling.plan.StepPlan",
 }
 ATTRIBUTES = {  # of a class, old: new
+    "minipage.attention.kv_cache.KVCache": {"layer": "at_place"},
     "minipage.memory.block_pool.BlockPool": {"on_reuse": "on_evict"},
     "minipage.memory.block_table.BlockTable": {"keys": "block_hashes"},
     "minipage.memory.prefix_cache.PrefixCache": {

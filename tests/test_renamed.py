@@ -9,6 +9,7 @@ import warnings
 import numpy as np
 import pytest
 
+from minipage.attention import KVCache
 from minipage.memory import BlockPool, BlockTable, PrefixCache
 from minipage.model.architecture import Model
 from minipage.model.dense import dense_attend
@@ -50,6 +51,13 @@ def test_groups_and_chunks_have_theirs():
         assert SequenceGroup.most_tokens(8, 1, 4, 4) == SequenceGroup.longest_that_fits(8, 1, 4, 4)
     with old_name:
         assert Chunk(group, group.leader, 0, 8).samplers == [group.leader]
+
+
+def test_the_arrays_of_a_layer_have_theirs():
+    cache = KVCache(num_layers=2, num_blocks=3, block_size=4, num_kv_heads=1, head_size=8)
+    with old_name:
+        [k, v] = cache.layer(1)
+    assert np.shares_memory(k, cache.k[1]) and np.shares_memory(v, cache.v[1])
 
 
 def test_what_was_a_tuple_can_be_unpacked():

@@ -30,7 +30,6 @@ from minipage.engine.sampled import SampledRequest
 from minipage.sampling import NO_TOKEN, Draw
 from minipage.scheduling import GroupStatus, Sequence, SequenceGroup, StepPlan
 from minipage.worker.in_turn import InTurn, Launch
-from minipage.worker.runner import ModelRunner
 
 if TYPE_CHECKING:
     from minipage.engine.engine import Engine
@@ -60,7 +59,7 @@ class Overlap:
         self.engine = engine
         self.num_surplus = 0  # tokens that were drawn for texts that had ended
         self._launch: Launch = getattr(engine.runner, "launch", None) or InTurn(engine.runner).launch
-        self._leads_ranks = type(engine.runner).forward is not ModelRunner.forward
+        self._is_alone = engine.runner.is_alone
         self._flying: Flying | None = None
         self._at_their_end: list[SequenceGroup] = []  # those that get no further chunk, while the next step is planned
         self._known: set[Request] = set()
@@ -191,7 +190,7 @@ class Overlap:
         self._unsuited &= requests
         self._unsuited |= {request for request in requests - self._known if not is_suited(request)}
         self._known = requests
-        return not self._leads_ranks and not self._unsuited and not PHASES & vars(self.engine).keys()
+        return self._is_alone and not self._unsuited and not PHASES & vars(self.engine).keys()
 
 
 def is_suited(request: Request) -> bool:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
 from minipage.engine.drafts import DraftModel, NGrams
+from minipage.engine.phases import stand_between
 from minipage.engine.request import Choice, NextToken, Request
 from minipage.engine.sampled import SampledRequest
 from minipage.engine.stats import Metric
@@ -108,10 +109,7 @@ class Speculation:
         self.num_tokens, self.proposer = read(config, make_llm, engine.model.architecture.vocab_size)
         self._begin_to_count()
         self._pauses: WeakKeyDictionary[Sequence, Pause] = WeakKeyDictionary()
-        names = "schedule", "sample", "update", "stats", "reset_stats"
-        self._phases: dict[str, Callable[..., Any]] = {name: getattr(engine, name) for name in names}
-        for name in names:
-            setattr(engine, name, getattr(self, name))
+        self._phases = stand_between(engine, self, "schedule", "sample", "update", "stats", "reset_stats")
 
     def schedule(self) -> StepPlan:
         plan: StepPlan = self._phases["schedule"]()

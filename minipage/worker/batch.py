@@ -85,7 +85,7 @@ class Kernels(NamedTuple):
 def paged_attend(batch: Batch, cache: KVCache, paged_attention: PagedAttention) -> Attend:
     """`attend_with`, given the kernels of a CPU, for a model whose layers share one block table."""
     kernels = Kernels(write_kv, paged_attention, as_numpy, like_q)
-    return attend_with(kernels, [batch], cache.layer, KVGroups.of(len(cache.k)))
+    return attend_with(kernels, [batch], cache.at_place, KVGroups.of(len(cache.k)))
 
 
 def attend_with(kernels: Kernels, batches: Sequence[Batch], blocks_of: BlocksOf, groups: KVGroups) -> Attend:

@@ -57,7 +57,8 @@ function drawText(frame, label, text) {
   const ahead = frame.gives_way.includes(label) ? "has to give way" : frame.returns.includes(label) ? "can come back" : "";
   const name = `Text ${label}, ${status}`;
   const badges = [ahead, again, status === "running" ? "" : status].filter(Boolean).map((word) => make("span", { class: `badge ${word === ahead ? "alert" : ""}` }, word));
-  const length = make("small", {}, `${text.tokens.length} of at most ${count(text.max_num_tokens, "token")}`);
+  const inSlots = tables.length && text.num_computed_tokens < text.tokens.length ? `, ${text.num_computed_tokens} in slots` : "";
+  const length = make("small", {}, `${text.tokens.length} of at most ${count(text.max_num_tokens, "token")}${inSlots}`);
   const article = reuse(`text ${label}`, name, () => make("article", { class: `text ${text.status}`, style: colour(label), "data-label": label, "aria-label": name }, chip(label)));
   sync(article, [article.firstChild, runningText(label, text), make("span", { class: "status" }, ...badges, length),
     tables.length ? drawTables(frame, label, tables) : make("p", { class: "why" }, whyNoBlocks(frame, text))]);

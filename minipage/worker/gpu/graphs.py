@@ -95,7 +95,7 @@ class GraphRunner(GPURunner):
         self._workspace = view_for_kernels(torch.zeros(size, device=device))  # [size] float32
         # Each layer's part of the caches: k, v, and the scales of a quantized cache.
         self._layers = [
-            [kernels.view(array) for array in self.kv_cache.layer(i)] for i in range(self.groups.num_layers)
+            [kernels.view(array) for array in self.kv_cache.at_place(i)] for i in range(self.groups.num_layers)
         ]
 
     def batches(self, plan: StepPlan) -> list[Batch]:
