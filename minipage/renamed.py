@@ -57,6 +57,7 @@ MOVED = {  # old module: new module; what is in an old package moves along
     "minipage.prompts": "minipage.engine.prompts",
     "minipage.request": "minipage.engine.request",
     "minipage.worker.ranks.group": "minipage.worker.ranks.process_group",
+    "minipage.scheduling.admission": "minipage.scheduling.first_chunk",
     "minipage.trace.boxes": "minipage.trace.drawing.request_lines",
     "minipage.trace.comparison": "minipage.trace.recording.comparison",
     "minipage.trace.demo": "minipage.trace.playing.demo",

@@ -39,7 +39,7 @@ from minipage.model.checkpoint import SHIPPED_MODEL, load_model
 from minipage.model.place import Progress
 from minipage.sampling import SamplingParams, is_whole
 from minipage.scheduling import POLICIES, Policy, Preemption, Scheduler
-from minipage.scheduling.admission import scheduler_for
+from minipage.scheduling.first_chunk import scheduler_for
 from minipage.worker.batch import PagedAttention
 from minipage.worker.runner import Limits, ModelRunner
 
@@ -78,7 +78,7 @@ class LLM(Engine):
         eviction: "lru", "tails-first", "lfu", "scan-resistant", or a function; see minipage/memory/eviction.py.
         watermark: the share of the pool that is left free when a request is admitted.
         scheduler_reserve_full_isl: admit a prompt only if all of it fits, or if its first chunk does; see
-            minipage/scheduling/admission.py.
+            minipage/scheduling/first_chunk.py.
         gpu_memory_utilization: the share of a GPU's memory that may be used, by everything together.
         enforce_eager: capture no CUDA graphs; slower, and easier to follow with a profiler.
         tensor_parallel_size: processes that have a part each of the model, with its part of K and V: on GPUs, one each.

@@ -16,7 +16,7 @@ from minipage.engine.request import Request
 from minipage.errors import ConfigurationError, InvalidRequestError
 from minipage.memory import BlockPool, BlockTable, PrefixCache
 from minipage.scheduling import Preemption, Scheduler, StepPlan
-from minipage.scheduling.admission import scheduler_for
+from minipage.scheduling.first_chunk import scheduler_for
 from minipage.simulate.baselines import reserve_max, reserve_oracle, reserve_pow2
 from minipage.simulate.cost import CostModel, Work
 from minipage.simulate.reserving import ReservingPool, ReservingScheduler, static_batches
