@@ -70,9 +70,11 @@ def test_modules_have_theirs():
     assert Status is GroupStatus
     with old_name:
         from minipage.scheduling.group import blocks_to_allocate
-    from minipage.scheduling.plan import blocks_for
+    with old_name:
+        from minipage.scheduling.plan import blocks_for as before
+    from minipage.scheduling.chunks import blocks_for
 
-    assert blocks_to_allocate is blocks_for
+    assert blocks_to_allocate is before is blocks_for
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         renamed_in("minipage.scheduling")("nonsense")
 

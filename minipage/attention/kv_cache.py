@@ -11,15 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from minipage.attention.arguments import (
-    FLOATS,
-    NARROW,
-    QUANTIZED,
-    as_array,
-    as_integers,
-    check_copies,
-    check_scales,
-)
+from minipage.attention.arguments import FLOATS, NARROW, QUANTIZED, as_array, as_integers, check_copies, check_scales
 from minipage.attention.quantize import quantize
 from minipage.errors import require
 from minipage.memory import BlockCopy, BlockPool

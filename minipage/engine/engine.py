@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from minipage.engine.changes import Changes
 from minipage.engine.intake import Intake, saying_which
 from minipage.engine.prompts import Prompt
+from minipage.engine.recovery import Changes
 from minipage.engine.request import Choice, NextToken, Request, RequestOutput
 from minipage.errors import InvalidRequestError
 from minipage.sampling import SamplingParams
@@ -34,7 +34,7 @@ class Engine:
     """Serves any number of requests at once from paged memory.
 
     Any thread may use it. They take turns, step by step: one waits while another's step runs, and what several have
-    asked for is computed together. Whatever raises, Ctrl-C included, leaves the engine whole: see changes.py.
+    asked for is computed together. Whatever raises, Ctrl-C included, leaves the engine whole: see recovery.py.
 
     Args:
         runner: computes; the blocks' memory is made here.
@@ -90,8 +90,7 @@ class Engine:
             InvalidRequestError: it cannot be served; nothing else is affected.
         """
         with self._changes.lock:
-            if request_id is None:
-                request_id = self._free_id()
+            request_id = self._free_id() if request_id is None else request_id
             request = self._intake.make_request(request_id, prompt, params, priority, cache_salt)
             self._queue([request])
             return request.request_id
@@ -117,8 +116,7 @@ class Engine:
         """
 
         def change() -> bool:
-            request = self.requests.get(request_id)
-            if request is not None:
+            if request := self.requests.get(request_id):
                 self._end(request, reason)
             return request is not None
 
@@ -176,8 +174,7 @@ class Engine:
         self.runner.copy(plan)
 
     def forward(self, plan: StepPlan) -> np.ndarray:
-        """Run the model; [num_sampled, vocab_size] logits: for each chunk, in their order, a row for each token of the
-        prompt that is scored, and one if it comes to its sequence's end."""
+        """Run the model; [num_sampled, vocab_size] logits: for each chunk, in their order, the `rows` that it needs."""
         return self.runner.forward(plan)
 
     def sample(self, plan: StepPlan, logits: np.ndarray) -> NextTokens:
@@ -210,15 +207,14 @@ class Engine:
 
     def _who_wants(self, plan: StepPlan) -> tuple[list[tuple[Request, int, int]], list[tuple[Request, Sequence, int]]]:
         """Who wants which row of a step's logits: to know how likely its prompt is, (request, position, row); or to
-        choose a token, (request, sequence, row). Rows are in the order of `sampled_rows` in worker/batch.py."""
+        choose a token, (request, sequence, row)."""
         rows, scoring, asking = count(), [], []
         for chunk in plan.chunks:
             request = self.requests[chunk.group.group_id]
-            if chunk.group.unscored:
-                scoring += [(request, position, next(rows)) for position in chunk.scored]
-            if receivers := chunk.receivers:
-                row = next(rows)
+            for (position, receivers), row in zip(chunk.rows, rows):
                 asking += [(request, seq, row) for seq in receivers]
+                if position in chunk.group.unscored:
+                    scoring.append((request, position, row))
         return scoring, asking
 
     def _mend(self) -> None:

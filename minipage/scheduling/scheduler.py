@@ -1,4 +1,5 @@
-"""Plans a step: asks the policy who is first and who gives way, each group what it computes next, the pool for room.
+"""Plans a step: asks the policy who is first, each group what it computes next, the pool for room, and if there is
+none, who gives way (preemption.py).
 
 Continuous batching (Yu et al., Orca, OSDI 2022) decides anew at every step, so a request joins as soon as there is room
 and leaves as soon as it is done. A step may compute `max_num_batched_tokens` tokens:
@@ -27,16 +28,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum
 from numbers import Real
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from minipage.errors import ConfigurationError, IntegrityError, InvalidRequestError, count, require_positive
 from minipage.memory import BlockPool, Prefix, PrefixCache
+from minipage.scheduling.chunks import Chunk, blocks_for, count_tokens
 from minipage.scheduling.group import GroupStatus, SequenceGroup
-from minipage.scheduling.plan import Chunk, StepPlan, blocks_for, count_tokens
-from minipage.scheduling.policy import Policy, first_come_first_served, victim
+from minipage.scheduling.plan import StepPlan
+from minipage.scheduling.policy import Policy, first_come_first_served
+from minipage.scheduling.preemption import Preemption, victim
 from minipage.scheduling.sequence import Sequence
-
-Preemption = Literal["recompute", "swap", "auto"]
 
 
 def claim(part: Any, owner: object, name: str) -> None:
@@ -298,12 +299,11 @@ class Scheduler:
             group.sequences = [seq for seq in group.sequences if not seq.finished]
             for seq in group.sequences:
                 seq.block_table = type(seq.block_table)(self.block_pool)
-            if not group.sequences:
-                group.status = GroupStatus.FINISHED
+            group.status = GroupStatus.WAITING if group.sequences else GroupStatus.FINISHED
+            if group.sequences:
+                group.restart(self.block_pool)
+            else:
                 del self.groups[group]
-                continue
-            group.restart(self.block_pool)
-            group.status = GroupStatus.WAITING
         self.waiting = list(self.groups)
         with suppress(Exception):  # a policy that raises now, too: then first come, first served
             self.waiting = sorted(self.groups, key=self.policy)

@@ -81,8 +81,7 @@ class ModelRunner:
         copy_blocks(self.kv_cache, self.kv_cache, plan.copies)
 
     def forward(self, plan: StepPlan) -> np.ndarray:
-        """Run the model; [num_sampled, vocab_size] logits: for each chunk, in their order, a row for each token of the
-        prompt that is scored, and one if it comes to its sequence's end."""
+        """Run the model; [num_sampled, vocab_size] logits: for each chunk, in their order, the `rows` that it needs."""
         return self.compute(self.batches(plan))
 
     def batches(self, plan: StepPlan) -> list[Batch]:

@@ -55,7 +55,7 @@ def in_old_words(lesson):
     source = (ALTERNATIVES / f"{lesson.name}.py").read_text(encoding="utf-8")
     for new, old in OLD_WORDS.items():
         source = re.sub(rf"\b{new}\b", old, source)
-    return source.replace("minipage.scheduling.plan", "minipage.scheduling.group")
+    return source.replace("minipage.scheduling.chunks", "minipage.scheduling.group")
 
 
 @pytest.mark.slow
