@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from itertools import count, islice
 from typing import Literal, NamedTuple
 
-from minipage.engine.request import Request
+from minipage.engine.request import NextToken, Request
 from minipage.engine.windows import kinds_of_sequences, make_prefix_cache
 from minipage.errors import ConfigurationError, InvalidRequestError
 from minipage.memory import BlockPool, BlockTable
@@ -138,8 +138,8 @@ class Tally:
     def count_step(self, plan: StepPlan) -> None:
         self.report.num_preemptions += len(plan.preempted)
 
-    def count_tokens(self, request: Request, num_tokens: int) -> None:
-        self.report.num_tokens += num_tokens
+    def count_tokens(self, tokens: dict[Request, list[NextToken]]) -> None:
+        self.report.num_tokens += sum(map(len, tokens.values()))
 
     def count_request(self, request: Request) -> None:
         times = request.metrics

@@ -68,7 +68,7 @@ def library(array: Array) -> str:
 
 
 @cache
-def _library(kind: type) -> str:
+def _library(kind: Any) -> str:
     return kind.__module__.partition(".")[0]
 
 
