@@ -9,6 +9,7 @@ It is made of parts that are handed in: `build.py` makes them from options, and 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import count
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -195,13 +196,13 @@ class Engine:
         """Give the sequences their tokens; those that are finished give their blocks back."""
         for request in [request for request in tokens if request.error]:
             self._end(request, "error")
+            del tokens[request]
         self.scheduler.update(plan)
         for request, its_tokens in tokens.items():
-            if not request.error:
-                for seq in request.take(its_tokens):  # which appends them, and says who is done
-                    self.scheduler.finish(request.group, seq)
-                self._stats.count_tokens(request, len(its_tokens))
-                self._tell(request)
+            for seq in request.take(its_tokens):  # which appends them, and says who is done
+                self.scheduler.finish(request.group, seq)
+        self._stats.count_tokens(tokens)
+        self._tell(tokens)
 
     # ---- helpers
 
@@ -221,7 +222,7 @@ class Engine:
         for request in list(self.requests.values()):
             request.restore()
             if request.finished:
-                self._tell(request)
+                self._tell([request])
         self.scheduler.groups = {request.group: None for request in self.requests.values()}
         self.scheduler.recompute_all()
         for request in list(self.requests.values()) if self.runner.lost else ():
@@ -235,12 +236,12 @@ class Engine:
                 cache.forget(block)
         self.scheduler.remove(request.group)
         request.end(reason)
-        self._tell(request)
+        self._tell([request])
 
-    def _tell(self, request: Request) -> None:
-        """There is news of a request; after the last of it the engine forgets it."""
-        self._news[request] = None
-        if request.finished:
+    def _tell(self, requests: Iterable[Request]) -> None:
+        """There is news of these requests; after the last of it the engine forgets a request."""
+        self._news |= dict.fromkeys(requests)
+        for request in [request for request in requests if request.finished]:
             del self.requests[request.request_id]
             self._stats.count_request(request)
 

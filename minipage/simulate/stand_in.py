@@ -42,6 +42,29 @@ class Clock:
         self.now = 0.0
 
 
+class Pace:
+    """When steps end, if the host plans and launches one while the device computes the one before.
+
+    host     plan 1  plan 2      plan 3         each is planned as soon as the one before the last has ended,
+    device           ░ step 1 ░░░ step 2 ░░░    and it knows only who had come by then
+    """
+
+    def __init__(self) -> None:
+        self.launched = self.ended = self.ended_before = 0.0
+
+    @property
+    def free(self) -> float:
+        """When the host can plan the next step."""
+        return max(self.launched, self.ended_before)
+
+    def step(self, now: float, host: float, device: float) -> float:
+        """The end of a step that takes so long of either. `now` is later than the last one's end if nobody was here."""
+        begin = now if now > self.ended else self.free
+        self.launched = begin + host
+        self.ended, self.ended_before = max(max(self.ended, begin) + device, self.launched), self.ended
+        return self.ended
+
+
 class StandInRunner(ModelRunner):
     """Computes nothing: it says how long a step would have taken.
 
@@ -56,6 +79,12 @@ class StandInRunner(ModelRunner):
         self.cost = cost
         self.clock = clock
         self.on_step = on_step
+        self.pace = Pace() if cost.overheads.overlaps else None
+        self.shares = cost.sizes.shares
+
+    def planning_since(self) -> float:
+        """From when on the next step is planned: those who come later are not in it."""
+        return self.pace.free if self.pace else self.clock.now
 
     def allocate(self, block_pool: BlockPool, swap_pool: BlockPool | None) -> None:
         """There is nothing to be kept."""
@@ -69,10 +98,10 @@ class StandInRunner(ModelRunner):
             self.clock.now += self.cost.copies(len(plan.copies))
 
     def forward(self, plan: StepPlan) -> Any:
-        work = Work.of(plan, self.pool)
-        seconds = self.cost.seconds(work)
-        self.clock.now += seconds
-        self.on_step(plan, work, seconds)
+        work = Work.of(plan, self.pool, self.shares)
+        host, device, begin = self.cost.host(work), self.cost.device(work), self.clock.now
+        self.clock.now = self.pace.step(begin, host, device) if self.pace else begin + host + device
+        self.on_step(plan, work, self.clock.now - begin)
         return None  # no logits
 
 
@@ -153,6 +182,7 @@ class StandInIntake:
 
     make_table: of a request: an empty table for one of its sequences.
     with_content: prompts have tokens of their own, for a prefix cache to tell apart; otherwise all are alike.
+    group: what its sequences are scheduled as.
     """
 
     def __init__(
@@ -161,8 +191,10 @@ class StandInIntake:
         max_model_len: int,
         make_table: Callable[[Arrival], Callable[[], BlockTable]],
         with_content: bool = False,
+        group: type[SequenceGroup] = SequenceGroup,
     ) -> None:
         self.clock = clock
+        self.group = group
         self.max_model_len = max_model_len
         self.make_table = make_table
         self.with_content = with_content
@@ -184,7 +216,7 @@ class StandInIntake:
         num_at_first = 1 if arrival.is_beam else arrival.n
         names = [request_id] if num_at_first == 1 else [f"{request_id}.{i}" for i in range(num_at_first)]
         sequences = [Sequence(name, token_ids, make_table()) for name in names]
-        group = SequenceGroup(request_id, sequences, longest, arrival.n, priority, cache_salt)
+        group = self.group(request_id, sequences, longest, arrival.n, priority, cache_salt)
         if not arrival.is_beam:
             return StandIn(arrival, group, self.clock, self._params)
         width = SamplingParams(beam_width=arrival.n, max_tokens=arrival.num_output_tokens, temperature=0, seed=0)

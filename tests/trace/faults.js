@@ -1,4 +1,4 @@
-// Everything that is wrong with the layout of a page of a trace, in words: text that is cut off, and things that overlap.
+// Everything that is wrong with the layout of a page of a trace, in words: text that is cut off, things that overlap, and lines that run over a block.
 () => {
   const found = [];
   const name = (element) => `${element.tagName.toLowerCase()}${element.id ? `#${element.id}` : ""}${element.className?.split ? `.${element.className.trim().split(/\s+/).join(".")}` : ""}`;
@@ -37,6 +37,15 @@
         if (Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1.5 && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 1.5)
           found.push(`${name(boxes[i][0])} “${boxes[i][0].textContent.slice(0, 20)}” overlaps ${name(boxes[j][0])} “${boxes[j][0].textContent.slice(0, 20)}”`);
       }
+  }
+  const cells = [...document.querySelectorAll("#pool > .cell")].map((cell) => [cell, cell.getBoundingClientRect()]);
+  for (const path of document.querySelectorAll("#wires .wire, #arrows .arrow")) {
+    const { left, top } = path.ownerSVGElement.getBoundingClientRect(), over = new Set();
+    for (let way = 0; way < path.getTotalLength(); way += 4) {
+      const point = path.getPointAtLength(way), [x, y] = [left + point.x, top + point.y];
+      for (const [cell, rect] of cells) if (x > rect.left + 3 && x < rect.right - 3 && y > rect.top + 3 && y < rect.bottom - 3) over.add(cell.dataset.block);
+    }
+    if (over.size) found.push(`a${path.classList.contains("arrow") ? "n arrow" : " line"} runs over block ${[...over].join(", ")}`);
   }
   const page = document.documentElement;
   if (page.scrollWidth > innerWidth) found.push(`the page is ${page.scrollWidth} wide in a window of ${innerWidth}`);

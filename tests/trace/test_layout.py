@@ -45,6 +45,22 @@ def test_the_check_finds_what_is_cut_off_and_what_overlaps(opened):
         assert "is cut off by span.number" in found and "has to be scrolled sideways" in found
         tab.add_style_tag(content=".cell { margin-right: -30px }")
         assert "overlaps" in " ".join(tab.evaluate(FAULTS))
+        tab.evaluate("show(indexOf('step2-copy'))")
+        tab.evaluate("detour = (from, to) => [[from.x, from.y], [from.x, to.y], [to.x, to.y]]; drawWires(now.frame)")
+        assert "an arrow runs over block" in " ".join(tab.evaluate(FAULTS))
+
+
+def test_the_lines_of_two_texts_never_run_along_each_other(opened):
+    """Each has a track of its own, between the panes and above a row of cells, and ends in a cell that is its own."""
+    corners = """[...document.querySelectorAll("#wires .wire")].map((wire) => [wire.getAttribute("style"),
+      wire.getAttribute("d").match(/Q[^L]*/g).map((bend) => bend.slice(1).split(" ").slice(0, 2).map(Number))])"""
+    with opened([], "#step2-copy", document=document_of("copy-on-write"), reduced_motion="reduce") as tab:
+        upright, level = {}, {}
+        for style, ((column, _), (_, row), (_, same_row)) in tab.evaluate(corners):
+            assert row == same_row
+            upright.setdefault(column, set()).add(style)
+            level.setdefault(row, set()).add(style)
+        assert len(upright) == len(level) == 3 and all(len(styles) == 1 for styles in [*upright.values(), *level.values()])
 
 
 @pytest.mark.parametrize(("name", "width"), [("copy-on-write", 390), ("prefix", 1280)])

@@ -35,10 +35,11 @@ function drawQueues(frame) {
   const done = Object.keys(frame.sequences).filter((label) => frame.sequences[label].status === "finished");
   const queues = { running: frame.running, waiting: frame.waiting, "swapped out": frame.swapped, finished: done };
   const chips = (labels) => labels.map((label) => chip(label, { "data-fly": `queue ${label}` }));
+  const earlier = frame.num_more_finished ? ` and ${frame.num_more_finished} earlier` : "";
   byId("queues").replaceChildren(
     ...Object.entries(queues)
       .filter(([name, labels]) => labels.length || name === "running" || name === "waiting")
-      .map(([name, labels]) => make("span", {}, `${name} `, labels.length ? chips(labels) : make("i", {}, "nobody"))),
+      .map(([name, labels]) => make("span", {}, `${name} `, labels.length ? chips(labels) : make("i", {}, "nobody"), name === "finished" ? earlier : "")),
   );
 }
 
@@ -111,9 +112,11 @@ function runningText(label, text) {
   const cut = Math.max(0, text.prompt.length + text.text.length - LONG_TEXT);
   const prompt = [...text.prompt.slice(Math.min(cut, text.prompt.length))].join("");
   const rest = said.slice(Math.max(0, cut - text.prompt.length));
+  const isSlotless = text.blocks.length && text.num_computed_tokens === text.tokens.length - 1;
   return make("p", { class: "running-text", dir: "auto" }, cut ? "…" : "",
     make("span", { class: "prompt", "data-fly": `${label} said` }, visible(prompt)), visible(rest),
-    text.new_text ? make("ins", { "data-fly": `${label} newest` }, visible(text.new_text)) : "");
+    text.new_text ? make("ins", { "data-fly": `${label} newest` }, visible(text.new_text)) : "",
+    text.new_text && isSlotless ? make("small", { class: "slotless" }, " no slot yet") : "");
 }
 
 function whyNoBlocks(frame, text) {

@@ -9,7 +9,7 @@ const EMPTY_FRAME = {
   swap_out: [], swap_in: [], copies: [], chosen: [], preempted: [], finished: [], blocks: {}, sequences: {}, pending: [],
   wants: [], gives_way: [], finds: {}, returns: [], reused: [], code: {}, windows: [],
   num_earlier_events: 0, num_stopped_events: 0, num_queried_tokens: 0, num_hit_tokens: 0, num_computed_tokens: 0,
-  num_used_blocks: 0, num_wasted_slots: 0, num_contiguous_blocks: 0,
+  num_used_blocks: 0, num_wasted_slots: 0, num_contiguous_blocks: 0, num_more_finished: 0,
 };
 const EMPTY_TEXT = {
   prompt: "", text: "", new_text: "", tokens: [], num_prompt_tokens: 0, num_computed_tokens: 0, blocks: [], more_blocks: [],
