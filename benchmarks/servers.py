@@ -102,15 +102,19 @@ def is_healthy(url: str) -> bool:
         return False
 
 
-def minipage(folder: Path, max_num_seqs: int) -> Server:
-    options = f"--port PORT --served-model-name {NAME} --max-num-seqs {max_num_seqs} --log-level warning"
+def minipage(folder: Path, max_num_seqs: int, dtype: str = "float32") -> Server:
+    arrays = "numpy" if dtype == "float32" else "torch"
+    options = (
+        f"--port PORT --served-model-name {NAME} --max-num-seqs {max_num_seqs} --dtype {dtype} --arrays {arrays} "
+        "--log-level warning"
+    )
     return Server([sys.executable, "-m", "minipage", "serve", str(folder), *options.split()])
 
 
-def vllm(folder: Path, max_num_seqs: int, max_model_len: int) -> Server:
+def vllm(folder: Path, max_num_seqs: int, max_model_len: int, dtype: str = "float32") -> Server:
     """vLLM's server on a CPU, with all cores; by itself it would take one of two."""
     options = (
-        f"--host 127.0.0.1 --port PORT --served-model-name {NAME} --max-num-seqs {max_num_seqs} --dtype float32 "
+        f"--host 127.0.0.1 --port PORT --served-model-name {NAME} --max-num-seqs {max_num_seqs} --dtype {dtype} "
         f"--max-model-len {max_model_len} --no-enable-prefix-caching"
     )
     environment = {

@@ -17,6 +17,7 @@ from serve.started import Started
 from minipage import LLM
 from minipage.cli import main, make_parser
 from minipage.cli_options import ENGINE, SERVER, given
+from minipage.serve import command
 from minipage.serve import main as server_main
 from minipage.serve.app import Settings
 from minipage.serve.command import read_settings
@@ -123,6 +124,28 @@ def test_options_have_the_names_that_vllm_gives_them():
     assert given(args, SERVER) == {"max_queued_requests": 5, "drain_timeout": 2.0, "log_level": "error"}
     args = make_parser().parse_args("serve --kv-cache-memory-bytes 1048576".split())
     assert LLM(num_blocks=None, **given(args, ENGINE)).block_pool.num_blocks == 8
+
+
+@pytest.mark.parametrize(
+    ("given", "budget"),
+    [({}, 512), ({"max_num_seqs": 600}, 600), ({"max_num_batched_tokens": 9}, 9), ({"device": "cuda"}, None)],
+)
+def test_a_step_on_a_cpu_is_short_if_nothing_else_is_said(given, budget, monkeypatch):
+    engine = dict(given)
+    monkeypatch.setattr(command, "serve", lambda load, settings, **server: None)
+    command.run(engine, {})
+    assert engine.get("max_num_batched_tokens") == budget
+
+
+def test_all_memory_is_written_before_anybody_comes(folder):
+    """So that no client waits until the system has found it: what was there is gone, and no prefix is known."""
+    llm = LLM(folder, num_blocks=4, enable_prefix_caching=True)
+    for array in llm.kv_cache.arrays:
+        array.fill(1)
+    server_main.take_memory(llm)
+    assert not any(array.any() for array in llm.kv_cache.arrays)
+    llm.kv_cache.k = llm.kv_cache.v = SimpleNamespace()  # as on a GPU
+    server_main.take_memory(llm)
 
 
 def test_a_chat_template_may_be_a_file(tmp_path):
