@@ -4,6 +4,14 @@
   const name = (element) => `${element.tagName.toLowerCase()}${element.id ? `#${element.id}` : ""}${element.className?.split ? `.${element.className.trim().split(/\s+/).join(".")}` : ""}`;
   const isShown = (element) => element.checkVisibility({ opacityProperty: true, visibilityProperty: true });
   const isAside = (element) => element.closest("#flights, .unseen, dialog, noscript, script, style, option, select");
+  const known = new Map(); // what is asked of an element once for each text in it
+  const looksOf = (box) => {
+    if (!known.has(box)) {
+      const { display, overflowY } = getComputedStyle(box);
+      known.set(box, { display, overflowY, edge: box.getBoundingClientRect() });
+    }
+    return known.get(box);
+  };
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   while (walker.nextNode()) {
     const node = walker.currentNode, element = node.parentElement;
@@ -12,10 +20,10 @@
     range.selectNodeContents(node);
     for (const rect of range.getClientRects()) {
       for (let box = element; box && box !== document.documentElement; box = box.parentElement) {
-        const style = getComputedStyle(box), edge = box.getBoundingClientRect();
-        if (style.display === "inline" || style.display === "contents") continue;
-        const scrollsDown = ["auto", "scroll"].includes(style.overflowY);
-        const isCut = rect.left < edge.left - 1.5 || rect.right > edge.right + 1.5 || (!scrollsDown && style.overflowY !== "visible" && (rect.top < edge.top - 2.5 || rect.bottom > edge.bottom + 2.5));
+        const { display, overflowY, edge } = looksOf(box);
+        if (display === "inline" || display === "contents") continue;
+        const scrollsDown = ["auto", "scroll"].includes(overflowY);
+        const isCut = rect.left < edge.left - 1.5 || rect.right > edge.right + 1.5 || (!scrollsDown && overflowY !== "visible" && (rect.top < edge.top - 2.5 || rect.bottom > edge.bottom + 2.5));
         if (isCut) {
           found.push(`“${node.data.trim().slice(0, 30)}” is cut off by ${name(box)}: ${[rect.left - edge.left, edge.right - rect.right, rect.top - edge.top, edge.bottom - rect.bottom].map(Math.round)}`);
           break;

@@ -1,5 +1,7 @@
 """Every story, every frame, as a browser lays it out: nothing is cut off, nothing overlaps, on any screen."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,12 +24,15 @@ def document_with(name, prompts=None, **options):
 
 
 def look_at(tab, every):
-    """What is wrong with every so-manieth frame, {sentence: frame}."""
-    found = {}
-    for i in range(0, tab.evaluate("trees.length"), every):
-        tab.evaluate(f"show({i})")
-        found |= dict.fromkeys(tab.evaluate(FAULTS), i)
-    return found
+    """What is wrong with every so-manieth frame, {sentence: frame}. Frames are laid out, but only the last is painted."""
+    return tab.evaluate(f"""() => {{
+      const found = {{}}, faults = {FAULTS.strip()};
+      for (let i = 0; i < trees.length; i += {every}) {{
+        show(i);
+        for (const fault of faults()) found[fault] = i;
+      }}
+      return found;
+    }}""")
 
 
 def at_all_sizes(opened, document, every, sizes=SIZES, **options):
@@ -60,7 +65,9 @@ def test_the_lines_of_two_texts_never_run_along_each_other(opened):
             assert row == same_row
             upright.setdefault(column, set()).add(style)
             level.setdefault(row, set()).add(style)
-        assert len(upright) == len(level) == 3 and all(len(styles) == 1 for styles in [*upright.values(), *level.values()])
+        assert len(upright) == len(level) == 3 and all(
+            len(styles) == 1 for styles in [*upright.values(), *level.values()]
+        )
 
 
 @pytest.mark.parametrize(("name", "width"), [("copy-on-write", 390), ("prefix", 1280)])
@@ -72,6 +79,16 @@ def test_some_frames(name, width, opened):
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_every_frame_at_four_widths(name, opened):
     at_all_sizes(opened, document_of(name), 1)
+
+
+@pytest.mark.slow
+def test_every_frame_of_two_ranks(opened, tmp_path):
+    pytest.importorskip("torch", reason="pip install torch")
+    story = tmp_path / "ranks.html"
+    subprocess.run(
+        [sys.executable, "-m", "minipage", "demo", "ranks", "--html", story], check=True, capture_output=True
+    )
+    at_all_sizes(opened, story.read_text("utf-8"), 1)
 
 
 @pytest.mark.slow

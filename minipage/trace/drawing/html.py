@@ -94,7 +94,9 @@ def page(
         "more": more.body if more else "",
         "still": _image(still, title),
         "trace": _as_json(data),
-        "stretches": "".join(f'<script type="application/json" class="stretch">{each}</script>\n' for each in stretches),
+        "stretches": "".join(
+            f'<script type="application/json" class="stretch">{each}</script>\n' for each in stretches
+        ),
         "script": script,
         "hash": b64encode(sha256(script.encode()).digest()).decode(),
     }
@@ -165,11 +167,15 @@ class Outline:
     @property
     def told(self) -> Tree:
         walks = {walk: number for number, walk in enumerate(dict.fromkeys(walk for _, walk in self.steps))}
-        return {"has": sorted(self.has), "walks": list(walks), "steps": [(step, walks[walk]) for step, walk in self.steps]}
+        return {
+            "has": sorted(self.has),
+            "walks": list(walks),
+            "steps": [(step, walks[walk]) for step, walk in self.steps],
+        }
 
 
 def _name_in_step(tree: Tree) -> str:
-    """"forward"; "attend-2" for the second look inside attention."""
+    """ "forward"; "attend-2" for the second look inside attention."""
     walk = tree.get("attention")
     return f"{tree['phase']}-{len(walk['steps']) + ('kernel' in walk)}" if walk else str(tree["phase"])
 

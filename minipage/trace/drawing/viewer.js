@@ -42,6 +42,7 @@ const trees = all.length ? new Recorded(trace, document.querySelectorAll("script
 // ---- where we are
 
 const SECONDS = 1.6; // a frame, at the first speed
+const FAR = 12; // frames: a jump over more of them moves nothing, because nobody could see what went where
 const now = { index: 0, steps: false, timer: 0, looked: "", frame: null, drawn: -1 };
 
 let beforeShown = () => {}; // a live page may have many texts to show
@@ -65,7 +66,8 @@ function show(index) {
   now.index = now.steps ? (ends.find((i) => i >= index) ?? ends.at(-1)) : Math.max(0, Math.min(index, trees.length - 1));
   const tree = trees.at(now.index), at = place();
   const focused = document.activeElement?.dataset?.key;
-  const placesBefore = takePlaces(), forward = now.index >= now.drawn;
+  const isFar = Math.abs(now.index - now.drawn) > FAR, forward = now.index >= now.drawn;
+  const placesBefore = isFar ? new Map() : takePlaces();
   stopMotion();
   beforeShown(tree);
   showFrame(tree, at > 0 ? trees.at(places()[at - 1]) : undefined);
@@ -104,6 +106,7 @@ function showFrame(tree, before) {
   drawFigures(frame, has.has("queries"));
   drawBeside(frame);
   drawEnd();
+  forgetUnseen();
 }
 
 // What is said of a frame: what its phase did; if it stands for its whole step, what was not said when that was halted.

@@ -43,6 +43,12 @@ function reuse(name, of, build) {
   return element;
 }
 
+// In a long run many texts come and go; what is not shown any more need not be kept.
+const MOST_MADE = 3000; // elements
+function forgetUnseen() {
+  if (made.size > MOST_MADE) for (const [name, [, element]] of made) if (!element.isConnected) made.delete(name);
+}
+
 // Let an element have these children, and touch only those that are others than before.
 function sync(parent, children) {
   const wanted = new Set(children);
