@@ -16,6 +16,7 @@ serve.py        arrivals in, a report out
 
     the paper
 paper.py        its servers, and a number beside ours
+pools.py        many simulations, on all cores or on a Ray cluster
 figures/        its figures, each a list of simulations; on screen: `python -m minipage.simulate figure N`
 """
 
