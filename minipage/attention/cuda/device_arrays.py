@@ -64,7 +64,8 @@ def pinned(shape: tuple[int, ...], dtype: Any) -> Pinned:
 
 def library(array: Array) -> str:
     """The name of the library that an array is of."""
-    return _library(type(array))
+    kind: Any = type(array)
+    return _library(kind)
 
 
 @cache
