@@ -181,7 +181,7 @@ class Engine:
     def sample(self, plan: StepPlan, logits: np.ndarray) -> NextTokens:
         """Let every request choose its next tokens; logits: [num_sampled, vocab_size]."""
         scoring, asking = self._who_wants(plan)
-        draws = {seq: (row, draw) for request, seq, row in asking if (draw := request.draw(seq))}
+        draws = {seq: (row, draw) for request, seq, row in asking if (draw := request.next_draw(seq))}
         drawn = dict(zip(draws, self.runner.sample(logits, list(draws.values()))))
         looked_at = {row for request, _, row in asking if request.looks_at_logits}
         seen = self.runner.rows(logits, looked_at | {row for _, _, row in scoring})
@@ -199,7 +199,8 @@ class Engine:
             del tokens[request]
         self.scheduler.update(plan)
         for request, its_tokens in tokens.items():
-            for seq in request.take(its_tokens):  # which appends them, and says who is done
+            tokens[request], done = request.take(its_tokens)  # which appends those that come before an end
+            for seq in done:
                 self.scheduler.finish(request.group, seq)
         self._stats.count_tokens(tokens)
         self._tell(tokens)

@@ -112,7 +112,7 @@ class Overlap:
             if before and before.is_greedy:  # nothing about its draws depends on the place
                 return replace(before, plan=plan, wait=self._launch(plan, before.draws))
             asking = before.asking if before else self.engine._who_wants(plan)[1]
-            draws: Any = [(row, request.draw(seq)) for request, seq, row in asking]
+            draws: Any = [(row, request.next_draw(seq)) for request, seq, row in asking]
             is_greedy = all(draw.params.temperature == 0 for _, draw in draws)
             return Flying(plan, asking, draws, is_greedy, self._launch(plan, draws))
 

@@ -142,7 +142,7 @@ class Speculation:
         for chunk, row in hopeful:
             request = self._request(chunk)
             for i in range(len(chunk.drafts)):
-                draws.append((row + 1 + i, request.draw(chunk.seq, chunk.drafts[: i + 1])))
+                draws.append((row + 1 + i, request.next_draw(chunk.seq, chunk.drafts[: i + 1])))
         drawn = iter(self.engine.runner.sample(logits, draws) if draws else [])
         for chunk, row in hopeful:
             said = [firsts[chunk.seq], *(next(drawn) for _ in chunk.drafts)]

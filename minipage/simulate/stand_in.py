@@ -139,7 +139,7 @@ class StandIn(Request):
     def choose(self, choices: list[Choice]) -> list[NextToken]:
         return [NextToken(choice.seq, TOKEN, None) for choice in choices]
 
-    def take(self, tokens: list[NextToken]) -> list[Sequence]:
+    def take(self, tokens: list[NextToken]) -> tuple[list[NextToken], list[Sequence]]:
         if self.first_token_time is None:
             self.first_token_time = self.clock.now
         for seq, token_id, _ in tokens:
@@ -147,7 +147,7 @@ class StandIn(Request):
         done = [token.seq for token in tokens if len(token.seq.token_ids) >= self.final_len]
         if done and len(done) == len(self.group.sequences):
             self.finished_time = self.clock.now
-        return done
+        return tokens, done
 
     def restore(self) -> None:
         if self.ended_by:
