@@ -121,11 +121,8 @@ def how_many_fit(rng: random.Random) -> Question:
         f"A model has {layers} layers and {heads} heads of K and V, of 128 float16 numbers each. How many "
         f"requests of {tokens} tokens fit into {gib} GiB (GiB = 2³⁰ bytes), in blocks of {size}?"
     )
-    return Question(
-        text,
-        f"{count(blocks // each, 'request')} ({blocks} blocks, {each} for each)",
-        "Lessons 1 and 13; paper, section 3",
-    )
+    answer = f"{count(blocks // each, 'request')} ({blocks} blocks, {each} for each)"
+    return Question(text, answer, "Lessons 1 and 13; paper, section 3")
 
 
 def bytes_of_a_token(rng: random.Random) -> Question:
@@ -177,11 +174,8 @@ def references_after_forks(rng: random.Random) -> Question:
         "and how many of them are copies?"
     )
     shared = sum(pool.ref_count(block) > 1 for block in range(60))
-    return Question(
-        text,
-        f"{pool.num_used} blocks ({shared} of them shared), of which {copies} are copies",
-        "Lesson 7; paper, section 4.4",
-    )
+    answer = f"{pool.num_used} blocks ({shared} of them shared), of which {copies} are copies"
+    return Question(text, answer, "Lesson 7; paper, section 4.4")
 
 
 def copy_on_write(rng: random.Random) -> Question:
@@ -308,12 +302,8 @@ def scaled_to_int8(rng: random.Random) -> Question:
 
 
 def bytes_of_a_block(rng: random.Random) -> Question:
-    size, layers, heads, head = (
-        rng.choice([8, 16, 32]),
-        rng.randint(6, 40),
-        rng.choice([2, 4, 8, 12]),
-        rng.choice([64, 128]),
-    )
+    size, layers = rng.choice([8, 16, 32]), rng.randint(6, 40)
+    heads, head = rng.choice([2, 4, 8, 12]), rng.choice([64, 128])
     plain, quantized = (bytes_of(KVCache(layers, 1, size, heads, head, dtype)) for dtype in (np.float32, np.int8))
     text = (
         f"How many bytes has a block of {size} tokens, in {layers} layers with {heads} heads of {head} numbers, "

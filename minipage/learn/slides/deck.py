@@ -143,7 +143,7 @@ def bars(results: dict[str, tuple[float, ...]]) -> str:
         lines.append(f"{escape(name)}<div class='bar'>")
         for (use, color), share in zip(USES.items(), shares):
             if not math.isnan(share) and share > 0.05:
-                label = f"{use} {share:.0f} %" if share > 12 else f"{share:.0f}" if share > 3 else ""
+                label = f"{use} {share:.0f} %" if share > 12 else f"{share:.0f} %" if share > 3 else ""
                 look, title = f"width:{share:.1f}%;background:{color}", f"{use} {share:.1f} %"
                 lines.append(f'<span style="{look}" title="{title}">{label}</span>')
         lines.append("</div>")
