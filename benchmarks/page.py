@@ -1,6 +1,6 @@
 """How fast the page of a long run is: `python -m benchmarks.page [STEPS]`. It needs Chromium and playwright.
 
-The shipped model serves 8 texts at a time from 64 blocks for 10,000 steps, all of them recorded; so it takes two minutes.
+The shipped model serves 8 texts at a time from 64 blocks for 10,000 steps, all of them recorded. It takes two minutes.
 
 opening     the page of all steps, from the address to the first frame on the screen, five times
 jumping     to the last frame, one back, and to frames anywhere, until they are on the screen
@@ -39,7 +39,8 @@ MOVE = """async () => {
   return await new Promise((done) => {
     const start = performance.now();
     let frames = 0;
-    const tick = (now) => (frames++, now - start < MOTION ? requestAnimationFrame(tick) : done((1000 * frames) / (now - start)));
+    const end = (now) => done((1000 * frames) / (now - start));
+    const tick = (now) => (frames++, now - start < MOTION ? requestAnimationFrame(tick) : end(now));
     requestAnimationFrame(tick);
   });
 }"""

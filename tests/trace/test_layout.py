@@ -24,7 +24,7 @@ def document_with(name, prompts=None, **options):
 
 
 def look_at(tab, every):
-    """What is wrong with every so-manieth frame, {sentence: frame}. Frames are laid out, but only the last is painted."""
+    """What is wrong with every so-manieth frame, {sentence: frame}. All are laid out, and only the last is painted."""
     return tab.evaluate(f"""() => {{
       const found = {{}}, faults = {FAULTS.strip()};
       for (let i = 0; i < trees.length; i += {every}) {{
