@@ -323,7 +323,10 @@ def continuous(task: Task, settings: dict[str, Any]) -> dict[str, Any]:
     from transformers import ContinuousBatchingConfig, GenerationConfig
 
     model = load(task)
-    model.set_attn_implementation("paged|sdpa")
+    try:
+        model.set_attn_implementation("paged|sdpa")
+    except ValueError:  # newer ones page whatever is asked for
+        model.set_attn_implementation("sdpa")
     if task.device == "cuda":  # by itself it takes so much for its cache that its CUDA graphs find no room
         memory: dict[str, Any] = {"num_blocks": 256} if task.weights else {"max_memory_percent": task.memory}
         settings = settings | memory

@@ -22,7 +22,7 @@ from minipage.scheduling.first_chunk import scheduler_for
 from minipage.simulate.baselines import reserve_max, reserve_oracle, reserve_pow2
 from minipage.simulate.cost import CostModel, Work
 from minipage.simulate.reserving import ReservingPool, ReservingScheduler, static_batches
-from minipage.simulate.stand_in import Clock, Histogram, SimulatedEngine, StandInIntake, StandInRunner
+from minipage.simulate.stand_in import Clock, Histogram, SimulatedEngine, SimulatedOverlap, StandInIntake, StandInRunner
 from minipage.simulate.workload import Arrival
 
 Memory = Literal["paged", "oracle", "pow2", "max", "static"]
@@ -220,7 +220,10 @@ def build(setting: Setting, clock: Clock, tally: Tally, with_content: bool = Fal
     if setting.memory != "paged":
         runner = CopyingRunner(setting.cost, clock, tally.on_step, places)
     intake = StandInIntake(clock, setting.max_model_len, make_table, with_content, group)
-    return SimulatedEngine(runner, scheduler, intake, tally)
+    engine = SimulatedEngine(runner, scheduler, intake, tally)
+    if setting.cost.overheads.overlaps:
+        SimulatedOverlap(engine)  # which takes the place of the engine's steps
+    return engine
 
 
 class CopyingRunner(StandInRunner):
@@ -259,16 +262,13 @@ def serve(
     if setting.memory == "static":
         return serve_static(setting, arrivals, tally)
     engine = build(setting, clock, tally, setting.enable_prefix_caching)
-    runner = engine.runner
-    assert isinstance(runner, StandInRunner)
     coming = iter(arrivals)
     following = next(coming, None)
     names, num_told = count(), 0
     while following is not None or engine.requests:
         if not engine.requests and following is not None:
             clock.now = max(clock.now, following.time)
-        planned_at = runner.planning_since() if engine.requests else clock.now
-        while following is not None and following.time <= planned_at:
+        while following is not None and following.time <= clock.now:
             try:
                 engine.add_request(following, None, str(next(names)))  # type: ignore[arg-type]
             except InvalidRequestError:

@@ -5,7 +5,8 @@
            ── sample   ─▶ every text has its predetermined length
 
 The engine's loop, its scheduler, block tables, prefix cache and pools are the real ones, so every plan is what the
-engine would do. What differs: no logits, nothing for anybody to read, and times on a virtual clock.
+engine would do. What differs: no logits, nothing for anybody to read, and times on a virtual clock. Where steps
+overlap, the engine's own `Overlap` plans a step before the tokens of the last one are seen.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ import numpy as np
 
 from minipage.engine.beams import BeamRequest
 from minipage.engine.engine import Engine, NextTokens
+from minipage.engine.overlap import Overlap
 from minipage.engine.request import Choice, NextToken, Request, RequestMetrics
 from minipage.errors import InvalidRequestError
 from minipage.memory import BlockPool, BlockTable
-from minipage.sampling import SamplingParams
+from minipage.sampling import Draw, SamplingParams
 from minipage.sampling.sampler import log_softmax
 from minipage.scheduling import Scheduler, Sequence, SequenceGroup, StepPlan
 from minipage.simulate.cost import CostModel, Work
@@ -42,29 +44,6 @@ class Clock:
         self.now = 0.0
 
 
-class Pace:
-    """When steps end, if the host plans and launches one while the device computes the one before.
-
-    host     plan 1  plan 2      plan 3         each is planned as soon as the one before the last has ended,
-    device           ░ step 1 ░░░ step 2 ░░░    and it knows only who had come by then
-    """
-
-    def __init__(self) -> None:
-        self.launched = self.ended = self.ended_before = 0.0
-
-    @property
-    def free(self) -> float:
-        """When the host can plan the next step."""
-        return max(self.launched, self.ended_before)
-
-    def step(self, now: float, host: float, device: float) -> float:
-        """The end of a step that takes so long of either. `now` is later than the last one's end if nobody was here."""
-        begin = now if now > self.ended else self.free
-        self.launched = begin + host
-        self.ended, self.ended_before = max(max(self.ended, begin) + device, self.launched), self.ended
-        return self.ended
-
-
 class StandInRunner(ModelRunner):
     """Computes nothing: it says how long a step would have taken.
 
@@ -79,12 +58,8 @@ class StandInRunner(ModelRunner):
         self.cost = cost
         self.clock = clock
         self.on_step = on_step
-        self.pace = Pace() if cost.overheads.overlaps else None
         self.shares = cost.sizes.shares
-
-    def planning_since(self) -> float:
-        """From when on the next step is planned: those who come later are not in it."""
-        return self.pace.free if self.pace else self.clock.now
+        self.free_at = 0.0  # when the device has computed all that was launched
 
     def allocate(self, block_pool: BlockPool, swap_pool: BlockPool | None) -> None:
         """There is nothing to be kept."""
@@ -99,10 +74,30 @@ class StandInRunner(ModelRunner):
 
     def forward(self, plan: StepPlan) -> Any:
         work = Work.of(plan, self.pool, self.shares)
-        host, device, begin = self.cost.host(work), self.cost.device(work), self.clock.now
-        self.clock.now = self.pace.step(begin, host, device) if self.pace else begin + host + device
-        self.on_step(plan, work, self.clock.now - begin)
+        seconds = self.cost.host(work) + self.cost.device(work)
+        self.clock.now += seconds
+        self.on_step(plan, work, seconds)
         return None  # no logits
+
+    def launch(self, plan: StepPlan, draws: list[Any]) -> Callable[[], list[int]]:
+        """The same where steps overlap: the clock is the host's, who plans and launches; the device goes on by itself.
+
+        What is returned waits for it, and then knows the tokens.
+        """
+        begin = max(self.clock.now, self.free_at)
+        self.copy(plan)
+        if plan.chunks:
+            work = Work.of(plan, self.pool, self.shares)
+            self.clock.now += self.cost.host(work)
+            self.free_at = max(begin + self.cost.device(work), self.clock.now)
+            self.on_step(plan, work, self.free_at - begin)
+        end = self.free_at
+
+        def wait() -> list[int]:
+            self.clock.now = max(self.clock.now, end)
+            return [TOKEN] * len(draws)
+
+        return wait
 
 
 class StandIn(Request):
@@ -135,6 +130,9 @@ class StandIn(Request):
     def started(self) -> None:
         if self.first_scheduled_time is None:
             self.first_scheduled_time = self.clock.now
+
+    def draw(self, seq: Sequence) -> Draw:
+        return Draw(self.params, 0.0)
 
     def choose(self, choices: list[Choice]) -> list[NextToken]:
         return [NextToken(choice.seq, TOKEN, None) for choice in choices]
@@ -198,7 +196,7 @@ class StandInIntake:
         self.max_model_len = max_model_len
         self.make_table = make_table
         self.with_content = with_content
-        self._params = SamplingParams(seed=0)  # of all requests: nothing is drawn
+        self._params = SamplingParams(temperature=0, seed=0)  # of all requests: nothing is drawn
         self._num_made = 0
 
     def make_request(
@@ -253,6 +251,13 @@ class SimulatedEngine(Engine):
             if isinstance(request, StandInBeams):
                 tokens[request] = request.choose([Choice(token.seq, None, None) for token in its_tokens])
         return tokens
+
+
+class SimulatedOverlap(Overlap):
+    """The engine's real overlap of steps. Beams are not suited to it, as on the engine."""
+
+    def _may_overlap(self) -> bool:
+        return not any(isinstance(request, BeamRequest) for request in self.engine.requests.values())
 
 
 class Histogram:

@@ -12,7 +12,6 @@ from minipage.simulate.cost import CostModel, Sizes, Work
 from minipage.simulate.machines import A100_40, FASTER_TRANSFORMER, GRAPHS, MACHINES, PAPER_SYSTEM, find_machine
 from minipage.simulate.measured import Timed, measured
 from minipage.simulate.serve import Setting, serve
-from minipage.simulate.stand_in import Pace
 from minipage.simulate.workload import Arrival
 
 TEXTBOOK = replace(A100_40, overlap=1000.0)  # the longer of reading and computing alone
@@ -95,17 +94,6 @@ def test_only_steps_of_decodes_alone_are_graphs():
     eager = replace(OPT_13B, overheads=replace(NOTHING, eager=1e-3))
     assert eager.host(Work(8, 8, 8, 800, 800)) == 0
     assert eager.host(Work(9, 2, 1, 800, 800)) == pytest.approx(40e-3)
-
-
-def paced(host, device, times):
-    pace = Pace()
-    return [(pace.step(now, host, device), pace.free) for now in times]
-
-
-def test_the_host_plans_a_step_while_the_one_before_is_computed():
-    """(end of a step, from when on the next one is planned): who comes later than that is in the one after it."""
-    assert paced(1.0, 3.0, (0.0, 3.0, 6.0, 20.0)) == [(3.0, 1.0), (6.0, 3.0), (9.0, 6.0), (23.0, 21.0)]
-    assert paced(5.0, 1.0, (0.0, 5.0, 10.0)) == [(5.0, 5.0), (10.0, 10.0), (15.0, 15.0)]
 
 
 def test_a_request_that_comes_after_a_step_was_planned_waits_for_the_next_one():

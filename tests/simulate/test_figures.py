@@ -2,12 +2,14 @@
 
 import json
 import sys
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
 
 from minipage.simulate import __main__ as screen
 from minipage.simulate.figures import FIGURES, Scale
+from minipage.simulate.figures.jobs import rate_at
 from minipage.simulate.paper import Row
 from minipage.simulate.pictures import Picture, round_up, svg
 from minipage.simulate.pools import run_jobs
@@ -49,6 +51,20 @@ def test_table_1_is_met_and_the_command_writes_files(tmp_path, capsys):
 def test_an_unknown_figure_is_a_sentence(capsys):
     assert screen.main(["figure", "99"]) == 2
     assert "figure 99 is not among 2, 12, 13" in capsys.readouterr().err
+
+
+def test_a_rate_at_a_latency_lies_between_those_that_were_simulated():
+    points = [
+        (rate, SimpleNamespace(normalized_latency=latency)) for rate, latency in ((1.0, 0.1), (2.0, 0.2), (3, 0.8))
+    ]
+    assert rate_at(points, 0.4) == pytest.approx(2.5)
+    assert rate_at(points, 0.9) != rate_at(points, 0.9)  # it is never reached
+
+
+def test_a_knee_is_a_dashed_line():
+    drawn = svg(Picture("", "", "", {"one": [(0, 1), (2, 3)]}, knees={"one": 1.5}))
+    assert drawn.count("stroke-dasharray") == 1
+    assert Picture("", "", "", {}).numbers() == {"title": "", "x": "", "y": "", "series": {}}
 
 
 @pytest.mark.slow

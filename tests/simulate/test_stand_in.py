@@ -2,16 +2,19 @@
 
 import itertools
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from minipage import LLM, SamplingParams
+from minipage.scheduling import StepPlan
 from minipage.simulate.configs import CONFIGS, find_architecture
 from minipage.simulate.cost import CostModel, Sizes, Work
 from minipage.simulate.machines import A100_40, PAPER_SYSTEM
 from minipage.simulate.serve import Report, Setting, Tally, build, capacity, serve
-from minipage.simulate.stand_in import Clock, Histogram
+from minipage.simulate.stand_in import Clock, Histogram, StandInRunner
 from minipage.simulate.workload import SHAREGPT, Arrival, poisson, until
 
 COST = CostModel(Sizes.of(find_architecture("OPT-13B")), A100_40, PAPER_SYSTEM)
@@ -151,6 +154,50 @@ def test_layers_with_windows_are_planned_alike(tmp_path):
     assert simulated == real and any(preempted for _, preempted, *_ in real)
     whole = [(len(blocks), 4 * -(-(start + count) // 4)) for chunks, *_ in real for _, start, count, blocks in chunks]
     assert any(few < all_of_them for few, all_of_them in whole)  # windows have moved on
+
+
+def launched(host, device, count):
+    """(host's clock, device's) after each of several steps that overlap: launch 2, wait for 1, launch 3, ..."""
+    clock, times = Clock(), []
+    cost = SimpleNamespace(
+        sizes=SimpleNamespace(shares=()), host=lambda work: host, device=lambda work: device, overheads=None
+    )
+    runner = StandInRunner(cost, clock, lambda *step: None)
+    runner.pool = None
+    chunk = SimpleNamespace(group=None, seq=SimpleNamespace(token_ids=[1]), start=0, num_tokens=1)
+    plan = StepPlan(chunks=[chunk])
+    wait = runner.launch(plan, [])
+    for _ in range(count):
+        following = runner.launch(plan, [])
+        wait()
+        times.append((clock.now, runner.free_at))
+        wait = following
+    return times
+
+
+def test_a_host_launches_the_next_step_and_then_waits_for_this_one():
+    assert launched(1.0, 3.0, 3) == [(3.0, 6.0), (6.0, 9.0), (9.0, 12.0)]
+    assert launched(5.0, 1.0, 3) == [(10.0, 10.0), (15.0, 15.0), (20.0, 20.0)]
+
+
+@pytest.mark.parametrize("way", ["recompute", "seats", "chunks"])
+def test_overlapped_steps_are_planned_as_the_engine_plans_them(way):
+    """Whoever comes is in the step after the next one; the engine's own Overlap plans both."""
+    options, coming = {"max_num_batched_tokens": 64} | WAYS[way], arrivals(3)
+    llm, names, numbers = LLM(**POOL, **options, async_scheduling=True), itertools.count(), itertools.count()
+
+    def add_real(llm, arrival):
+        params = SamplingParams(max_tokens=arrival.num_output_tokens, ignore_eos=True, temperature=0)
+        llm.add_request([1] * arrival.num_prompt_tokens, params, str(next(names)))
+
+    real = run(llm, coming, add_real, lambda llm: llm.step())
+    cost = replace(COST, overheads=replace(PAPER_SYSTEM, overlaps=True))
+    setting = Setting(cost, 96, block_size=4, max_model_len=llm.max_model_len, watermark=0.0, **options)
+    clock = Clock()
+    engine = build(setting, clock, Tally(clock))
+    simulated = run(engine, coming, lambda engine, arrival: engine.add_request(arrival, None, str(next(numbers))),
+                    lambda engine: engine.advance())  # fmt: skip
+    assert len(real) > 40 and simulated == real
 
 
 # ---- the clock

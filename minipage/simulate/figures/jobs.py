@@ -83,10 +83,10 @@ class Job(NamedTuple):
 
 
 def rate_at(points: list[tuple[float, Report]], limit: float) -> float:
-    """The rate at which a curve reaches this normalised latency, between the rates that were simulated."""
+    """The rate at which a curve reaches this normalised latency, between the rates that were simulated; or nan."""
     rates = [rate for rate, _ in points]
     logs = np.log([report.normalized_latency for _, report in points])  # [num_points]
-    return float(np.interp(np.log(limit), np.maximum.accumulate(logs), rates))
+    return float(np.interp(np.log(limit), np.maximum.accumulate(logs), rates, right=np.nan))
 
 
 Jobs = dict[Any, Callable[[], Any]]  # by whatever name a figure likes
