@@ -152,7 +152,8 @@ class Scheduler:
         budget = self.max_num_batched_tokens
         for group in self.running:  # from the front; preemption takes from the back of this same list
             chunks = group.next_chunks(budget)
-            if not self._make_room(group, chunks, plan):
+            # Usually there is room for all to come: a token takes at most one block, in each table.
+            if budget * group.num_tables > self.block_pool.num_free and not self._make_room(group, chunks, plan):
                 break
             budget -= self._give_slots(chunks, plan)
         if not plan.preempted:
@@ -163,7 +164,7 @@ class Scheduler:
     def _make_room(self, group: SequenceGroup, chunks: list[Chunk], plan: StepPlan) -> bool:
         """Preempt the last until the chunks of `group` fit; False if `group` itself had to be preempted."""
         if count_tokens(chunks) * group.num_tables <= self.block_pool.num_free:
-            return True  # the usual case, and quick to see: a token takes at most one block, in each table
+            return True  # quick to see
         while blocks_for(chunks) > self.block_pool.num_free:
             last = victim(self.running)
             self.preempt(last, plan)

@@ -293,6 +293,6 @@ def put_kernel() -> Any:
         i = cuda.blockIdx.x * THREADS + cuda.threadIdx.x
         if i < len(token_ids):
             token = token_ids[i]
-            out[i] = token if token >= 0 else drawn[-1 - token]
+            out[i] = token if token >= 0 else max(drawn[-1 - token], 0)  # where none was drawn, any will do
 
     return kernel(put, overlaps=True)
