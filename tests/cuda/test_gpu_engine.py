@@ -732,10 +732,10 @@ def test_if_too_much_is_on_its_way_a_block_is_not_saved(tiny, travelling):
 )
 def test_steps_that_overlap_say_what_plain_ones_say(tiny, options):
     params = [
-        greedy(7),
-        SamplingParams(seed=1, max_tokens=9, ignore_eos=True, top_k=7),
-        SamplingParams(seed=2, max_tokens=9, stop_token_ids=list(range(0, 60, 6))),
-        SamplingParams(seed=3, n=2, max_tokens=4, ignore_eos=True),
+        greedy(5),
+        SamplingParams(seed=1, max_tokens=6, ignore_eos=True, top_k=7),
+        SamplingParams(seed=2, max_tokens=6, stop_token_ids=list(range(0, 60, 6))),
+        SamplingParams(seed=3, n=2, max_tokens=3, ignore_eos=True),
     ]
     plain = gpu_llm(tiny, async_scheduling=False, **options).generate(PROMPTS, params)
     llm = gpu_llm(tiny, **options)
@@ -750,7 +750,7 @@ def test_steps_that_overlap_say_what_plain_ones_say(tiny, options):
 
 
 def test_rows_of_nan_end_their_request_alone_where_steps_overlap(tiny):
-    plain = texts(gpu_llm(tiny).generate(PROMPTS[:3], greedy(8)))
+    plain = texts(gpu_llm(tiny).generate(PROMPTS[:3], greedy(5)))
     llm = gpu_llm(tiny, enforce_eager=True)
     compute, steps = llm.runner.compute, []
 
@@ -762,7 +762,7 @@ def test_rows_of_nan_end_their_request_alone_where_steps_overlap(tiny):
         return logits
 
     llm.runner.compute = broken
-    found = llm.generate(PROMPTS[:3], greedy(8))
+    found = llm.generate(PROMPTS[:3], greedy(5))
     assert [output.outputs[0].finish_reason for output in found] == ["length", "error", "length"]
     assert texts(found) == [plain[0], [plain[1][0][:2]], plain[2]]
     assert "not finite numbers" in found[1].error
