@@ -280,7 +280,7 @@ show_place("4 split")
 # ## Rungs 5 and 6: fewer instructions
 #
 # Rung 5 loads 16 bytes at a time instead of 2, and computes all query heads that share K and V from the same registers: with 4 of them, a quarter of the reading. Rung 6 lets tensor cores do the products, 2,048 with one instruction.
-# By then arithmetic hides behind reading, and nothing but memory is left. Both are the engine's own kernels, and nearly every line is another than before; the bright ones made them faster. In
+# By then arithmetic hides behind reading, and nothing but memory is left. Both are the engine's own kernels, and nearly every line is another than before; only the bright ones made them faster. In
 # rung 5, four loads of K and four of V are on their way before any is used, and one `x` of K meets all rows of q:
 
 # %%
@@ -298,6 +298,27 @@ heart("6 tensor")
 
 # %%
 show_place("6 tensor")
+
+# %% [markdown]
+# So these lines made rung 6 faster than rung 5:
+#
+# | In rung 5 | In rung 6 | What is gained |
+# |---|---|---|
+# | `score[u, r] += q_kept[...] * x`, in loops over numbers and rows | `k_multiply(score, n, a, ...)` | q·K on tensor cores |
+# | `acc[r, ...] += score[u, r] * x`, in three loops | `v_multiply(acc, j, a, ...)`, twice | weights·V on tensor cores |
+# | `load(k, u, ...)` and `load(v, u, ...)`: into registers, and what uses them waits | `request(...)` and `wait_for_oldest()`: into shared memory, `STAGES` steps ahead | reading goes on while others compute |
+#
+# All else in it (the highest score, `shrink`, `weight`, `total`) is rung 5's online softmax, laid out as the tensor cores want it. How many instructions are the products? For 16 tokens and a group of
+# 4 query heads, of 128 numbers:
+
+# %%
+rows, tokens = 4, 16
+# twice: q·K and weights·V
+products = 2 * rows * tokens * head_size
+# a warp's 32 lanes do one each
+print(f"rung 5: {products // 32} instructions of a warp")
+# 16 rows, of which 12 are empty; 8 tokens (or numbers of V); 16 at a time
+print(f"rung 6: {products * 16 // rows // 2048} instructions of a warp")
 
 # %% [markdown]
 # ## Into the kernel

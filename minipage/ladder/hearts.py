@@ -17,6 +17,7 @@ from minipage.ladder import RUNGS
 
 PACKAGE = Path(__file__).parent.parent
 TOKENS, OPERATIONS = "for token in range(", 4  # of a query head and a number of K or V: a product and a sum each
+MOST_LIT = 0.8  # of a heart's lines
 PLACES = {  # rung: its file, and the beginnings of the lines, or the blocks of lines, that are its heart
     "1 thread": ("ladder/rung1_thread.py", [TOKENS]),
     "2 warp": ("ladder/rung2_warp.py", ["for bit in (16", TOKENS]),
@@ -74,17 +75,22 @@ class Heart(NamedTuple):
         return "\n".join([f"minipage/{self.file}", *rows])
 
     def _repr_html_(self) -> str:
-        rows = []
+        rows, is_another = [], self.is_another_kernel()
         for line in self.lines:
             row = f"{line.number:4}  {escape(line.text)}"
             if line.note:
                 row = f'<b style="background:#fc0a">{row}</b>  <em style="color:#a50">← {escape(line.note)}</em>'
-            elif line.is_new:
+            elif line.is_new and not is_another:
                 row = f'<span style="background:#fc03">{row}</span>'
             rows.append(row)
-        head = f"rung {self.rung}, minipage/{self.file}; pale: not in the rung before; bright: what made it faster"
+        new = "a kernel of its own, nearly every line is new" if is_another else "pale: not in the rung before"
+        head = f"rung {self.rung}, minipage/{self.file}; {new}; bright: what made it faster"
         code = "\n".join(rows)
         return f'<div><em>{escape(head)}</em><pre style="line-height:1.3;overflow-x:auto">{code}</pre></div>'
+
+    def is_another_kernel(self) -> bool:
+        """Whether so little is left of the rung before that to light what is new would light everything."""
+        return sum(line.is_new for line in self.lines) > MOST_LIT * len(self.lines)
 
 
 def heart(name: str) -> Heart:

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from minipage.learn import fence, origin, seal
-from minipage.learn.course import HERE, Exercise, Lesson, chosen
+from minipage.learn.course import HERE, Exercise, chosen
 from minipage.learn.hidden import hide
 from minipage.learn.judge import FAILED, PASSED, Verdict, graders, judge
 from minipage.learn.load import UNREADABLE, CodeError, describe, load
@@ -259,9 +259,9 @@ def hidden_files() -> list[Path]:
 
 
 @cache
-def sources() -> list[Path]:
+def sources() -> list[str]:
     """The rest of minipage, with what an exercise is about; and what Python has made of it all."""
-    return [file for file in HERE.parent.rglob("*.py*") if file.is_file()]
+    return [str(file) for file in HERE.parent.rglob("*.py*") if file.is_file()]
 
 
 # ---- the operating system
@@ -319,8 +319,12 @@ class Before:
         self.named: dict[str, tuple[list[seal.Names], list[seal.Names]]] = {}  # by lesson: what places.of() says
         self.classes: dict[int, type] = {}  # by id; kept, so that no other class takes it
 
-    def prepare(self, lesson: Lesson) -> None:
-        graders(lesson), hidden_files(), sources(), origin.reference_of(lesson)
+    def prepare(self, exercise: Exercise) -> None:
+        lesson = exercise.lesson
+        hidden_files(), sources(), origin.reference_of(lesson)
+        for grader in graders(lesson)[exercise.number]:
+            if draw := getattr(grader, "draw", None):  # graders/drawn.py
+                draw()
         if lesson.number not in self.named:
             self.places.look_around()
             self.named[lesson.number] = self.places.of(f"minipage.learn.graders.test_{lesson.name}")
@@ -338,7 +342,7 @@ def main() -> None:
         order = json.loads(line)
         [exercise] = chosen([order["number"]])
         path, limit, scratch = Path(order["path"]), order["limit"], Path(order["scratch"])
-        before.prepare(exercise.lesson)
+        before.prepare(exercise)
         if hasattr(os, "fork"):
             verdict, is_stuck = Cell(exercise, path, limit, scratch, before, order["passed"]).run()
         else:

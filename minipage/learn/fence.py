@@ -56,7 +56,7 @@ UNHEARD = [  # these do the same, and no hook is told
 ]  # fmt: skip
 
 
-def put_up(path: Path, scratch: Path, hidden_files: list[Path], sources: list[Path]) -> list[str]:
+def put_up(path: Path, scratch: Path, hidden_files: list[Path], sources: list[str]) -> list[str]:
     """From here on, for this process: what the file at `path` may not do. It can write in the folder `scratch`.
 
     Nobody but Python's own imports reads the `sources`: a traceback shows no lines of them.
@@ -66,7 +66,7 @@ def put_up(path: Path, scratch: Path, hidden_files: list[Path], sources: list[Pa
     own, inside, itself = str(path), f"{scratch}{os.sep}", str(scratch)
     stat, getframe = os.stat, sys._getframe
     hidden = frozenset((found.st_dev, found.st_ino) for found in map(os.stat, hidden_files))
-    closed_sources = frozenset((found.st_dev, found.st_ino) for found in map(os.stat, sources))
+    closed_sources = set[tuple[int, int]]()  # filled when it is asked for
     own_number = (os.stat(own).st_dev, os.stat(own).st_ino) if os.path.exists(own) else (-1, -1)
     refused: list[str] = []
     busy: set[int] = set()  # threads that are in the hook: it makes events itself
@@ -119,8 +119,15 @@ def put_up(path: Path, scratch: Path, hidden_files: list[Path], sources: list[Pa
                 refuse("open folders")
         elif is_hidden(name, found) and (line := line_of_caller()):
             refuse("read minipage's solutions and graders, or another exercise", line)
-        elif (found.st_dev, found.st_ino) in closed_sources and line_of_caller() and not is_import():
+        elif line_of_caller() and not is_import() and is_source(found):
             refuse("read minipage's own code")
+
+    def is_source(found: os.stat_result) -> bool:
+        if not closed_sources:
+            for file in sources:
+                one = stat(file)
+                closed_sources.add((one.st_dev, one.st_ino))
+        return (found.st_dev, found.st_ino) in closed_sources
 
     def is_import() -> bool:
         """Whether an import statement opens the file: with what Python imports by, anybody could read any file."""

@@ -545,10 +545,33 @@ def test_where_a_graph_cannot_be_captured_kernels_are_launched_one_by_one_and_it
     llm.runner.enforce_eager = False
     outputs = llm.generate(PROMPTS[:1], greedy(12))
     assert texts(outputs) == [[Dense(tiny).greedy(PROMPTS[0], 12)]]
-    assert captures.tried == 3, "it has to be tried again, but not at every step"
-    assert 0 < captures.replayed < 10
+    assert captures.tried == 4, "it has to be tried again, but not at every step; and then once for its draws"
+    assert 0 < captures.replayed < 20
     (warning,) = (w for w in recwarn if "CUDA graph" in str(w.message))
     assert "operation not permitted" in str(warning.message)
+
+
+DRAWN_WAYS = {
+    "greedy": [{"temperature": 0}],
+    "of all": [{}, {"temperature": 0.5, "min_p": 0.1}],
+    "of the likeliest": [{"top_k": 5}, {"top_p": 0.7}],
+    "greedy and of all": [{"temperature": 0}, {"temperature": 2.0}],
+    "greedy and of the likeliest": [{"top_k": 3, "top_p": 0.9}, {"temperature": 0}],
+    "in several ways": [{}, {"top_k": 3}, {"temperature": 0}],
+}
+
+
+@pytest.mark.parametrize("ways", DRAWN_WAYS.values(), ids=DRAWN_WAYS)
+def test_draws_that_are_replayed_are_those_of_plain_steps(tiny, ways, monkeypatch):
+    three = enumerate((3 * ways)[:3])
+    params = [SamplingParams(**way, seed=i, max_tokens=4 + i, ignore_eos=True) for i, way in three]
+    plain = gpu_llm(tiny, async_scheduling=False)
+    captures = Captures(num_failures=0)
+    monkeypatch.setattr(graphs, "capture", captures)
+    overlapped = gpu_llm(tiny, async_scheduling=True)
+    overlapped.runner.enforce_eager = False
+    assert texts(overlapped.generate(PROMPTS[:3], params)) == texts(plain.generate(PROMPTS[:3], params))
+    assert captures.replayed > 4 and (len(overlapped.runner._draw_graphs) > 0) == (len(ways) < 3)
 
 
 def test_a_failed_capture_leaves_the_garbage_collector_as_it_was(monkeypatch):

@@ -7,11 +7,16 @@ from collections import Counter
 
 import pytest
 
+from minipage.attention import reference
+from minipage.attention.kv_cache import KVCache
 from minipage.cli import main
-from minipage.learn.quiz import frames
+from minipage.learn.quiz import frames, questions
 from minipage.learn.quiz.frames import recorded_steps
 from minipage.learn.quiz.paper import NUM_FRAMES, quiz
 from minipage.learn.quiz.questions import KINDS
+from minipage.memory import BlockPool, BlockTable, PrefixCache, block_table
+from minipage.model import shard
+from minipage.scheduling import SequenceGroup
 
 
 def test_a_sheet_has_thirty_questions_with_answers_and_sources():
@@ -93,6 +98,79 @@ def test_a_kind_of_question_is_another_for_each_seed(kind):
     questions = [kind(random.Random(f"{seed}/{kind.__name__}")) for seed in range(60)]
     assert len({question.text for question in questions}) >= 40
     assert len({question.answer for question in questions}) >= 5, "the answer depends on what is asked"
+
+
+def copied_at_once(table):
+    copy = BlockTable(table.pool)
+    copy.append(table.num_tokens)
+    return copy
+
+
+def a_block_less(find):
+    return lambda *args: (found := find(*args))._replace(blocks=found.blocks[:-1])
+
+
+def more(real):
+    return lambda *args: real(*args) + 1
+
+
+OTHER_ENGINES = {  # kind of question: (where the engine is changed, the name, what is there instead of what there was)
+    "blocks_of_a_text": (block_table, "blocks_needed", more),
+    "next_block": (block_table, "blocks_needed", lambda real: lambda n, size: real(n + size, size)),
+    "slot_of_a_token": (BlockTable, "slot_mapping", lambda real: lambda *args: [7 + slot for slot in real(*args)]),
+    "wasted_by_reserving": (questions, "worked_example", lambda real: lambda *args: real(*args)._replace(paged=9999)),
+    "how_many_fit": (questions, "blocks_that_fit", lambda real: lambda *args: real(*args) // 2),
+    "bytes_of_a_token": (KVCache, "arrays", lambda real: property(lambda cache: [cache.k])),
+    "bytes_of_a_block": (KVCache, "arrays", lambda real: property(lambda cache: [cache.k])),
+    "queue_after_calls": (BlockPool, "free_queue", lambda real: property(lambda pool: real.fget(pool)[::-1])),
+    "references_after_forks": (BlockTable, "fork", lambda real: copied_at_once),
+    "copy_on_write": (BlockTable, "fork", lambda real: copied_at_once),
+    "found_in_the_cache": (PrefixCache, "find", a_block_less),
+    "one_token_differs": (PrefixCache, "find", a_block_less),
+    "evicted_first": (PrefixCache, "find", a_block_less),
+    "attention_by_hand": (reference, "paged_attention", more),
+    "shared_budget": (SequenceGroup, "next_chunks", lambda real: lambda group, budget: real(group, min(budget, 3))),
+    "scaled_to_int8": (questions, "quantize", lambda real: lambda x, dtype: real(2 * x, dtype)),
+    "heads_of_a_rank": (shard, "heads_of", lambda real: lambda rank, size, *heads: real(0, 1, *heads)),
+    "percentile_of_waits": (questions, "solved", lambda real: lambda lesson: Worst),
+    "held_while_running": (questions, "mean_held", more),
+    "samples_of_a_prompt": (BlockTable, "fork", lambda real: copied_at_once),
+}
+
+
+class Worst:
+    @staticmethod
+    def percentile(values, percent):
+        return max(values)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
+def test_another_engine_would_give_other_answers(kind, monkeypatch):
+    def answers():
+        return [kind(random.Random(f"{seed}/{kind.__name__}")).answer for seed in range(12)]
+
+    before = answers()
+    place, name, other = OTHER_ENGINES[kind.__name__]
+    monkeypatch.setattr(place, name, other(vars(place)[name]))
+    assert sum(old != new for old, new in zip(before, answers())) >= 6
+
+
+@pytest.mark.parametrize("what", ["blocks from the end of the queue", "a token at a time"])
+def test_an_engine_with_other_rules_is_found_out(what, monkeypatch):
+    """The answers about the next step are the engine's: by the rules that are taught, they would be wrong."""
+    if what == "a token at a time":
+        other = OTHER_ENGINES["shared_budget"][2](SequenceGroup.next_chunks)
+        monkeypatch.setattr(SequenceGroup, "next_chunks", other)
+    else:
+        take = BlockPool.allocate_many
+
+        def from_the_end(pool, count):
+            pool._free_queue = dict(reversed(pool._free_queue.items()))
+            return take(pool, count)
+
+        monkeypatch.setattr(BlockPool, "allocate_many", from_the_end)
+    with pytest.raises(AssertionError):
+        test_what_the_next_step_does_follows_from_what_is_told()
 
 
 def test_on_screen_and_in_files(tmp_path, capsys, monkeypatch):

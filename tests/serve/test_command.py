@@ -165,6 +165,6 @@ def test_what_is_loaded_is_not_searched_for_garbage_while_clients_wait(monkeypat
     frozen = []
     server = SimpleNamespace(run=lambda sockets: frozen.append(gc.get_freeze_count()))
     monkeypatch.setattr(server_main, "make_server", lambda *_, **__: server)
+    gc.unfreeze()  # what tests/conftest.py has frozen
     server_main.serve(nullcontext, Settings(), port=0)
-    gc.unfreeze()
     assert frozen[0] > 10_000

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minipage.errors import LearnError
+from minipage.errors import LearnError, count
 
 if TYPE_CHECKING:
     from minipage.learn.classroom.grade import Graded
@@ -159,7 +159,7 @@ def print_rows(rows: list[dict[str, Any]], similar: list[Alike]) -> None:
         )
     if similar:
         screen.line()
-        screen.line(f"Alike in {len(similar)} places; those that are most alike:")
+        screen.line(f"Alike in {count(len(similar), 'place')}; those that are most alike:")
         for each in similar[:10]:
             screen.paragraph(each.sentence)
     if said := note():

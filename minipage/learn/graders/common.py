@@ -1,4 +1,4 @@
-"""What the graders have in common: settings of hypothesis, and ways to say what is wrong."""
+"""What the graders have in common: ways to run them, and to say what is wrong."""
 
 import math
 import operator
@@ -11,26 +11,10 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from minipage.learn.graders.drawn import programs, settings
 from minipage.learn.judge import Wrong
-
-
-def programs(count, num_steps=20):
-    """This many random examples, the same every time, and then the smallest that fails; no clock decides anything."""
-    return settings(
-        max_examples=count,
-        stateful_step_count=num_steps,
-        derandomize=True,
-        database=None,
-        deadline=None,
-        report_multiple_bugs=False,
-        print_blob=False,
-        phases=[Phase.explicit, Phase.generate, Phase.shrink],
-        suppress_health_check=[*HealthCheck],
-    )
-
 
 QUICK = programs(80)
 
@@ -208,4 +192,4 @@ def run_machine(solution, machine, count=60, num_steps=15):
         def note(self, line):
             solution.diary.note(line)
 
-    run_state_machine_as_test(WithDiary, settings=programs(count, num_steps))
+    run_state_machine_as_test(WithDiary, settings=settings(count, num_steps))

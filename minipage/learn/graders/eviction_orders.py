@@ -2,10 +2,10 @@
 
 from random import Random
 
-from hypothesis import given
 from hypothesis import strategies as st
 
 from minipage.learn.graders.common import QUICK, expect, passes, remembered
+from minipage.learn.graders.drawn import given
 from minipage.learn.judge import Wrong
 from minipage.memory import BlockPool, BlockTable, PrefixCache
 from minipage.memory.eviction import lru

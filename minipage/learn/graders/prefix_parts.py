@@ -1,10 +1,10 @@
 """Beginnings of blocks: exercise 8.7, against a dictionary of texts."""
 
-from hypothesis import given
 from hypothesis import strategies as st
 
 from minipage.errors import OutOfBlocksError
 from minipage.learn.graders.common import QUICK, every, expect, must_raise, remembered
+from minipage.learn.graders.drawn import given
 from minipage.learn.graders.pools import state_of
 from minipage.learn.judge import Wrong
 from minipage.memory import BlockPool, BlockTable

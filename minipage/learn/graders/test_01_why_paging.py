@@ -2,10 +2,10 @@
 
 from fractions import Fraction
 
-from hypothesis import given
 from hypothesis import strategies as st
 
 from minipage.learn.graders.common import QUICK, every, expect, expect_number
+from minipage.learn.graders.drawn import given
 from minipage.learn.judge import Wrong
 
 lengths_up_to = {most: st.lists(st.integers(0, most), max_size=5) for most in (4, 5000)}

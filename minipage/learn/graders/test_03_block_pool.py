@@ -2,11 +2,11 @@
 
 from functools import partial
 
-from hypothesis import given
 from hypothesis import strategies as st
 
 from minipage.errors import BlockError, ConfigurationError, OutOfBlocksError
 from minipage.learn.graders.common import QUICK, expect, must_raise, passes, remembered
+from minipage.learn.graders.drawn import given
 from minipage.learn.judge import Wrong
 
 

@@ -1,10 +1,10 @@
 """Lesson 4: a BlockTable over minipage's own pool. Which blocks it has is its affair; that they are its own is ours."""
 
-from hypothesis import given
 from hypothesis import strategies as st
 
 from minipage.errors import ConfigurationError, OutOfBlocksError
 from minipage.learn.graders.common import QUICK, every, expect, must_raise, passes, remembered, run_machine
+from minipage.learn.graders.drawn import given
 from minipage.learn.graders.pools import scattered_pool, state_of
 from minipage.learn.graders.window_tables import (  # noqa: F401 (4.5 is judged there)
     test_4_5_blocks_that_others_hold_too,

@@ -3,10 +3,10 @@
 import tracemalloc
 
 import numpy as np
-from hypothesis import given
 from hypothesis import strategies as st
 
-from minipage.learn.graders.common import Words, expect, programs
+from minipage.learn.graders.common import Words, expect
+from minipage.learn.graders.drawn import given, programs
 from minipage.learn.graders.numbers import TAME, WILD, Untouched, assert_close, attention_of, texts
 from minipage.learn.judge import Wrong
 

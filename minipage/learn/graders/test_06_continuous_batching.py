@@ -2,10 +2,10 @@
 
 from random import Random
 
-from hypothesis import given
 from hypothesis import strategies as st
 
-from minipage.learn.graders.common import expect, passes, programs, remembered, run_machine
+from minipage.learn.graders.common import expect, passes, remembered, run_machine
+from minipage.learn.graders.drawn import given, programs
 from minipage.learn.graders.pools import state_of
 from minipage.learn.graders.scripts import script, search
 from minipage.learn.graders.traffic import Request, Setup, run, scheduler_of, with_methods

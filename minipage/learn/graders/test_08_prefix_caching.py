@@ -2,10 +2,10 @@
 
 from contextlib import contextmanager
 
-from hypothesis import given
 from hypothesis import strategies as st
 
 from minipage.learn.graders.common import QUICK, every, expect, passes, remembered, run_machine
+from minipage.learn.graders.drawn import given
 from minipage.learn.graders.eviction_orders import (  # noqa: F401 (8.8 is judged there)
     test_8_8_at_most_half_of_the_pool,
     test_8_8_the_order,

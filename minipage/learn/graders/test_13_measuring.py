@@ -3,10 +3,10 @@
 from fractions import Fraction
 from typing import NamedTuple
 
-from hypothesis import given
 from hypothesis import strategies as st
 
-from minipage.learn.graders.common import every, expect, expect_number, must_raise, programs
+from minipage.learn.graders.common import every, expect, expect_number, must_raise
+from minipage.learn.graders.drawn import given, programs
 from minipage.learn.graders.routers import Told
 from minipage.learn.judge import Wrong
 

@@ -2,10 +2,10 @@
 
 from fractions import Fraction
 
-from hypothesis import given
 from hypothesis import strategies as st
 
-from minipage.learn.graders.common import every, expect, expect_number, programs
+from minipage.learn.graders.common import every, expect, expect_number
+from minipage.learn.graders.drawn import given, programs
 
 QUICK = programs(120)
 LENT = "It belongs to somebody else: leave the list of contexts as it is."

@@ -1,11 +1,11 @@
 """Lesson 16: guesses against a search in plain words, verdicts against the rule itself, tables that shrink, and a
 device that notices when it is kept waiting."""
 
-from hypothesis import given
 from hypothesis import strategies as st
 
 from minipage.errors import ConfigurationError
-from minipage.learn.graders.common import every, expect, must_raise, programs
+from minipage.learn.graders.common import every, expect, must_raise
+from minipage.learn.graders.drawn import given, programs
 from minipage.learn.graders.pools import scattered_pool, state_of
 from minipage.learn.judge import Wrong
 from minipage.memory import BlockPool, BlockTable

@@ -1,10 +1,10 @@
 """Lesson 17: a tier against a list in order of use, and tables that move between two pools."""
 
-from hypothesis import given
 from hypothesis import strategies as st
 
 from minipage.errors import OutOfBlocksError
-from minipage.learn.graders.common import every, expect, must_raise, programs
+from minipage.learn.graders.common import every, expect, must_raise
+from minipage.learn.graders.drawn import given, programs
 from minipage.learn.graders.pools import scattered_pool, state_of
 from minipage.learn.judge import Wrong
 from minipage.memory import BlockPool, BlockTable

@@ -1,5 +1,7 @@
 """Questions whose numbers are drawn. Each asks the engine's own part for the answer: nothing here knows it.
 
+(The engine needs no percentiles: there, minipage's own solution of lesson 13 is asked.)
+
 A question that is easy to get wrong by a habit of mind (an off-by-one, sharing that does not end where it
 seems to) is a good one. The sources are lessons of minipage, and sections of the PagedAttention paper
 (arXiv 2309.06180).
@@ -15,12 +17,16 @@ import numpy as np
 
 from minipage.attention import reference
 from minipage.attention.cache_size import blocks_that_fit
+from minipage.attention.kv_cache import KVCache
 from minipage.attention.quantize import quantize
 from minipage.errors import count
 from minipage.learn.course import chosen
 from minipage.learn.load import load
 from minipage.learn.quiz.paper import Question
 from minipage.memory import BlockPool, BlockTable, PrefixCache, blocks_needed
+from minipage.model.gpt2 import GPT2
+from minipage.model.shard import Shard
+from minipage.scheduling import Scheduler, Sequence, SequenceGroup
 from minipage.simulate import Request, mean_held, worked_example
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "int8 with a scale of 4 bytes for each head's row": np.int8}
@@ -30,6 +36,10 @@ def solved(lesson: str) -> Any:
     """minipage's own solution of a lesson's exercises."""
     found = chosen([lesson])[0].lesson
     return load(found, found.solution)
+
+
+def bytes_of(cache: KVCache) -> int:
+    return sum(array.nbytes for array in cache.arrays)
 
 
 def joined(numbers: Iterable[object]) -> str:
@@ -49,10 +59,10 @@ def blocks_of_a_text(rng: random.Random) -> Question:
         f"A text has {tokens} tokens. How many blocks of {size} tokens does it take, and how many slots of the "
         "last are empty?"
     )
-    needed = blocks_needed(tokens, size)
-    return Question(
-        text, f"{count(needed, 'block')}, {count(needed * size - tokens, 'empty slot')}", "Lesson 4; paper, section 4.2"
-    )
+    table = BlockTable(BlockPool(600, size))
+    table.append(tokens)
+    empty = len(table) * size - table.num_tokens
+    return Question(text, f"{count(len(table), 'block')}, {count(empty, 'empty slot')}", "Lesson 4; paper, section 4.2")
 
 
 def next_block(rng: random.Random) -> Question:
@@ -111,23 +121,14 @@ def how_many_fit(rng: random.Random) -> Question:
         f"A model has {layers} layers and {heads} heads of K and V, of 128 float16 numbers each. How many "
         f"requests of {tokens} tokens fit into {gib} GiB (GiB = 2³⁰ bytes), in blocks of {size}?"
     )
-    return Question(
-        text,
-        f"{count(blocks // each, 'request')} ({blocks} blocks, {each} for each)",
-        "Lessons 1 and 13; paper, section 3",
-    )
+    answer = f"{count(blocks // each, 'request')} ({blocks} blocks, {each} for each)"
+    return Question(text, answer, "Lessons 1 and 13; paper, section 3")
 
 
 def bytes_of_a_token(rng: random.Random) -> Question:
     layers, heads, head = rng.randint(12, 80), rng.choice([1, 4, 8, 16, 32]), rng.choice([64, 80, 96, 128])
     name = rng.choice([*DTYPES])
-    config = {
-        "num_hidden_layers": layers,
-        "num_attention_heads": 64,
-        "num_key_value_heads": heads,
-        "hidden_size": 64 * head,
-    }
-    answer = solved("14").bytes_per_token(config, name.split()[0])
+    answer = bytes_of(KVCache(layers, 1, 1, heads, head, DTYPES[name]))
     text = (
         f"How many bytes does one token take in the KV cache of a model with {layers} layers and {heads} heads of "
         f"K and V of {head} numbers, in {name}?"
@@ -173,11 +174,8 @@ def references_after_forks(rng: random.Random) -> Question:
         "and how many of them are copies?"
     )
     shared = sum(pool.ref_count(block) > 1 for block in range(60))
-    return Question(
-        text,
-        f"{pool.num_used} blocks ({shared} of them shared), of which {copies} are copies",
-        "Lesson 7; paper, section 4.4",
-    )
+    answer = f"{pool.num_used} blocks ({shared} of them shared), of which {copies} are copies"
+    return Question(text, answer, "Lesson 7; paper, section 4.4")
 
 
 def copy_on_write(rng: random.Random) -> Question:
@@ -279,7 +277,12 @@ def attention_by_hand(rng: random.Random) -> Question:
 def shared_budget(rng: random.Random) -> Question:
     wanted = [1] * rng.randint(1, 4) + [rng.randint(5, 60) for _ in range(3)]
     budget = rng.randint(len(wanted), sum(wanted))
-    shares = solved("6").share_out(list(wanted), budget)
+    scheduler = Scheduler(BlockPool(200, 4), max_num_batched_tokens=budget)
+    for i, length in enumerate(wanted):
+        prompt = Sequence(str(i), [1] * length, BlockTable(scheduler.block_pool))
+        scheduler.add(SequenceGroup(str(i), [prompt], length + 1))
+    computed = {chunk.seq.seq_id: chunk.num_tokens for chunk in scheduler.schedule().chunks}
+    shares = [computed.get(str(i), 0) for i in range(len(wanted))]
     text = (
         f"A step computes at most {budget} tokens (`max_num_batched_tokens`). In order, the sequences have "
         f"{joined(wanted)} tokens left. How many does each compute in this step?"
@@ -299,13 +302,9 @@ def scaled_to_int8(rng: random.Random) -> Question:
 
 
 def bytes_of_a_block(rng: random.Random) -> Question:
-    size, layers, heads, head = (
-        rng.choice([8, 16, 32]),
-        rng.randint(6, 40),
-        rng.choice([2, 4, 8, 12]),
-        rng.choice([64, 128]),
-    )
-    plain, quantized = (solved("10").bytes_per_block(size, layers, heads, head, q) for q in (False, True))
+    size, layers = rng.choice([8, 16, 32]), rng.randint(6, 40)
+    heads, head = rng.choice([2, 4, 8, 12]), rng.choice([64, 128])
+    plain, quantized = (bytes_of(KVCache(layers, 1, size, heads, head, dtype)) for dtype in (np.float32, np.int8))
     text = (
         f"How many bytes has a block of {size} tokens, in {layers} layers with {heads} heads of {head} numbers, "
         "in float32, and how many in int8 with a scale of 4 bytes for each row?"
@@ -316,13 +315,15 @@ def bytes_of_a_block(rng: random.Random) -> Question:
 def heads_of_a_rank(rng: random.Random) -> Question:
     ranks, per_rank, head = rng.choice([2, 4, 8]), rng.randint(1, 8), rng.choice([2, 3, 4, 5, 6, 8, 10, 12])
     width = ranks * per_rank * head
-    weight, bias = np.zeros((width, 3 * width), np.int8), np.zeros(3 * width, np.int8)  # [C, 3C], [3C]
-    mine, _ = solved("12").split_heads(weight, bias, ranks * per_rank, 0, ranks)
+    model = GPT2(vocab_size=8, n_positions=8, n_embd=width, n_layer=1, n_head=ranks * per_rank)
+    rank = Shard(model, 0, ranks)
+    shapes = dict(rank.weights())
+    q, k, v = (shapes[f"h.0.attn.{name}.weight"].shape for name in "qkv")
     text = (
         f"The layer that makes q, k and v has a weight of {width} by {3 * width}, for {ranks * per_rank} heads. "
         f"With {ranks} ranks, what shape has the part of one rank?"
     )
-    return Question(text, f"{mine.shape[0]} by {mine.shape[1]}: q, k and v of {per_rank} heads", "Lesson 12")
+    return Question(text, f"{q[0]} by {q[1] + k[1] + v[1]}: q, k and v of {count(rank.num_heads, 'head')}", "Lesson 12")
 
 
 def percentile_of_waits(rng: random.Random) -> Question:

@@ -30,7 +30,7 @@ from minipage.trace.recording.trace import Trace
 
 HERE = Path(__file__).parent
 SIZE = 1280, 720
-NUM_REQUESTS, SEED = 1000, 0  # of the simulation
+NUM_REQUESTS, SEED = 1000, 1  # of the simulation, as in lesson 1
 PROMPT, ANSWER = 161.31, 337.99  # tokens, on average, of ShareGPT's conversations (paper, figure 11)
 USES = {"token states": "#0072B2", "reserved": "#E69F00", "internal": "#D55E00", "external": "#999999"}
 PAGE = """<!doctype html>
@@ -58,7 +58,7 @@ PAGE = """<!doctype html>
 <script src="reveal/reveal.js"></script>
 <script src="reveal/notes.js"></script>
 <script>
-Reveal.initialize({{ width: {width}, height: {height}, margin: 0.03, hash: true, controlsLayout: "edges",
+Reveal.initialize({{ width: {width}, height: {height}, margin: 0.08, hash: true, controlsLayout: "edges",
   plugins: [RevealNotes] }});
 </script>
 </html>
@@ -143,7 +143,7 @@ def bars(results: dict[str, tuple[float, ...]]) -> str:
         lines.append(f"{escape(name)}<div class='bar'>")
         for (use, color), share in zip(USES.items(), shares):
             if not math.isnan(share) and share > 0.05:
-                label = f"{use} {share:.0f} %" if share > 12 else f"{share:.0f}" if share > 3 else ""
+                label = f"{use} {share:.0f} %" if share > 12 else f"{share:.0f} %" if share > 3 else ""
                 look, title = f"width:{share:.1f}%;background:{color}", f"{use} {share:.1f} %"
                 lines.append(f'<span style="{look}" title="{title}">{label}</span>')
         lines.append("</div>")

@@ -1,5 +1,6 @@
 """A class, made of the reference, the alternatives, wrong solutions and hostile code; and what each learner gets."""
 
+import hashlib
 import random
 from pathlib import Path
 
@@ -29,7 +30,10 @@ def wrong(lesson, draw):
 
 
 def make(folder, number, numbers=(), own=True):
-    """Learner `number` hands in; {exercise: status} of those that are known. `own`: no two files are the same."""
+    """Learner `number` hands in; {exercise: status} of those that are known.
+
+    `own`: no two of them have the same code, except who copies minipage's own, which counts word for word only.
+    """
     draw, expected = random.Random(number), {}
     for lesson in lessons():
         if numbers and lesson.number not in numbers:
@@ -53,7 +57,8 @@ def make(folder, number, numbers=(), own=True):
             source, known = draw.choice(list(HOSTILE.values())), {}
         path = folder / lesson.name / "exercise.py"
         path.parent.mkdir(parents=True)
-        path.write_text(source + f"\n# learner {number}\n" * own, encoding="utf-8")
+        mark = "# learner" if source == lesson.solution.read_text(encoding="utf-8") else "WHO ="
+        path.write_text(source + f"\n{mark} {number}\n" * own, encoding="utf-8")
         expected |= known
     return expected
 
@@ -62,3 +67,10 @@ def installation():
     """What must not change: every file of minipage that is not made by Python itself."""
     files = [path for path in HERE.parent.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     return {path: path.read_bytes() for path in files}
+
+
+def hash_of(files):
+    digest = hashlib.sha256()
+    for path in sorted(files):
+        digest.update(f"{path.relative_to(HERE.parent)}\0{len(files[path])}\0".encode() + files[path])
+    return digest.hexdigest()

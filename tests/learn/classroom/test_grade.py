@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+import time
 from datetime import datetime
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from minipage.cli import main
 from minipage.learn.course import HERE, chosen
 from minipage.learn.judge import FAILED
 from minipage.learn.originals import Originals
-from tests.learn.classroom.a_class import HOSTILE, installation, make
+from tests.learn.classroom.a_class import HOSTILE, hash_of, installation, make
 
 ALTERNATIVE = (Path(__file__).parent.parent / "alternatives" / "03_block_pool.py").read_text(encoding="utf-8")
 SECOND = (Path(__file__).parent.parent / "alternatives" / "second" / "03_block_pool.py").read_text(encoding="utf-8")
@@ -189,20 +190,30 @@ def test_bad_input_is_a_sentence(room, capsys, words, said):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("own", [False, True], ids=["alike", "all different"])
 def test_three_hundred_learners(room, capsys, own):
-    """Right grades for all, some of them hostile; and nothing of minipage is touched."""
+    """Right grades for all, some of them hostile; and nothing of minipage is touched. It prints what it took."""
     before = installation()
     expected = {f"learner-{i:03}": make(room / "in" / f"learner-{i:03}", i, own=own) for i in range(300)}
-    (room / "in").mkdir(exist_ok=True)
     for name in expected:
-        (room / "in" / name).mkdir(exist_ok=True)  # whoever has nothing to hand in
+        (room / "in" / name).mkdir(parents=True, exist_ok=True)  # whoever has nothing to hand in
+    start, used = time.monotonic(), os.times()
     code, out, _ = grade(capsys, *sorted(room.glob("in/*")), "--csv", "g.csv", "--json")
-    assert code == 0 and installation() == before and not Originals(HERE.parent).put_back()
-    wrong = []
-    for each in json.loads(out)["folders"]:
+    seconds, facts, after = time.monotonic() - start, json.loads(out), installation()
+    wrong, known = [], 0
+    for each in facts["folders"]:
         got = {row["exercise"]: row["status"] for row in each["exercises"]}
+        known += len(expected[each["learner"]])
         wrong += [(each["learner"], n, s) for n, s in expected[each["learner"]].items() if got.get(n, FAILED) != s]
-    assert wrong == [] and len(json.loads(out)["folders"]) == 300
-    assert datetime.fromisoformat(json.loads(out)["folders"][0]["handed_in"])
+    with capsys.disabled():
+        now = os.times()
+        processor = now.children_user + now.children_system - used.children_user - used.children_system
+        print(
+            f"\n{len(facts['folders'])} folders in {seconds / 60:.1f} minutes ({processor:.0f} s of processor time): "
+            f"{known} verdicts were known, {len(wrong)} are wrong.\n"
+            f"minipage's {len(before)} files before: {hash_of(before)}\n{'and after:':>24} {hash_of(after)}"
+        )
+    assert code == 0 and before == after and not Originals(HERE.parent).put_back()
+    assert wrong == [] and len(facts["folders"]) == 300
+    assert datetime.fromisoformat(facts["folders"][0]["handed_in"])
     shutil.rmtree(room / "in")
