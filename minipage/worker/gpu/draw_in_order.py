@@ -1,6 +1,6 @@
 """Draws as a CUDA graph: a token from each row, in order, all in the same way, with their settings always in one place.
 
-To draw with top_k or top_p is some 80 launches (draw.py), which takes a host longer than the GPU, and even greedy
+To draw with top_k or top_p is about 80 launches (draw.py), which takes a host longer than the GPU, and even greedy
 tokens are several. A batch of decodes has its logits in the same place again and again, so its draws can be replayed:
 
     settings    temperature  [ 0.8 0.8 0 ... ]       written before each replay; greedy rows have temperature 0
