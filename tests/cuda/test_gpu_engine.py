@@ -567,7 +567,7 @@ def test_draws_in_order_are_those_of_any_order(ways):
     """What a graph of draws says, whose last rows are padding: nothing, where no graph can be had."""
     logits = torch.randn(8, 64, generator=torch.Generator().manual_seed(0)).to(DEVICE)
     logits[2] = float("nan")
-    draws = [(row, Draw(SamplingParams(**way), row / 7)) for row, way in enumerate((4 * ways)[:6])]
+    draws = [(row, Draw(SamplingParams(**way), row / 7)) for row, way in enumerate((6 * ways)[:6])]
     how, settings = how_in_order(draws), SettingsInPlace(8, DEVICE)
     assert how_in_order(draws[1:]) is None, "the first row is missing"
     if ways is DRAWN_WAYS["in several ways"]:
