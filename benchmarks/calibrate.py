@@ -138,7 +138,7 @@ def fit(points: list[Timed], cost: CostModel) -> CostModel:
     """Bandwidth, arithmetic, and the host's times, to the least squared error in logs."""
     overheads = cost.overheads
     values = [cost.machine.bandwidth, cost.machine.flops, overheads.step, overheads.request, overheads.eager]
-    best, factor = error_of(points, cost, values), 1.5
+    best, factor = error_of(points, cost, values), 4.0
     while factor > 1.002:
         is_better = False
         for i in range(len(values)):
