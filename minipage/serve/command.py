@@ -17,7 +17,7 @@ from minipage.model.chat_template import ChatTemplate
 from minipage.model.checkpoint import SHIPPED_MODEL
 from minipage.serve.app import Settings
 from minipage.serve.chat import Render
-from minipage.serve.main import serve, take_memory, warm_up
+from minipage.serve.main import let_others_go_first, serve, take_memory, warm_up
 
 LISTS = "allowed_origins", "allowed_methods", "allowed_headers"
 OPTIONS_OF_REPLICAS = {"data_parallel_size", "router", "router_load_limit", "autoscaling_config"}
@@ -50,7 +50,9 @@ def run(
             llm = LLM(**engine)
             take_memory(llm)
             warm_up(llm)
-        return AsyncLLM(llm)
+        served = AsyncLLM(llm)
+        let_others_go_first(served)
+        return served
 
     def tell(where: str) -> None:
         print(f"minipage serves {', '.join(settings.served_model_name)} on {where}; Ctrl-C stops it.", flush=True)

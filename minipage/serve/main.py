@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
 import socket
 import sys
@@ -29,6 +30,7 @@ from minipage.sampling import SamplingParams
 from minipage.serve.app import Settings, make_app
 from minipage.serve.limits import Connection, close_silent
 
+PATIENCE = 5  # added to the engine's niceness; with 19, it is interrupted for long while it has Python's lock
 KEEP_ALIVE_SECONDS = 65  # longer than clients do, or a connection would be closed just as the next request comes
 LAST_WORDS_SECONDS = 5.0  # for what was aborted to be sent
 MOST_HEADER_BYTES = 64 * 1024
@@ -207,3 +209,12 @@ def keep_what_is_here() -> None:
     takes 60 ms, in which no thread runs any Python, so neither a step nor /health."""
     gc.collect()
     gc.freeze()
+
+
+def let_others_go_first(llm: AsyncLLM) -> None:
+    """While a step keeps all processors busy, the event loop should get one at once when somebody asks for something.
+
+    Threads that the engine's thread starts, to compute with, are as patient as it is.
+    """
+    if sys.platform == "linux":  # elsewhere it would be the whole process that gives way
+        llm.between_steps(lambda: os.nice(PATIENCE)).result()

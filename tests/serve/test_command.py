@@ -1,6 +1,7 @@
 """`minipage serve` on the command line: what it prints, its exit codes, and TLS."""
 
 import gc
+import os
 import signal
 import socket
 import ssl
@@ -14,7 +15,7 @@ import httpx
 import pytest
 from serve.started import Started
 
-from minipage import LLM
+from minipage import LLM, AsyncLLM
 from minipage.cli import main, make_parser
 from minipage.cli_options import ENGINE, SERVER, given
 from minipage.serve import command
@@ -146,6 +147,16 @@ def test_all_memory_is_written_before_anybody_comes(folder):
     assert not any(array.any() for array in llm.kv_cache.arrays)
     llm.kv_cache.k = llm.kv_cache.v = SimpleNamespace()  # as on a GPU
     server_main.take_memory(llm)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="niceness is a thread's on Linux only")
+def test_the_engine_lets_the_event_loop_go_first(folder):
+    def niceness():
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    with AsyncLLM(LLM(folder)) as llm:
+        server_main.let_others_go_first(llm)
+        assert llm.between_steps(niceness).result() == min(niceness() + server_main.PATIENCE, 19)
 
 
 def test_a_chat_template_may_be_a_file(tmp_path):
