@@ -284,8 +284,8 @@ def sum_up(rank: int, size: int, port: int) -> None:
     import torch
     from torch.distributed import PrefixStore, TCPStore
 
-    from minipage.worker.ranks.group import Group
     from minipage.worker.ranks.meeting import LOOPBACK, PATIENCE
+    from minipage.worker.ranks.process_group import ProcessGroup
 
     measure = in_a_graph if on_gpu() else launched
     store, found = TCPStore(LOOPBACK, port, size, rank == 0, PATIENCE), {}
@@ -297,7 +297,7 @@ def sum_up(rank: int, size: int, port: int) -> None:
             group = gpu_group(PrefixStore(way, store), rank, size, LOOPBACK, rank)
             found[f"{way} is used"] = way == "nccl" or group._one_shot is not None
         else:
-            group = Group(PrefixStore(way, store), rank, size, LOOPBACK)
+            group = ProcessGroup(PrefixStore(way, store), rank, size, LOOPBACK)
         for rows in ROWS:
             x = torch.full((rows, 4096), rank + 1.0, dtype=torch.bfloat16, device="cuda" if on_gpu() else "cpu")
             total = group.all_reduce(x.clone())

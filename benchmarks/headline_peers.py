@@ -7,6 +7,7 @@ suffice for all, what counts are the tokens made until then.
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 import traceback
@@ -19,7 +20,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-MOST_AT_ONCE = 256  # requests of transformers' continuous batching
 MAX_NUM_BATCHED_TOKENS = 2048
 WARM_UP = 24  # tokens
 LARGEST_BATCH = 128  # of static batches, which is too many already for 80 GB and a model of 7B
@@ -36,6 +36,7 @@ class Task(NamedTuple):
     requests: list[tuple[list[int], int]]  # token ids, tokens wanted
     limit: float  # seconds to serve them in
     weights: bool = False  # the folder has weights, and the texts are wanted
+    memory: float = 0.7  # of what is free, for the cache of transformers' continuous batching
 
 
 def in_process(work: Callable[..., dict[str, Any]], task: Task, patience: float, *others: Any) -> dict[str, Any]:
@@ -66,6 +67,24 @@ def write_result(file: Path, work: Callable[..., dict[str, Any]], task: Task, *o
     file.write_text(json.dumps(result))
 
 
+def with_texts(task: Task, small: Task, work: Callable[..., dict[str, Any]], *others: Any) -> dict[str, Any]:
+    """`work` on a small model first, whose texts are wanted, and then what is measured: one process is started once."""
+    try:
+        texts: Any = work(small, *others)["texts"]
+    except Exception as error:
+        traceback.print_exc()
+        texts = f"{type(error).__name__}: {error}"[:500]
+    forget()
+    return work(task, *others) | {"texts of a small model": texts}
+
+
+def forget() -> None:
+    """Give a GPU's memory back."""
+    gc.collect()
+    if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
+        sys.modules["torch"].cuda.empty_cache()
+
+
 # ---- minipage
 
 
@@ -74,10 +93,8 @@ def minipage(task: Task, reserve: bool) -> dict[str, Any]:
     llm = make_llm(task, reserve)
     params = [greedy(n) for _, n in task.requests]
     prompts = [token_ids for token_ids, _ in task.requests]
-    if not task.weights:  # graphs of all sizes are captured, and those who reserve have few
-        shorter = [greedy(min(n, 8 * WARM_UP if task.device == "cuda" else WARM_UP)) for _, n in task.requests]
-        first = 2 * llm.scheduler.max_num_seqs
-        llm.generate(prompts[:first], shorter[:first])
+    if not task.weights:
+        warm_up(llm, prompts, task.device == "cuda")
     start = perf_counter()
     made: dict[str, int] = {}
     for i, (prompt, one) in enumerate(zip(prompts, params)):
@@ -97,6 +114,18 @@ def minipage(task: Task, reserve: bool) -> dict[str, Any]:
     return result | ({"texts": [texts[str(i)] for i in range(len(prompts))]} if task.weights else {})
 
 
+def warm_up(llm: Any, prompts: list[list[int]], captures: bool) -> None:
+    """What is compiled or captured once: steps with many prompts, and graphs of all sizes, for short and long contexts.
+
+    A batch that loses a few texts in every other step, and its last eight one by one, goes through all sizes.
+    """
+    most = llm.scheduler.max_num_seqs
+    llm.generate(prompts[:most], greedy(4 if captures else WARM_UP))
+    ends = [greedy(4 + 2 * max(i // 8, i - most + most // 8 + 7)) for i in range(most)]
+    for longest in (16, 1000) if captures else ():
+        llm.generate([*([[1] * 16] * (most - 1)), [1] * longest], ends)
+
+
 def make_llm(task: Task, reserve: bool) -> Any:
     from minipage import LLM
     from minipage.memory import blocks_needed
@@ -107,6 +136,8 @@ def make_llm(task: Task, reserve: bool) -> Any:
         "max_num_batched_tokens": MAX_NUM_BATCHED_TOKENS if task.device == "cuda" else 512,
         "load_format": "auto" if task.weights else "dummy",
     }
+    if task.weights:
+        options["num_blocks"] = 256  # and not all of the memory
     if task.device == "cuda":
         options["device"] = "cuda"
     elif task.dtype != "float32":
@@ -127,7 +158,7 @@ def greedy(num_tokens: int) -> Any:
 def minipage_at_rates(task: Task, reserve: bool, rates: list[float]) -> dict[str, Any]:
     """Normalised latency at each rate: requests come by Poisson's law for `limit` seconds."""
     llm = make_llm(task, reserve)
-    llm.generate([p for p, _ in task.requests[:256]], greedy(WARM_UP))
+    warm_up(llm, [p for p, _ in task.requests], task.device == "cuda")
     points = []
     for rate_ in rates:
         rng = np.random.default_rng(1)
@@ -292,13 +323,16 @@ def continuous(task: Task, settings: dict[str, Any]) -> dict[str, Any]:
     from transformers import ContinuousBatchingConfig, GenerationConfig
 
     model = load(task)
-    model.set_attn_implementation("paged|sdpa")
+    try:
+        model.set_attn_implementation("paged|sdpa")
+    except ValueError:  # newer ones page whatever is asked for
+        model.set_attn_implementation("sdpa")
     if task.device == "cuda":  # by itself it takes so much for its cache that its CUDA graphs find no room
-        memory: dict[str, Any] = {"num_blocks": 256} if task.weights else {"max_memory_percent": 0.7}
+        memory: dict[str, Any] = {"num_blocks": 256} if task.weights else {"max_memory_percent": task.memory}
         settings = settings | memory
     config = ContinuousBatchingConfig(
         max_batch_tokens=MAX_NUM_BATCHED_TOKENS if task.device == "cuda" else 512,
-        max_requests_per_batch=min(task.max_num_seqs, MOST_AT_ONCE), **settings,
+        max_requests_per_batch=task.max_num_seqs, **settings,
     )  # fmt: skip
     generation = GenerationConfig(max_new_tokens=WARM_UP, do_sample=False, eos_token_id=-1, pad_token_id=0)
     with (

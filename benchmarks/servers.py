@@ -102,15 +102,19 @@ def is_healthy(url: str) -> bool:
         return False
 
 
-def minipage(folder: Path, max_num_seqs: int) -> Server:
-    options = f"--port PORT --served-model-name {NAME} --max-num-seqs {max_num_seqs} --log-level warning"
+def minipage(folder: Path, max_num_seqs: int, dtype: str = "float32") -> Server:
+    arrays = "numpy" if dtype == "float32" else "torch"
+    options = (
+        f"--port PORT --served-model-name {NAME} --max-num-seqs {max_num_seqs} --dtype {dtype} --arrays {arrays} "
+        "--log-level warning"
+    )
     return Server([sys.executable, "-m", "minipage", "serve", str(folder), *options.split()])
 
 
-def vllm(folder: Path, max_num_seqs: int, max_model_len: int) -> Server:
+def vllm(folder: Path, max_num_seqs: int, max_model_len: int, dtype: str = "float32") -> Server:
     """vLLM's server on a CPU, with all cores; by itself it would take one of two."""
     options = (
-        f"--host 127.0.0.1 --port PORT --served-model-name {NAME} --max-num-seqs {max_num_seqs} --dtype float32 "
+        f"--host 127.0.0.1 --port PORT --served-model-name {NAME} --max-num-seqs {max_num_seqs} --dtype {dtype} "
         f"--max-model-len {max_model_len} --no-enable-prefix-caching"
     )
     environment = {
@@ -167,13 +171,16 @@ async def stream_one(url: str, request: Prompted) -> Streamed:
     return Streamed(first_token, json.loads(last[6:])["usage"]["completion_tokens"])
 
 
-def bench(url: str, folder: Path, num_requests: int, load: tuple[int, int], concurrency: int, seed: int) -> Any:
+def bench(
+    url: str, folder: Path, num_requests: int, load: tuple[int, int], concurrency: int, seed: int, temperature: float
+) -> Any:
     """What `vllm bench serve` reports; `load` is tokens in and tokens out."""
     with tempfile.TemporaryDirectory() as results:
         options = (
             f"bench serve --base-url {url} --model {NAME} --tokenizer {folder} --dataset-name random --ignore-eos "
             f"--random-input-len {load[0]} --random-output-len {load[1]} --num-prompts {num_requests} --seed {seed} "
-            f"--max-concurrency {concurrency} --save-result --result-dir {results} --result-filename it.json"
+            f"--max-concurrency {concurrency} --temperature {temperature} "
+            f"--save-result --result-dir {results} --result-filename it.json"
         )
         offline = os.environ | {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
         done = subprocess.run(

@@ -1,7 +1,8 @@
 """Does the simulator tell the truth, and how large may a simulation be? `python -m benchmarks.simulate`
 
     calibrate   the engine computes a few steps of known sizes (decodes of few and many sequences, short and long
-                contexts, prompts), and four constants of this machine are fitted to their times
+                contexts, prompts). On a CPU steps of other sizes lie between these (simulate/measured.py); on a GPU,
+                whose host plans a step while the last one is computed, five constants of a roofline are fitted to them
     predict     a run that none of those steps was taken from: requests come by Poisson's law for a while, with lengths
                 like ShareGPT's, scaled down. The simulator says how it will go; then the engine does it
     scale       how long a simulation takes: ten times the requests should take ten times as long, in the same memory
@@ -10,7 +11,8 @@ On a CPU the model is GPT-2 with 124M parameters, on a GPU Llama-2-7B's shape, b
 of it within 15 %, and the 99th percentile of the time to the first token within 20 %. A processor that other programs
 use as well is not the machine that was calibrated: their share is printed. On a busy machine,
 `NUMBA_NUM_THREADS=1 python -m benchmarks.simulate processor` takes the processor's time of one thread for the time.
-`... million` only simulates a million requests, and `... million sharegpt` longer ones.
+`... predict` leaves out what is simulated only, `... million` simulates a million requests and nothing else, and
+`... million sharegpt` longer ones.
 """
 
 from __future__ import annotations
@@ -19,99 +21,67 @@ import json
 import resource
 import sys
 import tempfile
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from time import perf_counter, process_time, sleep
-from typing import Any, NamedTuple
+from time import process_time
+from typing import Any
 
 import numpy as np
 
+from benchmarks.calibrate import ProcessorClock, WallClock, calibrate, capture_graphs, fit, greedy, start
 from benchmarks.charts import Chart
 from benchmarks.measure import OtherPrograms, console, grid, main
-from minipage import LLM, SamplingParams
-from minipage.attention.quantize import kv_dtype
+from minipage import LLM
 from minipage.simulate.configs import CONFIGS
-from minipage.simulate.cost import CostModel, Sizes, Work
-from minipage.simulate.machines import EPYC_2_CORES, GRAPHS, H100, ON_CPU, Machine, Overheads
+from minipage.simulate.cost import CostModel
+from minipage.simulate.measured import Timed, measured
 from minipage.simulate.serve import Setting, serve
+from minipage.simulate.stand_in import Histogram
 from minipage.simulate.workload import ALPACA, SHAREGPT, Arrival, Lengths, poisson, until
 
 NO_TOKENS = {"bos_token_id": None, "eos_token_id": None}
 GOALS = {"end to end": 0.15, "tokens/s": 0.15, "mean latency": 0.15, "first token, 99 %": 0.2}
-SIZES_OF_SIMULATIONS = (10_000, 100_000)
-REPEATS = 5
-
-
-class WallClock:
-    """Seconds since it was made."""
-
-    def __init__(self) -> None:
-        self.begin = perf_counter()
-
-    def now(self) -> float:
-        return perf_counter() - self.begin
-
-    def wait(self, seconds: float) -> None:
-        sleep(seconds)
-
-
-class ProcessorClock:
-    """The same in seconds that this process computes: waiting is free, and other programs do not count."""
-
-    def __init__(self) -> None:
-        self.begin = process_time()
-        self.waited = 0.0
-
-    def now(self) -> float:
-        return process_time() - self.begin + self.waited
-
-    def wait(self, seconds: float) -> None:
-        self.waited += seconds
-
-
-class Point(NamedTuple):
-    """A step of known size, and how long it took."""
-
-    work: Work
-    seconds: float
+SIZES_OF_SIMULATIONS: tuple[int, ...] = (10_000, 100_000)
+SECONDS = 180.0  # for which requests come, on a CPU: the slowest hundredth of a few is luck
 
 
 def run(quick: bool) -> dict[str, Any]:
     others = OtherPrograms()
     results = {} if ONLY_SCALE else predict(quick)
     results["scale"] = [scale(count // (10 if quick else 1)) for count in SCALES]
-    table = grid(
-        "Simulations: Alpaca's lengths, OPT-13B, 25 requests/s", ("requests", "s", "us a token", "memory, MiB")
-    )
-    for each in results["scale"]:
-        table.add_row(
-            f"{each['requests']:,}", f"{each['seconds']:.1f}", f"{each['us_per_token']:.2f}", f"{each['mib']:.0f}"
-        )
-    console.print(table)
+    if results["scale"]:
+        show_scale(results["scale"])
     console.print(f"Meanwhile other programs took {others} of the processors.\n")
     return results
 
 
+def show_scale(rows: list[dict[str, float]]) -> None:
+    table = grid(
+        "Simulations: Alpaca's lengths, OPT-13B, 25 requests/s", ("requests", "s", "us a token", "memory, MiB")
+    )
+    for each in rows:
+        table.add_row(
+            f"{each['requests']:,}", f"{each['seconds']:.1f}", f"{each['us_per_token']:.2f}", f"{each['mib']:.0f}"
+        )
+    console.print(table)
+
+
 def predict(quick: bool) -> dict[str, Any]:
     llm, name, dtype = load()
-    factor = 0.25 if quick else 1.0
+    is_gpu = dtype != "float32"
     lengths = Lengths("ShareGPT, scaled", 161.31 / 4, 50, 337.99 / 4, 74, llm.max_model_len)
-    points = calibrate(llm, quick)
-    cost = fit(points, start(llm, dtype))
-    console.print(
-        f"{name}: {cost.machine.bandwidth / 1e9:.1f} GB/s, {cost.machine.flops / 1e9:,.0f} GFLOP/s, "
-        f"{1e3 * cost.overheads.step:.2f} ms a step, {1e6 * cost.overheads.request:.0f} us a request"
-    )
-    errors = [cost.seconds(point.work) / point.seconds - 1 for point in points]
-    console.print("the fit, step by step:", ", ".join(f"{100 * error:+.0f} %" for error in errors), style="dim")
+    if is_gpu:
+        capture_graphs(llm)
+    points = calibrate(llm, CLOCK(), quick)
+    cost = fit(points, start(llm, dtype)) if is_gpu else measured(start(llm, dtype), points)
+    show_fit(name, cost, points, is_gpu)
     pool, scheduler = llm.block_pool, llm.scheduler
     setting = Setting(
         cost, pool.num_blocks * pool.block_size, "paged", pool.block_size, llm.max_model_len, scheduler.max_num_seqs,
         scheduler.max_num_batched_tokens, watermark=0.0,
     )  # fmt: skip
     rate = 0.6 * busy_rate(setting, lengths)
-    arrivals = list(until(poisson(lengths.draw(3), rate, 3), 60 * factor))
+    arrivals = list(until(poisson(lengths.draw(3), rate, 3), 15.0 if quick else 30.0 if is_gpu else SECONDS))
     simulated = serve(setting, arrivals)
     real = serve_really(llm, arrivals)
     predicted = {
@@ -131,6 +101,20 @@ def predict(quick: bool) -> dict[str, Any]:
     return {"model": name, "predicted": predicted, "real": real, "rate": rate, **constants}
 
 
+def show_fit(name: str, cost: CostModel, points: list[Timed], is_gpu: bool) -> None:
+    console.print(f"{name}: {cost.machine.bandwidth / 1e9:,.1f} GB/s")
+    if is_gpu:
+        overheads = cost.overheads
+        console.print(
+            f"{cost.machine.flops / 1e12:,.0f} TFLOP/s; the host: {1e3 * overheads.step:.2f} ms a step, "
+            f"{1e6 * overheads.request:.0f} us a request, {1e6 * overheads.eager:.0f} us a layer without a graph"
+        )
+    for work, seconds in points:
+        about = f"{work.num_tokens} tokens of {work.num_requests} requests, {work.num_read:,} looked at"
+        off = 100 * (cost.seconds(work) / seconds - 1)
+        console.print(f"  {about}: {1e3 * seconds:.2f} ms, by the model {off:+.0f} %", style="dim")
+
+
 def load() -> tuple[LLM, str, str]:
     """An engine without weights of meaning; its model's name and dtype."""
     try:
@@ -145,81 +129,6 @@ def load() -> tuple[LLM, str, str]:
         options: dict[str, Any] = {"device": "cuda", "max_num_seqs": 128} if has_gpu else {"max_num_seqs": 32}
         llm = LLM(folder, load_format="dummy", dtype=dtype, max_num_batched_tokens=512, **options)
     return llm, name, dtype
-
-
-def start(llm: LLM, dtype: str) -> CostModel:
-    """Where the fit begins."""
-    is_gpu = dtype != "float32"
-    machine, overheads = (H100, GRAPHS) if is_gpu else (EPYC_2_CORES, ON_CPU)
-    overheads = replace(overheads, kernel=0.0)  # a part of `step` here: one model has one number of layers
-    return CostModel(Sizes.of(llm.config), machine, overheads, 1, 2.0 if is_gpu else 4.0, kv_dtype(dtype))
-
-
-def calibrate(llm: LLM, quick: bool) -> list[Point]:
-    """Times of decodes and prompts. The median of several steps, after some that do not count."""
-    sizes = [(1, 32), (1, 600), (8, 32), (32, 32), (32, 300)] if not quick else [(1, 32), (8, 32), (32, 100)]
-    points = [decode(llm, batch, context) for batch, context in sizes if batch <= llm.scheduler.max_num_seqs]
-    return points + [prompt(llm, length) for length in (64, 256, 500)]
-
-
-def decode(llm: LLM, batch: int, context: int) -> Point:
-    for _ in range(batch):
-        llm.add_request([1] * context, SamplingParams(max_tokens=24, temperature=0, ignore_eos=True))
-    while llm.scheduler.waiting or any(seq.num_uncomputed_tokens > 1 for seq in running(llm)):
-        llm.step()
-    for _ in range(3):
-        llm.step()
-    times = []
-    for _ in range(10):
-        clock = CLOCK()
-        llm.step()
-        times.append(clock.now())
-    tokens = sum(seq.num_computed_tokens for seq in running(llm)) - 5 * batch  # in the middle of these steps
-    while llm.has_unfinished_requests():
-        llm.step()
-    return Point(Work(batch, batch, batch, tokens, tokens), float(np.median(times)))
-
-
-def running(llm: LLM) -> list[Any]:
-    return [seq for group in llm.scheduler.running for seq in group.sequences]
-
-
-def prompt(llm: LLM, length: int) -> Point:
-    times = []
-    for _ in range(REPEATS):
-        llm.add_request([1] * length, SamplingParams(max_tokens=1, temperature=0, ignore_eos=True))
-        clock = CLOCK()
-        while llm.has_unfinished_requests():
-            llm.step()
-        times.append(clock.now())
-    return Point(Work(length, 1, 1, length, length * (length + 1) // 2), float(np.median(times)))
-
-
-def fit(points: list[Point], cost: CostModel) -> CostModel:
-    """Bandwidth, arithmetic, and the host's time for a step and for a request, to the least squared error in logs."""
-    values = [cost.machine.bandwidth, cost.machine.flops, cost.overheads.step, cost.overheads.request]
-    best, factor = error_of(points, cost, values), 1.5
-    while factor > 1.002:
-        is_better = False
-        for i in range(len(values)):
-            for step in (factor, 1 / factor):
-                tried = [value * (step if i == k else 1) for k, value in enumerate(values)]
-                if (error := error_of(points, cost, tried)) < best:
-                    values, best, is_better = tried, error, True
-        if not is_better:
-            factor = factor**0.5
-    return with_constants(cost, values)
-
-
-def error_of(points: list[Point], cost: CostModel, values: list[float]) -> float:
-    model = with_constants(cost, values)
-    return float(sum(np.log(model.seconds(point.work) / point.seconds) ** 2 for point in points))
-
-
-def with_constants(cost: CostModel, values: list[float]) -> CostModel:
-    machine: Machine = replace(cost.machine, bandwidth=values[0], flops=values[1])
-    overheads: Overheads = replace(cost.overheads, step=values[2], request=values[3])
-    return replace(cost, machine=machine, overheads=overheads)
 
 
 def busy_rate(setting: Setting, lengths: Lengths) -> float:
@@ -238,8 +147,8 @@ def serve_really(llm: LLM, arrivals: list[Arrival]) -> dict[str, float]:
         now = clock.now()
         while following < len(arrivals) and arrivals[following].time <= now:
             arrival = arrivals[following]
-            params = SamplingParams(max_tokens=arrival.num_output_tokens, temperature=0, ignore_eos=True)
-            arrived[llm.add_request([1] * arrival.num_prompt_tokens, params, request_id=str(following))] = arrival
+            params, ids = greedy(arrival.num_output_tokens), [1] * arrival.num_prompt_tokens
+            arrived[llm.add_request(ids, params, request_id=str(following))] = arrival
             following += 1
         if not llm.has_unfinished_requests():
             clock.wait(max(0.0, arrivals[following].time - clock.now()))
@@ -249,7 +158,9 @@ def serve_really(llm: LLM, arrivals: list[Arrival]) -> dict[str, float]:
             first.setdefault(output.request_id, now)
             if output.finished:
                 finished[output.request_id] = now
-    ttft = [first[name] - arrival.time for name, arrival in arrived.items()]
+    ttft = Histogram()  # as in the simulation
+    for name, arrival in arrived.items():
+        ttft.add(first[name] - arrival.time)
     latency = [finished[name] - arrival.time for name, arrival in arrived.items()]
     gaps = [
         (finished[name] - first[name]) / (arrival.num_output_tokens - 1)
@@ -261,8 +172,8 @@ def serve_really(llm: LLM, arrivals: list[Arrival]) -> dict[str, float]:
         "end to end": seconds,
         "tokens/s": sum(arrival.num_output_tokens for arrival in arrivals) / seconds,
         "mean latency": float(np.mean(latency)),
-        "first token, median": float(np.median(ttft)),
-        "first token, 99 %": float(np.quantile(ttft, 0.99)),
+        "first token, median": ttft.quantile(0.5),
+        "first token, 99 %": ttft.quantile(0.99),
         "between tokens": float(np.mean(gaps)),
     }
 
@@ -293,6 +204,9 @@ ONLY_SCALE, SCALES, DRAWN, RATE = False, SIZES_OF_SIMULATIONS, ALPACA, 25.0
 CLOCK: type[WallClock] | type[ProcessorClock] = WallClock
 
 if __name__ == "__main__":
+    if "predict" in sys.argv:
+        sys.argv.remove("predict")
+        SCALES = ()
     if "million" in sys.argv:  # only the simulation of a million requests
         sys.argv.remove("million")
         ONLY_SCALE, SCALES = True, (1_000_000,)

@@ -10,17 +10,25 @@ import shutil
 import sys
 from pathlib import Path
 
+TOGETHER = 16  # pages: each waits for half a second, and they can do that at the same time
 
-def complaints(page, path: Path) -> list[str]:
-    """What is wrong with one page."""
-    found: list[str] = []
+
+def open_page(browser, path: Path):
+    """The page, and a list to which is added what is wrong with it."""
+    page, found = browser.new_page(), []
     page.on("console", lambda message: found.append(f"console: {message.text}") if message.type == "error" else None)
     page.on("pageerror", lambda error: found.append(f"error: {error}"))
     page.on("request", lambda request: None if is_local(request.url) else found.append(f"request: {request.url}"))
     page.goto(path.as_uri())
+    return page, found
+
+
+def complaints(page, found: list[str]) -> list[str]:
+    """What is wrong with it, when half a second has passed in which it asked for nothing."""
     page.wait_for_load_state("networkidle")
     if not page.title():
         found.append("it has no title")
+    page.close()
     return found
 
 
@@ -42,12 +50,12 @@ def main(folder: str) -> int:
     num_bad = 0
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
-        for path in pages:
-            page = browser.new_page()
-            for complaint in complaints(page, path):
-                print(f"{path.relative_to(Path(folder).resolve())}: {complaint}")
-                num_bad += 1
-            page.close()
+        for begin in range(0, len(pages), TOGETHER):
+            paths = pages[begin : begin + TOGETHER]
+            for path, opened in zip(paths, [open_page(browser, path) for path in paths]):
+                for complaint in complaints(*opened):
+                    print(f"{path.relative_to(Path(folder).resolve())}: {complaint}")
+                    num_bad += 1
         browser.close()
     print(f"{len(pages)} pages opened, {num_bad} complaints")
     return 1 if num_bad else 0

@@ -325,7 +325,7 @@ def named(logprobs: Sequence[dict[int, Logprob] | None] | None) -> list[Any] | N
 def add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("served", nargs="?", metavar="MODEL", help="what --model takes; default: the shipped one")
     add_options(parser.add_argument_group("the server"), SERVER, DEFAULTS_OF_SERVER)
-    add_options(parser.add_argument_group("the engine"), ENGINE, DEFAULTS)
+    add_options(parser.add_argument_group("the engine"), ENGINE, DEFAULTS | DEFAULTS_OF_SERVER)
     parser.set_defaults(command=run_serve)
 
 

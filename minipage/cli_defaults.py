@@ -43,6 +43,7 @@ DEFAULTS_OF_SERVER: Defaults = {
     "max_logprobs": 20,
     "drain_timeout": 30,
     "log_level": "info",
+    "max_num_batched_tokens": "512; on a GPU 2048",
 }
 OF_THE_STORY = "as the story needs"
 DEFAULTS_OF_DEMO: Defaults = DEFAULTS | {

@@ -35,8 +35,9 @@ MOVED = {  # old module: new module; what is in an old package moves along
     "minipage.batch": "minipage.worker.batch",
     "minipage.beam_search": "minipage.sampling.beam_search",
     "minipage.build": "minipage.engine.build",
-    "minipage.changes": "minipage.engine.changes",
+    "minipage.changes": "minipage.engine.recovery",
     "minipage.completion": "minipage.engine.completion",
+    "minipage.engine.changes": "minipage.engine.recovery",
     "minipage.gpu": "minipage.worker.gpu",
     "minipage.gpu.arrays": "minipage.worker.gpu.views",
     "minipage.gpu.batches": "minipage.worker.gpu.next_batch",
@@ -44,6 +45,7 @@ MOVED = {  # old module: new module; what is in an old package moves along
     "minipage.intake": "minipage.engine.intake",
     "minipage.learn.mine": "minipage.learn.your_engine",
     "minipage.learn.show": "minipage.learn.screen",
+    "minipage.memory.group_cache": "minipage.memory.kv_group_cache",
     "minipage.memory.contiguous": "minipage.simulate.baselines",
     "minipage.compiled_gpt": "minipage.model.layers.compiled",
     "minipage.model.arrays": "minipage.model.place",
@@ -54,6 +56,8 @@ MOVED = {  # old module: new module; what is in an old package moves along
     "minipage.options": "minipage.cli_options",
     "minipage.prompts": "minipage.engine.prompts",
     "minipage.request": "minipage.engine.request",
+    "minipage.worker.ranks.group": "minipage.worker.ranks.process_group",
+    "minipage.scheduling.admission": "minipage.scheduling.first_chunk",
     "minipage.trace.boxes": "minipage.trace.drawing.request_lines",
     "minipage.trace.comparison": "minipage.trace.recording.comparison",
     "minipage.trace.demo": "minipage.trace.playing.demo",
@@ -84,11 +88,15 @@ RENAMED = {  # old: new, of what modules hold
     "minipage.engine.prompts.chat_prompts": "minipage.engine.conversations.chat_prompts",
     "minipage.scheduling.Status": "minipage.scheduling.GroupStatus",
     "minipage.scheduling.group.Status": "minipage.scheduling.group.GroupStatus",
-    "minipage.scheduling.group.Chunk": "minipage.scheduling.plan.Chunk",
-    "minipage.scheduling.group.blocks_to_allocate": "minipage.scheduling.plan.blocks_for",
+    "minipage.scheduling.group.Chunk": "minipage.scheduling.chunks.Chunk",
+    "minipage.scheduling.group.blocks_to_allocate": "minipage.scheduling.chunks.blocks_for",
+    "minipage.scheduling.plan.blocks_for": "minipage.scheduling.chunks.blocks_for",
+    "minipage.scheduling.plan.count_tokens": "minipage.scheduling.chunks.count_tokens",
+    "minipage.scheduling.policy.victim": "minipage.scheduling.preemption.victim",
     "minipage.scheduling.scheduler.StepPlan": "minipage.scheduling.plan.StepPlan",
 }
 ATTRIBUTES = {  # of a class, old: new
+    "minipage.attention.kv_cache.KVCache": {"layer": "at_place"},
     "minipage.memory.block_pool.BlockPool": {"on_reuse": "on_evict"},
     "minipage.memory.block_table.BlockTable": {"keys": "block_hashes"},
     "minipage.memory.prefix_cache.PrefixCache": {
@@ -98,9 +106,9 @@ ATTRIBUTES = {  # of a class, old: new
         "num_hit_tokens": "pool.owner().num_hit_tokens",
     },
     "minipage.scheduling.group.SequenceGroup": {"most_blocks": "max_blocks", "most_tokens": "longest_that_fits"},
-    "minipage.scheduling.plan.Chunk": {"samplers": "receivers"},
+    "minipage.scheduling.chunks.Chunk": {"samplers": "receivers"},
 }
-WERE_TUPLES = "minipage.scheduling.plan.Chunk", "minipage.scheduling.plan.StepPlan"
+WERE_TUPLES = "minipage.scheduling.chunks.Chunk", "minipage.scheduling.plan.StepPlan"
 POOL, CACHE = "minipage.memory.block_pool.BlockPool", "minipage.memory.prefix_cache.PrefixCache"
 
 

@@ -9,6 +9,7 @@ thorough  MINIPAGE_HYPOTHESIS=thorough: many more, new ones each time, for a cha
                    since numba cannot change between them: the device if there is one
 """
 
+import gc
 import os
 import shutil
 import sys
@@ -22,6 +23,10 @@ import pytest
 from hypothesis import settings
 
 sys.path.insert(0, str(Path(__file__).parent / "cuda"))  # its helpers, for tests of the attention that both share
+
+# Modules and thousands of collected tests stay until the end. While they are made nothing is garbage; afterwards the
+# collector leaves them alone: each time that it looks at all of them takes a second.
+gc.disable()
 
 # No deadline: the first call of a kernel compiles it, which takes seconds.
 settings.register_profile("ci", derandomize=True, deadline=None)
@@ -83,6 +88,11 @@ def pytest_ignore_collect(collection_path, config):
         return True if folder == "cuda" else None
     folders = ["cuda", "attention", "conftest.py"] + ["engine"] * (config.getoption("--cuda") == "device")
     return None if folder in folders else True
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -9,6 +9,7 @@ import warnings
 import numpy as np
 import pytest
 
+from minipage.attention import KVCache
 from minipage.memory import BlockPool, BlockTable, PrefixCache
 from minipage.model.architecture import Model
 from minipage.model.dense import dense_attend
@@ -52,6 +53,13 @@ def test_groups_and_chunks_have_theirs():
         assert Chunk(group, group.leader, 0, 8).samplers == [group.leader]
 
 
+def test_the_arrays_of_a_layer_have_theirs():
+    cache = KVCache(num_layers=2, num_blocks=3, block_size=4, num_kv_heads=1, head_size=8)
+    with old_name:
+        [k, v] = cache.layer(1)
+    assert np.shares_memory(k, cache.k[1]) and np.shares_memory(v, cache.v[1])
+
+
 def test_what_was_a_tuple_can_be_unpacked():
     group = a_group(BlockPool(8, 4))
     with old_name:
@@ -70,9 +78,11 @@ def test_modules_have_theirs():
     assert Status is GroupStatus
     with old_name:
         from minipage.scheduling.group import blocks_to_allocate
-    from minipage.scheduling.plan import blocks_for
+    with old_name:
+        from minipage.scheduling.plan import blocks_for as before
+    from minipage.scheduling.chunks import blocks_for
 
-    assert blocks_to_allocate is blocks_for
+    assert blocks_to_allocate is before is blocks_for
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         renamed_in("minipage.scheduling")("nonsense")
 

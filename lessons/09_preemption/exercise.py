@@ -29,8 +29,8 @@ from __future__ import annotations
 
 from minipage.memory import blocks_needed  # noqa: F401 (for 9.5)
 from minipage.scheduling import Admission, Scheduler, SequenceGroup, StepPlan
+from minipage.scheduling.chunks import Chunk, blocks_for  # noqa: F401 (and this)
 from minipage.scheduling.group import GroupStatus  # noqa: F401 (you will use it)
-from minipage.scheduling.plan import Chunk, blocks_for  # noqa: F401 (and this)
 
 
 class Preempting(Scheduler):

@@ -8,5 +8,8 @@ context_lens, query_start_loc, scale)`, described in `arguments.py`, comes as `r
 from minipage.attention.cache_size import blocks_that_fit
 from minipage.attention.cpu import paged_attention
 from minipage.attention.kv_cache import KVCache, copy_blocks, write_kv
+from minipage.renamed import keep_old_names
 
 __all__ = ["KVCache", "blocks_that_fit", "copy_blocks", "paged_attention", "write_kv"]
+
+keep_old_names(__name__)

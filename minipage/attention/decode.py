@@ -125,9 +125,9 @@ def weigh(scores, num_visible, scale, step_scales, highest, total, shrink):
     summed up before.
     """
     num_kv_heads = step_scales.shape[1]
-    group = len(scores) // num_kv_heads
+    heads_per_kv = len(scores) // num_kv_heads
     for kv_head in range(num_kv_heads):
-        for h in range(kv_head * group, (kv_head + 1) * group):
+        for h in range(kv_head * heads_per_kv, (kv_head + 1) * heads_per_kv):
             store(scores, (h, 0), product(product(load(scores, (h, 0)), scale), load(step_scales, (0, kv_head, 0))))
     for j in range(num_visible, STEP):
         for h in range(len(scores)):
@@ -143,7 +143,7 @@ def weigh(scores, num_visible, scale, step_scales, highest, total, shrink):
             scores[h, j] = exp(scores[h, j] - highest_score)
         total[h] = total[h] * shrink[h] + total_of(load(scores, (h, 0)))
     for kv_head in range(num_kv_heads):
-        for h in range(kv_head * group, (kv_head + 1) * group):
+        for h in range(kv_head * heads_per_kv, (kv_head + 1) * heads_per_kv):
             store(scores, (h, 0), product(load(scores, (h, 0)), load(step_scales, (1, kv_head, 0))))
 
 
@@ -154,13 +154,13 @@ def multiply_keys(q, k, v, slots, scores):
     Meanwhile the same rows of v are fetched into the cache.
     """
     num_kv_heads, head_size = k.shape[1:]
-    group = len(q) // num_kv_heads
+    heads_per_kv = len(q) // num_kv_heads
     for j in range(0, STEP, 4):
         slot0, slot1, slot2, slot3 = slots[j], slots[j + 1], slots[j + 2], slots[j + 3]
         for kv_head in range(num_kv_heads):
             prefetch(v, (slot0, kv_head)), prefetch(v, (slot1, kv_head))
             prefetch(v, (slot2, kv_head)), prefetch(v, (slot3, kv_head))
-            for h in range(kv_head * group, (kv_head + 1) * group):
+            for h in range(kv_head * heads_per_kv, (kv_head + 1) * heads_per_kv):
                 sum0 = sum1 = sum2 = sum3 = filled(q.dtype.type(0))
                 for d in range(0, head_size, LANES):
                     row = load(q, (h, d))
@@ -178,7 +178,7 @@ def add_values(weights, k, v, slots, shrink, acc):
     Meanwhile the rows of k for the next step are fetched into the cache.
     """
     num_kv_heads, head_size = v.shape[1:]
-    group = len(acc) // num_kv_heads
+    heads_per_kv = len(acc) // num_kv_heads
     for h in range(len(acc)):
         for d in range(0, head_size, LANES):
             store(acc, (h, d), product(load(acc, (h, d)), shrink[h]))
@@ -187,7 +187,7 @@ def add_values(weights, k, v, slots, shrink, acc):
         for kv_head in range(num_kv_heads):
             for i in range(STEP + j, STEP + j + 4):
                 prefetch(k, (slots[i], kv_head))
-            for h in range(kv_head * group, (kv_head + 1) * group):
+            for h in range(kv_head * heads_per_kv, (kv_head + 1) * heads_per_kv):
                 for d in range(0, head_size, LANES):
                     values = fma(load(acc, (h, d)), weights[h, j], load(v, (slot0, kv_head, d)))
                     values = fma(values, weights[h, j + 1], load(v, (slot1, kv_head, d)))

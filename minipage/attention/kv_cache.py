@@ -11,15 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from minipage.attention.arguments import (
-    FLOATS,
-    NARROW,
-    QUANTIZED,
-    as_array,
-    as_integers,
-    check_copies,
-    check_scales,
-)
+from minipage.attention.arguments import FLOATS, NARROW, QUANTIZED, as_array, as_integers, check_copies, check_scales
 from minipage.attention.quantize import quantize
 from minipage.errors import require
 from minipage.memory import BlockCopy, BlockPool
@@ -60,9 +52,12 @@ class KVCache:
         """All that is stored of blocks; each array is [num_layers, num_blocks, ...]."""
         return [a for a in (self.k, self.v, self.k_scales, self.v_scales) if a is not None]
 
-    def layer(self, i: int) -> list[Floats]:
-        """Of layer i alone: K, V, and if the cache is quantized their scales; each array is [num_blocks, ...]."""
-        return [array[i] for array in self.arrays]
+    def at_place(self, place: int) -> list[Floats]:
+        """K, V, and if the cache is quantized their scales, of the layers that have this place in their KV cache group.
+
+        Each array is [num_blocks, ...]. If all layers share one block table, a layer's place is its number.
+        """
+        return [array[place] for array in self.arrays]
 
     @classmethod
     def of(cls, pool: BlockPool, num_layers: int, num_kv_heads: int, head_size: int, *how: Any) -> KVCache:

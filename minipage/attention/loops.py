@@ -67,14 +67,14 @@ def attend_batch(
     q, k_cache, v_cache, block_tables, context_lens, query_start_loc, scale, meanings, k_scales, v_scales, window, out
 ):
     """Every query of every sequence, in every head; meanings: of the codes in a narrow cache, or None."""
-    num_heads, group = q.shape[1], q.shape[1] // k_cache.shape[2]
+    num_heads, heads_per_kv = q.shape[1], q.shape[1] // k_cache.shape[2]
     for seq in range(len(context_lens)):
         begin, end = query_start_loc[seq], query_start_loc[seq + 1]
         for row in range(begin, end):
             visible = context_lens[seq] - (end - 1 - row)  # the last query sees the whole context
             for head in range(num_heads):
                 attend(
-                    q[row, head], k_cache, v_cache, block_tables[seq], visible, head // group, scale,
+                    q[row, head], k_cache, v_cache, block_tables[seq], visible, head // heads_per_kv, scale,
                     meanings, k_scales, v_scales, window, out[row, head],
                 )  # fmt: skip
 

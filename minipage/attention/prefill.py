@@ -51,13 +51,13 @@ def attend_tile(q, k, v, k_scales, v_scales, block_size, block_table, visible, k
     The last of them sees the last `window` of the first `visible` tokens, the one before it one less far, and so on.
     """
     num_queries, num_heads, head_size = q.shape
-    group = num_heads // k.shape[1]
-    num_rows = num_queries * group  # a row: a query in one of the heads
+    heads_per_kv = num_heads // k.shape[1]
+    num_rows = num_queries * heads_per_kv  # a row: a query in one of the heads
     width = -(-head_size // (2 * LANES)) * 2 * LANES  # of a row, with zeros behind it
-    rows = np.zeros((QUERIES * group, width), q.dtype)  # [rows, width]
+    rows = np.zeros((QUERIES * heads_per_kv, width), q.dtype)  # [rows, width]
     for r in range(num_rows):
         for d in range(head_size):
-            rows[r, d] = q[r // group, kv_head * group + r % group, d] * scale
+            rows[r, d] = q[r // heads_per_kv, kv_head * heads_per_kv + r % heads_per_kv, d] * scale
     slots = np.empty(KEYS, np.uint64)  # [KEYS]
     keys = np.zeros((KEYS, width), q.dtype)  # [KEYS, width]
     keys_transposed = np.empty((head_size, KEYS), q.dtype)  # [head_size, KEYS]
@@ -73,11 +73,11 @@ def attend_tile(q, k, v, k_scales, v_scales, block_size, block_table, visible, k
         for d in range(head_size):
             for j in range(KEYS):
                 keys_transposed[d, j] = keys[j, d]
-        begin = max(0, start - (visible - num_queries)) * group  # rows before this one see none of these keys
+        begin = max(0, start - (visible - num_queries)) * heads_per_kv  # rows before this one see none of these keys
         scores[begin:] = 0
         add_product(rows, keys_transposed, begin, num_rows, scores)
         for r in range(begin, num_rows):
-            num_visible = visible - num_queries + 1 + r // group - start  # counted from the first of these keys
+            num_visible = visible - num_queries + 1 + r // heads_per_kv - start  # counted from the first of these keys
             first, stop = max(0, num_visible - window), min(KEYS, num_visible)
             if first < stop:
                 highest[r], total[r], shrink = softmax_step(scores[r], first, stop, highest[r], total[r])
@@ -88,7 +88,7 @@ def attend_tile(q, k, v, k_scales, v_scales, block_size, block_table, visible, k
         add_product(scores, values, begin, num_rows, acc)
     for r in range(num_rows):
         for d in range(head_size):
-            out[r // group, kv_head * group + r % group, d] = acc[r, d] / total[r]
+            out[r // heads_per_kv, kv_head * heads_per_kv + r % heads_per_kv, d] = acc[r, d] / total[r]
 
 
 @compiled

@@ -10,7 +10,7 @@ build.py                from options to parts
 llm.py                  an engine from options, with `generate` and `stream`
 async_llm.py            the same for asyncio tasks and threads, from a thread of its own; mailbox.py: what they exchange
 stats.py                what has been done, counted
-changes.py              whatever raises, the engine stays whole
+recovery.py             whatever raises, the engine stays whole
 """
 
 from minipage.engine.llm import LLM

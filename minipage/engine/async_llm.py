@@ -256,7 +256,7 @@ class AsyncLLM:
             outputs = self.engine.step()
         except EngineDeadError:
             raise
-        except Exception as error:  # the engine is whole again; see changes.py
+        except Exception as error:  # the engine is whole again; see recovery.py
             self._num_failures += 1
             if self._num_failures >= MOST_FAILURES:
                 raise

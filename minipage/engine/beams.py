@@ -58,7 +58,7 @@ class BeamRequest(Request):
         self._advanced = copy(self.search)  # until the tokens are taken, the step may still fail
         return [NextToken(beams[parent], token, None) for parent, token in self._advanced.advance(texts, logprobs)]
 
-    def take(self, tokens: list[NextToken]) -> list[Sequence]:
+    def take(self, tokens: list[NextToken]) -> tuple[list[NextToken], list[Sequence]]:
         self._note("first_token_time")
         parents = [token.seq for token in tokens]
         beams = []
@@ -72,7 +72,7 @@ class BeamRequest(Request):
         self._beams = Beams(self._advanced, beams)  # from here on it counts
         self.restore()
         self.group.sequences += dead
-        return dead
+        return tokens, dead
 
     def restore(self) -> None:
         is_over = self.search.done or self.ended_by is not None

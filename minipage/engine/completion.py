@@ -51,7 +51,7 @@ class Completion:
             del self._logprobs[self.seq.num_output_tokens :]  # of a token that did not come to count
             self._logprobs.append(logprobs)
         self.seq.token_ids.append(token_id)  # from here on it counts, and all else follows from it
-        self._follow()
+        self._see(token_id)
 
     def grammar_after(self, ahead: list[int]) -> Grammar | None:
         """What the text has to look like after these further tokens."""
@@ -66,7 +66,8 @@ class Completion:
         """Something failed half way: work out text and finish reason anew, from the tokens that count."""
         self.seq.finished = False
         self._begin()
-        self._follow()
+        for token_id in self.seq.output_token_ids:
+            self._see(token_id)
 
     def _begin(self) -> None:
         self.finish_reason: str | None = None
@@ -77,14 +78,10 @@ class Completion:
         self._stop_strings = StopStrings(strings, self.params.include_stop_str_in_output)
         self._stop_reason: int | str | None = None
 
-    def _follow(self) -> None:
-        for token_id in self.seq.token_ids[self.seq.num_prompt_tokens + self._num_seen :]:
-            self._num_seen += 1
-            if self.grammar:
-                self.grammar.advance(token_id)
-            self._see(token_id)
-
     def _see(self, token_id: int) -> None:
+        self._num_seen += 1
+        if self.grammar:
+            self.grammar.advance(token_id)
         is_stop_token = token_id in self.stop_token_ids and self._may_stop
         if not is_stop_token or self.params.include_stop_str_in_output:
             self._detokenizer.add(token_id)

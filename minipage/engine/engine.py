@@ -9,14 +9,15 @@ It is made of parts that are handed in: `build.py` makes them from options, and 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import count
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from minipage.engine.changes import Changes
 from minipage.engine.intake import Intake, saying_which
 from minipage.engine.prompts import Prompt
+from minipage.engine.recovery import Changes
 from minipage.engine.request import Choice, NextToken, Request, RequestOutput
 from minipage.errors import InvalidRequestError
 from minipage.sampling import SamplingParams
@@ -34,7 +35,7 @@ class Engine:
     """Serves any number of requests at once from paged memory.
 
     Any thread may use it. They take turns, step by step: one waits while another's step runs, and what several have
-    asked for is computed together. Whatever raises, Ctrl-C included, leaves the engine whole: see changes.py.
+    asked for is computed together. Whatever raises, Ctrl-C included, leaves the engine whole: see recovery.py.
 
     Args:
         runner: computes; the blocks' memory is made here.
@@ -90,8 +91,7 @@ class Engine:
             InvalidRequestError: it cannot be served; nothing else is affected.
         """
         with self._changes.lock:
-            if request_id is None:
-                request_id = self._free_id()
+            request_id = self._free_id() if request_id is None else request_id
             request = self._intake.make_request(request_id, prompt, params, priority, cache_salt)
             self._queue([request])
             return request.request_id
@@ -117,8 +117,7 @@ class Engine:
         """
 
         def change() -> bool:
-            request = self.requests.get(request_id)
-            if request is not None:
+            if request := self.requests.get(request_id):
                 self._end(request, reason)
             return request is not None
 
@@ -176,14 +175,13 @@ class Engine:
         self.runner.copy(plan)
 
     def forward(self, plan: StepPlan) -> np.ndarray:
-        """Run the model; [num_sampled, vocab_size] logits: for each chunk, in their order, a row for each token of the
-        prompt that is scored, and one if it comes to its sequence's end."""
+        """Run the model; [num_sampled, vocab_size] logits: for each chunk, in their order, the `rows` that it needs."""
         return self.runner.forward(plan)
 
     def sample(self, plan: StepPlan, logits: np.ndarray) -> NextTokens:
         """Let every request choose its next tokens; logits: [num_sampled, vocab_size]."""
         scoring, asking = self._who_wants(plan)
-        draws = {seq: (row, draw) for request, seq, row in asking if (draw := request.draw(seq))}
+        draws = {seq: (row, draw) for request, seq, row in asking if (draw := request.next_draw(seq))}
         drawn = dict(zip(draws, self.runner.sample(logits, list(draws.values()))))
         looked_at = {row for request, _, row in asking if request.looks_at_logits}
         seen = self.runner.rows(logits, looked_at | {row for _, _, row in scoring})
@@ -198,34 +196,34 @@ class Engine:
         """Give the sequences their tokens; those that are finished give their blocks back."""
         for request in [request for request in tokens if request.error]:
             self._end(request, "error")
+            del tokens[request]
         self.scheduler.update(plan)
         for request, its_tokens in tokens.items():
-            if not request.error:
-                for seq in request.take(its_tokens):  # which appends them, and says who is done
-                    self.scheduler.finish(request.group, seq)
-                self._stats.count_tokens(request, len(its_tokens))
-                self._tell(request)
+            tokens[request], done = request.take(its_tokens)  # which appends those that come before an end
+            for seq in done:
+                self.scheduler.finish(request.group, seq)
+        self._stats.count_tokens(tokens)
+        self._tell(tokens)
 
     # ---- helpers
 
     def _who_wants(self, plan: StepPlan) -> tuple[list[tuple[Request, int, int]], list[tuple[Request, Sequence, int]]]:
         """Who wants which row of a step's logits: to know how likely its prompt is, (request, position, row); or to
-        choose a token, (request, sequence, row). Rows are in the order of `sampled_rows` in worker/batch.py."""
+        choose a token, (request, sequence, row)."""
         rows, scoring, asking = count(), [], []
         for chunk in plan.chunks:
             request = self.requests[chunk.group.group_id]
-            if chunk.group.unscored:
-                scoring += [(request, position, next(rows)) for position in chunk.scored]
-            if receivers := chunk.receivers:
-                row = next(rows)
+            for (position, receivers), row in zip(chunk.rows, rows):
                 asking += [(request, seq, row) for seq in receivers]
+                if position in chunk.group.unscored:
+                    scoring.append((request, position, row))
         return scoring, asking
 
     def _mend(self) -> None:
         for request in list(self.requests.values()):
             request.restore()
             if request.finished:
-                self._tell(request)
+                self._tell([request])
         self.scheduler.groups = {request.group: None for request in self.requests.values()}
         self.scheduler.recompute_all()
         for request in list(self.requests.values()) if self.runner.lost else ():
@@ -239,12 +237,12 @@ class Engine:
                 cache.forget(block)
         self.scheduler.remove(request.group)
         request.end(reason)
-        self._tell(request)
+        self._tell([request])
 
-    def _tell(self, request: Request) -> None:
-        """There is news of a request; after the last of it the engine forgets it."""
-        self._news[request] = None
-        if request.finished:
+    def _tell(self, requests: Iterable[Request]) -> None:
+        """There is news of these requests; after the last of it the engine forgets a request."""
+        self._news |= dict.fromkeys(requests)
+        for request in [request for request in requests if request.finished]:
             del self.requests[request.request_id]
             self._stats.count_request(request)
 

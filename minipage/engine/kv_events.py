@@ -25,7 +25,7 @@ from typing import Any, TypeAlias
 
 from minipage.errors import ConfigurationError, require_positive, shown
 from minipage.memory import BlockTable, PrefixCache
-from minipage.memory.group_cache import GroupPrefixCache, key
+from minipage.memory.kv_group_cache import GroupPrefixCache, key
 from minipage.memory.kv_groups import EVERYTHING
 from minipage.scheduling import Scheduler
 

@@ -10,8 +10,9 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from minipage.engine.build import (
     DEFAULT_SWAP_SPACE,
@@ -39,14 +40,12 @@ from minipage.model.checkpoint import SHIPPED_MODEL, load_model
 from minipage.model.place import Progress
 from minipage.sampling import SamplingParams, is_whole
 from minipage.scheduling import POLICIES, Policy, Preemption, Scheduler
-from minipage.scheduling.admission import scheduler_for
+from minipage.scheduling.first_chunk import scheduler_for
 from minipage.worker.batch import PagedAttention
 from minipage.worker.runner import Limits, ModelRunner
 
 if TYPE_CHECKING:
     from minipage.engine.kv_events import KVEvents
-
-Seen = TypeVar("Seen")
 
 
 class LLM(Engine):
@@ -78,7 +77,7 @@ class LLM(Engine):
         eviction: "lru", "tails-first", "lfu", "scan-resistant", or a function; see minipage/memory/eviction.py.
         watermark: the share of the pool that is left free when a request is admitted.
         scheduler_reserve_full_isl: admit a prompt only if all of it fits, or if its first chunk does; see
-            minipage/scheduling/admission.py.
+            minipage/scheduling/first_chunk.py.
         gpu_memory_utilization: the share of a GPU's memory that may be used, by everything together.
         enforce_eager: capture no CUDA graphs; slower, and easier to follow with a profiler.
         tensor_parallel_size: processes that have a part each of the model, with its part of K and V: on GPUs, one each.
@@ -207,8 +206,10 @@ class LLM(Engine):
             InvalidRequestError: a prompt or its parameters cannot be served; then none of them is.
         """
         requests = self._make_all(prompts, params)
-        for _ in self._run(requests, look=lambda request: None):
-            pass
+        for news in self._run(requests):
+            with self._changes.lock:
+                for request in news:
+                    del self._news[request]
         return [request.output() for request in requests]
 
     def chat(
@@ -238,8 +239,12 @@ class LLM(Engine):
 
         Closing the iterator aborts what is not finished.
         """
-        with closing(self._run(self._make_all(prompts, params), look=Request.output)) as outputs:
-            yield from outputs
+        with closing(self._run(self._make_all(prompts, params))) as steps:
+            for request in chain.from_iterable(steps):
+                with self._changes.lock:
+                    del self._news[request]
+                    output = request.output()
+                yield output  # and meanwhile anybody may call step()
 
     def play(self, port: int = 0) -> Any:
         """In a notebook: a page to play with an engine of the same model and options; this one is left alone.
@@ -248,25 +253,21 @@ class LLM(Engine):
         """
         return import_module("minipage.play.main").play(self, port)  # of which the engine knows nothing else
 
-    def _run(self, requests: list[Request], look: Callable[[Request], Seen]) -> Generator[Seen, None, None]:
-        """Step until these requests are done, and yield a look at each whenever it has news."""
-        unfinished = dict.fromkeys(requests)
+    def _run(self, requests: list[Request]) -> Generator[list[Request], None, None]:
+        """Step until these requests are done, and yield those with news, to be looked at, whenever there are some."""
         try:
             for request in requests:
                 request.is_claimed = True
             self._queue(requests)
-            while unfinished:
+            left = requests
+            while left:
                 with self._changes.lock:
-                    news = [request for request in unfinished if request in self._news]
+                    news = [request for request in left if request in self._news]
                     if not news:
                         self._changes.make(self._step, self._mend)
-                for request in news:
-                    with self._changes.lock:
-                        self._news.pop(request)
-                        if request.finished:
-                            del unfinished[request]
-                        seen = look(request)
-                    yield seen  # and meanwhile anybody may call step()
+                if news:
+                    yield news
+                    left = [request for request in left if not request.finished or request in self._news]
         finally:  # closed early, or something failed
             self._withdraw(requests)
 

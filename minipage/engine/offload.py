@@ -11,7 +11,6 @@ from __future__ import annotations
 import secrets
 import sys
 import warnings
-from collections.abc import Callable
 from hashlib import sha256
 from numbers import Real
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from minipage.engine.phases import stand_between
 from minipage.engine.stats import Metric
 from minipage.errors import ConfigurationError, shown
 from minipage.memory import PrefixCache
@@ -70,10 +70,7 @@ class Offloading:
         offload(self.cache, self.store, self.store.held())
         self.engine = engine
         self.num_hit_tokens = 0
-        names = "schedule", "copy", "stats", "reset_stats"
-        self._phases: dict[str, Callable[..., Any]] = {name: getattr(engine, name) for name in names}
-        for name in names:
-            setattr(engine, name, getattr(self, name))
+        self._phases = stand_between(engine, self, "schedule", "copy", "stats", "reset_stats")
         self._admission = engine.scheduler.admission
         engine.scheduler.admission = self.admission  # type: ignore[method-assign]
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from minipage.engine.request import Choice, NextToken, Request
@@ -30,7 +30,6 @@ from minipage.engine.sampled import SampledRequest
 from minipage.sampling import NO_TOKEN, Draw
 from minipage.scheduling import GroupStatus, Sequence, SequenceGroup, StepPlan
 from minipage.worker.in_turn import InTurn, Launch
-from minipage.worker.runner import ModelRunner
 
 if TYPE_CHECKING:
     from minipage.engine.engine import Engine
@@ -45,6 +44,7 @@ class Flying:
     plan: StepPlan
     asking: list[tuple[Request, Sequence, int]]  # who is given a token, in the order of the draws
     draws: list[tuple[int, Draw]]
+    is_greedy: bool  # all of them
     wait: Callable[[], list[int | None]]
 
     def is_repeated_by(self, plan: StepPlan) -> bool:
@@ -60,7 +60,7 @@ class Overlap:
         self.engine = engine
         self.num_surplus = 0  # tokens that were drawn for texts that had ended
         self._launch: Launch = getattr(engine.runner, "launch", None) or InTurn(engine.runner).launch
-        self._leads_ranks = type(engine.runner).forward is not ModelRunner.forward
+        self._is_alone = engine.runner.is_alone
         self._flying: Flying | None = None
         self._at_their_end: list[SequenceGroup] = []  # those that get no further chunk, while the next step is planned
         self._known: set[Request] = set()
@@ -109,11 +109,12 @@ class Overlap:
             if plan == StepPlan():
                 return None
             before = self._flying if self._flying and self._flying.is_repeated_by(plan) else None
+            if before and before.is_greedy:  # nothing about its draws depends on the place
+                return replace(before, plan=plan, wait=self._launch(plan, before.draws))
             asking = before.asking if before else self.engine._who_wants(plan)[1]
-            draws: Any = before.draws if before else []
-            if not (before and all(draw.params.temperature == 0 for _, draw in draws)):
-                draws = [(row, request.draw(seq)) for request, seq, row in asking]
-            return Flying(plan, asking, draws, self._launch(plan, draws))
+            draws: Any = [(row, request.next_draw(seq)) for request, seq, row in asking]
+            is_greedy = all(draw.params.temperature == 0 for _, draw in draws)
+            return Flying(plan, asking, draws, is_greedy, self._launch(plan, draws))
 
     def _end(self, step: Flying) -> None:
         """Wait for the tokens of a step, and give them to those who are still there."""
@@ -167,11 +168,11 @@ class Overlap:
         try:
             for number, (request, seq, _) in enumerate(self._flying.asking if self._flying else ()):
                 if not seq.finished:
-                    group = request.group
+                    group, token_ids = request.group, seq.token_ids
                     if group.is_sharing:  # its prompt is in this step, and what is launched now comes after it
                         group.fork_followers()
-                    seq.token_ids.append(~number)
-                    if len(seq.token_ids) >= group.max_num_tokens:  # this token is its last
+                    token_ids.append(~number)
+                    if len(token_ids) >= group.max_num_tokens:  # this token is its last
                         self._at_their_end.append(group)
                         vars(group)["next_chunks"] = lambda budget: []
             yield
@@ -191,11 +192,10 @@ class Overlap:
         self._unsuited &= requests
         self._unsuited |= {request for request in requests - self._known if not is_suited(request)}
         self._known = requests
-        return not self._leads_ranks and not self._unsuited and not PHASES & vars(self.engine).keys()
+        return self._is_alone and not self._unsuited and not PHASES & vars(self.engine).keys()
 
 
 def is_suited(request: Request) -> bool:
     """Whether its tokens can be drawn without a look of the host at the ones before, or at logits."""
-    if not isinstance(request, SampledRequest) or request.looks_at_logits:
-        return False
-    return request.processors is None and request.params.prompt_logprobs is None
+    is_plain = isinstance(request, SampledRequest) and request.processors is None
+    return is_plain and not request.looks_at_logits and request.params.prompt_logprobs is None

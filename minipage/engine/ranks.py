@@ -24,9 +24,9 @@ from minipage.model.place import Progress, find_torch, is_simulated
 from minipage.model.shard import check_size
 from minipage.model.stored_weights import Weights, hash_of
 from minipage.worker.ranks.follower import end_with_rank_0, follow, give_up, show_signs_of_life
-from minipage.worker.ranks.group import Group
 from minipage.worker.ranks.leader import LeadingRunner
 from minipage.worker.ranks.meeting import Disconnected, Meeting, is_under_torchrun, join, meet_by_torchrun, start_others
+from minipage.worker.ranks.process_group import ProcessGroup
 from minipage.worker.runner import Limits, ModelRunner
 
 
@@ -134,14 +134,14 @@ def main(rank: int, size: int, port: int) -> None:
     follow_and_end(meeting, loaded.architecture, loaded.weights, choices)
 
 
-def make_group(meeting: Meeting, choices: Choices) -> Group:
+def make_group(meeting: Meeting, choices: Choices) -> ProcessGroup:
     """This rank's connections to the others, for numbers where it computes."""
     if choices.how["device"] == "cuda" and not is_simulated():
         find_torch("cuda")
         from minipage.worker.gpu.nccl import gpu_group
 
         return gpu_group(meeting.store, meeting.rank, meeting.size, meeting.host, meeting.device)
-    return Group(meeting.store, meeting.rank, meeting.size, meeting.host)
+    return ProcessGroup(meeting.store, meeting.rank, meeting.size, meeting.host)
 
 
 # ---- agreeing

@@ -103,7 +103,7 @@ class Request:
         """Whether a drawn token is not enough to choose from."""
         raise NotImplementedError
 
-    def draw(self, seq: Sequence) -> Draw | None:
+    def next_draw(self, seq: Sequence) -> Draw | None:
         """How the next token of a sequence is drawn; None: it is not drawn."""
         return None
 
@@ -128,10 +128,10 @@ class Request:
                 self.error = f"request {self.request_id!r} cannot go on: {str(error) or type(error).__name__}"
         return []
 
-    def take(self, tokens: list[NextToken]) -> list[Sequence]:
-        """Let the sequences have their tokens; returns those that are done with their blocks.
+    def take(self, tokens: list[NextToken]) -> tuple[list[NextToken], list[Sequence]]:
+        """Let the sequences have their tokens. Returns those that they took, and the sequences that are done.
 
-        Of several tokens for one sequence, those behind its end are taken out of `tokens`.
+        Of several tokens for one sequence, it takes none behind its end.
         """
         raise NotImplementedError
 

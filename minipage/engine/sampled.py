@@ -35,7 +35,7 @@ class SampledRequest(Request):
     def looks_at_logits(self) -> bool:
         return self.params.logprobs is not None
 
-    def draw(self, seq: Sequence, ahead: list[int] | None = None) -> Draw:
+    def next_draw(self, seq: Sequence, ahead: list[int] | None = None) -> Draw:
         """ahead: tokens after which it is drawn, and which the sequence does not have yet."""
         ahead, number = ahead or [], 0.0
         if self.params.temperature > 0:
@@ -60,21 +60,20 @@ class SampledRequest(Request):
             tokens.append(NextToken(seq, token_id, self._logprobs(logits, token_id, self.params.logprobs)))
         return tokens
 
-    def take(self, tokens: list[NextToken]) -> list[Sequence]:
+    def take(self, tokens: list[NextToken]) -> tuple[list[NextToken], list[Sequence]]:
         self._note("first_token_time")
-        texts = self.texts
+        taken: list[NextToken] = []
         done: list[Sequence] = []
-        for token in tokens.copy():
-            text = texts[token.seq]
-            if text.finish_reason:  # of several tokens, an earlier one has ended it
-                tokens.remove(token)
-                continue
-            text.add_token(token.token_id, token.logprobs)
-            if text.finish_reason:
-                done.append(token.seq)
-        if done and all(text.finish_reason for text in texts.values()):
+        for token in tokens:
+            text = self.texts[token.seq]
+            if not text.finish_reason:  # otherwise an earlier one, of several, has ended it
+                text.add_token(token.token_id, token.logprobs)
+                taken.append(token)
+                if text.finish_reason:
+                    done.append(token.seq)
+        if done and all(text.finish_reason for text in self.texts.values()):
             self._note("finished_time")
-        return done
+        return taken, done
 
     def completions(self) -> list[CompletionOutput]:
         return [text.output() for text in self.texts.values()]
@@ -90,10 +89,10 @@ class SampledRequest(Request):
 
     def _no_token(self, seq: Sequence) -> RequestError:
         """Why none could be drawn: what the request asks for excludes all, or the logits are no numbers."""
-        excluded = self.processors and self.processors.exclusion(self.draw(seq).adjustment, self.texts[seq].grammar)
-        if not excluded:
+        why = self.processors and self.processors.exclusion(self.next_draw(seq).adjustment, self.texts[seq].grammar)
+        if not why:
             return not_numbers(seq)
-        return RequestError(f"no token is left to choose for {place_of(seq)}{excluded}")
+        return RequestError(f"no token is left to choose for {place_of(seq)}{why}")
 
     def _logprobs(self, logits: np.ndarray | None, token_id: int, count: int | None) -> dict[int, Logprob] | None:
         """Of a token and of the `count` likeliest."""

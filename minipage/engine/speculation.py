@@ -25,13 +25,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
 from minipage.engine.drafts import DraftModel, NGrams
+from minipage.engine.phases import stand_between
 from minipage.engine.request import Choice, NextToken, Request
 from minipage.engine.sampled import SampledRequest
 from minipage.engine.stats import Metric
 from minipage.errors import ConfigurationError, require_positive, shown
 from minipage.memory import BlockTable
 from minipage.scheduling import Sequence, StepPlan
-from minipage.scheduling.plan import Chunk
+from minipage.scheduling.chunks import Chunk
 
 if TYPE_CHECKING:
     from minipage.engine.engine import Engine
@@ -69,8 +70,9 @@ class DraftedChunk(Chunk):
         return [self.seq]
 
     @property
-    def positions_with_logits(self) -> list[int]:
-        return list(range(self.start, self.start + self.num_tokens))
+    def rows(self) -> list[tuple[int, list[Sequence]]]:
+        drafts: list[tuple[int, list[Sequence]]] = [(self.start + 1 + i, []) for i in range(len(self.drafts))]
+        return [(self.start, self.receivers), *drafts]
 
 
 @dataclass
@@ -107,11 +109,7 @@ class Speculation:
         self.num_tokens, self.proposer = read(config, make_llm, engine.model.architecture.vocab_size)
         self._begin_to_count()
         self._pauses: WeakKeyDictionary[Sequence, Pause] = WeakKeyDictionary()
-        self._logits: Any = None
-        names = "schedule", "forward", "sample", "update", "stats", "reset_stats"
-        self._phases: dict[str, Callable[..., Any]] = {name: getattr(engine, name) for name in names}
-        for name in names:
-            setattr(engine, name, getattr(self, name))
+        self._phases = stand_between(engine, self, "schedule", "sample", "update", "stats", "reset_stats")
 
     def schedule(self) -> StepPlan:
         plan: StepPlan = self._phases["schedule"]()
@@ -132,14 +130,6 @@ class Speculation:
                 room -= len(its_drafts)
         return plan
 
-    def forward(self, plan: StepPlan) -> Any:
-        """[num_sampled, V] logits, as everybody expects them: of a drafted chunk the first row only."""
-        self._logits = self._phases["forward"](plan)  # [rows, V]
-        rows = row_numbers(plan)
-        if len(rows) == len(self._logits):
-            return self._logits  # [num_sampled, V]
-        return self._logits[rows]  # [num_sampled, V]
-
     def sample(self, plan: StepPlan, logits: Any) -> dict[Request, list[NextToken]]:
         tokens: dict[Request, list[NextToken]] = self._phases["sample"](plan, logits)
         firsts = {token.seq: token.token_id for its_tokens in tokens.values() for token in its_tokens}
@@ -152,14 +142,16 @@ class Speculation:
         for chunk, row in hopeful:
             request = self._request(chunk)
             for i in range(len(chunk.drafts)):
-                draws.append((row + 1 + i, request.draw(chunk.seq, chunk.drafts[: i + 1])))
-        drawn = iter(self.engine.runner.sample(self._logits, draws) if draws else [])
+                draws.append((row + 1 + i, request.next_draw(chunk.seq, chunk.drafts[: i + 1])))
+        drawn = iter(self.engine.runner.sample(logits, draws) if draws else [])
         for chunk, row in hopeful:
             said = [firsts[chunk.seq], *(next(drawn) for _ in chunk.drafts)]
             request = self._request(chunk)
             for i in range(1, 1 + num_right(said, chunk.drafts)):
                 try:
-                    tokens[request] += request.choose([Choice(chunk.seq, said[i], self._seen(request, row + i))])
+                    tokens[request] += request.choose(
+                        [Choice(chunk.seq, said[i], self._seen(request, logits, row + i))]
+                    )
                 except Exception:  # then the same is said again in the next step, and becomes an error
                     break
         return tokens
@@ -209,8 +201,8 @@ class Speculation:
     def _request(self, chunk: Chunk) -> Any:
         return self.engine.requests[chunk.group.group_id]
 
-    def _seen(self, request: Request, row: int) -> Any:
-        return self.engine.runner.rows(self._logits, {row})[row] if request.looks_at_logits else None  # [V]
+    def _seen(self, request: Request, logits: Any, row: int) -> Any:
+        return self.engine.runner.rows(logits, {row})[row] if request.looks_at_logits else None  # [V]
 
     def _count(self, chunk: DraftedChunk, num_accepted: int) -> None:
         self._pause(chunk.seq).learn(num_accepted)
@@ -231,16 +223,7 @@ def first_rows(plan: StepPlan) -> list[int]:
     rows, row = [], 0
     for chunk in plan.chunks:
         rows.append(row)
-        row += len(chunk.positions_with_logits)
-    return rows
-
-
-def row_numbers(plan: StepPlan) -> list[int]:
-    """The rows of the logits without those after drafts."""
-    rows: list[int] = []
-    for chunk, first in zip(plan.chunks, first_rows(plan)):
-        count = 1 if isinstance(chunk, DraftedChunk) else len(chunk.positions_with_logits)
-        rows += range(first, first + count)
+        row += len(chunk.rows)
     return rows
 
 

@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
-from minipage.engine.request import Request, RequestMetrics
+from minipage.engine.request import NextToken, Request, RequestMetrics
 from minipage.scheduling import Scheduler, StepPlan
 
 FIRST_TOKEN = (
@@ -108,18 +108,19 @@ class Stats:
         self._counters["vllm:num_preemptions"] += len(plan.preempted)
         self._observe("vllm:iteration_tokens_total", sum(chunk.num_tokens for chunk in plan.chunks))
 
-    def count_tokens(self, request: Request, num_tokens: int) -> None:
-        """A request has got its next token, or one for each of its texts."""
+    def count_tokens(self, tokens: dict[Request, list[NextToken]]) -> None:
+        """A step has given requests their next tokens."""
         now = time.perf_counter()
-        last = self._last_token_times.get(request)
-        self._last_token_times[request] = now
-        self._counters["vllm:generation_tokens"] += num_tokens
-        if last is not None:
-            self._observe("vllm:inter_token_latency_seconds", now - last)
-            return
-        self._counters["vllm:prompt_tokens"] += len(request.prompt_token_ids)
-        self._counters["vllm:prompt_tokens_cached"] += request.group.num_cached_tokens
-        self._observe("vllm:time_to_first_token_seconds", now - request.metrics.arrival_time)
+        self._counters["vllm:generation_tokens"] += sum(map(len, tokens.values()))
+        times: Counter[Any] = Counter(map(self._last_token_times.get, tokens))  # usually one, of the step before
+        num_new = times.pop(None, 0)
+        for last, num_requests in times.items():
+            self._observe("vllm:inter_token_latency_seconds", now - last, num_requests)
+        for request in tokens.keys() - self._last_token_times.keys() if num_new else ():
+            self._counters["vllm:prompt_tokens"] += len(request.prompt_token_ids)
+            self._counters["vllm:prompt_tokens_cached"] += request.group.num_cached_tokens
+            self._observe("vllm:time_to_first_token_seconds", now - request.metrics.arrival_time)
+        self._last_token_times |= dict.fromkeys(tokens, now)
 
     def count_request(self, request: Request) -> None:
         """A request has ended."""
@@ -170,9 +171,10 @@ class Stats:
             numbers[name] = Histogram(buckets, tuple(self._counts[name]), self._sums[name])
         return {metric.name: numbers[metric.name] for metric in METRICS}
 
-    def _observe(self, name: str, value: float) -> None:
-        self._counts[name][bisect_left(self._buckets[name], value)] += 1
-        self._sums[name] += value
+    def _observe(self, name: str, value: float, count: int = 1) -> None:
+        """The same value, this many times."""
+        self._counts[name][bisect_left(self._buckets[name], value)] += count
+        self._sums[name] += count * value
 
 
 def cache_config(scheduler: Scheduler) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from minipage.memory import BlockPool, BlockTable, PrefixCache
-from minipage.memory.group_cache import GroupPrefixCache
+from minipage.memory.kv_group_cache import GroupPrefixCache
 from minipage.memory.kv_groups import GroupTables, KVGroups
 from minipage.model.architecture import KVSpec
 from minipage.scheduling import Scheduler, SequenceGroup

@@ -8,6 +8,8 @@ a CUDA thread is a greenlet: it runs until it waits for others, and then the nex
               1:       |......|    ....
                                           when all of them wait (or have ended), they go on
 
+One warp runs to the next barrier of the block before the next warp does.
+
 It is a strict machine. Memory that nobody has written is poison: NaN, in whichever way it is read. An index below 0 or
 past the end is an error, as is a barrier that some threads of a block pass and others never reach. What it cannot show
 is a race: threads take turns only at barriers.
@@ -17,8 +19,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Any
+from functools import cache
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import numpy as np
 from greenlet import getcurrent, greenlet
@@ -38,8 +41,8 @@ def install() -> None:
     for name, value in vars(_Device).items():
         if not name.startswith("__"):
             setattr(cuda, name, value)
-    for dimensions in ("threadIdx", "blockIdx", "blockDim", "gridDim"):
-        setattr(cuda, dimensions, _Dimensions(dimensions))
+    for place in ("threadIdx", "block.blockIdx", "block.blockDim", "block.gridDim"):
+        setattr(cuda, place.split(".")[-1], _dimensions(place))
     compat.warp_compute = _warp_compute
 
 
@@ -55,7 +58,7 @@ class GuardedArray:
         """What NumPy allows: an index below 0 counts from the end, and one index too few is a row."""
         is_fine = min(index) >= 0 and len(index) == self.ndim if type(index) is tuple else index >= 0 and self.ndim == 1
         if not is_fine:
-            raise IndexError(f"index {index} is outside an array of shape {self.array.shape}")
+            raise outside(index, self.shape)
 
     def __getitem__(self, index: Any) -> Any:
         self._check(index)
@@ -73,158 +76,249 @@ class GuardedArray:
         return len(self.array)
 
 
-def poisoned(shape: Any, dtype: Any) -> np.ndarray:
-    """An array as the hardware hands it out: whatever was there before."""
-    array = np.empty(shape, dtype)
-    bits = np.dtype(f"u{min(4, array.itemsize)}")
-    array.view(bits)[...] = POISON & (256**bits.itemsize - 1)
-    return array
+class GuardedRow(GuardedArray):
+    """The same of one dimension, as most arguments of kernels are: there is less to check."""
+
+    __slots__ = ()
+
+    def _check(self, index: Any) -> None:
+        if index < 0:
+            raise outside(index, self.shape)
+
+    def __getitem__(self, index: Any) -> Any:
+        if index < 0:
+            raise outside(index, self.shape)
+        return self.array[index]
+
+
+def guarded(array: np.ndarray) -> GuardedArray:
+    return GuardedRow(array) if array.ndim == 1 else GuardedArray(array)
+
+
+class PoisonedRow:
+    """Memory of a thread or of a block: it holds whatever was there before. Lists, because element by element they are
+    several times faster than arrays."""
+
+    __slots__ = ("kind", "numbers", "shape")
+
+    def __init__(self, shape: tuple[int, ...], kind: Any, poison: Any) -> None:
+        self.shape, self.kind = shape, kind
+        self.numbers = [poison] * int(shape[0])
+
+    def __getitem__(self, i: Any) -> Any:
+        if i < 0:
+            raise outside(i, self.shape)
+        return self.numbers[i]
+
+    def __setitem__(self, i: Any, value: Any) -> None:
+        if i < 0:
+            raise outside(i, self.shape)
+        self.numbers[i] = value if type(value) is self.kind else self.kind(value)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+
+class PoisonedRows(PoisonedRow):
+    """The same of two dimensions."""
+
+    __slots__ = ()
+
+    def __init__(self, shape: tuple[int, ...], kind: Any, poison: Any) -> None:
+        self.shape, self.kind = shape, kind
+        self.numbers = [[poison] * int(shape[1]) for _ in range(shape[0])]
+
+    def __getitem__(self, index: Any) -> Any:
+        i, j = index
+        if i < 0 or j < 0:
+            raise outside(index, self.shape)
+        return self.numbers[i][j]
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        i, j = index
+        if i < 0 or j < 0:
+            raise outside(index, self.shape)
+        self.numbers[i][j] = value if type(value) is self.kind else self.kind(value)
+
+
+def poisoned(shape: Any, dtype: Any) -> Any:
+    shape = shape if isinstance(shape, tuple) else (shape,)
+    kind, poison = poison_of(dtype)
+    if len(shape) > 2:
+        return GuardedArray(np.full(shape, poison))
+    return (PoisonedRow if len(shape) == 1 else PoisonedRows)(shape, kind, poison)
+
+
+@cache
+def poison_of(dtype: Any) -> tuple[Any, Any]:
+    """(NumPy's type, what a number of it is that nobody has written)."""
+    dtype = np.dtype(str(dtype) if isinstance(dtype, types.Type) else dtype)
+    bits = np.dtype(f"u{min(4, dtype.itemsize)}")
+    number = np.full(dtype.itemsize // bits.itemsize, POISON & (256**bits.itemsize - 1), bits).view(dtype)[0]
+    return dtype.type, number
+
+
+def outside(index: Any, shape: tuple[int, ...]) -> IndexError:
+    return IndexError(f"index {index} is outside an array of shape {shape}")
 
 
 # ---- one launch
+
+
+class _XYZ(NamedTuple):
+    x: int
+    y: int = 1
+    z: int = 1
+
+
+class _Group:
+    """Threads that wait for each other at barriers, and show each other values there: a warp, or a block."""
+
+    def __init__(self, num_threads: int) -> None:
+        self.shown: list[Any] = [None] * num_threads  # what those come with who wait; None from those who have ended
+        self.seen: list[Any] = []  # what all came with to the last barrier
+        self.answer: Any = None  # what was computed from that
+
+    def pass_barrier(self) -> None:
+        self.seen, self.shown, self.answer = self.shown, [None] * len(self.shown), None
 
 
 class _Thread(greenlet):
     """One CUDA thread."""
 
     block: _Block
+    warp: _Warp
+    threadIdx: _XYZ
     index: int  # in its block
-    waits_for: str  # "nothing", "warp", "block" or "never": it has ended
+    lane: int  # in its warp
+    waits_for: str  # "warp" or "block", unless it has ended
 
 
-class _Block:
-    """The threads that share memory and barriers."""
+class _Warp(_Group):
+    """Up to 32 threads that follow each other in a block."""
 
-    def __init__(self, function: Callable[..., None], arguments: list[Any], dimensions: dict[str, SimpleNamespace]):
-        self.dimensions = dimensions
-        self.shared: dict[tuple[str, int], np.ndarray] = {}
-        size = dimensions["blockDim"]
-        self.values: list[Any] = [None] * (size.x * size.y * size.z)  # what threads show each other
-        self.answers: dict[int, Any] = {}  # what a warp has computed together, until all its lanes have read it
-        self.threads = []
-        for index in range(len(self.values)):
-            thread = _Thread(lambda: function(*arguments))
-            thread.block, thread.index, thread.waits_for = self, index, "nothing"
-            thread.threadIdx = _xyz(index % size.x, index // size.x % size.y, index // (size.x * size.y))
-            self.threads.append(thread)
+    def __init__(self, threads: list[_Thread]) -> None:
+        super().__init__(WARP_SIZE)
+        self.threads = threads  # that have not ended
+        for lane, thread in enumerate(threads):
+            thread.warp, thread.lane = self, lane
 
     def run(self) -> None:
-        running = self.threads
-        while running:
-            for thread in running:
-                self._switch_to(thread)
-            running = self._released()
+        """To the next barrier of the block, or to the end."""
+        while self.threads:
+            self._run_to_a_barrier()
+            self.threads = [thread for thread in self.threads if not thread.dead]
+            barriers = {thread.waits_for for thread in self.threads}
+            if len(barriers) == 2:
+                raise RuntimeError("some threads wait for their warp, and others of it for the whole block: for ever")
+            if barriers == {"block"}:
+                return
+            self.pass_barrier()
 
-    def _switch_to(self, thread: _Thread) -> None:
+    def _run_to_a_barrier(self) -> None:
         try:
-            thread.switch()
+            for thread in self.threads:
+                thread.switch()
         except Exception as error:
-            where = {name: tuple(vars(d).values()) for name, d in self.dimensions.items() if name == "blockIdx"}
-            error.add_note(f"in thread {thread.index} of block {where['blockIdx']}")
+            error.add_note(f"in thread {thread.index} of block {tuple(thread.block.blockIdx)}")
             raise
-        if thread.dead:
-            thread.waits_for = "never"
 
-    def _released(self) -> list[_Thread]:
-        """The threads that may go on, now that all wait."""
-        alive = [thread for thread in self.threads if thread.waits_for != "never"]
-        if all(thread.waits_for == "block" for thread in alive):
-            return alive
-        released = []
-        for first in range(0, len(self.threads), WARP_SIZE):
-            warp = [t for t in self.threads[first : first + WARP_SIZE] if t.waits_for != "never"]
-            if all(thread.waits_for == "warp" for thread in warp):
-                released += warp
-        if not released:
-            raise RuntimeError("some threads wait for their warp, and others of it for the whole block: for ever")
-        return released
+
+class _Block(_Group):
+    """The threads that share memory."""
+
+    def __init__(self, function: Callable[..., None], arguments: list[Any], index: _XYZ, size: _XYZ, grid: _XYZ):
+        super().__init__(size.x * size.y * size.z)
+        self.blockIdx, self.blockDim, self.gridDim = index, size, grid
+        self.shared: dict[tuple[str, int], Any] = {}
+        threads = []
+        for i in range(len(self.shown)):
+            thread = _Thread(lambda: function(*arguments))
+            thread.block, thread.index = self, i
+            thread.threadIdx = _XYZ(i % size.x, i // size.x % size.y, i // (size.x * size.y))
+            threads.append(thread)
+        self.warps = [_Warp(threads[first : first + WARP_SIZE]) for first in range(0, len(threads), WARP_SIZE)]
+
+    def run(self) -> None:
+        """Warp by warp to each barrier of the block, which all pass who have not ended."""
+        while any(warp.threads for warp in self.warps):
+            for warp in self.warps:
+                warp.run()
+            self.pass_barrier()
 
 
 def _launch(kernel: FakeCUDAKernel, *arguments: Any) -> None:
-    guarded = [GuardedArray(a) if isinstance(a, np.ndarray) and a.ndim else a for a in arguments]
-    grid, size = _xyz(*(kernel.grid_dim or ())), _xyz(*(kernel.block_dim or ()))
+    seen = [guarded(a) if isinstance(a, np.ndarray) and a.ndim else a for a in arguments]
+    grid, size = _XYZ(*(kernel.grid_dim or ())), _XYZ(*(kernel.block_dim or ()))
     for x, y, z in np.ndindex(grid.x, grid.y, grid.z):
-        dimensions = dict(blockIdx=_xyz(x, y, z), blockDim=size, gridDim=grid)
-        _Block(kernel.fn, guarded, dimensions).run()
-
-
-def _xyz(x: int, y: int = 1, z: int = 1) -> SimpleNamespace:
-    return SimpleNamespace(x=x, y=y, z=z)
+        _Block(kernel.fn, seen, _XYZ(x, y, z), size, grid).run()
 
 
 # ---- what kernels call
 
 
-class _Dimensions:
+def _dimensions(of: str) -> Any:
     """`cuda.threadIdx` and its like: each thread has its own."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def axis(name: str) -> property:
+        get = attrgetter(f"{of}.{name}")
+        return property(lambda self: get(getcurrent()))
 
-    def __getattr__(self, axis: str) -> int:
-        thread = getcurrent()
-        dimensions = thread.threadIdx if self.name == "threadIdx" else thread.block.dimensions[self.name]
-        return int(getattr(dimensions, axis))
+    return type("Dimensions", (), {name: axis(name) for name in "xyz"})()
 
 
 def _wait(kind: str) -> None:
     thread = getcurrent()
     thread.waits_for = kind
     thread.parent.switch()
-    thread.waits_for = "nothing"
 
 
-def _exchange(kind: str, value: Any) -> list[Any]:
-    """The values that all threads of the warp, or of the block, come with; None from those that have ended."""
+def _exchange(value: Any) -> list[Any]:
+    """The values that the lanes of the warp come with; None from those that have ended."""
     thread = getcurrent()
-    values = thread.block.values
-    values[thread.index] = value
-    _wait(kind)
-    first = thread.index // WARP_SIZE * WARP_SIZE
-    seen = values[first : first + WARP_SIZE] if kind == "warp" else values[:]
-    _wait(kind)
-    values[thread.index] = None
-    return seen
+    thread.warp.shown[thread.lane] = value
+    _wait("warp")
+    return thread.warp.seen
+
+
+def _exchange_in_block(value: Any) -> list[Any]:
+    """The same of all threads of the block."""
+    thread = getcurrent()
+    thread.block.shown[thread.index] = value
+    _wait("block")
+    return thread.block.seen
 
 
 def _warp_compute(value: Any, function: Callable[[list[Any]], Any]) -> Any:
     """function(what the lanes of the warp come with)[this lane]; the first that gets there computes it for all."""
+    seen = _exchange(value)
     thread = getcurrent()
-    answers, warp = thread.block.answers, thread.index // WARP_SIZE
-    seen = _exchange("warp", value)
-    if warp not in answers:
-        answers[warp] = function(seen)
-    answer = answers[warp][_lane()]
-    _wait("warp")
-    answers.pop(warp, None)
-    return answer
-
-
-def _lane() -> int:
-    return int(getcurrent().index % WARP_SIZE)
+    if thread.warp.answer is None:
+        thread.warp.answer = function(seen)
+    return thread.warp.answer[thread.lane]
 
 
 def _shuffle(value: Any, source: int) -> Any:
-    values = _exchange("warp", value)
+    values = _exchange(value)
     return values[source] if 0 <= source < WARP_SIZE and values[source] is not None else value
 
 
 class _SharedMemory:
     @staticmethod
-    def array(shape: Any, dtype: Any) -> GuardedArray:
+    def array(shape: Any, dtype: Any) -> Any:
         """One array for all threads of the block that come to this line."""
         caller = sys._getframe(1)
         arrays = getcurrent().block.shared
         place = caller.f_code.co_filename, caller.f_lineno
         if place not in arrays:
-            arrays[place] = poisoned(shape, _numpy_dtype(dtype))
-        return GuardedArray(arrays[place])
+            arrays[place] = poisoned(shape, dtype)
+        return arrays[place]
 
 
 class _LocalMemory:
     @staticmethod
-    def array(shape: Any, dtype: Any) -> GuardedArray:
-        return GuardedArray(poisoned(shape, _numpy_dtype(dtype)))
+    def array(shape: Any, dtype: Any) -> Any:
+        return poisoned(shape, dtype)
 
 
 class _Atomic:
@@ -235,25 +329,21 @@ class _Atomic:
         return before
 
 
-def _numpy_dtype(dtype: Any) -> np.dtype:
-    return np.dtype(str(dtype)) if isinstance(dtype, types.Type) else np.dtype(dtype)
-
-
 class _Device:
     """Everything here becomes an attribute of numba.cuda."""
 
     local, shared, atomic = _LocalMemory, _SharedMemory, _Atomic
     syncthreads = staticmethod(lambda: _wait("block"))
-    syncthreads_or = staticmethod(lambda flag: int(any(_exchange("block", bool(flag)))))
+    syncthreads_or = staticmethod(lambda flag: int(any(_exchange_in_block(bool(flag)))))
     syncwarp = staticmethod(lambda mask=0xFFFFFFFF: _wait("warp"))
     shfl_sync = staticmethod(lambda mask, value, lane: _shuffle(value, lane % WARP_SIZE))
-    shfl_xor_sync = staticmethod(lambda mask, value, bits: _shuffle(value, _lane() ^ bits))
-    shfl_down_sync = staticmethod(lambda mask, value, delta: _shuffle(value, _lane() + delta))
-    shfl_up_sync = staticmethod(lambda mask, value, delta: _shuffle(value, _lane() - delta))
-    any_sync = staticmethod(lambda mask, flag: any(_exchange("warp", bool(flag))))
-    all_sync = staticmethod(lambda mask, flag: all(seen in (True, None) for seen in _exchange("warp", bool(flag))))
+    shfl_xor_sync = staticmethod(lambda mask, value, bits: _shuffle(value, getcurrent().lane ^ bits))
+    shfl_down_sync = staticmethod(lambda mask, value, delta: _shuffle(value, getcurrent().lane + delta))
+    shfl_up_sync = staticmethod(lambda mask, value, delta: _shuffle(value, getcurrent().lane - delta))
+    any_sync = staticmethod(lambda mask, flag: any(_exchange(bool(flag))))
+    all_sync = staticmethod(lambda mask, flag: all(seen in (True, None) for seen in _exchange(bool(flag))))
     ballot_sync = staticmethod(
-        lambda mask, flag: sum(1 << lane for lane, seen in enumerate(_exchange("warp", bool(flag))) if seen)
+        lambda mask, flag: sum(1 << lane for lane, seen in enumerate(_exchange(bool(flag))) if seen)
     )
     popc = staticmethod(int.bit_count)
     threadfence = staticmethod(lambda: None)

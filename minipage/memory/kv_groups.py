@@ -28,8 +28,8 @@ EVERYTHING = sys.maxsize  # a window that no text is longer than
 class Layer(NamedTuple):
     """Where a layer finds its K and V."""
 
-    group: int
-    place: int  # among the layers of the group, and so in the cache
+    group: int  # of layers that share a block table
+    place: int  # among the layers of the group, and so in the arrays of KVCache
     options: dict[str, int]  # for its attention: {} or {"window": tokens}
 
 

@@ -30,14 +30,14 @@ def share(number: int, rank: int, size: int) -> slice:
 
 def heads_of(rank: int, size: int, num_heads: int, num_kv_heads: int) -> tuple[slice, slice]:
     """Which heads a rank has: of q, and of K and V."""
-    group = num_heads // num_kv_heads  # heads of q that read the same K and V
+    heads_per_kv = num_heads // num_kv_heads  # heads of q that read the same K and V
     if size <= num_kv_heads:
         kv = share(num_kv_heads, rank, size)
-        return slice(kv.start * group, kv.stop * group), kv
+        return slice(kv.start * heads_per_kv, kv.stop * heads_per_kv), kv
     head = rank * num_kv_heads // size
     ranks = [each for each in range(size) if each * num_kv_heads // size == head]  # that have this head of K and V
-    part = share(group, ranks.index(rank), len(ranks))
-    return slice(head * group + part.start, head * group + part.stop), slice(head, head + 1)
+    part = share(heads_per_kv, ranks.index(rank), len(ranks))
+    return slice(head * heads_per_kv + part.start, head * heads_per_kv + part.stop), slice(head, head + 1)
 
 
 class Shard:

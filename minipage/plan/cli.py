@@ -52,12 +52,7 @@ def run_plan(args: argparse.Namespace) -> None:
         raise ConfigurationError("--html shows a simulated minute: leave out --sizes-only.")
     deployment = Deployment(args.model, **{name: value for name, value in vars(args).items() if name in OPTIONS})
     found = None
-    if deployment.has_windows and (args.html or args.rate is not None):
-        raise ConfigurationError(
-            f"{args.model} has layers with a window, and those are not simulated: only bytes and blocks are said. "
-            "Leave out --html and --rate."
-        )
-    if not args.sizes_only and not deployment.has_windows:
+    if not args.sizes_only:
         with spinner("simulating"):
             found = forecast(deployment, Workload(args.lengths, args.seed), args.rate)
     if args.html and found:

@@ -136,6 +136,10 @@ class Deployment:
         at_once = self.max_num_batched_tokens
         return sum(blocks_held(num_tokens, window, self.block_size, at_once) for window in self.groups.windows)
 
+    def longest_that_fits(self) -> int:
+        """Tokens of the longest text that the KV cache can hold, up to max_model_len."""
+        return bisect_right(range(self.longest + 1), self.blocks(), key=self.blocks_of) - 1
+
     def blocks(self) -> int:
         """How many blocks the KV cache has. Raises ConfigurationError if there is not one."""
         if self.num_blocks is not None:
@@ -160,10 +164,9 @@ class Deployment:
 
     def refusal(self) -> str | None:
         """What vLLM would say instead of starting, if not even one such request fits."""
-        blocks = self.blocks()
-        if self.blocks_of(self.longest) <= blocks:
+        tokens = self.longest_that_fits()
+        if tokens == self.longest:
             return None
-        tokens = bisect_right(range(self.longest), blocks, key=self.blocks_of) - 1
         return (
             f"The model's max seq len ({self.longest:,}) is larger than the maximum number of tokens that can be "
             f"stored in KV cache ({tokens:,}). Set max_model_len to {tokens:,} or less, or make room for more blocks."

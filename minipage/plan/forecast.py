@@ -11,6 +11,7 @@ from typing import Any
 
 from minipage.errors import ConfigurationError, shown
 from minipage.memory import blocks_needed
+from minipage.memory.kv_groups import blocks_held
 from minipage.plan.deployment import Deployment
 from minipage.simulate.serve import Report, Setting, capacity, serve
 from minipage.simulate.simulation import mean_held
@@ -95,18 +96,20 @@ def forecast(
     with_advice: bool = True,
 ) -> Forecast:  # fmt: skip
     """Simulate a minute at `rate` requests a second; without one, as the file says, or at 80 % of the most."""
-    setting, longest = setting_of(deployment), deployment.longest
-    sample = list(islice(workload.pairs(min(longest, setting.num_slots)), NUM_SAMPLED))
-    held = mean_held(sample)  # type: ignore[arg-type]  # pairs of numbers, as there
+    setting, longest = setting_of(deployment), deployment.longest_that_fits()
+    sample = list(islice(workload.pairs(longest), NUM_SAMPLED))
+    if deployment.has_windows:
+        held, wasted = mean_in_windows(deployment, sample)
+    else:
+        held, wasted = mean_held(sample), mean_tail(sample, deployment.block_size)  # type: ignore[arg-type]  # pairs
     most = most_of(deployment, workload, num_requests)
-    own = workload.minute(min(longest, setting.num_slots)) if rate is None else []
+    own = workload.minute(longest) if rate is None else []
     if rate is None:
         rate = len(own) / MINUTE if own else 0.8 * most
     if not (rate > 0 and math.isfinite(rate)):
         raise ConfigurationError(f"the rate is {rate}; it must be a number of requests a second, above 0.")
-    arrivals = own or until(workload.arrivals(rate, min(longest, setting.num_slots)), MINUTE)
+    arrivals = own or until(workload.arrivals(rate, longest), MINUTE)
     report = serve(setting, arrivals, warm=MINUTE / 6, keep=200_000)
-    wasted = mean_tail(sample, deployment.block_size)
     return Forecast(
         fit_on_average=setting.num_slots / (held + wasted),
         fit_reserving=deployment.concurrency(),
@@ -119,10 +122,9 @@ def forecast(
 
 
 def most_of(deployment: Deployment, workload: Workload, num_requests: int) -> float:
-    setting = setting_of(deployment)
-    longest = min(deployment.longest, setting.num_slots)
     count = max(num_requests, 2 * deployment.max_num_seqs)
-    return capacity(setting, workload.arrivals(1.0, longest), count)
+    arrivals = workload.arrivals(1.0, deployment.longest_that_fits())
+    return capacity(setting_of(deployment), arrivals, count)
 
 
 def mean_tail(pairs: Iterable[tuple[int, int]], block_size: int) -> float:
@@ -133,6 +135,19 @@ def mean_tail(pairs: Iterable[tuple[int, int]], block_size: int) -> float:
             empty += blocks_needed(length, block_size) * block_size - length
         steps += output
     return empty / steps
+
+
+def mean_in_windows(deployment: Deployment, pairs: Iterable[tuple[int, int]]) -> tuple[float, float]:
+    """Slots of a request that hold a token which is looked at, and the others in its blocks, averaged over its steps;
+    of all groups of layers, each of which has blocks of its own."""
+    windows, size = deployment.groups.windows, deployment.block_size
+    in_blocks = seen = steps = 0
+    for prompt, output in islice(pairs, 200):
+        for length in range(prompt + 1, prompt + output + 1):
+            in_blocks += size * sum(blocks_held(length, window, size, 1) for window in windows)
+            seen += sum(min(length, window) for window in windows)
+        steps += output
+    return seen / steps, (in_blocks - seen) / steps
 
 
 def advise(deployment: Deployment, workload: Workload, most: float, num_requests: int) -> list[Advice]:

@@ -10,7 +10,7 @@ from minipage.errors import ConfigurationError
 from minipage.memory import BlockTable
 from minipage.memory.kv_groups import GroupTables
 from minipage.scheduling import Scheduler
-from minipage.scheduling.admission import FirstChunkScheduler
+from minipage.scheduling.first_chunk import FirstChunkScheduler
 from minipage.worker.runner import ModelRunner
 
 

@@ -1,4 +1,4 @@
-"""The sequences of one request: scheduled, preempted and resumed together. Which of their tokens are computed next.
+"""The sequences of one request: scheduled, preempted and resumed together.
 
 A request may ask for several texts (samples, or beams). They begin alike, so the first sequence computes what they have
 in common, and then the others fork its block table:
@@ -18,7 +18,7 @@ from enum import Enum
 from itertools import takewhile
 
 from minipage.memory import BlockCopy, BlockPool, blocks_needed
-from minipage.scheduling.plan import Chunk
+from minipage.scheduling.chunks import next_chunks
 from minipage.scheduling.sequence import Sequence
 
 
@@ -94,25 +94,7 @@ class SequenceGroup:
             return longest  # all are alike, and share everything
         return longest + (len(self.sequences) - 1) * (longest - self.shared_len // block_size)
 
-    def next_chunks(self, budget: int) -> list[Chunk]:
-        """What to compute next with at most `budget` tokens; nothing unless every sequence can go on."""
-        if self.is_sharing:
-            wanted = [(self.leader, self.shared_len - self.leader.num_computed_tokens)]
-        elif len(self.sequences) == 1:  # nearly all chunks come from here, so it is kept short
-            [seq] = self.sequences
-            return [Chunk(self, seq, seq.block_table.num_tokens, 1)] if budget else []
-        elif behind := [seq for seq in self.sequences if seq.num_uncomputed_tokens > 1]:  # after a recomputation
-            # All but the last token: with that one they all draw their next token, and in the same step.
-            wanted = [(seq, seq.num_uncomputed_tokens - 1) for seq in behind]
-        else:
-            wanted = [(seq, 1) for seq in self.sequences] if len(self.sequences) <= budget else []
-        chunks = []
-        for seq, num_tokens in wanted:
-            num_tokens = min(num_tokens, budget)
-            budget -= num_tokens
-            if num_tokens:
-                chunks.append(Chunk(self, seq, seq.num_computed_tokens, num_tokens))
-        return chunks
+    next_chunks = next_chunks  # what it computes next, and how much of it; see chunks.py
 
     def fork_followers(self) -> None:
         """Once the leader has computed what all have in common, the others share its blocks."""

@@ -1,7 +1,8 @@
-"""Who comes first, and who has to give way.
+"""Who comes first.
 
 A policy is a function from a group to its place in the queue: the smallest value is served first.
-The first in this order is admitted first and resumed first; the last is the first to be preempted. Write your own:
+The first in this order is admitted first and resumed first; the last is the first to be preempted
+(preemption.py). Write your own:
 
     def shortest_first(group):
         return group.max_num_tokens, group.arrival
@@ -11,7 +12,7 @@ The first in this order is admitted first and resumed first; the last is the fir
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from minipage.scheduling.group import SequenceGroup
@@ -26,11 +27,6 @@ def first_come_first_served(group: SequenceGroup) -> int:
 def priority(group: SequenceGroup) -> tuple[int, int]:
     """The urgent first (a smaller number is more urgent), and among equals first come first served."""
     return group.priority, group.arrival
-
-
-def victim(running: Sequence[SequenceGroup]) -> SequenceGroup:
-    """Who is preempted when the blocks run out: the last of those that run, in the order of the policy."""
-    return running[-1]
 
 
 POLICIES: dict[str, Policy] = {"fcfs": first_come_first_served, "priority": priority}

@@ -1,4 +1,5 @@
-"""Plans a step: asks the policy who is first and who gives way, each group what it computes next, the pool for room.
+"""Plans a step: asks the policy who is first, each group what it computes next, the pool for room, and if there is
+none, who gives way (preemption.py).
 
 Continuous batching (Yu et al., Orca, OSDI 2022) decides anew at every step, so a request joins as soon as there is room
 and leaves as soon as it is done. A step may compute `max_num_batched_tokens` tokens:
@@ -27,16 +28,16 @@ from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum
 from numbers import Real
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 from minipage.errors import ConfigurationError, IntegrityError, InvalidRequestError, count, require_positive
 from minipage.memory import BlockPool, Prefix, PrefixCache
+from minipage.scheduling.chunks import Chunk, blocks_for, count_tokens
 from minipage.scheduling.group import GroupStatus, SequenceGroup
-from minipage.scheduling.plan import Chunk, StepPlan, blocks_for, count_tokens
-from minipage.scheduling.policy import Policy, first_come_first_served, victim
+from minipage.scheduling.plan import StepPlan
+from minipage.scheduling.policy import Policy, first_come_first_served
+from minipage.scheduling.preemption import Preemption, victim
 from minipage.scheduling.sequence import Sequence
-
-Preemption = Literal["recompute", "swap", "auto"]
 
 
 def claim(part: Any, owner: object, name: str) -> None:
@@ -151,7 +152,8 @@ class Scheduler:
         budget = self.max_num_batched_tokens
         for group in self.running:  # from the front; preemption takes from the back of this same list
             chunks = group.next_chunks(budget)
-            if not self._make_room(group, chunks, plan):
+            # Usually there is room for all to come: a token takes at most one block, in each table.
+            if budget * group.num_tables > self.block_pool.num_free and not self._make_room(group, chunks, plan):
                 break
             budget -= self._give_slots(chunks, plan)
         if not plan.preempted:
@@ -162,7 +164,7 @@ class Scheduler:
     def _make_room(self, group: SequenceGroup, chunks: list[Chunk], plan: StepPlan) -> bool:
         """Preempt the last until the chunks of `group` fit; False if `group` itself had to be preempted."""
         if count_tokens(chunks) * group.num_tables <= self.block_pool.num_free:
-            return True  # the usual case, and quick to see: a token takes at most one block, in each table
+            return True  # quick to see
         while blocks_for(chunks) > self.block_pool.num_free:
             last = victim(self.running)
             self.preempt(last, plan)
@@ -298,12 +300,11 @@ class Scheduler:
             group.sequences = [seq for seq in group.sequences if not seq.finished]
             for seq in group.sequences:
                 seq.block_table = type(seq.block_table)(self.block_pool)
-            if not group.sequences:
-                group.status = GroupStatus.FINISHED
+            group.status = GroupStatus.WAITING if group.sequences else GroupStatus.FINISHED
+            if group.sequences:
+                group.restart(self.block_pool)
+            else:
                 del self.groups[group]
-                continue
-            group.restart(self.block_pool)
-            group.status = GroupStatus.WAITING
         self.waiting = list(self.groups)
         with suppress(Exception):  # a policy that raises now, too: then first come, first served
             self.waiting = sorted(self.groups, key=self.policy)

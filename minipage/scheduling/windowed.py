@@ -11,8 +11,8 @@ from bisect import bisect_right
 from typing import ClassVar, cast
 
 from minipage.memory.kv_groups import EVERYTHING, GroupTables, blocks_held
+from minipage.scheduling.chunks import Chunk
 from minipage.scheduling.group import SequenceGroup
-from minipage.scheduling.plan import Chunk
 
 
 class WindowedGroup(SequenceGroup):

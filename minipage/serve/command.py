@@ -17,10 +17,13 @@ from minipage.model.chat_template import ChatTemplate
 from minipage.model.checkpoint import SHIPPED_MODEL
 from minipage.serve.app import Settings
 from minipage.serve.chat import Render
-from minipage.serve.main import serve, warm_up
+from minipage.serve.main import serve, take_memory, warm_up
 
 LISTS = "allowed_origins", "allowed_methods", "allowed_headers"
 OPTIONS_OF_REPLICAS = {"data_parallel_size", "router", "router_load_limit", "autoscaling_config"}
+# In a step on a CPU, where 2,048 take more than a second even with a small model: a first token should not wait for the
+# prompts of everybody who has come meanwhile, nor the next token of a text.
+TOKENS_OF_A_STEP = 512
 KEY_VARIABLE = "MINIPAGE_API_KEY"  # so that the key need not be on the command line, which everybody can read
 
 
@@ -36,6 +39,8 @@ def run(
     """
     if "seed" in server:
         engine["seed"] = server.pop("seed")
+    if engine.get("device", "cpu") == "cpu":
+        engine.setdefault("max_num_batched_tokens", max(TOKENS_OF_A_STEP, engine.get("max_num_seqs", 0)))
     model = str(engine.get("model", SHIPPED_MODEL))
     settings = read_settings(server, model)
 
@@ -43,6 +48,7 @@ def run(
         print(f"minipage loads {model} ...", flush=True)
         with sign("loading the model"):
             llm = LLM(**engine)
+            take_memory(llm)
             warm_up(llm)
         return AsyncLLM(llm)
 

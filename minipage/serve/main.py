@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Generator
 from typing import Any
 
+import numpy as np
 import uvicorn
 from starlette.types import ASGIApp
 
@@ -176,6 +177,17 @@ def serve(
     with sock, load() as llm:
         keep_what_is_here()
         make_server(llm, settings, log_level=log_level, **options).run(sockets=[sock])
+
+
+def take_memory(llm: LLM) -> None:
+    """Write zeros to all of the KV cache before anything is in it.
+
+    A system hands out memory page by page as it is first written, and until the pool has been used once the prompts of
+    clients would wait for that (docs/performance.md has the figures).
+    """
+    for array in llm.kv_cache.arrays:
+        if isinstance(array, np.ndarray):  # and not in a GPU's memory
+            array.fill(0)  # [num_layers, num_blocks, ...]
 
 
 def warm_up(llm: LLM) -> None:

@@ -8,6 +8,7 @@ simulation.py   how much of the memory holds something useful, step by step; on 
 machines.py     what GPUs can do in a second, and what the host takes
 configs.py      sizes of well-known models
 cost.py         how long a step takes
+measured.py     the same, looked up among steps that were timed
 workload.py     who asks for what, and when
 stand_in.py     a runner that computes nothing, and requests that know how long they get
 reserving.py    the baselines under the same engine; static batches
@@ -15,6 +16,7 @@ serve.py        arrivals in, a report out
 
     the paper
 paper.py        its servers, and a number beside ours
+pools.py        many simulations, on all cores or on a Ray cluster
 figures/        its figures, each a list of simulations; on screen: `python -m minipage.simulate figure N`
 """
 

@@ -10,6 +10,9 @@ and heads:
     all-reduce  twice a layer, T * hidden numbers
     overheads   what the host does, and the gaps between kernels
 
+Where steps overlap, the host plans and launches one while the device computes the one before, so a step costs what
+takes longer, host or device; otherwise both.
+
 That decoding is bound by the first half of the first line is why batches pay (Williams, Waterman and Patterson,
 "Roofline", 2009; for language models Pope et al., arXiv 2211.05102). Nothing here is fitted to a run of the engine.
 """
@@ -17,6 +20,7 @@ That decoding is bound by the first half of the first line is why batches pay (W
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -26,6 +30,7 @@ from minipage.attention.arguments import QUANTIZED
 from minipage.attention.cache_size import SCALE_BYTES
 from minipage.errors import ConfigurationError, require_positive
 from minipage.memory import BlockPool
+from minipage.memory.kv_groups import EVERYTHING
 from minipage.model.architecture import Architecture
 from minipage.scheduling import StepPlan
 from minipage.simulate.machines import Machine, Overheads
@@ -47,6 +52,7 @@ class Sizes(NamedTuple):
     num_multiplied: int  # those that each token is multiplied with in every layer: not the head's
     head_parameters: int  # of the matrix that makes logits, for tokens whose logits are wanted
     max_model_len: int
+    windows: tuple[int | None, ...] = ()  # of each layer, if any of them sees the last tokens only
 
     @staticmethod
     def of(architecture: Architecture) -> Sizes:
@@ -60,8 +66,14 @@ class Sizes(NamedTuple):
         hidden = next(weight.shape[1] for weight in weights.values() if len(weight.shape) == 2)
         return Sizes(
             kv.num_layers, hidden, architecture.num_heads, kv.num_kv_heads, kv.head_size, total, layers + head, layers,
-            head, architecture.max_model_len,
+            head, architecture.max_model_len, kv.windows if any(kv.windows) else (),
         )  # fmt: skip
+
+    @property
+    def shares(self) -> tuple[tuple[float, int], ...]:
+        """(share of the layers, window) of each kind of layers; () if all see everything."""
+        counts = Counter(window or EVERYTHING for window in self.windows)
+        return tuple((count / self.num_layers, window) for window, count in counts.items())
 
 
 class Work(NamedTuple):
@@ -70,13 +82,17 @@ class Work(NamedTuple):
     num_tokens: int
     num_requests: int
     num_sampled: int  # tokens whose logits are wanted
-    num_read: int  # tokens whose K and V the memory delivers: what several chunks share, once
-    num_pairs: int  # of a token and one that it looks at
+    num_read: float  # tokens whose K and V the memory delivers: what several chunks share, once
+    num_pairs: float  # of a token and one that it looks at; where layers have windows, both are of the mean layer
 
     @staticmethod
-    def of(plan: StepPlan, pool: BlockPool | None = None) -> Work:
-        """pool: whose blocks may be shared. All that is in use is read in a step, so no more than that."""
-        num_tokens = num_requests = num_sampled = num_read = num_pairs = 0
+    def of(plan: StepPlan, pool: BlockPool | None = None, shares: tuple[tuple[float, int], ...] = ()) -> Work:
+        """pool: whose blocks may be shared. All that is in use is read in a step, so no more than that.
+
+        shares: see Sizes; with windows nothing is taken to be shared.
+        """
+        num_tokens = num_requests = num_sampled = 0
+        num_read = num_pairs = 0.0
         group = None
         for chunk in plan.chunks:
             if chunk.group is not group:  # chunks of one request follow one another
@@ -85,12 +101,24 @@ class Work(NamedTuple):
             start, count = chunk.start, chunk.num_tokens
             stop = start + count
             num_tokens += count
-            num_read += stop
-            num_pairs += stop if count == 1 else count * start + count * (count + 1) // 2
+            if shares:
+                num_read += sum(share * min(stop, window - 1 + count) for share, window in shares)
+                num_pairs += sum(
+                    share * (pairs(start, stop) - pairs(start - window, stop - window)) for share, window in shares
+                )
+            else:
+                num_read += stop
+                num_pairs += stop if count == 1 else pairs(start, stop)
             num_sampled += stop == len(chunk.seq.token_ids)
-        if pool is not None:
+        if pool is not None and not shares:
             num_read = min(num_read, pool.num_used * pool.block_size)
         return Work(num_tokens, num_requests, num_sampled, num_read, num_pairs)
+
+
+def pairs(start: int, stop: int) -> int:
+    """Of each token from `start` on and those up to it; tokens before the first do not count."""
+    start, stop = max(0, start), max(0, stop)
+    return (stop * (stop + 1) - start * (start + 1)) // 2
 
 
 @dataclass(frozen=True)
@@ -136,8 +164,18 @@ class CostModel:
         return self.sizes.num_parameters * self.weight_bytes / self.num_devices
 
     def seconds(self, work: Work) -> float:
-        """How long the step takes."""
-        return self.products(work) + self.attention(work) + self.all_reduce(work) + self.overhead(work)
+        """How long the step takes, if it is one of many that are alike."""
+        host, device = self.host(work), self.device(work)
+        return max(host, device) if self.overheads.overlaps else host + device
+
+    def device(self, work: Work) -> float:
+        return self.products(work) + self.attention(work) + self.all_reduce(work) + self.gaps()
+
+    def host(self, work: Work) -> float:
+        """To plan the step and to launch it."""
+        overheads, is_decode = self.overheads, work.num_sampled == work.num_tokens
+        eager = 0.0 if is_decode else self.sizes.num_layers * overheads.eager
+        return overheads.step + overheads.request * work.num_requests + eager
 
     def products(self, work: Work) -> float:
         sizes, share = self.sizes, 1 / self.num_devices
@@ -159,9 +197,9 @@ class CostModel:
         sent = 2 * (1 - 1 / self.num_devices) * work.num_tokens * self.sizes.hidden_size * self.weight_bytes
         return 2 * self.sizes.num_layers * (self.machine.link_seconds + sent / self.machine.link_bandwidth)
 
-    def overhead(self, work: Work) -> float:
-        kernels = self.sizes.num_layers * self.overheads.kernels_per_layer * self.overheads.kernel
-        return self.overheads.step + self.overheads.request * work.num_requests + kernels
+    def gaps(self) -> float:
+        """Between kernels."""
+        return self.sizes.num_layers * self.overheads.kernels_per_layer * self.overheads.kernel
 
     def copies(self, num_blocks: int) -> float:
         """Copies of blocks within the device's memory: read and written."""

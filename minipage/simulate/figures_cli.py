@@ -5,11 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -22,6 +18,7 @@ from minipage.simulate.cost import Sizes
 from minipage.simulate.figures import FIGURES, Scale
 from minipage.simulate.paper import SERVERS, Figure, Row
 from minipage.simulate.pictures import svg
+from minipage.simulate.pools import run_jobs
 
 QUICK = 0.1
 MARK = "<!-- results -->"
@@ -34,6 +31,10 @@ def add_figure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (default: all cores)"
     )
+    parser.add_argument(
+        "--cluster", metavar="ADDRESS",
+        help="run on a Ray cluster: auto, ray://HOST:10001, or local, which starts one (needs minipage[ray])",
+    )  # fmt: skip
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers into a file")
     parser.add_argument("--svg", type=Path, metavar="FOLDER", help="write the pictures into a folder")
     parser.add_argument("--page", type=Path, metavar="FILE", help=f"write all of it into Markdown, behind {MARK}")
@@ -52,7 +53,7 @@ def run_figures(args: argparse.Namespace) -> None:
     scale = Scale(args.seed, QUICK if args.quick else 1.0)
     done = []
     for name in names:
-        figure = table_1() if name == "table1" else rerun(name, scale, args.jobs, console)
+        figure = table_1() if name == "table1" else rerun(name, scale, args, console)
         done.append(figure)
         show(figure, console)
         if args.svg or args.page:
@@ -64,34 +65,15 @@ def run_figures(args: argparse.Namespace) -> None:
         args.page.write_text(f"{before}{MARK}\n\n{page(done, args)}", encoding="utf-8")
 
 
-def rerun(name: str, scale: Scale, num_processes: int, console: Console) -> Figure:
-    """The jobs of a figure on as many processes, with a bar if this is a terminal."""
+def rerun(name: str, scale: Scale, args: argparse.Namespace, console: Console) -> Figure:
+    """The jobs of a figure on processes or a cluster, with a bar if this is a terminal."""
     make_jobs, make_figure = FIGURES[name]
     jobs = make_jobs(scale)
     columns = TextColumn("Figure {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task(name, total=len(jobs))
-        results = dict(run_jobs(jobs, num_processes, lambda: progress.advance(bar)))
+        results = dict(run_jobs(jobs, args.jobs, lambda: progress.advance(bar), args.cluster))
     return make_figure({key: results[key] for key in jobs})
-
-
-def run_jobs(
-    jobs: dict[Any, Callable[[], Any]], num_processes: int, on_done: Callable[[], object] = lambda: None
-) -> Iterable[tuple[Any, Any]]:
-    """(key, result) of each job, as they finish."""
-    if num_processes == 1:
-        for key, job in jobs.items():
-            yield key, job()
-            on_done()
-        return
-    with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(job): key for key, job in jobs.items()}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-                on_done()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def table_1() -> Figure:

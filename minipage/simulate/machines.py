@@ -42,6 +42,10 @@ class Overheads:
     request: float  # and for every request in it
     kernel: float  # between two kernels on the device: a launch, and a pipeline that has to fill
     kernels_per_layer: int
+    # Seconds of the host for each layer of a step that is not of decodes alone: CUDA graphs are for decodes, and the
+    # kernels of other steps are launched one by one. 0 if that is so for all steps, and in `step` already.
+    eager: float = 0.0
+    overlaps: bool = False  # the host plans and launches a step while the device computes the one before
 
 
 # Memory: what drivers report. Bandwidth: copies measured here reach 4.25 of an H200's 4.8 TB/s and 3.0 of an H100's
@@ -73,8 +77,12 @@ PAPER_SYSTEM = Overheads("the paper's system", step=4e-3, request=0.31e-3, kerne
 # FasterTransformer: C++, kernels fused, tokens chosen on the GPU.
 FASTER_TRANSFORMER = Overheads("FasterTransformer", step=1e-3, request=0.0, kernel=4e-6, kernels_per_layer=8)
 # minipage with CUDA graphs: 0.2 ms of the host for one sequence, 1.5 ms for 256 (docs/gpu.md: a step less its replay);
-# in a graph a kernel costs about 3 us, wherever it comes from (the same page).
-GRAPHS = Overheads("minipage with CUDA graphs", step=0.2e-3, request=5e-6, kernel=3e-6, kernels_per_layer=11)
+# in a graph a kernel costs about 3 us, wherever it comes from; 5.1 ms of the host to launch 12 layers without a graph
+# (the same page). Its steps overlap.
+GRAPHS = Overheads(
+    "minipage with CUDA graphs", step=0.2e-3, request=5e-6, kernel=3e-6, kernels_per_layer=11, eager=0.4e-3,
+    overlaps=True,
+)  # fmt: skip
 # minipage on a CPU: a parallel region costs 75 us of waking, half of which is spun away (docs/performance.md).
 ON_CPU = Overheads("minipage on a CPU", step=0.3e-3, request=30e-6, kernel=20e-6, kernels_per_layer=6)
 

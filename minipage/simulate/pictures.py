@@ -24,9 +24,11 @@ class Picture(NamedTuple):
     kind: Literal["lines", "bars"] = "lines"
     labels: Sequence[str] = ()  # of the bars, whose x are 0, 1, ...
     y_most: float | None = None  # what is above is cut off
+    knees: Mapping[str, float] = {}  # name -> x at which its line turns up
 
     def numbers(self) -> dict[str, Any]:
-        return {"title": self.title, "x": self.x_name, "y": self.y_name, "series": dict(self.series)}
+        found = {"title": self.title, "x": self.x_name, "y": self.y_name, "series": dict(self.series)}
+        return found | ({"knees": dict(self.knees)} if self.knees else {})
 
 
 def svg(picture: Picture) -> str:
@@ -49,6 +51,8 @@ def svg(picture: Picture) -> str:
         parts.append(f'<text x="{WIDTH - RIGHT + 28}" y="{y + 1}">{escape(name)}</text>')
         shown = [point for point in series if all(map(math.isfinite, point))]
         parts += bars(shown, i, len(picture.series), colour, place) if is_bars else lines(shown, colour, place)
+        if name in picture.knees:
+            parts.append(knee(picture.knees[name], top, colour, place))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">'
         f"<title>{escape(picture.title)}</title><style>{STYLE}</style>{''.join(parts)}</svg>\n"
@@ -84,6 +88,11 @@ def lines(points: Sequence[tuple[float, float]], colour: str, place: Any) -> lis
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     dots = [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in places]
     return [f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>', *dots]
+
+
+def knee(at: float, top: float, colour: str, place: Any) -> str:
+    (x, y0), (_, y1) = place(at, 0), place(at, top)
+    return f'<path d="M{x:.1f} {y0:.1f}V{y1:.1f}" stroke="{colour}" stroke-dasharray="2 4"/>'
 
 
 def bars(points: Sequence[tuple[float, float]], i: int, num_series: int, colour: str, place: Any) -> list[str]:

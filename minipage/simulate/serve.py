@@ -12,15 +12,17 @@ from dataclasses import dataclass, field, replace
 from itertools import count, islice
 from typing import Literal, NamedTuple
 
-from minipage.engine.request import Request
+from minipage.engine.request import NextToken, Request
+from minipage.engine.windows import kinds_of_sequences, make_prefix_cache
 from minipage.errors import ConfigurationError, InvalidRequestError
-from minipage.memory import BlockPool, BlockTable, PrefixCache
-from minipage.scheduling import Preemption, Scheduler, StepPlan
-from minipage.scheduling.admission import scheduler_for
+from minipage.memory import BlockPool, BlockTable
+from minipage.memory.kv_groups import KVGroups
+from minipage.scheduling import Preemption, Scheduler, SequenceGroup, StepPlan
+from minipage.scheduling.first_chunk import scheduler_for
 from minipage.simulate.baselines import reserve_max, reserve_oracle, reserve_pow2
 from minipage.simulate.cost import CostModel, Work
 from minipage.simulate.reserving import ReservingPool, ReservingScheduler, static_batches
-from minipage.simulate.stand_in import Clock, Histogram, SimulatedEngine, StandInIntake, StandInRunner
+from minipage.simulate.stand_in import Clock, Histogram, SimulatedEngine, SimulatedOverlap, StandInIntake, StandInRunner
 from minipage.simulate.workload import Arrival
 
 Memory = Literal["paged", "oracle", "pow2", "max", "static"]
@@ -36,7 +38,7 @@ class Setting:
     """A system to be simulated."""
 
     cost: CostModel
-    num_slots: int  # tokens that the KV cache holds
+    num_slots: int  # tokens that the KV cache holds; with windows, of one group of layers
     memory: Memory = "paged"
     block_size: int = 16
     max_model_len: int = 2048
@@ -136,8 +138,8 @@ class Tally:
     def count_step(self, plan: StepPlan) -> None:
         self.report.num_preemptions += len(plan.preempted)
 
-    def count_tokens(self, request: Request, num_tokens: int) -> None:
-        self.report.num_tokens += num_tokens
+    def count_tokens(self, tokens: dict[Request, list[NextToken]]) -> None:
+        self.report.num_tokens += sum(map(len, tokens.values()))
 
     def count_request(self, request: Request) -> None:
         times = request.metrics
@@ -189,6 +191,9 @@ def used_share(pool: BlockPool) -> float:
 def build(setting: Setting, clock: Clock, tally: Tally, with_content: bool = False) -> SimulatedEngine:
     """The engine of a setting, made of the real parts."""
     sizes = setting.max_num_seqs, setting.max_num_batched_tokens
+    layers = setting.cost.sizes
+    groups = KVGroups.of(layers.num_layers, layers.windows)
+    new_table, group = kinds_of_sequences(groups, BlockTable, setting.max_num_batched_tokens)
     if setting.memory == "paged":
         num_blocks = setting.num_slots // setting.block_size
         if num_blocks < 1:
@@ -198,14 +203,15 @@ def build(setting: Setting, clock: Clock, tally: Tally, with_content: bool = Fal
         pool = BlockPool(num_blocks, setting.block_size)
         swap_pool = BlockPool(setting.num_swap_blocks or num_blocks, setting.block_size)
         scheduler = scheduler_for(None, setting.scheduler_reserve_full_isl)(
-            pool, *sizes, prefix_cache=PrefixCache(pool) if setting.enable_prefix_caching else None,
+            pool, *sizes, prefix_cache=make_prefix_cache(pool, groups) if setting.enable_prefix_caching else None,
             swap_pool=None if setting.preemption == "recompute" else swap_pool, preemption=setting.preemption,
             watermark=setting.watermark,
         )  # fmt: skip
 
         def make_table(arrival: Arrival) -> Callable[[], BlockTable]:
-            return lambda: BlockTable(pool)
+            return lambda: new_table(pool)
     else:
+        group = SequenceGroup  # where nothing is given back before the end
         places = ReservingPool(setting.num_slots, RULES[setting.memory], setting.max_model_len)
         scheduler = ReservingScheduler(places, *sizes)
         make_table = places.table_of
@@ -213,8 +219,11 @@ def build(setting: Setting, clock: Clock, tally: Tally, with_content: bool = Fal
     runner = StandInRunner(setting.cost, clock, tally.on_step)
     if setting.memory != "paged":
         runner = CopyingRunner(setting.cost, clock, tally.on_step, places)
-    intake = StandInIntake(clock, setting.max_model_len, make_table, with_content)
-    return SimulatedEngine(runner, scheduler, intake, tally)
+    intake = StandInIntake(clock, setting.max_model_len, make_table, with_content, group)
+    engine = SimulatedEngine(runner, scheduler, intake, tally)
+    if setting.cost.overheads.overlaps:
+        SimulatedOverlap(engine)  # which takes the place of the engine's steps
+    return engine
 
 
 class CopyingRunner(StandInRunner):

@@ -5,7 +5,8 @@
            ── sample   ─▶ every text has its predetermined length
 
 The engine's loop, its scheduler, block tables, prefix cache and pools are the real ones, so every plan is what the
-engine would do. What differs: no logits, nothing for anybody to read, and times on a virtual clock.
+engine would do. What differs: no logits, nothing for anybody to read, and times on a virtual clock. Where steps
+overlap, the engine's own `Overlap` plans a step before the tokens of the last one are seen.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ import numpy as np
 
 from minipage.engine.beams import BeamRequest
 from minipage.engine.engine import Engine, NextTokens
+from minipage.engine.overlap import Overlap
 from minipage.engine.request import Choice, NextToken, Request, RequestMetrics
 from minipage.errors import InvalidRequestError
 from minipage.memory import BlockPool, BlockTable
-from minipage.sampling import SamplingParams
+from minipage.sampling import Draw, SamplingParams
 from minipage.sampling.sampler import log_softmax
 from minipage.scheduling import Scheduler, Sequence, SequenceGroup, StepPlan
 from minipage.simulate.cost import CostModel, Work
@@ -56,6 +58,8 @@ class StandInRunner(ModelRunner):
         self.cost = cost
         self.clock = clock
         self.on_step = on_step
+        self.shares = cost.sizes.shares
+        self.free_at = 0.0  # when the device has computed all that was launched
 
     def allocate(self, block_pool: BlockPool, swap_pool: BlockPool | None) -> None:
         """There is nothing to be kept."""
@@ -69,11 +73,31 @@ class StandInRunner(ModelRunner):
             self.clock.now += self.cost.copies(len(plan.copies))
 
     def forward(self, plan: StepPlan) -> Any:
-        work = Work.of(plan, self.pool)
-        seconds = self.cost.seconds(work)
+        work = Work.of(plan, self.pool, self.shares)
+        seconds = self.cost.host(work) + self.cost.device(work)
         self.clock.now += seconds
         self.on_step(plan, work, seconds)
         return None  # no logits
+
+    def launch(self, plan: StepPlan, draws: list[Any]) -> Callable[[], list[int]]:
+        """The same where steps overlap: the clock is the host's, who plans and launches; the device goes on by itself.
+
+        What is returned waits for it, and then knows the tokens.
+        """
+        begin = max(self.clock.now, self.free_at)
+        self.copy(plan)
+        if plan.chunks:
+            work = Work.of(plan, self.pool, self.shares)
+            self.clock.now += self.cost.host(work)
+            self.free_at = max(begin + self.cost.device(work), self.clock.now)
+            self.on_step(plan, work, self.free_at - begin)
+        end = self.free_at
+
+        def wait() -> list[int]:
+            self.clock.now = max(self.clock.now, end)
+            return [TOKEN] * len(draws)
+
+        return wait
 
 
 class StandIn(Request):
@@ -107,10 +131,13 @@ class StandIn(Request):
         if self.first_scheduled_time is None:
             self.first_scheduled_time = self.clock.now
 
+    def next_draw(self, seq: Sequence) -> Draw:
+        return Draw(self.params, 0.0)
+
     def choose(self, choices: list[Choice]) -> list[NextToken]:
         return [NextToken(choice.seq, TOKEN, None) for choice in choices]
 
-    def take(self, tokens: list[NextToken]) -> list[Sequence]:
+    def take(self, tokens: list[NextToken]) -> tuple[list[NextToken], list[Sequence]]:
         if self.first_token_time is None:
             self.first_token_time = self.clock.now
         for seq, token_id, _ in tokens:
@@ -118,7 +145,7 @@ class StandIn(Request):
         done = [token.seq for token in tokens if len(token.seq.token_ids) >= self.final_len]
         if done and len(done) == len(self.group.sequences):
             self.finished_time = self.clock.now
-        return done
+        return tokens, done
 
     def restore(self) -> None:
         if self.ended_by:
@@ -153,6 +180,7 @@ class StandInIntake:
 
     make_table: of a request: an empty table for one of its sequences.
     with_content: prompts have tokens of their own, for a prefix cache to tell apart; otherwise all are alike.
+    group: what its sequences are scheduled as.
     """
 
     def __init__(
@@ -161,12 +189,14 @@ class StandInIntake:
         max_model_len: int,
         make_table: Callable[[Arrival], Callable[[], BlockTable]],
         with_content: bool = False,
+        group: type[SequenceGroup] = SequenceGroup,
     ) -> None:
         self.clock = clock
+        self.group = group
         self.max_model_len = max_model_len
         self.make_table = make_table
         self.with_content = with_content
-        self._params = SamplingParams(seed=0)  # of all requests: nothing is drawn
+        self._params = SamplingParams(temperature=0, seed=0)  # of all requests: nothing is drawn
         self._num_made = 0
 
     def make_request(
@@ -184,7 +214,7 @@ class StandInIntake:
         num_at_first = 1 if arrival.is_beam else arrival.n
         names = [request_id] if num_at_first == 1 else [f"{request_id}.{i}" for i in range(num_at_first)]
         sequences = [Sequence(name, token_ids, make_table()) for name in names]
-        group = SequenceGroup(request_id, sequences, longest, arrival.n, priority, cache_salt)
+        group = self.group(request_id, sequences, longest, arrival.n, priority, cache_salt)
         if not arrival.is_beam:
             return StandIn(arrival, group, self.clock, self._params)
         width = SamplingParams(beam_width=arrival.n, max_tokens=arrival.num_output_tokens, temperature=0, seed=0)
@@ -221,6 +251,13 @@ class SimulatedEngine(Engine):
             if isinstance(request, StandInBeams):
                 tokens[request] = request.choose([Choice(token.seq, None, None) for token in its_tokens])
         return tokens
+
+
+class SimulatedOverlap(Overlap):
+    """The engine's real overlap of steps. Beams are not suited to it, as on the engine."""
+
+    def _may_overlap(self) -> bool:
+        return not any(isinstance(request, BeamRequest) for request in self.engine.requests.values())
 
 
 class Histogram:

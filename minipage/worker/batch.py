@@ -60,7 +60,7 @@ def make_batch(chunks: Sequence[Chunk], part: int | None = None) -> Batch:
         query_start_loc.append(len(token_ids))
         context_lens.append(stop)
         tables.append(list(table))
-        sampled_rows += [len(token_ids) - (stop - position) for position in chunk.positions_with_logits]
+        sampled_rows += [len(token_ids) - (stop - position) for position, _ in chunk.rows]
     max_blocks = max(map(len, tables))
     return Batch(
         token_ids=np.array(token_ids, np.int64),
@@ -85,21 +85,21 @@ class Kernels(NamedTuple):
 def paged_attend(batch: Batch, cache: KVCache, paged_attention: PagedAttention) -> Attend:
     """`attend_with`, given the kernels of a CPU, for a model whose layers share one block table."""
     kernels = Kernels(write_kv, paged_attention, as_numpy, like_q)
-    return attend_with(kernels, [batch], cache.layer, KVGroups.of(len(cache.k)))
+    return attend_with(kernels, [batch], cache.at_place, KVGroups.of(len(cache.k)))
 
 
 def attend_with(kernels: Kernels, batches: Sequence[Batch], blocks_of: BlocksOf, groups: KVGroups) -> Attend:
     """The attention that the model is given: write the new K and V into their slots, then attend through the tables.
 
     Args:
-        batches: as the kernels take them; one for each group of layers, with its block tables.
-        blocks_of: (place of a layer in its group) -> its K and V, each [num_blocks, block_size, H, D], and if they are
-            quantized their scales.
+        batches: as the kernels take them; one for each KV cache group, with its block tables.
+        blocks_of: (place of a layer in its KV cache group) -> its K and V, each [num_blocks, block_size, H, D], and if
+            they are quantized their scales.
     """
 
     def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
-        group, place, options = groups.layers[layer]
-        batch = batches[group]
+        kv_group, place, options = groups.layers[layer]
+        batch = batches[kv_group]
         k_cache, v_cache, *scales = blocks_of(place)
         kernels.write_kv(kernels.to_kernels(k), kernels.to_kernels(v), k_cache, v_cache, batch.slot_mapping, *scales)
         mixed = kernels.paged_attention(  # of each token: the V of those before it, mixed

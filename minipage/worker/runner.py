@@ -81,8 +81,7 @@ class ModelRunner:
         copy_blocks(self.kv_cache, self.kv_cache, plan.copies)
 
     def forward(self, plan: StepPlan) -> np.ndarray:
-        """Run the model; [num_sampled, vocab_size] logits: for each chunk, in their order, a row for each token of the
-        prompt that is scored, and one if it comes to its sequence's end."""
+        """Run the model; [num_sampled, vocab_size] logits: for each chunk, in their order, the `rows` that it needs."""
         return self.compute(self.batches(plan))
 
     def batches(self, plan: StepPlan) -> list[Batch]:
@@ -94,7 +93,7 @@ class ModelRunner:
         layers = self.model.layers
         token_ids, positions = map(layers.asarray, (batches[0].token_ids, batches[0].positions))  # [T] each
         kernels = Kernels(write_kv, self.paged_attention, as_numpy, like_q)
-        attend = attend_with(kernels, batches, self.kv_cache.layer, self.groups)
+        attend = attend_with(kernels, batches, self.kv_cache.at_place, self.groups)
         hidden = self.model.forward(token_ids, positions, attend)  # [T, C]
         sampled = layers.xp.take(hidden, layers.asarray(batches[0].sampled_rows), axis=0)  # [num_sampled, C]
         return as_numpy(self.model.logits(sampled))  # [num_sampled, vocab_size]

@@ -1,10 +1,13 @@
 """The GPU's own kernels for layers compute what plain layers do, in every kind of numbers."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
 from where import SIMULATOR
 
+from minipage.attention.cuda.device_arrays import View
 from minipage.model.architecture import Weight, heads
 from minipage.model.layers.plain import PlainLayers
 from minipage.model.layers.torch import TorchLayers
@@ -39,17 +42,18 @@ class Some:
         yield "none.weight", Weight((11, 64))
 
 
+def seen_by_kernels(array):
+    return array if isinstance(array, View) else for_kernels(array)
+
+
 @pytest.fixture
 def layers(dtype, monkeypatch):
     """Layers whose kernels take PyTorch's tensors, in the simulator too."""
     if SIMULATOR:
-        monkeypatch.setattr(fused, "layout", lambda array, of=fused.layout: of(for_kernels(array)))
-        monkeypatch.setattr(fused, "elements", lambda array, of=fused.elements: of(for_kernels(array)))
-        monkeypatch.setattr(fused, "words", lambda array, of=fused.words: of(for_kernels(array)))
         monkeypatch.setattr(fused, "current_stream", lambda: 0)
-        for name in "layout", "elements", "words":
-            seen = getattr(few_rows, name)
-            monkeypatch.setattr(few_rows, name, lambda array, of=seen: of(for_kernels(array)))
+        for kernels, name in product((fused, few_rows), ("layout", "elements", "words", "view")):
+            seen = getattr(kernels, name)
+            monkeypatch.setattr(kernels, name, lambda array, of=seen: of(seen_by_kernels(array)))
     own = {name: numbers(*weight.shape, dtype=dtype) for name, weight in Some().weights()}
     for name in own:
         if own[name].ndim == 2:

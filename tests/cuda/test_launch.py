@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from where import DEVICE, SIMULATOR, on_gpu
 
 from minipage.attention import cuda
-from minipage.attention.cuda import launch
+from minipage.attention.cuda import compat, launch
 from minipage.attention.cuda.kinds import FLOAT16
 from minipage.errors import KernelArgumentError
 
@@ -118,3 +118,15 @@ def test_torch_tensors_are_taken_as_they_are_and_the_answer_is_one(name):
     out = cuda.paged_attention(**tensors, scale=1.0)
     assert out.dtype == dtype and out.is_cuda
     np.testing.assert_allclose(out.float().cpu(), expected, atol={"float32": 1e-5, "float16": 1e-2}.get(name, 0.1))
+
+
+def test_what_a_kernel_is_told_of_its_arguments():
+    """As numba passes arrays: two pointers, size, size of a number, address, shape, strides in bytes."""
+    array = compat.device_view(4096, (3, 5), np.dtype(np.uint16))
+    assert compat.as_argument(array) == ("uint16", 2, (0, 0, 15, 2, 4096, 3, 5, 10, 2))
+    assert compat.as_argument(7) == ("int64", 0, (7,))
+    number = compat.as_argument(np.float32(0.1))
+    assert (*number[:2], number.numbers[0].value) == ("float32", 0, np.float32(0.1))
+    if DEVICE:
+        assert array.kind == compat.types.uint16[:, ::1]
+        assert number.kind == compat.types.float32

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import invariant, rule
 from hypothesis.stateful import run_state_machine_as_test as run
+from where import DEVICE
 
 from minipage import LLM, SamplingParams
 from minipage.engine.kv_events import AllBlocksCleared, Announced, BlockRemoved, KVEvents, KVMirror, announce
@@ -149,7 +150,7 @@ def test_what_a_router_reads(llm):
     [stored] = batch.events
     assert (stored.token_ids, stored.block_size, stored.parent_block_hash) == ([*range(8)], 4, None)
     assert len(stored.block_hashes) == 2
-    assert (stored.medium, stored.extra_keys, stored.group_idx) == ("CPU", None, None)
+    assert (stored.medium, stored.extra_keys, stored.group_idx) == ("GPU" if DEVICE else "CPU", None, None)
     generate(llm, range(14))
     [further] = subscriber.take().events
     assert further.parent_block_hash == stored.block_hashes[-1]

@@ -20,7 +20,7 @@ from hypothesis.stateful import run_state_machine_as_test as run
 from minipage.attention import cpu, loops, reference
 from minipage.engine.llm import LLM
 from minipage.memory import BlockTable, blocks_needed
-from minipage.memory.group_cache import GroupPrefixCache
+from minipage.memory.kv_group_cache import GroupPrefixCache
 from minipage.memory.kv_groups import EVERYTHING, KVGroups
 from minipage.sampling import SamplingParams
 

@@ -19,16 +19,17 @@ SILENT = {
 # files are read, and options are plain.
 HEART = """
     errors.py memory/block_pool.py memory/block_table.py memory/prefix_cache.py
-    scheduling/sequence.py scheduling/plan.py scheduling/group.py scheduling/policy.py scheduling/scheduler.py
+    scheduling/sequence.py scheduling/chunks.py scheduling/group.py scheduling/plan.py
+    scheduling/policy.py scheduling/preemption.py scheduling/scheduler.py
     simd/arrays.py attention/arguments.py attention/kv_cache.py attention/reference.py
     model/architecture.py model/gpt2.py model/layers/plain.py
     sampling/param_checks.py sampling/params.py sampling/sampler.py worker/batch.py worker/runner.py
     engine/prompts.py engine/detokenizer.py engine/stop_strings.py engine/completion.py
     engine/request.py engine/sampled.py engine/intake.py
-    engine/changes.py engine/engine.py
+    engine/recovery.py engine/engine.py
 """
 # Models with sliding windows, or with several KV cache groups: other models never come by here.
-WINDOWS = "memory/kv_groups.py memory/group_cache.py scheduling/windowed.py engine/windows.py"
+WINDOWS = "memory/kv_groups.py memory/kv_group_cache.py scheduling/windowed.py engine/windows.py"
 # What a reader may leave for later: fewer bytes, beams, what is done to logits, chats, metrics, options, other models.
 MORE = """
     simd/halves.py simd/fp8.py attention/quantize.py attention/cache_size.py sampling/beam_params.py

@@ -10,7 +10,7 @@ from minipage.promises.scheduler_machine import SchedulerMachine, machine
 from minipage.promises.scheduling_examples import add, make, names, step
 from minipage.sampling import SamplingParams
 from minipage.scheduling import Scheduler
-from minipage.scheduling.admission import FirstChunkScheduler
+from minipage.scheduling.first_chunk import FirstChunkScheduler
 
 CHUNKS = {"num_blocks": 10, "block_size": 4, "max_num_batched_tokens": 8}
 

@@ -17,6 +17,7 @@ from serve.started import Started
 from minipage import LLM
 from minipage.cli import main, make_parser
 from minipage.cli_options import ENGINE, SERVER, given
+from minipage.serve import command
 from minipage.serve import main as server_main
 from minipage.serve.app import Settings
 from minipage.serve.command import read_settings
@@ -125,6 +126,28 @@ def test_options_have_the_names_that_vllm_gives_them():
     assert LLM(num_blocks=None, **given(args, ENGINE)).block_pool.num_blocks == 8
 
 
+@pytest.mark.parametrize(
+    ("given", "budget"),
+    [({}, 512), ({"max_num_seqs": 600}, 600), ({"max_num_batched_tokens": 9}, 9), ({"device": "cuda"}, None)],
+)
+def test_a_step_on_a_cpu_is_short_if_nothing_else_is_said(given, budget, monkeypatch):
+    engine = dict(given)
+    monkeypatch.setattr(command, "serve", lambda load, settings, **server: None)
+    command.run(engine, {})
+    assert engine.get("max_num_batched_tokens") == budget
+
+
+def test_all_memory_is_written_before_anybody_comes(folder):
+    """So that no client waits until the system has found it: what was there is gone, and no prefix is known."""
+    llm = LLM(folder, num_blocks=4, enable_prefix_caching=True)
+    for array in llm.kv_cache.arrays:
+        array.fill(1)
+    server_main.take_memory(llm)
+    assert not any(array.any() for array in llm.kv_cache.arrays)
+    llm.kv_cache.k = llm.kv_cache.v = SimpleNamespace()  # as on a GPU
+    server_main.take_memory(llm)
+
+
 def test_a_chat_template_may_be_a_file(tmp_path):
     (tmp_path / "t.jinja").write_text("{% for m in messages %}<{{ m.content }}>{% endfor %}{{ suffix }}")
     settings = read_settings({"chat_template": str(tmp_path / "t.jinja")}, "m")
@@ -142,6 +165,6 @@ def test_what_is_loaded_is_not_searched_for_garbage_while_clients_wait(monkeypat
     frozen = []
     server = SimpleNamespace(run=lambda sockets: frozen.append(gc.get_freeze_count()))
     monkeypatch.setattr(server_main, "make_server", lambda *_, **__: server)
+    gc.unfreeze()  # what tests/conftest.py has frozen
     server_main.serve(nullcontext, Settings(), port=0)
-    gc.unfreeze()
     assert frozen[0] > 10_000

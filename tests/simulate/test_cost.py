@@ -1,6 +1,7 @@
 """The cost model, by hand."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,9 +10,12 @@ from minipage.errors import ConfigurationError, ModelError
 from minipage.simulate.configs import CONFIGS, find_architecture
 from minipage.simulate.cost import CostModel, Sizes, Work
 from minipage.simulate.machines import A100_40, FASTER_TRANSFORMER, GRAPHS, MACHINES, PAPER_SYSTEM, find_machine
+from minipage.simulate.measured import Timed, measured
+from minipage.simulate.serve import Setting, serve
+from minipage.simulate.workload import Arrival
 
 TEXTBOOK = replace(A100_40, overlap=1000.0)  # the longer of reading and computing alone
-NOTHING = replace(GRAPHS, step=0.0, request=0.0, kernel=0.0)
+NOTHING = replace(GRAPHS, step=0.0, request=0.0, kernel=0.0, eager=0.0, overlaps=False)
 OPT_13B = CostModel(Sizes.of(find_architecture("OPT-13B")), TEXTBOOK, NOTHING)
 
 
@@ -51,6 +55,79 @@ def test_work_counts_each_token_of_a_prompt_with_those_before_it():
         chunks = (Chunk,)
 
     assert Work.of(Plan) == Work(6, 1, 1, 10, 5 + 6 + 7 + 8 + 9 + 10)
+
+
+def chunk_of(start, count, length):
+    seq = SimpleNamespace(token_ids=range(length))
+    return SimpleNamespace(group=object(), seq=seq, start=start, num_tokens=count)
+
+
+def test_layers_with_a_window_look_at_what_it_reaches():
+    plan = SimpleNamespace(chunks=[chunk_of(7, 6, 20), chunk_of(30, 1, 31), chunk_of(0, 3, 3)])
+    shares = (0.25, 10**9), (0.75, 5)
+    looked_at = [(n + 1, min(n + 1, 5)) for n in (*range(7, 13), 30, 0, 1, 2)]
+    work = Work.of(plan, None, shares)
+    assert work.num_pairs == sum(0.25 * full + 0.75 * few for full, few in looked_at)
+    assert work.num_read == 0.25 * (13 + 31 + 3) + 0.75 * (5 - 1 + 6 + 5 + 3)
+    assert Work.of(plan, None, ((1.0, 10**9),)) == Work.of(plan)
+
+
+def test_a_models_windows_are_shares_of_its_layers():
+    sizes = OPT_13B.sizes._replace(num_layers=4, windows=(5, 5, None, 5))
+    assert sorted(sizes.shares)[1] == (0.75, 5) and sorted(sizes.shares)[0][0] == 0.25
+    assert OPT_13B.sizes.shares == ()
+
+
+# ---- host and device, beside each other
+
+
+def test_a_step_costs_host_and_device_or_the_longer_of_both():
+    slow_host = replace(OPT_13B, overheads=replace(NOTHING, step=1.0, overlaps=False))
+    quick_host = replace(OPT_13B, overheads=replace(NOTHING, step=1e-3, overlaps=True))
+    work = Work(8, 8, 8, 800, 800)
+    assert slow_host.seconds(work) == 1.0 + OPT_13B.device(work)
+    assert quick_host.seconds(work) == OPT_13B.device(work)
+    assert replace(slow_host, overheads=replace(NOTHING, step=1.0, overlaps=True)).seconds(work) == 1.0
+
+
+def test_only_steps_of_decodes_alone_are_graphs():
+    eager = replace(OPT_13B, overheads=replace(NOTHING, eager=1e-3))
+    assert eager.host(Work(8, 8, 8, 800, 800)) == 0
+    assert eager.host(Work(9, 2, 1, 800, 800)) == pytest.approx(40e-3)
+
+
+def test_a_request_that_comes_after_a_step_was_planned_waits_for_the_next_one():
+    """It comes in the third step, and is in the fourth; but that is planned already where steps overlap."""
+    cost = replace(OPT_13B, overheads=replace(NOTHING, step=1e-3))
+    waits = []
+    for overlaps in (False, True):
+        its_cost = replace(cost, overheads=replace(cost.overheads, overlaps=overlaps))
+        step = its_cost.seconds(Work(1, 1, 1, 100, 100))
+        report = serve(Setting(its_cost, 15_728), [Arrival(0.0, 100, 9), Arrival(2.5 * step, 100, 1)])
+        waits.append(report.time_to_first_token.quantile(1.0) / step)
+    assert waits[1] - waits[0] == pytest.approx(1, abs=0.2)
+
+
+# ---- steps that were timed
+
+
+def test_measured_steps_are_looked_up_and_contexts_added():
+    """Three rows take longer than eight here, which no roofline says."""
+    truth = {1: 10e-3, 3: 24e-3, 8: 22e-3}
+    per_token = 4e-6
+    steps = [Timed(Work(n, n, n, 30 * n, 30 * n), t + 30 * n * per_token) for n, t in truth.items()]
+    steps.append(Timed(Work(8, 8, 8, 2400, 2400), truth[8] + 2400 * per_token))
+    steps += [Timed(Work(n, 1, 1, n, n), n * 1e-3 + n * per_token) for n in (20, 100)]
+    cost = measured(replace(OPT_13B, machine=TEXTBOOK), steps)
+    for step in steps:
+        assert cost.seconds(step.work) == pytest.approx(step.seconds, rel=0.01)
+    assert cost.seconds(Work(5, 5, 5, 500, 500)) > cost.seconds(Work(8, 8, 8, 500, 500))
+    both = Work(28, 9, 9, 340, 500)
+    longer = measured(replace(OPT_13B, machine=TEXTBOOK), [*steps, Timed(both, cost.seconds(both) + 3e-3)])
+    assert longer.seconds(both) == pytest.approx(cost.seconds(both) + 3e-3)
+    assert longer.seconds(steps[0].work) == cost.seconds(steps[0].work)
+    with pytest.raises(ConfigurationError, match="steps with prompts, and by decodes of short and long contexts"):
+        measured(OPT_13B, steps[:3])
 
 
 def test_reading_and_computing_overlap_more_or_less():

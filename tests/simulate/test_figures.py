@@ -1,15 +1,18 @@
 """Figures are rerun beside the paper's numbers, and what is missed is said to be missed."""
 
 import json
+import sys
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
 
 from minipage.simulate import __main__ as screen
 from minipage.simulate.figures import FIGURES, Scale
-from minipage.simulate.figures_cli import run_jobs
+from minipage.simulate.figures.jobs import rate_at
 from minipage.simulate.paper import Row
 from minipage.simulate.pictures import Picture, round_up, svg
+from minipage.simulate.pools import run_jobs
 
 
 @pytest.mark.parametrize(
@@ -50,6 +53,20 @@ def test_an_unknown_figure_is_a_sentence(capsys):
     assert "figure 99 is not among 2, 12, 13" in capsys.readouterr().err
 
 
+def test_a_rate_at_a_latency_lies_between_those_that_were_simulated():
+    points = [
+        (rate, SimpleNamespace(normalized_latency=latency)) for rate, latency in ((1.0, 0.1), (2.0, 0.2), (3, 0.8))
+    ]
+    assert rate_at(points, 0.4) == pytest.approx(2.5)
+    assert rate_at(points, 0.9) != rate_at(points, 0.9)  # it is never reached
+
+
+def test_a_knee_is_a_dashed_line():
+    drawn = svg(Picture("", "", "", {"one": [(0, 1), (2, 3)]}, knees={"one": 1.5}))
+    assert drawn.count("stroke-dasharray") == 1
+    assert Picture("", "", "", {}).numbers() == {"title": "", "x": "", "y": "", "series": {}}
+
+
 @pytest.mark.slow
 def test_jobs_run_in_this_process_or_in_others_with_the_same_results():
     make_jobs, _ = FIGURES["13"]
@@ -58,10 +75,29 @@ def test_jobs_run_in_this_process_or_in_others_with_the_same_results():
     assert len(here) == 4 and here == there
 
 
+@pytest.mark.ray
+def test_jobs_run_on_a_ray_cluster_with_the_same_results():
+    make_jobs, _ = FIGURES["13"]
+    jobs = {key: job for key, job in make_jobs(Scale(0, 0.02)).items() if key[1] in ("max", "oracle")}
+    told = []
+    here = dict(run_jobs(jobs, 1))
+    there = dict(run_jobs(jobs, 2, lambda: told.append(1), cluster="local"))
+    assert {key: str(report.numbers()) for key, report in there.items()} == {
+        key: str(report.numbers()) for key, report in here.items()
+    }
+    assert len(told) == len(jobs)
+
+
+def test_a_cluster_without_ray_is_a_sentence(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert screen.main(["figure", "2", "--quick", "--cluster", "local"]) == 2
+    assert "pip install 'minipage[ray]'" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["2", "13", "14", "16"])
 def test_a_figure_is_met_except_for_what_the_page_names(name):
     make_jobs, make_figure = FIGURES[name]
     results = dict(run_jobs(make_jobs(Scale(0, 0.5)), 2))
     missed = [row.what for row in make_figure(results).rows if row.verdict == "missed"]
-    assert set(missed) <= {"Orca (Pow2): internal"}
+    assert missed == []

@@ -1,16 +1,20 @@
 """The simulator does what the engine does: for the same arrivals its plans are the engine's, step by step."""
 
 import itertools
+import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from minipage import LLM, SamplingParams
-from minipage.simulate.configs import find_architecture
+from minipage.scheduling import StepPlan
+from minipage.simulate.configs import CONFIGS, find_architecture
 from minipage.simulate.cost import CostModel, Sizes, Work
 from minipage.simulate.machines import A100_40, PAPER_SYSTEM
 from minipage.simulate.serve import Report, Setting, Tally, build, capacity, serve
-from minipage.simulate.stand_in import Clock, Histogram
+from minipage.simulate.stand_in import Clock, Histogram, StandInRunner
 from minipage.simulate.workload import SHAREGPT, Arrival, poisson, until
 
 COST = CostModel(Sizes.of(find_architecture("OPT-13B")), A100_40, PAPER_SYSTEM)
@@ -120,6 +124,80 @@ def test_several_texts_of_a_prompt_are_planned_alike():
     while engine.requests:
         engine.advance()
     assert simulated == real
+
+
+PATTERN = [*["sliding_attention"] * 3, "full_attention"] * 2
+
+
+@pytest.mark.slow
+def test_layers_with_windows_are_planned_alike(tmp_path):
+    """Groups of layers have blocks of their own, and what lies behind a window is given back in the same steps."""
+    small = {"vocab_size": 256, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 8,
+             "num_attention_heads": 2, "num_key_value_heads": 1}  # fmt: skip
+    windows = {"sliding_window": 6, "use_sliding_window": True, "layer_types": PATTERN}
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGS["Qwen3-0.6B"] | small | windows))
+    options = {"max_num_batched_tokens": 16, "max_model_len": 64}
+    llm = LLM(tmp_path, load_format="dummy", block_size=4, num_blocks=60, **options)
+    cost = CostModel(Sizes.of(llm.config), A100_40, PAPER_SYSTEM)
+    clock = Clock()
+    setting = Setting(cost, 4 * 60, block_size=4, watermark=0.0, **options)
+    engine = build(setting, clock, Tally(clock))
+    numbers, names, coming = itertools.count(), itertools.count(), arrivals(2)
+
+    def add_real(llm, arrival):
+        params = SamplingParams(max_tokens=arrival.num_output_tokens, ignore_eos=True, temperature=0)
+        llm.add_request([1] * arrival.num_prompt_tokens, params, str(next(names)))
+
+    real = run(llm, coming, add_real, lambda llm: llm.step())
+    simulated = run(engine, coming, lambda engine, arrival: engine.add_request(arrival, None, str(next(numbers))),
+                    lambda engine: engine.advance())  # fmt: skip
+    assert simulated == real and any(preempted for _, preempted, *_ in real)
+    whole = [(len(blocks), 4 * -(-(start + count) // 4)) for chunks, *_ in real for _, start, count, blocks in chunks]
+    assert any(few < all_of_them for few, all_of_them in whole)  # windows have moved on
+
+
+def launched(host, device, count):
+    """(host's clock, device's) after each of several steps that overlap: launch 2, wait for 1, launch 3, ..."""
+    clock, times = Clock(), []
+    cost = SimpleNamespace(
+        sizes=SimpleNamespace(shares=()), host=lambda work: host, device=lambda work: device, overheads=None
+    )
+    runner = StandInRunner(cost, clock, lambda *step: None)
+    runner.pool = None
+    chunk = SimpleNamespace(group=None, seq=SimpleNamespace(token_ids=[1]), start=0, num_tokens=1)
+    plan = StepPlan(chunks=[chunk])
+    wait = runner.launch(plan, [])
+    for _ in range(count):
+        following = runner.launch(plan, [])
+        wait()
+        times.append((clock.now, runner.free_at))
+        wait = following
+    return times
+
+
+def test_a_host_launches_the_next_step_and_then_waits_for_this_one():
+    assert launched(1.0, 3.0, 3) == [(3.0, 6.0), (6.0, 9.0), (9.0, 12.0)]
+    assert launched(5.0, 1.0, 3) == [(10.0, 10.0), (15.0, 15.0), (20.0, 20.0)]
+
+
+@pytest.mark.parametrize("way", ["recompute", "seats", "chunks"])
+def test_overlapped_steps_are_planned_as_the_engine_plans_them(way):
+    """Whoever comes is in the step after the next one; the engine's own Overlap plans both."""
+    options, coming = {"max_num_batched_tokens": 64} | WAYS[way], arrivals(3)
+    llm, names, numbers = LLM(**POOL, **options, async_scheduling=True), itertools.count(), itertools.count()
+
+    def add_real(llm, arrival):
+        params = SamplingParams(max_tokens=arrival.num_output_tokens, ignore_eos=True, temperature=0)
+        llm.add_request([1] * arrival.num_prompt_tokens, params, str(next(names)))
+
+    real = run(llm, coming, add_real, lambda llm: llm.step())
+    cost = replace(COST, overheads=replace(PAPER_SYSTEM, overlaps=True))
+    setting = Setting(cost, 96, block_size=4, max_model_len=llm.max_model_len, watermark=0.0, **options)
+    clock = Clock()
+    engine = build(setting, clock, Tally(clock))
+    simulated = run(engine, coming, lambda engine, arrival: engine.add_request(arrival, None, str(next(numbers))),
+                    lambda engine: engine.advance())  # fmt: skip
+    assert len(real) > 40 and simulated == real
 
 
 # ---- the clock

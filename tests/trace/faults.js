@@ -1,9 +1,17 @@
-// Everything that is wrong with the layout of a page of a trace, in words: text that is cut off, and things that overlap.
+// Everything that is wrong with the layout of a page of a trace, in words: text that is cut off, things that overlap, and lines that run over a block.
 () => {
   const found = [];
   const name = (element) => `${element.tagName.toLowerCase()}${element.id ? `#${element.id}` : ""}${element.className?.split ? `.${element.className.trim().split(/\s+/).join(".")}` : ""}`;
   const isShown = (element) => element.checkVisibility({ opacityProperty: true, visibilityProperty: true });
   const isAside = (element) => element.closest("#flights, .unseen, dialog, noscript, script, style, option, select");
+  const known = new Map(); // what is asked of an element once for each text in it
+  const looksOf = (box) => {
+    if (!known.has(box)) {
+      const { display, overflowY } = getComputedStyle(box);
+      known.set(box, { display, overflowY, edge: box.getBoundingClientRect() });
+    }
+    return known.get(box);
+  };
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   while (walker.nextNode()) {
     const node = walker.currentNode, element = node.parentElement;
@@ -12,10 +20,10 @@
     range.selectNodeContents(node);
     for (const rect of range.getClientRects()) {
       for (let box = element; box && box !== document.documentElement; box = box.parentElement) {
-        const style = getComputedStyle(box), edge = box.getBoundingClientRect();
-        if (style.display === "inline" || style.display === "contents") continue;
-        const scrollsDown = ["auto", "scroll"].includes(style.overflowY);
-        const isCut = rect.left < edge.left - 1.5 || rect.right > edge.right + 1.5 || (!scrollsDown && style.overflowY !== "visible" && (rect.top < edge.top - 2.5 || rect.bottom > edge.bottom + 2.5));
+        const { display, overflowY, edge } = looksOf(box);
+        if (display === "inline" || display === "contents") continue;
+        const scrollsDown = ["auto", "scroll"].includes(overflowY);
+        const isCut = rect.left < edge.left - 1.5 || rect.right > edge.right + 1.5 || (!scrollsDown && overflowY !== "visible" && (rect.top < edge.top - 2.5 || rect.bottom > edge.bottom + 2.5));
         if (isCut) {
           found.push(`“${node.data.trim().slice(0, 30)}” is cut off by ${name(box)}: ${[rect.left - edge.left, edge.right - rect.right, rect.top - edge.top, edge.bottom - rect.bottom].map(Math.round)}`);
           break;
@@ -37,6 +45,15 @@
         if (Math.min(a.right, b.right) - Math.max(a.left, b.left) > 1.5 && Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top) > 1.5)
           found.push(`${name(boxes[i][0])} “${boxes[i][0].textContent.slice(0, 20)}” overlaps ${name(boxes[j][0])} “${boxes[j][0].textContent.slice(0, 20)}”`);
       }
+  }
+  const cells = [...document.querySelectorAll("#pool > .cell")].map((cell) => [cell, cell.getBoundingClientRect()]);
+  for (const path of document.querySelectorAll("#wires .wire, #arrows .arrow")) {
+    const { left, top } = path.ownerSVGElement.getBoundingClientRect(), over = new Set();
+    for (let way = 0; way < path.getTotalLength(); way += 4) {
+      const point = path.getPointAtLength(way), [x, y] = [left + point.x, top + point.y];
+      for (const [cell, rect] of cells) if (x > rect.left + 3 && x < rect.right - 3 && y > rect.top + 3 && y < rect.bottom - 3) over.add(cell.dataset.block);
+    }
+    if (over.size) found.push(`a${path.classList.contains("arrow") ? "n arrow" : " line"} runs over block ${[...over].join(", ")}`);
   }
   const page = document.documentElement;
   if (page.scrollWidth > innerWidth) found.push(`the page is ${page.scrollWidth} wide in a window of ${innerWidth}`);

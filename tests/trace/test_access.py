@@ -7,6 +7,7 @@ from stories import document_of
 from minipage.trace.drawing.front import Card, front_page
 from minipage.trace.playing.scenarios import SCENARIOS
 
+NUM_LOOKS = 6  # at a story
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
 
 
@@ -22,7 +23,8 @@ def test_axe_finds_nothing_serious(opened):
 def test_axe_finds_nothing_serious_in_any_story(name, opened):
     for scheme in ("light", "dark"):
         with opened([], document=document_of(name), color_scheme=scheme, reduced_motion="reduce") as tab:
-            for i in range(0, tab.evaluate("trees.length"), 5 if name != "fragmentation" else 40):
+            num_frames = tab.evaluate("trees.length")
+            for i in range(0, num_frames, 1 + num_frames // NUM_LOOKS):
                 tab.evaluate(f"show({i})")
                 assert serious(tab) == [], (scheme, i)
 

@@ -326,15 +326,32 @@ def test_the_browser_sees_the_same_frames(opened):
         assert tab.evaluate("all.map((i) => trees.at(i))") == [in_json(as_tree(frame)) for frame in STORY]
 
 
-def test_frames_are_put_together_when_they_are_looked_at(opened):
+def test_a_stretch_of_frames_is_read_when_somebody_looks_at_it(opened, monkeypatch):
     """In whatever order; and to open a long trace takes no more than its first."""
+    monkeypatch.setattr("minipage.trace.drawing.html.STRETCH", 64)
     frames = a_long_run(40)
-    never_idle = "<script>requestIdleCallback = undefined</script>"
-    with opened(frames, document=never_idle + page(frames, "A story", "in many steps")) as tab:
-        assert tab.evaluate("trees.near.length") == 1
+    with opened(frames) as tab:
+        assert tab.evaluate("[...trees.read.keys()]") == [0]
         for i in (150, 3, 199, 64, 63, 127, 128, 0):
             assert tab.evaluate(f"trees.at({i})") == in_json(as_tree(frames[i])), i
+            assert tab.evaluate("[...trees.read.keys()]")[-1] == i // 64 and tab.evaluate("trees.read.size") <= 2
         assert tab.evaluate("[trees.at(-1).step, trees.at(200) === undefined]") == [40, True]
+        for frame, key in ((frames[-1], "End"), (frames[-2], "ArrowLeft"), (frames[0], "Home")):
+            tab.keyboard.press(key)
+            assert where(tab) == f"step{frame.step}-{frame.phase}"
+            assert tab.locator("#pool .cell.used").count() == frame.num_used_blocks
+
+
+def test_of_many_finished_texts_the_last_are_shown(opened):
+    stage = Stage(block_size=4, num_blocks=4)
+    for i in range(30):
+        stage.texts[label_of(i)] = Text(["To", " be"], 1, status="finished", reason="length")
+    stage.begin()
+    stage.shoot("schedule", "Nobody is left.")
+    tree = as_tree(stage.frames[0])
+    assert list(tree["sequences"]) == [label_of(i) for i in range(6, 30)] and tree["num_more_finished"] == 6
+    with opened(stage.frames) as tab:
+        assert tab.inner_text("#queues").endswith("AD and 6 earlier")
 
 
 def test_every_frame_can_be_reached(opened):
@@ -406,7 +423,8 @@ def test_buttons_slider_and_steps(opened):
 
 def test_it_plays_to_the_end_and_stops(opened):
     with opened(STORY) as tab:
-        tab.clock.install()
+        tab.clock.install(time=0)
+        tab.clock.pause_at(3600)
         tab.select_option("#speed", "4")
         tab.keyboard.press("Escape")
         tab.evaluate("document.activeElement.blur()")

@@ -1,5 +1,7 @@
 """Every story, every frame, as a browser lays it out: nothing is cut off, nothing overlaps, on any screen."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,12 +24,15 @@ def document_with(name, prompts=None, **options):
 
 
 def look_at(tab, every):
-    """What is wrong with every so-manieth frame, {sentence: frame}."""
-    found = {}
-    for i in range(0, tab.evaluate("trees.length"), every):
-        tab.evaluate(f"show({i})")
-        found |= dict.fromkeys(tab.evaluate(FAULTS), i)
-    return found
+    """What is wrong with every so-manieth frame, {sentence: frame}. All are laid out, and only the last is painted."""
+    return tab.evaluate(f"""() => {{
+      const found = {{}}, faults = {FAULTS.strip()};
+      for (let i = 0; i < trees.length; i += {every}) {{
+        show(i);
+        for (const fault of faults()) found[fault] = i;
+      }}
+      return found;
+    }}""")
 
 
 def at_all_sizes(opened, document, every, sizes=SIZES, **options):
@@ -45,6 +50,24 @@ def test_the_check_finds_what_is_cut_off_and_what_overlaps(opened):
         assert "is cut off by span.number" in found and "has to be scrolled sideways" in found
         tab.add_style_tag(content=".cell { margin-right: -30px }")
         assert "overlaps" in " ".join(tab.evaluate(FAULTS))
+        tab.evaluate("show(indexOf('step2-copy'))")
+        tab.evaluate("detour = (from, to) => [[from.x, from.y], [from.x, to.y], [to.x, to.y]]; drawWires(now.frame)")
+        assert "an arrow runs over block" in " ".join(tab.evaluate(FAULTS))
+
+
+def test_the_lines_of_two_texts_never_run_along_each_other(opened):
+    """Each has a track of its own, between the panes and above a row of cells, and ends in a cell that is its own."""
+    corners = """[...document.querySelectorAll("#wires .wire")].map((wire) => [wire.getAttribute("style"),
+      wire.getAttribute("d").match(/Q[^L]*/g).map((bend) => bend.slice(1).split(" ").slice(0, 2).map(Number))])"""
+    with opened([], "#step2-copy", document=document_of("copy-on-write"), reduced_motion="reduce") as tab:
+        upright, level = {}, {}
+        for style, ((column, _), (_, row), (_, same_row)) in tab.evaluate(corners):
+            assert row == same_row
+            upright.setdefault(column, set()).add(style)
+            level.setdefault(row, set()).add(style)
+        assert len(upright) == len(level) == 3 and all(
+            len(styles) == 1 for styles in [*upright.values(), *level.values()]
+        )
 
 
 @pytest.mark.parametrize(("name", "width"), [("copy-on-write", 390), ("prefix", 1280)])
@@ -56,6 +79,16 @@ def test_some_frames(name, width, opened):
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_every_frame_at_four_widths(name, opened):
     at_all_sizes(opened, document_of(name), 1)
+
+
+@pytest.mark.slow
+def test_every_frame_of_two_ranks(opened, tmp_path):
+    pytest.importorskip("torch", reason="pip install torch")
+    story = tmp_path / "ranks.html"
+    subprocess.run(
+        [sys.executable, "-m", "minipage", "demo", "ranks", "--html", story], check=True, capture_output=True
+    )
+    at_all_sizes(opened, story.read_text("utf-8"), 1)
 
 
 @pytest.mark.slow

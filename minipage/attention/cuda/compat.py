@@ -8,9 +8,12 @@ the simulator  NUMBA_ENABLE_CUDASIM=1, set before numba is imported: kernels run
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable
-from functools import cache, partial
-from typing import Any
+from functools import cache, lru_cache, partial
+from itertools import chain
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -33,9 +36,13 @@ cuda: Any = numba_cuda  # what kernels can do with it is not known to type check
 types: Any
 
 if SIMULATED:
-    from numba.core import types
+    from numba.core import types as numba_types
+
+    # Kernels convert a number by calling its type, which NumPy's do many times faster than numba's.
+    names = "float32", "int8", "int32", "uint8", "uint16", "uint32"
+    types = SimpleNamespace(**vars(numba_types) | {name: getattr(np, name) for name in names})
 else:
-    from cuda.core import LaunchConfig, launch  # type: ignore[import-not-found]
+    from cuda.core import LaunchConfig, Stream, launch  # type: ignore[import-not-found]
     from numba.cuda import types
     from numba.cuda.core import config as cuda_config
 
@@ -65,8 +72,7 @@ def kernel(function: Callable[..., None], fastmath: bool = True, overlaps: bool 
     """
     if SIMULATED:
         return cuda.jit(function)
-    compiled = cuda.jit(fastmath=fastmath, **options)(function)
-    return Overlapping(compiled) if overlaps and can_overlap() else compiled
+    return Launcher(cuda.jit(fastmath=fastmath, **options)(function), overlaps and can_overlap())
 
 
 @cache
@@ -80,24 +86,61 @@ def can_overlap() -> bool:
     )
 
 
-class Overlapping:
-    """A kernel of numba, launched so that it may begin before the last one has ended. numba itself has no way to say
-    so, but what it launches with has: NVIDIA's "programmatic dependent launch"."""
+class Argument(NamedTuple):
+    """What a kernel is told of an array, or of a number."""
 
-    def __init__(self, dispatcher: Any) -> None:
+    dtype: str
+    ndim: int  # of an array, which is contiguous; 0: a number
+    numbers: tuple[Any, ...]  # whole ones of 64 bits, unless ctypes says otherwise
+
+    @property
+    def kind(self) -> Any:
+        number = getattr(types, self.dtype)
+        return types.Array(number, self.ndim, "C") if self.ndim else number
+
+
+def as_argument(value: Any) -> Argument:
+    if isinstance(value, Argument):
+        return value
+    if isinstance(value, int):
+        return Argument("int64", 0, (value,))
+    if isinstance(value, np.generic):
+        return Argument(value.dtype.name, 0, (ctype(value.dtype)(value.item()),))
+    return device_view(value.device_ctypes_pointer.value or 0, value.shape, value.dtype)  # of `upload`
+
+
+ctype = cache(np.ctypeslib.as_ctypes_type)
+
+
+class Launcher:
+    """A kernel of numba, launched by what numba itself launches with. numba would look at each argument anew, for
+    longer than the GPU takes for a small kernel, and has no way to say that kernels may overlap (NVIDIA's "programmatic
+    dependent launch")."""
+
+    def __init__(self, dispatcher: Any, overlaps: bool) -> None:
         self.dispatcher = dispatcher
+        self.options = {"programmatic_stream_serialization": True} if overlaps else {}
+        self.compiled: dict[tuple[Any, ...], Any] = {}
+        self.config = lru_cache(maxsize=1024)(self._config)
 
     def __getitem__(self, where: tuple[Any, ...]) -> Callable[..., None]:
-        return partial(self._launch, self.dispatcher[where])
+        grid, block, *stream = where
+        return partial(self._launch, grid, block, *(stream or [external_stream(0)]))
 
-    def _launch(self, where: Any, *arguments: Any) -> None:
-        kinds = tuple([self.dispatcher.typeof_pyval(argument) for argument in arguments])
-        compiled = self.dispatcher.overloads.get(kinds) or self.dispatcher.compile(kinds)
-        numbers: list[Any] = []  # an array is several
-        for kind, argument in zip(kinds, arguments):
-            compiled._prepare_args(kind, argument, where.stream, [], numbers)
-        config = LaunchConfig(grid=where.griddim, block=where.blockdim, programmatic_stream_serialization=True)
-        launch(where.stream, config, compiled._codelibrary.get_cufunc().kernel, *numbers)
+    def _launch(self, grid: Any, block: Any, stream: Any, *values: Any) -> None:
+        arguments = [as_argument(value) for value in values]
+        kinds = tuple([argument[:2] for argument in arguments])
+        kernel = self.compiled.get(kinds) or self._compile(kinds, [argument.kind for argument in arguments])
+        numbers = chain.from_iterable([argument.numbers for argument in arguments])
+        launch(stream, self.config(grid, block), kernel, *numbers)
+
+    def _config(self, grid: Any, block: Any) -> Any:
+        return LaunchConfig(grid=grid, block=block, **self.options)
+
+    def _compile(self, kinds: tuple[Any, ...], numba_kinds: list[Any]) -> Any:
+        compiled = self.dispatcher.compile(tuple(numba_kinds))
+        self.compiled[kinds] = compiled._codelibrary.get_cufunc().kernel
+        return self.compiled[kinds]
 
 
 def device_function(function: Callable[..., Any], fastmath: bool = True) -> Any:
@@ -116,9 +159,10 @@ def num_processors() -> int:
     return 1 if SIMULATED else int(cuda.get_current_device().MULTIPROCESSOR_COUNT)
 
 
+@cache
 def external_stream(handle: int) -> Any:
     """A stream that another library made, such as `torch.cuda.current_stream().cuda_stream`; 0 is the default one."""
-    return 0 if SIMULATED or handle == 0 else cuda.external_stream(handle)
+    return 0 if SIMULATED else Stream.from_handle(handle)
 
 
 def upload(values: np.ndarray, stream: Any) -> Any:
@@ -126,15 +170,8 @@ def upload(values: np.ndarray, stream: Any) -> Any:
     return values if SIMULATED else cuda.to_device(values, stream=stream)
 
 
-def device_view(address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+def device_view(address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Argument:
     """Memory that the GPU can reach as a contiguous array for kernels. Whoever owns it must keep it."""
-    return cuda.as_cuda_array(_Memory(address, shape, dtype), sync=False)
-
-
-class _Memory:
-    """The form in which array libraries hand each other memory."""
-
-    def __init__(self, address: int, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
-        self.__cuda_array_interface__ = {
-            "data": (address, False), "shape": shape, "typestr": dtype.str, "strides": None, "version": 3,
-        }  # fmt: skip
+    strides = [dtype.itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
+    # As numba passes an array: two pointers that nobody uses, then what it is.
+    return Argument(dtype.name, len(shape), (0, 0, math.prod(shape), dtype.itemsize, address, *shape, *strides))

@@ -10,7 +10,7 @@ of it first, which remembers; `layout`, `words`, `elements` and every `launch_..
 from __future__ import annotations
 
 import sys
-from functools import cached_property, lru_cache
+from functools import cache, cached_property, lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,7 +36,7 @@ class Layout(NamedTuple):
         """Bytes from the first number to the end of the last."""
         if 0 in self.shape:
             return 0
-        return sum((n - 1) * stride for n, stride in zip(self.shape, self.strides)) + self.dtype.itemsize
+        return sum([(n - 1) * stride for n, stride in zip(self.shape, self.strides)]) + self.dtype.itemsize
 
     @property
     def num_contiguous(self) -> int:
@@ -64,7 +64,13 @@ def pinned(shape: tuple[int, ...], dtype: Any) -> Pinned:
 
 def library(array: Array) -> str:
     """The name of the library that an array is of."""
-    return type(array).__module__.partition(".")[0]
+    kind: Any = type(array)
+    return _library(kind)
+
+
+@cache
+def _library(kind: Any) -> str:
+    return kind.__module__.partition(".")[0]
 
 
 class View:
@@ -110,10 +116,9 @@ def _layout(array: Array) -> Layout:
     if isinstance(array, np.ndarray if SIMULATED else Pinned):
         return Layout(array.ctypes.data, array.shape, array.strides, array.dtype)
     if not SIMULATED and library(array) == "torch" and array.is_cuda:  # its interface knows no bfloat16
-        name = str(array.dtype).removeprefix("torch.")
-        dtype = np.dtype(TORCH_DTYPES.get(name, name))
-        strides = tuple(stride * dtype.itemsize for stride in array.stride())
-        return Layout(array.data_ptr(), tuple(array.shape), strides, dtype)
+        dtype = numpy_dtype(array.dtype)
+        size = dtype.itemsize
+        return Layout(array.data_ptr(), tuple(array.shape), tuple([stride * size for stride in array.stride()]), dtype)
     interface = None if SIMULATED or library(array) == "torch" else getattr(array, "__cuda_array_interface__", None)
     if interface is None:
         raise KernelArgumentError(
@@ -126,6 +131,13 @@ def _layout(array: Array) -> Layout:
         dtype.itemsize * int(np.prod(shape[axis + 1 :], dtype=np.int64)) for axis in range(len(shape))
     )
     return Layout(interface["data"][0], shape, tuple(strides), dtype)
+
+
+@cache
+def numpy_dtype(dtype: Any) -> np.dtype[Any]:
+    """Of one of PyTorch's."""
+    name = str(dtype).removeprefix("torch.")
+    return np.dtype(TORCH_DTYPES.get(name, name))
 
 
 def is_writable(array: Array | None) -> bool:

@@ -148,7 +148,7 @@ def order_of_kernels():
 def request_16_bytes(shared, to, words, i):
     """shared is an array of float32, but may be handed any bits."""
     for j in range(4):
-        shared[to + j] = np.uint32(words[i + j]).view(np.float32)
+        shared[to + j] = float_of_bits(words[i + j])
 
 
 @instruction(types.void, (SHARED, INDEX, MEMORY, INDEX), "cp.async.ca.shared.global [$0], [$1], 4;", volatile=True)
@@ -173,12 +173,12 @@ def waiter(num_groups):
 
 @instruction(WORDS_4, (SHARED, INDEX), "ld.shared.v4.u32 {$0, $1, $2, $3}, [$4];", volatile=True)
 def shared_16_bytes(shared, i):
-    return tuple(np.float32(shared[i + j]).view(np.uint32) for j in range(4))
+    return tuple(bits_of_float(shared[i + j]) for j in range(4))
 
 
 @instruction(WORDS_2, (SHARED, INDEX), "ld.shared.v2.u32 {$0, $1}, [$2];", volatile=True)
 def shared_8_bytes(shared, i):
-    return tuple(np.float32(shared[i + j]).view(np.uint32) for j in range(2))
+    return tuple(bits_of_float(shared[i + j]) for j in range(2))
 
 
 @instruction(types.int32, (MEMORY, INDEX), "ld.global.nc.s32 $0, [$1];")
@@ -204,6 +204,10 @@ def add_in_turn(numbers, i, x):
 
 # ---- numbers
 
+# The same 32 bits, seen in three ways: several times faster than to convert a number with `view`.
+_word = np.zeros(1, np.uint32)
+_word_as_float, _word_as_halves = _word.view(np.float32), _word.view(np.float16)
+
 
 @instruction(FLOAT, (FLOAT,), "ex2.approx.ftz.f32 $0, $1;")
 def exp2(x):
@@ -218,12 +222,14 @@ def log2(x):
 
 @instruction(FLOAT, (WORD,), "mov.b32 $0, $1;")
 def float_of_bits(word):
-    return np.uint32(word).view(np.float32)
+    _word[0] = word
+    return _word_as_float[0]
 
 
 @instruction(WORD, (FLOAT,), "mov.b32 $0, $1;")
 def bits_of_float(x):
-    return np.float32(x).view(np.uint32)
+    _word_as_float[0] = x
+    return _word[0]
 
 
 @instruction(types.int32, (FLOAT,), "cvt.rni.s32.f32 $0, $1;")
@@ -235,13 +241,15 @@ def nearest_integer(x):
 @instruction(FLOAT, (WORD,), "{ .reg .b16 low, high; mov.b32 {low, high}, $1; cvt.f32.f16 $0, low; }")
 def low_half(word):
     """The fp16 number in the lower 16 bits."""
-    return np.float32(np.uint16(int(word) & 0xFFFF).view(np.float16))
+    _word[0] = word
+    return np.float32(_word_as_halves[0])
 
 
 @instruction(FLOAT, (WORD,), "{ .reg .b16 low, high; mov.b32 {low, high}, $1; cvt.f32.f16 $0, high; }")
 def high_half(word):
     """The fp16 number in the upper 16 bits."""
-    return np.float32(np.uint16(int(word) >> 16).view(np.float16))
+    _word[0] = word
+    return np.float32(_word_as_halves[1])
 
 
 @instruction(types.int32, (types.int32, types.int32), "div.s32 $0, $1, $2;")
@@ -263,7 +271,7 @@ def pack_bfloats(low, high):
 
 
 def _rounded_upper_half(x):
-    bits = int(np.float32(x).view(np.uint32))
+    bits = int(bits_of_float(x))
     return 0x7FC0 if np.isnan(x) else (bits + 0x7FFF + (bits >> 16 & 1)) >> 16  # from half way, the even one
 
 

@@ -9,7 +9,7 @@ from minipage.learn.judge import Wrong
 from minipage.memory import BlockPool, BlockTable
 from minipage.promises.scheduling_examples import add, step
 from minipage.scheduling import Admission, Scheduler, Sequence, SequenceGroup
-from minipage.scheduling.admission import FirstChunkScheduler
+from minipage.scheduling.first_chunk import FirstChunkScheduler
 
 
 def group_of(pool, num_prompt, num_generated=2):

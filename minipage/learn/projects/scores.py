@@ -12,7 +12,7 @@ from minipage.learn.projects.server import BASE, Server
 from minipage.learn.projects.workloads import jobs, prefixes
 from minipage.memory import BlockPool, BlockTable, PrefixCache
 from minipage.scheduling import Admission, Scheduler, SequenceGroup
-from minipage.scheduling.plan import blocks_for
+from minipage.scheduling.chunks import blocks_for
 
 Scores = dict[str, float]
 

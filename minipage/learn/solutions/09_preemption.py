@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from minipage.memory import blocks_needed
 from minipage.scheduling import Admission, Scheduler, SequenceGroup, StepPlan
+from minipage.scheduling.chunks import Chunk, blocks_for
 from minipage.scheduling.group import GroupStatus
-from minipage.scheduling.plan import Chunk, blocks_for
 
 
 class Preempting(Scheduler):

@@ -30,7 +30,7 @@ from minipage.engine.kv_events import KVEventBatch
 from minipage.engine.llm import LLM
 from minipage.errors import ConfigurationError, MinipageError
 from minipage.serve.app import Settings
-from minipage.serve.main import warm_up
+from minipage.serve.main import take_memory, warm_up
 from minipage.serve.replicas.front import ReplicaLost
 from minipage.serve.replicas.replica import Replica, passed_on
 
@@ -63,6 +63,7 @@ class ReplicaActor:
         except MinipageError as error:
             queue.put(("", error))
             raise
+        take_memory(llm)
         warm_up(llm)
         assert llm.kv_events
         name = serve.get_replica_context().replica_id.unique_id

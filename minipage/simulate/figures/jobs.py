@@ -12,7 +12,7 @@ from minipage.simulate.workload import ALPACA, SHAREGPT, Arrival, Lengths, poiss
 
 RESERVING: tuple[Memory, ...] = ("max", "pow2", "oracle")
 ALL: tuple[Memory, ...] = ("paged", "oracle", "pow2", "max", "static")
-SHARES = 0.4, 0.7, 0.9, 1.0, 1.15  # of the most that can be served, of which curves are drawn
+SHARES = 0.4, 0.6, 0.75, 0.9, 1.0, 1.15  # of the most that can be served, of which curves are drawn
 DATASETS = {"ShareGPT": SHAREGPT, "Alpaca": ALPACA}
 # Newstest sentences have about 21 English words; German translations are a little longer. The paper does not say.
 WMT16 = Lengths("WMT16 En-De", 28, 14, 38, 19)
@@ -80,6 +80,13 @@ class Job(NamedTuple):
     def run(self) -> Report:
         assert self.rate is not None
         return self.at_rate(self.rate)
+
+
+def rate_at(points: list[tuple[float, Report]], limit: float) -> float:
+    """The rate at which a curve reaches this normalised latency, between the rates that were simulated; or nan."""
+    rates = [rate for rate, _ in points]
+    logs = np.log([report.normalized_latency for _, report in points])  # [num_points]
+    return float(np.interp(np.log(limit), np.maximum.accumulate(logs), rates, right=np.nan))
 
 
 Jobs = dict[Any, Callable[[], Any]]  # by whatever name a figure likes

@@ -5,7 +5,8 @@
 The page is a skeleton (viewer.html), its looks (viewer.css) and its scripts: viewer.js knows which frame to show, the
 others draw one, and viewer_motion.js moves what has moved since the one before. All of it goes into the one document,
 and with it the frames, as JSON. Of each frame only what differs from the one before is kept; `difference` says how, and
-`patch` in viewer_frames.js puts it together again.
+`patch` in viewer_frames.js puts it together again. A long run is cut into stretches, each in an element of its own, so
+that the browser reads only the stretch that somebody looks at.
 
 A content security policy forbids every request, and every script but ours: it is named by its hash.
 """
@@ -19,6 +20,7 @@ from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from html import escape
 from importlib.resources import files
+from itertools import islice
 from operator import index
 from os import PathLike
 from pathlib import Path
@@ -45,6 +47,8 @@ SCRIPTS = (
     "viewer_beside.js", "viewer_motion.js", "viewer.js",
 )  # fmt: skip
 FREE_SHOWN = 40  # blocks of the free queue, the next ones
+STRETCH = 512  # frames, the first of them whole
+MOST_FINISHED = 24  # texts that were finished before, the last ones
 NOTEBOOK_HEIGHT = 880  # pixels: in a column of 736, 16 blocks and the bars under them are seen without scrolling
 STEP_FIELDS = (  # what the viewer shows of a frame, under the same names
     "step phase block_size max_num_batched_tokens waiting running swapped swap_out swap_in copies chosen "
@@ -56,6 +60,7 @@ SEQUENCE_FIELDS = (
     "more_blocks last_blocks num_preemptions finish_reason drafts"
 ).split()
 BLOCK_FIELDS = "ref_count holders cached tokens".split()
+OUTLINED = {"swaps": ("swapped", "swap_out", "swap_in"), "stories": ("story",), "queries": ("num_queried_tokens",)}
 
 
 class More(NamedTuple):
@@ -79,8 +84,7 @@ def page(
     onward: the "name" and "title" of the story that comes next, and its "href" if there is a page of it.
     """
     script = "\n".join([*map(_part, SCRIPTS), *([more.script] if more else [])])
-    shown = list(frames)
-    data = {"palette": PALETTE, "functions": functions_of(shown), "deltas": deltas(map(as_tree, shown))}
+    data, stretches = data_of(frames)
     data |= {"next": onward} if onward else {}
     parts = {
         "title": escape(title),
@@ -89,8 +93,10 @@ def page(
         "policy": "connect-src 'self'; " if more else "",
         "more": more.body if more else "",
         "still": _image(still, title),
-        # With "<" written as an escape, nothing in it can end the script element.
-        "trace": json.dumps(data, separators=(",", ":"), default=index).replace("<", r"\u003c"),
+        "trace": _as_json(data),
+        "stretches": "".join(
+            f'<script type="application/json" class="stretch">{each}</script>\n' for each in stretches
+        ),
         "script": script,
         "hash": b64encode(sha256(script.encode()).digest()).decode(),
     }
@@ -127,18 +133,68 @@ def notebook(frames: Iterable[Frame], title: str = TITLE, subtitle: str = "", st
     )
 
 
+def data_of(frames: Iterable[Frame]) -> tuple[Tree, list[str]]:
+    """What the scripts have to know at once, with the first stretch of frames; and the others, in JSON."""
+    outline, functions = Outline(), Tree()
+    first: list[Any] = []
+    others: list[str] = []
+    coming = iter(frames)
+    while stretch := list(islice(coming, STRETCH)):
+        trees = list(map(as_tree, stretch))
+        outline.note(trees)
+        functions |= functions_of(stretch)
+        if first:
+            others.append(_as_json(deltas(trees)))
+        else:
+            first = deltas(trees)
+    data = {"palette": PALETTE, "functions": functions, "stretch": STRETCH, "outline": outline.told, "deltas": first}
+    return data, others
+
+
+class Outline:
+    """What can be known of a run without a look at its frames: which steps have which, and what ever occurs."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[int, str]] = []  # "schedule forward sample update": most steps walk alike
+        self.has: set[str] = set()
+
+    def note(self, trees: Iterable[Tree]) -> None:
+        for tree in trees:
+            step, walk = self.steps.pop() if self.steps and self.steps[-1][0] == tree["step"] else (tree["step"], "")
+            self.steps.append((step, f"{walk} {_name_in_step(tree)}".strip()))
+            self.has |= {what for what, names in OUTLINED.items() if any(name in tree for name in names)}
+
+    @property
+    def told(self) -> Tree:
+        walks = {walk: number for number, walk in enumerate(dict.fromkeys(walk for _, walk in self.steps))}
+        return {
+            "has": sorted(self.has),
+            "walks": list(walks),
+            "steps": [(step, walks[walk]) for step, walk in self.steps],
+        }
+
+
+def _name_in_step(tree: Tree) -> str:
+    """ "forward"; "attend-2" for the second look inside attention."""
+    walk = tree.get("attention")
+    return f"{tree['phase']}-{len(walk['steps']) + ('kernel' in walk)}" if walk else str(tree["phase"])
+
+
 def as_tree(frame: Frame) -> Tree:
     """What the viewer shows of a frame. What is empty is left out: most blocks of a large pool are."""
     blocks = {str(number): _fields(block, BLOCK_FIELDS) for number, block in occupied(frame.blocks)}
+    finished = frame.finished_before[-MOST_FINISHED:]
+    unseen = len(frame.finished_before) - len(finished)
     return _fields(frame, STEP_FIELDS) | {
         "num_blocks": len(frame.blocks),
         "num_free": len(frame.free_queue),
         "free_queue": frame.free_queue[:FREE_SHOWN],
         "blocks": {number: block for number, block in blocks.items() if block},
-        "sequences": {seq.label: _fields(seq, SEQUENCE_FIELDS) for seq in frame.all_sequences},
+        "sequences": {seq.label: _fields(seq, SEQUENCE_FIELDS) for seq in (*finished, *frame.sequences)},
         "chunks": [(chunk.label, chunk.start, chunk.num_tokens) for chunk in frame.chunks],
         "written": sorted(slot for chunk in frame.chunks for slot in chunk.slots),
         "read": sorted(frame.read_blocks),
+        **({"num_more_finished": unseen} if unseen else {}),
         **_ahead(frame),
         **(
             {"code": {_name(each): {str(line): blocks for line, blocks in each.lit} for each in frame.code}}
@@ -226,6 +282,11 @@ def difference(old: Any, new: Any) -> Any:
         kept = num_common(old, new) if isinstance(old, str) == isinstance(new, str) and old else 0
         return [kept, new[kept:]]
     return new
+
+
+def _as_json(value: Any) -> str:
+    """For a script element: with "<" written as an escape, nothing in it can end that."""
+    return json.dumps(value, separators=(",", ":"), default=index).replace("<", r"\u003c")
 
 
 def _part(name: str) -> str:

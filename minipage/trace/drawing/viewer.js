@@ -4,30 +4,29 @@
 // ---- reading
 
 const trace = JSON.parse(byId("trace").textContent);
-const trees = trace.deltas.length ? new Recorded(trace.deltas) : []; // one for each frame; on a live page more are pushed
 const outlines = []; // of all frames: see viewer_frames.js
 const all = [], ends = []; // where they are; and where to halt when going step by step
 const RARE = ["before", "copy", "attend", "failed"]; // phases that are named only where they occur
 const HALVES = ["before", "copy"]; // of a step; it is halted there, too, and at every look inside attention
 const ever = {}; // the phases that occur
-let everSwaps = false, everTells = false, everCaches = false;
+const has = new Set(trace.outline.has); // what else occurs: "swaps", "stories", "queries"
 
 // One more frame, after all the others.
 function push(tree) {
   trees.push(tree);
-  note(outlineOf(tree), tree);
+  note(outlineOf(tree));
+  if (tree.swapped || tree.swap_out || tree.swap_in) has.add("swaps");
+  if (tree.story) has.add("stories");
+  if (tree.num_queried_tokens) has.add("queries");
 }
 
-// Of one more frame: where it is, and what it is the first to have. changed: it, or how it differs from the one before.
-function note(outline, changed) {
+// Where one more frame is.
+function note(outline) {
   const before = outlines.at(-1), i = outlines.push(outline) - 1;
-  if (before && before.step === outline.step && !before.attention && !HALVES.includes(before.phase)) ends.pop();
+  if (before && before.step === outline.step && !before.look && !HALVES.includes(before.phase)) ends.pop();
   ends.push(i);
   all.push(i);
   ever[outline.phase] = true;
-  everSwaps ||= Boolean(changed.swapped || changed.swap_out || changed.swap_in);
-  everTells ||= Boolean(changed.story);
-  everCaches ||= Boolean(changed.num_queried_tokens);
 }
 
 // Other frames in the place of all there were; a live page does that.
@@ -36,22 +35,24 @@ function load(others) {
   others.forEach(push);
 }
 
-for (const delta of trace.deltas) note(patch(outlines.at(-1) ?? {}, outlineOf(delta)), delta);
+outlinesOf(trace.outline).forEach(note);
+// One for each frame; on a live page more are pushed.
+const trees = all.length ? new Recorded(trace, document.querySelectorAll("script.stretch"), all.length) : [];
 
 // ---- where we are
 
 const SECONDS = 1.6; // a frame, at the first speed
+const FAR = 12; // frames: a jump over more of them moves nothing, because nobody could see what went where
 const now = { index: 0, steps: false, timer: 0, looked: "", frame: null, drawn: -1 };
 
 let beforeShown = () => {}; // a live page may have many texts to show
 
 const places = () => (now.steps ? ends : all);
-const place = () => places().findIndex((i) => i >= now.index);
+const place = () => (now.steps ? ends.findIndex((i) => i >= now.index) : now.index);
 
 function nameOf(index) {
-  const tree = outlines[index];
-  const part = tree.attention ? `-${tree.attention.steps.length + (tree.attention.kernel ? 1 : 0)}` : "";
-  return `step${tree.step}-${tree.phase}${part}`;
+  const { step, phase, look } = outlines[index];
+  return `step${step}-${phase}${look ? `-${look}` : ""}`;
 }
 
 // "#step4-copy", or "#step4" for its end; -1 if there is none.
@@ -65,7 +66,8 @@ function show(index) {
   now.index = now.steps ? (ends.find((i) => i >= index) ?? ends.at(-1)) : Math.max(0, Math.min(index, trees.length - 1));
   const tree = trees.at(now.index), at = place();
   const focused = document.activeElement?.dataset?.key;
-  const placesBefore = takePlaces(), forward = now.index >= now.drawn;
+  const isFar = Math.abs(now.index - now.drawn) > FAR, forward = now.index >= now.drawn;
+  const placesBefore = isFar ? new Map() : takePlaces();
   stopMotion();
   beforeShown(tree);
   showFrame(tree, at > 0 ? trees.at(places()[at - 1]) : undefined);
@@ -93,17 +95,18 @@ function showFrame(tree, before) {
   const frame = readable(tree);
   frame.whole = now.steps && !tree.attention && !HALVES.includes(tree.phase); // it stands for its whole step
   now.frame = frame;
-  document.body.classList.toggle("tells", everTells);
+  document.body.classList.toggle("tells", has.has("stories"));
   drawTelling(frame, eventsOf(tree));
   drawCode(frame);
   drawQueues(frame);
   drawTexts(frame);
   fitFinished();
   drawPool(frame, before ? readable(before) : null, detailFor(frame));
-  drawSwap(frame, everSwaps);
-  drawFigures(frame, everCaches);
+  drawSwap(frame, has.has("swaps"));
+  drawFigures(frame, has.has("queries"));
   drawBeside(frame);
   drawEnd();
+  forgetUnseen();
 }
 
 // What is said of a frame: what its phase did; if it stands for its whole step, what was not said when that was halted.
@@ -125,13 +128,18 @@ function drawEnd() {
   byId("onward").replaceChildren("Next story: ", name);
 }
 
-const reserve = () => reserveTelling(outlines, eventsOf);
+// For what the frames of the first stretch have to tell; a later one that tells more is scrolled.
+const reserve = () => reserveTelling(all.slice(0, trace.stretch).map((i) => trees.at(i)), eventsOf);
 
 // "Step 4" and its phases: the ones that this step has, the one that is shown, and a way to the others.
 function drawClock(tree) {
   byId("step").textContent = `Step ${tree.step}`;
+  let first = now.index;
+  while (outlines[first - 1]?.step === tree.step) first--;
   const items = PHASES.filter((phase) => ever[phase] || !RARE.includes(phase)).map((phase) => {
-    const index = all.findIndex((i) => outlines[i].step === tree.step && outlines[i].phase === phase);
+    let index = first;
+    while (outlines[index]?.step === tree.step && outlines[index].phase !== phase) index++;
+    if (outlines[index]?.step !== tree.step) index = -1;
     const button = make("button", { type: "button", disabled: index < 0 && "disabled", "data-key": `phase ${phase}`,
       "aria-current": (now.steps || phase === tree.phase) && index >= 0 && "step" }, phase);
     button.onclick = () => (setSteps(false), pause(), show(index));
@@ -278,5 +286,4 @@ addEventListener("hashchange", () => {
 });
 reserve();
 show(Math.max(0, indexOf(location.hash.slice(1))));
-if (trees instanceof Recorded) goOnAtLeisure(trees);
 if (isLiving && trees.length && !matchMedia("(prefers-reduced-motion: reduce)").matches) play();

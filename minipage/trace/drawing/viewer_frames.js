@@ -1,14 +1,11 @@
 // The frames of a trace. Of each is kept what differs from the one before; it is put together when somebody looks at it.
 //
-//     deltas     0 1 2 … 63 │ 64 65 … │ 128 …
-//     begins     ▲          ▲         ▲            a whole frame, before the first of each stretch
-//     near                    ▒▒▒▒                 the frames of the stretch that is looked at, as far as anybody went
+//     elements   trace            stretch            stretch          JSON, which is read when it is needed
+//     deltas     0 1 2 … 511   │  512 513 … 1023  │  1024 …           the first of each stretch is a whole frame
+//     read                        ▒▒▒▒▒                               two stretches, as far as anybody went
 //
-// So ten thousand steps open as fast as ten. What has to be known of all frames at once is in their outlines.
+// So ten thousand steps open as fast as ten. What has to be known of all frames at once is in the outline.
 "use strict";
-
-const STRETCH = 64; // frames
-const OUTLINED = ["step", "phase", "attention", "story", "events", "num_earlier_events", "num_stopped_events", "chosen"];
 
 // The other half of `difference` in html.py. What has not changed is shared with the old one.
 function patch(old, change) {
@@ -26,46 +23,38 @@ function patch(old, change) {
   return next;
 }
 
-const outlineOf = (tree) => Object.fromEntries(OUTLINED.filter((name) => name in tree).map((name) => [name, tree[name]]));
-
 // Of a recorded trace. A live page has an Array of frames in its place: both have length, at and push.
 class Recorded {
-  constructor(deltas) {
-    this.deltas = deltas;
-    this.begins = [{}];
-    this.near = [];
-    this.stretch = 0;
-  }
-
-  get length() {
-    return this.deltas.length;
+  constructor({ deltas, stretch }, elements, length) {
+    this.first = deltas;
+    this.size = stretch; // frames
+    this.elements = elements; // one for each further stretch
+    this.length = length;
+    this.read = new Map(); // the number of a stretch -> its deltas and frames; of two, because a frame is drawn beside the last
   }
 
   at(index) {
     const i = index < 0 ? this.length + index : index;
     if (!(i >= 0 && i < this.length)) return undefined;
-    const stretch = Math.floor(i / STRETCH);
-    while (this.begins.length <= stretch) this.goOn();
-    if (stretch !== this.stretch) [this.stretch, this.near] = [stretch, []];
-    const first = stretch * STRETCH;
-    while (this.near.length <= i - first) this.near.push(patch(this.near.at(-1) ?? this.begins[stretch], this.deltas[first + this.near.length]));
-    return this.near[i - first];
+    const { deltas, frames } = this.stretch(Math.floor(i / this.size)), place = i % this.size;
+    while (frames.length <= place) frames.push(patch(frames.at(-1) ?? {}, deltas[frames.length]));
+    return frames[place];
   }
 
-  // Know how one more stretch begins; false if all are known.
-  goOn() {
-    const from = (this.begins.length - 1) * STRETCH;
-    if (from + STRETCH >= this.length) return false;
-    this.begins.push(this.deltas.slice(from, from + STRETCH).reduce(patch, this.begins.at(-1)));
-    return true;
+  stretch(number) {
+    const known = this.read.get(number) ?? { deltas: number ? JSON.parse(this.elements[number - 1].textContent) : this.first, frames: [] };
+    this.read.delete(number);
+    this.read.set(number, known); // the one that was used last comes last
+    if (this.read.size > 2) this.read.delete(this.read.keys().next().value);
+    return known;
   }
 }
 
-// In the pauses of the browser, so that a jump to the end is as quick as a step.
-function goOnAtLeisure(recorded) {
-  const more = (idle) => {
-    while (idle.timeRemaining() > 3) if (!recorded.goOn()) return;
-    requestIdleCallback(more);
-  };
-  globalThis.requestIdleCallback?.(more);
+// Where each frame is: its step, its phase, and the number of the look inside attention, or 0.
+const outlineOf = ({ step, phase, attention }) => ({ step, phase, look: attention ? attention.steps.length + (attention.kernel ? 1 : 0) : 0 });
+
+// The same, as html.py has written it down: which steps have which frames.
+function outlinesOf({ walks, steps }) {
+  const frames = walks.map((walk) => walk.split(" ").map((name) => name.split("-")));
+  return steps.flatMap(([step, walk]) => frames[walk].map(([phase, look]) => ({ step, phase, look: Number(look ?? 0) })));
 }

@@ -35,10 +35,11 @@ function drawQueues(frame) {
   const done = Object.keys(frame.sequences).filter((label) => frame.sequences[label].status === "finished");
   const queues = { running: frame.running, waiting: frame.waiting, "swapped out": frame.swapped, finished: done };
   const chips = (labels) => labels.map((label) => chip(label, { "data-fly": `queue ${label}` }));
+  const earlier = frame.num_more_finished ? ` and ${frame.num_more_finished} earlier` : "";
   byId("queues").replaceChildren(
     ...Object.entries(queues)
       .filter(([name, labels]) => labels.length || name === "running" || name === "waiting")
-      .map(([name, labels]) => make("span", {}, `${name} `, labels.length ? chips(labels) : make("i", {}, "nobody"))),
+      .map(([name, labels]) => make("span", {}, `${name} `, labels.length ? chips(labels) : make("i", {}, "nobody"), name === "finished" ? earlier : "")),
   );
 }
 
@@ -57,7 +58,8 @@ function drawText(frame, label, text) {
   const ahead = frame.gives_way.includes(label) ? "has to give way" : frame.returns.includes(label) ? "can come back" : "";
   const name = `Text ${label}, ${status}`;
   const badges = [ahead, again, status === "running" ? "" : status].filter(Boolean).map((word) => make("span", { class: `badge ${word === ahead ? "alert" : ""}` }, word));
-  const length = make("small", {}, `${text.tokens.length} of at most ${count(text.max_num_tokens, "token")}`);
+  const inSlots = tables.length && text.num_computed_tokens < text.tokens.length ? `, ${text.num_computed_tokens} in slots` : "";
+  const length = make("small", {}, `${text.tokens.length} of at most ${count(text.max_num_tokens, "token")}${inSlots}`);
   const article = reuse(`text ${label}`, name, () => make("article", { class: `text ${text.status}`, style: colour(label), "data-label": label, "aria-label": name }, chip(label)));
   sync(article, [article.firstChild, runningText(label, text), make("span", { class: "status" }, ...badges, length),
     tables.length ? drawTables(frame, label, tables) : make("p", { class: "why" }, whyNoBlocks(frame, text))]);
@@ -110,9 +112,11 @@ function runningText(label, text) {
   const cut = Math.max(0, text.prompt.length + text.text.length - LONG_TEXT);
   const prompt = [...text.prompt.slice(Math.min(cut, text.prompt.length))].join("");
   const rest = said.slice(Math.max(0, cut - text.prompt.length));
+  const isSlotless = text.new_text && text.num_computed_tokens === text.tokens.length - 1;
   return make("p", { class: "running-text", dir: "auto" }, cut ? "…" : "",
     make("span", { class: "prompt", "data-fly": `${label} said` }, visible(prompt)), visible(rest),
-    text.new_text ? make("ins", { "data-fly": `${label} newest` }, visible(text.new_text)) : "");
+    text.new_text ? make("ins", { "data-fly": `${label} newest` }, visible(text.new_text)) : "",
+    text.blocks.length ? make("small", { class: `slotless ${isSlotless ? "" : "later"}` }, " no slot yet") : ""); // its room stays
 }
 
 function whyNoBlocks(frame, text) {

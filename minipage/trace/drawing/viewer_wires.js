@@ -1,39 +1,28 @@
 // Draws what lies between texts and memory: lines from logical to physical blocks, and arrows for what is copied.
+//
+//   [0 To be, → 0]─[1 or not → 2]─╮   │┄┄┄┄┄┄╭──────────╮┄┄┄    A text is a line of a railway map: its blocks hang on it
+//   [2 to be  → 3]────────────────┤   │   ╭──┴───╮   ╭──┴───╮   like beads, it goes up a track of its own between the
+//                                 ╰───╯   │ 0  A │   │ 2  A │   panes, along a track of its own above each row of cells,
+//                                         ╰──────╯   ╰──────╯   and down into the cells that are its own.
+//
+// So lines of two texts cross, and never run into each other.
 "use strict";
 
-const MANY_WIRES = 28; // with more, only wires that are looked at, or written, are drawn
+const MANY_WIRES = 40; // with more, only wires that are looked at, or written, are drawn
+const TRACK = 4; // pixels between two tracks, if there is room
+const HEAD = 8; // the length of an arrow's last piece
 
 function drawWires(frame) {
-  const area = byId("stage").getBoundingClientRect();
   const wires = byId("wires"), arrows = byId("arrows");
   wires.replaceChildren();
   arrows.replaceChildren(arrowHead());
   if (!frame) return;
-  const at = (element) => inView(element, area);
-  const logical = [...document.querySelectorAll(document.body.classList.contains("crowded") ? "#texts .logical.lit" : "#texts .logical")];
-  const lanes = Object.keys(frame.sequences);
-  for (const box of logical) {
-    const name = box.dataset.swap === undefined ? "block" : "swap", number = box.dataset[name];
-    const cell = document.querySelector(`#${name === "block" ? "pool" : "swap"} .cell[data-${name}="${number}"]`);
-    const strong = box.classList.contains("lit") || frame.writtenBlocks.has(Number(number));
-    const [from, to] = [at(box), cell && at(cell)];
-    const isStacked = byId("pool").getBoundingClientRect().top > byId("texts").getBoundingClientRect().bottom;
-    if (from && to && (isStacked ? box.classList.contains("lit") : strong || logical.length <= MANY_WIRES)) {
-      const text = box.closest(".text"), style = text.getAttribute("style");
-      const lit = box.classList.contains("lit") ? " lit" : "";
-      wires.append(drawSvg("path", { d: wire(from, to, lanes.indexOf(text.dataset.label)), style, class: `wire${strong ? " strong" : ""}${lit}` }));
-    }
-  }
-  if (frame.phase !== "copy") return;
-  const cell = (kind, number) => document.querySelector(`#${kind === "swap" ? "swap" : "pool"} .cell[data-${kind}="${number}"]`);
-  const moves = [["copies", "block", "block", "copy"], ["swap_out", "block", "swap", ""], ["swap_in", "swap", "block", ""]];
-  for (const [name, fromKind, toKind, word] of moves)
-    for (const [source, target] of frame[name]) {
-      const [from, to] = [cell(fromKind, source), cell(toKind, target)].map((element) => element && at(element));
-      const isLast = frame[name].findLast(([first]) => first === source)[1] === target;
-      if (from && to) arrows.append(...arrow(from, to, isLast ? word : ""));
-    }
+  const area = byId("stage").getBoundingClientRect(), at = (element) => element && inView(element, area);
+  wires.append(...wiresOf(frame, area, at));
+  if (frame.phase === "copy") arrows.append(...arrowsOf(frame, at));
 }
+
+const cellOf = (kind, number) => document.querySelector(`#${kind === "swap" ? "swap" : "pool"} .cell[data-${kind}="${number}"]`);
 
 // Where an element is in the stage, or null if its pane has scrolled it away.
 function inView(element, area) {
@@ -45,41 +34,99 @@ function inView(element, area) {
     width: rect.width, height: rect.height };
 }
 
-// From a logical block into the gutter between the panes, along the gap above a row of cells, and down into the cell.
-// Each text has a lane of its own, so that two texts that share a block arrive side by side.
-function wire(from, to, lane) {
-  const x = to.left + 14 + (lane % 6) * 7, y = to.top - 3 - (lane % 4) * 2.5;
-  const gutter = byId("pool").getBoundingClientRect().left - byId("stage").getBoundingClientRect().left - 10;
-  if (gutter > from.right) {
-    const bend = (gutter - from.right) / 2;
-    return `M${from.right} ${from.y} C${from.right + bend} ${from.y} ${gutter - bend} ${y} ${gutter} ${y} H${x - 4} Q${x} ${y} ${x} ${to.top + 1}`;
+// ---- lines
+
+function wiresOf(frame, area, at) {
+  const boxes = [...document.querySelectorAll(document.body.classList.contains("crowded") ? "#texts .logical.lit" : "#texts .logical")];
+  const pool = byId("pool").getBoundingClientRect(), texts = byId("texts").getBoundingClientRect();
+  const isStacked = pool.top > texts.bottom; // one pane below the other
+  const lines = [];
+  for (const box of boxes) {
+    const kind = box.dataset.swap === undefined ? "block" : "swap", number = box.dataset[kind];
+    const [from, to] = [at(box), at(cellOf(kind, number))];
+    const isLit = box.classList.contains("lit"), isStrong = isLit || frame.writtenBlocks.has(Number(number));
+    if (!from || !to || !(isStacked ? isLit : isStrong || boxes.length <= MANY_WIRES)) continue;
+    const text = box.closest(".text"), label = text.dataset.label;
+    const holders = kind === "block" ? blockOf(frame, number).holders : [label], place = Math.max(0, holders.indexOf(label));
+    const x = to.left + ((place + 0.5) / Math.max(1, holders.length)) * to.width; // under its own colour
+    lines.push({ label, from, to, x, style: text.getAttribute("style"), isLit, isStrong });
   }
-  const bend = Math.max(16, (y - from.bottom) / 2); // one pane below the other
-  return `M${from.x} ${from.bottom} C${from.x} ${from.bottom + bend} ${x} ${y - bend} ${x} ${to.top + 1}`;
+  const gutter = { left: texts.right - area.left + 4, right: pool.left - area.left - 5 }, tracks = tracksOf(lines, gutter);
+  lines.sort((a, b) => a.isLit - b.isLit || a.isStrong - b.isStrong); // what matters lies above
+  return lines.map((line) => drawSvg("path", { d: isStacked ? curve(line) : rounded(...railway(line, tracks)), style: line.style,
+    class: `wire${line.isStrong ? " strong" : ""}${line.isLit ? " lit" : ""}` }));
 }
 
-// Between neighbours in a row the arrow hangs below them; otherwise it goes from edge to edge.
-function arrow(from, to, word) {
-  const inRow = Math.abs(from.y - to.y) < from.height / 2;
-  const sag = inRow ? 30 + Math.abs(from.x - to.x) / 6 : 0, drop = inRow ? 3 : 0;
-  const bend = { x: (from.x + to.x) / 2, y: inRow ? Math.max(from.bottom, to.bottom) + sag : (from.y + to.y) / 2 };
-  const [a, b] = inRow ? [{ x: from.x, y: from.bottom }, { x: to.x, y: to.bottom + drop }] : [edge(from, bend), edge(to, bend)];
-  const middle = { x: (a.x + 2 * bend.x + b.x) / 4, y: (a.y + 2 * bend.y + b.y) / 4 };
-  const d = `M${a.x} ${a.y} Q${bend.x} ${bend.y} ${b.x} ${b.y}`;
-  return [
-    drawSvg("path", { d, class: "halo" }),
-    drawSvg("path", { d, class: "arrow", pathLength: 1, "marker-end": "url(#head)" }),
-    ...(word ? [drawSvg("text", { x: middle.x, y: middle.y + (inRow ? 17 : 5), class: "arrow-word" }, word)] : []),
-  ];
+// The track of each text between the panes, and above each row of cells. The first text's is the leftmost, and the
+// highest: so, where cells lie above their texts, no line crosses another before it turns down.
+function tracksOf(lines, gutter) {
+  const labels = [...new Set(lines.map(({ label }) => label))], rows = new Map();
+  for (const { label, to } of lines) rows.set(Math.round(to.top), (rows.get(Math.round(to.top)) ?? new Set()).add(label));
+  const gap = parseFloat(getComputedStyle(byId("pool")).rowGap) - 5;
+  const apart = (room, number) => Math.min(TRACK, room / Math.max(1, number - 1));
+  const across = apart(gutter.right - gutter.left, labels.length);
+  const column = (label) => gutter.right - across * (labels.length - 1 - labels.indexOf(label));
+  const row = (label, top) => {
+    const users = labels.filter((each) => rows.get(Math.round(top)).has(each));
+    return top - 3 - apart(gap, users.length) * (users.length - 1 - users.indexOf(label));
+  };
+  return { column, row };
 }
 
-// Where the line from the middle of a rectangle to a point leaves the rectangle.
-function edge(rect, point) {
-  const [dx, dy] = [point.x - rect.x, point.y - rect.y];
-  const reach = Math.min(rect.width / 2 / (Math.abs(dx) || 1e-9), rect.height / 2 / (Math.abs(dy) || 1e-9), 1);
-  return { x: rect.x + dx * reach, y: rect.y + dy * reach };
+const railway = ({ label, from, to, x }, { column, row }) => [[from.right, from.y], [column(label), from.y], [column(label), row(label, to.top)], [x, row(label, to.top)], [x, to.top + 1]];
+
+function curve({ from, to, x }) {
+  const bend = Math.max(16, (to.top - from.bottom) / 2);
+  return `M${from.x} ${from.bottom} C${from.x} ${from.bottom + bend} ${x} ${to.top - bend} ${x} ${to.top + 1}`;
+}
+
+// A path along corners, which are rounded.
+function rounded(...corners) {
+  const [[x, y], ...rest] = corners;
+  const bends = rest.slice(0, -1).map((corner, i) => {
+    const [before, after] = [corners[i], rest[i + 1]].map((other) => towards(corner, other, 5));
+    return `L${before.join(" ")} Q${corner.join(" ")} ${after.join(" ")}`;
+  });
+  return `M${x} ${y} ${bends.join(" ")} L${rest.at(-1).join(" ")}`;
+}
+
+// So many pixels from one point towards another, at most half of the way.
+function towards([x, y], [toX, toY], pixels) {
+  const length = Math.hypot(toX - x, toY - y), share = length ? Math.min(pixels / length, 0.5) : 0;
+  return [x + (toX - x) * share, y + (toY - y) * share];
+}
+
+// ---- arrows: they go between the rows and the columns of cells, not over them
+
+function arrowsOf(frame, at) {
+  const kinds = [["copies", "block", "block"], ["swap_out", "block", "swap"], ["swap_in", "swap", "block"]];
+  const moves = kinds.flatMap(([name, fromKind, toKind]) => frame[name].map(([source, target]) => ({ from: at(cellOf(fromKind, source)), to: at(cellOf(toKind, target)) })));
+  const seen = moves.filter(({ from, to }) => from && to).sort((a, b) => Math.abs(a.to.x - a.from.x) - Math.abs(b.to.x - b.from.x));
+  const apart = Math.min(TRACK, 11 / Math.max(1, seen.length - 1));
+  return seen.flatMap(({ from, to }, i) => {
+    const d = rounded(...detour(from, to, i * apart));
+    return [drawSvg("path", { d, class: "halo" }), drawSvg("path", { d, class: "arrow", pathLength: 1, "marker-end": "url(#head)" })];
+  });
+}
+
+// The corners of an arrow. Its long track lies above the lower of the two cells, or, if they are in one row, below that.
+// aside: how far the track is from that of the first arrow, so that no two run into each other.
+function detour(from, to, aside) {
+  const side = Math.sign(to.x - from.x || 1), x = from.x + side * Math.max(-from.width / 4, 6 - aside);
+  if (Math.abs(from.y - to.y) < from.height / 2) {
+    const track = from.bottom + HEAD + aside;
+    return [[x, from.bottom], [x, track], [to.x, track], [to.x, to.bottom]];
+  }
+  const isDown = to.y > from.y, [upper, lower] = isDown ? [from, to] : [to, from];
+  const [leaves, arrives] = isDown ? [from.bottom, to.top] : [from.top, to.bottom];
+  const track = lower.top - (isDown ? HEAD : 5) - aside;
+  if (lower.top - upper.bottom < 4 * HEAD) return [[x, leaves], [x, track], [to.x, track], [to.x, arrives]];
+  const high = upper.bottom + (isDown ? 5 : HEAD); // and on along the gap beside the column of the upper one
+  const column = Math.sign(lower.x - upper.x || 1) > 0 ? upper.right + 3 : upper.left - 3;
+  const [first, last] = isDown ? [high, track] : [track, high];
+  return [[x, leaves], [x, first], [column, first], [column, last], [to.x, last], [to.x, arrives]];
 }
 
 const arrowHead = () =>
-  drawSvg("defs", {}, drawSvg("marker", { id: "head", viewBox: "0 0 10 10", refX: 8, refY: 5, markerWidth: 4.5, markerHeight: 4.5, orient: "auto" },
+  drawSvg("defs", {}, drawSvg("marker", { id: "head", viewBox: "0 0 10 10", refX: 9, refY: 5, markerWidth: 8, markerHeight: 8, markerUnits: "userSpaceOnUse", orient: "auto" },
     drawSvg("path", { d: "M0 0 10 5 0 10z" })));

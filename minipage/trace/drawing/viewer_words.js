@@ -9,7 +9,7 @@ const EMPTY_FRAME = {
   swap_out: [], swap_in: [], copies: [], chosen: [], preempted: [], finished: [], blocks: {}, sequences: {}, pending: [],
   wants: [], gives_way: [], finds: {}, returns: [], reused: [], code: {}, windows: [],
   num_earlier_events: 0, num_stopped_events: 0, num_queried_tokens: 0, num_hit_tokens: 0, num_computed_tokens: 0,
-  num_used_blocks: 0, num_wasted_slots: 0, num_contiguous_blocks: 0,
+  num_used_blocks: 0, num_wasted_slots: 0, num_contiguous_blocks: 0, num_more_finished: 0,
 };
 const EMPTY_TEXT = {
   prompt: "", text: "", new_text: "", tokens: [], num_prompt_tokens: 0, num_computed_tokens: 0, blocks: [], more_blocks: [],
@@ -41,6 +41,12 @@ function reuse(name, of, build) {
   const element = build();
   made.set(name, [of, element]);
   return element;
+}
+
+// In a long run many texts come and go; what is not shown any more need not be kept.
+const MOST_MADE = 3000; // elements
+function forgetUnseen() {
+  if (made.size > MOST_MADE) for (const [name, [, element]] of made) if (!element.isConnected) made.delete(name);
 }
 
 // Let an element have these children, and touch only those that are others than before.

@@ -15,7 +15,7 @@ from minipage.memory import BlockPool, BlockTable
 from minipage.model.checkpoint import SHIPPED_MODEL, describe_model
 from minipage.scheduling import POLICIES, SequenceGroup
 from minipage.scheduling import Sequence as TokenSequence
-from minipage.scheduling.admission import scheduler_for
+from minipage.scheduling.first_chunk import scheduler_for
 from minipage.trace.playing.story import Arrival, Scenario
 
 MOST_REHEARSALS = 64  # sizes that are tried

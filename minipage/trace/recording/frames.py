@@ -61,7 +61,7 @@ class SequenceFrame:
     drafts: tuple[str, ...] = ()  # guesses how it goes on: they have slots, until it is known which of them are right
 
     def __repr__(self) -> str:
-        length = f"{len(self.tokens)} of at most {count(self.max_num_tokens, 'token')}"
+        length = f"{len(self.tokens)} of at most {count(self.max_num_tokens, 'token')}"  # the last may have no slot yet
         return f"<{self.label}: {shorten(repr(self.prompt + self.text), 60)}, {self.status}, {length}>"
 
     def block_tokens(self, logical: int, block_size: int) -> tuple[str, ...]:

@@ -26,18 +26,6 @@ def few_collections() -> Iterator[None]:
 
 
 @contextmanager
-def no_collections() -> Iterator[None]:
-    """No garbage collection: many small objects are made and none is garbage; looking takes longer than making them."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
-@contextmanager
 def replaced(owner: object, name: str, method: Callable[..., Any]) -> Iterator[None]:
     """Let one instance have another method for a while: instance attributes hide the methods of the class."""
     own = vars(owner)

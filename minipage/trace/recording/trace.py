@@ -20,8 +20,8 @@ from typing import overload
 
 from minipage.errors import MinipageError, TraceError, count
 from minipage.trace.recording.frames import STOPS, Frame, fullest
-from minipage.trace.recording.meanwhile import no_collections
 from minipage.trace.recording.replay import Change, State, Vocabulary, replay
+from minipage.worker.gc_off import gc_off
 
 VERSION = 3  # 2: what the scenarios `fragmentation` and `kernel` show; 3: "before" frames, and lines of source
 CHECKPOINT = 256  # phases between two states that are kept whole; with a large pool, more
@@ -134,7 +134,7 @@ class Trace(Sequence[Frame]):
         """Read what `save` has written. Raises TraceError if it is not a trace, or a damaged or newer one; OSError."""
         number = 1
         try:
-            with open(path, encoding="utf-8") as file, no_collections():
+            with open(path, encoding="utf-8") as file, gc_off():  # many objects are made, and none is garbage
                 header = json.loads(file.readline())
                 if not isinstance(header, dict) or not isinstance(header.get("minipage_trace"), int):
                     raise TraceError(f"{path} is not a trace: its first line has no minipage_trace version.")

@@ -40,8 +40,8 @@ class Drawn:
 
     def keep(self, tokens: torch.Tensor) -> Callable[[], Tokens]:
         """Keep tokens [num_draws] for the next step; what is returned waits for them."""
-        num_draws, tokens = len(tokens), tokens.int()  # [num_draws]
-        torch.clamp(tokens, min=0, out=self._tokens[:num_draws])  # where none was drawn, any will do
+        num_draws = len(tokens)
+        tokens = self._tokens[:num_draws].copy_(tokens)  # [num_draws], in int32
         self._pinned.reverse()
         self._events.reverse()
         pinned, events = self._pinned[0][:num_draws], self._events[:1]  # [num_draws]

@@ -13,7 +13,6 @@ While launches are recorded, CUDA permits nothing that has to wait for the GPU o
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import RLock
@@ -22,6 +21,7 @@ from typing import Any, TypeVar
 import torch
 
 from minipage.attention.cuda.compat import cuda
+from minipage.worker.gc_off import gc_off
 
 Result = TypeVar("Result")
 one_at_a_time = RLock()  # PyTorch records everything in the same stream
@@ -48,19 +48,8 @@ def recorded(graph: torch.cuda.CUDAGraph, **options: Any) -> Iterator[None]:
     """What is launched in this block becomes part of the graph; for options see torch.cuda.graph."""
     with (
         one_at_a_time,
-        no_garbage_collection(),
+        gc_off(),  # nothing is collected
         cuda.defer_cleanup(),
         torch.cuda.graph(graph, capture_error_mode="thread_local", **options),
     ):
         yield
-
-
-@contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()

@@ -94,7 +94,7 @@ class GPURunner(ModelRunner):
         batch = batches[0]
         ours = Kernels(kernels.write_kv, self.paged_attention, for_kernels, from_kernels)
         seen = [Batch._make(map(for_kernels, batch)) for batch in batches]
-        attend = attend_with(ours, seen, self.kv_cache.layer, self.groups)
+        attend = attend_with(ours, seen, self.kv_cache.at_place, self.groups)
         hidden = self.model.forward(batch.token_ids, batch.positions, attend)  # [T, C]
         logits = self.model.logits(self.xp.take(hidden, batch.sampled_rows, axis=0))  # [num_sampled, vocab_size]
         return np.asarray(to_host(self.xp.astype(logits, self.xp.float32)))  # [num_sampled, vocab_size]

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from minipage.attention.cuda.compat import cuda, device_function, external_stream, kernel, types
-from minipage.attention.cuda.device_arrays import elements, layout, words
+from minipage.attention.cuda.device_arrays import elements, layout, view, words
 from minipage.attention.cuda.kinds import Kind, kind_of, reader
 from minipage.attention.cuda.ptx import load_16_bytes_now, load_16_new_bytes, order_of_kernels
 from minipage.attention.cuda.tensor_cores import multiplier
@@ -69,6 +69,7 @@ def launch_product(
     stream: int = 0,
 ) -> None:
     """out [T, N] = then(x [T, K] @ weight [N, K]^T + bias [N]) + onto [T, N]; out may be onto."""
+    x, out = view(x), view(out)  # looked at more than once
     of_x = layout(x)
     (num_rows, size), num_out = of_x.shape, layout(weight).shape[0]
     num_lines = size // (2 * LINE)

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from minipage.attention.cuda.compat import cuda, device_function, external_stream, kernel, types
-from minipage.attention.cuda.device_arrays import elements, layout, words
+from minipage.attention.cuda.device_arrays import elements, layout, view, words
 from minipage.attention.cuda.kinds import Kind, kind_of, reader
 from minipage.attention.cuda.ptx import (
     bits_of_float,
@@ -117,6 +117,7 @@ def launch_norm(
 
     is_centered: the mean of x is subtracted from it before.
     """
+    x, weight = view(x), view(weight)  # looked at more than once
     where = layout(x)
     *outer, size = where.shape
     num_pieces = size * where.dtype.itemsize // PIECE
@@ -199,6 +200,7 @@ def launch_rotate(q: Array, k: Array, cosines: Array, sines: Array, stream: int 
 
     The last two axes of q and k must be contiguous.
     """
+    q, k, cosines = view(q), view(k), view(cosines)  # looked at more than once
     of_q, of_k = layout(q), layout(k)
     (num_tokens, num_q_heads, head_size), num_k_heads = of_q.shape, of_k.shape[1]
     half, itemsize = layout(cosines).shape[2], of_q.dtype.itemsize
@@ -243,6 +245,7 @@ def rotate_kernel(kind: Kind) -> Any:
 
 def launch_gated(gate: Array, up: Array, out: Array, stream: int = 0) -> None:
     """out = silu(gate) * up, each [T, I]; their rows are contiguous, and those of `out` lie one after the other."""
+    gate, up = view(gate), view(up)  # looked at more than once
     of_gate, of_up = layout(gate), layout(up)
     num_tokens, size = of_gate.shape
     itemsize = of_gate.dtype.itemsize
@@ -290,6 +293,6 @@ def put_kernel() -> Any:
         i = cuda.blockIdx.x * THREADS + cuda.threadIdx.x
         if i < len(token_ids):
             token = token_ids[i]
-            out[i] = token if token >= 0 else drawn[-1 - token]
+            out[i] = token if token >= 0 else max(drawn[-1 - token], 0)  # where none was drawn, any will do
 
     return kernel(put, overlaps=True)

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -33,11 +34,20 @@ from minipage.worker.gpu.ahead import Drawn, Tokens
 from minipage.worker.gpu.capture import capture
 from minipage.worker.gpu.checked import GPURunner
 from minipage.worker.gpu.draw import draw_on_device, sample_on_device
+from minipage.worker.gpu.draw_in_order import How, SettingsInPlace, draw_in_order, how_in_order
 from minipage.worker.gpu.fused import FusedLayers
 from minipage.worker.gpu.inputs import StepInputs
 from minipage.worker.gpu.next_batch import Batches
 from minipage.worker.gpu.views import from_kernels, view_for_kernels
 from minipage.worker.runner import Limits
+
+# By size and length of context, and what else matters; each with what it writes.
+Graphs: TypeAlias = dict[tuple[Any, ...], tuple[torch.cuda.CUDAGraph, torch.Tensor]]
+
+
+class Computed(NamedTuple):
+    logits: torch.Tensor  # [num_sampled or more, vocab_size]
+    graph: tuple[int, int] | None  # the key of the graph that has written them, and will again, to the same place
 
 
 class GraphRunner(GPURunner):
@@ -63,8 +73,8 @@ class GraphRunner(GPURunner):
         self.enforce_eager = enforce_eager or not self.is_on_gpu
         self._sizes = graph_sizes(limits.max_num_seqs)
         self._lengths = graph_lengths(limits.max_model_len)
-        # By size and length of context; each with the logits [size, vocab_size] that it writes.
-        self._graphs: dict[tuple[int, int], tuple[torch.cuda.CUDAGraph, torch.Tensor]] = {}
+        self._graphs: Graphs = {}  # of decodes, each with the logits [size, vocab_size]
+        self._draw_graphs: Graphs = {}  # and how these logits are drawn from; each with the tokens [size]
         self._failures = 0  # captures that failed
         self._steps_to_wait = 0  # until another one is tried
         self._pool = torch.cuda.graph_pool_handle() if self.is_on_gpu else None  # memory that all graphs share
@@ -78,7 +88,8 @@ class GraphRunner(GPURunner):
         worst_case = Draw(SamplingParams(top_p=1 - 1e-9), 0.5)  # nearly all tokens, so that the vocabulary is sorted
         self.sample(logits, [(row, worst_case) for row in range(len(logits))])
         bytes_per_row: int = logits.stride(0) * logits.element_size()
-        return 0 if self.enforce_eager else len(self._lengths) * sum(self._sizes) * bytes_per_row
+        drawing = 4 * 8 * logits.numel()  # probabilities, in memory that belongs to the graphs
+        return 0 if self.enforce_eager else len(self._lengths) * sum(self._sizes) * bytes_per_row + drawing
 
     def allocate(self, block_pool: BlockPool, swap_pool: BlockPool | None) -> None:
         super().allocate(block_pool, swap_pool)
@@ -90,12 +101,15 @@ class GraphRunner(GPURunner):
         # Of each group of layers that share block tables; nearly always there is one.
         self._inputs = [StepInputs(max_num_tokens, max_num_seqs, max_blocks, device) for _ in self.groups.parts]
         self._drawn = Drawn(max_num_seqs, device)
+        self._settings = SettingsInPlace(max_num_seqs, device)
+        self._draws: Sequence[tuple[int, Draw]] = ()  # the last ones
+        self._how: How | None = None
         self._batches = [Batches(block_pool.block_size, part) for part in self.groups.parts]
         size = kernels.workspace_size(max_num_seqs, self.model.architecture.num_heads, self.model.kv.head_size, max_len)
         self._workspace = view_for_kernels(torch.zeros(size, device=device))  # [size] float32
         # Each layer's part of the caches: k, v, and the scales of a quantized cache.
         self._layers = [
-            [kernels.view(array) for array in self.kv_cache.layer(i)] for i in range(self.groups.num_layers)
+            [kernels.view(array) for array in self.kv_cache.at_place(i)] for i in range(self.groups.num_layers)
         ]
 
     def batches(self, plan: StepPlan) -> list[Batch]:
@@ -104,6 +118,9 @@ class GraphRunner(GPURunner):
     @torch.inference_mode()
     def compute(self, batches: list[Batch]) -> torch.Tensor:  # type: ignore[override]
         """[num_sampled, vocab_size] logits, on the GPU, in the dtype of the model; until the next step."""
+        return self._compute(batches).logits[: len(batches[0].sampled_rows)]  # [num_sampled, vocab_size]
+
+    def _compute(self, batches: list[Batch]) -> Computed:
         batch = batches[0]
         num_tokens = len(batch.token_ids)
         num_seqs = len(batch.context_lens)
@@ -113,13 +130,12 @@ class GraphRunner(GPURunner):
             size = first_at_least(num_seqs, self._sizes)
             length = first_at_least(longest, self._lengths)
             logits = self._decode(size, length, self._load(batches, size, size))  # [size, vocab_size]
-        else:
-            query_lens = np.diff(batch.query_start_loc)  # [num_seqs]
-            inputs = self._load(batches, num_tokens, num_seqs)
-            # [num_seqs or more, vocab_size]
-            rows = inputs[0].sampled_rows  # [num_seqs or more]
-            logits = self._run(inputs, int(query_lens.min()), int(query_lens.max()), longest, rows)
-        return logits[:num_sampled]  # [num_sampled, vocab_size]
+            return Computed(logits, (size, length) if (size, length) in self._graphs else None)
+        query_lens = np.diff(batch.query_start_loc)  # [num_seqs]
+        inputs = self._load(batches, num_tokens, num_seqs)
+        rows = inputs[0].sampled_rows  # [num_seqs or more]
+        # [num_seqs or more, vocab_size]
+        return Computed(self._run(inputs, int(query_lens.min()), int(query_lens.max()), longest, rows), None)
 
     @torch.inference_mode()
     def sample(self, logits: torch.Tensor, draws: Sequence[tuple[int, Draw]]) -> list[int]:  # type: ignore[override]
@@ -136,8 +152,22 @@ class GraphRunner(GPURunner):
         self.copy(plan)
         if not plan.chunks:
             return list
-        logits = self.compute(self.batches(plan))  # [num_sampled, vocab_size]
-        return self._drawn.keep(draw_on_device(logits, draws)) if draws else list
+        batches = self.batches(plan)
+        computed = self._compute(batches)
+        if not draws:
+            return list
+        if draws is not self._draws:  # greedy ones come again and again
+            self._draws, self._how = draws, how_in_order(draws)
+        if computed.graph is None or self._how is None:
+            logits = computed.logits[: len(batches[0].sampled_rows)]  # [num_sampled, vocab_size]
+            return self._drawn.keep(draw_on_device(logits, draws))
+        return self._drawn.keep(self._draw(computed.logits, computed.graph, self._how, draws))
+
+    def _draw(self, logits: Any, graph: tuple[int, int], how: How, draws: Sequence[tuple[int, Draw]]) -> torch.Tensor:
+        """[num_draws] tokens, one for each of the first rows of logits [size, vocab_size], from a graph."""
+        settings = self._settings.load(draws, len(logits), how)
+        draw = partial(draw_in_order, logits, settings, how)
+        return self._replayed(self._draw_graphs, (*graph, how), draw)[: len(draws)]  # [num_draws]
 
     # ---- running the model
 
@@ -148,26 +178,29 @@ class GraphRunner(GPURunner):
         """[size, vocab_size] logits of `size` sequences with one token each, of which some may be padding."""
         if self.enforce_eager:
             return self._run(inputs, 1, 1, length)
-        if (size, length) not in self._graphs:
-            # This compiles and loads what a graph cannot hold; what it writes is written again.
-            launched = self._run(inputs, 1, 1, length)  # [size, vocab_size]
-            if not self._capture(size, length, inputs):
-                return launched
-        graph, logits = self._graphs[size, length]
-        graph.replay()
-        return logits
+        return self._replayed(self._graphs, (size, length), partial(self._run, inputs, 1, 1, length))
 
-    def _capture(self, size: int, length: int, inputs: list[Batch]) -> bool:
+    def _replayed(self, graphs: Graphs, key: tuple[Any, ...], run: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """What `run` computes, from its graph, which is captured if there is none."""
+        if key not in graphs:
+            launched = run()  # this compiles and loads what a graph cannot hold; what it writes is written again
+            if not self._capture(graphs, key, run):
+                return launched
+        graph, result = graphs[key]
+        graph.replay()
+        return result
+
+    def _capture(self, graphs: Graphs, key: tuple[Any, ...], run: Callable[[], torch.Tensor]) -> bool:
         """Whether there is a graph now. After a failure the next steps do without, twice as many each time."""
         if self._steps_to_wait > 0:
             self._steps_to_wait -= 1
             return False
         try:
-            self._graphs[size, length] = capture(lambda: self._run(inputs, 1, 1, length), self._pool)
+            graphs[key] = capture(run, self._pool)
         except Exception as error:  # PyTorch's, numba's, or CUDA's own
             if self._failures == 0:
                 warnings.warn(
-                    f"a CUDA graph for {size} sequences could not be captured, so kernels are launched one by one, "
+                    f"a CUDA graph for {key[0]} sequences could not be captured, so kernels are launched one by one, "
                     f"which is slower; it will be tried again. ({type(error).__name__}: {error})",
                     RuntimeWarning,
                     stacklevel=2,

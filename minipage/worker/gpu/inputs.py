@@ -40,7 +40,8 @@ class StepInputs:
             self._copied.synchronize()  # until the last step's inputs have left the buffer; they have, long ago
         host, device = self.places(num_tokens, num_seqs, max(num_seqs, len(batch.sampled_rows)))
         for name, place, array in zip(Batch._fields, host, batch, strict=True):
-            place[...] = NO_SLOT if name == "slot_mapping" else 0
+            if place.shape != array.shape:  # the rest is padding
+                place[...] = NO_SLOT if name == "slot_mapping" else 0
             place[tuple(map(slice, array.shape))] = array
         if num_tokens > len(batch.token_ids):  # then every sequence has one token, the padding too
             host.query_start_loc[:] = np.arange(num_seqs + 1)

@@ -1,4 +1,4 @@
-"""How ranks talk on GPUs: through NCCL. Messages still go from host to host, as group.py sends them.
+"""How ranks talk on GPUs: through NCCL. Messages still go from host to host, as process_group.py sends them.
 
     all_reduce   [T, C] of every rank, in the stream that computes, so that a CUDA graph records it like any kernel
     gather       [N, words of this rank], padded to the widest, to all
@@ -26,7 +26,7 @@ from torch.distributed import AllreduceOptions, PrefixStore, Store  # type: igno
 from minipage.attention.cuda.compat import cuda
 from minipage.errors import ConfigurationError
 from minipage.model.architecture import Array
-from minipage.worker.ranks.group import FOREVER, Group
+from minipage.worker.ranks.process_group import FOREVER, ProcessGroup
 
 NUMBER = count()  # of the groups of this process that have a name
 VARIABLE = "MINIPAGE_ALL_REDUCE"
@@ -36,7 +36,7 @@ SMALL = 512 * 1024  # bytes, which are summed up in one shot
 OUR_OWN_WATCH = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0", "TORCH_NCCL_ENABLE_MONITORING": "0"}
 
 
-def gpu_group(store: Store, rank: int, size: int, host: str | None, device: int) -> Group:
+def gpu_group(store: Store, rank: int, size: int, host: str | None, device: int) -> ProcessGroup:
     """The connections of a rank whose GPU is `device`, of those on this machine; from now on it is the current one."""
     way = os.environ.get(VARIABLE, WAYS[0])
     if way not in WAYS:
@@ -44,7 +44,7 @@ def gpu_group(store: Store, rank: int, size: int, host: str | None, device: int)
     num_gpus = torch.cuda.device_count()
     if way == "gloo":
         torch.cuda.set_device(device % num_gpus)
-        return Group(store, rank, size, host)
+        return ProcessGroup(store, rank, size, host)
     if device >= num_gpus:
         raise ConfigurationError(
             f"rank {rank} needs a GPU of its own, but this machine has {num_gpus}. Choose a smaller "
@@ -55,7 +55,7 @@ def gpu_group(store: Store, rank: int, size: int, host: str | None, device: int)
     return NCCLGroup(store, rank, size, host, way)
 
 
-class NCCLGroup(Group):
+class NCCLGroup(ProcessGroup):
     """Connections between GPUs, one for each rank."""
 
     def __init__(self, store: Store, rank: int, size: int, host: str | None, way: str = "nccl") -> None:

@@ -31,13 +31,13 @@ class Batches:
         self.block_size = block_size
         self.part = part
         # Of the last step, if the next can follow from it: each sequence had one token, and was given the next.
-        self._seqs: tuple[TokenSequence, ...] = ()
+        self._seqs: list[TokenSequence] = []
         self._tables: list[list[int]] = []
         self._last: Batch
 
     def make(self, chunks: Sequence[Chunk]) -> Batch:
         """The same as make_batch(chunks, part)."""
-        seqs = tuple([chunk.seq for chunk in chunks])
+        seqs = [chunk.seq for chunk in chunks]
         positions = np.array([chunk.start for chunk in chunks])  # [num_seqs]
         continues = seqs == self._seqs and sum([chunk.num_tokens for chunk in chunks]) == len(seqs)
         if continues and np.array_equal(positions, self._last.context_lens):
@@ -48,20 +48,19 @@ class Batches:
             are_ours = all(
                 type(seq.block_table) is BlockTable for seq in seqs
             )  # other tables may have rules of their own
-            self._seqs = seqs if are_decodes and are_ours else ()
+            self._seqs = seqs if are_decodes and are_ours else []
             self._tables = [seq.block_table.blocks.copy() for seq in self._seqs]
         return self._last
 
     def _next(self, positions: Integers) -> Batch:
         """The batch of the same sequences at these positions [num_seqs]."""
         tables = self._last.block_tables  # [num_seqs, max_blocks]
-        for row, (seq, known) in enumerate(zip(self._seqs, self._tables)):
-            blocks = seq.block_table.blocks
-            if blocks != known:
-                self._tables[row] = blocks.copy()
-                if len(blocks) > tables.shape[1]:
-                    tables = np.pad(tables, ((0, 0), (0, len(blocks) - tables.shape[1])))  # [num_seqs, len(blocks)]
-                tables[row, : len(blocks)] = blocks
+        new = [seq.block_table.blocks for seq in self._seqs]
+        for row in [row for row, known in enumerate(self._tables) if new[row] != known] if new != self._tables else ():
+            blocks = self._tables[row] = new[row].copy()
+            if len(blocks) > tables.shape[1]:
+                tables = np.pad(tables, ((0, 0), (0, len(blocks) - tables.shape[1])))  # [num_seqs, len(blocks)]
+            tables[row, : len(blocks)] = blocks
         block = tables[np.arange(len(tables)), positions // self.block_size]  # [num_seqs]
         return self._last._replace(
             token_ids=np.array([seq.token_ids[-1] for seq in self._seqs]),

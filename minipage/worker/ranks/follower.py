@@ -17,9 +17,9 @@ import numpy as np
 from minipage.errors import ConfigurationError
 from minipage.memory import BlockPool
 from minipage.memory.kv_groups import KVGroups
-from minipage.worker.ranks.group import Group
 from minipage.worker.ranks.meeting import BEAT, OVER, Disconnected, Meeting, share_cores
 from minipage.worker.ranks.message import STEP, unpack, unpack_call, unpack_step
+from minipage.worker.ranks.process_group import ProcessGroup
 from minipage.worker.runner import ModelRunner
 
 
@@ -27,7 +27,7 @@ class Stop(Exception):
     """Rank 0 needs no more of this rank."""
 
 
-def follow(runner: ModelRunner, group: Group, meeting: Meeting) -> None:
+def follow(runner: ModelRunner, group: ProcessGroup, meeting: Meeting) -> None:
     """Do what rank 0 says, until it says stop."""
     share_cores(group.size)
     while True:
@@ -39,7 +39,7 @@ def follow(runner: ModelRunner, group: Group, meeting: Meeting) -> None:
             group.connect()
 
 
-def do(runner: ModelRunner, group: Group, meeting: Meeting) -> None:
+def do(runner: ModelRunner, group: ProcessGroup, meeting: Meeting) -> None:
     """Do what one message says."""
     kind, arrays = unpack(group.receive())
     if kind == STEP:
@@ -112,7 +112,7 @@ CALLS: dict[str, Any] = {
 # ---- the process
 
 
-def show_signs_of_life(group: Group, meeting: Meeting) -> None:
+def show_signs_of_life(group: ProcessGroup, meeting: Meeting) -> None:
     """Tell rank 0 every second how far this rank is, and how long it has computed; if nobody listens any more, end."""
     store = meeting.connect()
 

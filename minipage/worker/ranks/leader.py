@@ -21,9 +21,9 @@ from minipage.sampling import Draw
 from minipage.scheduling import StepPlan
 from minipage.worker.batch import Batch
 from minipage.worker.ranks.follower import call
-from minipage.worker.ranks.group import Group
 from minipage.worker.ranks.meeting import Meeting, share_cores
 from minipage.worker.ranks.message import pack_call, pack_step
+from minipage.worker.ranks.process_group import ProcessGroup
 from minipage.worker.ranks.watch import Watch
 from minipage.worker.runner import ModelRunner
 
@@ -40,7 +40,7 @@ class LeadingRunner(ModelRunner):
     swap_cache: KVCache | None = None
     is_alone = False
 
-    def __init__(self, runner: ModelRunner, group: Group, meeting: Meeting) -> None:
+    def __init__(self, runner: ModelRunner, group: ProcessGroup, meeting: Meeting) -> None:
         self.runner = runner
         self.model = runner.model  # this rank's part
         self.group = group

@@ -18,8 +18,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from minipage.errors import RankError
-from minipage.worker.ranks.group import Group
 from minipage.worker.ranks.meeting import BEAT, Disconnected, Meeting
+from minipage.worker.ranks.process_group import ProcessGroup
 
 PATIENCE = 5.0  # seconds without a sign of life
 LAST_PATIENCE = 600.0  # in one wait, whatever the signs
@@ -29,7 +29,7 @@ LAST_WORDS = 2.0  # until a rank that is gone has said why
 class Watch:
     """Looks after the other ranks, as rank 0."""
 
-    def __init__(self, meeting: Meeting, group: Group) -> None:
+    def __init__(self, meeting: Meeting, group: ProcessGroup) -> None:
         self.meeting = meeting
         self.group = group
         self.lost: str | None = None  # why there is no going on

@@ -2,8 +2,8 @@
 
 from minipage.memory import blocks_needed
 from minipage.scheduling import Admission, Scheduler
+from minipage.scheduling.chunks import blocks_for
 from minipage.scheduling.group import GroupStatus
-from minipage.scheduling.plan import blocks_for
 
 
 class Recomputing(Scheduler):

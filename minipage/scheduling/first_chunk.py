@@ -20,8 +20,9 @@ from collections.abc import Callable
 from minipage.errors import ConfigurationError
 from minipage.memory import blocks_needed
 from minipage.memory.partial_cache import PartialPrefixCache
+from minipage.scheduling.chunks import count_tokens
 from minipage.scheduling.group import SequenceGroup
-from minipage.scheduling.plan import StepPlan, count_tokens
+from minipage.scheduling.plan import StepPlan
 from minipage.scheduling.scheduler import Admission, Scheduler
 
 

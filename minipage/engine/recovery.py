@@ -1,4 +1,4 @@
-"""All or nothing: a change that is interrupted half way, by whatever and wherever, is mended before anybody goes on.
+"""Recovery after a fault: a change that fails half way, whatever raises and wherever, is mended before anybody goes on.
 
     changes.make(change, mend)     one thread at a time; whatever `change()` raises, Ctrl-C too, `mend()` is called, and
                                    the error goes on

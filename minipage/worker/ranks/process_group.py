@@ -37,7 +37,7 @@ FOREVER = timedelta(days=365)  # a rank may have nothing to do for long; who han
 MESSAGES, NUMBERS = range(2)  # tags
 
 
-class Group:
+class ProcessGroup:
     """One rank's connections to all others.
 
     Args:

@@ -1,0 +1,70 @@
+"""Jobs that know nothing of each other: one after the other, on this machine's processes, or on a cluster by Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
+from typing import Any
+
+from minipage.errors import ConfigurationError
+
+Jobs = dict[Any, Callable[[], Any]]
+
+
+def run_jobs(
+    jobs: Jobs, num_processes: int, on_done: Callable[[], object] = lambda: None, cluster: str | None = None
+) -> Iterator[tuple[Any, Any]]:
+    """(key, result) of each job, as they finish.
+
+    cluster: the address of a Ray cluster, such as "auto" or "ray://host:10001"; "local" starts one for this run, on
+    this machine. Its machines need minipage, too.
+    """
+    if cluster is not None:
+        results = on_ray(jobs, num_processes, cluster)
+    elif num_processes == 1:
+        results = ((key, job()) for key, job in jobs.items())
+    else:
+        results = in_processes(jobs, num_processes)
+    for each in results:
+        yield each
+        on_done()
+
+
+def in_processes(jobs: Jobs, num_processes: int) -> Iterator[tuple[Any, Any]]:
+    with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
+        futures = {pool.submit(job): key for key, job in jobs.items()}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def on_ray(jobs: Jobs, num_processes: int, cluster: str) -> Iterator[tuple[Any, Any]]:
+    """A task each, on one core of whichever machine has one free."""
+    try:
+        import ray
+    except ImportError as error:
+        raise ConfigurationError(
+            "a cluster needs Ray: install it with `pip install 'minipage[ray]'`, or leave out --cluster."
+        ) from error
+    begun_here = not ray.is_initialized()
+    try:
+        if begun_here:
+            where = {"address": cluster} | ({"num_cpus": num_processes} if cluster == "local" else {})
+            ray.init(include_dashboard=False if cluster == "local" else None, log_to_driver=False, **where)
+        task = ray.remote(num_cpus=1)(call)
+        waiting = {task.remote(job): key for key, job in jobs.items()}
+        while waiting:
+            for done in ray.wait(list(waiting))[0]:
+                yield waiting.pop(done), ray.get(done)
+    except (ConnectionError, ray.exceptions.RayError) as error:
+        raise ConfigurationError(f"the Ray cluster {cluster!r} did not do its work ({error}).") from error
+    finally:
+        if begun_here:
+            ray.shutdown()
+
+
+def call(job: Callable[[], Any]) -> Any:
+    return job()
