@@ -1,6 +1,7 @@
 """One query at a time, its context in pieces: any thread takes a piece, and the results are joined.
 
-This is the first half of `minipage.attention.cpu`, which says what is summed up.
+For sequences with few new tokens. `minipage.attention.cpu` sends them here, the others to prefill.py, and says what is
+summed up.
 """
 
 from __future__ import annotations
@@ -32,6 +33,11 @@ def decode(
     q, k, v, k_scales, v_scales, block_size, block_tables, context_lens, query_start_loc, scale, window, out, seqs,
     num_threads,
 ):  # fmt: skip
+    """Attention of the queries of the sequences `seqs`, into `out`.
+
+    q, out: [num_tokens, num_heads, head_size]; k, v: [num_slots, num_kv_heads, head_size], a row for each slot of the
+    pool; window: how many of the last tokens a query sees, itself included.
+    """
     pieces = cut_contexts(context_lens, query_start_loc, seqs, window)  # [num_pieces, 4]
     highest = np.empty((len(pieces), q.shape[1]), q.dtype)  # [num_pieces, num_heads]
     total = np.empty((len(pieces), q.shape[1]), q.dtype)  # [num_pieces, num_heads]
@@ -59,8 +65,11 @@ def decode(
 
 @compiled
 def cut_contexts(context_lens, query_start_loc, seqs, window):
-    """[num_pieces, 4]: (sequence, query, start, visible): of the last `window` of its first `visible` tokens, PIECE
-    from number `start` on."""
+    """[num_pieces, 4]: (sequence, query, start, visible).
+
+    The query sees the last `window` of the first `visible` tokens. Of those that it sees, a piece is PIECE tokens, and
+    `start` says how many come before it.
+    """
     num_pieces = 0
     for seq in seqs:
         num_queries = query_start_loc[seq + 1] - query_start_loc[seq]
@@ -119,7 +128,9 @@ def find_scales(k_scales, v_scales, slots, step_scales):
 
 @compiled
 def weigh(scores, num_visible, scale, step_scales, highest, total, shrink):
-    """Turn the scores of a step into weights of the rows of V as they are stored, beyond `num_visible` next to none.
+    """Turn the scores of a step into weights for rows of V, in which the scales of K and V are included already.
+
+    Those of tokens beyond `num_visible` become next to nothing, exp(-87).
 
     highest, total: [num_heads], brought up to date; shrink: [num_heads], what to multiply everything with that was
     summed up before.

@@ -162,7 +162,10 @@ class Scheduler:
         return plan
 
     def _make_room(self, group: SequenceGroup, chunks: list[Chunk], plan: StepPlan) -> bool:
-        """Preempt the last until the chunks of `group` fit; False if `group` itself had to be preempted."""
+        """Preempt the last until the chunks of `group` fit; False if `group` itself had to be preempted.
+
+        The last comes after `group`, or is `group`, so its chunks are not in the plan yet.
+        """
         if count_tokens(chunks) * group.num_tables <= self.block_pool.num_free:
             return True  # quick to see
         while blocks_for(chunks) > self.block_pool.num_free:
@@ -190,7 +193,7 @@ class Scheduler:
             if self.admission(group, prefix.blocks) is not Admission.NOW:
                 break  # nobody overtakes: a long prompt would wait for ever behind a stream of short ones
             self._enqueue(self.waiting.pop(0), GroupStatus.RUNNING)
-            if self.prefix_cache:
+            if self.prefix_cache is not None:
                 self.prefix_cache.adopt(group.leader.block_table, *prefix)
                 self._count_found(group)
             group.fork_followers()  # if all that they share was found, which happens after a recomputation only
@@ -227,7 +230,8 @@ class Scheduler:
     def _find_prefix(self, group: SequenceGroup) -> Prefix:
         if self.prefix_cache is None:
             return Prefix([], [])
-        # Only what all its sequences share, and what has no logits to score; one token more is left to be computed.
+        # Only what all its sequences share, before the tokens whose logits are asked for. `find` never finds the last
+        # token that it is given, because one has to be computed: so it is given one more.
         length = min(group.shared_len, group.unscored.start) if group.unscored else group.shared_len
         return Prefix(*self.prefix_cache.find(group.leader.token_ids[: length + 1], group.cache_salt))
 
@@ -248,7 +252,7 @@ class Scheduler:
         """The K and V of the planned tokens are written: groups may fork, and full blocks can be found from now on."""
         for chunk in plan.chunks:
             group, seq = chunk.group, chunk.seq
-            if self.prefix_cache:
+            if self.prefix_cache is not None:
                 self.prefix_cache.publish(seq.block_table, seq.token_ids, group.cache_salt)
             if group.is_sharing and group.sequences:  # one that has ended in this step has none, nor any blocks
                 group.fork_followers()
@@ -277,7 +281,7 @@ class Scheduler:
         group.num_preemptions += 1
         plan.preempted.append(group)
         wanted = self.preemption == "swap" or (self.preemption == "auto" and len(group.sequences) > 1)
-        if wanted and self.swap_pool and group.num_blocks <= self.swap_pool.num_free:
+        if wanted and self.swap_pool is not None and group.num_blocks <= self.swap_pool.num_free:
             plan.swap_out.extend(group.move_to(self.swap_pool))
             self._enqueue(group, GroupStatus.SWAPPED)
         else:
@@ -320,7 +324,7 @@ class Scheduler:
                 )
         here = [seq.block_table for group in [*self.running, *self.waiting] for seq in group.sequences]
         self.block_pool.check_integrity(here)
-        if self.swap_pool:
+        if self.swap_pool is not None:
             self.swap_pool.check_integrity(seq.block_table for group in self.swapped for seq in group.sequences)
 
     def _enqueue(self, group: SequenceGroup, status: GroupStatus) -> None:
