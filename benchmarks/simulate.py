@@ -73,7 +73,7 @@ def predict(quick: bool) -> dict[str, Any]:
     if is_gpu:
         capture_graphs(llm)
     points = calibrate(llm, CLOCK(), quick)
-    cost = fit(points, start(llm, dtype)) if is_gpu else measured(start(llm, dtype), points[:-1])
+    cost = fit(points, start(llm, dtype)) if is_gpu else measured(start(llm, dtype), points)
     show_fit(name, cost, points, is_gpu)
     pool, scheduler = llm.block_pool, llm.scheduler
     setting = Setting(

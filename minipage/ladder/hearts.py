@@ -45,8 +45,8 @@ NOTES = {  # rung: the beginning of a line -> what it gains
         "acc[r, w": "and V",
     },
     "6 tensor": {
-        "k_multiply(": "one instruction for 2,048 products: it replaces rung 5's loops around score[u, r] +=",
-        "v_multiply(": "and this those around acc[r, ...] +=",
+        "k_multiply(": "2,048 products with one instruction, for rung 5's score[u, r] +=",
+        "v_multiply(": "and these for its acc[r, ...] +=",
         "wait_for_oldest()": "K and V come into shared memory on their own (cp.async), some steps ahead,",
         "request(": "and the next ones are asked for here: nobody waits for a load",
         "acc[j, 0], acc[j, 1], _, _ = mma": "the instruction itself, mma.m16n8k16",

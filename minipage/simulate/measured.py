@@ -2,7 +2,8 @@
 
 On a CPU other kernels multiply one row than four, eight or a prompt: three rows may take longer than eight. So here
 the seconds that a parameter takes are interpolated between numbers of rows that somebody has timed, once in steps that
-only decode and once in steps with a prompt; what K and V cost is the difference between long and short contexts.
+only decode and once in steps with a prompt; what K and V cost is the difference between long and short contexts, and
+what it costs that others decode beside a prompt is what such a step took longer than its parts.
 `python -m benchmarks.simulate` measures the machine that it runs on.
 """
 
@@ -47,12 +48,15 @@ class MeasuredCost(CostModel):
 
     decodes: Curve = Curve((1,), (1.0,))  # of each parameter that rows are multiplied with
     prompts: Curve = Curve((1,), (1.0,))
+    beside: float = 0.0  # seconds that a step takes longer because it has both
 
     def products(self, work: Work) -> float:
         sizes = self.sizes
         head = sizes.head_parameters * self.decodes.at(work.num_sampled) if work.num_sampled else 0.0
-        curve = self.decodes if work.num_sampled == work.num_tokens else self.prompts
-        return sizes.num_multiplied * curve.at(work.num_tokens) + head
+        if work.num_sampled == work.num_tokens:
+            return sizes.num_multiplied * self.decodes.at(work.num_tokens) + head
+        beside = self.beside if work.num_requests > 1 else 0.0
+        return sizes.num_multiplied * self.prompts.at(work.num_tokens) + head + beside
 
     def host(self, work: Work) -> float:
         return 0.0
@@ -63,10 +67,11 @@ class MeasuredCost(CostModel):
 
 def measured(cost: CostModel, steps: Iterable[Timed]) -> MeasuredCost:
     """The model of a machine on which these steps were timed: decodes of several numbers of rows, of which some have
-    long contexts too, and prompts from their beginning."""
+    long contexts too, prompts from their beginning, and perhaps prompts with decodes beside them."""
     by_rows = sorted(steps, key=lambda step: (step.work.num_tokens, step.work.num_read))
     decodes = [step for step in by_rows if step.is_decode]
-    prompts = [step for step in by_rows if not step.is_decode]
+    prompts = [step for step in by_rows if not step.is_decode and step.work.num_requests == 1]
+    both = [step for step in by_rows if not step.is_decode and step.work.num_requests > 1]
     alike = [(a, b) for a, b in pairwise(decodes) if a.work.num_tokens == b.work.num_tokens]
     tokens = sum(b.work.num_read - a.work.num_read for a, b in alike)
     seconds = sum(b.seconds - a.seconds for a, b in alike)
@@ -83,7 +88,9 @@ def measured(cost: CostModel, steps: Iterable[Timed]) -> MeasuredCost:
     for step in prompts:
         head = sizes.head_parameters * curve.at(step.work.num_sampled)
         per_prompt[step.work.num_tokens] = max(rest(cost, step) - head, 1e-9) / sizes.num_multiplied
-    return MeasuredCost(**vars(cost), decodes=curve, prompts=Curve(tuple(per_prompt), tuple(per_prompt.values())))
+    found = MeasuredCost(**vars(cost), decodes=curve, prompts=Curve(tuple(per_prompt), tuple(per_prompt.values())))
+    longer_by = [step.seconds - found.seconds(step.work) for step in both]
+    return replace(found, beside=max(0.0, sum(longer_by) / len(longer_by)) if longer_by else 0.0)
 
 
 def rest(cost: CostModel, step: Timed) -> float:

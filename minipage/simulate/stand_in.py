@@ -131,7 +131,7 @@ class StandIn(Request):
         if self.first_scheduled_time is None:
             self.first_scheduled_time = self.clock.now
 
-    def draw(self, seq: Sequence) -> Draw:
+    def next_draw(self, seq: Sequence) -> Draw:
         return Draw(self.params, 0.0)
 
     def choose(self, choices: list[Choice]) -> list[NextToken]:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from where import SIMULATOR, from_gpu, on_gpu, through_gpu
+from where import SIMULATOR, from_gpu, long, on_gpu, through_gpu
 
 from minipage.attention import KVCache, cuda
 from minipage.attention import copy_blocks as copy_on_cpu
@@ -105,9 +105,9 @@ def test_slots_outside_the_cache_or_of_another_number_are_refused_and_nothing_is
 @pytest.mark.parametrize(
     "copies",
     [
-        [BlockCopy(0, 3), BlockCopy(0, 4), BlockCopy(5, 1)],
-        [BlockCopy(2, 0), BlockCopy(0, 1)],  # block 1 gets what block 0 was
-        [BlockCopy(2, 0), BlockCopy(0, 2)],
+        long([BlockCopy(0, 3), BlockCopy(0, 4), BlockCopy(5, 1)]),
+        [BlockCopy(2, 0), BlockCopy(0, 1), BlockCopy(0, 4)],  # blocks 1 and 4 get what block 0 was
+        long([BlockCopy(2, 0), BlockCopy(0, 2)]),
         [],
     ],
 )

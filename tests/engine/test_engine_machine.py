@@ -25,13 +25,13 @@ def programs(num_programs, num_steps):
 
 
 def test_every_kernel_call_reads_its_own_prefix_and_every_text_is_what_it_is_alone(tiny):
-    run(machine(tiny), settings=programs(40, num_steps=15))
+    run(machine(tiny), settings=programs(20, num_steps=15))
 
 
 @pytest.mark.parametrize("preemption", ["recompute", "swap", "auto"])
 @pytest.mark.parametrize("caching", [False, True], ids=["plain", "caching"])
 def test_every_way_to_preempt_reads_its_own_prefix(tiny, preemption, caching):
-    run(machine(tiny, preemption=preemption, caching=caching), settings=programs(8, num_steps=15))
+    run(machine(tiny, preemption=preemption, caching=caching), settings=programs(5, num_steps=15))
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """Whatever is guessed, nothing else is said: texts with drafts are those without, to the last log probability."""
 
 import re
+from itertools import product
 
 import numpy as np
 import pytest
@@ -34,6 +35,7 @@ ENGINES = {
     "int8": {"kv_cache_dtype": "int8"},
 }
 NUM_TOKENS = 17
+MISTAKES = {"never": lambda place: False, "at times": lambda place: place % 3 == 1, "always": lambda place: True}
 
 
 @pytest.fixture(scope="module")
@@ -66,24 +68,29 @@ def told(outputs):
     ]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("way", WAYS)
-def test_texts_are_those_without_drafts(tiny, prompts, way, engine):
+def cases():
+    """Every way in every engine, by default with a guesser of one kind; the rest is slow."""
+    for (i, way), (j, engine), (k, mistakes) in product(enumerate(WAYS), enumerate(ENGINES), enumerate(MISTAKES)):
+        yield pytest.param(way, engine, mistakes, marks=() if (i + j) % 3 == k else pytest.mark.slow)
+
+
+@pytest.mark.parametrize(("way", "engine", "mistakes"), cases())
+def test_texts_are_those_without_drafts(tiny, prompts, way, engine, mistakes):
     options = {"block_size": 4, "num_blocks": 64} | ENGINES[engine]
     params = SamplingParams(max_tokens=NUM_TOKENS, ignore_eos=True, **WAYS[way])
     plain, _ = serve(LLM(tiny, **options), prompts, params)
     known = [[*output.prompt_token_ids, *text.token_ids] for output in plain for text in output.outputs]
-    for wrong in (lambda place: False, lambda place: place % 3 == 1, lambda place: True):
-        llm = LLM(tiny, **options)
-        speculation = speculate(llm, Knowing(known, wrong))
-        outputs, _ = serve(llm, prompts, params)
-        for mine, expected in zip(told(outputs), told(plain), strict=True):
-            for one, other in zip(mine, expected, strict=True):
-                assert one[:4] == other[:4]
-                assert same_logprobs(one[4], other[4])
-        if way != "beams" and engine == "calm":
-            assert speculation.num_drafts > 0
-            assert (sum(speculation.num_accepted) == 0) == wrong(0)
+    llm = LLM(tiny, **options)
+    wrong = MISTAKES[mistakes]
+    speculation = speculate(llm, Knowing(known, wrong))
+    outputs, _ = serve(llm, prompts, params)
+    for mine, expected in zip(told(outputs), told(plain), strict=True):
+        for one, other in zip(mine, expected, strict=True):
+            assert one[:4] == other[:4]
+            assert same_logprobs(one[4], other[4])
+    if way != "beams" and engine == "calm":
+        assert speculation.num_drafts > 0
+        assert (sum(speculation.num_accepted) == 0) == wrong(0)
 
 
 def same_logprobs(ours, theirs):
@@ -188,7 +195,7 @@ def same_model(tiny):
 
 
 def test_every_kernel_call_reads_its_own_prefix_with_drafts(tiny, same_model):
-    run(machine(tiny, proposer=same_model), settings=programs(20))
+    run(machine(tiny, proposer=same_model), settings=programs(10))
 
 
 @pytest.mark.slow

@@ -122,6 +122,10 @@ def test_measured_steps_are_looked_up_and_contexts_added():
     for step in steps:
         assert cost.seconds(step.work) == pytest.approx(step.seconds, rel=0.01)
     assert cost.seconds(Work(5, 5, 5, 500, 500)) > cost.seconds(Work(8, 8, 8, 500, 500))
+    both = Work(28, 9, 9, 340, 500)
+    longer = measured(replace(OPT_13B, machine=TEXTBOOK), [*steps, Timed(both, cost.seconds(both) + 3e-3)])
+    assert longer.seconds(both) == pytest.approx(cost.seconds(both) + 3e-3)
+    assert longer.seconds(steps[0].work) == cost.seconds(steps[0].work)
     with pytest.raises(ConfigurationError, match="steps with prompts, and by decodes of short and long contexts"):
         measured(OPT_13B, steps[:3])
 

@@ -29,6 +29,7 @@ def opened(browser, tmp_path):
     @contextmanager
     def open_page(frames, address="", document=None, **options):
         tab = browser.new_page(viewport={"width": 1280, "height": 800}, **options)
+        tab.set_default_timeout(120_000)  # milliseconds; on a busy machine even opening a page may take a minute
         complaints = []
         tab.on("console", lambda message: complaints.append(message.text))
         tab.on("pageerror", lambda error: complaints.append(str(error)))

@@ -133,13 +133,13 @@ const reserve = () => reserveTelling(all.slice(0, trace.stretch).map((i) => tree
 
 // "Step 4" and its phases: the ones that this step has, the one that is shown, and a way to the others.
 function drawClock(tree) {
-  byId("step").textContent = `Step ${tree.step}`;
-  let first = now.index;
-  while (outlines[first - 1]?.step === tree.step) first--;
+  byId("step").textContent = `Step ${tree.step ?? 0}`;
+  let first = now.index, end = now.index + 1; // of this step
+  while (first && outlines[first - 1].step === tree.step) first--;
+  while (end < outlines.length && outlines[end].step === tree.step) end++;
+  const walk = outlines.slice(first, end);
   const items = PHASES.filter((phase) => ever[phase] || !RARE.includes(phase)).map((phase) => {
-    let index = first;
-    while (outlines[index]?.step === tree.step && outlines[index].phase !== phase) index++;
-    if (outlines[index]?.step !== tree.step) index = -1;
+    const there = walk.findIndex((each) => each.phase === phase), index = there < 0 ? -1 : first + there;
     const button = make("button", { type: "button", disabled: index < 0 && "disabled", "data-key": `phase ${phase}`,
       "aria-current": (now.steps || phase === tree.phase) && index >= 0 && "step" }, phase);
     button.onclick = () => (setSteps(false), pause(), show(index));
