@@ -32,7 +32,8 @@ from minipage import LLM, SamplingParams, StructuredOutputsParams
 from minipage.errors import MinipageError
 from minipage.model import gpt2
 
-CONFIG = {"method": "ngram", "num_speculative_tokens": 4}
+# What follows a single token is guessed wrong more often than it is worth: so at least two must have been there before.
+CONFIG = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 2}
 TINY = gpt2.GPT2(vocab_size=256, n_positions=256, n_embd=64, n_layer=2, n_head=2)
 NUM_TEXTS = 1, 4, 16, 32
 BLOCK_SIZE = 16
