@@ -122,8 +122,9 @@ def test_told_to_stop(serve, monkeypatch, drain_timeout, reason):
     SlowSteps(server.llm, monkeypatch)
     answers = []
     bodies = [LONG, LONG | {"stream": True}]
+    url = f"{server.url}/v1/completions"
     threads = [
-        threading.Thread(target=lambda body=body: answers.append(httpx.post(f"{server.url}/v1/completions", json=body)))
+        threading.Thread(target=lambda body=body: answers.append(httpx.post(url, json=body, timeout=60)))
         for body in bodies
     ]
     for thread in threads:
