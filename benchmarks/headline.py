@@ -131,7 +131,8 @@ def add_engine(
             result = result or {"error": "there was no time left"}
             break
         result = ask(who, task._replace(memory=memory), small, patience, settings)
-        if who != "continuous" or "error" not in result:
+        error = result.get("error", "")
+        if who != "continuous" or not error or error.startswith("stopped"):
             break
     texts = results[TEXTS][who] = result.pop(TEXTS, result.get("error"))
     results["engines"][who] = result

@@ -348,7 +348,7 @@ def continuous(task: Task, settings: dict[str, Any]) -> dict[str, Any]:
         unfinished = 0
         if len(made) < len(task.requests):  # those that are still being computed
             if not manager.is_running():
-                return {"error": "transformers' continuous batching does not serve this architecture"}
+                return {"error": "transformers' continuous batching stopped: it has no room, or does not serve this"}
             active = manager.batch_processor.scheduler.active_requests
             unfinished = sum(len(state.generated_tokens) for state in active.values())
             manager.stop(block=False)
