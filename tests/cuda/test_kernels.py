@@ -258,6 +258,12 @@ def test_the_simulator_sees_reads_outside_and_of_what_nobody_wrote():
     def unwritten(array):
         array[0] = numba_cuda.shared.array(4, np.float32)[0]
 
+    def before_a_row(array):
+        array[0] = numba_cuda.local.array((2, 3), np.float32)[1, numba_cuda.threadIdx.x - 1]
+
+    def behind_a_row(array):
+        numba_cuda.local.array((2, 3), np.float32)[0, 3] = array[0]
+
     def unequal(array):
         if numba_cuda.threadIdx.x == 0:
             numba_cuda.syncthreads()
@@ -265,8 +271,9 @@ def test_the_simulator_sees_reads_outside_and_of_what_nobody_wrote():
             numba_cuda.syncwarp()
 
     array = np.ones(4, np.float32)
-    with pytest.raises(IndexError):
-        kernel(outside)[1, 4](array)
+    for wrong in outside, before_a_row, behind_a_row:
+        with pytest.raises(IndexError):
+            kernel(wrong)[1, 4](array)
     kernel(unwritten)[1, 1](array)
     assert np.isnan(array[0])
     with pytest.raises(RuntimeError, match="for ever"):
