@@ -15,7 +15,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -45,11 +45,6 @@ from minipage.worker.runner import Limits
 Graphs: TypeAlias = dict[tuple[Any, ...], tuple[torch.cuda.CUDAGraph, torch.Tensor]]
 
 
-class Computed(NamedTuple):
-    logits: torch.Tensor  # [num_sampled or more, vocab_size]
-    graph: tuple[int, int] | None  # the key of the graph that has written them, and will again, to the same place
-
-
 class GraphRunner(GPURunner):
     """Runs a model of PyTorch on a GPU.
 
@@ -74,6 +69,7 @@ class GraphRunner(GPURunner):
         self._sizes = graph_sizes(limits.max_num_seqs)
         self._lengths = graph_lengths(limits.max_model_len)
         self._graphs: Graphs = {}  # of decodes, each with the logits [size, vocab_size]
+        self._key: tuple[int, int] | None = None  # of the graph that wrote the last logits
         self._draw_graphs: Graphs = {}  # and how these logits are drawn from; each with the tokens [size]
         self._failures = 0  # captures that failed
         self._steps_to_wait = 0  # until another one is tried
@@ -118,24 +114,24 @@ class GraphRunner(GPURunner):
     @torch.inference_mode()
     def compute(self, batches: list[Batch]) -> torch.Tensor:  # type: ignore[override]
         """[num_sampled, vocab_size] logits, on the GPU, in the dtype of the model; until the next step."""
-        return self._compute(batches).logits[: len(batches[0].sampled_rows)]  # [num_sampled, vocab_size]
-
-    def _compute(self, batches: list[Batch]) -> Computed:
         batch = batches[0]
         num_tokens = len(batch.token_ids)
         num_seqs = len(batch.context_lens)
         num_sampled = len(batch.sampled_rows)
         longest = int(batch.context_lens.max())
+        self._key = None
         if num_tokens == num_seqs == num_sampled:
             size = first_at_least(num_seqs, self._sizes)
             length = first_at_least(longest, self._lengths)
             logits = self._decode(size, length, self._load(batches, size, size))  # [size, vocab_size]
-            return Computed(logits, (size, length) if (size, length) in self._graphs else None)
-        query_lens = np.diff(batch.query_start_loc)  # [num_seqs]
-        inputs = self._load(batches, num_tokens, num_seqs)
-        rows = inputs[0].sampled_rows  # [num_seqs or more]
-        # [num_seqs or more, vocab_size]
-        return Computed(self._run(inputs, int(query_lens.min()), int(query_lens.max()), longest, rows), None)
+            self._key = (size, length) if (size, length) in self._graphs else None
+        else:
+            query_lens = np.diff(batch.query_start_loc)  # [num_seqs]
+            inputs = self._load(batches, num_tokens, num_seqs)
+            rows = inputs[0].sampled_rows  # [num_seqs or more]
+            # [num_seqs or more, vocab_size]
+            logits = self._run(inputs, int(query_lens.min()), int(query_lens.max()), longest, rows)
+        return logits[:num_sampled]  # [num_sampled, vocab_size]
 
     @torch.inference_mode()
     def sample(self, logits: torch.Tensor, draws: Sequence[tuple[int, Draw]]) -> list[int]:  # type: ignore[override]
@@ -153,21 +149,21 @@ class GraphRunner(GPURunner):
         if not plan.chunks:
             return list
         batches = self.batches(plan)
-        computed = self._compute(batches)
+        logits = self.compute(batches)  # [num_sampled, vocab_size]
         if not draws:
             return list
         if draws is not self._draws:  # greedy ones come again and again
             self._draws, self._how = draws, how_in_order(draws)
-        if computed.graph is None or self._how is None:
-            logits = computed.logits[: len(batches[0].sampled_rows)]  # [num_sampled, vocab_size]
+        if self._key is None or self._how is None:
             return self._drawn.keep(draw_on_device(logits, draws))
-        return self._drawn.keep(self._draw(computed.logits, computed.graph, self._how, draws))
+        return self._drawn.keep(self._draw(self._key, self._how, draws))
 
-    def _draw(self, logits: Any, graph: tuple[int, int], how: How, draws: Sequence[tuple[int, Draw]]) -> torch.Tensor:
-        """[num_draws] tokens, one for each of the first rows of logits [size, vocab_size], from a graph."""
+    def _draw(self, key: tuple[int, int], how: How, draws: Sequence[tuple[int, Draw]]) -> torch.Tensor:
+        """[num_draws] tokens, one for each of the first rows of the logits that a graph has written, by another graph."""
+        logits = self._graphs[key][1]  # [size, vocab_size]
         settings = self._settings.load(draws, len(logits), how)
         draw = partial(draw_in_order, logits, settings, how)
-        return self._replayed(self._draw_graphs, (*graph, how), draw)[: len(draws)]  # [num_draws]
+        return self._replayed(self._draw_graphs, (*key, how), draw)[: len(draws)]  # [num_draws]
 
     # ---- running the model
 
