@@ -159,7 +159,7 @@ class GraphRunner(GPURunner):
         return self._drawn.keep(self._draw(self._key, self._how, draws))
 
     def _draw(self, key: tuple[int, int], how: How, draws: Sequence[tuple[int, Draw]]) -> torch.Tensor:
-        """[num_draws] tokens, one for each of the first rows of the logits that a graph has written, by another graph."""
+        """[num_draws] tokens, one for each of the first rows of the logits of a graph, by another graph."""
         logits = self._graphs[key][1]  # [size, vocab_size]
         settings = self._settings.load(draws, len(logits), how)
         draw = partial(draw_in_order, logits, settings, how)
