@@ -20,6 +20,7 @@ from minipage.model.architecture import Architecture, Tensors
 from minipage.simd.halves import from_bfloat16
 
 SAMPLES = 4096  # numbers of each weight that are compared
+SMALL = 2**16  # bytes
 SPREAD = 0.02  # standard deviation of random weights: what GPT-2 was initialized with; small enough for float16
 
 
@@ -149,13 +150,18 @@ class Place(NamedTuple):
     def map(self) -> npt.NDArray[np.uint8]:
         """[num_bytes], which the system reads when they are looked at, and forgets when nobody has this array any more.
 
-        So the memory of a process that goes through a large checkpoint grows by one tensor at a time.
+        So the memory of a process that goes through a large checkpoint grows by one tensor at a time. Small ones are
+        read at once: what is mapped keeps its file open, and a process may have a thousand files open.
         """
-        if self.start == self.stop:
-            return np.empty(0, np.uint8)  # [0]; nothing cannot be mapped
+        num_bytes = self.stop - self.start
         try:
-            # "c": what is written stays with us
-            return np.asarray(np.memmap(self.path, np.uint8, "c", self.start, (self.stop - self.start,)))
+            if num_bytes <= SMALL:
+                array = np.fromfile(self.path, np.uint8, num_bytes, offset=self.start)  # [num_bytes or fewer]
+                if len(array) < num_bytes:
+                    raise ValueError("it is shorter now")
+                return array
+            # "c": what is written stays with us.
+            return np.asarray(np.memmap(self.path, np.uint8, "c", self.start, (num_bytes,)))
         except (OSError, ValueError) as error:
             raise ModelError(
                 f"{self.path} was removed or changed while it was read ({error}). Load it again."
