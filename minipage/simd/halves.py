@@ -39,6 +39,8 @@ def to_bfloat16(numbers: Floats) -> npt.NDArray[np.uint16]:
     """The nearest bfloat16 to each number, [...] to [...]; from half way between two, the one whose last bit is 0."""
     numbers = np.ascontiguousarray(numbers, np.float32)
     bits = numbers.view(np.uint32)
+    if not np.any(bits & 0xFFFF):  # they are such numbers, as those of a model in bfloat16
+        return (bits >> 16).astype(np.uint16)
     last_bit = (bits >> 16) & 1
     rounded = (bits + 0x7FFF + last_bit) >> 16  # carries into the upper half if the lower is more than one half
     return np.where(np.isnan(numbers), (bits >> 16) | 0x40, rounded).astype(np.uint16)

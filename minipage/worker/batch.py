@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeGuard, cast
 
 import numpy as np
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, is_torch_array
 
 from minipage.attention.arguments import FLOATS
 from minipage.attention.kv_cache import KVCache, write_kv
@@ -131,6 +131,8 @@ def as_numpy(array: Array) -> Floats:
     """[...] in NumPy, in float32 at least: what kernels on the CPU compute in. If possible, the same memory."""
     if is_ready(array):
         return array  # [...]
+    if is_torch_array(array):  # what the array API calls by other names would take longer than to convert these
+        return (array.float() if array.element_size() < 4 else array).numpy()  # [...]
     xp = array_namespace(array)
     if xp.finfo(array.dtype).bits < 32:
         array = xp.astype(array, xp.float32)
