@@ -261,13 +261,13 @@ class LLM(Engine):
             self._queue(requests)
             left = requests
             while left:
-                with self._changes.lock:
+                with self._changes.lock:  # others may step meanwhile
+                    left = [request for request in left if not request.finished or request in self._news]
                     news = [request for request in left if request in self._news]
-                    if not news:
+                    if left and not news:
                         self._changes.make(self._step, self._mend)
                 if news:
                     yield news
-                    left = [request for request in left if not request.finished or request in self._news]
         finally:  # closed early, or something failed
             self._withdraw(requests)
 

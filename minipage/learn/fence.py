@@ -125,7 +125,10 @@ def put_up(path: Path, scratch: Path, hidden_files: list[Path], sources: list[st
     def is_source(found: os.stat_result) -> bool:
         if not closed_sources:
             for file in sources:
-                one = stat(file)
+                try:
+                    one = stat(file)
+                except FileNotFoundError:  # compiled files come and go
+                    continue
                 closed_sources.add((one.st_dev, one.st_ino))
         return (found.st_dev, found.st_ino) in closed_sources
 

@@ -182,7 +182,7 @@ def serve(
 
 
 def take_memory(llm: LLM) -> None:
-    """Write zeros to all of the KV cache before anything is in it.
+    """Write zeros to all of this process's KV cache before anything is in it; of several ranks, to the first one's.
 
     A system hands out memory page by page as it is first written, and until the pool has been used once the prompts of
     clients would wait for that (docs/performance.md has the figures).
@@ -214,7 +214,7 @@ def keep_what_is_here() -> None:
 def let_others_go_first(llm: AsyncLLM) -> None:
     """While a step keeps all processors busy, the event loop should get one at once when somebody asks for something.
 
-    Threads that the engine's thread starts, to compute with, are as patient as it is.
+    Threads that the engine's thread starts to compute with, as those of OpenMP, are as patient as it is.
     """
     if sys.platform == "linux":  # elsewhere it would be the whole process that gives way
         llm.between_steps(lambda: os.nice(PATIENCE)).result()

@@ -418,3 +418,23 @@ def test_a_child_that_is_forked_in_the_middle_of_a_step_of_another_thread_goes_o
     if ended == (0, 0):
         os.kill(child, 9)
     assert ended == (child, 0), "the child waits for a thread that has not come along, or says something else"
+
+
+def test_a_stream_hears_of_its_end_while_another_thread_makes_the_step(tiny):
+    """Between the last token and its news another thread is in the middle of the step: that is to be waited for."""
+    llm = LLM(tiny, num_blocks=32)
+    stream = llm.stream([[1, 2, 3]], SamplingParams(temperature=0, max_tokens=2, ignore_eos=True))
+    assert not next(stream).finished
+    tell, is_inside = llm._tell, threading.Event()
+
+    def slowly(*news):
+        is_inside.set()
+        time.sleep(0.2)
+        tell(*news)
+
+    llm._tell = slowly
+    thread = threading.Thread(target=llm.step)
+    thread.start()
+    is_inside.wait()
+    assert [output.finished for output in stream] == [True]
+    thread.join()

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 
-from minipage.errors import ConfigurationError
+from minipage.errors import ConfigurationError, KernelArgumentError
 
 SIMULATED = bool(getattr(numba.config, "ENABLE_CUDASIM"))  # noqa: B009  (unknown to type checkers)
 
@@ -106,6 +106,8 @@ def as_argument(value: Any) -> Argument:
         return Argument("int64", 0, (value,))
     if isinstance(value, np.generic):
         return Argument(value.dtype.name, 0, (ctype(value.dtype)(value.item()),))
+    if not getattr(value, "is_c_contiguous", bool)():
+        raise KernelArgumentError(f"a kernel was given {type(value).__name__}; it takes views, numbers and `upload`s.")
     return device_view(value.device_ctypes_pointer.value or 0, value.shape, value.dtype)  # of `upload`
 
 

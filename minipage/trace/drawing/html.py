@@ -160,7 +160,8 @@ class Outline:
 
     def note(self, trees: Iterable[Tree]) -> None:
         for tree in trees:
-            step, walk = self.steps.pop() if self.steps and self.steps[-1][0] == tree["step"] else (tree["step"], "")
+            number = tree.get("step", 0)
+            step, walk = self.steps.pop() if self.steps and self.steps[-1][0] == number else (number, "")
             self.steps.append((step, f"{walk} {_name_in_step(tree)}".strip()))
             self.has |= {what for what, names in OUTLINED.items() if any(name in tree for name in names)}
 

@@ -9,8 +9,8 @@ even in a CUDA graph. What is computed is the same as in minipage/model/layers/p
     norms         a block for each row, in which each thread loads its part of x and of the weight at once
     launch_put    tokens that were drawn on the device go to where the step reads its tokens: 1 launch instead of 5
 
-A launch with numba takes the host about 50 us, several times longer than PyTorch's. That is of no account in a graph;
-and of many tokens, which are never in one, PyTorch's own norm and gate take as long as ours.
+A launch takes the host several times longer than one of PyTorch's. That is of no account in a graph; and of many
+tokens, which are never in one, PyTorch's own norm and gate take as long as ours.
 """
 
 from __future__ import annotations

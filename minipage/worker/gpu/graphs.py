@@ -70,6 +70,7 @@ class GraphRunner(GPURunner):
         self._lengths = graph_lengths(limits.max_model_len)
         self._graphs: Graphs = {}  # of decodes, each with the logits [size, vocab_size]
         self._key: tuple[int, int] | None = None  # of the graph that wrote the last logits
+        self._rows_to_draw = 0  # for how many there is still memory in graphs of draws
         self._draw_graphs: Graphs = {}  # and how these logits are drawn from; each with the tokens [size]
         self._failures = 0  # captures that failed
         self._steps_to_wait = 0  # until another one is tried
@@ -84,8 +85,12 @@ class GraphRunner(GPURunner):
         worst_case = Draw(SamplingParams(top_p=1 - 1e-9), 0.5)  # nearly all tokens, so that the vocabulary is sorted
         self.sample(logits, [(row, worst_case) for row in range(len(logits))])
         bytes_per_row: int = logits.stride(0) * logits.element_size()
-        drawing = 4 * 8 * logits.numel()  # probabilities, in memory that belongs to the graphs
-        return 0 if self.enforce_eager else len(self._lengths) * sum(self._sizes) * bytes_per_row + drawing
+        kept = len(self._lengths) * sum(self._sizes) * bytes_per_row
+        return 0 if self.enforce_eager else kept + self._bytes_to_draw()
+
+    def _bytes_to_draw(self) -> int:
+        """For graphs of draws: what they write belongs to them, and at the worst to each of them apart."""
+        return 0 if self.enforce_eager else int(torch.cuda.get_device_properties(self.device).total_memory) // 64
 
     def allocate(self, block_pool: BlockPool, swap_pool: BlockPool | None) -> None:
         super().allocate(block_pool, swap_pool)
@@ -98,6 +103,8 @@ class GraphRunner(GPURunner):
         self._inputs = [StepInputs(max_num_tokens, max_num_seqs, max_blocks, device) for _ in self.groups.parts]
         self._drawn = Drawn(max_num_seqs, device)
         self._settings = SettingsInPlace(max_num_seqs, device)
+        row = 4 * 8 * self.model.architecture.vocab_size  # bytes: probabilities in float64, in about four arrays
+        self._rows_to_draw = self._bytes_to_draw() // row
         self._draws: Sequence[tuple[int, Draw]] = ()  # the last ones
         self._how: How | None = None
         self._batches = [Batches(block_pool.block_size, part) for part in self.groups.parts]
@@ -149,18 +156,25 @@ class GraphRunner(GPURunner):
         if not plan.chunks:
             return list
         batches = self.batches(plan)
+        self._key = None
         logits = self.compute(batches)  # [num_sampled, vocab_size]
         if not draws:
             return list
         if draws is not self._draws:  # greedy ones come again and again
             self._draws, self._how = draws, how_in_order(draws)
-        if self._key is None or self._how is None:
+        # Others may have put logits of their own in the place of a graph's.
+        if self._key is None or self._how is None or logits.data_ptr() != self._graphs[self._key][1].data_ptr():
             return self._drawn.keep(draw_on_device(logits, draws))
         return self._drawn.keep(self._draw(self._key, self._how, draws))
 
     def _draw(self, key: tuple[int, int], how: How, draws: Sequence[tuple[int, Draw]]) -> torch.Tensor:
-        """[num_draws] tokens, one for each of the first rows of the logits of a graph, by another graph."""
+        """[num_draws] tokens, one for each of the first rows of the logits of a graph, by another graph if there is
+        memory for it."""
         logits = self._graphs[key][1]  # [size, vocab_size]
+        if (*key, how) not in self._draw_graphs:
+            if how != "greedy" and len(logits) > self._rows_to_draw:
+                return draw_on_device(logits[: len(draws)], draws)  # [num_draws]
+            self._rows_to_draw -= len(logits) * (how != "greedy")
         settings = self._settings.load(draws, len(logits), how)
         draw = partial(draw_in_order, logits, settings, how)
         return self._replayed(self._draw_graphs, (*key, how), draw)[: len(draws)]  # [num_draws]
