@@ -239,10 +239,12 @@ class Scheduler:
         return self.max_num_seqs - sum(group.max_num_seqs for group in self.running)
 
     def _give_slots(self, chunks: list[Chunk], plan: StepPlan) -> int:
+        num_tokens = 0
         for chunk in chunks:
             plan.copies += chunk.seq.block_table.append(chunk.num_tokens)
             plan.chunks.append(chunk)
-        return count_tokens(chunks)
+            num_tokens += chunk.num_tokens
+        return num_tokens
 
     # ---- after a step
 
