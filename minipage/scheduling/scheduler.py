@@ -241,7 +241,8 @@ class Scheduler:
     def _give_slots(self, chunks: list[Chunk], plan: StepPlan) -> int:
         num_tokens = 0
         for chunk in chunks:
-            plan.copies += chunk.seq.block_table.append(chunk.num_tokens)
+            if copies := chunk.seq.block_table.append(chunk.num_tokens):
+                plan.copies += copies
             plan.chunks.append(chunk)
             num_tokens += chunk.num_tokens
         return num_tokens

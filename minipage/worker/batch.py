@@ -134,9 +134,7 @@ def as_numpy(array: Array) -> Floats:
     if is_torch_array(array):  # what the array API calls by other names would take longer than to convert these
         return (array.float() if array.element_size() < 4 else array).numpy()  # [...]
     xp = array_namespace(array)
-    if xp.finfo(array.dtype).bits < 32:
-        array = xp.astype(array, xp.float32)
-    return np.asarray(array)
+    return np.asarray(xp.astype(array, xp.float32) if xp.finfo(array.dtype).bits < 32 else array)  # [...]
 
 
 def is_ready(array: Array) -> TypeGuard[Floats]:
