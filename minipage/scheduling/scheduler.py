@@ -241,8 +241,7 @@ class Scheduler:
     def _give_slots(self, chunks: list[Chunk], plan: StepPlan) -> int:
         num_tokens = 0
         for chunk in chunks:
-            if copies := chunk.seq.block_table.append(chunk.num_tokens):
-                plan.copies += copies
+            plan.copies += chunk.seq.block_table.append(chunk.num_tokens)
             plan.chunks.append(chunk)
             num_tokens += chunk.num_tokens
         return num_tokens
