@@ -189,9 +189,9 @@ def test_top_logprobs_are_log_softmax_with_ranks(logits, count, data):
         assert logprob == pytest.approx(expected[other], abs=1e-9)
         likelier, as_likely = (expected > expected[other] + 1e-9).sum(), (expected >= expected[other] - 1e-9).sum()
         assert likelier < rank <= as_likely, f"token {other} has rank {rank} in {expected}"
-    ranks = sorted(rank for other, (_, rank) in top.items())
+    ranks = {rank for _, rank in top.values()}  # `token` may share one with a token that is as likely
     assert token in top
-    assert ranks[:count] == list(range(1, min(count, len(logits)) + 1)), "the likeliest tokens are not all there"
+    assert ranks >= {*range(1, min(count, len(logits)) + 1)}, "the likeliest tokens are not all there"
     assert len(top) <= min(count, len(logits)) + 1
 
 
