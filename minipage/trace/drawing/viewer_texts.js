@@ -58,47 +58,6 @@ function drawText(frame, label, text) {
   const ahead = frame.gives_way.includes(label) ? "has to give way" : frame.returns.includes(label) ? "can come back" : "";
   const name = `Text ${label}, ${status}`;
   const badges = [ahead, again, status === "running" ? "" : status].filter(Boolean).map((word) => make("span", { class: `badge ${word === ahead ? "alert" : ""}` }, word));
-  const length = (tree) => (tree.story ?? "").length * 1.6 + eventsOf(tree).reduce((sum, event) => sum + event.length + 45, 0);
-  const longest = trees.map((tree) => [length(tree), tree]).sort(([a], [b]) => b - a).slice(0, 8);
-  const said = byId("said"), shown = [...said.children].map((part) => [...part.childNodes]);
-  said.style.minHeight = "";
-  let height = 0;
-  for (const [, tree] of longest) {
-    drawTelling({ ...EMPTY_FRAME, ...tree }, eventsOf(tree));
-    height = Math.max(height, said.scrollHeight);
-  }
-  [...said.children].forEach((part, i) => part.replaceChildren(...shown[i]));
-  said.style.minHeight = `min(${height}px, ${MOST_RESERVED})`;
-}
-
-function drawQueues(frame) {
-  const done = Object.keys(frame.sequences).filter((label) => frame.sequences[label].status === "finished");
-  const queues = { running: frame.running, waiting: frame.waiting, "swapped out": frame.swapped, finished: done };
-  const chips = (labels) => labels.map((label) => chip(label, { "data-fly": `queue ${label}` }));
-  const earlier = frame.num_more_finished ? ` and ${frame.num_more_finished} earlier` : "";
-  byId("queues").replaceChildren(
-    ...Object.entries(queues)
-      .filter(([name, labels]) => labels.length || name === "running" || name === "waiting")
-      .map(([name, labels]) => make("span", {}, `${name} `, labels.length ? chips(labels) : make("i", {}, "nobody"), name === "finished" ? earlier : "")),
-  );
-}
-
-function drawTexts(frame) {
-  sync(byId("texts"), Object.entries(frame.sequences).map(([label, text]) => drawText(frame, label, text)));
-}
-
-function drawText(frame, label, text) {
-  if (text.status === "finished") return drawFinished(frame, label, text);
-  const size = frame.block_size;
-  const inPool = text.tables.map((table, group) => table.map((block, i) => (block < 0 ? drawGivenBack(label, text, i, size, group) : drawLogical(frame, label, text, i, block, group))));
-  const inSwap = text.swap_blocks.map((block, i) => (block < 0 ? drawGivenBack(label, text, i, size, 0) : drawSwapped(frame, label, text, i, block, size)));
-  const tables = text.blocks.length ? inPool : inSwap.length ? [inSwap] : [];
-  const status = text.status === "swapped" ? "swapped out" : text.status;
-  const again = text.num_preemptions ? `preempted ${text.num_preemptions}×` : "";
-  const ahead = frame.gives_way.includes(label) ? "has to give way" : frame.returns.includes(label) ? "can come back" : "";
-  const name = `Text ${label}, ${status}`;
-  const badges = [ahead, again, status === "running" ? "" : status].filter(Boolean).map((word) => make("span", { class: `badge ${word === ahead ? "alert" : ""}` }, word));
-  const inSlots = tables.length && text.num_computed_tokens < text.tokens.length ? `, ${text.num_computed_tokens} in slots` : "";
   const length = make("small", {}, `${text.tokens.length} of at most ${count(text.max_num_tokens, "token")}`);
   const article = reuse(`text ${label}`, name, () => make("article", { class: `text ${text.status}`, style: colour(label), "data-label": label, "aria-label": name }, chip(label)));
   sync(article, [article.firstChild, runningText(label, text), make("span", { class: "status" }, ...badges, length),
