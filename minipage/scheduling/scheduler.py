@@ -152,8 +152,9 @@ class Scheduler:
         budget = self.max_num_batched_tokens
         for group in self.running:  # from the front; preemption takes from the back of this same list
             chunks = group.next_chunks(budget)
-            # Usually there is room for all to come: a token takes at most one block, in each table.
-            if budget * group.num_tables > self.block_pool.num_free and not self._make_room(group, chunks, plan):
+            # Usually there is room: a token takes at most one block, in each table.
+            most_blocks = count_tokens(chunks) * group.num_tables
+            if most_blocks > self.block_pool.num_free and not self._make_room(group, chunks, plan):
                 break
             budget -= self._give_slots(chunks, plan)
         if not plan.preempted:
@@ -166,8 +167,6 @@ class Scheduler:
 
         The last comes after `group`, or is `group`, so its chunks are not in the plan yet.
         """
-        if count_tokens(chunks) * group.num_tables <= self.block_pool.num_free:
-            return True  # quick to see
         while blocks_for(chunks) > self.block_pool.num_free:
             last = victim(self.running)
             self.preempt(last, plan)
