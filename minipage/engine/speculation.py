@@ -187,7 +187,7 @@ class Speculation:
 
     def _may_draft(self, chunk: Chunk) -> bool:
         is_at_its_end = chunk.num_tokens == 1 and chunk.receivers == [chunk.seq] and not chunk.group.is_sharing
-        if not is_at_its_end or chunk.group.unscored or self._most(chunk) <= 0:
+        if not is_at_its_end or chunk.group.to_score or self._most(chunk) <= 0:
             return False
         return isinstance(self._request(chunk), SampledRequest) and self._pause(chunk.seq).is_over()
 

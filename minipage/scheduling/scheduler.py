@@ -209,7 +209,7 @@ class Scheduler:
         if group.was_admitted:
             self.preempted_queries += group.shared_len
             self.preempted_hits += group.leader.num_computed_tokens
-        elif not group.unscored:  # otherwise it looked for nothing: what is found in the cache has no logits to score
+        elif not group.to_score:  # otherwise it looked for nothing: what is found in the cache has no logits to score
             self.num_queried_tokens += group.shared_len
             self.num_hit_tokens += group.leader.num_computed_tokens
             group.num_cached_tokens = group.leader.num_computed_tokens
@@ -231,7 +231,7 @@ class Scheduler:
             return Prefix([], [])
         # Only what all its sequences share, before the tokens whose logits are asked for. `find` never finds the last
         # token that it is given, because one has to be computed: so it is given one more.
-        length = min(group.shared_len, group.unscored.start) if group.unscored else group.shared_len
+        length = min(group.shared_len, group.to_score.start) if group.to_score else group.shared_len
         return Prefix(*self.prefix_cache.find(group.leader.token_ids[: length + 1], group.cache_salt))
 
     def _seats_left(self) -> int:
