@@ -49,7 +49,7 @@
   const cells = [...document.querySelectorAll("#pool > .cell")].map((cell) => [cell, cell.getBoundingClientRect()]);
   for (const path of document.querySelectorAll("#wires .wire, #arrows .arrow")) {
     const { left, top } = path.ownerSVGElement.getBoundingClientRect(), over = new Set();
-    for (let way = 0; way < path.getTotalLength(); way += 4) {
+    for (let way = 0, end = path.getTotalLength(); way < end; way += 8) {
       const point = path.getPointAtLength(way), [x, y] = [left + point.x, top + point.y];
       for (const [cell, rect] of cells) if (x > rect.left + 3 && x < rect.right - 3 && y > rect.top + 3 && y < rect.bottom - 3) over.add(cell.dataset.block);
     }
