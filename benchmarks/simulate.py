@@ -11,8 +11,8 @@ On a CPU the model is GPT-2 with 124M parameters, on a GPU Llama-2-7B's shape, b
 of it within 15 %, and the 99th percentile of the time to the first token within 20 %. A processor that other programs
 use as well is not the machine that was calibrated: their share is printed. On a busy machine,
 `NUMBA_NUM_THREADS=1 python -m benchmarks.simulate processor` takes the processor's time of one thread for the time.
-`... predict` leaves out what is simulated only, `... million` simulates a million requests and nothing else, and
-`... million sharegpt` longer ones.
+`... predict` leaves out what is simulated only, `... million` simulates a tenth of a million requests and then a
+million, and nothing else, and `... million sharegpt` longer ones.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ if __name__ == "__main__":
         SCALES = ()
     if "million" in sys.argv:  # only the simulation of a million requests
         sys.argv.remove("million")
-        ONLY_SCALE, SCALES = True, (1_000_000,)
+        ONLY_SCALE, SCALES = True, (100_000, 1_000_000)
     if "processor" in sys.argv:
         sys.argv.remove("processor")
         CLOCK = ProcessorClock
