@@ -43,3 +43,8 @@ class InTurn:
             return list(tokens)
 
         return wait
+
+
+def may_overlap(runner: ModelRunner) -> bool:
+    """Whether a launched step is all that the runner does: not if others compute, too, or in a `forward` of its own."""
+    return runner.is_alone and getattr(runner.forward, "__func__", None) is ModelRunner.forward
