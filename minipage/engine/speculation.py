@@ -163,7 +163,7 @@ class Speculation:
         """How many drafts: as many as its text has room for, and one token after them. None but after its last token,
         if that is all it computes."""
         seq, group = chunk.seq, chunk.group
-        is_last = chunk.num_tokens == 1 and chunk.receivers == [seq] and not group.is_sharing and not group.unscored
+        is_last = chunk.num_tokens == 1 and chunk.receivers == [seq] and not group.is_sharing and not group.to_score
         _, length = self._doubts.get(seq, (0, 0))
         if not is_last or len(seq.token_ids) < length:
             return 0
