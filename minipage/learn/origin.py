@@ -125,7 +125,7 @@ def is_harmless(found: Import) -> bool:
         return False
 
 
-def reference_behind(solution: Solution, name: str, given: set[tuple[str, str]]) -> str:
+def reference_behind(solution: Solution, name: str, given: frozenset[tuple[str, str]]) -> str:
     """The name of minipage's class or function that answers for this name, if one does."""
     owner, _, method = name.rpartition(".")
     thing = getattr(solution.module, owner or method, None)
