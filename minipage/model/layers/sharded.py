@@ -11,7 +11,7 @@ Which parts these are, minipage/model/shard.py says.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from minipage.errors import require
 from minipage.model.architecture import Activation, Array, Layers
@@ -23,7 +23,7 @@ class Talk(Protocol):
 
     rank: int
     size: int
-    num_connected: int  # times that the ranks have found each other
+    graphs: list[Any]  # CUDA graphs of such talk, which end when the ranks leave each other
 
     def all_reduce(self, part: Array) -> Array:
         """The sum of everybody's part, [...] -> [...], the same in all, perhaps in its memory."""

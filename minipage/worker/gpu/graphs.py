@@ -77,7 +77,8 @@ class GraphRunner(GPURunner):
         self._key: tuple[Any, ...] | None = None  # of the graph that wrote the last logits
         self._rows_to_draw = 0  # for how many there is still memory in graphs of draws
         self._draw_graphs = Graphs(pool)  # and how these logits are drawn from; each with the tokens [size]
-        self._num_connected = 1  # times that ranks had found each other when graphs were captured
+        if isinstance(model.layers, ShardedLayers):
+            model.layers.talk.graphs = [self._graphs, self._draw_graphs]
 
     @torch.inference_mode()
     def _largest_step(self) -> int:
@@ -125,7 +126,6 @@ class GraphRunner(GPURunner):
     @torch.inference_mode()
     def compute(self, batches: list[Batch]) -> torch.Tensor:  # type: ignore[override]
         """[num_sampled, vocab_size] logits, on the GPU, in the dtype of the model; until the next step."""
-        self._forget_old_connections()
         batch = batches[0]
         num_tokens = len(batch.token_ids)
         num_seqs = len(batch.context_lens)
@@ -193,14 +193,6 @@ class GraphRunner(GPURunner):
         return self._draw_graphs.replayed((*key, how), draw)[: len(draws)]  # [num_draws]
 
     # ---- running the model
-
-    def _forget_old_connections(self) -> None:
-        """Graphs hold the connections between ranks that there were when they were captured."""
-        layers = self.model.layers
-        if isinstance(layers, ShardedLayers) and layers.talk.num_connected != self._num_connected:
-            self._num_connected = layers.talk.num_connected
-            self._graphs.clear()
-            self._draw_graphs.clear()
 
     def _load(self, batches: Sequence[Batch], num_tokens: int, num_seqs: int) -> list[Batch]:
         return [own.load(batch, num_tokens, num_seqs) for own, batch in zip(self._inputs, batches)]

@@ -80,19 +80,21 @@ class NCCLGroup(ProcessGroup):
         options = ProcessGroupNCCL.Options()
         options._timeout = FOREVER
         with self.told():
-            store = PrefixStore(f"nccl {self.num_connected}", self._store)
+            store = PrefixStore(f"nccl {self._num_connected}", self._store)
             self._nccl = ProcessGroupNCCL(store, self.rank, self.size, options)
             self._sum(torch.ones(1, device="cuda"))  # NCCL makes its connections with the first sum
             torch.cuda.synchronize()
             if self._way == "peers":
-                self.peers = peer_sums_if_right(self, PrefixStore(f"inboxes {self.num_connected}", self._store))
+                self.peers = peer_sums_if_right(self, PrefixStore(f"inboxes {self._num_connected}", self._store))
             if self._way == "one_shot":
-                self._one_shot = one_shot_if_right(self, PrefixStore(f"memory {self.num_connected}", self._store))
+                self._one_shot = one_shot_if_right(self, PrefixStore(f"memory {self._num_connected}", self._store))
 
     def close(self) -> None:
         super().close()
         if self.peers is not None:
             self.peers.stop()
+        for graphs in self.graphs:
+            graphs.clear()  # they hold NCCL's connections, which would wait for them
         if self._nccl is not None:
             self._nccl.abort()  # whatever waits in it ends
         self._nccl = self._one_shot = None
@@ -148,8 +150,8 @@ def finish(work: Any) -> None:
         work.wait()
 
 
-def named_group(store: Store, nccl: Any, rank: int, size: int) -> str:
-    """The name by which PyTorch's symmetric memory finds the ranks."""
+def named_group(store: Store, nccl: Any, rank: int, size: int) -> tuple[str, Any]:
+    """The name by which PyTorch's symmetric memory finds the ranks, as long as somebody keeps what comes with it."""
     from torch._C._distributed_c10d import _register_process_group, _SymmetricMemory
     from torch.distributed import ProcessGroup
 
@@ -162,7 +164,7 @@ def named_group(store: Store, nccl: Any, rank: int, size: int) -> str:
     group._set_group_name(name)  # type: ignore[arg-type]
     _register_process_group(name, group)  # type: ignore[arg-type]
     _SymmetricMemory.set_group_info(name, rank, size, store)
-    return str(name)
+    return str(name), group
 
 
 def make_inboxes(store: Store, nccl: Any, rank: int, size: int) -> Inboxes:
@@ -171,11 +173,12 @@ def make_inboxes(store: Store, nccl: Any, rank: int, size: int) -> Inboxes:
 
     device = torch.device("cuda")
     own = symmetric.empty(inbox_words(size), dtype=torch.int32, device=device)  # [inbox_words(size)]
-    handle = symmetric.rendezvous(own, named_group(store, nccl, rank, size))  # type: ignore[arg-type]
+    name, group = named_group(store, nccl, rank, size)
+    handle = symmetric.rendezvous(own, name)  # type: ignore[arg-type]
     seen = [own if r == rank else handle.get_buffer(r, own.shape, own.dtype) for r in range(size)]
     addresses = torch.tensor([inbox.data_ptr() for inbox in seen], device=device)  # [size]
     counts = torch.zeros(MOST_ROWS, dtype=torch.int32, device=device)  # [MOST_ROWS]
-    return Inboxes(own.zero_(), addresses, counts, pinned((1,), np.int32), handle)
+    return Inboxes(own.zero_(), addresses, counts, pinned((1,), np.int32), (handle, group))
 
 
 def peer_sums_if_right(group: NCCLGroup, store: Store) -> PeerSums | None:
@@ -229,7 +232,7 @@ class OneShot:
     def __init__(self, store: Store, nccl: Any, rank: int, size: int) -> None:
         from torch.distributed import _symmetric_memory as symmetric
 
-        self.name = named_group(store, nccl, rank, size)
+        self.name, self._kept = named_group(store, nccl, rank, size)
         self._buffers = {
             dtype: symmetric.empty(SMALL // dtype.itemsize, dtype=dtype, device=torch.device("cuda"))
             for dtype in (torch.float32, torch.bfloat16)

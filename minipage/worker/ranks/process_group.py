@@ -56,21 +56,22 @@ class ProcessGroup:
         self.waiting_since: float | None = None
         self._store = store
         self._host = host
-        self.num_connected = 0  # times, of which the last one counts
+        self._num_connected = 0  # times, of which the last one counts
+        self.graphs: list[Any] = []  # CUDA graphs of sums, which end with the connections
         self._posted: list[Any] = []  # what is being sent; nobody else keeps it, or `close` could not end it
         self.connect()
 
     def connect(self) -> None:
         """Find the others, wherever everybody was. Raises Disconnected if they do not come."""
         self.close()
-        self.num_connected += 1
+        self._num_connected += 1
         options = ProcessGroupGloo._Options()  # type: ignore[attr-defined]
         listen = {"hostname": self._host} if self._host else {}
         options._devices = [
             ProcessGroupGloo.create_device(**listen) if listen else ProcessGroupGloo.create_default_device()
         ]
         options._timeout = FOREVER
-        store = PrefixStore(f"connection {self.num_connected}", self._store)
+        store = PrefixStore(f"connection {self._num_connected}", self._store)
         with self.told():
             self._group: Any = ProcessGroupGloo(store, self.rank, self.size, options)
 
