@@ -23,12 +23,16 @@ class Talk(Protocol):
 
     rank: int
     size: int
+    num_connected: int  # times that the ranks have found each other
 
     def all_reduce(self, part: Array) -> Array:
         """The sum of everybody's part, [...] -> [...], the same in all, perhaps in its memory."""
 
     def gather(self, part: Array, sizes: list[int]) -> Array:
         """[N, size of this rank] -> on rank 0 all of them side by side, [N, sum of sizes]; elsewhere, anything."""
+
+    def from_leader(self, numbers: Array) -> Array:
+        """What rank 0 has, [...] -> [...], perhaps in the memory of `numbers`."""
 
 
 class ShardedLayers:
