@@ -8,11 +8,10 @@ model, so that the script itself is tried out; then its times mean little.
                what is added to it, and a norm
     steps      a decode step of 1, and of 32 sequences, of Llama-2-7B's and 13B's shape in bfloat16, dummy weights: one
                rank and several; and how many tokens of K and V there is room for
-    large      the shapes of CodeLlama-34B and Llama-2-70B; of the latter one GPU has no room for
+    large      the shapes of CodeLlama-34B and Llama-2-70B; for the latter one GPU has no room
     message    what rank 0 takes to tell the others of a step of 256 sequences
     products   the matrices of a layer of 7B, whole and halved, one row: microseconds, and terabytes a second
-    faults     a rank is killed, or stopped, between replayed steps: how long until the error; is anything left? With
-               `one_shot` rank 0's process ends: when?
+    faults     a rank is killed, or stopped, between replayed steps: how long until the error; is anything left?
 
 Each measurement has processes of its own, and one that fails does not stop the others. Goals: a step of 7B at least
 1.45 times faster with two ranks (batch 1) and 1.6 (batch 32); of 13B 1.6 and 1.7; the message below 100 us; errors
@@ -27,7 +26,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -84,15 +82,14 @@ def run(quick: bool) -> dict[str, Any]:
     console.print(f"{num_gpus()} GPUs: ranks {sizes}" if on_gpu() else "no two GPUs: on the CPU, to try the script out")
     results: dict[str, Any] = {"gpus": num_gpus()}
     names = ["small"] if not on_gpu() else ["7B"] if quick else ["7B", "13B"]
-    ways = ["peers", "nccl", "one_shot"] if on_gpu() else ["nccl"]
+    ways = ["peers", "nccl"] if on_gpu() else ["nccl"]
     for size in sizes:
         results[f"sums, {size} ranks"] = apart("sums", size)
         results[f"message, {size} ranks"] = apart("message", size)
-        for way in ways[:2]:
+        for way in ways:
             results[f"texts, {size} ranks, {way}"] = apart("texts", size, MINIPAGE_ALL_REDUCE=way)
             results[f"faults, {size} ranks, {way}"] = apart("faults", size, MINIPAGE_ALL_REDUCE=way)
         if on_gpu():
-            results[f"faults, {size} ranks, one_shot"] = apart("ends", size)
             results[f"products, 1/{size}"] = apart("products", size)
     for name in names:
         for size in [1, *sizes]:
@@ -278,36 +275,6 @@ def faults(size: int) -> dict[str, Any]:
     return found
 
 
-def ends(size: int) -> dict[str, Any]:
-    """With sums that cannot be stopped rank 0 ends when a rank is lost: after how long, and is anything left?"""
-    command = [sys.executable, "-m", "benchmarks.gpu_tensor_parallel", "--part", "lost", str(size)]
-    variables = os.environ | {"MINIPAGE_ALL_REDUCE": "one_shot"}
-    child = subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    timer = threading.Timer(90, child.kill)
-    timer.start()
-    pids = json.loads(child.stdout.readline() or "[]")  # type: ignore[union-attr]
-    killed = time.monotonic()
-    _, words = child.communicate()
-    seconds = time.monotonic() - killed
-    timer.cancel()
-    left = [pid for pid in pids if Path(f"/proc/{pid}").exists()]
-    return {"seconds": seconds, "exit code": child.returncode, "left": left, "words": words[-300:]}
-
-
-def lost(size: int) -> dict[str, Any]:
-    """The last rank is killed, after its process id was printed."""
-    llm = LLM(num_blocks=400, tensor_parallel_size=size, **options())
-    pids = [process.pid for process in llm.runner.meeting.processes.values()]
-    llm.add_request([1] * 20, greedy(400))
-    for _ in range(30):
-        llm.step()
-    print(json.dumps(pids), flush=True)
-    os.kill(pids[-1], signal.SIGKILL)
-    while llm.has_unfinished_requests():
-        llm.step()
-    return {}
-
-
 def sums(size: int) -> dict[str, Any]:
     """Start `size` processes that add up together; rank 0 prints."""
     from minipage.worker.ranks.meeting import LOOPBACK
@@ -332,13 +299,13 @@ def sum_up(rank: int, size: int, port: int) -> None:
 
     measure = in_a_graph if on_gpu() else launched
     store, found = TCPStore(LOOPBACK, port, size, rank == 0, PATIENCE), {}
-    for way in ("nccl", "one_shot", "peers") if on_gpu() else ("gloo",):
+    for way in ("nccl", "peers") if on_gpu() else ("gloo",):
         os.environ["MINIPAGE_ALL_REDUCE"] = way
         if on_gpu():
             from minipage.worker.gpu.nccl import gpu_group
 
             group = gpu_group(PrefixStore(way, store), rank, size, LOOPBACK, rank)
-            found[f"{way} is used"] = way == "nccl" or (group._one_shot or group.peers) is not None
+            found[f"{way} is used"] = way == "nccl" or group.peers is not None
         else:
             group = ProcessGroup(PrefixStore(way, store), rank, size, LOOPBACK)
         for rows in ROWS:
@@ -440,7 +407,7 @@ def charts(results: dict[str, Any]) -> list[Chart]:
     ]
 
 
-PARTS = {part.__name__: part for part in (texts, steps, message, faults, ends, lost, sums, products)}
+PARTS = {part.__name__: part for part in (texts, steps, message, faults, sums, products)}
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--part"]:

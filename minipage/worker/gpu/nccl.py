@@ -3,24 +3,22 @@
     all_reduce   [T, C] of every rank, in the stream that computes, so that a CUDA graph records it like any kernel
     gather       [N, words of this rank], padded to the widest, to all
 
-A sum of a few kilobytes is all latency. With MINIPAGE_ALL_REDUCE=one_shot small ones go another way: every rank puts
-its part where all others can read it, and adds up what it reads there, in one kernel (PyTorch's symmetric memory).
-Whether it says what NCCL says is tried out first; if not, NCCL does all.
+A sum of a few kilobytes is all latency. Between GPUs of one host small ones go another way: each rank writes its part
+into the memory of the others, and adds up what comes, in one kernel with what is next (peer_sums.py). Whether it says
+what NCCL says is tried out first; if not, or if it cannot be had, NCCL makes all sums.
 
-    MINIPAGE_ALL_REDUCE   nccl       the default
-                          peers      small sums by writing into each other's memory, in one kernel with what comes
-                                     next: peer_sums.py
-                          one_shot   small sums by PyTorch's kernel; a rank that is lost ends rank 0, too
+    MINIPAGE_ALL_REDUCE   peers      the default; if it is set and cannot be had, a warning says why
+                          nccl       nothing else
                           gloo       through the memory of the hosts: several ranks may share a GPU, to try things out
 """
 
 from __future__ import annotations
 
 import os
-import sys
 import time
 import warnings
 from itertools import count
+from socket import gethostname
 from typing import Any
 
 import numpy as np
@@ -36,9 +34,8 @@ from minipage.worker.ranks.process_group import FOREVER, ProcessGroup
 
 NUMBER = count()  # of the groups of this process that have a name
 VARIABLE = "MINIPAGE_ALL_REDUCE"
-WAYS = "nccl", "peers", "one_shot", "gloo"
+WAYS = "peers", "nccl", "gloo"
 LONGEST_TRIAL = 30.0  # seconds; kernels are compiled meanwhile
-SMALL = 512 * 1024  # bytes, which are summed up in one shot
 # Who is lost, and what follows, is up to worker/ranks/watch.py. NCCL's own watch would end the process.
 OUR_OWN_WATCH = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0", "TORCH_NCCL_ENABLE_MONITORING": "0"}
 
@@ -65,11 +62,10 @@ def gpu_group(store: Store, rank: int, size: int, host: str | None, device: int)
 class NCCLGroup(ProcessGroup):
     """Connections between GPUs, one for each rank."""
 
-    def __init__(self, store: Store, rank: int, size: int, host: str | None, way: str = "nccl") -> None:
+    def __init__(self, store: Store, rank: int, size: int, host: str | None, way: str = WAYS[0]) -> None:
         os.environ.update(OUR_OWN_WATCH)
         self._nccl: Any = None
         self.peers: PeerSums | None = None
-        self._one_shot: OneShot | None = None
         self._way = way
         super().__init__(store, rank, size, host)
 
@@ -86,8 +82,6 @@ class NCCLGroup(ProcessGroup):
             torch.cuda.synchronize()
             if self._way == "peers":
                 self.peers = peer_sums_if_right(self, PrefixStore(f"inboxes {self._num_connected}", self._store))
-            if self._way == "one_shot":
-                self._one_shot = one_shot_if_right(self, PrefixStore(f"memory {self._num_connected}", self._store))
 
     def close(self) -> None:
         super().close()
@@ -97,14 +91,7 @@ class NCCLGroup(ProcessGroup):
             graphs.clear()  # they hold NCCL's connections, which would wait for them
         if self._nccl is not None:
             self._nccl.abort()  # whatever waits in it ends
-        self._nccl = self._one_shot = None
-
-    def abandon(self) -> None:
-        if self._one_shot is not None and self.waiting_since is not None:
-            print("minipage: a rank is lost, and the GPU waits for it for ever: this process ends.", file=sys.stderr)
-            sys.stderr.flush()
-            os._exit(1)  # unlike NCCL's, a sum in one shot cannot be stopped
-        super().abandon()
+        self._nccl = None
 
     def all_reduce(self, part: Array) -> Array:
         part = part.contiguous()  # [...]
@@ -113,8 +100,6 @@ class NCCLGroup(ProcessGroup):
         self.num_bytes += part.numel() * part.element_size()
         if self.peers is not None and can_add(part):
             return self.peers.add_up(part)  # [...]
-        if self._one_shot is not None and self._one_shot.takes(part):
-            return self._one_shot.all_reduce(part)  # [...]
         return self._sum(part)  # [...]
 
     def from_leader(self, numbers: Array) -> Array:
@@ -171,6 +156,9 @@ def make_inboxes(store: Store, nccl: Any, rank: int, size: int) -> Inboxes:
     """Memory that all ranks can write to. Nobody may before all have come back from here."""
     from torch.distributed import _symmetric_memory as symmetric
 
+    store.set(f"host of {rank}", gethostname())
+    if len({store.get(f"host of {other}") for other in range(size)}) > 1:
+        raise RuntimeError("the ranks are on several machines")
     device = torch.device("cuda")
     own = symmetric.empty(inbox_words(size), dtype=torch.int32, device=device)  # [inbox_words(size)]
     name, group = named_group(store, nccl, rank, size)
@@ -195,7 +183,8 @@ def peer_sums_if_right(group: NCCLGroup, store: Store) -> PeerSums | None:
             failure = f" ({type(error).__name__}: {error})"
         if is_everywhere(group, is_right):
             return peers
-    warnings.warn(f"sums between peers cannot be had here{failure}, so NCCL makes all of them.", stacklevel=2)
+    if VARIABLE in os.environ:
+        warnings.warn(f"sums between peers cannot be had here{failure}, so NCCL makes all of them.", stacklevel=2)
     return None
 
 
@@ -224,45 +213,3 @@ def are_right(group: NCCLGroup, peers: PeerSums) -> bool:
     of_right = torch.nn.functional.rms_norm(right + numbers, (1024,), norm.weight, 1e-5)  # [4, 1024]
     pairs = [*((x, right + numbers) for x in found), *((h, of_right) for h in normed)]
     return all(torch.allclose(each, expected, rtol=1e-4, atol=1e-6) for each, expected in pairs)
-
-
-class OneShot:
-    """Sums of small tensors: each rank reads the parts of all others in their memory, in one kernel."""
-
-    def __init__(self, store: Store, nccl: Any, rank: int, size: int) -> None:
-        from torch.distributed import _symmetric_memory as symmetric
-
-        self.name, self._kept = named_group(store, nccl, rank, size)
-        self._buffers = {
-            dtype: symmetric.empty(SMALL // dtype.itemsize, dtype=dtype, device=torch.device("cuda"))
-            for dtype in (torch.float32, torch.bfloat16)
-        }
-        for buffer in self._buffers.values():
-            symmetric.rendezvous(buffer, self.name)  # type: ignore[arg-type]
-
-    def takes(self, part: torch.Tensor) -> bool:
-        num_bytes = part.numel() * part.element_size()
-        return part.dtype in self._buffers and 0 < num_bytes <= SMALL and num_bytes % 16 == 0
-
-    def all_reduce(self, part: torch.Tensor) -> torch.Tensor:
-        shared = self._buffers[part.dtype][: part.numel()]  # [numbers of part]
-        total: torch.Tensor = torch.ops.symm_mem.one_shot_all_reduce_copy(shared, part.view(-1), "sum", self.name)
-        return total.view(part.shape)  # [...]
-
-
-def one_shot_if_right(group: NCCLGroup, store: Store) -> OneShot | None:
-    """Sums in one shot, if they can be had in every rank, and are right in every rank."""
-    way, failure = None, ""
-    numbers = torch.arange(4096, device="cuda", dtype=torch.float32) * (group.rank + 1)  # [4096]
-    try:
-        way = OneShot(store, group._nccl, group.rank, group.size)
-        found = [way.all_reduce(numbers) for _ in range(3)]  # each [4096]
-        right = group._sum(numbers.clone())  # [4096]
-        is_right = all(torch.allclose(each, right) for each in found)
-    except Exception as error:  # there are many ways in which a machine may not have it
-        is_right, failure = False, f" ({type(error).__name__}: {error})"
-    num_right = group._sum(torch.tensor([float(is_right)], device="cuda"))  # [1]
-    if way is not None and int(num_right.item()) == group.size:
-        return way
-    warnings.warn(f"sums in one shot cannot be had here{failure}, so NCCL makes all of them.", stacklevel=2)
-    return None
