@@ -227,6 +227,17 @@ def test_with_speculation_steps_are_plain(tiny, make_prompt):
     assert not launched and llm.speculation.num_draft_tokens > 0
 
 
+def test_with_a_forward_of_its_own_a_runner_makes_plain_steps(tiny, make_prompt):
+    """Which is called at each of them, whoever it belongs to, and whenever it comes."""
+    llm, prompt = overlapping(tiny), make_prompt(0, 8)
+    launched, forward, called = watch(llm), llm.runner.forward, []
+    expected = serve(llm, [prompt], greedy(6))
+    assert len(launched) == 6
+    llm.runner.forward = lambda plan: called.append(1) or forward(plan)
+    assert serve(llm, [prompt], greedy(6)) == expected
+    assert len(launched) == len(called) == 6
+
+
 @pytest.mark.parametrize("value", ["yes", 2, []])
 def test_an_option_that_makes_no_sense_is_refused(tiny, value):
     with pytest.raises(ConfigurationError, match="async_scheduling is"):

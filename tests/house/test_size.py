@@ -113,3 +113,7 @@ def test_a_tier_takes_at_most_100_lines_and_its_memory_a_few_more():
 
 def test_overlap_takes_less_than_140_lines():
     assert count("engine/overlap.py") < 140
+
+
+def test_speculation_takes_less_than_180_lines():
+    assert count("engine/speculation.py engine/drafts.py") < 180

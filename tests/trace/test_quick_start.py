@@ -19,7 +19,7 @@ def test_a_machine_that_has_compiled_nothing_shows_the_demo_and_compiles_nothing
     run = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     assert f"minipage: {NOTE}" in run.stderr and "block table 0 1" in run.stdout
     assert not list(tmp_path.rglob("*.nbc"))
-    assert "Next story: One memory, four ways to deal it out: python -m minipage demo fragmentation" in run.stdout
+    assert "Next story: One memory, four ways to deal it out:\n    python -m minipage demo fragmentation" in run.stdout
 
 
 def test_who_has_chosen_gets_what_was_chosen(monkeypatch):

@@ -31,6 +31,7 @@ from minipage.simd.options import compiled, compiled_parallel
 from minipage.simd.vectors import LANES, exp
 
 COLUMNS = 2 * LANES  # of a panel
+ROWS = 256  # of x at a time, which stay in a processor's own cache while panel after panel goes by
 ONE, HALF = np.float32(1), np.float32(0.5)
 THEN = NOTHING, GELU, GELU_EXACT, RELU = range(4)
 CODES: dict[Activation | None, int] = dict(zip((None, "gelu", "gelu_exact", "relu"), THEN))
@@ -101,9 +102,11 @@ class Linear:
             x.ndim == 2 and x.shape[1] == num_in and x.dtype == np.float32,
             lambda: f"x is {x.shape} of {x.dtype}; it must be [T, {num_in}] of float32.",
         )
-        out = np.empty((len(x), len(self.bias)), x.dtype)  # [T, num_panels * COLUMNS]
+        x, out = as_they_lie(x), np.empty((len(x), len(self.bias)), x.dtype)  # [T, num_panels * COLUMNS]
         together = self.of_a_row if len(x) == 1 else 1
-        _linear(as_they_lie(x), self.panels, self.scales, self.bias, CODES[then], together, out)
+        for start in range(0, len(x), ROWS):
+            some = slice(start, start + ROWS)
+            _linear(x[some], self.panels, self.scales, self.bias, CODES[then], together, out[some])
         return out[:, : self.num_out]  # [T, out]
 
 
@@ -112,49 +115,41 @@ def _linear(x, panels, scales, bias, then, together, out):  # type: ignore[no-un
     for group in numba.prange((len(panels) + together - 1) // together):
         p, last = int(group) * together, len(panels) - 1
         start, stop = p * COLUMNS, min(p + together, len(panels)) * COLUMNS
-        columns = out[:, start:stop]  # [T, some panels' COLUMNS]
         for t in range(len(x)):
-            for j in range(stop - start):
-                columns[t, j] = bias[start + j]
+            out[t, start:stop] = bias[start:stop]
         if together == ROW_PANELS:
             add_row_product(x[0], panels, p, out[0])
         else:
-            add_product(x, panels[p], 0, len(x), columns, panels[min(p + 1, last)])
-        if scales is not None:
-            for t in range(len(x)):
-                for j in range(stop - start):
-                    columns[t, j] *= scales[start + j]
-        if then == GELU:
-            gelu(columns)
-        elif then == GELU_EXACT:
-            gelu_exact(columns)
-        elif then == RELU:
-            relu(columns)
+            add_product(x, panels[p], 0, len(x), out[:, start:stop], panels[min(p + 1, last)])
+        for t in range(len(x)):
+            row = out[t, start:stop]  # [some panels' COLUMNS], of which the compiler knows that they lie side by side
+            if scales is not None:
+                row *= scales[start:stop]
+            if then == GELU:
+                gelu(row)
+            elif then == GELU_EXACT:
+                gelu_exact(row)
+            elif then == RELU:
+                relu(row)
 
 
 @compiled
 def gelu(x):  # type: ignore[no-untyped-def]
     """In place. 0.5 * (1 + tanh(u / 2)) is 1 / (1 + exp(-u)), which takes only an exponential."""
-    for t in range(len(x)):
-        row = x[t]  # [n]
-        for i in range(len(row)):
-            v = row[i]
-            u = np.float32(1.5957691216057308) * v * (np.float32(1) + np.float32(0.044715) * v * v)  # 2 sqrt(2 / pi)
-            e = exp(-abs(u))
-            row[i] = v * (np.float32(1) if u >= 0 else e) / (np.float32(1) + e)
+    for i in range(len(x)):
+        v = x[i]
+        u = np.float32(1.5957691216057308) * v * (np.float32(1) + np.float32(0.044715) * v * v)  # 2 sqrt(2 / pi)
+        e = exp(-abs(u))
+        x[i] = v * (np.float32(1) if u >= 0 else e) / (np.float32(1) + e)
 
 
 @compiled
 def gelu_exact(x):  # type: ignore[no-untyped-def]
-    for t in range(len(x)):
-        row = x[t]  # [n]
-        for i in range(len(row)):
-            row[i] = HALF * row[i] * (ONE + np.float32(math.erf(row[i] * np.float32(math.sqrt(0.5)))))
+    for i in range(len(x)):
+        x[i] = HALF * x[i] * (ONE + np.float32(math.erf(x[i] * np.float32(math.sqrt(0.5)))))
 
 
 @compiled
 def relu(x):  # type: ignore[no-untyped-def]
-    for t in range(len(x)):
-        row = x[t]  # [n]
-        for i in range(len(row)):
-            row[i] = np.float32(0) if row[i] < 0 else row[i]  # NaN stays NaN
+    for i in range(len(x)):
+        x[i] = np.float32(0) if x[i] < 0 else x[i]  # NaN stays NaN
