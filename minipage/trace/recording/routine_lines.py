@@ -46,7 +46,7 @@ class RoutineLines:
         }
 
     def of_sample(self, requests: Iterable[Request]) -> Places:
-        """The lines that have chosen tokens for these requests: drawn them, found the likeliest, or gone on with beams."""
+        """The lines that chose tokens for these requests: drew them, took the likeliest, or went on with beams."""
         chosen: Places = []
         for request in requests:
             if type(request).next_draw is Request.next_draw:
