@@ -24,7 +24,6 @@ from minipage.scheduling.scheduler import Admission
 from minipage.worker.offload import FileStore, HostStore
 
 GIB = 2**30
-HASH_SIZE = 32  # of a text; what follows is the KV cache group's
 METRICS = (  # in `LLM.stats()` and /metrics, if there is a tier
     Metric("vllm:external_prefix_cache_queries", "counter", "prompt tokens that the pool did not know, nor the next"),
     Metric("vllm:external_prefix_cache_hits", "counter", "those of them that came back from the tier below it"),
@@ -58,10 +57,10 @@ class Offloading:
             return Admission.LATER
         answer: Admission = self._phases["admission"](group, cached)
         if answer is Admission.NOW:
-            came_back = self.cache.came_back
-            hashes = {
-                came_back.pop(block)[:HASH_SIZE] for block in cached if block in came_back
-            }  # of any KV cache group
+            came_back = (
+                self.cache.came_back
+            )  # the first 32 bytes of a hash are of the text, others of the KV cache group
+            hashes = {came_back.pop(block)[:32] for block in cached if block in came_back}
             if not (group.was_admitted or group.unscored):
                 self.num_hit_tokens += len(hashes) * self.engine.block_pool.block_size
         return answer

@@ -74,14 +74,13 @@ class Tier:
 class Offloaded(PrefixCache):
     """Made one with a prefix cache of any kind, which has a tier from then on; see `offload`."""
 
-    kind: type[PrefixCache]  # what it was before
     tier: Tier
     came_back: dict[int, bytes]  # hashes of blocks that were loaded, until somebody counts them
 
     def find(self, token_ids: Sequence[int], salt: str = "") -> Prefix:
-        both: Any = copy(self)  # a cache of the kind that this one was, which also knows what is in the tier
-        both.__class__, both._block_of = self.kind, ChainMap(self._block_of, self.tier.place_of)
-        found: Prefix = both.find(token_ids, salt)
+        both: Any = copy(self)  # which also knows what is in the tier
+        both._block_of = ChainMap(self._block_of, self.tier.place_of)
+        found: Prefix = super(Offloaded, both).find(token_ids, salt)
         if min(found.blocks, default=0) >= 0:  # all is in the pool
             return found
         if self._has_room(found.blocks, len(token_ids)):
@@ -132,7 +131,7 @@ class Offloaded(PrefixCache):
 
 def offload(cache: Any, store: Any) -> None:
     """Give a prefix cache a tier in `store`. It becomes a subclass of what it was, of whichever kind it is."""
-    cache.tier, cache.came_back, cache.kind = Tier(store, store.held), {}, type(cache)
+    cache.tier, cache.came_back = Tier(store, store.held), {}
     cache.__class__ = type(f"Offloaded{type(cache).__name__}", (Offloaded, type(cache)), {})
     cache.pool.on_evict = cache.evict
     cache._secret = store.secret or cache._secret

@@ -3,8 +3,8 @@
 A slot is a row of bytes: K of a block in all layers, then V, and their scales if there are any. In a file a label says
 what the row should be, so whatever happens to it, a row is what was saved, or nothing:
 
-    header, 4096 bytes    [ magic | random bytes, of which the secret of the hashes is made ]
-    row 0                 [ checksum under the secret | hash ][ K, V ]
+    header, 4096 bytes    [ magic, 16 bytes | 32 random ones, of which the secret of the hashes is made ]
+    row 0                 [ checksum under the secret, 16 bytes | hash, 48 ][ K, V ]
     row 1                 ...
 
 The file outlives the engine, and the next one goes on with it: hashes depend on no process once their secret is in the
@@ -28,7 +28,6 @@ from minipage.attention import KVCache
 
 MAGIC = b"minipage K and V"
 HEADER_SIZE = 4096  # bytes
-SECRET = slice(16, 48)  # of the header
 
 
 class HostStore:
@@ -103,7 +102,7 @@ class FileStore(HostStore):
             self.make()
         with self.path.open("r+b") as file:
             self.map = mmap(file.fileno(), 0)
-        self.secret = blake2b(self.origin, key=self.map[SECRET], digest_size=32).digest()
+        self.secret = blake2b(self.origin, key=self.map[16:48], digest_size=32).digest()
         return np.frombuffer(self.map, np.uint8, offset=HEADER_SIZE).reshape(-1, self.row_size)  # [num_slots, row_size]
 
     def make(self) -> None:
@@ -128,7 +127,7 @@ class FileStore(HostStore):
         return is_read and np.array_equal(self.rows[slot, : self.label_size], self.label(block_hash, block))
 
     def clear(self) -> None:
-        self.map[SECRET] = urandom(32)  # the weights may have changed: the next engine finds nothing
+        self.map[16:48] = urandom(32)  # the weights may have changed: the next engine finds nothing
 
     def label(self, block_hash: bytes, block: int) -> Any:
         """Of what the block holds now: if it is loaded, what is checked is what is used, whoever else writes here."""
