@@ -57,9 +57,8 @@ class Offloading:
             return Admission.LATER
         answer: Admission = self._phases["admission"](group, cached)
         if answer is Admission.NOW:
-            came_back = (
-                self.cache.came_back
-            )  # the first 32 bytes of a hash are of the text, others of the KV cache group
+            came_back = self.cache.came_back
+            # The first 32 bytes of a hash are of the text, others of the KV cache group.
             hashes = {came_back.pop(block)[:32] for block in cached if block in came_back}
             if not (group.was_admitted or group.unscored):
                 self.num_hit_tokens += len(hashes) * self.engine.block_pool.block_size
