@@ -11,7 +11,7 @@ import ast
 import gc
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import suppress
 from functools import cache, update_wrapper
 from pathlib import Path
@@ -125,7 +125,7 @@ def is_harmless(found: Import) -> bool:
         return False
 
 
-def reference_behind(solution: Solution, name: str, given: frozenset[tuple[str, str]]) -> str:
+def reference_behind(solution: Solution, name: str, given: Set[tuple[str, str]]) -> str:
     """The name of minipage's class or function that answers for this name, if one does."""
     owner, _, method = name.rpartition(".")
     thing = getattr(solution.module, owner or method, None)
