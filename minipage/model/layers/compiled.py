@@ -16,7 +16,6 @@ docs/performance.md has the figures.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numba
 import numpy as np
@@ -67,51 +66,52 @@ class CompiledLayers(PlainLayers):
 
 
 class Linear:
-    """x [T, in] -> x @ weight + bias [T, out], for a weight [in, out] that is kept in panels.
+    """x [T, in] -> x @ weight + bias [T, out], for a weight [in, out] that is kept in panels."""
 
-    With `scales` [out], the panels have whole numbers in one byte each: the columns divided by their scales.
-    """
-
-    def __init__(self, weight: Floats, bias: Floats | None = None, scales: Floats | None = None) -> None:
-        bias = np.zeros(weight.shape[-1], np.float32) if bias is None else bias
-        require(
-            weight.ndim == 2 and bias.shape == weight.shape[1:] and weight.dtype == bias.dtype == np.float32,
-            lambda: (
-                f"the weight is {weight.shape} of {weight.dtype} and the bias {bias.shape} of {bias.dtype}; they must "
-                "be [in, out] and [out], of float32."
-            ),
-        )
+    def __init__(self, weight: Floats, bias: Floats | None = None) -> None:
+        bias = check_linear(weight, bias)  # [out]
         num_in, self.num_out = weight.shape
         num_panels = -(-self.num_out // COLUMNS)
-        dtype: Any = np.float32 if scales is None else np.int8
-        self.panels = np.zeros((num_panels, num_in, COLUMNS), dtype)  # [num_panels, in, COLUMNS]
+        self.panels = np.zeros((num_panels, num_in, COLUMNS), np.float32)  # [num_panels, in, COLUMNS]
         for panel, start in zip(self.panels, range(0, self.num_out, COLUMNS)):  # no matrix is copied whole
             columns = weight[:, start : start + COLUMNS]  # [in, COLUMNS], or fewer at the end
-            if scales is not None:
-                columns = np.rint(columns / scales[start : start + COLUMNS])  # [in, COLUMNS], or fewer
             panel[:, : columns.shape[1]] = columns  # [in, COLUMNS]; what is left are zeros
-        padding = 0, num_panels * COLUMNS - self.num_out
-        self.scales = None if scales is None else np.pad(scales, padding)  # [num_panels * COLUMNS]
-        self.bias = np.pad(bias if scales is None else bias / scales, padding)  # [num_panels * COLUMNS]
+        self.bias = np.pad(bias, (0, num_panels * COLUMNS - self.num_out))  # [num_panels * COLUMNS]
         has_many = num_panels >= ROW_PANELS * numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
         self.of_a_row = ROW_PANELS if has_many else 1  # this many panels at once, and still some for each thread
 
     def __call__(self, x: Floats, then: Activation | None = None) -> Floats:
-        num_in = self.panels.shape[1]
-        require(
-            x.ndim == 2 and x.shape[1] == num_in and x.dtype == np.float32,
-            lambda: f"x is {x.shape} of {x.dtype}; it must be [T, {num_in}] of float32.",
-        )
+        check_rows(x, self.panels.shape[1])
         x, out = as_they_lie(x), np.empty((len(x), len(self.bias)), x.dtype)  # [T, num_panels * COLUMNS]
         together = self.of_a_row if len(x) == 1 else 1
         for start in range(0, len(x), ROWS):
             some = slice(start, start + ROWS)
-            _linear(x[some], self.panels, self.scales, self.bias, CODES[then], together, out[some])
+            _linear(x[some], self.panels, self.bias, CODES[then], together, out[some])
         return out[:, : self.num_out]  # [T, out]
 
 
+def check_linear(weight: Floats, bias: Floats | None) -> Floats:
+    """The bias [out] of a layer, zeros if there is none; KernelArgumentError if the two do not fit together."""
+    bias = np.zeros(weight.shape[-1], np.float32) if bias is None else bias  # [out]
+    require(
+        weight.ndim == 2 and bias.shape == weight.shape[1:] and weight.dtype == bias.dtype == np.float32,
+        lambda: (
+            f"the weight is {weight.shape} of {weight.dtype} and the bias {bias.shape} of {bias.dtype}; they must be "
+            "[in, out] and [out], of float32."
+        ),
+    )
+    return bias
+
+
+def check_rows(x: Floats, num_in: int) -> None:
+    require(
+        x.ndim == 2 and x.shape[1] == num_in and x.dtype == np.float32,
+        lambda: f"x is {x.shape} of {x.dtype}; it must be [T, {num_in}] of float32.",
+    )
+
+
 @compiled_parallel
-def _linear(x, panels, scales, bias, then, together, out):  # type: ignore[no-untyped-def]
+def _linear(x, panels, bias, then, together, out):  # type: ignore[no-untyped-def]
     for group in numba.prange((len(panels) + together - 1) // together):
         p, last = int(group) * together, len(panels) - 1
         start, stop = p * COLUMNS, min(p + together, len(panels)) * COLUMNS
@@ -122,15 +122,18 @@ def _linear(x, panels, scales, bias, then, together, out):  # type: ignore[no-un
         else:
             add_product(x, panels[p], 0, len(x), out[:, start:stop], panels[min(p + 1, last)])
         for t in range(len(x)):
-            row = out[t, start:stop]  # [some panels' COLUMNS], of which the compiler knows that they lie side by side
-            if scales is not None:
-                row *= scales[start:stop]
-            if then == GELU:
-                gelu(row)
-            elif then == GELU_EXACT:
-                gelu_exact(row)
-            elif then == RELU:
-                relu(row)
+            activate(out[t, start:stop], then)
+
+
+@compiled
+def activate(x, then):  # type: ignore[no-untyped-def]
+    """In place, some numbers of one row: of these the compiler knows that they lie side by side, and makes vectors."""
+    if then == GELU:
+        gelu(x)
+    elif then == GELU_EXACT:
+        gelu_exact(x)
+    elif then == RELU:
+        relu(x)
 
 
 @compiled
