@@ -48,19 +48,18 @@ def read(config: Mapping[str, Any], make_llm: Callable[..., Any], vocab_size: in
             f"speculative_config has method {shown(method)} and model {shown(model)}; give method 'ngram', or a model."
         )
     require_positive(**options)
-    shortest, longest = options["prompt_lookup_min"], options["prompt_lookup_max"]
-    if shortest > longest:
-        raise ConfigurationError(f"prompt_lookup_min is {shortest}, more than prompt_lookup_max, {longest}.")
-    proposer = DraftModel(model, make_llm, vocab_size) if model else NGrams(shortest, longest)
-    return options["num_speculative_tokens"], proposer
+    num_tokens = options.pop("num_speculative_tokens")
+    return num_tokens, DraftModel(model, make_llm, vocab_size) if model else NGrams(**options)
 
 
 class NGrams:
     """Looks for the last time that the end of the text was in the text: of `longest` tokens, or fewer."""
 
-    def __init__(self, shortest: int, longest: int) -> None:
-        self.shortest = shortest
-        self.longest = longest
+    def __init__(self, prompt_lookup_min: int, prompt_lookup_max: int) -> None:
+        shortest, longest = prompt_lookup_min, prompt_lookup_max
+        if shortest > longest:
+            raise ConfigurationError(f"prompt_lookup_min is {shortest}, more than prompt_lookup_max, {longest}.")
+        self.shortest, self.longest = shortest, longest
 
     def propose(self, texts: list[list[int]], counts: list[int]) -> list[list[int]]:
         found = []

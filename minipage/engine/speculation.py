@@ -22,21 +22,18 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from weakref import WeakKeyDictionary
 
 from minipage.engine.drafts import read
+from minipage.engine.engine import Engine
 from minipage.engine.phases import stand_between
 from minipage.engine.request import Choice, NextToken, Request
 from minipage.engine.sampled import SampledRequest
 from minipage.engine.stats import Metric
 from minipage.memory import BlockTable
-from minipage.sampling import Draw
-from minipage.scheduling import Sequence, StepPlan
-from minipage.scheduling.chunks import Chunk
-
-if TYPE_CHECKING:
-    from minipage.engine.engine import Engine
+from minipage.sampling import NO_TOKEN, Draw
+from minipage.scheduling import Chunk, Sequence, StepPlan
 
 # Tokens of a step that has drafts. On a CPU, products of this many rows take little longer than of one, and much
 # longer beyond; with more texts than this, nothing is drafted. A runner may have a `cheap_rows` of its own.
@@ -80,26 +77,32 @@ class Speculation:
         self.num_tokens, self.proposer = read(config, make_llm, engine.model.architecture.vocab_size)
         most_tokens = getattr(engine.runner, "cheap_rows", MOST_TOKENS)
         self.most_tokens = min(most_tokens, engine.scheduler.max_num_batched_tokens)
-        # Of each text: how often in a row its drafts were wrong, n, and the length from which on it gets some again:
-        # the next n - 1 tokens get none.
-        self._doubts: WeakKeyDictionary[Sequence, tuple[int, int]] = WeakKeyDictionary()
+        self.is_due = False  # whether the next step should have drafts; until then steps may overlap (overlap.py)
+        # Of each text, what was guessed last: the place of a token, and the token.
+        self._guesses: WeakKeyDictionary[Sequence, tuple[int, int]] = WeakKeyDictionary()
         self._phases = stand_between(engine, self, "schedule", "sample", "update", "stats", "reset_stats")
         self.reset_stats()
 
     def schedule(self) -> StepPlan:
+        """Guess at all texts, which costs little; drafts are only for those whose last guess was right."""
         plan: StepPlan = self._phases["schedule"]()
         room = self.most_tokens - sum(chunk.num_tokens for chunk in plan.chunks)
         counts = {i: n for i, chunk in enumerate(plan.chunks) if room > 0 and (n := self._num_wanted(chunk)) > 0}
-        texts = [plan.chunks[i].seq.token_ids for i in counts]
-        for i, drafts in zip(counts, self.proposer.propose(texts, list(counts.values())) if texts else []):
-            chunk, drafts = plan.chunks[i], drafts[:room]
-            table = chunk.seq.block_table
+        all_ids = [plan.chunks[i].seq.token_ids for i in counts]
+        texts = [ids[:-1] if ids[-1] < 0 else ids for ids in all_ids]  # without the placeholders of steps that overlap
+        may_draft, num_right = self.is_due or not hasattr(self.engine, "overlap"), 0
+        for i, text, drafts in zip(counts, texts, self.proposer.propose(texts, list(counts.values())) if texts else []):
+            chunk, table = plan.chunks[i], plan.chunks[i].seq.block_table
+            is_right = self._was_right(chunk.seq, text, drafts)
+            num_right += is_right
+            drafts = drafts[:room] if is_right and may_draft else []
             while table.blocks_to_allocate(len(drafts)) > self.engine.block_pool.num_free:
                 drafts = drafts[:-1]  # nobody is preempted for a guess
             if drafts:
                 plan.copies += table.append(len(drafts))
                 plan.chunks[i] = DraftedChunk(chunk.group, chunk.seq, chunk.start, 1 + len(drafts), drafts)
                 room -= len(drafts)
+        self.is_due = 0 < len(plan.chunks) <= 4 * num_right
         return plan
 
     def sample(self, plan: StepPlan, logits: Any) -> dict[Request, list[NextToken]]:
@@ -136,7 +139,10 @@ class Speculation:
                 table.num_tokens = chunk.start + chunk.num_tokens
                 # A reader's own table may have no `truncate`.
                 getattr(type(table), "truncate", BlockTable.truncate)(table, chunk.start + num_new)
-            self._count(chunk, max(0, num_new - 1))
+            self.num_drafts += 1
+            self.num_draft_tokens += len(chunk.drafts)
+            for place in range(num_new - 1):
+                self.num_accepted[place] += 1
 
     def stats(self) -> dict[str, Any]:
         counts = self.num_drafts, self.num_draft_tokens, sum(self.num_accepted), list(self.num_accepted)
@@ -150,22 +156,17 @@ class Speculation:
 
     # ---- helpers
 
-    def _count(self, chunk: DraftedChunk, num_accepted: int) -> None:
-        self.num_drafts += 1
-        self.num_draft_tokens += len(chunk.drafts)
-        for place in range(num_accepted):
-            self.num_accepted[place] += 1
-        num_wrong, _ = self._doubts.get(chunk.seq, (0, 0))
-        num_wrong = 0 if num_accepted else num_wrong + 1
-        self._doubts[chunk.seq] = num_wrong, len(chunk.seq.token_ids) + num_wrong - 1
+    def _was_right(self, seq: Sequence, text: list[int], drafts: list[int]) -> bool:
+        """Whether there are drafts, and the last guess came true; and note what is guessed now."""
+        place, token_id = self._guesses.get(seq, (0, text[0]))
+        self._guesses[seq] = len(text), drafts[0] if drafts else NO_TOKEN
+        return bool(drafts) and text[place : place + 1] == [token_id]
 
     def _num_wanted(self, chunk: Chunk) -> int:
         """How many drafts: as many as its text has room for, and one token after them. None but after its last token,
         if that is all it computes."""
         seq, group = chunk.seq, chunk.group
         is_last = chunk.num_tokens == 1 and chunk.receivers == [seq] and not group.is_sharing and not group.to_score
-        _, length = self._doubts.get(seq, (0, 0))
-        if not is_last or len(seq.token_ids) < length:
+        if not is_last or not isinstance(self.engine.requests[group.group_id], SampledRequest):
             return 0
-        is_sampled = isinstance(self.engine.requests[group.group_id], SampledRequest)
-        return min(self.num_tokens, group.max_num_tokens - len(seq.token_ids) - 1) if is_sampled else 0
+        return min(self.num_tokens, group.max_num_tokens - len(seq.token_ids) - 1)

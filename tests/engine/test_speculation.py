@@ -220,7 +220,7 @@ def test_a_draft_model_of_the_same_tokenizer():
 def test_n_grams_in_the_engine(tiny, make_prompt):
     """A prompt that repeats itself is guessed at, and nothing else is said."""
     prompt, params = make_prompt(0, 8) * 3, SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
-    llm = LLM(tiny, speculative_config={"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4})
+    llm = LLM(tiny, speculative_config={"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_min": 1})
     assert told(llm.generate([prompt], params)) == told(LLM(tiny, num_blocks=64).generate([prompt], params))
     assert llm.speculation.num_draft_tokens > 0
 
