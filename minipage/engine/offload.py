@@ -60,7 +60,7 @@ class Offloading:
             came_back = self.cache.came_back
             # The first 32 bytes of a hash are of the text, others of the KV cache group.
             hashes = {came_back.pop(block)[:32] for block in cached if block in came_back}
-            if not (group.was_admitted or group.unscored):
+            if not (group.was_admitted or group.to_score):
                 self.num_hit_tokens += len(hashes) * self.engine.block_pool.block_size
         return answer
 
