@@ -228,7 +228,8 @@ def continuous(task: Task, settings: dict[str, Any]) -> dict[str, Any]:
     )  # fmt: skip
     generation = GenerationConfig(max_new_tokens=WARM_UP, do_sample=False, eos_token_id=-1, pad_token_id=0)
     with (
-        torch.inference_mode(),
+        torch.no_grad(),  # as `generate_batch` has it. Inference mode holds for this thread only, which warms it up:
+        # the thread that then generates, with transformers 5.17, may not write to what was made in it
         model.continuous_batching_context_manager(generation, continuous_batching_config=config) as manager,
     ):
         if not task.weights:
