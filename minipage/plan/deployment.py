@@ -149,6 +149,11 @@ class Deployment:
         if self.num_blocks is not None:
             return self.num_blocks
         budget, block = self.budget(), self.block_bytes
+        if budget.kv < block and self.kv_cache_memory is not None:
+            raise ConfigurationError(
+                f"kv_cache_memory is {str(self.kv_cache_memory)!r}, and a block of {self.block_size} tokens takes "
+                f"{block:,} bytes. Give it more."
+            )
         if budget.kv < block:
             raise ConfigurationError(
                 f"{self.model} leaves no room for K and V: of {budget.total / GiB:.1f} GiB, weights take "

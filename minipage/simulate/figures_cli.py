@@ -46,9 +46,11 @@ def run_figures(args: argparse.Namespace) -> None:
         names = ["table1", *names]
     unknown = [name for name in names if name not in FIGURES and name != "table1"]
     if unknown:
-        raise ConfigurationError(f"figure {unknown[0]} is not among {', '.join(FIGURES)}, table1 and all.")
+        measured = " 18a is measured, and not simulated: docs/paper.md has it." if unknown[0] == "18a" else ""
+        raise ConfigurationError(f"figure {unknown[0]} is not among {', '.join(FIGURES)}, table1 and all.{measured}")
     if args.jobs < 1 or args.seed < 0:
         raise ConfigurationError("--jobs has to be at least 1, and --seed at least 0.")
+    check_files(args)
     console = Console(highlight=False)
     scale = Scale(args.seed, QUICK if args.quick else 1.0)
     done = []
@@ -63,6 +65,15 @@ def run_figures(args: argparse.Namespace) -> None:
     if args.page:
         before = args.page.read_text(encoding="utf-8").partition(MARK)[0] if args.page.exists() else ""
         args.page.write_text(f"{before}{MARK}\n\n{page(done, args)}", encoding="utf-8")
+
+
+def check_files(args: argparse.Namespace) -> None:
+    """Before minutes are spent on what cannot be written."""
+    for option, file in (("--json", args.json), ("--page", args.page)):
+        if file and (file.is_dir() or not file.parent.is_dir()):
+            raise ConfigurationError(f"{option} is {str(file)!r}; it must be a file, in a folder that is there.")
+    if args.svg and args.svg.exists() and not args.svg.is_dir():
+        raise ConfigurationError(f"--svg is {str(args.svg)!r}, which is a file; it must be a folder.")
 
 
 def rerun(name: str, scale: Scale, args: argparse.Namespace, console: Console) -> Figure:

@@ -134,6 +134,7 @@ def test_a_model_that_does_not_fit_is_a_sentence_with_the_bytes():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
+        ({"kv_cache_memory": "1MiB"}, "kv_cache_memory is '1MiB', and a block of 16 tokens takes 2,097,152 bytes"),
         ({"dtype": "int3"}, "dtype is 'int3'"),
         ({"gpu": "TPU"}, "the machine 'TPU' is unknown"),
         ({"gpu_memory_utilization": 1.5}, "gpu_memory_utilization is 1.5"),

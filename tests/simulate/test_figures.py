@@ -40,6 +40,16 @@ def test_axes_end_at_round_numbers(value, rounded):
     assert round_up(value) == pytest.approx(rounded)
 
 
+@pytest.mark.parametrize("option", ["--json", "--page", "--svg"])
+def test_what_cannot_be_written_is_said_before_anything_runs(option, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    places = {"--svg": [tmp_path / "file"]}.get(option, [tmp_path, tmp_path / "none" / "file"])
+    for place in places:
+        assert screen.main(["figure", "all", option, str(place)]) == 2
+        screens = capsys.readouterr()
+        assert screens.out == "" and str(place) in screens.err
+
+
 def test_table_1_is_met_and_the_command_writes_files(tmp_path, capsys):
     page, numbers = tmp_path / "page.md", tmp_path / "numbers.json"
     page.write_text("# Mine\n<!-- results -->\nold")
