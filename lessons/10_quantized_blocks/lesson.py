@@ -289,7 +289,8 @@ for name, (kc, vc, ks, vs) in caches.items():
 # - `kv_cache_dtype="fp8"` (e4m3 or e5m2), with *one scale for each layer* (or attention head), taken from the checkpoint or measured on calibration data, not one a row: less to store and to read, but outliers hurt
 #   more. Since 2026 there are also `"int8_per_token_head"` and `"fp8_per_token_head"` (#38378): a scale for each row, computed when it is written, as here.
 # - Weights and activations are quantized separately, by other options, above all `quantization`. Ours has one value, `LLM(quantization="int8")`: the weights of matrices in one byte a number, with a scale for
-#   each *column*, because a column makes one number of the result, so that its scale can wait until the sum is there (`model/layers/int8.py`; the cell below). Activations stay as they are.
+#   each *column*, because a column makes one number of the result, so that its scale can wait until the sum is there (`model/layers/int8.py`; the cell below). Activations are rounded to 16 bits
+#   on their way into a product, because a processor multiplies such numbers by int8 twice as fast as float32.
 # - FlashAttention 3 and FlashInfer compute directly on fp8; older kernels convert first, as we do.
 # - LMDeploy has int8 with a scale (and a zero point) for each token and head, TensorRT-LLM int8 with one for each layer; KIVI (Liu et al., [2024](https://arxiv.org/abs/2402.02750)) goes down to 2 bits, with K scaled by *channel*.
 #

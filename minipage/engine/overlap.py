@@ -15,7 +15,8 @@ what is drawn for it there is surplus, and dropped. That it ends by its length i
 Scheduler, tables and kernels know nothing of it: `Overlap` takes the place of the engine's `_step`. It makes plain
 steps by itself while a recorder watches the phases, while speculation has drafts (which follow a known token), and
 while there is a request whose next step depends on more than tokens: beams, penalties, structured outputs, log
-probabilities; also with several ranks, or a runner with a `forward` of its own. vLLM calls this async scheduling.
+probabilities; also with several ranks on CPUs, or a runner with a `forward` of its own. vLLM calls this async
+scheduling.
 """
 
 from __future__ import annotations

@@ -169,7 +169,7 @@ class Speculation:
         """How many drafts: as many as its text has room for, and one token after them. None but after its last token,
         if that is all it computes."""
         seq, group = chunk.seq, chunk.group
-        is_last = chunk.num_tokens == 1 and chunk.receivers == [seq] and not group.is_sharing and not group.unscored
+        is_last = chunk.num_tokens == 1 and chunk.receivers == [seq] and not group.is_sharing and not group.to_score
         if not is_last or not isinstance(self.engine.requests[group.group_id], SampledRequest):
             return 0
         return min(self.num_tokens, group.max_num_tokens - len(seq.token_ids) - 1)

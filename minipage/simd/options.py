@@ -38,7 +38,10 @@ options: Any = {"fastmath": {"reassoc", "contract", "nsz"}, "error_model": "nump
 expressions = ["comprehension", "fusion", "inplace_binop", "numpy", "reduction", "setitem", "stencil"]
 
 # The files whose code becomes part of kernels in other files; an edit of one of them changes those too.
-SHARED_FILES = "simd/options.py", "simd/vectors.py", "simd/matrix.py", "attention/decode.py"
+SHARED_FILES = (
+    "simd/options.py", "simd/vectors.py", "simd/matrix.py", "simd/pairs.py", "attention/decode.py",
+    "model/layers/compiled.py",
+)  # fmt: skip
 
 
 IN_PYTHON = bool(getattr(numba.config, "DISABLE_JIT"))  # noqa: B009  (unknown to type checkers)

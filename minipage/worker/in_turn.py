@@ -46,5 +46,7 @@ class InTurn:
 
 
 def may_overlap(runner: ModelRunner) -> bool:
-    """Whether a launched step is all that the runner does: not if others compute, too, or in a `forward` of its own."""
-    return runner.is_alone and getattr(runner.forward, "__func__", None) is ModelRunner.forward
+    """Whether a launched step is all that the runner does: not in a `forward` of its own, nor in ranks on CPUs."""
+    if not runner.is_alone:
+        return hasattr(runner, "launch")
+    return getattr(runner.forward, "__func__", None) is ModelRunner.forward

@@ -16,7 +16,6 @@ docs/performance.md has the figures.
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numba
 import numpy as np
@@ -31,6 +30,7 @@ from minipage.simd.options import compiled, compiled_parallel
 from minipage.simd.vectors import LANES, exp
 
 COLUMNS = 2 * LANES  # of a panel
+ROWS = 256  # of x at a time, which stay in a processor's own cache while panel after panel goes by
 ONE, HALF = np.float32(1), np.float32(0.5)
 THEN = NOTHING, GELU, GELU_EXACT, RELU = range(4)
 CODES: dict[Activation | None, int] = dict(zip((None, "gelu", "gelu_exact", "relu"), THEN))
@@ -66,95 +66,93 @@ class CompiledLayers(PlainLayers):
 
 
 class Linear:
-    """x [T, in] -> x @ weight + bias [T, out], for a weight [in, out] that is kept in panels.
+    """x [T, in] -> x @ weight + bias [T, out], for a weight [in, out] that is kept in panels."""
 
-    With `scales` [out], the panels have whole numbers in one byte each: the columns divided by their scales.
-    """
-
-    def __init__(self, weight: Floats, bias: Floats | None = None, scales: Floats | None = None) -> None:
-        bias = np.zeros(weight.shape[-1], np.float32) if bias is None else bias
-        require(
-            weight.ndim == 2 and bias.shape == weight.shape[1:] and weight.dtype == bias.dtype == np.float32,
-            lambda: (
-                f"the weight is {weight.shape} of {weight.dtype} and the bias {bias.shape} of {bias.dtype}; they must "
-                "be [in, out] and [out], of float32."
-            ),
-        )
+    def __init__(self, weight: Floats, bias: Floats | None = None) -> None:
+        bias = check_linear(weight, bias)  # [out]
         num_in, self.num_out = weight.shape
         num_panels = -(-self.num_out // COLUMNS)
-        dtype: Any = np.float32 if scales is None else np.int8
-        self.panels = np.zeros((num_panels, num_in, COLUMNS), dtype)  # [num_panels, in, COLUMNS]
+        self.panels = np.zeros((num_panels, num_in, COLUMNS), np.float32)  # [num_panels, in, COLUMNS]
         for panel, start in zip(self.panels, range(0, self.num_out, COLUMNS)):  # no matrix is copied whole
             columns = weight[:, start : start + COLUMNS]  # [in, COLUMNS], or fewer at the end
-            if scales is not None:
-                columns = np.rint(columns / scales[start : start + COLUMNS])  # [in, COLUMNS], or fewer
             panel[:, : columns.shape[1]] = columns  # [in, COLUMNS]; what is left are zeros
-        padding = 0, num_panels * COLUMNS - self.num_out
-        self.scales = None if scales is None else np.pad(scales, padding)  # [num_panels * COLUMNS]
-        self.bias = np.pad(bias if scales is None else bias / scales, padding)  # [num_panels * COLUMNS]
+        self.bias = np.pad(bias, (0, num_panels * COLUMNS - self.num_out))  # [num_panels * COLUMNS]
         has_many = num_panels >= ROW_PANELS * numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
         self.of_a_row = ROW_PANELS if has_many else 1  # this many panels at once, and still some for each thread
 
     def __call__(self, x: Floats, then: Activation | None = None) -> Floats:
-        num_in = self.panels.shape[1]
-        require(
-            x.ndim == 2 and x.shape[1] == num_in and x.dtype == np.float32,
-            lambda: f"x is {x.shape} of {x.dtype}; it must be [T, {num_in}] of float32.",
-        )
-        out = np.empty((len(x), len(self.bias)), x.dtype)  # [T, num_panels * COLUMNS]
+        check_rows(x, self.panels.shape[1])
+        x, out = as_they_lie(x), np.empty((len(x), len(self.bias)), x.dtype)  # [T, num_panels * COLUMNS]
         together = self.of_a_row if len(x) == 1 else 1
-        _linear(as_they_lie(x), self.panels, self.scales, self.bias, CODES[then], together, out)
+        for start in range(0, len(x), ROWS):
+            some = slice(start, start + ROWS)
+            _linear(x[some], self.panels, self.bias, CODES[then], together, out[some])
         return out[:, : self.num_out]  # [T, out]
 
 
+def check_linear(weight: Floats, bias: Floats | None) -> Floats:
+    """The bias [out] of a layer, zeros if there is none; KernelArgumentError if the two do not fit together."""
+    bias = np.zeros(weight.shape[-1], np.float32) if bias is None else bias  # [out]
+    require(
+        weight.ndim == 2 and bias.shape == weight.shape[1:] and weight.dtype == bias.dtype == np.float32,
+        lambda: (
+            f"the weight is {weight.shape} of {weight.dtype} and the bias {bias.shape} of {bias.dtype}; they must be "
+            "[in, out] and [out], of float32."
+        ),
+    )
+    return bias
+
+
+def check_rows(x: Floats, num_in: int) -> None:
+    require(
+        x.ndim == 2 and x.shape[1] == num_in and x.dtype == np.float32,
+        lambda: f"x is {x.shape} of {x.dtype}; it must be [T, {num_in}] of float32.",
+    )
+
+
 @compiled_parallel
-def _linear(x, panels, scales, bias, then, together, out):  # type: ignore[no-untyped-def]
+def _linear(x, panels, bias, then, together, out):  # type: ignore[no-untyped-def]
     for group in numba.prange((len(panels) + together - 1) // together):
         p, last = int(group) * together, len(panels) - 1
         start, stop = p * COLUMNS, min(p + together, len(panels)) * COLUMNS
-        columns = out[:, start:stop]  # [T, some panels' COLUMNS]
         for t in range(len(x)):
-            for j in range(stop - start):
-                columns[t, j] = bias[start + j]
+            out[t, start:stop] = bias[start:stop]
         if together == ROW_PANELS:
             add_row_product(x[0], panels, p, out[0])
         else:
-            add_product(x, panels[p], 0, len(x), columns, panels[min(p + 1, last)])
-        if scales is not None:
-            for t in range(len(x)):
-                for j in range(stop - start):
-                    columns[t, j] *= scales[start + j]
-        if then == GELU:
-            gelu(columns)
-        elif then == GELU_EXACT:
-            gelu_exact(columns)
-        elif then == RELU:
-            relu(columns)
+            add_product(x, panels[p], 0, len(x), out[:, start:stop], panels[min(p + 1, last)])
+        for t in range(len(x)):
+            activate(out[t, start:stop], then)
+
+
+@compiled
+def activate(x, then):  # type: ignore[no-untyped-def]
+    """In place, some numbers of one row: of these the compiler knows that they lie side by side, and makes vectors."""
+    if then == GELU:
+        gelu(x)
+    elif then == GELU_EXACT:
+        gelu_exact(x)
+    elif then == RELU:
+        relu(x)
 
 
 @compiled
 def gelu(x):  # type: ignore[no-untyped-def]
     """In place. 0.5 * (1 + tanh(u / 2)) is 1 / (1 + exp(-u)), which takes only an exponential."""
-    for t in range(len(x)):
-        row = x[t]  # [n]
-        for i in range(len(row)):
-            v = row[i]
-            u = np.float32(1.5957691216057308) * v * (np.float32(1) + np.float32(0.044715) * v * v)  # 2 sqrt(2 / pi)
-            e = exp(-abs(u))
-            row[i] = v * (np.float32(1) if u >= 0 else e) / (np.float32(1) + e)
+    for i in range(len(x)):
+        v = x[i]
+        u = np.float32(1.5957691216057308) * v * (np.float32(1) + np.float32(0.044715) * v * v)  # 2 sqrt(2 / pi)
+        e = exp(-abs(u))
+        x[i] = v * (np.float32(1) if u >= 0 else e) / (np.float32(1) + e)
 
 
 @compiled
 def gelu_exact(x):  # type: ignore[no-untyped-def]
-    for t in range(len(x)):
-        row = x[t]  # [n]
-        for i in range(len(row)):
-            row[i] = HALF * row[i] * (ONE + np.float32(math.erf(row[i] * np.float32(math.sqrt(0.5)))))
+    for i in range(len(x)):
+        x[i] = HALF * x[i] * (ONE + np.float32(math.erf(x[i] * np.float32(math.sqrt(0.5)))))
 
 
 @compiled
 def relu(x):  # type: ignore[no-untyped-def]
-    for t in range(len(x)):
-        row = x[t]  # [n]
-        for i in range(len(row)):
-            row[i] = np.float32(0) if row[i] < 0 else row[i]  # NaN stays NaN
+    for i in range(len(x)):
+        x[i] = np.float32(0) if x[i] < 0 else x[i]  # NaN stays NaN

@@ -1,22 +1,28 @@
 """Layers whose matrices take one byte a number: a quarter of what a step of few sequences has to read.
 
 Each column of a matrix, which makes one number of the result, has a scale of its own, so that its largest number just
-fits (127). The numbers become float32 again in the processor's registers, on their way into the product; x, norms,
-biases and the tables that ids look up stay as they are.
+fits (127). The rows of x are rounded, too, but to 16 bits, so that its largest number is 32,767: a processor multiplies
+such whole numbers, and adds two products, in the time that one product of float32 takes (simd/pairs.py).
 
-    weight [in, out]   ≈   codes [in, out], int8   x   scales [out]         x @ weight   ≈   (x @ codes) x scales
+    weight [in, out]   ≈   codes [in, out], int8    x   scales [out]
+    x      [T, in]     ≈   codes [T, in],   int16   x   scales [T]          x @ weight   ≈   (codes @ codes) x scales
 
-Rounding moves a weight by at most half a step, scale / 2. On texts that the shipped model was trained for, perplexity
-changes by less than 0.1 % (tests/model/test_int8.py). vLLM's option has the same name, `quantization`; what it does
-with a checkpoint in "int8" differs from method to method, and usually rounds x, too.
+Rounding moves a number by at most half a step, scale / 2. On texts that the shipped model was trained for, perplexity
+changes by less than 0.1 % (tests/model/test_int8.py). Norms, biases and the tables that ids look up stay as they are.
+vLLM's option has the same name, `quantization`; what it does with a checkpoint in "int8" differs from method to method,
+and usually rounds x to 8 bits.
 """
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 
-from minipage.model.layers.compiled import CompiledLayers, Linear
-from minipage.simd.arrays import Floats
+from minipage.model.architecture import Activation
+from minipage.model.layers.compiled import CODES, COLUMNS, ROWS, CompiledLayers, activate, check_linear, check_rows
+from minipage.simd.arrays import Floats, as_they_lie
+from minipage.simd.options import compiled_parallel
+from minipage.simd.pairs import add_whole_product, round_rows
 
 LARGEST = np.float32(127)
 
@@ -24,15 +30,54 @@ LARGEST = np.float32(127)
 class Int8Layers(CompiledLayers):
     """CompiledLayers with other panels."""
 
-    def kept(self, weight: Floats, bias: Floats | None) -> Linear:
-        return rounded(weight, bias)
+    def kept(self, weight: Floats, bias: Floats | None) -> RoundedLinear:  # type: ignore[override]
+        return RoundedLinear(weight, bias)
 
-    def kept_head(self, table: Floats) -> Linear:
-        return rounded(table.T)
+    def kept_head(self, table: Floats) -> RoundedLinear:  # type: ignore[override]
+        return RoundedLinear(table.T)
 
 
-@np.errstate(invalid="ignore")  # infinities and NaN make their column's scale infinite or NaN, and so all its results
-def rounded(weight: Floats, bias: Floats | None = None) -> Linear:
-    """The layer of this weight [in, out] and bias [out], in int8."""
-    largest = np.abs(weight).max(axis=0, initial=0)  # [out]
-    return Linear(weight, bias, np.where(largest == 0, np.float32(1), largest / LARGEST))
+class RoundedLinear:
+    """x [T, in] -> x @ weight + bias [T, out], for a weight [in, out] of which int8 are kept, in panels."""
+
+    @np.errstate(invalid="ignore")  # infinities and NaN make their column's scale infinite or NaN, and so all results
+    def __init__(self, weight: Floats, bias: Floats | None = None) -> None:
+        bias = check_linear(weight, bias)  # [out]
+        self.num_in, self.num_out = weight.shape
+        largest = np.abs(weight).max(axis=0, initial=0)  # [out]
+        scales = np.where(largest == 0, np.float32(1), largest / LARGEST)  # [out]
+        num_panels, num_pairs = -(-self.num_out // COLUMNS), -(-self.num_in // 2)
+        self.panels = np.zeros((num_panels, num_pairs, COLUMNS, 2), np.int8)  # [num_panels, pairs, COLUMNS, 2]
+        for panel, start in zip(self.panels, range(0, self.num_out, COLUMNS)):  # no matrix is copied whole
+            some = slice(start, start + COLUMNS)
+            codes = np.rint(weight[:, some] / scales[some])  # [in, COLUMNS], or fewer at the end
+            for i in (0, 1):
+                panel[: len(codes[i::2]), : codes.shape[1], i] = codes[i::2]  # what is left are zeros
+        self.panels = self.panels.reshape(num_panels, num_pairs, 2 * COLUMNS)  # [num_panels, pairs, 2 * COLUMNS]
+        padding = 0, num_panels * COLUMNS - self.num_out
+        self.scales, self.bias = np.pad(scales, padding), np.pad(bias, padding)  # each [num_panels * COLUMNS]
+
+    def __call__(self, x: Floats, then: Activation | None = None) -> Floats:
+        check_rows(x, self.num_in)
+        out = np.empty((len(x), len(self.bias)), x.dtype)  # [T, num_panels * COLUMNS]
+        for start in range(0, len(x), ROWS):
+            rows = as_they_lie(x[start : start + ROWS])  # [some, in]
+            codes, scales = np.empty((len(rows), 2 * self.panels.shape[1]), np.int16), np.empty(len(rows), np.float32)
+            round_rows(rows, rows.view(np.int32), codes, scales)
+            pairs = codes.view(np.int32)  # [some, pairs]
+            _linear(pairs, scales, self.panels, self.scales, self.bias, CODES[then], out[start : start + ROWS])
+        return out[:, : self.num_out]  # [T, out]
+
+
+@compiled_parallel
+def _linear(pairs, row_scales, panels, scales, bias, then, out):  # type: ignore[no-untyped-def]
+    for p in numba.prange(len(panels)):
+        start, stop = p * COLUMNS, (p + 1) * COLUMNS
+        for t in range(len(out)):
+            out[t, start:stop] = np.float32(0)
+        add_whole_product(pairs, panels[p], out[:, start:stop])
+        for t in range(len(out)):
+            row = out[t, start:stop]  # [COLUMNS]
+            for j in range(COLUMNS):
+                row[j] = row[j] * (row_scales[t] * scales[start + j]) + bias[start + j]
+            activate(row, then)

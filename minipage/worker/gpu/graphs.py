@@ -38,6 +38,7 @@ from minipage.worker.gpu.draw_in_order import How, SettingsInPlace, draw_in_orde
 from minipage.worker.gpu.fused import FusedLayers
 from minipage.worker.gpu.inputs import StepInputs, token_by_token
 from minipage.worker.gpu.next_batch import Batches
+from minipage.worker.gpu.peer_layers import PeerLayers
 from minipage.worker.gpu.views import from_kernels, view_for_kernels
 from minipage.worker.runner import Limits
 
@@ -64,8 +65,9 @@ class GraphRunner(GPURunner):
         elif (
             self.is_on_gpu and isinstance(model.layers, ShardedLayers) and isinstance(model.layers.layers, TorchLayers)
         ):
-            fused = FusedLayers(model.layers.layers)
-            self.model = Model(model.architecture, ShardedLayers(model.layers.shard, fused, model.layers.talk))
+            fused, talk = FusedLayers(model.layers.layers), model.layers.talk
+            of_peers: Any = PeerLayers if hasattr(talk, "peers") else ShardedLayers
+            self.model = Model(model.architecture, of_peers(model.layers.shard, fused, talk))
         self.enforce_eager = enforce_eager or not self.is_on_gpu
         self._sizes = graph_sizes(max(limits.max_num_seqs, MOST_DRAFTS))
         self._lengths = graph_lengths(limits.max_model_len)
@@ -75,6 +77,8 @@ class GraphRunner(GPURunner):
         self._key: tuple[Any, ...] | None = None  # of the graph that wrote the last logits
         self._rows_to_draw = 0  # for how many there is still memory in graphs of draws
         self._draw_graphs = Graphs(pool)  # and how these logits are drawn from; each with the tokens [size]
+        if isinstance(model.layers, ShardedLayers):
+            model.layers.talk.graphs = [self._graphs, self._draw_graphs]
 
     @torch.inference_mode()
     def _largest_step(self) -> int:
@@ -154,12 +158,17 @@ class GraphRunner(GPURunner):
         return dict(zip(rows, logits[list(rows)].float().cpu().numpy()))
 
     @torch.inference_mode()
-    def launch(self, plan: StepPlan, draws: Sequence[tuple[int, Draw]]) -> Callable[[], Tokens]:
-        """Start a whole step; what is returned waits for its tokens. See engine/overlap.py."""
+    def launch(
+        self, plan: StepPlan, draws: Sequence[tuple[int, Draw]], batches: list[Batch] | None = None
+    ) -> Callable[[], Tokens]:
+        """Start a whole step; what is returned waits for its tokens. See engine/overlap.py.
+
+        batches: those of the plan, if somebody has made them.
+        """
         self.copy(plan)
         if not plan.chunks:
             return list
-        batches = self.batches(plan)
+        batches = batches or self.batches(plan)
         self._key = None
         logits = self.compute(batches)  # [num_sampled, vocab_size]
         if not draws:
@@ -203,6 +212,8 @@ class GraphRunner(GPURunner):
         """Logits of these rows [num_rows], or of all: [num_rows, vocab_size]."""
         attend = self._launches(inputs, min_query_len, max_query_len, max_context_len, is_apart)
         token_ids = self._drawn.put_into(inputs[0].token_ids)  # [T]
+        if isinstance(self.model.layers, ShardedLayers):
+            token_ids = self.model.layers.talk.from_leader(token_ids)  # [T]; only rank 0 draws
         hidden = self.model.forward(token_ids, inputs[0].positions, attend)  # [T, C]
         hidden = hidden if rows is None else hidden.index_select(0, rows)  # [num_rows, C]
         logits: torch.Tensor = self.model.logits(hidden)  # [num_rows, vocab_size]
