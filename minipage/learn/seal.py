@@ -3,7 +3,7 @@
 Places        where something could be changed: the keeper, which never runs their code, looks for them once
 sealed        what is at these places now; returns a function that says which of them has something else
 
-Nearly all of some 20,000 names are what they were when the keeper looked: a cell keeps those lists, and makes its own
+Nearly all of about 20,000 names are what they were when the keeper looked: a cell keeps those lists, and makes its own
 where its fence has changed something. The function uses nothing but what it holds itself, because any name elsewhere
 could be the one that was changed.
 """
