@@ -58,13 +58,16 @@ def start(llm: LLM, dtype: str) -> CostModel:
 
 
 def capture_graphs(llm: LLM) -> None:
-    """Batches of all sizes, with short and long contexts: what is captured or compiled once is, before clocks run."""
+    """Batches of all sizes, with short and long contexts, and prompts of many lengths: what is captured, compiled or
+    loaded once is, before clocks run."""
     most = llm.scheduler.max_num_seqs
     for length in (16, 500):
         for i in range(most):
             llm.add_request([1] * length, greedy(24 + i))
-        while llm.has_unfinished_requests():
-            llm.step()
+        finish(llm)
+    for length in range(8, llm.scheduler.max_num_batched_tokens, 8):
+        llm.add_request([1] * length, greedy(1))
+        finish(llm)
 
 
 def calibrate(llm: LLM, clock: Clock, quick: bool) -> list[Timed]:
@@ -75,7 +78,8 @@ def calibrate(llm: LLM, clock: Clock, quick: bool) -> list[Timed]:
     points = [decode(llm, clock, batch, 32) for batch in batches]
     points += [decode(llm, clock, batch, context) for batch, context in ((1, 600), (8, 300), (32, 300))]
     points += [prompt(llm, clock, length) for length in PROMPTS if length <= longest]
-    return [*points, mixed(llm, clock, 8, 24), mixed(llm, clock, 4, 64)]
+    both = ((8, 24), (4, 64), (32, 64), (32, 256)) if most > 32 else ((8, 24), (4, 64))
+    return [*points, *(mixed(llm, clock, batch, length) for batch, length in both)]
 
 
 def decode(llm: LLM, clock: Clock, batch: int, context: int) -> Timed:

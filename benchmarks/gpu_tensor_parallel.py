@@ -4,11 +4,13 @@ With two GPUs or more (all that there are, in powers of two): everything. Withou
 model, so that the script itself is tried out; then its times mean little.
 
     texts      the shipped model in float32, greedy and seeded: equal to one rank's?
-    sums       one all-reduce of [rows, 4096] in bfloat16, 64 of them in a CUDA graph: NCCL, and in one shot
+    sums       one all-reduce of [rows, 4096] in bfloat16, 64 of them in a CUDA graph, by all ways; and with
+               what is added to it, and a norm
     steps      a decode step of 1, and of 32 sequences, of Llama-2-7B's and 13B's shape in bfloat16, dummy weights: one
                rank and several; and how many tokens of K and V there is room for
-    large      Llama-2-70B's shape, which one GPU has no room for
+    large      the shapes of CodeLlama-34B and Llama-2-70B; for the latter one GPU has no room
     message    what rank 0 takes to tell the others of a step of 256 sequences
+    products   the matrices of a layer of 7B, whole and halved, one row: microseconds, and terabytes a second
     faults     a rank is killed, or stopped, between replayed steps: how long until the error; is anything left?
 
 Each measurement has processes of its own, and one that fails does not stop the others. Goals: a step of 7B at least
@@ -54,6 +56,7 @@ def shape(hidden: int, inner: int, layers: int, heads: int, kv_heads: int, **mor
 SHAPES = {
     "7B": shape(4096, 11_008, 32, 32, 32),
     "13B": shape(5120, 13_824, 40, 40, 40),
+    "34B": shape(8192, 22_016, 48, 64, 8),
     "70B": shape(8192, 28_672, 80, 64, 8),
     "small": shape(256, 688, 4, 8, 4, max_position_embeddings=512, vocab_size=1000),
 }
@@ -79,18 +82,23 @@ def run(quick: bool) -> dict[str, Any]:
     console.print(f"{num_gpus()} GPUs: ranks {sizes}" if on_gpu() else "no two GPUs: on the CPU, to try the script out")
     results: dict[str, Any] = {"gpus": num_gpus()}
     names = ["small"] if not on_gpu() else ["7B"] if quick else ["7B", "13B"]
+    ways = ["peers", "nccl"] if on_gpu() else ["nccl"]
     for size in sizes:
-        results[f"texts, {size} ranks"] = apart("texts", size)
         results[f"sums, {size} ranks"] = apart("sums", size)
         results[f"message, {size} ranks"] = apart("message", size)
-        results[f"faults, {size} ranks"] = apart("faults", size)
+        for way in ways:
+            results[f"texts, {size} ranks, {way}"] = apart("texts", size, MINIPAGE_ALL_REDUCE=way)
+            results[f"faults, {size} ranks, {way}"] = apart("faults", size, MINIPAGE_ALL_REDUCE=way)
+        if on_gpu():
+            results[f"products, 1/{size}"] = apart("products", size)
     for name in names:
         for size in [1, *sizes]:
-            for way in ["nccl", "one_shot"] if on_gpu() and size > 1 else ["nccl"]:
+            for way in ways if size > 1 else ["nccl"]:
                 results[f"steps of {name}, {size} ranks, {way}"] = apart("steps", size, name, MINIPAGE_ALL_REDUCE=way)
     if on_gpu() and not quick:
-        results["steps of 70B, 1 ranks, nccl"] = apart("steps", 1, "70B")
-        results["steps of 70B, 2 ranks, nccl"] = apart("steps", 2, "70B")
+        for name in ("34B", "70B"):
+            results[f"steps of {name}, 1 ranks, nccl"] = apart("steps", 1, name)
+            results[f"steps of {name}, 2 ranks, peers"] = apart("steps", 2, name, MINIPAGE_ALL_REDUCE="peers")
     results["gains"] = gains(results)
     console.print_json(json.dumps(results))
     return results
@@ -171,6 +179,7 @@ def steps(size: int, name: str) -> dict[str, Any]:
         found.append({"batch": batch, "step_us": step_time(llm, batch, num_prompt, num_tokens)})
         if on_gpu():
             found[-1] |= {"graph_us": graph_time(llm, batch), "host_us": host_times(llm, batch)}
+        print(json.dumps(found[-1]), file=sys.stderr, flush=True)
     return {"steps": found, "tokens": llm.block_pool.num_blocks * llm.block_pool.block_size, "loading_seconds": loading}
 
 
@@ -193,7 +202,7 @@ def step_time(llm: LLM, batch: int, num_prompt: int, num_tokens: int) -> float:
 
 
 def graph_time(llm: LLM, batch: int) -> float:
-    """Microseconds that a replay takes on the GPU of rank 0, waiting for the other ranks included."""
+    """Microseconds that a replay takes on the GPU of rank 0, waiting for the other ranks included; draws are not."""
     import torch
 
     events, replay = [], torch.cuda.CUDAGraph.replay
@@ -208,7 +217,8 @@ def graph_time(llm: LLM, batch: int) -> float:
     llm.generate([[i + 1] * PROMPT_LEN for i in range(batch)], greedy(NUM_TOKENS))
     torch.cuda.CUDAGraph.replay = replay  # type: ignore[method-assign]
     torch.cuda.synchronize()
-    return median(1e3 * start.elapsed_time(stop) for start, stop in events)
+    times = [1e3 * start.elapsed_time(stop) for start, stop in events]
+    return median(time for time in times if time > max(times) / 4)
 
 
 def host_times(llm: LLM, batch: int) -> dict[str, float]:
@@ -289,13 +299,13 @@ def sum_up(rank: int, size: int, port: int) -> None:
 
     measure = in_a_graph if on_gpu() else launched
     store, found = TCPStore(LOOPBACK, port, size, rank == 0, PATIENCE), {}
-    for way in ("nccl", "one_shot") if on_gpu() else ("gloo",):
+    for way in ("nccl", "peers") if on_gpu() else ("gloo",):
         os.environ["MINIPAGE_ALL_REDUCE"] = way
         if on_gpu():
             from minipage.worker.gpu.nccl import gpu_group
 
             group = gpu_group(PrefixStore(way, store), rank, size, LOOPBACK, rank)
-            found[f"{way} is used"] = way == "nccl" or group._one_shot is not None
+            found[f"{way} is used"] = way == "nccl" or group.peers is not None
         else:
             group = ProcessGroup(PrefixStore(way, store), rank, size, LOOPBACK)
         for rows in ROWS:
@@ -303,11 +313,56 @@ def sum_up(rank: int, size: int, port: int) -> None:
             total = group.all_reduce(x.clone())
             found[f"{way}, {rows} rows, right"] = bool((total == size * (size + 1) / 2).all())
             found[f"{way}, {rows} rows, us"] = measure(partial(group.all_reduce, x))
+            if on_gpu():
+                found[f"{way}, {rows} rows, added to x, and a norm, us"] = measure(with_norm(group, x))
         group._flush()
     if rank == 0:
         print(json.dumps(found), flush=True)
     time.sleep(1)  # until the others have what they wait for
     os._exit(0)
+
+
+def with_norm(group: Any, x: Any) -> Any:
+    """What makes the sum, adds it to something and makes a norm of it, as a layer does."""
+    import torch
+
+    from minipage.worker.gpu.fused import current_stream, launch_norm
+    from minipage.worker.gpu.peer_sums import Norm, can_add
+
+    weight, onto = torch.ones_like(x[0]), torch.zeros_like(x)
+    norm = Norm(weight, None, 1e-5, is_centered=False)
+    if group.peers is not None and can_add(x):
+        return partial(group.peers.add_onto, onto, x, norm)
+
+    def apart() -> None:
+        launch_norm(group.all_reduce(x), weight, None, 1e-5, onto, is_centered=False, stream=current_stream())
+
+    return apart
+
+
+def products(size: int) -> dict[str, Any]:
+    import torch
+
+    from minipage.worker.gpu.few_rows import product
+    from minipage.worker.gpu.fused import current_stream
+
+    found = {}
+    for name, (n_in, n_out), cut in (
+        ("q, k, v", (4096, 12_288), 1), ("o", (4096, 4096), 0), ("gate, up", (4096, 22_016), 1),
+        ("down", (11_008, 4096), 0), ("head", (4096, 32_000), 1),
+    ):  # fmt: skip
+        for parts in (1, size):
+            shape = (n_out // parts, n_in) if cut else (n_out, n_in // parts)
+            weights = [torch.randn(shape, device="cuda", dtype=torch.bfloat16) for _ in range(8)]
+            x = torch.randn(1, shape[1], device="cuda", dtype=torch.bfloat16)
+
+            def call(x: Any = x, weights: Any = weights) -> None:
+                for weight in weights:
+                    product(x, weight, stream=current_stream())
+
+            us = in_a_graph(call, 8) / 8
+            found[f"{name}, 1/{parts}"] = [us, 2e-6 * shape[0] * shape[1] / us]
+    return found
 
 
 def launched(call: Any, times: int = 64) -> float:
@@ -352,7 +407,7 @@ def charts(results: dict[str, Any]) -> list[Chart]:
     ]
 
 
-PARTS = {"texts": texts, "steps": steps, "message": message, "faults": faults, "sums": sums}
+PARTS = {part.__name__: part for part in (texts, steps, message, faults, sums, products)}
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--part"]:

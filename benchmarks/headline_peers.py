@@ -22,7 +22,6 @@ import numpy as np
 
 MAX_NUM_BATCHED_TOKENS = 2048
 WARM_UP = 24  # tokens
-LARGEST_BATCH = 128  # of static batches, which is too many already for 80 GB and a model of 7B
 
 
 class Task(NamedTuple):
@@ -206,116 +205,6 @@ def load(task: Task) -> Any:
     return model
 
 
-def static(task: Task) -> dict[str, Any]:
-    """`generate` in batches in the order of arrival, each as large as can be without running out of memory: that of a
-    prompt as wide as the batch's widest, and of a step at the length at which the longest text ends.
-
-    A batch is followed for `limit` seconds. The rest of it, and the other batches, are worked out: a step's time grows
-    in a straight line with the length, and it is the same whatever the tokens are.
-    """
-    import torch
-
-    model = load(task)
-    prompt, output = max(len(p) for p, _ in task.requests), max(n for _, n in task.requests)
-    size = min(task.max_num_seqs, LARGEST_BATCH)
-    while size > 1 and task.device == "cuda" and not fits(model, size, prompt, output):
-        size = size * 3 // 4 if size > 8 else size - 1
-    while True:
-        batches = [task.requests[i : i + size] for i in range(0, len(task.requests), size)]
-        try:
-            generate(model, batches[0], task.device, limit=1.0)
-            break
-        except torch.cuda.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            size = size * 3 // 4
-            if size < 1:
-                return {"error": "out of memory with a batch of one"}
-    if task.device == "cuda":
-        torch.cuda.synchronize()
-    seconds = num_tokens = finished = num_run = num_left = 0.0
-    texts: list[list[int]] = []
-    line: Any = None
-    for batch in batches:
-        longest = max(n for _, n in batch)
-        if seconds < task.limit:
-            times, rows = generate(model, batch, task.device, task.limit - seconds)
-            seconds += times[-1]
-            steps = np.diff(times)
-            width = max(len(p) for p, _ in batch)
-            if line is None and len(steps) > 1:
-                line = np.polyfit(width + np.arange(len(steps)), steps, 1)
-            num_run += len(times)
-            left = longest - len(times)
-            texts += [row[:n] for row, (_, n) in zip(rows, batch)]
-        else:
-            width, left = max(len(p) for p, _ in batch), longest - 1
-            seconds += times[0]  # a prefill
-        if left > 0:
-            seconds += float(np.polyval(line, width + np.arange(longest - left, longest)).sum())
-            num_left += left
-        num_tokens += sum(n for _, n in batch)
-        finished += len(batch)
-    result = rate(int(num_tokens), seconds, int(finished))
-    result |= {"batch_size": size, "steps_run": int(num_run), "steps_worked_out": int(num_left)}
-    return result | ({"texts": texts} if task.weights else {})
-
-
-def fits(model: Any, size: int, prompt: int, output: int) -> bool:
-    """Whether a batch's prompts, and its last step, run without going out of memory."""
-    import torch
-    from transformers import DynamicCache
-
-    config = model.config
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    head_size = config.hidden_size // config.num_attention_heads
-    try:
-        with torch.inference_mode():
-            ids = torch.zeros((size, prompt), dtype=torch.long, device="cuda")  # [size, prompt]
-            model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=2, do_sample=False, pad_token_id=0)
-            cache = DynamicCache()
-            length = prompt + output - 1
-            for layer in range(config.num_hidden_layers):
-                kv = torch.zeros((size, heads, length, head_size), dtype=model.dtype, device="cuda")
-                cache.update(kv, kv.clone(), layer)  # [size, heads, length, head_size] each
-                del kv
-            mask = torch.ones((size, length + 1), dtype=torch.long, device="cuda")  # [size, length + 1]
-            model(ids[:, :1], attention_mask=mask, past_key_values=cache)
-    except torch.cuda.OutOfMemoryError:
-        return False
-    finally:
-        torch.cuda.empty_cache()
-    return True
-
-
-def generate(
-    model: Any, batch: list[tuple[list[int], int]], device: str, limit: float
-) -> tuple[list[float], list[list[int]]]:
-    """Times of the batch's tokens since its beginning, in seconds, and the tokens; until `limit` seconds are over."""
-    import torch
-    from transformers import StoppingCriteriaList
-
-    width, longest = max(len(p) for p, _ in batch), max(n for _, n in batch)
-    padding = [width - len(p) for p, _ in batch]
-    ids = torch.tensor([[0] * pad + p for pad, (p, _) in zip(padding, batch)], device=device)  # [batch, width]
-    mask = torch.tensor([[0] * pad + [1] * (width - pad) for pad in padding], device=device)  # [batch, width]
-    times: list[float] = []
-
-    def note_time(input_ids: Any, scores: Any, **_: Any) -> Any:
-        if device == "cuda":
-            torch.cuda.synchronize()
-        times.append(perf_counter() - start)
-        is_over = times[-1] > limit and len(times) > 4
-        return torch.full((len(input_ids),), is_over, device=input_ids.device)  # [batch]
-
-    with torch.inference_mode():
-        start = perf_counter()
-        out = model.generate(
-            ids, attention_mask=mask, max_new_tokens=longest, do_sample=False, eos_token_id=None, pad_token_id=0,
-            stopping_criteria=StoppingCriteriaList([note_time]),
-        )  # [batch, width + longest]  # fmt: skip
-    return times, out[:, width:].tolist()
-
-
 def continuous(task: Task, settings: dict[str, Any]) -> dict[str, Any]:
     """transformers' continuous batching, that of `generate_batch`, asked as `generate_batch` asks it, except that each
     request has its own length."""
@@ -327,9 +216,12 @@ def continuous(task: Task, settings: dict[str, Any]) -> dict[str, Any]:
         model.set_attn_implementation("paged|sdpa")
     except ValueError:  # newer ones page whatever is asked for
         model.set_attn_implementation("sdpa")
-    if task.device == "cuda":  # by itself it takes so much for its cache that its CUDA graphs find no room
-        memory: dict[str, Any] = {"num_blocks": 256} if task.weights else {"max_memory_percent": task.memory}
-        settings = settings | memory
+    if task.weights or task.device == "cpu":  # on a CPU it does not know how much memory there is: enough for all
+        settings = settings | {
+            "num_blocks": 4 + sum((len(p) + n) // 256 + 1 for p, n in task.requests)
+        }  # of 256 tokens
+    else:  # by itself it takes so much for its cache that its CUDA graphs find no room
+        settings = settings | {"max_memory_percent": task.memory}
     config = ContinuousBatchingConfig(
         max_batch_tokens=MAX_NUM_BATCHED_TOKENS if task.device == "cuda" else 512,
         max_requests_per_batch=task.max_num_seqs, **settings,

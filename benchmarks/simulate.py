@@ -1,8 +1,9 @@
 """Does the simulator tell the truth, and how large may a simulation be? `python -m benchmarks.simulate`
 
     calibrate   the engine computes a few steps of known sizes (decodes of few and many sequences, short and long
-                contexts, prompts). On a CPU steps of other sizes lie between these (simulate/measured.py); on a GPU,
-                whose host plans a step while the last one is computed, five constants of a roofline are fitted to them
+                contexts, prompts). Steps of other sizes lie between these (simulate/measured.py). On a GPU, whose host
+                plans a step while the last one is computed, five constants of a roofline are fitted to them besides:
+                that says what the host's part is, and what it would predict by itself is printed, too
     predict     a run that none of those steps was taken from: requests come by Poisson's law for a while, with lengths
                 like ShareGPT's, scaled down. The simulator says how it will go; then the engine does it
     scale       how long a simulation takes: ten times the requests should take ten times as long, in the same memory
@@ -11,8 +12,8 @@ On a CPU the model is GPT-2 with 124M parameters, on a GPU Llama-2-7B's shape, b
 of it within 15 %, and the 99th percentile of the time to the first token within 20 %. A processor that other programs
 use as well is not the machine that was calibrated: their share is printed. On a busy machine,
 `NUMBA_NUM_THREADS=1 python -m benchmarks.simulate processor` takes the processor's time of one thread for the time.
-`... predict` leaves out what is simulated only, `... million` simulates a million requests and nothing else, and
-`... million sharegpt` longer ones.
+`... predict` leaves out what is simulated only, `... million` simulates a tenth of a million requests and then a
+million, and nothing else, and `... million sharegpt` longer ones.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import json
 import resource
 import sys
 import tempfile
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from time import process_time
@@ -35,7 +37,7 @@ from minipage import LLM
 from minipage.simulate.configs import CONFIGS
 from minipage.simulate.cost import CostModel
 from minipage.simulate.measured import Timed, measured
-from minipage.simulate.serve import Setting, serve
+from minipage.simulate.serve import Report, Setting, serve
 from minipage.simulate.stand_in import Histogram
 from minipage.simulate.workload import ALPACA, SHAREGPT, Arrival, Lengths, poisson, until
 
@@ -73,7 +75,8 @@ def predict(quick: bool) -> dict[str, Any]:
     if is_gpu:
         capture_graphs(llm)
     points = calibrate(llm, CLOCK(), quick)
-    cost = fit(points, start(llm, dtype)) if is_gpu else measured(start(llm, dtype), points)
+    roofline = fit(points, start(llm, dtype)) if is_gpu else start(llm, dtype)
+    cost = measured(roofline, points)
     show_fit(name, cost, points, is_gpu)
     pool, scheduler = llm.block_pool, llm.scheduler
     setting = Setting(
@@ -84,7 +87,21 @@ def predict(quick: bool) -> dict[str, Any]:
     arrivals = list(until(poisson(lengths.draw(3), rate, 3), 15.0 if quick else 30.0 if is_gpu else SECONDS))
     simulated = serve(setting, arrivals)
     real = serve_really(llm, arrivals)
-    predicted = {
+    predicted = numbers(simulated)
+    if is_gpu:
+        console.print("by the roofline alone:", numbers(serve(replace(setting, cost=roofline), arrivals)), style="dim")
+    table = grid(f"{len(arrivals)} requests at {rate:.2f} a second", ("", "predicted", "real", "off", "goal"))
+    for what, value in predicted.items():
+        goal = f"{100 * GOALS[what]:.0f} %" if what in GOALS else ""
+        table.add_row(what, f"{value:.4g}", f"{real[what]:.4g}", f"{100 * (value / real[what] - 1):+.1f} %", goal)
+    console.print(table)
+    constants = {"machine": cost.machine.__dict__, "overheads": cost.overheads.__dict__}
+    steps = [[*point.work, point.seconds] for point in points]
+    return {"model": name, "predicted": predicted, "real": real, "rate": rate, **constants, "steps": steps}
+
+
+def numbers(simulated: Report) -> dict[str, float]:
+    return {
         "end to end": simulated.seconds,
         "tokens/s": simulated.tokens_per_second,
         "mean latency": simulated.latency.mean,
@@ -92,13 +109,6 @@ def predict(quick: bool) -> dict[str, Any]:
         "first token, 99 %": simulated.time_to_first_token.quantile(0.99),
         "between tokens": simulated.time_per_output_token.mean,
     }
-    table = grid(f"{len(arrivals)} requests at {rate:.2f} a second", ("", "predicted", "real", "off", "goal"))
-    for what, value in predicted.items():
-        goal = f"{100 * GOALS[what]:.0f} %" if what in GOALS else ""
-        table.add_row(what, f"{value:.4g}", f"{real[what]:.4g}", f"{100 * (value / real[what] - 1):+.1f} %", goal)
-    console.print(table)
-    constants = {"machine": cost.machine.__dict__, "overheads": cost.overheads.__dict__}
-    return {"model": name, "predicted": predicted, "real": real, "rate": rate, **constants}
 
 
 def show_fit(name: str, cost: CostModel, points: list[Timed], is_gpu: bool) -> None:
@@ -209,7 +219,7 @@ if __name__ == "__main__":
         SCALES = ()
     if "million" in sys.argv:  # only the simulation of a million requests
         sys.argv.remove("million")
-        ONLY_SCALE, SCALES = True, (1_000_000,)
+        ONLY_SCALE, SCALES = True, (100_000, 1_000_000)
     if "processor" in sys.argv:
         sys.argv.remove("processor")
         CLOCK = ProcessorClock

@@ -3,6 +3,7 @@
     MOVED         modules
     RENAMED       what modules hold
     ATTRIBUTES    of classes: attributes and methods
+    COMPUTED      of classes: what has no counterpart, but follows from what there is
     WERE_TUPLES   dataclasses that can still be unpacked
 
 What is renamed mentions nothing of this, except at the end of its room's `__init__`: `keep_old_names(__name__)`.
@@ -94,9 +95,11 @@ RENAMED = {  # old: new, of what modules hold
     "minipage.scheduling.plan.count_tokens": "minipage.scheduling.chunks.count_tokens",
     "minipage.scheduling.policy.victim": "minipage.scheduling.preemption.victim",
     "minipage.scheduling.scheduler.StepPlan": "minipage.scheduling.plan.StepPlan",
+    "minipage.worker.ranks.process_group.Group": "minipage.worker.ranks.process_group.ProcessGroup",
 }
 ATTRIBUTES = {  # of a class, old: new
     "minipage.attention.kv_cache.KVCache": {"layer": "at_place"},
+    "minipage.engine.request.Request": {"draw": "next_draw"},
     "minipage.memory.block_pool.BlockPool": {"on_reuse": "on_evict"},
     "minipage.memory.block_table.BlockTable": {"keys": "block_hashes"},
     "minipage.memory.prefix_cache.PrefixCache": {
@@ -105,8 +108,18 @@ ATTRIBUTES = {  # of a class, old: new
         "num_queried_tokens": "pool.owner().num_queried_tokens",  # the scheduler's
         "num_hit_tokens": "pool.owner().num_hit_tokens",
     },
-    "minipage.scheduling.group.SequenceGroup": {"most_blocks": "max_blocks", "most_tokens": "longest_that_fits"},
+    "minipage.scheduling.group.SequenceGroup": {
+        "most_blocks": "max_blocks",
+        "most_tokens": "longest_that_fits",
+        "unscored": "to_score",
+    },
     "minipage.scheduling.chunks.Chunk": {"samplers": "receivers"},
+}
+COMPUTED: dict[str, dict[str, tuple[str, Callable[[Any], Any]]]] = {  # of a class, old: (new, the old one's value)
+    "minipage.scheduling.chunks.Chunk": {
+        "positions_with_logits": ("rows", lambda chunk: [position for position, _ in chunk.rows]),
+        "scored": ("rows", lambda chunk: [position for position, _ in chunk.rows if position in chunk.group.to_score]),
+    },
 }
 WERE_TUPLES = "minipage.scheduling.chunks.Chunk", "minipage.scheduling.plan.StepPlan"
 POOL, CACHE = "minipage.memory.block_pool.BlockPool", "minipage.memory.prefix_cache.PrefixCache"
@@ -120,6 +133,10 @@ def keep_old_names(room: str) -> None:
                 cls, alias = find(path), renamed(new)
                 setattr(cls, old, alias)
                 alias.__set_name__(cls, old)
+    for path, follows in COMPUTED.items():
+        if path.startswith(f"{room}."):
+            for old, (new, value) in follows.items():
+                setattr(find(path), old, computed(old, new, value))
     for path in WERE_TUPLES:
         if path.startswith(f"{room}."):
             was_tuple(find(path))
@@ -186,6 +203,16 @@ class renamed:
     def _was_overridden_by(self, cls: type) -> bool:
         first = next((base for base in cls.__mro__ if self.old in vars(base)), None)
         return first is not self.owner and isinstance(vars(self.owner).get(self.new), FunctionType)
+
+
+def computed(old: str, new: str, value: Callable[[Any], Any]) -> property:
+    """The old name of an attribute that is not kept under any name, but can be worked out."""
+
+    def work_out(self: Any) -> Any:
+        warn(old, new)
+        return value(self)
+
+    return property(work_out)
 
 
 def was_tuple(cls: type[T]) -> type[T]:
@@ -255,7 +282,9 @@ class MovedModules(MetaPathFinder, Loader):
         spec = module.__spec__
         assert spec and spec.origin
         warn(spec.name, spec.origin, stacklevel=2)
-        sys.modules[spec.name] = import_module(spec.origin)  # this is what the import returns
+        sys.modules[spec.name] = moved = import_module(spec.origin)  # this is what the import returns
+        if any(old.startswith(f"{spec.origin}.") for old in RENAMED):  # what was in it may have a new name, too
+            setattr(moved, "__getattr__", renamed_in(spec.origin))  # noqa: B010
 
 
 def find_moved_modules() -> None:

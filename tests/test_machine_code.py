@@ -87,6 +87,24 @@ def test_kernels_of_layers_compile_and_a_norm_moves_16_bytes_at_once(name, capab
         assert code.stack == 0 and code.registers <= 64
 
 
+@capabilities
+@pytest.mark.parametrize("name", ["float32", "float16", "bfloat16"])
+def test_a_sum_between_gpus_is_sent_and_looked_at_in_whole_pieces(name, capability, tmp_path):
+    from numba.cuda import types
+
+    from minipage.attention.cuda.kinds import KINDS
+    from minipage.worker.gpu.peer_sums import sum_kernel
+
+    (kind,) = (kind for kind in KINDS.values() if kind.name == name)
+    words, addresses = types.Array(types.uint32, 1, "C"), types.Array(types.int64, 1, "C")
+    arguments = (*7 * (words,), addresses, words, words, *3 * (types.int64,), types.float32)
+    code = machine_code(sum_kernel(kind, 2, True, (False, False)), arguments, capability, tmp_path)
+    assert code.stack == 0 and code.registers <= 64
+    assert code.count("STG.E.128.STRONG.SYS") == 2  # the two halves of a piece, to the other rank
+    assert all(name.endswith("128.STRONG.SYS") for name in code.instructions if name.startswith("LDG.E.128.S"))
+    assert code.count("LDG.E.128.STRONG.SYS") >= 2 and code.count("STG.E.128") == 2 + 2  # and x, and its norm
+
+
 @pytest.mark.parametrize("num_warps", [4, 12])
 @pytest.mark.parametrize("is_tall", [False, True], ids=["up to 8 rows", "up to 16"])
 def test_a_product_has_its_weights_on_their_way_before_it_waits_for_x(is_tall, num_warps, tmp_path, monkeypatch):

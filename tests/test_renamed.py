@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from minipage.attention import KVCache
+from minipage.engine.request import Request
 from minipage.memory import BlockPool, BlockTable, PrefixCache
 from minipage.model.architecture import Model
 from minipage.model.dense import dense_attend
 from minipage.model.gpt2 import GPT2
 from minipage.model.layers.plain import PlainLayers
 from minipage.renamed import MOVED, accept_old_names, renamed_in
+from minipage.sampling import SamplingParams
 from minipage.scheduling import Chunk, GroupStatus, Scheduler, Sequence, SequenceGroup, StepPlan
 
 old_name = pytest.warns(DeprecationWarning, match="is now .*; the old name goes in the next version")
@@ -51,6 +53,28 @@ def test_groups_and_chunks_have_theirs():
         assert SequenceGroup.most_tokens(8, 1, 4, 4) == SequenceGroup.longest_that_fits(8, 1, 4, 4)
     with old_name:
         assert Chunk(group, group.leader, 0, 8).samplers == [group.leader]
+    with old_name:
+        group.unscored = range(3, 7)
+    assert group.to_score == range(3, 7)
+    with old_name:
+        assert list(Chunk(group, group.leader, 4, 4).scored) == [4, 5, 6]
+    with old_name:
+        assert Chunk(group, group.leader, 4, 4).positions_with_logits == [4, 5, 6, 7]
+
+
+def test_how_a_token_is_drawn_has_its_old_name():
+    request = Request(None, SamplingParams(), a_group(BlockPool(8, 4)), frozenset(), None)
+    with old_name:
+        assert request.draw(request.group.leader) is None
+
+
+def test_what_was_in_a_module_that_moved_is_found_there_under_its_old_name():
+    pytest.importorskip("torch")
+    with old_name:
+        from minipage.worker.ranks.group import Group
+    from minipage.worker.ranks.process_group import ProcessGroup
+
+    assert Group is ProcessGroup
 
 
 def test_the_arrays_of_a_layer_have_theirs():

@@ -132,8 +132,8 @@ for name in RUNGS:
 from minipage.ladder.hearts import heart, place_on_the_roofline
 
 # µs a call on an H100: docs/gpu.md has the measurements, and what was predicted
-measured = {"1 thread": 68_600, "2 warp": 6400, "3 block": 2170}
-measured |= {"4 split": 1950, "5 wide": 223, "6 tensor": 187}
+measured = {"1 thread": 68_700, "2 warp": 6400, "3 block": 2170}
+measured |= {"4 split": 1950, "5 wide": 221, "6 tensor": 186}
 
 
 def show_place(name):
@@ -280,8 +280,12 @@ show_place("4 split")
 # ## Rungs 5 and 6: fewer instructions
 #
 # Rung 5 loads 16 bytes at a time instead of 2, and computes all query heads that share K and V from the same registers: with 4 of them, a quarter of the reading. Rung 6 lets tensor cores do the products, 2,048 with one instruction.
-# By then arithmetic hides behind reading, and nothing but memory is left. Both are the engine's own kernels, and nearly every line is another than before; only the bright ones made them faster. In
-# rung 5, four loads of K and four of V are on their way before any is used, and one `x` of K meets all rows of q:
+# By then arithmetic hides behind reading, and nothing but memory is left. Both are the engine's own kernels, and nearly every line is another than before; only the bright ones made them faster.
+#
+# To read them: words in capitals are constants of the kernel, known when it is compiled. Here `QUANTIZED`, `PREFILL` and `WINDOW` are false, so what is behind them is not there. `r` counts rows of q, the query heads that
+# share K and V; `u` the tokens whose loads are under way at once, four. A function that is called in the loop is shown before or behind it. (The ladder's rung 5 multiplies two numbers with one instruction; the engine's, as here, one.)
+#
+# In rung 5, four loads of K and four of V are on their way before any is used, and one `x` of K meets all rows of q:
 
 # %%
 heart("5 wide")
@@ -290,8 +294,10 @@ heart("5 wide")
 show_place("5 wide")
 
 # %% [markdown]
-# What is left there is arithmetic: two loops around `score[u, r] +=`, and three around `acc[r, ...] +=`. In rung 6 both are gone. The products of 16 rows of q with 8 tokens are one call, `k_multiply`, of
-# one instruction, and those with V another, `v_multiply`; and since K and V arrive in shared memory while the step before is computed, no thread waits for them:
+# What is left there is arithmetic: three loops around `score[u, r] +=`, and four around `acc[r, ...] +=`. In rung 6 both are gone. The products of 16 rows of q with 8 tokens are calls of `k_multiply`, one instruction each, and
+# those with V of `v_multiply`. A tensor core wants its numbers cut in a way of its own. A warp that loaded them like that would touch 64 bytes of each row of K, half a line of memory. So whole rows are asked for, some steps
+# ahead, and come into memory that the warp's lanes share; from there each takes its pieces. (`n` counts the two times 8 tokens of a step; `e` the four scores that a lane holds of 8 tokens; `pack` rounds weights to the
+# two bytes that tensor cores take; `stage` is where in shared memory a step's K and V are.)
 
 # %%
 heart("6 tensor")
@@ -305,8 +311,12 @@ show_place("6 tensor")
 # | In rung 5 | In rung 6 | What is gained |
 # |---|---|---|
 # | `score[u, r] += q_kept[...] * x`, in loops over numbers and rows | `k_multiply(score, n, a, ...)` | q·K on tensor cores |
-# | `acc[r, ...] += score[u, r] * x`, in three loops | `v_multiply(acc, j, a, ...)`, twice | weights·V on tensor cores |
-# | `load(k, u, ...)` and `load(v, u, ...)`: into registers, and what uses them waits | `request(...)` and `wait_for_oldest()`: into shared memory, `STAGES` steps ahead | reading goes on while others compute |
+# | `acc[r, ...] += score[u, r] * x`, in loops over tokens, numbers and rows | `v_multiply(acc, j, a, ...)`, twice | weights·V on tensor cores |
+# | `load(k, u, ...)` and `load(v, u, ...)`: a lane's own pieces, into registers | `request(...)`, `wait_for_oldest()`, `k_take(...)`, `v_take(...)`: whole rows, through shared memory | tensor cores get their pieces, and memory is still read in whole lines |
+#
+# How much is due to which? `docs/gpu.md` has the versions on the way, measured on an H100 before contexts were cut into equal shares (which made both rungs faster): rung 5, 262 µs; the products on tensor cores, with loads
+# of the pieces into registers, 223; the pieces asked for ahead, 236; whole rows asked for ahead, through shared memory, 197. So tensor cores gained 39 µs and whole lines 26, and asking ahead was worth nothing by itself,
+# though it had been expected to be.
 #
 # All else in it (the highest score, `shrink`, `weight`, `total`) is rung 5's online softmax, laid out as the tensor cores want it. How many instructions are the products? For 16 tokens and a group of
 # 4 query heads, of 128 numbers:

@@ -45,11 +45,12 @@ from minipage.model.llama import Llama
 from safetensors.numpy import save_file
 
 rng = np.random.default_rng(0)
+scratch = tempfile.TemporaryDirectory()  # deleted when Python ends
 
 
 def random_llama():
     """A folder with a Llama of random weights, and the tokenizer of the model that comes with minipage."""
-    folder = Path(tempfile.mkdtemp())
+    folder = Path(scratch.name)
     config = {
         "model_type": "llama",
         "vocab_size": 2000,

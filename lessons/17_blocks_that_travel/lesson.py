@@ -91,7 +91,7 @@ print("the same texts:", [r[0] for r in plain] == [r[0] for r in with_tier])
 # %% [markdown]
 # 192 of each chat's 200 tokens, its twelve full blocks. In vLLM's metrics these are two pairs: `vllm:prefix_cache_hits` counts what was in the pool, `vllm:external_prefix_cache_hits` what came from elsewhere.
 #
-# `find` is the whole trick (`memory/offload.py`). It looks in both memories as if they were one. What is found below is copied into free blocks and *published*, like blocks that were just computed; and then it is found once more. So neither
+# `find` is the whole trick (`memory/offload.py`). It looks in both memories as if they were one. What is found below is copied into free blocks and known from then on, like blocks that were just computed; and then it is found once more. So neither
 # the scheduler nor a kernel knows of a tier. It is the heir of swapping (lesson 9): there a preempted text waits in a second memory for itself; here every block waits, for whoever begins alike.
 
 # %%
@@ -154,7 +154,7 @@ for name, rounds in (("computed anew", plain), ("from the tier", with_tier)):
 
 # %% [markdown]
 # (`python -m benchmarks.offload` measures it with the shape of GPT-2, and on a GPU.) On a GPU there is one thing more to take care of: *nobody may wait for a copy*. Evicted blocks are gathered on the GPU in microseconds, and leave on a stream of their own while
-# the next steps run; blocks that come back travel on another one, and whoever waits for them is admitted when they are there (`worker/gpu/offload.py`).
+# the next steps run; blocks that come back travel on it, too, and whoever waits for them is admitted when they are there (`worker/gpu/offload.py`).
 #
 # ## In a file
 #

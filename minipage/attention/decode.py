@@ -162,7 +162,7 @@ def weigh(scores, num_visible, scale, step_scales, highest, total, shrink):
 def multiply_keys(q, k, v, slots, scores):
     """scores[h, j] = q[h] . k[slots[j], its head], for four slots at a time, as their rows lie in memory.
 
-    Meanwhile the same rows of v are fetched into the cache.
+    v is only here to be fetched: the same rows of it come into the processor's cache meanwhile.
     """
     num_kv_heads, head_size = k.shape[1:]
     heads_per_kv = len(q) // num_kv_heads
@@ -186,7 +186,7 @@ def multiply_keys(q, k, v, slots, scores):
 def add_values(weights, k, v, slots, shrink, acc):
     """acc[h] = acc[h] * shrink[h] + the sum over j of weights[h, j] * v[slots[j], its head]
 
-    Meanwhile the rows of k for the next step are fetched into the cache.
+    k is only here to be fetched: its rows for the next step come into the processor's cache meanwhile.
     """
     num_kv_heads, head_size = v.shape[1:]
     heads_per_kv = len(acc) // num_kv_heads

@@ -97,8 +97,9 @@ def softmax_step(scores, first, stop, highest, total):
 
     Gives the new highest and total, and what to multiply everything with that was summed up before.
     """
+    scores[:first] = -np.inf  # and so no maximum: a loop from `first` on would take longer
     new_highest = highest
-    for j in range(first, stop):
+    for j in range(stop):
         new_highest = max(new_highest, scores[j])
     shrink = exp(highest - new_highest)
     new_total = total * shrink

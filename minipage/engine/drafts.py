@@ -10,22 +10,56 @@ Both are cheap beside a step of the large model. Neither needs to be right.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import numpy as np
 
-from minipage.errors import ConfigurationError
+from minipage.errors import ConfigurationError, require_positive, shown
 from minipage.sampling import SamplingParams
 from minipage.simd.options import compiled
+
+# Of several rules, these gain most, and lose least (docs/performance.md). With the text's last token, seven drafts are
+# eight rows: as many as GPUs and CPUs multiply at once.
+DEFAULTS = {"method": None, "model": None, "num_speculative_tokens": 7, "prompt_lookup_min": 2, "prompt_lookup_max": 8}
+
+
+class Proposer(Protocol):
+    def propose(self, texts: list[list[int]], counts: list[int]) -> list[list[int]]:
+        """For each text a guess how it goes on: at most this many tokens, or none."""
+
+
+def read(config: Mapping[str, Any], make_llm: Callable[..., Any], vocab_size: int) -> tuple[int, Proposer]:
+    """How many tokens to draft, and who does.
+
+    config: vLLM's `speculative_config`. {"method": "ngram", "num_speculative_tokens": 7} looks in the text itself for
+        what has followed its last `prompt_lookup_max` (8) to `prompt_lookup_min` (2) tokens before;
+        {"model": NAME, "num_speculative_tokens": 4} asks a smaller model of the same tokenizer.
+    """
+    if not isinstance(config, Mapping) or not config or config.keys() - DEFAULTS.keys():
+        raise ConfigurationError(
+            f"speculative_config is {shown(config)}; it must be such as "
+            '{"method": "ngram", "num_speculative_tokens": 7}, and may have ' + ", ".join(sorted(DEFAULTS)) + "."
+        )
+    options = DEFAULTS | dict(config)
+    method, model = options.pop("method"), options.pop("model")
+    if method not in (None, "draft_model" if model else "ngram"):
+        raise ConfigurationError(
+            f"speculative_config has method {shown(method)} and model {shown(model)}; give method 'ngram', or a model."
+        )
+    require_positive(**options)
+    num_tokens = options.pop("num_speculative_tokens")
+    return num_tokens, DraftModel(model, make_llm, vocab_size) if model else NGrams(**options)
 
 
 class NGrams:
     """Looks for the last time that the end of the text was in the text: of `longest` tokens, or fewer."""
 
-    def __init__(self, shortest: int, longest: int) -> None:
-        self.shortest = shortest
-        self.longest = longest
+    def __init__(self, prompt_lookup_min: int, prompt_lookup_max: int) -> None:
+        shortest, longest = prompt_lookup_min, prompt_lookup_max
+        if shortest > longest:
+            raise ConfigurationError(f"prompt_lookup_min is {shortest}, more than prompt_lookup_max, {longest}.")
+        self.shortest, self.longest = shortest, longest
 
     def propose(self, texts: list[list[int]], counts: list[int]) -> list[list[int]]:
         found = []
@@ -71,11 +105,8 @@ class DraftModel:
             )
 
     def propose(self, texts: list[list[int]], counts: list[int]) -> list[list[int]]:
-        longest = self.llm.max_model_len
-        asked = [i for i, text in enumerate(texts) if len(text) + counts[i] <= longest]
+        asked = [i for i, text in enumerate(texts) if len(text) + counts[i] <= self.llm.max_model_len]
         params = [SamplingParams(temperature=0, max_tokens=counts[i], ignore_eos=True) for i in asked]
         outputs = self.llm.generate([{"prompt_token_ids": texts[i]} for i in asked], params) if asked else []
-        found: list[list[int]] = [[] for _ in texts]
-        for i, output in zip(asked, outputs):
-            found[i] = output.outputs[0].token_ids
-        return found
+        said = {i: output.outputs[0].token_ids for i, output in zip(asked, outputs)}
+        return [said.get(i, []) for i in range(len(texts))]

@@ -215,7 +215,7 @@ class Engine:
             request = self.requests[chunk.group.group_id]
             for (position, receivers), row in zip(chunk.rows, rows):
                 asking += [(request, seq, row) for seq in receivers]
-                if position in chunk.group.unscored:
+                if position in chunk.group.to_score:
                     scoring.append((request, position, row))
         return scoring, asking
 

@@ -15,6 +15,11 @@ def attach_features(llm: Any, options: Mapping[str, Any], origin: Any, another: 
     another: makes an LLM of another model on the same device.
     """
     copy_what_is_found(llm)
+    if options["kv_events_config"] is not None:
+        from minipage.engine.kv_events import announce
+
+        tier = "CPU" if options["device"] == "cpu" else "GPU"
+        llm.kv_events = announce(llm.scheduler, options["kv_events_config"], tier)
     size, path = options["kv_offloading_size"], options["kv_offloading_path"]
     if size is not None or path is not None:
         from minipage.engine.offload import Offloading
@@ -24,11 +29,6 @@ def attach_features(llm: Any, options: Mapping[str, Any], origin: Any, another: 
         from minipage.engine.speculation import Speculation
 
         llm.speculation = Speculation(llm, options["speculative_config"], another)
-    if options["kv_events_config"] is not None:
-        from minipage.engine.kv_events import announce
-
-        tier = "CPU" if options["device"] == "cpu" else "GPU"
-        llm.kv_events = announce(llm.scheduler, options["kv_events_config"], tier)
     wanted = options["async_scheduling"]
     if hasattr(llm.runner, "launch") if wanted is None else wanted:
         from minipage.engine.overlap import Overlap

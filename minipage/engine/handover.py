@@ -39,7 +39,7 @@ from minipage.engine.prompts import Prompt
 from minipage.errors import ConfigurationError, InvalidRequestError, MinipageError
 from minipage.memory import BlockTable, PrefixCache
 from minipage.sampling import SamplingParams
-from minipage.worker.offload import HostStore, row_size
+from minipage.worker.offload import HostStore
 
 SHARED = Path("/dev/shm")  # files there are in memory only; where it does not exist, any folder will do
 CHILD = "from minipage.engine.handover import compute_prompts; compute_prompts()"
@@ -65,7 +65,7 @@ class SharedStore(HostStore):
 
     def __init__(self, cache: KVCache, num_blocks: int, path: str) -> None:
         self.path = path
-        super().__init__(cache, num_blocks * row_size(cache))
+        super().__init__(cache, num_blocks * cache.nbytes // cache.k.shape[1])
 
     def allocate(self) -> Any:
         size = self.num_slots * self.row_size
@@ -148,7 +148,7 @@ def hand_over(llm: Engine, prompt: Prompt) -> Handover:
             except BaseException:
                 os.unlink(path)
                 raise
-            num_bytes = len(blocks) * store.block_size
+            num_bytes = len(blocks) * store.row_size
             return Handover(seq.token_ids[: seq.num_prompt_tokens], len(blocks), num_bytes, path, sizes(llm))
     finally:
         llm._withdraw([request])

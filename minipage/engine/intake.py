@@ -59,7 +59,7 @@ class Intake:
         if params.beam_width:
             return BeamRequest(text, params, group, stop, self.tokenizer)
         if params.prompt_logprobs is not None:
-            group.unscored = range(len(token_ids) - 1)
+            group.to_score = range(len(token_ids) - 1)
         encode = self.tokenizer.encode if self.tokenizer else None
         processors = make_processors(params, token_ids, stop, encode, self.vocab_size)
         grammar = self.grammar(params)

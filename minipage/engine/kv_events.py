@@ -24,7 +24,7 @@ from itertools import groupby, islice
 from typing import Any, TypeAlias
 
 from minipage.errors import ConfigurationError, require_positive, shown
-from minipage.memory import BlockTable, PrefixCache
+from minipage.memory import BlockTable, Prefix, PrefixCache
 from minipage.memory.kv_group_cache import GroupPrefixCache, key
 from minipage.memory.kv_groups import EVERYTHING
 from minipage.scheduling import Scheduler
@@ -187,9 +187,19 @@ class Announced(PrefixCache):
             super().publish(table, token_ids, salt)
         finally:  # even if it was interrupted: what can be found has been told
             new = {*islice(reversed(self._block_of), len(self._block_of) - num_known)}  # a dict's newest come last
-            for group_idx in groups_of(self) if new else ():
-                for event in self._stored(new, table.block_hashes, first, token_ids, salt, group_idx):
-                    self.events.tell(event)
+            self._tell(new, table.block_hashes, first, token_ids, salt)
+
+    def find(self, token_ids: Sequence[int], salt: str = "") -> Prefix:
+        """What has come back from a tier below is told as soon as it is found (memory/offload.py)."""
+        found = super().find(token_ids, salt)
+        known = {self._hash_of[block] for block in found.blocks if block in self._hash_of}
+        self._tell(known - self.events.mirror.blocks.keys(), found.block_hashes, 0, token_ids, salt)
+        return found
+
+    def _tell(self, new: set[bytes], chain: list[bytes], first: int, token_ids: Sequence[int], salt: str) -> None:
+        for group_idx in groups_of(self) if new else ():
+            for event in self._stored(new, chain, first, token_ids, salt, group_idx):
+                self.events.tell(event)
 
     def _stored(
         self, new: set[bytes], chain: list[bytes], first: int, token_ids: Sequence[int], salt: str, group: int | None

@@ -8,32 +8,22 @@ Like speculation, `Offloading` stands between an engine and its phases; so steps
 
 from __future__ import annotations
 
-import secrets
-import sys
 import warnings
-from hashlib import sha256
-from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-
+from minipage.engine.engine import Engine
 from minipage.engine.phases import stand_between
 from minipage.engine.stats import Metric
 from minipage.errors import ConfigurationError, shown
 from minipage.memory import PrefixCache
 from minipage.memory.offload import offload
-from minipage.model.architecture import Architecture
-from minipage.model.stored_weights import Weights, hash_of
+from minipage.model.stored_weights import hash_of
 from minipage.scheduling import SequenceGroup, StepPlan
 from minipage.scheduling.scheduler import Admission
-from minipage.worker.offload import FileStore, HostStore, is_foreign
-
-if TYPE_CHECKING:
-    from minipage.engine.engine import Engine
+from minipage.worker.offload import FileStore, HostStore
 
 GIB = 2**30
-FORMAT = 1  # of the file; another one, when what is in it means something else
 METRICS = (  # in `LLM.stats()` and /metrics, if there is a tier
     Metric("vllm:external_prefix_cache_queries", "counter", "prompt tokens that the pool did not know, nor the next"),
     Metric("vllm:external_prefix_cache_hits", "counter", "those of them that came back from the tier below it"),
@@ -41,7 +31,7 @@ METRICS = (  # in `LLM.stats()` and /metrics, if there is a tier
 
 
 class Offloading:
-    """The tier of one engine; made before anything else watches its phases.
+    """The tier of one engine; made before anything else stands between it and its phases.
 
     Args:
         size: GiB.
@@ -52,46 +42,30 @@ class Offloading:
         ConfigurationError: there can be no such tier.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        size: float | None,
-        path: str | Path | None,
-        origin: tuple[Architecture, Weights, dict[str, Any]],
-    ) -> None:
-        self.cache: Any = engine.scheduler.prefix_cache
-        if not isinstance(self.cache, PrefixCache):
-            raise ConfigurationError(
-                "kv_offloading_size is for what minipage's own prefix cache can find: set enable_prefix_caching, and "
-                "hand in no scheduler with another."
-            )
-        self.store = make_store(engine, size, path, origin)
-        self.cache._secret = getattr(self.store, "secret", self.cache._secret)
-        offload(self.cache, self.store, self.store.held())
+    def __init__(self, engine: Engine, size: Any, path: str | Path | None, origin: Any) -> None:
         self.engine = engine
+        self.store = make_store(engine, size, path, origin)
+        self.cache: Any = engine.scheduler.prefix_cache
+        offload(self.cache, self.store)
         self.num_hit_tokens = 0
-        self._phases = stand_between(engine, self, "schedule", "copy", "stats", "reset_stats")
-        self._admission = engine.scheduler.admission
-        engine.scheduler.admission = self.admission  # type: ignore[method-assign]
-
-    def schedule(self) -> StepPlan:
-        plan: StepPlan = self._phases["schedule"]()
-        for chunk in plan.chunks if self.cache.came_back else ():
-            parts = getattr(chunk.seq.block_table, "parts", [chunk.seq.block_table])
-            came_back = [self.cache.came_back.intersection(part.blocks) for part in parts]
-            if chunk.start == chunk.group.num_cached_tokens and not chunk.group.num_preemptions:  # as prefix hits count
-                self.num_hit_tokens += max(map(len, came_back)) * self.engine.block_pool.block_size
-            self.cache.came_back.difference_update(*came_back)
-        return plan
+        self._phases = stand_between(engine, self, "copy", "stats", "reset_stats")
+        self._phases |= stand_between(engine.scheduler, self, "admission")
 
     def admission(self, group: SequenceGroup, cached: list[int]) -> Admission:
-        """Others go on while blocks are on their way to a group."""
-        if self.engine.scheduler.running and any(self.store.is_coming(block) for block in cached):
+        """Others go on while blocks are on their way to a group. What came back counts as prefix hits do: once."""
+        if self.engine.scheduler.running and any(map(self.store.is_coming, cached)):
             return Admission.LATER
-        return self._admission(group, cached)
+        answer: Admission = self._phases["admission"](group, cached)
+        if answer is Admission.NOW:
+            came_back = self.cache.came_back
+            # The first 32 bytes of a hash are of the text, others of the KV cache group.
+            hashes = {came_back.pop(block)[:32] for block in cached if block in came_back}
+            if not (group.was_admitted or group.unscored):
+                self.num_hit_tokens += len(hashes) * self.engine.block_pool.block_size
+        return answer
 
     def copy(self, plan: StepPlan) -> None:
-        self.store.before_writing()
+        self.store.before_writing([each.source for each in plan.copies])
         self._phases["copy"](plan)
 
     def stats(self) -> dict[str, Any]:
@@ -106,52 +80,36 @@ class Offloading:
         self.num_hit_tokens = 0
 
 
-def make_store(
-    engine: Engine, size: float | None, path: str | Path | None, origin: tuple[Architecture, Weights, dict[str, Any]]
-) -> HostStore:
+def make_store(engine: Engine, size: Any, path: str | Path | None, origin: Any) -> HostStore:
     """The memory of a tier. Raises ConfigurationError."""
-    cache = engine.runner.kv_cache
+    cache, library = engine.runner.kv_cache, type(engine.runner.kv_cache.k).__module__
+    if not isinstance(engine.scheduler.prefix_cache, PrefixCache):
+        raise ConfigurationError("kv_offloading_size needs minipage's own prefix cache: set enable_prefix_caching.")
     if size is None:
         raise ConfigurationError("kv_offloading_path has no effect without kv_offloading_size; give both.")
-    if not isinstance(size, Real) or isinstance(size, bool) or not 0 < size < 2**30:
+    if not isinstance(size, int | float) or isinstance(size, bool) or not 0 < size < 2**30:
         raise ConfigurationError(f"kv_offloading_size is {shown(size)}; it must be a number of GiB, above 0.")
-    if int(size * GIB) < 2 * cache.nbytes // cache.k.shape[1]:
+    if (num_bytes := int(size * GIB)) < 2 * cache.nbytes // cache.k.shape[1]:
         raise ConfigurationError(f"kv_offloading_size is {shown(size)} GiB, too small for two blocks. Give more.")
     if not engine.runner.is_alone:
         raise ConfigurationError("kv_offloading_size works in one process; leave out tensor_parallel_size.")
-    if not isinstance(cache.k, np.ndarray):
-        if path is not None:
-            raise ConfigurationError("kv_offloading_path is for device='cpu'; on a GPU the tier is in memory.")
-        return pinned_store(engine, int(size * GIB))
+    if library != "numpy":
+        if path is not None or library != "torch":
+            raise ConfigurationError("on a GPU a tier is in PyTorch's memory; leave out kv_offloading_path and arrays.")
+        from minipage.worker.gpu.offload import PinnedStore  # needs PyTorch
+
+        return PinnedStore(cache, num_bytes, engine.block_pool)
     if path is None:
-        return HostStore(cache, int(size * GIB))
-    if is_foreign(Path(path)):
-        warnings.warn(
-            f"kv_offloading_path is {str(path)!r}, which is no file of minipage, or a damaged one. It is left as it "
-            "is, and nothing is offloaded. Give another path, or remove it.",
-            RuntimeWarning,
-            stacklevel=4,
-        )
-        return HostStore(cache, 0)
+        return HostStore(cache, num_bytes)
+    architecture, weights, how = origin
+    numbers = cache.k.dtype.str, cache.k[:, 0].shape
+    facts = architecture, hash_of(weights), sorted(how.items()), engine.runner.groups, numbers
     try:
-        return FileStore(cache, int(size * GIB), Path(path), fingerprint(engine, *origin), secrets.token_bytes(32))
+        return FileStore(cache, num_bytes, Path(path), repr(facts).encode())
+    except FileExistsError:
+        what = "no file of minipage, or a damaged one. It is left as it is, and nothing is offloaded"
+        warnings.warn(f"kv_offloading_path, {str(path)!r}, is {what}: give another.", RuntimeWarning, stacklevel=4)
+        return HostStore(cache, 0)
     except OSError as error:
-        raise ConfigurationError(
-            f"kv_offloading_path is {str(path)!r}, where there can be no file of {shown(size)} GiB ({error}). Give "
-            "another path, or a smaller kv_offloading_size."
-        ) from error
-
-
-def pinned_store(engine: Engine, num_bytes: int) -> HostStore:
-    if type(engine.runner.kv_cache.k).__module__ != "torch":
-        raise ConfigurationError("kv_offloading_size on a GPU needs PyTorch; leave out arrays.")
-    from minipage.worker.gpu.offload import PinnedStore  # needs PyTorch
-
-    return PinnedStore(engine.runner.kv_cache, num_bytes, engine.block_pool)
-
-
-def fingerprint(engine: Engine, architecture: Architecture, weights: Weights, how: dict[str, Any]) -> bytes:
-    """32 bytes that say of which engine's K and V a file is: others' are as good as none."""
-    arrays = [(array.dtype, array.shape[:1], array.shape[2:]) for array in engine.runner.kv_cache.arrays]
-    facts = FORMAT, sys.byteorder, architecture, hash_of(weights), sorted(how.items()), engine.runner.groups, arrays
-    return sha256(repr(facts).encode()).digest()
+        what = f"where there can be no file of {shown(size)} GiB ({error})"
+        raise ConfigurationError(f"kv_offloading_path is {str(path)!r}, {what}; give another, or less.") from error

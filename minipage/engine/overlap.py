@@ -14,8 +14,8 @@ what is drawn for it there is surplus, and dropped. That it ends by its length i
 
 Scheduler, tables and kernels know nothing of it: `Overlap` takes the place of the engine's `_step`. It makes plain
 steps by itself while somebody watches the phases (a recorder, or speculation), and while there is a request whose next
-step depends on more than tokens: beams, penalties, structured outputs, log probabilities; also with several ranks. vLLM
-calls this async scheduling.
+step depends on more than tokens: beams, penalties, structured outputs, log probabilities; also with several ranks on
+CPUs, or a runner with a `forward` of its own. vLLM calls this async scheduling.
 """
 
 from __future__ import annotations
@@ -23,16 +23,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from minipage.engine.engine import Engine
+from minipage.engine.phases import those_between
 from minipage.engine.request import Choice, NextToken, Request
 from minipage.engine.sampled import SampledRequest
 from minipage.sampling import NO_TOKEN, Draw
 from minipage.scheduling import GroupStatus, Sequence, SequenceGroup, StepPlan
-from minipage.worker.in_turn import InTurn, Launch
-
-if TYPE_CHECKING:
-    from minipage.engine.engine import Engine
+from minipage.worker.in_turn import InTurn, Launch, may_overlap
 
 PHASES = {"schedule", "copy", "forward", "sample", "update"}
 
@@ -60,11 +59,11 @@ class Overlap:
         self.engine = engine
         self.num_surplus = 0  # tokens that were drawn for texts that had ended
         self._launch: Launch = getattr(engine.runner, "launch", None) or InTurn(engine.runner).launch
-        self._is_alone = engine.runner.is_alone
         self._flying: Flying | None = None
         self._at_their_end: list[SequenceGroup] = []  # those that get no further chunk, while the next step is planned
         self._known: set[Request] = set()
         self._unsuited: set[Request] = set()
+        self._speculation: Any = getattr(engine, "speculation", None)
         self._plain_step, self._plain_mend = engine._step, engine._mend
         engine._step, engine._mend = self.step, self.mend  # type: ignore[method-assign]
 
@@ -192,7 +191,8 @@ class Overlap:
         self._unsuited &= requests
         self._unsuited |= {request for request in requests - self._known if not is_suited(request)}
         self._known = requests
-        return self._is_alone and not self._unsuited and not PHASES & vars(self.engine).keys()
+        is_due = any(part is not self._speculation or part.is_due for part in those_between(self.engine, PHASES))
+        return may_overlap(self.engine.runner) and not self._unsuited and not is_due
 
 
 def is_suited(request: Request) -> bool:

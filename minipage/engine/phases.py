@@ -7,7 +7,7 @@ The engine knows nothing of them: its instance gets other methods, which call th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 
@@ -17,3 +17,8 @@ def stand_between(engine: object, part: object, *names: str) -> dict[str, Callab
     for name in names:
         setattr(engine, name, getattr(part, name))
     return replaced
+
+
+def those_between(engine: object, names: Collection[str]) -> list[object]:
+    """Whose methods have taken the place of the engine's; of a function that is nobody's method, itself."""
+    return [getattr(method, "__self__", method) for name, method in vars(engine).items() if name in names]

@@ -49,7 +49,7 @@ class SampledRequest(Request):
         assert self.prompt_logprobs is not None
         token_id = self.prompt_token_ids[position + 1]
         self.prompt_logprobs[position + 1] = self._logprobs(logits, token_id, self.params.prompt_logprobs)
-        self.group.unscored = range(position + 1, self.group.unscored.stop)  # the same again, if a step is taken back
+        self.group.to_score = range(position + 1, self.group.to_score.stop)  # the same again, if a step is taken back
 
     def choose(self, choices: list[Choice]) -> list[NextToken]:
         tokens = []

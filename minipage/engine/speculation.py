@@ -19,86 +19,54 @@ the step is small. A wrong draft is never part of a sequence, so whatever raises
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
 from weakref import WeakKeyDictionary
 
-from minipage.engine.drafts import DraftModel, NGrams
+from minipage.engine.drafts import read
+from minipage.engine.engine import Engine
 from minipage.engine.phases import stand_between
 from minipage.engine.request import Choice, NextToken, Request
 from minipage.engine.sampled import SampledRequest
 from minipage.engine.stats import Metric
-from minipage.errors import ConfigurationError, require_positive, shown
 from minipage.memory import BlockTable
-from minipage.scheduling import Sequence, StepPlan
-from minipage.scheduling.chunks import Chunk
-
-if TYPE_CHECKING:
-    from minipage.engine.engine import Engine
+from minipage.sampling import NO_TOKEN, Draw
+from minipage.scheduling import Chunk, Sequence, StepPlan
 
 # Tokens of a step that has drafts. On a CPU, products of this many rows take little longer than of one, and much
-# longer beyond; with more texts than this, nothing is drafted.
+# longer beyond; with more texts than this, nothing is drafted. A runner may have a `cheap_rows` of its own.
 MOST_TOKENS = 16
-LONGEST_PAUSE = 32  # steps without a draft, after several in a row of which nothing was right
 METRICS = (  # in `LLM.stats()` and /metrics, if there is speculation
     Metric("vllm:spec_decode_num_drafts", "counter", "times that tokens were drafted for a text"),
     Metric("vllm:spec_decode_num_draft_tokens", "counter", "tokens drafted"),
     Metric("vllm:spec_decode_num_accepted_tokens", "counter", "those of them that were right"),
     Metric("vllm:spec_decode_num_accepted_tokens_per_pos", "counter", "the same by position: first draft, second, ..."),
 )
-OPTIONS = {"method", "model", "num_speculative_tokens", "prompt_lookup_min", "prompt_lookup_max"}
-
-
-class Proposer(Protocol):
-    def propose(self, texts: list[list[int]], counts: list[int]) -> list[list[int]]:
-        """For each text a guess how it goes on: at most this many tokens, or none."""
 
 
 @dataclass(slots=True)
 class DraftedChunk(Chunk):
     """The last token of a sequence, and drafts after it."""
 
-    drafts: list[int] = field(default_factory=list)
+    drafts: list[int]
 
     @property
     def token_ids(self) -> list[int]:
         return [self.seq.token_ids[-1], *self.drafts]
 
     @property
-    def receivers(self) -> list[Sequence]:
-        return [self.seq]
-
-    @property
     def rows(self) -> list[tuple[int, list[Sequence]]]:
-        drafts: list[tuple[int, list[Sequence]]] = [(self.start + 1 + i, []) for i in range(len(self.drafts))]
-        return [(self.start, self.receivers), *drafts]
-
-
-@dataclass
-class Pause:
-    """How long a text gets no drafts, because the last ones were wrong: twice as long each time."""
-
-    length: int = 0
-    left: int = 0
-
-    def is_over(self) -> bool:
-        self.left -= 1
-        return self.left < 0
-
-    def learn(self, num_accepted: int) -> None:
-        self.length = 0 if num_accepted else min(2 * self.length + 1, LONGEST_PAUSE)
-        self.left = self.length
+        return [(self.start + i, [] if i else [self.seq]) for i in range(self.num_tokens)]
 
 
 class Speculation:
     """Drafts and verifies for one engine; made before anything else watches its phases.
 
     Args:
-        config: vLLM's `speculative_config`. {"method": "ngram", "num_speculative_tokens": 4} looks in the text itself
-            for what has followed its last `prompt_lookup_max` (3) to `prompt_lookup_min` (1) tokens before;
-            {"model": NAME, "num_speculative_tokens": 4} asks a smaller model of the same tokenizer.
-        make_llm: makes an engine for that model.
+        config: vLLM's `speculative_config`; see `read` in drafts.py.
+        make_llm: makes an engine for a draft model.
 
     Raises:
         ConfigurationError: the config makes no sense.
@@ -107,53 +75,57 @@ class Speculation:
     def __init__(self, engine: Engine, config: Mapping[str, Any], make_llm: Callable[..., Any]) -> None:
         self.engine = engine
         self.num_tokens, self.proposer = read(config, make_llm, engine.model.architecture.vocab_size)
-        self._begin_to_count()
-        self._pauses: WeakKeyDictionary[Sequence, Pause] = WeakKeyDictionary()
+        most_tokens = getattr(engine.runner, "cheap_rows", MOST_TOKENS)
+        self.most_tokens = min(most_tokens, engine.scheduler.max_num_batched_tokens)
+        self.is_due = False  # whether the next step should have drafts; until then steps may overlap (overlap.py)
+        # Of each text, what was guessed last: the place of a token, and the token.
+        self._guesses: WeakKeyDictionary[Sequence, tuple[int, int]] = WeakKeyDictionary()
         self._phases = stand_between(engine, self, "schedule", "sample", "update", "stats", "reset_stats")
+        self.reset_stats()
 
     def schedule(self) -> StepPlan:
+        """Guess at all texts, which costs little; drafts are only for those whose last guess was right."""
         plan: StepPlan = self._phases["schedule"]()
-        room = min(MOST_TOKENS, self.engine.scheduler.max_num_batched_tokens)
-        room -= sum(chunk.num_tokens for chunk in plan.chunks)
-        eager = [i for i, chunk in enumerate(plan.chunks) if self._may_draft(chunk)] if room > 0 else []
-        counts = [self._most(plan.chunks[i]) for i in eager]
-        drafts = self.proposer.propose([plan.chunks[i].seq.token_ids for i in eager], counts) if eager else []
-        for i, its_drafts in zip(eager, drafts):
-            chunk, its_drafts = plan.chunks[i], its_drafts[:room]
-            table, pool = chunk.seq.block_table, self.engine.block_pool
-            while its_drafts and table.blocks_to_allocate(len(its_drafts)) > pool.num_free:
-                its_drafts = its_drafts[:-1]  # nobody is preempted for a guess
-            if its_drafts:
-                plan.copies += table.append(len(its_drafts))
-                num_tokens = 1 + len(its_drafts)
-                plan.chunks[i] = DraftedChunk(chunk.group, chunk.seq, chunk.start, num_tokens, its_drafts)
-                room -= len(its_drafts)
+        room = self.most_tokens - sum(chunk.num_tokens for chunk in plan.chunks)
+        counts = {i: n for i, chunk in enumerate(plan.chunks) if room > 0 and (n := self._num_wanted(chunk)) > 0}
+        all_ids = [plan.chunks[i].seq.token_ids for i in counts]
+        texts = [ids[:-1] if ids[-1] < 0 else ids for ids in all_ids]  # without the placeholders of steps that overlap
+        may_draft, num_right = self.is_due or not hasattr(self.engine, "overlap"), 0
+        for i, text, drafts in zip(counts, texts, self.proposer.propose(texts, list(counts.values())) if texts else []):
+            chunk, table = plan.chunks[i], plan.chunks[i].seq.block_table
+            is_right = self._was_right(chunk.seq, text, drafts)
+            num_right += is_right
+            drafts = drafts[:room] if is_right and may_draft else []
+            while table.blocks_to_allocate(len(drafts)) > self.engine.block_pool.num_free:
+                drafts = drafts[:-1]  # nobody is preempted for a guess
+            if drafts:
+                plan.copies += table.append(len(drafts))
+                plan.chunks[i] = DraftedChunk(chunk.group, chunk.seq, chunk.start, 1 + len(drafts), drafts)
+                room -= len(drafts)
+        self.is_due = 0 < len(plan.chunks) <= 4 * num_right
         return plan
 
     def sample(self, plan: StepPlan, logits: Any) -> dict[Request, list[NextToken]]:
+        """As always; and whose first draft is what was said gets what is drawn after it, and so on."""
         tokens: dict[Request, list[NextToken]] = self._phases["sample"](plan, logits)
-        firsts = {token.seq: token.token_id for its_tokens in tokens.values() for token in its_tokens}
-        hopeful = [
-            (chunk, row)
-            for chunk, row in zip(plan.chunks, first_rows(plan))
-            if isinstance(chunk, DraftedChunk) and firsts.get(chunk.seq) == chunk.drafts[0]
-        ]
-        draws = []
-        for chunk, row in hopeful:
-            request = self._request(chunk)
-            for i in range(len(chunk.drafts)):
-                draws.append((row + 1 + i, request.next_draw(chunk.seq, chunk.drafts[: i + 1])))
+        said = {token.seq: token.token_id for its_tokens in tokens.values() for token in its_tokens}
+        rows = accumulate((len(chunk.rows) for chunk in plan.chunks), initial=0)  # the first one of each chunk
+        right: list[tuple[DraftedChunk, Any, int]] = []
+        draws: list[tuple[int, Draw]] = []
+        for chunk, row in zip(plan.chunks, rows):
+            if isinstance(chunk, DraftedChunk) and chunk.drafts[0] == said.get(chunk.seq):
+                request: Any = self.engine.requests[chunk.group.group_id]
+                right.append((chunk, request, row))
+                draws += [(row + i, request.next_draw(chunk.seq, chunk.drafts[:i])) for i in range(1, chunk.num_tokens)]
         drawn = iter(self.engine.runner.sample(logits, draws) if draws else [])
-        for chunk, row in hopeful:
-            said = [firsts[chunk.seq], *(next(drawn) for _ in chunk.drafts)]
-            request = self._request(chunk)
-            for i in range(1, 1 + num_right(said, chunk.drafts)):
-                try:
-                    tokens[request] += request.choose(
-                        [Choice(chunk.seq, said[i], self._seen(request, logits, row + i))]
-                    )
-                except Exception:  # then the same is said again in the next step, and becomes an error
-                    break
+        for chunk, request, row in right:
+            after_drafts = [next(drawn) for _ in chunk.drafts]  # after the first, the first two, ...
+            with suppress(Exception):  # then the same is said again in the next step, and becomes an error
+                for i, token_id in enumerate(after_drafts, 1):
+                    seen = self.engine.runner.rows(logits, {row + i} if request.looks_at_logits else ())
+                    tokens[request] += request.choose([Choice(chunk.seq, token_id, seen.get(row + i))])
+                    if chunk.drafts[i : i + 1] != [token_id]:
+                        break
         return tokens
 
     def update(self, plan: StepPlan, tokens: dict[Request, list[NextToken]]) -> None:
@@ -165,88 +137,36 @@ class Speculation:
             table, num_new = chunk.seq.block_table, len(chunk.seq.token_ids) - chunk.start - 1
             if table.blocks:  # none if the text has ended
                 table.num_tokens = chunk.start + chunk.num_tokens
-                shorten = getattr(table, "truncate", None) or partial(BlockTable.truncate, table)  # a reader's own
-                shorten(chunk.start + num_new)
-            self._count(chunk, max(0, num_new - 1))
+                # A reader's own table may have no `truncate`.
+                getattr(type(table), "truncate", BlockTable.truncate)(table, chunk.start + num_new)
+            self.num_drafts += 1
+            self.num_draft_tokens += len(chunk.drafts)
+            for place in range(num_new - 1):
+                self.num_accepted[place] += 1
 
     def stats(self) -> dict[str, Any]:
         counts = self.num_drafts, self.num_draft_tokens, sum(self.num_accepted), list(self.num_accepted)
-        others: dict[str, Any] = self._phases["stats"]()
-        return others | {metric.name: count for metric, count in zip(METRICS, counts)}
+        return {**self._phases["stats"](), **{metric.name: count for metric, count in zip(METRICS, counts)}}
 
     def reset_stats(self) -> None:
         self._phases["reset_stats"]()
-        self._begin_to_count()
-
-    # ---- helpers
-
-    def _begin_to_count(self) -> None:
         self.num_drafts = 0  # times that something was drafted for a text
         self.num_draft_tokens = 0
         self.num_accepted = [0] * self.num_tokens  # by position: the first draft of a text, its second, ...
 
-    def _may_draft(self, chunk: Chunk) -> bool:
-        is_at_its_end = chunk.num_tokens == 1 and chunk.receivers == [chunk.seq] and not chunk.group.is_sharing
-        if not is_at_its_end or chunk.group.unscored or self._most(chunk) <= 0:
-            return False
-        return isinstance(self._request(chunk), SampledRequest) and self._pause(chunk.seq).is_over()
+    # ---- helpers
 
-    def _most(self, chunk: Chunk) -> int:
-        """How many drafts its text has room for, and one token after them."""
-        return min(self.num_tokens, chunk.group.max_num_tokens - len(chunk.seq.token_ids) - 1)
+    def _was_right(self, seq: Sequence, text: list[int], drafts: list[int]) -> bool:
+        """Whether there are drafts, and the last guess came true; and note what is guessed now."""
+        place, token_id = self._guesses.get(seq, (0, text[0]))
+        self._guesses[seq] = len(text), drafts[0] if drafts else NO_TOKEN
+        return bool(drafts) and text[place : place + 1] == [token_id]
 
-    def _pause(self, seq: Sequence) -> Pause:
-        return self._pauses.setdefault(seq, Pause())
-
-    def _request(self, chunk: Chunk) -> Any:
-        return self.engine.requests[chunk.group.group_id]
-
-    def _seen(self, request: Request, logits: Any, row: int) -> Any:
-        return self.engine.runner.rows(logits, {row})[row] if request.looks_at_logits else None  # [V]
-
-    def _count(self, chunk: DraftedChunk, num_accepted: int) -> None:
-        self._pause(chunk.seq).learn(num_accepted)
-        self.num_drafts += 1
-        self.num_draft_tokens += len(chunk.drafts)
-        for place in range(num_accepted):
-            self.num_accepted[place] += 1
-
-
-def num_right(said: list[int], drafts: list[int]) -> int:
-    """How many drafts are what was said in their place; said[i] comes after i drafts."""
-    wrong = (i for i, (token, draft) in enumerate(zip(said, drafts)) if token != draft)
-    return next(wrong, len(drafts))
-
-
-def first_rows(plan: StepPlan) -> list[int]:
-    """For each chunk, which row of the logits is its first."""
-    rows, row = [], 0
-    for chunk in plan.chunks:
-        rows.append(row)
-        row += len(chunk.rows)
-    return rows
-
-
-def read(config: Mapping[str, Any], make_llm: Callable[..., Any], vocab_size: int) -> tuple[int, Proposer]:
-    """How many tokens to draft, and who does."""
-    if not isinstance(config, Mapping) or not config or set(config) - OPTIONS:
-        raise ConfigurationError(
-            f"speculative_config is {shown(config)}; it must be such as "
-            '{"method": "ngram", "num_speculative_tokens": 4}, and may have ' + ", ".join(sorted(OPTIONS)) + "."
-        )
-    model = config.get("model")
-    method = config.get("method", "draft_model" if model else "ngram")
-    if method not in ("ngram", "draft_model") or (method == "draft_model") != (model is not None):
-        raise ConfigurationError(
-            f"speculative_config has method {shown(method)} and model {shown(model)}; give method 'ngram', or a model."
-        )
-    num_tokens = config.get("num_speculative_tokens", 4)
-    require_positive(num_speculative_tokens=num_tokens)
-    if model is not None:
-        return num_tokens, DraftModel(model, make_llm, vocab_size)
-    longest = config.get("prompt_lookup_max", max(3, config.get("prompt_lookup_min", 1)))
-    shortest = config.get("prompt_lookup_min", 1)
-    require_positive(prompt_lookup_min=shortest, prompt_lookup_max=longest)
-    if shortest > longest:
-        raise ConfigurationError(f"prompt_lookup_min is {shortest}, more than prompt_lookup_max, {longest}.")
-    return num_tokens, NGrams(shortest, longest)
+    def _num_wanted(self, chunk: Chunk) -> int:
+        """How many drafts: as many as its text has room for, and one token after them. None but after its last token,
+        if that is all it computes."""
+        seq, group = chunk.seq, chunk.group
+        is_last = chunk.num_tokens == 1 and chunk.receivers == [seq] and not group.is_sharing and not group.to_score
+        if not is_last or not isinstance(self.engine.requests[group.group_id], SampledRequest):
+            return 0
+        return min(self.num_tokens, group.max_num_tokens - len(seq.token_ids) - 1)

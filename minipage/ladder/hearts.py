@@ -47,9 +47,10 @@ NOTES = {  # rung: the beginning of a line -> what it gains
     "6 tensor": {
         "k_multiply(": "2,048 products with one instruction, for rung 5's score[u, r] +=",
         "v_multiply(": "and these for its acc[r, ...] +=",
-        "wait_for_oldest()": "K and V come into shared memory on their own (cp.async), some steps ahead,",
-        "request(": "and the next ones are asked for here: nobody waits for a load",
-        "acc[j, 0], acc[j, 1], _, _ = mma": "the instruction itself, mma.m16n8k16",
+        "wait_for_oldest()": "K and V of this step have come into shared memory, in whole rows, whole lines of memory,",
+        "k_take(": "from where a lane takes its pieces; a load of the pieces themselves would use half of each line",
+        "request(": "and those of a later step are asked for (cp.async)",
+        "acc[j, 0], acc[j, 1], _, _ = mma": "the instruction: k_multiply and v_multiply are both made of this function",
     },
 }
 

@@ -26,6 +26,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
+from importlib import import_module
 from json.encoder import encode_basestring_ascii
 from pathlib import Path
 from typing import Any, NoReturn
@@ -34,7 +35,7 @@ from minipage.learn import fence, origin, seal
 from minipage.learn.course import HERE, Exercise, chosen
 from minipage.learn.hidden import hide
 from minipage.learn.judge import FAILED, PASSED, Verdict, graders, judge
-from minipage.learn.load import UNREADABLE, CodeError, describe, load
+from minipage.learn.load import UNREADABLE, CodeError, describe, load, read
 
 if sys.platform != "win32":
     import resource
@@ -214,7 +215,7 @@ class Cell:
         if not is_ours:
             hide(origin.given_names(lesson))
         as_before = seal.sealed(self.before.places, *self.before.named[lesson.number])
-        known, pretenders, judge_it, load_it = {*self.before.classes}, origin.pretenders, judge, load
+        pretenders, judge_it, load_it = origin.pretenders, judge, load
         gc.disable()  # so that classes stay to be looked at, and nothing of theirs runs between these lines
         verdict, trick = Verdict(exercise.number, FAILED), ""
         try:
@@ -244,7 +245,7 @@ class Cell:
                 if meanwhile:
                     trick = f"this file changes {meanwhile[0]}, which is not its own."
                 if verdict.status == PASSED and not trick:
-                    trick = pretenders(known, solution)
+                    trick = pretenders(solution)
         if changed := as_before():
             trick = f"this file changes {changed}, which is not its own."
         return verdict, refused[0] if refused else trick
@@ -317,18 +318,19 @@ class Before:
     def __init__(self) -> None:
         self.places = seal.Places()
         self.named: dict[str, tuple[list[seal.Names], list[seal.Names]]] = {}  # by lesson: what places.of() says
-        self.classes: dict[int, type] = {}  # by id; kept, so that no other class takes it
 
-    def prepare(self, exercise: Exercise) -> None:
+    def prepare(self, exercise: Exercise, path: Path) -> None:
         lesson = exercise.lesson
-        hidden_files(), sources(), origin.reference_of(lesson)
+        with suppress(CodeError, ImportError):
+            if re.search(r"^ *(import|from) numba\b", read(path), re.MULTILINE):
+                import_module("numba")  # a second of work, which each cell would have to do
+        hidden_files(), sources(), origin.reference_of(lesson), origin.given_names(lesson)
         for grader in graders(lesson)[exercise.number]:
             if draw := getattr(grader, "draw", None):  # graders/drawn.py
                 draw()
         if lesson.number not in self.named:
             self.places.look_around()
             self.named[lesson.number] = self.places.of(f"minipage.learn.graders.test_{lesson.name}")
-            self.classes = {id(cls): cls for cls in origin.subclasses(object)}
         linecache.clearcache()
         gc.collect()
         gc.freeze()  # a collection in a cell would touch, and so copy, all that was there before it
@@ -337,12 +339,13 @@ class Before:
 def main() -> None:
     """For each order a line with the verdict, and whether the file never ended loading."""
     before = Before()
+    fence.load_what_no_hook_hears()
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     for line in sys.stdin:
         order = json.loads(line)
         [exercise] = chosen([order["number"]])
         path, limit, scratch = Path(order["path"]), order["limit"], Path(order["scratch"])
-        before.prepare(exercise)
+        before.prepare(exercise, path)
         if hasattr(os, "fork"):
             verdict, is_stuck = Cell(exercise, path, limit, scratch, before, order["passed"]).run()
         else:

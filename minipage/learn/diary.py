@@ -25,6 +25,7 @@ MOST_LINES, MOST_BLOCKS = 24, 12
 
 class Diary:
     def __init__(self) -> None:
+        self._wrapped: dict[tuple[type, str], tuple[Any, Any]] = {}  # a class's method, and what notes its calls
         self.begin()
 
     def begin(self) -> None:
@@ -32,7 +33,7 @@ class Diary:
         self._lines: list[str] = []
         self._look = ""
         self._depth = 0
-        self._named: list[tuple[Any, str]] = []  # (object, its name); holding the object keeps its id its own
+        self._named: dict[int, tuple[Any, str]] = {}  # by id: the object, which keeps its id its own, and its name
         self._hashes: dict[bytes, str] = {}
         self.on_begin()
 
@@ -57,7 +58,11 @@ class Diary:
         before = [(cls, name, vars(cls).get(name)) for cls in classes for name in ["__init__", *CHANGES, *LOOKS]]
         for cls, name, _ in before:
             if callable(method := getattr(cls, name, None)):
-                setattr(cls, name, self._noted(cls, name, method))
+                known, noted = self._wrapped.get((cls, name), (None, None))
+                if known is not method:
+                    noted = self._noted(cls, name, method)
+                    self._wrapped[cls, name] = method, noted
+                setattr(cls, name, noted)
         try:
             yield
         finally:
@@ -102,19 +107,18 @@ class Diary:
             self.note(call)
 
     def _name(self, thing: Any) -> str:
-        for known, name in self._named:
-            if known is thing:
-                return name
+        if id(thing) in self._named:
+            return self._named[id(thing)][1]
         kinds = {"BlockPool": "pool", "PrefixCache": "cache"}
         kind = kinds.get(type(thing).__name__, "table" if hasattr(type(thing), "slot_mapping") else "")
         kind = kind or type(thing).__name__.lower()
-        number = 1 + sum(name.rstrip("0123456789") == kind for _, name in self._named)
-        self._named.append((thing, f"{kind}{number}" if number > 1 else kind))
-        return self._named[-1][1]
+        number = 1 + sum(name.rstrip("0123456789") == kind for _, name in self._named.values())
+        self._named[id(thing)] = thing, f"{kind}{number}" if number > 1 else kind
+        return self._named[id(thing)][1]
 
     def show(self, value: Any) -> str:
         """A value as it should be read: known objects by their names, hashes by numbers."""
-        if any(known is value for known, _ in self._named):
+        if id(value) in self._named:
             return self._name(value)
         if isinstance(value, bytes):
             return self._hashes.setdefault(value, f"<hash {len(self._hashes)}>")
@@ -130,8 +134,8 @@ class Diary:
 
     def picture(self) -> list[str]:
         """Every pool, with the tables over it; nothing of what cannot be asked (it may be half written)."""
-        pools = [(thing, name) for thing, name in self._named if hasattr(type(thing), "allocate")]
-        tables = [(thing, name) for thing, name in self._named if hasattr(type(thing), "slot_mapping")]
+        pools = [(thing, name) for thing, name in self._named.values() if hasattr(type(thing), "allocate")]
+        tables = [(thing, name) for thing, name in self._named.values() if hasattr(type(thing), "slot_mapping")]
         lines: list[str] = []
         self._depth += 1  # these looks are ours
         try:

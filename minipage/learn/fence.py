@@ -52,7 +52,7 @@ UNHEARD = [  # these do the same, and no hook is told
     ("signal", "signal"), ("_signal", "signal"), ("signal", "pidfd_send_signal"), ("_signal", "pidfd_send_signal"),
     *((module, name) for module in ("os", "posix")
       for name in ("setpriority", "sched_setaffinity", "mkfifo", "mknod", "fchmod", "fchown", "ftruncate")),
-    ("_posixshmem", "shm_open"), ("_posixshmem", "shm_unlink"),
+    ("_posixshmem", "shm_open"), ("_posixshmem", "shm_unlink"), ("gc", "freeze"), ("gc", "unfreeze"),
 ]  # fmt: skip
 
 
@@ -228,6 +228,13 @@ def put_up(path: Path, scratch: Path, hidden_files: list[Path], sources: list[st
 
 class Refused(PermissionError, ValueError):
     """asyncio, for one, can do without signals where a ValueError says that it has to."""
+
+
+def load_what_no_hook_hears() -> None:
+    """A keeper does it once, so that no cell has to."""
+    for module, _ in UNHEARD:
+        with suppress(ImportError):
+            import_module(module)
 
 
 def close_what_no_hook_hears() -> None:

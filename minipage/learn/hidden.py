@@ -9,6 +9,7 @@ from __future__ import annotations
 import enum
 import sys
 import warnings
+from collections.abc import Set
 from types import ModuleType
 from typing import Any
 
@@ -30,7 +31,7 @@ class Hidden:
         )
 
 
-def hide(given: set[tuple[str, str]]) -> None:
+def hide(given: Set[tuple[str, str]]) -> None:
     """Hide all of minipage but these names, (module, name)."""
     real = {name: module for name, module in sys.modules.items() if f"{name}.".startswith("minipage.")}
     stand_ins = {name: Hidden(name, shown(module, given)) for name, module in real.items()}
@@ -41,7 +42,7 @@ def hide(given: set[tuple[str, str]]) -> None:
     sys.modules.update(stand_ins, __main__=ModuleType("__main__"))  # type: ignore[arg-type]
 
 
-def shown(module: ModuleType, given: set[tuple[str, str]]) -> dict[str, Any]:
+def shown(module: ModuleType, given: Set[tuple[str, str]]) -> dict[str, Any]:
     names = {name: thing for name, thing in vars(module).items() if not name.startswith("__")}
     with warnings.catch_warnings(action="ignore"):  # of old names, which only the module's __getattr__ knows
         names |= {name: getattr(module, name) for home, name in given if home == module.__name__ and name}

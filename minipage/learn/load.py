@@ -91,22 +91,26 @@ def accept_the_old_words(module: ModuleType) -> None:
 
 def read(path: Path) -> str:
     """The text of a learner's file, in whatever encoding it declares. Raises CodeError."""
+    name = f"{path.parent.name}/{path.name}"  # where else it lies is nobody's business: their page says this
     try:
         facts = path.stat()
         if not S_ISREG(facts.st_mode):
             raise CodeError(
-                f"{path} is no file but a folder, a pipe or a device. Move it away; `learn reset` puts a file there."
+                f"{name} is no file but a folder, a pipe or a device. Move it away; `learn reset` puts a file there."
             )
         if facts.st_size > MOST_BYTES:
-            raise CodeError(f"{path} has {facts.st_size // 1000} kB; an exercise has a few.")
+            raise CodeError(f"{name} has {facts.st_size // 1000} kB; an exercise has a few.")
         with tokenize.open(path) as file:
             return file.read()
     except FileNotFoundError:
-        raise CodeError(f"{path} is not there; `learn reset` puts it back.") from None
+        raise CodeError(f"{name} is not there; `learn reset` puts it back.") from None
     except SyntaxError as error:  # of the line that declares the encoding
-        raise CodeError(f"Python cannot read this file: {error.msg}", error.lineno or 0) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise CodeError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+        said = error.msg.partition(" for ")[0]
+        raise CodeError(f"Python cannot read this file: {said}. Save it as UTF-8.", error.lineno or 0) from None
+    except UnicodeDecodeError as error:
+        raise CodeError(f"{name} cannot be read: {error}. Save it as UTF-8.") from None
+    except OSError as error:
+        raise CodeError(f"{name} cannot be read: {error.strerror or error}.") from None
 
 
 def is_untouched(path: Path, lesson: Lesson) -> bool:

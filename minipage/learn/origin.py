@@ -8,9 +8,10 @@ pretenders  classes whose objects claim to equal anything
 from __future__ import annotations
 
 import ast
+import gc
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import suppress
 from functools import cache, update_wrapper
 from pathlib import Path
@@ -68,11 +69,12 @@ def imported(lesson: Lesson, path: Path) -> tuple[str, int]:
     return "", 0
 
 
-def given_names(lesson: Lesson) -> set[tuple[str, str]]:
+@cache
+def given_names(lesson: Lesson) -> frozenset[tuple[str, str]]:
     """What the stub imports from minipage, as (module, name); under the old name, too, of what has a new one."""
     given = {f"{found.module}.{found.name}" for found in imports(read(lesson.stub))}
     given |= {old for old, new in RENAMED.items() if new in given}
-    return {(module, name) for module, _, name in (each.rpartition(".") for each in given)}
+    return frozenset((module, name) for module, _, name in (each.rpartition(".") for each in given))
 
 
 def is_copy(lesson: Lesson, path: Path) -> bool:
@@ -123,7 +125,7 @@ def is_harmless(found: Import) -> bool:
         return False
 
 
-def reference_behind(solution: Solution, name: str, given: set[tuple[str, str]]) -> str:
+def reference_behind(solution: Solution, name: str, given: Set[tuple[str, str]]) -> str:
     """The name of minipage's class or function that answers for this name, if one does."""
     owner, _, method = name.rpartition(".")
     thing = getattr(solution.module, owner or method, None)
@@ -178,11 +180,11 @@ def watch(lesson: Lesson, path: Path) -> Callable[[], str]:
     return lambda: calls[0] if calls else ""
 
 
-def pretenders(known: set[int], solution: Solution) -> str:
-    """A sentence, if objects of theirs equal what they cannot. `known` are ids of classes that were there before."""
+def pretenders(solution: Solution) -> str:
+    """A sentence, if objects of theirs equal what they cannot."""
     things = [thing for thing in vars(solution.module).values() if is_plain_object(thing)]
-    for cls in subclasses(object):
-        if id(cls) not in known and cls.__module__ == solution.module.__name__ and {"__eq__", "__ne__"} & {*vars(cls)}:
+    for cls in new_classes():
+        if cls.__module__ == solution.module.__name__ and {"__eq__", "__ne__"} & {*vars(cls)}:
             with suppress(Exception):
                 things.append(cls.__new__(cls))  # type: ignore[call-overload]
     for thing in things:
@@ -200,14 +202,6 @@ def is_plain_object(thing: Any) -> bool:
     return not callable(thing) and type(thing).__module__ not in ("builtins", "numpy")
 
 
-def subclasses(cls: type) -> Iterator[type]:
-    """All of them that there are, of all depths."""
-    seen: set[int] = set()
-    waiting = [cls]
-    while waiting:
-        found: type
-        for found in type.__subclasses__(waiting.pop()):
-            if id(found) not in seen:
-                seen.add(id(found))
-                waiting.append(found)
-                yield found
+def new_classes() -> Iterator[type]:
+    """Those that were made in this process: what the keeper had is frozen (gc.freeze), and the collector skips it."""
+    return (thing for thing in gc.get_objects() if issubclass(type(thing), type))

@@ -3,7 +3,9 @@
 Places        where something could be changed: the keeper, which never runs their code, looks for them once
 sealed        what is at these places now; returns a function that says which of them has something else
 
-That function uses nothing but what it holds itself, because any name elsewhere could be the one that was changed.
+Nearly all of about 20,000 names are what they were when the keeper looked: a cell keeps those lists, and makes its own
+where its fence has changed something. The function uses nothing but what it holds itself, because any name elsewhere
+could be the one that was changed.
 """
 
 from __future__ import annotations
@@ -31,6 +33,16 @@ class Names(NamedTuple):
     owner: str
     get: Callable[[str], Any]  # how to look one up
     names: tuple[str, ...]
+    before: list[Any]  # what they were
+
+    def now(self) -> Names:
+        """This, if all of them are what they were."""
+        is_same = all(map(is_, map(self.get, self.names), self.before))
+        return self if is_same else look_up(self.module, self.owner, self.get, self.names)
+
+
+def look_up(module: str, owner: str, get: Callable[[str], Any], names: tuple[str, ...]) -> Names:
+    return Names(module, owner, get, names, [*map(get, names)])
 
 
 class Places:
@@ -77,7 +89,7 @@ class Places:
         found = [
             key for key, thing in [*namespace.items()] if everything or callable(thing) or isinstance(thing, CALLED)
         ]
-        self.names.append(Names(module, owner, namespace.get, tuple(found)))
+        self.names.append(look_up(module, owner, namespace.get, tuple(found)))
         for key in found if everything else ():
             if key != "__builtins__":
                 self._add_value(module, f"{owner}.{key}", namespace[key])
@@ -98,7 +110,7 @@ class Places:
         if handle := getattr(function, "hypothesis", None):  # what is inside of @given
             self._add_names(module, name, vars(handle), everything=True)
             settings = [key for key, value in vars(function).items() if type(value).__name__ == "settings"]
-            self.names.append(Names(module, name, vars(function).get, tuple(settings)))
+            self.names.append(look_up(module, name, vars(function).get, tuple(settings)))
             self.contents += [(f"{name}.{key}", vars(vars(function)[key])) for key in settings]
         elif any(f"{sep}{room}{sep}" in function.__code__.co_filename for room in ("learn", "promises")):
             for cell in filter(is_set, function.__closure__ or ()):
@@ -111,12 +123,8 @@ class Places:
 
 def sealed(places: Places, names: list[Names], judging: list[Names]) -> Callable[..., str]:
     """Returns a function: the name of something that is not what it was; or empty. The lists: from `places.of()`."""
-
-    def held(place: Names) -> tuple[str, Callable[[str], Any], tuple[str, ...], list[Any]]:
-        return place.owner, place.get, place.names, [*map(place.get, place.names)]
-
-    modules = Names("", "sys.modules", sys.modules.get, tuple(places.modules))
-    everything, ours = [*map(held, [*names, modules])], [*map(held, judging)]
+    modules = look_up("", "sys.modules", sys.modules.get, tuple(places.modules))
+    everything, ours = [*[place.now() for place in names], modules], [place.now() for place in judging]
     contents = [(name, container, flat(container)) for name, container in places.contents]
     cells = [(name, cell, cell.cell_contents) for name, cell in places.cells]
     classes = [(name, namespace, size(namespace)) for name, namespace in places.classes]
@@ -124,7 +132,7 @@ def sealed(places: Places, names: list[Names], judging: list[Names]) -> Callable
 
     def changed(only_ours: bool = False) -> str:
         """`only_ours`: just the modules of those who judge, which takes next to no time."""
-        for owner, get, names, before in ours if only_ours else everything:
+        for _, owner, get, names, before in ours if only_ours else everything:
             if not every(each(same, each(get, names), before)):
                 for key, value in pairs(names, before):
                     if get(key) is not value:

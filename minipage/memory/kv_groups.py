@@ -14,7 +14,6 @@ vLLM calls the hybrid KV cache manager.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from typing import ClassVar, NamedTuple, cast
 
@@ -22,7 +21,7 @@ from minipage.memory.block_pool import BlockPool
 from minipage.memory.block_table import BlockCopy, BlockTable, blocks_needed
 
 NULL_BLOCK = -1  # stands in a table, and is no block
-EVERYTHING = sys.maxsize  # a window that no text is longer than
+EVERYTHING = 2**63 - 1  # a window that no text is longer than
 
 
 class Layer(NamedTuple):
@@ -145,11 +144,10 @@ class GroupTables(BlockTable):
         return [copy for part in self.parts for copy in part.append(num_tokens)]
 
     def truncate(self, num_tokens: int) -> None:
-        size = self.pool.block_size
         for part in self.parts:
-            part.truncate(num_tokens - part.num_behind * size)
+            part.truncate(num_tokens - part.num_behind * self.pool.block_size)
         self.num_tokens = num_tokens
-        del self.block_hashes[1 + num_tokens // size :]
+        del self.block_hashes[1 + num_tokens // self.pool.block_size :]
 
     def fork(self) -> GroupTables:
         twin = type(self)(self.pool)

@@ -50,6 +50,8 @@ def run_plan(args: argparse.Namespace) -> None:
         raise ConfigurationError(f"the seed is {args.seed}; it must not be negative.")
     if args.sizes_only and args.html:
         raise ConfigurationError("--html shows a simulated minute: leave out --sizes-only.")
+    if args.html and (args.html.is_dir() or not args.html.parent.is_dir()):
+        raise ConfigurationError(f"--html is {str(args.html)!r}; it must be a file, in a folder that is there.")
     deployment = Deployment(args.model, **{name: value for name, value in vars(args).items() if name in OPTIONS})
     found = None
     if not args.sizes_only:

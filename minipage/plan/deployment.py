@@ -74,6 +74,10 @@ class Deployment:
             require_positive(num_blocks=self.num_blocks)
         if self.max_model_len is not None:
             require_positive(max_model_len=self.max_model_len)
+            if self.max_model_len > (context := self.architecture.max_model_len):
+                raise ConfigurationError(
+                    f"max_model_len is {self.max_model_len:,}; it must be at most {self.model}'s context, {context:,}."
+                )
 
     @property
     def architecture(self) -> Architecture:

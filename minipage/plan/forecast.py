@@ -19,6 +19,7 @@ from minipage.simulate.workload import ALPACA, SHAREGPT, Arrival, Lengths, poiss
 
 KNOWN = {"sharegpt": SHAREGPT, "alpaca": ALPACA}
 MINUTE = 60.0
+MOST_TIMES = 10.0  # what can be served: a minute of more takes long to simulate, and says no more
 NUM_SAMPLED = 2000  # requests that means are taken of
 
 
@@ -47,7 +48,7 @@ class Workload:
                 "512:128, or a .csv file with the columns num_prompt_tokens and num_output_tokens."
             )
         if int(prompt) + int(output) > longest:
-            raise ConfigurationError(f"{self.lengths} is longer than max_model_len, {longest:,} tokens.")
+            raise ConfigurationError(f"{self.lengths} is longer than the longest text that fits, {longest:,} tokens.")
         yield from Lengths("fixed", int(prompt), 1e-6, int(output), 0, longest).draw(self.seed)
 
     def arrivals(self, rate: float, longest: int) -> Iterator[Arrival]:
@@ -108,6 +109,11 @@ def forecast(
         rate = len(own) / MINUTE if own else 0.8 * most
     if not (rate > 0 and math.isfinite(rate)):
         raise ConfigurationError(f"the rate is {rate}; it must be a number of requests a second, above 0.")
+    if not own and rate > MOST_TIMES * most:
+        raise ConfigurationError(
+            f"the rate is {rate:g} requests a second, and {most:.3g} is the most that is served: waiting times only "
+            f"grow. Give a rate of {MOST_TIMES:g} times that at most."
+        )
     arrivals = own or until(workload.arrivals(rate, longest), MINUTE)
     report = serve(setting, arrivals, warm=MINUTE / 6, keep=200_000)
     return Forecast(

@@ -63,13 +63,19 @@ def rows(deployment: Deployment, forecast: Forecast | None) -> list[tuple[str, s
     if forecast is None:
         return lines
     report = forecast.report
-    return [
+    lines = [
         *lines,
         ("requests that fit, on average", f"{forecast.fit_on_average:,.1f}"),
         ("the same if each reserved the longest", f"{forecast.fit_reserving:,.1f}"),
         ("wasted in last blocks", f"{100 * forecast.waste:.1f} %"),
         ("the most that is served", f"{forecast.capacity:.2f} requests/s"),
-        (f"a minute at {forecast.rate:.2f} requests/s", f"{report.tokens_per_second:,.0f} tokens/s"),
+    ]
+    minute = f"a minute at {forecast.rate:.3g} requests/s"
+    if not report.num_requests:
+        return [*lines, (minute, "nobody came")]
+    return [
+        *lines,
+        (minute, f"{report.tokens_per_second:,.0f} tokens/s"),
         ("  running at a time", f"{report.mean_batch:.1f}, in {100 * report.mean_used:.0f} % of the blocks"),
         ("  preemptions", f"{report.num_preemptions} in {report.num_requests:,} requests"),
         ("  first token, median and 99 %", times(report.time_to_first_token)),

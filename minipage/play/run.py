@@ -102,7 +102,7 @@ class Run:
     def check(self, ask: Ask) -> None:
         """Raise InvalidRequestError if the engine cannot serve it."""
         try:
-            self.llm.abort(self.llm.add_request(ask.prompt, ask.sampling))
+            self.llm.abort(self.llm.add_request(ask.prompt, ask.sampling, f"a try of {ask.request_id}"))
         except InvalidRequestError as error:
             raise InvalidRequestError(f"request {ask.request_id}: {error}") from None
 
@@ -149,7 +149,7 @@ class Run:
             self.steps_done += 1
             self._let_in()
         for output in outputs:
-            if output.finished:
+            if output.finished and output.request_id in self._came:
                 self.reasons[output.request_id] = output.outputs[0].finish_reason or "stop"
                 if output.error:
                     self.errors[output.request_id] = output.error

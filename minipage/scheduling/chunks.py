@@ -45,8 +45,8 @@ class Chunk:
         """
         rows: list[tuple[int, list[Sequence]]] = []
         stop = self.start + self.num_tokens
-        if unscored := self.group.unscored:  # usually none is
-            rows = [(position, []) for position in range(max(self.start, unscored.start), min(stop, unscored.stop))]
+        if to_score := self.group.to_score:  # usually nothing
+            rows = [(position, []) for position in range(max(self.start, to_score.start), min(stop, to_score.stop))]
         if receivers := self.receivers:
             rows.append((stop - 1, receivers))
         return rows

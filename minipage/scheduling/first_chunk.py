@@ -15,12 +15,12 @@ keeps anybody out for ever: whoever is alone needs no watermark, and who could n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from minipage.errors import ConfigurationError
 from minipage.memory import blocks_needed
 from minipage.memory.partial_cache import PartialPrefixCache
-from minipage.scheduling.chunks import count_tokens
+from minipage.scheduling.chunks import Chunk
 from minipage.scheduling.group import SequenceGroup
 from minipage.scheduling.plan import StepPlan
 from minipage.scheduling.scheduler import Admission, Scheduler
@@ -29,10 +29,10 @@ from minipage.scheduling.scheduler import Admission, Scheduler
 class FirstChunkScheduler(Scheduler):
     """Admits a group if the tokens that this step computes of it find room."""
 
-    _plan = StepPlan()  # of the step that is being planned
+    _planned: Sequence[Chunk] = ()  # for this step, so far
 
     def _admit(self, plan: StepPlan, budget: int) -> None:
-        self._plan = plan
+        self._planned = plan.chunks  # which grows with each group that is admitted
         super()._admit(plan, budget)
 
     def admission(self, group: SequenceGroup, cached: list[int]) -> Admission:
@@ -48,7 +48,7 @@ class FirstChunkScheduler(Scheduler):
     def _blocks_of_first_chunk(self, group: SequenceGroup) -> int:
         """At most this many; what is left of the step's tokens limits it, and what is still to be computed."""
         size = self.block_pool.block_size
-        num_tokens = self.max_num_batched_tokens - count_tokens(self._plan.chunks)
+        num_tokens = self.max_num_batched_tokens - sum(chunk.num_tokens for chunk in self._planned)
         if isinstance(self.prefix_cache, PartialPrefixCache):
             num_tokens += size - 1  # it may begin inside a block
         return group.num_tables * blocks_needed(num_tokens, size)

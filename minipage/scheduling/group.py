@@ -51,7 +51,7 @@ class SequenceGroup:
         self.group_id = group_id
         self.sequences = sequences  # those that are not finished; the first is the leader
         self.max_num_tokens = max_num_tokens
-        self.max_num_seqs = max_num_seqs
+        self.max_num_seqs = max_num_seqs  # of this group; the scheduler's own is for all groups together
         self.priority = priority
         self.cache_salt = cache_salt
         self.arrival = -1  # the scheduler numbers its groups
@@ -61,7 +61,7 @@ class SequenceGroup:
         self.num_cached_tokens = 0  # of the prompt, which the prefix cache knew when it was first admitted
         self.shared_len = len(sequences[0].token_ids)
         self.is_sharing = True  # the leader computes for all; the others have no blocks
-        self.unscored = range(0)  # positions of the prompt whose logits are still wanted; usually none is
+        self.to_score = range(0)  # positions of the prompt whose logits are still wanted; usually none
 
     def __repr__(self) -> str:
         return f"SequenceGroup({self.group_id!r}, {self.status.value}, {len(self.sequences)} sequences)"

@@ -152,8 +152,9 @@ class Scheduler:
         budget = self.max_num_batched_tokens
         for group in self.running:  # from the front; preemption takes from the back of this same list
             chunks = group.next_chunks(budget)
-            # Usually there is room for all to come: a token takes at most one block, in each table.
-            if budget * group.num_tables > self.block_pool.num_free and not self._make_room(group, chunks, plan):
+            # Usually there is room: a token takes at most one block, in each table.
+            most_blocks = count_tokens(chunks) * group.num_tables
+            if most_blocks > self.block_pool.num_free and not self._make_room(group, chunks, plan):
                 break
             budget -= self._give_slots(chunks, plan)
         if not plan.preempted:
@@ -166,8 +167,6 @@ class Scheduler:
 
         The last comes after `group`, or is `group`, so its chunks are not in the plan yet.
         """
-        if count_tokens(chunks) * group.num_tables <= self.block_pool.num_free:
-            return True  # quick to see
         while blocks_for(chunks) > self.block_pool.num_free:
             last = victim(self.running)
             self.preempt(last, plan)
@@ -210,7 +209,7 @@ class Scheduler:
         if group.was_admitted:
             self.preempted_queries += group.shared_len
             self.preempted_hits += group.leader.num_computed_tokens
-        elif not group.unscored:  # otherwise it looked for nothing: what is found in the cache has no logits to score
+        elif not group.to_score:  # otherwise it looked for nothing: what is found in the cache has no logits to score
             self.num_queried_tokens += group.shared_len
             self.num_hit_tokens += group.leader.num_computed_tokens
             group.num_cached_tokens = group.leader.num_computed_tokens
@@ -232,7 +231,7 @@ class Scheduler:
             return Prefix([], [])
         # Only what all its sequences share, before the tokens whose logits are asked for. `find` never finds the last
         # token that it is given, because one has to be computed: so it is given one more.
-        length = min(group.shared_len, group.unscored.start) if group.unscored else group.shared_len
+        length = min(group.shared_len, group.to_score.start) if group.to_score else group.shared_len
         return Prefix(*self.prefix_cache.find(group.leader.token_ids[: length + 1], group.cache_salt))
 
     def _seats_left(self) -> int:

@@ -8,6 +8,7 @@ and what a step adds, however long the text becomes.
 from __future__ import annotations
 
 from bisect import bisect_right
+from functools import partial
 from typing import ClassVar, cast
 
 from minipage.memory.kv_groups import EVERYTHING, GroupTables, blocks_held
@@ -43,10 +44,8 @@ class WindowedGroup(SequenceGroup):
 
     @classmethod
     def longest_that_fits(cls, num_prompt_tokens: int, max_num_seqs: int, num_blocks: int, block_size: int) -> int:
-        def blocks(num_tokens: int) -> int:
-            return cls._most(num_prompt_tokens, max_num_seqs, block_size, num_tokens)
-
-        return bisect_right(range(EVERYTHING), num_blocks, key=blocks)  # one more than is stored: the last token is not
+        most = partial(cls._most, num_prompt_tokens, max_num_seqs, block_size)  # blocks, by the number of tokens
+        return bisect_right(range(EVERYTHING), num_blocks, key=most)  # one more than is stored: the last token is not
 
     @classmethod
     def _most(cls, num_shared_tokens: int, num_seqs: int, block_size: int, num_tokens: int) -> int:

@@ -75,6 +75,10 @@ def find_architecture(model: str | Path) -> Architecture:
                 settings = json.loads(path.read_text(encoding="utf-8"))
             except (OSError, ValueError) as error:
                 raise ModelError(f"{path} cannot be read ({error}). Give a model's config.json.") from error
+            if not isinstance(settings, dict):
+                raise ModelError(
+                    f"{path} holds a {type(settings).__name__}, and no settings. Give a model's config.json."
+                )
             return read_architecture(path, settings)
         try:
             return describe_model(model)[0]

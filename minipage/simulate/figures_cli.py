@@ -137,7 +137,7 @@ def picture_name(figure: Figure, i: int) -> str:
 def page(figures: list[Figure], args: argparse.Namespace) -> str:
     """All results as Markdown, which a book can include."""
     folder = f"{os.path.relpath(args.svg, args.page.parent)}/" if args.svg else ""
-    parts = []
+    parts = claims(figures) if len(figures) > 1 else []
     for figure in figures:
         parts.append(f"## {name_of(figure)}: {figure.title}\n")
         judged = [row for row in figure.rows if row.paper is not None]
@@ -149,3 +149,18 @@ def page(figures: list[Figure], args: argparse.Namespace) -> str:
             f"![{picture.title}]({folder}{picture_name(figure, i)})\n" for i, picture in enumerate(figure.pictures)
         ]
     return "\n".join(parts) + "\n"
+
+
+def claims(figures: list[Figure]) -> list[str]:
+    """Every number that the paper's text claims, beside ours, as lines of Markdown."""
+    lines = ["## The paper's claims, one by one\n", "| figure | the paper says | here | off | may be off by | |"]
+    lines.append("|---|---|---|---|---|---|")
+    for figure in figures:
+        for row in figure.rows:
+            if row.claim:
+                _, ours, _, off, verdict = cells(row)
+                verdict += f". {row.why}" if verdict == "missed" and row.why else ""
+                lines.append(
+                    f"| {figure.name} | {row.claim} | {ours} | {off} | {100 * row.tolerance:.0f} % | {verdict} |"
+                )
+    return [*lines, ""]

@@ -92,6 +92,7 @@ def find_machine(name: str) -> Machine:
     known = {key.lower(): machine for key, machine in MACHINES.items()}
     if not isinstance(name, str) or name.lower() not in known:
         raise ConfigurationError(
-            f"the machine {shown(name)} is unknown; it must be one of {', '.join(MACHINES)}, or give a memory size."
+            f"the machine {shown(name)} is unknown; it must be one of {', '.join(MACHINES)}. For another, take the one "
+            "whose bandwidth is nearest, and say how much memory yours has (`--memory 180GiB`)."
         )
     return known[name.lower()]

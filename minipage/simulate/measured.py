@@ -5,6 +5,8 @@ the seconds that a parameter takes are interpolated between numbers of rows that
 only decode and once in steps with a prompt; what K and V cost is the difference between long and short contexts, and
 what it costs that others decode beside a prompt is what such a step took longer than its parts.
 `python -m benchmarks.simulate` measures the machine that it runs on.
+
+Where steps overlap, on a GPU, what was timed is the longer of host and device; the host's part is the CostModel's.
 """
 
 from __future__ import annotations
@@ -44,11 +46,11 @@ class Curve:
 
 @dataclass(frozen=True)
 class MeasuredCost(CostModel):
-    """A CostModel whose products are looked up. What the host does is part of them."""
+    """A CostModel whose products are looked up. What the host does is part of them, and not added."""
 
     decodes: Curve = Curve((1,), (1.0,))  # of each parameter that rows are multiplied with
     prompts: Curve = Curve((1,), (1.0,))
-    beside: float = 0.0  # seconds that a step takes longer because it has both
+    beside: float = 0.0  # seconds that a step takes longer because it has both; less than 0 if it takes shorter
 
     def products(self, work: Work) -> float:
         sizes = self.sizes
@@ -56,10 +58,10 @@ class MeasuredCost(CostModel):
         if work.num_sampled == work.num_tokens:
             return sizes.num_multiplied * self.decodes.at(work.num_tokens) + head
         beside = self.beside if work.num_requests > 1 else 0.0
-        return sizes.num_multiplied * self.prompts.at(work.num_tokens) + head + beside
+        return max(sizes.num_multiplied * self.prompts.at(work.num_tokens) + head + beside, 0.0)
 
     def host(self, work: Work) -> float:
-        return 0.0
+        return min(super().host(work), self.device(work)) if self.overheads.overlaps else 0.0
 
     def gaps(self) -> float:
         return 0.0
@@ -90,7 +92,7 @@ def measured(cost: CostModel, steps: Iterable[Timed]) -> MeasuredCost:
         per_prompt[step.work.num_tokens] = max(rest(cost, step) - head, 1e-9) / sizes.num_multiplied
     found = MeasuredCost(**vars(cost), decodes=curve, prompts=Curve(tuple(per_prompt), tuple(per_prompt.values())))
     longer_by = [step.seconds - found.seconds(step.work) for step in both]
-    return replace(found, beside=max(0.0, sum(longer_by) / len(longer_by)) if longer_by else 0.0)
+    return replace(found, beside=sum(longer_by) / len(longer_by) if longer_by else 0.0)
 
 
 def rest(cost: CostModel, step: Timed) -> float:

@@ -50,6 +50,8 @@ class Row(NamedTuple):
     simulated: float
     paper: float | tuple[float, float] | None  # two: it gives a range; None: it gives none
     tolerance: float = 0.1  # how far it may be off, as a share
+    claim: str = ""  # what the paper says in its text, if this is the number of it
+    why: str = ""  # what it may be, if it is missed
 
     @property
     def off(self) -> float:

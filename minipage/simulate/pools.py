@@ -15,7 +15,7 @@ Jobs = dict[Any, Callable[[], Any]]
 def run_jobs(
     jobs: Jobs, num_processes: int, on_done: Callable[[], object] = lambda: None, cluster: str | None = None
 ) -> Iterator[tuple[Any, Any]]:
-    """(key, result) of each job, as they finish.
+    """(key, result) of each job, as they finish. What a job raises is raised here, wherever it ran.
 
     cluster: the address of a Ray cluster, such as "auto" or "ray://host:10001"; "local" starts one for this run, on
     this machine. Its machines need minipage, too.
@@ -50,20 +50,27 @@ def on_ray(jobs: Jobs, num_processes: int, cluster: str) -> Iterator[tuple[Any, 
             "a cluster needs Ray: install it with `pip install 'minipage[ray]'`, or leave out --cluster."
         ) from error
     begun_here = not ray.is_initialized()
+    waiting: dict[Any, Any] = {}
     try:
         if begun_here:
             where = {"address": cluster} | ({"num_cpus": num_processes} if cluster == "local" else {})
             ray.init(include_dashboard=False if cluster == "local" else None, log_to_driver=False, **where)
         task = ray.remote(num_cpus=1)(call)
-        waiting = {task.remote(job): key for key, job in jobs.items()}
+        waiting |= {task.remote(job): key for key, job in jobs.items()}
         while waiting:
             for done in ray.wait(list(waiting))[0]:
                 yield waiting.pop(done), ray.get(done)
     except (ConnectionError, ray.exceptions.RayError) as error:
+        own = getattr(error, "cause", None)
+        if isinstance(own, Exception) and not isinstance(own, ray.exceptions.RayError):
+            raise own from None  # a job's, as it would be without a cluster
         raise ConfigurationError(f"the Ray cluster {cluster!r} did not do its work ({error}).") from error
     finally:
         if begun_here:
             ray.shutdown()
+        else:
+            for left in waiting:  # those that nobody waits for any more
+                ray.cancel(left)
 
 
 def call(job: Callable[[], Any]) -> Any:

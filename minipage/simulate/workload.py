@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,7 +91,7 @@ COLUMNS = {
 
 
 def read_trace(path: Path | str) -> list[Arrival]:
-    """From a CSV file with columns for prompt and output tokens, and perhaps for the time in seconds.
+    """From a CSV file with columns for prompt and output tokens, and perhaps for the time: seconds, or a date and time.
 
     Raises ConfigurationError, which names the line.
     """
@@ -106,7 +107,7 @@ def read_trace(path: Path | str) -> list[Arrival]:
     }
     if columns["prompt"] is None or columns["output"] is None:
         raise ConfigurationError(
-            f"the trace {path} needs the columns num_prompt_tokens and num_output_tokens, and perhaps time (seconds); "
+            f"the trace {path} needs the columns num_prompt_tokens and num_output_tokens, and perhaps time; "
             f"it has {', '.join(names) or 'no rows'}."
         )
     return sorted(read_row(path, number, row, columns) for number, row in enumerate(rows, 2))
@@ -114,10 +115,26 @@ def read_trace(path: Path | str) -> list[Arrival]:
 
 def read_row(path: Path | str, number: int, row: dict[str, str], columns: dict[str, str | None]) -> Arrival:
     try:
-        time = float(row[columns["time"]]) if columns["time"] else 0.0
-        arrival = Arrival(time, int(row[columns["prompt"] or ""]), int(row[columns["output"] or ""]))
+        time = seconds(row[columns["time"]]) if columns["time"] else 0.0
+        arrival = Arrival(time, whole(row[columns["prompt"] or ""]), whole(row[columns["output"] or ""]))
     except (TypeError, ValueError) as error:
         raise ConfigurationError(f"line {number} of {path} holds no numbers ({error}).") from None
     if not math.isfinite(arrival.time) or arrival.num_prompt_tokens < 1 or arrival.num_output_tokens < 1:
-        raise ConfigurationError(f"line {number} of {path}: a request has at least one token in and one out.")
+        raise ConfigurationError(
+            f"line {number} of {path}: a request has at least one token in and one out, and a time that is a number."
+        )
     return arrival
+
+
+def seconds(text: str) -> float:
+    """As a number; or since 1970, of "2023-11-16 18:17:03.9799600" and what else ISO 8601 allows."""
+    try:
+        return float(text)
+    except ValueError:
+        moment = datetime.fromisoformat(text.strip())
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def whole(text: str) -> int:
+    """12, and 12.0, which tables with gaps are written with."""
+    return int(text.strip().removesuffix(".0"))

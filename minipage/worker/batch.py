@@ -7,6 +7,12 @@
     query_start_loc  [ 0                    4            5        7 ]
 
 No padding, and no difference between a prompt and a decode: each sequence brings as many tokens as it likes.
+
+The model computes attention through a batch, and three things have a name there, from the outside to the inside:
+
+    attend_with      makes an `attend` of a batch, a KV cache and kernels; `paged_attend` does so with a CPU's kernels
+    attend           is what the model calls in each layer, with q, k and v and nothing else (its type: `Attend`)
+    paged_attention  is the kernel that it calls, with q, blocks and block tables (its type: `PagedAttention`)
 """
 
 from __future__ import annotations
@@ -25,7 +31,7 @@ from minipage.model.architecture import Array, Attend
 from minipage.scheduling import Chunk
 from minipage.simd.arrays import Floats, Integers
 
-PagedAttention = Callable[..., Floats]  # see minipage/attention/arguments.py
+PagedAttention = Callable[..., Floats]  # what paged_attention is; see minipage/attention/arguments.py
 BlocksOf = Callable[[int], Sequence[Any]]
 
 

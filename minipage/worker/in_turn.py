@@ -43,3 +43,10 @@ class InTurn:
             return list(tokens)
 
         return wait
+
+
+def may_overlap(runner: ModelRunner) -> bool:
+    """Whether a launched step is all that the runner does: not in a `forward` of its own, nor in ranks on CPUs."""
+    if not runner.is_alone:
+        return hasattr(runner, "launch")
+    return getattr(runner.forward, "__func__", None) is ModelRunner.forward

@@ -3,22 +3,23 @@
 A slot is a row of bytes: K of a block in all layers, then V, and their scales if there are any. In a file a label says
 what the row should be, so whatever happens to it, a row is what was saved, or nothing:
 
-    header, 4096 bytes    [ magic | fingerprint: of which engine's blocks | secret of the hashes ]
-    row 0                 [ length of the hash | hash | checksum under the secret ][ K, V ]
+    header, 4096 bytes    [ magic, 16 bytes | 32 random ones, of which the secret of the hashes is made ]
+    row 0                 [ checksum under the secret, 16 bytes | hash, 48 ][ K, V ]
     row 1                 ...
 
-The file outlives the engine, and the next one with the same fingerprint goes on with it. That is cheap, because hashes
-depend on no process once their secret is in the file. Only its owner may read it: K and V tell what a text was.
+The file outlives the engine, and the next one goes on with it: hashes depend on no process once their secret is in the
+file. They depend on all that K and V do, so that an engine of another model finds nothing in it, and writes over it.
+Only its owner may read it: K and V tell what a text was.
 """
 
 from __future__ import annotations
 
-import mmap
-import os
-import struct
-from collections.abc import Iterator
+from collections.abc import Collection
 from hashlib import blake2b
+from mmap import mmap
+from os import urandom
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -26,28 +27,20 @@ import numpy as np
 from minipage.attention import KVCache
 
 MAGIC = b"minipage K and V"
-HEADER = struct.Struct("<16s32s32s")  # magic, fingerprint, secret
-HEADER_SIZE = 4096
-LABEL = struct.Struct("<B47s16s")  # length of the hash, hash, checksum
-PIECE = 2**24  # bytes that are written at once
-
-
-def row_size(cache: KVCache) -> int:
-    """Bytes of a slot: K and V of a block, and what is missing to whole lines of a processor's cache."""
-    num_blocks: int = cache.k.shape[1]
-    return -(-cache.nbytes // num_blocks // 64) * 64
+HEADER_SIZE = 4096  # bytes
 
 
 class HostStore:
     """Slots in an array; `num_bytes`: how large it may be."""
 
     label_size = 0
+    secret = b""  # of the hashes; none: that of the prefix cache
 
     def __init__(self, cache: KVCache, num_bytes: int) -> None:
         self.cache: Any = cache
-        self.block_size = cache.nbytes // cache.k.shape[1]  # bytes
-        self.row_size = self.label_size + row_size(cache)
+        self.row_size = self.label_size + cache.nbytes // cache.k.shape[1]
         self.num_slots = num_bytes // self.row_size
+        self.held: dict[int, bytes] = {}  # {slot: hash} of what is there already
         self.rows: Any = self.allocate()  # [num_slots, row_size] bytes
 
     def allocate(self) -> Any:
@@ -66,18 +59,14 @@ class HostStore:
     def clear(self) -> None:
         """Whoever knows no slot loads none."""
 
-    def held(self) -> dict[int, bytes]:
-        """{slot: hash} of what is there already."""
-        return {}
-
     def is_coming(self, block: int) -> bool:
         """Whether what was loaded into a block is still on its way. Here nothing ever is."""
         return False
 
-    def before_writing(self) -> None:
-        """A step is about to write to the pool."""
+    def before_writing(self, sources: Collection[int]) -> None:
+        """A step is about to write to the pool, after it has copied these blocks."""
 
-    def parts(self, rows: Any) -> Iterator[tuple[Any, Any]]:
+    def parts(self, rows: Any) -> Any:
         """Each array of the cache, and where its numbers of a block are in each of `rows` [..., row_size]."""
         start = self.label_size
         for array in self.cache.arrays:
@@ -91,83 +80,63 @@ class FileStore(HostStore):
     """Slots in a file.
 
     Args:
-        fingerprint: 32 bytes; only if they are equal, equal hashes mean equal K and V.
-        secret: 32 bytes, under which hashes are made. If an old file is gone on with, `self.secret` is that one's.
+        origin: all that K and V depend on.
+
+    Raises:
+        FileExistsError: the file is of somebody else. OSError: there can be no such file.
     """
 
-    label_size = LABEL.size
+    label_size = 64  # bytes: a checksum of 16, a hash of up to 48
 
-    def __init__(self, cache: KVCache, num_bytes: int, path: Path, fingerprint: bytes, secret: bytes) -> None:
-        self.path = path
-        self.header = HEADER.pack(MAGIC, fingerprint, secret)
+    def __init__(self, cache: KVCache, num_bytes: int, path: Path, origin: bytes) -> None:
+        self.path, self.origin = path, origin
         super().__init__(cache, num_bytes)
+        hashes = (row[16 : self.label_size].tobytes().rstrip(b"\0") for row in self.rows)
+        self.held = {slot: name.ljust(32, b"\0") for slot, name in enumerate(hashes) if name}  # some end in zeros
 
     def allocate(self) -> Any:
-        size = HEADER_SIZE + self.num_slots * self.row_size
-        old = read(self.path)
-        if old[:48] != self.header[:48] or self.path.stat().st_size != size:  # of another engine, or cut off
-            make(self.path, self.header, size)
+        begin = np.fromfile(self.path, np.uint8, len(MAGIC)).tobytes() if self.path.exists() else b""
+        if not MAGIC.startswith(begin):
+            raise FileExistsError(self.path)
+        if begin != MAGIC or self.path.stat().st_size != HEADER_SIZE + self.num_slots * self.row_size:
+            self.make()
         with self.path.open("r+b") as file:
-            self.map = mmap.mmap(file.fileno(), size)
-        self.secret = HEADER.unpack_from(self.map)[2]
-        return np.frombuffer(self.map, np.uint8, offset=HEADER_SIZE).reshape(
-            self.num_slots, -1
-        )  # [num_slots, row_size]
+            self.map = mmap(file.fileno(), 0)
+        self.secret = blake2b(self.origin, key=self.map[16:48], digest_size=32).digest()
+        return np.frombuffer(self.map, np.uint8, offset=HEADER_SIZE).reshape(-1, self.row_size)  # [num_slots, row_size]
 
-    def held(self) -> dict[int, bytes]:
-        """Of all labels. Whether a row is what its label says, `load` finds out."""
-        labels = ((slot, *LABEL.unpack_from(row)) for slot, row in enumerate(self.rows))
-        return {slot: block_hash[:length] for slot, length, block_hash, _ in labels if length}
+    def make(self) -> None:
+        """A new file, which takes the old one's place when it is complete. Whoever has that one open keeps it."""
+        with TemporaryDirectory(dir=self.path.parent) as folder:
+            new = Path(folder, "new")
+            new.touch(0o600)
+            with new.open("wb") as file:
+                file.write((MAGIC + urandom(32)).ljust(HEADER_SIZE, b"\0"))
+                for _ in range(self.num_slots):  # all of it, so that a full disk shows here and not later
+                    file.write(bytes(self.row_size))
+            new.replace(self.path)
 
     def save(self, slot: int, block_hash: bytes, block: int) -> bool:
-        if is_whole := self.is_whole():
-            super().save(slot, block_hash, block)
-            LABEL.pack_into(self.rows[slot], 0, *self.label(block_hash, self.rows[slot]))
-        return is_whole
+        is_saved = self.is_whole() and super().save(slot, block_hash, block)
+        if is_saved:
+            self.rows[slot, : self.label_size] = self.label(block_hash, block)  # [label_size]
+        return is_saved
 
     def load(self, slot: int, block_hash: bytes, block: int) -> bool:
-        if not self.is_whole():
-            return False
-        row = self.rows[slot].copy()  # [row_size]; what is checked is what is used, whoever else writes to the file
-        for array, part in self.parts(row):
-            array[:, block] = part  # [num_layers, block_size, ...]
-        return LABEL.unpack_from(row) == self.label(block_hash, row)
+        is_read = self.is_whole() and super().load(slot, block_hash, block)
+        return is_read and np.array_equal(self.rows[slot, : self.label_size], self.label(block_hash, block))
 
     def clear(self) -> None:
-        HEADER.pack_into(self.map, 0, MAGIC, b"", b"")  # the weights may have changed: nobody goes on with this file
+        self.map[16:48] = urandom(32)  # the weights may have changed: the next engine finds nothing
 
-    def label(self, block_hash: bytes, row: Any) -> tuple[int, bytes, bytes]:
-        digest = blake2b(block_hash, key=self.secret, digest_size=16)
-        digest.update(row[self.label_size : self.label_size + self.block_size])
-        return len(block_hash), block_hash.ljust(47, b"\0"), digest.digest()
+    def label(self, block_hash: bytes, block: int) -> Any:
+        """Of what the block holds now: if it is loaded, what is checked is what is used, whoever else writes here."""
+        name = block_hash.ljust(self.label_size - 16, b"\0")
+        digest = blake2b(name, key=self.secret, digest_size=16)
+        for array in self.cache.arrays:
+            digest.update(array[:, block].tobytes())
+        return np.frombuffer(digest.digest() + name, np.uint8)  # [label_size]
 
     def is_whole(self) -> bool:
         """Whether nobody has cut the file off meanwhile: to look beyond its end would end the process."""
         return self.map.size() >= len(self.map)
-
-
-def read(path: Path) -> bytes:
-    """The header of a file; nothing, if there is none."""
-    if not path.is_file():
-        return b""
-    with path.open("rb") as file:
-        return file.read(HEADER.size)
-
-
-def is_foreign(path: Path) -> bool:
-    """Whether there is a file that was not made here, and so may be dear to somebody."""
-    begins = read(path)[: len(MAGIC)]
-    return begins != MAGIC[: len(begins)]
-
-
-def make(path: Path, header: bytes, size: int) -> None:
-    """A new file, which takes the old one's place when it is complete. Whoever has that one open keeps it."""
-    new = Path(f"{path}.{os.getpid()}")
-    try:
-        with open(os.open(new, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600), "r+b") as file:
-            file.write(header)
-            for start in range(len(header), size, PIECE):  # all of it, so that a full disk shows here and not later
-                file.write(bytes(min(PIECE, size - start)))
-        os.replace(new, path)
-    finally:
-        new.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from engine.checkpoints import SAVE, Dense, save_gpt2
+from engine.guessing import Knowing, speculate
 from engine.slot_oracle import SlotOracle, WatchedLLM
 from engine.tiers import give_tier
 from hypothesis import given
@@ -30,7 +31,7 @@ from minipage.model.place import is_simulated
 from minipage.sampling import NO_TOKEN, Draw, Processors, SamplingParams, sample
 from minipage.scheduling import Chunk, Sequence, SequenceGroup
 from minipage.worker.batch import Batch
-from minipage.worker.gpu import capture, graphs, memory
+from minipage.worker.gpu import capture, memory
 from minipage.worker.gpu.draw import UNSURE, Settings, draw_from_likeliest, sample_on_device
 from minipage.worker.gpu.draw_in_order import SettingsInPlace, draw_in_order, how_in_order
 from minipage.worker.gpu.graphs import GraphRunner, graph_sizes
@@ -541,7 +542,7 @@ def test_where_a_graph_cannot_be_captured_kernels_are_launched_one_by_one_and_it
     tiny, monkeypatch, recwarn
 ):
     captures = Captures(num_failures=2)
-    monkeypatch.setattr(graphs, "capture", captures)
+    monkeypatch.setattr(capture, "capture", captures)
     llm = gpu_llm(tiny, num_blocks=64)
     llm.runner.enforce_eager = False
     outputs = llm.generate(PROMPTS[:1], greedy(12))
@@ -585,12 +586,45 @@ def test_draws_that_are_replayed_are_those_of_plain_steps(tiny, monkeypatch, row
     params = [SamplingParams(**way, max_tokens=4, ignore_eos=True) for way in ways]
     plain = texts(gpu_llm(tiny, async_scheduling=False).generate(PROMPTS[:2], params))
     captures = Captures(num_failures=0)
-    monkeypatch.setattr(graphs, "capture", captures)
+    monkeypatch.setattr(capture, "capture", captures)
     overlapped = gpu_llm(tiny, async_scheduling=True)
     overlapped.runner.enforce_eager, overlapped.runner._rows_to_draw = False, rows
     assert texts(overlapped.generate(PROMPTS[:2], params)) == plain
     assert captures.tried == (2 if rows > 1 else 1), "of a step, and of its draws"
     assert captures.replayed >= 2 * captures.tried
+
+
+@pytest.mark.parametrize("tiny", ["gpt2", long("llama"), long("mistral")], indirect=True)
+def test_steps_with_drafts_are_graphs_and_say_the_same(tiny, monkeypatch):
+    """Every third draft is wrong."""
+    captures = Captures(num_failures=0)
+    monkeypatch.setattr(capture, "capture", captures)
+    launch, by_the_way = cuda.launch_attention, []  # whether K and V are written while others are read
+
+    def watched(*arguments, new, **options):
+        by_the_way.append(new is not None)
+        launch(*arguments, new=new, **options)
+
+    monkeypatch.setattr(cuda, "launch_attention", watched)
+    llm = gpu_llm(tiny, max_num_seqs=1)
+    llm.runner.enforce_eager = False
+    expected = Dense(tiny).greedy(PROMPTS[1], 6)
+    speculation = speculate(llm, Knowing([PROMPTS[1] + expected], lambda place: place % 3 == 2), num_tokens=3)
+    assert texts(llm.generate(PROMPTS[1:2], greedy(6))) == [[expected]]
+    assert sum(speculation.num_accepted) >= 2
+    assert {key[0] for key in llm.runner._graphs if key[2]} == {2, 4}, "a token and three drafts, and at the end one"
+    assert captures.tried == len(llm.runner._graphs) and captures.replayed >= 2
+    assert by_the_way[0] and not by_the_way[-1], "a draft reads what the drafts before it have written"
+
+
+def test_a_graph_of_draws_that_fails_keeps_no_decode_from_its_own():
+    failing, working = capture.Graphs(None), capture.Graphs(None)
+    failing._steps_to_wait, rows = 100, torch.zeros(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(capture, "capture", Captures(num_failures=0))
+        for each in (failing, working):
+            each.replayed((1,), lambda: rows)
+    assert not failing and list(working) == [(1,)]
 
 
 def test_a_failed_capture_leaves_the_garbage_collector_as_it_was(monkeypatch):

@@ -125,6 +125,21 @@ def test_a_full_pool_keeps_who_runs_and_loads_nothing(tiny, make_prompt):
     assert len(store.loaded) == 4
 
 
+@pytest.mark.parametrize("came_back", [False, True])
+def test_what_computed_no_numbers_is_found_in_neither_memory(tiny, prompts, came_back):
+    """Its K and V may be none, either."""
+    llm = LLM(tiny, **SMALL)
+    forward, steps = llm.forward, []
+    if came_back:
+        said(llm, prompts)
+    llm.forward = lambda plan: forward(plan) * (np.nan if steps.append(plan) or len(steps) == 2 else 1)
+    assert llm.generate(prompts[0], GREEDY)[0].outputs[0].finish_reason == "error"
+    said(llm, prompts[1:3])
+    before = hits(llm) + llm.stats()["vllm:prefix_cache_hits"]
+    llm.generate(prompts[0], GREEDY)
+    assert hits(llm) + llm.stats()["vllm:prefix_cache_hits"] == before
+
+
 # ---- no combination, and no history, changes a token
 
 
@@ -218,7 +233,8 @@ def test_a_changed_byte_is_a_miss(tiny, prompts, plain, tmp_path, place):
     path = tmp_path / "kv"
     store = LLM(tiny, **SMALL, kv_offloading_path=path)
     assert said(store, prompts) == plain
-    row, block = store.offloading.store.row_size, store.offloading.store.block_size
+    row = store.offloading.store.row_size
+    block = row - 64
     offset = [0, 1, 33, 50, 64, 64 + block // 3, 64 + block // 2, 63 + block][place]
     for llm in (store, LLM(tiny, **SMALL, kv_offloading_path=path)):  # while it runs, and in the next engine
         before = hits(llm)
@@ -229,7 +245,7 @@ def test_a_changed_byte_is_a_miss(tiny, prompts, plain, tmp_path, place):
                 file.seek(-1, os.SEEK_CUR)
                 file.write(bytes([byte ^ 1]))
         assert said(llm, prompts[:1]) == plain[:1]
-        assert hits(llm) == before or offset in (33, 0), "a damaged block came back"
+        assert hits(llm) == before, "a damaged block came back"
         assert said(llm, prompts) == plain
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from engine.checkpoints import every_model
 from engine.engine_machine import machine
+from engine.guessing import Knowing
 from engine.overlapping import OverlapMachine
 from engine.raise_anywhere import Boom, Lines, RandomLines, ways
 from engine.raise_anywhere import serve as insist_on
@@ -219,12 +220,33 @@ def test_others_come_and_go_and_steps_overlap_again(tiny, make_prompt):
     assert 15 < len(launched) < 25
 
 
-def test_with_speculation_steps_are_plain(tiny, make_prompt):
-    prompt = make_prompt(0, 8) * 3
-    llm = overlapping(tiny, speculative_config={"method": "ngram", "num_speculative_tokens": 3})
-    launched = watch(llm)
-    assert serve(llm, [prompt], greedy(20)) == serve(LLM(tiny, num_blocks=64), [prompt], greedy(20))
-    assert not launched and llm.speculation.num_draft_tokens > 0
+def test_steps_overlap_as_long_as_guesses_are_wrong(tiny, make_prompt):
+    """Then nothing is computed in vain, either. In steps with drafts, the last tokens have to be known."""
+    prompt = make_prompt(0, 8)
+    expected = serve(LLM(tiny, num_blocks=64), [prompt], greedy(25))
+    known = prompt + expected[0][0][0]
+    ways = {"wrong": lambda place: True, "right": lambda place: False, "by turns": lambda place: place % 12 < 6}
+    found = {}
+    for way, is_wrong in ways.items():
+        llm = overlapping(tiny, speculative_config={"num_speculative_tokens": 3})
+        llm.speculation.proposer = Knowing([known], is_wrong)
+        launched = watch(llm)
+        assert serve(llm, [prompt], greedy(25)) == expected
+        found[way] = sum(launched), sum(llm.speculation.num_accepted)
+    assert found["wrong"][0] > 20 and found["wrong"][1] == 0
+    assert found["right"][0] < 4 and found["right"][1] > 14
+    assert found["wrong"][0] > found["by turns"][0] > 6 and found["by turns"][1] > 4
+
+
+def test_with_a_forward_of_its_own_a_runner_makes_plain_steps(tiny, make_prompt):
+    """Which is called at each of them, whoever it belongs to, and whenever it comes."""
+    llm, prompt = overlapping(tiny), make_prompt(0, 8)
+    launched, forward, called = watch(llm), llm.runner.forward, []
+    expected = serve(llm, [prompt], greedy(6))
+    assert len(launched) == 6
+    llm.runner.forward = lambda plan: called.append(1) or forward(plan)
+    assert serve(llm, [prompt], greedy(6)) == expected
+    assert len(launched) == len(called) == 6
 
 
 @pytest.mark.parametrize("value", ["yes", 2, []])

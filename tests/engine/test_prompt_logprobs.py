@@ -70,7 +70,7 @@ def test_a_preemption_in_the_middle_of_a_prompt_loses_none(tiny, expected):
     while llm.has_unfinished_requests():
         outputs |= {output.request_id: output for output in llm.step()}
         slow = llm.requests.get("slow")
-        in_the_middle |= bool(slow and slow.group.num_preemptions and 0 < slow.group.unscored.start < 13)
+        in_the_middle |= bool(slow and slow.group.num_preemptions and 0 < slow.group.to_score.start < 13)
     check(PROMPTS[0], outputs["slow"].prompt_logprobs, expected[0], 2)
     assert in_the_middle, "it was not preempted while its prompt was computed"
 

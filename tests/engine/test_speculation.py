@@ -14,7 +14,7 @@ from hypothesis.stateful import run_state_machine_as_test as run
 
 from minipage import LLM, SamplingParams, StructuredOutputsParams
 from minipage.engine.drafts import NGrams, find
-from minipage.engine.speculation import LONGEST_PAUSE, MOST_TOKENS
+from minipage.engine.speculation import MOST_TOKENS
 from minipage.errors import ConfigurationError
 
 WAYS = {
@@ -220,7 +220,7 @@ def test_a_draft_model_of_the_same_tokenizer():
 def test_n_grams_in_the_engine(tiny, make_prompt):
     """A prompt that repeats itself is guessed at, and nothing else is said."""
     prompt, params = make_prompt(0, 8) * 3, SamplingParams(temperature=0, max_tokens=20, ignore_eos=True)
-    llm = LLM(tiny, speculative_config={"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 4})
+    llm = LLM(tiny, speculative_config={"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_min": 1})
     assert told(llm.generate([prompt], params)) == told(LLM(tiny, num_blocks=64).generate([prompt], params))
     assert llm.speculation.num_draft_tokens > 0
 
@@ -236,21 +236,21 @@ def test_large_steps_have_no_drafts(tiny, make_prompt):
     params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
     plain, _ = serve(LLM(tiny, num_blocks=64), prompts, params)
     speculation = speculate(llm, Knowing([output.prompt_token_ids + output.outputs[0].token_ids for output in plain]))
+    speculation.most_tokens = MOST_TOKENS  # also on a GPU
     serve(llm, prompts, params)
     assert speculation.num_drafts == 0
     serve(llm, prompts[:5], params)
     assert 0 < speculation.num_draft_tokens
 
 
-def test_who_is_always_wrong_pauses(tiny, make_prompt):
+def test_who_is_always_wrong_is_asked_less_and_less_often(tiny, make_prompt):
     prompt = make_prompt(0, 5)
     params = SamplingParams(temperature=0, max_tokens=50, ignore_eos=True)
     [plain], _ = serve(LLM(tiny, num_blocks=64), [prompt], params)
     llm = LLM(tiny, num_blocks=64)
     speculation = speculate(llm, Knowing([prompt + plain.outputs[0].token_ids], lambda place: True))
     serve(llm, [prompt], params)
-    assert 0 < speculation.num_drafts <= 6, "it is asked after 1, 3, 7, 15 steps, and so on"
-    assert LONGEST_PAUSE < 50
+    assert 0 < speculation.num_drafts <= 12, "after n wrong ones in a row, the next n - 1 tokens are not guessed at"
 
 
 @settings(max_examples=200, deadline=None)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from engine.checkpoints import CONTEXT, SAVE, VOCAB, Dense, with_windows
 from engine.engine_machine import EngineMachine, machine
+from engine.guessing import Knowing, speculate
 from engine.slot_oracle import SlotOracle, WatchedLLM
 from engine.test_combinations import NUM_TOKENS, POOLS, WAYS, serve
 from engine.test_engine_machine import programs
@@ -209,10 +210,8 @@ def test_drafts_that_were_wrong_are_taken_back_from_every_table(tiny, make_promp
     prompt = make_prompt(0, 20)
     expected = Dense(tiny).greedy(prompt, 30)
     for caching in False, True:
-        llm = LLM(
-            tiny, block_size=4, num_blocks=64, enable_prefix_caching=caching,
-            speculative_config={"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_min": 1},
-        )  # fmt: skip
+        llm = LLM(tiny, block_size=4, num_blocks=64, enable_prefix_caching=caching)
+        speculate(llm, Knowing([prompt + expected], lambda place: place % 3 == 2), num_tokens=3)
         for _ in range(2):
             llm.add_request(prompt, SamplingParams(temperature=0, max_tokens=30, ignore_eos=True))
             while llm.has_unfinished_requests():

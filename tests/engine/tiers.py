@@ -4,7 +4,7 @@ import os
 
 from minipage.engine.offload import GIB, Offloading
 from minipage.model.stored_weights import DummyWeights
-from minipage.worker.offload import LABEL
+from minipage.worker.offload import FileStore
 
 HAS_FILES = os.environ.get("MINIPAGE_TEST_CUDA") != "device"  # tiers of a GPU are in memory
 
@@ -12,7 +12,7 @@ HAS_FILES = os.environ.get("MINIPAGE_TEST_CUDA") != "device"  # tiers of a GPU a
 def give_tier(llm, num_slots, path=None):
     """A tier of `num_slots` blocks below the pool of `llm`, in memory or in a file."""
     block = llm.kv_cache.nbytes // llm.block_pool.num_blocks
-    row = LABEL.size * (path is not None) + -(-block // 64) * 64
+    row = block + (FileStore.label_size if path else 0)
     origin = llm.config, DummyWeights(llm.config), {}
     llm.offloading = Offloading(llm, (num_slots * row + 1) / GIB, path, origin)
     assert llm.offloading.store.num_slots == num_slots

@@ -132,16 +132,10 @@ OTHER_ENGINES = {  # kind of question: (where the engine is changed, the name, w
     "shared_budget": (SequenceGroup, "next_chunks", lambda real: lambda group, budget: real(group, min(budget, 3))),
     "scaled_to_int8": (questions, "quantize", lambda real: lambda x, dtype: real(2 * x, dtype)),
     "heads_of_a_rank": (shard, "heads_of", lambda real: lambda rank, size, *heads: real(0, 1, *heads)),
-    "percentile_of_waits": (questions, "solved", lambda real: lambda lesson: Worst),
+    "steps_in_buckets": (SequenceGroup, "next_chunks", lambda real: lambda group, budget: real(group, min(budget, 3))),
     "held_while_running": (questions, "mean_held", more),
     "samples_of_a_prompt": (BlockTable, "fork", lambda real: copied_at_once),
 }
-
-
-class Worst:
-    @staticmethod
-    def percentile(values, percent):
-        return max(values)
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)

@@ -6,10 +6,12 @@ import pytest
 
 from minipage import LLM
 from minipage.cli import main
-from minipage.errors import ConfigurationError
+from minipage.errors import ConfigurationError, ModelError
 from minipage.plan.deployment import Deployment
 from minipage.plan.forecast import Workload, advise, forecast
+from minipage.plan.report import page, rows
 from minipage.simulate.machines import GiB
+from minipage.simulate.workload import read_trace
 
 BY_HAND = {  # 2 (K and V) x layers x heads of K and V x head size x 2 bytes
     "Llama-3.1-8B": 2 * 32 * 8 * 128 * 2,
@@ -137,6 +139,7 @@ def test_a_model_that_does_not_fit_is_a_sentence_with_the_bytes():
         ({"gpu_memory_utilization": 1.5}, "gpu_memory_utilization is 1.5"),
         ({"block_size": 0}, "block_size is 0"),
         ({"num_blocks": -1}, "num_blocks is -1"),
+        ({"max_model_len": 131_073}, "at most Llama-3.1-8B's context, 131,072"),
         ({"kv_cache_dtype": "int3"}, "kv_cache_dtype is 'int3'"),
         ({"tensor_parallel_size": 7}, "32 heads cannot be shared by 7 devices"),
     ],
@@ -175,6 +178,15 @@ def test_lengths_come_from_a_file_of_ones_own(tmp_path):
     assert [next(pairs) for _ in range(3)] == [(10, 3), (20, 4), (10, 3)]
 
 
+def test_a_published_trace_has_dates_and_numbers_with_a_point(tmp_path):
+    file = tmp_path / "trace.csv"
+    rows = "2023-11-16 18:17:03.9799600,374,44\n\n2023-11-16 18:17:05.4799600,396.0,109.0\n"
+    file.write_text(f"TIMESTAMP,ContextTokens,GeneratedTokens\n{rows}")
+    first, second = read_trace(file)
+    assert (first[1:3], second[1:3]) == ((374, 44), (396, 109))
+    assert second.time - first.time == pytest.approx(1.5)
+
+
 def test_a_file_that_says_when_requests_came_is_replayed(tmp_path):
     file = tmp_path / "trace.csv"
     rows = [f"{100 + 3 * i},{8 + i},4" for i in range(30)]  # of which 21 come within a minute
@@ -190,6 +202,10 @@ def test_a_file_that_says_when_requests_came_is_replayed(tmp_path):
         ("a,b\n1,2\n", "needs the columns"),
         ("prompt,output\n1,x\n", "line 2 of"),
         ("prompt,output\n0,1\n", "at least one"),
+        ("prompt,output\n5,1\n5.5,1\n", "line 3 of"),
+        ("time,prompt,output\nnan,5,1\n", "a time that is a number"),
+        ("time,prompt,output\ntomorrow,5,1\n", "line 2 of"),
+        ("prompt;output\n5;1\n", "it has prompt;output"),
     ],
 )
 def test_a_bad_file_is_a_sentence_that_names_the_line(tmp_path, text, sentence):
@@ -235,6 +251,31 @@ def test_the_command_prints_json_and_writes_a_page(tmp_path, capsys):
     assert "<svg" in page.read_text() and "What to change first" in page.read_text()
 
 
-def test_bad_input_is_one_sentence_and_exit_code_2(capsys):
-    assert main(["plan", "Llama-3.1-8B", "--gpu", "abacus", "--sizes-only"]) == 2
-    assert capsys.readouterr().err.count("\n") == 1
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--gpu", "abacus", "--sizes-only"], "the machine 'abacus' is unknown"),
+        (["--html", "nowhere/plan.html"], "in a folder that is there"),
+        (["--num-blocks", "9", "--lengths", "8:8", "--rate", "1e6"], "waiting times only grow"),
+        (["--num-blocks", "1", "--lengths", "9:8"], "the longest text that fits, 16 tokens"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(arguments, sentence, capsys):
+    assert main(["plan", "SmolLM2-135M", "--max-num-seqs", "2", *arguments]) == 2
+    err = capsys.readouterr().err
+    assert sentence in err and err.count("\n") == 1
+
+
+def test_a_minute_in_which_nobody_comes_is_said_so():
+    found = forecast(SMALL, Workload("32:16"), rate=1e-9, num_requests=20, with_advice=False)
+    shown = rows(SMALL, found)
+    assert shown[-1] == ("a minute at 1e-09 requests/s", "nobody came") and "nan" not in str(shown)
+    assert "nan" not in page(SMALL, found)
+
+
+@pytest.mark.parametrize("text", ["[1]", "3", '"gpt2"', "null"])
+def test_a_config_without_settings_is_a_sentence(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ModelError, match="and no settings"):
+        Deployment(str(tmp_path)).blocks()

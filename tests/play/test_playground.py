@@ -94,6 +94,15 @@ def test_what_is_shown_is_so_after_each_act(page, table):
     until(lambda: not page.tree.get("sequences") and page.facts["requests"] == [])
 
 
+def test_a_request_that_was_tried_first_is_not_aborted(page, table):
+    for num_asked in (2, 4):  # the second two come while the first two run
+        assert page.act("add", prompts=TWO, max_tokens=9) == 200
+        page.step(2)
+        until(lambda num=num_asked: len(page.facts["requests"]) == num)
+        assert [request["done"] for request in page.facts["requests"]] == [""] * num_asked
+    assert table.playground.run.reasons == {}
+
+
 def test_phase_by_phase_the_engine_stands_in_the_middle_of_a_step(page, table):
     page.act("add", prompts=TWO, max_tokens=4)
     steps_done = table.playground.run.steps_done

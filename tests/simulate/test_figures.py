@@ -2,12 +2,15 @@
 
 import json
 import sys
+from functools import partial
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
 
+from minipage.errors import ModelError
 from minipage.simulate import __main__ as screen
+from minipage.simulate.configs import find_architecture
 from minipage.simulate.figures import FIGURES, Scale
 from minipage.simulate.figures.jobs import rate_at
 from minipage.simulate.paper import Row
@@ -86,6 +89,13 @@ def test_jobs_run_on_a_ray_cluster_with_the_same_results():
         key: str(report.numbers()) for key, report in here.items()
     }
     assert len(told) == len(jobs)
+
+
+@pytest.mark.parametrize("cluster", [None, pytest.param("local", marks=pytest.mark.ray)])
+def test_a_jobs_own_error_stays_what_it_is(cluster):
+    wrong = partial(find_architecture, "nothing.json")
+    with pytest.raises(ModelError, match=r"^nothing\.json cannot be read"):
+        list(run_jobs({"one": wrong}, 1 if cluster is None else 2, cluster=cluster))
 
 
 def test_a_cluster_without_ray_is_a_sentence(monkeypatch, capsys):

@@ -47,11 +47,15 @@
       }
   }
   const cells = [...document.querySelectorAll("#pool > .cell")].map((cell) => [cell, cell.getBoundingClientRect()]);
+  const sampled = (path) => Array.from({ length: Math.ceil(path.getTotalLength() / 8) }, (_, i) => path.getPointAtLength(8 * i)).map(({ x, y }) => [x, y]);
+  const corners = (path) => [...path.getAttribute("d").matchAll(/(-?[\d.]+) (-?[\d.]+)/g)].map((point) => point.slice(1).map(Number));
   for (const path of document.querySelectorAll("#wires .wire, #arrows .arrow")) {
     const { left, top } = path.ownerSVGElement.getBoundingClientRect(), over = new Set();
-    for (let way = 0; way < path.getTotalLength(); way += 4) {
-      const point = path.getPointAtLength(way), [x, y] = [left + point.x, top + point.y];
-      for (const [cell, rect] of cells) if (x > rect.left + 3 && x < rect.right - 3 && y > rect.top + 3 && y < rect.bottom - 3) over.add(cell.dataset.block);
+    const points = path.getAttribute("d").includes("C") ? sampled(path) : corners(path);
+    for (let i = 1; i < points.length; i++) { // its pieces are level or upright, or as short as a bend
+      const [[x, y], [toX, toY]] = [points[i - 1], points[i]];
+      for (const [cell, rect] of cells)
+        if (left + Math.max(x, toX) > rect.left + 3 && left + Math.min(x, toX) < rect.right - 3 && top + Math.max(y, toY) > rect.top + 3 && top + Math.min(y, toY) < rect.bottom - 3) over.add(cell.dataset.block);
     }
     if (over.size) found.push(`a${path.classList.contains("arrow") ? "n arrow" : " line"} runs over block ${[...over].join(", ")}`);
   }

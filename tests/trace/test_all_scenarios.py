@@ -3,6 +3,8 @@
 import re
 
 import pytest
+from rich.cells import cell_len
+from stories import slow_but
 
 from minipage.cli import main
 from minipage.trace.playing.scenarios import SCENARIOS
@@ -39,3 +41,13 @@ def test_every_scenario_gets_a_folder_of_pictures_and_a_page(stories, tmp_path, 
 def test_all_scenarios_cannot_be_shown_one_after_the_other(capsys):
     assert main(["demo", "all"]) == 2
     assert "--svg" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("columns", [60, 80, 100])
+@pytest.mark.parametrize("name", slow_but(SCENARIOS, "basics"))
+def test_no_printed_line_is_too_long(name, columns, monkeypatch, capsys):
+    """Not even a text at the end, its block table, or the command for the next story."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert main(["demo", name]) == 0
+    lines = capsys.readouterr().out.split("\n")
+    assert [line for line in lines if cell_len(line) > columns] == []

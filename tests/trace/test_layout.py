@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,29 @@ def test_the_lines_of_two_texts_never_run_along_each_other(opened):
         assert len(upright) == len(level) == 3 and all(
             len(styles) == 1 for styles in [*upright.values(), *level.values()]
         )
+
+
+def test_no_arrow_runs_along_another(opened):
+    """Four blocks go to the swap space, and come back: each arrow can be followed from its end to its head."""
+    corners = """[...document.querySelectorAll("#arrows .arrow")].map((arrow) => arrow.getAttribute("d")
+      .match(/(M|Q|L(?=[^L]*$))[^MQL]*/g).map((bend) => bend.slice(1).trim().split(" ").slice(0, 2).map(Number)))"""
+    with opened([], document=document_of("swap"), reduced_motion="reduce") as tab:
+        for width, frame in [(1280, "step13-copy"), (1280, "step18-copy"), (768, "step13-copy")]:
+            tab.set_viewport_size({"width": width, "height": SIZES[width]})
+            tab.evaluate(f"show(indexOf('{frame}'))")
+            arrows = tab.evaluate(corners)
+            assert len(arrows) == 4
+            for one, other in combinations(arrows, 2):
+                assert not any(run_along(a, b) for a in pairwise(one) for b in pairwise(other)), (width, frame)
+
+
+def run_along(one, other):
+    """Whether two pieces of lines, each level or upright, lie on each other for more than a crossing."""
+    for along, across in [(0, 1), (1, 0)]:
+        if all(abs(piece[0][across] - piece[1][across]) < 0.5 for piece in (one, other)):
+            (start, end), (begin, stop) = [sorted(point[along] for point in piece) for piece in (one, other)]
+            return abs(one[0][across] - other[0][across]) < 2.5 and min(end, stop) - max(start, begin) > 4
+    return False
 
 
 @pytest.mark.parametrize(("name", "width"), [("copy-on-write", 390), ("prefix", 1280)])

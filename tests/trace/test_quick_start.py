@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 from minipage import LLM
+from minipage.attention import cpu
 from minipage.trace.playing import quick_start
 from minipage.trace.playing.demo import Demo, make_engine
 from minipage.trace.playing.quick_start import NOTE, NUMPY, kernel_name, quick_options
@@ -19,7 +21,12 @@ def test_a_machine_that_has_compiled_nothing_shows_the_demo_and_compiles_nothing
     run = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
     assert f"minipage: {NOTE}" in run.stderr and "block table 0 1" in run.stdout
     assert not list(tmp_path.rglob("*.nbc"))
-    assert "Next story: One memory, four ways to deal it out: python -m minipage demo fragmentation" in run.stdout
+    assert "Next story: One memory, four ways to deal it out:\n    python -m minipage demo fragmentation" in run.stdout
+
+
+def test_the_kernel_of_several_ranks_is_that_of_the_first():
+    ranks = SimpleNamespace(runner=SimpleNamespace(runner=SimpleNamespace(paged_attention=cpu.paged_attention)))
+    assert kernel_name(ranks) == "attention: numba, compiled"
 
 
 def test_who_has_chosen_gets_what_was_chosen(monkeypatch):

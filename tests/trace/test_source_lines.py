@@ -48,6 +48,22 @@ def test_each_kind_of_event_shows_its_lines(trace):
     assert all(frame.code for frame in trace)
 
 
+@pytest.mark.parametrize(
+    ("params", "function", "says"),
+    [
+        (SamplingParams(max_tokens=2), "sample", "return int(np.searchsorted"),
+        (SamplingParams(max_tokens=2, temperature=0), "sample", "return likeliest"),
+        (SamplingParams(max_tokens=2, beam_width=2), "BeamRequest.choose", "self._advanced.advance("),
+    ],
+)
+def test_tokens_are_chosen_by_the_lines_that_choose_so(params, function, says):
+    llm = LLM(block_size=4, num_blocks=9, max_num_batched_tokens=8)
+    with record(llm) as trace:
+        llm.generate("To be, or not to be, that is", params)  # in two chunks: after the first, nobody is given a token
+    none, some = [lit(frame) for frame in trace if frame.phase == "sample"][:2]
+    assert none == {} and says in some[function][-1]
+
+
 def test_a_line_knows_the_blocks_that_it_dealt_with(trace):
     frame = first(trace, lambda frame: "start" in " ".join(frame.phase_events))
     [(_, blocks)] = next(code.lit for code in frame.code if code.function == "BlockTable._take_blocks")

@@ -169,14 +169,14 @@ class Grid(NamedTuple):
 
 
 def decode_grid(
-    choice: KernelChoice, num_seqs: int, num_kv_heads: int, group: int, max_context_len: int, split_size: int | None
+    choice: KernelChoice, num_seqs: int, num_kv_heads: int, heads_per_kv: int, longest: int, split_size: int | None
 ) -> Grid:
-    head_tiles = -(-group // choice.decode_rows)
-    heads = -(-group // head_tiles)
+    head_tiles = -(-heads_per_kv // choice.decode_rows)
+    heads = -(-heads_per_kv // head_tiles)
     tiles = num_kv_heads * head_tiles
     if split_size:
-        return Grid(heads, tiles, num_seqs * max(1, -(-max_context_len // split_size)), split_size, 1)
-    if max_context_len <= SHORT:
+        return Grid(heads, tiles, num_seqs * max(1, -(-longest // split_size)), split_size, 1)
+    if longest <= SHORT:
         return Grid(heads, tiles, num_seqs, SHORT, 1)
     few, most = (max(1, num * num_processors() // tiles) for num in (choice.few_blocks, choice.most_blocks))
     return Grid(heads, tiles, decode_blocks(num_seqs, few, most), UNIT, 0)
@@ -245,11 +245,11 @@ def launch_attention(
     num_seqs, max_blocks = layout(block_tables).shape
     if num_tokens == 0:
         return
-    group = num_heads // num_kv_heads
+    heads_per_kv = num_heads // num_kv_heads
     q_kind, kv = kind_of(queries.dtype, "q"), kind_of(layout(k_cache).dtype, "k_cache")
     choice = choose(q_kind, kv, head_size)
     window = as_window(window)
-    grid = decode_grid(choice, num_seqs, num_kv_heads, group, min(max_context_len, window), split_size)
+    grid = decode_grid(choice, num_seqs, num_kv_heads, heads_per_kv, min(max_context_len, window), split_size)
     options: dict[str, Any] = {"window": window} if window < max_context_len else {}  # otherwise all is seen
     if new and max_query_len == 1 and num_seqs <= FEW_SEQS and choice.kernel_for is tensor_kernel:
         options["writes"] = True
@@ -266,11 +266,11 @@ def launch_attention(
     )  # fmt: skip
     cuda_stream = external_stream(stream)
     if min_query_len <= 1:
-        decode = choice.kernel_for(q_kind, kv, head_size, block_size, group, grid.heads, 1, **options)
+        decode = choice.kernel_for(q_kind, kv, head_size, block_size, heads_per_kv, grid.heads, 1, **options)
         decode[(grid.tiles, grid.blocks), choice.num_threads, cuda_stream](*arguments)
     if max_query_len > 1:
         tokens = max(2, choice.prefill_rows // grid.heads)
-        prefill = choice.kernel_for(q_kind, kv, head_size, block_size, group, grid.heads, tokens, **options)
+        prefill = choice.kernel_for(q_kind, kv, head_size, block_size, heads_per_kv, grid.heads, tokens, **options)
         prefill[(grid.tiles, num_tiles(num_tokens, tokens, num_seqs)), choice.num_threads, cuda_stream](*arguments)
 
 

@@ -43,7 +43,9 @@ def is_zero(x):
     return bits_of_float(x) == 0
 
 
-def joiner(parts: int, heads: int, tokens: int, group: int, head_size: int, num_threads: int, stored: Any) -> Any:
+def joiner(
+    parts: int, heads: int, tokens: int, heads_per_kv: int, head_size: int, num_threads: int, stored: Any
+) -> Any:
     """What the warps of one block have found in their parts of a context, joined and written to `out`, or to a place of
     the workspace.
 
@@ -59,7 +61,7 @@ def joiner(parts: int, heads: int, tokens: int, group: int, head_size: int, num_
         for i in range(cuda.threadIdx.x, rows * head_size, num_threads):
             r, column = i // head_size, i % head_size
             token, head = first + r // heads, head_tile * heads + r % heads
-            if token < num_queries and head < group:
+            if token < num_queries and head < heads_per_kv:
                 highest = LOWEST
                 total = float32(0)
                 x = float32(0)
@@ -71,7 +73,8 @@ def joiner(parts: int, heads: int, tokens: int, group: int, head_size: int, num_
                     x += share * found[part * rows * head_size + i]
                 x = float32(0) if is_zero(total) else x / total  # 0: a context without tokens
                 if place < 0:
-                    out[(((q_start + token) * num_kv_heads + kv_head) * group + head) * head_size + column] = stored(x)
+                    row = ((q_start + token) * num_kv_heads + kv_head) * heads_per_kv + head
+                    out[row * head_size + column] = stored(x)
                 else:
                     workspace[2 * num_blocks * rows + place * rows * head_size + i] = x
                     if column == 0:
@@ -80,9 +83,9 @@ def joiner(parts: int, heads: int, tokens: int, group: int, head_size: int, num_
     return device_function(join)
 
 
-def merger(heads: int, group: int, head_size: int, num_threads: int, stored: Any) -> Any:
+def merger(heads: int, heads_per_kv: int, head_size: int, num_threads: int, stored: Any) -> Any:
     """What the blocks first_block to last_block of this row of the grid have found, joined by the last to come."""
-    head_tiles = -(-group // heads)
+    head_tiles = -(-heads_per_kv // heads)
     MINE = -(-head_size // WARP)  # numbers of a row that a lane has
     AT_ONCE = 8  # parts that a warp has under way
 
@@ -125,8 +128,8 @@ def merger(heads: int, group: int, head_size: int, num_threads: int, stored: Any
             head = head_tile * heads + r
             for j in range(MINE):
                 column = lane + j * WARP
-                if column < head_size and head < group:
-                    at = ((token * num_kv_heads + kv_head) * group + head) * head_size + column
+                if column < head_size and head < heads_per_kv:
+                    at = ((token * num_kv_heads + kv_head) * heads_per_kv + head) * head_size + column
                     out[at] = stored(acc[j] / total)
         if cuda.threadIdx.x == 0:
             workspace[counter] = float32(0)

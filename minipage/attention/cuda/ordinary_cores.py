@@ -111,14 +111,14 @@ def float_products(kv: Kind, rows: int, words: int) -> Products:
 
 @cache
 def ordinary_kernel(
-    q_kind: Kind, kv: Kind, head_size: int, block_size: int, group: int, heads: int, tokens: int,
+    q_kind: Kind, kv: Kind, head_size: int, block_size: int, heads_per_kv: int, heads: int, tokens: int,
     products: Callable[[Kind, int, int], Products] = float_products, window: int | None = None,
 ) -> Any:  # fmt: skip
     """The kernel for these numbers and sizes.
 
     Args:
-        group: query heads of a KV head.
-        heads, tokens: a tile of q is `heads` of the group's heads for each of `tokens` tokens; 1 token in decodes.
+        heads_per_kv: query heads of a KV head.
+        heads, tokens: a tile of q is `heads` of these heads for each of `tokens` tokens; 1 token in decodes.
         products: how q and K are multiplied.
         window: how many tokens a query sees; None: all before it.
     """
@@ -138,13 +138,13 @@ def ordinary_kernel(
     TOTALS = HIGHEST + PARTS * ROWS
     FOUND = TOTALS + PARTS * ROWS
     ROW_WORDS = head_size * kv.num_bytes // 4
-    HEAD_TILES = -(-group // heads)
+    HEAD_TILES = -(-heads_per_kv // heads)
     QUANTIZED, PREFILL = kv.is_quantized, tokens > 1
     WINDOW = window or 0  # a decode starts behind it; of the queries of a prompt each has another one
     Q_PER_WORD, q_number, number = q_kind.per_word, q_kind.number, kv.number
     load = loader(PIECE_WORDS)
     Q_TYPE, Q_WIDTH, keep, multiply = products(kv, ROWS, WORDS)
-    join = joiner(PARTS, heads, tokens, group, head_size, NUM_THREADS, q_kind.stored)
+    join = joiner(PARTS, heads, tokens, heads_per_kv, head_size, NUM_THREADS, q_kind.stored)
 
     def attend_tile(
         seq, first, start, stop, result_at, q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens,
@@ -169,8 +169,8 @@ def ordinary_kernel(
         total = cuda.local.array(ROWS, float32)
         for r in range(ROWS):
             token, head = first + r // heads, head_tile * heads + r % heads
-            is_row = token < num_queries and head < group
-            start_of_row = (q_start + token) * q_stride + (kv_head * group + head) * head_size
+            is_row = token < num_queries and head < heads_per_kv
+            start_of_row = (q_start + token) * q_stride + (kv_head * heads_per_kv + head) * head_size
             for p in range(PER_LANE):
                 column = (p * LANES + own) * PIECE
                 is_inside = is_row and column < head_size
@@ -250,7 +250,7 @@ def ordinary_kernel(
         cuda.syncthreads()
         join(found, out, workspace, result_at, q_start, num_queries, first, kv_head, head_tile, num_kv_heads)
 
-    merge = merger(heads, group, head_size, NUM_THREADS, q_kind.stored)
+    merge = merger(heads, heads_per_kv, head_size, NUM_THREADS, q_kind.stored)
     return ragged_kernel(device_function(attend_tile), merge, tokens, window)
 
 

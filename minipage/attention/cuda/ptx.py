@@ -7,6 +7,7 @@ bits: one float32, two numbers of 16 bits, or four of 8; the first number is in 
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -21,6 +22,7 @@ MEMORY, SHARED = "memory", "shared memory"
 INDEX, WORD, FLOAT = types.intp, types.uint32, types.float32
 WORDS_2, WORDS_4 = types.UniTuple(WORD, 2), types.UniTuple(WORD, 4)
 FLOATS_4 = types.UniTuple(FLOAT, 4)
+LETTERS = {FLOAT: "f", types.int64: "l"}  # of registers; all other numbers have 32 bits
 
 
 def instruction(
@@ -62,7 +64,7 @@ def _intrinsic(name: str, result: Any, parameters: tuple[Any, ...], text: str, v
                 parts = scalars(numba_type)
                 is_tuple = len(parts) > 1
                 operands += [builder.extract_value(value, i) for i in range(len(parts))] if is_tuple else [value]
-                letters += ["f" if part == FLOAT else "r" for part in parts]
+                letters += [LETTERS.get(part, "r") for part in parts]
         results = [] if result is types.void else scalars(result)
         kinds = [context.get_value_type(part) for part in results]
         llvm_result = ir.VoidType() if not kinds else kinds[0] if len(kinds) == 1 else ir.LiteralStructType(kinds)
@@ -191,6 +193,31 @@ def load_4_bytes(integers, i):
 def store_16_bytes(words, i, values):
     for j in range(4):
         words[i + j] = values[j]
+
+
+# ---- memory that another GPU writes to, or that is another GPU's: each access goes to where all of them see it
+
+
+@instruction(WORDS_4, (MEMORY, INDEX), "ld.volatile.global.v4.u32 {$0, $1, $2, $3}, [$4];", volatile=True)
+def look_at_16_bytes(words, i):
+    return tuple(words[i + j] for j in range(4))
+
+
+@instruction(WORD, (MEMORY, INDEX), "ld.volatile.global.u32 $0, [$1];", volatile=True)
+def look_at_4_bytes(words, i):
+    return words[i]
+
+
+@instruction(types.void, (types.int64, WORDS_4), "st.volatile.global.v4.u32 [$0], {$1, $2, $3, $4};", volatile=True)
+def send_16_bytes(address, values):
+    """To any address that this GPU can reach; the two halves arrive each at once."""
+    (ctypes.c_uint32 * 4).from_address(int(address))[:] = [int(value) for value in values]
+
+
+@instruction(types.void, (), "trap;", volatile=True)
+def trap():
+    """The end of all that this process does on the GPU."""
+    raise RuntimeError("a kernel has waited for too long")
 
 
 @instruction(FLOAT, (MEMORY, INDEX, FLOAT), "atom.acq_rel.gpu.global.add.f32 $0, [$1], $2;", volatile=True)

@@ -60,14 +60,14 @@ def has_tensor_kernel(q_kind: Kind, kv: Kind, head_size: int) -> bool:
 
 @cache
 def tensor_kernel(
-    q_kind: Kind, kv: Kind, head_size: int, block_size: int, group: int, heads: int, tokens: int,
+    q_kind: Kind, kv: Kind, head_size: int, block_size: int, heads_per_kv: int, heads: int, tokens: int,
     window: int | None = None, writes: bool = False,
 ) -> Any:  # fmt: skip
     """The kernel for these numbers and sizes.
 
     Args:
-        group: query heads of a KV head.
-        heads, tokens: a tile of q is `heads` of the group's heads for each of `tokens` tokens. With 1 token, all warps
+        heads_per_kv: query heads of a KV head.
+        heads, tokens: a tile of q is `heads` of these heads for each of `tokens` tokens. With 1 token, all warps
             have the same rows and share the tokens of K and V; with more, each has 16 rows of its own.
         writes: K and V of the newest token come along; see launch_attention.
     """
@@ -76,7 +76,7 @@ def tensor_kernel(
     ROWS = heads * tokens
     PARTS = 1 if PREFILL else NUM_WARPS
     HALVES = 2 if PREFILL or heads > 8 else 1  # whether rows 8 to 15 are wanted
-    HEAD_TILES = -(-group // heads)
+    HEAD_TILES = -(-heads_per_kv // heads)
     QUANTIZED = kv.is_quantized
     ROW_WORDS = head_size * kv.num_bytes // 4
     # A row of K is cut into chunks of 16 bytes for each of 4 lanes, which become K_WIDTH words of two numbers each.
@@ -107,7 +107,7 @@ def tensor_kernel(
     k_widen, v_widen = widener(kv, q_kind), widener(kv, v_kind)
     k_take, v_take = taker(4, k_widen), taker(V_LOAD, v_widen)
     wait_for_oldest, wait_for_all = waiter(STAGES - 1), waiter(0)
-    join = joiner(PARTS, heads, tokens, group, head_size, NUM_THREADS, q_kind.stored)
+    join = joiner(PARTS, heads, tokens, heads_per_kv, head_size, NUM_THREADS, q_kind.stored)
     write_newest = newest_writer(q_kind, kv, head_size)
     _, wait_for_last = order_of_kernels()
 
@@ -190,10 +190,10 @@ def tensor_kernel(
         for half in range(2):
             row = first_row + g + 8 * half
             token, head = first + row // heads, head_tile * heads + row % heads
-            is_row = row < ROWS and token < num_queries and head < group
+            is_row = row < ROWS and token < num_queries and head < heads_per_kv
             visible[half] = min(stop, seen_before + token) if PREFILL else stop
             highest[half], total[half] = LOWEST, float32(0)
-            at = ((q_start + token) * q_stride + (kv_head * group + head) * head_size) // 2
+            at = ((q_start + token) * q_stride + (kv_head * heads_per_kv + head) * head_size) // 2
             for w in range(K_WORDS):
                 q_word[half, w] = uint32(0)
                 if is_row:
@@ -305,7 +305,7 @@ def tensor_kernel(
         cuda.syncthreads()
         join(buffer, out, workspace, result_at, q_start, num_queries, first, kv_head, head_tile, num_kv_heads)
 
-    merge = merger(heads, group, head_size, NUM_WARPS * WARP, q_kind.stored)
+    merge = merger(heads, heads_per_kv, head_size, NUM_WARPS * WARP, q_kind.stored)
     return ragged_kernel(device_function(attend_tile), merge, tokens, window, writes)
 
 

@@ -87,9 +87,7 @@ def grade(args: argparse.Namespace) -> int:
     exercises = chosen(numbers)
     roster, due = Path(args.roster) if args.roster else None, moment(args.due) if args.due else None
     found = submissions(paths, exercises, roster, due)
-    for file in filter(None, (args.csv, args.pages)):
-        if not Path(file).absolute().parent.is_dir():
-            raise LearnError(f"{file} cannot be written: there is no folder {Path(file).absolute().parent}.")
+    require_places(args, paths)
     jobs = args.jobs or os.cpu_count() or 1
     if len(paths) == 1 and not paths_are_a_class(args):
         return grade_one(paths[0], exercises, args)
@@ -97,8 +95,13 @@ def grade(args: argparse.Namespace) -> int:
     journal = Journal(journal_of(args), grader.common)
     if args.again:
         journal.known.clear()
-    with progress(len(found), "folders") as advance:
-        results = grader.grade(found, journal, lambda graded: advance())
+    try:
+        with progress(len(found), "folders") as advance:
+            results = grader.grade(found, journal, lambda graded: advance())
+    except KeyboardInterrupt:
+        if journal.path:
+            print("Stopped. The same command goes on from here.", file=sys.stderr)
+        raise
     with_folder = {it.learner: it.folder for it in found if it.folder}
     similar = alike(with_folder, list(dict.fromkeys(exercise.lesson for exercise in exercises)))
     report(args, results, exercises, similar)
@@ -116,6 +119,35 @@ def folders_and_numbers(words: list[str]) -> tuple[list[Path], list[str]]:
     return [Path(first), *(Path(word) for word in others if word not in numbers)], numbers
 
 
+def pages_of(args: argparse.Namespace) -> Path | None:
+    """The folder for the pages: beside the CSV file, where nothing else is said."""
+    if args.pages or not args.csv:
+        return Path(args.pages) if args.pages else None
+    beside = Path(args.csv).with_suffix("")
+    return beside if beside != Path(args.csv) else beside.with_name(f"{beside.name}-pages")
+
+
+def require_places(args: argparse.Namespace, learners: list[Path]) -> None:
+    """What is going to be written can be: said before hours of grading, not after. Raises LearnError."""
+    if args.csv:
+        require_writable(Path(args.csv), is_folder=False)
+    if pages := pages_of(args):
+        require_writable(pages, is_folder=True)
+        if pages.absolute() in {path.absolute().parent for path in learners}:
+            raise LearnError(f"the pages would come among the learners' folders in {pages}; give another --pages.")
+
+
+def require_writable(place: Path, is_folder: bool) -> None:
+    parent = place.absolute().parent
+    if not parent.is_dir():
+        raise LearnError(f"{place} cannot be written: there is no folder {parent}.")
+    if place.exists() and place.is_dir() != is_folder:
+        what, due = ("a file", "folder for the pages (--pages)") if is_folder else ("a folder", "file")
+        raise LearnError(f"{place} is {what}; give the name of a {due}.")
+    if not os.access(place if place.exists() else parent, os.W_OK):
+        raise LearnError(f"{place} cannot be written: you have no right to write there.")
+
+
 def journal_of(args: argparse.Namespace) -> Path | None:
     """Where a run notes what is done: beside what it writes, so that the same command goes on from there."""
     if args.csv:
@@ -128,9 +160,7 @@ def report(args: argparse.Namespace, results: list[Graded], exercises: list[Exer
     from minipage.learn.classroom.tables import alike_row, folder_row, write_csv
 
     written: list[str] = []
-    pages = Path(args.pages) if args.pages else Path(args.csv).with_suffix("") if args.csv else None
-    if pages is not None and pages.exists() and not pages.is_dir():
-        raise LearnError(f"{pages} is a file; give --pages the name of a folder.")
+    pages = pages_of(args)
     if args.csv:
         write_csv(Path(args.csv), results, exercises, similar)
         written.append(args.csv)

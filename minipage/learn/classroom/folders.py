@@ -52,8 +52,10 @@ def submissions(
 def submission(
     path: Path, learner: str, lessons: list[Lesson], handed_in: datetime | None, due: datetime | None
 ) -> Submission:
+    if not path.exists():
+        return Submission(learner, None, f"{learner} is a link that leads nowhere")
     if not path.is_dir():
-        return Submission(learner, None, f"{path.name} is a file; only folders are graded, so unpack it")
+        return Submission(learner, None, f"{learner} is a file; only folders are graded, so unpack it")
     folder = where_lessons_are(path, lessons)
     if folder is None:
         names = " ".join(lesson.name for lesson in lessons[:3])
@@ -65,12 +67,13 @@ def submission(
 
 def learner_names(paths: list[Path]) -> list[str]:
     """The names of the folders; with the folder that they are in, where two are the same."""
-    names = [printable(path.resolve().name) for path in paths]
+    places = [Path(os.path.abspath(path)) for path in paths]  # a link keeps its own name, wherever it leads
+    names = [printable(place.name) for place in places]
     twice = {name for name, times in Counter(names).items() if times > 1}
     if not twice:
         return names
-    longer = [printable("/".join(p.resolve().parts[-2:])) if n in twice else n for p, n in zip(paths, names)]
-    return [name if longer.count(name) == 1 else str(path) for name, path in zip(longer, paths)]
+    longer = [printable("/".join(place.parts[-2:])) if n in twice else n for place, n in zip(places, names)]
+    return [name if longer.count(name) == 1 else printable(str(path)) for name, path in zip(longer, paths)]
 
 
 def where_lessons_are(path: Path, lessons: list[Lesson]) -> Path | None:
@@ -153,5 +156,5 @@ def moment(text: str) -> datetime:
 
 
 def printable(name: str) -> str:
-    """A name without what could not be shown: folders may be called anything."""
-    return "".join(c if c.isprintable() else "?" for c in name.encode("utf-8", "replace").decode())
+    """A name without what could not be shown or written: folders may be called anything."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)

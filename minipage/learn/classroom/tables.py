@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
+from minipage.learn.classroom.folders import printable
 from minipage.learn.classroom.grade import Graded
 from minipage.learn.classroom.similar import Alike, ranges
 from minipage.learn.course import Exercise
@@ -72,7 +73,7 @@ def write_csv(path: Path, results: list[Graded], exercises: list[Exercise], alik
                 it.learner, it.status, graded.points(exercises), most,
                 it.handed_in.isoformat(timespec="seconds") if it.handed_in else "",
                 " ".join(in_short(each, it.learner) for each in alike if it.learner in each.learners),
-                it.note, str(it.folder or ""),
+                it.note, printable(str(it.folder or "")),
             ]  # fmt: skip
             points = [e.points * (e.number in passed) if graded.verdicts else "" for e in exercises]
             writer.writerow([harmless(fact) for fact in facts] + points)

@@ -36,7 +36,7 @@ def every(**ranges):
 
 # ---- comparing, so that nothing but the value decides: not its type's own idea of equality
 
-PLAIN = {int, str, bytes}  # types of which nobody can have an own idea: compared at once, as nearly all values are
+PLAIN = {int, bool, str, bytes}  # types of which nobody can have an own idea
 
 
 class Words(str):
@@ -50,16 +50,30 @@ class Words(str):
 
 def expect(what: str, got: Any, expected: Any, why: str) -> None:
     """`what` names what is looked at, for example "pool.free_queue"."""
+    if is_same(got, expected):
+        return
     if kind := wrong_kind(got, expected):
         raise Wrong(f"{why} {kind}", expected, got, what)
     if differs(got, expected):
         raise Wrong(why, expected, got, what)
 
 
+def is_same(got: Any, expected: Any) -> bool:
+    """Whether both are the same, and Python's own types through and through, as nearly all values are. A quick look."""
+    kind = type(expected)
+    if type(got) is not kind:
+        return False
+    if kind in PLAIN:
+        return bool(got == expected)
+    if kind not in (list, tuple, dict) or len(got) != len(expected):
+        return False
+    if kind is dict:
+        return all(key in got and is_same(got[key], value) for key, value in expected.items())
+    return all(map(is_same, got, expected))
+
+
 def wrong_kind(got: Any, expected: Any) -> str:
     """A sentence if `got` is another kind of thing than what is expected, else nothing."""
-    if type(got) is type(expected) and type(got) in PLAIN:
-        return ""
     if got is None and expected is not None:
         return "Nothing came back (None): is there a `return`?"
     if isinstance(expected, list | tuple):
@@ -78,8 +92,6 @@ def wrong_kind(got: Any, expected: Any) -> str:
 
 
 def differs(got: Any, expected: Any) -> bool:
-    if type(got) is type(expected) and type(got) in PLAIN:
-        return bool(got != expected)
     if isinstance(expected, list | tuple):
         return len(got) != len(expected) or any(differs(*pair) for pair in zip(got, expected))
     if isinstance(expected, dict):

@@ -1,7 +1,5 @@
 """Questions whose numbers are drawn. Each asks the engine's own part for the answer: nothing here knows it.
 
-(The engine needs no percentiles: there, minipage's own solution of lesson 13 is asked.)
-
 A question that is easy to get wrong by a habit of mind (an off-by-one, sharing that does not end where it
 seems to) is a good one. The sources are lessons of minipage, and sections of the PagedAttention paper
 (arXiv 2309.06180).
@@ -11,7 +9,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 
@@ -19,9 +16,8 @@ from minipage.attention import reference
 from minipage.attention.cache_size import blocks_that_fit
 from minipage.attention.kv_cache import KVCache
 from minipage.attention.quantize import quantize
+from minipage.engine.stats import Histogram, Stats
 from minipage.errors import count
-from minipage.learn.course import chosen
-from minipage.learn.load import load
 from minipage.learn.quiz.paper import Question
 from minipage.memory import BlockPool, BlockTable, PrefixCache, blocks_needed
 from minipage.model.gpt2 import GPT2
@@ -30,12 +26,6 @@ from minipage.scheduling import Scheduler, Sequence, SequenceGroup
 from minipage.simulate import Request, mean_held, worked_example
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "int8 with a scale of 4 bytes for each head's row": np.int8}
-
-
-def solved(lesson: str) -> Any:
-    """minipage's own solution of a lesson's exercises."""
-    found = chosen([lesson])[0].lesson
-    return load(found, found.solution)
 
 
 def bytes_of(cache: KVCache) -> int:
@@ -326,15 +316,36 @@ def heads_of_a_rank(rng: random.Random) -> Question:
     return Question(text, f"{q[0]} by {q[1] + k[1] + v[1]}: q, k and v of {count(rank.num_heads, 'head')}", "Lesson 12")
 
 
-def percentile_of_waits(rng: random.Random) -> Question:
-    waits = sorted(rng.randint(10, 900) for _ in range(rng.choice([5, 6, 9, 11])))
-    shown, percent = rng.sample(waits, len(waits)), rng.choice([50, 90, 95])
-    answer = solved("13").percentile(waits, percent)
+def steps_in_buckets(rng: random.Random) -> Question:
+    prompts, budget = [rng.randint(5, 90) for _ in range(3)], rng.choice([24, 32, 40, 48])
+    answer, bound = rng.randint(2, 6), rng.choice([8.0, 16.0])
+    seen = tokens_of_steps(prompts, answer, budget)
+    below = sum(number for limit, number in zip(seen.buckets, seen.counts) if limit <= bound)
     text = (
-        f"Requests waited {joined(shown)} ms for their first token. What is the {percent}th percentile, with "
-        "linear interpolation?"
+        f"Three prompts of {joined(prompts)} tokens arrive at once, and each is answered with {answer} tokens. A step "
+        f"computes at most {budget} tokens (`max_num_batched_tokens`). How many steps does that take, and what does "
+        f'/metrics then say for `vllm:iteration_tokens_total_bucket{{le="{bound}"}}`, the steps of at most {bound:g} '
+        "tokens?"
     )
-    return Question(text, f"{answer:g} ms", "Lesson 13")
+    return Question(text, f"{count(seen.count, 'step')}, {below} of them", "Lessons 6 and 13; vLLM's metrics")
+
+
+def tokens_of_steps(prompts: list[int], answer: int, budget: int) -> Histogram:
+    """How many tokens each step computes until all have their answers."""
+    scheduler, stats = Scheduler(BlockPool(200, 4), max_num_batched_tokens=budget), Stats(longest=200)
+    for i, length in enumerate(prompts):
+        prompt = Sequence(str(i), [1] * length, BlockTable(scheduler.block_pool))
+        scheduler.add(SequenceGroup(str(i), [prompt], length + answer))
+    while scheduler.groups:
+        plan = scheduler.schedule()
+        stats.count_step(plan)
+        scheduler.update(plan)
+        for chunk in plan.chunks:
+            for seq in chunk.receivers:
+                seq.token_ids.append(1)
+                if len(seq.token_ids) == chunk.group.max_num_tokens:
+                    scheduler.finish(chunk.group, seq)
+    return stats.look(scheduler)["vllm:iteration_tokens_total"]  # type: ignore[no-any-return]
 
 
 def held_while_running(rng: random.Random) -> Question:
@@ -370,6 +381,6 @@ def samples_of_a_prompt(rng: random.Random) -> Question:
 KINDS = [
     blocks_of_a_text, next_block, slot_of_a_token, wasted_by_reserving, how_many_fit, bytes_of_a_token,
     queue_after_calls, references_after_forks, copy_on_write, found_in_the_cache, one_token_differs, evicted_first,
-    attention_by_hand, shared_budget, scaled_to_int8, bytes_of_a_block, heads_of_a_rank, percentile_of_waits,
+    attention_by_hand, shared_budget, scaled_to_int8, bytes_of_a_block, heads_of_a_rank, steps_in_buckets,
     held_while_running, samples_of_a_prompt,
 ]  # fmt: skip

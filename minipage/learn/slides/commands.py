@@ -13,9 +13,10 @@ def add_slides(sub: argparse.ArgumentParser) -> None:
 
 def slides(args: argparse.Namespace) -> int:
     from minipage.learn.slides.deck import write_deck
+    from minipage.trace.playing.scenarios import SCENARIOS
 
     def tell(name: str) -> None:
-        print(f"running the story {name}", file=sys.stderr)
+        print(f"story {[*SCENARIOS].index(name) + 1} of {len(SCENARIOS)}: {name}", file=sys.stderr)
 
     deck = write_deck(Path(args.folder), tell)
     print(f"wrote {deck}; open it in a browser. S opens the speaker's view, F fills the screen.")

@@ -47,7 +47,8 @@ PAGE = """<!doctype html>
 .reveal pre {{ display: inline-block; text-align: left; font: .65em/1.4 ui-monospace, Menlo, monospace }}
 .reveal pre {{ background: #f3f3f3; padding: .6em 1em }} .reveal table {{ margin: auto; border-collapse: collapse }}
 .reveal td, .reveal th {{ padding: .2em .8em; border-bottom: 1px solid #ccc; text-align: left }}
-.reveal iframe {{ width: 92%; height: 590px; border: 1px solid #ccc; background: #fff }}
+.reveal iframe {{ width: 1110px; height: 566px; zoom: 1.12; border: 1px solid #ccc; background: #fff }}
+.reveal section:has(iframe) h2 {{ font-size: 1em; margin-bottom: .3em }}
 .small {{ font-size: .6em; color: #666 }} strong {{ font-weight: 700 }} .bars {{ font-size: .7em; text-align: left }}
 .bar {{ display: flex; height: 1.6em; margin: .1em 0 .6em }}
 .bar span {{ color: #fff; overflow: hidden; padding-left: .3em }}
@@ -58,7 +59,7 @@ PAGE = """<!doctype html>
 <script src="reveal/reveal.js"></script>
 <script src="reveal/notes.js"></script>
 <script>
-Reveal.initialize({{ width: {width}, height: {height}, margin: 0.08, hash: true, controlsLayout: "edges",
+Reveal.initialize({{ width: {width}, height: {height}, margin: 0.04, hash: true, controlsLayout: "edges",
   plugins: [RevealNotes] }});
 </script>
 </html>

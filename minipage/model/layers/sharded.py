@@ -11,7 +11,7 @@ Which parts these are, minipage/model/shard.py says.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from minipage.errors import require
 from minipage.model.architecture import Activation, Array, Layers
@@ -23,12 +23,16 @@ class Talk(Protocol):
 
     rank: int
     size: int
+    graphs: list[Any]  # CUDA graphs of such talk, which end when the ranks leave each other
 
     def all_reduce(self, part: Array) -> Array:
         """The sum of everybody's part, [...] -> [...], the same in all, perhaps in its memory."""
 
     def gather(self, part: Array, sizes: list[int]) -> Array:
         """[N, size of this rank] -> on rank 0 all of them side by side, [N, sum of sizes]; elsewhere, anything."""
+
+    def from_leader(self, numbers: Array) -> Array:
+        """What rank 0 has, [...] -> [...], perhaps in the memory of `numbers`."""
 
 
 class ShardedLayers:

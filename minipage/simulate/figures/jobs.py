@@ -12,7 +12,7 @@ from minipage.simulate.workload import ALPACA, SHAREGPT, Arrival, Lengths, poiss
 
 RESERVING: tuple[Memory, ...] = ("max", "pow2", "oracle")
 ALL: tuple[Memory, ...] = ("paged", "oracle", "pow2", "max", "static")
-SHARES = 0.4, 0.6, 0.75, 0.9, 1.0, 1.15  # of the most that can be served, of which curves are drawn
+SHARES = 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.15  # of the most that can be served, of which curves are drawn
 DATASETS = {"ShareGPT": SHAREGPT, "Alpaca": ALPACA}
 # Newstest sentences have about 21 English words; German translations are a little longer. The paper does not say.
 WMT16 = Lengths("WMT16 En-De", 28, 14, 38, 19)

@@ -36,7 +36,9 @@ def figure_14(results: Results) -> Figure:
     ratios = {key: results[*key, "paged"] / results[*key, "oracle"] for key in MANY}
     for (is_beam, n), ratio in ratios.items():
         name = f"{KINDS[is_beam]}, {n}" if n > 1 else "basic sampling"
-        figure.rows.append(Row(name, ratio, PAPER_14.get((is_beam, n)), 1 / 3))
+        paper = PAPER_14.get((is_beam, n))
+        claim = f"{paper} times Orca (Oracle)'s rate on Alpaca, {name}" if paper else ""
+        figure.rows.append(Row(name, ratio, paper, 1 / 3, claim))
     for is_beam in (False, True):
         series = {
             TITLES[memory]: [(float(i), results[is_beam, n, memory]) for i, n in enumerate(SAMPLES)]
@@ -69,7 +71,9 @@ def figure_15(results: Results) -> Figure:
         for is_beam, n in MANY[1:]:
             report: Report = results[dataset, is_beam, n]
             paper: Any = PAPER_15[is_beam, n] if dataset == "Alpaca" else RANGES_15[is_beam]
-            figure.rows.append(Row(f"{dataset}, {KINDS[is_beam]}, {n}", 100 * report.saved, paper, 0.15))
+            what = f"{dataset}, {KINDS[is_beam]}, {n}"
+            saved = " to ".join(map(str, paper)) if isinstance(paper, tuple) else paper
+            figure.rows.append(Row(what, 100 * report.saved, paper, 0.15, f"{saved} % of the blocks saved: {what}"))
         series = {
             KINDS[is_beam]: [(float(i), 100 * results[dataset, is_beam, n].saved) for i, n in enumerate(SAMPLES)]
             for is_beam in (False, True)
@@ -105,7 +109,8 @@ def figure_16(results: Results) -> Figure:
     figure = Figure("16", "Translation with a common prefix: vLLM's throughput, times Orca (Oracle)'s (LLaMA-13B)")
     for prefix, paper in PAPER_16.items():
         ratio = results[prefix, "paged"] / results[prefix, "oracle"]
-        figure.rows.append(Row(f"prefix of {prefix} tokens", ratio, paper, 0.15))
+        claim = f"{paper} times Orca (Oracle)'s throughput with a common prefix of {prefix} tokens"
+        figure.rows.append(Row(f"prefix of {prefix} tokens", ratio, paper, 0.15, claim))
     series = {
         TITLES[memory]: [(float(i), results[prefix, memory]) for i, prefix in enumerate(PAPER_16)]
         for memory in ("paged", "oracle")

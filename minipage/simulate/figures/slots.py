@@ -31,7 +31,8 @@ def figure_2(results: Results) -> Figure:
     for name, (shares, _) in PAPER.items():
         for kind, simulated, paper in zip(names, results[name].shares, shares):
             if paper == paper:
-                figure.rows.append(Row(f"{name}: {kind}", simulated, paper if paper else None))
+                claim = f"{paper} % of the slots hold tokens, {name}" if kind == "token states" else ""
+                figure.rows.append(Row(f"{name}: {kind}", simulated, paper if paper else None, claim=claim))
     series = {
         kind: [(float(i), results[name].shares[k]) for i, name in enumerate(PAPER)] for k, kind in enumerate(names)
     }

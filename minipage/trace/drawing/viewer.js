@@ -100,12 +100,12 @@ function showFrame(tree, before) {
   drawCode(frame);
   drawQueues(frame);
   drawTexts(frame);
-  fitFinished();
   drawPool(frame, before ? readable(before) : null, detailFor(frame));
   drawSwap(frame, has.has("swaps"));
   drawFigures(frame, has.has("queries"));
   drawBeside(frame);
   drawEnd();
+  fitFinished(); // after all that may bring a scroll bar
   forgetUnseen();
 }
 
@@ -188,6 +188,11 @@ function setSteps(steps) {
   document.querySelector(`[name=pace][value=${steps ? "steps" : "phases"}]`).checked = true;
 }
 
+function showHelp() {
+  byId("help").showModal(); // with the focus on its end, where it can be closed
+  byId("help").scrollTop = 0;
+}
+
 byId("first").onclick = () => go(0);
 byId("back").onclick = () => step(-1);
 byId("next").onclick = () => step(1);
@@ -196,7 +201,7 @@ byId("play").onclick = playOrPause;
 byId("slider").oninput = (event) => go(Number(event.target.value));
 byId("speed").onchange = () => isPlaying() && wait();
 byId("pace").onchange = (event) => (setSteps(event.target.value === "steps"), show(now.index));
-byId("ask").onclick = () => byId("help").showModal();
+byId("ask").onclick = showHelp;
 byId("theme").onclick = () => {
   const dark = document.documentElement.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
   document.documentElement.dataset.theme = dark === "dark" ? "light" : "dark";
@@ -204,7 +209,7 @@ byId("theme").onclick = () => {
 
 const KEYS = {
   ArrowRight: () => step(1), ArrowLeft: () => step(-1), Home: () => go(0), End: () => go(Infinity),
-  " ": playOrPause, p: playOrPause, s: () => (setSteps(!now.steps), show(now.index)), "?": () => byId("help").showModal(),
+  " ": playOrPause, p: playOrPause, s: () => (setSteps(!now.steps), show(now.index)), "?": showHelp,
   ArrowDown: () => walk(1), ArrowUp: () => walk(-1),
 };
 

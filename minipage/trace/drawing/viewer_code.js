@@ -7,7 +7,10 @@ function drawCode(frame) {
   const drawn = Object.entries(frame.code).map(([name, lit]) => drawFunction(frame, name, lit)).filter(Boolean);
   byId("code").replaceChildren(...(drawn.length ? drawn : [make("p", { class: "why" }, "No line of Python to show here.")]));
   // The innermost function is the last: as many whole ones as there is room for, up to the end, and no half one above.
-  const end = byId("code").scrollHeight, room = byId("code").clientHeight;
+  const room = byId("code").clientHeight, lines = drawn.at(-1)?.getElementsByTagName("li") ?? [];
+  const isTall = () => drawn.at(-1)?.offsetHeight > room - 8; // alone; then what comes after its lit lines may go
+  while (isTall() && lines[lines.length - 1].className !== "did") lines[lines.length - 1].remove();
+  const end = byId("code").scrollHeight;
   if (end <= room) return;
   const first = drawn.find((figure) => end - figure.offsetTop <= room) ?? drawn.at(-1);
   drawn.at(-1).style.marginBottom = `${Math.max(0, room - (end - first.offsetTop))}px`;

@@ -111,10 +111,11 @@ function runningText(label, text) {
   const cut = Math.max(0, text.prompt.length + text.text.length - LONG_TEXT);
   const prompt = [...text.prompt.slice(Math.min(cut, text.prompt.length))].join("");
   const rest = said.slice(Math.max(0, cut - text.prompt.length));
+  const newest = visible(text.new_text), word = newest.trimStart() || newest; // a blank before it may end a line
   const isSlotless = text.new_text && text.num_computed_tokens === text.tokens.length - 1;
   return make("p", { class: "running-text", dir: "auto" }, cut ? "…" : "",
     make("span", { class: "prompt", "data-fly": `${label} said` }, visible(prompt)), visible(rest),
-    text.new_text ? make("ins", { "data-fly": `${label} newest` }, visible(text.new_text)) : "",
+    newest.slice(0, newest.length - word.length), newest ? make("ins", { "data-fly": `${label} newest` }, word) : "",
     text.blocks.length ? make("small", { class: `slotless ${isSlotless ? "" : "later"}` }, " no slot yet") : ""); // its room stays
 }
 

@@ -10,7 +10,7 @@
 
 const MANY_WIRES = 40; // with more, only wires that are looked at, or written, are drawn
 const TRACK = 4; // pixels between two tracks, if there is room
-const HEAD = 8; // the length of an arrow's last piece
+const HEAD = 7; // the length of an arrow's last piece
 
 function drawWires(frame) {
   const wires = byId("wires"), arrows = byId("arrows");
@@ -99,34 +99,48 @@ function towards([x, y], [toX, toY], pixels) {
 // ---- arrows: they go between the rows and the columns of cells, not over them
 
 function arrowsOf(frame, at) {
-  const kinds = [["copies", "block", "block"], ["swap_out", "block", "swap"], ["swap_in", "swap", "block"]];
-  const moves = kinds.flatMap(([name, fromKind, toKind]) => frame[name].map(([source, target]) => ({ from: at(cellOf(fromKind, source)), to: at(cellOf(toKind, target)) })));
-  const seen = moves.filter(({ from, to }) => from && to).sort((a, b) => Math.abs(a.to.x - a.from.x) - Math.abs(b.to.x - b.from.x));
-  const apart = Math.min(TRACK, 11 / Math.max(1, seen.length - 1));
-  return seen.flatMap(({ from, to }, i) => {
-    const d = rounded(...detour(from, to, i * apart));
-    return [drawSvg("path", { d, class: "halo" }), drawSvg("path", { d, class: "arrow", pathLength: 1, "marker-end": "url(#head)" })];
+  const gap = parseFloat(getComputedStyle(byId("pool")).rowGap);
+  const kinds = [["copies", "block", "block", gap - HEAD - 3], ["swap_out", "block", "swap", 2 * HEAD], ["swap_in", "swap", "block", 2 * HEAD]];
+  return kinds.flatMap(([name, fromKind, toKind, room]) => {
+    const moves = frame[name].map(([source, target]) => ({ from: at(cellOf(fromKind, source)), to: at(cellOf(toKind, target)) }));
+    const seen = moves.filter(({ from, to }) => from && to).sort((a, b) => turn(a) - turn(b));
+    const columns = seen.map(columnOf);
+    const apart = Math.min(TRACK, Math.max(0, room) / Math.max(1, seen.length - 1));
+    return seen.flatMap(({ from, to }, i) => {
+      const d = rounded(...detour(from, to, i * apart, columns));
+      return [drawSvg("path", { d, class: "halo" }), drawSvg("path", { d, class: "arrow", pathLength: 1, "marker-end": "url(#head)" })];
+    });
   });
 }
 
+// An arrow past other rows goes along the gap to the right of its upper cell, which is that cell's alone.
+const columnOf = ({ from, to }) => (to.y > from.y ? from : to).right + 3;
+
+// Of two arrows to the same side, the one whose lower end is nearer has the nearer track: so they never cross.
+function turn({ from, to }) {
+  const [upper, lower] = to.y >= from.y ? [from, to] : [to, from];
+  const side = Math.sign(lower.x - upper.x);
+  return side * (1e5 + lower.x);
+}
+
 // The corners of an arrow. Its long track lies above the lower of the two cells, or, if they are in one row, below that.
-// aside: how far the track is from that of the first arrow, so that no two run into each other.
-function detour(from, to, aside) {
-  const side = Math.sign(to.x - from.x || 1), x = from.x + side * Math.max(-from.width / 4, 6 - aside);
+// aside: how far the track is from that of the first arrow, and columns: those of all, so that no two run into each other.
+function detour(from, to, aside, columns = []) {
+  const clear = (x) => (columns.some((column) => Math.abs(column - x) < TRACK) ? x + 2 * TRACK : x);
+  const side = Math.sign(to.x - from.x || 1), x = clear(from.x + side * Math.max(-from.width / 4, 6 - aside)), end = clear(to.x);
   if (Math.abs(from.y - to.y) < from.height / 2) {
     const track = from.bottom + HEAD + aside;
-    return [[x, from.bottom], [x, track], [to.x, track], [to.x, to.bottom]];
+    return [[x, from.bottom], [x, track], [end, track], [end, to.bottom]];
   }
   const isDown = to.y > from.y, [upper, lower] = isDown ? [from, to] : [to, from];
   const [leaves, arrives] = isDown ? [from.bottom, to.top] : [from.top, to.bottom];
   const track = lower.top - (isDown ? HEAD : 5) - aside;
-  if (lower.top - upper.bottom < 4 * HEAD) return [[x, leaves], [x, track], [to.x, track], [to.x, arrives]];
-  const high = upper.bottom + (isDown ? 5 : HEAD); // and on along the gap beside the column of the upper one
-  const column = Math.sign(lower.x - upper.x || 1) > 0 ? upper.right + 3 : upper.left - 3;
+  if (lower.top - upper.bottom < upper.height) return [[x, leaves], [x, track], [end, track], [end, arrives]]; // no row between
+  const high = upper.bottom + (isDown ? 5 : HEAD), column = columnOf({ from, to });
   const [first, last] = isDown ? [high, track] : [track, high];
-  return [[x, leaves], [x, first], [column, first], [column, last], [to.x, last], [to.x, arrives]];
+  return [[x, leaves], [x, first], [column, first], [column, last], [end, last], [end, arrives]];
 }
 
 const arrowHead = () =>
-  drawSvg("defs", {}, drawSvg("marker", { id: "head", viewBox: "0 0 10 10", refX: 9, refY: 5, markerWidth: 8, markerHeight: 8, markerUnits: "userSpaceOnUse", orient: "auto" },
+  drawSvg("defs", {}, drawSvg("marker", { id: "head", viewBox: "0 0 10 10", refX: 9, refY: 5, markerWidth: 7, markerHeight: 7, markerUnits: "userSpaceOnUse", orient: "auto" },
     drawSvg("path", { d: "M0 0 10 5 0 10z" })));

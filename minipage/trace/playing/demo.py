@@ -14,6 +14,7 @@ from itertools import chain, cycle, islice, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.padding import Padding
 from rich.text import Text
@@ -141,8 +142,9 @@ def run(
         _print_frame(last, console, glyphs)
     _print_texts(last, console, glyphs)
     if replay is None and (after := story_after(name)):
-        told = f"Next story: {tell(after.title)}: python -m minipage demo {after.name}"
-        console.print(Text(told, DIM), soft_wrap=True)
+        told, command = f"Next story: {tell(after.title)}:", f"python -m minipage demo {after.name}"
+        fits_beside = cell_len(told) + 1 + len(command) <= console.width
+        console.print(Text(f"{told} {command}" if fits_beside else f"{told}\n    {command}", DIM), soft_wrap=True)
 
 
 def make_engine(scenario: Scenario, options: dict[str, Any], build: Callable[..., LLM] | None = None) -> LLM:
@@ -275,18 +277,21 @@ def fitted(arrival: Arrival, llm: LLM) -> str | list[int]:
 
 
 def _print_texts(frame: Frame, console: Console, glyphs: Glyphs) -> None:
-    """What became of each text, on as many lines as it has, and the block table it had."""
+    """What became of each text, on as many lines as it takes, and the block table it had."""
     for seq in frame.all_sequences[:MOST_TEXTS]:
-        lines = Text.assemble(chip(seq.label), " ", (_lines(seq.prompt, glyphs), DIM), _lines(seq.text, glyphs))
+        name = Text.assemble(chip(seq.label), " ")
+        told = Text.assemble((_lines(seq.prompt, glyphs), DIM), _lines(seq.text, glyphs))
         generated = count(len(seq.tokens) - seq.num_prompt_tokens, "token") + " generated"
         reason = f" ({seq.finish_reason})" if seq.finish_reason else ""
         table = " ".join("-" if block < 0 else str(block) for block in seq.blocks or seq.last_blocks) or "empty"
-        lines.append(f"\n    [{generated}, {seq.status}{reason}; block table {table}]", DIM)
-        console.print(lines, soft_wrap=True)
+        told.append(f"\n[{generated}, {seq.status}{reason}; block table {table}]", DIM)
+        for i, line in enumerate(told.wrap(console, max(console.width, MIN_WIDTH) - max(4, name.cell_len))):
+            line.rstrip()
+            console.print(Text.assemble("    " if i else name, line), soft_wrap=True)
     if (more := len(frame.all_sequences) - MOST_TEXTS) > 0:
         console.print(Text(f"and {count(more, 'more text')}", DIM))
 
 
 def _lines(text: str, glyphs: Glyphs) -> str:
-    """`text` on several lines, all indented except the first."""
-    return "\n    ".join(visible(line, glyphs) for line in text.split("\n"))
+    """`text` on the lines that it has, with signs for all else that cannot be seen."""
+    return "\n".join(visible(line, glyphs) for line in text.split("\n"))

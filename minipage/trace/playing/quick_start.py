@@ -43,7 +43,8 @@ def machine_code(kernel: Any) -> list[Path]:
 
 def kernel_name(llm: LLM) -> str:
     """What computes attention, and in what."""
-    kernel: Any = getattr(llm.runner, "paged_attention", None)
+    runner: Any = getattr(llm.runner, "runner", llm.runner)  # of several ranks, this one's
+    kernel: Any = getattr(runner, "paged_attention", None)
     module = getattr(kernel, "__module__", "") or ""
     names = {
         "minipage.attention.cpu": "attention: numba, compiled",

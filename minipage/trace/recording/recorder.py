@@ -171,7 +171,9 @@ class Recorder:
         tokens: dict[Request, list[NextToken]] = self._phases["sample"](plan, logits)
         chosen = [[self._labels[token.seq], token.token_id] for its in tokens.values() for token in its]
         self._learn(token_id for _, token_id in chosen)
-        self._passed("sample", chosen=chosen)
+        code = self._routine.of_sample(request for request, its in tokens.items() if its)
+        is_usual = code == self._routine.by_phase["sample"] or not self.with_code
+        self._passed("sample", chosen=chosen, code=None if is_usual else code)
         return tokens
 
     def update(self, plan: StepPlan, tokens: dict[Request, list[NextToken]]) -> None:
@@ -180,7 +182,7 @@ class Recorder:
         self._phases["update"](plan, tokens)
         code = self._sources.take()
         done = {seq: reason(requests.get(self._group_of[seq].group_id), seq) for seq in self._live if seq.finished}
-        self._passed("update", **self._look(done, self._newcomers()), code=code)
+        self._passed("update", **self._look(done, self._newcomers()), code=code or (None if tokens else []))
 
     def _ahead(self, plan: StepPlan, status: dict[Sequence, str], tables: dict[Sequence, list[int]]) -> Change:
         """What a step is about to do that has to be seen before it is done; nothing, if it is an ordinary one."""
@@ -209,7 +211,7 @@ class Recorder:
         self._passed("failed", **self._look(self._gone()))
 
     def _passed(self, phase: str, **facts: Any) -> None:
-        facts = facts if facts.get("code", True) else {name: fact for name, fact in facts.items() if name != "code"}
+        facts = {name: fact for name, fact in facts.items() if fact is not None}
         self.trace.changes.append({"step": self._step, "phase": phase} | facts)
 
     def glance(self) -> None:

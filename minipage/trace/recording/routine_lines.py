@@ -6,9 +6,11 @@ learner's own part they are the learner's lines. A line that is not found is not
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from minipage.attention.kv_cache import copy_blocks
+from minipage.engine.request import Request
 from minipage.memory import BlockTable
 from minipage.sampling import sampler
 from minipage.trace.recording.source_lines import SourceLines
@@ -38,10 +40,22 @@ class RoutineLines:
             ],
             "sample": [
                 *self._of(llm, "sample", "sample", "choose_or_fail"),
-                *sources.naming(sampler.sample, "cumulative"),
+                *sources.naming(sampler.sample, "cumulative"),  # if they are drawn; if not, see of_sample
             ],
             "update": self._of(llm, "update", "take"),
         }
+
+    def of_sample(self, requests: Iterable[Request]) -> Places:
+        """The lines that chose tokens for these requests: drew them, took the likeliest, or went on with beams."""
+        chosen: Places = []
+        for request in requests:
+            if type(request).next_draw is Request.next_draw:
+                places = self._of(request, "choose", "advance")
+            else:
+                name = "cumulative" if request.params.temperature else "likeliest"
+                places = self._sources.naming(sampler.sample, name)
+            chosen += [place for place in places if place not in chosen]
+        return [*self._of(self._llm, "sample", "sample", "choose_or_fail"), *chosen] if chosen else []
 
     def of_copy(self, moves: list[str]) -> Places:
         """The lines that move whole blocks; moves: "copies", "swap_out" or "swap_in"."""

@@ -11,6 +11,8 @@ next_batch.py  a step's inputs, which usually follow from the last step's
 draw.py        tokens are drawn where the logits are
 ahead.py       steps that are launched before the last one's tokens are known to the host
 nccl.py        how several GPUs talk
+peer_sums.py   sums between the GPUs of one host, in one kernel with what comes next
+peer_layers.py layers that use them
 views.py       the model's arrays as the kernels take them, also in the simulator
 """
 

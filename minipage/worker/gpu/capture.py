@@ -13,6 +13,7 @@ While launches are recorded, CUDA permits nothing that has to wait for the GPU o
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import RLock
@@ -53,3 +54,44 @@ def recorded(graph: torch.cuda.CUDAGraph, **options: Any) -> Iterator[None]:
         torch.cuda.graph(graph, capture_error_mode="thread_local", **options),
     ):
         yield
+
+
+class Graphs(dict[tuple[Any, ...], tuple[torch.cuda.CUDAGraph, torch.Tensor]]):
+    """Graphs of one kind by key, of which the number of rows comes first; each with what it writes. For the pool see
+    `capture`."""
+
+    def __init__(self, pool: Any) -> None:
+        super().__init__()
+        self._pool = pool
+        self._failures = 0  # captures that failed
+        self._steps_to_wait = 0  # until another one is tried
+
+    def replayed(self, key: tuple[Any, ...], run: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """What `run` computes, from its graph, which is captured if there is none."""
+        if key not in self:
+            launched = run()  # this compiles and loads what a graph cannot hold; what it writes is written again
+            if not self._try_to_capture(key, run):
+                return launched
+        graph, result = self[key]
+        graph.replay()
+        return result
+
+    def _try_to_capture(self, key: tuple[Any, ...], run: Callable[[], torch.Tensor]) -> bool:
+        """Whether there is a graph now. After a failure the next steps do without, twice as many each time."""
+        if self._steps_to_wait > 0:
+            self._steps_to_wait -= 1
+            return False
+        try:
+            self[key] = capture(run, self._pool)
+        except Exception as error:  # PyTorch's, numba's, or CUDA's own
+            if self._failures == 0:
+                warnings.warn(
+                    f"a CUDA graph for {key[0]} sequences could not be captured, so kernels are launched one by one, "
+                    f"which is slower; it will be tried again. ({type(error).__name__}: {error})",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+            self._failures += 1
+            self._steps_to_wait = 2 ** min(self._failures, 10)
+            return False
+        return True

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -54,6 +55,7 @@ class SettingsInPlace:
     def __init__(self, most: int, device: torch.device) -> None:
         self._host = np.ones((5, most))
         self._device = torch.ones(5, most, 1, dtype=torch.float64, device=device)  # [5, most, 1]
+        self.first = lru_cache(100)(self._first)  # the same sizes come again and again
 
     def load(self, draws: Sequence[tuple[int, Draw]], size: int, how: How) -> Settings:
         """Bring them to the device, if they matter; [size, 1] each, of which some may be padding."""
@@ -65,4 +67,7 @@ class SettingsInPlace:
             self._host[:4, : len(draws)] = table[rows].T  # [4, num_draws]
             self._host[4, : len(draws)] = [draw.number for _, draw in draws]
             self._device.copy_(upload(self._host, self._device.device, torch.float64)[:, :, None])
+        return self.first(size)
+
+    def _first(self, size: int) -> Settings:
         return Settings(*self._device[:, :size])  # [size, 1] each

@@ -132,8 +132,28 @@ def launch_norm(
 @cache
 def norm_kernel(kind: Kind, is_centered: bool, has_bias: bool) -> Any:
     """A block for each row, and in it a thread for each piece. Weight and bias are loaded while x is not there yet."""
-    number, stored, PER_WORD = kind.number, kind.stored, kind.per_word
+    norm_of_piece = piece_norm(kind, is_centered, has_bias)
     let_next_begin, wait_for_last = order_of_kernels()
+
+    def norm(x, weight, bias, out, num_pieces, size, epsilon):
+        let_next_begin()
+        thread = cuda.threadIdx.x
+        piece = min(thread, num_pieces - 1)
+        place = 4 * (cuda.blockIdx.x * num_pieces + piece)
+        w = load_16_bytes_now(weight, 4 * piece)
+        b = load_16_bytes_now(bias, 4 * piece) if has_bias else w
+        wait_for_last()
+        results = norm_of_piece(load_16_new_bytes(x, place), w, b, thread < num_pieces, size, epsilon)
+        if thread < num_pieces:
+            store_16_bytes(out, place, results)
+
+    return kernel(norm, fastmath=False, overlaps=True)
+
+
+@cache
+def piece_norm(kind: Kind, is_centered: bool, has_bias: bool) -> Any:
+    """A device function for all threads of a block, each of which has a piece of a row: what its four words become."""
+    number, stored, PER_WORD = kind.number, kind.stored, kind.per_word
 
     def result(word, mean, factor, weight, bias):
         """What becomes of the numbers of a word."""
@@ -161,15 +181,7 @@ def norm_kernel(kind: Kind, is_centered: bool, has_bias: bool) -> Any:
             x += parts[warp]
         return x
 
-    def norm(x, weight, bias, out, num_pieces, size, epsilon):
-        let_next_begin()
-        thread = cuda.threadIdx.x
-        piece = min(thread, num_pieces - 1)
-        place = 4 * (cuda.blockIdx.x * num_pieces + piece)
-        w = load_16_bytes_now(weight, 4 * piece)
-        b = load_16_bytes_now(bias, 4 * piece) if has_bias else w
-        wait_for_last()
-        a = load_16_new_bytes(x, place)
+    def norm_of_piece(a, w, b, is_piece, size, epsilon):
         mean = float32(0)
         if is_centered:
             total = float32(0)
@@ -177,22 +189,20 @@ def norm_kernel(kind: Kind, is_centered: bool, has_bias: bool) -> Any:
                 for i in range(PER_WORD):
                     total += number(a[j], i)
             sums = cuda.shared.array(MOST_WARPS, float32)
-            mean = sum_of_block(total if thread < num_pieces else float32(0), sums) / float32(size)
+            mean = sum_of_block(total if is_piece else float32(0), sums) / float32(size)
         squares = float32(0)
         for j in range(4):
             for i in range(PER_WORD):
                 squares += (number(a[j], i) - mean) * (number(a[j], i) - mean)
         parts = cuda.shared.array(MOST_WARPS, float32)
-        squares = sum_of_block(squares if thread < num_pieces else float32(0), parts)
+        squares = sum_of_block(squares if is_piece else float32(0), parts)
         f = ONE / float32(math.sqrt(squares / float32(size) + epsilon))
-        if thread < num_pieces:
-            results = (
-                result(a[0], mean, f, w[0], b[0]), result(a[1], mean, f, w[1], b[1]),
-                result(a[2], mean, f, w[2], b[2]), result(a[3], mean, f, w[3], b[3]),
-            )  # fmt: skip
-            store_16_bytes(out, place, results)
+        return (
+            result(a[0], mean, f, w[0], b[0]), result(a[1], mean, f, w[1], b[1]),
+            result(a[2], mean, f, w[2], b[2]), result(a[3], mean, f, w[3], b[3]),
+        )  # fmt: skip
 
-    return kernel(norm, fastmath=False, overlaps=True)
+    return device_function(norm_of_piece, fastmath=False)
 
 
 def launch_rotate(q: Array, k: Array, cosines: Array, sines: Array, stream: int = 0) -> None:

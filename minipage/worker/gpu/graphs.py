@@ -6,23 +6,23 @@ A CUDA graph is a recording of all the launches of a step, replayed by one call:
     batch of 5 decodes ─▶ padded to 8 ─▶ inputs copied to where the graph of 8 reads them ─▶ replay ─▶ 5 rows of logits
 
 A graph is captured when the first batch of its size comes along; there is one for contexts of up to 512 tokens, and one
-for longer ones. In other steps the kernels are launched one by one, and so they are where a capture fails. Either way
-the host waits for the GPU only when it needs the tokens.
+for longer ones. Drafts (engine/speculation.py) are computed like further sequences with the same blocks, so steps with
+drafts are decodes, too. In other steps the kernels are launched one by one, and so they are where a capture fails.
+Either way the host waits for the GPU only when it needs the tokens.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import torch
 
 import minipage.attention.cuda as kernels
 from minipage.attention.cuda.device_arrays import View, empty
-from minipage.attention.cuda.launch import SHORT
+from minipage.attention.cuda.launch import FEW_SEQS, SHORT
 from minipage.memory import BlockPool, blocks_needed
 from minipage.model.architecture import Attend, Model
 from minipage.model.layers.sharded import ShardedLayers
@@ -31,18 +31,18 @@ from minipage.sampling import Draw, SamplingParams
 from minipage.scheduling import StepPlan
 from minipage.worker.batch import Batch, Kernels, attend_with
 from minipage.worker.gpu.ahead import Drawn, Tokens
-from minipage.worker.gpu.capture import capture
+from minipage.worker.gpu.capture import Graphs
 from minipage.worker.gpu.checked import GPURunner
 from minipage.worker.gpu.draw import draw_on_device, sample_on_device
 from minipage.worker.gpu.draw_in_order import How, SettingsInPlace, draw_in_order, how_in_order
 from minipage.worker.gpu.fused import FusedLayers
-from minipage.worker.gpu.inputs import StepInputs
+from minipage.worker.gpu.inputs import StepInputs, token_by_token
 from minipage.worker.gpu.next_batch import Batches
+from minipage.worker.gpu.peer_layers import PeerLayers
 from minipage.worker.gpu.views import from_kernels, view_for_kernels
 from minipage.worker.runner import Limits
 
-# By size and length of context, and what else matters; each with what it writes.
-Graphs: TypeAlias = dict[tuple[Any, ...], tuple[torch.cuda.CUDAGraph, torch.Tensor]]
+MOST_DRAFTS = 16  # rows of a step with drafts for which there is a graph, however few sequences there may be
 
 
 class GraphRunner(GPURunner):
@@ -52,6 +52,8 @@ class GraphRunner(GPURunner):
         limits, gpu_memory_utilization: as for GPURunner.
         enforce_eager: no graphs; all kernels are launched one by one.
     """
+
+    cheap_rows = 64  # a step with this many tokens takes little longer than with one
 
     def __init__(
         self, model: Model, kv_dtype: type, limits: Limits, gpu_memory_utilization: float, enforce_eager: bool
@@ -63,18 +65,20 @@ class GraphRunner(GPURunner):
         elif (
             self.is_on_gpu and isinstance(model.layers, ShardedLayers) and isinstance(model.layers.layers, TorchLayers)
         ):
-            fused = FusedLayers(model.layers.layers)
-            self.model = Model(model.architecture, ShardedLayers(model.layers.shard, fused, model.layers.talk))
+            fused, talk = FusedLayers(model.layers.layers), model.layers.talk
+            of_peers: Any = PeerLayers if hasattr(talk, "peers") else ShardedLayers
+            self.model = Model(model.architecture, of_peers(model.layers.shard, fused, talk))
         self.enforce_eager = enforce_eager or not self.is_on_gpu
-        self._sizes = graph_sizes(limits.max_num_seqs)
+        self._sizes = graph_sizes(max(limits.max_num_seqs, MOST_DRAFTS))
         self._lengths = graph_lengths(limits.max_model_len)
-        self._graphs: Graphs = {}  # of decodes, each with the logits [size, vocab_size]
-        self._key: tuple[int, int] | None = None  # of the graph that wrote the last logits
+        pool = torch.cuda.graph_pool_handle() if self.is_on_gpu else None  # memory that all graphs share
+        # Of decodes, by size, length of context, and whether there are drafts; each with the logits [size, vocab_size].
+        self._graphs = Graphs(pool)
+        self._key: tuple[Any, ...] | None = None  # of the graph that wrote the last logits
         self._rows_to_draw = 0  # for how many there is still memory in graphs of draws
-        self._draw_graphs: Graphs = {}  # and how these logits are drawn from; each with the tokens [size]
-        self._failures = 0  # captures that failed
-        self._steps_to_wait = 0  # until another one is tried
-        self._pool = torch.cuda.graph_pool_handle() if self.is_on_gpu else None  # memory that all graphs share
+        self._draw_graphs = Graphs(pool)  # and how these logits are drawn from; each with the tokens [size]
+        if isinstance(model.layers, ShardedLayers):
+            model.layers.talk.graphs = [self._graphs, self._draw_graphs]
 
     @torch.inference_mode()
     def _largest_step(self) -> int:
@@ -85,7 +89,8 @@ class GraphRunner(GPURunner):
         worst_case = Draw(SamplingParams(top_p=1 - 1e-9), 0.5)  # nearly all tokens, so that the vocabulary is sorted
         self.sample(logits, [(row, worst_case) for row in range(len(logits))])
         bytes_per_row: int = logits.stride(0) * logits.element_size()
-        kept = len(self._lengths) * sum(self._sizes) * bytes_per_row
+        rows = sum(self._sizes) + sum(size for size in self._sizes if size <= FEW_SEQS)  # the latter with drafts, too
+        kept = len(self._lengths) * rows * bytes_per_row
         return 0 if self.enforce_eager else kept + self._bytes_to_draw()
 
     def _bytes_to_draw(self) -> int:
@@ -127,11 +132,14 @@ class GraphRunner(GPURunner):
         num_sampled = len(batch.sampled_rows)
         longest = int(batch.context_lens.max())
         self._key = None
-        if num_tokens == num_seqs == num_sampled:
-            size = first_at_least(num_seqs, self._sizes)
-            length = first_at_least(longest, self._lengths)
-            logits = self._decode(size, length, self._load(batches, size, size))  # [size, vocab_size]
-            self._key = (size, length) if (size, length) in self._graphs else None
+        if num_tokens == num_sampled <= self._sizes[-1]:  # decodes, and drafts
+            size = first_at_least(num_tokens, self._sizes)
+            has_drafts = num_tokens > num_seqs
+            if has_drafts:
+                batches = [token_by_token(each) for each in batches]
+            key = size, first_at_least(longest, self._lengths), has_drafts and size <= FEW_SEQS
+            logits = self._decode(*key, self._load(batches, size, size))  # [size, vocab_size]
+            self._key = key if key in self._graphs else None
         else:
             query_lens = np.diff(batch.query_start_loc)  # [num_seqs]
             inputs = self._load(batches, num_tokens, num_seqs)
@@ -150,12 +158,17 @@ class GraphRunner(GPURunner):
         return dict(zip(rows, logits[list(rows)].float().cpu().numpy()))
 
     @torch.inference_mode()
-    def launch(self, plan: StepPlan, draws: Sequence[tuple[int, Draw]]) -> Callable[[], Tokens]:
-        """Start a whole step; what is returned waits for its tokens. See engine/overlap.py."""
+    def launch(
+        self, plan: StepPlan, draws: Sequence[tuple[int, Draw]], batches: list[Batch] | None = None
+    ) -> Callable[[], Tokens]:
+        """Start a whole step; what is returned waits for its tokens. See engine/overlap.py.
+
+        batches: those of the plan, if somebody has made them.
+        """
         self.copy(plan)
         if not plan.chunks:
             return list
-        batches = self.batches(plan)
+        batches = batches or self.batches(plan)
         self._key = None
         logits = self.compute(batches)  # [num_sampled, vocab_size]
         if not draws:
@@ -177,67 +190,46 @@ class GraphRunner(GPURunner):
             self._rows_to_draw -= len(logits) * (how != "greedy")
         settings = self._settings.load(draws, len(logits), how)
         draw = partial(draw_in_order, logits, settings, how)
-        return self._replayed(self._draw_graphs, (*key, how), draw)[: len(draws)]  # [num_draws]
+        return self._draw_graphs.replayed((*key, how), draw)[: len(draws)]  # [num_draws]
 
     # ---- running the model
 
     def _load(self, batches: Sequence[Batch], num_tokens: int, num_seqs: int) -> list[Batch]:
         return [own.load(batch, num_tokens, num_seqs) for own, batch in zip(self._inputs, batches)]
 
-    def _decode(self, size: int, length: int, inputs: list[Batch]) -> torch.Tensor:
-        """[size, vocab_size] logits of `size` sequences with one token each, of which some may be padding."""
-        if self.enforce_eager:
-            return self._run(inputs, 1, 1, length)
-        return self._replayed(self._graphs, (size, length), partial(self._run, inputs, 1, 1, length))
+    def _decode(self, size: int, length: int, is_apart: bool, inputs: list[Batch]) -> torch.Tensor:
+        """[size, vocab_size] logits of `size` sequences with one token each, of which some may be padding.
 
-    def _replayed(self, graphs: Graphs, key: tuple[Any, ...], run: Callable[[], torch.Tensor]) -> torch.Tensor:
-        """What `run` computes, from its graph, which is captured if there is none."""
-        if key not in graphs:
-            launched = run()  # this compiles and loads what a graph cannot hold; what it writes is written again
-            if not self._capture(graphs, key, run):
-                return launched
-        graph, result = graphs[key]
-        graph.replay()
-        return result
-
-    def _capture(self, graphs: Graphs, key: tuple[Any, ...], run: Callable[[], torch.Tensor]) -> bool:
-        """Whether there is a graph now. After a failure the next steps do without, twice as many each time."""
-        if self._steps_to_wait > 0:
-            self._steps_to_wait -= 1
-            return False
-        try:
-            graphs[key] = capture(run, self._pool)
-        except Exception as error:  # PyTorch's, numba's, or CUDA's own
-            if self._failures == 0:
-                warnings.warn(
-                    f"a CUDA graph for {key[0]} sequences could not be captured, so kernels are launched one by one, "
-                    f"which is slower; it will be tried again. ({type(error).__name__}: {error})",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
-            self._failures += 1
-            self._steps_to_wait = 2 ** min(self._failures, 10)
-            return False
-        return True
+        is_apart: all K and V are written before any are read, because some of these sequences are one in truth.
+        """
+        run = partial(self._run, inputs, 1, 1, length, is_apart=is_apart)
+        return run() if self.enforce_eager else self._graphs.replayed((size, length, is_apart), run)
 
     def _run(
-        self, inputs: list[Batch], min_query_len: int, max_query_len: int, max_context_len: int, rows: Any = None
-    ) -> torch.Tensor:
+        self, inputs: list[Batch], min_query_len: int, max_query_len: int, max_context_len: int, rows: Any = None,
+        is_apart: bool = False,
+    ) -> torch.Tensor:  # fmt: skip
         """Logits of these rows [num_rows], or of all: [num_rows, vocab_size]."""
-        attend = self._launches(inputs, min_query_len, max_query_len, max_context_len)
+        attend = self._launches(inputs, min_query_len, max_query_len, max_context_len, is_apart)
         token_ids = self._drawn.put_into(inputs[0].token_ids)  # [T]
+        if isinstance(self.model.layers, ShardedLayers):
+            token_ids = self.model.layers.talk.from_leader(token_ids)  # [T]; only rank 0 draws
         hidden = self.model.forward(token_ids, inputs[0].positions, attend)  # [T, C]
         hidden = hidden if rows is None else hidden.index_select(0, rows)  # [num_rows, C]
         logits: torch.Tensor = self.model.logits(hidden)  # [num_rows, vocab_size]
         return logits
 
-    def _launches(self, inputs: list[Batch], min_query_len: int, max_query_len: int, max_context_len: int) -> Attend:
+    def _launches(
+        self, inputs: list[Batch], min_query_len: int, max_query_len: int, max_context_len: int, is_apart: bool
+    ) -> Attend:
         """Attention with nothing waited for, as no array of the batch is looked at."""
         stream = torch.cuda.current_stream().cuda_stream if self.is_on_gpu else 0
-        new: list[kernels.NewTokens] = []  # of one layer: attention writes them by the way
+        new: list[kernels.NewTokens | None] = []  # of one layer: usually attention writes them by the way
 
         def write(k: View, v: View, k_cache: View, v_cache: View, slot_mapping: View, *scales: View) -> None:
-            new.append(kernels.NewTokens(k, v, slot_mapping))
+            if is_apart:
+                kernels.launch_write_kv(k, v, k_cache, v_cache, slot_mapping, *scales, stream=stream)
+            new.append(None if is_apart else kernels.NewTokens(k, v, slot_mapping))
 
         def attention(q: View, *arguments: Any, window: int | None = None) -> Any:
             out = empty(q.array, q.array.shape, q.array.dtype)  # [T, H, D]

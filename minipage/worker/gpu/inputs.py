@@ -66,3 +66,17 @@ class StepInputs:
             pieces.append(buffer[start:stop].reshape(shape))
             start = stop
         return Batch(*pieces)
+
+
+def token_by_token(batch: Batch) -> Batch:
+    """The same tokens, each as a sequence of its own: of one that has several, all have its blocks.
+
+    What a token sees of its sequence is what comes before it, so nothing else is computed, provided that all K and V
+    are written before any are read.
+    """
+    each = np.repeat(np.arange(len(batch.context_lens)), np.diff(batch.query_start_loc))  # [T], the sequence of each
+    return batch._replace(
+        block_tables=batch.block_tables[each],
+        context_lens=batch.positions + 1,
+        query_start_loc=np.arange(len(each) + 1),
+    )

@@ -3,35 +3,39 @@
     all_reduce   [T, C] of every rank, in the stream that computes, so that a CUDA graph records it like any kernel
     gather       [N, words of this rank], padded to the widest, to all
 
-A sum of a few kilobytes is all latency. With MINIPAGE_ALL_REDUCE=one_shot small ones go another way: every rank puts
-its part where all others can read it, and adds up what it reads there, in one kernel (PyTorch's symmetric memory).
-Whether it says what NCCL says is tried out first; if not, NCCL does all.
+A sum of a few kilobytes is all latency. Between GPUs of one host small ones go another way: each rank writes its part
+into the memory of the others, and adds up what comes, in one kernel with what is next (peer_sums.py). Whether it says
+what NCCL says is tried out first; if not, or if it cannot be had, NCCL makes all sums.
 
-    MINIPAGE_ALL_REDUCE   nccl       the default
-                          one_shot   small sums by reading each other's memory; a rank that is lost ends rank 0, too
+    MINIPAGE_ALL_REDUCE   peers      the default; if it is set and cannot be had, a warning says why
+                          nccl       nothing else
                           gloo       through the memory of the hosts: several ranks may share a GPU, to try things out
 """
 
 from __future__ import annotations
 
 import os
-import sys
+import time
 import warnings
 from itertools import count
+from socket import gethostname
 from typing import Any
 
+import numpy as np
 import torch
-from torch.distributed import AllreduceOptions, PrefixStore, Store  # type: ignore[attr-defined]
+from torch.distributed import AllreduceOptions, BroadcastOptions, PrefixStore, Store  # type: ignore[attr-defined]
 
 from minipage.attention.cuda.compat import cuda
+from minipage.attention.cuda.device_arrays import pinned
 from minipage.errors import ConfigurationError
 from minipage.model.architecture import Array
+from minipage.worker.gpu.peer_sums import MOST_ROWS, Inboxes, Norm, PeerSums, can_add, inbox_words
 from minipage.worker.ranks.process_group import FOREVER, ProcessGroup
 
 NUMBER = count()  # of the groups of this process that have a name
 VARIABLE = "MINIPAGE_ALL_REDUCE"
-WAYS = "nccl", "one_shot", "gloo"
-SMALL = 512 * 1024  # bytes, which are summed up in one shot
+WAYS = "peers", "nccl", "gloo"
+LONGEST_TRIAL = 30.0  # seconds; kernels are compiled meanwhile
 # Who is lost, and what follows, is up to worker/ranks/watch.py. NCCL's own watch would end the process.
 OUR_OWN_WATCH = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0", "TORCH_NCCL_ENABLE_MONITORING": "0"}
 
@@ -58,10 +62,10 @@ def gpu_group(store: Store, rank: int, size: int, host: str | None, device: int)
 class NCCLGroup(ProcessGroup):
     """Connections between GPUs, one for each rank."""
 
-    def __init__(self, store: Store, rank: int, size: int, host: str | None, way: str = "nccl") -> None:
+    def __init__(self, store: Store, rank: int, size: int, host: str | None, way: str = WAYS[0]) -> None:
         os.environ.update(OUR_OWN_WATCH)
         self._nccl: Any = None
-        self._one_shot: OneShot | None = None
+        self.peers: PeerSums | None = None
         self._way = way
         super().__init__(store, rank, size, host)
 
@@ -76,30 +80,34 @@ class NCCLGroup(ProcessGroup):
             self._nccl = ProcessGroupNCCL(store, self.rank, self.size, options)
             self._sum(torch.ones(1, device="cuda"))  # NCCL makes its connections with the first sum
             torch.cuda.synchronize()
-            if self._way == "one_shot":
-                self._one_shot = one_shot_if_right(self, PrefixStore(f"memory {self._num_connected}", self._store))
+            if self._way == "peers":
+                self.peers = peer_sums_if_right(self, PrefixStore(f"inboxes {self._num_connected}", self._store))
 
     def close(self) -> None:
         super().close()
+        if self.peers is not None:
+            self.peers.stop()
+        for graphs in self.graphs:
+            graphs.clear()  # they hold NCCL's connections, which would wait for them
         if self._nccl is not None:
             self._nccl.abort()  # whatever waits in it ends
-        self._nccl = self._one_shot = None
-
-    def abandon(self) -> None:
-        if self._one_shot is not None and self.waiting_since is not None:
-            print("minipage: a rank is lost, and the GPU waits for it for ever: this process ends.", file=sys.stderr)
-            sys.stderr.flush()
-            os._exit(1)  # unlike NCCL's, a sum in one shot cannot be stopped
-        super().abandon()
+        self._nccl = None
 
     def all_reduce(self, part: Array) -> Array:
         part = part.contiguous()  # [...]
         self.num_done += 1
         self.num_reduced += 1
         self.num_bytes += part.numel() * part.element_size()
-        if self._one_shot is not None and self._one_shot.takes(part):
-            return self._one_shot.all_reduce(part)  # [...]
+        if self.peers is not None and can_add(part):
+            return self.peers.add_up(part)  # [...]
         return self._sum(part)  # [...]
+
+    def from_leader(self, numbers: Array) -> Array:
+        self.num_done += 1
+        options = BroadcastOptions()
+        options.asyncOp = False
+        finish(self._nccl.broadcast([numbers], options))
+        return numbers  # [...]
 
     def _sum(self, part: Array) -> Array:
         options = AllreduceOptions()
@@ -110,10 +118,14 @@ class NCCLGroup(ProcessGroup):
     def gather(self, part: Array, sizes: list[int]) -> Array:
         self.num_done += 1
         num_rows, widest = len(part), max(sizes)
-        padded = torch.nn.functional.pad(part, (0, widest - part.shape[1])).contiguous()  # [N, widest]
+        is_widest = part.shape[1] == widest
+        padded = part if is_widest else torch.nn.functional.pad(part, (0, widest - part.shape[1]))  # [N, widest]
+        padded = padded.contiguous()  # [N, widest]
         whole = padded.new_empty(self.size * num_rows, widest)  # [ranks * N, widest]
         finish(self._nccl._allgather_base(whole, padded))
         parts = whole.view(self.size, num_rows, widest)  # [ranks, N, widest]
+        if min(sizes) == widest:
+            return parts.transpose(0, 1).reshape(num_rows, -1)  # [N, sum of sizes]
         return torch.cat([rows[:, :size] for rows, size in zip(parts, sizes)], dim=1)  # [N, sum of sizes]
 
 
@@ -123,53 +135,81 @@ def finish(work: Any) -> None:
         work.wait()
 
 
-class OneShot:
-    """Sums of small tensors: each rank reads the parts of all others in their memory, in one kernel."""
+def named_group(store: Store, nccl: Any, rank: int, size: int) -> tuple[str, Any]:
+    """The name by which PyTorch's symmetric memory finds the ranks, as long as somebody keeps what comes with it."""
+    from torch._C._distributed_c10d import _register_process_group, _SymmetricMemory
+    from torch.distributed import ProcessGroup
 
-    def __init__(self, store: Store, nccl: Any, rank: int, size: int) -> None:
-        from torch._C._distributed_c10d import _register_process_group, _SymmetricMemory
-        from torch.distributed import ProcessGroup
-        from torch.distributed import _symmetric_memory as symmetric
-
-        if rank == 0:
-            store.set("name", f"minipage {next(NUMBER)}")  # PyTorch finds a group by a name, one for each engine
-        self.name = store.get("name").decode()
-        group = ProcessGroup(store, rank, size)
-        group._set_default_backend(ProcessGroup.BackendType.NCCL)
-        group._register_backend(torch.device("cuda"), ProcessGroup.BackendType.NCCL, nccl)
-        group._set_group_name(self.name)  # type: ignore[arg-type]
-        _register_process_group(self.name, group)  # type: ignore[arg-type]
-        _SymmetricMemory.set_group_info(self.name, rank, size, store)
-        self._buffers = {
-            dtype: symmetric.empty(SMALL // dtype.itemsize, dtype=dtype, device=torch.device("cuda"))
-            for dtype in (torch.float32, torch.bfloat16)
-        }
-        for buffer in self._buffers.values():
-            symmetric.rendezvous(buffer, self.name)  # type: ignore[arg-type]
-
-    def takes(self, part: torch.Tensor) -> bool:
-        num_bytes = part.numel() * part.element_size()
-        return part.dtype in self._buffers and 0 < num_bytes <= SMALL and num_bytes % 16 == 0
-
-    def all_reduce(self, part: torch.Tensor) -> torch.Tensor:
-        shared = self._buffers[part.dtype][: part.numel()]  # [numbers of part]
-        total: torch.Tensor = torch.ops.symm_mem.one_shot_all_reduce_copy(shared, part.view(-1), "sum", self.name)
-        return total.view(part.shape)  # [...]
+    if rank == 0:
+        store.set("name", f"minipage {next(NUMBER)}")  # one for each engine
+    name = store.get("name").decode()
+    group = ProcessGroup(store, rank, size)
+    group._set_default_backend(ProcessGroup.BackendType.NCCL)
+    group._register_backend(torch.device("cuda"), ProcessGroup.BackendType.NCCL, nccl)
+    group._set_group_name(name)  # type: ignore[arg-type]
+    _register_process_group(name, group)  # type: ignore[arg-type]
+    _SymmetricMemory.set_group_info(name, rank, size, store)
+    return str(name), group
 
 
-def one_shot_if_right(group: NCCLGroup, store: Store) -> OneShot | None:
-    """Sums in one shot, if they can be had in every rank, and are right in every rank."""
-    way, failure = None, ""
-    numbers = torch.arange(4096, device="cuda", dtype=torch.float32) * (group.rank + 1)  # [4096]
+def make_inboxes(store: Store, nccl: Any, rank: int, size: int) -> Inboxes:
+    """Memory that all ranks can write to. Nobody may before all have come back from here."""
+    from torch.distributed import _symmetric_memory as symmetric
+
+    store.set(f"host of {rank}", gethostname())
+    if len({store.get(f"host of {other}") for other in range(size)}) > 1:
+        raise RuntimeError("the ranks are on several machines")
+    device = torch.device("cuda")
+    own = symmetric.empty(inbox_words(size), dtype=torch.int32, device=device)  # [inbox_words(size)]
+    name, group = named_group(store, nccl, rank, size)
+    handle = symmetric.rendezvous(own, name)  # type: ignore[arg-type]
+    seen = [own if r == rank else handle.get_buffer(r, own.shape, own.dtype) for r in range(size)]
+    addresses = torch.tensor([inbox.data_ptr() for inbox in seen], device=device)  # [size]
+    counts = torch.zeros(MOST_ROWS, dtype=torch.int32, device=device)  # [MOST_ROWS]
+    return Inboxes(own.zero_(), addresses, counts, pinned((1,), np.int32), (handle, group))
+
+
+def peer_sums_if_right(group: NCCLGroup, store: Store) -> PeerSums | None:
+    """Sums through each other's inboxes, if they can be had in every rank, and are right in every rank."""
+    peers, failure, is_right = None, "", False
     try:
-        way = OneShot(store, group._nccl, group.rank, group.size)
-        found = [way.all_reduce(numbers) for _ in range(3)]  # each [4096]
-        right = group._sum(numbers.clone())  # [4096]
-        is_right = all(torch.allclose(each, right) for each in found)
+        peers = PeerSums(group.rank, make_inboxes(store, group._nccl, group.rank, group.size))
     except Exception as error:  # there are many ways in which a machine may not have it
-        is_right, failure = False, f" ({type(error).__name__}: {error})"
-    num_right = group._sum(torch.tensor([float(is_right)], device="cuda"))  # [1]
-    if way is not None and int(num_right.item()) == group.size:
-        return way
-    warnings.warn(f"sums in one shot cannot be had here{failure}, so NCCL makes all of them.", stacklevel=2)
+        failure = f" ({type(error).__name__}: {error})"
+    if is_everywhere(group, peers is not None) and peers is not None:
+        try:
+            is_right = are_right(group, peers)
+        except Exception as error:
+            failure = f" ({type(error).__name__}: {error})"
+        if is_everywhere(group, is_right):
+            return peers
+    if VARIABLE in os.environ:
+        warnings.warn(f"sums between peers cannot be had here{failure}, so NCCL makes all of them.", stacklevel=2)
     return None
+
+
+def is_everywhere(group: NCCLGroup, is_here: bool) -> bool:
+    """Whether it is so in all ranks; all of them wait for each other here."""
+    return int(group._sum(torch.tensor([float(is_here)], device="cuda")).item()) == group.size
+
+
+def are_right(group: NCCLGroup, peers: PeerSums) -> bool:
+    """Whether some sums, with and without a norm, are as NCCL makes them."""
+    numbers = torch.arange(4096, device="cuda", dtype=torch.float32).view(4, 1024) / 4096  # [4, 1024]
+    part, norm = numbers + group.rank, Norm(numbers[0].contiguous(), None, 1e-5, is_centered=False)  # [4, 1024]
+    right = group._sum(part.clone())  # [4, 1024]
+    found, normed = [], []
+    for _ in range(3):  # in both halves of the inboxes, and again in the first
+        found.append(peers.add_up(part) + numbers)  # [4, 1024]
+        found.append(numbers.clone())
+        normed.append(peers.add_onto(found[-1], part, norm))  # [4, 1024]
+    done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    done.record()
+    deadline = time.monotonic() + LONGEST_TRIAL
+    while not done.query():  # type: ignore[no-untyped-call]
+        if time.monotonic() > deadline:
+            peers.stop()
+        time.sleep(0.001)
+    of_right = torch.nn.functional.rms_norm(right + numbers, (1024,), norm.weight, 1e-5)  # [4, 1024]
+    pairs = [*((x, right + numbers) for x in found), *((h, of_right) for h in normed)]
+    return all(torch.allclose(each, expected, rtol=1e-4, atol=1e-6) for each, expected in pairs)

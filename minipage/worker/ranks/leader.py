@@ -8,7 +8,7 @@ leave it and connect anew. A rank that is lost cannot be mended: then whatever i
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -50,6 +50,8 @@ class LeadingRunner(ModelRunner):
         self._num_calls = 0
         self._plan: StepPlan | None = None  # whose step the others are in
         self._batches: list[Batch] = []
+        if hasattr(runner, "launch"):
+            self.launch = self._launch
 
     # ---- what the engine calls
 
@@ -80,11 +82,7 @@ class LeadingRunner(ModelRunner):
 
     def copy(self, plan: StepPlan) -> None:
         """Tell the others all of the step, and move this rank's part of the blocks."""
-        self._begin()
-        self._plan, self._batches = plan, self.runner.batches(plan) if plan.chunks else []
-        self._is_torn = True
-        with self.watch.no_rank_lost():
-            self.group.send(pack_step(plan, self._batches))
+        self._tell(plan)
         self.runner.copy(plan)
         self._is_torn = bool(self._batches)
 
@@ -106,6 +104,22 @@ class LeadingRunner(ModelRunner):
         with self.watch.no_rank_lost():
             self.group.waiting_since = time.monotonic()
             return self.runner.rows(logits, rows)
+
+    def _launch(self, plan: StepPlan, draws: Sequence[tuple[int, Draw]]) -> Callable[[], Any]:
+        """On a GPU: start a whole step in all ranks; what is returned waits for its tokens (see engine/overlap.py).
+        The others' hosts are ahead of their GPUs, too, and get the tokens of the step before on the device."""
+        self._tell(plan)
+        with self.watch.no_rank_lost():
+            self.group.waiting_since = time.monotonic()  # a graph that is captured waits for what was launched
+            wait = self.runner.launch(plan, draws, self._batches)  # type: ignore[attr-defined]
+        self._is_torn = False
+
+        def wait_for_ranks() -> Any:
+            with self.watch.no_rank_lost():
+                self.group.waiting_since = time.monotonic()
+                return wait()
+
+        return wait_for_ranks
 
     # ---- what else can be asked of all ranks
 
@@ -145,6 +159,14 @@ class LeadingRunner(ModelRunner):
 
     def _about_calls(self) -> dict[str, Any]:
         return {"number": self._num_calls, "in_groups": self.groups.parts != (None,)}
+
+    def _tell(self, plan: StepPlan) -> None:
+        """Let the others do a step."""
+        self._begin()
+        self._plan, self._batches = plan, self.runner.batches(plan) if plan.chunks else []
+        self._is_torn = True
+        with self.watch.no_rank_lost():
+            self.group.send(pack_step(plan, self._batches))
 
     def _begin(self) -> None:
         self.watch.check_alive()

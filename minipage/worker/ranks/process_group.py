@@ -2,6 +2,7 @@
 
     all_reduce   rank 0 [ 1 2 ]   rank 1 [ 10 20 ]   ─▶   [ 11 22 ] in both
     gather       rank 0 [ a b ]   rank 1 [ c ]       ─▶   [ a b c ] in rank 0
+    from_leader  rank 0 [ a b ]                      ─▶   [ a b ] in both
 
 What a step adds up is a few kilobytes, and takes as long as two threads take to wake. So small arrays are sent to
 everybody as they are, and each adds up all of them, in the order of the ranks: one hop, where gloo's own all-reduce
@@ -55,7 +56,8 @@ class ProcessGroup:
         self.waiting_since: float | None = None
         self._store = store
         self._host = host
-        self._num_connected = 0
+        self._num_connected = 0  # times, of which the last one counts
+        self.graphs: list[Any] = []  # CUDA graphs of sums, which end with the connections
         self._posted: list[Any] = []  # what is being sent; nobody else keeps it, or `close` could not end it
         self.connect()
 
@@ -114,6 +116,10 @@ class ProcessGroup:
     def gather(self, part: Array, sizes: list[int]) -> Array:
         return self._in_torch(lambda tensor: self._gather(tensor, sizes), part)  # [N, sum of sizes]
 
+    def from_leader(self, numbers: Array) -> Array:
+        """What rank 0 has, [...] -> [...], perhaps in the memory of `numbers`."""
+        return self._in_torch(self._from_leader, numbers)
+
     def _in_torch(self, talk: Callable[[Any], Any], part: Array) -> Array:
         """Call `talk` with what a tensor on the CPU is of `part`; its result is of the same kind as `part`."""
         is_numpy = isinstance(part, np.ndarray)
@@ -150,6 +156,14 @@ class ProcessGroup:
         for other in self.others:
             self._receive(parts[other], other)
         return torch.cat(parts, dim=1)  # [N, sum of sizes]
+
+    def _from_leader(self, tensor: Any) -> Any:
+        if self.rank > 0:
+            self._receive(tensor, 0)
+            return tensor  # [...]
+        self._posted += [self._group.send([tensor], other, NUMBERS) for other in self.others]
+        self._flush()
+        return tensor  # [...]
 
     # ---- waiting
 

@@ -33,7 +33,8 @@ class Watch:
         self.meeting = meeting
         self.group = group
         self.lost: str | None = None  # why there is no going on
-        self._end = weakref.finalize(self, meeting.end_all)
+        weakref.finalize(self, group.close)  # when Python ends, NCCL would wait for the others otherwise
+        self._end = weakref.finalize(self, meeting.end_all)  # this comes before that, then
         # No daemon: Python must not end while it talks to the store, or to NCCL, which are not Python.
         threading.Thread(target=look_for_hanging, args=(weakref.ref(self),), name="minipage watch").start()
 
@@ -57,6 +58,10 @@ class Watch:
         except Disconnected as error:
             if self.lost is None:
                 self.end(self._reason(error))
+            self.check_alive()
+        except RuntimeError:  # of a GPU that was stopped in the middle
+            if self.lost is None:
+                raise
             self.check_alive()
         finally:
             self.group.waiting_since = None

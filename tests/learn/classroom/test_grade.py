@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+import sys
 import time
 from datetime import datetime
 from pathlib import Path
@@ -84,7 +85,8 @@ def test_the_same_command_goes_on_where_it_stopped(room, capsys, monkeypatch):
         return really(self, submission, *others, **named)
 
     monkeypatch.setattr(module.Grader, "folder", stops_at_b)
-    assert grade(capsys, *words)[0] == 130
+    code, _, err = grade(capsys, *words)
+    assert code == 130 and "The same command goes on" in err
     with open(room / "g.csv.journal", "a", encoding="utf-8") as file:
         file.write('{"key": "half a li')
     before = len(asked)
@@ -172,19 +174,41 @@ def test_whatever_a_folder_is_called_pages_and_sheets_are_harmless(name):
     assert file_name(name + " ") != page
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="such names and links are Linux's")
+def test_names_that_are_no_text_and_links_that_lead_nowhere_are_rows(room, capsys):
+    for name in (b"bad\xff", b"bad\xfe", b"new\nline"):
+        os.mkdir(os.fsencode(room) + b"/" + name)
+    os.symlink("itself", room / "itself")
+    code, out, _ = grade(capsys, *sorted(room.iterdir()), "3.1", "--csv", room / "g.csv")
+    rows = rows_of(room / "g.csv")
+    assert code == 0 and list(rows) == ["bad\\udcfe", "bad\\udcff", "itself", "new\\nline"] and "itself" in out
+    assert "leads nowhere" in rows["itself"]["note"] and "none of the lessons" in rows["bad\\udcff"]["note"]
+    assert len([*(room / "g").glob("bad*.html")]) == 2
+
+
+def test_the_pages_have_a_folder_of_their_own_if_the_sheet_has_no_ending(room, capsys):
+    (room / "in" / "a").mkdir(parents=True)
+    assert grade(capsys, room / "in" / "a", "3.1", "--csv", "grades")[0] == 0
+    assert (room / "grades").is_file() and (room / "grades-pages" / "a.html").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["nowhere", "in"], "there is no folder nowhere"),
         (["in", "--due", "tomorrow", "--csv", "g.csv"], "2026-12-01T23:59"),
         (["in", "--csv", "no/such/g.csv"], "cannot be written"),
+        (["in", "--csv", "in"], "in is a folder"),
+        (["in", "--csv", "g.csv", "--pages", "file"], "file is a file"),
+        (["in/a", "--csv", "in.csv"], "among the learners' folders"),
         (["in", "--roster", "none.csv"], "roster none.csv cannot be read"),
         (["in", "--folder-limit", "0"], "more than 0"),
         (["in", "in", "--format", "gradescope"], "for one folder"),
     ],
 )
 def test_bad_input_is_a_sentence(room, capsys, words, said):
-    (room / "in").mkdir()
+    (room / "in" / "a").mkdir(parents=True)
+    (room / "file").touch()
     code, _, err = grade(capsys, *words)
     assert code == 2 and said in err and err.count("\n") == 1
 

@@ -1,0 +1,166 @@
+"""What do guesses gain on a GPU? `python -m benchmarks.gpu_speculation`
+
+The shapes of Llama-3.1-8B and of GPT-2 with 124M parameters in bfloat16, with random weights. Greedily these soon say
+the same over and over. Each text is made without drafts (steps overlap then), and with seven (steps are plain then):
+
+    n-grams       what the text itself suggests, as `speculative_config` has it
+    every third   right, except at every third place: three tokens a step, as n-grams reach where code is repeated with
+                  changes (docs/performance.md)
+    wrong         always wrong: what guesses cost, as they become fewer
+
+at 1 text, and at 32, where 32 * 8 rows are more than a step with drafts may have (`cheap_rows`): it switches itself
+off. The last lines are what would happen otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.charts import Chart
+from benchmarks.measure import console, main
+from minipage import LLM, SamplingParams
+from minipage.engine.drafts import NGrams, Proposer
+from minipage.errors import ConfigurationError
+
+LLAMA_3 = {
+    "model_type": "llama", "vocab_size": 128_256, "hidden_size": 4096, "intermediate_size": 14_336,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 4096,
+    "rms_norm_eps": 1e-5, "hidden_act": "silu", "tie_word_embeddings": False, "bos_token_id": None,
+    "eos_token_id": None,
+}  # fmt: skip
+GPT2 = {
+    "model_type": "gpt2", "vocab_size": 50_257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12,
+    "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
+}  # fmt: skip
+PROMPT_LEN, NUM_TOKENS, ROUNDS = 128, 96, 2
+GREEDY = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)
+GOAL, LEAST = 1.8, 0.95
+
+
+class Known:
+    """Knows the texts, and lies where a multiple of `every` tokens have been said."""
+
+    def __init__(self, texts: list[list[int]], every: int) -> None:
+        self.texts = {tuple(text[:PROMPT_LEN]): text for text in texts}
+        self.every = every
+
+    def propose(self, texts: list[list[int]], counts: list[int]) -> list[list[int]]:
+        return [self._after(text, count) for text, count in zip(texts, counts)]
+
+    def _after(self, text: list[int], count: int) -> list[int]:
+        known = self.texts[tuple(text[:PROMPT_LEN])]
+        places = range(len(text), min(len(text) + count, len(known)))
+        return [known[i] ^ (i % self.every == 0) for i in places]
+
+
+def run(quick: bool) -> dict[str, Any]:
+    if not torch.cuda.is_available():
+        raise ConfigurationError("this benchmark needs an NVIDIA GPU; `python -m minipage info` says what is there.")
+    console.print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, CUDA {torch.version.cuda}")
+    rows = []
+    for name, shape in {"GPT-2 124M": GPT2} if quick else {"Llama-3.1-8B": LLAMA_3, "GPT-2 124M": GPT2}:
+        with tempfile.TemporaryDirectory() as folder:
+            (Path(folder) / "config.json").write_text(json.dumps(shape))
+            rows += measure(name, folder)
+    one = [row for row in rows if row["texts"] == 1 and row["proposer"] == "every third"]
+    for row in one:
+        met = "met" if row["ratio"] >= GOAL else "not met"
+        console.print(f"{row['model']}, one text, three tokens a step: the goal of {GOAL} times is {met}.")
+    least = min(row["ratio"] for row in rows if row["most_tokens"] < 256)
+    console.print(f"The least is {least:.2f}. The goal of {LEAST} is {'met' if least >= LEAST else 'not met'}.")
+    return {"gpu": torch.cuda.get_device_name(), "rows": rows}
+
+
+def measure(model: str, folder: str) -> list[dict[str, Any]]:
+    options = {"device": "cuda", "dtype": "bfloat16", "load_format": "dummy", "memory": "4GiB", "seed": 0}
+    plain, ahead = (LLM(folder, speculative_config=config, **options) for config in (None, {"method": "ngram"}))
+    speculation: Any = ahead.speculation  # type: ignore[attr-defined]
+    as_it_is = speculation.most_tokens
+    rows = []
+    for num_texts, most_tokens in ((1, as_it_is), (32, as_it_is), (32, 256)):
+        speculation.most_tokens = most_tokens
+        prompts = np.random.default_rng(0).integers(0, 50_000, (num_texts, PROMPT_LEN)).tolist()
+        without = best(plain, prompts)
+        known = [prompt + text for prompt, text in zip(prompts, without["texts"])]
+        proposers: dict[str, Proposer] = {
+            "n-grams": NGrams(2, 8),
+            "every third": Known(known, 3),
+            "wrong": Known(known, 1),
+        }
+        for name, proposer in proposers.items():
+            speculation.proposer = proposer
+            row = compare(without, best(ahead, prompts))
+            rows.append({"model": model, "texts": num_texts, "most_tokens": most_tokens, "proposer": name, **row})
+            show(rows[-1])
+    return rows
+
+
+def best(llm: LLM, prompts: list[list[int]]) -> dict[str, Any]:
+    """The quickest of a few rounds, after one in which kernels are compiled and graphs captured."""
+    return min([serve(llm, prompts) for _ in range(1 + ROUNDS)][1:], key=lambda found: found["step_us"])
+
+
+def serve(llm: LLM, prompts: list[list[int]]) -> dict[str, Any]:
+    """Microseconds of a step (all of them have their first token), tokens a second from then on, and the texts."""
+    llm.reset_stats()
+    ids = [llm.add_request(prompt, GREEDY) for prompt in prompts]
+    while llm.stats()["vllm:generation_tokens"] < len(prompts):
+        llm.step()
+    before, texts, ends = llm.stats()["vllm:generation_tokens"], {}, [perf_counter()]
+    while llm.has_unfinished_requests():
+        texts |= {output.request_id: output.outputs[0].token_ids for output in llm.step() if output.finished}
+        ends.append(perf_counter())
+    stats = llm.stats()
+    drafted = stats.get("vllm:spec_decode_num_draft_tokens", 0)
+    return {
+        "step_us": 1e6 * median(np.diff(ends).tolist()),
+        "tokens_per_second": (stats["vllm:generation_tokens"] - before) / (ends[-1] - ends[0]),
+        "acceptance": stats["vllm:spec_decode_num_accepted_tokens"] / drafted if drafted else None,
+        "num_steps": len(ends) - 1,
+        "texts": [texts[i] for i in ids],
+    }
+
+
+def compare(without: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    same = np.mean([a == b for one, other in zip(without["texts"], found["texts"]) for a, b in zip(one, other)])
+    return {
+        "without": {name: without[name] for name in ("step_us", "tokens_per_second")},
+        "with": {name: number for name, number in found.items() if name != "texts"},
+        "ratio": found["tokens_per_second"] / without["tokens_per_second"],
+        "same": float(same),
+    }
+
+
+def show(row: dict[str, Any]) -> None:
+    without, found = row["without"], row["with"]
+    right = "no drafts" if found["acceptance"] is None else f"{found['acceptance']:.0%} right"
+    console.print(
+        f"{row['model']}, {row['texts']} texts, at most {row['most_tokens']} rows, {row['proposer']}: "
+        f"{without['tokens_per_second']:,.0f} tokens/s, with drafts {found['tokens_per_second']:,.0f}, "
+        f"{row['ratio']:.2f} times; {right}; a step {without['step_us']:,.0f} and {found['step_us']:,.0f} us, "
+        f"{found['num_steps']} steps; {row['same']:.1%} of the tokens the same"
+    )
+    sys.stdout.flush()
+
+
+def charts(results: dict[str, Any]) -> list[Chart]:
+    rows = [row for row in results["rows"] if row["texts"] == 1]
+    names = list(dict.fromkeys(row["proposer"] for row in rows))
+    series = {
+        model: [row["ratio"] for row in rows if row["model"] == model]
+        for model in dict.fromkeys(row["model"] for row in rows)
+    }
+    return [Chart("Tokens/s with drafts, over those without, one text on a GPU", "times", names, series)]
+
+
+if __name__ == "__main__":
+    sys.exit(main("gpu_speculation", "What guesses gain on a GPU.", run, charts))
