@@ -117,11 +117,10 @@ def sample(logits: npt.NDArray[Any], params: SamplingParams, draw: float, adjust
     # The first token whose cumulative probability exceeds the draw: never one with probability 0. NumPy adds up one
     # number after the other, but several stretches at once, so first the stretch is found.
     ends = np.cumsum(np.add.reduceat(p, np.arange(0, len(p), STRETCH)))  # [stretches]; what there is up to their ends
-    wanted = draw * ends[-1]
-    start = int((ends > wanted).argmax()) * STRETCH
-    cumulative = np.cumsum(p[start : start + STRETCH])  # [STRETCH, or what is left]
-    # From the stretch's beginning what is wanted is at least 0, and less than all of it, even if it is rounded.
-    return start + int((cumulative > max(0.0, wanted - ends[start // STRETCH] + cumulative[-1])).argmax())
+    start = int((ends > draw * ends[-1]).argmax()) * STRETCH
+    within = np.cumsum(p[start : start + STRETCH])  # [STRETCH, or what is left]
+    wanted = draw * ends[-1] - ends[start // STRETCH] + within[-1]  # of the stretch; rounded, it may be none or all
+    return start + int((within > min(max(wanted, 0.0), np.nextafter(within[-1], 0.0))).argmax())
 
 
 def sample_batch(logits: npt.NDArray[Any], draws: Sequence[tuple[int, Draw]]) -> list[int]:

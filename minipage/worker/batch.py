@@ -121,10 +121,9 @@ def attend_with(kernels: Kernels, batches: Sequence[Batch], blocks_of: BlocksOf,
 
 def check_mixed(mixed: Any, q: Array) -> None:
     """Raise KernelArgumentError unless what an attention function returned is [T, H, D], like q."""
-    wanted = tuple(q.shape)
     what = getattr(mixed, "shape", type(mixed).__name__)
-    if what != wanted:
-        raise KernelArgumentError(f"the attention function returned {what}; it must return an array of {wanted}.")
+    if what != tuple(q.shape):
+        raise KernelArgumentError(f"the attention function returned {what}; it must return an array of {(*q.shape,)}.")
 
 
 def like_q(mixed: Floats, q: Array) -> Array:
