@@ -15,6 +15,7 @@ what NCCL says is tried out first; if not, or if it cannot be had, NCCL makes al
 from __future__ import annotations
 
 import os
+import threading
 import time
 import warnings
 from itertools import count
@@ -36,6 +37,7 @@ NUMBER = count()  # of the groups of this process that have a name
 VARIABLE = "MINIPAGE_ALL_REDUCE"
 WAYS = "peers", "nccl", "gloo"
 LONGEST_TRIAL = 30.0  # seconds; kernels are compiled meanwhile
+ABORT = 5.0  # seconds at most, until NCCL has left
 # Who is lost, and what follows, is up to worker/ranks/watch.py. NCCL's own watch would end the process.
 OUR_OWN_WATCH = {"TORCH_NCCL_ASYNC_ERROR_HANDLING": "0", "TORCH_NCCL_ENABLE_MONITORING": "0"}
 
@@ -87,10 +89,13 @@ class NCCLGroup(ProcessGroup):
         super().close()
         if self.peers is not None:
             self.peers.stop()
-        for graphs in self.graphs:
-            graphs.clear()  # they hold NCCL's connections, which would wait for them
-        if self._nccl is not None:
-            self._nccl.abort()  # whatever waits in it ends
+        if self._nccl is not None:  # whatever waits in it ends; then it waits for the graphs that hold its connections
+            abort = threading.Thread(target=self._nccl.abort, name="minipage abort", daemon=True)
+            abort.start()
+            abort.join(0.2)
+            for graphs in self.graphs:
+                graphs.clear()
+            abort.join(ABORT)
         self._nccl = None
 
     def all_reduce(self, part: Array) -> Array:
