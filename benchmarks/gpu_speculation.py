@@ -92,7 +92,7 @@ def measure(model: str, folder: str) -> list[dict[str, Any]]:
         without = best(plain, prompts)
         known = [prompt + text for prompt, text in zip(prompts, without["texts"])]
         proposers: dict[str, Proposer] = {
-            "n-grams": NGrams(2, 8),
+            "n-grams": NGrams(1, 8),
             "every third": Known(known, 3),
             "wrong": Known(known, 1),
         }

@@ -1,6 +1,6 @@
 """What do guesses gain, and what do they cost? `python -m benchmarks.speculation`
 
-The same texts with and without drafts (n-grams, four at a time), by two engines in turn, at 1, 4, 16 and 32 texts:
+The same texts with and without drafts (n-grams, seven at a time), by two engines in turn, at 1, 4, 16 and 32 texts:
 
     gpt2       the shape of GPT-2 with 124M parameters, random weights. Greedily it says the same over and over, which
                is guessed nearly always; at temperature 1 any token may come, which nobody guesses
@@ -32,8 +32,7 @@ from minipage import LLM, SamplingParams, StructuredOutputsParams
 from minipage.errors import MinipageError
 from minipage.model import gpt2
 
-# What follows a single token is guessed wrong more often than it is worth: so at least two must have been there before.
-CONFIG = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_min": 2}
+CONFIG = {"method": "ngram"}
 TINY = gpt2.GPT2(vocab_size=256, n_positions=256, n_embd=64, n_layer=2, n_head=2)
 NUM_TEXTS = 1, 4, 16, 32
 BLOCK_SIZE = 16

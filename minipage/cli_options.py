@@ -94,7 +94,7 @@ ENGINE: Options = {  # of LLM
     "kv_offloading_size": Option(float, "GIB", "a second memory, which evicted blocks go to and come back from"),
     "kv_offloading_path": Option(str, "FILE", "which it is in, on a CPU, and which the next engine goes on with"),
     "speculative_config": Option(
-        settings, "JSON", 'guess several tokens ahead, such as {"method": "ngram", "num_speculative_tokens": 4}'
+        settings, "JSON", 'guess several tokens ahead, such as {"method": "ngram", "num_speculative_tokens": 7}'
     ),
     "kv_events_config": Option(
         settings,

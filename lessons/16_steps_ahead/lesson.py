@@ -122,8 +122,8 @@ for name, ((_, plain, _), (_, ahead, stats)) in runs.items():
     )
 
 # %% [markdown]
-# A text that repeats itself takes a third of the steps. In a text that cannot be guessed nearly all drafts are wrong. They cost
-# little, because after several wrong ones in a row the engine pauses: 1, 3, 7, … up to 32 steps without drafts (`Pause` in `engine/speculation.py`).
+# A text that repeats itself takes a third of the steps. In a text that cannot be guessed nearly all drafts are wrong, and there are few of them: to guess
+# costs nothing, so every text is guessed at in every step; but a guess is computed only if the last one came true (`_was_right` in `engine/speculation.py`).
 #
 # Is the acceptance the same at each position, as the formula has it?
 
@@ -163,14 +163,14 @@ for name, ((plain, _, _), (ahead, _, _)) in runs.items():
 # %%
 from minipage.trace import record
 
-WHEREFORE = "ROMEO:\nO Romeo, Romeo, wherefore art thou Romeo?\n\nJULIET:\nO Romeo, Romeo, wherefore"
+WHEREFORE = "ROMEO:\nO Romeo, Romeo, wherefore art thou Romeo?\n\nJULIET:\nO Romeo,"
 llm = LLM(
     block_size=4,
     num_blocks=24,
     speculative_config={"method": "ngram", "num_speculative_tokens": 3},
 )
 with record(llm, "Steps ahead") as trace:
-    llm.generate([WHEREFORE], SamplingParams(temperature=0, max_tokens=20))
+    llm.generate([WHEREFORE], SamplingParams(temperature=0, max_tokens=24))
 for frame in trace.steps:
     for event in frame.events:
         if "guess" in event:
@@ -279,12 +279,13 @@ for name, how in {
 # That a text ends by its length is known before. A stop token or a stop string the host sees only when the next step is on its way. What is drawn there for that text is *surplus*, and is dropped; its slot goes back with the text's blocks, and
 # nothing of it was published in the prefix cache, because only what the host has seen is published. An error in a step loses nothing either: what was launched counts for nothing, and is computed again.
 #
-# Some requests cannot be planned without their last token: beams, penalties, structured outputs, log probabilities. While one of them is there, steps are plain. So they are with speculation, and while somebody records a trace.
+# Some requests cannot be planned without their last token: beams, penalties, structured outputs, log probabilities. While one of them is there, steps are plain. So they are while somebody records a trace, and with speculation as soon as
+# guesses come true: whose next tokens are guessed, his last one must be known.
 #
 # ## What vLLM does
 #
 # - `--speculative-config '{"method": "ngram", "num_speculative_tokens": 4}'`, the same names as here. Without `prompt_lookup_min` and `prompt_lookup_max` it looks for exactly 5 tokens, and takes the first place of several;
-#   here it is 3 to 1, and the last.
+#   here it is 8 to 1, and the last. And in vLLM every guess is computed, also after wrong ones.
 # - The n-gram proposer is numba code there, too. Besides, there are draft models, EAGLE (a small head that guesses from the hidden states), Medusa and suffix trees.
 # - Its scheduler allocates look-ahead slots with the others, and takes a rejection back by subtracting it from `num_computed_tokens`: the request keeps its blocks, because it will need them soon.
 # - Sampled texts: a rejection sampler accepts a draft with probability min(1, p / q), and otherwise draws from what is left of p. The *distribution* is exactly the model's; the text of a given seed may be another one than without drafts. minipage's

@@ -21,7 +21,7 @@ from minipage.simd.options import compiled
 
 # Of several rules, these gain most, and lose least (docs/performance.md). With the text's last token, seven drafts are
 # eight rows: as many as GPUs and CPUs multiply at once.
-DEFAULTS = {"method": None, "model": None, "num_speculative_tokens": 7, "prompt_lookup_min": 2, "prompt_lookup_max": 8}
+DEFAULTS = {"method": None, "model": None, "num_speculative_tokens": 7, "prompt_lookup_min": 1, "prompt_lookup_max": 8}
 
 
 class Proposer(Protocol):
@@ -33,7 +33,7 @@ def read(config: Mapping[str, Any], make_llm: Callable[..., Any], vocab_size: in
     """How many tokens to draft, and who does.
 
     config: vLLM's `speculative_config`. {"method": "ngram", "num_speculative_tokens": 7} looks in the text itself for
-        what has followed its last `prompt_lookup_max` (8) to `prompt_lookup_min` (2) tokens before;
+        what has followed its last `prompt_lookup_max` (8) to `prompt_lookup_min` (1) tokens before;
         {"model": NAME, "num_speculative_tokens": 4} asks a smaller model of the same tokenizer.
     """
     if not isinstance(config, Mapping) or not config or config.keys() - DEFAULTS.keys():

@@ -84,12 +84,12 @@ class LLM(Engine):
         quantization: "int8" keeps the weights of matrices in one byte a number, on a CPU; see model/layers/int8.py.
         kv_offloading_size: GiB of a second memory that evicted blocks go to, and come back from; with prefix caching.
         kv_offloading_path: the file that it is in, on a CPU; the next engine goes on with it. See memory/offload.py.
-        speculative_config: guess several tokens ahead, such as {"method": "ngram", "num_speculative_tokens": 4}; see
-            speculation.py.
+        speculative_config: guess several tokens ahead, such as {"method": "ngram", "num_speculative_tokens": 7}; see
+            drafts.py.
         kv_events_config: {"enable_kv_cache_events": True} lets the prefix cache say what it stores and removes, in
             `llm.kv_events`; see kv_events.py.
         async_scheduling: plan the next step while a GPU computes this one. None: on a GPU, yes. While there are beams,
-            penalties, structured outputs, log probabilities or speculation, steps are plain ones; see overlap.py.
+            penalties, structured outputs, log probabilities or right guesses, steps are plain ones; see overlap.py.
         load_format: "auto", or "dummy" for random weights: then a folder needs no more than a config.json.
         hf_overrides: settings that count instead of those in config.json, such as {"sliding_window": 64}.
         block_pool, block_table, scheduler: parts of your own instead of minipage's. `block_table` is a class. So may

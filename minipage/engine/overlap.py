@@ -13,9 +13,10 @@ what is drawn for it there is surplus, and dropped. That it ends by its length i
     token_ids    To  be  or  -3        -3: what the third draw of the step before will say, ~2 in Python
 
 Scheduler, tables and kernels know nothing of it: `Overlap` takes the place of the engine's `_step`. It makes plain
-steps by itself while somebody watches the phases (a recorder, or speculation), and while there is a request whose next
-step depends on more than tokens: beams, penalties, structured outputs, log probabilities; also with several ranks on
-CPUs, or a runner with a `forward` of its own. vLLM calls this async scheduling.
+steps by itself while a recorder watches the phases, while speculation has drafts (which follow a known token), and
+while there is a request whose next step depends on more than tokens: beams, penalties, structured outputs, log
+probabilities; also with several ranks on CPUs, or a runner with a `forward` of its own. vLLM calls this async
+scheduling.
 """
 
 from __future__ import annotations

@@ -14,6 +14,9 @@ right if it is the token that would have been drawn there anyway: greedy or not,
 Scheduler, tables and kernels know nothing of it: `Speculation` stands between an engine and its phases, as a recorder
 does. After `schedule` it lengthens the chunks of those who only want their next token, as far as blocks are free and
 the step is small. A wrong draft is never part of a sequence, so whatever raises, there is nothing to take back.
+
+To guess costs little, and to compute what was guessed wrong costs more. So every text is guessed at in every step, and
+drafts are computed only where the last guess came true. Until then steps may overlap (overlap.py), as without drafts.
 """
 
 from __future__ import annotations

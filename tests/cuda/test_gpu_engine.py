@@ -31,7 +31,7 @@ from minipage.model.place import is_simulated
 from minipage.sampling import NO_TOKEN, Draw, Processors, SamplingParams, sample
 from minipage.scheduling import Chunk, Sequence, SequenceGroup
 from minipage.worker.batch import Batch
-from minipage.worker.gpu import capture, memory
+from minipage.worker.gpu import capture, graphs, memory
 from minipage.worker.gpu.draw import UNSURE, Settings, draw_from_likeliest, sample_on_device
 from minipage.worker.gpu.draw_in_order import SettingsInPlace, draw_in_order, how_in_order
 from minipage.worker.gpu.graphs import GraphRunner, graph_sizes
@@ -590,7 +590,7 @@ def test_draws_that_are_replayed_are_those_of_plain_steps(tiny, monkeypatch, row
     overlapped = gpu_llm(tiny, async_scheduling=True)
     overlapped.runner.enforce_eager, overlapped.runner._rows_to_draw = False, rows
     assert texts(overlapped.generate(PROMPTS[:2], params)) == plain
-    assert captures.tried == (2 if rows > 1 else 1), "of a step, and of its draws"
+    assert captures.tried == (3 if rows > 1 else 2), "of the prompts, of a step, and of its draws"
     assert captures.replayed >= 2 * captures.tried
 
 
@@ -608,6 +608,7 @@ def test_steps_with_drafts_are_graphs_and_say_the_same(tiny, monkeypatch):
     monkeypatch.setattr(cuda, "launch_attention", watched)
     llm = gpu_llm(tiny, max_num_seqs=1)
     llm.runner.enforce_eager = False
+    monkeypatch.setattr(graphs, "FEW_TOKENS", 0)  # the prompt is none
     expected = Dense(tiny).greedy(PROMPTS[1], 6)
     speculation = speculate(llm, Knowing([PROMPTS[1] + expected], lambda place: place % 3 == 2), num_tokens=3)
     assert texts(llm.generate(PROMPTS[1:2], greedy(6))) == [[expected]]
@@ -615,6 +616,19 @@ def test_steps_with_drafts_are_graphs_and_say_the_same(tiny, monkeypatch):
     assert {key[0] for key in llm.runner._graphs if key[2]} == {2, 4}, "a token and three drafts, and at the end one"
     assert captures.tried == len(llm.runner._graphs) and captures.replayed >= 2
     assert by_the_way[0] and not by_the_way[-1], "a draft reads what the drafts before it have written"
+
+
+@pytest.mark.parametrize("tiny", ["gpt2", long("llama"), long("mistral")], indirect=True)
+def test_ends_of_prompts_and_short_prompts_are_graphs_and_say_the_same(tiny, monkeypatch):
+    """Together with what decodes meanwhile; a step of more tokens is none."""
+    monkeypatch.setattr(graphs, "FEW_TOKENS", 4)
+    monkeypatch.setattr(capture, "capture", captures := Captures(num_failures=0))
+    llm = gpu_llm(tiny, max_num_seqs=2, max_num_batched_tokens=5)
+    llm.runner.enforce_eager = False
+    assert texts(llm.generate(PROMPTS[:3], greedy(5))) == [[Dense(tiny).greedy(prompt, 5)] for prompt in PROMPTS[:3]]
+    assert any(key[2] for key in llm.runner._graphs), "several tokens of a prompt in a graph"
+    assert captures.tried == len(llm.runner._graphs) + len(llm.runner._draw_graphs) and captures.replayed >= 2
+    assert max(key[0] for key in llm.runner._graphs) <= 4
 
 
 def test_a_graph_of_draws_that_fails_keeps_no_decode_from_its_own():

@@ -42,7 +42,7 @@ from minipage.worker.gpu.peer_layers import PeerLayers
 from minipage.worker.gpu.views import from_kernels, view_for_kernels
 from minipage.worker.runner import Limits
 
-MOST_DRAFTS = 16  # rows of a step with drafts for which there is a graph, however few sequences there may be
+FEW_TOKENS = 16  # a step of so few is a graph, whatever they are: drafts, a short prompt, or the end of a long one
 
 
 class GraphRunner(GPURunner):
@@ -69,10 +69,10 @@ class GraphRunner(GPURunner):
             of_peers: Any = PeerLayers if hasattr(talk, "peers") else ShardedLayers
             self.model = Model(model.architecture, of_peers(model.layers.shard, fused, talk))
         self.enforce_eager = enforce_eager or not self.is_on_gpu
-        self._sizes = graph_sizes(max(limits.max_num_seqs, MOST_DRAFTS))
+        self._sizes = graph_sizes(max(limits.max_num_seqs, FEW_TOKENS))
         self._lengths = graph_lengths(limits.max_model_len)
         pool = torch.cuda.graph_pool_handle() if self.is_on_gpu else None  # memory that all graphs share
-        # Of decodes, by size, length of context, and whether there are drafts; each with the logits [size, vocab_size].
+        # By size, length of context, and whether one sequence is apart; each with the logits [size, vocab_size].
         self._graphs = Graphs(pool)
         self._key: tuple[Any, ...] | None = None  # of the graph that wrote the last logits
         self._rows_to_draw = 0  # for how many there is still memory in graphs of draws
@@ -89,7 +89,7 @@ class GraphRunner(GPURunner):
         worst_case = Draw(SamplingParams(top_p=1 - 1e-9), 0.5)  # nearly all tokens, so that the vocabulary is sorted
         self.sample(logits, [(row, worst_case) for row in range(len(logits))])
         bytes_per_row: int = logits.stride(0) * logits.element_size()
-        rows = sum(self._sizes) + sum(size for size in self._sizes if size <= FEW_SEQS)  # the latter with drafts, too
+        rows = sum(self._sizes) + sum(size for size in self._sizes if size <= FEW_SEQS)  # the latter in both ways
         kept = len(self._lengths) * rows * bytes_per_row
         return 0 if self.enforce_eager else kept + self._bytes_to_draw()
 
@@ -132,13 +132,16 @@ class GraphRunner(GPURunner):
         num_sampled = len(batch.sampled_rows)
         longest = int(batch.context_lens.max())
         self._key = None
-        if num_tokens == num_sampled <= self._sizes[-1]:  # decodes, and drafts
+        is_graph = num_tokens <= FEW_TOKENS and not self.enforce_eager
+        if is_graph or num_tokens == num_sampled <= self._sizes[-1]:
             size = first_at_least(num_tokens, self._sizes)
-            has_drafts = num_tokens > num_seqs
-            if has_drafts:
+            is_apart = num_tokens > num_seqs  # tokens of one sequence are laid out as several
+            if is_apart:
                 batches = [token_by_token(each) for each in batches]
-            key = size, first_at_least(longest, self._lengths), has_drafts and size <= FEW_SEQS
+            key = size, first_at_least(longest, self._lengths), is_apart and size <= FEW_SEQS
             logits = self._decode(*key, self._load(batches, size, size))  # [size, vocab_size]
+            if num_sampled < num_tokens:
+                return logits[batch.sampled_rows.tolist()]  # [num_sampled, vocab_size]
             self._key = key if key in self._graphs else None
         else:
             query_lens = np.diff(batch.query_start_loc)  # [num_seqs]

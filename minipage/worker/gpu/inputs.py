@@ -79,4 +79,5 @@ def token_by_token(batch: Batch) -> Batch:
         block_tables=batch.block_tables[each],
         context_lens=batch.positions + 1,
         query_start_loc=np.arange(len(each) + 1),
+        sampled_rows=np.arange(len(each)),
     )
