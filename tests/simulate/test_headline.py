@@ -13,11 +13,11 @@ pytest.importorskip("transformers")
 
 @pytest.mark.slow
 def test_all_contenders_run_in_the_headlines_order_and_say_the_same(tmp_path):
-    small = small_task(str(tmp_path), "cpu")
-    measured = small._replace(weights=False, limit=60.0)
+    small = small_task(str(tmp_path), "cpu")._replace(limit=600.0)  # on a busy machine compiling takes minutes
+    measured = small._replace(weights=False)
     results = {TEXTS: {}, "engines": {}}
     for who in ENGINES:
-        add_engine(results, who, measured, small, PLAIN, Deadline(600.0))
+        add_engine(results, who, measured, small, PLAIN, Deadline(3600.0))
     assert [who for who, result in results["engines"].items() if "error" in result] == []
     texts = results[TEXTS]
     assert list(texts) == list(ENGINES) and [who for who in ENGINES if texts[who] != texts["minipage"]] == []
