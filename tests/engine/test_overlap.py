@@ -228,7 +228,7 @@ def test_steps_overlap_as_long_as_guesses_are_wrong(tiny, make_prompt):
     ways = {"wrong": lambda place: True, "right": lambda place: False, "by turns": lambda place: place % 12 < 6}
     found = {}
     for way, is_wrong in ways.items():
-        llm = overlapping(tiny, speculative_config={"num_speculative_tokens": 3})
+        llm = overlapping(tiny, speculative_config={"num_speculative_tokens": 3, "only_if_quicker": False})
         llm.speculation.proposer = Knowing([known], is_wrong)
         launched = watch(llm)
         assert serve(llm, [prompt], greedy(25)) == expected
