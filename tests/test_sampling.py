@@ -145,6 +145,19 @@ def test_the_draw_says_which_share_of_the_distribution_is_hit(logits, temperatur
     assert edges[token] >= draw - 1e-9 and (token == 0 or edges[token - 1] <= draw + 1e-9)
 
 
+@pytest.mark.parametrize("size", [255, 256, 257, 1_000, 5_000])
+def test_of_a_large_vocabulary_a_running_sum_over_all_of_it_finds_the_same_tokens(size):
+    rng, params = np.random.default_rng(size), SamplingParams(top_k=size // 2, temperature=0.7)
+    logits = rng.standard_normal(size).astype(np.float32)  # [V]
+    logits[:300] -= 50  # so that the first stretch has none that may be drawn
+    p = probabilities(logits, params)  # [V]
+    edges = np.cumsum(p)  # [V]
+    for draw in (0.0, *rng.random(200), math.nextafter(1, 0)):
+        token = sample(logits, params, draw)
+        assert p[token] > 0
+        assert edges[token] >= draw - 1e-12 and (token == 0 or edges[token - 1] <= draw + 1e-12)
+
+
 @given(logit_rows, temperatures, top_ks, top_ps, min_ps)
 def test_the_largest_and_smallest_draw_never_hit_a_filtered_token(logits, temperature, top_k, top_p, min_p):
     params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)

@@ -148,7 +148,9 @@ def show_place(name):
         if each == name:
             share = speed / (3.0 * at)
             ax.annotate(
-                f"  rung {name}: {time:,} µs, {share:.0%} of the roof", (at, speed)
+                f"  rung {name}: {time:,} µs, {share:.0%} of the roof",
+                (at, speed),
+                va="top",
             )
             break
     ax.set(xscale="log", yscale="log", ylim=(0.01, 1500), ylabel="TFLOP/s")
@@ -283,7 +285,7 @@ show_place("4 split")
 # By then arithmetic hides behind reading, and nothing but memory is left. Both are the engine's own kernels, and nearly every line is another than before; only the bright ones made them faster.
 #
 # To read them: words in capitals are constants of the kernel, known when it is compiled. Here `QUANTIZED`, `PREFILL` and `WINDOW` are false, so what is behind them is not there. `r` counts rows of q, the query heads that
-# share K and V; `u` the tokens whose loads are under way at once, four. A function that is called in the loop is shown before or behind it. (The ladder's rung 5 multiplies two numbers with one instruction; the engine's, as here, one.)
+# share K and V; `u` the tokens whose loads are under way at once, four. `multiply`, which the loop calls, is shown with it. (The ladder's rung 5 multiplies two numbers with one instruction; the engine's, as here, one.)
 #
 # In rung 5, four loads of K and four of V are on their way before any is used, and one `x` of K meets all rows of q:
 

@@ -80,10 +80,10 @@ def write_kv(
 ) -> None:
     """Write the K and V of new tokens into their slots, in one layer; into a quantized cache, with their scales.
 
-    k, v: [num_tokens, num_kv_heads, head_size]; k_cache, v_cache: [num_blocks, block_size, num_kv_heads, head_size],
-    C-contiguous; slot_mapping: [num_tokens] integers; k_scales, v_scales: [num_blocks, block_size, num_kv_heads]
-    float32. Of tokens with the same slot, the last one stays there. Raises KernelArgumentError if the arrays do not fit
-    together; nothing was written then.
+    k, v: [num_tokens, num_kv_heads, head_size], numbers, or bits of bfloat16 for a cache of these; k_cache, v_cache:
+    [num_blocks, block_size, num_kv_heads, head_size], C-contiguous; slot_mapping: [num_tokens] integers; k_scales,
+    v_scales: [num_blocks, block_size, num_kv_heads] float32. Of tokens with the same slot, the last one stays there.
+    Raises KernelArgumentError if the arrays do not fit together; nothing was written then.
     """
     slots = as_integers("slot_mapping", slot_mapping)  # [num_tokens]
     k, v = as_array("k", k), as_array("v", v)
@@ -91,7 +91,7 @@ def write_kv(
     require(
         slots.ndim == 1
         and k.shape == v.shape == (*slots.shape, *k_cache.shape[2:])
-        and k.dtype.kind == v.dtype.kind == "f",
+        and (k.dtype.kind == v.dtype.kind == "f" or k.dtype == v.dtype == k_cache.dtype == np.uint16),
         lambda: (
             f"cannot write K of shape {k.shape} and {k.dtype}, and V of {v.shape} and {v.dtype}, to slots of shape "
             f"{slots.shape} in a cache of shape {k_cache.shape}: floats [num_tokens, num_kv_heads, head_size] and a "
@@ -103,12 +103,10 @@ def write_kv(
         len(slots) == 0 or (slots.min() >= 0 and slots.max() < num_blocks * block_size),
         lambda: f"slot_mapping points outside the cache, which has slots 0 to {num_blocks * block_size - 1}.",
     )
-    if k.size == 0:
-        return
     where = slots // block_size, slots % block_size  # (block, offset), each [num_tokens]
     for new, cache, scales in ((k, k_cache, k_scales), (v, v_cache, v_scales)):
         if scales is None:
-            cache[where] = stored(new, cache.dtype)
+            cache[where] = new if new.dtype == cache.dtype else stored(new, cache.dtype)
         else:
             cache[where], scales[where] = quantize(new, cache.dtype)
 

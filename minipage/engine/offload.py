@@ -9,6 +9,7 @@ Like speculation, `Offloading` stands between an engine and its phases; so steps
 from __future__ import annotations
 
 import warnings
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ class Offloading:
         return answer
 
     def copy(self, plan: StepPlan) -> None:
-        self.store.before_writing([each.source for each in plan.copies])
+        self.store.before_writing()
         self._phases["copy"](plan)
 
     def stats(self) -> dict[str, Any]:
@@ -87,9 +88,9 @@ def make_store(engine: Engine, size: Any, path: str | Path | None, origin: Any) 
         raise ConfigurationError("kv_offloading_size needs minipage's own prefix cache: set enable_prefix_caching.")
     if size is None:
         raise ConfigurationError("kv_offloading_path has no effect without kv_offloading_size; give both.")
-    if not isinstance(size, int | float) or isinstance(size, bool) or not 0 < size < 2**30:
+    if not isinstance(size, Real) or isinstance(size, bool) or not 0 < float(size) < 2**30:
         raise ConfigurationError(f"kv_offloading_size is {shown(size)}; it must be a number of GiB, above 0.")
-    if (num_bytes := int(size * GIB)) < 2 * cache.nbytes // cache.k.shape[1]:
+    if (num_bytes := int(float(size) * GIB)) < 2 * cache.nbytes // cache.k.shape[1]:
         raise ConfigurationError(f"kv_offloading_size is {shown(size)} GiB, too small for two blocks. Give more.")
     if not engine.runner.is_alone:
         raise ConfigurationError("kv_offloading_size works in one process; leave out tensor_parallel_size.")

@@ -80,14 +80,16 @@ class Heart(NamedTuple):
         for line in self.lines:
             row = f"{line.number:4}  {escape(line.text)}"
             if line.note:
-                row = f'<b style="background:#fc0a">{row}</b>  <em style="color:#a50">← {escape(line.note)}</em>'
+                under = " " * (6 + indent(line.text))  # on a line of its own, which nobody has to scroll to
+                row = f'<b style="background:#fc0a">{row}</b>\n{under}<em style="color:#a50">↑ {escape(line.note)}</em>'
             elif line.is_new and not is_another:
                 row = f'<span style="background:#fc03">{row}</span>'
             rows.append(row)
         new = "a kernel of its own, nearly every line is new" if is_another else "pale: not in the rung before"
         head = f"rung {self.rung}, minipage/{self.file}; {new}; bright: what made it faster"
         code = "\n".join(rows)
-        return f'<div><em>{escape(head)}</em><pre style="line-height:1.3;overflow-x:auto">{code}</pre></div>'
+        look = "font-family:monospace;white-space:pre;line-height:1.3;overflow-x:auto"  # Jupyter's own is none of these
+        return f'<div><em>{escape(head)}</em><pre style="{look}">{code}</pre></div>'
 
     def is_another_kernel(self) -> bool:
         """Whether so little is left of the rung before that to light what is new would light everything."""

@@ -105,7 +105,7 @@ def read(path: Path) -> str:
     except FileNotFoundError:
         raise CodeError(f"{name} is not there; `learn reset` puts it back.") from None
     except SyntaxError as error:  # of the line that declares the encoding
-        said = error.msg.partition(" for ")[0]
+        said = error.msg.replace(f" for {str(path)!r}", "")
         raise CodeError(f"Python cannot read this file: {said}. Save it as UTF-8.", error.lineno or 0) from None
     except UnicodeDecodeError as error:
         raise CodeError(f"{name} cannot be read: {error}. Save it as UTF-8.") from None

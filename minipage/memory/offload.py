@@ -50,7 +50,7 @@ class Tier:
             return
         place = self.unused.pop() if self.unused else self.place_of.popitem(last=False)[1]
         if self.store.save(~place, block_hash, block):
-            self.place_of[block_hash], self.hash_in[place] = place, block_hash
+            self.hash_in[place], self.place_of[block_hash] = block_hash, place
         else:
             self.unused.append(place)
 

@@ -21,6 +21,7 @@ import numpy.typing as npt
 from minipage.sampling.params import SamplingParams
 from minipage.sampling.processors import Adjustment
 
+STRETCH = 256  # tokens
 NO_TOKEN = -1  # drawn where there is nothing to draw from: the logits are no numbers, or no token is allowed
 
 
@@ -43,9 +44,10 @@ class Logprob(NamedTuple):
 def probabilities(logits: npt.NDArray[Any], params: SamplingParams) -> npt.NDArray[np.float64]:
     """The distribution that `params` makes of one row of logits [V]; sums to 1, filtered tokens have 0."""
     # The maximum is taken off before dividing. What then overflows, by a tiny temperature, is -inf and gets 0.
+    # All of it happens in one array, because new memory takes longer than the arithmetic.
+    p: npt.NDArray[np.float64] = np.subtract(logits, logits.max(), dtype=np.float64)  # [V]
     with np.errstate(over="ignore"):
-        scaled = (logits.astype(np.float64) - logits.max()) / params.temperature  # [V]
-    p: npt.NDArray[np.float64] = np.exp(scaled)  # [V]
+        np.exp(np.divide(p, params.temperature, out=p), out=p)
     p /= p.sum()
     if 0 < params.top_k < len(p):
         drop_all_but(most_likely(p, params.top_k), p)
@@ -63,8 +65,7 @@ def most_likely(p: npt.NDArray[Any], count: int) -> npt.NDArray[np.intp]:
     token_ids: npt.NDArray[np.intp] = np.arange(len(p))  # [V]
     if count < len(p):  # sorting all of them would take several times longer
         token_ids = np.flatnonzero(p >= np.partition(p, -count)[-count])  # [count, or more if some are equal]
-    token_ids = token_ids[np.argsort(-p[token_ids], kind="stable")][:count]  # [count]
-    return token_ids
+    return token_ids[np.argsort(-p[token_ids], kind="stable")][:count]  # [count]
 
 
 def find_nucleus(p: npt.NDArray[Any], top_p: float) -> npt.NDArray[np.intp]:
@@ -73,11 +74,10 @@ def find_nucleus(p: npt.NDArray[Any], top_p: float) -> npt.NDArray[np.intp]:
     token_ids = np.flatnonzero(p)  # [possible]
     count = 256
     while True:
-        best = token_ids[most_likely(p[token_ids], count)]  # [count, or all that are possible]
+        best: npt.NDArray[np.intp] = token_ids[most_likely(p[token_ids], count)]  # [count, or all that are possible]
         reached_before = np.cumsum(p[best]) - p[best]  # [like best]; probability of all likelier tokens
         if len(best) == len(token_ids) or reached_before[-1] >= wanted:
-            nucleus: npt.NDArray[np.intp] = best[reached_before < wanted]  # [size of the nucleus]
-            return nucleus
+            return best[: np.count_nonzero(reached_before < wanted)]  # [size of the nucleus]
         count *= 8
 
 
@@ -113,9 +113,14 @@ def sample(logits: npt.NDArray[Any], params: SamplingParams, draw: float, adjust
         return NO_TOKEN
     if params.temperature == 0:
         return likeliest
-    cumulative = np.cumsum(probabilities(logits, params))  # [V]
-    # The first token whose cumulative probability exceeds the draw: never one with probability 0.
-    return int(np.searchsorted(cumulative, draw * cumulative[-1], side="right"))
+    p = probabilities(logits, params)  # [V]
+    # The first token whose cumulative probability exceeds the draw: never one with probability 0. NumPy adds up one
+    # number after the other, but several stretches at once, so first the stretch is found.
+    ends = np.cumsum(np.add.reduceat(p, np.arange(0, len(p), STRETCH)))  # [stretches]; what there is up to their ends
+    start = int((ends > draw * ends[-1]).argmax()) * STRETCH
+    within = np.cumsum(p[start : start + STRETCH])  # [STRETCH, or what is left]
+    wanted = draw * ends[-1] - ends[start // STRETCH] + within[-1]  # of the stretch; rounded, it may be none or all
+    return start + int((within > min(max(wanted, 0.0), np.nextafter(within[-1], 0.0))).argmax())
 
 
 def sample_batch(logits: npt.NDArray[Any], draws: Sequence[tuple[int, Draw]]) -> list[int]:

@@ -17,7 +17,7 @@ from numba import types
 
 from minipage.simd.matrix import load_tile, store_tile
 from minipage.simd.options import compiled
-from minipage.simd.vectors import FAST, FLOAT, INT, LANES, Vector, address, filled, in_python, part, splat
+from minipage.simd.vectors import FAST, FLOAT, INT, LANES, Vector, address, filled, in_python, part, prefetch, splat
 
 LARGEST_A = 32_767
 MOST_PAIRS = 256  # products of at most 127 * LARGEST_A, of which a sum of 32 bits holds twice as many
@@ -71,12 +71,13 @@ def add_whole(typing_context, vector, sums):
 
 
 @compiled
-def add_whole_product(a, b, c):
+def add_whole_product(a, b, c, coming):
     """c += a @ b: a [rows, pairs] of int32, b [pairs, 4 * LANES] of int8, c [rows, 2 * LANES] of float32.
 
-    It goes as `matrix.add_product` goes; in between, sums of whole numbers become those of c.
+    It goes as `matrix.add_product` goes; in between, sums of whole numbers become those of c. `coming`, the b of the
+    next product, is fetched from memory meanwhile: one of its rows after every `stretch` pairs of a row of a.
     """
-    last, zero = len(a) - 1, filled(np.int32(0))
+    last, zero, fetched, stretch = len(a) - 1, filled(np.int32(0)), 0, (len(a) + 7) // 8
     nothing = (zero, zero, zero, zero, zero, zero, zero, zero)
     for start in range(0, len(b), MOST_PAIRS):
         stop = min(start + MOST_PAIRS, len(b))
@@ -88,10 +89,13 @@ def add_whole_product(a, b, c):
                         upper, a, r, last, i, load_pairs(b, (i, 0)), load_pairs(b, (i, 2 * LANES))
                     )
             else:
-                for i in range(start, stop):
-                    bd, be = load_pairs(b, (i, 0)), load_pairs(b, (i, 2 * LANES))
-                    upper = add_pairs_to_tile(upper, a, r, last, i, bd, be)
-                    lower = add_pairs_to_tile(lower, a, s, last, i, bd, be)
+                for begin in range(start, stop, stretch):
+                    prefetch(coming, (min(fetched, len(b) - 1),))
+                    fetched += 1
+                    for i in range(begin, min(begin + stretch, stop)):
+                        bd, be = load_pairs(b, (i, 0)), load_pairs(b, (i, 2 * LANES))
+                        upper = add_pairs_to_tile(upper, a, r, last, i, bd, be)
+                        lower = add_pairs_to_tile(lower, a, s, last, i, bd, be)
             upper_c, lower_c = load_tile(c, r, last, 0), load_tile(c, s, last, 0)
             store_tile(c, s, last, 0, add_whole_tile(lower_c, lower))
             store_tile(c, r, last, 0, add_whole_tile(upper_c, upper))  # after the other, as in add_product

@@ -84,7 +84,7 @@ class Kernels(NamedTuple):
 
     write_kv: Callable[..., None]  # see minipage/attention/kv_cache.py
     paged_attention: PagedAttention
-    to_kernels: Callable[[Array], Any]  # an array of the model, as the kernels take it
+    to_kernels: Callable[..., Any]  # an array of the model, as the kernels take it; with a cache: K or V for it
     from_kernels: Callable[[Any, Array], Array]  # what they return, in the library and dtype of q
 
 
@@ -107,7 +107,8 @@ def attend_with(kernels: Kernels, batches: Sequence[Batch], blocks_of: BlocksOf,
         kv_group, place, options = groups.layers[layer]
         batch = batches[kv_group]
         k_cache, v_cache, *scales = blocks_of(place)
-        kernels.write_kv(kernels.to_kernels(k), kernels.to_kernels(v), k_cache, v_cache, batch.slot_mapping, *scales)
+        new = kernels.to_kernels(k, k_cache), kernels.to_kernels(v, v_cache)  # each [T, KH, D]
+        kernels.write_kv(*new, k_cache, v_cache, batch.slot_mapping, *scales)
         mixed = kernels.paged_attention(  # of each token: the V of those before it, mixed
             kernels.to_kernels(q), k_cache, v_cache, batch.block_tables, batch.context_lens, batch.query_start_loc,
             q.shape[-1] ** -0.5, *scales, **options,
@@ -120,10 +121,9 @@ def attend_with(kernels: Kernels, batches: Sequence[Batch], blocks_of: BlocksOf,
 
 def check_mixed(mixed: Any, q: Array) -> None:
     """Raise KernelArgumentError unless what an attention function returned is [T, H, D], like q."""
-    wanted = tuple(q.shape)
     what = getattr(mixed, "shape", type(mixed).__name__)
-    if what != wanted:
-        raise KernelArgumentError(f"the attention function returned {what}; it must return an array of {wanted}.")
+    if what != tuple(q.shape):
+        raise KernelArgumentError(f"the attention function returned {what}; it must return an array of {(*q.shape,)}.")
 
 
 def like_q(mixed: Floats, q: Array) -> Array:
@@ -133,11 +133,16 @@ def like_q(mixed: Floats, q: Array) -> Array:
     return array_namespace(q).asarray(mixed, dtype=q.dtype)  # [T, H, D]
 
 
-def as_numpy(array: Array) -> Floats:
-    """[...] in NumPy, in float32 at least: what kernels on the CPU compute in. If possible, the same memory."""
+def as_numpy(array: Array, cache: Floats | None = None) -> Floats:
+    """[...] in NumPy, in float32 at least: what kernels on the CPU compute in. If possible, the same memory.
+
+    cache: where the array goes; if that holds the bits of bfloat16, such numbers stay these.
+    """
     if is_ready(array):
         return array  # [...]
     if is_torch_array(array):  # what the array API calls by other names would take longer than to convert these
+        if cache is not None and cache.dtype == np.uint16 and array.dtype == array_namespace(array).bfloat16:
+            return array.view(array_namespace(array).uint16).numpy()  # [...]
         return (array.float() if array.element_size() < 4 else array).numpy()  # [...]
     xp = array_namespace(array)
     return np.asarray(xp.astype(array, xp.float32) if xp.finfo(array.dtype).bits < 32 else array)  # [...]

@@ -14,7 +14,6 @@ Only its owner may read it: K and V tell what a text was.
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from hashlib import blake2b
 from mmap import mmap
 from os import urandom
@@ -63,8 +62,8 @@ class HostStore:
         """Whether what was loaded into a block is still on its way. Here nothing ever is."""
         return False
 
-    def before_writing(self, sources: Collection[int]) -> None:
-        """A step is about to write to the pool, after it has copied these blocks."""
+    def before_writing(self) -> None:
+        """A step is about to write to the pool."""
 
     def parts(self, rows: Any) -> Any:
         """Each array of the cache, and where its numbers of a block are in each of `rows` [..., row_size]."""

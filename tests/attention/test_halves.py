@@ -10,6 +10,7 @@ from where import versions
 
 from minipage.attention import KVCache, copy_blocks, reference, write_kv
 from minipage.attention.quantize import kv_dtype
+from minipage.errors import KernelArgumentError
 from minipage.memory import BlockCopy
 from minipage.simd.halves import from_bfloat16, to_bfloat16
 from minipage.simd.options import compiled
@@ -62,6 +63,18 @@ def test_attention_over_two_bytes_is_attention_over_the_numbers_they_stand_for(p
     expected = reference.paged_attention(q, *stored.reshape(2, 12, 4, 2, 8), *arguments)
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_bits_of_bfloat16_go_into_a_cache_of_these_as_they_are():
+    numbers = np.random.default_rng(0).standard_normal((2, 5, 2, 8)).astype(np.float32)
+    whole, bits = KVCache(1, 3, 4, 2, 8, np.uint16), KVCache(1, 3, 4, 2, 8, np.uint16)
+    write_kv(*numbers, whole.k[0], whole.v[0], np.arange(5) + 2)
+    write_kv(*to_bfloat16(numbers), bits.k[0], bits.v[0], np.arange(5) + 2)
+    np.testing.assert_array_equal(whole.k, bits.k)
+    np.testing.assert_array_equal(whole.v, bits.v)
+    other = KVCache(1, 3, 4, 2, 8)
+    with pytest.raises(KernelArgumentError, match="uint16"):
+        write_kv(*to_bfloat16(numbers), other.k[0], other.v[0], np.arange(5))
 
 
 @names

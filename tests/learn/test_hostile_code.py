@@ -88,6 +88,7 @@ REACHES_OUT = {
     "kill everybody": "import os; os.kill(-1, 9)",
     "stop itself": "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)",
     "starve the parent": "import os, resource; resource.prlimit(os.getppid(), resource.RLIMIT_CPU, (1, 1))",
+    "hide from the collector": "import gc; gc.freeze()",
     "lift its limits": "import resource; resource.setrlimit(resource.RLIMIT_CORE, (0, 0))",
     "the network": "import socket; socket.create_connection(('127.0.0.1', 9))",
     "rewrite a grader": f"open({str(GRADER)!r}, 'w').write('')",

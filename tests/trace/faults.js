@@ -13,10 +13,10 @@
     return known.get(box);
   };
   const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const range = document.createRange(); // one for all: each that lives is looked after at every change of the page
   while (walker.nextNode()) {
     const node = walker.currentNode, element = node.parentElement;
     if (!node.data.trim() || isAside(element) || !isShown(element)) continue;
-    const range = document.createRange();
     range.selectNodeContents(node);
     for (const rect of range.getClientRects()) {
       for (let box = element; box && box !== document.documentElement; box = box.parentElement) {

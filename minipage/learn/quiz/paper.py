@@ -1,8 +1,9 @@
-"""A sheet of questions: twenty that are drawn (questions.py), ten from a recorded run (frames.py)."""
+"""A sheet of questions: twenty that are drawn (questions.py, steps.py), ten from a recorded run (frames.py)."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 NUM_FRAMES = 10  # questions of the thirty that ask for the next step
@@ -14,6 +15,10 @@ class Question:
     answer: str  # what the engine says
     source: str  # where it is explained
     is_frame: bool = False  # asks what the next step does
+
+
+def joined(numbers: Iterable[object]) -> str:
+    return ", ".join(map(str, numbers)) or "none"
 
 
 def quiz(seed: str = "") -> list[Question]:

@@ -8,7 +8,6 @@ seems to) is a good one. The sources are lessons of minipage, and sections of th
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
 
 import numpy as np
 
@@ -16,13 +15,12 @@ from minipage.attention import reference
 from minipage.attention.cache_size import blocks_that_fit
 from minipage.attention.kv_cache import KVCache
 from minipage.attention.quantize import quantize
-from minipage.engine.stats import Histogram, Stats
 from minipage.errors import count
-from minipage.learn.quiz.paper import Question
+from minipage.learn.quiz.paper import Question, joined
+from minipage.learn.quiz.steps import shared_budget, steps_in_buckets
 from minipage.memory import BlockPool, BlockTable, PrefixCache, blocks_needed
 from minipage.model.gpt2 import GPT2
 from minipage.model.shard import Shard
-from minipage.scheduling import Scheduler, Sequence, SequenceGroup
 from minipage.simulate import Request, mean_held, worked_example
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "int8 with a scale of 4 bytes for each head's row": np.int8}
@@ -30,10 +28,6 @@ DTYPES = {"float32": np.float32, "float16": np.float16, "int8 with a scale of 4 
 
 def bytes_of(cache: KVCache) -> int:
     return sum(array.nbytes for array in cache.arrays)
-
-
-def joined(numbers: Iterable[object]) -> str:
-    return ", ".join(map(str, numbers)) or "none"
 
 
 def some_tokens(rng: random.Random, length: int) -> list[int]:
@@ -264,22 +258,6 @@ def attention_by_hand(rng: random.Random) -> Question:
     return Question(text, f"{float(out[0, 0, 0]):.3f}", "Lesson 5; paper, section 4.1")
 
 
-def shared_budget(rng: random.Random) -> Question:
-    wanted = [1] * rng.randint(1, 4) + [rng.randint(5, 60) for _ in range(3)]
-    budget = rng.randint(len(wanted), sum(wanted))
-    scheduler = Scheduler(BlockPool(200, 4), max_num_batched_tokens=budget)
-    for i, length in enumerate(wanted):
-        prompt = Sequence(str(i), [1] * length, BlockTable(scheduler.block_pool))
-        scheduler.add(SequenceGroup(str(i), [prompt], length + 1))
-    computed = {chunk.seq.seq_id: chunk.num_tokens for chunk in scheduler.schedule().chunks}
-    shares = [computed.get(str(i), 0) for i in range(len(wanted))]
-    text = (
-        f"A step computes at most {budget} tokens (`max_num_batched_tokens`). In order, the sequences have "
-        f"{joined(wanted)} tokens left. How many does each compute in this step?"
-    )
-    return Question(text, joined(shares), "Lesson 6; vLLM's chunked prefill")
-
-
 def scaled_to_int8(rng: random.Random) -> Question:
     largest = rng.randint(2, 60)
     row = [rng.choice([-1, 1]) * largest, *(rng.randint(-largest, largest) / 2 for _ in range(3))]
@@ -314,38 +292,6 @@ def heads_of_a_rank(rng: random.Random) -> Question:
         f"With {ranks} ranks, what shape has the part of one rank?"
     )
     return Question(text, f"{q[0]} by {q[1] + k[1] + v[1]}: q, k and v of {count(rank.num_heads, 'head')}", "Lesson 12")
-
-
-def steps_in_buckets(rng: random.Random) -> Question:
-    prompts, budget = [rng.randint(5, 90) for _ in range(3)], rng.choice([24, 32, 40, 48])
-    answer, bound = rng.randint(2, 6), rng.choice([8.0, 16.0])
-    seen = tokens_of_steps(prompts, answer, budget)
-    below = sum(number for limit, number in zip(seen.buckets, seen.counts) if limit <= bound)
-    text = (
-        f"Three prompts of {joined(prompts)} tokens arrive at once, and each is answered with {answer} tokens. A step "
-        f"computes at most {budget} tokens (`max_num_batched_tokens`). How many steps does that take, and what does "
-        f'/metrics then say for `vllm:iteration_tokens_total_bucket{{le="{bound}"}}`, the steps of at most {bound:g} '
-        "tokens?"
-    )
-    return Question(text, f"{count(seen.count, 'step')}, {below} of them", "Lessons 6 and 13; vLLM's metrics")
-
-
-def tokens_of_steps(prompts: list[int], answer: int, budget: int) -> Histogram:
-    """How many tokens each step computes until all have their answers."""
-    scheduler, stats = Scheduler(BlockPool(200, 4), max_num_batched_tokens=budget), Stats(longest=200)
-    for i, length in enumerate(prompts):
-        prompt = Sequence(str(i), [1] * length, BlockTable(scheduler.block_pool))
-        scheduler.add(SequenceGroup(str(i), [prompt], length + answer))
-    while scheduler.groups:
-        plan = scheduler.schedule()
-        stats.count_step(plan)
-        scheduler.update(plan)
-        for chunk in plan.chunks:
-            for seq in chunk.receivers:
-                seq.token_ids.append(1)
-                if len(seq.token_ids) == chunk.group.max_num_tokens:
-                    scheduler.finish(chunk.group, seq)
-    return stats.look(scheduler)["vllm:iteration_tokens_total"]  # type: ignore[no-any-return]
 
 
 def held_while_running(rng: random.Random) -> Question:

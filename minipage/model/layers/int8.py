@@ -75,7 +75,7 @@ def _linear(pairs, row_scales, panels, scales, bias, then, out):  # type: ignore
         start, stop = p * COLUMNS, (p + 1) * COLUMNS
         for t in range(len(out)):
             out[t, start:stop] = np.float32(0)
-        add_whole_product(pairs, panels[p], out[:, start:stop])
+        add_whole_product(pairs, panels[p], out[:, start:stop], panels[min(p + 1, len(panels) - 1)])
         for t in range(len(out)):
             row = out[t, start:stop]  # [COLUMNS]
             for j in range(COLUMNS):

@@ -11,7 +11,7 @@ much is on its way to the host, a block is not saved: it is a cache.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
@@ -58,10 +58,10 @@ class PinnedStore(HostStore):
     def is_coming(self, block: int) -> bool:
         return block in self._loads or (block in self._coming and not self._coming[block].query())
 
-    def before_writing(self, sources: Collection[int]) -> None:
+    def before_writing(self) -> None:
         self._send()
         for block, event in list(self._coming.items()):
-            if block in sources or self.block_pool.ref_count(block) or event.query():
+            if self.block_pool.ref_count(block) or event.query():
                 self.streams.current_stream().wait_event(event)
                 del self._coming[block]
 

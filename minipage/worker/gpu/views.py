@@ -16,15 +16,15 @@ from minipage.model.architecture import Array
 from minipage.model.place import is_simulated
 
 
-def for_kernels(array: Array) -> Array:
-    """[...] -> [...], the same memory."""
+def for_kernels(array: Array, cache: Any = None) -> Array:
+    """[...] -> [...], the same memory, whatever cache it is for."""
     if not is_simulated():
         return array
     xp = array_namespace(array)
     return (array.view(xp.uint16) if array.dtype == xp.bfloat16 else array).numpy()
 
 
-def view_for_kernels(array: Array) -> View:
+def view_for_kernels(array: Array, cache: Any = None) -> View:
     """A view of the same memory (see attention/cuda/device_arrays.py), for several launches."""
     return view(for_kernels(array))
 
