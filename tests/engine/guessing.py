@@ -9,6 +9,8 @@ def speculate(llm, proposer, num_tokens=4):
     """Whatever the clock says, for a start; see test_account.py."""
     llm.speculation = Speculation(llm, {"num_speculative_tokens": num_tokens, "only_if_quicker": False}, LLM)
     llm.speculation.proposer = proposer
+    if hasattr(llm, "overlap"):  # which was made before
+        llm.overlap._speculation = llm.speculation
     return llm.speculation
 
 

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from engine.checkpoints import every_model
+from engine.checkpoints import VOCAB, every_model
 from engine.engine_machine import machine
-from engine.guessing import Knowing
+from engine.guessing import Knowing, SameModel
 from engine.overlapping import OverlapMachine
 from engine.raise_anywhere import Boom, Lines, RandomLines, ways
 from engine.raise_anywhere import serve as insist_on
@@ -272,6 +272,16 @@ def test_every_kernel_call_reads_its_own_prefix_where_steps_overlap(tiny):
 @pytest.mark.parametrize("caching", [False, True], ids=["plain", "caching"])
 def test_every_kernel_call_reads_its_own_prefix_in_more_programs(tiny, preemption, caching):
     run(machine(tiny, OverlapMachine, preemption=preemption, caching=caching), settings=programs(300))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preemption", ["recompute", "swap", "auto"])
+@pytest.mark.parametrize("caching", [False, True], ids=["plain", "caching"])
+def test_every_kernel_call_reads_its_own_prefix_with_drafts_and_overlap_at_once(tiny, preemption, caching):
+    proposer = SameModel(tiny, VOCAB)
+    run(
+        machine(tiny, OverlapMachine, preemption=preemption, caching=caching, proposer=proposer), settings=programs(150)
+    )
 
 
 PROMPTS = [[5, 6, 7, 8, 9], [5, 6, 7, 8, 1, 2], [5, 6, 7], [1, 2, 3, 4], [5, 6, 7, 8, 2]]
