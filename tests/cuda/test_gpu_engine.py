@@ -31,7 +31,7 @@ from minipage.model.place import is_simulated
 from minipage.sampling import NO_TOKEN, Draw, Processors, SamplingParams, sample
 from minipage.scheduling import Chunk, Sequence, SequenceGroup
 from minipage.worker.batch import Batch
-from minipage.worker.gpu import capture, memory
+from minipage.worker.gpu import capture, graphs, memory
 from minipage.worker.gpu.draw import UNSURE, Settings, draw_from_likeliest, sample_on_device
 from minipage.worker.gpu.draw_in_order import SettingsInPlace, draw_in_order, how_in_order
 from minipage.worker.gpu.graphs import GraphRunner, graph_sizes
@@ -606,7 +606,9 @@ def test_steps_with_drafts_are_graphs_and_say_the_same(tiny, monkeypatch):
         launch(*arguments, new=new, **options)
 
     monkeypatch.setattr(cuda, "launch_attention", watched)
-    llm = gpu_llm(tiny, max_num_seqs=1)
+    waits, draw = [], graphs.sample_on_device
+    monkeypatch.setattr(graphs, "sample_on_device", lambda *draws: waits.append(len(draws[1])) or draw(*draws))
+    llm = gpu_llm(tiny, max_num_seqs=1, async_scheduling=False)
     llm.runner.enforce_eager = False
     expected = Dense(tiny).greedy(PROMPTS[1], 6)
     speculation = speculate(llm, Knowing([PROMPTS[1] + expected], lambda place: place % 3 == 2), num_tokens=3)
@@ -615,6 +617,7 @@ def test_steps_with_drafts_are_graphs_and_say_the_same(tiny, monkeypatch):
     assert {key[0] for key in llm.runner._graphs if key[2]} == {2, 4}, "a token and three drafts, and at the end one"
     assert captures.tried == len(llm.runner._graphs) and captures.replayed >= 2
     assert by_the_way[0] and not by_the_way[-1], "a draft reads what the drafts before it have written"
+    assert len(waits) == 6 - sum(speculation.num_accepted), "a step waits once, with drafts, too"
 
 
 def test_a_graph_of_draws_that_fails_keeps_no_decode_from_its_own():
