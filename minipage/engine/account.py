@@ -20,9 +20,13 @@ from collections import defaultdict, deque
 from collections.abc import Callable
 from statistics import median
 from time import perf_counter
+from typing import Literal
 
 from minipage.scheduling import StepPlan
 
+# Nobody was asked for a guess lately; somebody was; a step has drafts, or the one before it had, so that it cannot
+# overlap with that.
+Kind = Literal["plain", "asked", "drafts"]
 MAY_LOSE = 0.02  # of the time of all steps
 # Of this many steps the first ones go without guesses. Their median is what a plain step takes.
 PERIOD, NUM_MEASURED = 128, 5
@@ -37,23 +41,26 @@ class Account:
     def __init__(self) -> None:
         self.num_steps = 0
         self.gained = 0.0  # seconds, lately
-        self._plain: deque[float] = deque(maxlen=NUM_MEASURED)  # seconds of the last plain steps
-        self._usual = 0.0  # their median
+        # Seconds of the last steps of a kind. Their median counts: a single step may have been held up by anything.
+        self._times: defaultdict[Kind, deque[float]] = defaultdict(lambda: deque(maxlen=NUM_MEASURED))
+        self._usual = 0.0  # the median of the plain ones
         self._num_held_up = 0
 
     def may_ask(self) -> bool:
         return self.num_steps % PERIOD >= NUM_MEASURED and self.gained >= -self._usual
 
-    def book(self, is_plain: bool, seconds: float, tokens_per_text: float) -> None:
+    def book(self, kind: Kind, seconds: float, tokens_per_text: float) -> None:
         self.num_steps += 1
-        if is_plain:
-            self._plain.append(seconds)
-            self._usual = median(self._plain)
-            self.gained += MAY_LOSE * self._usual
-        elif seconds > LONG * self._usual and self._num_held_up < NUM_HELD_UP:
+        if kind != "plain" and seconds > LONG * self._usual and self._num_held_up < NUM_HELD_UP:
             self._num_held_up += 1
+            return
+        self._times[kind].append(seconds)
+        typical = median(self._times[kind])
+        if kind == "plain":
+            self._usual = typical
+            self.gained += MAY_LOSE * typical
         else:
-            self.gained += (MAY_LOSE + tokens_per_text) * self._usual - seconds
+            self.gained += (MAY_LOSE + tokens_per_text) * self._usual - typical
         self.gained = max(-MOST_LOST * self._usual, min(self.gained, MOST_GAINED * self._usual))
 
 
@@ -70,6 +77,7 @@ class Accounts:
         self.of: defaultdict[int, Account] = defaultdict(Account)  # by number of texts
         self._since = 0.0  # when the step began, or the one before it ended, if they overlap
         self._plans_since_asked = 0
+        self._had_drafts = False  # the last step
 
     def begin(self, is_alone: bool) -> None:
         """A step begins; is_alone: none is on its way."""
@@ -89,5 +97,8 @@ class Accounts:
         seconds, self._since = self.clock() - self._since, self.clock()
         if plan.chunks and all(chunk.num_tokens == 1 or hasattr(chunk, "drafts") for chunk in plan.chunks):
             # One is planned before the last one has ended, if they overlap; and the first ones after a guess do not.
-            is_plain = self._plans_since_asked > 2
-            self.of[len(plan.chunks)].book(is_plain, seconds, num_tokens / len(plan.chunks))
+            has_drafts = any(chunk.num_tokens > 1 for chunk in plan.chunks)
+            kind: Kind = "plain" if self._plans_since_asked > 2 else "asked"
+            kind = "drafts" if has_drafts or self._had_drafts else kind
+            self.of[len(plan.chunks)].book(kind, seconds, num_tokens / len(plan.chunks))
+            self._had_drafts = has_drafts

@@ -16,7 +16,7 @@ def lived(plain, asked, tokens_per_text, num_steps):
     for _ in range(num_steps):
         may_ask = account.may_ask()
         seconds, tokens = (asked, tokens_per_text) if may_ask else (plain, 1.0)
-        account.book(not may_ask, seconds, tokens)
+        account.book("drafts" if may_ask else "plain", seconds, tokens)
         took += seconds
         without += tokens * plain
         which.append(may_ask)
@@ -39,11 +39,21 @@ def test_right_guesses_are_hardly_kept_waiting():
     assert without / took > 0.95 * 3 / 1.3
 
 
+def test_steps_that_something_else_held_up_do_not_count():
+    account, asked = Account(), 0
+    for number in range(1000):
+        may_ask = account.may_ask()
+        asked += may_ask
+        seconds = (1.3 if may_ask else 1.0) * (7.0 if number % 10 == 0 else 1.0)
+        account.book("drafts" if may_ask else "plain", seconds, 2.0 if may_ask else 1.0)
+    assert asked > 900
+
+
 def test_guesses_that_become_worse_or_better_are_found_out():
     account, found = Account(), []
     for seconds in [1.3] * 200 + [3.0] * 600 + [0.4] * 600:
         found.append(account.may_ask())
-        account.book(not found[-1], seconds if found[-1] else 1.0, 1.0 if seconds > 1.3 else 2.0)
+        account.book("drafts" if found[-1] else "plain", seconds if found[-1] else 1.0, 1.0 if seconds > 1.3 else 2.0)
     assert sum(found[:200]) > 180
     assert sum(found[210:800]) < 20
     assert sum(found[1100:]) > 250
