@@ -37,8 +37,6 @@ def watch(llm):
     def watched_load(slot, block_hash, block):
         is_good = load(slot, block_hash, block)
         assert llm.block_pool.ref_count(block) == 1, f"block {block} is loaded, but somebody has it"
-        for _, free, _ in vars(llm).get("free", {}).values():  # of overlapping.py, which forgets these when it copies
-            free.discard(block)
         for each, prefix in zip(slots(block), kept.get(slot) or [None] * size, strict=True):
             prefixes.pop(each, None)
             if is_good:
