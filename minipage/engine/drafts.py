@@ -22,6 +22,7 @@ from minipage.simd.options import compiled
 # Of several rules, these gain most, and lose least (docs/performance.md). With the text's last token, seven drafts are
 # eight rows: as many as GPUs and CPUs multiply at once.
 DEFAULTS = {"method": None, "model": None, "num_speculative_tokens": 7, "prompt_lookup_min": 1, "prompt_lookup_max": 8}
+DEFAULTS |= {"only_if_quicker": True}
 
 
 class Proposer(Protocol):
@@ -29,8 +30,8 @@ class Proposer(Protocol):
         """For each text a guess how it goes on: at most this many tokens, or none."""
 
 
-def read(config: Mapping[str, Any], make_llm: Callable[..., Any], vocab_size: int) -> tuple[int, Proposer]:
-    """How many tokens to draft, and who does.
+def read(config: Mapping[str, Any], make_llm: Callable[..., Any], vocab_size: int) -> tuple[int, Proposer, bool]:
+    """How many tokens to draft, who does, and whether only where it is quicker (account.py).
 
     config: vLLM's `speculative_config`. {"method": "ngram", "num_speculative_tokens": 7} looks in the text itself for
         what has followed its last `prompt_lookup_max` (8) to `prompt_lookup_min` (1) tokens before;
@@ -42,24 +43,23 @@ def read(config: Mapping[str, Any], make_llm: Callable[..., Any], vocab_size: in
             '{"method": "ngram", "num_speculative_tokens": 7}, and may have ' + ", ".join(sorted(DEFAULTS)) + "."
         )
     options = DEFAULTS | dict(config)
-    method, model = options.pop("method"), options.pop("model")
+    method, model, is_kept = (options.pop(name) for name in ("method", "model", "only_if_quicker"))
     if method not in (None, "draft_model" if model else "ngram"):
         raise ConfigurationError(
             f"speculative_config has method {shown(method)} and model {shown(model)}; give method 'ngram', or a model."
         )
     require_positive(**options)
     num_tokens = options.pop("num_speculative_tokens")
-    return num_tokens, DraftModel(model, make_llm, vocab_size) if model else NGrams(**options)
+    return num_tokens, DraftModel(model, make_llm, vocab_size) if model else NGrams(**options), bool(is_kept)
 
 
 class NGrams:
     """Looks for the last time that the end of the text was in the text: of `longest` tokens, or fewer."""
 
     def __init__(self, prompt_lookup_min: int, prompt_lookup_max: int) -> None:
-        shortest, longest = prompt_lookup_min, prompt_lookup_max
+        self.shortest, self.longest = shortest, longest = prompt_lookup_min, prompt_lookup_max
         if shortest > longest:
             raise ConfigurationError(f"prompt_lookup_min is {shortest}, more than prompt_lookup_max, {longest}.")
-        self.shortest, self.longest = shortest, longest
 
     def propose(self, texts: list[list[int]], counts: list[int]) -> list[list[int]]:
         found = []

@@ -15,8 +15,9 @@ Scheduler, tables and kernels know nothing of it: `Speculation` stands between a
 does. After `schedule` it lengthens the chunks of those who only want their next token, as far as blocks are free and
 the step is small. A wrong draft is never part of a sequence, so whatever raises, there is nothing to take back.
 
-To guess costs little, and to compute what was guessed wrong costs more. So every text is guessed at in every step, and
-drafts are computed only where the last guess came true. Until then steps may overlap (overlap.py), as without drafts.
+To guess costs little, and to compute what was guessed wrong costs more. So every text is guessed at, and drafts are
+computed only where the last guess came true. Until then steps may overlap (overlap.py), as without drafts. An account
+of time (account.py) tells whether that pays; while it does not, nobody is asked for a guess.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from itertools import accumulate
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from minipage.engine.account import Accounts
 from minipage.engine.drafts import read
 from minipage.engine.engine import Engine
 from minipage.engine.phases import stand_between
@@ -77,7 +79,8 @@ class Speculation:
 
     def __init__(self, engine: Engine, config: Mapping[str, Any], make_llm: Callable[..., Any]) -> None:
         self.engine = engine
-        self.num_tokens, self.proposer = read(config, make_llm, engine.model.architecture.vocab_size)
+        self.num_tokens, self.proposer, is_kept = read(config, make_llm, engine.model.architecture.vocab_size)
+        self.accounts = Accounts(is_kept)  # of whether guesses pay
         most_tokens = getattr(engine.runner, "cheap_rows", MOST_TOKENS)
         self.most_tokens = min(most_tokens, engine.scheduler.max_num_batched_tokens)
         self.is_due = False  # whether the next step should have drafts; until then steps may overlap (overlap.py)
@@ -87,17 +90,17 @@ class Speculation:
         self.reset_stats()
 
     def schedule(self) -> StepPlan:
-        """Guess at all texts, which costs little; drafts are only for those whose last guess was right."""
-        plan: StepPlan = self._phases["schedule"]()
-        room = self.most_tokens - sum(chunk.num_tokens for chunk in plan.chunks)
-        counts = {i: n for i, chunk in enumerate(plan.chunks) if room > 0 and (n := self._num_wanted(chunk)) > 0}
-        all_ids = [plan.chunks[i].seq.token_ids for i in counts]
-        texts = [ids[:-1] if ids[-1] < 0 else ids for ids in all_ids]  # without the placeholders of steps that overlap
+        """Guess at all texts, if that pays; drafts are only for those whose last guess was right."""
         may_draft, num_right = self.is_due or not hasattr(self.engine, "overlap"), 0
+        self.accounts.begin(is_alone=may_draft)  # a step that may have drafts does not overlap
+        plan: StepPlan = self._phases["schedule"]()
+        room = self.most_tokens - len(plan.chunks) if self.accounts.may_ask(plan) else 0
+        counts = {i: n for i, chunk in enumerate(plan.chunks) if room > 0 and (n := self._num_wanted(chunk)) > 0}
+        # Without the placeholders of steps that overlap:
+        texts = [ids[:-1] if (ids := plan.chunks[i].seq.token_ids)[-1] < 0 else ids for i in counts]
         for i, text, drafts in zip(counts, texts, self.proposer.propose(texts, list(counts.values())) if texts else []):
             chunk, table = plan.chunks[i], plan.chunks[i].seq.block_table
-            is_right = self._was_right(chunk.seq, text, drafts)
-            num_right += is_right
+            num_right += (is_right := self._was_right(chunk.seq, text, drafts))
             drafts = drafts[:room] if is_right and may_draft else []
             while table.blocks_to_allocate(len(drafts)) > self.engine.block_pool.num_free:
                 drafts = drafts[:-1]  # nobody is preempted for a guess
@@ -136,6 +139,7 @@ class Speculation:
         for chunk in drafted:
             chunk.seq.block_table.num_tokens = chunk.start + 1  # no draft is published in the prefix cache
         self._phases["update"](plan, tokens)
+        self.accounts.end(plan, sum(map(len, tokens.values())))
         for chunk in drafted:
             table, num_new = chunk.seq.block_table, len(chunk.seq.token_ids) - chunk.start - 1
             if table.blocks:  # none if the text has ended
@@ -153,8 +157,7 @@ class Speculation:
 
     def reset_stats(self) -> None:
         self._phases["reset_stats"]()
-        self.num_drafts = 0  # times that something was drafted for a text
-        self.num_draft_tokens = 0
+        self.num_drafts = self.num_draft_tokens = 0  # times that something was drafted for a text, and tokens drafted
         self.num_accepted = [0] * self.num_tokens  # by position: the first draft of a text, its second, ...
 
     # ---- helpers
@@ -170,6 +173,5 @@ class Speculation:
         if that is all it computes."""
         seq, group = chunk.seq, chunk.group
         is_last = chunk.num_tokens == 1 and chunk.receivers == [seq] and not group.is_sharing and not group.to_score
-        if not is_last or not isinstance(self.engine.requests[group.group_id], SampledRequest):
-            return 0
-        return min(self.num_tokens, group.max_num_tokens - len(seq.token_ids) - 1)
+        is_sampled = isinstance(self.engine.requests[group.group_id], SampledRequest)
+        return min(self.num_tokens, group.max_num_tokens - len(seq.token_ids) - 1) if is_last and is_sampled else 0

@@ -606,7 +606,9 @@ def test_steps_with_drafts_are_graphs_and_say_the_same(tiny, monkeypatch):
         launch(*arguments, new=new, **options)
 
     monkeypatch.setattr(cuda, "launch_attention", watched)
-    llm = gpu_llm(tiny, max_num_seqs=1)
+    waits, draw = [], graphs.sample_on_device
+    monkeypatch.setattr(graphs, "sample_on_device", lambda *draws: waits.append(len(draws[1])) or draw(*draws))
+    llm = gpu_llm(tiny, max_num_seqs=1, async_scheduling=False)
     llm.runner.enforce_eager = False
     monkeypatch.setattr(graphs, "FEW_TOKENS", 0)  # the prompt is none
     expected = Dense(tiny).greedy(PROMPTS[1], 6)
@@ -616,6 +618,7 @@ def test_steps_with_drafts_are_graphs_and_say_the_same(tiny, monkeypatch):
     assert {key[0] for key in llm.runner._graphs if key[2]} == {2, 4}, "a token and three drafts, and at the end one"
     assert captures.tried == len(llm.runner._graphs) and captures.replayed >= 2
     assert by_the_way[0] and not by_the_way[-1], "a draft reads what the drafts before it have written"
+    assert len(waits) == 6 - sum(speculation.num_accepted), "a step waits once, with drafts, too"
 
 
 @pytest.mark.parametrize("tiny", ["gpt2", long("llama"), long("mistral")], indirect=True)

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from engine.checkpoints import every_model
+from engine.checkpoints import VOCAB, every_model
 from engine.engine_machine import machine
-from engine.guessing import Knowing
+from engine.guessing import Knowing, SameModel
 from engine.overlapping import OverlapMachine
 from engine.raise_anywhere import Boom, Lines, RandomLines, ways
 from engine.raise_anywhere import serve as insist_on
@@ -228,7 +228,7 @@ def test_steps_overlap_as_long_as_guesses_are_wrong(tiny, make_prompt):
     ways = {"wrong": lambda place: True, "right": lambda place: False, "by turns": lambda place: place % 12 < 6}
     found = {}
     for way, is_wrong in ways.items():
-        llm = overlapping(tiny, speculative_config={"num_speculative_tokens": 3})
+        llm = overlapping(tiny, speculative_config={"num_speculative_tokens": 3, "only_if_quicker": False})
         llm.speculation.proposer = Knowing([known], is_wrong)
         launched = watch(llm)
         assert serve(llm, [prompt], greedy(25)) == expected
@@ -272,6 +272,13 @@ def test_every_kernel_call_reads_its_own_prefix_where_steps_overlap(tiny):
 @pytest.mark.parametrize("caching", [False, True], ids=["plain", "caching"])
 def test_every_kernel_call_reads_its_own_prefix_in_more_programs(tiny, preemption, caching):
     run(machine(tiny, OverlapMachine, preemption=preemption, caching=caching), settings=programs(300))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preemption", ["recompute", "swap", "auto"])
+def test_every_kernel_call_reads_its_own_prefix_with_drafts_and_overlap_at_once(tiny, preemption):
+    proposer = SameModel(tiny, VOCAB)
+    run(machine(tiny, OverlapMachine, preemption=preemption, caching=False, proposer=proposer), settings=programs(150))
 
 
 PROMPTS = [[5, 6, 7, 8, 9], [5, 6, 7, 8, 1, 2], [5, 6, 7], [1, 2, 3, 4], [5, 6, 7, 8, 2]]

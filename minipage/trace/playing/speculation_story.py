@@ -43,5 +43,8 @@ SPECULATION = Scenario(
             "The text is what it would have been without guesses, token by token. It took fewer steps.",
         ),
     ),
-    {"max_num_batched_tokens": 32, "speculative_config": {"method": "ngram", "num_speculative_tokens": 3}},
+    {
+        "max_num_batched_tokens": 32,
+        "speculative_config": {"method": "ngram", "num_speculative_tokens": 3, "only_if_quicker": False},
+    },
 )

@@ -13,6 +13,7 @@ Either way the host waits for the GPU only when it needs the tokens.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any
@@ -112,6 +113,8 @@ class GraphRunner(GPURunner):
         self._rows_to_draw = self._bytes_to_draw() // row
         self._draws: Sequence[tuple[int, Draw]] = ()  # the last ones
         self._how: How | None = None
+        # The last logits that were waited for, if they are still there, and the likeliest token of each row.
+        self._greedy: tuple[Callable[[], torch.Tensor | None], list[int]] = lambda: None, []
         self._batches = [Batches(block_pool.block_size, part) for part in self.groups.parts]
         size = kernels.workspace_size(max_num_seqs, self.model.architecture.num_heads, self.model.kv.head_size, max_len)
         self._workspace = view_for_kernels(torch.zeros(size, device=device))  # [size] float32
@@ -153,7 +156,12 @@ class GraphRunner(GPURunner):
 
     @torch.inference_mode()
     def sample(self, logits: torch.Tensor, draws: Sequence[tuple[int, Draw]]) -> list[int]:  # type: ignore[override]
-        return sample_on_device(logits, draws) if draws else []
+        if any(draw.params.temperature > 0 or draw.adjustment for _, draw in draws):
+            return sample_on_device(logits, draws)
+        if draws and logits is not self._greedy[0]():  # all rows at once: those after drafts are asked for later
+            plain = [(row, draws[0][1]) for row in range(len(logits))]
+            self._greedy = weakref.ref(logits), sample_on_device(logits, plain)
+        return [self._greedy[1][row] for row, _ in draws]
 
     def rows(self, logits: torch.Tensor, rows: Collection[int]) -> dict[int, np.ndarray]:  # type: ignore[override]
         if not rows:
