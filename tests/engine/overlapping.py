@@ -24,6 +24,9 @@ class OverlappedLLM(LLM):
         found = self.scheduler.prefix_cache if self.scheduler.prefix_cache is not None else ()
         here = {block for block in self.block_pool.free_queue if block not in found}
         there = set(self.scheduler.swap_pool.free_queue) if self.scheduler.swap_pool else set()
+        if self.overlap._flying is None:  # nobody reads them, and a tier may bring back blocks while it is planned
+            self.forget(here, there)
+            here, there = set(), set()
         plan = super().schedule()
         if not plan.chunks and self.scheduler.has_unfinished and self.overlap._flying is None:
             self.scheduler.check_integrity()
@@ -32,12 +35,16 @@ class OverlappedLLM(LLM):
         self.oracle.fail("schedule")
         return plan
 
+    def forget(self, here, there):
+        """What these blocks hold, of the pool and of the swap pool, means nothing any more."""
+        forget(self.kv_cache, here, self.oracle.prefixes)
+        if self.swap_cache is not None:
+            forget(self.swap_cache, there, self.oracle.swapped)
+
     def watched_copy(self, plan):
         _, here, there = self.free.pop(id(plan))
+        self.forget(here, there)
         oracle, size = self.oracle, self.block_pool.block_size
-        forget(self.kv_cache, here, oracle.prefixes)
-        if self.swap_cache is not None:
-            forget(self.swap_cache, there, oracle.swapped)
         oracle.move(plan.swap_out, oracle.prefixes, oracle.swapped, size)
         oracle.move(plan.swap_in, oracle.swapped, oracle.prefixes, size)
         oracle.move(plan.copies, oracle.prefixes, oracle.prefixes, size)

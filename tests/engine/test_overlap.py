@@ -276,9 +276,10 @@ def test_every_kernel_call_reads_its_own_prefix_in_more_programs(tiny, preemptio
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preemption", ["recompute", "swap", "auto"])
-def test_every_kernel_call_reads_its_own_prefix_with_drafts_and_overlap_at_once(tiny, preemption):
-    proposer = SameModel(tiny, VOCAB)
-    run(machine(tiny, OverlapMachine, preemption=preemption, caching=False, proposer=proposer), settings=programs(150))
+@pytest.mark.parametrize("caching", [False, True], ids=["plain", "caching"])
+def test_every_kernel_call_reads_its_own_prefix_with_drafts_and_overlap_at_once(tiny, preemption, caching):
+    options = {"preemption": preemption, "caching": caching, "proposer": SameModel(tiny, VOCAB)}
+    run(machine(tiny, OverlapMachine, **options), settings=programs(150))
 
 
 PROMPTS = [[5, 6, 7, 8, 9], [5, 6, 7, 8, 1, 2], [5, 6, 7], [1, 2, 3, 4], [5, 6, 7, 8, 2]]
