@@ -262,12 +262,13 @@ class LLM(Engine):
             left = requests
             while left:
                 with self._changes.lock:  # others may step meanwhile
-                    if self._news.keys().isdisjoint(left):
-                        self._changes.make(self._step, self._mend)
+                    if self._news.keys().isdisjoint(left):  # so those that are finished have been told
+                        left = [request for request in left if not request.finished]
+                        if left:
+                            self._changes.make(self._step, self._mend)
                     news = [request for request in left if request in self._news]
                 if news:
                     yield news
-                left = [request for request in left if not request.finished or request in self._news]
         finally:  # closed early, or something failed
             self._withdraw(requests)
 
