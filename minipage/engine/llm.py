@@ -262,10 +262,9 @@ class LLM(Engine):
             left = requests
             while left:
                 with self._changes.lock:  # others may step meanwhile
-                    if self._news.keys().isdisjoint(left):  # so those that are finished have been told
-                        left = [request for request in left if not request.finished]
-                        if left:
-                            self._changes.make(self._step, self._mend)
+                    # Where there is no news of anybody, those that have finished were told before.
+                    if self._news.keys().isdisjoint(left) and (left := [each for each in left if not each.finished]):
+                        self._changes.make(self._step, self._mend)
                     news = [request for request in left if request in self._news]
                 if news:
                     yield news

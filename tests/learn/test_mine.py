@@ -56,7 +56,7 @@ def test_every_scenario_says_the_same_with_all_parts(everything, name):
     mine = Mine(everything)
     assert mine.solutions.keys() == PARTS.keys() and not mine.unwritten
     if name in ("admission", "offload"):  # what they show is no part of the exercises
-        with pytest.raises(ConfigurationError, match="handed in|hand in no scheduler|minipage's own prefix cache"):
+        with pytest.raises(ConfigurationError, match=r"handed in|hand in no scheduler|minipage's own prefix cache"):
             texts(name, mine.build)
     else:
         assert texts(name, mine.build) == due(name)
