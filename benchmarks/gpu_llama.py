@@ -30,16 +30,12 @@ import torch
 
 from benchmarks.charts import Chart
 from benchmarks.gpu_engine import phases, replay_time, serve
+from benchmarks.gpu_tensor_parallel import SHAPES
 from benchmarks.measure import console, main
 from minipage import LLM, SamplingParams
 from minipage.errors import ConfigurationError
 
-SHAPE = {
-    "model_type": "llama", "vocab_size": 32_000, "hidden_size": 4096, "intermediate_size": 11_008,
-    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 32, "max_position_embeddings": 4096,
-    "rms_norm_eps": 1e-5, "hidden_act": "silu", "tie_word_embeddings": False, "bos_token_id": None,
-    "eos_token_id": None,
-}  # fmt: skip
+SHAPE = SHAPES["7B"]
 BATCHES = 1, 32
 PROMPT_LEN, NUM_TOKENS = 512, 64
 NUM_REQUESTS, ANSWER_LEN = 128, 338

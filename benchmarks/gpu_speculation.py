@@ -26,17 +26,13 @@ import numpy as np
 import torch
 
 from benchmarks.charts import Chart
+from benchmarks.gpu_tensor_parallel import shape
 from benchmarks.measure import console, main
 from minipage import LLM, SamplingParams
 from minipage.engine.drafts import NGrams, Proposer
 from minipage.errors import ConfigurationError
 
-LLAMA_3 = {
-    "model_type": "llama", "vocab_size": 128_256, "hidden_size": 4096, "intermediate_size": 14_336,
-    "num_hidden_layers": 32, "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 4096,
-    "rms_norm_eps": 1e-5, "hidden_act": "silu", "tie_word_embeddings": False, "bos_token_id": None,
-    "eos_token_id": None,
-}  # fmt: skip
+LLAMA_3 = shape(4096, 14_336, 32, 32, 8, vocab_size=128_256)  # Llama-3.1-8B's
 GPT2 = {
     "model_type": "gpt2", "vocab_size": 50_257, "n_positions": 1024, "n_embd": 768, "n_layer": 12, "n_head": 12,
     "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
@@ -67,9 +63,9 @@ def run(quick: bool) -> dict[str, Any]:
         raise ConfigurationError("this benchmark needs an NVIDIA GPU; `python -m minipage info` says what is there.")
     console.print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, CUDA {torch.version.cuda}")
     rows = []
-    for name, shape in {"GPT-2 124M": GPT2} if quick else {"Llama-3.1-8B": LLAMA_3, "GPT-2 124M": GPT2}:
+    for name, config in {"GPT-2 124M": GPT2} if quick else {"Llama-3.1-8B": LLAMA_3, "GPT-2 124M": GPT2}:
         with tempfile.TemporaryDirectory() as folder:
-            (Path(folder) / "config.json").write_text(json.dumps(shape))
+            (Path(folder) / "config.json").write_text(json.dumps(config))
             rows += measure(name, folder)
     one = [row for row in rows if row["texts"] == 1 and row["proposer"] == "every third"]
     for row in one:
