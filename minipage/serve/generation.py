@@ -7,6 +7,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from typing import Any, NamedTuple, TypeVar
 from uuid import uuid4
 
@@ -82,6 +83,11 @@ class Job(NamedTuple):
 
 async def merge(streams: Sequence[AsyncGenerator[Item, None]]) -> AsyncGenerator[tuple[int, Item], None]:
     """What several iterators yield, each with its number, in the order in which it comes."""
+    if len(streams) == 1:  # nearly always, and then no tasks are needed, which take as long as all the rest
+        async with aclosing(streams[0]) as stream:
+            async for item in stream:
+                yield 0, item
+        return
     waiting = {asyncio.ensure_future(anext(stream)): i for i, stream in enumerate(streams)}
     try:
         while waiting:
