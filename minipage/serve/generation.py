@@ -24,6 +24,7 @@ from minipage.serve.errors import ApiError, as_api_error
 from minipage.serve.protocol import GenerationBody
 
 Item = TypeVar("Item")
+encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make an encoder for each event
 
 
 class Job(NamedTuple):
@@ -174,20 +175,25 @@ async def answer_stream(
 
 async def stream_events(job: Job, llm: AsyncLLM, kind: str, chunks: Chunks) -> AsyncGenerator[str, None]:
     """The events of a stream: chunks, and in the end the usage, if it was asked for."""
-    head, body, newest = job.head(kind), job.body, dict[int, RequestOutput]()
+    head, body, newest = encode(job.head(kind)), job.body, dict[int, RequestOutput]()
     outputs = job.outputs(llm)
     try:
         async for i, output in outputs:
             newest[i] = output
             for choice in chunks(i, output):
-                chunk = head | {"choices": [choice]}
+                rest: dict[str, Any] = {"choices": [choice]}
                 if body.include_usage:
-                    chunk["usage"] = job.usage(newest) if body.usage_in_each_chunk else None
-                yield json.dumps(chunk, ensure_ascii=False)
+                    rest["usage"] = job.usage(newest) if body.usage_in_each_chunk else None
+                yield join(head, rest)
         if body.include_usage:
-            yield json.dumps(head | {"choices": [], "usage": job.usage(newest)})
+            yield join(head, {"choices": [], "usage": job.usage(newest)})
     finally:
         await outputs.aclose()
+
+
+def join(head: str, rest: dict[str, Any]) -> str:
+    """One object in JSON. How all chunks of a stream begin is `head`, an object that need not be encoded each time."""
+    return f"{head[:-1]}, {encode(rest)[1:]}"
 
 
 async def send_event(send: Send, data: str) -> None:
