@@ -152,10 +152,10 @@ def ask_for_health(folder: Path, num_prompts: int) -> list[Answer]:
     without = max(answer.took - answer.asker_waited for answer in answers)
     took, asker_waited, loop_ran, loop_waited = (f"{1000 * seconds:.1f} ms" for seconds in worst)
     console.print(
-        f"/health, asked {len(answers)} times while {num_prompts} prompts of {LONG_PROMPT} tokens were computed: median "
-        f"{1000 * median:.1f} ms, at worst {took}: the asking process waited {asker_waited} for a processor itself, and "
-        f"the event loop {loop_waited}, which ran for {loop_ran}. Without what the asking process waited, at worst "
-        f"{1000 * without:.1f} ms. Goal: 50 ms. Meanwhile other programs took {others} of the processors.\n"
+        f"/health, asked {len(answers)} times while {num_prompts} prompts of {LONG_PROMPT} tokens were computed: "
+        f"median {1000 * median:.1f} ms, at worst {took}: the asking process waited {asker_waited} for a processor "
+        f"itself, and the event loop {loop_waited}, which ran for {loop_ran}. Without what the asking process waited, "
+        f"at worst {1000 * without:.1f} ms. Goal: 50 ms. Other programs took {others} of the processors.\n"
     )
     return answers
 
