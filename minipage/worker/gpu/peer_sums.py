@@ -16,6 +16,7 @@ for until `stop` is called. Without that, after minutes, the kernel ends all tha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -62,7 +63,12 @@ class Inboxes(NamedTuple):
     addresses: Array  # [size] int64, of the inboxes of all ranks, as this GPU sees them
     counts: Array  # [MOST_ROWS] int32, sums of each row
     stop: Array  # [1] int32, where the host can write at any time: if not 0, nobody is waited for
-    handle: Any = None  # whatever keeps the others' memory within reach
+    handles: Sequence[Any] = ()  # of the others' inboxes, each of them open
+
+    def close(self) -> None:
+        """No kernel may run that writes to the others."""
+        for handle in self.handles:
+            handle.close()
 
 
 class PeerSums:
