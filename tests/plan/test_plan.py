@@ -166,6 +166,16 @@ def test_a_forecast_serves_what_is_asked_and_waits_when_that_is_too_much():
     assert calm.fit_on_average == pytest.approx(SMALL.blocks() * 16 / 48, rel=0.05)  # a running one holds 33 to 48
 
 
+@pytest.mark.parametrize(("name", "most"), [("MOST_REQUESTS", 20), ("MOST_TOKENS", 20 * 16)])
+def test_of_a_minute_with_very_many_requests_the_first_of_them_are_simulated_and_that_is_said(name, most, monkeypatch):
+    monkeypatch.setattr(f"minipage.plan.forecast.{name}", most)
+    found = forecast(SMALL, Workload("32:16"), rate=2.0, num_requests=20, with_advice=False)
+    assert found.seconds == pytest.approx(10)
+    assert 5 < found.report.num_requests < 40
+    assert "10 s of a minute at 2 requests/s" in dict(rows(SMALL, found))
+    assert "10 s of a minute at 2.00 requests/s" in page(SMALL, found)
+
+
 def test_more_seats_are_advised_where_seats_are_what_is_missing():
     advice = advise(SMALL, Workload("32:16"), 0.01, 40)
     assert "max_num_seqs=16" in [each.change for each in advice]
