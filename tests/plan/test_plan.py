@@ -92,6 +92,8 @@ LOGGED = [  # model, blocks, max_model_len, "Maximum concurrency": as people hav
     ("Llama-3.1-70B", 1381, 2048, 10.79),  # github.com/vllm-project/vllm/pull/12569
     ("Llama-3.1-8B", 1952, 20_000, 1.56),  # github.com/vllm-project/vllm/issues/10517
     ("Llama-3.1-8B", 1478, 29_000, 0.82),  # the same
+    ("Qwen3-32B", 159_232 // 16, 40_960, 3.89),  # github.com/vllm-project/vllm-ascend/issues/1249, in tokens
+    ("Qwen3-0.6B", 2340, 8192, 4.57),  # github.com/Zerohertz/Instruct_KR_2025_Summer_Meetup_vLLM: src/00_vllm_serve.sh
 ]
 
 
@@ -110,12 +112,27 @@ def test_what_vllm_had_left_on_a_real_gpu_is_met():
     assert plan.budget().weights / GiB == pytest.approx(14.99, rel=0.005)
 
 
-def test_a_cache_too_small_for_one_request_is_said_in_vllms_words():
-    plan = Deployment("Llama-3.1-8B", num_blocks=1478, max_model_len=29_000)
+def test_what_vllm_had_left_on_a_processor_is_met():
+    """Its 4 GiB for K and V of Qwen3-0.6B were 2,340 blocks (the log in Zerohertz's repository, above)."""
+    assert Deployment("Qwen3-0.6B", kv_cache_memory="4GiB", max_model_len=8192).blocks() == 2340
+
+
+REFUSED = [  # model, blocks, max_model_len, and tokens that would fit
+    ("Llama-3.1-8B", 1478, 29_000, 23_648),  # github.com/vllm-project/vllm/issues/10517
+    ("Llama-3.1-70B", 378, 8192, 6048),  # Llama 3, of the same shape: github.com/OpenRLHF/OpenRLHF/issues/336
+]
+
+
+@pytest.mark.parametrize(("model", "num_blocks", "max_model_len", "fitting"), REFUSED)
+def test_a_cache_too_small_for_one_request_is_said_in_vllms_words(model, num_blocks, max_model_len, fitting):
+    plan = Deployment(model, num_blocks=num_blocks, max_model_len=max_model_len)
     assert (
-        "max seq len (29,000) is larger than the maximum number of tokens that can be stored in KV cache (23,648)"
-        in (plan.refusal() or "")
+        f"max seq len ({max_model_len:,}) is larger than the maximum number of tokens that can be stored in KV cache "
+        f"({fitting:,})" in (plan.refusal() or "")
     )
+
+
+def test_a_cache_large_enough_for_one_request_is_not_refused():
     assert Deployment("Llama-3.1-8B", num_blocks=1952, max_model_len=20_000).refusal() is None
 
 
