@@ -24,6 +24,7 @@ NUM_SAMPLED = 2000  # requests that means are taken of
 # What is simulated of a minute, at most: some seconds of work. Tiny texts on a large GPU are half a million requests a
 # minute, and say no more than the first of them.
 MOST_REQUESTS, MOST_TOKENS = 30_000, 1_000_000
+MOST_SEATS = 4096  # requests at a time
 
 
 @dataclass(frozen=True)
@@ -90,9 +91,16 @@ class Forecast:
 
 
 def setting_of(deployment: Deployment) -> Setting:
+    blocks = deployment.blocks()
+    seats = min(deployment.max_num_seqs, blocks)  # whoever runs has a block at least
+    if seats > MOST_SEATS:
+        raise ConfigurationError(
+            f"max_num_seqs is {deployment.max_num_seqs:,}, and at most {MOST_SEATS:,} requests at a time are "
+            "simulated: lower it, or ask for --sizes-only."
+        )
     return Setting(
-        deployment.cost, deployment.blocks() * deployment.block_size, "paged", deployment.block_size,
-        deployment.longest, deployment.max_num_seqs, deployment.max_num_batched_tokens, watermark=0.0,
+        deployment.cost, blocks * deployment.block_size, "paged", deployment.block_size, deployment.longest, seats,
+        deployment.max_num_batched_tokens, watermark=0.0,
     )  # fmt: skip
 
 
@@ -141,9 +149,9 @@ def span(pairs: Iterable[tuple[int, int]], rate: float) -> float:
 
 
 def most_of(deployment: Deployment, workload: Workload, num_requests: int) -> float:
-    count = max(num_requests, 2 * deployment.max_num_seqs)
-    arrivals = workload.arrivals(1.0, deployment.longest_that_fits())
-    return capacity(setting_of(deployment), arrivals, count)
+    setting = setting_of(deployment)
+    count = max(num_requests, 2 * setting.max_num_seqs)
+    return capacity(setting, workload.arrivals(1.0, deployment.longest_that_fits()), count)
 
 
 def mean_tail(pairs: Iterable[tuple[int, int]], block_size: int) -> float:
@@ -175,7 +183,7 @@ def advise(deployment: Deployment, workload: Workload, most: float, num_requests
     for change, options in changes(deployment):
         try:
             changed = most_of(replace(deployment, **options), workload, num_requests)
-        except ConfigurationError:  # heads that cannot be shared out, or no room
+        except ConfigurationError:  # heads that cannot be shared out, no room, or too many seats
             continue
         if changed > 1.02 * most:
             advice.append(Advice(change, changed, changed / most))

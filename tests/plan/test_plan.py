@@ -286,6 +286,7 @@ def test_the_command_prints_json_and_writes_a_page(tmp_path, capsys):
         (["--html", "nowhere/plan.html"], "in a folder that is there"),
         (["--num-blocks", "9", "--lengths", "8:8", "--rate", "1e6"], "waiting times only grow"),
         (["--num-blocks", "1", "--lengths", "9:8"], "the longest text that fits, 16 tokens"),
+        (["--max-num-seqs", "9999"], "at most 4,096 requests at a time are simulated"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -300,6 +301,12 @@ def test_a_minute_in_which_nobody_comes_is_said_so():
     shown = rows(SMALL, found)
     assert shown[-1] == ("a minute at 1e-09 requests/s", "nobody came") and "nan" not in str(shown)
     assert "nan" not in page(SMALL, found)
+
+
+def test_a_config_that_is_nested_without_end_is_a_sentence(tmp_path):
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ModelError, match="cannot be read"):
+        Deployment(str(tmp_path)).blocks()
 
 
 @pytest.mark.parametrize("text", ["[1]", "3", '"gpt2"', "null"])
