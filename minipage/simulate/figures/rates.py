@@ -115,9 +115,10 @@ def notes_12(results: Results, factors: Factors) -> list[str]:
         "the rates at which each system was measured, with OPT-66B Orca (Max) at 0.1, 0.2 and 0.3 requests a second, "
         "Orca (Oracle) at 0.2, 0.3, 0.4 and 0.5, and vLLM at 0.4, 0.6, 0.8, 0.9 and 1.0. Each of the four factors in "
         "the paper's text is a quotient of two of these rates: with OPT-66B 0.8 / 0.1 is 8 and 0.8 / 0.3 is 2.7; with "
-        "OPT-175B 2.0 / 0.75 is 2.7 and 2.0 / 1.2 is 1.7. So the largest factors are read in this way here: from runs "
-        f"at these rates, of which the highest counts that has at most {WAITING} times the latency of an idle server. "
-        "There waiting begins.",
+        "OPT-175B 2.0 / 0.75 is 2.7 and 2.0 / 1.2 is 1.7. (That they were worked out like this nobody says; it is the "
+        "simplest way to come to all four.) So the largest factors are read in this way here: from runs at these "
+        f"rates, of which the highest counts that has at most {WAITING} times the latency of an idle server. There "
+        "waiting begins.",
         f"Rates that lie so far apart make factors coarse. Orca (Max) has {alone:.2f} times the latency of an idle "
         f"server at 0.1 requests a second, and {two:.2f} times at 0.2; where between the two waiting begins cannot be "
         "seen. With other limits the largest factors over Orca (Max) and Orca (Oracle) are, at these rates: "
@@ -128,8 +129,8 @@ def notes_12(results: Results, factors: Factors) -> list[str]:
         "which begins early where there are few places.",
         "The smallest factors, those of OPT-175B, are read at the most that is served. There steps get slower by as "
         f"much as {WAITING} times before anybody waits, because of the many requests that are in them.",
-        "With OPT-175B on Alpaca 60,100 slots hold more than may run at once: then memory does not matter, as the "
-        "paper says of this case.",
+        "With OPT-175B on Alpaca 60,100 slots hold more than the 256 that may run at once here: then memory does not "
+        "matter, as the paper says of this case.",
     ]
 
 
