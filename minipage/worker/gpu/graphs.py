@@ -159,9 +159,15 @@ class GraphRunner(GPURunner):
         if any(draw.params.temperature > 0 or draw.adjustment for _, draw in draws):
             return sample_on_device(logits, draws)
         if draws and logits is not self._greedy[0]():  # all rows at once: those after drafts are asked for later
-            plain = [(row, draws[0][1]) for row in range(len(logits))]
-            self._greedy = weakref.ref(logits), sample_on_device(logits, plain)
+            self._greedy = weakref.ref(logits), self._likeliest(logits, draws[0][1])
         return [self._greedy[1][row] for row, _ in draws]
+
+    def _likeliest(self, logits: torch.Tensor, draw: Draw) -> list[int]:
+        """The likeliest token of each row, or NO_TOKEN; `draw` is greedy."""
+        draws = [(row, draw) for row in range(len(logits))]
+        key = self._graph_of(logits)
+        tokens: list[int] = (self._draw(key, "greedy", draws) if key else draw_on_device(logits, draws)).tolist()
+        return tokens
 
     def rows(self, logits: torch.Tensor, rows: Collection[int]) -> dict[int, np.ndarray]:  # type: ignore[override]
         if not rows:
@@ -186,12 +192,17 @@ class GraphRunner(GPURunner):
             return list
         if draws is not self._draws:  # greedy ones come again and again
             self._draws, self._how = draws, how_in_order(draws)
-        # Others may have put logits of their own in the place of a graph's.
-        if self._key is None or self._how is None or logits.data_ptr() != self._graphs[self._key][1].data_ptr():
+        key = self._graph_of(logits)
+        if key is None or self._how is None:
             return self._drawn.keep(draw_on_device(logits, draws))
-        return self._drawn.keep(self._draw(self._key, self._how, draws))
+        return self._drawn.keep(self._draw(key, self._how, draws))
 
-    def _draw(self, key: tuple[int, int], how: How, draws: Sequence[tuple[int, Draw]]) -> torch.Tensor:
+    def _graph_of(self, logits: torch.Tensor) -> tuple[Any, ...] | None:
+        """The key of the graph that wrote them; others may have put logits of their own in their place."""
+        key = self._key
+        return key if key and logits.data_ptr() == self._graphs[key][1].data_ptr() else None
+
+    def _draw(self, key: tuple[Any, ...], how: How, draws: Sequence[tuple[int, Draw]]) -> torch.Tensor:
         """[num_draws] tokens, one for each of the first rows of the logits of a graph, by another graph if there is
         memory for it."""
         logits = self._graphs[key][1]  # [size, vocab_size]
