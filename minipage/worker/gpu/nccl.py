@@ -30,7 +30,7 @@ from minipage.attention.cuda.compat import cuda
 from minipage.attention.cuda.device_arrays import pinned
 from minipage.errors import ConfigurationError
 from minipage.model.architecture import Array
-from minipage.worker.gpu.peer_sums import MOST_ROWS, Inboxes, Norm, PeerSums, can_add, inbox_words
+from minipage.worker.gpu.peer_sums import MOST_ROWS, Inboxes, Norm, PeerSums, can_add, emptied, inbox_words
 from minipage.worker.ranks.process_group import FOREVER, ProcessGroup
 
 NUMBER = count()  # of the groups of this process that have a name
@@ -171,7 +171,7 @@ def make_inboxes(store: Store, nccl: Any, rank: int, size: int) -> Inboxes:
     seen = [own if r == rank else handle.get_buffer(r, own.shape, own.dtype) for r in range(size)]
     addresses = torch.tensor([inbox.data_ptr() for inbox in seen], device=device)  # [size]
     counts = torch.zeros(MOST_ROWS, dtype=torch.int32, device=device)  # [MOST_ROWS]
-    return Inboxes(own.zero_(), addresses, counts, pinned((1,), np.int32), (handle, group))
+    return Inboxes(emptied(own), addresses, counts, pinned((1,), np.int32), (handle, group))
 
 
 def peer_sums_if_right(group: NCCLGroup, store: Store) -> PeerSums | None:
