@@ -43,6 +43,7 @@ class PinnedStore(HostStore):
         return torch.from_numpy(pinned((self.num_slots, self.row_size), "uint8"))  # [num_slots, row_size]
 
     def save(self, slot: int, block_hash: bytes, block: int) -> bool:
+        self._leaving = [(rows, event) for rows, event in self._leaving if not event.query()]
         num_leaving = len(self._saves) + sum(len(rows) for rows, _ in self._leaving)
         is_here = block not in self._loads and block not in self._coming
         if can_be_saved := is_here and num_leaving < self.most_leaving:
@@ -69,7 +70,6 @@ class PinnedStore(HostStore):
         """Do what was asked for. What is loaded may go to where saved blocks were, and come from where others go."""
         saves, loads = sorted(self._saves.items()), sorted((slot, block) for block, slot in self._loads.items())
         self._saves, self._loads = {}, {}
-        self._leaving = [(rows, event) for rows, event in self._leaving if not event.query()]
         if not saves and not loads:
             return
         leaving = torch.empty(len(saves), self.row_size, dtype=torch.uint8, device=self.device)  # [n, row_size]

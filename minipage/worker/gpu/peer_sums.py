@@ -18,6 +18,7 @@ process does on the GPU.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -60,11 +61,16 @@ class Norm(NamedTuple):
 class Inboxes(NamedTuple):
     """What one rank has for its sums; all are made once."""
 
-    own: Array  # [inbox_words(size)] int32, at first EMPTY
+    own: Array  # [2 * size * MOST_ROWS * ROW] int32, at first EMPTY; see empty_inbox
     addresses: Array  # [size] int64, of the inboxes of all ranks, as this GPU sees them
     counts: Array  # [MOST_ROWS] int32, sums of each row; at first 0
     stop: Array  # [1] int32, at first 0, where the host can write at any time: if not 0, nobody is waited for
-    handle: Any = None  # whatever keeps the others' memory within reach
+    handles: Sequence[Any] = ()  # of the others' inboxes, each of them open
+
+    def close(self) -> None:
+        """No kernel may run that writes to the others."""
+        for handle in self.handles:
+            handle.close()
 
 
 class PeerSums:
@@ -91,13 +97,9 @@ class PeerSums:
         self.inboxes.stop[0] = 1
 
 
-def inbox_words(size: int) -> int:
-    return 2 * size * MOST_ROWS * ROW
-
-
-def emptied(inbox: Array) -> Array:
-    """inbox [inbox_words(size)] int32 of PyTorch, as it is at first, in its memory."""
-    return inbox.fill_(EMPTY - 2**32)  # [inbox_words(size)]
+def empty_inbox(size: int) -> np.ndarray:
+    """[2 * ranks * MOST_ROWS * ROW] int32, on the host."""
+    return np.full(2 * size * MOST_ROWS * ROW, EMPTY - 2**32, np.int32)
 
 
 def can_add(part: Array) -> bool:
