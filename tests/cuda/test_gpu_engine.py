@@ -27,6 +27,8 @@ from minipage.attention import cuda
 from minipage.engine.llm import LLM
 from minipage.errors import ConfigurationError
 from minipage.memory import BlockPool, BlockTable
+from minipage.model.layers.plain import PlainLayers
+from minipage.model.layers.torch import TorchLayers
 from minipage.model.place import is_simulated
 from minipage.sampling import NO_TOKEN, Draw, Processors, SamplingParams, sample
 from minipage.scheduling import Chunk, Sequence, SequenceGroup
@@ -38,6 +40,8 @@ from minipage.worker.gpu.graphs import GraphRunner, graph_sizes
 from minipage.worker.gpu.inputs import StepInputs
 from minipage.worker.gpu.next_batch import Batches
 from minipage.worker.gpu.offload import PinnedStore, runs
+from minipage.worker.gpu.turned import launch_turn_and_write
+from minipage.worker.gpu.views import for_kernels
 
 DEVICE = torch.device("cpu" if is_simulated() else "cuda")
 PROMPTS = [[3, 1, 4, 1, 5, 9], [2, 7], [1, 8, 2, 8, 1, 8, 2, 8, 4], [5]]
@@ -95,6 +99,30 @@ def test_greedy_texts_are_those_of_a_dense_model_on_the_cpu(tiny, options, preem
     assert (preemptions > 0) == preempts, f"{preemptions} preemptions: the pool is of the wrong size for this test"
     if "enable_prefix_caching" in options:
         assert llm.scheduler.num_hit_tokens == 8
+
+
+@pytest.mark.parametrize("tiny", ["llama"], indirect=True)
+def test_rotations_that_wait_until_k_and_v_are_written(tiny, monkeypatch):
+    sizes = []
+
+    def turn_and_write(q, turn, *others):
+        sizes.append(len(q))
+        launch_turn_and_write(for_kernels(q), tuple(map(for_kernels, turn)), *others)
+
+    def rotate_both(layers, q, k, turn):
+        later._dtype = later._dtype and q.dtype  # of the KV cache it is NumPy's in the simulator
+        return (q, k) if later.put_off(q, turn) else PlainLayers.rotate_both(layers, q, k, turn)
+
+    monkeypatch.setattr(graphs, "FEW_SEQS", 2)
+    monkeypatch.setattr(graphs, "launch_turn_and_write", turn_and_write)
+    llm = gpu_llm(tiny)
+    later = llm.runner._later
+    if is_simulated():  # there are no FusedLayers
+        monkeypatch.setattr(TorchLayers, "rotate_both", rotate_both)
+    prompts, lengths = [prompt[:2] for prompt in PROMPTS], (2, 3, 3, 3)
+    outputs = llm.generate(prompts, [greedy(length) for length in lengths])
+    assert texts(outputs) == [[Dense(tiny).greedy(prompt, most)] for prompt, most in zip(prompts, lengths)]
+    assert set(sizes) == {4}, "three sequences are padded to four, and prompts do not wait"
 
 
 @pytest.mark.parametrize(

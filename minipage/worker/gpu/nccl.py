@@ -30,7 +30,7 @@ from minipage.attention.cuda.compat import cuda
 from minipage.attention.cuda.device_arrays import layout, pinned
 from minipage.errors import ConfigurationError
 from minipage.model.architecture import Array
-from minipage.worker.gpu.peer_sums import MOST_ROWS, Inboxes, Norm, PeerSums, can_add, inbox_words
+from minipage.worker.gpu.peer_sums import MOST_ROWS, Inboxes, Norm, PeerSums, can_add, empty_inbox
 from minipage.worker.ranks.process_group import FOREVER, ProcessGroup
 
 VARIABLE = "MINIPAGE_ALL_REDUCE"
@@ -146,8 +146,7 @@ def make_inboxes(store: Store, rank: int, size: int) -> Inboxes:
 
     Each rank opens the others' through a handle of CUDA, which is for processes of one machine.
     """
-    own = cuda.device_array(inbox_words(size), np.int32)  # [inbox_words(size)]
-    own[:] = 0
+    own = cuda.to_device(empty_inbox(size))  # [2 * size * MOST_ROWS * ROW]
     cuda.synchronize()
     told: Any = pickle.dumps((gethostname(), own.get_ipc_handle()))
     store.set(f"inbox of {rank}", told)
