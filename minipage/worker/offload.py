@@ -14,7 +14,6 @@ it: K and V tell what a text was.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from hashlib import blake2b
 from mmap import mmap
 from pathlib import Path
@@ -97,14 +96,14 @@ def open_file(path: Path, num_rows: int, row_size: int) -> mmap:
         return mmap(file.fileno(), 0)
 
 
-def rows_of(cache: KVCache, blocks: Sequence[int]) -> Any:
-    """What a cache, in NumPy or PyTorch, holds of some blocks: [len(blocks), bytes of a block] uint8."""
+def rows_of(cache: KVCache, blocks: Any) -> Any:
+    """What a cache, in NumPy or PyTorch, holds of some blocks, a list or a tensor: [len(blocks), bytes of a block]."""
     xp = array_namespace(cache.k)
     parts = [array[:, blocks].swapaxes(0, 1) for array in cache.arrays]  # [len(blocks), num_layers, ...] each
     return xp.concat([part.reshape(len(blocks), -1).view(xp.uint8) for part in parts], axis=1)
 
 
-def write_rows(cache: KVCache, blocks: Sequence[int], rows: Any) -> None:
+def write_rows(cache: KVCache, blocks: Any, rows: Any) -> None:
     """Let blocks hold what `rows_of` gave; rows: [len(blocks), bytes of a block] uint8."""
     start = 0
     for array in cache.arrays:

@@ -63,21 +63,26 @@ class PinnedStore:
     def send(self) -> None:
         """Do what was asked for. What is loaded may go to where saved blocks were, and come from where others go."""
         if self.saves:
-            self.leaving |= zip(self.saves, rows_of(self.cache, [*self.saves.values()]))
+            self.leaving |= zip(self.saves, rows_of(self.cache, self.there([*self.saves.values()])))
             self.saves.clear()
         self.side.wait_stream(cuda.current_stream())
         with cuda.stream(self.side):
             if self.loads:
-                rows = torch.empty(len(self.loads), self.rows.shape[1], dtype=torch.uint8, device=self.cache.k.device)
+                blocks = self.there([*self.loads])  # [n]
+                rows = torch.empty(len(blocks), self.rows.shape[1], dtype=torch.uint8, device=blocks.device)
                 for row, slot in zip(rows, self.loads.values()):
                     row.copy_(self.rows[slot], non_blocking=True)  # [row_size]
-                write_rows(self.cache, [*self.loads], rows)
+                write_rows(self.cache, blocks, rows)
                 self.coming |= dict.fromkeys(self.loads, self.side.record_event())
                 self.loads.clear()
             for slot, row in self.leaving.items():
                 self.rows[slot].copy_(row, non_blocking=True)  # [row_size]
                 row.record_stream(self.side)  # until then nobody else gets its memory
             self.leaving.clear()
+
+    def there(self, blocks: list[int]) -> torch.Tensor:
+        """Their numbers on the GPU, [len(blocks)]; nobody waits for them, as PyTorch would if it were given a list."""
+        return torch.tensor(blocks).to(self.cache.k.device, non_blocking=True)
 
     def clear(self) -> None:
         """Whoever knows no hash loads nothing."""
