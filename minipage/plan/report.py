@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from minipage.plan.deployment import Deployment
-from minipage.plan.forecast import Forecast
+from minipage.plan.forecast import MINUTE, Forecast
 from minipage.simulate.machines import GiB
 from minipage.simulate.pictures import Picture, svg
 
@@ -39,6 +39,7 @@ def numbers(deployment: Deployment, forecast: Forecast | None) -> dict[str, Any]
             "waste": forecast.waste,
             "capacity": forecast.capacity,
             "rate": forecast.rate,
+            "simulated_seconds": forecast.seconds,
             "minute": forecast.report.numbers(),
             "advice": [asdict(each) for each in forecast.advice],
         }
@@ -70,7 +71,7 @@ def rows(deployment: Deployment, forecast: Forecast | None) -> list[tuple[str, s
         ("wasted in last blocks", f"{100 * forecast.waste:.1f} %"),
         ("the most that is served", f"{forecast.capacity:.2f} requests/s"),
     ]
-    minute = f"a minute at {forecast.rate:.3g} requests/s"
+    minute = f"{spell(forecast.seconds)} at {forecast.rate:.3g} requests/s"
     if not report.num_requests:
         return [*lines, (minute, "nobody came")]
     return [
@@ -82,6 +83,11 @@ def rows(deployment: Deployment, forecast: Forecast | None) -> list[tuple[str, s
         ("  between tokens, mean", f"{1e3 * report.time_per_output_token.mean:.1f} ms"),
         ("  a request, mean", f"{report.latency.mean:.2f} s"),
     ]
+
+
+def spell(seconds: float) -> str:
+    """What was simulated."""
+    return "a minute" if seconds == MINUTE else f"{seconds:.2g} s of a minute"
 
 
 def window_rows(deployment: Deployment) -> list[tuple[str, str]]:
@@ -123,7 +129,8 @@ def page(deployment: Deployment, forecast: Forecast) -> str:
         f"<title>{escape(title)}</title><style>:root{{color-scheme:light dark}}body{{font:16px/1.5 sans-serif;"
         "max-width:44rem;margin:2rem auto;padding:0 1rem}td{padding:.1rem 1rem .1rem 0;vertical-align:top}"
         f"</style><h1>{escape(title)}</h1>{refusal}<table>{table}</table><h2>What to change first</h2><ul>{advice}</ul>"
-        f"<h2>A minute at {forecast.rate:.2f} requests/s</h2>{''.join(map(svg, pictures(forecast)))}</html>\n"
+        f"<h2>{spell(forecast.seconds).capitalize()} at {forecast.rate:.2f} requests/s</h2>"
+        f"{''.join(map(svg, pictures(forecast)))}</html>\n"
     )
 
 
