@@ -167,7 +167,7 @@ for name, ((plain, _, _), (ahead, _, _)) in runs.items():
 # %%
 from minipage.trace import record
 
-WHEREFORE = "ROMEO:\nO Romeo, Romeo, wherefore art thou Romeo?\n\nJULIET:\nO Romeo,"
+WHEREFORE = "JULIET:\nO Romeo, Romeo, wherefore art thou Romeo?\n\nJULIET:\nO Romeo,"
 llm = LLM(
     block_size=4,
     num_blocks=24,
