@@ -32,14 +32,14 @@ from tempfile import mkstemp
 from typing import Any
 
 import numpy as np
+from array_api_compat import array_namespace, to_device
 
-from minipage.attention import KVCache
 from minipage.engine.engine import Engine
 from minipage.engine.prompts import Prompt
 from minipage.errors import ConfigurationError, InvalidRequestError, MinipageError
 from minipage.memory import BlockTable, PrefixCache
 from minipage.sampling import SamplingParams
-from minipage.worker.offload import HostStore
+from minipage.worker.offload import rows_of, write_rows
 
 SHARED = Path("/dev/shm")  # files there are in memory only; where it does not exist, any folder will do
 CHILD = "from minipage.engine.handover import compute_prompts; compute_prompts()"
@@ -58,25 +58,6 @@ class Handover:
     def discard(self) -> None:
         """Give the memory back, whether somebody took over or not."""
         Path(self.memory).unlink(missing_ok=True)
-
-
-class SharedStore(HostStore):
-    """Slots in a file that is mapped into memory, by two processes."""
-
-    def __init__(self, cache: KVCache, num_blocks: int, path: str) -> None:
-        self.path = path
-        super().__init__(cache, num_blocks * cache.nbytes // cache.k.shape[1])
-
-    def allocate(self) -> Any:
-        size = self.num_slots * self.row_size
-        if not os.path.getsize(self.path):
-            os.truncate(self.path, size)
-        rows = np.memmap(self.path, np.uint8, "r+", shape=(self.num_slots, self.row_size))  # [num_slots, row_size]
-        if isinstance(self.cache.k, np.ndarray):
-            return rows
-        import torch  # the cache is of its tensors, on a GPU
-
-        return torch.from_numpy(rows)
 
 
 @contextmanager
@@ -142,14 +123,12 @@ def hand_over(llm: Engine, prompt: Prompt) -> Handover:
             file, path = mkstemp(prefix="minipage-", dir=SHARED if SHARED.is_dir() else None)
             os.close(file)
             try:
-                store = SharedStore(llm.kv_cache, len(blocks), path)
-                for slot, block in enumerate(blocks):
-                    store.save(slot, b"", block)
+                rows = rows_of(llm.kv_cache, blocks)  # [len(blocks), bytes of a block]
+                np.asarray(to_device(rows, "cpu")).tofile(path)
             except BaseException:
                 os.unlink(path)
                 raise
-            num_bytes = len(blocks) * store.row_size
-            return Handover(seq.token_ids[: seq.num_prompt_tokens], len(blocks), num_bytes, path, sizes(llm))
+            return Handover(seq.token_ids[: seq.num_prompt_tokens], len(blocks), rows.nbytes, path, sizes(llm))
     finally:
         llm._withdraw([request])
 
@@ -175,9 +154,9 @@ def take_over(llm: Engine, handover: Handover) -> int:
         num_tokens = min(len(handover.token_ids), pool.num_free * pool.block_size)
         table = BlockTable(pool)
         table.append(num_tokens)
-        store = SharedStore(llm.kv_cache, handover.num_blocks, handover.memory)
-        for slot, block in enumerate(table):
-            store.load(slot, b"", block)
+        rows = np.fromfile(handover.memory, np.uint8).reshape(handover.num_blocks, -1)  # [num_blocks, bytes of a block]
+        k = llm.kv_cache.k
+        write_rows(llm.kv_cache, table.blocks, array_namespace(k).asarray(rows[: len(table)], device=k.device))
         cache.publish(table, handover.token_ids)
         num_blocks = len(table)
         table.free()  # they stay, and are found
