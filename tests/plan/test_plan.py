@@ -296,6 +296,11 @@ def test_bad_input_is_one_sentence_and_exit_code_2(arguments, sentence, capsys):
     assert sentence in err and err.count("\n") == 1
 
 
+def test_texts_of_one_token_have_no_time_between_tokens():
+    found = forecast(SMALL, Workload("32:1"), rate=1.0, num_requests=20, with_advice=False)
+    assert dict(rows(SMALL, found))["  between tokens, mean"] == "no text has two"
+
+
 def test_a_minute_in_which_nobody_comes_is_said_so():
     found = forecast(SMALL, Workload("32:16"), rate=1e-9, num_requests=20, with_advice=False)
     shown = rows(SMALL, found)
