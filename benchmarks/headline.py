@@ -14,8 +14,8 @@ there are 32 requests of half the length). Each engine serves them in a process 
 
 Before that, each generates for a small model, and all have to say the same. `rates` asks minipage, with Llama-2-7B's
 shape on a GPU, with and without reserving, at several rates, by Poisson's law, for its normalised latency (seconds a
-token, waiting included): the axes of the paper's Figure 12. A run takes seven minutes and a half at the most. Each part is
-printed as soon as it is done, whatever becomes of the others; what does not fit is left out, and that is said.
+token, waiting included): the axes of the paper's Figure 12. A run takes seven minutes and a half at the most. Each part
+is printed as soon as it is done, whatever becomes of the others; what does not fit is left out, and that is said.
 """
 
 from __future__ import annotations
