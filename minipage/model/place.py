@@ -3,7 +3,7 @@
 arrays     dtype                           device         layers
 "numpy"    float32                         cpu            compiled; with quantization="int8" int8
 "plain"    float32                         cpu            plain: NumPy alone, with no machine code to wait for
-"torch"    float32, bfloat16, float16      cpu, cuda      torch; for bfloat16 on a CPU onednn, where it can
+"torch"    float32, bfloat16, float16      cpu, cuda      torch; for bfloat16 on a CPU bfloat16 or onednn
 "cupy"     float32, float16                cuda           plain
 """
 
@@ -77,8 +77,10 @@ def kind_of_layers(
         return CompiledLayers if quantization is None else Int8Layers
     if arrays in ("plain", "cupy"):
         return PlainLayers
-    from minipage.model.layers import onednn, torch  # need PyTorch, which as_arrays has found
+    from minipage.model.layers import bfloat16, onednn, torch  # need PyTorch, which as_arrays has found
 
+    if device == "cpu" and dtype == "bfloat16" and bfloat16.able():
+        return bfloat16.BFloat16Layers
     return onednn.OneDNNLayers if device == "cpu" and dtype == "bfloat16" and onednn.able() else torch.TorchLayers
 
 

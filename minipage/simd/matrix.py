@@ -16,60 +16,57 @@ def add_product(a, b, start, stop, c, coming=None):
     """c += a @ b, from row `start` to `stop`: a [rows, n], b [n, m], c [rows, m]; m is a multiple of 2 * LANES.
 
     A number that is loaded is used often: a pair of vectors of b for two tiles of c, of four rows each, whose sums are
-    held in registers. Where fewer rows are left, the last one is computed several times.
+    held in registers. Where fewer rows are left, the last one is computed several times. Numbers of a and b may be
+    pairs of bfloat16, see `fma`.
 
-    `coming`, the b of the next product, of 2 * LANES columns, is fetched from memory meanwhile: one of its rows after
-    every `stretch` numbers of a row of a. (With up to four rows only half of it: more would hinder the reading of b.)
+    `coming`, the b of the next product, of 2 * LANES columns, is fetched from memory meanwhile, spread over all rows of
+    a. (With up to four rows only half of it: more would hinder the reading of b.)
     """
-    last, stretch, fetched = stop - 1, len(b), 0
-    if coming is not None:
-        stretch = (stop - start + 7) // 8 if stop - start > 4 else 2
+    last, pace = stop - 1, 1 if stop - start <= 4 else 0  # 2 ** pace numbers of a row of a for each row of `coming`
+    while (16 << pace) <= stop - start:
+        pace += 1
     for r in range(start, stop, 8):
-        s = min(r + 4, last)
+        s, fetched = min(r + 4, last), (r - start) // 8 * (len(b) >> pace)
         for d in range(0, b.shape[1], 2 * LANES):
             e = d + LANES
             upper, lower = load_tile(c, r, last, d), load_tile(c, s, last, d)
-            for begin in range(0, len(b), stretch):
-                if coming is not None:
-                    prefetch(coming, (min(fetched, len(b) - 1), d)), prefetch(coming, (min(fetched, len(b) - 1), e))
-                    fetched += 1
-                end = min(begin + stretch, len(b))
-                if last < r + 4:  # all rows are in the upper tile
-                    for i in range(begin, end):
-                        upper = add_to_tile(upper, a, r, last, i, load(b, (i, d)), load(b, (i, e)))
-                else:
-                    for i in range(begin, end):
-                        bd, be = load(b, (i, d)), load(b, (i, e))
-                        upper, lower = (
-                            add_to_tile(upper, a, r, last, i, bd, be),
-                            add_to_tile(lower, a, s, last, i, bd, be),
-                        )
+            if last < r + 4:  # all rows are in the upper tile
+                for i in range(len(b)):
+                    fetch(coming, fetched + (i >> pace))
+                    upper = add_to_tile(upper, a, r, last, i, load(b, (i, d)), load(b, (i, e)))
+            else:
+                for i in range(len(b)):
+                    fetch(coming, fetched + (i >> pace))
+                    bd, be = load(b, (i, d)), load(b, (i, e))
+                    upper = add_to_tile(upper, a, r, last, i, bd, be)
+                    lower = add_to_tile(lower, a, s, last, i, bd, be)
             store_tile(c, s, last, d, lower)
             store_tile(c, r, last, d, upper)  # after the other: only this one has all rows, if there are up to four
 
 
 @compiled
-def add_row_product(a, panels, p, c):
-    """The same for one row, a [n], and the b of four products at once: panels p to p + 3, each [n, 2 * LANES], whose
-    results are columns of c [m]. Where there are fewer panels, the last one is computed several times.
+def fetch(b, row):
+    """Of a b of 2 * LANES columns, a row, or the last one if there is none."""
+    if b is not None:
+        prefetch(b, (min(row, len(b) - 1), 0)), prefetch(b, (min(row, len(b) - 1), LANES))
+
+
+@compiled
+def add_row_product(a, panels, c):
+    """c[p] += a @ panels[p], for one row, a [n], and up to ROW_PANELS panels [n, 2 * LANES] at once. Where there are
+    fewer, the last one is computed several times.
 
     Each sum of a row is made one number after the other, so the processor waits less if there are many at a time.
     """
-    last, width = len(panels) - 1, 2 * LANES
-    q, r, s = min(p + 1, last), min(p + 2, last), min(p + 3, last)
-    pd, pe = load(c, (p * width,)), load(c, (p * width + LANES,))
-    qd, qe = load(c, (q * width,)), load(c, (q * width + LANES,))
-    rd, re = load(c, (r * width,)), load(c, (r * width + LANES,))
-    sd, se = load(c, (s * width,)), load(c, (s * width + LANES,))
+    last = len(panels) - 1
+    q, r, s = min(1, last), min(2, last), min(3, last)
+    pd, pe, qd, qe, rd, re, sd, se = load_tile(c, 0, last, 0)
     for i in range(len(a)):
-        pd, pe = fma(pd, a[i], load(panels, (p, i, 0))), fma(pe, a[i], load(panels, (p, i, LANES)))
+        pd, pe = fma(pd, a[i], load(panels, (0, i, 0))), fma(pe, a[i], load(panels, (0, i, LANES)))
         qd, qe = fma(qd, a[i], load(panels, (q, i, 0))), fma(qe, a[i], load(panels, (q, i, LANES)))
         rd, re = fma(rd, a[i], load(panels, (r, i, 0))), fma(re, a[i], load(panels, (r, i, LANES)))
         sd, se = fma(sd, a[i], load(panels, (s, i, 0))), fma(se, a[i], load(panels, (s, i, LANES)))
-    store(c, (p * width,), pd), store(c, (p * width + LANES,), pe)
-    store(c, (q * width,), qd), store(c, (q * width + LANES,), qe)
-    store(c, (r * width,), rd), store(c, (r * width + LANES,), re)
-    store(c, (s * width,), sd), store(c, (s * width + LANES,), se)
+    store_tile(c, 0, last, 0, (pd, pe, qd, qe, rd, re, sd, se))
 
 
 @compiled

@@ -25,8 +25,9 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
+from minipage.simd.bfloat16 import add_two_products, products, rounded
 from minipage.simd.fp8 import FP8_VALUES
-from minipage.simd.halves import from_bfloat16, to_bfloat16, widened
+from minipage.simd.halves import stored, widened
 from minipage.simd.options import IN_PYTHON
 
 LANES = 16
@@ -58,7 +59,7 @@ def numbers_in(stored: Any) -> Any:
 
 
 class Vector(types.Type):
-    """The numba type of LANES numbers of float32 or float64."""
+    """The numba type of LANES numbers of float32 or float64, or pairs of bfloat16."""
 
     def __init__(self, dtype: Any) -> None:
         self.dtype = dtype
@@ -73,7 +74,10 @@ class VectorModel(models.PrimitiveModel):
 
 @in_python(lambda array, index: numbers_in(part(array, index)))
 def load(typing_context, array, index):
-    """array[index : index + LANES] along the last axis; index: a tuple of integers, all numbers within the array."""
+    """array[index : index + LANES] along the last axis; index: a tuple of integers, all numbers within the array.
+
+    int32 stay what they are: pairs of bfloat16, for `fma`.
+    """
 
     def generate(context, builder, signature, arguments):
         place = address(context, builder, signature, arguments)
@@ -81,7 +85,7 @@ def load(typing_context, array, index):
         stored = builder.load(builder.bitcast(place, vector), align=array.dtype.bitwidth // 8)
         return numbers(builder, stored, array.dtype)
 
-    return Vector(array.dtype if array.dtype == types.float64 else types.float32)(array, index), generate
+    return Vector(array.dtype if array.dtype in (types.float64, types.int32) else types.float32)(array, index), generate
 
 
 @in_python(lambda array, index, count: np.pad(numbers_in(part(array, index, count)), (0, LANES - count)))
@@ -100,27 +104,30 @@ def load_part(typing_context, array, index, count):
     return Vector(array.dtype if array.dtype == types.float64 else types.float32)(array, index, count), generate
 
 
-@in_python(lambda array, index, vector: np.copyto(part(array, index), vector))
+@in_python(lambda array, index, vector: np.copyto(part(array, index), stored(vector, array.dtype)))
 def store(typing_context, array, index, vector):
-    """array[index : index + LANES] = vector; the array has the vector's dtype."""
+    """array[index : index + LANES] = vector; the array has the vector's dtype, or holds the bits of bfloat16."""
 
     def generate(context, builder, signature, arguments):
-        place = address(context, builder, signature, arguments)
-        place = builder.bitcast(place, arguments[2].type.as_pointer())
-        builder.store(arguments[2], place, align=vector.dtype.bitwidth // 8)
+        place, kept = address(context, builder, signature, arguments), arguments[2]
+        if array.dtype == types.uint16:
+            kept = rounded(builder, kept)
+        builder.store(kept, builder.bitcast(place, kept.type.as_pointer()), align=array.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
     return types.void(array, index, vector), generate
 
 
-@in_python(lambda acc, weight, vector: acc + weight * vector)
+@in_python(lambda acc, weight, vector: acc + products(weight, vector))
 def fma(typing_context, acc, weight, vector):
-    """acc + weight * vector; weight is one number, or a vector too."""
+    """acc + weight * vector; weight is one number, or a vector too. Of pairs of bfloat16, both products are added."""
 
     def generate(context, builder, signature, arguments):
         acc, weight, vector = arguments
         if weight.type != vector.type:
             weight = splat(builder, weight)
+        if vector.type == INT:
+            return add_two_products(builder, acc, weight, vector)
         return builder.fadd(acc, builder.fmul(weight, vector, flags=FAST), flags=FAST)
 
     return acc(acc, weight, vector), generate
@@ -242,38 +249,6 @@ def _exp(x):
         return series * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
 
     return exp_float32
-
-
-# ---- single numbers of arrays of float32 or bfloat16, for loops that serve both: LLVM makes vectors of them by itself
-
-
-def as_float(number: Any) -> Any:
-    """What a number of an array stands for."""
-    return from_bfloat16(number) if number.dtype == np.uint16 else number
-
-
-@overload(as_float)
-def _as_float(number):
-    if number != types.uint16:
-        return lambda number: number
-    return lambda number: np.uint32(np.uint32(number) << np.uint32(16)).view(np.float32)
-
-
-def as_kept(number: Any, array: Any) -> Any:
-    """A float32 that was computed from numbers of such arrays, as this one keeps it: see `to_bfloat16`."""
-    return to_bfloat16(number)[0] if array.dtype == np.uint16 else number
-
-
-@overload(as_kept)
-def _as_kept(number, array):
-    if array.dtype != types.uint16:
-        return lambda number, array: number
-
-    def nearest(number, array):  # NaN stays NaN: among its lower bits, which come from bfloat16, there is no 1
-        bits = np.float32(number).view(np.uint32)
-        return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16))
-
-    return nearest
 
 
 # ---- what the code above generates code with

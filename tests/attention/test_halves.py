@@ -12,9 +12,9 @@ from minipage.attention import KVCache, copy_blocks, reference, write_kv
 from minipage.attention.quantize import kv_dtype
 from minipage.errors import KernelArgumentError
 from minipage.memory import BlockCopy
+from minipage.simd.bfloat16 import as_float, as_kept
 from minipage.simd.halves import from_bfloat16, to_bfloat16
 from minipage.simd.options import compiled
-from minipage.simd.vectors import as_float, as_kept
 
 names = pytest.mark.parametrize("name", ["bfloat16", "float16"])
 EVERY_CODE = np.arange(2**16).astype(np.uint16)

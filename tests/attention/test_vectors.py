@@ -4,8 +4,10 @@ import numba
 import numpy as np
 import pytest
 
+from minipage.simd import bfloat16
+from minipage.simd.bfloat16 import both_of, products
 from minipage.simd.fp8 import FP8_VALUES
-from minipage.simd.halves import from_bfloat16
+from minipage.simd.halves import from_bfloat16, to_bfloat16
 from minipage.simd.vectors import (
     LANES,
     exp,
@@ -65,6 +67,45 @@ def test_sums_of_products(dtype):
     tolerance = 10 * np.finfo(dtype).eps
     np.testing.assert_allclose(total, acc.sum(), rtol=tolerance)
     np.testing.assert_allclose(out[0], acc + dtype(0.5) * a[0, :LANES], rtol=tolerance, atol=tolerance)
+
+
+def compiled_sums():
+    @numba.njit
+    def compute(pair, pairs, acc, out):
+        store(out, (0, 0), fma(load(acc, (0, 0)), pair, load(pairs, (0, 0))))
+
+    return compute
+
+
+@pytest.mark.parametrize("has_instruction", [True, False])
+def test_sums_of_pairs_of_bfloat16(has_instruction, monkeypatch):
+    if has_instruction and not bfloat16.has_instruction():
+        pytest.skip("this processor has no AVX512-BF16")
+    monkeypatch.setattr(bfloat16, "has_instruction", lambda: has_instruction)
+    rng, out = np.random.default_rng(0), np.zeros((1, LANES), np.float32)
+    a, b = (to_bfloat16(rng.standard_normal(size)) for size in (2, 2 * LANES))
+    pair, pairs = a.view(np.int32)[0], b.view(np.int32)
+    acc = rng.standard_normal((1, LANES)).astype(np.float32)
+    compiled_sums()(pair, pairs[None], acc, out)
+    x, w = from_bfloat16(a).astype(np.float64), from_bfloat16(b).reshape(LANES, 2)
+    np.testing.assert_allclose(out[0], acc[0] + w @ x, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(acc[0] + products(pair, pairs), acc[0] + w @ x, rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(both_of(pairs), w.T)
+
+
+@numba.njit
+def keep(numbers, out):
+    store(out, (0, 0), load(numbers, (0, 0)))
+
+
+def test_a_vector_is_rounded_for_an_array_of_bfloat16():
+    for seed in range(20):
+        numbers = np.random.default_rng(seed).standard_normal((1, LANES)).astype(np.float32) * 10.0 ** (3 * seed - 30)
+        numbers[0, :5] = 0, np.inf, -np.inf, 1 + 2**-7 + 2**-8, 3.4e38  # the fourth lies half way between two
+        keep(numbers, out := np.zeros((1, LANES), np.uint16))
+        np.testing.assert_array_equal(out, to_bfloat16(numbers))
+    keep(np.full((1, LANES), np.nan, np.float32), out := np.zeros((1, LANES), np.uint16))
+    assert np.isnan(from_bfloat16(out)).all()
 
 
 @numba.njit

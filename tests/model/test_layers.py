@@ -11,6 +11,7 @@ from minipage.model.architecture import Model, Weight
 from minipage.model.dense import dense_attend
 from minipage.model.gpt2 import GPT2
 from minipage.model.layers import onednn
+from minipage.model.layers.bfloat16 import BFloat16Layers
 from minipage.model.layers.compiled import CompiledLayers, Linear, gelu
 from minipage.model.layers.int8 import Int8Layers
 from minipage.model.layers.onednn import OneDNNLayers
@@ -32,6 +33,7 @@ KINDS = {
     "torch in bfloat16": (TorchLayers, as_torch(torch.bfloat16), 0.03),
     "torch in float16": (TorchLayers, as_torch(torch.float16), 0.005),
     "onednn": (OneDNNLayers, as_torch(torch.bfloat16), 0.03),
+    "bfloat16": (BFloat16Layers, as_torch(torch.bfloat16), 0.03),
 }
 SIZES = {"wide": (33, 7, 12), "one of each": (1, 1, 1), "even": (64, 32, 96)}  # in, and out of two or three matrices
 V, D = 37, 10
@@ -202,6 +204,22 @@ def test_it_computes_what_the_plain_one_does(kind, num_tokens, tied):
 
 
 # ---- products in panels
+
+
+@rows
+@pytest.mark.parametrize("kind", ["compiled", "int8", "onednn", "bfloat16", "torch"])
+@pytest.mark.parametrize("sizes", [(64, 32, 96), (33, 7, 12)], ids=["whole panels", "others"])
+def test_a_product_is_added_to_what_was_there(kind, sizes, num_rows):
+    if kind == "onednn" and not onednn.able():
+        pytest.skip("this PyTorch cannot keep matrices in oneDNN's order")
+    make, own, tolerance = KINDS[kind]
+    architecture, rng = OneOfEach(sizes), np.random.default_rng(0)
+    weights = {name: rng.normal(0, weight.shape[0] ** -0.5, weight.shape) for name, weight in architecture.weights()}
+    exact = PlainLayers(architecture, {name: back(own(weight)) for name, weight in weights.items()})
+    pair = Pair(make(architecture, {name: own(weight) for name, weight in weights.items()}), exact, own, tolerance)
+    for name, then in (("equal", None), ("h.0.equal", "relu")):
+        x, onto = numbers(num_rows, sizes[0]), numbers(num_rows, sizes[0], size=3)
+        pair.check(lambda layers, x, onto, n=name, t=then: layers.linear(n, x, t, onto=onto), x, onto)
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 2, 3, 4, 5, 97])

@@ -16,9 +16,11 @@ docs/performance.md has the figures.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numba
 import numpy as np
+import numpy.typing as npt
 
 from minipage.errors import require
 from minipage.model.architecture import Activation, Turn
@@ -27,7 +29,7 @@ from minipage.model.layers.plain import PlainLayers
 from minipage.simd.arrays import Floats, as_they_lie
 from minipage.simd.matrix import ROW_PANELS, add_product, add_row_product
 from minipage.simd.options import compiled, compiled_parallel
-from minipage.simd.vectors import LANES, exp
+from minipage.simd.vectors import LANES, LINE, exp, fma, load, store
 
 COLUMNS = 2 * LANES  # of a panel
 ROWS = 256  # of x at a time, which stay in a processor's own cache while panel after panel goes by
@@ -51,6 +53,13 @@ class CompiledLayers(PlainLayers):
     def kept_head(self, table: Floats) -> Linear:
         return Linear(table.T)
 
+    def linear(self, name: str, x: Floats, then: Activation | None = None, onto: Floats | None = None) -> Floats:
+        layer: Linear = self._parts[name]
+        if onto is None or not layer.can_add:
+            result: Floats = super().linear(name, x, then, onto)
+            return result  # [T, out]
+        return layer(x, then, onto)  # [T, out]
+
     def layer_norm(self, name: str, x: Floats, epsilon: float) -> Floats:
         weight, bias = self._parts[name]  # [C] each
         return passes.layer_norm(x, weight, bias, epsilon)  # [..., C]
@@ -72,22 +81,39 @@ class Linear:
         bias = check_linear(weight, bias)  # [out]
         num_in, self.num_out = weight.shape
         num_panels = -(-self.num_out // COLUMNS)
-        self.panels = np.zeros((num_panels, num_in, COLUMNS), np.float32)  # [num_panels, in, COLUMNS]
+        self.panels = zeros((num_panels, num_in, COLUMNS), np.float32)  # [num_panels, in, COLUMNS]
         for panel, start in zip(self.panels, range(0, self.num_out, COLUMNS)):  # no matrix is copied whole
             columns = weight[:, start : start + COLUMNS]  # [in, COLUMNS], or fewer at the end
             panel[:, : columns.shape[1]] = columns  # [in, COLUMNS]; what is left are zeros
         self.bias = np.pad(bias, (0, num_panels * COLUMNS - self.num_out))  # [num_panels * COLUMNS]
-        has_many = num_panels >= ROW_PANELS * numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-        self.of_a_row = ROW_PANELS if has_many else 1  # this many panels at once, and still some for each thread
+        self.of_a_row, self.can_add = panels_at_once(num_panels), self.num_out % COLUMNS == 0
 
-    def __call__(self, x: Floats, then: Activation | None = None) -> Floats:
+    def __call__(self, x: Floats, then: Activation | None = None, onto: Floats | None = None) -> Floats:
         check_rows(x, self.panels.shape[1])
-        x, out = as_they_lie(x), np.empty((len(x), len(self.bias)), x.dtype)  # [T, num_panels * COLUMNS]
+        return self.multiply(as_they_lie(x), then, onto, np.empty((len(x), len(self.bias)), x.dtype))  # [T, out]
+
+    def multiply(self, x: Floats, then: Activation | None, onto: Floats | None, out: Floats) -> Floats:
+        """Into `out`, [T, num_panels * COLUMNS], of which those that are no results are cut off; onto: like `out`."""
+        added = out if onto is None else as_they_lie(onto)  # [T, num_panels * COLUMNS]
         together = self.of_a_row if len(x) == 1 else 1
         for start in range(0, len(x), ROWS):
             some = slice(start, start + ROWS)
-            _linear(x[some], self.panels, self.bias, CODES[then], together, out[some])
+            _linear(x[some], self.panels, self.bias, CODES[then], together, onto is not None, added[some], out[some])
         return out[:, : self.num_out]  # [T, out]
+
+
+def zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """[...] that begins where a line of memory does: or the processor would fetch two lines for each vector."""
+    num_bytes = math.prod(shape) * np.dtype(dtype).itemsize
+    memory = np.zeros(num_bytes + LINE, np.uint8)
+    start = -memory.ctypes.data % LINE
+    return memory[start : start + num_bytes].view(dtype).reshape(shape)  # [...]
+
+
+def panels_at_once(num_panels: int) -> int:
+    """This many for a single row, so that there are still some for each thread."""
+    has_many = num_panels >= ROW_PANELS * numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+    return ROW_PANELS if has_many else 1
 
 
 def check_linear(weight: Floats, bias: Floats | None) -> Floats:
@@ -111,23 +137,36 @@ def check_rows(x: Floats, num_in: int) -> None:
 
 
 @compiled_parallel
-def _linear(x, panels, bias, then, together, out):  # type: ignore[no-untyped-def]
+def _linear(x, panels, bias, then, together, is_added, added, out):  # type: ignore[no-untyped-def]
     for group in numba.prange((len(panels) + together - 1) // together):
         p, last = int(group) * together, len(panels) - 1
-        start, stop = p * COLUMNS, min(p + together, len(panels)) * COLUMNS
+        start, width = p * COLUMNS, min(together, len(panels) - p) * COLUMNS
+        sums = np.empty((len(x), width), np.float32)  # [T, width]
         for t in range(len(x)):
-            out[t, start:stop] = bias[start:stop]
+            for d in range(0, width, LANES):
+                store(sums, (t, d), load(bias, (start + d,)))
         if together == ROW_PANELS:
-            add_row_product(x[0], panels, p, out[0])
+            add_row_product(x[0], panels[p : p + together], sums.reshape(width // COLUMNS, COLUMNS))
         else:
-            add_product(x, panels[p], 0, len(x), out[:, start:stop], panels[min(p + 1, last)])
-        for t in range(len(x)):
-            activate(out[t, start:stop], then)
+            add_product(x, panels[p], 0, len(x), sums, panels[min(p + 1, last)])
+        finish(sums, then, is_added, added, out, start)
+
+
+@compiled
+def finish(sums, then, is_added, added, out, start):  # type: ignore[no-untyped-def]
+    """What becomes of the sums of some columns, [T, width]: out[:, start : start + width]."""
+    activate(sums.reshape(sums.size), then)
+    for t in range(len(sums)):
+        for d in range(0, sums.shape[1], LANES):
+            result = load(sums, (t, d))
+            if is_added:
+                result = fma(result, ONE, load(added, (t, start + d)))
+            store(out, (t, start + d), result)
 
 
 @compiled
 def activate(x, then):  # type: ignore[no-untyped-def]
-    """In place, some numbers of one row: of these the compiler knows that they lie side by side, and makes vectors."""
+    """In place, numbers that lie side by side, as the compiler knows, and makes vectors of them."""
     if then == GELU:
         gelu(x)
     elif then == GELU_EXACT:

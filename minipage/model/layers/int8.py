@@ -19,10 +19,20 @@ import numba
 import numpy as np
 
 from minipage.model.architecture import Activation
-from minipage.model.layers.compiled import CODES, COLUMNS, ROWS, CompiledLayers, activate, check_linear, check_rows
+from minipage.model.layers.compiled import (
+    CODES,
+    COLUMNS,
+    ROWS,
+    CompiledLayers,
+    check_linear,
+    check_rows,
+    finish,
+    zeros,
+)
 from minipage.simd.arrays import Floats, as_they_lie
 from minipage.simd.options import compiled_parallel
 from minipage.simd.pairs import add_whole_product, round_rows
+from minipage.simd.vectors import LANES, fma, load, product, store
 
 LARGEST = np.float32(127)
 
@@ -47,7 +57,7 @@ class RoundedLinear:
         largest = np.abs(weight).max(axis=0, initial=0)  # [out]
         scales = np.where(largest == 0, np.float32(1), largest / LARGEST)  # [out]
         num_panels, num_pairs = -(-self.num_out // COLUMNS), -(-self.num_in // 2)
-        self.panels = np.zeros((num_panels, num_pairs, COLUMNS, 2), np.int8)  # [num_panels, pairs, COLUMNS, 2]
+        self.panels = zeros((num_panels, num_pairs, COLUMNS, 2), np.int8)  # [num_panels, pairs, COLUMNS, 2]
         for panel, start in zip(self.panels, range(0, self.num_out, COLUMNS)):  # no matrix is copied whole
             some = slice(start, start + COLUMNS)
             codes = np.rint(weight[:, some] / scales[some])  # [in, COLUMNS], or fewer at the end
@@ -55,29 +65,31 @@ class RoundedLinear:
                 panel[: len(codes[i::2]), : codes.shape[1], i] = codes[i::2]  # what is left are zeros
         self.panels = self.panels.reshape(num_panels, num_pairs, 2 * COLUMNS)  # [num_panels, pairs, 2 * COLUMNS]
         padding = 0, num_panels * COLUMNS - self.num_out
+        self.can_add = self.num_out % COLUMNS == 0
         self.scales, self.bias = np.pad(scales, padding), np.pad(bias, padding)  # each [num_panels * COLUMNS]
 
-    def __call__(self, x: Floats, then: Activation | None = None) -> Floats:
+    def __call__(self, x: Floats, then: Activation | None = None, onto: Floats | None = None) -> Floats:
         check_rows(x, self.num_in)
         out = np.empty((len(x), len(self.bias)), x.dtype)  # [T, num_panels * COLUMNS]
+        added = out if onto is None else as_they_lie(onto)  # [T, num_panels * COLUMNS]
         for start in range(0, len(x), ROWS):
-            rows = as_they_lie(x[start : start + ROWS])  # [some, in]
+            some = slice(start, start + ROWS)
+            rows = as_they_lie(x[some])  # [some, in]
             codes, scales = np.empty((len(rows), 2 * self.panels.shape[1]), np.int16), np.empty(len(rows), np.float32)
             round_rows(rows, rows.view(np.int32), codes, scales)
-            pairs = codes.view(np.int32)  # [some, pairs]
-            _linear(pairs, scales, self.panels, self.scales, self.bias, CODES[then], out[start : start + ROWS])
+            weights = self.panels, self.scales, self.bias
+            _linear(codes.view(np.int32), scales, *weights, CODES[then], onto is not None, added[some], out[some])
         return out[:, : self.num_out]  # [T, out]
 
 
 @compiled_parallel
-def _linear(pairs, row_scales, panels, scales, bias, then, out):  # type: ignore[no-untyped-def]
+def _linear(pairs, row_scales, panels, scales, bias, then, is_added, added, out):  # type: ignore[no-untyped-def]
     for p in numba.prange(len(panels)):
-        start, stop = p * COLUMNS, (p + 1) * COLUMNS
+        start = p * COLUMNS
+        sums = np.zeros((len(out), COLUMNS), np.float32)  # [T, COLUMNS]
+        add_whole_product(pairs, panels[p], sums, panels[min(p + 1, len(panels) - 1)])
         for t in range(len(out)):
-            out[t, start:stop] = np.float32(0)
-        add_whole_product(pairs, panels[p], out[:, start:stop], panels[min(p + 1, len(panels) - 1)])
-        for t in range(len(out)):
-            row = out[t, start:stop]  # [COLUMNS]
-            for j in range(COLUMNS):
-                row[j] = row[j] * (row_scales[t] * scales[start + j]) + bias[start + j]
-            activate(row, then)
+            for d in range(0, COLUMNS, LANES):
+                scale = product(load(scales, (start + d,)), row_scales[t])
+                store(sums, (t, d), fma(load(bias, (start + d,)), scale, load(sums, (t, d))))
+        finish(sums, then, is_added, added, out, start)

@@ -13,8 +13,9 @@ import numpy as np
 from minipage.errors import require
 from minipage.model.architecture import Turn
 from minipage.simd.arrays import Floats, as_they_lie
+from minipage.simd.bfloat16 import as_float, as_kept
 from minipage.simd.options import compiled
-from minipage.simd.vectors import as_float, as_kept, exp
+from minipage.simd.vectors import exp
 
 COPIED = 32  # rows at a time of matrices side by side: new memory for all rows would take longer than the gate
 
