@@ -37,11 +37,12 @@ class Store:
     """
 
     def __init__(self, cache: KVCache, num_bytes: int, path: Path | None = None) -> None:
-        self.cache, self.is_file = cache, path is not None
+        self.cache = cache
         row_size = LABEL + cache.nbytes // cache.k.shape[1]
         num_rows = max(1, num_bytes // row_size)
-        self.map = open_file(path, num_rows, row_size) if path else mmap(-1, num_rows * row_size)
-        self.rows = np.frombuffer(self.map, np.uint8).reshape(-1, row_size)[1:]  # [num_slots, row_size]
+        memory: Any = open_file(path, num_rows, row_size) if path else np.zeros(num_rows * row_size, np.uint8)
+        self.map = memory if isinstance(memory, mmap) else None
+        self.rows = np.frombuffer(memory, np.uint8).reshape(-1, row_size)[1:]  # [num_slots, row_size]
         self.names = [row[16:LABEL].tobytes().rstrip(b"\0")[:-1] for row in self.rows]
 
     def save(self, slot: int, block_hash: bytes, block: int) -> bool:
@@ -61,7 +62,7 @@ class Store:
     def label(self, block_hash: bytes, block: int) -> Any:
         """Of what a block holds. In memory, where nobody else writes, it has no checksum."""
         checksum = blake2b(key=block_hash, digest_size=16)
-        for array in self.cache.arrays if self.is_file else ():
+        for array in self.cache.arrays if self.map else ():
             checksum.update(array[:, block].tobytes())
         # After a hash comes a dot, because it may end in zeros, too.
         return np.frombuffer(checksum.digest() + (block_hash + b".").ljust(LABEL - 16, b"\0"), np.uint8)  # [LABEL]
@@ -72,7 +73,7 @@ class Store:
 
     def is_whole(self) -> bool:
         """Whether nobody has cut the file off meanwhile: to look beyond its end would end the process."""
-        return not self.is_file or self.map.size() >= len(self.map)
+        return self.map is None or self.map.size() >= len(self.map)
 
     def is_coming(self, block: int) -> bool:
         return False  # what is loaded is here at once
@@ -81,13 +82,13 @@ class Store:
         """Nothing is left to be done."""
 
 
-def open_file(path: Path, num_rows: int, row_size: int) -> mmap:
+def open_file(path: Path, num_rows: int, row_size: int) -> Any:
     """The file as it is, if it is one of ours and of this size; or else a new one in its place."""
     begin = np.fromfile(path, np.uint8, len(MAGIC)).tobytes() if path.exists() else b""
     if not MAGIC.startswith(begin):
         what = "no file of minipage, or a damaged one. It is left as it is, and nothing is offloaded"
         warn(f"kv_offloading_path, {str(path)!r}, is {what}: give another.", RuntimeWarning, stacklevel=6)
-        return mmap(-1, row_size)  # with no slots
+        return bytearray(row_size)  # with no slots
     if begin != MAGIC or path.stat().st_size != num_rows * row_size:
         with TemporaryDirectory(dir=path.parent) as folder:
             new = Path(folder, "new")
