@@ -181,7 +181,7 @@ def in_pair(engines: list[LLM], number: int, *what: Any) -> tuple[Turn, Turn]:
     return plain, ahead
 
 
-COLUMNS = "{:<32}{:>6}{:>9}{:>8}{:>8}{:>7}{:>7}{:>6}"
+COLUMNS = "{:<31}{:>6}{:>8}{:>7}{:>7}{:>6}{:>6}{:>6}"
 
 
 def say(row: dict[str, Any]) -> None:
