@@ -68,6 +68,13 @@ def capture_graphs(llm: LLM) -> None:
     for length in range(8, llm.scheduler.max_num_batched_tokens, 8):
         llm.add_request([1] * length, greedy(1))
         finish(llm)
+    for context in (16, 600):  # steps of few tokens are graphs even if a prompt is in them
+        llm.add_request([1] * context, greedy(40))
+        for length in (1, 2, 3, 6, 14):
+            llm.step()
+            llm.add_request([1] * length, greedy(1))
+            llm.step()
+        finish(llm)
 
 
 def calibrate(llm: LLM, clock: Clock, quick: bool) -> list[Timed]:

@@ -78,8 +78,9 @@ def with_texts(task: Task, small: Task, work: Callable[..., dict[str, Any]], *ot
 
 
 def forget() -> None:
-    """Give a GPU's memory back."""
+    """Give a GPU's memory back. What is left stays, so later collections need not look at it: some 0.4 s each."""
     gc.collect()
+    gc.freeze()
     if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
         sys.modules["torch"].cuda.empty_cache()
 

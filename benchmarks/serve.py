@@ -30,6 +30,7 @@ import numpy as np
 from rich.progress import track
 
 from benchmarks import engine, llama, servers
+from benchmarks.asking import Answer
 from benchmarks.contenders import Limits, Process, Prompted
 from benchmarks.measure import OtherPrograms, console, grid, main
 from minipage import LLM, SamplingParams
@@ -135,27 +136,28 @@ def show_offline(found: dict[str, dict[str, Any]], rounds: int) -> None:
     console.print(f"Goal: {100 * GOAL:.0f} %. Meanwhile other programs took {busy} of the processors.\n")
 
 
-def ask_for_health(folder: Path, num_prompts: int) -> list[tuple[float, float]]:
-    """How many seconds each answer of /health took while prompts are computed, and how many of them `asking` waited for
-    a processor itself."""
+def ask_for_health(folder: Path, num_prompts: int) -> list[Answer]:
+    """How long each answer of /health took while prompts are computed, and what it waited for."""
     requests = [Prompted([1 + i] * LONG_PROMPT, 2) for i in range(num_prompts)]
     others = OtherPrograms()
-    with servers.minipage(folder, CONCURRENCY) as url:
-        command = [sys.executable, "-m", "benchmarks.asking", urlsplit(url).netloc]
+    server = servers.minipage(folder, CONCURRENCY)
+    with server as url:
+        command = [sys.executable, "-m", "benchmarks.asking", urlsplit(url).netloc, str(server.process.pid)]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as asking:
             servers.stream(url, requests, num_prompts)
-            answers, _ = asking.communicate()  # whose input ends now
-    took: list[tuple[float, float]] = json.loads(answers)
-    seconds, waited = max(took)
-    median = statistics.median(each for each, _ in took)
-    without = max(each - own for each, own in took)
+            output, _ = asking.communicate()  # whose input ends now
+    answers = [Answer(*each) for each in json.loads(output)]
+    worst = max(answers)
+    median = statistics.median(answer.took for answer in answers)
+    without = max(answer.took - answer.asker_waited for answer in answers)
+    took, asker_waited, loop_ran, loop_waited = (f"{1000 * seconds:.1f} ms" for seconds in worst)
     console.print(
-        f"/health, asked {len(took)} times while {num_prompts} prompts of {LONG_PROMPT} tokens were computed: median "
-        f"{1000 * median:.1f} ms, at worst {1000 * seconds:.1f} ms, of which the asking process waited "
-        f"{1000 * waited:.1f} ms for a processor itself; without what it waited, at worst {1000 * without:.1f} ms. "
-        f"Goal: 50 ms. Meanwhile other programs took {others} of the processors.\n"
+        f"/health, asked {len(answers)} times while {num_prompts} prompts of {LONG_PROMPT} tokens were computed: "
+        f"median {1000 * median:.1f} ms, at worst {took}: the asking process waited {asker_waited} for a processor "
+        f"itself, and the event loop {loop_waited}, which ran for {loop_ran}. Without what the asking process waited, "
+        f"at worst {1000 * without:.1f} ms. Goal: 50 ms. Other programs took {others} of the processors.\n"
     )
-    return took
+    return answers
 
 
 def compare_vllm(folder: Path, dtype: str, rounds: int, num_requests: int) -> dict[str, dict[str, list[Any]]]:

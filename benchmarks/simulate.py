@@ -85,11 +85,12 @@ def predict(quick: bool) -> dict[str, Any]:
     )  # fmt: skip
     rate = 0.6 * busy_rate(setting, lengths)
     arrivals = list(until(poisson(lengths.draw(3), rate, 3), 15.0 if quick else 30.0 if is_gpu else SECONDS))
-    simulated = serve(setting, arrivals)
-    real = serve_really(llm, arrivals)
-    predicted = numbers(simulated)
+    predicted = numbers(serve(setting, arrivals))
+    print_line("predicted", predicted)  # before the run, which takes as long as its requests come
     if is_gpu:
-        console.print("by the roofline alone:", numbers(serve(replace(setting, cost=roofline), arrivals)), style="dim")
+        print_line("by the roofline alone", numbers(serve(replace(setting, cost=roofline), arrivals)))
+    real = serve_really(llm, arrivals)
+    print_line("real", real)
     table = grid(f"{len(arrivals)} requests at {rate:.2f} a second", ("", "predicted", "real", "off", "goal"))
     for what, value in predicted.items():
         goal = f"{100 * GOALS[what]:.0f} %" if what in GOALS else ""
@@ -98,6 +99,10 @@ def predict(quick: bool) -> dict[str, Any]:
     constants = {"machine": cost.machine.__dict__, "overheads": cost.overheads.__dict__}
     steps = [[*point.work, point.seconds] for point in points]
     return {"model": name, "predicted": predicted, "real": real, "rate": rate, **constants, "steps": steps}
+
+
+def print_line(name: str, values: dict[str, float]) -> None:
+    console.print(f"{name}: {', '.join(f'{what} {value:.4g}' for what, value in values.items())}", style="dim")
 
 
 def numbers(simulated: Report) -> dict[str, float]:

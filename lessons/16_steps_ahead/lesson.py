@@ -167,7 +167,7 @@ for name, ((plain, _, _), (ahead, _, _)) in runs.items():
 # %%
 from minipage.trace import record
 
-WHEREFORE = "ROMEO:\nO Romeo, Romeo, wherefore art thou Romeo?\n\nJULIET:\nO Romeo,"
+WHEREFORE = "JULIET:\nO Romeo, Romeo, wherefore art thou Romeo?\n\nJULIET:\nO Romeo,"
 llm = LLM(
     block_size=4,
     num_blocks=24,
@@ -296,7 +296,7 @@ for name, how in {
 # ## What vLLM does
 #
 # - `--speculative-config '{"method": "ngram", "num_speculative_tokens": 4}'`, the same names as here. Without `prompt_lookup_min` and `prompt_lookup_max` it looks for exactly 5 tokens, and takes the first place of several;
-#   here it is 8 to 1, and the last. And in vLLM every guess is computed, also after wrong ones.
+#   here it is 16 to 1, and the first of several, too (in exercise 16.1, the last). And in vLLM every guess is computed, also after wrong ones.
 # - The n-gram proposer is numba code there, too. Besides, there are draft models, EAGLE (a small head that guesses from the hidden states), Medusa and suffix trees.
 # - Its scheduler allocates look-ahead slots with the others, and takes a rejection back by subtracting it from `num_computed_tokens`: the request keeps its blocks, because it will need them soon.
 # - Sampled texts: a rejection sampler accepts a draft with probability min(1, p / q), and otherwise draws from what is left of p. The *distribution* is exactly the model's; the text of a given seed may be another one than without drafts. minipage's

@@ -4,14 +4,15 @@ Whether a step with drafts is quicker than the plain steps that it saves depends
 how many texts are in the batch, how often guesses are right, who guesses, and whether plain steps overlap. So nothing
 of it is known here, and nobody has to measure it before; the clock is looked at.
 
-    plain steps    10 ms each, of 1 text                                  every step may take 2 % longer:   +0.2 ms
-    a guess        all right: 4 tokens in 14 ms, where 4 steps take 40                                     +26.2 ms
-                   all wrong: 1 token in 14 ms                                                              -3.8 ms
+    plain steps    10 ms each, of 1 text                                  every step may take 1 % longer:   +0.1 ms
+    a guess        all right: 4 tokens in 14 ms, where 4 steps take 40                                     +26.1 ms
+                   all wrong: 1 token in 14 ms                                                              -3.9 ms
 
-While less than the time of one plain step is lost, guesses are asked for, and otherwise not, until the 2 % have made up
-for it. So text that nobody can guess takes hardly more than 2 % longer, whatever the guesses cost, and a guesser that
-has become better is found out. There is an account for each number of texts, because with each a plain step takes
-another time. What is said does not depend on it.
+Guesses are asked for while a wrong one would leave no more than the time of two plain steps lost; otherwise not, until
+the 1 % has made up for it. So n steps of text that nobody can guess lose at most the time of n / 100 + 2 plain ones, or
+of n / 100 and one guess, if that takes longer: of 100 tokens 3 %, of many 1 %. A guesser that has become better is
+found out. There is an account for each number of texts, because with each a plain step takes another time. What is said
+does not depend on it.
 """
 
 from __future__ import annotations
@@ -27,12 +28,13 @@ from minipage.scheduling import StepPlan
 # Nobody was asked for a guess lately; somebody was; a step has drafts, or the one before it had, so that it cannot
 # overlap with that.
 Kind = Literal["plain", "asked", "drafts"]
-MAY_LOSE = 0.02  # of the time of all steps
+MAY_LOSE = 0.01  # of the time of all steps
 # Of this many steps the first ones go without guesses. Their median is what a plain step takes.
 PERIOD, NUM_MEASURED = 128, 5
-# In plain steps: what is gained and lost before is remembered up to here. The first steps that take longer than
-# LONG of them were held up, as kernels are compiled or graphs captured; they do not count.
-MOST_GAINED, MOST_LOST, LONG, NUM_HELD_UP = 1, 64, 8, 8
+# In plain steps: what may be lost besides, and of what was gained before no more than that is remembered; of what was
+# lost, no more than MOST_LOST. The first steps that take longer than LONG of them were held up, as kernels are compiled
+# or graphs captured; they do not count.
+MOST, MOST_LOST, LONG, NUM_HELD_UP = 2, 64, 8, 8
 
 
 class Account:
@@ -44,10 +46,11 @@ class Account:
         # Seconds of the last steps of a kind. Their median counts: a single step may have been held up by anything.
         self._times: defaultdict[Kind, deque[float]] = defaultdict(lambda: deque(maxlen=NUM_MEASURED))
         self._usual = 0.0  # the median of the plain ones
+        self._risk = 0.0  # what wrong drafts lose
         self._num_held_up = 0
 
     def may_ask(self) -> bool:
-        return self.num_steps % PERIOD >= NUM_MEASURED and self.gained >= -self._usual
+        return self.num_steps % PERIOD >= NUM_MEASURED and self.gained - self._risk >= -MOST * self._usual
 
     def book(self, kind: Kind, seconds: float, tokens_per_text: float) -> None:
         self.num_steps += 1
@@ -57,11 +60,11 @@ class Account:
         self._times[kind].append(seconds)
         typical = median(self._times[kind])
         if kind == "plain":
-            self._usual = typical
-            self.gained += MAY_LOSE * typical
-        else:
-            self.gained += (MAY_LOSE + tokens_per_text) * self._usual - typical
-        self.gained = max(-MOST_LOST * self._usual, min(self.gained, MOST_GAINED * self._usual))
+            self._usual, tokens_per_text = typical, 1.0  # whatever has ended
+        elif kind == "drafts":
+            self._risk = min(typical, 2 * MOST * self._usual) - self._usual
+        self.gained += (MAY_LOSE + tokens_per_text) * self._usual - typical
+        self.gained = max(-MOST_LOST * self._usual, min(self.gained, MOST * self._usual))
 
 
 class Accounts:

@@ -62,10 +62,10 @@ class BeamRequest(Request):
         self._note("first_token_time")
         parents = [token.seq for token in tokens]
         beams = []
-        for i, (parent, token_id, _) in enumerate(tokens):
+        for i, (parent, token) in enumerate(zip(parents, tokens)):
             is_last_child = parent not in parents[i + 1 :]  # it takes the place of its parent
             seq = parent if is_last_child else parent.fork(f"{self.request_id}.{next(self._num_forks)}")
-            beams.append((seq, [*parent.token_ids, token_id]))
+            beams.append((seq, [*parent.token_ids, token.token_id]))
         dead = [seq for seq in self.group.sequences if seq not in parents]
         for seq in dead:
             seq.finished = True

@@ -82,7 +82,7 @@ class Completion:
         self._num_seen += 1
         if self.grammar:
             self.grammar.advance(token_id)
-        is_stop_token = token_id in self.stop_token_ids and self._may_stop
+        is_stop_token = token_id in self.stop_token_ids and self._num_seen >= self.params.min_tokens
         if not is_stop_token or self.params.include_stop_str_in_output:
             self._detokenizer.add(token_id)
         if self._stop_strings.strings:
@@ -106,22 +106,12 @@ class Completion:
         """What the user may see now."""
         token_ids = self.seq.output_token_ids
         logprobs = None if self.params.logprobs is None else self._logprobs[: len(token_ids)]
-        return CompletionOutput(
-            index=self.index,
-            text=self._visible_text(),
-            token_ids=token_ids,
-            logprobs=logprobs,
-            cumulative_logprob=None if logprobs is None else sum(p[t].logprob for p, t in zip(logprobs, token_ids)),
-            finish_reason=self.finish_reason,
-            stop_reason=self._stop_reason,
-        )
-
-    @property
-    def _may_stop(self) -> bool:
-        return self._num_seen >= self.params.min_tokens
+        together = None if logprobs is None else sum(p[t].logprob for p, t in zip(logprobs, token_ids))
+        text, reasons = self._visible_text(), (self.finish_reason, self._stop_reason)
+        return CompletionOutput(self.index, text, token_ids, logprobs, together, *reasons)
 
     def _look_for_stop_strings(self) -> None:
-        self._stop_strings.look(self._detokenizer.text, self._may_stop)
+        self._stop_strings.look(self._detokenizer.text, self._num_seen >= self.params.min_tokens)
         self._stop_reason = self._stop_strings.found or self._stop_reason
 
     def _visible_text(self) -> str:

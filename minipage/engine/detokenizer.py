@@ -10,6 +10,9 @@ from minipage.model.tokenizer import Tokenizer, ask
 class Detokenizer:
     """The text of a growing list of tokens: `text` only grows, and after `flush` it is that of all of them together.
 
+    Tokens are decoded when somebody asks for the text. Who wants it at the end only gets it all at once, which takes a
+    fraction of the time.
+
     What a token says may depend on its neighbours: characters are split over tokens, and spaces, kept or dropped.
     DecodeStream knows of that, and takes time only for the last few tokens. Left to us are what it would hold back for
     ever, and three kinds of tokens:
@@ -21,20 +24,30 @@ class Detokenizer:
     """
 
     def __init__(self, tokenizer: Tokenizer | None, skip_special_tokens: bool = False) -> None:
-        self.text = ""  # stays empty when there is no tokenizer
+        self._text = ""  # stays empty when there is no tokenizer
         self._tokenizer = tokenizer
         self._skip = skip_special_tokens
         self._stream = DecodeStream(skip_special_tokens=skip_special_tokens)
         self._token_ids: list[int] = []
-        self._waiting: list[int] = []  # the last of them, which the stream has not got yet
+        self._num_read = 0  # of them
+        self._waiting: list[int] = []  # the last of these, which the stream has not got yet
         self._num_silent = 0  # tokens that it got and has said nothing of
         self._num_said = 0  # tokens whose text is in `text`
 
     def add(self, token_id: int) -> None:
+        self._token_ids.append(token_id)
+
+    @property
+    def text(self) -> str:
+        for token_id in self._token_ids[self._num_read :]:
+            self._num_read += 1
+            self._read(token_id)
+        return self._text
+
+    def _read(self, token_id: int) -> None:
         tokenizer = self._tokenizer
         if tokenizer is None or tokenizer.is_silent(token_id, self._skip):
             return
-        self._token_ids.append(token_id)
         self._waiting.append(token_id)
         if tokenizer.is_byte(token_id) or len(self._waiting) <= self._num_silent // 8:
             return
@@ -43,16 +56,16 @@ class Detokenizer:
         except Exception:  # the decoder takes back what it has said: `flush` will have it right
             text = ""
         self._num_silent = 0 if text else self._num_silent + len(self._waiting)
-        self._num_said = len(self._token_ids) if text else self._num_said
+        self._num_said = self._num_read if text else self._num_said
         self._waiting = []
-        self.text += text
+        self._text += text
 
     def flush(self) -> None:
         """No more tokens will come: what is held back is taken as it is."""
         if self._tokenizer is None:
             return
         try:
-            self.text = self._tokenizer.decode_whole(self._token_ids, self._skip)
+            self._text = self._tokenizer.decode_whole(self._token_ids, self._skip)
         except Exception:  # what was said stays, and the rest is added as well as can be
-            self.text += self._tokenizer.decode(self._token_ids[self._num_said :], self._skip)
-            self._num_said = len(self._token_ids)
+            self._text = self.text + self._tokenizer.decode(self._token_ids[self._num_said :], self._skip)
+        self._num_read = self._num_said = len(self._token_ids)

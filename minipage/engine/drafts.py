@@ -1,6 +1,6 @@
 """Who guesses the next tokens of a text: its own past, or a smaller model.
 
-    NGrams        ... the king of France and the ... the king of      what followed "king of" the last time?
+    NGrams        ... the king of France and the ... the king of      what followed "king of" the first time?
                           ▔▔▔▔▔▔▔ ▔▔▔▔▔▔ ▔▔▔ ▔▔▔       ▔▔▔▔▔▔▔        France and the
     DraftModel    a model of the same tokenizer that is several times quicker, with a pool of blocks of its own: its K
                   and V have other sizes, and their number should not take blocks from those who are served
@@ -21,7 +21,7 @@ from minipage.simd.options import compiled
 
 # Of several rules, these gain most, and lose least (docs/performance.md). With the text's last token, seven drafts are
 # eight rows: as many as GPUs and CPUs multiply at once.
-DEFAULTS = {"method": None, "model": None, "num_speculative_tokens": 7, "prompt_lookup_min": 1, "prompt_lookup_max": 8}
+DEFAULTS = {"method": None, "model": None, "num_speculative_tokens": 7, "prompt_lookup_min": 1, "prompt_lookup_max": 16}
 DEFAULTS |= {"only_if_quicker": True}
 
 
@@ -34,7 +34,7 @@ def read(config: Mapping[str, Any], make_llm: Callable[..., Any], vocab_size: in
     """How many tokens to draft, who does, and whether only where it is quicker (account.py).
 
     config: vLLM's `speculative_config`. {"method": "ngram", "num_speculative_tokens": 7} looks in the text itself for
-        what has followed its last `prompt_lookup_max` (8) to `prompt_lookup_min` (1) tokens before;
+        what has followed its last `prompt_lookup_max` (16) to `prompt_lookup_min` (1) tokens before;
         {"model": NAME, "num_speculative_tokens": 4} asks a smaller model of the same tokenizer.
     """
     if not isinstance(config, Mapping) or not config or config.keys() - DEFAULTS.keys():
@@ -54,7 +54,7 @@ def read(config: Mapping[str, Any], make_llm: Callable[..., Any], vocab_size: in
 
 
 class NGrams:
-    """Looks for the last time that the end of the text was in the text: of `longest` tokens, or fewer."""
+    """Looks for the first time that the end of the text was in the text: of `longest` tokens, or fewer."""
 
     def __init__(self, prompt_lookup_min: int, prompt_lookup_max: int) -> None:
         self.shortest, self.longest = shortest, longest = prompt_lookup_min, prompt_lookup_max
@@ -74,10 +74,10 @@ class NGrams:
 def find(token_ids, shortest, longest):  # type: ignore[no-untyped-def]
     """Where the text [n] went on when its last `longest` tokens, or fewer, were there before; -1: they never were.
 
-    The longest end counts, and of several places the last one.
+    The longest end counts, and of several places the first one.
     """
     n, best, best_length = len(token_ids), -1, shortest - 1
-    for stop in range(n - 1, 0, -1):  # what ends there is compared with the end of the text, from back to front
+    for stop in range(1, n):  # what ends there is compared with the end of the text, from back to front
         length = 0
         while length < longest and length < stop and token_ids[stop - 1 - length] == token_ids[n - 1 - length]:
             length += 1

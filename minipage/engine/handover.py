@@ -39,7 +39,7 @@ from minipage.engine.prompts import Prompt
 from minipage.errors import ConfigurationError, InvalidRequestError, MinipageError
 from minipage.memory import BlockTable, PrefixCache
 from minipage.sampling import SamplingParams
-from minipage.worker.offload import HostStore
+from minipage.worker.offload import parts
 
 SHARED = Path("/dev/shm")  # files there are in memory only; where it does not exist, any folder will do
 CHILD = "from minipage.engine.handover import compute_prompts; compute_prompts()"
@@ -58,25 +58,6 @@ class Handover:
     def discard(self) -> None:
         """Give the memory back, whether somebody took over or not."""
         Path(self.memory).unlink(missing_ok=True)
-
-
-class SharedStore(HostStore):
-    """Slots in a file that is mapped into memory, by two processes."""
-
-    def __init__(self, cache: KVCache, num_blocks: int, path: str) -> None:
-        self.path = path
-        super().__init__(cache, num_blocks * cache.nbytes // cache.k.shape[1])
-
-    def allocate(self) -> Any:
-        size = self.num_slots * self.row_size
-        if not os.path.getsize(self.path):
-            os.truncate(self.path, size)
-        rows = np.memmap(self.path, np.uint8, "r+", shape=(self.num_slots, self.row_size))  # [num_slots, row_size]
-        if isinstance(self.cache.k, np.ndarray):
-            return rows
-        import torch  # the cache is of its tensors, on a GPU
-
-        return torch.from_numpy(rows)
 
 
 @contextmanager
@@ -142,13 +123,14 @@ def hand_over(llm: Engine, prompt: Prompt) -> Handover:
             file, path = mkstemp(prefix="minipage-", dir=SHARED if SHARED.is_dir() else None)
             os.close(file)
             try:
-                store = SharedStore(llm.kv_cache, len(blocks), path)
-                for slot, block in enumerate(blocks):
-                    store.save(slot, b"", block)
+                os.truncate(path, len(blocks) * llm.kv_cache.nbytes // llm.block_pool.num_blocks)
+                for array, rows in parts(llm.kv_cache, shared_rows(llm.kv_cache, len(blocks), path)):
+                    for row, block in zip(rows, blocks):
+                        row[...] = array[:, block]  # [num_layers, block_size, ...]
             except BaseException:
                 os.unlink(path)
                 raise
-            num_bytes = len(blocks) * store.row_size
+            num_bytes = os.path.getsize(path)
             return Handover(seq.token_ids[: seq.num_prompt_tokens], len(blocks), num_bytes, path, sizes(llm))
     finally:
         llm._withdraw([request])
@@ -175,13 +157,23 @@ def take_over(llm: Engine, handover: Handover) -> int:
         num_tokens = min(len(handover.token_ids), pool.num_free * pool.block_size)
         table = BlockTable(pool)
         table.append(num_tokens)
-        store = SharedStore(llm.kv_cache, handover.num_blocks, handover.memory)
-        for slot, block in enumerate(table):
-            store.load(slot, b"", block)
+        for array, rows in parts(llm.kv_cache, shared_rows(llm.kv_cache, handover.num_blocks, handover.memory)):
+            for row, block in zip(rows, table):
+                array[:, block] = row  # [num_layers, block_size, ...]
         cache.publish(table, handover.token_ids)
         num_blocks = len(table)
         table.free()  # they stay, and are found
     return num_blocks
+
+
+def shared_rows(cache: KVCache, num_blocks: int, path: str) -> Any:
+    """The memory of that path, in the library of the cache; [num_blocks, bytes of a block] uint8."""
+    rows = np.memmap(path, np.uint8, "r+").reshape(num_blocks, -1)  # [num_blocks, bytes of a block]
+    if isinstance(cache.k, np.ndarray):
+        return rows
+    import torch  # the cache is of its tensors, on a GPU
+
+    return torch.from_numpy(rows)
 
 
 def check(llm: Engine) -> None:

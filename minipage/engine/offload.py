@@ -8,10 +8,12 @@ Like speculation, `Offloading` stands between an engine and its phases; so steps
 
 from __future__ import annotations
 
-import warnings
+from hashlib import blake2b
 from numbers import Real
 from pathlib import Path
 from typing import Any
+
+from array_api_compat import is_numpy_array, is_torch_array
 
 from minipage.engine.engine import Engine
 from minipage.engine.phases import stand_between
@@ -22,7 +24,7 @@ from minipage.memory.offload import offload
 from minipage.model.stored_weights import hash_of
 from minipage.scheduling import SequenceGroup, StepPlan
 from minipage.scheduling.scheduler import Admission
-from minipage.worker.offload import FileStore, HostStore
+from minipage.worker.offload import Store
 
 GIB = 2**30
 METRICS = (  # in `LLM.stats()` and /metrics, if there is a tier
@@ -81,36 +83,31 @@ class Offloading:
         self.num_hit_tokens = 0
 
 
-def make_store(engine: Engine, size: Any, path: str | Path | None, origin: Any) -> HostStore:
+def make_store(engine: Engine, size: Any, path: str | Path | None, origin: Any) -> Any:
     """The memory of a tier. Raises ConfigurationError."""
-    cache, library = engine.runner.kv_cache, type(engine.runner.kv_cache.k).__module__
-    if not isinstance(engine.scheduler.prefix_cache, PrefixCache):
+    cache, prefix_cache = engine.runner.kv_cache, engine.scheduler.prefix_cache
+    if not isinstance(prefix_cache, PrefixCache):
         raise ConfigurationError("kv_offloading_size needs minipage's own prefix cache: set enable_prefix_caching.")
-    if size is None:
-        raise ConfigurationError("kv_offloading_path has no effect without kv_offloading_size; give both.")
-    if not isinstance(size, Real) or isinstance(size, bool) or not 0 < float(size) < 2**30:
-        raise ConfigurationError(f"kv_offloading_size is {shown(size)}; it must be a number of GiB, above 0.")
-    if (num_bytes := int(float(size) * GIB)) < 2 * cache.nbytes // cache.k.shape[1]:
-        raise ConfigurationError(f"kv_offloading_size is {shown(size)} GiB, too small for two blocks. Give more.")
     if not engine.runner.is_alone:
         raise ConfigurationError("kv_offloading_size works in one process; leave out tensor_parallel_size.")
-    if library != "numpy":
-        if path is not None or library != "torch":
+    least = 2 * cache.nbytes / cache.k.shape[1] / GIB
+    if isinstance(size, bool) or not isinstance(size, Real) or not least <= float(size) < 2**30:
+        what = f"it must be a number of GiB, also with kv_offloading_path; two blocks take {least:.2g}"
+        raise ConfigurationError(f"kv_offloading_size is {shown(size)}; {what}.")
+    num_bytes = int(float(size) * GIB)
+    if not is_numpy_array(cache.k):
+        if path is not None or not is_torch_array(cache.k):
             raise ConfigurationError("on a GPU a tier is in PyTorch's memory; leave out kv_offloading_path and arrays.")
         from minipage.worker.gpu.offload import PinnedStore  # needs PyTorch
 
         return PinnedStore(cache, num_bytes, engine.block_pool)
     if path is None:
-        return HostStore(cache, num_bytes)
+        return Store(cache, num_bytes)
     architecture, weights, how = origin
-    numbers = cache.k.dtype.str, cache.k[:, 0].shape
-    facts = architecture, hash_of(weights), sorted(how.items()), engine.runner.groups, numbers
+    facts = repr((architecture, hash_of(weights), how)).encode()
+    prefix_cache._secret = blake2b(facts, digest_size=32).digest()  # so the next engine's hashes are the same
     try:
-        return FileStore(cache, num_bytes, Path(path), repr(facts).encode())
-    except FileExistsError:
-        what = "no file of minipage, or a damaged one. It is left as it is, and nothing is offloaded"
-        warnings.warn(f"kv_offloading_path, {str(path)!r}, is {what}: give another.", RuntimeWarning, stacklevel=4)
-        return HostStore(cache, 0)
+        return Store(cache, num_bytes, Path(path))
     except OSError as error:
         what = f"where there can be no file of {shown(size)} GiB ({error})"
         raise ConfigurationError(f"kv_offloading_path is {str(path)!r}, {what}; give another, or less.") from error

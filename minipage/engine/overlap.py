@@ -32,6 +32,7 @@ from minipage.engine.request import Choice, NextToken, Request
 from minipage.engine.sampled import SampledRequest
 from minipage.sampling import NO_TOKEN, Draw
 from minipage.scheduling import GroupStatus, Sequence, SequenceGroup, StepPlan
+from minipage.worker.gc_off import gc_off
 from minipage.worker.in_turn import InTurn, Launch, may_overlap
 
 PHASES = {"schedule", "copy", "forward", "sample", "update"}
@@ -64,10 +65,10 @@ class Overlap:
         self._at_their_end: list[SequenceGroup] = []  # those that get no further chunk, while the next step is planned
         self._known: set[Request] = set()
         self._unsuited: set[Request] = set()
-        self._speculation: Any = getattr(engine, "speculation", None)
         self._plain_step, self._plain_mend = engine._step, engine._mend
         engine._step, engine._mend = self.step, self.mend  # type: ignore[method-assign]
 
+    @gc_off()
     def step(self) -> None:
         """Launch the next step, and then bring the one before to its end."""
         self.engine._end_abandoned()
@@ -131,8 +132,7 @@ class Overlap:
         for request in self._unsuited & {request for request, *_ in step.asking} if self._unsuited else ():
             tokens.pop(request, None)
             self._compute_again(request.group)
-        publishes = self.engine.scheduler.prefix_cache is not None
-        with self._tables_after(step.plan) if publishes else nullcontext(step.plan) as plan:
+        with (self._tables_after if self.engine.scheduler.prefix_cache else nullcontext)(step.plan) as plan:
             self.engine.update(plan, tokens)
         if step.plan.chunks:
             self.engine._stats.count_step(step.plan)
@@ -192,7 +192,7 @@ class Overlap:
         self._unsuited &= requests
         self._unsuited |= {request for request in requests - self._known if not is_suited(request)}
         self._known = requests
-        is_due = any(part is not self._speculation or part.is_due for part in those_between(self.engine, PHASES))
+        is_due = any(getattr(part, "is_due", True) for part in those_between(self.engine, PHASES))
         return may_overlap(self.engine.runner) and not self._unsuited and not is_due
 
 

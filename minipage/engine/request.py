@@ -45,7 +45,8 @@ class RequestOutput:
     num_cached_tokens: int = 0  # of the prompt, which the prefix cache knew
 
 
-class NextToken(NamedTuple):
+@dataclass(slots=True)  # not a NamedTuple: every step makes one for each sequence, and that would take twice as long
+class NextToken:
     """A token for one sequence. Of a beam there may be several, or none: then it branches, or dies."""
 
     seq: Sequence
@@ -75,6 +76,7 @@ class Request:
     stop_token_ids: frozenset[int]
     tokenizer: Tokenizer | None
 
+    finished = False
     is_claimed = False  # its news belong to a generate() or stream() call, and not to whoever calls step()
 
     def __post_init__(self) -> None:
@@ -89,10 +91,6 @@ class Request:
     @property
     def request_id(self) -> str:
         return self.group.group_id
-
-    @property
-    def finished(self) -> bool:
-        return "finished_time" in self._times
 
     @property
     def metrics(self) -> RequestMetrics:
@@ -169,6 +167,7 @@ class Request:
         """Remember when something happened first."""
         if event not in self._times:
             self._times[event] = time.perf_counter()
+            self.finished = "finished_time" in self._times
 
 
 def place_of(seq: Sequence) -> str:

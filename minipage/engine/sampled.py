@@ -61,7 +61,8 @@ class SampledRequest(Request):
         return tokens
 
     def take(self, tokens: list[NextToken]) -> tuple[list[NextToken], list[Sequence]]:
-        self._note("first_token_time")
+        if "first_token_time" not in self._times:
+            self._note("first_token_time")
         taken: list[NextToken] = []
         done: list[Sequence] = []
         for token in tokens:

@@ -11,19 +11,21 @@ back are the same bits. It forgets what was not wanted for the longest time.
 tier. What it finds there is loaded into a free block and known from then on, like one that was just computed, and then
 found once more. So nobody else, from the scheduler to the kernels, knows that there is a tier.
 
-`store` is the tier's memory, an array or a file (worker/offload.py):
+`store` is the tier's memory: an array, or a file (worker/offload.py; of a GPU, worker/gpu/offload.py):
 
-    num_slots                       each has room for K and V of one block, in all layers
-    save(slot, hash, block)         copies a block of the pool; False: it could not, and the slot holds nothing
+    names                           of each slot, the hash of the block that it holds, or b""; an older process may have
+                                    saved it. A slot has room for K and V of one block, in all layers
+    save(slot, hash, block)         copies a block of the pool; False: it could not, and the slot holds what it held
     load(slot, hash, block)         copies it back; False: this is not what was saved under this hash, bit for bit
-    held                            {slot: hash} of what it holds already; an older process has saved it
     clear()                         nothing that was saved may be loaded any more, by another engine neither
+    is_coming(block)                whether what was loaded is still on its way
+    before_writing()                a step is about to write to the pool
 """
 
 from __future__ import annotations
 
 from collections import ChainMap, OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import copy
 from typing import Any
 
@@ -32,27 +34,22 @@ from minipage.memory.prefix_cache import Prefix, PrefixCache
 
 
 class Tier:
-    """Which slot of `store` holds which block, by hash. What was not used for the longest time is overwritten first.
+    """Which slot of `store` holds which block, by hash. What nobody wanted for longest is overwritten first."""
 
-    Args:
-        held: {slot: hash} of what it holds already.
-    """
-
-    def __init__(self, store: Any, held: Mapping[int, bytes]) -> None:
+    def __init__(self, store: Any) -> None:
         self.store = store
-        # hash -> ~slot: below 0, so that it is taken for no block of the pool; least recently used first
-        self.place_of = OrderedDict((block_hash, ~slot) for slot, block_hash in held.items())
-        self.hash_in = {place: block_hash for block_hash, place in self.place_of.items()}
-        self.unused = sorted({~slot for slot in range(store.num_slots)} - self.hash_in.keys())  # places
+        # hash: ~slot, which is below 0, so that it is taken for no block of the pool; least recently wanted first
+        self.place_of = OrderedDict((name, ~slot) for slot, name in enumerate(store.names) if name)
+        self.unused = [*{~slot for slot in range(len(store.names))}.difference(self.place_of.values())]
 
     def save(self, block_hash: bytes, block: int) -> None:
-        if self.touch(block_hash) or not (self.unused or self.place_of):  # what it holds already, it need not copy
+        if self.touch(block_hash) or not self.store.names:  # what it holds already, it need not copy
             return
-        place = self.unused.pop() if self.unused else self.place_of.popitem(last=False)[1]
-        if self.store.save(~place, block_hash, block):
-            self.hash_in[place], self.place_of[block_hash] = block_hash, place
-        else:
-            self.unused.append(place)
+        if not self.unused:
+            self.unused.append(self.place_of.popitem(last=False)[1])
+        if self.store.save(~self.unused[-1], block_hash, block):
+            self.store.names[~self.unused[-1]] = block_hash
+            self.place_of[block_hash] = self.unused.pop()
 
     def load(self, block_hash: bytes, block: int) -> bool:
         """Whether the block has its K and V now; a slot that is damaged is given up."""
@@ -100,9 +97,8 @@ class Offloaded(PrefixCache):
         super().forget(block)
 
     def reset(self) -> None:
-        super().reset()
+        super().reset()  # from now on other hashes are asked for
         self.tier.store.clear()
-        self.tier = Tier(self.tier.store, {})
 
     def _has_room(self, found: list[int], num_tokens: int) -> bool:
         """Whether the text could start now. If not, it waits, and what is loaded might be evicted before it starts.
@@ -115,7 +111,7 @@ class Offloaded(PrefixCache):
 
     def _bring_back(self, found: list[int]) -> None:
         """Load what was found in the tier into free blocks, and let it be known."""
-        here, hashes = [b for b in found if b >= 0], [self.tier.hash_in[b] for b in found if b < 0]
+        here, hashes = [b for b in found if b >= 0], [self.tier.store.names[~b] for b in found if b < 0]
         for block in here:
             self._hold(block)
         for block_hash in hashes:
@@ -131,7 +127,6 @@ class Offloaded(PrefixCache):
 
 def offload(cache: Any, store: Any) -> None:
     """Give a prefix cache a tier in `store`. It becomes a subclass of what it was, of whichever kind it is."""
-    cache.tier, cache.came_back = Tier(store, store.held), {}
+    cache.tier, cache.came_back = Tier(store), {}
     cache.__class__ = type(f"Offloaded{type(cache).__name__}", (Offloaded, type(cache)), {})
     cache.pool.on_evict = cache.evict
-    cache._secret = store.secret or cache._secret

@@ -21,6 +21,10 @@ KNOWN = {"sharegpt": SHAREGPT, "alpaca": ALPACA}
 MINUTE = 60.0
 MOST_TIMES = 10.0  # what can be served: a minute of more takes long to simulate, and says no more
 NUM_SAMPLED = 2000  # requests that means are taken of
+# What is simulated of a minute, at most: some seconds of work. Tiny texts on a large GPU are half a million requests a
+# minute, and say no more than the first of them.
+MOST_REQUESTS, MOST_TOKENS = 30_000, 1_000_000
+MOST_SEATS = 4096  # requests at a time
 
 
 @dataclass(frozen=True)
@@ -81,14 +85,22 @@ class Forecast:
     waste: float  # share of the slots in use that hold no token
     capacity: float  # requests a second that it can serve
     rate: float  # of the minute that was simulated
+    seconds: float  # of that minute in which requests came: all of it, unless there were too many
     report: Report
     advice: list[Advice]
 
 
 def setting_of(deployment: Deployment) -> Setting:
+    blocks = deployment.blocks()
+    seats = min(deployment.max_num_seqs, blocks)  # whoever runs has a block at least
+    if seats > MOST_SEATS:
+        raise ConfigurationError(
+            f"max_num_seqs is {deployment.max_num_seqs:,}, and at most {MOST_SEATS:,} requests at a time are "
+            "simulated: lower it, or ask for --sizes-only."
+        )
     return Setting(
-        deployment.cost, deployment.blocks() * deployment.block_size, "paged", deployment.block_size,
-        deployment.longest, deployment.max_num_seqs, deployment.max_num_batched_tokens, watermark=0.0,
+        deployment.cost, blocks * deployment.block_size, "paged", deployment.block_size, deployment.longest, seats,
+        deployment.max_num_batched_tokens, watermark=0.0,
     )  # fmt: skip
 
 
@@ -114,23 +126,41 @@ def forecast(
             f"the rate is {rate:g} requests a second, and {most:.3g} is the most that is served: waiting times only "
             f"grow. Give a rate of {MOST_TIMES:g} times that at most."
         )
-    arrivals = own or until(workload.arrivals(rate, longest), MINUTE)
-    report = serve(setting, arrivals, warm=MINUTE / 6, keep=200_000)
+    seconds = span(sample, rate)
+    arrivals = until(own or workload.arrivals(rate, longest), seconds)
+    report = serve(setting, arrivals, warm=seconds / 6, keep=200_000)
     return Forecast(
         fit_on_average=setting.num_slots / (held + wasted),
         fit_reserving=deployment.concurrency(),
         waste=wasted / (held + wasted),
         capacity=most,
         rate=rate,
+        seconds=seconds,
         report=report,
         advice=advise(deployment, workload, most, num_requests) if with_advice else [],
     )
 
 
+def span(pairs: Iterable[tuple[int, int]], rate: float) -> float:
+    """Seconds of the minute to simulate: as many as keep requests, and the tokens that they generate, few enough."""
+    outputs = [output for _, output in pairs]
+    num_tokens = sum(outputs) / len(outputs)  # of a request
+    return min(MINUTE, MOST_REQUESTS / rate, MOST_TOKENS / (rate * num_tokens))
+
+
 def most_of(deployment: Deployment, workload: Workload, num_requests: int) -> float:
-    count = max(num_requests, 2 * deployment.max_num_seqs)
-    arrivals = workload.arrivals(1.0, deployment.longest_that_fits())
-    return capacity(setting_of(deployment), arrivals, count)
+    setting = setting_of(deployment)
+    seats = setting.max_num_seqs
+    arrivals = caught_midway(workload.arrivals(1.0, deployment.longest_that_fits()), seats)
+    return capacity(setting, arrivals, seats + max(num_requests, 2 * seats), num_warm=seats)
+
+
+def caught_midway(arrivals: Iterable[Arrival], seats: int) -> Iterator[Arrival]:
+    """The first ones, who start together, are given different shares of their answers, as on a server that has run for
+    long. Otherwise equal texts would end together, too, and their prompts would fall into the same steps for ever."""
+    for i, arrival in enumerate(arrivals, 1):
+        share = min(1.0, i / seats)
+        yield arrival._replace(num_output_tokens=max(1, round(share * arrival.num_output_tokens)))
 
 
 def mean_tail(pairs: Iterable[tuple[int, int]], block_size: int) -> float:
@@ -162,7 +192,7 @@ def advise(deployment: Deployment, workload: Workload, most: float, num_requests
     for change, options in changes(deployment):
         try:
             changed = most_of(replace(deployment, **options), workload, num_requests)
-        except ConfigurationError:  # heads that cannot be shared out, or no room
+        except ConfigurationError:  # heads that cannot be shared out, no room, or too many seats
             continue
         if changed > 1.02 * most:
             advice.append(Advice(change, changed, changed / most))

@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from minipage.plan.deployment import Deployment
-from minipage.plan.forecast import Forecast
+from minipage.plan.forecast import MINUTE, Forecast
 from minipage.simulate.machines import GiB
 from minipage.simulate.pictures import Picture, svg
 
@@ -39,6 +39,7 @@ def numbers(deployment: Deployment, forecast: Forecast | None) -> dict[str, Any]
             "waste": forecast.waste,
             "capacity": forecast.capacity,
             "rate": forecast.rate,
+            "simulated_seconds": forecast.seconds,
             "minute": forecast.report.numbers(),
             "advice": [asdict(each) for each in forecast.advice],
         }
@@ -70,7 +71,7 @@ def rows(deployment: Deployment, forecast: Forecast | None) -> list[tuple[str, s
         ("wasted in last blocks", f"{100 * forecast.waste:.1f} %"),
         ("the most that is served", f"{forecast.capacity:.2f} requests/s"),
     ]
-    minute = f"a minute at {forecast.rate:.3g} requests/s"
+    minute = f"{spell(forecast.seconds)} at {forecast.rate:.3g} requests/s"
     if not report.num_requests:
         return [*lines, (minute, "nobody came")]
     return [
@@ -79,9 +80,14 @@ def rows(deployment: Deployment, forecast: Forecast | None) -> list[tuple[str, s
         ("  running at a time", f"{report.mean_batch:.1f}, in {100 * report.mean_used:.0f} % of the blocks"),
         ("  preemptions", f"{report.num_preemptions} in {report.num_requests:,} requests"),
         ("  first token, median and 99 %", times(report.time_to_first_token)),
-        ("  between tokens, mean", f"{1e3 * report.time_per_output_token.mean:.1f} ms"),
+        ("  between tokens, mean", between(report.time_per_output_token)),
         ("  a request, mean", f"{report.latency.mean:.2f} s"),
     ]
+
+
+def spell(seconds: float) -> str:
+    """What was simulated."""
+    return "a minute" if seconds == MINUTE else f"{seconds:.2g} s of a minute"
 
 
 def window_rows(deployment: Deployment) -> list[tuple[str, str]]:
@@ -110,6 +116,10 @@ def times(histogram: Any) -> str:
     return f"{1e3 * histogram.quantile(0.5):,.0f} ms, {1e3 * histogram.quantile(0.99):,.0f} ms"
 
 
+def between(histogram: Any) -> str:
+    return f"{1e3 * histogram.mean:.1f} ms" if histogram.count else "no text has two"
+
+
 def page(deployment: Deployment, forecast: Forecast) -> str:
     """Complete in itself."""
     table = "".join(
@@ -123,7 +133,8 @@ def page(deployment: Deployment, forecast: Forecast) -> str:
         f"<title>{escape(title)}</title><style>:root{{color-scheme:light dark}}body{{font:16px/1.5 sans-serif;"
         "max-width:44rem;margin:2rem auto;padding:0 1rem}td{padding:.1rem 1rem .1rem 0;vertical-align:top}"
         f"</style><h1>{escape(title)}</h1>{refusal}<table>{table}</table><h2>What to change first</h2><ul>{advice}</ul>"
-        f"<h2>A minute at {forecast.rate:.2f} requests/s</h2>{''.join(map(svg, pictures(forecast)))}</html>\n"
+        f"<h2>{spell(forecast.seconds).capitalize()} at {forecast.rate:.2f} requests/s</h2>"
+        f"{''.join(map(svg, pictures(forecast)))}</html>\n"
     )
 
 

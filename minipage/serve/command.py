@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from minipage.engine.async_llm import AsyncLLM
-from minipage.engine.llm import LLM
 from minipage.errors import ConfigurationError, require_positive
 from minipage.model.chat_template import ChatTemplate
 from minipage.model.checkpoint import SHIPPED_MODEL
 from minipage.serve.app import Settings
 from minipage.serve.chat import Render
-from minipage.serve.main import let_others_go_first, serve, take_memory, warm_up
+from minipage.serve.main import let_others_go_first, load_llm, serve
 
 LISTS = "allowed_origins", "allowed_methods", "allowed_headers"
 OPTIONS_OF_REPLICAS = {"data_parallel_size", "router", "router_load_limit", "autoscaling_config"}
@@ -47,9 +46,7 @@ def run(
     def load() -> AsyncLLM:
         print(f"minipage loads {model} ...", flush=True)
         with sign("loading the model"):
-            llm = LLM(**engine)
-            take_memory(llm)
-            warm_up(llm)
+            llm = load_llm(engine)
         served = AsyncLLM(llm)
         let_others_go_first(served)
         return served

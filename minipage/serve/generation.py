@@ -7,6 +7,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from typing import Any, NamedTuple, TypeVar
 from uuid import uuid4
 
@@ -23,6 +24,7 @@ from minipage.serve.errors import ApiError, as_api_error
 from minipage.serve.protocol import GenerationBody
 
 Item = TypeVar("Item")
+encode = json.JSONEncoder(ensure_ascii=False).encode  # json.dumps would make an encoder for each event
 
 
 class Job(NamedTuple):
@@ -82,6 +84,11 @@ class Job(NamedTuple):
 
 async def merge(streams: Sequence[AsyncGenerator[Item, None]]) -> AsyncGenerator[tuple[int, Item], None]:
     """What several iterators yield, each with its number, in the order in which it comes."""
+    if len(streams) == 1:  # nearly always, and then no tasks are needed, which take as long as all the rest
+        async with aclosing(streams[0]) as stream:
+            async for item in stream:
+                yield 0, item
+        return
     waiting = {asyncio.ensure_future(anext(stream)): i for i, stream in enumerate(streams)}
     try:
         while waiting:
@@ -168,20 +175,25 @@ async def answer_stream(
 
 async def stream_events(job: Job, llm: AsyncLLM, kind: str, chunks: Chunks) -> AsyncGenerator[str, None]:
     """The events of a stream: chunks, and in the end the usage, if it was asked for."""
-    head, body, newest = job.head(kind), job.body, dict[int, RequestOutput]()
+    head, body, newest = encode(job.head(kind)), job.body, dict[int, RequestOutput]()
     outputs = job.outputs(llm)
     try:
         async for i, output in outputs:
             newest[i] = output
             for choice in chunks(i, output):
-                chunk = head | {"choices": [choice]}
+                rest: dict[str, Any] = {"choices": [choice]}
                 if body.include_usage:
-                    chunk["usage"] = job.usage(newest) if body.usage_in_each_chunk else None
-                yield json.dumps(chunk, ensure_ascii=False)
+                    rest["usage"] = job.usage(newest) if body.usage_in_each_chunk else None
+                yield join(head, rest)
         if body.include_usage:
-            yield json.dumps(head | {"choices": [], "usage": job.usage(newest)})
+            yield join(head, {"choices": [], "usage": job.usage(newest)})
     finally:
         await outputs.aclose()
+
+
+def join(head: str, rest: dict[str, Any]) -> str:
+    """One object in JSON. How all chunks of a stream begin is `head`, an object that need not be encoded each time."""
+    return f"{head[:-1]}, {encode(rest)[1:]}"
 
 
 async def send_event(send: Send, data: str) -> None:

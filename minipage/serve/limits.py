@@ -6,7 +6,7 @@ import asyncio
 import socket
 import sys
 from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any, TypeVar
 
@@ -93,9 +93,10 @@ class Connection(H11Protocol):
     """
 
     deadline: asyncio.TimerHandle | None = None
+    is_deaf = False  # all is said, and what the client is still sending is dropped
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(Patient(transport, self))  # type: ignore[arg-type]
         self.silent: dict[Connection, None] = vars(self.server_state).setdefault("silent", {})  # longest first
         bound_what_is_unread(transport)
         if len(self.connections) > most_connections():
@@ -105,6 +106,8 @@ class Connection(H11Protocol):
         self._expect_headers()
 
     def data_received(self, data: bytes) -> None:
+        if self.is_deaf:
+            return
         super().data_received(data)
         if self.conn.their_state is h11.IDLE or self.conn.our_state is h11.DONE:  # headers, or a refused body's rest
             self._expect_headers()
@@ -136,6 +139,13 @@ class Connection(H11Protocol):
             self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
 
+    def turn_deaf(self) -> None:
+        self.is_deaf = True
+        if self.transport.can_write_eof():
+            with suppress(OSError):  # the client has gone
+                self.transport.write_eof()
+        self._expect_headers()  # which are not to come, but the deadline is the same
+
     def _expect_headers(self) -> None:
         self.silent[self] = None
         if self.deadline is None:  # it is for all of the headers, not for each byte
@@ -145,6 +155,27 @@ class Connection(H11Protocol):
         if self.deadline is not None:
             self.deadline.cancel()
             self.deadline = None
+
+
+class Patient:
+    """A transport, except that it is not closed under the hands of a client that is still sending a body.
+
+    Such a client would be told by the system that nobody listens, and most give up then without reading the answer.
+    """
+
+    def __init__(self, transport: asyncio.Transport, connection: Connection) -> None:
+        self._transport = transport
+        self._connection = connection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def close(self) -> None:
+        connection = self._connection
+        if connection.conn.their_state is h11.SEND_BODY and not connection.is_deaf:
+            connection.turn_deaf()
+        else:
+            self._transport.close()
 
 
 def close_silent(server_state: ServerState) -> None:

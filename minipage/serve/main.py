@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import gc
 import logging
 import os
@@ -17,6 +18,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Generator
+from concurrent.futures import Future
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from starlette.types import ASGIApp
 
 from minipage.engine.async_llm import AsyncLLM
 from minipage.engine.llm import LLM
+from minipage.engine.mailbox import Result
 from minipage.errors import ConfigurationError, InvalidRequestError
 from minipage.sampling import SamplingParams
 from minipage.serve.app import Settings, make_app
@@ -179,6 +182,44 @@ def serve(
     with sock, load() as llm:
         keep_what_is_here()
         make_server(llm, settings, log_level=log_level, **options).run(sockets=[sock])
+
+
+def load_llm(engine: dict[str, Any]) -> LLM:
+    """A model with these options of LLM, whose first client waits for nothing but his own request."""
+
+    def load() -> LLM:
+        llm = LLM(**engine)
+        take_memory(llm)
+        warm_up(llm)
+        return llm
+
+    return apart(load) if engine.get("device", "cpu") == "cpu" else load()
+
+
+def apart(call: Callable[[], Result]) -> Result:
+    """What a call returns that runs in a thread of its own: when that ends, so do the threads it has computed with.
+
+    OpenMP gives helpers to each thread that shares a loop. While there are more of them than processors, GNU's sleep as
+    soon as they have nothing to do, and to wake one takes 40 us and more: with those of the thread that has loaded the
+    model beside those of the engine's thread, every loop of a step would take that much longer.
+    """
+    answer: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            answer.set_result(call())
+        except BaseException as error:
+            answer.set_exception(error)
+
+    thread = threading.Thread(target=run, name="minipage apart", daemon=True)
+    try:
+        thread.start()
+        return answer.result()
+    except KeyboardInterrupt as error:  # of which only the main thread hears
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(type(error)))
+        raise
+    finally:
+        thread.join()
 
 
 def take_memory(llm: LLM) -> None:

@@ -73,7 +73,7 @@ def find_architecture(model: str | Path) -> Architecture:
         if path.suffix == ".json":
             try:
                 settings = json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
+            except (OSError, ValueError, RecursionError) as error:
                 raise ModelError(f"{path} cannot be read ({error}). Give a model's config.json.") from error
             if not isinstance(settings, dict):
                 raise ModelError(

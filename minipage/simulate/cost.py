@@ -173,8 +173,9 @@ class CostModel:
 
     def host(self, work: Work) -> float:
         """To plan the step and to launch it."""
-        overheads, is_decode = self.overheads, work.num_sampled == work.num_tokens
-        eager = 0.0 if is_decode else self.sizes.num_layers * overheads.eager
+        overheads = self.overheads
+        is_graph = work.num_sampled == work.num_tokens or work.num_tokens <= overheads.few_tokens
+        eager = 0.0 if is_graph else self.sizes.num_layers * overheads.eager
         return overheads.step + overheads.request * work.num_requests + eager
 
     def products(self, work: Work) -> float:

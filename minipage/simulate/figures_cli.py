@@ -63,17 +63,29 @@ def run_figures(args: argparse.Namespace) -> None:
     if args.json:
         args.json.write_text(json.dumps([figure.numbers() for figure in done], indent=1) + "\n", encoding="utf-8")
     if args.page:
-        before = args.page.read_text(encoding="utf-8").partition(MARK)[0] if args.page.exists() else ""
-        args.page.write_text(f"{before}{MARK}\n\n{page(done, args)}", encoding="utf-8")
+        args.page.write_text(f"{text_before(args.page)}{MARK}\n\n{page(done, args)}", encoding="utf-8")
 
 
 def check_files(args: argparse.Namespace) -> None:
     """Before minutes are spent on what cannot be written."""
     for option, file in (("--json", args.json), ("--page", args.page)):
-        if file and (file.is_dir() or not file.parent.is_dir()):
+        real = Path(os.path.realpath(file or "."))  # still a link if links lead in a circle
+        if file and (real.is_dir() or real.is_symlink() or not real.parent.is_dir()):
             raise ConfigurationError(f"{option} is {str(file)!r}; it must be a file, in a folder that is there.")
-    if args.svg and args.svg.exists() and not args.svg.is_dir():
+    if args.json and args.page and os.path.realpath(args.json) == os.path.realpath(args.page):
+        raise ConfigurationError("--json and --page name the same file; give them one each.")
+    if args.svg and os.path.lexists(args.svg) and not args.svg.is_dir():
         raise ConfigurationError(f"--svg is {str(args.svg)!r}, which is a file; it must be a folder.")
+    if args.page:
+        text_before(args.page)
+
+
+def text_before(page: Path) -> str:
+    """What a page has before its results."""
+    try:
+        return page.read_text(encoding="utf-8").partition(MARK)[0] if page.exists() else ""
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"--page is {str(page)!r}, which cannot be read as text ({error}).") from error
 
 
 def rerun(name: str, scale: Scale, args: argparse.Namespace, console: Console) -> Figure:

@@ -34,6 +34,22 @@ SERVERS = {
     "LLaMA-13B": Server("LLaMA-13B", A100_40, 1, 15_728),  # has the same width and depth as OPT-13B
 }
 
+# Requests of ShareGPT a second at which each system was measured for Figure 12, an hour each (OPT-175B: 15 minutes):
+# from experiments/fig12-*.sh of the artifact, github.com/sosp-ae-39/sosp-ae-astra, where vLLM is still called Astra.
+MEASURED_AT: dict[str, dict[Memory, tuple[float, ...]]] = {
+    "OPT-13B": {
+        "paged": (1.0, 1.25, 1.5, 1.75, 1.9, 2.0), "oracle": (0.5, 0.75, 1.0, 1.25, 1.5), "max": (0.2, 0.4, 0.5, 0.75),
+    },
+    "OPT-66B": {
+        "paged": (0.4, 0.6, 0.8, 0.9, 1.0), "oracle": (0.2, 0.3, 0.4, 0.5), "max": (0.1, 0.2, 0.3),
+    },
+    "OPT-175B": {
+        "paged": (1.5, 1.75, 2.0, 2.25, 2.5, 3.0), "oracle": (0.8, 1.0, 1.2, 1.4, 1.6, 1.8),
+        "max": (0.25, 0.5, 0.75, 1.0, 1.25),
+    },
+}  # fmt: skip
+MEASURED_FOR = {"OPT-13B": 3600.0, "OPT-66B": 3600.0, "OPT-175B": 900.0}  # seconds
+
 
 def setting(server: Server, memory: Memory, **options: Any) -> Setting:
     """The server with one way to manage its memory."""

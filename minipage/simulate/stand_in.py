@@ -117,10 +117,6 @@ class StandIn(Request):
         self.finished_time: float | None = None
 
     @property
-    def finished(self) -> bool:
-        return self.finished_time is not None
-
-    @property
     def metrics(self) -> RequestMetrics:
         return RequestMetrics(
             self.arrival.time, self.first_scheduled_time, self.first_token_time, self.finished_time,
@@ -140,16 +136,19 @@ class StandIn(Request):
     def take(self, tokens: list[NextToken]) -> tuple[list[NextToken], list[Sequence]]:
         if self.first_token_time is None:
             self.first_token_time = self.clock.now
-        for seq, token_id, _ in tokens:
-            seq.token_ids.append(token_id)
+        for token in tokens:
+            token.seq.token_ids.append(token.token_id)
         done = [token.seq for token in tokens if len(token.seq.token_ids) >= self.final_len]
         if done and len(done) == len(self.group.sequences):
-            self.finished_time = self.clock.now
+            self._finish()
         return tokens, done
 
     def restore(self) -> None:
         if self.ended_by:
-            self.finished_time = self.clock.now
+            self._finish()
+
+    def _finish(self) -> None:
+        self.finished, self.finished_time = True, self.clock.now
 
 
 class StandInBeams(BeamRequest):
@@ -173,6 +172,7 @@ class StandInBeams(BeamRequest):
     def _note(self, event: str) -> None:
         if event not in self._times:
             self._times[event] = self.arrival.time if event == "arrival_time" else self.clock.now
+            self.finished = "finished_time" in self._times
 
 
 class StandInIntake:

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 def gc_off() -> Iterator[None]:
     """Within this block nothing is collected. If the collector was off before, it stays off afterwards."""
     was_enabled = gc.isenabled()
-    gc.disable()
     try:
+        gc.disable()
         yield
     finally:
         if was_enabled:

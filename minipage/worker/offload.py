@@ -1,141 +1,113 @@
-"""The memory of an offload tier (memory/offload.py) on a CPU: an array, or a file that is mapped into memory.
+"""The memory of an offload tier (memory/offload.py) on a CPU: bytes that are a file, mapped into memory, or nobody's.
 
-A slot is a row of bytes: K of a block in all layers, then V, and their scales if there are any. In a file a label says
-what the row should be, so whatever happens to it, a row is what was saved, or nothing:
+A slot is a row of them: a label, then K of a block in all layers, V, and their scales if there are any. The label says
+what the row should be. So whatever happens to the file, a row is what was saved, or nothing:
 
-    header, 4096 bytes    [ magic, 16 bytes | 32 random ones, of which the secret of the hashes is made ]
-    row 0                 [ checksum under the secret, 16 bytes | hash, 48 ][ K, V ]
-    row 1                 ...
+    first row     [ magic                               ]       whose file this is
+    slot 0        [ checksum, 16 bytes | hash, 48 ][ K, V ]
+    slot 1        ...
 
-The file outlives the engine, and the next one goes on with it: hashes depend on no process once their secret is in the
-file. They depend on all that K and V do, so that an engine of another model finds nothing in it, and writes over it.
-Only its owner may read it: K and V tell what a text was.
+The file outlives the engine, and the next one goes on with it: its hashes depend on no process, but on all that K and V
+do (engine/offload.py). So an engine of another model finds nothing in it, and writes over it. Only its owner may read
+it: K and V tell what a text was.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from hashlib import blake2b
 from mmap import mmap
-from os import urandom
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from warnings import warn
 
 import numpy as np
 
 from minipage.attention import KVCache
 
 MAGIC = b"minipage K and V"
-HEADER_SIZE = 4096  # bytes
+LABEL = 64  # bytes
 
 
-class HostStore:
-    """Slots in an array; `num_bytes`: how large it may be."""
+class Store:
+    """Slots in memory, or in the file `path`: at most `num_bytes`. If the file is of somebody else, there are no slots.
 
-    label_size = 0
-    secret = b""  # of the hashes; none: that of the prefix cache
-
-    def __init__(self, cache: KVCache, num_bytes: int) -> None:
-        self.cache: Any = cache
-        self.row_size = self.label_size + cache.nbytes // cache.k.shape[1]
-        self.num_slots = num_bytes // self.row_size
-        self.held: dict[int, bytes] = {}  # {slot: hash} of what is there already
-        self.rows: Any = self.allocate()  # [num_slots, row_size] bytes
-
-    def allocate(self) -> Any:
-        return np.zeros((self.num_slots, self.row_size), np.uint8)
-
-    def save(self, slot: int, block_hash: bytes, block: int) -> bool:
-        for array, part in self.parts(self.rows[slot]):
-            part[...] = array[:, block]  # [num_layers, block_size, ...]
-        return True
-
-    def load(self, slot: int, block_hash: bytes, block: int) -> bool:
-        for array, part in self.parts(self.rows[slot]):
-            array[:, block] = part  # [num_layers, block_size, ...]
-        return True
-
-    def clear(self) -> None:
-        """Whoever knows no slot loads none."""
-
-    def is_coming(self, block: int) -> bool:
-        """Whether what was loaded into a block is still on its way. Here nothing ever is."""
-        return False
-
-    def before_writing(self) -> None:
-        """A step is about to write to the pool."""
-
-    def parts(self, rows: Any) -> Any:
-        """Each array of the cache, and where its numbers of a block are in each of `rows` [..., row_size]."""
-        start = self.label_size
-        for array in self.cache.arrays:
-            stop = start + array.nbytes // array.shape[1]
-            part = rows[..., start:stop].view(array.dtype)  # [..., numbers of a block]
-            yield array, part.reshape(*rows.shape[:-1], *array[:, 0].shape)  # [..., num_layers, block_size, ...]
-            start = stop
-
-
-class FileStore(HostStore):
-    """Slots in a file.
-
-    Args:
-        origin: all that K and V depend on.
-
-    Raises:
-        FileExistsError: the file is of somebody else. OSError: there can be no such file.
+    Raises OSError if there can be no such file.
     """
 
-    label_size = 64  # bytes: a checksum of 16, a hash of up to 48
-
-    def __init__(self, cache: KVCache, num_bytes: int, path: Path, origin: bytes) -> None:
-        self.path, self.origin = path, origin
-        super().__init__(cache, num_bytes)
-        hashes = (row[16 : self.label_size].tobytes().rstrip(b"\0") for row in self.rows)
-        self.held = {slot: name.ljust(32, b"\0") for slot, name in enumerate(hashes) if name}  # some end in zeros
-
-    def allocate(self) -> Any:
-        begin = np.fromfile(self.path, np.uint8, len(MAGIC)).tobytes() if self.path.exists() else b""
-        if not MAGIC.startswith(begin):
-            raise FileExistsError(self.path)
-        if begin != MAGIC or self.path.stat().st_size != HEADER_SIZE + self.num_slots * self.row_size:
-            self.make()
-        with self.path.open("r+b") as file:
-            self.map = mmap(file.fileno(), 0)
-        self.secret = blake2b(self.origin, key=self.map[16:48], digest_size=32).digest()
-        return np.frombuffer(self.map, np.uint8, offset=HEADER_SIZE).reshape(-1, self.row_size)  # [num_slots, row_size]
-
-    def make(self) -> None:
-        """A new file, which takes the old one's place when it is complete. Whoever has that one open keeps it."""
-        with TemporaryDirectory(dir=self.path.parent) as folder:
-            new = Path(folder, "new")
-            new.touch(0o600)
-            with new.open("wb") as file:
-                file.write((MAGIC + urandom(32)).ljust(HEADER_SIZE, b"\0"))
-                for _ in range(self.num_slots):  # all of it, so that a full disk shows here and not later
-                    file.write(bytes(self.row_size))
-            new.replace(self.path)
+    def __init__(self, cache: KVCache, num_bytes: int, path: Path | None = None) -> None:
+        self.cache = cache
+        row_size = LABEL + cache.nbytes // cache.k.shape[1]
+        num_rows = max(1, num_bytes // row_size)
+        memory: Any = open_file(path, num_rows, row_size) if path else np.zeros(num_rows * row_size, np.uint8)
+        self.map = memory if isinstance(memory, mmap) else None
+        self.rows = np.frombuffer(memory, np.uint8).reshape(-1, row_size)[1:]  # [num_slots, row_size]
+        self.names = [row[16:LABEL].tobytes().rstrip(b"\0")[:-1] for row in self.rows]
 
     def save(self, slot: int, block_hash: bytes, block: int) -> bool:
-        is_saved = self.is_whole() and super().save(slot, block_hash, block)
-        if is_saved:
-            self.rows[slot, : self.label_size] = self.label(block_hash, block)  # [label_size]
-        return is_saved
+        if is_whole := self.is_whole():
+            for array, part in parts(self.cache, self.rows[slot, LABEL:]):
+                part[...] = array[:, block]  # [num_layers, block_size, ...]
+            self.rows[slot, :LABEL] = self.label(block_hash, block)  # [LABEL]
+        return is_whole
 
     def load(self, slot: int, block_hash: bytes, block: int) -> bool:
-        is_read = self.is_whole() and super().load(slot, block_hash, block)
-        return is_read and np.array_equal(self.rows[slot, : self.label_size], self.label(block_hash, block))
-
-    def clear(self) -> None:
-        self.map[16:48] = urandom(32)  # the weights may have changed: the next engine finds nothing
+        if is_whole := self.is_whole():
+            for array, part in parts(self.cache, self.rows[slot, LABEL:]):
+                array[:, block] = part  # [num_layers, block_size, ...]
+        # What is checked is what the block holds now, because that is used, whoever else writes to the file.
+        return is_whole and np.array_equal(self.rows[slot, :LABEL], self.label(block_hash, block))
 
     def label(self, block_hash: bytes, block: int) -> Any:
-        """Of what the block holds now: if it is loaded, what is checked is what is used, whoever else writes here."""
-        name = block_hash.ljust(self.label_size - 16, b"\0")
-        digest = blake2b(name, key=self.secret, digest_size=16)
-        for array in self.cache.arrays:
-            digest.update(array[:, block].tobytes())
-        return np.frombuffer(digest.digest() + name, np.uint8)  # [label_size]
+        """Of what a block holds. In memory, where nobody else writes, it has no checksum."""
+        checksum = blake2b(key=block_hash, digest_size=16)
+        for array in self.cache.arrays if self.map else ():
+            checksum.update(array[:, block].tobytes())
+        # After a hash comes a dot, because it may end in zeros, too.
+        return np.frombuffer(checksum.digest() + (block_hash + b".").ljust(LABEL - 16, b"\0"), np.uint8)  # [LABEL]
+
+    def clear(self) -> None:
+        if self.is_whole():
+            self.rows[:, :LABEL] = 0
 
     def is_whole(self) -> bool:
         """Whether nobody has cut the file off meanwhile: to look beyond its end would end the process."""
-        return self.map.size() >= len(self.map)
+        return self.map is None or self.map.size() >= len(self.map)
+
+    def is_coming(self, block: int) -> bool:
+        return False  # what is loaded is here at once
+
+    def before_writing(self) -> None:
+        """Nothing is left to be done."""
+
+
+def open_file(path: Path, num_rows: int, row_size: int) -> Any:
+    """The file as it is, if it is one of ours and of this size; or else a new one in its place."""
+    begin = np.fromfile(path, np.uint8, len(MAGIC)).tobytes() if path.exists() else b""
+    if not MAGIC.startswith(begin):
+        what = "no file of minipage, or a damaged one. It is left as it is, and nothing is offloaded"
+        warn(f"kv_offloading_path, {str(path)!r}, is {what}: give another.", RuntimeWarning, stacklevel=6)
+        return bytearray(row_size)  # with no slots
+    if begin != MAGIC or path.stat().st_size != num_rows * row_size:
+        with TemporaryDirectory(dir=path.parent) as folder:
+            new = Path(folder, "new")
+            new.touch(0o600)
+            with new.open("wb") as file:  # all of it, so that a full disk shows here and not later
+                file.writelines([MAGIC.ljust(row_size, b"\0"), *[bytes(row_size)] * (num_rows - 1)])
+            new.replace(path)  # whoever has the old one open keeps that
+    with path.open("r+b") as file:
+        return mmap(file.fileno(), 0)
+
+
+def parts(cache: KVCache, rows: Any) -> Iterator[tuple[Any, Any]]:
+    """Each array of a cache, in NumPy or PyTorch, and where its numbers of a block are in each of some rows.
+
+    rows: [..., bytes of a block] uint8; the latter are [..., num_layers, block_size, ...], in the same memory.
+    """
+    start = 0
+    for array in cache.arrays:
+        stop = start + array.nbytes // array.shape[1]
+        numbers = rows[..., start:stop].view(array.dtype)  # [..., numbers of a block]
+        yield array, numbers.reshape(*rows.shape[:-1], *array[:, 0].shape)  # [..., num_layers, block_size, ...]
+        start = stop

@@ -7,12 +7,14 @@ import pytest
 import torch
 from where import SIMULATOR
 
+from minipage.attention.cuda.cache import launch_write_kv
 from minipage.attention.cuda.device_arrays import View
 from minipage.model.architecture import Weight, heads
 from minipage.model.layers.plain import PlainLayers
 from minipage.model.layers.torch import TorchLayers
 from minipage.worker.gpu import few_rows, fused
-from minipage.worker.gpu.fused import FusedLayers
+from minipage.worker.gpu.fused import FusedLayers, launch_rotate
+from minipage.worker.gpu.turned import launch_turn_and_write
 from minipage.worker.gpu.views import for_kernels
 
 ROUNDOFF = {torch.float32: 1e-6, torch.bfloat16: 2**-8, torch.float16: 2**-11}
@@ -101,6 +103,29 @@ def test_q_and_k_are_turned_where_they_are(
     for one, old in zip(got, before, strict=False):
         check(one, exact.rotate(old, rounded), dtype)
     assert np.array_equal(v.double().cpu().numpy(), before[2]), "V is not turned"
+
+
+@dtypes
+def test_a_rotation_along_with_the_writing_of_k_and_v(layers, dtype):
+    heads, kv_heads, size, num_tokens = 4, 2, 16, 3
+    x = numbers(num_tokens, (heads + 2 * kv_heads) * size, dtype=dtype).unflatten(-1, (-1, size))  # rows of a product
+    turn = layers.rotation(torch.arange(num_tokens, device=DEVICE) * 7, [0.5**i for i in range(size // 2)], 1.0)
+    slots = torch.tensor([6, -1, 1], device=DEVICE)
+    found = []
+    for at_once in (False, True):
+        q, k, v = x.clone().split((heads, kv_heads, kv_heads), 1)
+        k_cache, v_cache = (torch.full((2, 4, kv_heads, size), 9, dtype=dtype, device=DEVICE) for _ in "kv")
+        given = [for_kernels(a) for a in (k_cache, v_cache, slots)]
+        if at_once:
+            seen = tuple(map(for_kernels, turn))
+            launch_turn_and_write(for_kernels(q), seen, for_kernels(k), for_kernels(v), *given)
+        else:
+            launch_rotate(q, k, *turn)
+            launch_write_kv(for_kernels(k), for_kernels(v), *given)
+        found.append((q, k_cache, v_cache))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+    assert (found[1][1].view(8, -1) == 9).all(1).sum() == 6, "two slots are written"
 
 
 @dtypes

@@ -5,6 +5,7 @@ import pytest
 from where import SIMULATOR, from_gpu, long, on_gpu, takes_long
 
 from minipage.attention import KVCache, cuda, reference, write_kv
+from minipage.attention.cuda import launch
 from minipage.simd.halves import from_bfloat16, to_bfloat16
 
 Q = {
@@ -155,6 +156,15 @@ def test_contexts_that_are_cut_into_equal_shares(q, head_size):
     batch.check(lambda *given: launched(batch, given, None, extra=1000))
 
 
+@pytest.mark.parametrize("kv, head_size", [("bfloat16", 64), long("int8", 64), long("bfloat16", 128)])
+def test_few_contexts_for_blocks_of_many_warps(kv, head_size):
+    def choose(*kinds):
+        return launch.widened(launch.choose_tensor(*kinds))
+
+    batch = Batch([(1100, 1), (1, 1), (300, 1)], "bfloat16", kv, 1, 2, head_size, block_size=8)  # the first is cut
+    batch.check(lambda *given: launched(batch, given, None, 1000, max_query_len=1, choose=choose))
+
+
 @pytest.mark.parametrize(
     "split_size, head_size, contexts",
     [(16, 64, ([100], [100, 9, 16, 17, 80, 70])), long(None, 128, ([700], [9, 300, 530]))],
@@ -217,7 +227,7 @@ def test_the_newest_token_of_each_sequence_is_written_by_the_way(q, kv, group, h
     assert np.abs(out - expected).max() <= batch.tolerance * np.abs(expected).max()
 
 
-def launched(batch, given, split_size, extra=100, workspace=None, window=None, max_query_len=7, new=None):
+def launched(batch, given, split_size, extra=100, workspace=None, window=None, max_query_len=7, new=None, **options):
     """The low-level launch, with maximum lengths that are larger than the true ones."""
     q, k, v, tables, contexts, own_starts, scale, *scales = given
     longest = int(batch.contexts.max()) + extra
@@ -228,7 +238,7 @@ def launched(batch, given, split_size, extra=100, workspace=None, window=None, m
     tables = [array.astype(np.int32) for array in (tables, contexts, own_starts)]
     cuda.launch_attention(
         q, k, v, *tables, scale, *scales, out=out, workspace=workspace,
-        max_query_len=max_query_len, max_context_len=longest, split_size=split_size, window=window, new=new,
+        max_query_len=max_query_len, max_context_len=longest, split_size=split_size, window=window, new=new, **options,
     )  # fmt: skip
     return out
 

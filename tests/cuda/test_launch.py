@@ -19,8 +19,9 @@ from minipage.errors import KernelArgumentError
 def test_a_workspace_is_enough_for_what_all_blocks_leave_in_it(num_seqs, context, heads, split_size):
     num_kv_heads, group = heads
     size = cuda.workspace_size(num_seqs, num_kv_heads * group, 8, context, split_size)
-    for choose in (launch.choose_ordinary, launch.choose_tensor):
-        grid = launch.decode_grid(choose(FLOAT16, FLOAT16, 64), num_seqs, num_kv_heads, group, context, split_size)
+    ordinary, tensor = (choose(FLOAT16, FLOAT16, 64) for choose in (launch.choose_ordinary, launch.choose_tensor))
+    for choice in (ordinary, tensor, launch.widened(tensor)):
+        grid = launch.decode_grid(choice, num_seqs, num_kv_heads, group, context, split_size)
         assert grid.tiles * grid.heads >= num_kv_heads * group
         num_blocks, numbers = grid.tiles * grid.blocks, 2 * grid.heads * (8 + 1)
         assert num_blocks * (1 + numbers) <= size or (context <= launch.SHORT and not split_size)  # nothing is cut
@@ -130,3 +131,45 @@ def test_what_a_kernel_is_told_of_its_arguments():
     if DEVICE:
         assert array.kind == compat.types.uint16[:, ::1]
         assert number.kind == compat.types.float32
+
+
+def test_wide_blocks_are_for_few_contexts_and_large_rows(monkeypatch):
+    monkeypatch.setattr(launch, "num_processors", lambda: 132)
+    monkeypatch.setattr(launch, "has_room_to_share", lambda num_bytes: num_bytes < 200_000)
+    large, small = (launch.choose_tensor(FLOAT16, FLOAT16, size) for size in (128, 64))
+    few = [
+        (num_seqs, heads)
+        for num_seqs in (1, 2, 4)
+        for heads in (8, 32, 80)
+        if launch.are_few(num_seqs, heads, 1, large)
+    ]
+    assert few == [(1, 8), (1, 32), (2, 8), (2, 32), (4, 8)]
+    assert not launch.are_few(1, 8, 1, small), "narrow blocks of small rows have as many warps"
+    assert not launch.are_few(1, 8, 1, launch.choose_ordinary(FLOAT16, FLOAT16, 128))
+    monkeypatch.setattr(launch, "has_room_to_share", lambda num_bytes: False)
+    assert not launch.are_few(1, 8, 1, large)
+
+
+def busiest(num_seqs, length, blocks, unit):
+    """Tokens of the block with the most, if `blocks` share contexts of one length."""
+    units = [min(unit, length - start) for start in range(0, length, unit)] * num_seqs
+    share = -(-len(units) // blocks)
+    return max(sum(units[start : start + share]) for start in range(0, len(units), share))
+
+
+@given(st.integers(1, 100), st.integers(513, 3000), st.integers(6, 66))
+def test_no_block_has_much_more_to_do_than_others_where_contexts_are_cut_anyway(num_seqs, length, blocks):
+    unit = launch.decode_unit(num_seqs, blocks)
+    fair = num_seqs * length / blocks
+    if unit == launch.FINE_UNIT:
+        assert busiest(num_seqs, length, blocks, unit) <= fair + 2 * unit + num_seqs * unit / blocks
+    elif num_seqs > blocks and num_seqs <= 3 * blocks:
+        assert -(-num_seqs // blocks) * length <= 1.1 * fair, "whole contexts are shares that are nearly fair"
+    elif num_seqs <= blocks:
+        assert blocks % num_seqs == 0
+
+
+def test_units_of_some_shapes():
+    assert busiest(32, 544, 26, 128) == 800 and busiest(32, 544, 26, launch.decode_unit(32, 26)) == 672
+    assert launch.decode_unit(32, 13) == launch.FINE_UNIT
+    assert {launch.decode_unit(*shape) for shape in ((32, 16), (32, 32), (64, 33), (1, 33), (256, 66))} == {launch.UNIT}

@@ -20,7 +20,7 @@ from minipage.model.rope import Rotary
 from minipage.model.shard import Shard
 from minipage.worker.gpu import peer_sums
 from minipage.worker.gpu.peer_layers import PeerLayers
-from minipage.worker.gpu.peer_sums import Inboxes, Norm, can_add, inbox_words, launch_sum
+from minipage.worker.gpu.peer_sums import Inboxes, Norm, can_add, empty_inbox, launch_sum
 from minipage.worker.gpu.views import for_kernels
 
 WHERE = "cuda" if ON_GPU else "cpu"
@@ -30,6 +30,8 @@ WHERE = "cuda" if ON_GPU else "cpu"
 def few_rows_fit(monkeypatch):
     """So that an inbox is small."""
     monkeypatch.setattr(peer_sums, "MOST_ROWS", 5)
+    if SIMULATOR:
+        monkeypatch.setattr(peer_sums, "MOST_GLANCES", 40)  # whoever waits in vain fails
     peer_sums.sum_kernel.cache_clear()
     yield
     peer_sums.sum_kernel.cache_clear()
@@ -40,27 +42,30 @@ class Ranks:
 
     def __init__(self, size):
         self.size = size
-        own = [torch.zeros(inbox_words(size), dtype=torch.int32, device=WHERE) for _ in range(size)]
-        addresses = torch.tensor([inbox.data_ptr() for inbox in own], device=WHERE)
+        *self.own, spare = [torch.from_numpy(empty_inbox(size)).to(WHERE) for _ in range(size + 1)]
+        to_own = torch.tensor([inbox.data_ptr() for inbox in self.own], device=WHERE)
+        to_spare = torch.tensor([spare.data_ptr()] * size, device=WHERE)
         stop = np.zeros(1, np.int32) if SIMULATOR else pinned((1,), np.int32)
         counts = [torch.zeros(5, dtype=torch.int32, device=WHERE) for _ in range(size)]
-        self.inboxes = [Inboxes(*map(for_kernels, (own[r], addresses, counts[r])), stop) for r in range(size)]
+        # One that sends only, and one that receives only.
+        self.senders = [Inboxes(*map(for_kernels, (spare, to_own, counts[r])), stop) for r in range(size)]
+        self.receivers = [Inboxes(*map(for_kernels, (self.own[r], to_spare, counts[r])), stop) for r in range(size)]
 
-    def launch(self, rank, part, onto, norm, x, h):
+    def launch(self, inboxes, rank, part, onto, norm, x, h):
         arrays = [None if each is None else for_kernels(each) for each in (part, onto)]
         norm = norm and norm._replace(
             weight=for_kernels(norm.weight), bias=None if norm.bias is None else for_kernels(norm.bias)
         )
-        launch_sum(*arrays, norm, for_kernels(x), for_kernels(h), self.inboxes[rank], rank)
+        launch_sum(*arrays, norm, for_kernels(x), for_kernels(h), inboxes, rank)
         if ON_GPU:
             torch.cuda.synchronize()
 
     def send(self, rank, part):
-        inboxes = self.inboxes[rank]
+        inboxes = self.senders[rank]
         inboxes.stop[0] = 1
-        self.launch(rank, part, None, None, torch.empty_like(part), torch.empty_like(part))
+        self.launch(inboxes, rank, part, None, None, torch.empty_like(part), torch.empty_like(part))
         inboxes.stop[0] = 0
-        inboxes.counts[: len(part)] -= 1  # as if it had not been: the same is sent again
+        inboxes.counts[: len(part)] -= 1  # as if it had not been: it comes back for the same sum
 
     def add_up(self, parts, onto, norm):
         for rank, part in enumerate(parts):
@@ -69,8 +74,9 @@ class Ranks:
         for rank, part in enumerate(parts):
             x = torch.empty_like(part) if onto is None else onto.clone()
             h = x if norm is None else torch.empty_like(part)
-            self.launch(rank, part, None if onto is None else x, norm, x, h)
+            self.launch(self.receivers[rank], rank, part, None if onto is None else x, norm, x, h)
             found.append((x, h))
+        assert all(np.array_equal(inbox.cpu(), empty_inbox(self.size)) for inbox in self.own)
         return found
 
 
@@ -104,15 +110,23 @@ def test_sums_and_norms(dtype, size, is_centered):
                 check(h, wide(plain_norm(x, after)), dtype, size=6)
 
 
-def test_nobody_takes_what_was_sent_for_an_earlier_sum(monkeypatch):
+def test_nobody_takes_what_was_sent_for_an_earlier_sum():
     if ON_GPU:
         pytest.skip("the GPU would stop working for this process")
-    monkeypatch.setattr(peer_sums, "MOST_GLANCES", 40)
     ranks, part = Ranks(2), numbers(2, 64, dtype=torch.float32)
     ranks.add_up([part, part], None, None)
     ranks.add_up([part, part], None, None)
     with pytest.raises(RuntimeError, match="waited for too long"):
-        ranks.launch(0, part, None, None, part.clone(), part.clone())
+        ranks.launch(ranks.receivers[0], 0, part, None, None, part.clone(), part.clone())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_a_part_that_looks_like_an_empty_inbox_arrives(dtype):
+    ranks, part = Ranks(2), numbers(2, 64, dtype=dtype)
+    words = part.view(torch.int32)  # [2, words of a row]
+    words[0, ::3] = int(empty_inbox(1)[0])
+    for x, _ in ranks.add_up([part, part], None, None):
+        check(x, wide(2 * part.double()), dtype, size=1)
 
 
 def test_what_is_no_few_rows_of_whole_pieces_is_not_taken():

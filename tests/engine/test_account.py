@@ -7,7 +7,7 @@ from engine.guessing import Knowing
 from engine.test_speculation import serve
 
 from minipage import LLM, SamplingParams
-from minipage.engine.account import MAY_LOSE, NUM_MEASURED, PERIOD, Account
+from minipage.engine.account import MAY_LOSE, MOST, NUM_MEASURED, PERIOD, Account
 
 
 def lived(plain, asked, tokens_per_text, num_steps):
@@ -25,11 +25,12 @@ def lived(plain, asked, tokens_per_text, num_steps):
 
 @pytest.mark.parametrize("plain", [1.0, 3e-4])
 @pytest.mark.parametrize("slower", [1.0, 1.02, 1.2, 2.0, 3.7, 7.9, 8.1, 30.0])
-def test_wrong_guesses_lose_two_percent_and_a_few_steps_at_the_beginning(plain, slower):
-    took, without, which = lived(plain, slower * plain, 1.0, 3000)
-    at_first = 1 + (slower if slower < 8 else 9 * slower)  # what was held up is not counted eight times
-    assert took <= without * (1 + MAY_LOSE) + at_first * plain + 1e-9
-    assert any(which[-PERIOD * 16 :]), "it is tried again now and then"
+@pytest.mark.parametrize("num_steps", [20, 100, 300, 6000])
+def test_wrong_guesses_lose_one_percent_and_two_steps_or_one_guess(plain, slower, num_steps):
+    took, without, which = lived(plain, slower * plain, 1.0, num_steps)
+    held_up = 0 if slower < 8 else 8 * slower  # what was held up is not counted eight times
+    assert took <= without * (1 + MAY_LOSE) + (max(MOST, slower) + held_up) * plain + 1e-9
+    assert any(which[-5000:]), "it is tried again now and then"
     assert not any(which[:NUM_MEASURED])
 
 
@@ -92,7 +93,7 @@ def test_an_engine_guesses_as_long_as_that_is_quicker(tiny, make_prompt, row, as
         output, num_steps = (llm.step() or [output])[0], num_steps + 1
     assert output.outputs[0].token_ids == plain.outputs[0].token_ids
     assert (num_steps < 0.8 * num_plain) == is_worth_it
-    assert time[0] <= num_plain * (1 + MAY_LOSE) + 6 + 1 + 6, "of the prompt, to begin with, and of one step"
+    assert time[0] <= num_plain * (1 + MAY_LOSE) + 6 + 7, "of the prompt, and of one step"
 
 
 @pytest.mark.parametrize("seed", range(3))

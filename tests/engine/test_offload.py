@@ -27,7 +27,7 @@ from minipage.engine.llm import LLM
 from minipage.errors import ConfigurationError
 from minipage.memory import BlockTable
 from minipage.sampling import SamplingParams
-from minipage.worker.offload import HEADER_SIZE, HostStore
+from minipage.worker.offload import LABEL, Store
 
 slow = pytest.mark.slow
 in_a_file = pytest.mark.skipif(not HAS_FILES, reason="tiers of a GPU are in memory")
@@ -198,14 +198,15 @@ def test_random_histories_with_drafts(tiny):
     run(machine(tiny, caching=True, proposer=SameModel(tiny, VOCAB)), settings=programs(150, num_steps=20))
 
 
-class ForgetsToSave(HostStore):
+class ForgetsToSave(Store):
     def save(self, slot, block_hash, block):
+        self.rows[slot, :LABEL] = self.label(block_hash, block)
         return True  # and so the slot holds what it held before
 
 
 @pytest.mark.skipif(not HAS_FILES, reason="another class keeps the blocks of a GPU")
 def test_the_oracle_notices_when_another_block_comes_back(tiny, dense, prompts, monkeypatch):
-    monkeypatch.setattr("minipage.engine.offload.HostStore", ForgetsToSave)
+    monkeypatch.setattr("minipage.engine.offload.Store", ForgetsToSave)
     llm = WatchedLLM(tiny, SlotOracle(dense.kv), **TIGHT)
     give_tier(llm, 30)
     with pytest.raises(AssertionError, match=r"holds a [KV] not of"):
@@ -222,7 +223,7 @@ def test_the_next_engine_goes_on_with_the_file(tiny, prompts, plain, tmp_path):
     llm = LLM(tiny, **options)
     assert said(llm, prompts[:2]) == plain[:2]
     assert hits(llm) == 2 * 16
-    assert (tmp_path / "kv").stat().st_size <= 1e-3 * 2**30 + HEADER_SIZE
+    assert (tmp_path / "kv").stat().st_size <= 1e-3 * 2**30
     assert (tmp_path / "kv").stat().st_mode & 0o077 == 0, "others may read it"
     assert [*tmp_path.iterdir()] == [tmp_path / "kv"]
 
@@ -234,14 +235,14 @@ def test_a_changed_byte_is_a_miss(tiny, prompts, plain, tmp_path, place):
     path = tmp_path / "kv"
     store = LLM(tiny, **SMALL, kv_offloading_path=path)
     assert said(store, prompts) == plain
-    row = store.offloading.store.row_size
-    block = row - 64
-    offset = [0, 1, 33, 50, 64, 64 + block // 3, 64 + block // 2, 63 + block][place]
+    num_slots, row = store.offloading.store.rows.shape
+    block = row - LABEL
+    offset = [0, 1, 33, 48, LABEL, LABEL + block // 3, LABEL + block // 2, row - 1][place]
     for llm in (store, LLM(tiny, **SMALL, kv_offloading_path=path)):  # while it runs, and in the next engine
         before = hits(llm)
         with open(path, "r+b") as file:
-            for slot in range(store.offloading.store.num_slots):
-                file.seek(HEADER_SIZE + slot * row + offset)
+            for slot in range(num_slots):
+                file.seek((1 + slot) * row + offset)
                 [byte] = file.read(1) or [0]
                 file.seek(-1, os.SEEK_CUR)
                 file.write(bytes([byte ^ 1]))
@@ -252,7 +253,7 @@ def test_a_changed_byte_is_a_miss(tiny, prompts, plain, tmp_path, place):
 
 @in_a_file
 @pytest.mark.parametrize("when", ["between", "meanwhile"])
-@pytest.mark.parametrize("length", [0, 10, 100, HEADER_SIZE, HEADER_SIZE + 3000])
+@pytest.mark.parametrize("length", [0, 10, 100, 4096, 7096])
 def test_a_file_that_was_cut_off_is_a_miss(tiny, prompts, plain, tmp_path, length, when):
     path = tmp_path / "kv"
     llm = LLM(tiny, **SMALL, kv_offloading_path=path)
@@ -260,6 +261,8 @@ def test_a_file_that_was_cut_off_is_a_miss(tiny, prompts, plain, tmp_path, lengt
     os.truncate(path, length)
     if when == "between":
         llm = LLM(tiny, **SMALL, kv_offloading_path=path)
+    else:
+        llm.reset_prefix_cache()
     assert said(llm, prompts[:1]) == plain[:1]
     assert hits(llm) == 0
     assert said(llm, prompts[1:]) == plain[1:]
@@ -285,6 +288,8 @@ def test_a_file_of_somebody_else_is_left_alone(tiny, prompts, plain, tmp_path, c
     with pytest.warns(RuntimeWarning, match="left as it is, and nothing is offloaded"):
         llm = LLM(tiny, **SMALL, kv_offloading_path=path)
     assert said(llm, prompts * 2) == plain * 2
+    llm.reset_prefix_cache()
+    assert said(llm, prompts) == plain
     assert (path.read_bytes(), hits(llm)) == (content, 0)
 
 
@@ -369,7 +374,7 @@ def test_a_slot_that_is_half_written_is_a_miss(tiny, prompts, plain, tmp_path):
     """As if the process had been killed in the middle: a new label and old contents, or the other way round."""
     path = tmp_path / "kv"
     said(LLM(tiny, **SMALL, kv_offloading_path=path), prompts)
-    for half in (slice(0, 64), slice(64, None)):
+    for half in (slice(0, LABEL), slice(LABEL, None)):
         llm = LLM(tiny, **SMALL, kv_offloading_path=path)
         rows = llm.offloading.store.rows
         rows[:, half] = np.roll(rows[:, half], 1, axis=0)
@@ -387,9 +392,12 @@ def test_a_slot_that_is_half_written_is_a_miss(tiny, prompts, plain, tmp_path):
         ({"kv_offloading_size": "1GiB"}, "kv_offloading_size is '1GiB'"),
         ({"kv_offloading_size": True}, "kv_offloading_size is True"),
         ({"kv_offloading_size": float("nan")}, "kv_offloading_size is nan"),
-        ({"kv_offloading_size": 1e-7}, "too small for two blocks"),
+        ({"kv_offloading_size": 1e-7}, "two blocks take 1.9e-06"),
         ({"kv_offloading_size": 1, "enable_prefix_caching": False}, "set enable_prefix_caching"),
-        ({"kv_offloading_path": "kv"}, "kv_offloading_path has no effect without kv_offloading_size"),
+        (
+            {"kv_offloading_path": "kv"},
+            "kv_offloading_size is None; it must be a number of GiB, also with kv_offloading_path",
+        ),
         pytest.param(
             {"kv_offloading_size": 1e-3, "kv_offloading_path": "/there/is/no/kv"},
             "there can be no file of 0.001 GiB",

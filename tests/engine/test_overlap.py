@@ -1,5 +1,6 @@
 """Steps that overlap say what plain steps say, however texts end, and whatever happens on the way."""
 
+import gc
 from dataclasses import replace
 
 import numpy as np
@@ -321,3 +322,18 @@ def test_an_interrupt_at_every_line_loses_nothing(tiny):
 def test_who_mends_may_be_interrupted_too(tiny):
     for seed in range(2):
         assert check(tiny, RandomLines(seed, every=800), with_beams=seed % 2) > 2
+
+
+def test_nothing_is_collected_in_a_step_and_the_collector_is_left_as_it_was(tiny, prompts):
+    llm = overlapping(tiny)
+    launch, enabled = llm.overlap._launch, []
+    llm.overlap._launch = lambda *step: enabled.append(gc.isenabled()) or launch(*step)
+    for is_on in (True, False):
+        was_on = gc.isenabled()
+        (gc.enable if is_on else gc.disable)()
+        try:
+            serve(llm, prompts, greedy(3))
+            assert gc.isenabled() == is_on
+        finally:
+            (gc.enable if was_on else gc.disable)()
+    assert enabled and not any(enabled)

@@ -260,8 +260,8 @@ def test_the_longest_end_that_was_there_before_is_found(token_ids, shortest, mor
 
     def expected():
         for length in range(longest, shortest - 1, -1):
-            for stop in range(n - 1, length - 1, -1):
-                if token_ids[stop - length : stop] == token_ids[n - length :] and length < n:
+            for stop in range(length, n):
+                if token_ids[stop - length : stop] == token_ids[n - length :]:
                     return stop
         return -1
 

@@ -4,18 +4,18 @@ import os
 
 from minipage.engine.offload import GIB, Offloading
 from minipage.model.stored_weights import DummyWeights
-from minipage.worker.offload import FileStore
+from minipage.worker.offload import LABEL
 
 HAS_FILES = os.environ.get("MINIPAGE_TEST_CUDA") != "device"  # tiers of a GPU are in memory
 
 
-def give_tier(llm, num_slots, path=None):
+def give_tier(llm, num_slots, path=None, is_pinned=not HAS_FILES):
     """A tier of `num_slots` blocks below the pool of `llm`, in memory or in a file."""
     block = llm.kv_cache.nbytes // llm.block_pool.num_blocks
-    row = block + (FileStore.label_size if path else 0)
+    num_bytes = num_slots * block if is_pinned else (1 + num_slots) * (LABEL + block)  # here the first row is a header
     origin = llm.config, DummyWeights(llm.config), {}
-    llm.offloading = Offloading(llm, (num_slots * row + 1) / GIB, path, origin)
-    assert llm.offloading.store.num_slots == num_slots
+    llm.offloading = Offloading(llm, (num_bytes + 1) / GIB, path, origin)
+    assert len(llm.offloading.store.names) == num_slots
     if hasattr(llm, "oracle"):
         watch(llm)
     return llm.offloading

@@ -92,6 +92,8 @@ LOGGED = [  # model, blocks, max_model_len, "Maximum concurrency": as people hav
     ("Llama-3.1-70B", 1381, 2048, 10.79),  # github.com/vllm-project/vllm/pull/12569
     ("Llama-3.1-8B", 1952, 20_000, 1.56),  # github.com/vllm-project/vllm/issues/10517
     ("Llama-3.1-8B", 1478, 29_000, 0.82),  # the same
+    ("Qwen3-32B", 159_232 // 16, 40_960, 3.89),  # github.com/vllm-project/vllm-ascend/issues/1249, in tokens
+    ("Qwen3-0.6B", 2340, 8192, 4.57),  # github.com/Zerohertz/Instruct_KR_2025_Summer_Meetup_vLLM: src/00_vllm_serve.sh
 ]
 
 
@@ -110,12 +112,27 @@ def test_what_vllm_had_left_on_a_real_gpu_is_met():
     assert plan.budget().weights / GiB == pytest.approx(14.99, rel=0.005)
 
 
-def test_a_cache_too_small_for_one_request_is_said_in_vllms_words():
-    plan = Deployment("Llama-3.1-8B", num_blocks=1478, max_model_len=29_000)
+def test_what_vllm_had_left_on_a_processor_is_met():
+    """Its 4 GiB for K and V of Qwen3-0.6B were 2,340 blocks (the log in Zerohertz's repository, above)."""
+    assert Deployment("Qwen3-0.6B", kv_cache_memory="4GiB", max_model_len=8192).blocks() == 2340
+
+
+REFUSED = [  # model, blocks, max_model_len, and tokens that would fit
+    ("Llama-3.1-8B", 1478, 29_000, 23_648),  # github.com/vllm-project/vllm/issues/10517
+    ("Llama-3.1-70B", 378, 8192, 6048),  # Llama 3, of the same shape: github.com/OpenRLHF/OpenRLHF/issues/336
+]
+
+
+@pytest.mark.parametrize(("model", "num_blocks", "max_model_len", "fitting"), REFUSED)
+def test_a_cache_too_small_for_one_request_is_said_in_vllms_words(model, num_blocks, max_model_len, fitting):
+    plan = Deployment(model, num_blocks=num_blocks, max_model_len=max_model_len)
     assert (
-        "max seq len (29,000) is larger than the maximum number of tokens that can be stored in KV cache (23,648)"
-        in (plan.refusal() or "")
+        f"max seq len ({max_model_len:,}) is larger than the maximum number of tokens that can be stored in KV cache "
+        f"({fitting:,})" in (plan.refusal() or "")
     )
+
+
+def test_a_cache_large_enough_for_one_request_is_not_refused():
     assert Deployment("Llama-3.1-8B", num_blocks=1952, max_model_len=20_000).refusal() is None
 
 
@@ -164,6 +181,16 @@ def test_a_forecast_serves_what_is_asked_and_waits_when_that_is_too_much():
     assert calm.report.mean_batch < busy.report.mean_batch <= 8
     assert busy.report.time_to_first_token.mean > 10 * calm.report.time_to_first_token.mean
     assert calm.fit_on_average == pytest.approx(SMALL.blocks() * 16 / 48, rel=0.05)  # a running one holds 33 to 48
+
+
+@pytest.mark.parametrize(("name", "most"), [("MOST_REQUESTS", 20), ("MOST_TOKENS", 20 * 16)])
+def test_of_a_minute_with_very_many_requests_the_first_of_them_are_simulated_and_that_is_said(name, most, monkeypatch):
+    monkeypatch.setattr(f"minipage.plan.forecast.{name}", most)
+    found = forecast(SMALL, Workload("32:16"), rate=2.0, num_requests=20, with_advice=False)
+    assert found.seconds == pytest.approx(10)
+    assert 5 < found.report.num_requests < 40
+    assert "10 s of a minute at 2 requests/s" in dict(rows(SMALL, found))
+    assert "10 s of a minute at 2.00 requests/s" in page(SMALL, found)
 
 
 def test_more_seats_are_advised_where_seats_are_what_is_missing():
@@ -259,6 +286,7 @@ def test_the_command_prints_json_and_writes_a_page(tmp_path, capsys):
         (["--html", "nowhere/plan.html"], "in a folder that is there"),
         (["--num-blocks", "9", "--lengths", "8:8", "--rate", "1e6"], "waiting times only grow"),
         (["--num-blocks", "1", "--lengths", "9:8"], "the longest text that fits, 16 tokens"),
+        (["--max-num-seqs", "9999"], "at most 4,096 requests at a time are simulated"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -268,11 +296,31 @@ def test_bad_input_is_one_sentence_and_exit_code_2(arguments, sentence, capsys):
     assert sentence in err and err.count("\n") == 1
 
 
+def test_of_the_most_that_is_said_to_be_served_equal_texts_are_served_four_fifths_without_waiting(monkeypatch):
+    """Equal texts that start together would end together, and their prompts, which have no graphs, share few steps."""
+    monkeypatch.setattr("minipage.plan.forecast.MOST_REQUESTS", 1500)
+    plan = Deployment("Qwen3-0.6B", "H200", num_blocks=2000, max_num_seqs=32)
+    found = forecast(plan, Workload("64:32"), num_requests=200, with_advice=False)
+    assert found.report.tokens_per_second == pytest.approx(32 * 0.8 * found.capacity, rel=0.1)
+    assert found.report.time_to_first_token.quantile(0.99) < 0.1
+
+
+def test_texts_of_one_token_have_no_time_between_tokens():
+    found = forecast(SMALL, Workload("32:1"), rate=1.0, num_requests=20, with_advice=False)
+    assert dict(rows(SMALL, found))["  between tokens, mean"] == "no text has two"
+
+
 def test_a_minute_in_which_nobody_comes_is_said_so():
     found = forecast(SMALL, Workload("32:16"), rate=1e-9, num_requests=20, with_advice=False)
     shown = rows(SMALL, found)
     assert shown[-1] == ("a minute at 1e-09 requests/s", "nobody came") and "nan" not in str(shown)
     assert "nan" not in page(SMALL, found)
+
+
+def test_a_config_that_is_nested_without_end_is_a_sentence(tmp_path):
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ModelError, match="cannot be read"):
+        Deployment(str(tmp_path)).blocks()
 
 
 @pytest.mark.parametrize("text", ["[1]", "3", '"gpt2"', "null"])

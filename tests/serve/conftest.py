@@ -8,8 +8,7 @@ from engine.checkpoints import save_gpt2, save_tokenizer
 from minipage import LLM, AsyncLLM
 from minipage.errors import InvalidRequestError
 from minipage.serve.app import Settings
-from minipage.serve.command import warm_up
-from minipage.serve.main import make_server, take_port
+from minipage.serve.main import make_server, take_port, warm_up
 
 
 class Served:

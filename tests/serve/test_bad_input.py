@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import httpx
 import pytest
+from serve.lookers import until
 
 from minipage.serve import limits
 
@@ -120,6 +121,23 @@ def test_bodies_that_are_too_long(serve):
         answer = talk(server, b"POST /tokenize HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000\r\n\r\n{")
         assert b" 413 " in answer.splitlines()[0]
         assert http.post("/v1/completions", json=GOOD).status_code == 200
+
+
+def test_who_is_still_sending_hears_why_it_is_refused(serve, monkeypatch):
+    """And is not cut off, although it wants the connection to be closed: not until it has had some time."""
+    server = serve(settings={"max_body_size": 10_000})
+    head = b"POST /tokenize HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 1000000\r\n\r\n"
+    for seconds in 10, 0.1:
+        monkeypatch.setattr(limits, "HEADER_SECONDS", seconds)
+        with socket.create_connection(server.address, timeout=5) as sock:
+            sock.sendall(head + b"x" * 100_000)
+            answer = b"".join(iter(lambda: sock.recv(65536), b""))
+            assert b" 413 " in answer.splitlines()[0] and b"longer than" in answer
+            if seconds == 10:
+                for _ in range(9):
+                    sock.sendall(b"x" * 100_000)
+            else:
+                until(lambda: not server.server.server_state.connections)
 
 
 def talk(server, data, shut=False):

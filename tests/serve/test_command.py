@@ -149,6 +149,36 @@ def test_all_memory_is_written_before_anybody_comes(folder):
     server_main.take_memory(llm)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_thread_that_loads_is_gone_and_its_helpers_with_it(device, monkeypatch):
+    """On a CPU. What a GPU is asked to do for a thread stays with that thread."""
+    threads = []
+    monkeypatch.setattr(server_main, "LLM", lambda **engine: threads.append(threading.current_thread()))
+    monkeypatch.setattr(server_main, "take_memory", lambda llm: None)
+    monkeypatch.setattr(server_main, "warm_up", lambda llm: threads.append(threading.current_thread()))
+    server_main.load_llm({"device": device})
+    assert len(threads) == 2 and threads[0] is threads[1]
+    assert (threads[0] in threading.enumerate()) == (threads[0] is threading.current_thread()) == (device == "cuda")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_what_fails_or_is_interrupted_apart_is_over():
+    assert server_main.apart(lambda: 5) == 5
+    with pytest.raises(ZeroDivisionError):
+        server_main.apart(lambda: 1 / 0)
+    loading = []
+
+    def load():
+        loading.append(threading.current_thread())
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        while True:
+            pass
+
+    with pytest.raises(KeyboardInterrupt):
+        server_main.apart(load)
+    assert not loading[0].is_alive()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="niceness is a thread's on Linux only")
 def test_the_engine_lets_the_event_loop_go_first(folder):
     def niceness():

@@ -11,9 +11,9 @@ import pytest
 from minipage.errors import ModelError
 from minipage.simulate import __main__ as screen
 from minipage.simulate.configs import find_architecture
-from minipage.simulate.figures import FIGURES, Scale
-from minipage.simulate.figures.jobs import rate_at
-from minipage.simulate.paper import Row
+from minipage.simulate.figures import FIGURES, Scale, rates
+from minipage.simulate.figures.jobs import ALL, DATASETS, last_at, rate_at
+from minipage.simulate.paper import MEASURED_AT, Row
 from minipage.simulate.pictures import Picture, round_up, svg
 from minipage.simulate.pools import run_jobs
 
@@ -43,11 +43,51 @@ def test_axes_end_at_round_numbers(value, rounded):
 @pytest.mark.parametrize("option", ["--json", "--page", "--svg"])
 def test_what_cannot_be_written_is_said_before_anything_runs(option, tmp_path, capsys):
     (tmp_path / "file").write_text("")
-    places = {"--svg": [tmp_path / "file"]}.get(option, [tmp_path, tmp_path / "none" / "file"])
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    places = [
+        tmp_path / "circle",
+        *([tmp_path / "file"] if option == "--svg" else [tmp_path, tmp_path / "none" / "file"]),
+    ]
     for place in places:
         assert screen.main(["figure", "all", option, str(place)]) == 2
         screens = capsys.readouterr()
         assert screens.out == "" and str(place) in screens.err
+
+
+def test_a_page_that_is_no_text_and_one_file_for_two_things_are_sentences(tmp_path, capsys):
+    page = tmp_path / "page.md"
+    page.write_bytes(b"\xff\xfe")
+    assert screen.main(["figure", "all", "--page", str(page)]) == 2
+    assert "cannot be read as text" in capsys.readouterr().err
+    assert screen.main(["figure", "all", "--page", str(page), "--json", str(tmp_path / "." / "page.md")]) == 2
+    assert "name the same file" in capsys.readouterr().err
+
+
+def test_the_highest_rate_that_still_keeps_a_latency_counts():
+    points = [
+        (rate, SimpleNamespace(normalized_latency=latency)) for rate, latency in ((1.0, 0.1), (2.0, 0.2), (3, 0.8))
+    ]
+    assert (last_at(points, 0.3), last_at(points, 0.8)) == (2.0, 3)
+    assert last_at(points, 0.05) != last_at(points, 0.05)  # there is none
+
+
+def test_factors_are_read_at_the_rates_that_the_paper_measured():
+    """With curves made up so that all wait from 0.85, 0.35 and 0.15 requests a second on, they are 8 and 2.7."""
+    waits_from = {"paged": 0.85, "oracle": 0.35, "pow2": 0.2, "max": 0.15, "static": 0.05}
+
+    def curve(memory, rates):
+        return [(rate, SimpleNamespace(normalized_latency=1.0 + (rate > waits_from[memory]))) for rate in rates]
+
+    shares = (0.01, 0.02, 0.1, 0.5, 1.0)
+    results = {
+        (model, dataset, memory): (1.0, curve(memory, shares))
+        for model in rates.MODELS for dataset in DATASETS for memory in ALL
+    }  # fmt: skip
+    for model, measured in MEASURED_AT.items():
+        results |= {(model, memory): curve(memory, at) for memory, at in measured.items()}
+    found = {row.what: row.simulated for row in rates.figure_12(results).rows}
+    assert found["the most over Orca (Max), at rates that the paper measured"] == pytest.approx(8)
+    assert found["the most over Orca (Oracle), at rates that the paper measured"] == pytest.approx(0.8 / 0.3)
 
 
 def test_table_1_is_met_and_the_command_writes_files(tmp_path, capsys):

@@ -50,6 +50,8 @@ else:
     cuda_config.CUDA_ARRAY_INTERFACE_SYNC = 0
     cuda_config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # a small batch is no mistake
 
+MOST_SHARED = 48 * 1024  # bytes of shared memory that a block has without having been asked for
+
 __all__ = [
     "SIMULATED",
     "can_overlap",
@@ -57,22 +59,32 @@ __all__ = [
     "device_function",
     "device_view",
     "external_stream",
+    "has_room_to_share",
     "kernel",
     "num_processors",
+    "size_in_kernel",
     "types",
     "upload",
 ]
 
 
-def kernel(function: Callable[..., None], fastmath: bool = True, overlaps: bool = False, **options: Any) -> Any:
+def kernel(
+    function: Callable[..., None], fastmath: bool = True, overlaps: bool = False, shared_bytes: int = 0, **options: Any
+) -> Any:
     """Compile for the GPU when first launched: `kernel(f)[grid, block, stream](*arguments)`.
 
     fastmath: arithmetic may be reordered, divided and flushed to zero approximately. Never with infinities.
     overlaps: it may begin before the kernel before it has ended, where the GPU can do that; see ptx.order_of_kernels.
+    shared_bytes: of a block's array in shared memory, of which the kernel says only `size_in_kernel`.
     """
     if SIMULATED:
         return cuda.jit(function)
-    return Launcher(cuda.jit(fastmath=fastmath, **options)(function), overlaps and can_overlap())
+    return Launcher(cuda.jit(fastmath=fastmath, **options)(function), overlaps and can_overlap(), shared_bytes)
+
+
+def size_in_kernel(num_words: int) -> int:
+    """What a kernel says of an array in shared memory: CUDA wants to hear of one above 48 KiB in the launch instead."""
+    return num_words if SIMULATED or 4 * num_words <= MOST_SHARED else 0
 
 
 @cache
@@ -119,9 +131,12 @@ class Launcher:
     longer than the GPU takes for a small kernel, and has no way to say that kernels may overlap (NVIDIA's "programmatic
     dependent launch")."""
 
-    def __init__(self, dispatcher: Any, overlaps: bool) -> None:
+    def __init__(self, dispatcher: Any, overlaps: bool, shared_bytes: int) -> None:
         self.dispatcher = dispatcher
-        self.options = {"programmatic_stream_serialization": True} if overlaps else {}
+        self.shared_bytes = shared_bytes if shared_bytes > MOST_SHARED else 0
+        self.options: dict[str, Any] = {"programmatic_stream_serialization": True} if overlaps else {}
+        if self.shared_bytes:
+            self.options["shmem_size"] = self.shared_bytes
         self.compiled: dict[tuple[Any, ...], Any] = {}
         self.config = lru_cache(maxsize=1024)(self._config)
 
@@ -140,9 +155,18 @@ class Launcher:
         return LaunchConfig(grid=grid, block=block, **self.options)
 
     def _compile(self, kinds: tuple[Any, ...], numba_kinds: list[Any]) -> Any:
-        compiled = self.dispatcher.compile(tuple(numba_kinds))
-        self.compiled[kinds] = compiled._codelibrary.get_cufunc().kernel
+        compiled = self.dispatcher.compile(tuple(numba_kinds))._codelibrary.get_cufunc()
+        if self.shared_bytes:
+            permit_to_share(compiled, self.shared_bytes)
+        self.compiled[kinds] = compiled.kernel
         return self.compiled[kinds]
+
+
+def permit_to_share(compiled: Any, num_bytes: int) -> None:
+    from numba.cuda.cudadrv.driver import binding, driver  # type: ignore[attr-defined]
+
+    attribute = binding.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+    driver.cuKernelSetAttribute(attribute, num_bytes, compiled.handle, compiled.device.id)
 
 
 def device_function(function: Callable[..., Any], fastmath: bool = True) -> Any:
@@ -159,6 +183,12 @@ def warp_compute(value: Any, function: Callable[[list[Any]], Any]) -> Any:
 def num_processors() -> int:
     """How many multiprocessors the GPU has; in the simulator few, so that blocks have more than one thing to do."""
     return 1 if SIMULATED else int(cuda.get_current_device().MULTIPROCESSOR_COUNT)
+
+
+@cache
+def has_room_to_share(num_bytes: int) -> bool:
+    """Whether a block can have this much shared memory."""
+    return not SIMULATED and num_bytes <= int(cuda.get_current_device().MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)
 
 
 @cache

@@ -18,7 +18,7 @@ import numpy as np
 from minipage.attention.arguments import as_scale, as_window, check_shapes, check_tables
 from minipage.attention.cuda import ordinary_cores, tensor_cores
 from minipage.attention.cuda.cache import check_cache, launch_write_kv
-from minipage.attention.cuda.compat import external_stream, num_processors
+from minipage.attention.cuda.compat import external_stream, has_room_to_share, num_processors
 from minipage.attention.cuda.device_arrays import (
     Array,
     check_devices,
@@ -35,12 +35,12 @@ from minipage.attention.cuda.device_arrays import (
 from minipage.attention.cuda.kinds import Kind, kind_of
 from minipage.attention.cuda.ordinary_cores import ordinary_kernel, pieces_of
 from minipage.attention.cuda.tensor_cores import has_tensor_kernel, tensor_kernel
-from minipage.attention.cuda.tiles import num_tiles
+from minipage.attention.cuda.tiles import WARP, num_tiles
 from minipage.errors import require
 
 SPLIT_SIZE = 512  # tokens of a context that one block works on, if the answer may not depend on the rest of the batch
 MOST_SPLITS = 65_535  # what CUDA allows in the second dimension of a grid
-UNIT = 128  # tokens that are not divided, if it may depend
+UNIT, FINE_UNIT = 128, 32  # tokens that are not divided, if it may depend; see decode_grid
 SHORT = 512  # tokens of a context that is not divided: joining its parts would cost more time than it saves
 FEW_SEQS = 16  # whose new K and V are written by the way: of many, a launch for all of them costs less
 MOST_HEADS = 32  # of a tile of q, in any kernel
@@ -114,12 +114,13 @@ class KernelChoice(NamedTuple):
     most_blocks: int  # this many run at once, and one starts while another ends
     decode_rows: int  # most rows of q in a block of a decode
     prefill_rows: int  # and of a prompt
+    num_warps: int | None = None  # of a block, if the kernel has to be told
 
 
 def choose_tensor(q_kind: Kind, kv: Kind, head_size: int) -> KernelChoice:
     return KernelChoice(
         tensor_kernel,
-        num_threads=tensor_cores.NUM_THREADS,
+        num_threads=tensor_cores.NUM_WARPS * WARP,
         few_blocks=min(4, 512 // (head_size * kv.num_bytes)),
         most_blocks=MOST_BLOCKS,
         decode_rows=tensor_cores.TILE,
@@ -144,6 +145,21 @@ def choose_best(q_kind: Kind, kv: Kind, head_size: int) -> KernelChoice:
     return choose(q_kind, kv, head_size)
 
 
+def are_few(num_seqs: int, num_kv_heads: int, heads_per_kv: int, choice: KernelChoice) -> bool:
+    """Whether decodes are so few that wide blocks for them leave half of the GPU to the kernels before and after. If a
+    multiprocessor has as many warps in its narrow blocks, these do as well."""
+    num_blocks = num_seqs * num_kv_heads * -(-heads_per_kv // choice.decode_rows)
+    num_warps = choice.few_blocks * tensor_cores.NUM_WARPS
+    has_wide = choice.kernel_for is tensor_kernel and num_warps < tensor_cores.WIDE
+    return has_wide and 2 * num_blocks <= num_processors() and has_room_to_share(tensor_cores.WIDE_BYTES)
+
+
+def widened(choice: KernelChoice) -> KernelChoice:
+    """The same with blocks of more warps, one for a multiprocessor: contexts are cut into fewer parts, or none."""
+    num_warps = tensor_cores.WIDE
+    return choice._replace(num_threads=num_warps * WARP, few_blocks=1, most_blocks=1, num_warps=num_warps)
+
+
 def workspace_size(
     num_seqs: int, num_heads: int, head_size: int, max_context_len: int, split_size: int | None = None
 ) -> int:
@@ -165,7 +181,7 @@ class Grid(NamedTuple):
     tiles: int  # of all heads
     blocks: int  # for each of them
     unit: int  # tokens that are not divided
-    share: int  # units of a block; 0: as many as make equal shares, but at least LEAST_SHARE tokens
+    share: int  # units of a block; 0: as many as make equal shares, but at least LEAST_SHARE tokens a warp
 
 
 def decode_grid(
@@ -179,7 +195,8 @@ def decode_grid(
     if longest <= SHORT:
         return Grid(heads, tiles, num_seqs, SHORT, 1)
     few, most = (max(1, num * num_processors() // tiles) for num in (choice.few_blocks, choice.most_blocks))
-    return Grid(heads, tiles, decode_blocks(num_seqs, few, most), UNIT, 0)
+    blocks = decode_blocks(num_seqs, few, most)
+    return Grid(heads, tiles, blocks, decode_unit(num_seqs, blocks), 0)
 
 
 def decode_blocks(num_seqs: int, few: int, most: int) -> int:
@@ -187,6 +204,17 @@ def decode_blocks(num_seqs: int, few: int, most: int) -> int:
     blocks = few if num_seqs <= few else most
     unequal = blocks % num_seqs  # without these, contexts of one length are all cut alike, or not at all
     return blocks - unequal if num_seqs <= blocks and 8 * unequal <= blocks else blocks
+
+
+def decode_unit(num_seqs: int, blocks: int) -> int:
+    """Tokens that are not divided, if this many blocks share the contexts.
+
+    Coarse units cut fewer contexts. But where nearly all are cut, and shares are of few units, it matters more that no
+    share is rounded up by much: of 32 contexts of 544 tokens, the busiest of 26 blocks gets 800 tokens, or 672.
+    """
+    most = -(-num_seqs // blocks)  # contexts of a block, if none is cut
+    are_alike = blocks % num_seqs == 0 if num_seqs <= blocks else 10 * most * blocks <= 11 * num_seqs
+    return UNIT if are_alike or most > 3 else FINE_UNIT
 
 
 class NewTokens(NamedTuple):
@@ -248,9 +276,13 @@ def launch_attention(
     heads_per_kv = num_heads // num_kv_heads
     q_kind, kv = kind_of(queries.dtype, "q"), kind_of(layout(k_cache).dtype, "k_cache")
     choice = choose(q_kind, kv, head_size)
+    if max_query_len == 1 and not split_size and are_few(num_seqs, num_kv_heads, heads_per_kv, choice):
+        choice = widened(choice)
     window = as_window(window)
     grid = decode_grid(choice, num_seqs, num_kv_heads, heads_per_kv, min(max_context_len, window), split_size)
     options: dict[str, Any] = {"window": window} if window < max_context_len else {}  # otherwise all is seen
+    if choice.num_warps:
+        options["num_warps"] = choice.num_warps
     if new and max_query_len == 1 and num_seqs <= FEW_SEQS and choice.kernel_for is tensor_kernel:
         options["writes"] = True
     elif new:

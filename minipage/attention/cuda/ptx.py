@@ -210,7 +210,7 @@ def look_at_4_bytes(words, i):
 
 @instruction(types.void, (types.int64, WORDS_4), "st.volatile.global.v4.u32 [$0], {$1, $2, $3, $4};", volatile=True)
 def send_16_bytes(address, values):
-    """To any address that this GPU can reach; the two halves arrive each at once."""
+    """To any address that this GPU can reach; each word arrives at once."""
     (ctypes.c_uint32 * 4).from_address(int(address))[:] = [int(value) for value in values]
 
 

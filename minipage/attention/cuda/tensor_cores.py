@@ -23,7 +23,7 @@ from functools import cache
 from typing import Any
 
 from minipage.attention.cuda.cache import newest_writer
-from minipage.attention.cuda.compat import cuda, device_function, types
+from minipage.attention.cuda.compat import cuda, device_function, size_in_kernel, types
 from minipage.attention.cuda.kinds import BFLOAT16, FLOAT16, LOWEST, Kind, widener
 from minipage.attention.cuda.merge import joiner, merger
 from minipage.attention.cuda.ordinary_cores import ALL, WARP
@@ -43,15 +43,16 @@ from minipage.attention.cuda.ptx import (
     shared_16_bytes,
     waiter,
 )
-from minipage.attention.cuda.tiles import ragged_kernel
+from minipage.attention.cuda.tiles import LEAST_SHARE, ragged_kernel
 
 float32, int32, uint32 = types.float32, types.int32, types.uint32
 
 NUM_WARPS = 2
-NUM_THREADS = NUM_WARPS * WARP
+WIDE = 8  # warps of a block that has a multiprocessor to itself
 STEP = 16  # tokens of K and V at once
 TILE = 16  # rows of q of a warp
 WARP_BYTES = 16 * 1024  # of K and V that are on their way to a warp
+WIDE_BYTES = WIDE * (WARP_BYTES + 4 * 4 * WARP)  # of shared memory, with scales
 
 
 def has_tensor_kernel(q_kind: Kind, kv: Kind, head_size: int) -> bool:
@@ -61,7 +62,7 @@ def has_tensor_kernel(q_kind: Kind, kv: Kind, head_size: int) -> bool:
 @cache
 def tensor_kernel(
     q_kind: Kind, kv: Kind, head_size: int, block_size: int, heads_per_kv: int, heads: int, tokens: int,
-    window: int | None = None, writes: bool = False,
+    window: int | None = None, writes: bool = False, num_warps: int = NUM_WARPS,
 ) -> Any:  # fmt: skip
     """The kernel for these numbers and sizes.
 
@@ -70,11 +71,13 @@ def tensor_kernel(
         heads, tokens: a tile of q is `heads` of these heads for each of `tokens` tokens. With 1 token, all warps
             have the same rows and share the tokens of K and V; with more, each has 16 rows of its own.
         writes: K and V of the newest token come along; see launch_attention.
+        num_warps: of a block.
     """
+    NUM_THREADS = num_warps * WARP
     PREFILL = tokens > 1
     WINDOW = window or 0  # a decode starts behind it; of the queries of a prompt each has another one
     ROWS = heads * tokens
-    PARTS = 1 if PREFILL else NUM_WARPS
+    PARTS = 1 if PREFILL else num_warps
     HALVES = 2 if PREFILL or heads > 8 else 1  # whether rows 8 to 15 are wanted
     HEAD_TILES = -(-heads_per_kv // heads)
     QUANTIZED = kv.is_quantized
@@ -98,8 +101,9 @@ def tensor_kernel(
     STAGES = min(4, WARP_BYTES // (2 * STEP * head_size * kv.num_bytes))
     HIGHEST = PARTS * ROWS * head_size  # after the results
     TOTALS = HIGHEST + PARTS * ROWS
-    BUFFER = max(NUM_WARPS * STAGES * STAGE, PARTS * ROWS * (head_size + 2))
-    STRIDE = STEP if PREFILL else STEP * NUM_WARPS
+    BUFFER = max(num_warps * STAGES * STAGE, PARTS * ROWS * (head_size + 2))
+    BUFFER_SIZE = size_in_kernel(BUFFER)
+    STRIDE = STEP if PREFILL else STEP * num_warps
     # Weights are multiplied with the scales of V before they are rounded, and might get too small for float16.
     v_kind = BFLOAT16 if QUANTIZED else q_kind
     pack = pack_halves if v_kind == FLOAT16 else pack_bfloats
@@ -166,7 +170,7 @@ def tensor_kernel(
             first_row = 0
             start = int32(start + warp * STEP)
 
-        buffer = cuda.shared.array(BUFFER, float32)
+        buffer = cuda.shared.array(BUFFER_SIZE, float32)
         table = seq * max_blocks
         own_stages = int32(warp * STAGES * STAGE)
         new_slot = int32(-1)
@@ -305,8 +309,9 @@ def tensor_kernel(
         cuda.syncthreads()
         join(buffer, out, workspace, result_at, q_start, num_queries, first, kv_head, head_tile, num_kv_heads)
 
-    merge = merger(heads, heads_per_kv, head_size, NUM_WARPS * WARP, q_kind.stored)
-    return ragged_kernel(device_function(attend_tile), merge, tokens, window, writes)
+    merge = merger(heads, heads_per_kv, head_size, NUM_THREADS, q_kind.stored)
+    attend = device_function(attend_tile)
+    return ragged_kernel(attend, merge, tokens, window, writes, LEAST_SHARE * num_warps, 4 * BUFFER)
 
 
 def taker(words: int, widen: Any) -> Any:

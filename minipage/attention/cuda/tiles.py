@@ -33,7 +33,7 @@ int32 = types.int32
 WARP = 32
 ALL = 0xFFFFFFFF  # the lanes that take part in a shuffle
 EVERYTHING = np.int32(LARGEST_LENGTH)  # a window that no context is longer than
-LEAST_SHARE = 256  # tokens of a block, at least, if the kernel decides: joining takes time, too
+LEAST_SHARE = 128  # tokens of a warp, at least, if the kernel decides: joining takes time, too
 
 
 @device_function
@@ -96,7 +96,10 @@ def find_unit(wanted, context_lens, query_start_loc, unit, window):
     return base, before
 
 
-def ragged_kernel(attend: Any, merge: Any, tokens: int, window: int | None, writes: bool = False) -> Any:
+def ragged_kernel(
+    attend: Any, merge: Any, tokens: int, window: int | None, writes: bool = False, least_share: int = 2 * LEAST_SHARE,
+    shared_bytes: int = 0,
+) -> Any:  # fmt: skip
     """The kernel that takes a block through its work: decodes, or, if a tile is of several `tokens`, prompts.
 
     attend: (seq, first query, first token of K and V, token after the last, place, ...) for a tile of q of a sequence;
@@ -105,6 +108,8 @@ def ragged_kernel(attend: Any, merge: Any, tokens: int, window: int | None, writ
     merge: see merge.py.
     window: how many tokens a query sees; None: all before it.
     writes: of decodes, K and V of the newest token come along (see launch_attention), and `attend` waits for them.
+    least_share: tokens of a block, at least, if the kernel decides.
+    shared_bytes: as `kernel` has it, for `attend`.
     """
     WINDOW = EVERYTHING if window is None else np.int32(window)
     let_next_begin, wait_for_last = order_of_kernels()
@@ -121,7 +126,7 @@ def ragged_kernel(attend: Any, merge: Any, tokens: int, window: int | None, writ
         if share == 0:  # units of each block: as many as make equal shares
             blocks = cuda.gridDim.y
             total = total_units(context_lens, query_start_loc, unit, WINDOW)
-            share = max(quotient(LEAST_SHARE, unit), quotient(total + blocks - 1, blocks))
+            share = max(quotient(least_share, unit), quotient(total + blocks - 1, blocks))
         begin = int32(cuda.blockIdx.y * share)
         seq, before = find_unit(begin, context_lens, query_start_loc, unit, WINDOW)
         while seq < len(context_lens) and before < begin + share:
@@ -160,4 +165,4 @@ def ragged_kernel(attend: Any, merge: Any, tokens: int, window: int | None, writ
                 new_k, new_v, slot_mapping, k_numbers, v_numbers, k_stride, v_stride,
             )  # fmt: skip
 
-    return kernel(prefill if tokens > 1 else decode, overlaps=True)
+    return kernel(prefill if tokens > 1 else decode, overlaps=True, shared_bytes=shared_bytes)

@@ -27,10 +27,9 @@ from starlette.types import Scope
 
 from minipage.engine.async_llm import AsyncLLM
 from minipage.engine.kv_events import KVEventBatch
-from minipage.engine.llm import LLM
 from minipage.errors import ConfigurationError, MinipageError
 from minipage.serve.app import Settings
-from minipage.serve.main import take_memory, warm_up
+from minipage.serve.main import load_llm
 from minipage.serve.replicas.front import ReplicaLost
 from minipage.serve.replicas.replica import Replica, passed_on
 
@@ -59,12 +58,10 @@ class ReplicaActor:
 
     def __init__(self, engine: dict[str, Any], settings: Settings, queue: Queue) -> None:
         try:
-            llm = LLM(**engine)
+            llm = load_llm(engine)
         except MinipageError as error:
             queue.put(("", error))
             raise
-        take_memory(llm)
-        warm_up(llm)
         assert llm.kv_events
         name = serve.get_replica_context().replica_id.unique_id
         self.replica = Replica(name, AsyncLLM(llm), llm.kv_events, settings)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -26,10 +27,10 @@ class Traffic(NamedTuple):
     n: int = 1
     is_beam: bool = False
     prefix: int = 0  # tokens that all prompts begin with, besides their own
-    is_chat: bool = False  # prompts are conversations, cut to their last 1,024 tokens
+    begins_anew: float = 0.0  # if above 0, prompts are conversations, of which this share begins with every request
 
     def arrivals(self, rate: float, seed: int) -> Iterator[Arrival]:
-        lengths = chats(seed) if self.is_chat else self.lengths.draw(seed)
+        lengths = chats(seed, self.begins_anew) if self.begins_anew else self.lengths.draw(seed)
         for arrival in poisson(lengths, rate, seed):
             yield arrival._replace(
                 num_prompt_tokens=arrival.num_prompt_tokens + self.prefix,
@@ -37,10 +38,10 @@ class Traffic(NamedTuple):
             )  # fmt: skip
 
 
-def chats(seed: int) -> Iterator[tuple[int, int]]:
+def chats(seed: int, begins_anew: float) -> Iterator[tuple[int, int]]:
     """Rounds of conversations: all that was said before, of which the last 1,024 tokens count, and at most 1,024 out.
 
-    How long the conversations are the paper does not say: here a round is followed by another with probability 0.8.
+    After each round the next one begins a new conversation with probability `begins_anew`.
     """
     generator = np.random.default_rng([seed, 2])
     rounds = ANSWERS.draw(seed)
@@ -50,7 +51,7 @@ def chats(seed: int) -> Iterator[tuple[int, int]]:
             asked, answered = next(rounds)
             yield max(1, min(1024, said + asked)), min(1024, answered)
             said += asked + answered
-            if generator.random() > 0.8:
+            if generator.random() > 1 - begins_anew:
                 break
 
 
@@ -77,6 +78,9 @@ class Job(NamedTuple):
         most = self.most()
         return most, [(share * most, self.at_rate(share * most)) for share in SHARES]
 
+    def at_rates(self, rates: tuple[float, ...]) -> list[tuple[float, Report]]:
+        return [(rate, self.at_rate(rate)) for rate in rates]
+
     def run(self) -> Report:
         assert self.rate is not None
         return self.at_rate(self.rate)
@@ -87,6 +91,11 @@ def rate_at(points: list[tuple[float, Report]], limit: float) -> float:
     rates = [rate for rate, _ in points]
     logs = np.log([report.normalized_latency for _, report in points])  # [num_points]
     return float(np.interp(np.log(limit), np.maximum.accumulate(logs), rates, right=np.nan))
+
+
+def last_at(points: list[tuple[float, Report]], limit: float) -> float:
+    """The highest of the rates that were simulated whose normalised latency is at most this; nan if there is none."""
+    return max((rate for rate, report in points if report.normalized_latency <= limit), default=math.nan)
 
 
 Jobs = dict[Any, Callable[[], Any]]  # by whatever name a figure likes

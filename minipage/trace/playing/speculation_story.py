@@ -8,7 +8,7 @@ from minipage.trace.playing.cues import step_is
 from minipage.trace.playing.story import Arrival, Scenario, Turn
 from minipage.trace.recording.frames import Frame
 
-WHEREFORE = "ROMEO:\nO Romeo, Romeo, wherefore art thou Romeo?\n\nJULIET:\nO Romeo,"
+WHEREFORE = "JULIET:\nO Romeo, Romeo, wherefore art thou Romeo?\n\nJULIET:\nO Romeo,"
 
 
 def is_told(words: str) -> Callable[[Frame], bool]:

@@ -29,6 +29,7 @@ class Drawn:
         self._tokens = torch.zeros(most, dtype=torch.int32, device=device)  # [most]
         # Two of each, as two steps may be on their way.
         self._pinned = [torch.zeros(most, dtype=torch.int32, pin_memory=is_on_gpu) for _ in range(2)]  # [most] each
+        self._seen = [pinned.numpy() for pinned in self._pinned]  # [most] each, the same memory: quicker to read
         self._events = [torch.cuda.Event() for _ in range(2)] if is_on_gpu else []  # type: ignore[no-untyped-call]
 
     def put_into(self, token_ids: Array) -> Array:
@@ -42,17 +43,17 @@ class Drawn:
         """Keep tokens [num_draws] for the next step; what is returned waits for them."""
         num_draws = len(tokens)
         tokens = self._tokens[:num_draws].copy_(tokens)  # [num_draws], in int32
-        self._pinned.reverse()
-        self._events.reverse()
-        pinned, events = self._pinned[0][:num_draws], self._events[:1]  # [num_draws]
-        pinned.copy_(tokens, non_blocking=True)
+        for pair in (self._pinned, self._seen, self._events):
+            pair.reverse()
+        self._pinned[0][:num_draws].copy_(tokens, non_blocking=True)
+        seen, events = self._seen[0], self._events[:1]  # [most]
         for event in events:
             event.record()
 
         def wait() -> Tokens:
             for event in events:
                 event.synchronize()
-            found: Tokens = pinned.tolist()
+            found: Tokens = seen[:num_draws].tolist()
             return found if UNSURE not in found else [None if token == UNSURE else token for token in found]
 
         return wait

@@ -4,7 +4,7 @@ A decode of one sequence moves kilobytes between its products, so much of the ti
 even in a CUDA graph. What is computed is the same as in minipage/model/layers/plain.py, in float32 and rounded once.
 
     linear        of few rows, with bias, activation and the sum with `onto`: 1 launch instead of 3 (few_rows.py)
-    rotate_both   q and k of all heads, where they are: 1 launch instead of 14
+    rotate_both   q and k of all heads, where they are: 1 launch instead of 14; or none, see turned.py
     gated         silu(gate) * up: 1 launch instead of 2
     norms         a block for each row, in which each thread loads its part of x and of the weight at once
     launch_put    tokens that were drawn on the device go to where the step reads its tokens: 1 launch instead of 5
@@ -35,6 +35,7 @@ from minipage.attention.cuda.ptx import (
 from minipage.model.architecture import Activation, Array, Turn
 from minipage.model.layers.torch import TorchLayers
 from minipage.worker.gpu import few_rows
+from minipage.worker.gpu.turned import Later
 
 MOST_TOKENS = 256  # in a step that is done with our own norm and gate
 THREADS = 256  # of a block
@@ -49,8 +50,9 @@ float32, uint32 = types.float32, types.uint32
 class FusedLayers(TorchLayers):
     """The same layers, with kernels of our own."""
 
-    def __init__(self, layers: TorchLayers) -> None:
+    def __init__(self, layers: TorchLayers, later: Later | None = None) -> None:
         vars(self).update(vars(layers), _scopes={})
+        self._later = later or Later()  # in all scopes
 
     def linear(self, name: str, x: Array, then: Activation | None = None, onto: Array | None = None) -> Array:
         layer = self._parts[name]
@@ -95,7 +97,8 @@ class FusedLayers(TorchLayers):
         return out
 
     def rotate_both(self, q: Array, k: Array, turn: Turn) -> tuple[Array, Array]:
-        launch_rotate(q, k, *turn, current_stream())
+        if not self._later.put_off(q, turn):
+            launch_rotate(q, k, *turn, current_stream())
         return q, k
 
 

@@ -40,6 +40,7 @@ from minipage.worker.gpu.fused import FusedLayers
 from minipage.worker.gpu.inputs import StepInputs, token_by_token
 from minipage.worker.gpu.next_batch import Batches
 from minipage.worker.gpu.peer_layers import PeerLayers
+from minipage.worker.gpu.turned import Later, launch_turn_and_write
 from minipage.worker.gpu.views import from_kernels, view_for_kernels
 from minipage.worker.runner import Limits
 
@@ -61,12 +62,13 @@ class GraphRunner(GPURunner):
     ) -> None:
         super().__init__(model, kv_dtype, limits, gpu_memory_utilization)
         self.is_on_gpu = self.device.type == "cuda"  # otherwise kernels are simulated
+        self._later = Later()
         if self.is_on_gpu and isinstance(model.layers, TorchLayers):
-            self.model = Model(model.architecture, FusedLayers(model.layers))
+            self.model = Model(model.architecture, FusedLayers(model.layers, self._later))
         elif (
             self.is_on_gpu and isinstance(model.layers, ShardedLayers) and isinstance(model.layers.layers, TorchLayers)
         ):
-            fused, talk = FusedLayers(model.layers.layers), model.layers.talk
+            fused, talk = FusedLayers(model.layers.layers, self._later), model.layers.talk
             of_peers: Any = PeerLayers if hasattr(talk, "peers") else ShardedLayers
             self.model = Model(model.architecture, of_peers(model.layers.shard, fused, talk))
         self.enforce_eager = enforce_eager or not self.is_on_gpu
@@ -159,9 +161,15 @@ class GraphRunner(GPURunner):
         if any(draw.params.temperature > 0 or draw.adjustment for _, draw in draws):
             return sample_on_device(logits, draws)
         if draws and logits is not self._greedy[0]():  # all rows at once: those after drafts are asked for later
-            plain = [(row, draws[0][1]) for row in range(len(logits))]
-            self._greedy = weakref.ref(logits), sample_on_device(logits, plain)
+            self._greedy = weakref.ref(logits), self._likeliest(logits, draws[0][1])
         return [self._greedy[1][row] for row, _ in draws]
+
+    def _likeliest(self, logits: torch.Tensor, draw: Draw) -> list[int]:
+        """The likeliest token of each row, or NO_TOKEN; `draw` is greedy."""
+        draws = [(row, draw) for row in range(len(logits))]
+        key = self._graph_of(logits)
+        tokens: list[int] = (self._draw(key, "greedy", draws) if key else draw_on_device(logits, draws)).tolist()
+        return tokens
 
     def rows(self, logits: torch.Tensor, rows: Collection[int]) -> dict[int, np.ndarray]:  # type: ignore[override]
         if not rows:
@@ -186,12 +194,17 @@ class GraphRunner(GPURunner):
             return list
         if draws is not self._draws:  # greedy ones come again and again
             self._draws, self._how = draws, how_in_order(draws)
-        # Others may have put logits of their own in the place of a graph's.
-        if self._key is None or self._how is None or logits.data_ptr() != self._graphs[self._key][1].data_ptr():
+        key = self._graph_of(logits)
+        if key is None or self._how is None:
             return self._drawn.keep(draw_on_device(logits, draws))
-        return self._drawn.keep(self._draw(self._key, self._how, draws))
+        return self._drawn.keep(self._draw(key, self._how, draws))
 
-    def _draw(self, key: tuple[int, int], how: How, draws: Sequence[tuple[int, Draw]]) -> torch.Tensor:
+    def _graph_of(self, logits: torch.Tensor) -> tuple[Any, ...] | None:
+        """The key of the graph that wrote them; others may have put logits of their own in their place."""
+        key = self._key
+        return key if key and logits.data_ptr() == self._graphs[key][1].data_ptr() else None
+
+    def _draw(self, key: tuple[Any, ...], how: How, draws: Sequence[tuple[int, Draw]]) -> torch.Tensor:
         """[num_draws] tokens, one for each of the first rows of the logits of a graph, by another graph if there is
         memory for it."""
         logits = self._graphs[key][1]  # [size, vocab_size]
@@ -225,7 +238,9 @@ class GraphRunner(GPURunner):
         token_ids = self._drawn.put_into(inputs[0].token_ids)  # [T]
         if isinstance(self.model.layers, ShardedLayers):
             token_ids = self.model.layers.talk.from_leader(token_ids)  # [T]; only rank 0 draws
-        hidden = self.model.forward(token_ids, inputs[0].positions, attend)  # [T, C]
+        # Of few decodes, attention writes K and V.
+        with self._later.permitted(max_query_len == 1 and len(token_ids) > FEW_SEQS, self.kv_cache.k.dtype):
+            hidden = self.model.forward(token_ids, inputs[0].positions, attend)  # [T, C]
         hidden = hidden if rows is None else hidden.index_select(0, rows)  # [num_rows, C]
         logits: torch.Tensor = self.model.logits(hidden)  # [num_rows, vocab_size]
         return logits
@@ -238,9 +253,11 @@ class GraphRunner(GPURunner):
         new: list[kernels.NewTokens | None] = []  # of one layer: usually attention writes them by the way
 
         def write(k: View, v: View, k_cache: View, v_cache: View, slot_mapping: View, *scales: View) -> None:
-            if is_apart:
+            if put_off := self._later.take():
+                launch_turn_and_write(*put_off, k, v, k_cache, v_cache, slot_mapping, stream)
+            elif is_apart:
                 kernels.launch_write_kv(k, v, k_cache, v_cache, slot_mapping, *scales, stream=stream)
-            new.append(None if is_apart else kernels.NewTokens(k, v, slot_mapping))
+            new.append(None if is_apart or put_off else kernels.NewTokens(k, v, slot_mapping))
 
         def attention(q: View, *arguments: Any, window: int | None = None) -> Any:
             out = empty(q.array, q.array.shape, q.array.dtype)  # [T, H, D]

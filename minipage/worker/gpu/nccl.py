@@ -15,10 +15,10 @@ what NCCL says is tried out first; if not, or if it cannot be had, NCCL makes al
 from __future__ import annotations
 
 import os
+import pickle
 import threading
 import time
 import warnings
-from itertools import count
 from socket import gethostname
 from typing import Any
 
@@ -27,13 +27,12 @@ import torch
 from torch.distributed import AllreduceOptions, BroadcastOptions, PrefixStore, Store  # type: ignore[attr-defined]
 
 from minipage.attention.cuda.compat import cuda
-from minipage.attention.cuda.device_arrays import pinned
+from minipage.attention.cuda.device_arrays import layout, pinned
 from minipage.errors import ConfigurationError
 from minipage.model.architecture import Array
-from minipage.worker.gpu.peer_sums import MOST_ROWS, Inboxes, Norm, PeerSums, can_add, inbox_words
+from minipage.worker.gpu.peer_sums import MOST_ROWS, Inboxes, Norm, PeerSums, can_add, empty_inbox
 from minipage.worker.ranks.process_group import FOREVER, ProcessGroup
 
-NUMBER = count()  # of the groups of this process that have a name
 VARIABLE = "MINIPAGE_ALL_REDUCE"
 WAYS = "peers", "nccl", "gloo"
 LONGEST_TRIAL = 30.0  # seconds; kernels are compiled meanwhile
@@ -96,6 +95,8 @@ class NCCLGroup(ProcessGroup):
             for graphs in self.graphs:
                 graphs.clear()
             abort.join(ABORT)
+            if self.peers is not None and not abort.is_alive():  # so no kernel writes to the others any more
+                self.peers.inboxes.close()
         self._nccl = None
 
     def all_reduce(self, part: Array) -> Array:
@@ -140,45 +141,30 @@ def finish(work: Any) -> None:
         work.wait()
 
 
-def named_group(store: Store, nccl: Any, rank: int, size: int) -> tuple[str, Any]:
-    """The name by which PyTorch's symmetric memory finds the ranks, as long as somebody keeps what comes with it."""
-    from torch._C._distributed_c10d import _register_process_group, _SymmetricMemory
-    from torch.distributed import ProcessGroup
+def make_inboxes(store: Store, rank: int, size: int) -> Inboxes:
+    """Memory that all ranks can write to. Nobody may before all have come back from here.
 
-    if rank == 0:
-        store.set("name", f"minipage {next(NUMBER)}")  # one for each engine
-    name = store.get("name").decode()
-    group = ProcessGroup(store, rank, size)
-    group._set_default_backend(ProcessGroup.BackendType.NCCL)
-    group._register_backend(torch.device("cuda"), ProcessGroup.BackendType.NCCL, nccl)
-    group._set_group_name(name)  # type: ignore[arg-type]
-    _register_process_group(name, group)  # type: ignore[arg-type]
-    _SymmetricMemory.set_group_info(name, rank, size, store)
-    return str(name), group
-
-
-def make_inboxes(store: Store, nccl: Any, rank: int, size: int) -> Inboxes:
-    """Memory that all ranks can write to. Nobody may before all have come back from here."""
-    from torch.distributed import _symmetric_memory as symmetric
-
-    store.set(f"host of {rank}", gethostname())
-    if len({store.get(f"host of {other}") for other in range(size)}) > 1:
+    Each rank opens the others' through a handle of CUDA, which is for processes of one machine.
+    """
+    own = cuda.to_device(empty_inbox(size))  # [2 * size * MOST_ROWS * ROW]
+    cuda.synchronize()
+    told: Any = pickle.dumps((gethostname(), own.get_ipc_handle()))
+    store.set(f"inbox of {rank}", told)
+    hosts, handles = zip(*(pickle.loads(store.get(f"inbox of {other}")) for other in range(size)))
+    if len(set(hosts)) > 1:
         raise RuntimeError("the ranks are on several machines")
-    device = torch.device("cuda")
-    own = symmetric.empty(inbox_words(size), dtype=torch.int32, device=device)  # [inbox_words(size)]
-    name, group = named_group(store, nccl, rank, size)
-    handle = symmetric.rendezvous(own, name)  # type: ignore[arg-type]
-    seen = [own if r == rank else handle.get_buffer(r, own.shape, own.dtype) for r in range(size)]
-    addresses = torch.tensor([inbox.data_ptr() for inbox in seen], device=device)  # [size]
-    counts = torch.zeros(MOST_ROWS, dtype=torch.int32, device=device)  # [MOST_ROWS]
-    return Inboxes(own.zero_(), addresses, counts, pinned((1,), np.int32), (handle, group))
+    seen = [own if handle is handles[rank] else handle.open() for handle in handles]
+    addresses = torch.tensor([layout(inbox).address for inbox in seen], device="cuda")  # [size]
+    counts = torch.zeros(MOST_ROWS, dtype=torch.int32, device="cuda")  # [MOST_ROWS]
+    opened = [handle for handle in handles if handle is not handles[rank]]
+    return Inboxes(own, addresses, counts, pinned((1,), np.int32), opened)
 
 
 def peer_sums_if_right(group: NCCLGroup, store: Store) -> PeerSums | None:
     """Sums through each other's inboxes, if they can be had in every rank, and are right in every rank."""
     peers, failure, is_right = None, "", False
     try:
-        peers = PeerSums(group.rank, make_inboxes(store, group._nccl, group.rank, group.size))
+        peers = PeerSums(group.rank, make_inboxes(store, group.rank, group.size))
     except Exception as error:  # there are many ways in which a machine may not have it
         failure = f" ({type(error).__name__}: {error})"
     if is_everywhere(group, peers is not None) and peers is not None:

@@ -1,21 +1,24 @@
 """Sums of a few rows between the GPUs of one host, in one kernel with what comes next: x + the sum, and its norm.
 
 A sum of some kilobytes is all latency: who tells whom that a part is there, and who asks for it then. So here nobody
-asks. Every rank writes its part into the others' inboxes, and every word travels with the number of its sum: 8 bytes,
-which arrive at once. Who waits for them looks into its own inbox until that number is there (as in NCCL's protocol LL).
+asks. Every rank writes its part into the others' inboxes, which are full of a word that no part has: EMPTY. Who waits
+for a part looks into its own inbox until no word of it is EMPTY, takes it out and makes the place EMPTY again.
 
-    rank 0   part ─┬───▶ inbox of rank 1  [ word 7 word 7 ... ]             x + part 0 + part 1 ─▶ x ─▶ norm ─▶ h
-    rank 1   part ─┴───▶ inbox of rank 0  [ word 7 word 7 ... ]             the same, bit by bit
+    rank 0   part ─┬───▶ inbox of rank 1  [ word word EMPTY EMPTY ... ]     x + part 0 + part 1 ─▶ x ─▶ norm ─▶ h
+    rank 1   part ─┴───▶ inbox of rank 0  [ word EMPTY word word ... ]      the same, bit by bit
 
-No word has to be cleared, because its number says how old it is. An inbox has two halves, for sums of odd and of even
-numbers: who has got all parts of sum 8 knows that everybody has done with sum 7, so sum 9 may take its place.
+An inbox has two halves, for sums of odd and of even numbers: who has got all parts of sum 8 knows that everybody has
+done with sum 7, so sum 9 may take its place. Each row has a count of its own, which the kernel keeps, so a CUDA graph
+can be replayed. (NCCL's protocol LL sends the number of the sum along with every word, so that nothing has to be
+emptied. That is twice as many bytes, and of 32 rows bytes matter.)
 
-Each row has a count of its own, which the kernel keeps, so a CUDA graph can be replayed. A rank that is lost is waited
-for until `stop` is called. Without that, after minutes, the kernel ends all that this process does on the GPU.
+A rank that is lost is waited for until `stop` is called. Without that, after minutes, the kernel ends all that this
+process does on the GPU.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -40,8 +43,8 @@ from minipage.worker.gpu.fused import MOST_THREADS, PIECE, WARP, current_stream,
 
 float32, int32, uint32 = types.float32, types.int32, types.uint32
 MOST_ROWS = 64  # of a sum
-SENT = 2 * PIECE  # bytes of a piece with its numbers
-SENT_ROW = MOST_THREADS * SENT // 4  # words of a row in an inbox: of the longest, so that rows do not mix
+ROW = MOST_THREADS * PIECE // 4  # words of a row in an inbox: of the longest, so that rows do not mix
+EMPTY = 0x80008000  # -0.0 twice in two bytes each, for which 0.0 is sent; as float32, -4.6e-41
 GLANCES = 16 if SIMULATED else 4096  # into the inbox; then a look whether to stop, which takes longer
 MOST_GLANCES = 2**28  # some minutes
 
@@ -56,13 +59,18 @@ class Norm(NamedTuple):
 
 
 class Inboxes(NamedTuple):
-    """What one rank has for its sums; all are made once, of zeros."""
+    """What one rank has for its sums; all are made once."""
 
-    own: Array  # [inbox_words(size)] int32
+    own: Array  # [2 * size * MOST_ROWS * ROW] int32, at first EMPTY; see empty_inbox
     addresses: Array  # [size] int64, of the inboxes of all ranks, as this GPU sees them
-    counts: Array  # [MOST_ROWS] int32, sums of each row
-    stop: Array  # [1] int32, where the host can write at any time: if not 0, nobody is waited for
-    handle: Any = None  # whatever keeps the others' memory within reach
+    counts: Array  # [MOST_ROWS] int32, sums of each row; at first 0
+    stop: Array  # [1] int32, at first 0, where the host can write at any time: if not 0, nobody is waited for
+    handles: Sequence[Any] = ()  # of the others' inboxes, each of them open
+
+    def close(self) -> None:
+        """No kernel may run that writes to the others."""
+        for handle in self.handles:
+            handle.close()
 
 
 class PeerSums:
@@ -89,8 +97,9 @@ class PeerSums:
         self.inboxes.stop[0] = 1
 
 
-def inbox_words(size: int) -> int:
-    return 2 * size * MOST_ROWS * SENT_ROW
+def empty_inbox(size: int) -> np.ndarray:
+    """[2 * ranks * MOST_ROWS * ROW] int32, on the host."""
+    return np.full(2 * size * MOST_ROWS * ROW, EMPTY - 2**32, np.int32)
 
 
 def can_add(part: Array) -> bool:
@@ -140,18 +149,27 @@ def sum_kernel(kind: Kind, num_ranks: int, has_onto: bool, how: tuple[bool, bool
     let_next_begin, wait_for_last = order_of_kernels()
 
     @device_function
-    def receive(inbox, at, count, stop):
-        """A piece, once both halves of it have come."""
-        first, second = look_at_16_bytes(inbox, at), look_at_16_bytes(inbox, at + 4)
+    def filled(word):
+        """What is added up of a word, by everybody."""
+        return uint32(0) if word == uint32(EMPTY) else word
+
+    @device_function
+    def receive(inbox, at, stop):
+        """A piece, once all of it has come."""
+        piece = look_at_16_bytes(inbox, at)
         glances = int32(0)
-        while first[1] != count or first[3] != count or second[1] != count or second[3] != count:
+        while (
+            piece[0] == uint32(EMPTY) or piece[1] == uint32(EMPTY)
+            or piece[2] == uint32(EMPTY) or piece[3] == uint32(EMPTY)
+        ):  # fmt: skip
             glances = int32(glances + 1)
             if glances % GLANCES == 0 and look_at_4_bytes(stop, 0) != 0:
                 break
             if glances == MOST_GLANCES:
                 trap()
-            first, second = look_at_16_bytes(inbox, at), look_at_16_bytes(inbox, at + 4)
-        return first[0], first[2], second[0], second[2]
+            piece = look_at_16_bytes(inbox, at)
+        store_16_bytes(inbox, at, (uint32(EMPTY), uint32(EMPTY), uint32(EMPTY), uint32(EMPTY)))
+        return piece
 
     def packed(sums, j):
         """The j-th word of a piece."""
@@ -176,6 +194,7 @@ def sum_kernel(kind: Kind, num_ranks: int, has_onto: bool, how: tuple[bool, bool
         wait_for_last()
         place = 4 * (row * num_pieces + piece)
         own = load_16_new_bytes(part, place)
+        own = filled(own[0]), filled(own[1]), filled(own[2]), filled(own[3])
         count = uint32(look_at_4_bytes(counts, row) + uint32(1))
         room = (count % 2 * num_ranks) * MOST_ROWS + row  # in an inbox, in rows, for the part of rank 0
         sums = cuda.local.array((4, 2), float32)
@@ -184,15 +203,14 @@ def sum_kernel(kind: Kind, num_ranks: int, has_onto: bool, how: tuple[bool, bool
         if thread < num_pieces:
             for step in range(1, num_ranks):
                 other = (rank + step) % num_ranks
-                to = addresses[other] + 4 * ((room + rank * MOST_ROWS) * SENT_ROW + 8 * piece)
-                send_16_bytes(to, (own[0], count, own[1], count))
-                send_16_bytes(to + 16, (own[2], count, own[3], count))
+                to = addresses[other] + 4 * ((room + rank * MOST_ROWS) * ROW + 4 * piece)
+                send_16_bytes(to, own)
             under = load_16_new_bytes(onto, place) if has_onto else nothing
             for other in range(num_ranks):  # in the same order in all of them
                 if other == rank:
                     add(sums, own)
                 else:
-                    add(sums, receive(inbox, (room + other * MOST_ROWS) * SENT_ROW + 8 * piece, count, stop))
+                    add(sums, receive(inbox, (room + other * MOST_ROWS) * ROW + 4 * piece, stop))
             add(sums, under)
         cuda.syncthreads()  # all threads have seen the count
         if thread == 0:
