@@ -40,7 +40,7 @@ from minipage.errors import require
 
 SPLIT_SIZE = 512  # tokens of a context that one block works on, if the answer may not depend on the rest of the batch
 MOST_SPLITS = 65_535  # what CUDA allows in the second dimension of a grid
-UNIT, FINE_UNIT = 128, 32  # tokens that are not divided, if it may depend; see decode_grid
+UNIT = 128  # tokens that are not divided, if it may depend
 SHORT = 512  # tokens of a context that is not divided: joining its parts would cost more time than it saves
 FEW_SEQS = 16  # whose new K and V are written by the way: of many, a launch for all of them costs less
 MOST_HEADS = 32  # of a tile of q, in any kernel
@@ -195,8 +195,7 @@ def decode_grid(
     if longest <= SHORT:
         return Grid(heads, tiles, num_seqs, SHORT, 1)
     few, most = (max(1, num * num_processors() // tiles) for num in (choice.few_blocks, choice.most_blocks))
-    blocks = decode_blocks(num_seqs, few, most)
-    return Grid(heads, tiles, blocks, decode_unit(num_seqs, blocks), 0)
+    return Grid(heads, tiles, decode_blocks(num_seqs, few, most), UNIT, 0)
 
 
 def decode_blocks(num_seqs: int, few: int, most: int) -> int:
@@ -204,17 +203,6 @@ def decode_blocks(num_seqs: int, few: int, most: int) -> int:
     blocks = few if num_seqs <= few else most
     unequal = blocks % num_seqs  # without these, contexts of one length are all cut alike, or not at all
     return blocks - unequal if num_seqs <= blocks and 8 * unequal <= blocks else blocks
-
-
-def decode_unit(num_seqs: int, blocks: int) -> int:
-    """Tokens that are not divided, if this many blocks share the contexts.
-
-    Coarse units cut fewer contexts. But where nearly all are cut, and shares are of few units, it matters more that no
-    share is rounded up by much: of 32 contexts of 544 tokens, the busiest of 26 blocks gets 800 tokens, or 672.
-    """
-    most = -(-num_seqs // blocks)  # contexts of a block, if none is cut
-    are_alike = blocks % num_seqs == 0 if num_seqs <= blocks else 10 * most * blocks <= 11 * num_seqs
-    return UNIT if are_alike or most > 3 else FINE_UNIT
 
 
 class NewTokens(NamedTuple):
