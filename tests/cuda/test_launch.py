@@ -133,43 +133,18 @@ def test_what_a_kernel_is_told_of_its_arguments():
         assert number.kind == compat.types.float32
 
 
-def test_wide_blocks_are_for_few_contexts_and_large_rows(monkeypatch):
+def test_wide_blocks_are_for_one_sequence_and_large_rows(monkeypatch):
     monkeypatch.setattr(launch, "num_processors", lambda: 132)
     monkeypatch.setattr(launch, "has_room_to_share", lambda num_bytes: num_bytes < 200_000)
     large, small = (launch.choose_tensor(FLOAT16, FLOAT16, size) for size in (128, 64))
-    few = [
+    wide = [
         (num_seqs, heads)
-        for num_seqs in (1, 2, 4)
-        for heads in (8, 32, 80)
-        if launch.are_few(num_seqs, heads, 1, large)
+        for num_seqs in (1, 2, 8)
+        for heads in (8, 40, 80)
+        if launch.suits_wide(num_seqs, heads, 1, large)
     ]
-    assert few == [(1, 8), (1, 32), (2, 8), (2, 32), (4, 8)]
-    assert not launch.are_few(1, 8, 1, small), "narrow blocks of small rows have as many warps"
-    assert not launch.are_few(1, 8, 1, launch.choose_ordinary(FLOAT16, FLOAT16, 128))
+    assert wide == [(1, 8), (1, 40)]
+    assert not launch.suits_wide(1, 8, 1, small), "narrow blocks of small rows have as many warps"
+    assert not launch.suits_wide(1, 8, 1, launch.choose_ordinary(FLOAT16, FLOAT16, 128))
     monkeypatch.setattr(launch, "has_room_to_share", lambda num_bytes: False)
-    assert not launch.are_few(1, 8, 1, large)
-
-
-def busiest(num_seqs, length, blocks, unit):
-    """Tokens of the block with the most, if `blocks` share contexts of one length."""
-    units = [min(unit, length - start) for start in range(0, length, unit)] * num_seqs
-    share = -(-len(units) // blocks)
-    return max(sum(units[start : start + share]) for start in range(0, len(units), share))
-
-
-@given(st.integers(1, 100), st.integers(513, 3000), st.integers(6, 66))
-def test_no_block_has_much_more_to_do_than_others_where_contexts_are_cut_anyway(num_seqs, length, blocks):
-    unit = launch.decode_unit(num_seqs, blocks)
-    fair = num_seqs * length / blocks
-    if unit == launch.FINE_UNIT:
-        assert busiest(num_seqs, length, blocks, unit) <= fair + 2 * unit + num_seqs * unit / blocks
-    elif num_seqs > blocks and num_seqs <= 3 * blocks:
-        assert -(-num_seqs // blocks) * length <= 1.1 * fair, "whole contexts are shares that are nearly fair"
-    elif num_seqs <= blocks:
-        assert blocks % num_seqs == 0
-
-
-def test_units_of_some_shapes():
-    assert busiest(32, 544, 26, 128) == 800 and busiest(32, 544, 26, launch.decode_unit(32, 26)) == 672
-    assert launch.decode_unit(32, 13) == launch.FINE_UNIT
-    assert {launch.decode_unit(*shape) for shape in ((32, 16), (32, 32), (64, 33), (1, 33), (256, 66))} == {launch.UNIT}
+    assert not launch.suits_wide(1, 8, 1, large)

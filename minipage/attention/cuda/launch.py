@@ -40,7 +40,7 @@ from minipage.errors import require
 
 SPLIT_SIZE = 512  # tokens of a context that one block works on, if the answer may not depend on the rest of the batch
 MOST_SPLITS = 65_535  # what CUDA allows in the second dimension of a grid
-UNIT, FINE_UNIT = 128, 32  # tokens that are not divided, if it may depend; see decode_grid
+UNIT = 128  # tokens that are not divided, if it may depend
 SHORT = 512  # tokens of a context that is not divided: joining its parts would cost more time than it saves
 FEW_SEQS = 16  # whose new K and V are written by the way: of many, a launch for all of them costs less
 MOST_HEADS = 32  # of a tile of q, in any kernel
@@ -145,13 +145,15 @@ def choose_best(q_kind: Kind, kv: Kind, head_size: int) -> KernelChoice:
     return choose(q_kind, kv, head_size)
 
 
-def are_few(num_seqs: int, num_kv_heads: int, heads_per_kv: int, choice: KernelChoice) -> bool:
-    """Whether decodes are so few that wide blocks for them leave half of the GPU to the kernels before and after. If a
-    multiprocessor has as many warps in its narrow blocks, these do as well."""
-    num_blocks = num_seqs * num_kv_heads * -(-heads_per_kv // choice.decode_rows)
+def suits_wide(num_seqs: int, num_kv_heads: int, heads_per_kv: int, choice: KernelChoice) -> bool:
+    """Whether wide blocks are faster: only for a single sequence, whose heads take at most half of the multiprocessors,
+    so that the kernels before and after have the others. If a multiprocessor has as many warps in its narrow blocks,
+    these do as well."""
+    num_blocks = num_kv_heads * -(-heads_per_kv // choice.decode_rows)
     num_warps = choice.few_blocks * tensor_cores.NUM_WARPS
     has_wide = choice.kernel_for is tensor_kernel and num_warps < tensor_cores.WIDE
-    return has_wide and 2 * num_blocks <= num_processors() and has_room_to_share(tensor_cores.WIDE_BYTES)
+    is_small = num_seqs == 1 and 2 * num_blocks <= num_processors()
+    return has_wide and is_small and has_room_to_share(tensor_cores.WIDE_BYTES)
 
 
 def widened(choice: KernelChoice) -> KernelChoice:
@@ -195,8 +197,7 @@ def decode_grid(
     if longest <= SHORT:
         return Grid(heads, tiles, num_seqs, SHORT, 1)
     few, most = (max(1, num * num_processors() // tiles) for num in (choice.few_blocks, choice.most_blocks))
-    blocks = decode_blocks(num_seqs, few, most)
-    return Grid(heads, tiles, blocks, decode_unit(num_seqs, blocks), 0)
+    return Grid(heads, tiles, decode_blocks(num_seqs, few, most), UNIT, 0)
 
 
 def decode_blocks(num_seqs: int, few: int, most: int) -> int:
@@ -204,17 +205,6 @@ def decode_blocks(num_seqs: int, few: int, most: int) -> int:
     blocks = few if num_seqs <= few else most
     unequal = blocks % num_seqs  # without these, contexts of one length are all cut alike, or not at all
     return blocks - unequal if num_seqs <= blocks and 8 * unequal <= blocks else blocks
-
-
-def decode_unit(num_seqs: int, blocks: int) -> int:
-    """Tokens that are not divided, if this many blocks share the contexts.
-
-    Coarse units cut fewer contexts. But where nearly all are cut, and shares are of few units, it matters more that no
-    share is rounded up by much: of 32 contexts of 544 tokens, the busiest of 26 blocks gets 800 tokens, or 672.
-    """
-    most = -(-num_seqs // blocks)  # contexts of a block, if none is cut
-    are_alike = blocks % num_seqs == 0 if num_seqs <= blocks else 10 * most * blocks <= 11 * num_seqs
-    return UNIT if are_alike or most > 3 else FINE_UNIT
 
 
 class NewTokens(NamedTuple):
@@ -276,7 +266,7 @@ def launch_attention(
     heads_per_kv = num_heads // num_kv_heads
     q_kind, kv = kind_of(queries.dtype, "q"), kind_of(layout(k_cache).dtype, "k_cache")
     choice = choose(q_kind, kv, head_size)
-    if max_query_len == 1 and not split_size and are_few(num_seqs, num_kv_heads, heads_per_kv, choice):
+    if max_query_len == 1 and not split_size and suits_wide(num_seqs, num_kv_heads, heads_per_kv, choice):
         choice = widened(choice)
     window = as_window(window)
     grid = decode_grid(choice, num_seqs, num_kv_heads, heads_per_kv, min(max_context_len, window), split_size)
