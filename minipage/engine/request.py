@@ -166,8 +166,8 @@ class Request:
     def _note(self, event: str) -> None:
         """Remember when something happened first."""
         if event not in self._times:
+            self.finished = self.finished or event == "finished_time"  # first: what is noted is not noted again
             self._times[event] = time.perf_counter()
-            self.finished = "finished_time" in self._times
 
 
 def place_of(seq: Sequence) -> str:

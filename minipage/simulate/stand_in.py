@@ -171,8 +171,8 @@ class StandInBeams(BeamRequest):
 
     def _note(self, event: str) -> None:
         if event not in self._times:
+            self.finished = self.finished or event == "finished_time"
             self._times[event] = self.arrival.time if event == "arrival_time" else self.clock.now
-            self.finished = "finished_time" in self._times
 
 
 class StandInIntake:

@@ -1,6 +1,7 @@
 """Steps that overlap say what plain steps say, however texts end, and whatever happens on the way."""
 
 import gc
+import inspect
 from dataclasses import replace
 
 import numpy as np
@@ -15,6 +16,7 @@ from engine.test_speculation import ENGINES, WAYS, programs
 from hypothesis.stateful import run_state_machine_as_test as run
 
 from minipage import LLM, SamplingParams
+from minipage.engine.request import Request
 from minipage.errors import ConfigurationError
 
 NUM_TOKENS = 17
@@ -308,6 +310,16 @@ def test_an_interrupt_at_any_line_of_overlap_loses_nothing(tiny):
     for number, (place, most) in enumerate(mine.items()):
         if number % 12 == 0:
             assert check(tiny, Lines(place, 1 + number % most, Boom())), place
+
+
+def test_an_interrupt_while_a_request_s_end_is_noted_loses_nothing(tiny):
+    lines = Lines()
+    check(tiny, lines)
+    source, first = inspect.getsourcelines(Request._note)
+    here = [place for place in lines.counts if place[0].endswith("request.py") and 0 < place[1] - first < len(source)]
+    assert len(here) == 3
+    for place in here:
+        check(tiny, Lines(place, lines.counts[place], Boom()))  # the last time somebody is done
 
 
 @pytest.mark.slow
