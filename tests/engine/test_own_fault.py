@@ -380,6 +380,32 @@ def test_settings_of_another_kind_are_named(tiny, options, words):
         LLM(tiny, **{"num_blocks": 8, **options})
 
 
+class NotWritten:
+    def __repr__(self):
+        raise ValueError
+
+
+UNWIELDY = {"an array": np.zeros((2, 2)), "a long text": "x" * 10_000, "what raises when it is written": NotWritten()}
+
+
+@pytest.mark.parametrize("value", UNWIELDY.values(), ids=UNWIELDY)
+def test_whatever_is_refused_the_sentence_is_one_short_line(tiny, value):
+    def attempts():
+        llm = LLM(tiny, num_blocks=8)
+        yield lambda: llm.generate([[value]])
+        yield lambda: llm.generate([[1, 2]], [value])
+        yield lambda: llm.add_request([1], priority=value)
+        yield lambda: llm.add_request([1], request_id=[value])
+        yield lambda: LLM(tiny, max_model_len=value)
+        for options in {"watermark": value}, {"block_size": value}, {"preemption": [value]}:
+            yield lambda options=options: LLM(tiny, num_blocks=8, **options)
+
+    for attempt in attempts():
+        with pytest.raises((ConfigurationError, InvalidRequestError)) as error:
+            attempt()
+        assert "\n" not in str(error.value) and len(str(error.value)) < 300
+
+
 @pytest.mark.parametrize("params", [5, SamplingParams, 2.5], ids=str)
 def test_what_are_no_parameters_is_said(tiny, params):
     with pytest.raises(InvalidRequestError, match="params"):
