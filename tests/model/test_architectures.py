@@ -144,6 +144,8 @@ def test_weights_in_several_files_and_of_two_bytes(tmp_path, dtype):
         ({"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}, "low_freq_factor"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 0}}, "makes no sense"),
         ({"rope_parameters": [1, 2]}, "should be an object"),
+        ({"partial_rotary_factor": 1.5}, "partial_rotary_factor is 1.5, which is no share"),
+        ({"partial_rotary_factor": -0.5}, "partial_rotary_factor is -0.5, which is no share"),
         ({"hidden_act": "swiglu-oai"}, "computes only 'silu'"),
         ({"num_key_value_heads": 3}, "cannot be"),
         ({"hidden_size": "wide"}, "hidden_size = 'wide'"),
