@@ -372,6 +372,7 @@ def test_attention_of_another_shape_is_named(tiny, shape):
         ({"kv_cache_dtype": []}, "kv_cache_dtype"),
         ({"num_blocks": 10**15}, "num_blocks"),
         ({"num_blocks": 10**30}, "num_blocks"),
+        ({"block_size": 10**12}, "Lower .*block_size"),
     ],
     ids=str,
 )
