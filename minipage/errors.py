@@ -73,9 +73,9 @@ SHORT.maxstring = SHORT.maxother = SHORT.maxlong = LONGEST = 80  # characters
 
 
 def shown(value: object) -> str:
-    """A value in a sentence, shortened. Whatever it is, this raises nothing: the sentence is what has to come out."""
+    """A value in a sentence, as one short line. Whatever it is, this raises nothing: the sentence has to come out."""
     try:
-        text = SHORT.repr(value)
+        text = " ".join(map(str.strip, SHORT.repr(value).splitlines()))  # of an array, each row has a line
         return text if len(text) <= LONGEST else f"{text[: LONGEST - 3]}..."
     except Exception:  # an integer of over 4,300 digits, or an object with a repr of its own
         return f"a value of type {type(value).__name__} that cannot be written out"

@@ -67,7 +67,7 @@ def context_len(max_model_len: int | None, longest: int) -> int:
         return longest
     if not (is_whole(max_model_len) and 2 <= max_model_len <= longest):
         raise ConfigurationError(
-            f"max_model_len is {max_model_len!r}; it must be from 2 to the model's context, {longest}."
+            f"max_model_len is {shown(max_model_len)}; it must be from 2 to the model's context, {longest}."
         )
     return max_model_len
 

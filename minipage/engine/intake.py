@@ -12,7 +12,7 @@ from minipage.engine.beams import BeamRequest
 from minipage.engine.prompts import Prompt, read_prompt
 from minipage.engine.request import Request
 from minipage.engine.sampled import SampledRequest
-from minipage.errors import InvalidRequestError, count
+from minipage.errors import InvalidRequestError, count, shown
 from minipage.memory import BlockPool, BlockTable
 from minipage.model.tokenizer import Tokenizer
 from minipage.sampling import Grammar, GrammarCompiler, SamplingParams, check_token_ids, is_whole, make_processors
@@ -37,12 +37,12 @@ class Intake:
         """A request that nobody knows of yet. Raises InvalidRequestError if it cannot be served."""
         params = SamplingParams() if params is None else params
         if not isinstance(params, SamplingParams):
-            raise InvalidRequestError(f"params is {params!r}; it must be SamplingParams(...).")
+            raise InvalidRequestError(f"params is {shown(params)}; it must be SamplingParams(...).")
         if not isinstance(request_id, str):
-            raise InvalidRequestError(f"request_id is {request_id!r}; it must be a string.")
+            raise InvalidRequestError(f"request_id is {shown(request_id)}; it must be a string.")
         if not isinstance(cache_salt, str) or not is_whole(priority):
             raise InvalidRequestError(
-                f"cache_salt is {cache_salt!r} and must be a string; priority is {priority!r} and "
+                f"cache_salt is {shown(cache_salt)} and must be a string; priority is {shown(priority)} and "
                 "must be a whole number."
             )
         known = self.read(prompt)

@@ -33,7 +33,7 @@ from minipage.engine.prompts import Prompt, list_prompts
 from minipage.engine.request import Request, RequestOutput
 from minipage.engine.stats import Stats
 from minipage.engine.windows import groups_for, kinds_of_sequences
-from minipage.errors import InvalidRequestError
+from minipage.errors import InvalidRequestError, shown
 from minipage.memory import BlockPool, BlockTable
 from minipage.memory.eviction import EVICTIONS, Eviction
 from minipage.model.checkpoint import SHIPPED_MODEL, load_model
@@ -281,7 +281,7 @@ class LLM(Engine):
         elif isinstance(params, Iterable):
             each = list(params)
         else:
-            raise InvalidRequestError(f"params is {params!r}; give SamplingParams(...), or a list of them.")
+            raise InvalidRequestError(f"params is {shown(params)}; give SamplingParams(...), or a list of them.")
         if len(each) != len(prompts):
             raise InvalidRequestError(
                 f"{len(each)} SamplingParams came for {len(prompts)} prompts; give one, or as many."

@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from minipage.errors import ConfigurationError, ModelError, count, shown
 from minipage.model.architecture import Architecture, Array
 from minipage.model.pytorch_files import read_pytorch_files
-from minipage.model.settings import end_tokens, read_json, token_ids_in, why
+from minipage.model.settings import end_tokens, read_json, token_ids_in, why, with_overrides
 from minipage.model.stored_weights import DummyWeights, Place, StoredTensor, Weights
 from minipage.model.tokenizer import Tokenizer
 from minipage.model.tokenizer_files import TOKENIZER_FILES, read_tokenizer
@@ -83,7 +83,7 @@ def load_model(
 
 
 def load_folder(folder: Path, is_dummy: bool, hf_overrides: Mapping[str, Any]) -> LoadedModel:
-    settings = read_json(folder / "config.json") | dict(hf_overrides)
+    settings = with_overrides(read_json(folder / "config.json"), hf_overrides)
     architecture = read_architecture(folder / "config.json", settings)
     if is_dummy:
         weights: Weights = DummyWeights(architecture)
@@ -106,7 +106,7 @@ def load_gguf(path: Path, hf_overrides: Mapping[str, Any]) -> LoadedModel:
     from minipage.model.gguf_files import read_gguf
 
     file = read_gguf(path)
-    architecture = read_architecture(path, {**file.config, **hf_overrides})
+    architecture = read_architecture(path, with_overrides(file.config, hf_overrides))
     names = {plain_name(name): name for name in file.weights}
 
     def tensor(name: str, shape: tuple[int, ...]) -> Array:

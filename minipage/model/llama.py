@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
-from minipage.errors import ModelError
+from minipage.errors import ModelError, shown
 from minipage.model.architecture import (
     Array,
     Attend,
@@ -177,8 +177,14 @@ def read_windows(settings: dict[str, Any], kind: str, num_layers: int, context: 
     if not types:
         is_qwen = kind.startswith("qwen")
         num_full = settings.get("max_window_layers", 28) if is_qwen else 0
+        if not isinstance(num_full, int):
+            raise ModelError(
+                f"its max_window_layers is {shown(num_full)}, no number of layers. Fetch config.json again."
+            )
         types = ["full_attention" if i < num_full else "sliding_attention" for i in range(num_layers)]
         window = window if settings.get("use_sliding_window", not is_qwen) else None
+    if not isinstance(types, list):
+        raise ModelError(f"its layer_types are {shown(types)}; it should be a list. Fetch config.json again.")
     if not (isinstance(window, int) and 0 < window < context and "sliding_attention" in types):
         return ()
     if len(types) != num_layers:

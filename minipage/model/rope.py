@@ -44,6 +44,8 @@ def read_rotary(settings: Mapping[str, Any], head_size: int) -> Rotary:
         raise ModelError(f"its rope_scaling is {shown(kind)}, but minipage computes only {', '.join(KNOWN)}.")
     try:
         share = rope.get("partial_rotary_factor") or settings.get("partial_rotary_factor") or 1.0
+        if not 0 < share <= 1:
+            raise ValueError(f"partial_rotary_factor is {shown(share)}, which is no share of a head")
         size = int(head_size * share)
         frequencies = [float(rope["rope_theta"]) ** (-i / size) for i in range(0, size, 2)]
         if kind == "linear":

@@ -28,6 +28,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def with_overrides(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings in config.json, and those that count instead: also under names of before, where it has today's."""
+    rope = settings.get("rope_parameters")
+    if not isinstance(rope, dict) or "rope_parameters" in overrides:
+        return {**settings, **overrides}
+    names = "rope_theta", "partial_rotary_factor"
+    scaling = overrides.get("rope_scaling", rope) or {}
+    if isinstance(scaling, dict):
+        scaling = {name: rope[name] for name in names if name in rope} | scaling
+        scaling |= {name: overrides[name] for name in names if name in overrides}
+    return {**settings, **overrides, "rope_parameters": scaling}
+
+
 def why(path: Path, error: Exception) -> str:
     """Why a file cannot be read, in words that help."""
     try:

@@ -49,8 +49,8 @@ def as_pairs(values: Any) -> Any:
     try:
         pairs = dict(values).items()
         return tuple(sorted((as_token_id(key), as_plain(value)) for key, value in pairs))
-    except (TypeError, ValueError):  # no pairs; whoever asked for them says so
-        return values
+    except (TypeError, ValueError):
+        return [values]  # no tuple of pairs; whoever asked for them says so
 
 
 def as_token_id(key: Any) -> Any:

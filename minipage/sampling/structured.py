@@ -23,7 +23,7 @@ import numpy.typing as npt
 import tokenizers
 
 from minipage.errors import InvalidRequestError, shown
-from minipage.sampling.param_checks import are_texts, as_tuple
+from minipage.sampling.param_checks import are_texts, as_plain, as_tuple
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -66,7 +66,7 @@ class StructuredOutputsParams:
             "regex": (is_text(self.regex), "a text"),
             "choice": (self.choice is None or (are_texts(self.choice) and self.choice), "texts, at least one"),
             "grammar": (is_text(self.grammar), "a text"),
-            "json_object": (self.json_object in (None, True), "True, or left out"),
+            "json_object": (as_plain(self.json_object) in (None, True), "True, or left out"),
             "whitespace_pattern": (is_text(self.whitespace_pattern), "a regular expression"),
             "disable_any_whitespace": (isinstance(self.disable_any_whitespace, bool), "True or False"),
         }

@@ -30,7 +30,7 @@ from enum import Enum
 from numbers import Real
 from typing import Any, get_args
 
-from minipage.errors import ConfigurationError, IntegrityError, InvalidRequestError, count, require_positive
+from minipage.errors import ConfigurationError, IntegrityError, InvalidRequestError, count, require_positive, shown
 from minipage.memory import BlockPool, Prefix, PrefixCache
 from minipage.scheduling.chunks import Chunk, blocks_for, count_tokens
 from minipage.scheduling.group import GroupStatus, SequenceGroup
@@ -83,11 +83,11 @@ class Scheduler:
         require_positive(max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens)
         if preemption not in get_args(Preemption) or (preemption == "swap" and swap_pool is None):
             raise ConfigurationError(
-                f"preemption is {preemption!r}; it must be 'recompute', or 'swap' or 'auto' with swap space."
+                f"preemption is {shown(preemption)}; it must be 'recompute', or 'swap' or 'auto' with swap space."
             )
         share: Any = watermark
         if not (isinstance(share, Real) and 0 <= float(share) < 1):
-            raise ConfigurationError(f"watermark is {watermark!r}; it must be a share of the pool, from 0 to below 1.")
+            raise ConfigurationError(f"watermark is {shown(share)}; it must be a share of the pool, from 0 to below 1.")
         for name, pool in (("block_pool", block_pool), ("swap_pool", swap_pool)):
             if pool is not None:
                 claim(pool, self, name)

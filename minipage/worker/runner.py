@@ -67,7 +67,7 @@ class ModelRunner:
         except (MemoryError, ValueError) as error:  # more than there is, or than NumPy can count
             raise ConfigurationError(
                 f"there is no room for {block_pool.num_blocks:,} blocks of {block_pool.block_size} tokens ({error}). "
-                "Lower num_blocks, memory or swap_space."
+                "Lower num_blocks, block_size, memory or swap_space."
             ) from error
 
     def check_alive(self) -> None:

@@ -372,12 +372,39 @@ def test_attention_of_another_shape_is_named(tiny, shape):
         ({"kv_cache_dtype": []}, "kv_cache_dtype"),
         ({"num_blocks": 10**15}, "num_blocks"),
         ({"num_blocks": 10**30}, "num_blocks"),
+        ({"block_size": 10**12}, "Lower .*block_size"),
     ],
     ids=str,
 )
 def test_settings_of_another_kind_are_named(tiny, options, words):
     with pytest.raises(ConfigurationError, match=words):
         LLM(tiny, **{"num_blocks": 8, **options})
+
+
+class NotWritten:
+    def __repr__(self):
+        raise ValueError
+
+
+UNWIELDY = {"an array": np.zeros((2, 2)), "a long text": "x" * 10_000, "what raises when it is written": NotWritten()}
+
+
+@pytest.mark.parametrize("value", UNWIELDY.values(), ids=UNWIELDY)
+def test_whatever_is_refused_the_sentence_is_one_short_line(tiny, value):
+    def attempts():
+        llm = LLM(tiny, num_blocks=8)
+        yield lambda: llm.generate([[value]])
+        yield lambda: llm.generate([[1, 2]], [value])
+        yield lambda: llm.add_request([1], priority=value)
+        yield lambda: llm.add_request([1], request_id=[value])
+        yield lambda: LLM(tiny, max_model_len=value)
+        for options in {"watermark": value}, {"block_size": value}, {"preemption": [value]}:
+            yield lambda options=options: LLM(tiny, num_blocks=8, **options)
+
+    for attempt in attempts():
+        with pytest.raises((ConfigurationError, InvalidRequestError)) as error:
+            attempt()
+        assert "\n" not in str(error.value) and len(str(error.value)) < 300
 
 
 @pytest.mark.parametrize("params", [5, SamplingParams, 2.5], ids=str)

@@ -144,6 +144,10 @@ def test_weights_in_several_files_and_of_two_bytes(tmp_path, dtype):
         ({"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}, "low_freq_factor"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 0}}, "makes no sense"),
         ({"rope_parameters": [1, 2]}, "should be an object"),
+        ({"partial_rotary_factor": 1.5}, "partial_rotary_factor is 1.5, which is no share"),
+        ({"layer_types": True}, "layer_types are True; it should be a list"),
+        ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": "all"}, "max_window_layers is 'all'"),
+        ({"partial_rotary_factor": -0.5}, "partial_rotary_factor is -0.5, which is no share"),
         ({"hidden_act": "swiglu-oai"}, "computes only 'silu'"),
         ({"num_key_value_heads": 3}, "cannot be"),
         ({"hidden_size": "wide"}, "hidden_size = 'wide'"),
@@ -158,6 +162,29 @@ def test_a_config_that_is_not_computed_is_a_sentence(tmp_path, change, words):
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ModelError, match=words):
         load_model(tmp_path)
+
+
+STRETCHED = {"rope_type": "linear", "factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "same_as"),
+    [
+        ({"rope_theta": 500.0}, STRETCHED | {"factor": 2.0, "rope_theta": 500.0}),
+        ({"rope_scaling": STRETCHED}, STRETCHED | {"rope_theta": 9_000.0}),
+        ({"rope_scaling": STRETCHED, "rope_theta": 500.0}, STRETCHED | {"rope_theta": 500.0}),
+        ({"rope_scaling": None}, {"rope_theta": 9_000.0}),
+        ({"rope_parameters": {"rope_theta": 500.0}, "rope_theta": 7.0}, {"rope_theta": 500.0}),
+    ],
+    ids=str,
+)
+def test_overrides_by_the_names_of_before_count_as_well(tmp_path, overrides, same_as):
+    config, settings = VARIANTS["Llama"]
+    save(
+        tmp_path, config, settings | {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 9_000.0}}
+    )
+    changed, expected = (load_model(tmp_path, hf_overrides=o) for o in (overrides, {"rope_parameters": same_as}))
+    assert changed.architecture.rotary == expected.architecture.rotary != load_model(tmp_path).architecture.rotary
 
 
 FULL, SLIDING = "full_attention", "sliding_attention"
