@@ -32,8 +32,8 @@ MAY_LOSE = 0.01  # of the time of all steps
 # Of this many steps the first ones go without guesses. Their median is what a plain step takes.
 PERIOD, NUM_MEASURED = 128, 5
 # In plain steps: what may be lost besides, and of what was gained before no more than that is remembered; of what was
-# lost, no more than MOST_LOST. The first steps that take longer than LONG of them were held up, as kernels are compiled
-# or graphs captured; they do not count.
+# lost, no more than MOST_LOST. The first steps that take longer than LONG of them were held up, as kernels are
+# compiled; they do not count.
 MOST, MOST_LOST, LONG, NUM_HELD_UP = 2, 64, 8, 8
 
 
@@ -72,10 +72,12 @@ class Accounts:
 
     Args:
         is_kept: whether guesses depend on it at all.
+        num_graphs: how many CUDA graphs there are. A step that captures one is held up by that.
     """
 
-    def __init__(self, is_kept: bool) -> None:
+    def __init__(self, is_kept: bool, num_graphs: Callable[[], int] = int) -> None:
         self.is_kept = is_kept
+        self.num_graphs, self._num_graphs = num_graphs, 0
         self.clock: Callable[[], float] = perf_counter
         self.of: defaultdict[int, Account] = defaultdict(Account)  # by number of texts
         self._since = 0.0  # when the step began, or the one before it ended, if they overlap
@@ -96,12 +98,14 @@ class Accounts:
         return may_ask
 
     def end(self, plan: StepPlan, num_tokens: int) -> None:
-        """A step has ended with this many tokens. Steps with parts of prompts are nobody's gain or loss."""
+        """A step has ended with this many tokens. Steps with parts of prompts, or held up, are nobody's gain or loss."""
         seconds, self._since = self.clock() - self._since, self.clock()
+        was_held_up, self._num_graphs = self.num_graphs() > self._num_graphs, self.num_graphs()
         if plan.chunks and all(chunk.num_tokens == 1 or hasattr(chunk, "drafts") for chunk in plan.chunks):
             # One is planned before the last one has ended, if they overlap; and the first ones after a guess do not.
             has_drafts = any(chunk.num_tokens > 1 for chunk in plan.chunks)
             kind: Kind = "plain" if self._plans_since_asked > 2 else "asked"
             kind = "drafts" if has_drafts or self._had_drafts else kind
-            self.of[len(plan.chunks)].book(kind, seconds, num_tokens / len(plan.chunks))
+            if not was_held_up:
+                self.of[len(plan.chunks)].book(kind, seconds, num_tokens / len(plan.chunks))
             self._had_drafts = has_drafts

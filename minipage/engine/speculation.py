@@ -80,7 +80,7 @@ class Speculation:
     def __init__(self, engine: Engine, config: Mapping[str, Any], make_llm: Callable[..., Any]) -> None:
         self.engine = engine
         self.num_tokens, self.proposer, is_kept = read(config, make_llm, engine.model.architecture.vocab_size)
-        self.accounts = Accounts(is_kept)  # of whether guesses pay
+        self.accounts = Accounts(is_kept, lambda: getattr(engine.runner, "num_graphs", 0))  # of whether guesses pay
         most_tokens = getattr(engine.runner, "cheap_rows", MOST_TOKENS)
         self.most_tokens = min(most_tokens, engine.scheduler.max_num_batched_tokens)
         self.is_due = False  # whether the next step should have drafts; until then steps may overlap (overlap.py)

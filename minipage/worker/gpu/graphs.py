@@ -83,6 +83,10 @@ class GraphRunner(GPURunner):
         if isinstance(model.layers, ShardedLayers):
             model.layers.talk.graphs = [self._graphs, self._draw_graphs]
 
+    @property
+    def num_graphs(self) -> int:
+        return len(self._graphs) + len(self._draw_graphs)
+
     @torch.inference_mode()
     def _largest_step(self) -> int:
         """Run the largest step, except for attention; returns the bytes that the graphs keep."""
