@@ -33,6 +33,7 @@ class Minipage:
         import numba
 
         from minipage import LLM
+        from minipage.serve.main import take_memory
 
         options: dict[str, Any] = {
             "float32": {},
@@ -41,6 +42,7 @@ class Minipage:
         }[precision]
         sizes = {"max_num_seqs": MAX_NUM_SEQS, "max_model_len": MAX_MODEL_LEN, "num_blocks": KV_TOKENS // 16}
         self.llm = LLM(folder, max_num_batched_tokens=512, **sizes, **options)  # as `minipage serve` has it on a CPU
+        take_memory(self.llm)  # as the server does, and as vLLM does by itself
         numba.set_num_threads(num_threads)
         if precision == "bfloat16":
             import torch

@@ -32,14 +32,14 @@ from tempfile import mkstemp
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, to_device
 
+from minipage.attention import KVCache
 from minipage.engine.engine import Engine
 from minipage.engine.prompts import Prompt
 from minipage.errors import ConfigurationError, InvalidRequestError, MinipageError
 from minipage.memory import BlockTable, PrefixCache
 from minipage.sampling import SamplingParams
-from minipage.worker.offload import rows_of, write_rows
+from minipage.worker.offload import parts
 
 SHARED = Path("/dev/shm")  # files there are in memory only; where it does not exist, any folder will do
 CHILD = "from minipage.engine.handover import compute_prompts; compute_prompts()"
@@ -123,12 +123,15 @@ def hand_over(llm: Engine, prompt: Prompt) -> Handover:
             file, path = mkstemp(prefix="minipage-", dir=SHARED if SHARED.is_dir() else None)
             os.close(file)
             try:
-                rows = rows_of(llm.kv_cache, blocks)  # [len(blocks), bytes of a block]
-                np.asarray(to_device(rows, "cpu")).tofile(path)
+                os.truncate(path, len(blocks) * llm.kv_cache.nbytes // llm.block_pool.num_blocks)
+                for array, rows in parts(llm.kv_cache, shared_rows(llm.kv_cache, len(blocks), path)):
+                    for row, block in zip(rows, blocks):
+                        row[...] = array[:, block]  # [num_layers, block_size, ...]
             except BaseException:
                 os.unlink(path)
                 raise
-            return Handover(seq.token_ids[: seq.num_prompt_tokens], len(blocks), rows.nbytes, path, sizes(llm))
+            num_bytes = os.path.getsize(path)
+            return Handover(seq.token_ids[: seq.num_prompt_tokens], len(blocks), num_bytes, path, sizes(llm))
     finally:
         llm._withdraw([request])
 
@@ -154,13 +157,23 @@ def take_over(llm: Engine, handover: Handover) -> int:
         num_tokens = min(len(handover.token_ids), pool.num_free * pool.block_size)
         table = BlockTable(pool)
         table.append(num_tokens)
-        rows = np.fromfile(handover.memory, np.uint8).reshape(handover.num_blocks, -1)  # [num_blocks, bytes of a block]
-        k = llm.kv_cache.k
-        write_rows(llm.kv_cache, table.blocks, array_namespace(k).asarray(rows[: len(table)], device=k.device))
+        for array, rows in parts(llm.kv_cache, shared_rows(llm.kv_cache, handover.num_blocks, handover.memory)):
+            for row, block in zip(rows, table):
+                array[:, block] = row  # [num_layers, block_size, ...]
         cache.publish(table, handover.token_ids)
         num_blocks = len(table)
         table.free()  # they stay, and are found
     return num_blocks
+
+
+def shared_rows(cache: KVCache, num_blocks: int, path: str) -> Any:
+    """The memory of that path, in the library of the cache; [num_blocks, bytes of a block] uint8."""
+    rows = np.memmap(path, np.uint8, "r+").reshape(num_blocks, -1)  # [num_blocks, bytes of a block]
+    if isinstance(cache.k, np.ndarray):
+        return rows
+    import torch  # the cache is of its tensors, on a GPU
+
+    return torch.from_numpy(rows)
 
 
 def check(llm: Engine) -> None:

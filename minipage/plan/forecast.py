@@ -150,8 +150,17 @@ def span(pairs: Iterable[tuple[int, int]], rate: float) -> float:
 
 def most_of(deployment: Deployment, workload: Workload, num_requests: int) -> float:
     setting = setting_of(deployment)
-    count = max(num_requests, 2 * setting.max_num_seqs)
-    return capacity(setting, workload.arrivals(1.0, deployment.longest_that_fits()), count)
+    seats = setting.max_num_seqs
+    arrivals = caught_midway(workload.arrivals(1.0, deployment.longest_that_fits()), seats)
+    return capacity(setting, arrivals, seats + max(num_requests, 2 * seats), num_warm=seats)
+
+
+def caught_midway(arrivals: Iterable[Arrival], seats: int) -> Iterator[Arrival]:
+    """The first ones, who start together, are given different shares of their answers, as on a server that has run for
+    long. Otherwise equal texts would end together, too, and their prompts would fall into the same steps for ever."""
+    for i, arrival in enumerate(arrivals, 1):
+        share = min(1.0, i / seats)
+        yield arrival._replace(num_output_tokens=max(1, round(share * arrival.num_output_tokens)))
 
 
 def mean_tail(pairs: Iterable[tuple[int, int]], block_size: int) -> float:

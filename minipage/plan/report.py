@@ -80,7 +80,7 @@ def rows(deployment: Deployment, forecast: Forecast | None) -> list[tuple[str, s
         ("  running at a time", f"{report.mean_batch:.1f}, in {100 * report.mean_used:.0f} % of the blocks"),
         ("  preemptions", f"{report.num_preemptions} in {report.num_requests:,} requests"),
         ("  first token, median and 99 %", times(report.time_to_first_token)),
-        ("  between tokens, mean", f"{1e3 * report.time_per_output_token.mean:.1f} ms"),
+        ("  between tokens, mean", between(report.time_per_output_token)),
         ("  a request, mean", f"{report.latency.mean:.2f} s"),
     ]
 
@@ -114,6 +114,10 @@ def gib(num_bytes: float) -> str:
 
 def times(histogram: Any) -> str:
     return f"{1e3 * histogram.quantile(0.5):,.0f} ms, {1e3 * histogram.quantile(0.99):,.0f} ms"
+
+
+def between(histogram: Any) -> str:
+    return f"{1e3 * histogram.mean:.1f} ms" if histogram.count else "no text has two"
 
 
 def page(deployment: Deployment, forecast: Forecast) -> str:

@@ -57,9 +57,13 @@ def both_of(pairs: Any) -> npt.NDArray[np.float32]:
 
 
 def rounded(builder: Any, vector: Any) -> Any:
-    """The machine code that makes bits of bfloat16 of numbers of float32."""
-    bits = ir.VectorType(ir.IntType(16), vector.type.count)
-    return builder.bitcast(builder.fptrunc(vector, ir.VectorType(BFLOAT, vector.type.count)), bits)
+    """The machine code that makes bits of bfloat16 of numbers of float32, as `as_kept` does."""
+    size = vector.type.count
+    half, one, shift = (ir.Constant(ir.VectorType(ir.IntType(32), size), [n] * size) for n in (0x7FFF, 1, 16))
+    bits = builder.bitcast(vector, half.type)
+    last_bit = builder.and_(builder.lshr(bits, shift), one)
+    bits = builder.lshr(builder.add(bits, builder.add(half, last_bit)), shift)
+    return builder.trunc(bits, ir.VectorType(ir.IntType(16), size))
 
 
 def add_two_products(builder: Any, acc: Any, a: Any, b: Any) -> Any:

@@ -20,9 +20,9 @@ def add_product(a, b, start, stop, c, coming=None):
     pairs of bfloat16, see `fma`.
 
     `coming`, the b of the next product, of 2 * LANES columns, is fetched from memory meanwhile, spread over all rows of
-    a. (With up to four rows only half of it: more would hinder the reading of b.)
+    a.
     """
-    last, pace = stop - 1, 1 if stop - start <= 4 else 0  # 2 ** pace numbers of a row of a for each row of `coming`
+    last, pace = stop - 1, 0  # 2 ** pace numbers of a row of a for each row of `coming`
     while (16 << pace) <= stop - start:
         pace += 1
     for r in range(start, stop, 8):

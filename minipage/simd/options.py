@@ -26,9 +26,10 @@ from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 # Threads that wait for work should sleep, but not at once: to wake one takes about 75 us. By default GNU OpenMP lets
 # them spin for long, and they take the cores from others that compute (NumPy's threads, too): on two busy cores, steps
-# were measured ten times slower. A thousand turns are about 20 us. Both are read at the first call.
+# were measured ten times slower. Two thousand turns are about 50 us, in which a norm or a gate of a few rows is done.
+# Both are read at the first call.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
 # Sums may be reordered (that is what lets them use vector instructions) and multiplications fused with additions;
 # infinities must keep their meaning, because `highest` starts at one.

@@ -305,12 +305,13 @@ def with_block_size(setting: Setting, block_size: int) -> Setting:
     return replace(setting, block_size=block_size, cost=replace(setting.cost, block_size=block_size))
 
 
-def capacity(setting: Setting, arrivals: Iterable[Arrival], num_requests: int) -> float:
+def capacity(setting: Setting, arrivals: Iterable[Arrival], num_requests: int, num_warm: int | None = None) -> float:
     """Requests a second that it serves when there are always more waiting: the rate at which waiting times explode.
 
-    Of `num_requests` the first fifth warms up, and after the last nothing is measured: so the batch never runs empty.
+    Of `num_requests` the first ones warm up, a fifth of them if not said, and after the last nothing is measured: so
+    the batch never runs empty.
     """
-    first = num_requests // 5
+    first = num_requests // 5 if num_warm is None else num_warm
     queue = islice((arrival._replace(time=0.0) for arrival in arrivals), num_requests + 4 * setting.max_num_seqs)
     times: list[float] = []
 

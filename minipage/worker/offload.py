@@ -14,6 +14,7 @@ it: K and V tell what a text was.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from hashlib import blake2b
 from mmap import mmap
 from pathlib import Path
@@ -22,7 +23,6 @@ from typing import Any
 from warnings import warn
 
 import numpy as np
-from array_api_compat import array_namespace
 
 from minipage.attention import KVCache
 
@@ -37,31 +37,35 @@ class Store:
     """
 
     def __init__(self, cache: KVCache, num_bytes: int, path: Path | None = None) -> None:
-        self.cache, self.is_file = cache, path is not None
+        self.cache = cache
         row_size = LABEL + cache.nbytes // cache.k.shape[1]
         num_rows = max(1, num_bytes // row_size)
-        self.map = open_file(path, num_rows, row_size) if path else mmap(-1, num_rows * row_size)
-        self.rows = np.frombuffer(self.map, np.uint8).reshape(-1, row_size)[1:]  # [num_slots, row_size]
+        memory: Any = open_file(path, num_rows, row_size) if path else np.zeros(num_rows * row_size, np.uint8)
+        self.map = memory if isinstance(memory, mmap) else None
+        self.rows = np.frombuffer(memory, np.uint8).reshape(-1, row_size)[1:]  # [num_slots, row_size]
         self.names = [row[16:LABEL].tobytes().rstrip(b"\0")[:-1] for row in self.rows]
 
     def save(self, slot: int, block_hash: bytes, block: int) -> bool:
         if is_whole := self.is_whole():
-            self.rows[slot, LABEL:] = rows_of(self.cache, [block])[0]  # [bytes of a block]
+            for array, part in parts(self.cache, self.rows[slot, LABEL:]):
+                part[...] = array[:, block]  # [num_layers, block_size, ...]
             self.rows[slot, :LABEL] = self.label(block_hash, block)  # [LABEL]
         return is_whole
 
     def load(self, slot: int, block_hash: bytes, block: int) -> bool:
         if is_whole := self.is_whole():
-            write_rows(self.cache, [block], self.rows[[slot], LABEL:])
+            for array, part in parts(self.cache, self.rows[slot, LABEL:]):
+                array[:, block] = part  # [num_layers, block_size, ...]
         # What is checked is what the block holds now, because that is used, whoever else writes to the file.
         return is_whole and np.array_equal(self.rows[slot, :LABEL], self.label(block_hash, block))
 
     def label(self, block_hash: bytes, block: int) -> Any:
         """Of what a block holds. In memory, where nobody else writes, it has no checksum."""
-        row = rows_of(self.cache, [block]) if self.is_file else b""
-        checksum = blake2b(row, key=block_hash, digest_size=16).digest()
+        checksum = blake2b(key=block_hash, digest_size=16)
+        for array in self.cache.arrays if self.map else ():
+            checksum.update(array[:, block].tobytes())
         # After a hash comes a dot, because it may end in zeros, too.
-        return np.frombuffer(checksum + (block_hash + b".").ljust(LABEL - 16, b"\0"), np.uint8)  # [LABEL]
+        return np.frombuffer(checksum.digest() + (block_hash + b".").ljust(LABEL - 16, b"\0"), np.uint8)  # [LABEL]
 
     def clear(self) -> None:
         if self.is_whole():
@@ -69,7 +73,7 @@ class Store:
 
     def is_whole(self) -> bool:
         """Whether nobody has cut the file off meanwhile: to look beyond its end would end the process."""
-        return not self.is_file or self.map.size() >= len(self.map)
+        return self.map is None or self.map.size() >= len(self.map)
 
     def is_coming(self, block: int) -> bool:
         return False  # what is loaded is here at once
@@ -78,13 +82,13 @@ class Store:
         """Nothing is left to be done."""
 
 
-def open_file(path: Path, num_rows: int, row_size: int) -> mmap:
+def open_file(path: Path, num_rows: int, row_size: int) -> Any:
     """The file as it is, if it is one of ours and of this size; or else a new one in its place."""
     begin = np.fromfile(path, np.uint8, len(MAGIC)).tobytes() if path.exists() else b""
     if not MAGIC.startswith(begin):
         what = "no file of minipage, or a damaged one. It is left as it is, and nothing is offloaded"
         warn(f"kv_offloading_path, {str(path)!r}, is {what}: give another.", RuntimeWarning, stacklevel=6)
-        return mmap(-1, row_size)  # with no slots
+        return bytearray(row_size)  # with no slots
     if begin != MAGIC or path.stat().st_size != num_rows * row_size:
         with TemporaryDirectory(dir=path.parent) as folder:
             new = Path(folder, "new")
@@ -96,19 +100,14 @@ def open_file(path: Path, num_rows: int, row_size: int) -> mmap:
         return mmap(file.fileno(), 0)
 
 
-def rows_of(cache: KVCache, blocks: Any) -> Any:
-    """What a cache, in NumPy or PyTorch, holds of some blocks, a list or a tensor: [len(blocks), bytes of a block]."""
-    xp = array_namespace(cache.k)
-    parts = [array[:, blocks].swapaxes(0, 1) for array in cache.arrays]  # [len(blocks), num_layers, ...] each
-    return xp.concat([part.reshape(len(blocks), -1).view(xp.uint8) for part in parts], axis=1)
+def parts(cache: KVCache, rows: Any) -> Iterator[tuple[Any, Any]]:
+    """Each array of a cache, in NumPy or PyTorch, and where its numbers of a block are in each of some rows.
 
-
-def write_rows(cache: KVCache, blocks: Any, rows: Any) -> None:
-    """Let blocks hold what `rows_of` gave; rows: [len(blocks), bytes of a block] uint8."""
+    rows: [..., bytes of a block] uint8; the latter are [..., num_layers, block_size, ...], in the same memory.
+    """
     start = 0
     for array in cache.arrays:
         stop = start + array.nbytes // array.shape[1]
-        part = rows[:, start:stop].view(array.dtype)  # [len(blocks), numbers of a block]
-        part = part.reshape(len(blocks), *array[:, 0].shape)  # [len(blocks), num_layers, block_size, ...]
-        array[:, blocks] = part.swapaxes(0, 1)  # [num_layers, len(blocks), block_size, ...]
+        numbers = rows[..., start:stop].view(array.dtype)  # [..., numbers of a block]
+        yield array, numbers.reshape(*rows.shape[:-1], *array[:, 0].shape)  # [..., num_layers, block_size, ...]
         start = stop

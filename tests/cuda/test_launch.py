@@ -133,18 +133,18 @@ def test_what_a_kernel_is_told_of_its_arguments():
         assert number.kind == compat.types.float32
 
 
-def test_wide_blocks_are_for_few_contexts_and_large_rows(monkeypatch):
+def test_wide_blocks_are_for_one_sequence_and_large_rows(monkeypatch):
     monkeypatch.setattr(launch, "num_processors", lambda: 132)
     monkeypatch.setattr(launch, "has_room_to_share", lambda num_bytes: num_bytes < 200_000)
     large, small = (launch.choose_tensor(FLOAT16, FLOAT16, size) for size in (128, 64))
-    few = [
+    wide = [
         (num_seqs, heads)
-        for num_seqs in (1, 2, 4)
-        for heads in (8, 32, 80)
-        if launch.are_few(num_seqs, heads, 1, large)
+        for num_seqs in (1, 2, 8)
+        for heads in (8, 40, 80)
+        if launch.suits_wide(num_seqs, heads, 1, large)
     ]
-    assert few == [(1, 8), (1, 32), (2, 8), (2, 32), (4, 8)]
-    assert not launch.are_few(1, 8, 1, small), "narrow blocks of small rows have as many warps"
-    assert not launch.are_few(1, 8, 1, launch.choose_ordinary(FLOAT16, FLOAT16, 128))
+    assert wide == [(1, 8), (1, 40)]
+    assert not launch.suits_wide(1, 8, 1, small), "narrow blocks of small rows have as many warps"
+    assert not launch.suits_wide(1, 8, 1, launch.choose_ordinary(FLOAT16, FLOAT16, 128))
     monkeypatch.setattr(launch, "has_room_to_share", lambda num_bytes: False)
-    assert not launch.are_few(1, 8, 1, large)
+    assert not launch.suits_wide(1, 8, 1, large)

@@ -261,6 +261,8 @@ def test_a_file_that_was_cut_off_is_a_miss(tiny, prompts, plain, tmp_path, lengt
     os.truncate(path, length)
     if when == "between":
         llm = LLM(tiny, **SMALL, kv_offloading_path=path)
+    else:
+        llm.reset_prefix_cache()
     assert said(llm, prompts[:1]) == plain[:1]
     assert hits(llm) == 0
     assert said(llm, prompts[1:]) == plain[1:]
@@ -286,6 +288,8 @@ def test_a_file_of_somebody_else_is_left_alone(tiny, prompts, plain, tmp_path, c
     with pytest.warns(RuntimeWarning, match="left as it is, and nothing is offloaded"):
         llm = LLM(tiny, **SMALL, kv_offloading_path=path)
     assert said(llm, prompts * 2) == plain * 2
+    llm.reset_prefix_cache()
+    assert said(llm, prompts) == plain
     assert (path.read_bytes(), hits(llm)) == (content, 0)
 
 

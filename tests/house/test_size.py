@@ -110,7 +110,7 @@ def test_windows_take_less_than_200_lines_in_files_of_their_own_partial_hits_100
 def test_a_tier_takes_less_than_80_lines_each_for_the_idea_the_engine_and_its_memories():
     for names in OFFLOAD.split():
         assert count(names) < 80, names
-    assert count(OFFLOAD) < 280
+    assert count(OFFLOAD) < 285
 
 
 def test_overlap_takes_less_than_140_lines():

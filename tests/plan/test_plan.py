@@ -296,6 +296,20 @@ def test_bad_input_is_one_sentence_and_exit_code_2(arguments, sentence, capsys):
     assert sentence in err and err.count("\n") == 1
 
 
+def test_of_the_most_that_is_said_to_be_served_equal_texts_are_served_four_fifths_without_waiting(monkeypatch):
+    """Equal texts that start together would end together, and their prompts, which have no graphs, share few steps."""
+    monkeypatch.setattr("minipage.plan.forecast.MOST_REQUESTS", 1500)
+    plan = Deployment("Qwen3-0.6B", "H200", num_blocks=2000, max_num_seqs=32)
+    found = forecast(plan, Workload("64:32"), num_requests=200, with_advice=False)
+    assert found.report.tokens_per_second == pytest.approx(32 * 0.8 * found.capacity, rel=0.1)
+    assert found.report.time_to_first_token.quantile(0.99) < 0.1
+
+
+def test_texts_of_one_token_have_no_time_between_tokens():
+    found = forecast(SMALL, Workload("32:1"), rate=1.0, num_requests=20, with_advice=False)
+    assert dict(rows(SMALL, found))["  between tokens, mean"] == "no text has two"
+
+
 def test_a_minute_in_which_nobody_comes_is_said_so():
     found = forecast(SMALL, Workload("32:16"), rate=1e-9, num_requests=20, with_advice=False)
     shown = rows(SMALL, found)

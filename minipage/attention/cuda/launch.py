@@ -145,13 +145,15 @@ def choose_best(q_kind: Kind, kv: Kind, head_size: int) -> KernelChoice:
     return choose(q_kind, kv, head_size)
 
 
-def are_few(num_seqs: int, num_kv_heads: int, heads_per_kv: int, choice: KernelChoice) -> bool:
-    """Whether decodes are so few that wide blocks for them leave half of the GPU to the kernels before and after. If a
-    multiprocessor has as many warps in its narrow blocks, these do as well."""
-    num_blocks = num_seqs * num_kv_heads * -(-heads_per_kv // choice.decode_rows)
+def suits_wide(num_seqs: int, num_kv_heads: int, heads_per_kv: int, choice: KernelChoice) -> bool:
+    """Whether wide blocks are faster: only for a single sequence, whose heads take at most half of the multiprocessors,
+    so that the kernels before and after have the others. If a multiprocessor has as many warps in its narrow blocks,
+    these do as well."""
+    num_blocks = num_kv_heads * -(-heads_per_kv // choice.decode_rows)
     num_warps = choice.few_blocks * tensor_cores.NUM_WARPS
     has_wide = choice.kernel_for is tensor_kernel and num_warps < tensor_cores.WIDE
-    return has_wide and 2 * num_blocks <= num_processors() and has_room_to_share(tensor_cores.WIDE_BYTES)
+    is_small = num_seqs == 1 and 2 * num_blocks <= num_processors()
+    return has_wide and is_small and has_room_to_share(tensor_cores.WIDE_BYTES)
 
 
 def widened(choice: KernelChoice) -> KernelChoice:
@@ -264,7 +266,7 @@ def launch_attention(
     heads_per_kv = num_heads // num_kv_heads
     q_kind, kv = kind_of(queries.dtype, "q"), kind_of(layout(k_cache).dtype, "k_cache")
     choice = choose(q_kind, kv, head_size)
-    if max_query_len == 1 and not split_size and are_few(num_seqs, num_kv_heads, heads_per_kv, choice):
+    if max_query_len == 1 and not split_size and suits_wide(num_seqs, num_kv_heads, heads_per_kv, choice):
         choice = widened(choice)
     window = as_window(window)
     grid = decode_grid(choice, num_seqs, num_kv_heads, heads_per_kv, min(max_context_len, window), split_size)

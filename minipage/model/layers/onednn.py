@@ -10,7 +10,7 @@ bfloat16. For a few rows PyTorch takes longer to call its operations, several fo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -52,9 +52,12 @@ class OneDNNLayers(TorchLayers):
     def gated(self, gate: Array, up: Array) -> Array:
         return tensor(passes.gated(bits(gate), bits(up)))  # [T, I]
 
+    def rotation(self, positions: Array, frequencies: Sequence[float], magnitude: float = 1.0) -> Turn:
+        cosines, sines = super().rotation(positions, frequencies, magnitude)  # each [T, 1, R / 2]
+        return bits(cosines), bits(sines)  # here, and not in each layer
+
     def rotate(self, x: Array, turn: Turn) -> Array:
-        cosines, sines = turn
-        return tensor(passes.rotate(bits(x), (bits(cosines), bits(sines))))  # [T, n, D]
+        return tensor(passes.rotate(bits(x), turn))  # [T, n, D]
 
 
 def bits(numbers: Array) -> Floats:

@@ -10,6 +10,7 @@ Whoever waits for what is loaded is admitted when it is there; if nobody else ru
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ import torch
 from minipage.attention import KVCache
 from minipage.attention.cuda.device_arrays import pinned
 from minipage.memory import BlockPool
-from minipage.worker.offload import rows_of, write_rows
+from minipage.worker.offload import parts
 
 cuda: Any = torch.cuda  # whose methods have no types
 MOST = 256  # blocks that go one way together, and so have rows on the GPU
@@ -27,7 +28,7 @@ class PinnedStore:
     """Slots in pinned memory, at most `num_bytes`."""
 
     def __init__(self, cache: KVCache, num_bytes: int, block_pool: BlockPool) -> None:
-        self.cache, self.block_pool = cache, block_pool
+        self.cache, self.block_pool, self.device = cache, block_pool, cache.k.device
         row_size = cache.nbytes // cache.k.shape[1]  # bytes of a block
         self.rows = torch.from_numpy(pinned((num_bytes // row_size, row_size), "uint8"))  # [num_slots, row_size]
         self.names = [b""] * len(self.rows)
@@ -38,8 +39,7 @@ class PinnedStore:
         self.side = cuda.Stream()
 
     def save(self, slot: int, block_hash: bytes, block: int) -> bool:
-        can_be_saved = not self.is_coming(block) and len(self.saves) < MOST  # if not, never mind: it is a cache
-        if can_be_saved:
+        if can_be_saved := not self.is_coming(block) and len(self.saves) < MOST:  # if not, never mind: it is a cache
             self.saves[slot] = block
         return can_be_saved
 
@@ -63,16 +63,19 @@ class PinnedStore:
     def send(self) -> None:
         """Do what was asked for. What is loaded may go to where saved blocks were, and come from where others go."""
         if self.saves:
-            self.leaving |= zip(self.saves, rows_of(self.cache, self.there([*self.saves.values()])))
+            blocks, rows = self.rows_for(self.saves.values())
+            for array, part in parts(self.cache, rows):
+                part.copy_(array[:, blocks].swapaxes(0, 1))  # [n, num_layers, block_size, ...]
+            self.leaving |= zip(self.saves, rows)
             self.saves.clear()
         self.side.wait_stream(cuda.current_stream())
         with cuda.stream(self.side):
             if self.loads:
-                blocks = self.there([*self.loads])  # [n]
-                rows = torch.empty(len(blocks), self.rows.shape[1], dtype=torch.uint8, device=blocks.device)
+                blocks, rows = self.rows_for(self.loads)
                 for row, slot in zip(rows, self.loads.values()):
                     row.copy_(self.rows[slot], non_blocking=True)  # [row_size]
-                write_rows(self.cache, blocks, rows)
+                for array, part in parts(self.cache, rows):
+                    array[:, blocks] = part.swapaxes(0, 1)  # [num_layers, n, block_size, ...]
                 self.coming |= dict.fromkeys(self.loads, self.side.record_event())
                 self.loads.clear()
             for slot, row in self.leaving.items():
@@ -80,9 +83,10 @@ class PinnedStore:
                 row.record_stream(self.side)  # until then nobody else gets its memory
             self.leaving.clear()
 
-    def there(self, blocks: list[int]) -> torch.Tensor:
-        """Their numbers on the GPU, [len(blocks)]; nobody waits for them, as PyTorch would if it were given a list."""
-        return torch.tensor(blocks).to(self.cache.k.device, non_blocking=True)
+    def rows_for(self, blocks: Iterable[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """On the GPU, the numbers of n blocks, [n], and new rows for them, [n, row_size]."""
+        numbers = torch.tensor([*blocks]).to(self.device, non_blocking=True)  # [n]; for a list PyTorch would wait
+        return numbers, torch.empty(len(numbers), self.rows.shape[1], dtype=torch.uint8, device=self.device)
 
     def clear(self) -> None:
         """Whoever knows no hash loads nothing."""
