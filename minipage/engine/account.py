@@ -98,7 +98,7 @@ class Accounts:
         return may_ask
 
     def end(self, plan: StepPlan, num_tokens: int) -> None:
-        """A step has ended with this many tokens. Steps with parts of prompts, or held up, are nobody's gain or loss."""
+        """A step has ended with this many tokens. With a part of a prompt, or held up, it is nobody's gain or loss."""
         seconds, self._since = self.clock() - self._since, self.clock()
         was_held_up, self._num_graphs = self.num_graphs() > self._num_graphs, self.num_graphs()
         if plan.chunks and all(chunk.num_tokens == 1 or hasattr(chunk, "drafts") for chunk in plan.chunks):

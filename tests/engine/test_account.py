@@ -113,3 +113,26 @@ def test_texts_do_not_depend_on_the_clock(tiny, make_prompt, seed):
     llm.speculation.accounts.clock = clock
     outputs, _ = serve(llm, prompts, params)
     assert [output.outputs[0].token_ids for output in outputs] == [output.outputs[0].token_ids for output in plain]
+
+
+def test_a_step_that_captures_a_graph_is_nobody_s_loss(tiny, make_prompt):
+    prompt, params = make_prompt(0, 7), SamplingParams(temperature=0, max_tokens=60, ignore_eos=True)
+    [plain], num_plain = serve(LLM(tiny, num_blocks=64), [prompt], params)
+    llm = LLM(tiny, num_blocks=64, speculative_config={"num_speculative_tokens": 4})
+    time, graphs, sizes, forward = [0.0], [0], set(), llm.forward
+
+    def captured(plan):  # as on a GPU: the first step of a size takes longer, but not so long that it must be that
+        time[0] += 1.0
+        if (num_rows := sum(chunk.num_tokens for chunk in plan.chunks)) not in sizes:
+            sizes.add(num_rows)
+            graphs[0] += 1
+            time[0] += 6.0
+        return forward(plan)
+
+    llm.forward = captured
+    llm.speculation.proposer = Knowing([prompt + plain.outputs[0].token_ids])
+    llm.speculation.accounts.clock = lambda: time[0]
+    llm.speculation.accounts.num_graphs = lambda: graphs[0]
+    [text], num_steps = serve(llm, [prompt], params)
+    assert text.outputs[0].token_ids == plain.outputs[0].token_ids
+    assert num_steps < num_plain / 3

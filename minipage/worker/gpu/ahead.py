@@ -10,6 +10,7 @@ Nothing here waits, except who asks for the tokens: for an event behind the draw
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -27,31 +28,34 @@ class Drawn:
     def __init__(self, most: int, device: torch.device) -> None:
         is_on_gpu = device.type == "cuda"
         self._tokens = torch.zeros(most, dtype=torch.int32, device=device)  # [most]
-        # Two of each, as two steps may be on their way.
-        self._pinned = [torch.zeros(most, dtype=torch.int32, pin_memory=is_on_gpu) for _ in range(2)]  # [most] each
-        self._seen = [pinned.numpy() for pinned in self._pinned]  # [most] each, the same memory: quicker to read
-        self._events = [torch.cuda.Event() for _ in range(2)] if is_on_gpu else []  # type: ignore[no-untyped-call]
+        # Two, as two steps may be on their way; each with its array of NumPy, which is quicker to read.
+        self._places = [self._place(most, is_on_gpu), self._place(most, is_on_gpu)]
+        self._is_on_gpu = is_on_gpu
+
+    @staticmethod
+    def _place(most: int, is_on_gpu: bool) -> tuple[torch.Tensor, Array, Any]:
+        pinned = torch.zeros(most, dtype=torch.int32, pin_memory=is_on_gpu)  # [most]
+        return pinned, pinned.numpy(), torch.cuda.Event() if is_on_gpu else None  # type: ignore[no-untyped-call]
 
     def put_into(self, token_ids: Array) -> Array:
         """[T] -> [T], in which ~i is the i-th token drawn."""
         known = torch.empty_like(token_ids)  # [T]
         given, drawn, out = map(view_for_kernels, (token_ids, self._tokens, known))
-        launch_put(given, drawn, out, stream=current_stream() if self._events else 0)
+        launch_put(given, drawn, out, stream=current_stream() if self._is_on_gpu else 0)
         return known  # [T]
 
     def keep(self, tokens: torch.Tensor) -> Callable[[], Tokens]:
         """Keep tokens [num_draws] for the next step; what is returned waits for them."""
         num_draws = len(tokens)
         tokens = self._tokens[:num_draws].copy_(tokens)  # [num_draws], in int32
-        for pair in (self._pinned, self._seen, self._events):
-            pair.reverse()
-        self._pinned[0][:num_draws].copy_(tokens, non_blocking=True)
-        seen, events = self._seen[0], self._events[:1]  # [most]
-        for event in events:
+        self._places.reverse()  # at once: an interrupt may come between any two lines
+        pinned, seen, event = self._places[0]  # [most], [most]
+        pinned[:num_draws].copy_(tokens, non_blocking=True)
+        if event:
             event.record()
 
         def wait() -> Tokens:
-            for event in events:
+            if event:
                 event.synchronize()
             found: Tokens = seen[:num_draws].tolist()
             return found if UNSURE not in found else [None if token == UNSURE else token for token in found]
