@@ -25,6 +25,7 @@ NUM_SAMPLED = 2000  # requests that means are taken of
 # minute, and say no more than the first of them.
 MOST_REQUESTS, MOST_TOKENS = 30_000, 1_000_000
 MOST_SEATS = 4096  # requests at a time
+MOST_BLOCKS = 1_000_000  # more than one real GPU holds; of tiny models' blocks there would be many millions
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def setting_of(deployment: Deployment) -> Setting:
             "simulated: lower it, or ask for --sizes-only."
         )
     return Setting(
-        deployment.cost, blocks * deployment.block_size, "paged", deployment.block_size, deployment.longest, seats,
+        deployment.cost, min(blocks, MOST_BLOCKS) * deployment.block_size, "paged", deployment.block_size, deployment.longest, seats,
         deployment.max_num_batched_tokens, watermark=0.0,
     )  # fmt: skip
 
@@ -115,12 +116,12 @@ def forecast(
         held, wasted = mean_in_windows(deployment, sample)
     else:
         held, wasted = mean_held(sample), mean_tail(sample, deployment.block_size)  # type: ignore[arg-type]  # pairs
+    if rate is not None and not (rate > 0 and math.isfinite(rate)):
+        raise ConfigurationError(f"the rate is {rate}; it must be a number of requests a second, above 0.")
     most = most_of(deployment, workload, num_requests)
     own = workload.minute(longest) if rate is None else []
     if rate is None:
         rate = len(own) / MINUTE if own else 0.8 * most
-    if not (rate > 0 and math.isfinite(rate)):
-        raise ConfigurationError(f"the rate is {rate}; it must be a number of requests a second, above 0.")
     if not own and rate > MOST_TIMES * most:
         raise ConfigurationError(
             f"the rate is {rate:g} requests a second, and {most:.3g} is the most that is served: waiting times only "
@@ -130,7 +131,7 @@ def forecast(
     arrivals = until(own or workload.arrivals(rate, longest), seconds)
     report = serve(setting, arrivals, warm=seconds / 6, keep=200_000)
     return Forecast(
-        fit_on_average=setting.num_slots / (held + wasted),
+        fit_on_average=deployment.blocks() * deployment.block_size / (held + wasted),
         fit_reserving=deployment.concurrency(),
         waste=wasted / (held + wasted),
         capacity=most,

@@ -201,11 +201,11 @@ def build(setting: Setting, clock: Clock, tally: Tally, with_content: bool = Fal
                 f"{setting.num_slots} slots are not even one block of {setting.block_size}: give it more memory."
             )
         pool = BlockPool(num_blocks, setting.block_size)
-        swap_pool = BlockPool(setting.num_swap_blocks or num_blocks, setting.block_size)
+        swaps = setting.preemption != "recompute"
+        swap_pool = BlockPool(setting.num_swap_blocks or num_blocks, setting.block_size) if swaps else None
         scheduler = scheduler_for(None, setting.scheduler_reserve_full_isl)(
             pool, *sizes, prefix_cache=make_prefix_cache(pool, groups) if setting.enable_prefix_caching else None,
-            swap_pool=None if setting.preemption == "recompute" else swap_pool, preemption=setting.preemption,
-            watermark=setting.watermark,
+            swap_pool=swap_pool, preemption=setting.preemption, watermark=setting.watermark,
         )  # fmt: skip
 
         def make_table(arrival: Arrival) -> Callable[[], BlockTable]:

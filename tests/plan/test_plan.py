@@ -8,7 +8,7 @@ from minipage import LLM
 from minipage.cli import main
 from minipage.errors import ConfigurationError, ModelError
 from minipage.plan.deployment import Deployment
-from minipage.plan.forecast import Workload, advise, forecast
+from minipage.plan.forecast import Workload, advise, forecast, setting_of
 from minipage.plan.report import page, rows
 from minipage.simulate.machines import GiB
 from minipage.simulate.workload import read_trace
@@ -191,6 +191,18 @@ def test_of_a_minute_with_very_many_requests_the_first_of_them_are_simulated_and
     assert 5 < found.report.num_requests < 40
     assert "10 s of a minute at 2 requests/s" in dict(rows(SMALL, found))
     assert "10 s of a minute at 2.00 requests/s" in page(SMALL, found)
+
+
+def test_of_a_tiny_model_on_a_large_gpu_not_all_blocks_are_made(tmp_path, monkeypatch):
+    monkeypatch.setattr("minipage.plan.forecast.MOST_BLOCKS", 1000)
+    config = {"model_type": "gpt2", "vocab_size": 100, "n_positions": 64, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tiny = Deployment(str(tmp_path), kv_cache_memory="60MiB", max_num_seqs=8)
+    assert setting_of(tiny).num_slots == 16 * 1000 < 16 * tiny.blocks()
+    found = forecast(tiny, Workload("16:8"), 1.0, num_requests=20, with_advice=False)
+    assert found.fit_on_average == pytest.approx(tiny.blocks() * 16 / 32, rel=0.1)  # one that runs holds 17 to 24
+    with pytest.raises(ConfigurationError, match="above 0"):
+        forecast(tiny, Workload("16:8"), -1.0)
 
 
 def test_more_seats_are_advised_where_seats_are_what_is_missing():
