@@ -99,8 +99,9 @@ def setting_of(deployment: Deployment) -> Setting:
             f"max_num_seqs is {deployment.max_num_seqs:,}, and at most {MOST_SEATS:,} requests at a time are "
             "simulated: lower it, or ask for --sizes-only."
         )
+    num_slots = min(blocks, MOST_BLOCKS) * deployment.block_size
     return Setting(
-        deployment.cost, min(blocks, MOST_BLOCKS) * deployment.block_size, "paged", deployment.block_size, deployment.longest, seats,
+        deployment.cost, num_slots, "paged", deployment.block_size, deployment.longest, seats,
         deployment.max_num_batched_tokens, watermark=0.0,
     )  # fmt: skip
 
