@@ -103,11 +103,13 @@ def make_store(engine: Engine, size: Any, path: str | Path | None, origin: Any) 
         return PinnedStore(cache, num_bytes, engine.block_pool)
     if path is None:
         return Store(cache, num_bytes)
+    if not isinstance(path, str | Path):
+        raise ConfigurationError(f"kv_offloading_path is {shown(path)}; it must be the name of a file.")
     architecture, weights, how = origin
     facts = repr((architecture, hash_of(weights), how)).encode()
     prefix_cache._secret = blake2b(facts, digest_size=32).digest()  # so the next engine's hashes are the same
     try:
         return Store(cache, num_bytes, Path(path))
-    except OSError as error:
+    except (OSError, ValueError) as error:  # of names, too
         what = f"where there can be no file of {shown(size)} GiB ({error})"
         raise ConfigurationError(f"kv_offloading_path is {str(path)!r}, {what}; give another, or less.") from error

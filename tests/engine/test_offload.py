@@ -404,6 +404,16 @@ def test_a_slot_that_is_half_written_is_a_miss(tiny, prompts, plain, tmp_path):
             marks=in_a_file,
         ),
         pytest.param(
+            {"kv_offloading_size": 1e-3, "kv_offloading_path": b"kv"},
+            "kv_offloading_path is b'kv'; it must be the name of a file",
+            marks=in_a_file,
+        ),
+        pytest.param(
+            {"kv_offloading_size": 1e-3, "kv_offloading_path": "/tmp/\ud800"},
+            "there can be no file of 0.001 GiB",
+            marks=in_a_file,
+        ),
+        pytest.param(
             {"kv_offloading_size": 1e-3, "kv_offloading_path": "/"},
             "there can be no file of 0.001 GiB",
             marks=in_a_file,
