@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parent / "cuda"))  # its helpers, for test
 gc.disable()
 
 # No deadline: the first call of a kernel compiles it, which takes seconds.
-settings.register_profile("ci", derandomize=True, deadline=None, max_examples=50)
+settings.register_profile("ci", derandomize=True, deadline=None, max_examples=40)
 settings.register_profile("thorough", max_examples=2_000, stateful_step_count=100, deadline=None)
 settings.register_profile("cuda", derandomize=True, deadline=None, max_examples=12)
 settings.load_profile(os.environ.get("MINIPAGE_HYPOTHESIS", "ci"))
