@@ -16,7 +16,7 @@ from minipage.simulate.measured import Timed
 
 REPEATS = 5
 BATCHES = 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128
-PROMPTS = 2, 8, 16, 32, 64, 128, 256, 500
+PROMPTS = 2, 8, 16, 32, 64, 128, 136, 256, 500  # on a GPU steps of more than 128 are no graphs here
 
 
 class WallClock:
@@ -54,6 +54,7 @@ def start(llm: LLM, dtype: str) -> CostModel:
     is_gpu = dtype != "float32"
     machine, overheads = (H200, GRAPHS) if is_gpu else (EPYC_2_CORES, ON_CPU)
     overheads = replace(overheads, kernel=0.0)  # a part of reading here: one model has one number of layers
+    overheads = replace(overheads, few_tokens=min(overheads.few_tokens, llm.scheduler.max_num_seqs))
     return CostModel(Sizes.of(llm.config), machine, overheads, 1, 2.0 if is_gpu else 4.0, kv_dtype(dtype))
 
 

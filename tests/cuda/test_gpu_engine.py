@@ -639,7 +639,7 @@ def test_steps_with_drafts_are_graphs_and_say_the_same(tiny, monkeypatch):
     monkeypatch.setattr(graphs.GraphRunner, "_likeliest", lambda *rows: waits.append(rows) or likeliest(*rows))
     llm = gpu_llm(tiny, max_num_seqs=1, async_scheduling=False)
     llm.runner.enforce_eager = False
-    monkeypatch.setattr(graphs, "FEW_TOKENS", 0)  # the prompt is none
+    monkeypatch.setattr(graphs, "MOST_READ_AGAIN", 0)  # the prompt is none
     expected = Dense(tiny).greedy(PROMPTS[1], 6)
     speculation = speculate(llm, Knowing([PROMPTS[1] + expected], lambda place: place % 3 == 2), num_tokens=3)
     assert texts(llm.generate(PROMPTS[1:2], greedy(6))) == [[expected]]
@@ -652,13 +652,23 @@ def test_steps_with_drafts_are_graphs_and_say_the_same(tiny, monkeypatch):
 
 @pytest.mark.parametrize("tiny", ["gpt2", long("llama"), long("mistral")], indirect=True)
 def test_ends_of_prompts_and_short_prompts_are_graphs_and_say_the_same(tiny, monkeypatch):
-    """Together with what decodes meanwhile; a step of more tokens is none."""
+    """Together with what decodes meanwhile; a step of more tokens is none, nor is one in which many are read again."""
     monkeypatch.setattr(graphs, "FEW_TOKENS", 4)
+    monkeypatch.setattr(graphs, "MOST_READ_AGAIN", 12)
     monkeypatch.setattr(capture, "capture", captures := Captures(num_failures=0))
     llm = gpu_llm(tiny, max_num_seqs=2, max_num_batched_tokens=5)
     llm.runner.enforce_eager = False
+    read_again, make = [], graphs.token_by_token
+
+    def watched(batch):
+        made = make(batch)
+        read_again.append(sum(made.context_lens) - sum(batch.context_lens))
+        return made
+
+    monkeypatch.setattr(graphs, "token_by_token", watched)
     assert texts(llm.generate(PROMPTS[:3], greedy(5))) == [[Dense(tiny).greedy(prompt, 5)] for prompt in PROMPTS[:3]]
     assert any(key[2] for key in llm.runner._graphs), "several tokens of a prompt in a graph"
+    assert 0 < max(read_again) < 12, "the last four of nine tokens would read 21 again"
     assert captures.tried == len(llm.runner._graphs) + len(llm.runner._draw_graphs) and captures.replayed >= 2
     assert max(key[0] for key in llm.runner._graphs) <= 4
 

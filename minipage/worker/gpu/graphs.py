@@ -6,9 +6,9 @@ A CUDA graph is a recording of all the launches of a step, replayed by one call:
     batch of 5 decodes ─▶ padded to 8 ─▶ inputs copied to where the graph of 8 reads them ─▶ replay ─▶ 5 rows of logits
 
 A graph is captured when the first batch of its size comes along; there is one for contexts of up to 512 tokens, and one
-for longer ones. Drafts (engine/speculation.py) are computed like further sequences with the same blocks, so steps with
-drafts are decodes, too. In other steps the kernels are launched one by one, and so they are where a capture fails.
-Either way the host waits for the GPU only when it needs the tokens.
+for longer ones. Drafts (engine/speculation.py) and the tokens of a short prompt are computed like further sequences
+with the same blocks, so that most steps are decodes. In other steps the kernels are launched one by one, and so they
+are where a capture fails. Either way the host waits for the GPU only when it needs the tokens.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from minipage.worker.batch import Batch, Kernels, attend_with
 from minipage.worker.gpu.ahead import Drawn, Tokens
 from minipage.worker.gpu.capture import Graphs
 from minipage.worker.gpu.checked import GPURunner
-from minipage.worker.gpu.draw import draw_on_device, sample_on_device
+from minipage.worker.gpu.draw import draw_on_device, sample_on_device, upload
 from minipage.worker.gpu.draw_in_order import How, SettingsInPlace, draw_in_order, how_in_order
 from minipage.worker.gpu.fused import FusedLayers
 from minipage.worker.gpu.inputs import StepInputs, token_by_token
@@ -44,7 +44,11 @@ from minipage.worker.gpu.turned import Later, launch_turn_and_write
 from minipage.worker.gpu.views import from_kernels, view_for_kernels
 from minipage.worker.runner import Limits
 
-FEW_TOKENS = 16  # a step of so few is a graph, whatever they are: drafts, a short prompt, or the end of a long one
+FEW_TOKENS = 16  # there are graphs for steps of this many, however few sequences there may be
+# Each token of a prompt reads all those before it anew, where a kernel for prompts would read them once. A step in which
+# fewer than this many are read again is a graph all the same: the GPU takes 2 ms at most (7B's shape, 16 KB of K and V
+# for each token of a layer), and the host, which would launch every kernel, 5 to 30.
+MOST_READ_AGAIN = 2**14
 
 
 class GraphRunner(GPURunner):
@@ -141,8 +145,7 @@ class GraphRunner(GPURunner):
         num_sampled = len(batch.sampled_rows)
         longest = int(batch.context_lens.max())
         self._key = None
-        is_graph = num_tokens <= FEW_TOKENS and not self.enforce_eager
-        if is_graph or num_tokens == num_sampled <= self._sizes[-1]:
+        if num_tokens <= self._sizes[-1] and (num_tokens == num_sampled or self._may_be_graph(batch)):
             size = first_at_least(num_tokens, self._sizes)
             is_apart = num_tokens > num_seqs  # tokens of one sequence are laid out as several
             if is_apart:
@@ -150,7 +153,8 @@ class GraphRunner(GPURunner):
             key = size, first_at_least(longest, self._lengths), is_apart and size <= FEW_SEQS
             logits = self._decode(*key, self._load(batches, size, size))  # [size, vocab_size]
             if num_sampled < num_tokens:
-                return logits[batch.sampled_rows.tolist()]  # [num_sampled, vocab_size]
+                rows = upload(batch.sampled_rows, self.device)  # [num_sampled]
+                return logits.index_select(0, rows)  # [num_sampled, vocab_size]
             self._key = key if key in self._graphs else None
         else:
             query_lens = np.diff(batch.query_start_loc)  # [num_seqs]
@@ -221,6 +225,11 @@ class GraphRunner(GPURunner):
         return self._draw_graphs.replayed((*key, how), draw)[: len(draws)]  # [num_draws]
 
     # ---- running the model
+
+    def _may_be_graph(self, batch: Batch) -> bool:
+        """With prompts in it: whether few enough tokens are read again."""
+        read_again = int((batch.positions + 1).sum() - batch.context_lens.sum())
+        return read_again < MOST_READ_AGAIN and not self.enforce_eager
 
     def _load(self, batches: Sequence[Batch], num_tokens: int, num_seqs: int) -> list[Batch]:
         return [own.load(batch, num_tokens, num_seqs) for own, batch in zip(self._inputs, batches)]
