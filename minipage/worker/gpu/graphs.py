@@ -77,6 +77,9 @@ class GraphRunner(GPURunner):
             self.model = Model(model.architecture, of_peers(model.layers.shard, fused, talk))
         self.enforce_eager = enforce_eager or not self.is_on_gpu
         self._sizes = graph_sizes(max(limits.max_num_seqs, FEW_TOKENS))
+        # With prompts in it a step may have any number of tokens, so it is padded further: fewer graphs are captured.
+        last = self._sizes[-1]
+        self._few_sizes = [size for size in self._sizes if size <= FEW_TOKENS or size % 64 == 0 or size == last]
         self._lengths = graph_lengths(limits.max_model_len)
         pool = torch.cuda.graph_pool_handle() if self.is_on_gpu else None  # memory that all graphs share
         # By size, length of context, and whether one sequence is apart; each with the logits [size, vocab_size].
@@ -146,7 +149,7 @@ class GraphRunner(GPURunner):
         longest = int(batch.context_lens.max())
         self._key = None
         if num_tokens <= self._sizes[-1] and (num_tokens == num_sampled or self._may_be_graph(batch)):
-            size = first_at_least(num_tokens, self._sizes)
+            size = first_at_least(num_tokens, self._sizes if num_tokens == num_sampled else self._few_sizes)
             is_apart = num_tokens > num_seqs  # tokens of one sequence are laid out as several
             if is_apart:
                 batches = [token_by_token(each) for each in batches]
