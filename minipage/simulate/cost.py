@@ -179,9 +179,7 @@ class CostModel:
 
     def is_graph(self, work: Work) -> bool:
         """As the runner decides it (worker/gpu/graphs.py)."""
-        reads_little = work.num_pairs - work.num_read < self.overheads.read_again
-        has_few = work.num_tokens <= self.overheads.few_tokens and reads_little
-        return has_few or work.num_sampled == work.num_tokens
+        return work.num_sampled == work.num_tokens or work.num_tokens <= self.overheads.few_tokens
 
     def products(self, work: Work) -> float:
         sizes, share = self.sizes, 1 / self.num_devices

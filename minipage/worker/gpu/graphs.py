@@ -1,4 +1,4 @@
-"""The fast runner, for PyTorch: a decode step is one copy of its inputs and one launch of a CUDA graph.
+"""The fast runner, for PyTorch: a step is one copy of its inputs and one launch of a CUDA graph.
 
 A small model's layer is a dozen kernels of a few microseconds each, less than the host needs to launch them one by one.
 A CUDA graph is a recording of all the launches of a step, replayed by one call:
@@ -6,9 +6,10 @@ A CUDA graph is a recording of all the launches of a step, replayed by one call:
     batch of 5 decodes ─▶ padded to 8 ─▶ inputs copied to where the graph of 8 reads them ─▶ replay ─▶ 5 rows of logits
 
 A graph is captured when the first batch of its size comes along; there is one for contexts of up to 512 tokens, and one
-for longer ones. Drafts (engine/speculation.py) and the tokens of a short prompt are computed like further sequences
-with the same blocks, so that most steps are decodes. In other steps the kernels are launched one by one, and so they
-are where a capture fails. Either way the host waits for the GPU only when it needs the tokens.
+for longer ones. Drafts (engine/speculation.py) are computed like further sequences with the same blocks, so steps with
+drafts are decodes, too. Steps with prompts in them are padded to a few sizes, of tokens and of sequences. In larger
+steps the kernels are launched one by one, and so they are where a capture fails. Either way the host waits for the GPU
+only when it needs the tokens.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from minipage.worker.batch import Batch, Kernels, attend_with
 from minipage.worker.gpu.ahead import Drawn, Tokens
 from minipage.worker.gpu.capture import Graphs
 from minipage.worker.gpu.checked import GPURunner
-from minipage.worker.gpu.draw import draw_on_device, sample_on_device, upload
+from minipage.worker.gpu.draw import draw_on_device, sample_on_device
 from minipage.worker.gpu.draw_in_order import How, SettingsInPlace, draw_in_order, how_in_order
 from minipage.worker.gpu.fused import FusedLayers
 from minipage.worker.gpu.inputs import StepInputs, token_by_token
@@ -44,11 +45,9 @@ from minipage.worker.gpu.turned import Later, launch_turn_and_write
 from minipage.worker.gpu.views import from_kernels, view_for_kernels
 from minipage.worker.runner import Limits
 
-FEW_TOKENS = 16  # there are graphs for steps of this many, however few sequences there may be
-# Each token of a prompt reads all those before it anew, where a kernel for prompts would read them once. A step in which
-# fewer than this many are read again is a graph all the same: the GPU takes 2 ms at most (7B's shape, 16 KB of K and V
-# for each token of a layer), and the host, which would launch every kernel, 5 to 30.
-MOST_READ_AGAIN = 2**14
+FEW_TOKENS = 16  # there are graphs for this many decodes, however few sequences may run: one may have drafts
+# With prompts in it, a step is padded to one of so many tokens. Beyond, the GPU takes as long as the host.
+PROMPT_SIZES = 16, 64, 128, 256, 512
 
 
 class GraphRunner(GPURunner):
@@ -77,12 +76,11 @@ class GraphRunner(GPURunner):
             self.model = Model(model.architecture, of_peers(model.layers.shard, fused, talk))
         self.enforce_eager = enforce_eager or not self.is_on_gpu
         self._sizes = graph_sizes(max(limits.max_num_seqs, FEW_TOKENS))
-        # With prompts in it a step may have any number of tokens, so it is padded further: fewer graphs are captured.
-        last = self._sizes[-1]
-        self._few_sizes = [size for size in self._sizes if size <= FEW_TOKENS or size % 64 == 0 or size == last]
+        self._prompt_sizes = sorted({min(size, limits.max_num_batched_tokens) for size in PROMPT_SIZES})
         self._lengths = graph_lengths(limits.max_model_len)
         pool = torch.cuda.graph_pool_handle() if self.is_on_gpu else None  # memory that all graphs share
-        # By size, length of context, and whether one sequence is apart; each with the logits [size, vocab_size].
+        # By number of sequences, length of context, and whether a sequence is apart, or, with prompts, the number of
+        # tokens; each with the logits [num_seqs, vocab_size].
         self._graphs = Graphs(pool)
         self._key: tuple[Any, ...] | None = None  # of the graph that wrote the last logits
         self._rows_to_draw = 0  # for how many there is still memory in graphs of draws
@@ -104,6 +102,7 @@ class GraphRunner(GPURunner):
         self.sample(logits, [(row, worst_case) for row in range(len(logits))])
         bytes_per_row: int = logits.stride(0) * logits.element_size()
         rows = sum(self._sizes) + sum(size for size in self._sizes if size <= FEW_SEQS)  # the latter in both ways
+        rows += len(self._prompt_sizes) * (FEW_TOKENS + self._sizes[-1])
         kept = len(self._lengths) * rows * bytes_per_row
         return 0 if self.enforce_eager else kept + self._bytes_to_draw()
 
@@ -147,24 +146,29 @@ class GraphRunner(GPURunner):
         num_seqs = len(batch.context_lens)
         num_sampled = len(batch.sampled_rows)
         longest = int(batch.context_lens.max())
-        self._key = None
-        if num_tokens <= self._sizes[-1] and (num_tokens == num_sampled or self._may_be_graph(batch)):
-            size = first_at_least(num_tokens, self._sizes if num_tokens == num_sampled else self._few_sizes)
+        length = first_at_least(longest, self._lengths)
+        if num_tokens == num_sampled <= self._sizes[-1]:
+            size = first_at_least(num_tokens, self._sizes)
             is_apart = num_tokens > num_seqs  # tokens of one sequence are laid out as several
             if is_apart:
                 batches = [token_by_token(each) for each in batches]
-            key = size, first_at_least(longest, self._lengths), is_apart and size <= FEW_SEQS
-            logits = self._decode(*key, self._load(batches, size, size))  # [size, vocab_size]
-            if num_sampled < num_tokens:
-                rows = upload(batch.sampled_rows, self.device)  # [num_sampled]
-                return logits.index_select(0, rows)  # [num_sampled, vocab_size]
-            self._key = key if key in self._graphs else None
+            key = size, length, is_apart and size <= FEW_SEQS
+            logits = self._decode(*key, self._load(batches, size, size, are_decodes=True))  # [size, vocab_size]
+        elif self._may_be_graph(num_tokens, num_sampled):
+            size = first_at_least(num_tokens, self._prompt_sizes)
+            seqs = first_at_least(max(num_seqs, num_sampled), (FEW_TOKENS, self._sizes[-1]))
+            key = seqs, length, size
+            inputs = self._load(batches, size, seqs)
+            run = partial(self._run, inputs, 1, size, length, inputs[0].sampled_rows)
+            logits = self._graphs.replayed(key, run)  # [seqs, vocab_size]
         else:
+            key = None
             query_lens = np.diff(batch.query_start_loc)  # [num_seqs]
             inputs = self._load(batches, num_tokens, num_seqs)
             rows = inputs[0].sampled_rows  # [num_seqs or more]
             # [num_seqs or more, vocab_size]
             logits = self._run(inputs, int(query_lens.min()), int(query_lens.max()), longest, rows)
+        self._key = key if key in self._graphs else None
         return logits[:num_sampled]  # [num_sampled, vocab_size]
 
     @torch.inference_mode()
@@ -229,13 +233,13 @@ class GraphRunner(GPURunner):
 
     # ---- running the model
 
-    def _may_be_graph(self, batch: Batch) -> bool:
-        """With prompts in it: whether few enough tokens are read again."""
-        read_again = int((batch.positions + 1).sum() - batch.context_lens.sum())
-        return read_again < MOST_READ_AGAIN and not self.enforce_eager
+    def _may_be_graph(self, num_tokens: int, num_sampled: int) -> bool:
+        """With prompts in it. Whose prompt's log probabilities are wanted may have many rows."""
+        is_small = num_tokens <= self._prompt_sizes[-1] and num_sampled <= self._sizes[-1]
+        return is_small and not self.enforce_eager
 
-    def _load(self, batches: Sequence[Batch], num_tokens: int, num_seqs: int) -> list[Batch]:
-        return [own.load(batch, num_tokens, num_seqs) for own, batch in zip(self._inputs, batches)]
+    def _load(self, batches: Sequence[Batch], num_tokens: int, num_seqs: int, are_decodes: bool = False) -> list[Batch]:
+        return [own.load(batch, num_tokens, num_seqs, are_decodes) for own, batch in zip(self._inputs, batches)]
 
     def _decode(self, size: int, length: int, is_apart: bool, inputs: list[Batch]) -> torch.Tensor:
         """[size, vocab_size] logits of `size` sequences with one token each, of which some may be padding.
