@@ -122,8 +122,7 @@ def test_rotations_that_wait_until_k_and_v_are_written(tiny, monkeypatch):
     prompts, lengths = [prompt[:2] for prompt in PROMPTS], (2, 3, 3, 3)
     outputs = llm.generate(prompts, [greedy(length) for length in lengths])
     assert texts(outputs) == [[Dense(tiny).greedy(prompt, most)] for prompt, most in zip(prompts, lengths)]
-    on_device = set() if is_simulated() else {8}  # a graph of few tokens computes the prompts, token by token
-    assert set(sizes) == {4} | on_device, "three sequences are padded to four, and prompts of many tokens do not wait"
+    assert set(sizes) == {4}, "three sequences are padded to four, and prompts do not wait"
 
 
 @pytest.mark.parametrize(

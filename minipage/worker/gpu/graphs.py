@@ -46,7 +46,7 @@ from minipage.worker.gpu.views import from_kernels, view_for_kernels
 from minipage.worker.runner import Limits
 
 FEW_TOKENS = 16  # there are graphs for this many decodes, however few sequences may run: one may have drafts
-# With prompts in it, a step is padded to one of so many tokens. Beyond, the GPU takes as long as the host.
+# To one of these numbers of tokens a step with prompts in it is padded. Beyond, the GPU takes as long as the host.
 PROMPT_SIZES = 16, 64, 128, 256, 512
 
 
@@ -141,34 +141,20 @@ class GraphRunner(GPURunner):
     @torch.inference_mode()
     def compute(self, batches: list[Batch]) -> torch.Tensor:  # type: ignore[override]
         """[num_sampled, vocab_size] logits, on the GPU, in the dtype of the model; until the next step."""
-        batch = batches[0]
-        num_tokens = len(batch.token_ids)
-        num_seqs = len(batch.context_lens)
-        num_sampled = len(batch.sampled_rows)
+        batch, self._key = batches[0], None
+        num_tokens, num_sampled = len(batch.token_ids), len(batch.sampled_rows)
         longest = int(batch.context_lens.max())
         length = first_at_least(longest, self._lengths)
         if num_tokens == num_sampled <= self._sizes[-1]:
-            size = first_at_least(num_tokens, self._sizes)
-            is_apart = num_tokens > num_seqs  # tokens of one sequence are laid out as several
-            if is_apart:
-                batches = [token_by_token(each) for each in batches]
-            key = size, length, is_apart and size <= FEW_SEQS
-            logits = self._decode(*key, self._load(batches, size, size, are_decodes=True))  # [size, vocab_size]
+            logits = self._decodes(batches, length)  # [size, vocab_size]
         elif self._may_be_graph(num_tokens, num_sampled):
-            size = first_at_least(num_tokens, self._prompt_sizes)
-            seqs = first_at_least(max(num_seqs, num_sampled), (FEW_TOKENS, self._sizes[-1]))
-            key = seqs, length, size
-            inputs = self._load(batches, size, seqs)
-            run = partial(self._run, inputs, 1, size, length, inputs[0].sampled_rows)
-            logits = self._graphs.replayed(key, run)  # [seqs, vocab_size]
+            logits = self._with_prompts(batches, length)  # [num_seqs or more, vocab_size]
         else:
-            key = None
             query_lens = np.diff(batch.query_start_loc)  # [num_seqs]
-            inputs = self._load(batches, num_tokens, num_seqs)
+            inputs = self._load(batches, num_tokens, len(query_lens))
             rows = inputs[0].sampled_rows  # [num_seqs or more]
             # [num_seqs or more, vocab_size]
             logits = self._run(inputs, int(query_lens.min()), int(query_lens.max()), longest, rows)
-        self._key = key if key in self._graphs else None
         return logits[:num_sampled]  # [num_sampled, vocab_size]
 
     @torch.inference_mode()
@@ -238,16 +224,38 @@ class GraphRunner(GPURunner):
         is_small = num_tokens <= self._prompt_sizes[-1] and num_sampled <= self._sizes[-1]
         return is_small and not self.enforce_eager
 
-    def _load(self, batches: Sequence[Batch], num_tokens: int, num_seqs: int, are_decodes: bool = False) -> list[Batch]:
-        return [own.load(batch, num_tokens, num_seqs, are_decodes) for own, batch in zip(self._inputs, batches)]
-
-    def _decode(self, size: int, length: int, is_apart: bool, inputs: list[Batch]) -> torch.Tensor:
+    def _decodes(self, batches: list[Batch], length: int) -> torch.Tensor:
         """[size, vocab_size] logits of `size` sequences with one token each, of which some may be padding.
 
-        is_apart: all K and V are written before any are read, because some of these sequences are one in truth.
+        If in truth some of these sequences are one, all K and V are written before any are read.
         """
+        num_tokens, num_seqs = len(batches[0].token_ids), len(batches[0].context_lens)
+        size = first_at_least(num_tokens, self._sizes)
+        if num_tokens > num_seqs:
+            batches = [token_by_token(each) for each in batches]
+        is_apart = num_tokens > num_seqs and size <= FEW_SEQS  # of many, they are written before in any case
+        inputs = self._load(batches, size, size, are_decodes=True)
         run = partial(self._run, inputs, 1, 1, length, is_apart=is_apart)
-        return run() if self.enforce_eager else self._graphs.replayed((size, length, is_apart), run)
+        return self._replayed((size, length, is_apart), run)  # [size, vocab_size]
+
+    def _with_prompts(self, batches: list[Batch], length: int) -> torch.Tensor:
+        """[seqs, vocab_size] logits of up to `seqs` sequences, some with several tokens; the rest is padding."""
+        batch = batches[0]
+        size = first_at_least(len(batch.token_ids), self._prompt_sizes)
+        most = max(len(batch.context_lens), len(batch.sampled_rows))
+        seqs = first_at_least(most, (FEW_TOKENS, self._sizes[-1]))
+        inputs = self._load(batches, size, seqs)
+        run = partial(self._run, inputs, 1, size, length, inputs[0].sampled_rows)
+        return self._replayed((seqs, length, size), run)  # [seqs, vocab_size]
+
+    def _replayed(self, key: tuple[Any, ...], run: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """What `run` computes [rows, vocab_size], from its graph if there may be one."""
+        logits = run() if self.enforce_eager else self._graphs.replayed(key, run)  # [rows, vocab_size]
+        self._key = key if key in self._graphs else None
+        return logits
+
+    def _load(self, batches: Sequence[Batch], num_tokens: int, num_seqs: int, are_decodes: bool = False) -> list[Batch]:
+        return [own.load(batch, num_tokens, num_seqs, are_decodes) for own, batch in zip(self._inputs, batches)]
 
     def _run(
         self, inputs: list[Batch], min_query_len: int, max_query_len: int, max_context_len: int, rows: Any = None,
