@@ -149,7 +149,8 @@ class Speculation:
                 getattr(type(table), "truncate", BlockTable.truncate)(table, chunk.start + num_new)
             self.num_drafts += 1
             self.num_draft_tokens += len(chunk.drafts)
-            self.num_accepted = [n + (place < num_new - 1) for place, n in enumerate(self.num_accepted)]
+            for place in range(num_new - 1):
+                self.num_accepted[place] += 1
 
     def stats(self) -> dict[str, Any]:
         counts = self.num_drafts, self.num_draft_tokens, sum(self.num_accepted), list(self.num_accepted)
@@ -158,7 +159,7 @@ class Speculation:
     def reset_stats(self) -> None:
         self._phases["reset_stats"]()
         self.num_drafts = self.num_draft_tokens = 0  # times that something was drafted for a text, and tokens drafted
-        self.num_accepted: list[int] = [0] * self.num_tokens  # by position: the first draft of a text, its second, ...
+        self.num_accepted = [0] * self.num_tokens  # by position: the first draft of a text, its second, ...
 
     # ---- helpers
 
