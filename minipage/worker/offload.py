@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from mmap import mmap
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import NamedTemporaryFile, TemporaryDirectory
 from typing import Any
 from warnings import warn
 
@@ -43,23 +43,27 @@ class Store:
         self.map = None if path is None else open_file(Path(path), num_rows, row_size)
         memory = self.map or np.zeros(num_rows * row_size, np.uint8)  # [num_bytes]
         self.rows = np.frombuffer(memory, np.uint8).reshape(-1, row_size)[1:]  # [num_slots, row_size]
+        self.own_row: Any = np.zeros(row_size, np.uint8)  # [row_size]; on the way: to the rows others may write, too
         self.names = [row[16:LABEL].tobytes().rstrip(b"\0")[:-1] for row in self.rows]
 
     def save(self, slot: int, block_hash: bytes, block: int) -> bool:
-        contents = b"".join(array[:, block].tobytes() for array in self.cache.arrays)
-        self.row(slot)[:] = np.frombuffer(self.label(block_hash, contents) + contents, np.uint8)  # [row_size]
+        for array, part in parts(self.cache, self.own_row[LABEL:]):
+            part[...] = array[:, block]  # [num_layers, block_size, ...]
+        self.own_row[:LABEL] = self.label(block_hash)  # [LABEL]
+        self.row(slot)[:] = self.own_row  # [row_size]
         return True
 
     def load(self, slot: int, block_hash: bytes, block: int) -> bool:
-        row = self.row(slot).copy()  # [row_size]; what is checked is what is used, whoever else writes to the file
-        for array, part in parts(self.cache, row[LABEL:]):
+        self.own_row[:] = self.row(slot)  # [row_size]
+        for array, part in parts(self.cache, self.own_row[LABEL:]):
             array[:, block] = part  # [num_layers, block_size, ...]
-        return bool(row[:LABEL].tobytes() == self.label(block_hash, row[LABEL:]))
+        return bool(np.array_equal(self.own_row[:LABEL], self.label(block_hash)))
 
-    def label(self, block_hash: bytes, contents: Any) -> bytes:
-        """Of a row. In memory, where nobody else writes, it has no checksum."""
-        checksum = blake2b(contents if self.map else b"", key=block_hash, digest_size=16).digest()
-        return checksum + (block_hash + b".").ljust(LABEL - 16, b"\0")  # the dot, because a hash may end in zeros, too
+    def label(self, block_hash: bytes) -> Any:
+        """[LABEL], of our own row. In memory, where nobody else writes, it has no checksum."""
+        checksum = blake2b(self.own_row[LABEL:] if self.map else b"", key=block_hash, digest_size=16).digest()
+        # After a hash comes a dot, because it may end in zeros, too.
+        return np.frombuffer(checksum + (block_hash + b".").ljust(LABEL - 16, b"\0"), np.uint8)
 
     def clear(self) -> None:
         for slot in range(len(self.rows)):
@@ -86,11 +90,10 @@ def open_file(path: Path, num_rows: int, row_size: int) -> mmap:
         return mmap(-1, row_size)  # with no slots
     if begin != MAGIC or path.stat().st_size != num_rows * row_size:
         with TemporaryDirectory(dir=path.parent) as folder:
-            new = Path(folder, "new")
-            new.touch(0o600)
-            with new.open("wb") as file:  # all of it, so that a full disk shows here and not later
-                file.writelines([MAGIC.ljust(row_size, b"\0"), *[bytes(row_size)] * (num_rows - 1)])
-            new.replace(path)  # whoever has the old one open keeps that
+            with NamedTemporaryFile(dir=folder, delete=False) as new:  # which only its owner may read
+                # All of it, so that a full disk shows here and not later.
+                new.writelines([MAGIC.ljust(row_size, b"\0"), *[bytes(row_size)] * (num_rows - 1)])
+            Path(new.name).replace(path)  # whoever has the old one open keeps that
     with path.open("r+b") as file:
         return mmap(file.fileno(), 0)
 
