@@ -71,9 +71,9 @@ class Offloading:
     def stats(self) -> dict[str, Any]:
         """The pool's hits are those that were there; the tier is asked for all others."""
         numbers: dict[str, Any] = self._phases["stats"]()
-        numbers["vllm:prefix_cache_hits"] -= (hits := self.engine._stats.counters[HITS])
-        queries = numbers["vllm:prefix_cache_queries"] - numbers["vllm:prefix_cache_hits"]
-        return numbers | {QUERIES: queries, HITS: hits}
+        hits = self.engine._stats.counters[HITS]
+        numbers["vllm:prefix_cache_hits"] -= hits
+        return numbers | {QUERIES: numbers["vllm:prefix_cache_queries"] - numbers["vllm:prefix_cache_hits"], HITS: hits}
 
 
 def make_store(engine: Engine, size: Any, path: Any, origin: Any) -> Any:

@@ -57,7 +57,7 @@ class Store:
         self.own_row[:] = self.row(slot)  # [row_size]
         for array, part in parts(self.cache, self.own_row[LABEL:]):
             array[:, block] = part  # [num_layers, block_size, ...]
-        return bool(np.array_equal(self.own_row[:LABEL], self.label(block_hash)))
+        return np.array_equal(self.own_row[:LABEL], self.label(block_hash))
 
     def label(self, block_hash: bytes) -> Any:
         """[LABEL], of our own row. In memory, where nobody else writes, it has no checksum."""
