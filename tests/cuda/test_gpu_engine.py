@@ -793,7 +793,7 @@ def travelling(monkeypatch):
         monkeypatch.setattr("minipage.worker.gpu.offload.cuda", streams)
         monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
         monkeypatch.setattr(
-            "minipage.engine.offload.Store", lambda _, num_bytes: PinnedStore(cache, num_bytes, llm.block_pool)
+            "minipage.engine.offload.Store", lambda _, num_bytes, path: PinnedStore(cache, num_bytes, llm.block_pool)
         )
         give_tier(llm, num_slots, is_pinned=True)
         return llm, streams
