@@ -90,10 +90,10 @@ def measure(model: str, folder: str) -> list[dict[str, Any]]:
     options = {"device": "cuda", "dtype": "float16", "load_format": "dummy", "memory": "4GiB", "seed": 0}
     plain, ahead = (LLM(folder, speculative_config=config, **options) for config in (None, {"method": "ngram"}))
     speculation: Any = ahead.speculation  # type: ignore[attr-defined]
-    as_it_is = speculation.most_tokens
+    as_it_is = speculation.most_rows
     rows = []
     for num_texts, most_tokens in ((1, as_it_is), (32, as_it_is), (32, 256)):
-        speculation.most_tokens = most_tokens
+        speculation.most_rows = most_tokens
         prompts = np.random.default_rng(0).integers(0, 50_000, (num_texts, PROMPT_LEN)).tolist()
         proposers: dict[str, Proposer] = {
             "n-grams": NGrams(1, 8),

@@ -42,7 +42,7 @@ from minipage.scheduling import Chunk, Sequence, StepPlan
 
 # Tokens of a step that has drafts. On a CPU, products of this many rows take little longer than of one, and much
 # longer beyond; with more texts than this, nothing is drafted. A runner may have a `cheap_rows` of its own.
-MOST_TOKENS = 16
+CHEAP_ROWS = 16
 METRICS = (  # in `LLM.stats()` and /metrics, if there is speculation
     Metric("vllm:spec_decode_num_drafts", "counter", "times that tokens were drafted for a text"),
     Metric("vllm:spec_decode_num_draft_tokens", "counter", "tokens drafted"),
@@ -81,8 +81,7 @@ class Speculation:
         self.engine = engine
         self.num_tokens, self.proposer, is_kept = read(config, make_llm, engine.model.architecture.vocab_size)
         self.accounts = Accounts(is_kept, lambda: getattr(engine.runner, "num_graphs", 0))  # of whether guesses pay
-        cheap_rows = getattr(engine.runner, "cheap_rows", MOST_TOKENS)
-        self.most_tokens = min(cheap_rows, engine.scheduler.max_num_batched_tokens)
+        self.most_rows = min(getattr(engine.runner, "cheap_rows", CHEAP_ROWS), engine.scheduler.max_num_batched_tokens)
         self.is_due = False  # whether the next step should have drafts; until then steps may overlap (overlap.py)
         # Of each text, what was guessed last: the place of a token, and the token.
         self._guesses: WeakKeyDictionary[Sequence, tuple[int, int]] = WeakKeyDictionary()
@@ -94,7 +93,7 @@ class Speculation:
         may_draft = self.is_due or not hasattr(self.engine, "overlap")
         self.accounts.begin(is_alone=may_draft)  # a step that may have drafts does not overlap
         plan: StepPlan = self._phases["schedule"]()
-        room = self.most_tokens - len(plan.chunks) if self.accounts.may_ask(plan) else 0
+        room = self.most_rows - len(plan.chunks) if self.accounts.may_ask(plan) else 0
         counts = {i: n for i, chunk in enumerate(plan.chunks) if room > 0 and (n := self._num_wanted(chunk)) > 0}
         # Without the placeholders of steps that overlap:
         texts = [ids[:-1] if (ids := plan.chunks[i].seq.token_ids)[-1] < 0 else ids for i in counts]

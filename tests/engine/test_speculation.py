@@ -14,7 +14,7 @@ from hypothesis.stateful import run_state_machine_as_test as run
 
 from minipage import LLM, SamplingParams, StructuredOutputsParams
 from minipage.engine.drafts import NGrams, find
-from minipage.engine.speculation import MOST_TOKENS
+from minipage.engine.speculation import CHEAP_ROWS
 from minipage.errors import ConfigurationError
 
 WAYS = {
@@ -232,11 +232,11 @@ def test_a_draft_model_of_another_tokenizer_is_refused(tiny):
 
 def test_large_steps_have_no_drafts(tiny, make_prompt):
     llm = LLM(tiny, num_blocks=64)
-    prompts = [make_prompt(i, 5) for i in range(MOST_TOKENS)]
+    prompts = [make_prompt(i, 5) for i in range(CHEAP_ROWS)]
     params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
     plain, _ = serve(LLM(tiny, num_blocks=64), prompts, params)
     speculation = speculate(llm, Knowing([output.prompt_token_ids + output.outputs[0].token_ids for output in plain]))
-    speculation.most_tokens = MOST_TOKENS  # also on a GPU
+    speculation.most_rows = CHEAP_ROWS  # also on a GPU
     serve(llm, prompts, params)
     assert speculation.num_drafts == 0
     serve(llm, prompts[:5], params)
@@ -252,7 +252,7 @@ def test_room_for_drafts_is_shared_out(tiny, make_prompt):
     plain, _ = serve(LLM(tiny, num_blocks=64), prompts, params)
     llm = LLM(tiny, num_blocks=64)
     speculation = speculate(llm, Knowing([output.prompt_token_ids + output.outputs[0].token_ids for output in plain]))
-    speculation.most_tokens, shares, forward = 10, [], llm.forward
+    speculation.most_rows, shares, forward = 10, [], llm.forward
 
     def watched(plan):
         shares.append([chunk.num_tokens - 1 for chunk in plan.chunks])
