@@ -140,12 +140,12 @@ def test_a_text_that_the_tokenizer_has_no_token_for_is_told_so_and_an_empty_one_
     assert llm.generate("a☃b", SHORT)[0].prompt_token_ids == [0, 1]
     for prompt in ("☃", {"prompt": "☃"}, "☃" * 10**5):
         with pytest.raises(
-            InvalidRequestError, match="^the prompt '☃.*has no character known to the tokenizer"
+            InvalidRequestError, match=r"^the prompt '☃.*has no character known to the tokenizer"
         ) as error:
             llm.add_request(prompt)
         assert len(str(error.value)) < 200
     for prompt in ("", {"prompt": ""}, {"prompt": "☃", "prompt_token_ids": []}):
-        with pytest.raises(InvalidRequestError, match="^the prompt is empty"):
+        with pytest.raises(InvalidRequestError, match=r"^the prompt is empty"):
             llm.add_request(prompt)
 
 
