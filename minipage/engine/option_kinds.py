@@ -8,11 +8,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from numbers import Number
 from os import PathLike
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 
+from minipage.attention.quantize import KV_CACHE_DTYPES
 from minipage.errors import ConfigurationError, shown
+from minipage.memory.eviction import EVICTIONS
+from minipage.model.checkpoint import LOAD_FORMATS
+from minipage.model.place import DEVICES, DTYPES
+from minipage.scheduling import POLICIES, Preemption
 
 
 class Kind(NamedTuple):
@@ -26,12 +31,12 @@ def is_name(value: object) -> bool:
     return value is None or isinstance(value, str)  # None is left to the parts, for some of which it is a choice
 
 
-def name(example: str) -> Kind:
-    return Kind(f"a name such as {example!r}", is_name)
+def one_of(*names: str) -> Kind:
+    return Kind(f"one of {', '.join(names)}", is_name)
 
 
-def name_or_function(example: str) -> Kind:
-    return Kind(f"a name such as {example!r}, or a function", lambda value: is_name(value) or callable(value))
+def function_or(*names: str) -> Kind:
+    return Kind(f"a function or one of {', '.join(names)}", lambda value: is_name(value) or callable(value))
 
 
 def part(what: str, method: str) -> Kind:
@@ -41,16 +46,16 @@ def part(what: str, method: str) -> Kind:
 
 FLAG = Kind("True or False", lambda value: isinstance(value, bool | np.bool))
 KINDS = {
-    "device": name("cpu"),
-    "arrays": name("numpy"),
-    "dtype": name("float32"),
-    "kv_cache_dtype": name("auto"),
-    "quantization": name("int8"),
-    "load_format": name("dummy"),
-    "preemption": name("swap"),
-    "attention": name_or_function("reference"),
-    "policy": name_or_function("priority"),
-    "eviction": name_or_function("lfu"),
+    "device": one_of(*DEVICES["torch"]),
+    "arrays": one_of(*DTYPES),
+    "dtype": one_of(*DTYPES["torch"]),
+    "kv_cache_dtype": one_of("auto", *KV_CACHE_DTYPES),
+    "quantization": Kind("None or int8", is_name),
+    "load_format": one_of(*LOAD_FORMATS),
+    "preemption": one_of(*get_args(Preemption)),
+    "attention": function_or("cpu", "loops", "reference", "cuda"),
+    "policy": function_or(*POLICIES),
+    "eviction": function_or(*EVICTIONS),
     "enable_prefix_caching": FLAG,
     "enforce_eager": FLAG,
     "scheduler_reserve_full_isl": FLAG,
@@ -61,7 +66,7 @@ KINDS = {
     "progress": Kind("a function", callable),
 }
 SPECULATIVE = {
-    "method": name("ngram"),
+    "method": one_of("ngram", "draft_model"),
     "model": Kind("the name of a model", lambda value: isinstance(value, str | PathLike | None)),
     "only_if_quicker": FLAG,
 }
