@@ -243,6 +243,27 @@ def test_large_steps_have_no_drafts(tiny, make_prompt):
     assert 0 < speculation.num_draft_tokens
 
 
+def test_room_for_drafts_is_shared_out(tiny, make_prompt):
+    """The first draft of a text is right most often: rather one for each than all for the first."""
+    prompts, params = (
+        [make_prompt(i, 5) for i in range(4)],
+        SamplingParams(temperature=0, max_tokens=12, ignore_eos=True),
+    )
+    plain, _ = serve(LLM(tiny, num_blocks=64), prompts, params)
+    llm = LLM(tiny, num_blocks=64)
+    speculation = speculate(llm, Knowing([output.prompt_token_ids + output.outputs[0].token_ids for output in plain]))
+    speculation.most_tokens, shares, forward = 10, [], llm.forward
+
+    def watched(plan):
+        shares.append([chunk.num_tokens - 1 for chunk in plan.chunks])
+        return forward(plan)
+
+    llm.forward = watched
+    outputs, _ = serve(llm, prompts, params)
+    assert [output.outputs[0].token_ids for output in outputs] == [output.outputs[0].token_ids for output in plain]
+    assert [2, 2, 1, 1] in shares, "six drafts for four texts"
+
+
 def test_who_is_always_wrong_is_asked_less_and_less_often(tiny, make_prompt):
     prompt = make_prompt(0, 5)
     params = SamplingParams(temperature=0, max_tokens=50, ignore_eos=True)
