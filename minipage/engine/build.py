@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, get_args
 
-import numpy as np
-
 from minipage.attention import cpu, loops, reference
 from minipage.attention.quantize import kv_dtype
+from minipage.engine.option_kinds import check_kinds, is_same
 from minipage.errors import ConfigurationError, require_positive, shown
 from minipage.memory import BlockPool
 from minipage.memory.eviction import Eviction, lru
@@ -38,14 +37,12 @@ def check_options(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None
 
     given: all of them, by name.
     """
+    check_kinds(given, defaults)
     seed, num_blocks, memory = given["seed"], given["num_blocks"], given["memory"]
     if not (seed is None or (is_whole(seed) and seed >= 0)):
         raise ConfigurationError(f"seed is {shown(seed)}; it must be None or a whole number of at least 0.")
     if num_blocks is not None and memory is not None:
         raise ConfigurationError(f"num_blocks is {shown(num_blocks)} and memory {shown(memory)}: give one of the two.")
-    for name in ("enable_prefix_caching", "enforce_eager", "scheduler_reserve_full_isl", "async_scheduling"):
-        if given[name] is not defaults[name] and not isinstance(given[name], bool | np.bool):
-            raise ConfigurationError(f"{name} is {shown(given[name])}; it must be True or False.")
     if given["scheduler"] is not None and not callable(given["scheduler"]):
         refuse_overridden("scheduler", SCHEDULER_OPTIONS, given, defaults)
     elif given["block_pool"] is not None:
@@ -54,7 +51,7 @@ def check_options(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None
 
 def refuse_overridden(part: str, options: Iterable[str], given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """Raise ConfigurationError if a part that is ready comes together with options that it makes void."""
-    if void := [name for name in options if given[name] != defaults[name]]:
+    if void := [name for name in options if not is_same(given[name], defaults[name])]:
         raise ConfigurationError(
             f"{', '.join(void)} would have no effect, because the {part} that is handed in has settings of its own. "
             f"Leave out one or the other."

@@ -167,6 +167,37 @@ def test_aborting_what_is_unknown_or_finished_says_so(llm):
     assert llm.abort(request_id) is False
 
 
+@pytest.mark.parametrize("as_given", [list, tuple, set, iter, np.array], ids=lambda kind: kind.__name__)
+def test_several_requests_are_aborted_at_once_and_no_other(tiny, dense, as_given):
+    llm = LLM(tiny, num_blocks=20, attention="reference")
+    ids = [llm.add_request([i + 1], greedy(5)) for i in range(4)]
+    llm.step()
+    assert llm.abort(as_given([ids[2], "nobody", ids[0], ids[2]])) is True
+    assert llm.abort([ids[0], ids[2]]) is llm.abort([]) is False
+    last = run(llm)
+    assert [last[name].outputs[0].finish_reason for name in ids] == ["abort", "length", "abort", "length"]
+    assert last[ids[3]].outputs[0].token_ids == dense.greedy([4], 5)
+    assert_empty(llm)
+
+
+def test_what_is_no_request_id_cannot_be_aborted_and_nothing_is(llm):
+    request_id = llm.add_request([1], greedy(2))
+    for wrong in (
+        0,
+        None,
+        [0],
+        [[request_id]],
+        [request_id, None],
+        {"a": 1}.values(),
+        np.array(5),
+        b"0",
+        {1: request_id},
+    ):
+        with pytest.raises(InvalidRequestError, match=r"^request_id is .*; it must be a string, or a list of strings"):
+            llm.abort(wrong)
+    assert run(llm)[request_id].outputs[0].finish_reason == "length"
+
+
 def test_a_stream_is_told_when_its_request_is_aborted(llm):
     stream = llm.stream([[1], [2]], greedy(9))
     first = next(stream)

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from minipage import LLM
@@ -159,6 +160,9 @@ def test_a_model_that_does_not_fit_is_a_sentence_with_the_bytes():
         ({"num_blocks": -1}, "num_blocks is -1"),
         ({"max_model_len": 131_073}, "at most Llama-3.1-8B's context, 131,072"),
         ({"kv_cache_dtype": "int3"}, "kv_cache_dtype is 'int3'"),
+        ({"kv_cache_dtype": np.array(["int8", "fp8"])}, "kv_cache_dtype is array"),
+        ({"dtype": np.array(["int8", "fp8"])}, "dtype is array"),
+        ({"dtype": ["int8"]}, r"dtype is \['int8'\]"),
         ({"tensor_parallel_size": 7}, "32 heads cannot be shared by 7 devices"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
