@@ -85,7 +85,7 @@ class AsyncLLM:
         """
         self.check_alive()
         prompt = await asyncio.to_thread(self.engine.read_prompt, prompt, params)  # may take its time
-        mailbox = Mailbox(request_id, asyncio.get_running_loop())
+        mailbox = Mailbox(asyncio.get_running_loop())
         try:
             self._submit(mailbox, prompt, params, request_id, priority, cache_salt)
             while not mailbox.is_over:
@@ -105,7 +105,7 @@ class AsyncLLM:
     ) -> Generator[RequestOutput, None, None]:
         """Like `generate`, for a thread without an event loop."""
         self.check_alive()
-        mailbox = Mailbox(request_id, None)
+        mailbox = Mailbox(None)
         try:
             prompt = self.engine.read_prompt(prompt, params)
             self._submit(mailbox, prompt, params, request_id, priority, cache_salt)

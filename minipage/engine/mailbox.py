@@ -24,8 +24,8 @@ class Answer(Future[Result], Generic[Result]):
 class Mailbox:
     """Where the engine's thread leaves what is new of one request, for the task or thread that reads it."""
 
-    def __init__(self, request_id: str | None, loop: asyncio.AbstractEventLoop | None) -> None:
-        self.request_id = request_id  # None until the engine has chosen one
+    def __init__(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        self.request_id: str | None = None  # until the engine has taken the request
         self.loop = loop  # the reader's; None: it is a thread
         self.arrived: Any = threading.Event() if loop is None else asyncio.Event()
         self.is_over = False  # its reader has had the last of it, or has gone

@@ -162,6 +162,7 @@ def test_a_bad_request_is_its_own_affair(llm, make_prompt):
                 (make_prompt(2), "greedy", None, "SamplingParams"),
                 (make_prompt(2, 40), SamplingParams(n=9, max_tokens=20), None, "pool"),
                 (make_prompt(2), GREEDY, 5, "request_id"),
+                (make_prompt(2), GREEDY, [5], "request_id"),  # which nothing can be looked up by
             ):
                 with pytest.raises(InvalidRequestError, match=message):
                     await last(engine.generate(prompt, params, request_id=name))
