@@ -18,7 +18,7 @@ class Answer(Future[Result], Generic[Result]):
     """What the engine's thread will answer: `await` it in a task, call `result()` in a thread, or leave it."""
 
     def __await__(self) -> Generator[Any, None, Result]:
-        return asyncio.wrap_future(self).__await__()
+        return asyncio.shield(asyncio.wrap_future(self)).__await__()  # who stops waiting takes no order back
 
 
 class Mailbox:
@@ -52,7 +52,9 @@ def wake(mailboxes: list[Mailbox]) -> None:
 
 
 def reply(answer: Answer[Result], question: Callable[[], Result]) -> None:
+    if not answer.set_running_or_notify_cancel():  # whoever has asked wants no answer any more
+        return
     try:
         answer.set_result(question())
-    except Exception as error:
+    except BaseException as error:  # SystemExit, too, is for whoever has asked
         answer.set_exception(error)

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import sys
 import threading
 
 import pytest
@@ -345,6 +346,28 @@ def test_an_idle_engine_sleeps(llm, monkeypatch, make_prompt):
         num_steps = len(steps)
         threading.Event().wait(0.05)
         assert len(steps) - num_steps <= 1  # the one after the order may not have been taken when we looked
+
+
+def test_whoever_waits_for_an_answer_may_stop_waiting(llm, monkeypatch, make_prompt):
+    gate = Gate(llm, monkeypatch)
+
+    async def serve():
+        async with AsyncLLM(llm) as engine:
+            going = asyncio.create_task(last(engine.generate(make_prompt(1), LONG, request_id="a")))
+            await asyncio.to_thread(gate.asked.acquire)  # the thread is at the gate, and answers nobody
+            withdrawn = engine.between_steps(lambda: pytest.fail("it was cancelled"))
+            assert withdrawn.cancel()
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(engine.abort("a"), 0)
+            gate.open()
+            output = await going
+            with pytest.raises(SystemExit):
+                await asyncio.to_thread(engine.between_steps(lambda: sys.exit("not the engine")).result)
+            return output, await last(engine.generate(make_prompt(2), GREEDY))
+
+    aborted, other = asyncio.run(asyncio.wait_for(serve(), 60))
+    assert aborted.outputs[0].finish_reason == "abort"  # the order was not taken back
+    assert len(other.outputs[0].token_ids) == 12
 
 
 def test_a_ready_engine_takes_no_options(llm):
