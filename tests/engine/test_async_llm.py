@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import sys
 import threading
 
@@ -376,17 +377,27 @@ def test_a_ready_engine_takes_no_options(llm):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
-def test_a_forked_process_is_told_that_the_thread_is_not_there(llm, make_prompt):
+@pytest.mark.parametrize("is_busy", [False, True])
+def test_a_forked_process_is_told_that_the_thread_is_not_there(llm, make_prompt, is_busy):
     with AsyncLLM(llm) as engine:
+        going = engine.stream(make_prompt(2), SamplingParams(max_tokens=30, ignore_eos=True))
+        if is_busy:
+            next(going)
         child = os.fork()
         if child == 0:
-            code = 1
+            signal.alarm(10)  # rather than to wait for ever
+            questions = lambda: next(engine.stream(make_prompt(1), GREEDY)), lambda: engine.abort("0"), engine.abort_all
+            told = 0
             try:
-                next(engine.stream(make_prompt(1), GREEDY))
-            except EngineDeadError as error:
-                code = 0 if "forked" in str(error) else 2
+                for question in questions:
+                    try:
+                        question()
+                    except EngineDeadError as error:
+                        told += "forked" in str(error)
+                told += not engine.is_alive
+                engine.shutdown(timeout=None)  # which waits for nobody
             finally:
-                os._exit(code)
+                os._exit(0 if told == 4 else 1)
         _, status = os.waitpid(child, 0)
         assert os.waitstatus_to_exitcode(status) == 0
         *_, output = engine.stream(make_prompt(1), GREEDY)  # and here it goes on
