@@ -378,11 +378,14 @@ def test_a_ready_engine_takes_no_options(llm):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
 @pytest.mark.parametrize("is_busy", [False, True])
-def test_a_forked_process_is_told_that_the_thread_is_not_there(llm, make_prompt, is_busy):
+def test_a_forked_process_is_told_that_the_thread_is_not_there(llm, monkeypatch, make_prompt, is_busy):
+    gate = Gate(llm, monkeypatch)
+    gate.permits.release(1)
     with AsyncLLM(llm) as engine:
-        going = engine.stream(make_prompt(2), SamplingParams(max_tokens=30, ignore_eos=True))
+        going = engine.stream(make_prompt(2), LONG)
         if is_busy:
             next(going)
+            assert [gate.asked.acquire() for _ in range(2)]  # the thread is at the gate, and holds no lock
         child = os.fork()
         if child == 0:
             signal.alarm(10)  # rather than to wait for ever
@@ -400,6 +403,7 @@ def test_a_forked_process_is_told_that_the_thread_is_not_there(llm, make_prompt,
                 os._exit(0 if told == 4 else 1)
         _, status = os.waitpid(child, 0)
         assert os.waitstatus_to_exitcode(status) == 0
+        gate.open()
         *_, output = engine.stream(make_prompt(1), GREEDY)  # and here it goes on
         assert output.finished
 
