@@ -19,7 +19,6 @@ from minipage.serve.logprobs import for_chats
 from minipage.serve.params import sampling_params
 from minipage.serve.protocol import ChatBody
 
-RESERVED = {"messages", "template"}
 # Called with the messages, add_generation_prompt and whatever chat_template_kwargs says; returns the prompt's text.
 Render: TypeAlias = Callable[..., str]
 
@@ -29,7 +28,7 @@ def render(template: Render | None, messages: list[dict[str, Any]], options: dic
     if template is None:
         message = "this model has no chat template: use /v1/completions, or a model that was trained to chat."
         raise ApiError(400, message, "messages")
-    for name in RESERVED & options.keys():
+    for name in {"self", "messages"} & options.keys():
         raise ApiError(400, f"{name} is not for chat_template_kwargs to say.", "chat_template_kwargs")
     try:
         return template(check_messages(messages), **options)

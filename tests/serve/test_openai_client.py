@@ -7,6 +7,7 @@ import openai
 import pytest
 
 from minipage import SamplingParams
+from minipage.model.chat_template import ChatTemplate
 
 PROMPTS = ["The sea is", "Every wave", "Naïve 🙂 café", "grey field"]
 
@@ -185,6 +186,21 @@ def test_streamed_chat(client, offline):
     assert "".join(chunk.choices[0].delta.content for chunk in chunks) == expected.text
     assert chunks[-1].choices[0].finish_reason == expected.finish_reason
     assert all(chunk.object == "chat.completion.chunk" for chunk in chunks)
+
+
+def test_a_message_that_has_begun_goes_on(serve, offline):
+    """As in vLLM, where add_generation_prompt has to be turned off for that."""
+    template = ChatTemplate("{% for m in messages %}{{ m.role }}: {{ m.content }}<end>\n{% endfor %}").render
+    begun = [{"role": "user", "content": "The sea?"}, {"role": "assistant", "content": "The sea"}]
+    expected = greedy(offline, "user: The sea?<end>\nassistant: The sea", 9).outputs[0].text
+    url = serve(settings={"chat_template": template}).url
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        for field in {"continue_final_message": True}, {"chat_template_kwargs": {"continue_final_message": True}}:
+            body = field | {"add_generation_prompt": False}
+            answer = client.chat.completions.create(
+                model="tiny", messages=begun, max_tokens=9, temperature=0, extra_body=body
+            )
+            assert answer.choices[0].message.content == expected
 
 
 @pytest.mark.parametrize("stream", [False, True])
