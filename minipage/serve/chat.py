@@ -17,7 +17,7 @@ from minipage.serve.errors import ApiError
 from minipage.serve.generation import Job, Unsent, answer_stream, answer_whole
 from minipage.serve.logprobs import for_chats
 from minipage.serve.params import sampling_params
-from minipage.serve.protocol import ChatBody
+from minipage.serve.protocol import ChatBody, TokenizeBody
 
 # Called with the messages, add_generation_prompt and whatever chat_template_kwargs says; returns the prompt's text.
 Render: TypeAlias = Callable[..., str]
@@ -36,7 +36,7 @@ def render(template: Render | None, messages: list[dict[str, Any]], options: dic
         raise ApiError(400, str(error), "messages") from error
 
 
-def template_options(body: ChatBody) -> dict[str, Any]:
+def template_options(body: ChatBody | TokenizeBody) -> dict[str, Any]:
     """What the template is told beside the messages."""
     options = {"add_generation_prompt": body.add_generation_prompt is not False, **(body.chat_template_kwargs or {})}
     if body.continue_final_message:
