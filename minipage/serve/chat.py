@@ -15,7 +15,7 @@ from minipage.model.chat_template import check_messages
 from minipage.sampling import SamplingParams
 from minipage.serve.errors import ApiError
 from minipage.serve.generation import Job, Unsent, answer_stream, answer_whole
-from minipage.serve.logprobs import for_chats
+from minipage.serve.logprobs import for_chats, of_prompts
 from minipage.serve.params import sampling_params
 from minipage.serve.protocol import ChatBody, TokenizeBody
 
@@ -46,14 +46,14 @@ def template_options(body: ChatBody | TokenizeBody) -> dict[str, Any]:
 
 def read_params(body: ChatBody, max_logprobs: int) -> SamplingParams:
     refuse_tools(body)
-    if body.stream and body.use_beam_search:
-        raise ApiError(400, "beams are known only at the end: leave out stream or use_beam_search.", "stream")
     if body.top_logprobs is not None and not (body.logprobs and 0 <= body.top_logprobs <= max_logprobs):
         message = f"top_logprobs is {body.top_logprobs}; it must be from 0 to {max_logprobs}, and logprobs true."
         raise ApiError(400, message, "top_logprobs")
     longest = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    return sampling_params(body, max_tokens=longest, logprobs=logprobs)  # None: as long as there is room for
+    return sampling_params(
+        body, max_logprobs, max_tokens=longest, logprobs=logprobs
+    )  # None: as long as there is room for
 
 
 def refuse_tools(body: ChatBody) -> None:
@@ -84,7 +84,10 @@ class Chat:
         for text in outputs[0].outputs:
             message = {"role": "assistant", "content": text.text, "refusal": None}
             choices.append({"message": message} | self.rest(outputs[0], text, slice(None)))
-        return self.job.head("chat.completion") | {"choices": choices}
+        answer = self.job.head("chat.completion") | {"choices": choices}
+        if self.body.prompt_logprobs is not None:
+            answer["prompt_logprobs"] = of_prompts(outputs[0].prompt_logprobs or [])
+        return answer
 
     def chunks(self, _: int, output: RequestOutput) -> list[dict[str, Any]]:
         choices = []

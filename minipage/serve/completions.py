@@ -13,7 +13,7 @@ from minipage.engine.request import RequestOutput
 from minipage.sampling import SamplingParams, is_whole
 from minipage.serve.errors import ApiError
 from minipage.serve.generation import Job, Unsent, answer_stream, answer_whole
-from minipage.serve.logprobs import for_texts
+from minipage.serve.logprobs import for_texts, of_prompts
 from minipage.serve.params import sampling_params
 from minipage.serve.protocol import CompletionBody
 
@@ -41,12 +41,10 @@ def read_params(body: CompletionBody, max_logprobs: int) -> SamplingParams:
         raise ApiError(400, f"logprobs is {body.logprobs}; it must be from 0 to {max_logprobs}.", "logprobs")
     more: dict[str, Any] = {}
     if body.echo and body.logprobs is not None:
-        more["prompt_logprobs"] = body.logprobs
+        more["prompt_logprobs"] = max(body.logprobs, body.prompt_logprobs or 0)
     if body.echo and body.max_tokens == 0:  # only the prompt is wanted, but the engine always makes a token
         more["max_tokens"] = 1
-    if body.stream and body.use_beam_search:
-        raise ApiError(400, "beams are known only at the end: leave out stream or use_beam_search.", "stream")
-    return sampling_params(body, **more)
+    return sampling_params(body, max_logprobs, **more)
 
 
 class Completions:
@@ -104,6 +102,8 @@ class Completions:
                 self.name_first(choice["logprobs"], output)
             else:
                 choice["logprobs"] = for_texts(token_ids, known, len(echoed) + offset)
+        if self.body.prompt_logprobs is not None:
+            choice["prompt_logprobs"] = of_prompts(output.prompt_logprobs or [])
         if self.body.return_token_ids:
             choice |= {"token_ids": token_ids, "prompt_token_ids": output.prompt_token_ids if is_first else None}
         return choice

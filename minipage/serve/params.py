@@ -17,15 +17,21 @@ MOST_TEXTS = {"stop": 128, "bad_words": 1024, "choice": 10_000}
 GUIDED = {"guided_choice": "choice", "guided_regex": "regex", "guided_json": "json", "guided_grammar": "grammar"}
 
 
-def sampling_params(body: GenerationBody, **more: Any) -> SamplingParams:
+def sampling_params(body: GenerationBody, max_logprobs: int, **more: Any) -> SamplingParams:
     """The SamplingParams of a request; `more` are those that texts and chats spell in ways of their own, and count
-    even if they are None.
+    even if they are None. `max_logprobs`: at each place.
 
     Raises:
         ApiError: a field asks for what cannot be done here.
         InvalidRequestError: a value makes no sense.
     """
     given = {name: value for name in type(body).model_fields if (value := getattr(body, name)) is not None}
+    if not 0 <= (body.prompt_logprobs or 0) <= max_logprobs:
+        message = f"prompt_logprobs is {body.prompt_logprobs}; it must be from 0 to {max_logprobs}."
+        raise ApiError(400, message, "prompt_logprobs")
+    if body.stream and (body.use_beam_search or body.prompt_logprobs is not None):
+        what, name = ("beams", "use_beam_search") if body.use_beam_search else ("prompt_logprobs",) * 2
+        raise ApiError(400, f"{what} are told only at the end: leave out stream or {name}.", "stream")
     for name in "stop", "bad_words":
         check_number(name, given.get(name, ()), name)
     given["structured_outputs"] = structure(body)

@@ -120,6 +120,26 @@ def test_logprobs_of_the_prompt(client, offline):
     assert found.text_offset == [len("".join(found.tokens[:i])) for i in range(len(ids))]
 
 
+def test_prompt_logprobs_as_in_vllm(client, offline):
+    """Of a text they are told in its choice, of a chat beside the choices; token ids are texts, as JSON has them."""
+    body = {"prompt_logprobs": 2}
+    answer = client.completions.create(model="tiny", prompt=PROMPTS[:2], max_tokens=1, temperature=0, extra_body=body)
+    chat = client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=1, temperature=0, extra_body=body)
+    told = [*(choice.prompt_logprobs for choice in answer.choices), chat.prompt_logprobs]
+    for prompt, found in zip([*PROMPTS[:2], RENDERED], told, strict=True):
+        expected = greedy(offline, prompt, 1, prompt_logprobs=2).prompt_logprobs
+        assert found[0] is None
+        for known, said in zip(expected[1:], found[1:], strict=True):
+            assert said == {
+                str(token): {
+                    "logprob": pytest.approx(each.logprob),
+                    "rank": each.rank,
+                    "decoded_token": each.decoded_token,
+                }
+                for token, each in known.items()
+            }
+
+
 PENALTIES = {"presence_penalty": 0.5, "frequency_penalty": 0.3}
 
 
@@ -281,6 +301,8 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
         ({"max_completion_tokens": 0}, "max_tokens", "at least 1"),
         ({"top_logprobs": 2}, "top_logprobs", "logprobs true"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "0 to 20"),
+        ({"extra_body": {"prompt_logprobs": 21}}, "prompt_logprobs", "0 to 20"),
+        ({"extra_body": {"prompt_logprobs": 1}, "stream": True}, "stream", "at the end"),
         ({"extra_body": {"seed": "x"}}, "seed", "integer"),
         ({"extra_body": {"stop": [1]}}, "stop", "string"),
         ({"messages": [{"role": "user"}]}, "messages", "has no content"),
