@@ -42,7 +42,7 @@ def read_params(body: CompletionBody, max_logprobs: int) -> SamplingParams:
     more: dict[str, Any] = {}
     if body.echo and body.logprobs is not None:
         more["prompt_logprobs"] = max(body.logprobs, body.prompt_logprobs or 0)
-    if body.echo and body.max_tokens == 0:  # only the prompt is wanted, but the engine always makes a token
+    if body.wants_only_prompt:
         more["max_tokens"] = 1
     return sampling_params(body, max_logprobs, **more)
 
@@ -56,7 +56,6 @@ class Completions:
         self.tokenizer = tokenizer
         self.num_texts = job.params.beam_width or job.params.n
         self.unsent: dict[tuple[int, int], Unsent] = {}
-        self.only_prompt = bool(body.echo and body.max_tokens == 0)
 
     async def answer(self, llm: AsyncLLM, scope: Scope, receive: Receive, send: Send) -> None:
         if self.body.stream:
@@ -66,8 +65,7 @@ class Completions:
 
     def whole(self, outputs: dict[int, RequestOutput]) -> dict[str, Any]:
         choices = [self.choice(i, outputs[i], text, Unsent()) for i in sorted(outputs) for text in outputs[i].outputs]
-        answer = self.job.head("text_completion") | {"choices": choices}
-        return answer | ({"usage": without_generated(self.job.usage(outputs))} if self.only_prompt else {})
+        return self.job.head("text_completion") | {"choices": choices}
 
     def chunks(self, i: int, output: RequestOutput) -> list[dict[str, Any]]:
         choices = []
@@ -82,7 +80,7 @@ class Completions:
         is_first, offset = unsent.num_tokens == 0, unsent.num_characters
         characters, where = unsent.take(text)
         token_ids, logprobs = text.token_ids[where], (text.logprobs or [])[where]
-        if self.only_prompt:
+        if self.body.wants_only_prompt:
             characters, token_ids, logprobs = "", [], []
         echoed = self.prompt_text(output) if self.body.echo else ""
         if self.body.echo and is_first:
@@ -119,8 +117,3 @@ class Completions:
             text = self.tokenizer.token_text(output.prompt_token_ids[0])
             logprobs["tokens"][0] = text
             logprobs["text_offset"][1:] = [offset + len(text) for offset in logprobs["text_offset"][1:]]
-
-
-def without_generated(usage: dict[str, Any]) -> dict[str, Any]:
-    """The engine always makes a token; whoever asked for none is told of none."""
-    return usage | {"completion_tokens": 0, "total_tokens": usage["prompt_tokens"]}

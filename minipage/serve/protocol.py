@@ -66,6 +66,11 @@ class GenerationBody(Body):
     guided_grammar: str | None = None
 
     @property
+    def wants_only_prompt(self) -> bool:
+        """The engine always makes a token; whoever asks for none is told of none."""
+        return False
+
+    @property
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
 
@@ -80,6 +85,10 @@ class CompletionBody(GenerationBody):
     logprobs: int | None = None
     suffix: str | None = None
     best_of: int | None = None
+
+    @property
+    def wants_only_prompt(self) -> bool:
+        return bool(self.echo and self.max_tokens == 0)
 
 
 class ChatBody(GenerationBody):

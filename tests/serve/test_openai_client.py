@@ -86,6 +86,10 @@ def test_only_the_prompt(client):
     answer = client.completions.create(model="tiny", prompt="The sea", max_tokens=0, echo=True)
     assert answer.choices[0].text == "The sea"
     assert answer.usage.completion_tokens == 0
+    options = {"max_tokens": 0, "echo": True, "n": 2, "stream": True, "stream_options": {"include_usage": True}}
+    *chunks, last = client.completions.create(model="tiny", prompt="The sea", **options)
+    assert [chunk.choices[0].text for chunk in chunks] == ["The sea"] * 2
+    assert last.usage.completion_tokens == 0 and last.usage.total_tokens == answer.usage.total_tokens
 
 
 @pytest.mark.parametrize("stream", [False, True])
