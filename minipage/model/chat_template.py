@@ -135,7 +135,7 @@ def check_message(message: object, name: str) -> Message:
         raise InvalidRequestError(f"{name} has the role {shown(message['role'])}; it must be one of {roles}.")
     plain = {"role": str(message["role"]), "content": text_of(message["content"], name)}
     for key, value in message.items():  # a name, a reasoning_content, ...: some templates know these
-        if key in plain or value is None:
+        if key in plain or value is None or (isinstance(value, list) and not value):  # no tool_calls, for example
             continue
         if not isinstance(key, str) or not isinstance(value, str):
             raise InvalidRequestError(f"{name} has {shown(key)} = {shown(value)}; minipage takes only texts there.")

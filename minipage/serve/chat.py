@@ -16,9 +16,10 @@ from minipage.sampling import SamplingParams
 from minipage.serve.errors import ApiError
 from minipage.serve.generation import Job, Unsent, answer_stream, answer_whole
 from minipage.serve.logprobs import for_chats, of_prompts
-from minipage.serve.params import sampling_params
+from minipage.serve.params import refuse, sampling_params
 from minipage.serve.protocol import ChatBody, TokenizeBody
 
+UNSERVED = ("chat_template", "documents", "echo", "audio")
 # Called with the messages, add_generation_prompt and whatever chat_template_kwargs says; returns the prompt's text.
 Render: TypeAlias = Callable[..., str]
 
@@ -46,11 +47,13 @@ def template_options(body: ChatBody | TokenizeBody) -> dict[str, Any]:
 
 def read_params(body: ChatBody, max_logprobs: int) -> SamplingParams:
     refuse_tools(body)
-    if body.top_logprobs is not None and not (body.logprobs and 0 <= body.top_logprobs <= max_logprobs):
+    refuse(body, UNSERVED)
+    num_top = body.top_logprobs or 0
+    if not 0 <= num_top <= max_logprobs or (num_top and not body.logprobs):
         message = f"top_logprobs is {body.top_logprobs}; it must be from 0 to {max_logprobs}, and logprobs true."
         raise ApiError(400, message, "top_logprobs")
     longest = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    logprobs = (body.top_logprobs or 0) if body.logprobs else None
+    logprobs = num_top if body.logprobs else None
     return sampling_params(
         body, max_logprobs, max_tokens=longest, logprobs=logprobs
     )  # None: as long as there is room for

@@ -65,6 +65,12 @@ class GenerationBody(Body):
     guided_json: dict[str, Any] | str | None = None
     guided_grammar: str | None = None
 
+    # of vLLM's, what would change the text and cannot be served; see params.py
+    guided_whitespace_pattern: Any = None
+    logits_processors: Any = None
+    prompt_embeds: Any = None
+    truncate_prompt_tokens: Any = None
+
     @property
     def wants_only_prompt(self) -> bool:
         """The engine always makes a token; whoever asks for none is told of none."""
@@ -103,6 +109,10 @@ class ChatBody(GenerationBody):
     tool_choice: Any = None
     functions: list[Any] | None = None
     function_call: Any = None
+    chat_template: Any = None
+    documents: Any = None
+    echo: Any = None
+    audio: Any = None
 
 
 class TokenizeBody(Body):

@@ -186,7 +186,7 @@ def test_a_content_may_come_in_parts():
 
 
 def test_what_else_a_message_says_reaches_the_template():
-    message = {"role": "user", "content": "", "name": "Ann", "refusal": None}
+    message = {"role": "user", "content": "", "name": "Ann", "refusal": None, "tool_calls": []}
     assert (
         ChatTemplate("{{ messages[0] | tojson }}").render([message]) == '{"role": "user", "content": "", "name": "Ann"}'
     )

@@ -300,6 +300,9 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
     ("options", "param", "sentence"),
     [
         ({"tools": [TOOL]}, "tools", "tools are not supported"),
+        ({"extra_body": {"truncate_prompt_tokens": 5}}, "truncate_prompt_tokens", "not supported"),
+        ({"extra_body": {"chat_template": "{{ 1 }}"}}, "chat_template", "not supported"),
+        ({"extra_body": {"echo": True}}, "echo", "not supported"),
         ({"temperature": -1}, "temperature", "at least 0"),
         ({"n": 0}, "n", "from 1"),
         ({"max_completion_tokens": 0}, "max_tokens", "at least 1"),
@@ -336,6 +339,17 @@ def test_refusals_name_the_field(client, options, param, sentence):
         client.chat.completions.create(**{"model": "tiny", "messages": MESSAGES} | options)
     assert caught.value.param == param
     assert caught.value.type == "invalid_request_error"
+
+
+def test_what_vllm_sends_is_understood_where_it_asks_for_nothing(client):
+    """Its classes and answers, sent as they are."""
+    off = {"regex": None, "disable_fallback": False, "disable_additional_properties": False, "structural_tag": None}
+    message = {"role": "assistant", "content": "Yes.", "tool_calls": [], "reasoning_content": None}
+    body = {"structured_outputs": off | {"choice": ["sea"]}, "echo": False, "truncate_prompt_tokens": None}
+    answer = client.chat.completions.create(
+        model="tiny", messages=[*MESSAGES, message, *MESSAGES], logprobs=False, top_logprobs=0, extra_body=body
+    )
+    assert answer.choices[0].message.content == "sea"
 
 
 def test_what_nobody_knows_is_ignored(client):
