@@ -21,7 +21,7 @@ from minipage.engine.request import NextToken, Request
 from minipage.engine.sampled import SampledRequest
 from minipage.engine.speculation import DraftedChunk
 from minipage.scheduling import GroupStatus, Sequence, SequenceGroup, StepPlan
-from minipage.trace.recording.differences import joined, list_difference
+from minipage.trace.recording.differences import Seen, joined, list_difference
 from minipage.trace.recording.frames import label_of
 from minipage.trace.recording.meanwhile import few_collections, replaced
 from minipage.trace.recording.replay import Change
@@ -58,22 +58,6 @@ def observed(llm: Engine, title: str = "", with_code: bool = True) -> Iterator[R
         yield recorder
 
 
-class _Seen:
-    """A sequence as it was when last looked at."""
-
-    def __init__(self) -> None:
-        self.num_tokens = 0
-        self.facts: dict[str, Any] = {"status": "waiting", "computed": 0, "preemptions": 0}
-        self.blocks: list[int] = []
-        self.more_blocks: list[list[int]] = []
-        self.swap_blocks: list[int] = []
-
-    def forget(self) -> None:
-        """What was seen may never have been told: let everything be new."""
-        self.num_tokens, self.facts = 0, dict.fromkeys(self.facts)
-        self.blocks, self.more_blocks, self.swap_blocks = [-1], [[-1]], [-1]
-
-
 class Recorder:
     """Stands in for the phases of one LLM, and writes down what each phase changed."""
 
@@ -85,7 +69,7 @@ class Recorder:
         self._names = map(label_of, count())
         self._labels: dict[Sequence, str] = {}  # of those that are not finished, like the next two
         self._group_of: dict[Sequence, SequenceGroup] = {}
-        self._live: dict[Sequence, _Seen] = {}  # as last seen, in order of arrival
+        self._live: dict[Sequence, Seen] = {}  # as last seen, in order of arrival
         self._untold: dict[Sequence, None] = {}  # newcomers of which the trace does not know yet
         self._leaving: dict[Sequence, str] = {}  # and those who are finished
         self._words: dict[int, bytes] = {}
@@ -251,7 +235,7 @@ class Recorder:
             known |= {seq: group for group in groups for seq in group.sequences}
             new.sort(key=lambda seq: known[seq].arrival)
         for seq in new:
-            self._live[seq] = _Seen()
+            self._live[seq] = Seen()
             self._untold[seq] = None
             self._labels[seq] = next(self._names)  # and from now on it is known
         return new
@@ -288,7 +272,7 @@ class Recorder:
             "max_num_tokens": group.max_num_tokens,
         }
 
-    def _difference(self, seq: Sequence, seen: _Seen) -> dict[str, Any]:
+    def _difference(self, seq: Sequence, seen: Seen) -> dict[str, Any]:
         """What is new of one sequence. Of lists: how many members stay, and what follows them."""
         change: dict[str, Any] = {}
         if len(seq.token_ids) != seen.num_tokens:  # tokens are only ever added
