@@ -77,14 +77,13 @@ class Completions:
 
     def choice(self, i: int, output: RequestOutput, text: CompletionOutput, unsent: Unsent) -> dict[str, Any]:
         """What is new of one text."""
-        is_first, offset = unsent.num_tokens == 0, unsent.num_characters
+        is_first = unsent.num_tokens == 0
         characters, where = unsent.take(text)
         token_ids, logprobs = text.token_ids[where], (text.logprobs or [])[where]
         if self.body.wants_only_prompt:
             characters, token_ids, logprobs = "", [], []
-        echoed = self.prompt_text(output) if self.body.echo else ""
         if self.body.echo and is_first:
-            characters = echoed + characters
+            characters = self.prompt_text(output) + characters
         choice: dict[str, Any] = {
             "index": i * self.num_texts + text.index,
             "text": characters,
@@ -93,13 +92,14 @@ class Completions:
             "stop_reason": text.stop_reason,
         }
         if self.body.logprobs is not None:
-            known = list(logprobs)
             if self.body.echo and is_first:
-                of_prompt = output.prompt_logprobs or []
-                choice["logprobs"] = for_texts([*output.prompt_token_ids, *token_ids], [*of_prompt, *known], 0)
-                self.name_first(choice["logprobs"], output)
+                token_ids_told = [*output.prompt_token_ids, *token_ids]
+                told = for_texts(token_ids_told, [*(output.prompt_logprobs or []), *logprobs], 0)
+                self.name_first(told, output)
             else:
-                choice["logprobs"] = for_texts(token_ids, known, len(echoed) + offset)
+                told = for_texts(token_ids, logprobs, unsent.text_offset)
+            choice["logprobs"] = told
+            unsent.text_offset = sum(map(len, told["tokens"]), unsent.text_offset)
         if self.body.prompt_logprobs is not None:
             choice["prompt_logprobs"] = of_prompts(output.prompt_logprobs or [])
         if self.body.return_token_ids:

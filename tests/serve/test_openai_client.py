@@ -110,6 +110,17 @@ def test_logprobs_of_texts(client, offline, stream):
     assert parts[0].text_offset[0] == 0
 
 
+@pytest.mark.parametrize("echo", [False, True])
+def test_offsets_do_not_depend_on_what_is_held_back(client, echo):
+    """In a stream, characters wait for their other tokens, and for a stop string to be none."""
+    options = {"model": "tiny", "prompt": PROMPTS[2], "max_tokens": 9, "temperature": 0, "logprobs": 0, "echo": echo}
+    options |= {"stop": ["no such end of a text"]}
+    whole = client.completions.create(**options).choices[0].logprobs
+    parts = [chunk.choices[0].logprobs for chunk in client.completions.create(**options, stream=True)]
+    assert [offset for part in parts for offset in part.text_offset] == whole.text_offset
+    assert whole.text_offset == [len("".join(whole.tokens[:i])) for i in range(len(whole.tokens))]
+
+
 def test_logprobs_of_the_prompt(client, offline):
     """As lm-eval scores texts: echo, logprobs, and nothing generated."""
     answer = client.completions.create(model="tiny", prompt=PROMPTS[0], max_tokens=0, echo=True, logprobs=1)
