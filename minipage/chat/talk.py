@@ -7,7 +7,7 @@ whatever is asked is printed, too.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
@@ -61,33 +61,38 @@ class Talk:
             with suppress(ImportError):
                 import readline  # noqa: F401 (lines can be edited, and earlier ones come back)
         with record(self.conversation.llm, "chat") as self.trace:
-            for line in self.lines():
-                if line == "/quit":
-                    break
-                self.take(line)
+            while self.goes_on():
+                pass
         return 1 if self.failed and not self.interactive else 0
 
-    def lines(self) -> Iterator[str]:
-        """What is typed, or the lines of standard input; empty ones are passed over."""
-        while True:
-            try:
-                line = input(PROMPT) if self.interactive else sys.stdin.readline()
-            except EOFError:  # Ctrl-D
-                print()
-                return
-            except KeyboardInterrupt:
-                if not self.interactive:
-                    raise
+    def goes_on(self) -> bool:
+        """Read a line and do what it says; False: there are no more. Ctrl-C ends nothing but what is going on."""
+        try:
+            line = self.read()
+            if line and line != "/quit":
+                self.take(line)
+            return line is not None and line != "/quit"
+        except KeyboardInterrupt:  # while something is typed, or drawn, or just when an answer has ended
+            if not self.interactive:
+                raise
+            with suppress(KeyboardInterrupt):  # some press it twice
                 print()
                 self.say("Ctrl-D leaves.")
-                continue
-            if not self.interactive and not line:
-                return
-            line = without_surrogates(line).removeprefix(BYTE_ORDER_MARK).strip()
-            if line and not self.interactive:
-                print(f"{PROMPT}{line}", flush=True)
-            if line:
-                yield line
+            return True
+
+    def read(self) -> str | None:
+        """What is typed, or the next line of standard input; None at its end."""
+        try:
+            line = input(PROMPT) if self.interactive else sys.stdin.readline()
+        except EOFError:  # Ctrl-D
+            print()
+            return None
+        if not self.interactive and not line:
+            return None
+        line = without_surrogates(line).removeprefix(BYTE_ORDER_MARK).strip()
+        if line and not self.interactive:
+            print(f"{PROMPT}{line}", flush=True)
+        return line
 
     def take(self, line: str) -> None:
         word = line.split()[0]

@@ -85,7 +85,7 @@ class AsyncLLM:
         """
         self.check_alive()
         prompt = await asyncio.to_thread(self.engine.read_prompt, prompt, params)  # may take its time
-        mailbox = Mailbox(request_id, asyncio.get_running_loop())
+        mailbox = Mailbox(asyncio.get_running_loop())
         try:
             self._submit(mailbox, prompt, params, request_id, priority, cache_salt)
             while not mailbox.is_over:
@@ -105,7 +105,7 @@ class AsyncLLM:
     ) -> Generator[RequestOutput, None, None]:
         """Like `generate`, for a thread without an event loop."""
         self.check_alive()
-        mailbox = Mailbox(request_id, None)
+        mailbox = Mailbox(None)
         try:
             prompt = self.engine.read_prompt(prompt, params)
             self._submit(mailbox, prompt, params, request_id, priority, cache_salt)
@@ -146,7 +146,7 @@ class AsyncLLM:
 
     @property
     def is_alive(self) -> bool:
-        return self._dead is None
+        return self._dead is None and self._thread.is_alive()
 
     def check_alive(self) -> None:
         """Raise EngineDeadError if the engine has stopped."""
@@ -168,7 +168,7 @@ class AsyncLLM:
         """
         with self._changed:
             self._dead = self._dead or "the engine was shut down."
-            self._changed.wait_for(lambda: not self._open, timeout)
+            self._changed.wait_for(lambda: not (self._open and self._thread.is_alive()), timeout)
             self._is_stopping = True
             self._changed.notify_all()
         self._thread.join()
@@ -207,8 +207,8 @@ class AsyncLLM:
         """Let the engine's thread call something before its next step."""
         answer: Answer[Result] = Answer()
         with self._changed:
-            if self._dead is not None and not self._open:
-                raise EngineDeadError(self._dead)
+            if not (self._open and self._thread.is_alive()):  # as long as somebody is served, it answers
+                self.check_alive()
             self._inbox.append(lambda: reply(answer, question))
             self._changed.notify_all()
         return answer
@@ -317,15 +317,15 @@ class AsyncLLM:
             if error is not None:
                 self._dead = f"the engine has stopped, because a step failed: {sentence(error)}"
             self._dead = self._dead or "the engine was shut down."
-            left, orders, self._inbox = list(self._open), self._inbox, []
+            left = list(self._open)
         for name in list(self._mailboxes):
             with suppress(BaseException):  # of an engine that is broken, what blocks can be had
                 self.engine.abort(name, "error")
         kind = type(error) if isinstance(error, EngineDeadError) else EngineDeadError
         self._tell([(mailbox, kind(self._dead)) for mailbox in left])
-        for order in orders:
+        while self._inbox:  # and by now nobody puts anything in
             with suppress(Exception):
-                order()
+                self._inbox.pop(0)()
 
 
 def sentence(error: BaseException) -> str:

@@ -18,14 +18,14 @@ class Answer(Future[Result], Generic[Result]):
     """What the engine's thread will answer: `await` it in a task, call `result()` in a thread, or leave it."""
 
     def __await__(self) -> Generator[Any, None, Result]:
-        return asyncio.wrap_future(self).__await__()
+        return asyncio.shield(asyncio.wrap_future(self)).__await__()  # who stops waiting takes no order back
 
 
 class Mailbox:
     """Where the engine's thread leaves what is new of one request, for the task or thread that reads it."""
 
-    def __init__(self, request_id: str | None, loop: asyncio.AbstractEventLoop | None) -> None:
-        self.request_id = request_id  # None until the engine has chosen one
+    def __init__(self, loop: asyncio.AbstractEventLoop | None) -> None:
+        self.request_id: str | None = None  # until the engine has taken the request
         self.loop = loop  # the reader's; None: it is a thread
         self.arrived: Any = threading.Event() if loop is None else asyncio.Event()
         self.is_over = False  # its reader has had the last of it, or has gone
@@ -52,7 +52,9 @@ def wake(mailboxes: list[Mailbox]) -> None:
 
 
 def reply(answer: Answer[Result], question: Callable[[], Result]) -> None:
+    if not answer.set_running_or_notify_cancel():  # whoever has asked wants no answer any more
+        return
     try:
         answer.set_result(question())
-    except Exception as error:
+    except BaseException as error:  # SystemExit, too, is for whoever has asked
         answer.set_exception(error)

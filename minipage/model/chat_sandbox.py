@@ -129,9 +129,9 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         tree = Counting().visit(self.parse(source))
         return Template.from_code(self, self.compile(tree), self.make_globals(None))
 
-    def render(self, template: Template, **values: Any) -> str:
+    def render(self, template: Template, values: dict[str, Any]) -> str:
         self.meter = Meter()
-        return template.render(**values)
+        return template.render(values)
 
     # Four ways to make a value: an operator, a function or method, a filter, text that is put together.
 

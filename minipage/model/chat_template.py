@@ -19,6 +19,7 @@ from minipage.model.settings import read_json, why
 
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
 ROLES = ("system", "developer", "user", "assistant", "tool")
+MARK = "\ue000the last message ends here\ue000 "  # while a template is at work, where it is to be continued
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
 Message = dict[str, str]
@@ -44,13 +45,21 @@ class ChatTemplate:
         """For another process: what it was made of."""
         return ChatTemplate, (self.source, self.special_tokens, self.origin)
 
-    def render(self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True, **values: Any) -> str:
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        /,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        **values: Any,
+    ) -> str:
         """The text of a conversation, ready to be made into tokens (without a further token at its beginning: the
         template has written that).
 
         Args:
             messages: each with a role and a content, which is a text or a list of {"type": "text", "text": ...}
             add_generation_prompt: end with what makes the model answer
+            continue_final_message: end within the last message instead, so that the model goes on with that
             values: what the template knows further, such as enable_thinking
 
         Raises:
@@ -58,15 +67,25 @@ class ChatTemplate:
             InvalidRequestError: the messages are none, or the template refuses them, fails, or does not end.
         """
         plain = check_messages(messages)
+        if continue_final_message:
+            add_generation_prompt, plain[-1]["content"] = False, plain[-1]["content"] + MARK
         with self._lock:  # it counts what one rendering uses up
             environment, template = self._compile()
             given = {"tools": None, "documents": None, **self.special_tokens, **values}
+            given |= {"messages": plain, "add_generation_prompt": add_generation_prompt}
             try:
-                return str(
-                    environment.render(template, messages=plain, add_generation_prompt=add_generation_prompt, **given)
-                )
+                text = str(environment.render(template, given))
             except Exception as error:  # whatever it does: divides by zero, calls itself, runs out of memory, ...
                 raise InvalidRequestError(self._failure(error)) from error
+        return self._up_to_mark(text) if continue_final_message else text
+
+    def _up_to_mark(self, text: str) -> str:
+        """Without what the template says after the last message. Many a template drops spaces at the end of one."""
+        begin, mark, rest = text.rpartition(MARK.rstrip())
+        if not mark:
+            message = f"the chat template of {self.origin} does not show the last message, so it cannot be continued."
+            raise InvalidRequestError(message)
+        return begin if rest.startswith(" ") else begin.rstrip()
 
     def _compile(self) -> Any:
         if self._compiled is None:
@@ -116,7 +135,7 @@ def check_message(message: object, name: str) -> Message:
         raise InvalidRequestError(f"{name} has the role {shown(message['role'])}; it must be one of {roles}.")
     plain = {"role": str(message["role"]), "content": text_of(message["content"], name)}
     for key, value in message.items():  # a name, a reasoning_content, ...: some templates know these
-        if key in plain or value is None:
+        if key in plain or value is None or (isinstance(value, list) and not value):  # no tool_calls, for example
             continue
         if not isinstance(key, str) or not isinstance(value, str):
             raise InvalidRequestError(f"{name} has {shown(key)} = {shown(value)}; minipage takes only texts there.")

@@ -132,11 +132,14 @@ class Api:
 
     async def chat(self, body: ChatBody, *asgi: Any) -> None:
         params = chat.read_params(body, self.settings.max_logprobs)
-        text = await asyncio.to_thread(chat.render, self.template, body.messages, chat.template_options(body))
+        text = await self.render(body, body.messages)
         with self.queue.place_for(1):
             prompt = await self.read_prompt(text, bool(body.add_special_tokens))
             job = self.job("chatcmpl", [prompt], params, body, asgi[0])
             await chat.Chat(job, body).answer(self.llm, *asgi)
+
+    async def render(self, body: ChatBody | TokenizeBody, messages: list[dict[str, Any]]) -> str:
+        return await asyncio.to_thread(chat.render, self.template, messages, chat.template_options(body))
 
     async def read_prompt(self, prompt: Prompt, add_special_tokens: bool) -> Prompt:
         """The prompt with its token ids; on the way, prompts that cannot be served are refused."""
@@ -181,8 +184,8 @@ class Api:
     async def tokenize(self, body: TokenizeBody, *asgi: Any) -> None:
         text, special = body.prompt, body.add_special_tokens is not False
         if body.messages is not None:
-            options = {"add_generation_prompt": body.add_generation_prompt is not False}
-            text, special = chat.render(self.template, body.messages, options), bool(body.add_special_tokens)
+            text = await self.render(body, body.messages)
+            special = bool(body.add_special_tokens)
         if text is None:
             raise ApiError(400, "give a prompt, or messages.", "prompt")
         token_ids = await asyncio.to_thread(self.encode, text, special)

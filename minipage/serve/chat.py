@@ -15,11 +15,11 @@ from minipage.model.chat_template import check_messages
 from minipage.sampling import SamplingParams
 from minipage.serve.errors import ApiError
 from minipage.serve.generation import Job, Unsent, answer_stream, answer_whole
-from minipage.serve.logprobs import for_chats
-from minipage.serve.params import sampling_params
-from minipage.serve.protocol import ChatBody
+from minipage.serve.logprobs import for_chats, of_prompts
+from minipage.serve.params import refuse, sampling_params
+from minipage.serve.protocol import ChatBody, TokenizeBody
 
-RESERVED = {"messages", "template"}
+UNSERVED = ("chat_template", "documents", "echo", "audio")
 # Called with the messages, add_generation_prompt and whatever chat_template_kwargs says; returns the prompt's text.
 Render: TypeAlias = Callable[..., str]
 
@@ -29,7 +29,7 @@ def render(template: Render | None, messages: list[dict[str, Any]], options: dic
     if template is None:
         message = "this model has no chat template: use /v1/completions, or a model that was trained to chat."
         raise ApiError(400, message, "messages")
-    for name in RESERVED & options.keys():
+    for name in {"self", "messages"} & options.keys():
         raise ApiError(400, f"{name} is not for chat_template_kwargs to say.", "chat_template_kwargs")
     try:
         return template(check_messages(messages), **options)
@@ -37,7 +37,7 @@ def render(template: Render | None, messages: list[dict[str, Any]], options: dic
         raise ApiError(400, str(error), "messages") from error
 
 
-def template_options(body: ChatBody) -> dict[str, Any]:
+def template_options(body: ChatBody | TokenizeBody) -> dict[str, Any]:
     """What the template is told beside the messages."""
     options = {"add_generation_prompt": body.add_generation_prompt is not False, **(body.chat_template_kwargs or {})}
     if body.continue_final_message:
@@ -47,14 +47,16 @@ def template_options(body: ChatBody) -> dict[str, Any]:
 
 def read_params(body: ChatBody, max_logprobs: int) -> SamplingParams:
     refuse_tools(body)
-    if body.stream and body.use_beam_search:
-        raise ApiError(400, "beams are known only at the end: leave out stream or use_beam_search.", "stream")
-    if body.top_logprobs is not None and not (body.logprobs and 0 <= body.top_logprobs <= max_logprobs):
+    refuse(body, UNSERVED)
+    num_top = body.top_logprobs or 0
+    if not 0 <= num_top <= max_logprobs or (num_top and not body.logprobs):
         message = f"top_logprobs is {body.top_logprobs}; it must be from 0 to {max_logprobs}, and logprobs true."
         raise ApiError(400, message, "top_logprobs")
     longest = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    logprobs = (body.top_logprobs or 0) if body.logprobs else None
-    return sampling_params(body, max_tokens=longest, logprobs=logprobs)  # None: as long as there is room for
+    logprobs = num_top if body.logprobs else None
+    return sampling_params(
+        body, max_logprobs, max_tokens=longest, logprobs=logprobs
+    )  # None: as long as there is room for
 
 
 def refuse_tools(body: ChatBody) -> None:
@@ -85,7 +87,10 @@ class Chat:
         for text in outputs[0].outputs:
             message = {"role": "assistant", "content": text.text, "refusal": None}
             choices.append({"message": message} | self.rest(outputs[0], text, slice(None)))
-        return self.job.head("chat.completion") | {"choices": choices}
+        answer = self.job.head("chat.completion") | {"choices": choices}
+        if self.body.prompt_logprobs is not None:
+            answer["prompt_logprobs"] = of_prompts(outputs[0].prompt_logprobs or [])
+        return answer
 
     def chunks(self, _: int, output: RequestOutput) -> list[dict[str, Any]]:
         choices = []

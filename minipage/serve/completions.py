@@ -13,7 +13,7 @@ from minipage.engine.request import RequestOutput
 from minipage.sampling import SamplingParams, is_whole
 from minipage.serve.errors import ApiError
 from minipage.serve.generation import Job, Unsent, answer_stream, answer_whole
-from minipage.serve.logprobs import for_texts
+from minipage.serve.logprobs import for_texts, of_prompts
 from minipage.serve.params import sampling_params
 from minipage.serve.protocol import CompletionBody
 
@@ -41,12 +41,10 @@ def read_params(body: CompletionBody, max_logprobs: int) -> SamplingParams:
         raise ApiError(400, f"logprobs is {body.logprobs}; it must be from 0 to {max_logprobs}.", "logprobs")
     more: dict[str, Any] = {}
     if body.echo and body.logprobs is not None:
-        more["prompt_logprobs"] = body.logprobs
-    if body.echo and body.max_tokens == 0:  # only the prompt is wanted, but the engine always makes a token
+        more["prompt_logprobs"] = max(body.logprobs, body.prompt_logprobs or 0)
+    if body.wants_only_prompt:
         more["max_tokens"] = 1
-    if body.stream and body.use_beam_search:
-        raise ApiError(400, "beams are known only at the end: leave out stream or use_beam_search.", "stream")
-    return sampling_params(body, **more)
+    return sampling_params(body, max_logprobs, **more)
 
 
 class Completions:
@@ -58,7 +56,6 @@ class Completions:
         self.tokenizer = tokenizer
         self.num_texts = job.params.beam_width or job.params.n
         self.unsent: dict[tuple[int, int], Unsent] = {}
-        self.only_prompt = bool(body.echo and body.max_tokens == 0)
 
     async def answer(self, llm: AsyncLLM, scope: Scope, receive: Receive, send: Send) -> None:
         if self.body.stream:
@@ -68,8 +65,7 @@ class Completions:
 
     def whole(self, outputs: dict[int, RequestOutput]) -> dict[str, Any]:
         choices = [self.choice(i, outputs[i], text, Unsent()) for i in sorted(outputs) for text in outputs[i].outputs]
-        answer = self.job.head("text_completion") | {"choices": choices}
-        return answer | ({"usage": without_generated(self.job.usage(outputs))} if self.only_prompt else {})
+        return self.job.head("text_completion") | {"choices": choices}
 
     def chunks(self, i: int, output: RequestOutput) -> list[dict[str, Any]]:
         choices = []
@@ -81,14 +77,13 @@ class Completions:
 
     def choice(self, i: int, output: RequestOutput, text: CompletionOutput, unsent: Unsent) -> dict[str, Any]:
         """What is new of one text."""
-        is_first, offset = unsent.num_tokens == 0, unsent.num_characters
+        is_first = unsent.num_tokens == 0
         characters, where = unsent.take(text)
         token_ids, logprobs = text.token_ids[where], (text.logprobs or [])[where]
-        if self.only_prompt:
+        if self.body.wants_only_prompt:
             characters, token_ids, logprobs = "", [], []
-        echoed = self.prompt_text(output) if self.body.echo else ""
         if self.body.echo and is_first:
-            characters = echoed + characters
+            characters = self.prompt_text(output) + characters
         choice: dict[str, Any] = {
             "index": i * self.num_texts + text.index,
             "text": characters,
@@ -97,13 +92,16 @@ class Completions:
             "stop_reason": text.stop_reason,
         }
         if self.body.logprobs is not None:
-            known = list(logprobs)
             if self.body.echo and is_first:
-                of_prompt = output.prompt_logprobs or []
-                choice["logprobs"] = for_texts([*output.prompt_token_ids, *token_ids], [*of_prompt, *known], 0)
-                self.name_first(choice["logprobs"], output)
+                token_ids_told = [*output.prompt_token_ids, *token_ids]
+                told = for_texts(token_ids_told, [*(output.prompt_logprobs or []), *logprobs], 0)
+                self.name_first(told, output)
             else:
-                choice["logprobs"] = for_texts(token_ids, known, len(echoed) + offset)
+                told = for_texts(token_ids, logprobs, unsent.text_offset)
+            choice["logprobs"] = told
+            unsent.text_offset = sum(map(len, told["tokens"]), unsent.text_offset)
+        if self.body.prompt_logprobs is not None:
+            choice["prompt_logprobs"] = of_prompts(output.prompt_logprobs or [])
         if self.body.return_token_ids:
             choice |= {"token_ids": token_ids, "prompt_token_ids": output.prompt_token_ids if is_first else None}
         return choice
@@ -119,8 +117,3 @@ class Completions:
             text = self.tokenizer.token_text(output.prompt_token_ids[0])
             logprobs["tokens"][0] = text
             logprobs["text_offset"][1:] = [offset + len(text) for offset in logprobs["text_offset"][1:]]
-
-
-def without_generated(usage: dict[str, Any]) -> dict[str, Any]:
-    """The engine always makes a token; whoever asked for none is told of none."""
-    return usage | {"completion_tokens": 0, "total_tokens": usage["prompt_tokens"]}

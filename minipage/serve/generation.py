@@ -62,6 +62,7 @@ class Job(NamedTuple):
         """How many tokens there were, of all prompts together."""
         num_prompt = sum(len(output.prompt_token_ids) for output in outputs.values())
         num_generated = sum(len(text.token_ids) for output in outputs.values() for text in output.outputs)
+        num_generated = 0 if self.body.wants_only_prompt else num_generated
         return {
             "prompt_tokens": num_prompt,
             "completion_tokens": num_generated,
@@ -114,6 +115,7 @@ class Unsent:
 
     def __init__(self) -> None:
         self.num_characters = 0
+        self.text_offset = 0  # of the next token, by the lengths of those before; what is held back counts, too
         self.num_tokens = 0
         self.is_finished = False
 
@@ -139,9 +141,7 @@ async def answer_whole(
     outputs: dict[int, RequestOutput] = {}
     async for i, output in job.outputs(llm):
         outputs[i] = output
-    answer = whole(outputs)
-    answer.setdefault("usage", job.usage(outputs))
-    await JSONResponse(answer)(*asgi)
+    await JSONResponse(whole(outputs) | {"usage": job.usage(outputs)})(*asgi)
 
 
 Chunks = Callable[[int, RequestOutput], Sequence[dict[str, Any]]]

@@ -1,4 +1,4 @@
-"""Log probabilities in OpenAI's two formats: that of texts, and that of chats."""
+"""Log probabilities in OpenAI's two formats, that of texts and that of chats; and in vLLM's, of prompts."""
 
 from __future__ import annotations
 
@@ -36,6 +36,14 @@ def for_chats(token_ids: Sequence[int], logprobs: Logprobs, num_top: int) -> dic
             top = sorted(known.values(), key=lambda each: each.rank)[:num_top]
             content.append(chat_token(known[token]) | {"top_logprobs": [chat_token(each) for each in top]})
     return {"content": content, "refusal": None}
+
+
+def of_prompts(logprobs: Logprobs) -> list[dict[int, dict[str, Any]] | None]:
+    """What `prompt_logprobs` asks for, in vLLM's format: for each token, itself and the likeliest by their ids."""
+    return [
+        {token: each._asdict() | {"logprob": finite(each)} for token, each in known.items()} if known else None
+        for known in logprobs
+    ]
 
 
 def chat_token(logprob: Logprob) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
@@ -15,17 +16,32 @@ KNOWN = {field.name for field in fields(SamplingParams)}
 MOST_TEXTS = {"stop": 128, "bad_words": 1024, "choice": 10_000}
 # vLLM's older names of what structured_outputs asks for.
 GUIDED = {"guided_choice": "choice", "guided_regex": "regex", "guided_json": "json", "guided_grammar": "grammar"}
+UNSERVED = ("guided_whitespace_pattern", "logits_processors", "prompt_embeds", "truncate_prompt_tokens")
 
 
-def sampling_params(body: GenerationBody, **more: Any) -> SamplingParams:
+def refuse(body: GenerationBody, names: Iterable[str]) -> None:
+    """Raise ApiError for fields that would change the text if they did what they say."""
+    for name in names:
+        if getattr(body, name):
+            raise ApiError(400, f"{name} is not supported by this server. Leave it out.", name)
+
+
+def sampling_params(body: GenerationBody, max_logprobs: int, **more: Any) -> SamplingParams:
     """The SamplingParams of a request; `more` are those that texts and chats spell in ways of their own, and count
-    even if they are None.
+    even if they are None. `max_logprobs`: at each place.
 
     Raises:
         ApiError: a field asks for what cannot be done here.
         InvalidRequestError: a value makes no sense.
     """
     given = {name: value for name in type(body).model_fields if (value := getattr(body, name)) is not None}
+    refuse(body, UNSERVED)
+    if not 0 <= (body.prompt_logprobs or 0) <= max_logprobs:
+        message = f"prompt_logprobs is {body.prompt_logprobs}; it must be from 0 to {max_logprobs}."
+        raise ApiError(400, message, "prompt_logprobs")
+    if body.stream and (body.use_beam_search or body.prompt_logprobs is not None):
+        what, name = ("beams", "use_beam_search") if body.use_beam_search else ("prompt_logprobs",) * 2
+        raise ApiError(400, f"{what} are told only at the end: leave out stream or {name}.", "stream")
     for name in "stop", "bad_words":
         check_number(name, given.get(name, ()), name)
     given["structured_outputs"] = structure(body)
@@ -51,8 +67,10 @@ def structure(body: GenerationBody) -> StructuredOutputsParams | None:
     (name, options), *others = asked.items()
     if others:
         raise ApiError(400, f"{' and '.join(asked)} ask for the same thing: give one of them.", others[0][0])
-    if unknown := options.keys() - {field.name for field in fields(StructuredOutputsParams)}:
-        raise ApiError(400, f"{name} has no {', '.join(sorted(unknown))}.", name)
+    known = {field.name for field in fields(StructuredOutputsParams)}
+    if unknown := [option for option in sorted(options.keys() - known) if options[option]]:
+        raise ApiError(400, f"{name} has no {', '.join(unknown)}.", name)
+    options = {option: value for option, value in options.items() if option in known}  # others are off: None or False
     check_number("choice", options.get("choice") or (), name)
     try:
         return StructuredOutputsParams(**options)

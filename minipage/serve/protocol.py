@@ -65,6 +65,17 @@ class GenerationBody(Body):
     guided_json: dict[str, Any] | str | None = None
     guided_grammar: str | None = None
 
+    # of vLLM's, what would change the text and cannot be served; see params.py
+    guided_whitespace_pattern: Any = None
+    logits_processors: Any = None
+    prompt_embeds: Any = None
+    truncate_prompt_tokens: Any = None
+
+    @property
+    def wants_only_prompt(self) -> bool:
+        """The engine always makes a token; whoever asks for none is told of none."""
+        return False
+
     @property
     def include_usage(self) -> bool:
         return bool(self.stream_options and self.stream_options.include_usage)
@@ -81,6 +92,10 @@ class CompletionBody(GenerationBody):
     suffix: str | None = None
     best_of: int | None = None
 
+    @property
+    def wants_only_prompt(self) -> bool:
+        return bool(self.echo and self.max_tokens == 0)
+
 
 class ChatBody(GenerationBody):
     messages: list[dict[str, Any]] = Field(min_length=1)
@@ -94,6 +109,10 @@ class ChatBody(GenerationBody):
     tool_choice: Any = None
     functions: list[Any] | None = None
     function_call: Any = None
+    chat_template: Any = None
+    documents: Any = None
+    echo: Any = None
+    audio: Any = None
 
 
 class TokenizeBody(Body):
@@ -101,6 +120,8 @@ class TokenizeBody(Body):
     messages: list[dict[str, Any]] | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
     return_token_strs: bool | None = None
 
 

@@ -11,7 +11,7 @@ from engine.checkpoints import save_gpt2
 
 from minipage.chat import compile_ahead
 from minipage.chat.conversation import Conversation, named
-from minipage.chat.talk import Wrapped
+from minipage.chat.talk import Talk, Wrapped
 from minipage.cli import main
 from minipage.engine import LLM
 from minipage.errors import InvalidRequestError
@@ -184,6 +184,27 @@ def test_lines_end_between_words(capsys):
 
 
 # ---- in a terminal
+
+
+def test_ctrl_c_ends_nothing_but_what_is_going_on(chatter, monkeypatch, capsys):
+    """It may come at any moment: here, while the pool is drawn, and once more while that is told."""
+    typed, pressed = iter(["Why?", "/blocks", "/blocks", "And?"]), []
+
+    def interrupt(*_):
+        pressed.append(1)
+        raise KeyboardInterrupt
+
+    def say_once(sentence):
+        if "Ctrl-D" in sentence and len(pressed) == 2:
+            interrupt()
+        print(sentence)
+
+    monkeypatch.setattr("builtins.input", lambda _: next(typed, None) or (_ for _ in ()).throw(EOFError))
+    llm = LLM(chatter, block_size=4, num_blocks=128, enable_prefix_caching=True)
+    talk = Talk(Conversation(llm, SamplingParams(max_tokens=3, temperature=0, ignore_eos=True)))
+    talk.interactive, talk.say, talk.commands["/blocks"] = True, say_once, interrupt
+    assert talk.run() == 0 and len(pressed) == 3
+    assert [message["content"] for message in talk.conversation.messages[::2]] == ["Why?", "And?"]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX terminal")

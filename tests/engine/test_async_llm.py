@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import signal
+import sys
 import threading
 
 import pytest
@@ -164,6 +166,7 @@ def test_a_bad_request_is_its_own_affair(llm, make_prompt):
                 (make_prompt(2), "greedy", None, "SamplingParams"),
                 (make_prompt(2, 40), SamplingParams(n=9, max_tokens=20), None, "pool"),
                 (make_prompt(2), GREEDY, 5, "request_id"),
+                (make_prompt(2), GREEDY, [5], "request_id"),  # which nothing can be looked up by
             ):
                 with pytest.raises(InvalidRequestError, match=message):
                     await last(engine.generate(prompt, params, request_id=name))
@@ -348,25 +351,61 @@ def test_an_idle_engine_sleeps(llm, monkeypatch, make_prompt):
         assert len(steps) - num_steps <= 1  # the one after the order may not have been taken when we looked
 
 
+def test_whoever_waits_for_an_answer_may_stop_waiting(llm, monkeypatch, make_prompt):
+    gate = Gate(llm, monkeypatch)
+
+    async def serve():
+        async with AsyncLLM(llm) as engine:
+            going = asyncio.create_task(last(engine.generate(make_prompt(1), LONG, request_id="a")))
+            await asyncio.to_thread(gate.asked.acquire)  # the thread is at the gate, and answers nobody
+            withdrawn = engine.between_steps(lambda: pytest.fail("it was cancelled"))
+            assert withdrawn.cancel()
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(engine.abort("a"), 0)
+            gate.open()
+            output = await going
+            with pytest.raises(SystemExit):
+                await asyncio.to_thread(engine.between_steps(lambda: sys.exit("not the engine")).result)
+            return output, await last(engine.generate(make_prompt(2), GREEDY))
+
+    aborted, other = asyncio.run(asyncio.wait_for(serve(), 60))
+    assert aborted.outputs[0].finish_reason == "abort"  # the order was not taken back
+    assert len(other.outputs[0].token_ids) == 12
+
+
 def test_a_ready_engine_takes_no_options(llm):
     with pytest.raises(ConfigurationError, match="block_size"):
         AsyncLLM(llm, block_size=8)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no processes are forked here")
-def test_a_forked_process_is_told_that_the_thread_is_not_there(llm, make_prompt):
+@pytest.mark.parametrize("is_busy", [False, True])
+def test_a_forked_process_is_told_that_the_thread_is_not_there(llm, monkeypatch, make_prompt, is_busy):
+    gate = Gate(llm, monkeypatch)
+    gate.permits.release(1)
     with AsyncLLM(llm) as engine:
+        going = engine.stream(make_prompt(2), LONG)
+        if is_busy:
+            next(going)
+            assert [gate.asked.acquire() for _ in range(2)]  # the thread is at the gate, and holds no lock
         child = os.fork()
         if child == 0:
-            code = 1
+            signal.alarm(10)  # rather than to wait for ever
+            questions = lambda: next(engine.stream(make_prompt(1), GREEDY)), lambda: engine.abort("0"), engine.abort_all
+            told = 0
             try:
-                next(engine.stream(make_prompt(1), GREEDY))
-            except EngineDeadError as error:
-                code = 0 if "forked" in str(error) else 2
+                for question in questions:
+                    try:
+                        question()
+                    except EngineDeadError as error:
+                        told += "forked" in str(error)
+                told += not engine.is_alive
+                engine.shutdown(timeout=None)  # which waits for nobody
             finally:
-                os._exit(code)
+                os._exit(0 if told == 4 else 1)
         _, status = os.waitpid(child, 0)
         assert os.waitstatus_to_exitcode(status) == 0
+        gate.open()
         *_, output = engine.stream(make_prompt(1), GREEDY)  # and here it goes on
         assert output.finished
 

@@ -155,10 +155,27 @@ def test_the_text_is_what_transformers_makes(name, conversation):
             assert template.render(messages, ending, **options) == expected
 
 
+@pytest.mark.parametrize("last", ["Because", "Hel ", "  end", "", "assistant", "a <|im_end|> b"])
+@pytest.mark.parametrize("name", ["ChatML", "Llama 3", "Mistral", "Qwen 3"])
+def test_the_last_message_is_continued_where_transformers_does(name, last):
+    theirs = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), chat_template=TEMPLATES[name], **TOKENS)
+    messages = messages_of([("user", "Why?"), ("assistant", last)])
+    try:
+        expected = theirs.apply_chat_template(messages, tokenize=False, continue_final_message=True)
+    except ValueError:
+        with pytest.raises(InvalidRequestError, match="cannot be continued"):
+            ChatTemplate(TEMPLATES[name], TOKENS).render(messages, continue_final_message=True)
+    else:
+        text = ChatTemplate(TEMPLATES[name], TOKENS).render(messages, continue_final_message=True)
+        assert text == expected
+        assert text.rstrip().endswith(last.strip())
+
+
 def test_messages_are_not_changed():
     messages = messages_of(CONVERSATIONS["several turns"])
     before = json.dumps(messages)
-    ChatTemplate(MIXED, TOKENS).render(messages)
+    for is_continued in False, True:
+        ChatTemplate(MIXED, TOKENS).render(messages, continue_final_message=is_continued)
     assert json.dumps(messages) == before
 
 
@@ -169,7 +186,7 @@ def test_a_content_may_come_in_parts():
 
 
 def test_what_else_a_message_says_reaches_the_template():
-    message = {"role": "user", "content": "", "name": "Ann", "refusal": None}
+    message = {"role": "user", "content": "", "name": "Ann", "refusal": None, "tool_calls": []}
     assert (
         ChatTemplate("{{ messages[0] | tojson }}").render([message]) == '{"role": "user", "content": "", "name": "Ann"}'
     )

@@ -137,15 +137,15 @@ def test_the_dashboard_asks_for_what_there_is():
 
 
 def test_keys(serve):
-    server = serve(settings={"api_key": ["right", "also-right"]})
+    server = serve(settings={"api_key": ["right", "also right", "ключ"]})
     with httpx.Client(base_url=server.url) as http:
         for header in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "right"}, {"Authorization": "Bearer"}):
             for path in "/v1/models", "/tokenize", "/reset_prefix_cache", "/nowhere":
                 answer = http.post(path, json={}, headers=header)
                 assert answer.status_code == 401 and answer.json()["error"]["code"] == "invalid_api_key"
                 assert answer.headers["www-authenticate"] == "Bearer"
-        for key in "right", "also-right":
-            assert http.get("/v1/models", headers={"Authorization": f"Bearer {key}"}).status_code == 200
+        for key in "right", "also right", "ключ":
+            assert http.get("/v1/models", headers={"Authorization": f"Bearer {key}".encode()}).status_code == 200
         for path in "/health", "/metrics", "/version":
             assert http.get(path).status_code == 200
 

@@ -176,3 +176,27 @@ def test_the_event_loop_does_not_wait_for_a_step(serve, monkeypatch):
         go.set()
         thread.join()
         assert answers[0].status_code == 200
+
+
+@pytest.mark.parametrize("path", ["/tokenize", "/v1/chat/completions"])
+def test_the_event_loop_does_not_wait_for_a_template(serve, path):
+    go, held, told = threading.Event(), threading.Event(), []
+
+    def template(messages, **options):
+        told.append(options)
+        held.set()
+        go.wait(20)
+        return "The sea"
+
+    server = serve(settings={"chat_template": template})
+    chat = {"messages": [{"role": "user", "content": "The sea"}], "chat_template_kwargs": {"enable_thinking": False}}
+    with httpx.Client(base_url=server.url, timeout=10) as http:
+        answers = []
+        thread = threading.Thread(target=lambda: answers.append(http.post(path, json=chat)))
+        thread.start()
+        assert held.wait(10)
+        assert http.get("/health").status_code == 200
+        go.set()
+        thread.join()
+    assert answers[0].status_code == 200
+    assert told == [{"add_generation_prompt": True, "enable_thinking": False}]

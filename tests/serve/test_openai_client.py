@@ -7,6 +7,7 @@ import openai
 import pytest
 
 from minipage import SamplingParams
+from minipage.model.chat_template import ChatTemplate
 
 PROMPTS = ["The sea is", "Every wave", "Naïve 🙂 café", "grey field"]
 
@@ -85,6 +86,10 @@ def test_only_the_prompt(client):
     answer = client.completions.create(model="tiny", prompt="The sea", max_tokens=0, echo=True)
     assert answer.choices[0].text == "The sea"
     assert answer.usage.completion_tokens == 0
+    options = {"max_tokens": 0, "echo": True, "n": 2, "stream": True, "stream_options": {"include_usage": True}}
+    *chunks, last = client.completions.create(model="tiny", prompt="The sea", **options)
+    assert [chunk.choices[0].text for chunk in chunks] == ["The sea"] * 2
+    assert last.usage.completion_tokens == 0 and last.usage.total_tokens == answer.usage.total_tokens
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -105,6 +110,17 @@ def test_logprobs_of_texts(client, offline, stream):
     assert parts[0].text_offset[0] == 0
 
 
+@pytest.mark.parametrize("echo", [False, True])
+def test_offsets_do_not_depend_on_what_is_held_back(client, echo):
+    """In a stream, characters wait for their other tokens, and for a stop string to be none."""
+    options = {"model": "tiny", "prompt": PROMPTS[2], "max_tokens": 9, "temperature": 0, "logprobs": 0, "echo": echo}
+    options |= {"stop": ["no such end of a text"]}
+    whole = client.completions.create(**options).choices[0].logprobs
+    parts = [chunk.choices[0].logprobs for chunk in client.completions.create(**options, stream=True)]
+    assert [offset for part in parts for offset in part.text_offset] == whole.text_offset
+    assert whole.text_offset == [len("".join(whole.tokens[:i])) for i in range(len(whole.tokens))]
+
+
 def test_logprobs_of_the_prompt(client, offline):
     """As lm-eval scores texts: echo, logprobs, and nothing generated."""
     answer = client.completions.create(model="tiny", prompt=PROMPTS[0], max_tokens=0, echo=True, logprobs=1)
@@ -117,6 +133,26 @@ def test_logprobs_of_the_prompt(client, offline):
     )
     assert "".join(found.tokens) == PROMPTS[0]
     assert found.text_offset == [len("".join(found.tokens[:i])) for i in range(len(ids))]
+
+
+def test_prompt_logprobs_as_in_vllm(client, offline):
+    """Of a text they are told in its choice, of a chat beside the choices; token ids are texts, as JSON has them."""
+    body = {"prompt_logprobs": 2}
+    answer = client.completions.create(model="tiny", prompt=PROMPTS[:2], max_tokens=1, temperature=0, extra_body=body)
+    chat = client.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=1, temperature=0, extra_body=body)
+    told = [*(choice.prompt_logprobs for choice in answer.choices), chat.prompt_logprobs]
+    for prompt, found in zip([*PROMPTS[:2], RENDERED], told, strict=True):
+        expected = greedy(offline, prompt, 1, prompt_logprobs=2).prompt_logprobs
+        assert found[0] is None
+        for known, said in zip(expected[1:], found[1:], strict=True):
+            assert said == {
+                str(token): {
+                    "logprob": pytest.approx(each.logprob),
+                    "rank": each.rank,
+                    "decoded_token": each.decoded_token,
+                }
+                for token, each in known.items()
+            }
 
 
 PENALTIES = {"presence_penalty": 0.5, "frequency_penalty": 0.3}
@@ -185,6 +221,21 @@ def test_streamed_chat(client, offline):
     assert "".join(chunk.choices[0].delta.content for chunk in chunks) == expected.text
     assert chunks[-1].choices[0].finish_reason == expected.finish_reason
     assert all(chunk.object == "chat.completion.chunk" for chunk in chunks)
+
+
+def test_a_message_that_has_begun_goes_on(serve, offline):
+    """As in vLLM, where add_generation_prompt has to be turned off for that."""
+    template = ChatTemplate("{% for m in messages %}{{ m.role }}: {{ m.content }}<end>\n{% endfor %}").render
+    begun = [{"role": "user", "content": "The sea?"}, {"role": "assistant", "content": "The sea"}]
+    expected = greedy(offline, "user: The sea?<end>\nassistant: The sea", 9).outputs[0].text
+    url = serve(settings={"chat_template": template}).url
+    with openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        for field in {"continue_final_message": True}, {"chat_template_kwargs": {"continue_final_message": True}}:
+            body = field | {"add_generation_prompt": False}
+            answer = client.chat.completions.create(
+                model="tiny", messages=begun, max_tokens=9, temperature=0, extra_body=body
+            )
+            assert answer.choices[0].message.content == expected
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -260,11 +311,16 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
     ("options", "param", "sentence"),
     [
         ({"tools": [TOOL]}, "tools", "tools are not supported"),
+        ({"extra_body": {"truncate_prompt_tokens": 5}}, "truncate_prompt_tokens", "not supported"),
+        ({"extra_body": {"chat_template": "{{ 1 }}"}}, "chat_template", "not supported"),
+        ({"extra_body": {"echo": True}}, "echo", "not supported"),
         ({"temperature": -1}, "temperature", "at least 0"),
         ({"n": 0}, "n", "from 1"),
         ({"max_completion_tokens": 0}, "max_tokens", "at least 1"),
         ({"top_logprobs": 2}, "top_logprobs", "logprobs true"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "0 to 20"),
+        ({"extra_body": {"prompt_logprobs": 21}}, "prompt_logprobs", "0 to 20"),
+        ({"extra_body": {"prompt_logprobs": 1}, "stream": True}, "stream", "at the end"),
         ({"extra_body": {"seed": "x"}}, "seed", "integer"),
         ({"extra_body": {"stop": [1]}}, "stop", "string"),
         ({"messages": [{"role": "user"}]}, "messages", "has no content"),
@@ -294,6 +350,17 @@ def test_refusals_name_the_field(client, options, param, sentence):
         client.chat.completions.create(**{"model": "tiny", "messages": MESSAGES} | options)
     assert caught.value.param == param
     assert caught.value.type == "invalid_request_error"
+
+
+def test_what_vllm_sends_is_understood_where_it_asks_for_nothing(client):
+    """Its classes and answers, sent as they are."""
+    off = {"regex": None, "disable_fallback": False, "disable_additional_properties": False, "structural_tag": None}
+    message = {"role": "assistant", "content": "Yes.", "tool_calls": [], "reasoning_content": None}
+    body = {"structured_outputs": off | {"choice": ["sea"]}, "echo": False, "truncate_prompt_tokens": None}
+    answer = client.chat.completions.create(
+        model="tiny", messages=[*MESSAGES, message, *MESSAGES], logprobs=False, top_logprobs=0, extra_body=body
+    )
+    assert answer.choices[0].message.content == "sea"
 
 
 def test_what_nobody_knows_is_ignored(client):

@@ -1,5 +1,6 @@
 """Recording: frames say what the engine's state was, and recording changes nothing."""
 
+import sys
 from importlib import import_module
 from itertools import pairwise
 from pkgutil import walk_packages
@@ -265,3 +266,59 @@ def test_record_is_the_function_whatever_else_was_imported():
     for module in walk_packages(minipage.trace.__path__, "minipage.trace."):
         import_module(module.name)
     assert minipage.trace.record is record and callable(record)
+
+
+class Interrupt:
+    """Presses Ctrl-C when a line of these files comes for the first time; without a line, notes which come."""
+
+    FILES = tuple(import_module(f"minipage.trace.recording.{name}").__file__ for name in ("recorder", "trace"))
+
+    def __init__(self, place=None):
+        self.place, self.seen = place, {}
+
+    def __enter__(self):
+        self.before = sys.gettrace()
+        sys.settrace(lambda frame, event, arg: self.line if frame.f_code.co_filename in self.FILES else None)
+
+    def __exit__(self, *_):
+        sys.settrace(self.before)
+
+    def line(self, frame, event, arg):
+        if event == "line":
+            place = frame.f_code.co_filename, frame.f_lineno
+            self.seen.setdefault(place)
+            if place == self.place:
+                self.place = None
+                raise KeyboardInterrupt
+        return self.line
+
+
+@pytest.mark.parametrize("stride", [48, pytest.param(1, marks=pytest.mark.slow)])
+def test_ctrl_c_while_it_is_recorded_or_replayed_loses_nothing(stride):
+    """Wherever it comes, the steps after it are told as they are, and no frame is lost."""
+
+    def run(interrupt):
+        llm = LLM(block_size=4, num_blocks=24, max_num_seqs=2, enable_prefix_caching=True)
+        with record(llm) as trace:
+            for i in range(9):
+                try:
+                    with interrupt:
+                        if i % 3 == 0:
+                            llm.add_request(f"To be {i}", SamplingParams(n=2, max_tokens=3, ignore_eos=True), str(i))
+                        if i == 4:
+                            llm.abort("0")
+                        llm.step()
+                        assert trace[-1].sequences or i > 4
+                except KeyboardInterrupt:
+                    continue
+                assert state_in(trace[-1]) == state_of(llm)
+            while llm.has_unfinished_requests():
+                llm.step()
+            assert state_in(trace[-1]) == state_of(llm)
+            assert len(trace[:]) == len(trace)
+
+    run(every := Interrupt())
+    places = sorted(every.seen)[::stride]
+    assert len(places) > 2
+    for place in places:
+        run(Interrupt(place))

@@ -166,3 +166,16 @@ def test_a_pipe_is_told_that_a_step_takes_long(stuck):
         child.kill()
         assert told == "minipage: still computing the first step ...\n"
         assert not list(lines)
+
+
+def test_ctrl_c_while_the_sign_is_taken_away():
+    """It ends the block all the same, but not before the sign is gone."""
+    hidden = []
+
+    def hide():
+        signal.raise_signal(signal.SIGINT)
+        hidden.append(True)
+
+    with pytest.raises(KeyboardInterrupt), signs_of_life("", lambda _: None, hide):
+        pass
+    assert hidden == [True]

@@ -26,8 +26,10 @@ T = TypeVar("T")
 
 
 @contextmanager
-def signs_of_life(message: str, show: Callable[[str], object]) -> Iterator[Callable[[str], object]]:
-    """Call `show` with what is going on, again and again, from another thread, if the block runs for long.
+def signs_of_life(
+    message: str, show: Callable[[str], object], hide: Callable[[], object] = lambda: None
+) -> Iterator[Callable[[str], object]]:
+    """Call `show` with what is going on, again and again, from another thread, if the block runs for long; then `hide`.
 
     The block may say that something else is going on now: `as say`, and say("...").
     """
@@ -48,8 +50,10 @@ def signs_of_life(message: str, show: Callable[[str], object]) -> Iterator[Calla
         try:
             yield messages.append
         finally:
+            compiling.append("")  # no kernel; but from here on Ctrl-C has to wait, or the sign would stay for ever
             over.set()
             thread.join()
+            hide()
 
 
 @contextmanager
@@ -137,11 +141,8 @@ def spinner(message: str, keys: Keys | None = None, long: float = math.inf) -> I
             told.append(text)
             console.print(f"{text} ...", markup=False)
 
-    try:
-        with signs_of_life(message, show) as say:
-            yield say
-    finally:
-        status.stop()
+    with signs_of_life(message, show, status.stop) as say:
+        yield say
 
 
 def loading(say: Callable[[str], object]) -> Callable[[int, int], object]:

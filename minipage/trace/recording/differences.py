@@ -7,6 +7,22 @@ from typing import Any
 from minipage.trace.recording.text import num_common
 
 
+class Seen:
+    """A sequence as it was when last looked at."""
+
+    def __init__(self) -> None:
+        self.num_tokens = 0
+        self.facts: dict[str, Any] = {"status": "waiting", "computed": 0, "preemptions": 0}
+        self.blocks: list[int] = []
+        self.more_blocks: list[list[int]] = []
+        self.swap_blocks: list[int] = []
+
+    def forget(self) -> None:
+        """What was seen may never have been told: let everything be new."""
+        self.num_tokens, self.facts = 0, dict.fromkeys(self.facts)
+        self.blocks, self.more_blocks, self.swap_blocks = [-1], [[-1]], [-1]
+
+
 def list_difference(old: list[Any], new: list[Any]) -> tuple[list[Any], list[Any]]:
     """([how many members of `old` stay, what follows them], a copy of `new`)."""
     keep = num_common(old, new)

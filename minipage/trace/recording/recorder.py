@@ -21,7 +21,7 @@ from minipage.engine.request import NextToken, Request
 from minipage.engine.sampled import SampledRequest
 from minipage.engine.speculation import DraftedChunk
 from minipage.scheduling import GroupStatus, Sequence, SequenceGroup, StepPlan
-from minipage.trace.recording.differences import joined, list_difference
+from minipage.trace.recording.differences import Seen, joined, list_difference
 from minipage.trace.recording.frames import label_of
 from minipage.trace.recording.meanwhile import few_collections, replaced
 from minipage.trace.recording.replay import Change
@@ -58,17 +58,6 @@ def observed(llm: Engine, title: str = "", with_code: bool = True) -> Iterator[R
         yield recorder
 
 
-class _Seen:
-    """A sequence as it was when last looked at."""
-
-    def __init__(self) -> None:
-        self.num_tokens = 0
-        self.facts: dict[str, Any] = {"status": "waiting", "computed": 0, "preemptions": 0}
-        self.blocks: list[int] = []
-        self.more_blocks: list[list[int]] = []
-        self.swap_blocks: list[int] = []
-
-
 class Recorder:
     """Stands in for the phases of one LLM, and writes down what each phase changed."""
 
@@ -80,9 +69,11 @@ class Recorder:
         self._names = map(label_of, count())
         self._labels: dict[Sequence, str] = {}  # of those that are not finished, like the next two
         self._group_of: dict[Sequence, SequenceGroup] = {}
-        self._live: dict[Sequence, _Seen] = {}  # as last seen, in order of arrival
+        self._live: dict[Sequence, Seen] = {}  # as last seen, in order of arrival
+        self._untold: dict[Sequence, None] = {}  # newcomers of which the trace does not know yet
+        self._leaving: dict[Sequence, str] = {}  # and those who are finished
         self._words: dict[int, bytes] = {}
-        self._queues: dict[str, list[str]] = {}
+        self._queues: dict[str, list[str] | None] = {}
         self._operations: list[list[Any]] = []  # of the pool and the prefix cache, since the last look
         self._cached = {block for block in range(self.pool.num_blocks) if self.cache and block in self.cache}
         self._hits_before = self._prefix_stats()
@@ -137,7 +128,7 @@ class Recorder:
         plan: StepPlan = self._phases["schedule"]()
         tier = self._tier.take()
         if ahead := self._ahead(plan, status, tables):
-            self.trace.changes.append(change | begin | {"phase": "before"} | ahead | tier)
+            self._tell(change | begin | {"phase": "before"} | ahead | tier)
             change = {"step": self._step, "phase": "schedule"} | self._look(new=[])
         else:
             change |= joined(begin, self._look(new=[]))
@@ -153,7 +144,7 @@ class Recorder:
                 change[name] = [list(pair) for pair in pairs]
         if plan.preempted:
             change["preempted"] = [[self._labels[seq] for seq in group.sequences] for group in plan.preempted]
-        self.trace.changes.append(change)
+        self._tell(change)
         return plan
 
     def copy(self, plan: StepPlan) -> None:
@@ -208,18 +199,30 @@ class Recorder:
         self._cached = {block for block in range(self.pool.num_blocks) if self.cache and block in self.cache}
         # What was noted of the pool may lack what it was doing when it was interrupted; this is how it is now.
         self._operations = [["restart", *self.pool.free_queue], ["publish", *sorted(self._cached)]]
-        self._passed("failed", **self._look(self._gone()))
+        # And of all else that was noted, the trace may not have been told.
+        for seen in self._live.values():
+            seen.forget()
+        self._depth, self._queues, self._stats = 0, dict.fromkeys(self._queues), (-1, -1)
+        self._newcomers()
+        self._passed("failed", **self._look(self._gone(), list(self._untold)))
+
+    def _tell(self, change: Change) -> None:
+        self.trace.changes.append(change)
+        self._untold = {}
+        for seq in self._leaving:
+            del self._live[seq], self._labels[seq], self._group_of[seq]
+        self._leaving = {}
 
     def _passed(self, phase: str, **facts: Any) -> None:
         facts = {name: fact for name, fact in facts.items() if fact is not None}
-        self.trace.changes.append({"step": self._step, "phase": phase} | facts)
+        self._tell({"step": self._step, "phase": phase} | facts)
 
     def glance(self) -> None:
         """Between two steps: write down who has come, and who was aborted, as the next step would."""
         gone = self._gone()
         earlier = {"earlier": self._look(gone, [])} if gone or self._operations else {}
         change = {"step": self._step + 1, "phase": "schedule"} | earlier | self._look()
-        self.trace.changes.append(change | {"chunks": [], "code": []})
+        self._tell(change | {"chunks": [], "code": []})
 
     # ---- looking
 
@@ -227,13 +230,14 @@ class Recorder:
         """Give a label to every sequence that was not there before."""
         scheduler = self.llm.scheduler
         groups, known = [*scheduler.running, *scheduler.swapped, *scheduler.waiting], self._group_of
-        new = [seq for group in groups for seq in group.sequences if seq not in known]
+        new = [seq for group in groups for seq in group.sequences if seq not in self._labels]
         if new:  # in most steps nobody is
             known |= {seq: group for group in groups for seq in group.sequences}
             new.sort(key=lambda seq: known[seq].arrival)
         for seq in new:
-            self._labels[seq] = next(self._names)
-            self._live[seq] = _Seen()
+            self._live[seq] = Seen()
+            self._untold[seq] = None
+            self._labels[seq] = next(self._names)  # and from now on it is known
         return new
 
     def _look(self, done: dict[Sequence, str] | None = None, new: list[Sequence] | None = None) -> Change:
@@ -245,8 +249,7 @@ class Recorder:
             change["sequences"] = sequences
         if done:
             change["finished"] = {self._labels[seq]: why for seq, why in done.items()}
-        for seq in done or ():
-            del self._live[seq], self._labels[seq], self._group_of[seq]
+        self._leaving |= done or {}
         for name in ("waiting", "running", "swapped"):
             labels = [self._labels[seq] for group in getattr(self.llm.scheduler, name) for seq in group.sequences]
             if labels != self._queues.get(name, []):
@@ -269,7 +272,7 @@ class Recorder:
             "max_num_tokens": group.max_num_tokens,
         }
 
-    def _difference(self, seq: Sequence, seen: _Seen) -> dict[str, Any]:
+    def _difference(self, seq: Sequence, seen: Seen) -> dict[str, Any]:
         """What is new of one sequence. Of lists: how many members stay, and what follows them."""
         change: dict[str, Any] = {}
         if len(seq.token_ids) != seen.num_tokens:  # tokens are only ever added

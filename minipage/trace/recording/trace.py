@@ -102,8 +102,9 @@ class Trace(Sequence[Frame]):
             self._ahead = self._checkpoints[nearest].copy()
             self._next = nearest * self._distance
         while self._next < index:
-            replay(self.changes[self._next], self._ahead)
-            self._next += 1
+            here, self._next = self._next, len(self.changes) + 1  # if Ctrl-C comes now, this state is of no more use
+            replay(self.changes[here], self._ahead)
+            self._next = here + 1
             if self._next == len(self._checkpoints) * self._distance:
                 self._checkpoints.append(self._ahead.copy())
 
