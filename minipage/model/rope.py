@@ -46,8 +46,10 @@ def read_rotary(settings: Mapping[str, Any], head_size: int) -> Rotary:
         share = rope.get("partial_rotary_factor") or settings.get("partial_rotary_factor") or 1.0
         if not 0 < share <= 1:
             raise ValueError(f"partial_rotary_factor is {shown(share)}, which is no share of a head")
+        if not (theta := float(rope["rope_theta"])) > 0:
+            raise ValueError(f"rope_theta is {shown(theta)}, which is not above 0")
         size = int(head_size * share)
-        frequencies = [float(rope["rope_theta"]) ** (-i / size) for i in range(0, size, 2)]
+        frequencies = [theta ** (-i / size) for i in range(0, size, 2)]
         if kind == "linear":
             frequencies = [frequency / rope["factor"] for frequency in frequencies]
         if kind in ("default", "linear", "dynamic"):  # the last one changes only texts that are longer than the context

@@ -14,6 +14,7 @@ from minipage.errors import ModelError, shown
 LFS_POINTER = b"version https://git-lfs"  # how the file begins that Git leaves in place of a large one
 
 LARGEST_SIZE = 2**31 - 1
+MOST_LAYERS = 10_000  # far more than any model has; the weights of this many are still listed at once
 DEEPEST = 16  # lists in one another
 
 
@@ -82,7 +83,7 @@ def read_sizes(
     found = {name: given.get(other, given.get(name)) for name, other in sizes.items()}
     found |= {name: given[name] for name in optional if name in given}
     measures = {name: given.get(name, default) for name, default in (numbers or {}).items()}
-    wrong = {name: size for name, size in found.items() if not is_size(size)}
+    wrong = {name: n for name, n in found.items() if not is_size(n) or (n > MOST_LAYERS and "layer" in name)}
     wrong |= {name: number for name, number in measures.items() if not is_measure(number)}
     if wrong:
         listed = ", ".join(f"{name} = {shown(value)}" for name, value in wrong.items())

@@ -144,6 +144,8 @@ def test_weights_in_several_files_and_of_two_bytes(tmp_path, dtype):
         ({"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}, "low_freq_factor"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 0}}, "makes no sense"),
         ({"rope_parameters": [1, 2]}, "should be an object"),
+        ({"rope_parameters": {"rope_theta": -500.0}}, "rope_theta is -500.0, which is not above 0"),
+        ({"rope_parameters": {"rope_theta": float("nan")}}, "rope_theta is nan"),
         ({"partial_rotary_factor": 1.5}, "partial_rotary_factor is 1.5, which is no share"),
         ({"layer_types": True}, "layer_types are True; it should be a list"),
         ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": "all"}, "max_window_layers is 'all'"),
@@ -151,6 +153,7 @@ def test_weights_in_several_files_and_of_two_bytes(tmp_path, dtype):
         ({"hidden_act": "swiglu-oai"}, "computes only 'silu'"),
         ({"num_key_value_heads": 3}, "cannot be"),
         ({"hidden_size": "wide"}, "hidden_size = 'wide'"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000"),  # whose weights nobody can list
     ],
 )
 def test_a_config_that_is_not_computed_is_a_sentence(tmp_path, change, words):
