@@ -112,4 +112,4 @@ def make_store(engine: Engine, size: Any, path: str | Path | None, origin: Any) 
         return Store(cache, num_bytes, Path(path))
     except (OSError, ValueError) as error:  # of names, too
         what = f"where there can be no file of {shown(size)} GiB ({error})"
-        raise ConfigurationError(f"kv_offloading_path is {str(path)!r}, {what}; give another, or less.") from error
+        raise ConfigurationError(f"kv_offloading_path is {shown(str(path))}, {what}; give another, or less.") from error
