@@ -31,12 +31,11 @@ SCHEDULER_OPTIONS = (  # what a scheduler is made from
     "scheduler_reserve_full_isl",
 )  # fmt: skip
 POOL_OPTIONS = "block_size", "num_blocks", "memory", "eviction"
-PARTS = {  # what a part of somebody's own has at least, and what it should be
-    "block_pool": (("block_size",), "a BlockPool"),
-    "block_table": (("__call__",), "a class, such as BlockTable"),
-    "scheduler": (("__call__", "max_num_seqs"), "a Scheduler, or what makes one"),
-    "progress": (("__call__",), "a function"),
-}
+PARTS = {  # of what a part of somebody's own has one at least, and what it should be
+    "block_pool": ({"block_size"}, "a BlockPool"), "block_table": ({"__call__"}, "a class, such as BlockTable"),
+    "scheduler": ({"__call__", "max_num_seqs"}, "a Scheduler, or what makes one"),
+    "progress": ({"__call__"}, "a function"),
+}  # fmt: skip
 BYTES_OF_A_BLOCK = 128  # at least, in the lists of a pool
 
 
@@ -54,7 +53,7 @@ def check_options(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None
         if given[name] is not defaults[name] and not isinstance(given[name], bool | np.bool):
             raise ConfigurationError(f"{name} is {shown(given[name])}; it must be True or False.")
     for name, (has, what) in PARTS.items():
-        if given[name] is not defaults[name] and not any(hasattr(given[name], each) for each in has):
+        if given[name] is not defaults[name] and has.isdisjoint(dir(given[name])):
             raise ConfigurationError(f"{name} is {shown(given[name])}; it must be {what}.")
     if given["scheduler"] is not None and not callable(given["scheduler"]):
         refuse_overridden("scheduler", SCHEDULER_OPTIONS, given, defaults)

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from minipage.errors import ModelError, shown
 
 KNOWN = "default", "linear", "dynamic", "llama3", "yarn"
+LARGEST_HEAD = 2**16  # numbers: no model has nearly as many, and a frequency for each two is listed
 
 
 class Rotary(NamedTuple):
@@ -35,6 +36,8 @@ def read_rotary(settings: Mapping[str, Any], head_size: int) -> Rotary:
 
     Raises ModelError for a scaling that is not computed, or one that makes no sense.
     """
+    if head_size > LARGEST_HEAD:
+        raise ModelError(f"its heads have {head_size:,} numbers, which cannot be. Fetch config.json again.")
     given = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
     if not isinstance(given, dict):
         raise ModelError(f"its rope_scaling is {shown(given)}; it should be an object. Fetch config.json again.")

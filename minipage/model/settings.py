@@ -83,7 +83,7 @@ def read_sizes(
     found = {name: given.get(other, given.get(name)) for name, other in sizes.items()}
     found |= {name: given[name] for name in optional if name in given}
     measures = {name: given.get(name, default) for name, default in (numbers or {}).items()}
-    wrong = {name: n for name, n in found.items() if not is_size(n) or (n > MOST_LAYERS and "layer" in name)}
+    wrong = {name: n for name, n in found.items() if not is_size(n, MOST_LAYERS if "layer" in name else LARGEST_SIZE)}
     wrong |= {name: number for name, number in measures.items() if not is_measure(number)}
     if wrong:
         listed = ", ".join(f"{name} = {shown(value)}" for name, value in wrong.items())
@@ -91,8 +91,8 @@ def read_sizes(
     return found | {name: float(number) for name, number in measures.items()}
 
 
-def is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LARGEST_SIZE
+def is_size(value: object, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
 
 
 def is_measure(value: object) -> bool:

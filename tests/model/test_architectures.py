@@ -152,6 +152,7 @@ def test_weights_in_several_files_and_of_two_bytes(tmp_path, dtype):
         ({"partial_rotary_factor": -0.5}, "partial_rotary_factor is -0.5, which is no share"),
         ({"hidden_act": "swiglu-oai"}, "computes only 'silu'"),
         ({"num_key_value_heads": 3}, "cannot be"),
+        ({"head_dim": 10**9}, "heads have 1,000,000,000 numbers"),  # each two of which have a frequency
         ({"hidden_size": "wide"}, "hidden_size = 'wide'"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000"),  # whose weights nobody can list
     ],
