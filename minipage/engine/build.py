@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, get_args
 
+import numpy as np
+
 from minipage.attention import cpu, loops, reference
 from minipage.attention.quantize import kv_dtype
 from minipage.engine.option_kinds import check_kinds, is_same
-from minipage.errors import ConfigurationError, require_positive, shown
+from minipage.errors import ConfigurationError, shown
 from minipage.memory import BlockPool
 from minipage.memory.eviction import Eviction, lru
 from minipage.model.architecture import Architecture, Model
@@ -30,6 +32,7 @@ SCHEDULER_OPTIONS = (  # what a scheduler is made from
     "scheduler_reserve_full_isl",
 )  # fmt: skip
 POOL_OPTIONS = "block_size", "num_blocks", "memory", "eviction"
+BYTES_OF_A_BLOCK = 128  # at least, in the lists of a pool
 
 
 def check_options(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
@@ -110,19 +113,6 @@ def load_runner(
     return make_runner(model, kept_as, limits=limits, device=device, **how)
 
 
-def check_ranks(tensor_parallel_size: int) -> None:
-    """Raise ConfigurationError unless there is a way for ranks to talk."""
-    require_positive(tensor_parallel_size=tensor_parallel_size)
-    try:
-        import torch.distributed
-    except ImportError:
-        raise ConfigurationError(
-            "tensor_parallel_size needs PyTorch, through which ranks talk: pip install minipage[torch]."
-        ) from None
-    if not torch.distributed.is_available():
-        raise ConfigurationError("tensor_parallel_size needs a PyTorch with torch.distributed, which this one lacks.")
-
-
 def make_block_pool(
     runner: ModelRunner,
     block_size: int,
@@ -135,6 +125,8 @@ def make_block_pool(
     if num_blocks is None:
         num_blocks = runner.blocks_that_fit(memory, block_size, option)
     try:
+        if is_whole(num_blocks) and num_blocks > 0:  # more than there is should be refused at once, not when it is full
+            np.empty(min(num_blocks * BYTES_OF_A_BLOCK, 2**62), np.uint8)
         return BlockPool(num_blocks, block_size, eviction)
     except (MemoryError, OverflowError) as error:  # the pool's own lists; K and V take much more
         asking = "num_blocks" if option == "memory" else option

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from minipage.engine.build import (
     DEFAULT_SWAP_SPACE,
     check_options,
-    check_ranks,
     context_len,
     find,
     load_runner,
@@ -26,7 +25,7 @@ from minipage.engine.build import (
 )
 from minipage.engine.conversations import Conversation, chat_prompts
 from minipage.engine.engine import Engine
-from minipage.engine.features import attach_features
+from minipage.engine.features import attach_features, check_ranks
 from minipage.engine.intake import Intake, saying_which
 from minipage.engine.partial_hits import prefix_cache_for
 from minipage.engine.prompts import Prompt, list_prompts

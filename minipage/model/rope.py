@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from minipage.errors import ModelError, shown
 
 KNOWN = "default", "linear", "dynamic", "llama3", "yarn"
+LARGEST_HEAD = 2**16  # numbers: no model has nearly as many, and a frequency for each two is listed
 
 
 class Rotary(NamedTuple):
@@ -40,6 +41,8 @@ def read_rotary(settings: Mapping[str, Any], head_size: int, may_be_partial: boo
 
     Raises ModelError for a scaling that is not computed, or one that makes no sense.
     """
+    if head_size > LARGEST_HEAD:
+        raise ModelError(f"its heads have {head_size:,} numbers, which cannot be. Fetch config.json again.")
     given = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
     if not isinstance(given, dict):
         raise ModelError(f"its rope_scaling is {shown(given)}; it should be an object. Fetch config.json again.")
@@ -56,10 +59,12 @@ def read_rotary(settings: Mapping[str, Any], head_size: int, may_be_partial: boo
                 f"its partial_rotary_factor is {shown(share)}, which transformers ignores in such a model, and vLLM "
                 "heeds. To turn whole heads, as transformers does, give hf_overrides={'partial_rotary_factor': 1.0}."
             )
+        if not (theta := float(rope["rope_theta"])) > 0:
+            raise ValueError(f"rope_theta is {shown(theta)}, which is not above 0")
         size = settings.get("rotary_dim") or int(head_size * share)
         if not 0 < size <= head_size:
             raise ValueError(f"rotary_dim is {shown(size)}, but heads have {head_size} numbers")
-        frequencies = [float(rope["rope_theta"]) ** (-i / size) for i in range(0, size, 2)]
+        frequencies = [theta ** (-i / size) for i in range(0, size, 2)]
         if kind == "linear":
             frequencies = [frequency / rope["factor"] for frequency in frequencies]
         if kind in ("default", "linear", "dynamic"):  # the last one changes only texts that are longer than the context

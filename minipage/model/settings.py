@@ -16,6 +16,7 @@ from minipage.errors import ModelError, shown
 LFS_POINTER = b"version https://git-lfs"  # how the file begins that Git leaves in place of a large one
 
 LARGEST_SIZE = 2**31 - 1
+MOST_LAYERS = 10_000  # far more than any model has; the weights of this many are still listed at once
 DEEPEST = 16  # lists in one another
 
 
@@ -117,7 +118,7 @@ def read_sizes(
     found = {name: first_given(settings, other, name) for name, other in sizes.items()}
     found |= {name: settings[name] for name in optional if settings.get(name) is not None}
     measures = {name: first_given(settings, name, default=default) for name, default in (numbers or {}).items()}
-    wrong = {name: size for name, size in found.items() if not is_size(size)}
+    wrong = {name: n for name, n in found.items() if not is_size(n, MOST_LAYERS if "layer" in name else LARGEST_SIZE)}
     wrong |= {name: number for name, number in measures.items() if not is_measure(number)}
     if wrong:
         listed = ", ".join(f"{name} = {shown(value)}" for name, value in wrong.items())
@@ -131,8 +132,8 @@ def first_given(settings: Mapping[str, Any], *names: str, default: Any = None) -
     return next((value for value in values if value is not None), default)
 
 
-def is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LARGEST_SIZE
+def is_size(value: object, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
 
 
 def is_measure(value: object) -> bool:

@@ -265,12 +265,25 @@ def test_times_are_in_order_and_preemptions_counted(tiny):
         ({"memory": True}, "memory is True"),
         ({"arrays": "jax"}, "arrays is 'jax'"),
         ({"attention": "cuda9"}, "attention is 'cuda9'"),
+        ({"scheduler": "priority"}, "scheduler is 'priority'; it must be a scheduler"),
+        ({"block_pool": 64}, "block_pool is 64; it must be a block pool"),
+        ({"block_table": None}, "block_table is None; it must be a class"),
+        ({"progress": True}, "progress is True; it must be a function"),
     ],
     ids=str,
 )
 def test_a_bad_option_is_named_with_its_value(tiny, options, words):
     with pytest.raises(ConfigurationError, match=words):
         LLM(tiny, **options)
+
+
+def test_more_blocks_than_any_lists_can_name_are_refused_before_the_memory_is_full(tiny, monkeypatch):
+    made = []
+    monkeypatch.setattr("minipage.engine.build.BlockPool", lambda *sizes: made.append(sizes))
+    for num_blocks in 2**40, 10**30:
+        with pytest.raises(ConfigurationError, match=r"num_blocks asks for .* blocks, which no memory can hold"):
+            LLM(tiny, num_blocks=num_blocks)
+    assert not made
 
 
 @pytest.mark.parametrize(

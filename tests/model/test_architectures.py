@@ -145,6 +145,8 @@ def test_weights_in_several_files_and_of_two_bytes(tmp_path, dtype):
         ({"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}, "low_freq_factor"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 0}}, "makes no sense"),
         ({"rope_parameters": [1, 2]}, "should be an object"),
+        ({"rope_parameters": {"rope_theta": -500.0}}, "rope_theta is -500.0, which is not above 0"),
+        ({"rope_parameters": {"rope_theta": float("nan")}}, "rope_theta is nan"),
         ({"partial_rotary_factor": 1.5}, "partial_rotary_factor is 1.5, which is no share"),
         (
             {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
@@ -158,7 +160,9 @@ def test_weights_in_several_files_and_of_two_bytes(tmp_path, dtype):
         ({"partial_rotary_factor": -0.5}, "partial_rotary_factor is -0.5, which is no share"),
         ({"hidden_act": "swiglu-oai"}, "computes only 'silu'"),
         ({"num_key_value_heads": 3}, "cannot be"),
+        ({"head_dim": 10**9}, "heads have 1,000,000,000 numbers"),  # each two of which have a frequency
         ({"hidden_size": "wide"}, "hidden_size = 'wide'"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000"),  # whose weights nobody can list
     ],
 )
 def test_a_config_that_is_not_computed_is_a_sentence(tmp_path, change, words):

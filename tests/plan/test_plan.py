@@ -9,7 +9,7 @@ from minipage import LLM
 from minipage.cli import main
 from minipage.errors import ConfigurationError, ModelError
 from minipage.plan.deployment import Deployment
-from minipage.plan.forecast import Workload, advise, forecast, setting_of
+from minipage.plan.forecast import Workload, advise, fewer_of_long_texts, forecast, setting_of
 from minipage.plan.report import page, rows
 from minipage.simulate.machines import GiB
 from minipage.simulate.workload import read_trace
@@ -209,6 +209,14 @@ def test_of_a_tiny_model_on_a_large_gpu_not_all_blocks_are_made(tmp_path, monkey
         forecast(tiny, Workload("16:8"), -1.0)
 
 
+def test_of_long_texts_fewer_are_simulated_to_find_the_most_that_is_served():
+    assert fewer_of_long_texts([(10, 100), (10, 300)], 8, 400) == 400
+    assert fewer_of_long_texts([(10, 50_000)], 8, 400) == 1_000_000 / 50_000
+    assert fewer_of_long_texts([(10, 400_000)], 8, 400) == 16  # every seat twice, at least
+    with pytest.raises(ConfigurationError, match=r"8 requests at a time of 1,000,000 tokens.*lower max_num_seqs"):
+        fewer_of_long_texts([(10, 1_000_000)], 8, 400)
+
+
 def test_more_seats_are_advised_where_seats_are_what_is_missing():
     advice = advise(SMALL, Workload("32:16"), 0.01, 40)
     assert "max_num_seqs=16" in [each.change for each in advice]
@@ -303,6 +311,8 @@ def test_the_command_prints_json_and_writes_a_page(tmp_path, capsys):
         (["--num-blocks", "9", "--lengths", "8:8", "--rate", "1e6"], "waiting times only grow"),
         (["--num-blocks", "1", "--lengths", "9:8"], "the longest text that fits, 16 tokens"),
         (["--max-num-seqs", "9999"], "at most 4,096 requests at a time are simulated"),
+        (["--max-model-len", "1"], "of ShareGPT's texts hardly any has at most 1 token"),  # and drew for ever
+        (["--max-num-seqs", "4096", "--lengths", "9:8000"], "4,096 requests at a time of 8,000 tokens out each"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
