@@ -47,6 +47,15 @@ def template(messages, add_generation_prompt=True, **options):
     return "".join(lines) + ("assistant:" if add_generation_prompt else "")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def few_blocks():
+    """By default there is 1 GiB for K and V: of this model a quarter of a million blocks, all of them counted again and
+    again, in each of some sixty servers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("minipage.worker.runner.DEFAULT_MEMORY", "16MiB")
+        yield
+
+
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     """A GPT-2 with a byte-level tokenizer of 300 tokens and a context of 256; token 0 ends a text."""
