@@ -48,12 +48,8 @@ def template(messages, add_generation_prompt=True, **options):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def few_blocks():
-    """By default there is 1 GiB for K and V: of this model a quarter of a million blocks, all of them counted again and
-    again, in each of some sixty servers."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("minipage.worker.runner.DEFAULT_MEMORY", "16MiB")
-        yield
+def servers_have_few_blocks(few_blocks):
+    pass
 
 
 @pytest.fixture(scope="session")
