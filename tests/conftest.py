@@ -101,6 +101,7 @@ def pytest_ignore_collect(collection_path, config):
 
 def pytest_collection_finish():
     gc.freeze()
+    gc.set_threshold(50_000, 20, 20)  # of what a test makes little is garbage in circles
     gc.enable()
 
 
