@@ -206,7 +206,7 @@ def test_minus_infinity_is_a_number_in_json():
     never = Logprob(float("-inf"), 300, "x")
     text = for_texts([5], [{5: never}], 0)
     assert text["token_logprobs"] == [-9999.0] and text["top_logprobs"] == [{"x": -9999.0}]
-    assert for_chats([5], [{5: never}], 1)["content"][0]["logprob"] == -9999.0
+    assert for_chats([5], [{5: never}], 1, None)["content"][0]["logprob"] == -9999.0
 
 
 def test_prompts_are_logged_for_those_who_ask(serve, caplog):
