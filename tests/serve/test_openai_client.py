@@ -374,6 +374,17 @@ def test_what_vllm_sends_is_understood_where_it_asks_for_nothing(client):
     assert answer.choices[0].message.content == "sea"
 
 
+def test_seeds_have_a_sign(client):
+    """As OpenAI's have; and -1, which vLLM's clients send, is none."""
+
+    def text(seed):
+        answer = client.completions.create(model="tiny", prompt="The sea", max_tokens=20, seed=seed)
+        return answer.choices[0].text
+
+    assert text(-5) == text(-5) != text(5)
+    assert text(-1) != text(-1)
+
+
 def test_what_nobody_knows_is_ignored(client):
     answer = client.completions.create(
         model="tiny", prompt="The", max_tokens=2, user="me", extra_body={"to_come": {"a": [1]}, "presence_penalty": 0}
