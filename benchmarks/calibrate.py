@@ -16,7 +16,7 @@ from minipage.simulate.measured import Timed
 
 REPEATS = 5
 BATCHES = 1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128
-PROMPTS = 2, 8, 16, 32, 64, 128, 256, 500
+PROMPTS = 2, 8, 16, 17, 64, 65, 128, 129, 256, 257, 500  # on a GPU steps are padded to 16, 64, 128, 256 or 512
 
 
 class WallClock:
@@ -68,13 +68,17 @@ def capture_graphs(llm: LLM) -> None:
     for length in range(8, llm.scheduler.max_num_batched_tokens, 8):
         llm.add_request([1] * length, greedy(1))
         finish(llm)
-    for context in (16, 600):  # steps of few tokens are graphs even if a prompt is in them
-        llm.add_request([1] * context, greedy(40))
-        for length in (1, 2, 3, 6, 14):
-            llm.step()
-            llm.add_request([1] * length, greedy(1))
-            llm.step()
-        finish(llm)
+    for context in (16, 600):  # prompts beside few and many others
+        for batch in (1, 20):
+            for _ in range(batch):
+                llm.add_request([1] * context, greedy(200))
+            while any(seq.num_uncomputed_tokens > 1 for seq in running(llm)) or llm.scheduler.waiting:
+                llm.step()
+            for length in (1, 2, 3, 6, 14, 40, 100, 200, 450):
+                llm.step()
+                llm.add_request([1] * length, greedy(1))
+                llm.step()
+            finish(llm)
 
 
 def calibrate(llm: LLM, clock: Clock, quick: bool) -> list[Timed]:

@@ -22,7 +22,7 @@ import torch
 
 from minipage import LLM, SamplingParams
 from minipage.attention.cuda.compat import cuda
-from minipage.worker.gpu import graphs
+from minipage.worker.gpu import capture as capturing
 
 failures: Counter[str] = Counter()
 num_captured = 0
@@ -68,7 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--engines", type=int, default=200)
     num_engines = parser.parse_args().engines
-    graphs.capture = counted(graphs.capture)
+    capturing.capture = counted(capturing.capture)
     gc.set_threshold(50, 2, 2)
     stopped = Event()
     thread = Thread(target=disturb, args=(stopped,), daemon=True)

@@ -47,6 +47,15 @@ def one_thread_in_each_of_several_processes():
 
 
 @pytest.fixture(scope="module")
+def few_blocks():
+    """By default there is 1 GiB for K and V: of a tiny model a quarter of a million blocks, which take a few tenths of
+    a second to count."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("minipage.worker.runner.DEFAULT_MEMORY", "16MiB")
+        yield
+
+
+@pytest.fixture(scope="module")
 def browser():
     """A Chromium that is there already; without one, the tests of pages are skipped."""
     api = pytest.importorskip("playwright.sync_api", reason="pages are tried out with playwright")
@@ -92,6 +101,7 @@ def pytest_ignore_collect(collection_path, config):
 
 def pytest_collection_finish():
     gc.freeze()
+    gc.set_threshold(50_000, 20, 20)  # of what a test makes little is garbage in circles
     gc.enable()
 
 

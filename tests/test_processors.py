@@ -228,6 +228,7 @@ NO_STRUCTURES = [
     {"choice": []},
     {"choice": "ab"},
     {"choice": [1]},
+    {"choice": np.array("ab")},
     {"regex": 5},
     {"json": [1]},
     {"json": {"a": {1}}},

@@ -314,6 +314,6 @@ for name, how in {
 # ```
 #
 # **Going further.** (a) Hand in a proposer of your own: `llm.speculation.proposer` needs one method, `propose(texts, counts)`. One that knows the speech by heart makes five tokens a step. (b) Let a request for JSON under a schema
-# (`structured_outputs`) run with n-grams: which of its tokens are guessed? (c) Raise `MOST_TOKENS` in `engine/speculation.py` and find where your machine stops gaining: `python -m benchmarks.speculation`.
+# (`structured_outputs`) run with n-grams: which of its tokens are guessed? (c) Raise `CHEAP_ROWS` in `engine/speculation.py` and find where your machine stops gaining: `python -m benchmarks.speculation`.
 #
 # Next: **lesson 17**, blocks that travel.

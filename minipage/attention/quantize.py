@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from minipage.errors import ConfigurationError
+from minipage.errors import ConfigurationError, shown
 from minipage.simd.arrays import Floats
 from minipage.simd.fp8 import FP8_LARGEST, FP8_VALUES, fp8_codes
 from minipage.simd.halves import widened
@@ -36,7 +36,8 @@ KV_CACHE_DTYPES: dict[str, type] = {
 
 def kv_dtype(name: str) -> type:
     if not isinstance(name, str) or name not in KV_CACHE_DTYPES:
-        raise ConfigurationError(f"kv_cache_dtype is {name!r}; it must be one of auto, {', '.join(KV_CACHE_DTYPES)}.")
+        known = ", ".join(KV_CACHE_DTYPES)
+        raise ConfigurationError(f"kv_cache_dtype is {shown(name)}; it must be one of auto, {known}.")
     return KV_CACHE_DTYPES[name]
 
 

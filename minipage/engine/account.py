@@ -10,14 +10,14 @@ of it is known here, and nobody has to measure it before; the clock is looked at
 
 Guesses are asked for while a wrong one would leave no more than the time of two plain steps lost; otherwise not, until
 the 1 % has made up for it. So n steps of text that nobody can guess lose at most the time of n / 100 + 2 plain ones, or
-of n / 100 and one guess, if that takes longer: of 100 tokens 3 %, of many 1 %. A guesser that has become better is
-found out. There is an account for each number of texts, because with each a plain step takes another time. What is said
-does not depend on it.
+of n / 100 and one guess, if that takes longer: of 100 tokens 3 %, of many 1 %. The first two guesses of all are not
+booked: things are compiled and loaded then. A guesser that has become better is found out. There is an account for each
+number of texts, because with each a plain step takes another time. What is said does not depend on it.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from statistics import median
 from time import perf_counter
@@ -32,9 +32,9 @@ MAY_LOSE = 0.01  # of the time of all steps
 # Of this many steps the first ones go without guesses. Their median is what a plain step takes.
 PERIOD, NUM_MEASURED = 128, 5
 # In plain steps: what may be lost besides, and of what was gained before no more than that is remembered; of what was
-# lost, no more than MOST_LOST. The first steps that take longer than LONG of them were held up, as kernels are
-# compiled; they do not count.
-MOST, MOST_LOST, LONG, NUM_HELD_UP = 2, 64, 8, 8
+# lost, no more than MOST_LOST.
+MOST, MOST_LOST = 2, 64
+NUM_COLD = 2  # steps of a kind that do not count, the first ones
 
 
 class Account:
@@ -47,15 +47,15 @@ class Account:
         self._times: defaultdict[Kind, deque[float]] = defaultdict(lambda: deque(maxlen=NUM_MEASURED))
         self._usual = 0.0  # the median of the plain ones
         self._risk = 0.0  # what wrong drafts lose
-        self._num_held_up = 0
+        self._num_of: Counter[Kind] = Counter()
 
     def may_ask(self) -> bool:
         return self.num_steps % PERIOD >= NUM_MEASURED and self.gained - self._risk >= -MOST * self._usual
 
     def book(self, kind: Kind, seconds: float, tokens_per_text: float) -> None:
         self.num_steps += 1
-        if kind != "plain" and seconds > LONG * self._usual and self._num_held_up < NUM_HELD_UP:
-            self._num_held_up += 1
+        self._num_of[kind] += 1
+        if self._num_of[kind] <= NUM_COLD:
             return
         self._times[kind].append(seconds)
         typical = median(self._times[kind])

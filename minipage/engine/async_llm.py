@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import threading
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -116,8 +116,8 @@ class AsyncLLM:
         finally:
             self._leave(mailbox)
 
-    def abort(self, request_id: str) -> Answer[bool]:
-        """Stop a request; its reader gets what there is, with finish_reason "abort". False: there is none of this id.
+    def abort(self, request_id: str | Iterable[str]) -> Answer[bool]:
+        """Stop a request, or several; readers get what there is, with finish_reason "abort". False: there are none.
 
         The answer may be awaited, or left.
         """

@@ -9,7 +9,8 @@ import numpy as np
 
 from minipage.attention import cpu, loops, reference
 from minipage.attention.quantize import kv_dtype
-from minipage.errors import ConfigurationError, require_positive, shown
+from minipage.engine.option_kinds import check_kinds, is_same
+from minipage.errors import ConfigurationError, shown
 from minipage.memory import BlockPool
 from minipage.memory.eviction import Eviction, lru
 from minipage.model.architecture import Architecture, Model
@@ -31,6 +32,7 @@ SCHEDULER_OPTIONS = (  # what a scheduler is made from
     "scheduler_reserve_full_isl",
 )  # fmt: skip
 POOL_OPTIONS = "block_size", "num_blocks", "memory", "eviction"
+BYTES_OF_A_BLOCK = 128  # at least, in the lists of a pool
 
 
 def check_options(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
@@ -38,14 +40,12 @@ def check_options(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None
 
     given: all of them, by name.
     """
+    check_kinds(given, defaults)
     seed, num_blocks, memory = given["seed"], given["num_blocks"], given["memory"]
     if not (seed is None or (is_whole(seed) and seed >= 0)):
         raise ConfigurationError(f"seed is {shown(seed)}; it must be None or a whole number of at least 0.")
     if num_blocks is not None and memory is not None:
         raise ConfigurationError(f"num_blocks is {shown(num_blocks)} and memory {shown(memory)}: give one of the two.")
-    for name in ("enable_prefix_caching", "enforce_eager", "scheduler_reserve_full_isl", "async_scheduling"):
-        if given[name] is not defaults[name] and not isinstance(given[name], bool | np.bool):
-            raise ConfigurationError(f"{name} is {shown(given[name])}; it must be True or False.")
     if given["scheduler"] is not None and not callable(given["scheduler"]):
         refuse_overridden("scheduler", SCHEDULER_OPTIONS, given, defaults)
     elif given["block_pool"] is not None:
@@ -54,7 +54,7 @@ def check_options(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None
 
 def refuse_overridden(part: str, options: Iterable[str], given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     """Raise ConfigurationError if a part that is ready comes together with options that it makes void."""
-    if void := [name for name in options if given[name] != defaults[name]]:
+    if void := [name for name in options if not is_same(given[name], defaults[name])]:
         raise ConfigurationError(
             f"{', '.join(void)} would have no effect, because the {part} that is handed in has settings of its own. "
             f"Leave out one or the other."
@@ -113,19 +113,6 @@ def load_runner(
     return make_runner(model, kept_as, limits=limits, device=device, **how)
 
 
-def check_ranks(tensor_parallel_size: int) -> None:
-    """Raise ConfigurationError unless there is a way for ranks to talk."""
-    require_positive(tensor_parallel_size=tensor_parallel_size)
-    try:
-        import torch.distributed
-    except ImportError:
-        raise ConfigurationError(
-            "tensor_parallel_size needs PyTorch, through which ranks talk: pip install minipage[torch]."
-        ) from None
-    if not torch.distributed.is_available():
-        raise ConfigurationError("tensor_parallel_size needs a PyTorch with torch.distributed, which this one lacks.")
-
-
 def make_block_pool(
     runner: ModelRunner,
     block_size: int,
@@ -138,6 +125,8 @@ def make_block_pool(
     if num_blocks is None:
         num_blocks = runner.blocks_that_fit(memory, block_size, option)
     try:
+        if is_whole(num_blocks) and num_blocks > 0:  # more than there is should be refused at once, not when it is full
+            np.empty(min(num_blocks * BYTES_OF_A_BLOCK, 2**62), np.uint8)
         return BlockPool(num_blocks, block_size, eviction)
     except (MemoryError, OverflowError) as error:  # the pool's own lists; K and V take much more
         asking = "num_blocks" if option == "memory" else option

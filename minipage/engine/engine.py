@@ -19,8 +19,8 @@ from minipage.engine.intake import Intake, saying_which
 from minipage.engine.prompts import Prompt
 from minipage.engine.recovery import Changes
 from minipage.engine.request import Choice, NextToken, Request, RequestOutput
-from minipage.errors import InvalidRequestError
-from minipage.sampling import SamplingParams
+from minipage.errors import InvalidRequestError, shown
+from minipage.sampling import SamplingParams, as_tuple
 from minipage.scheduling import Scheduler, Sequence, StepPlan
 from minipage.scheduling.scheduler import claim
 from minipage.worker.runner import ModelRunner
@@ -109,17 +109,25 @@ class Engine:
             self._intake.grammar(params)
         return self._intake.read(prompt)
 
-    def abort(self, request_id: str, reason: str = "abort") -> bool:
-        """Stop a request, whatever it is doing; False if it is unknown or finished already.
+    def abort(self, request_id: str | Iterable[str], reason: str = "abort") -> bool:
+        """Stop a request, or several, whatever they are doing; False if all are unknown or finished already.
 
         Args:
-            reason: its finish_reason; "error" if something failed and what it has computed should not be found again.
+            request_id: one, or a list of them.
+            reason: their finish_reason; "error" if something failed and what they computed should not be found again.
+
+        Raises:
+            InvalidRequestError: one of these is no request_id; then none is stopped.
         """
+        names = (request_id,) if isinstance(request_id, str) else as_tuple(request_id)
+        if not (isinstance(names, tuple) and all(isinstance(name, str) for name in names)):
+            raise InvalidRequestError(f"request_id is {shown(request_id)}; it must be a string, or a list of strings.")
 
         def change() -> bool:
-            if request := self.requests.get(request_id):
+            found = [self.requests[name] for name in dict.fromkeys(names) if name in self.requests]
+            for request in found:
                 self._end(request, reason)
-            return request is not None
+            return bool(found)
 
         return self._changes.make(change, self._mend)
 
@@ -265,8 +273,7 @@ class Engine:
         for number, request in enumerate(requests):
             try:
                 with saying_which(number, len(requests)):
-                    if request.request_id in self.requests:
-                        known = request.request_id
+                    if (known := request.request_id) in self.requests:
                         raise InvalidRequestError(f"there is a request {known!r} already; choose another request_id.")
                     self.scheduler.add(request.group)
             except InvalidRequestError as refusal:  # as it well may, and nothing has changed

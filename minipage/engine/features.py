@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from minipage.engine.partial_hits import copy_what_is_found
+from minipage.errors import ConfigurationError, require_positive
 
 
 def attach_features(llm: Any, options: Mapping[str, Any], origin: Any, another: Callable[..., Any]) -> None:
@@ -34,3 +35,16 @@ def attach_features(llm: Any, options: Mapping[str, Any], origin: Any, another: 
         from minipage.engine.overlap import Overlap
 
         llm.overlap = Overlap(llm)
+
+
+def check_ranks(tensor_parallel_size: int) -> None:
+    """Raise ConfigurationError unless there is a way for ranks to talk."""
+    require_positive(tensor_parallel_size=tensor_parallel_size)
+    try:
+        import torch.distributed
+    except ImportError:
+        raise ConfigurationError(
+            "tensor_parallel_size needs PyTorch, through which ranks talk: pip install minipage[torch]."
+        ) from None
+    if not torch.distributed.is_available():
+        raise ConfigurationError("tensor_parallel_size needs a PyTorch with torch.distributed, which this one lacks.")

@@ -49,9 +49,7 @@ class Intake:
         text, token_ids = known["prompt"], known["prompt_token_ids"]
         stop = self._stop_token_ids(params)
         if params.beam_width and params.beam_width > self.vocab_size:
-            raise InvalidRequestError(
-                f"beam_width is {params.beam_width}; this model has only {self.vocab_size} tokens."
-            )
+            raise InvalidRequestError(f"beam_width is {params.beam_width}; this model has {self.vocab_size} tokens.")
         names = [request_id] if params.n == 1 else [f"{request_id}.{i}" for i in range(params.n)]
         sequences = [Sequence(name, token_ids, self.block_table(self.block_pool)) for name in names]
         width, longest = params.beam_width or params.n, self._max_num_tokens(len(token_ids), params)

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from minipage.engine.build import (
     DEFAULT_SWAP_SPACE,
     check_options,
-    check_ranks,
     context_len,
     find,
     load_runner,
@@ -26,7 +25,7 @@ from minipage.engine.build import (
 )
 from minipage.engine.conversations import Conversation, chat_prompts
 from minipage.engine.engine import Engine
-from minipage.engine.features import attach_features
+from minipage.engine.features import attach_features, check_ranks
 from minipage.engine.intake import Intake, saying_which
 from minipage.engine.partial_hits import prefix_cache_for
 from minipage.engine.prompts import Prompt, list_prompts
@@ -91,7 +90,8 @@ class LLM(Engine):
         async_scheduling: plan the next step while a GPU computes this one. None: on a GPU, yes. While there are beams,
             penalties, structured outputs, log probabilities or right guesses, steps are plain ones; see overlap.py.
         load_format: "auto", or "dummy" for random weights: then a folder needs no more than a config.json.
-        hf_overrides: settings that count instead of those in config.json, such as {"sliding_window": 64}.
+        hf_overrides: settings that count instead of those in config.json, such as {"sliding_window": 64}. Names that
+            nobody knows are warned of: they have no effect.
         block_pool, block_table, scheduler: parts of your own instead of minipage's. `block_table` is a class. So may
             `scheduler` be: then it gets what Scheduler gets. A pool or a scheduler that is ready has sizes of its own,
             and the options that would set them are refused.

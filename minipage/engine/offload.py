@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from hashlib import blake2b
 from numbers import Real
-from pathlib import Path
 from typing import Any
 
 from array_api_compat import is_numpy_array, is_torch_array
@@ -22,8 +21,7 @@ from minipage.errors import ConfigurationError, shown
 from minipage.memory import PrefixCache
 from minipage.memory.offload import offload
 from minipage.model.stored_weights import hash_of
-from minipage.scheduling import SequenceGroup, StepPlan
-from minipage.scheduling.scheduler import Admission
+from minipage.scheduling import Admission, SequenceGroup, StepPlan
 from minipage.worker.offload import Store
 
 GIB = 2**30
@@ -31,6 +29,7 @@ METRICS = (  # in `LLM.stats()` and /metrics, if there is a tier
     Metric("vllm:external_prefix_cache_queries", "counter", "prompt tokens that the pool did not know, nor the next"),
     Metric("vllm:external_prefix_cache_hits", "counter", "those of them that came back from the tier below it"),
 )
+QUERIES, HITS = (metric.name for metric in METRICS)
 
 
 class Offloading:
@@ -45,13 +44,12 @@ class Offloading:
         ConfigurationError: there can be no such tier.
     """
 
-    def __init__(self, engine: Engine, size: Any, path: str | Path | None, origin: Any) -> None:
+    def __init__(self, engine: Engine, size: Any, path: Any, origin: Any) -> None:
         self.engine = engine
         self.store = make_store(engine, size, path, origin)
         self.cache: Any = engine.scheduler.prefix_cache
         offload(self.cache, self.store)
-        self.num_hit_tokens = 0
-        self._phases = stand_between(engine, self, "copy", "stats", "reset_stats")
+        self._phases = stand_between(engine, self, "copy", "stats")
         self._phases |= stand_between(engine.scheduler, self, "admission")
 
     def admission(self, group: SequenceGroup, cached: list[int]) -> Admission:
@@ -60,11 +58,10 @@ class Offloading:
             return Admission.LATER
         answer: Admission = self._phases["admission"](group, cached)
         if answer is Admission.NOW:
-            came_back = self.cache.came_back
             # The first 32 bytes of a hash are of the text, others of the KV cache group.
-            hashes = {came_back.pop(block)[:32] for block in cached if block in came_back}
+            hashes = {self.cache.came_back.pop(block, b"")[:32] for block in cached} - {b""}
             if not (group.was_admitted or group.to_score):
-                self.num_hit_tokens += len(hashes) * self.engine.block_pool.block_size
+                self.engine._stats.counters[HITS] += len(hashes) * self.engine.block_pool.block_size
         return answer
 
     def copy(self, plan: StepPlan) -> None:
@@ -74,16 +71,12 @@ class Offloading:
     def stats(self) -> dict[str, Any]:
         """The pool's hits are those that were there; the tier is asked for all others."""
         numbers: dict[str, Any] = self._phases["stats"]()
-        numbers["vllm:prefix_cache_hits"] -= self.num_hit_tokens
-        queried = numbers["vllm:prefix_cache_queries"] - numbers["vllm:prefix_cache_hits"]
-        return numbers | {METRICS[0].name: queried, METRICS[1].name: self.num_hit_tokens}
-
-    def reset_stats(self) -> None:
-        self._phases["reset_stats"]()
-        self.num_hit_tokens = 0
+        hits = self.engine._stats.counters[HITS]
+        numbers["vllm:prefix_cache_hits"] -= hits
+        return numbers | {QUERIES: numbers["vllm:prefix_cache_queries"] - numbers["vllm:prefix_cache_hits"], HITS: hits}
 
 
-def make_store(engine: Engine, size: Any, path: str | Path | None, origin: Any) -> Any:
+def make_store(engine: Engine, size: Any, path: Any, origin: Any) -> Any:
     """The memory of a tier. Raises ConfigurationError."""
     cache, prefix_cache = engine.runner.kv_cache, engine.scheduler.prefix_cache
     if not isinstance(prefix_cache, PrefixCache):
@@ -101,15 +94,12 @@ def make_store(engine: Engine, size: Any, path: str | Path | None, origin: Any) 
         from minipage.worker.gpu.offload import PinnedStore  # needs PyTorch
 
         return PinnedStore(cache, num_bytes, engine.block_pool)
-    if path is None:
-        return Store(cache, num_bytes)
-    if not isinstance(path, str | Path):
-        raise ConfigurationError(f"kv_offloading_path is {shown(path)}; it must be the name of a file.")
-    architecture, weights, how = origin
-    facts = repr((architecture, hash_of(weights), how)).encode()
-    prefix_cache._secret = blake2b(facts, digest_size=32).digest()  # so the next engine's hashes are the same
+    if path is not None:  # then hashes have to be the same in the next engine, if K and V are
+        architecture, weights, how = origin
+        facts = repr((architecture, hash_of(weights), how)).encode()
+        prefix_cache._secret = blake2b(facts, digest_size=32).digest()
     try:
-        return Store(cache, num_bytes, Path(path))
-    except (OSError, ValueError) as error:  # of names, too
-        what = f"where there can be no file of {shown(size)} GiB ({error})"
-        raise ConfigurationError(f"kv_offloading_path is {str(path)!r}, {what}; give another, or less.") from error
+        return Store(cache, num_bytes, path)
+    except (OSError, TypeError, ValueError) as error:
+        what = f"it must be the name of a file, and there can be no file of {shown(size)} GiB ({error})"
+        raise ConfigurationError(f"kv_offloading_path is {shown(path)}; {what}: give another, or less.") from error

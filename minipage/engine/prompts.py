@@ -35,6 +35,8 @@ def read_prompt(prompt: Prompt, tokenizer: Tokenizer | None, vocab_size: int) ->
         if tokenizer is None:
             raise InvalidRequestError("this model has no tokenizer.json; give the prompt as a list of token ids.")
         token_ids = tokenizer.encode(text or "")
+        if text and not token_ids:
+            raise InvalidRequestError(f"the prompt {shown(text)} has no character known to the tokenizer; use others.")
     check_token_ids(token_ids, vocab_size, "the prompt")
     if len(token_ids) == 0:
         raise InvalidRequestError("the prompt is empty; give at least one token.")
@@ -66,11 +68,7 @@ def members(values: Any) -> list[Any]:
     if isinstance(values, set | frozenset):
         raise InvalidRequestError(f"{shown(values)} is a set, which has no order; give a list.")
     if getattr(values, "ndim", 1) != 1:
-        raise InvalidRequestError(
-            f"an array has {values.ndim} dimensions; the token ids of a prompt have 1. Give a list for each prompt."
-        )
+        raise InvalidRequestError(f"an array has {values.ndim} dimensions; token ids have 1. Give each prompt a list.")
     if isinstance(values, str | Mapping) or not isinstance(values, Iterable):
-        raise InvalidRequestError(
-            f"{shown(values)} is no prompt; give a text, a list of token ids, or a list of either."
-        )
+        raise InvalidRequestError(f"{shown(values)} is no prompt; give a text, token ids, or a list of either.")
     return [as_plain(value) if getattr(value, "ndim", 1) == 0 else value for value in as_plain(values)]

@@ -61,7 +61,7 @@ class SampledRequest(Request):
         return tokens
 
     def take(self, tokens: list[NextToken]) -> tuple[list[NextToken], list[Sequence]]:
-        if "first_token_time" not in self._times:
+        if "first_token_time" not in self._times:  # as _note asks, too: this is for each token, and saves the call
             self._note("first_token_time")
         taken: list[NextToken] = []
         done: list[Sequence] = []

@@ -42,7 +42,7 @@ from minipage.scheduling import Chunk, Sequence, StepPlan
 
 # Tokens of a step that has drafts. On a CPU, products of this many rows take little longer than of one, and much
 # longer beyond; with more texts than this, nothing is drafted. A runner may have a `cheap_rows` of its own.
-MOST_TOKENS = 16
+CHEAP_ROWS = 16
 METRICS = (  # in `LLM.stats()` and /metrics, if there is speculation
     Metric("vllm:spec_decode_num_drafts", "counter", "times that tokens were drafted for a text"),
     Metric("vllm:spec_decode_num_draft_tokens", "counter", "tokens drafted"),
@@ -81,8 +81,7 @@ class Speculation:
         self.engine = engine
         self.num_tokens, self.proposer, is_kept = read(config, make_llm, engine.model.architecture.vocab_size)
         self.accounts = Accounts(is_kept, lambda: getattr(engine.runner, "num_graphs", 0))  # of whether guesses pay
-        most_tokens = getattr(engine.runner, "cheap_rows", MOST_TOKENS)
-        self.most_tokens = min(most_tokens, engine.scheduler.max_num_batched_tokens)
+        self.most_rows = min(getattr(engine.runner, "cheap_rows", CHEAP_ROWS), engine.scheduler.max_num_batched_tokens)
         self.is_due = False  # whether the next step should have drafts; until then steps may overlap (overlap.py)
         # Of each text, what was guessed last: the place of a token, and the token.
         self._guesses: WeakKeyDictionary[Sequence, tuple[int, int]] = WeakKeyDictionary()
@@ -91,24 +90,25 @@ class Speculation:
 
     def schedule(self) -> StepPlan:
         """Guess at all texts, if that pays; drafts are only for those whose last guess was right."""
-        may_draft, num_right = self.is_due or not hasattr(self.engine, "overlap"), 0
+        may_draft = self.is_due or not hasattr(self.engine, "overlap")
         self.accounts.begin(is_alone=may_draft)  # a step that may have drafts does not overlap
         plan: StepPlan = self._phases["schedule"]()
-        room = self.most_tokens - len(plan.chunks) if self.accounts.may_ask(plan) else 0
+        room = self.most_rows - len(plan.chunks) if self.accounts.may_ask(plan) else 0
         counts = {i: n for i, chunk in enumerate(plan.chunks) if room > 0 and (n := self._num_wanted(chunk)) > 0}
         # Without the placeholders of steps that overlap:
         texts = [ids[:-1] if (ids := plan.chunks[i].seq.token_ids)[-1] < 0 else ids for i in counts]
-        for i, text, drafts in zip(counts, texts, self.proposer.propose(texts, list(counts.values())) if texts else []):
+        guesses = zip(counts, texts, self.proposer.propose(texts, list(counts.values())) if texts else [])
+        right = {i: drafts for i, text, drafts in guesses if self._was_right(plan.chunks[i].seq, text, drafts)}
+        for num_left, i in zip(range(len(right), 0, -1), right if may_draft else ()):
             chunk, table = plan.chunks[i], plan.chunks[i].seq.block_table
-            num_right += (is_right := self._was_right(chunk.seq, text, drafts))
-            drafts = drafts[:room] if is_right and may_draft else []
+            drafts = right[i][: -(-room // num_left)]  # for each as many: the first ones are right most often
             while table.blocks_to_allocate(len(drafts)) > self.engine.block_pool.num_free:
                 drafts = drafts[:-1]  # nobody is preempted for a guess
             if drafts:
                 plan.copies += table.append(len(drafts))
                 plan.chunks[i] = DraftedChunk(chunk.group, chunk.seq, chunk.start, 1 + len(drafts), drafts)
                 room -= len(drafts)
-        self.is_due = 0 < len(plan.chunks) <= 4 * num_right
+        self.is_due = 0 < len(plan.chunks) <= 4 * len(right)
         return plan
 
     def sample(self, plan: StepPlan, logits: Any) -> dict[Request, list[NextToken]]:

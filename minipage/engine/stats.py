@@ -99,26 +99,26 @@ class Stats:
     def _begin(self) -> None:
         self._counts = {name: [0] * len(buckets) for name, buckets in self._buckets.items()}
         self._sums = dict.fromkeys(self._buckets, 0.0)
-        self._counters = {metric.name: 0 for metric in METRICS if metric.kind == "counter"}
+        self.counters = Counter({metric.name: 0 for metric in METRICS if metric.kind == "counter"})  # others add theirs
         self._ended = Counter(dict.fromkeys(FINISHED_REASONS, 0))
         self._last_token_times: dict[Request, float] = {}
 
     def count_step(self, plan: StepPlan) -> None:
         """A step has computed its chunks."""
-        self._counters["vllm:num_preemptions"] += len(plan.preempted)
+        self.counters["vllm:num_preemptions"] += len(plan.preempted)
         self._observe("vllm:iteration_tokens_total", sum(chunk.num_tokens for chunk in plan.chunks))
 
     def count_tokens(self, tokens: dict[Request, list[NextToken]]) -> None:
         """A step has given requests their next tokens."""
         now = time.perf_counter()
-        self._counters["vllm:generation_tokens"] += sum(map(len, tokens.values()))
+        self.counters["vllm:generation_tokens"] += sum(map(len, tokens.values()))
         times: Counter[Any] = Counter(map(self._last_token_times.get, tokens))  # usually one, of the step before
         num_new = times.pop(None, 0)
         for last, num_requests in times.items():
             self._observe("vllm:inter_token_latency_seconds", now - last, num_requests)
         for request in tokens.keys() - self._last_token_times.keys() if num_new else ():
-            self._counters["vllm:prompt_tokens"] += len(request.prompt_token_ids)
-            self._counters["vllm:prompt_tokens_cached"] += request.group.num_cached_tokens
+            self.counters["vllm:prompt_tokens"] += len(request.prompt_token_ids)
+            self.counters["vllm:prompt_tokens_cached"] += request.group.num_cached_tokens
             self._observe("vllm:time_to_first_token_seconds", now - request.metrics.arrival_time)
         self._last_token_times |= dict.fromkeys(tokens, now)
 
@@ -162,7 +162,7 @@ class Stats:
             "vllm:num_requests_waiting": max(0, len(scheduler.groups) - running),
             "vllm:kv_cache_usage_perc": pool.num_used / pool.num_blocks,
             "vllm:cache_config_info": cache_config(scheduler),
-            **self._counters,
+            **self.counters,
             "vllm:prefix_cache_queries": scheduler.num_queried_tokens,
             "vllm:prefix_cache_hits": scheduler.num_hit_tokens,
             "vllm:request_success": dict(self._ended),

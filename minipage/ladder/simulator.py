@@ -184,14 +184,23 @@ class _Group:
 
 
 class _Thread(greenlet):
-    """One CUDA thread."""
+    """A CUDA thread, in one block of a launch after the other: greenlets cost more to begin than to go on with."""
 
-    block: _Block
+    block: _Block | None  # None: there are no more
     warp: _Warp
-    threadIdx: _XYZ
-    index: int  # in its block
     lane: int  # in its warp
-    waits_for: str  # "warp" or "block", unless it has ended
+    waits_for: str  # "warp", "block", or "" if it has ended
+
+    def __init__(self, kernel: Callable[[], None], index: int, size: _XYZ) -> None:
+        super().__init__(self._run_blocks)
+        self.kernel, self.index = kernel, index  # in its block
+        self.threadIdx = _XYZ(index % size.x, index // size.x % size.y, index // (size.x * size.y))
+
+    def _run_blocks(self) -> None:
+        while self.block:
+            self.kernel()
+            self.waits_for = ""
+            self.parent.switch()
 
 
 class _Warp(_Group):
@@ -207,7 +216,7 @@ class _Warp(_Group):
         """To the next barrier of the block, or to the end."""
         while self.threads:
             self._run_to_a_barrier()
-            self.threads = [thread for thread in self.threads if not thread.dead]
+            self.threads = [thread for thread in self.threads if thread.waits_for]
             barriers = {thread.waits_for for thread in self.threads}
             if len(barriers) == 2:
                 raise RuntimeError("some threads wait for their warp, and others of it for the whole block: for ever")
@@ -227,16 +236,12 @@ class _Warp(_Group):
 class _Block(_Group):
     """The threads that share memory."""
 
-    def __init__(self, function: Callable[..., None], arguments: list[Any], index: _XYZ, size: _XYZ, grid: _XYZ):
-        super().__init__(size.x * size.y * size.z)
+    def __init__(self, threads: list[_Thread], index: _XYZ, size: _XYZ, grid: _XYZ) -> None:
+        super().__init__(len(threads))
         self.blockIdx, self.blockDim, self.gridDim = index, size, grid
         self.shared: dict[tuple[str, int], Any] = {}
-        threads = []
-        for i in range(len(self.shown)):
-            thread = _Thread(lambda: function(*arguments))
-            thread.block, thread.index = self, i
-            thread.threadIdx = _XYZ(i % size.x, i // size.x % size.y, i // (size.x * size.y))
-            threads.append(thread)
+        for thread in threads:
+            thread.block = self
         self.warps = [_Warp(threads[first : first + WARP_SIZE]) for first in range(0, len(threads), WARP_SIZE)]
 
     def run(self) -> None:
@@ -250,8 +255,12 @@ class _Block(_Group):
 def _launch(kernel: FakeCUDAKernel, *arguments: Any) -> None:
     seen = [guarded(a) if isinstance(a, np.ndarray) and a.ndim else a for a in arguments]
     grid, size = _XYZ(*(kernel.grid_dim or ())), _XYZ(*(kernel.block_dim or ()))
+    threads = [_Thread(lambda: kernel.fn(*seen), i, size) for i in range(size.x * size.y * size.z)]
     for x, y, z in np.ndindex(grid.x, grid.y, grid.z):
-        _Block(kernel.fn, seen, _XYZ(x, y, z), size, grid).run()
+        _Block(threads, _XYZ(x, y, z), size, grid).run()
+    for thread in threads:
+        thread.block = None
+        thread.switch()
 
 
 # ---- what kernels call
@@ -276,9 +285,11 @@ def _wait(kind: str) -> None:
 def _exchange(value: Any) -> list[Any]:
     """The values that the lanes of the warp come with; None from those that have ended."""
     thread = getcurrent()
-    thread.warp.shown[thread.lane] = value
-    _wait("warp")
-    return thread.warp.seen
+    warp = thread.warp
+    warp.shown[thread.lane] = value
+    thread.waits_for = "warp"
+    thread.parent.switch()
+    return warp.seen
 
 
 def _exchange_in_block(value: Any) -> list[Any]:

@@ -29,7 +29,7 @@ from collections.abc import Sequence
 from copy import copy
 from typing import Any
 
-from minipage.memory.block_table import blocks_needed
+from minipage.memory.block_table import BlockTable, blocks_needed
 from minipage.memory.prefix_cache import Prefix, PrefixCache
 
 
@@ -43,13 +43,12 @@ class Tier:
         self.unused = [*{~slot for slot in range(len(store.names))}.difference(self.place_of.values())]
 
     def save(self, block_hash: bytes, block: int) -> None:
-        if self.touch(block_hash) or not self.store.names:  # what it holds already, it need not copy
-            return
-        if not self.unused:
-            self.unused.append(self.place_of.popitem(last=False)[1])
-        if self.store.save(~self.unused[-1], block_hash, block):
-            self.store.names[~self.unused[-1]] = block_hash
-            self.place_of[block_hash] = self.unused.pop()
+        if not self.touch(block_hash) and self.store.names:  # what it holds already, it need not copy
+            if not self.unused:
+                self.unused.append(self.place_of.popitem(last=False)[1])
+            if self.store.save(~self.unused[-1], block_hash, block):
+                self.store.names[~self.unused[-1]] = block_hash
+                self.place_of[block_hash] = self.unused.pop()
 
     def load(self, block_hash: bytes, block: int) -> bool:
         """Whether the block has its K and V now; a slot that is damaged is given up."""
@@ -112,17 +111,16 @@ class Offloaded(PrefixCache):
     def _bring_back(self, found: list[int]) -> None:
         """Load what was found in the tier into free blocks, and let it be known."""
         here, hashes = [b for b in found if b >= 0], [self.tier.store.names[~b] for b in found if b < 0]
-        for block in here:
-            self._hold(block)
+        table = BlockTable(self.pool)  # whose blocks are not evicted meanwhile
+        PrefixCache.adopt(self, table, here, [])
         for block_hash in hashes:
             self.tier.touch(block_hash)
-        blocks = self.pool.allocate_many(len(hashes))  # which may evict others, into the tier
-        for block_hash, block in zip(hashes, blocks):
+        table.blocks += self.pool.allocate_many(len(hashes))  # which may evict others, into the tier
+        for block_hash, block in zip(hashes, table.blocks[len(here) :]):
             if self.tier.load(block_hash, block):
                 self._hash_of[block] = self.came_back[block] = block_hash
                 self._block_of[block_hash] = block
-        for block in reversed(here + blocks):  # to the end of the free queue, where they are found
-            self.pool.free(block)
+        table.free()  # to the end of the free queue, where they are found
 
 
 def offload(cache: Any, store: Any) -> None:

@@ -130,7 +130,7 @@ def check_message(message: object, name: str) -> Message:
     for key in ("role", "content"):
         if message.get(key) is None:
             raise InvalidRequestError(f"{name} has no {key}: {shown(dict(message))}.")
-    if message["role"] not in ROLES:
+    if not isinstance(message["role"], str) or message["role"] not in ROLES:
         roles = ", ".join(ROLES)
         raise InvalidRequestError(f"{name} has the role {shown(message['role'])}; it must be one of {roles}.")
     plain = {"role": str(message["role"]), "content": text_of(message["content"], name)}

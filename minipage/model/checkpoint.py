@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from minipage.errors import ConfigurationError, ModelError, count, shown
 from minipage.model.architecture import Architecture, Array
 from minipage.model.pytorch_files import read_pytorch_files
-from minipage.model.settings import end_tokens, read_json, token_ids_in, why, with_overrides
+from minipage.model.settings import end_tokens, read_json, token_ids_in, warn_of_unknown, why, with_overrides
 from minipage.model.stored_weights import DummyWeights, Place, StoredTensor, Weights
 from minipage.model.tokenizer import Tokenizer
 from minipage.model.tokenizer_files import TOKENIZER_FILES, read_tokenizer
@@ -66,7 +66,8 @@ def load_model(
 
     Args:
         load_format: "auto", or "dummy" for random weights of the sizes in config.json; no file of weights is needed.
-        hf_overrides: settings that count instead of those in config.json.
+        hf_overrides: settings that count instead of those in config.json. Of one that neither config.json nor the
+            architecture knows, a warning says that it has no effect.
 
     Raises:
         ModelError: it cannot be found, is damaged, or is of no known architecture.
@@ -83,14 +84,16 @@ def load_model(
 
 
 def load_folder(folder: Path, is_dummy: bool, hf_overrides: Mapping[str, Any]) -> LoadedModel:
-    settings = with_overrides(read_json(folder / "config.json"), hf_overrides)
+    given = read_json(folder / "config.json")
+    settings = with_overrides(given, hf_overrides)
     architecture = read_architecture(folder / "config.json", settings)
     if is_dummy:
         weights: Weights = DummyWeights(architecture)
     else:
         stored = read_stored(folder, stored_shapes(architecture).keys() | {"lm_head.weight"})
         if "lm_head.weight" in stored:  # a head of its own counts, whatever config.json says
-            architecture = read_architecture(folder / "config.json", settings | {"tie_word_embeddings": False})
+            settings["tie_word_embeddings"] = False
+            architecture = read_architecture(folder / "config.json", settings)
         weights = read_weights(folder, architecture, stored)
     tokenizer = read_tokenizer(folder)
     if tokenizer:
@@ -99,14 +102,17 @@ def load_folder(folder: Path, is_dummy: bool, hf_overrides: Mapping[str, Any]) -
         from minipage.model.chat_template import find_chat_template  # a file of its own for those who chat
 
         tokenizer.chat_template = find_chat_template(folder)
-    return LoadedModel(architecture, weights, tokenizer, end_tokens(settings, folder, architecture.vocab_size))
+    ends = end_tokens(settings, folder, architecture.vocab_size)
+    warn_of_unknown(hf_overrides, given, settings)
+    return LoadedModel(architecture, weights, tokenizer, ends)
 
 
 def load_gguf(path: Path, hf_overrides: Mapping[str, Any]) -> LoadedModel:
     from minipage.model.gguf_files import read_gguf
 
     file = read_gguf(path)
-    architecture = read_architecture(path, with_overrides(file.config, hf_overrides))
+    settings = with_overrides(file.config, hf_overrides)
+    architecture = read_architecture(path, settings)
     names = {plain_name(name): name for name in file.weights}
 
     def tensor(name: str, shape: tuple[int, ...]) -> Array:
@@ -120,7 +126,8 @@ def load_gguf(path: Path, hf_overrides: Mapping[str, Any]) -> LoadedModel:
     if file.tokenizer:
         check_vocabulary(file.tokenizer, architecture, path)
         file.tokenizer.chat_template = file.chat_template
-    ends = frozenset(token_ids_in(file.config.get("eos_token_id"), path))
+    ends = frozenset(token_ids_in(settings.get("eos_token_id"), path))
+    warn_of_unknown(hf_overrides, file.config, settings)
     return LoadedModel(architecture, Weights(architecture, tensor), file.tokenizer, ends)
 
 

@@ -139,7 +139,7 @@ class Falcon:
             norms = "ln_attn", "ln_mlp"
         return cls(
             **sizes,
-            rotary=read_rotary(settings, sizes["hidden_size"] // num_heads),
+            rotary=read_rotary(settings, sizes["hidden_size"] // num_heads, may_be_partial=False),
             activation=ACTIVATIONS[settings.get("activation", "gelu")],
             bias=bool(settings.get("bias", False)),
             attention_norm=norms[0],

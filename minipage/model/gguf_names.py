@@ -147,7 +147,8 @@ def llama_config(
     if facts.get("expert_count"):
         raise ModelError("it is a mixture of experts, and minipage serves none. Choose a dense model.")
     width, num_heads = required(facts, "embedding_length"), required(facts, "attention.head_count")
-    head_dim = facts.get("attention.key_length", width // num_heads)
+    has_length = "attention.key_length" in facts
+    head_dim = required(facts, "attention.key_length") if has_length else width // num_heads
     theta = decimal(facts.get("rope.freq_base", 10_000.0))
     class_name = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}[architecture]
     return {
@@ -163,7 +164,7 @@ def llama_config(
         "rms_norm_eps": decimal(required(facts, "attention.layer_norm_rms_epsilon")),
         "rope_theta": theta,
         "rope_scaling": rope_scaling(facts) if factors is None else llama3_scaling(factors, head_dim, theta),
-        "partial_rotary_factor": facts.get("rope.dimension_count", head_dim) / head_dim,
+        "rotary_dim": facts.get("rope.dimension_count", head_dim),
         "attention_bias": "blk.0.attn_q.bias" in shapes,
         "mlp_bias": "blk.0.ffn_up.bias" in shapes,
         "sliding_window": facts.get("attention.sliding_window"),

@@ -140,7 +140,7 @@ class Llama:
         has_bias = bool(settings.get("attention_bias", False))
         return cls(
             **sizes,
-            rotary=read_rotary(settings, sizes["head_dim"]),
+            rotary=read_rotary(settings, sizes["head_dim"], may_be_partial=kind == "phi3"),
             qkv_bias=has_bias or kind == "qwen2",
             o_bias=has_bias,
             mlp_bias=bool(settings.get("mlp_bias", False)),

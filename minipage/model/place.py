@@ -146,7 +146,7 @@ def check(arrays: str, dtype: str, device: str) -> None:
 
 
 def check_quantization(quantization: str | None, arrays: str) -> None:
-    if quantization not in (None, "int8"):
+    if quantization is not None and not (isinstance(quantization, str) and quantization == "int8"):
         raise ConfigurationError(f"quantization is {shown(quantization)}; it must be None or int8.")
     if quantization is not None and arrays != "numpy":
         raise ConfigurationError(

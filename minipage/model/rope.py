@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from minipage.errors import ModelError, shown
 
 KNOWN = "default", "linear", "dynamic", "llama3", "yarn"
+LARGEST_HEAD = 2**16  # numbers: no model has nearly as many, and a frequency for each two is listed
 
 
 class Rotary(NamedTuple):
@@ -30,11 +31,18 @@ class Rotary(NamedTuple):
     magnitude: float = 1.0  # what sines and cosines are multiplied with
 
 
-def read_rotary(settings: Mapping[str, Any], head_size: int) -> Rotary:
+def read_rotary(settings: Mapping[str, Any], head_size: int, may_be_partial: bool = True) -> Rotary:
     """From the settings in config.json, of today (`rope_parameters`) and before (`rope_theta` and `rope_scaling`).
+
+    Args:
+        may_be_partial: of some models a part of each head is turned, which two settings say: `partial_rotary_factor` is
+            a share, and `rotary_dim`, which GGUF files have, a number. Of others, a share means nothing to
+            transformers 5, and something to vLLM: nobody knows what they were trained with, so they are refused.
 
     Raises ModelError for a scaling that is not computed, or one that makes no sense.
     """
+    if head_size > LARGEST_HEAD:
+        raise ModelError(f"its heads have {head_size:,} numbers, which cannot be. Fetch config.json again.")
     given = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
     if not isinstance(given, dict):
         raise ModelError(f"its rope_scaling is {shown(given)}; it should be an object. Fetch config.json again.")
@@ -46,8 +54,17 @@ def read_rotary(settings: Mapping[str, Any], head_size: int) -> Rotary:
         share = rope.get("partial_rotary_factor") or settings.get("partial_rotary_factor") or 1.0
         if not 0 < share <= 1:
             raise ValueError(f"partial_rotary_factor is {shown(share)}, which is no share of a head")
-        size = int(head_size * share)
-        frequencies = [float(rope["rope_theta"]) ** (-i / size) for i in range(0, size, 2)]
+        if share != 1 and not may_be_partial:
+            raise ModelError(
+                f"its partial_rotary_factor is {shown(share)}, which transformers ignores in such a model, and vLLM "
+                "heeds. To turn whole heads, as transformers does, give hf_overrides={'partial_rotary_factor': 1.0}."
+            )
+        if not (theta := float(rope["rope_theta"])) > 0:
+            raise ValueError(f"rope_theta is {shown(theta)}, which is not above 0")
+        size = settings.get("rotary_dim") or int(head_size * share)
+        if not 0 < size <= head_size:
+            raise ValueError(f"rotary_dim is {shown(size)}, but heads have {head_size} numbers")
+        frequencies = [theta ** (-i / size) for i in range(0, size, 2)]
         if kind == "linear":
             frequencies = [frequency / rope["factor"] for frequency in frequencies]
         if kind in ("default", "linear", "dynamic"):  # the last one changes only texts that are longer than the context

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from minipage.errors import ModelError, shown
 LFS_POINTER = b"version https://git-lfs"  # how the file begins that Git leaves in place of a large one
 
 LARGEST_SIZE = 2**31 - 1
+MOST_LAYERS = 10_000  # far more than any model has; the weights of this many are still listed at once
 DEEPEST = 16  # lists in one another
 
 
@@ -28,17 +31,51 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def with_overrides(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+class Settings(dict[str, Any]):
+    """The settings of a model, which know by which names they were looked for."""
+
+    def __init__(self, settings: Mapping[str, Any], asked: Iterable[str] = ()) -> None:
+        super().__init__(settings)
+        self.asked = set(asked)
+
+    def get(self, name: str, default: Any = None) -> Any:
+        self.asked.add(name)
+        return super().get(name, default)
+
+    def __getitem__(self, name: str) -> Any:
+        self.asked.add(name)
+        return super().__getitem__(name)
+
+    def __contains__(self, name: object) -> bool:
+        self.asked.add(str(name))
+        return super().__contains__(name)
+
+    def __iter__(self) -> Iterator[str]:
+        self.asked |= set(self.keys())  # by whoever goes through all of them, or makes a dict of them
+        return super().__iter__()
+
+
+def with_overrides(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> Settings:
     """The settings in config.json, and those that count instead: also under names of before, where it has today's."""
     rope = settings.get("rope_parameters")
     if not isinstance(rope, dict) or "rope_parameters" in overrides:
-        return {**settings, **overrides}
+        return Settings({**settings, **overrides})
     names = "rope_theta", "partial_rotary_factor"
     scaling = overrides.get("rope_scaling", rope) or {}
     if isinstance(scaling, dict):
         scaling = {name: rope[name] for name in names if name in rope} | scaling
         scaling |= {name: overrides[name] for name in names if name in overrides}
-    return {**settings, **overrides, "rope_parameters": scaling}
+    return Settings({**settings, **overrides, "rope_parameters": scaling}, asked=(*names, "rope_scaling"))
+
+
+def warn_of_unknown(overrides: Mapping[str, Any], given: Mapping[str, Any], settings: Settings) -> None:
+    """Warn of settings that are overridden although config.json, which is `given`, lacks them, and that nobody has
+    looked for: probably they are misspelt. vLLM takes such names, too, and says nothing."""
+    for name in [name for name in overrides if name not in given and name not in settings.asked]:
+        alike = get_close_matches(str(name), sorted(settings.asked | given.keys()), 1)
+        hint = f" Do you mean {alike[0]!r}?" if alike else ""
+        message = f"hf_overrides has {shown(name)}, which neither config.json nor this architecture knows: no effect."
+        warnings.warn(message + hint, stacklevel=2)
 
 
 def why(path: Path, error: Exception) -> str:
@@ -78,11 +115,10 @@ def read_sizes(
         optional: whole numbers too, but left out where they are not given.
         numbers: any from 0 on, with what they are if they are not given.
     """
-    given = {name: value for name, value in settings.items() if value is not None}
-    found = {name: given.get(other, given.get(name)) for name, other in sizes.items()}
-    found |= {name: given[name] for name in optional if name in given}
-    measures = {name: given.get(name, default) for name, default in (numbers or {}).items()}
-    wrong = {name: size for name, size in found.items() if not is_size(size)}
+    found = {name: first_given(settings, other, name) for name, other in sizes.items()}
+    found |= {name: settings[name] for name in optional if settings.get(name) is not None}
+    measures = {name: first_given(settings, name, default=default) for name, default in (numbers or {}).items()}
+    wrong = {name: n for name, n in found.items() if not is_size(n, MOST_LAYERS if "layer" in name else LARGEST_SIZE)}
     wrong |= {name: number for name, number in measures.items() if not is_measure(number)}
     if wrong:
         listed = ", ".join(f"{name} = {shown(value)}" for name, value in wrong.items())
@@ -90,8 +126,14 @@ def read_sizes(
     return found | {name: float(number) for name, number in measures.items()}
 
 
-def is_size(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LARGEST_SIZE
+def first_given(settings: Mapping[str, Any], *names: str, default: Any = None) -> Any:
+    """What is given under the first of these names that has a value other than null."""
+    values = [settings.get(name) for name in names]
+    return next((value for value in values if value is not None), default)
+
+
+def is_size(value: object, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
 
 
 def is_measure(value: object) -> bool:

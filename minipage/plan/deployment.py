@@ -64,8 +64,10 @@ class Deployment:
             block_size=self.block_size, tensor_parallel_size=self.tensor_parallel_size, max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,
         )  # fmt: skip
-        if self.dtype not in WEIGHT_BYTES:
+        if not isinstance(self.dtype, str) or self.dtype not in WEIGHT_BYTES:
             raise ConfigurationError(f"dtype is {shown(self.dtype)}; it must be one of {', '.join(WEIGHT_BYTES)}.")
+        if not isinstance(self.kv_cache_dtype, str) or self.kv_cache_dtype != "auto":
+            kv_dtype(self.kv_cache_dtype)  # which says what is wrong
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ConfigurationError(
                 f"gpu_memory_utilization is {self.gpu_memory_utilization}; it must be a share, above 0 and at most 1."

@@ -24,6 +24,7 @@ NUM_SAMPLED = 2000  # requests that means are taken of
 # What is simulated of a minute, at most: some seconds of work. Tiny texts on a large GPU are half a million requests a
 # minute, and say no more than the first of them.
 MOST_REQUESTS, MOST_TOKENS = 30_000, 1_000_000
+MOST_GENERATED = 10_000_000  # tokens, to find the most that is served: some minutes of work
 MOST_SEATS = 4096  # requests at a time
 MOST_BLOCKS = 1_000_000  # more than one real GPU holds; of tiny models' blocks there would be many millions
 
@@ -113,6 +114,7 @@ def forecast(
     """Simulate a minute at `rate` requests a second; without one, as the file says, or at 80 % of the most."""
     setting, longest = setting_of(deployment), deployment.longest_that_fits()
     sample = list(islice(workload.pairs(longest), NUM_SAMPLED))
+    num_requests = fewer_of_long_texts(sample, setting.max_num_seqs, num_requests)
     if deployment.has_windows:
         held, wasted = mean_in_windows(deployment, sample)
     else:
@@ -143,11 +145,25 @@ def forecast(
     )
 
 
-def span(pairs: Iterable[tuple[int, int]], rate: float) -> float:
+def fewer_of_long_texts(pairs: list[tuple[int, int]], seats: int, num_requests: int) -> int:
+    """Of how many requests the most that is served is measured. Raises ConfigurationError if that takes too long."""
+    num_tokens = mean_output(pairs)
+    fewer = max(2 * seats, min(num_requests, int(MOST_TOKENS / num_tokens)))
+    if (seats + fewer) * num_tokens > MOST_GENERATED:
+        raise ConfigurationError(
+            f"{seats:,} requests at a time of {num_tokens:,.0f} tokens out each take too long to simulate: lower "
+            "max_num_seqs, or ask for --sizes-only."
+        )
+    return min(num_requests, fewer)
+
+
+def mean_output(pairs: list[tuple[int, int]]) -> float:
+    return sum(output for _, output in pairs) / len(pairs)
+
+
+def span(pairs: list[tuple[int, int]], rate: float) -> float:
     """Seconds of the minute to simulate: as many as keep requests, and the tokens that they generate, few enough."""
-    outputs = [output for _, output in pairs]
-    num_tokens = sum(outputs) / len(outputs)  # of a request
-    return min(MINUTE, MOST_REQUESTS / rate, MOST_TOKENS / (rate * num_tokens))
+    return min(MINUTE, MOST_REQUESTS / rate, MOST_TOKENS / (rate * mean_output(pairs)))
 
 
 def most_of(deployment: Deployment, workload: Workload, num_requests: int) -> float:

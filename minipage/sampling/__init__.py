@@ -1,6 +1,6 @@
 """Sampling: what a request may ask for, what that does to its logits, how a token is drawn, and beam search."""
 
-from minipage.sampling.param_checks import check_token_ids, is_whole
+from minipage.sampling.param_checks import as_tuple, check_token_ids, is_whole
 from minipage.sampling.params import SamplingParams
 from minipage.sampling.processors import Adjustment, Processors, make_processors
 from minipage.sampling.sampler import NO_TOKEN, Draw, Logprob, random_number, sample, sample_batch, top_logprobs
@@ -16,6 +16,7 @@ __all__ = [
     "Processors",
     "SamplingParams",
     "StructuredOutputsParams",
+    "as_tuple",
     "check_token_ids",
     "is_whole",
     "make_processors",

@@ -36,6 +36,7 @@ def as_plain(value: Any) -> Any:
 
 def as_tuple(values: Any) -> Any:
     """The members of anything that can be iterated over. What is one thing, a text for example, stays as it is."""
+    values = as_plain(values)  # an array without dimensions is one thing, and cannot be iterated over
     if isinstance(values, str | bytes | bytearray | memoryview) or not isinstance(values, Iterable):
         return values
     in_order = sorted(values, key=str) if isinstance(values, set | frozenset) else values  # of a set always the same

@@ -174,9 +174,12 @@ class CostModel:
     def host(self, work: Work) -> float:
         """To plan the step and to launch it."""
         overheads = self.overheads
-        is_graph = work.num_sampled == work.num_tokens or work.num_tokens <= overheads.few_tokens
-        eager = 0.0 if is_graph else self.sizes.num_layers * overheads.eager
+        eager = 0.0 if self.is_graph(work) else self.sizes.num_layers * overheads.eager
         return overheads.step + overheads.request * work.num_requests + eager
+
+    def is_graph(self, work: Work) -> bool:
+        """As the runner decides it (worker/gpu/graphs.py)."""
+        return work.num_sampled == work.num_tokens or work.num_tokens <= self.overheads.few_tokens
 
     def products(self, work: Work) -> float:
         sizes, share = self.sizes, 1 / self.num_devices

@@ -45,7 +45,7 @@ class Overheads:
     # Seconds of the host for each layer of a step that is not of decodes alone: CUDA graphs are for decodes, and the
     # kernels of other steps are launched one by one. 0 if that is so for all steps, and in `step` already.
     eager: float = 0.0
-    few_tokens: int = 0  # a step of so few is a graph, whatever it computes
+    few_tokens: int = 0  # a step of up to this many is a graph, whatever it computes
     overlaps: bool = False  # the host plans and launches a step while the device computes the one before
 
 
@@ -82,7 +82,7 @@ FASTER_TRANSFORMER = Overheads("FasterTransformer", step=1e-3, request=0.0, kern
 # (the same page). Its steps overlap.
 GRAPHS = Overheads(
     "minipage with CUDA graphs", step=0.2e-3, request=5e-6, kernel=3e-6, kernels_per_layer=11, eager=0.4e-3,
-    few_tokens=16, overlaps=True,
+    few_tokens=512, overlaps=True,
 )  # fmt: skip
 # minipage on a CPU: a parallel region costs 75 us of waking, half of which is spun away (docs/performance.md).
 ON_CPU = Overheads("minipage on a CPU", step=0.3e-3, request=30e-6, kernel=20e-6, kernels_per_layer=6)

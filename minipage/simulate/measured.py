@@ -50,14 +50,15 @@ class MeasuredCost(CostModel):
 
     decodes: Curve = Curve((1,), (1.0,))  # of each parameter that rows are multiplied with
     prompts: Curve = Curve((1,), (1.0,))
-    beside: float = 0.0  # seconds that a step takes longer because it has both; less than 0 if it takes shorter
+    # Seconds that a step takes longer because it has both, if it is no graph, and if it is one; below 0: shorter.
+    beside: tuple[float, float] = 0.0, 0.0
 
     def products(self, work: Work) -> float:
         sizes = self.sizes
         head = sizes.head_parameters * self.decodes.at(work.num_sampled) if work.num_sampled else 0.0
         if work.num_sampled == work.num_tokens:
             return sizes.num_multiplied * self.decodes.at(work.num_tokens) + head
-        beside = self.beside if work.num_requests > 1 else 0.0
+        beside = self.beside[self.is_graph(work)] if work.num_requests > 1 else 0.0
         return max(sizes.num_multiplied * self.prompts.at(work.num_tokens) + head + beside, 0.0)
 
     def host(self, work: Work) -> float:
@@ -91,8 +92,11 @@ def measured(cost: CostModel, steps: Iterable[Timed]) -> MeasuredCost:
         head = sizes.head_parameters * curve.at(step.work.num_sampled)
         per_prompt[step.work.num_tokens] = max(rest(cost, step) - head, 1e-9) / sizes.num_multiplied
     found = MeasuredCost(**vars(cost), decodes=curve, prompts=Curve(tuple(per_prompt), tuple(per_prompt.values())))
-    longer_by = [step.seconds - found.seconds(step.work) for step in both]
-    return replace(found, beside=sum(longer_by) / len(longer_by) if longer_by else 0.0)
+    longer_by: tuple[list[float], list[float]] = [], []
+    for step in both:
+        longer_by[cost.is_graph(step.work)].append(step.seconds - found.seconds(step.work))
+    without, graph = (sum(each) / len(each) if each else 0.0 for each in longer_by)
+    return replace(found, beside=(without, graph))
 
 
 def rest(cost: CostModel, step: Timed) -> float:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minipage.errors import ConfigurationError
+from minipage.errors import ConfigurationError, count
 from minipage.simulate.simulation import gamma_parameters, lognormal_parameters
 
 
@@ -31,6 +31,9 @@ class Arrival(NamedTuple):
     n: int = 1  # texts, all of this length
     is_beam: bool = False  # they are found by beam search
     prefix: int = 0  # tokens at the beginning of the prompt that it has in common with all others
+
+
+FEWEST_THAT_FIT = 10  # of the first 1000 that are drawn; with fewer, drawing again would take for ever
 
 
 class Lengths(NamedTuple):
@@ -48,13 +51,19 @@ class Lengths(NamedTuple):
         generator = np.random.default_rng(seed)
         prompt = lognormal_parameters(self.prompt_mean, self.prompt_std)
         shape = gamma_parameters(self.output_mean, self.output_std) if self.output_std else None
+        is_first = True
         while True:
             prompts = generator.lognormal(*prompt, 1000)  # [1000]
             outputs = generator.gamma(*shape, 1000) if shape else np.full(1000, self.output_mean)  # [1000]
-            for num_prompt, num_output in zip(prompts.tolist(), outputs.tolist()):
-                lengths = max(1, round(num_prompt)), max(1, round(num_output))
-                if sum(lengths) <= self.max_model_len:
-                    yield lengths
+            drawn = [(max(1, round(p)), max(1, round(o))) for p, o in zip(prompts.tolist(), outputs.tolist())]
+            fitting = [lengths for lengths in drawn if sum(lengths) <= self.max_model_len]
+            if is_first and len(fitting) < FEWEST_THAT_FIT:
+                raise ConfigurationError(
+                    f"of {self.name}'s texts hardly any has at most {count(self.max_model_len, 'token')}. Choose "
+                    "other lengths, or let texts be longer."
+                )
+            is_first = False
+            yield from fitting
 
 
 SHAREGPT = Lengths("ShareGPT", 161.31, 200, 337.99, 296)

@@ -2,6 +2,7 @@
 
 import re
 
+import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
@@ -107,6 +108,8 @@ BAD = {
     "no role": ([{"content": "Hello"}], r"messages\[0\] has no role"),
     "no content": ([{"role": "user"}], r"messages\[0\] has no content"),
     "another role": ([{"role": "narrator", "content": "Hello"}], "'narrator'; it must be one of system"),
+    "an array for a role": ([{"role": np.array(["user", "system"]), "content": "Hello"}], "must be one of system"),
+    "a list for a role": ([{"role": ["user"], "content": "Hello"}], "must be one of system"),
     "a picture": ([{"role": "user", "content": [{"type": "image_url"}]}], "reads no images"),
     "one bad of two": ([[user("Hello")], [{"role": "?", "content": "!"}]], "conversation 1 of 2 .*role"),
     "one empty of two": ([[user("Hello")], []], "conversation 1 of 2 .*is empty"),

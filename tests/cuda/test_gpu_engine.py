@@ -122,8 +122,7 @@ def test_rotations_that_wait_until_k_and_v_are_written(tiny, monkeypatch):
     prompts, lengths = [prompt[:2] for prompt in PROMPTS], (2, 3, 3, 3)
     outputs = llm.generate(prompts, [greedy(length) for length in lengths])
     assert texts(outputs) == [[Dense(tiny).greedy(prompt, most)] for prompt, most in zip(prompts, lengths)]
-    on_device = set() if is_simulated() else {8}  # a graph of few tokens computes the prompts, token by token
-    assert set(sizes) == {4} | on_device, "three sequences are padded to four, and prompts of many tokens do not wait"
+    assert set(sizes) == {4}, "three sequences are padded to four, and prompts do not wait"
 
 
 @pytest.mark.parametrize(
@@ -518,11 +517,11 @@ def test_inputs_are_padded_with_what_is_written_nowhere_and_reads_nothing():
     inputs = StepInputs(max_num_tokens=9, max_num_seqs=4, max_blocks=3, device=DEVICE)
     ones = np.ones
     inputs.load(
-        Batch(ones(9), ones(9), ones(9), ones((4, 3)), ones(4), ones(5), ones(4)), 9, 4
+        Batch(ones(9), ones(9), ones(9), ones((4, 3)), ones(4), ones(5), ones(4)), 9, 4, False
     )  # what was there before
     tables = np.array([[8, 9], [6, 0]])
     batch = Batch(*map(np.array, ([7, 8], [3, 4], [33, 20])), tables, *map(np.array, ([4, 5], [0, 1, 2], [0, 1])))
-    on_device = inputs.load(batch, 4, 4)
+    on_device = inputs.load(batch, 4, 4, are_decodes=True)
     got = Batch(*(array.tolist() for array in on_device))
     assert got == Batch(
         token_ids=[7, 8, 0, 0],
@@ -535,6 +534,9 @@ def test_inputs_are_padded_with_what_is_written_nowhere_and_reads_nothing():
     )
     _, again = inputs.places(4, 4, 4)
     assert [a.data_ptr() for a in again] == [a.data_ptr() for a in on_device], "a graph reads them where they were"
+    prompts = inputs.load(batch, 8, 4, are_decodes=False)
+    assert prompts.query_start_loc.tolist() == [0, 1, 2, 2, 2] and prompts.sampled_rows.tolist() == [0, 1, 0, 0]
+    assert prompts.slot_mapping.tolist() == [33, 20] + 6 * [-1] and prompts.context_lens.tolist() == [4, 5, 0, 0]
 
 
 @pytest.mark.parametrize("most", [1, 2, 3, 8, 100, 256, 1000])
@@ -619,7 +621,7 @@ def test_draws_that_are_replayed_are_those_of_plain_steps(tiny, monkeypatch, row
     overlapped = gpu_llm(tiny, async_scheduling=True)
     overlapped.runner.enforce_eager, overlapped.runner._rows_to_draw = False, rows
     assert texts(overlapped.generate(PROMPTS[:2], params)) == plain
-    assert captures.tried == (3 if rows > 1 else 2), "of the prompts, of a step, and of its draws"
+    assert captures.tried == (4 if rows > 1 else 2), "of the prompts, of a step, and of draws from both"
     assert captures.replayed >= 2 * captures.tried
 
 
@@ -639,7 +641,7 @@ def test_steps_with_drafts_are_graphs_and_say_the_same(tiny, monkeypatch):
     monkeypatch.setattr(graphs.GraphRunner, "_likeliest", lambda *rows: waits.append(rows) or likeliest(*rows))
     llm = gpu_llm(tiny, max_num_seqs=1, async_scheduling=False)
     llm.runner.enforce_eager = False
-    monkeypatch.setattr(graphs, "FEW_TOKENS", 0)  # the prompt is none
+    monkeypatch.setattr(llm.runner, "_prompt_sizes", [0])  # the prompt is none
     expected = Dense(tiny).greedy(PROMPTS[1], 6)
     speculation = speculate(llm, Knowing([PROMPTS[1] + expected], lambda place: place % 3 == 2), num_tokens=3)
     assert texts(llm.generate(PROMPTS[1:2], greedy(6))) == [[expected]]
@@ -650,17 +652,27 @@ def test_steps_with_drafts_are_graphs_and_say_the_same(tiny, monkeypatch):
     assert len(waits) == 6 - sum(speculation.num_accepted), "a step waits once, with drafts, too"
 
 
-@pytest.mark.parametrize("tiny", ["gpt2", long("llama"), long("mistral")], indirect=True)
-def test_ends_of_prompts_and_short_prompts_are_graphs_and_say_the_same(tiny, monkeypatch):
+@pytest.mark.parametrize("tiny", ["gpt2", long("llama"), long("mistral"), long("hybrid")], indirect=True)
+def test_steps_with_prompts_are_graphs_of_few_sizes_and_say_the_same(tiny, monkeypatch):
     """Together with what decodes meanwhile; a step of more tokens is none."""
-    monkeypatch.setattr(graphs, "FEW_TOKENS", 4)
+    monkeypatch.setattr(graphs, "PROMPT_SIZES", (4, 8))
     monkeypatch.setattr(capture, "capture", captures := Captures(num_failures=0))
-    llm = gpu_llm(tiny, max_num_seqs=2, max_num_batched_tokens=5)
+    llm = gpu_llm(tiny, max_num_seqs=3, max_num_batched_tokens=9)
     llm.runner.enforce_eager = False
-    assert texts(llm.generate(PROMPTS[:3], greedy(5))) == [[Dense(tiny).greedy(prompt, 5)] for prompt in PROMPTS[:3]]
-    assert any(key[2] for key in llm.runner._graphs), "several tokens of a prompt in a graph"
-    assert captures.tried == len(llm.runner._graphs) + len(llm.runner._draw_graphs) and captures.replayed >= 2
-    assert max(key[0] for key in llm.runner._graphs) <= 4
+    sizes, run = [], llm.runner._run
+
+    def watched(inputs, *lengths, **others):
+        sizes.append(len(inputs[0].token_ids))
+        return run(inputs, *lengths, **others)
+
+    llm.runner._run = watched
+    for _ in range(2):  # the second time nothing is captured any more
+        sizes.clear()
+        for prompts in (PROMPTS[:3], PROMPTS[:1], PROMPTS[1:2]):
+            assert texts(llm.generate(prompts, greedy(4))) == [[Dense(tiny).greedy(prompt, 4)] for prompt in prompts]
+    assert {key[2] for key in llm.runner._graphs if type(key[2]) is int} == {4, 8}
+    assert captures.tried == len(llm.runner._graphs) + len(llm.runner._draw_graphs) < captures.replayed
+    assert set(sizes) == {1, 4, 8, 9}, "one, two or three decodes, and prompts"
 
 
 def test_a_graph_of_draws_that_fails_keeps_no_decode_from_its_own():
@@ -781,7 +793,7 @@ def travelling(monkeypatch):
         monkeypatch.setattr("minipage.worker.gpu.offload.cuda", streams)
         monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
         monkeypatch.setattr(
-            "minipage.engine.offload.Store", lambda _, num_bytes: PinnedStore(cache, num_bytes, llm.block_pool)
+            "minipage.engine.offload.Store", lambda _, num_bytes, path: PinnedStore(cache, num_bytes, llm.block_pool)
         )
         give_tier(llm, num_slots, is_pinned=True)
         return llm, streams

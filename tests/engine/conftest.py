@@ -39,7 +39,7 @@ def in_numpy(attention):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def where_engines_are():
+def where_engines_are(few_blocks):
     if os.environ.get("MINIPAGE_TEST_CUDA") != "device":
         yield
     else:

@@ -7,7 +7,7 @@ from engine.guessing import Knowing
 from engine.test_speculation import serve
 
 from minipage import LLM, SamplingParams
-from minipage.engine.account import MAY_LOSE, MOST, NUM_MEASURED, PERIOD, Account
+from minipage.engine.account import MAY_LOSE, MOST, NUM_COLD, NUM_MEASURED, PERIOD, Account
 
 
 def lived(plain, asked, tokens_per_text, num_steps):
@@ -28,8 +28,8 @@ def lived(plain, asked, tokens_per_text, num_steps):
 @pytest.mark.parametrize("num_steps", [20, 100, 300, 6000])
 def test_wrong_guesses_lose_one_percent_and_two_steps_or_one_guess(plain, slower, num_steps):
     took, without, which = lived(plain, slower * plain, 1.0, num_steps)
-    held_up = 0 if slower < 8 else 8 * slower  # what was held up is not counted eight times
-    assert took <= without * (1 + MAY_LOSE) + (max(MOST, slower) + held_up) * plain + 1e-9
+    cold = NUM_COLD * (slower - 1)
+    assert took <= without * (1 + MAY_LOSE) + (max(MOST, slower) + cold) * plain + 1e-9
     assert any(which[-5000:]), "it is tried again now and then"
     assert not any(which[:NUM_MEASURED])
 
@@ -48,6 +48,17 @@ def test_steps_that_something_else_held_up_do_not_count():
         seconds = (1.3 if may_ask else 1.0) * (7.0 if number % 10 == 0 else 1.0)
         account.book("drafts" if may_ask else "plain", seconds, 2.0 if may_ask else 1.0)
     assert asked > 900
+
+
+@pytest.mark.parametrize("kind", ["asked", "drafts"])
+def test_who_guesses_for_the_first_time_may_take_long(kind):
+    """On an H200 the first two questions took 320 and 21 ms: what they need was loaded. Plain steps took 4.2."""
+    account, seconds = Account(), [320e-3, 21e-3, *[4.2e-3] * 100]
+    for _ in range(NUM_MEASURED):
+        account.book("plain", 4.2e-3, 1.0)
+    for each in seconds:
+        assert account.may_ask()
+        account.book(kind, each, 1.0)
 
 
 def test_guesses_that_become_worse_or_better_are_found_out():
@@ -92,8 +103,9 @@ def test_an_engine_guesses_as_long_as_that_is_quicker(tiny, make_prompt, row, as
     while llm.has_unfinished_requests():
         output, num_steps = (llm.step() or [output])[0], num_steps + 1
     assert output.outputs[0].token_ids == plain.outputs[0].token_ids
-    assert (num_steps < 0.8 * num_plain) == is_worth_it
-    assert time[0] <= num_plain * (1 + MAY_LOSE) + 6 + 7, "of the prompt, and of one step"
+    assert (num_steps < 0.7 * num_plain) == is_worth_it
+    most = num_plain * (1 + MAY_LOSE) + 6 + (1 + NUM_COLD) * 7
+    assert time[0] <= most, "of the prompt, of one step, and of those that do not count"
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -143,7 +143,9 @@ def test_whoever_goes_gives_the_blocks_back_before_the_next_step(llm, monkeypatc
             gate.open()
             if how == "abort":
                 assert await answer
-                assert not await engine.abort("going")
+                assert not await engine.abort(["going", "nobody"])
+                with pytest.raises(InvalidRequestError, match="request_id is 5"):
+                    await engine.abort(5)
                 output = await last(outputs)
                 assert output.outputs[0].finish_reason == "abort"
             return gone, output, await staying

@@ -56,7 +56,9 @@ def test_what_the_model_computes_is_what_the_cache_holds(tiny):
 
 
 @every_model
-@pytest.mark.parametrize("options", [{"preemption": "swap", "num_blocks": 9}, {"num_blocks": 9}, {"num_blocks": 99}])
+@pytest.mark.parametrize(
+    "options", [{"preemption": "swap", "swap_space": "1MiB", "num_blocks": 9}, {"num_blocks": 9}, {"num_blocks": 99}]
+)
 def test_swapping_and_recomputation_change_nothing_in_bfloat16(tiny, options):
     bfloat16 = {"block_size": 4, "arrays": "torch", "dtype": "bfloat16", "attention": "reference"}
     prompts = [TOKENS[:7], TOKENS[3:8], TOKENS[10:16], TOKENS[2:5]]

@@ -167,6 +167,37 @@ def test_aborting_what_is_unknown_or_finished_says_so(llm):
     assert llm.abort(request_id) is False
 
 
+@pytest.mark.parametrize("as_given", [list, tuple, set, iter, np.array], ids=lambda kind: kind.__name__)
+def test_several_requests_are_aborted_at_once_and_no_other(tiny, dense, as_given):
+    llm = LLM(tiny, num_blocks=20, attention="reference")
+    ids = [llm.add_request([i + 1], greedy(5)) for i in range(4)]
+    llm.step()
+    assert llm.abort(as_given([ids[2], "nobody", ids[0], ids[2]])) is True
+    assert llm.abort([ids[0], ids[2]]) is llm.abort([]) is False
+    last = run(llm)
+    assert [last[name].outputs[0].finish_reason for name in ids] == ["abort", "length", "abort", "length"]
+    assert last[ids[3]].outputs[0].token_ids == dense.greedy([4], 5)
+    assert_empty(llm)
+
+
+def test_what_is_no_request_id_cannot_be_aborted_and_nothing_is(llm):
+    request_id = llm.add_request([1], greedy(2))
+    for wrong in (
+        0,
+        None,
+        [0],
+        [[request_id]],
+        [request_id, None],
+        {"a": 1}.values(),
+        np.array(5),
+        b"0",
+        {1: request_id},
+    ):
+        with pytest.raises(InvalidRequestError, match=r"^request_id is .*; it must be a string, or a list of strings"):
+            llm.abort(wrong)
+    assert run(llm)[request_id].outputs[0].finish_reason == "length"
+
+
 def test_a_stream_is_told_when_its_request_is_aborted(llm):
     stream = llm.stream([[1], [2]], greedy(9))
     first = next(stream)
@@ -234,12 +265,25 @@ def test_times_are_in_order_and_preemptions_counted(tiny):
         ({"memory": True}, "memory is True"),
         ({"arrays": "jax"}, "arrays is 'jax'"),
         ({"attention": "cuda9"}, "attention is 'cuda9'"),
+        ({"scheduler": "priority"}, "scheduler is 'priority'; it must be a scheduler"),
+        ({"block_pool": 64}, "block_pool is 64; it must be a block pool"),
+        ({"block_table": None}, "block_table is None; it must be a class"),
+        ({"progress": True}, "progress is True; it must be a function"),
     ],
     ids=str,
 )
 def test_a_bad_option_is_named_with_its_value(tiny, options, words):
     with pytest.raises(ConfigurationError, match=words):
         LLM(tiny, **options)
+
+
+def test_more_blocks_than_any_lists_can_name_are_refused_before_the_memory_is_full(tiny, monkeypatch):
+    made = []
+    monkeypatch.setattr("minipage.engine.build.BlockPool", lambda *sizes: made.append(sizes))
+    for num_blocks in 2**40, 10**30:
+        with pytest.raises(ConfigurationError, match=r"num_blocks asks for .* blocks, which no memory can hold"):
+            LLM(tiny, num_blocks=num_blocks)
+    assert not made
 
 
 @pytest.mark.parametrize(

@@ -200,7 +200,7 @@ def test_random_histories_with_drafts(tiny):
 
 class ForgetsToSave(Store):
     def save(self, slot, block_hash, block):
-        self.rows[slot, :LABEL] = self.label(block_hash, block)
+        self.rows[slot, :LABEL] = self.label(block_hash)
         return True  # and so the slot holds what it held before
 
 

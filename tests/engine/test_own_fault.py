@@ -400,6 +400,7 @@ def test_whatever_is_refused_the_sentence_is_one_short_line(tiny, value):
         yield lambda: LLM(tiny, max_model_len=value)
         for options in {"watermark": value}, {"block_size": value}, {"preemption": [value]}:
             yield lambda options=options: LLM(tiny, num_blocks=8, **options)
+        yield lambda: LLM(tiny, num_blocks=8, kv_cache_dtype=[value])
 
     for attempt in attempts():
         with pytest.raises((ConfigurationError, InvalidRequestError)) as error:

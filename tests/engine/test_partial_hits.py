@@ -211,7 +211,9 @@ def test_with_drafts(tiny, prompts, plain):
 
 
 @pytest.mark.parametrize(
-    "options", [{"num_blocks": 64}, {"num_blocks": 9, "preemption": "swap"}], ids=["ample", "swap"]
+    "options",
+    [{"num_blocks": 64}, {"num_blocks": 9, "preemption": "swap", "swap_space": "1MiB"}],
+    ids=["ample", "swap"],
 )
 def test_with_steps_that_overlap(tiny, prompts, plain, options):
     llm = LLM(tiny, block_size=16, async_scheduling=True, max_num_batched_tokens=9, **options, **PARTS)

@@ -19,7 +19,13 @@ WAYS = {
     "chunks of 3": {"max_num_batched_tokens": 3, "max_num_seqs": 3},
     "prefix caching": {"enable_prefix_caching": True, "max_num_seqs": 1},
     "recompute": {"num_blocks": 7, "max_num_batched_tokens": 6, "max_num_seqs": 4},
-    "swap": {"num_blocks": 7, "max_num_batched_tokens": 6, "max_num_seqs": 4, "preemption": "swap"},
+    "swap": {
+        "num_blocks": 7,
+        "max_num_batched_tokens": 6,
+        "max_num_seqs": 4,
+        "preemption": "swap",
+        "swap_space": "1MiB",
+    },
     "recompute and prefix caching": {"num_blocks": 7, "max_num_seqs": 4, "enable_prefix_caching": True},
 }
 

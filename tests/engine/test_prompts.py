@@ -6,6 +6,8 @@ from collections import OrderedDict, UserDict
 import numpy as np
 import pytest
 import torch
+from engine.checkpoints import save_gpt2
+from tokenizers import Tokenizer, models
 
 from minipage.engine.llm import LLM
 from minipage.errors import InvalidRequestError
@@ -129,6 +131,22 @@ def test_what_is_no_prompt_is_refused_in_a_short_sentence_and_the_others_with_it
         llm.generate(["the", prompt] if in_a_list else prompt, SHORT)
     assert len(str(error.value)) < 200
     assert not llm.has_unfinished_requests() and llm.block_pool.num_used == 0
+
+
+def test_a_text_that_the_tokenizer_has_no_token_for_is_told_so_and_an_empty_one_that_it_is_empty(tmp_path):
+    save_gpt2(tmp_path)
+    Tokenizer(models.BPE(vocab={"a": 0, "b": 1}, merges=[])).save(str(tmp_path / "tokenizer.json"))
+    llm = LLM(tmp_path, num_blocks=16, attention="reference")
+    assert llm.generate("a☃b", SHORT)[0].prompt_token_ids == [0, 1]
+    for prompt in ("☃", {"prompt": "☃"}, "☃" * 10**5):
+        with pytest.raises(
+            InvalidRequestError, match=r"^the prompt '☃.*has no character known to the tokenizer"
+        ) as error:
+            llm.add_request(prompt)
+        assert len(str(error.value)) < 200
+    for prompt in ("", {"prompt": ""}, {"prompt": "☃", "prompt_token_ids": []}):
+        with pytest.raises(InvalidRequestError, match=r"^the prompt is empty"):
+            llm.add_request(prompt)
 
 
 def test_a_prompt_that_is_long_and_wrong_gets_a_short_sentence(llm):

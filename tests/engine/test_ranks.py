@@ -219,7 +219,7 @@ def test_without_pytorch_a_sentence_says_what_to_install(grouped, monkeypatch):
 
 @pytest.mark.parametrize("num_texts", [1, 300])
 def test_a_message_says_all_of_a_step(grouped, make_prompt, num_texts):
-    llm = LLM(grouped, block_size=2, num_blocks=4000, max_num_seqs=300, preemption="swap")
+    llm = LLM(grouped, block_size=2, num_blocks=4000, max_num_seqs=300, preemption="swap", swap_space="1MiB")
     for i in range(num_texts):
         llm.add_request(make_prompt(i, 7), SamplingParams(max_tokens=4))
     plan = llm.schedule()

@@ -14,7 +14,7 @@ from hypothesis.stateful import run_state_machine_as_test as run
 
 from minipage import LLM, SamplingParams, StructuredOutputsParams
 from minipage.engine.drafts import NGrams, find
-from minipage.engine.speculation import MOST_TOKENS
+from minipage.engine.speculation import CHEAP_ROWS
 from minipage.errors import ConfigurationError
 
 WAYS = {
@@ -232,15 +232,36 @@ def test_a_draft_model_of_another_tokenizer_is_refused(tiny):
 
 def test_large_steps_have_no_drafts(tiny, make_prompt):
     llm = LLM(tiny, num_blocks=64)
-    prompts = [make_prompt(i, 5) for i in range(MOST_TOKENS)]
+    prompts = [make_prompt(i, 5) for i in range(CHEAP_ROWS)]
     params = SamplingParams(temperature=0, max_tokens=6, ignore_eos=True)
     plain, _ = serve(LLM(tiny, num_blocks=64), prompts, params)
     speculation = speculate(llm, Knowing([output.prompt_token_ids + output.outputs[0].token_ids for output in plain]))
-    speculation.most_tokens = MOST_TOKENS  # also on a GPU
+    speculation.most_rows = CHEAP_ROWS  # also on a GPU
     serve(llm, prompts, params)
     assert speculation.num_drafts == 0
     serve(llm, prompts[:5], params)
     assert 0 < speculation.num_draft_tokens
+
+
+def test_room_for_drafts_is_shared_out(tiny, make_prompt):
+    """The first draft of a text is right most often: rather one for each than all for the first."""
+    prompts, params = (
+        [make_prompt(i, 5) for i in range(4)],
+        SamplingParams(temperature=0, max_tokens=12, ignore_eos=True),
+    )
+    plain, _ = serve(LLM(tiny, num_blocks=64), prompts, params)
+    llm = LLM(tiny, num_blocks=64)
+    speculation = speculate(llm, Knowing([output.prompt_token_ids + output.outputs[0].token_ids for output in plain]))
+    speculation.most_rows, shares, forward = 10, [], llm.forward
+
+    def watched(plan):
+        shares.append([chunk.num_tokens - 1 for chunk in plan.chunks])
+        return forward(plan)
+
+    llm.forward = watched
+    outputs, _ = serve(llm, prompts, params)
+    assert [output.outputs[0].token_ids for output in outputs] == [output.outputs[0].token_ids for output in plain]
+    assert [2, 2, 1, 1] in shares, "six drafts for four texts"
 
 
 def test_who_is_always_wrong_is_asked_less_and_less_often(tiny, make_prompt):

@@ -155,7 +155,7 @@ PARAMS = [SamplingParams(**({"seed": i, "max_tokens": 40} | options)) for i, opt
 WAYS = {
     "chunks": {"max_num_batched_tokens": 5, "max_num_seqs": 4},
     "recompute": {"num_blocks": 44, "block_size": 4},
-    "swap": {"num_blocks": 44, "block_size": 4, "preemption": "swap"},
+    "swap": {"num_blocks": 44, "block_size": 4, "preemption": "swap", "swap_space": "1MiB"},
     "prefix caching": {"enable_prefix_caching": True, "max_num_seqs": 3},
 }
 
@@ -285,13 +285,13 @@ def test_what_the_model_does_not_have_is_refused(tiny, folders, monkeypatch):
     choice = SamplingParams(structured_outputs=StructuredOutputsParams(choice=["a"]))
     for params in (choice, SamplingParams(bad_words=["a"])):
         with pytest.raises(InvalidRequestError, match="no tokenizer"):
-            LLM(tiny).add_request([1], params)
+            LLM(tiny, **CALM).add_request([1], params)
     for options in ({"logit_bias": {309: 1}}, {"allowed_token_ids": [3, 309]}, {"allowed_token_ids": [-1]}):
         with pytest.raises(InvalidRequestError, match=f"{next(iter(options))} has the token id"):
-            LLM(folders["bytes"]).add_request([1], SamplingParams(**options))
+            LLM(folders["bytes"], **CALM).add_request([1], SamplingParams(**options))
     monkeypatch.setitem(sys.modules, "llguidance", None)
     with pytest.raises(InvalidRequestError, match=r"pip install 'minipage\[structured\]'"):
-        LLM(folders["bytes"]).add_request([1], choice)
+        LLM(folders["bytes"], **CALM).add_request([1], choice)
 
 
 def test_a_dead_end_ends_that_request_and_no_other(folders):

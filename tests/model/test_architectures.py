@@ -11,6 +11,7 @@ from minipage.model.checkpoint import load_model
 from minipage.model.dense import dense_attend
 from minipage.model.llama import Llama
 from minipage.model.place import place_model
+from minipage.model.rope import read_rotary
 from minipage.sampling import SamplingParams
 
 VOCAB, CONTEXT = 97, 128
@@ -144,13 +145,24 @@ def test_weights_in_several_files_and_of_two_bytes(tmp_path, dtype):
         ({"rope_parameters": {"rope_type": "llama3", "factor": 2.0}}, "low_freq_factor"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 0}}, "makes no sense"),
         ({"rope_parameters": [1, 2]}, "should be an object"),
+        ({"rope_parameters": {"rope_theta": -500.0}}, "rope_theta is -500.0, which is not above 0"),
+        ({"rope_parameters": {"rope_theta": float("nan")}}, "rope_theta is nan"),
         ({"partial_rotary_factor": 1.5}, "partial_rotary_factor is 1.5, which is no share"),
+        (
+            {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+            "transformers ignores.* vLLM heeds",
+        ),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}}, "whole heads"),
+        ({"rotary_dim": 9}, "rotary_dim is 9, but heads have 8 numbers"),
+        ({"rotary_dim": "all"}, "makes no sense"),
         ({"layer_types": True}, "layer_types are True; it should be a list"),
         ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": "all"}, "max_window_layers is 'all'"),
         ({"partial_rotary_factor": -0.5}, "partial_rotary_factor is -0.5, which is no share"),
         ({"hidden_act": "swiglu-oai"}, "computes only 'silu'"),
         ({"num_key_value_heads": 3}, "cannot be"),
+        ({"head_dim": 10**9}, "heads have 1,000,000,000 numbers"),  # each two of which have a frequency
         ({"hidden_size": "wide"}, "hidden_size = 'wide'"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers = 1000000000"),  # whose weights nobody can list
     ],
 )
 def test_a_config_that_is_not_computed_is_a_sentence(tmp_path, change, words):
@@ -218,3 +230,22 @@ def test_a_kind_for_each_layer_or_the_sizes_are_wrong():
     settings = GATED | {"model_type": "qwen3", "sliding_window": 9, "layer_types": [SLIDING], "rms_norm_eps": 1e-6}
     with pytest.raises(ModelError, match="1, but it has 2 layers"):
         Llama.of(settings)
+
+
+@pytest.mark.parametrize(("name", "more"), [("Llama", {}), ("Qwen3", {}), ("Falcon 7B's layout", {"alibi": False})])
+def test_of_a_share_that_transformers_ignores_whole_heads_are_turned_if_one_says_so(tmp_path, name, more):
+    """In a Llama of transformers 5 a share counts only where it cannot be computed: with a scaling."""
+    config, settings = VARIANTS[name]
+    theirs = save(tmp_path, config, settings | more | rope(rope_type="default", partial_rotary_factor=0.5))
+    with pytest.raises(ModelError, match=r"partial_rotary_factor is 0.5.*hf_overrides"):
+        load_model(tmp_path)
+    loaded = load_model(tmp_path, hf_overrides={"partial_rotary_factor": 1.0})
+    model = place_model(loaded.architecture, loaded.weights, "numpy")
+    hidden = model.forward(np.array(TOKEN_IDS), np.arange(len(TOKEN_IDS)), dense_attend)
+    expected = logits_of(theirs)
+    np.testing.assert_allclose(model.logits(hidden), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def test_a_number_of_turned_numbers_is_as_good_as_a_share():
+    assert read_rotary({"rotary_dim": 4}, 16, may_be_partial=False) == read_rotary({"partial_rotary_factor": 0.25}, 16)
+    assert len(read_rotary({}, 16).frequencies) == 8

@@ -78,6 +78,12 @@ def test_a_model_can_be_described_without_its_weights(path):
     assert architecture.vocab_size >= tokenizer.vocab_size
 
 
+def test_settings_are_overridden_as_those_of_a_folder_are(path):
+    assert load_model(path, hf_overrides={"eos_token_id": 7}).eos_token_ids == {7}
+    with pytest.warns(UserWarning, match=r"hf_overrides has 'eos_tokn_id'.*'eos_token_id'\?"):
+        load_model(path, hf_overrides={"eos_tokn_id": 7})
+
+
 def test_files_that_cannot_be_served(tmp_path):
     with pytest.raises(ModelError, match=r"missing\.gguf.*No such file"):
         LLM(tmp_path / "missing.gguf")

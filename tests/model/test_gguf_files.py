@@ -180,7 +180,7 @@ WRONG = {
     "no size": ({"llama.embedding_length": 0}, "embedding_length = 0"),
     "more layers than it has": ({"llama.block_count": 3}, r"lacks 9 weights, 'blk\.2"),
     "other heads": ({"llama.attention.head_count": 7}, "7 heads"),
-    "heads of nothing": ({"llama.attention.key_length": 0, "llama.rope.dimension_count": 4}, "makes no sense"),
+    "heads of nothing": ({"llama.attention.key_length": 0, "llama.rope.dimension_count": 4}, "key_length = 0"),
     "a text for a number": ({"split.count": "many"}, "makes no sense"),
     "texts for token ids": ({"tokenizer.ggml.eos_token_id": "x", "tokenizer.ggml.eot_token_id": 2}, "makes no sense"),
     "another alignment": ({"general.alignment": 0}, "alignment is 0"),

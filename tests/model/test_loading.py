@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import tracemalloc
+import warnings
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from minipage.engine.llm import LLM
 from minipage.errors import ConfigurationError
-from minipage.model.checkpoint import load_model
+from minipage.model.checkpoint import ARCHITECTURES, load_model
+from minipage.model.llama import Llama
 from minipage.model.place import as_arrays, place_model
 from minipage.sampling import SamplingParams
 
@@ -74,6 +76,55 @@ def test_another_way_to_load_is_refused(tmp_path, value):
         LLM(config_alone(tmp_path, "llama"), load_format=value)
 
 
+# ---- hf_overrides
+
+HEEDED = {
+    "gpt2": {"sliding_window": 8, "n_inner": 48, "layer_norm_epsilon": 1e-3},
+    "opt": {"do_layer_norm_before": False, "word_embed_proj_dim": 16, "enable_bias": False},
+    "llama": {"rope_theta": 5.0, "head_dim": 4, "mlp_bias": True, "sliding_window": 8, "attention_bias": True},
+    "qwen3": {"rope_scaling": {"rope_type": "linear", "factor": 2.0}, "layer_types": None, "use_sliding_window": True},
+    "falcon": {"parallel_attn": False, "ffn_hidden_size": 48, "new_decoder_architecture": True, "alibi": False},
+}
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_of_overrides_those_that_nobody_knows_are_warned_of_and_no_others(kind, tmp_path):
+    folder = config_alone(tmp_path, kind)
+    known = HEEDED[kind] | {"vocab_size": 61, "eos_token_id": 5, "tie_word_embeddings": True}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load_model(folder, "dummy", known).architecture.vocab_size == 61
+    with pytest.warns(UserWarning) as said:
+        load_model(folder, "dummy", known | {"nonsense": 1, "vocab_sise": 9, 5: 6})
+    sentences = [str(warning.message) for warning in said]
+    assert [sentence.split()[2] for sentence in sentences] == ["'nonsense',", "'vocab_sise',", "5,"]
+    assert "no effect" in sentences[0] and "'vocab_size'?" in sentences[1]
+
+
+def test_what_config_json_has_may_be_overridden_even_if_nobody_reads_it_and_weights_make_no_difference(tmp_path):
+    save_llama(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_model(
+            tmp_path, hf_overrides={"architectures": ["Other"], "use_cache": False, "partial_rotary_factor": 1.0}
+        )
+    with pytest.warns(UserWarning, match="'nonsense'"):
+        load_model(tmp_path, hf_overrides={"nonsense": None})
+
+
+def test_an_architecture_of_anybodys_may_read_all_of_them(tmp_path, monkeypatch):
+    class Own(Llama):
+        @classmethod
+        def of(cls, settings):
+            return super().of({**settings} if "nonsense" in settings else dict(settings))
+
+    monkeypatch.setitem(ARCHITECTURES, "llama", Own)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_model(config_alone(tmp_path, "llama"), "dummy", {"nonsense": 1})
+        load_model(config_alone(tmp_path, "llama"), "dummy", {"other_nonsense": 1})
+
+
 # ---- the memory that loading takes
 
 
@@ -122,7 +173,8 @@ def test_two_bytes_stay_two_bytes_all_the_way(large):
 
 SCRIPT = """
 import sys, numpy as np
-from minipage.model.checkpoint import load_model
+from minipage.model.checkpoint import ARCHITECTURES, load_model
+from minipage.model.llama import Llama
 from minipage.model.place import place_model
 folder, arrays, dtype = sys.argv[1:]
 

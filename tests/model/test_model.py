@@ -127,3 +127,9 @@ def test_dense_attention_is_an_average_of_what_came_before():
 def test_a_place_that_is_no_name_is_refused(name, value):
     with pytest.raises(ConfigurationError, match=f"{name} is .*; it must be one of"):
         as_arrays({}, **{"arrays": "numpy"} | {name: value})
+
+
+@pytest.mark.parametrize("value", [np.array(["int8", "x"]), np.zeros(3), ["int8"], 8], ids=shown)
+def test_a_quantization_that_is_no_name_is_refused(value):
+    with pytest.raises(ConfigurationError, match=r"quantization is .*; it must be None or int8"):
+        place_model(None, {}, quantization=value)

@@ -2,13 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from minipage import LLM
 from minipage.cli import main
 from minipage.errors import ConfigurationError, ModelError
 from minipage.plan.deployment import Deployment
-from minipage.plan.forecast import Workload, advise, forecast, setting_of
+from minipage.plan.forecast import Workload, advise, fewer_of_long_texts, forecast, setting_of
 from minipage.plan.report import page, rows
 from minipage.simulate.machines import GiB
 from minipage.simulate.workload import read_trace
@@ -159,6 +160,9 @@ def test_a_model_that_does_not_fit_is_a_sentence_with_the_bytes():
         ({"num_blocks": -1}, "num_blocks is -1"),
         ({"max_model_len": 131_073}, "at most Llama-3.1-8B's context, 131,072"),
         ({"kv_cache_dtype": "int3"}, "kv_cache_dtype is 'int3'"),
+        ({"kv_cache_dtype": np.array(["int8", "fp8"])}, "kv_cache_dtype is array"),
+        ({"dtype": np.array(["int8", "fp8"])}, "dtype is array"),
+        ({"dtype": ["int8"]}, r"dtype is \['int8'\]"),
         ({"tensor_parallel_size": 7}, "32 heads cannot be shared by 7 devices"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -203,6 +207,14 @@ def test_of_a_tiny_model_on_a_large_gpu_not_all_blocks_are_made(tmp_path, monkey
     assert found.fit_on_average == pytest.approx(tiny.blocks() * 16 / 32, rel=0.1)  # one that runs holds 17 to 24
     with pytest.raises(ConfigurationError, match="above 0"):
         forecast(tiny, Workload("16:8"), -1.0)
+
+
+def test_of_long_texts_fewer_are_simulated_to_find_the_most_that_is_served():
+    assert fewer_of_long_texts([(10, 100), (10, 300)], 8, 400) == 400
+    assert fewer_of_long_texts([(10, 50_000)], 8, 400) == 1_000_000 / 50_000
+    assert fewer_of_long_texts([(10, 400_000)], 8, 400) == 16  # every seat twice, at least
+    with pytest.raises(ConfigurationError, match=r"8 requests at a time of 1,000,000 tokens.*lower max_num_seqs"):
+        fewer_of_long_texts([(10, 1_000_000)], 8, 400)
 
 
 def test_more_seats_are_advised_where_seats_are_what_is_missing():
@@ -299,6 +311,8 @@ def test_the_command_prints_json_and_writes_a_page(tmp_path, capsys):
         (["--num-blocks", "9", "--lengths", "8:8", "--rate", "1e6"], "waiting times only grow"),
         (["--num-blocks", "1", "--lengths", "9:8"], "the longest text that fits, 16 tokens"),
         (["--max-num-seqs", "9999"], "at most 4,096 requests at a time are simulated"),
+        (["--max-model-len", "1"], "of ShareGPT's texts hardly any has at most 1 token"),  # and drew for ever
+        (["--max-num-seqs", "4096", "--lengths", "9:8000"], "4,096 requests at a time of 8,000 tokens out each"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

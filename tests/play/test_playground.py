@@ -1,5 +1,6 @@
 """The playground without a browser: pages of cardboard (serve/lookers.py), and acts as a page asks for them."""
 
+import socket
 import threading
 
 import httpx
@@ -262,6 +263,23 @@ def test_bad_input_is_a_sentence_and_changes_nothing(page, table):
     )
     page.settle()
     assert (page.tree, page.facts["options"], page.facts["requests"]) == before
+
+
+def test_who_is_still_sending_hears_why_it_is_refused(table):
+    """Whatever it is refused for, and although it wants the connection to be closed."""
+    host, port = table.url.removeprefix("http://").split(":")
+    for headers, said in (
+        ("Content-Type: application/json", b" 413 "),
+        ("Content-Type: text/plain", b" 415 "),
+        ("Content-Type: application/json\r\nOrigin: http://evil.example", b" 403 "),
+    ):
+        head = f"POST /act HTTP/1.1\r\nHost: {host}:{port}\r\nConnection: close\r\nContent-Length: 1000000\r\n"
+        with socket.create_connection((host, int(port)), timeout=20) as sock:
+            sock.sendall(f"{head}{headers}\r\n\r\n".encode() + b"x" * 100_000)
+            answer = b"".join(iter(lambda sock=sock: sock.recv(65536), b""))
+            assert said in answer.splitlines()[0], headers
+            for _ in range(9):
+                sock.sendall(b"x" * 100_000)
 
 
 def test_only_the_page_itself_may_act(table):

@@ -47,6 +47,11 @@ def template(messages, add_generation_prompt=True, **options):
     return "".join(lines) + ("assistant:" if add_generation_prompt else "")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def servers_have_few_blocks(few_blocks):
+    pass
+
+
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory):
     """A GPT-2 with a byte-level tokenizer of 300 tokens and a context of 256; token 0 ends a text."""

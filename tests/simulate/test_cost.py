@@ -90,11 +90,11 @@ def test_a_step_costs_host_and_device_or_the_longer_of_both():
     assert replace(slow_host, overheads=replace(NOTHING, step=1.0, overlaps=True)).seconds(work) == 1.0
 
 
-def test_only_steps_of_decodes_alone_are_graphs():
+def test_steps_of_decodes_alone_and_with_short_prompts_are_graphs():
     eager = replace(OPT_13B, overheads=replace(NOTHING, eager=1e-3))
     assert eager.host(Work(8, 8, 8, 800, 800)) == 0
-    assert eager.host(Work(16, 2, 1, 800, 800)) == 0  # so few tokens are a graph as well
-    assert eager.host(Work(17, 2, 1, 800, 800)) == pytest.approx(40e-3)
+    assert eager.host(Work(512, 2, 1, 800, 800)) == 0
+    assert eager.host(Work(513, 2, 1, 800, 800)) == pytest.approx(40e-3)
 
 
 def test_a_request_that_comes_after_a_step_was_planned_waits_for_the_next_one():
@@ -132,6 +132,11 @@ def test_measured_steps_are_looked_up_and_contexts_added():
     for step in steps:  # the host's part does not count twice
         assert overlapped.seconds(step.work) == pytest.approx(step.seconds, rel=0.01)
         assert 0 < overlapped.host(step.work) <= overlapped.device(step.work)
+    graph, none = both, Work(600, 9, 9, 900, 2000)  # what a prompt costs beside others differs: each by its own kind
+    timed = [Timed(graph, overlapped.seconds(graph) + 1e-3), Timed(none, overlapped.seconds(none) + 9e-3)]
+    other = measured(replace(OPT_13B, machine=TEXTBOOK, overheads=GRAPHS), [*steps, *timed])
+    for step in timed:
+        assert other.seconds(step.work) == pytest.approx(step.seconds)
     with pytest.raises(ConfigurationError, match="steps with prompts, and by decodes of short and long contexts"):
         measured(OPT_13B, steps[:3])
 

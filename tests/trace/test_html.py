@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from html import unescape
 
 import pytest
+from stories import document_of
 
 from minipage.memory import BlockCopy
 from minipage.trace.drawing.html import as_tree, difference, notebook, page, write_page
@@ -443,6 +444,23 @@ def lit(tab):
     return set(
         tab.eval_on_selector_all("#stage .lit:not(.wire)", "all => all.map(one => one.dataset.key ?? one.dataset.slot)")
     )
+
+
+def test_the_help_and_what_stands_below_the_blocks_explain_themselves_and_never_contradict_each_other(opened):
+    with opened([], document=document_of("prefix"), reduced_motion="reduce") as tab:
+        assert all(tab.eval_on_selector_all("#figures dt", "names => names.map((name) => name.title.length > 20)"))
+        tab.click("#ask")
+        words = tab.inner_text("#help")
+        assert all(
+            word in words for word in ("In one piece", "This step", "All prompts", "shared", "the prefix cache can")
+        )
+        assert "◆" in tab.evaluate("getComputedStyle(document.querySelector('.legend-findable'), '::before').content")
+        tab.keyboard.press("Escape")
+        before, after = tab.evaluate(
+            "['step10-before', 'step10-schedule'].map((name) => (show(indexOf(name)), byId('figures').textContent))"
+        )
+    assert "16 found" in before and "All prompts0 of their 23 tokens reused" in before
+    assert "16 reused" in after and "All prompts16 of their 51 tokens reused" in after
 
 
 def test_a_block_lights_up_everyone_who_maps_it(opened):

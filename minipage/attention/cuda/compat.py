@@ -137,6 +137,9 @@ class Launcher:
         self.options: dict[str, Any] = {"programmatic_stream_serialization": True} if overlaps else {}
         if self.shared_bytes:
             self.options["shmem_size"] = self.shared_bytes
+        # NOTE: by the kinds of arguments alone. A process that launches on several GPUs must have them of one compute
+        # capability; so does what is asked of a GPU once, below. To ask with each launch which one is current would
+        # cost every launch time on the host, and CUDA refuses machine code of another capability with an error.
         self.compiled: dict[tuple[Any, ...], Any] = {}
         self.config = lru_cache(maxsize=1024)(self._config)
 

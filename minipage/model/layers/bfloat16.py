@@ -33,12 +33,6 @@ class BFloat16Layers(OneDNNLayers):
     def kept_head(self, table: Array) -> PairedLinear:
         return PairedLinear(table, None)
 
-    def linear(self, name: str, x: Array, then: Activation | None = None, onto: Array | None = None) -> Array:
-        layer = self._parts[name]
-        if onto is None or not layer.can_add:
-            return super().linear(name, x, then, onto)  # [T, out]
-        return layer(x, then, onto)  # [T, out]
-
 
 class PairedLinear(Linear):
     """x [T, in] -> x @ weight.T + bias [T, out], for a weight [out, in]."""
@@ -58,7 +52,7 @@ class PairedLinear(Linear):
             self.bias[: self.num_out] = from_bfloat16(bits(bias))  # [out]
         self.of_a_row, self.can_add = panels_at_once(num_panels), self.num_out % COLUMNS == 0
 
-    def __call__(self, x: Array, then: Activation | None = None, onto: Array | None = None) -> Array:
+    def product(self, x: Array, then: Activation | None, onto: Array | None) -> Array:
         x = bits(x)  # [T, in]
         x = np.pad(x, ((0, 0), (0, 1))) if x.shape[1] % 2 else as_they_lie(x)  # [T, in or one more]
         out: Any = np.empty((len(x), len(self.bias)), np.uint16)  # [T, num_panels * COLUMNS]

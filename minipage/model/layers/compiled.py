@@ -53,13 +53,6 @@ class CompiledLayers(PlainLayers):
     def kept_head(self, table: Floats) -> Linear:
         return Linear(table.T)
 
-    def linear(self, name: str, x: Floats, then: Activation | None = None, onto: Floats | None = None) -> Floats:
-        layer: Linear = self._parts[name]
-        if onto is None or not layer.can_add:
-            result: Floats = super().linear(name, x, then, onto)
-            return result  # [T, out]
-        return layer(x, then, onto)  # [T, out]
-
     def layer_norm(self, name: str, x: Floats, epsilon: float) -> Floats:
         weight, bias = self._parts[name]  # [C] each
         return passes.layer_norm(x, weight, bias, epsilon)  # [..., C]
@@ -88,7 +81,12 @@ class Linear:
         self.bias = np.pad(bias, (0, num_panels * COLUMNS - self.num_out))  # [num_panels * COLUMNS]
         self.of_a_row, self.can_add = panels_at_once(num_panels), self.num_out % COLUMNS == 0
 
-    def __call__(self, x: Floats, then: Activation | None = None, onto: Floats | None = None) -> Floats:
+    def __call__(self, x: Any, then: Activation | None = None, onto: Any = None) -> Any:
+        if onto is None or self.can_add:
+            return self.product(x, then, onto)  # [T, out]
+        return onto + self.product(x, then, None)  # [T, out]
+
+    def product(self, x: Floats, then: Activation | None, onto: Floats | None) -> Floats:
         check_rows(x, self.panels.shape[1])
         return self.multiply(as_they_lie(x), then, onto, np.empty((len(x), len(self.bias)), x.dtype))  # [T, out]
 

@@ -24,6 +24,7 @@ from minipage.model.layers.compiled import (
     COLUMNS,
     ROWS,
     CompiledLayers,
+    Linear,
     check_linear,
     check_rows,
     finish,
@@ -40,14 +41,14 @@ LARGEST = np.float32(127)
 class Int8Layers(CompiledLayers):
     """CompiledLayers with other panels."""
 
-    def kept(self, weight: Floats, bias: Floats | None) -> RoundedLinear:  # type: ignore[override]
+    def kept(self, weight: Floats, bias: Floats | None) -> RoundedLinear:
         return RoundedLinear(weight, bias)
 
-    def kept_head(self, table: Floats) -> RoundedLinear:  # type: ignore[override]
+    def kept_head(self, table: Floats) -> RoundedLinear:
         return RoundedLinear(table.T)
 
 
-class RoundedLinear:
+class RoundedLinear(Linear):
     """x [T, in] -> x @ weight + bias [T, out], for a weight [in, out] of which int8 are kept, in panels."""
 
     @np.errstate(invalid="ignore")  # infinities and NaN make their column's scale infinite or NaN, and so all results
@@ -68,7 +69,7 @@ class RoundedLinear:
         self.can_add = self.num_out % COLUMNS == 0
         self.scales, self.bias = np.pad(scales, padding), np.pad(bias, padding)  # each [num_panels * COLUMNS]
 
-    def __call__(self, x: Floats, then: Activation | None = None, onto: Floats | None = None) -> Floats:
+    def product(self, x: Floats, then: Activation | None, onto: Floats | None) -> Floats:
         check_rows(x, self.num_in)
         out = np.empty((len(x), len(self.bias)), x.dtype)  # [T, num_panels * COLUMNS]
         added = out if onto is None else as_they_lie(onto)  # [T, num_panels * COLUMNS]

@@ -78,6 +78,7 @@ class Linear:
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
         self.bias = bias  # [out]
 
-    def __call__(self, x: Array, then: Activation | None = None) -> Array:
+    def __call__(self, x: Array, then: Activation | None = None, onto: Array | None = None) -> Array:
         activation, form = THEN[then]
-        return torch.ops.mkldnn._linear_pointwise(x.contiguous(), self.packed, self.bias, activation, [], form)
+        x = torch.ops.mkldnn._linear_pointwise(x.contiguous(), self.packed, self.bias, activation, [], form)
+        return x if onto is None else onto + x  # [T, out]

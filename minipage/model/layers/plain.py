@@ -37,10 +37,11 @@ class Linear:
         self.weight = weight  # [in, out]
         self.bias = bias  # [out]
 
-    def __call__(self, x: Array, then: Activation | None = None) -> Array:
+    def __call__(self, x: Array, then: Activation | None = None, onto: Array | None = None) -> Array:
         x = x @ self.weight  # [T, in] -> [T, out]
         x = x if self.bias is None else x + self.bias  # [T, out]
-        return x if then is None else ACTIVATIONS[then](x)  # [T, out]
+        x = x if then is None else ACTIVATIONS[then](x)  # [T, out]
+        return x if onto is None else onto + x  # [T, out]
 
 
 class PlainLayers:
@@ -114,7 +115,7 @@ class PlainLayers:
         require(found == shape, lambda: f"the weight {name} must be there, as {shape}; it is {found}.")
 
     def kept(self, weight: Array, bias: Array | None) -> Callable[..., Array]:
-        """The layer of a matrix [in, out], as `linear` calls it: with x, and with `then`."""
+        """The layer of a matrix [in, out], as `linear` calls it: with x, with `then`, and with `onto`."""
         return Linear(weight, bias)
 
     def kept_head(self, table: Array) -> Callable[[Array], Array]:
@@ -144,8 +145,7 @@ class PlainLayers:
         return self.xp.take(self._parts[name].weight, ids, axis=0)  # [T] -> [T, C]
 
     def linear(self, name: str, x: Array, then: Activation | None = None, onto: Array | None = None) -> Array:
-        x = self._parts[name](x, then)  # [T, in] -> [T, out]
-        return x if onto is None else onto + x  # [T, out]
+        return self._parts[name](x, then, onto)  # [T, in] -> [T, out]
 
     def linears(self, names: tuple[str, ...], x: Array) -> tuple[Array, ...]:
         x = self._parts[names](x)  # [T, in] -> [T, out of all]

@@ -49,12 +49,6 @@ class TorchLayers(PlainLayers):
         x = self._parts[names](x)  # [T, in] -> [T, out of all]
         return tuple(torch.split_with_sizes(x, self._widths[names], 1))  # each [T, out]; quicker than split
 
-    def linear(self, name: str, x: Array, then: Activation | None = None, onto: Array | None = None) -> Array:
-        layer = self._parts[name]
-        if onto is None or then is not None or type(layer) is not Linear or layer.bias is not None:
-            return super().linear(name, x, then, onto)
-        return onto.addmm_(x, layer.weight)  # [T, out]; one operation, while two would go through it again
-
     def layer_norm(self, name: str, x: Array, epsilon: float) -> Array:
         weight, bias = self._parts[name]  # [C] each
         return layer_norm(x, weight.shape, weight, bias, epsilon)  # [..., C]
@@ -74,9 +68,12 @@ class Linear:
         self.weight = weight  # [in, out]
         self.bias = bias  # [out]
 
-    def __call__(self, x: Array, then: Activation | None = None) -> Array:
+    def __call__(self, x: Array, then: Activation | None = None, onto: Array | None = None) -> Array:
+        if onto is not None and then is None and self.bias is None:
+            return onto.addmm_(x, self.weight)  # [T, out]; one operation, while two would go through it again
         x = x @ self.weight if self.bias is None else torch.addmm(self.bias, x, self.weight)  # [T, in] -> [T, out]
-        return x if then is None else ACTIVATIONS[then](x)  # [T, out]
+        x = x if then is None else ACTIVATIONS[then](x)  # [T, out]
+        return x if onto is None else onto + x  # [T, out]
 
 
 class Head:

@@ -279,7 +279,8 @@ document.body.classList.toggle("embedded", /\bembed\b/.test(location.search));
 byId("legend").replaceChildren(...[
   ["legend-written", "computed in this step"], ["legend-promised", "has its slot, but K and V are not there yet"],
   ["legend-reused", "reused: the prefix cache had found it"], ["legend-wanted", "somebody wants to write here, and others hold it too"],
-  ["legend-free", "free"], ["legend-cached", "free, but the prefix cache (◆) can still find it"],
+  ["legend-free", "free"], ["legend-cached", "free, but its words are still there"],
+  ["legend-findable", "the prefix cache can find it, in use or free"], ["legend-shared", "shared: the edge has the colours of all, the rest that of the first"],
 ].map(([name, words]) => make("li", {}, make("span", { class: `swatch ${name}` }), words)));
 for (const pane of document.querySelectorAll(".pane")) pane.addEventListener("scroll", () => drawWires(now.frame), { passive: true });
 new ResizeObserver(() => (fitFinished(), drawWires(now.frame))).observe(byId("stage"));

@@ -4,6 +4,12 @@
 const BIG_POOL = 40, HUGE_POOL = 160, MOST_CELLS = 2000; // blocks: then without words, then without slots, then cut off
 const DENSE_POOL = 14; // with more blocks than this, cells are narrower
 const MOST_CHIPS = 3; // letters in the head of a block
+const FIGURES = { // what they mean; the help of the page says so, too
+  "Paged": "How many blocks are in use, and how many of their slots are still empty.",
+  "In one piece": "What the same requests would take if each reserved, in one piece and beforehand, room for the longest text that it may become.",
+  "This step": "Tokens whose K and V are computed in this step, and those that need not be, because the prefix cache has them.",
+  "All prompts": "The same of the prompts of all requests that have begun until now.",
+};
 
 // How much a cell can show: "words", "slots" or "letters".
 const detailFor = (frame) =>
@@ -142,15 +148,16 @@ function drawFigures(frame, everCaches) {
   const scale = 100 / Math.max(slots, one);
   const taken = frame.num_used_blocks * size, stored = taken - frame.num_wasted_slots;
   const bar = (...parts) => make("span", { class: "bar" }, parts.map(([name, n]) => make("span", { class: name, style: `width: ${n * scale}%` })));
-  const row = (name, picture, words, alert) => [make("dt", {}, name), make("dd", { class: alert ? "alert" : "" }, picture, make("span", {}, words))];
+  const row = (name, picture, words, alert) => [make("dt", { title: FIGURES[name] }, name), make("dd", { class: alert ? "alert" : "" }, picture, make("span", {}, words))];
   const tooMuch = one > slots;
-  const reused = frame.reused.length * size, done = ["schedule", "copy"].includes(frame.phase) ? "planned" : "computed";
+  const reused = frame.reused.length * size, isAhead = frame.phase === "before"; // then nothing is reused yet, or counted
+  const done = isAhead || ["schedule", "copy"].includes(frame.phase) ? "planned" : "computed";
   byId("figures").replaceChildren(
     ...row("Paged", bar(["stored", stored], ["wasted", frame.num_wasted_slots], ["rest", slots - taken]),
       `${frame.num_used_blocks} of ${count(frame.num_blocks, "block")}, ${count(frame.num_wasted_slots, "empty slot")} in them`),
     ...row("In one piece", bar(["reserved", Math.min(one, slots)], ["excess", Math.max(0, one - slots)], ["rest", Math.max(0, slots - one)]),
       `${count(frame.num_contiguous_blocks, "block")} reserved${tooMuch ? ": too many" : " for the longest case"}`, tooMuch),
     ...row("This step", "", [`${frame.num_computed_tokens} of at most ${count(frame.max_num_batched_tokens, "token")} ${done}`,
-      ...(reused ? [", ", make("b", { class: "reused-word" }, `${reused} reused`)] : [])]),
+      ...(reused ? [", ", make("b", { class: "reused-word" }, `${reused} ${isAhead ? "found" : "reused"}`)] : [])]),
     ...(everCaches ? row("All prompts", "", `${frame.num_hit_tokens} of their ${count(frame.num_queried_tokens, "token")} reused, ${frame.num_queried_tokens - frame.num_hit_tokens} computed`) : []));
 }

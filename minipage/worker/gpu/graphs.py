@@ -1,4 +1,4 @@
-"""The fast runner, for PyTorch: a decode step is one copy of its inputs and one launch of a CUDA graph.
+"""The fast runner, for PyTorch: a step is one copy of its inputs and one launch of a CUDA graph.
 
 A small model's layer is a dozen kernels of a few microseconds each, less than the host needs to launch them one by one.
 A CUDA graph is a recording of all the launches of a step, replayed by one call:
@@ -7,8 +7,9 @@ A CUDA graph is a recording of all the launches of a step, replayed by one call:
 
 A graph is captured when the first batch of its size comes along; there is one for contexts of up to 512 tokens, and one
 for longer ones. Drafts (engine/speculation.py) are computed like further sequences with the same blocks, so steps with
-drafts are decodes, too. In other steps the kernels are launched one by one, and so they are where a capture fails.
-Either way the host waits for the GPU only when it needs the tokens.
+drafts are decodes, too. Steps with prompts in them are padded to a few sizes, of tokens and of sequences. In larger
+steps the kernels are launched one by one, and so they are where a capture fails. Either way the host waits for the GPU
+only when it needs the tokens.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ from minipage.worker.gpu.turned import Later, launch_turn_and_write
 from minipage.worker.gpu.views import from_kernels, view_for_kernels
 from minipage.worker.runner import Limits
 
-FEW_TOKENS = 16  # a step of so few is a graph, whatever they are: drafts, a short prompt, or the end of a long one
+FEW_TOKENS = 16  # there are graphs for this many decodes, however few sequences may run: one may have drafts
+# To one of these numbers of tokens a step with prompts in it is padded. Beyond, the GPU takes as long as the host.
+PROMPT_SIZES = 16, 64, 128, 256, 512
 
 
 class GraphRunner(GPURunner):
@@ -73,9 +76,11 @@ class GraphRunner(GPURunner):
             self.model = Model(model.architecture, of_peers(model.layers.shard, fused, talk))
         self.enforce_eager = enforce_eager or not self.is_on_gpu
         self._sizes = graph_sizes(max(limits.max_num_seqs, FEW_TOKENS))
+        self._prompt_sizes = sorted({min(size, limits.max_num_batched_tokens) for size in PROMPT_SIZES})
         self._lengths = graph_lengths(limits.max_model_len)
         pool = torch.cuda.graph_pool_handle() if self.is_on_gpu else None  # memory that all graphs share
-        # By size, length of context, and whether one sequence is apart; each with the logits [size, vocab_size].
+        # By number of sequences, length of context, and whether a sequence is apart, or, with prompts, the number of
+        # tokens; each with the logits [num_seqs, vocab_size].
         self._graphs = Graphs(pool)
         self._key: tuple[Any, ...] | None = None  # of the graph that wrote the last logits
         self._rows_to_draw = 0  # for how many there is still memory in graphs of draws
@@ -97,6 +102,7 @@ class GraphRunner(GPURunner):
         self.sample(logits, [(row, worst_case) for row in range(len(logits))])
         bytes_per_row: int = logits.stride(0) * logits.element_size()
         rows = sum(self._sizes) + sum(size for size in self._sizes if size <= FEW_SEQS)  # the latter in both ways
+        rows += len(self._prompt_sizes) * (FEW_TOKENS + self._sizes[-1])
         kept = len(self._lengths) * rows * bytes_per_row
         return 0 if self.enforce_eager else kept + self._bytes_to_draw()
 
@@ -135,26 +141,17 @@ class GraphRunner(GPURunner):
     @torch.inference_mode()
     def compute(self, batches: list[Batch]) -> torch.Tensor:  # type: ignore[override]
         """[num_sampled, vocab_size] logits, on the GPU, in the dtype of the model; until the next step."""
-        batch = batches[0]
-        num_tokens = len(batch.token_ids)
-        num_seqs = len(batch.context_lens)
-        num_sampled = len(batch.sampled_rows)
+        batch, self._key = batches[0], None
+        num_tokens, num_sampled = len(batch.token_ids), len(batch.sampled_rows)
         longest = int(batch.context_lens.max())
-        self._key = None
-        is_graph = num_tokens <= FEW_TOKENS and not self.enforce_eager
-        if is_graph or num_tokens == num_sampled <= self._sizes[-1]:
-            size = first_at_least(num_tokens, self._sizes)
-            is_apart = num_tokens > num_seqs  # tokens of one sequence are laid out as several
-            if is_apart:
-                batches = [token_by_token(each) for each in batches]
-            key = size, first_at_least(longest, self._lengths), is_apart and size <= FEW_SEQS
-            logits = self._decode(*key, self._load(batches, size, size))  # [size, vocab_size]
-            if num_sampled < num_tokens:
-                return logits[batch.sampled_rows.tolist()]  # [num_sampled, vocab_size]
-            self._key = key if key in self._graphs else None
+        length = first_at_least(longest, self._lengths)
+        if num_tokens == num_sampled <= self._sizes[-1]:
+            logits = self._decodes(batches, length)  # [size, vocab_size]
+        elif self._may_be_graph(num_tokens, num_sampled):
+            logits = self._with_prompts(batches, length)  # [num_seqs or more, vocab_size]
         else:
             query_lens = np.diff(batch.query_start_loc)  # [num_seqs]
-            inputs = self._load(batches, num_tokens, num_seqs)
+            inputs = self._load(batches, num_tokens, len(query_lens))
             rows = inputs[0].sampled_rows  # [num_seqs or more]
             # [num_seqs or more, vocab_size]
             logits = self._run(inputs, int(query_lens.min()), int(query_lens.max()), longest, rows)
@@ -222,16 +219,43 @@ class GraphRunner(GPURunner):
 
     # ---- running the model
 
-    def _load(self, batches: Sequence[Batch], num_tokens: int, num_seqs: int) -> list[Batch]:
-        return [own.load(batch, num_tokens, num_seqs) for own, batch in zip(self._inputs, batches)]
+    def _may_be_graph(self, num_tokens: int, num_sampled: int) -> bool:
+        """With prompts in it. Whose prompt's log probabilities are wanted may have many rows."""
+        is_small = num_tokens <= self._prompt_sizes[-1] and num_sampled <= self._sizes[-1]
+        return is_small and not self.enforce_eager
 
-    def _decode(self, size: int, length: int, is_apart: bool, inputs: list[Batch]) -> torch.Tensor:
+    def _decodes(self, batches: list[Batch], length: int) -> torch.Tensor:
         """[size, vocab_size] logits of `size` sequences with one token each, of which some may be padding.
 
-        is_apart: all K and V are written before any are read, because some of these sequences are one in truth.
+        If in truth some of these sequences are one, all K and V are written before any are read.
         """
+        num_tokens, num_seqs = len(batches[0].token_ids), len(batches[0].context_lens)
+        size = first_at_least(num_tokens, self._sizes)
+        if num_tokens > num_seqs:
+            batches = [token_by_token(each) for each in batches]
+        is_apart = num_tokens > num_seqs and size <= FEW_SEQS  # of many, they are written before in any case
+        inputs = self._load(batches, size, size, are_decodes=True)
         run = partial(self._run, inputs, 1, 1, length, is_apart=is_apart)
-        return run() if self.enforce_eager else self._graphs.replayed((size, length, is_apart), run)
+        return self._replayed((size, length, is_apart), run)  # [size, vocab_size]
+
+    def _with_prompts(self, batches: list[Batch], length: int) -> torch.Tensor:
+        """[seqs, vocab_size] logits of up to `seqs` sequences, some with several tokens; the rest is padding."""
+        batch = batches[0]
+        size = first_at_least(len(batch.token_ids), self._prompt_sizes)
+        most = max(len(batch.context_lens), len(batch.sampled_rows))
+        seqs = first_at_least(most, (FEW_TOKENS, self._sizes[-1]))
+        inputs = self._load(batches, size, seqs)
+        run = partial(self._run, inputs, 1, size, length, inputs[0].sampled_rows)
+        return self._replayed((seqs, length, size), run)  # [seqs, vocab_size]
+
+    def _replayed(self, key: tuple[Any, ...], run: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """What `run` computes [rows, vocab_size], from its graph if there may be one."""
+        logits = run() if self.enforce_eager else self._graphs.replayed(key, run)  # [rows, vocab_size]
+        self._key = key if key in self._graphs else None
+        return logits
+
+    def _load(self, batches: Sequence[Batch], num_tokens: int, num_seqs: int, are_decodes: bool = False) -> list[Batch]:
+        return [own.load(batch, num_tokens, num_seqs, are_decodes) for own, batch in zip(self._inputs, batches)]
 
     def _run(
         self, inputs: list[Batch], min_query_len: int, max_query_len: int, max_context_len: int, rows: Any = None,

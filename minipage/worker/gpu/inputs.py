@@ -34,8 +34,11 @@ class StepInputs:
         self.places = lru_cache(100)(self._places)  # decodes of one size come again and again
         self._copied = torch.cuda.Event() if is_on_gpu else None  # type: ignore[no-untyped-call]
 
-    def load(self, batch: Batch, num_tokens: int, num_seqs: int) -> Batch:
-        """Bring a batch to the device, padded to num_tokens tokens and to num_seqs sequences and rows."""
+    def load(self, batch: Batch, num_tokens: int, num_seqs: int, are_decodes: bool) -> Batch:
+        """Bring a batch to the device, padded to num_tokens tokens and to num_seqs sequences and rows.
+
+        are_decodes: each sequence has one token, and so have those that fill it up; otherwise these have none.
+        """
         if self._copied:
             self._copied.synchronize()  # until the last step's inputs have left the buffer; they have, long ago
         host, device = self.places(num_tokens, num_seqs, max(num_seqs, len(batch.sampled_rows)))
@@ -43,9 +46,11 @@ class StepInputs:
             if place.shape != array.shape:  # the rest is padding
                 place[...] = NO_SLOT if name == "slot_mapping" else 0
             place[tuple(map(slice, array.shape))] = array
-        if num_tokens > len(batch.token_ids):  # then every sequence has one token, the padding too
+        if are_decodes:
             host.query_start_loc[:] = np.arange(num_seqs + 1)
             host.sampled_rows[:] = np.arange(num_seqs)
+        else:
+            host.query_start_loc[len(batch.query_start_loc) :] = len(batch.token_ids)
         used = sum(array.size for array in host)
         self._device[:used].copy_(self._host[:used], non_blocking=True)
         if self._copied:

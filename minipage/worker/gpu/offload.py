@@ -10,7 +10,6 @@ Whoever waits for what is loaded is admitted when it is there; if nobody else ru
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -63,7 +62,7 @@ class PinnedStore:
     def send(self) -> None:
         """Do what was asked for. What is loaded may go to where saved blocks were, and come from where others go."""
         if self.saves:
-            blocks, rows = self.rows_for(self.saves.values())
+            blocks, rows = self.rows_for([*self.saves.values()])
             for array, part in parts(self.cache, rows):
                 part.copy_(array[:, blocks].swapaxes(0, 1))  # [n, num_layers, block_size, ...]
             self.leaving |= zip(self.saves, rows)
@@ -71,7 +70,7 @@ class PinnedStore:
         self.side.wait_stream(cuda.current_stream())
         with cuda.stream(self.side):
             if self.loads:
-                blocks, rows = self.rows_for(self.loads)
+                blocks, rows = self.rows_for([*self.loads])
                 for row, slot in zip(rows, self.loads.values()):
                     row.copy_(self.rows[slot], non_blocking=True)  # [row_size]
                 for array, part in parts(self.cache, rows):
@@ -83,9 +82,9 @@ class PinnedStore:
                 row.record_stream(self.side)  # until then nobody else gets its memory
             self.leaving.clear()
 
-    def rows_for(self, blocks: Iterable[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def rows_for(self, blocks: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """On the GPU, the numbers of n blocks, [n], and new rows for them, [n, row_size]."""
-        numbers = torch.tensor([*blocks]).to(self.device, non_blocking=True)  # [n]; for a list PyTorch would wait
+        numbers = torch.tensor(blocks).to(self.device, non_blocking=True)  # [n]; for a list PyTorch would wait
         return numbers, torch.empty(len(numbers), self.rows.shape[1], dtype=torch.uint8, device=self.device)
 
     def clear(self) -> None:
