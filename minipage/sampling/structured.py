@@ -173,7 +173,8 @@ class GrammarCompiler:
         if wanted.regex is not None:
             return str(matcher.grammar_from_regex(wanted.regex))
         if wanted.choice is not None:
-            return str(matcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, wanted.choice))))
+            one = " | ".join(map(json.dumps, wanted.choice))  # as a token of the grammar: there may be any number
+            return str(matcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {one}"))
         if wanted.grammar is not None:
             is_gbnf = "::=" in wanted.grammar
             return str(self._llguidance.grammar_from("gbnf" if is_gbnf else "lark", wanted.grammar))

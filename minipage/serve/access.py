@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
+from urllib.parse import quote
 from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -105,8 +106,9 @@ class Access:
         finally:
             level = logging.DEBUG if path in QUIET else logging.INFO
             took = time.perf_counter() - begin
+            asked = quote(path, safe="/:@")  # a path may have line breaks, and must not write lines of its own
             shown = status or "gone"
-            logger.log(level, "%s %s %s %s%s, %.3f s", request_id, scope["method"], path, shown, tally, took)
+            logger.log(level, "%s %s %s %s%s, %.3f s", request_id, scope["method"], asked, shown, tally, took)
 
     def check_key(self, headers: Headers) -> None:
         """Raise ApiError unless one of the keys is given."""

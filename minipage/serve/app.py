@@ -136,7 +136,7 @@ class Api:
         with self.queue.place_for(1):
             prompt = await self.read_prompt(text, bool(body.add_special_tokens))
             job = self.job("chatcmpl", [prompt], params, body, asgi[0])
-            await chat.Chat(job, body).answer(self.llm, *asgi)
+            await chat.Chat(job, body, self.engine.tokenizer).answer(self.llm, *asgi)
 
     async def render(self, body: ChatBody | TokenizeBody, messages: list[dict[str, Any]]) -> str:
         return await asyncio.to_thread(chat.render, self.template, messages, chat.template_options(body))

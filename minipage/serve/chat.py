@@ -71,9 +71,10 @@ def refuse_tools(body: ChatBody) -> None:
 class Chat:
     """The answer to one request, in the making."""
 
-    def __init__(self, job: Job, body: ChatBody) -> None:
+    def __init__(self, job: Job, body: ChatBody, tokenizer: Any) -> None:
         self.job = job
         self.body = body
+        self.tokenizer = tokenizer
         self.unsent: dict[int, Unsent] = {}
 
     async def answer(self, llm: AsyncLLM, scope: Scope, receive: Receive, send: Send) -> None:
@@ -113,7 +114,8 @@ class Chat:
             "stop_reason": text.stop_reason,
         }
         if text.logprobs is not None:
-            choice["logprobs"] = for_chats(token_ids, text.logprobs[where], self.body.top_logprobs or 0)
+            known, num_top = text.logprobs[where], self.body.top_logprobs or 0
+            choice["logprobs"] = for_chats(token_ids, known, num_top, self.tokenizer)
         if self.body.return_token_ids:
             choice["token_ids"] = token_ids
         return choice

@@ -78,10 +78,16 @@ def read_settings(server: dict[str, Any], model: str) -> Settings:
             chosen[name] = [value for text in chosen[name] for value in read_list(text)]
     settings = Settings(**chosen)
     require_positive(max_body_size=settings.max_body_size)
-    if settings.max_queued_requests < 0 or settings.max_logprobs < 0 or server.get("drain_timeout", 0) < 0:
+    patient = server.get("drain_timeout", 0) >= 0  # and a number
+    if settings.max_queued_requests < 0 or settings.max_logprobs < 0 or not patient:
         raise ConfigurationError("max_queued_requests, max_logprobs and drain_timeout must be at least 0.")
     if not 0 <= server.get("port", 0) < 2**16:
         raise ConfigurationError(f"port is {server['port']}; it must be from 0 to {2**16 - 1}.")
+    if not server.get("host", "-"):
+        raise ConfigurationError("host is empty, which would be every address; say 0.0.0.0 if that is what you want.")
+    for name in "ssl_keyfile", "ssl_certfile":
+        if name in server and not Path(server[name]).is_file():
+            raise ConfigurationError(f"{name} is {server[name]!r}, and there is no such file.")
     return settings
 
 

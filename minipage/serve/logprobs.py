@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from minipage.sampling import Logprob
+from minipage.trace.recording.vocabulary import token_bytes
 
 LOWEST = -9999.0  # in place of minus infinity, for which JSON has no number; as in vLLM
 Logprobs = Sequence[dict[int, Logprob] | None]  # of each token: itself and the likeliest; None: not known
@@ -28,13 +29,14 @@ def for_texts(token_ids: Sequence[int], logprobs: Logprobs, offset: int) -> dict
     }
 
 
-def for_chats(token_ids: Sequence[int], logprobs: Logprobs, num_top: int) -> dict[str, Any]:
+def for_chats(token_ids: Sequence[int], logprobs: Logprobs, num_top: int, tokenizer: Any) -> dict[str, Any]:
     """/v1/chat/completions."""
     content = []
     for token, known in zip(token_ids, logprobs):
         if known:
-            top = sorted(known.values(), key=lambda each: each.rank)[:num_top]
-            content.append(chat_token(known[token]) | {"top_logprobs": [chat_token(each) for each in top]})
+            top = sorted(known, key=lambda each: known[each].rank)[:num_top]
+            likeliest = [chat_token(each, known[each], tokenizer) for each in top]
+            content.append(chat_token(token, known[token], tokenizer) | {"top_logprobs": likeliest})
     return {"content": content, "refusal": None}
 
 
@@ -46,9 +48,12 @@ def of_prompts(logprobs: Logprobs) -> list[dict[int, dict[str, Any]] | None]:
     ]
 
 
-def chat_token(logprob: Logprob) -> dict[str, Any]:
+def chat_token(token_id: int, logprob: Logprob, tokenizer: Any) -> dict[str, Any]:
+    """A token may be part of a character: then its bytes are no text, but those of all tokens together are."""
     text = logprob.decoded_token
-    return {"token": text, "logprob": finite(logprob), "bytes": list(text.encode("utf-8", "replace"))}
+    is_part = "\N{REPLACEMENT CHARACTER}" in text
+    said = token_bytes(tokenizer, token_id) if is_part else text.encode("utf-8", "replace")
+    return {"token": text, "logprob": finite(logprob), "bytes": list(said)}
 
 
 def finite(logprob: Logprob) -> float:

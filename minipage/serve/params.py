@@ -45,6 +45,7 @@ def sampling_params(body: GenerationBody, max_logprobs: int, **more: Any) -> Sam
     for name in "stop", "bad_words":
         check_number(name, given.get(name, ()), name)
     given["structured_outputs"] = structure(body)
+    given["seed"] = read_seed(body.seed)
     if "logit_bias" in given:
         given["logit_bias"] = by_token_id(given["logit_bias"])
     if body.use_beam_search:
@@ -92,6 +93,13 @@ def read_response_format(form: dict[str, Any]) -> dict[str, Any]:
         return {"json": schema["schema"]}
     message = 'response_format must have the type "text", "json_object", or "json_schema" with a json_schema.schema.'
     raise ApiError(400, message, "response_format")
+
+
+def read_seed(seed: int | None) -> int | None:
+    """OpenAI's seeds have a sign, and vLLM takes -1 for none."""
+    if seed is None or seed == -1:
+        return None
+    return seed % 2**64 if -(2**63) <= seed < 0 else seed
 
 
 def by_token_id(logit_bias: dict[str, float]) -> dict[int, float]:

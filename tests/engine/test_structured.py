@@ -329,3 +329,11 @@ def test_tokens_that_only_the_model_or_only_the_tokenizer_knows_are_never_allowe
             allowed = np.unpackbits(grammar.allowed(), bitorder="little")
             assert len(allowed) - vocab_size in range(8) and not allowed[min(300, vocab_size) :].any()
             assert allowed[0] == (ends == [0]) and allowed[1 : min(300, vocab_size)].sum() > 100
+
+
+def test_thousands_of_choices_may_begin_alike(talker):
+    """As alternatives of a rule, llguidance would follow each of them by itself, and give up after 2,000."""
+    choices = [f"sea {i}" for i in range(3000)]
+    params = SamplingParams(structured_outputs=StructuredOutputsParams(choice=choices), max_tokens=20)
+    [output] = LLM(talker).generate("The", params)
+    assert output.error is None and output.outputs[0].text in choices

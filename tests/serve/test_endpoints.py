@@ -175,9 +175,11 @@ def test_log_has_a_line_for_each_request_and_no_prompt(http, caplog):
     http.post("/v1/completions", json={"prompt": secret, "max_tokens": 4}, headers={"X-Request-Id": "logged"})
     http.post("/v1/completions", json={"prompt": secret, "temperature": -1})
     http.get("/health")
-    first, second = caplog.messages
+    http.get("/v1%0aINFO forged%1b[2J")
+    first, second, third = caplog.messages
     assert "logged POST /v1/completions 200, " in first and "4 generated" in first and " s, length" in first
     assert "POST /v1/completions 400 (temperature), " in second
+    assert " GET /v1%0AINFO%20forged%1B%5B2J 404" in third and third.isprintable()
     assert secret not in caplog.text
 
 
@@ -204,7 +206,7 @@ def test_minus_infinity_is_a_number_in_json():
     never = Logprob(float("-inf"), 300, "x")
     text = for_texts([5], [{5: never}], 0)
     assert text["token_logprobs"] == [-9999.0] and text["top_logprobs"] == [{"x": -9999.0}]
-    assert for_chats([5], [{5: never}], 1)["content"][0]["logprob"] == -9999.0
+    assert for_chats([5], [{5: never}], 1, None)["content"][0]["logprob"] == -9999.0
 
 
 def test_prompts_are_logged_for_those_who_ask(serve, caplog):

@@ -207,7 +207,7 @@ def test_chat(client, offline):
     assert len(choice.logprobs.content) == 10
     for token, known, said in zip(expected.outputs[0].token_ids, expected.outputs[0].logprobs, choice.logprobs.content):
         assert said.logprob == pytest.approx(known[token].logprob)
-        assert bytes(said.bytes).decode() == said.token == known[token].decoded_token
+        assert bytes(said.bytes).decode(errors="replace") == said.token == known[token].decoded_token
         assert len(said.top_logprobs) == 2 and said.top_logprobs[0].logprob >= said.top_logprobs[1].logprob
 
 
@@ -254,6 +254,17 @@ def test_several_answers_with_logprobs(client, offline, stream):
             known[token].decoded_token for token, known in zip(text.token_ids, text.logprobs)
         ]
         assert all(len(each.top_logprobs) == 1 >= each.top_logprobs[0].logprob for each in said)
+
+
+def test_the_bytes_of_tokens_are_those_of_the_text(client):
+    """What they are for: characters that are split over tokens."""
+    answer = client.chat.completions.create(
+        model="tiny", messages=MESSAGES, logprobs=True, top_logprobs=1, max_tokens=40,
+        extra_body={"guided_choice": ["Naïve 🙂 café"]},
+    )  # fmt: skip
+    [choice] = answer.choices
+    assert choice.message.content == "Naïve 🙂 café"
+    assert b"".join(bytes(token.bytes) for token in choice.logprobs.content).decode() == choice.message.content
 
 
 def test_a_chat_goes_on_as_long_as_there_is_room(client, offline):
@@ -361,6 +372,19 @@ def test_what_vllm_sends_is_understood_where_it_asks_for_nothing(client):
         model="tiny", messages=[*MESSAGES, message, *MESSAGES], logprobs=False, top_logprobs=0, extra_body=body
     )
     assert answer.choices[0].message.content == "sea"
+
+
+def test_seeds_have_a_sign(client):
+    """As OpenAI's have; and -1, which vLLM's clients send, is none."""
+
+    def text(seed):
+        answer = client.completions.create(
+            model="tiny", prompt="The sea", max_tokens=20, seed=seed, extra_body={"ignore_eos": True}
+        )
+        return answer.choices[0].text
+
+    assert text(-5) == text(-5) != text(5)
+    assert text(-1) != text(-1)
 
 
 def test_what_nobody_knows_is_ignored(client):

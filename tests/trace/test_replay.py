@@ -3,9 +3,11 @@
 import json
 
 import pytest
+import tokenizers
 
 from minipage import LLM, SamplingParams
 from minipage.errors import TraceError
+from minipage.model.tokenizer import Tokenizer
 from minipage.trace import Trace, record
 from minipage.trace.recording.frames import PHASES
 from minipage.trace.recording.vocabulary import token_bytes
@@ -170,6 +172,15 @@ def test_characters_of_several_tokens_come_out_whole():
     assert trace[-1].all_sequences[0].prompt == "Thé 道 🎭"
     for text in ("道", " king"):
         assert b"".join(token_bytes(llm.tokenizer, token) for token in llm.tokenizer.encode(text)) == text.encode()
+
+
+def test_a_byte_that_a_tokenizer_spells_out_is_that_byte():
+    """As Llama's do with what they have no token for."""
+    words = {word: i for i, word in enumerate(["a", *(f"<0x{byte:02X}>" for byte in range(256))])}
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(words))
+    backend.decoder = tokenizers.decoders.ByteFallback()
+    ids = [words[f"<0x{byte:02X}>"] for byte in "é🙂".encode()]
+    assert b"".join(token_bytes(Tokenizer(backend), token) for token in [0, *ids]) == "aé🙂".encode()
 
 
 def test_lines_hold_only_what_changed(trace, tmp_path):

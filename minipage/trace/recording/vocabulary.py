@@ -19,6 +19,8 @@ def token_bytes(tokenizer: Tokenizer | None, token_id: int) -> bytes:
         return b" %d" % token_id
     text = tokenizer.token_text(token_id)
     raw = tokenizer.token(token_id)
+    if tokenizer.is_byte(token_id):  # <0xE2>, as Llama's tokenizers write one
+        return bytes.fromhex(raw[3:5])
     if "\N{REPLACEMENT CHARACTER}" in text and all(char in BYTE_OF for char in raw):
         return bytes(BYTE_OF[char] for char in raw)
     return text.encode()
