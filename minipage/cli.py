@@ -155,7 +155,10 @@ def run_demo(args: argparse.Namespace) -> None:
         options["lessons"] = cards()
     options |= {"replay": args.replay, "prompts": args.prompt, "plain": args.plain, "files": given(args, FILES)}
     if args.mine is None:
-        return demo.run(**options)
+        from minipage.trace.recording.trace import shown_from
+
+        with shown_from(args.replay):
+            return demo.run(**options)
     from minipage.learn.your_engine import Mine
 
     mine = Mine(args.mine)
