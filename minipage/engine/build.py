@@ -53,7 +53,7 @@ def check_options(given: Mapping[str, Any], defaults: Mapping[str, Any]) -> None
         if given[name] is not defaults[name] and not isinstance(given[name], bool | np.bool):
             raise ConfigurationError(f"{name} is {shown(given[name])}; it must be True or False.")
     for name, (has, what) in PARTS.items():
-        if given[name] is not defaults[name] and has.isdisjoint(dir(given[name])):
+        if given[name] is not defaults[name] and not any(hasattr(given[name], each) for each in has):
             raise ConfigurationError(f"{name} is {shown(given[name])}; it must be {what}.")
     if given["scheduler"] is not None and not callable(given["scheduler"]):
         refuse_overridden("scheduler", SCHEDULER_OPTIONS, given, defaults)
