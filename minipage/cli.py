@@ -77,6 +77,9 @@ def run(argv: list[str] | None) -> int:
 
 def prepare_streams() -> None:
     """Let each take any text; one that is closed, as under cron or with `<&-`, has nothing, and leads nowhere."""
+    for size in "COLUMNS", "LINES":
+        if os.environ.get(size) == "0":  # as some terminals say that do not know: nothing would be printed
+            del os.environ[size]
     for name, mode, errors in (
         ("stdin", "r", "replace"),  # what is not UTF-8 becomes U+FFFD
         ("stdout", "w", "backslashreplace"),  # a text may hold letters that the terminal has not
@@ -155,7 +158,10 @@ def run_demo(args: argparse.Namespace) -> None:
         options["lessons"] = cards()
     options |= {"replay": args.replay, "prompts": args.prompt, "plain": args.plain, "files": given(args, FILES)}
     if args.mine is None:
-        return demo.run(**options)
+        from minipage.trace.recording.trace import shown_from
+
+        with shown_from(args.replay):
+            return demo.run(**options)
     from minipage.learn.your_engine import Mine
 
     mine = Mine(args.mine)

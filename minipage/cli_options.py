@@ -224,6 +224,12 @@ def is_follower(args: argparse.Namespace) -> bool:
         args.model = args.served
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return False
+    from minipage.engine.features import check_ranks
+
+    check_ranks(1)  # PyTorch is there
+    from minipage.worker.ranks.meeting import rank_by_torchrun
+
+    rank, num_ranks = rank_by_torchrun()
     if not hasattr(args, "tensor_parallel_size"):
-        args.tensor_parallel_size = int(os.environ["WORLD_SIZE"])
-    return int(os.environ["RANK"]) > 0
+        args.tensor_parallel_size = num_ranks
+    return rank > 0

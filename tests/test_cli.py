@@ -33,6 +33,26 @@ def shell(*arguments, env=None, stdin=""):
     )  # fmt: skip
 
 
+# ---- where it is started
+
+
+def test_a_terminal_that_does_not_know_its_size_is_printed_to(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "0")
+    monkeypatch.setenv("LINES", "0")
+    assert main(["demo", "--plain", "--steps", "1"]) == 0
+    assert "minipage • step 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("ranks", [{}, {"RANK": "first", "WORLD_SIZE": "2"}], ids=["none", "no numbers"])
+def test_what_torchrun_would_set_and_has_not_is_said(monkeypatch, capsys, ranks):
+    for name in "RANK", "WORLD_SIZE":
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"TORCHELASTIC_RUN_ID": "1", **ranks}.items():
+        monkeypatch.setenv(name, value)
+    assert main(["generate", "x"]) == 2
+    assert "RANK and WORLD_SIZE are no numbers" in capsys.readouterr().err
+
+
 # ---- before anything is loaded
 
 

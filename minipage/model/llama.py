@@ -142,7 +142,7 @@ class Llama:
             **sizes,
             rotary=read_rotary(settings, sizes["head_dim"], may_be_partial=kind == "phi3"),
             qkv_bias=has_bias or kind == "qwen2",
-            o_bias=has_bias,
+            o_bias=has_bias and kind != "qwen2",  # whose q, k and v alone have some, whatever it says
             mlp_bias=bool(settings.get("mlp_bias", False)),
             qk_norm=kind == "qwen3",
             is_fused=kind == "phi3",

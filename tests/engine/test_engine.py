@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from minipage.engine.llm import LLM
 from minipage.errors import ConfigurationError, InvalidRequestError, ModelError
-from minipage.memory import BlockPool
+from minipage.memory import BlockPool, BlockTable
 from minipage.sampling import SamplingParams
 from minipage.scheduling import Scheduler
 
@@ -300,7 +300,7 @@ def test_parts_of_your_own_are_used(tiny, dense):
     pool = BlockPool(9, block_size=3)
     assert LLM(tiny, block_pool=pool).block_pool is pool
     scheduler = Scheduler(pool, max_num_seqs=1)
-    llm = LLM(tiny, scheduler=scheduler)
+    llm = LLM(tiny, scheduler=scheduler, block_table=type("OwnTable", (BlockTable,), {}))
     assert llm.scheduler is scheduler and llm.block_pool is pool
     assert llm.generate([1, 2], greedy(5))[0].outputs[0].token_ids == dense.greedy([1, 2], 5)
 

@@ -51,7 +51,7 @@ VARIANTS = {
         GATED | rope(**YARN["rope_parameters"], beta_fast=16, beta_slow=2, truncate=False, attention_factor=0.9),
     ),
     "Mistral": (hf.MistralConfig, GATED | {"sliding_window": None}),
-    "Qwen2": (hf.Qwen2Config, GATED),
+    "Qwen2": (hf.Qwen2Config, GATED | {"attention_bias": True}),  # which changes nothing
     "Qwen3": (hf.Qwen3Config, GATED | {"head_dim": 16, "tie_word_embeddings": True}),
     "Phi-3": (hf.Phi3Config, GATED),
     "Phi-3, partial rotary": (hf.Phi3Config, GATED | rope(rope_type="default", partial_rotary_factor=0.5)),

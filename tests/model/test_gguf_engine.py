@@ -5,14 +5,16 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
 from gguf_writing import random_model, write_gguf
-from test_gguf_files import rebuilt
+from test_gguf_files import MODELS, rebuilt, scaling_of
 from test_gguf_tokenizer import CUTS, byte_level, byte_level_entries
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from minipage.engine import LLM
 from minipage.errors import ModelError
 from minipage.model.checkpoint import describe_model, load_model
+from minipage.model.dense import dense_attend
 from minipage.model.gguf_files import packaged_model, read_gguf
+from minipage.model.place import place_model
 from minipage.sampling import SamplingParams
 
 CHATML = (
@@ -47,6 +49,20 @@ def greedy(model, token_ids, num_tokens):
     with torch.no_grad():
         found = model.generate(torch.tensor([token_ids]), max_new_tokens=num_tokens, do_sample=False, eos_token_id=-1)
     return found[0, len(token_ids) :].tolist()
+
+
+@pytest.mark.parametrize("case", MODELS)
+def test_of_every_kind_the_logits_are_those_of_transformers(tmp_path, case):
+    architecture, settings = MODELS[case]
+    theirs = random_model(architecture, **settings)
+    entries, tensors = scaling_of(theirs)
+    loaded = load_model(write_gguf(tmp_path / "model.gguf", theirs, extra_tensors=tensors, **entries))
+    model = place_model(loaded.architecture, loaded.weights)
+    token_ids = np.arange(20) * 7 % 300
+    hidden = model.forward(token_ids, np.arange(20), dense_attend)
+    with torch.no_grad():
+        expected = theirs(torch.tensor([token_ids.tolist()])).logits[0].numpy()
+    np.testing.assert_allclose(model.logits(hidden), expected, rtol=1e-3, atol=1e-3 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize("prefix_caching", [False, True])

@@ -162,6 +162,30 @@ def test_what_is_damaged_is_said_without_pythons_words(change, message, tmp_path
     assert "is damaged: line " in error and message in error and "Error" not in error
 
 
+def changed(lines, number, **facts):
+    lines[number] = json.dumps(json.loads(lines[number]) | facts)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda lines: changed(lines, 1, pool=[["take"]]), "is damaged: line "),
+        (lambda lines: changed(lines, 1, chunks=[["A", None, 4]]), "is damaged: line "),
+        (lambda lines: changed(lines, 0, ref_counts=[0]), "is damaged: what it tells cannot be drawn"),
+        (lambda lines: changed(lines, 1, story=1.5), None),
+    ],
+)
+def test_what_can_be_replayed_and_makes_no_sense_is_a_sentence_too(damage, message, tmp_path, capsys):
+    demo, _ = played("basics")
+    demo.trace.save(tmp_path / "run.jsonl")
+    lines = (tmp_path / "run.jsonl").read_text("utf-8").splitlines()
+    damage(lines)
+    (tmp_path / "run.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
+    code = main(["demo", "--replay", str(tmp_path / "run.jsonl"), "--html", str(tmp_path / "run.html")])
+    error = capsys.readouterr().err
+    assert (code, message in error and error.count("\n")) == (2, 1) if message else (code, error) == (0, "")
+
+
 def test_own_prompts_and_options(capsys):
     assert main(["demo", "copy-on-write", "--prompt", "To be", "--block-size", "2", "--num-blocks", "40"]) == 0
     assert "40 blocks of 2 tokens" in capsys.readouterr().out

@@ -139,7 +139,7 @@ class State:
     def apply(self, change: Change) -> None:
         """One phase has passed."""
         self.phase = change["phase"]
-        self.story = change.get("story", self.story)  # it stays until the step is over
+        self.story = str(change.get("story", self.story))  # it stays until the step is over
         self.apply_facts(change)
         self.ahead = self._ahead(change["ahead"]) if "ahead" in change else Ahead()
         self.reused += tuple(block for _, blocks in self.ahead.finds for block in blocks)

@@ -13,7 +13,8 @@ occur), then one line a phase, a change as replay.py describes it.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from operator import index
 from pathlib import Path
 from typing import overload
@@ -25,6 +26,7 @@ from minipage.worker.gc_off import gc_off
 
 VERSION = 3  # 2: what the scenarios `fragmentation` and `kernel` show; 3: "before" frames, and lines of source
 CHECKPOINT = 256  # phases between two states that are kept whole; with a large pool, more
+DAMAGE = ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError  # what odd values in a file raise
 ROUTINE = ("attend", "forward", "sample")  # they do the same each time: their sentences are gone with the phase
 
 
@@ -33,7 +35,8 @@ class Trace(Sequence[Frame]):
 
     def __init__(self, header: Change, vocabulary: Vocabulary) -> None:
         self.header = header
-        self.title: str = header.get("title", "")
+        self.title = str(header.get("title", ""))
+        self.path: str | Path | None = None  # of the file that it was read from
         self.changes: list[Change] = []
         self.stories: dict[int, str] = {}  # what a scenario says to a step
         self.vocabulary = vocabulary
@@ -57,8 +60,8 @@ class Trace(Sequence[Frame]):
     def __getitem__(self, index: slice) -> list[Frame]: ...
     def __getitem__(self, index: int | slice) -> Frame | list[Frame]:
         if isinstance(index, slice):
-            return [self._frame(i) for i in range(len(self))[index]]
-        return self._frame(range(len(self))[index])  # a range knows negative numbers, and its end
+            return [self._readable_frame(i) for i in range(len(self))[index]]
+        return self._readable_frame(range(len(self))[index])  # a range knows negative numbers, and its end
 
     @property
     def step_ends(self) -> list[int]:
@@ -74,6 +77,15 @@ class Trace(Sequence[Frame]):
     def steps(self) -> list[Frame]:
         """One frame per step: how it ended."""
         return [self[i] for i in self.step_ends]
+
+    def _readable_frame(self, index: int) -> Frame:
+        """Raises TraceError if it was read from a file that can be replayed, but does not make sense."""
+        try:
+            return self._frame(index)
+        except DAMAGE as error:
+            if self.path is None:
+                raise
+            raise TraceError(f"{self.path} is damaged: line {index + 2} {what_is_wrong(error)}.") from error
 
     def _frame(self, index: int) -> Frame:
         """Replay up to the step of this frame, and from there with the sentences."""
@@ -155,9 +167,21 @@ class Trace(Sequence[Frame]):
                     )
         except MinipageError:
             raise
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        except DAMAGE as error:
             raise TraceError(f"{path} is damaged: line {number} {what_is_wrong(error)}.") from error
+        trace.path = path
         return trace
+
+
+@contextmanager
+def shown_from(path: str | None) -> Iterator[None]:
+    """Raises TraceError if what was read from this file, if from any, turns out to make no sense while it is drawn."""
+    try:
+        yield
+    except DAMAGE as error:
+        if path is None or isinstance(error, MinipageError):
+            raise
+        raise TraceError(f"{path} is damaged: what it tells cannot be drawn.") from error
 
 
 def what_is_wrong(error: Exception) -> str:

@@ -25,6 +25,8 @@ from typing import Any
 import numba
 from torch.distributed import PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
+from minipage.errors import ConfigurationError
+
 LOOPBACK = "127.0.0.1"
 PATIENCE = timedelta(minutes=10)  # for what others have to read and to load
 BEAT, FAILURE, OVER = "beat of {}", "failure of {}", "it is over"  # keys of the store; the first two by rank
@@ -108,10 +110,16 @@ def is_under_torchrun() -> bool:
 
 
 def rank_by_torchrun() -> tuple[int, int]:
-    """(rank, number of ranks), as torchrun says; (0, 1) without it."""
+    """(rank, number of ranks), as torchrun says; (0, 1) without it. Raises ConfigurationError if it says neither."""
     if not is_under_torchrun():
         return 0, 1
-    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    try:
+        return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    except (KeyError, ValueError) as error:
+        raise ConfigurationError(
+            "TORCHELASTIC_RUN_ID is set, but RANK and WORLD_SIZE are no numbers, as torchrun would make them. Start "
+            "this with torchrun, or without that variable."
+        ) from error
 
 
 def start_others(size: int, options: dict[str, Any]) -> Meeting:
