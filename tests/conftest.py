@@ -99,6 +99,13 @@ def pytest_ignore_collect(collection_path, config):
     return None if folder in folders else True
 
 
+def pytest_collection_modifyitems(items):
+    """Of several processes one begins with the longest, and nobody waits for it in the end. Meanwhile another one
+    compiles the CPU's kernels, which both would do otherwise."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: item.path.name != "test_cuda.py")
+
+
 def pytest_collection_finish():
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)  # of what a test makes little is garbage in circles
