@@ -11,7 +11,6 @@ thorough  MINIPAGE_HYPOTHESIS=thorough: many more, new ones each time, for a cha
 
 import gc
 import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from pathlib import Path
 # It is read when NumPy is first loaded, hence before any other import.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+import chromium
 import pytest
 from hypothesis import settings
 
@@ -57,15 +57,8 @@ def few_blocks():
 
 @pytest.fixture(scope="module")
 def browser():
-    """A Chromium that is there already; without one, the tests of pages are skipped."""
-    api = pytest.importorskip("playwright.sync_api", reason="pages are tried out with playwright")
-    path = shutil.which("chromium") or shutil.which("google-chrome")
-    if path is None:
-        pytest.skip("neither chromium nor google-chrome is installed")
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+    with chromium.started() as browser:
         yield browser
-        browser.close()
 
 
 def pytest_addoption(parser):
@@ -97,6 +90,13 @@ def pytest_ignore_collect(collection_path, config):
         return True if folder == "cuda" else None
     folders = ["cuda", "attention", "conftest.py"] + ["engine"] * (config.getoption("--cuda") == "device")
     return None if folder in folders else True
+
+
+def pytest_collection_modifyitems(items):
+    """Of several processes one begins with the longest, and nobody waits for it in the end. Meanwhile another one
+    compiles the CPU's kernels, which both would do otherwise."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: item.path.name != "test_cuda.py")
 
 
 def pytest_collection_finish():

@@ -186,7 +186,7 @@ class _Group:
 class _Thread(greenlet):
     """A CUDA thread, in one block of a launch after the other: greenlets cost more to begin than to go on with."""
 
-    block: _Block | None  # None: there are no more
+    block: _Block
     warp: _Warp
     lane: int  # in its warp
     waits_for: str  # "warp", "block", or "" if it has ended
@@ -194,10 +194,11 @@ class _Thread(greenlet):
     def __init__(self, kernel: Callable[[], None], index: int, size: _XYZ) -> None:
         super().__init__(self._run_blocks)
         self.kernel, self.index = kernel, index  # in its block
+        self.is_needed = True
         self.threadIdx = _XYZ(index % size.x, index // size.x % size.y, index // (size.x * size.y))
 
     def _run_blocks(self) -> None:
-        while self.block:
+        while self.is_needed:
             self.kernel()
             self.waits_for = ""
             self.parent.switch()
@@ -259,7 +260,7 @@ def _launch(kernel: FakeCUDAKernel, *arguments: Any) -> None:
     for x, y, z in np.ndindex(grid.x, grid.y, grid.z):
         _Block(threads, _XYZ(x, y, z), size, grid).run()
     for thread in threads:
-        thread.block = None
+        thread.is_needed = False
         thread.switch()
 
 

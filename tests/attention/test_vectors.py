@@ -3,6 +3,7 @@
 import numba
 import numpy as np
 import pytest
+from where import CUDA
 
 from minipage.simd import bfloat16
 from minipage.simd.bfloat16 import both_of, products
@@ -22,6 +23,8 @@ from minipage.simd.vectors import (
     store_totals,
     total_of,
 )
+
+pytestmark = pytest.mark.skipif(CUDA, reason="about the CPU")
 
 CODES = {  # every number there is in each kind of cache, and what it stands for
     "float16": (np.arange(2**16).astype(np.uint16).view(np.int16), lambda codes: codes.view(np.float16)),

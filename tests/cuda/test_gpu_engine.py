@@ -69,7 +69,7 @@ def texts(outputs):
 PRESSURES = [
     ({}, False),
     ({"max_num_batched_tokens": 5, "block_size": 3}, False),
-    ({"num_blocks": 4, "preemption": "swap"}, True),
+    ({"num_blocks": 4, "preemption": "swap", "swap_space": "1MiB"}, True),
     ({"num_blocks": 4}, True),
     ({"enable_prefix_caching": True, "max_num_seqs": 1}, False),
 ]
@@ -129,8 +129,8 @@ def test_rotations_that_wait_until_k_and_v_are_written(tiny, monkeypatch):
     ("tiny", "options"),
     [
         long("hybrid", {"max_num_batched_tokens": 5}),
-        ("mistral", {"num_blocks": 15, "preemption": "swap"}),
-        long("hybrid", {"num_blocks": 15, "preemption": "swap"}),
+        ("mistral", {"num_blocks": 15, "preemption": "swap", "swap_space": "1MiB"}),
+        long("hybrid", {"num_blocks": 15, "preemption": "swap", "swap_space": "1MiB"}),
         long("mistral", {"max_num_batched_tokens": 5}),
         *(long(model, {}) for model in ("hybrid", "mistral")),
     ],
@@ -456,6 +456,7 @@ def test_a_batch_that_follows_from_the_last_is_what_it_would_be_anew(
             block_size=4,
             num_blocks=num_blocks,
             preemption=preemption,
+            swap_space="1MiB",
             enable_prefix_caching=caching,
             max_num_batched_tokens=max_num_batched_tokens,
         )
@@ -614,16 +615,21 @@ def test_draws_in_order_are_those_of_any_order(ways):
         assert tokens[:6].tolist() == sample_on_device(logits, draws) and tokens[2] == NO_TOKEN
 
 
+DRAWN = [SamplingParams(**way, max_tokens=4, ignore_eos=True) for way in ({"temperature": 0}, {"top_k": 5, "seed": 1})]
+
+
+@pytest.fixture(scope="module")
+def plainly_drawn(tiny):
+    return texts(gpu_llm(tiny, async_scheduling=False).generate(PROMPTS[:2], DRAWN))
+
+
 @pytest.mark.parametrize("rows", [100, 1], ids=["there is memory", "there is none for two rows"])
-def test_draws_that_are_replayed_are_those_of_plain_steps(tiny, monkeypatch, rows):
-    ways = {"temperature": 0}, {"top_k": 5, "seed": 1}
-    params = [SamplingParams(**way, max_tokens=4, ignore_eos=True) for way in ways]
-    plain = texts(gpu_llm(tiny, async_scheduling=False).generate(PROMPTS[:2], params))
+def test_draws_that_are_replayed_are_those_of_plain_steps(tiny, plainly_drawn, monkeypatch, rows):
     captures = Captures(num_failures=0)
     monkeypatch.setattr(capture, "capture", captures)
     overlapped = gpu_llm(tiny, async_scheduling=True)
     overlapped.runner.enforce_eager, overlapped.runner._rows_to_draw = False, rows
-    assert texts(overlapped.generate(PROMPTS[:2], params)) == plain
+    assert texts(overlapped.generate(PROMPTS[:2], DRAWN)) == plainly_drawn
     assert captures.tried == (4 if rows > 1 else 2), "of the prompts, of a step, and of draws from both"
     assert captures.replayed >= 2 * captures.tried
 
@@ -863,7 +869,11 @@ def test_what_was_under_way_when_something_raised_is_still_what_it_was(tiny, tra
 
 @pytest.mark.parametrize(
     "options",
-    [long({}), {"num_blocks": 6, "enable_prefix_caching": True}, long({"num_blocks": 6, "preemption": "swap"})],
+    [
+        long({}),
+        {"num_blocks": 6, "enable_prefix_caching": True},
+        long({"num_blocks": 6, "preemption": "swap", "swap_space": "1MiB"}),
+    ],
     ids=["ample", "recompute", "swap"],
 )
 def test_steps_that_overlap_say_what_plain_ones_say(tiny, options):
@@ -886,7 +896,7 @@ def test_steps_that_overlap_say_what_plain_ones_say(tiny, options):
 
 
 def test_rows_of_nan_end_their_request_alone_where_steps_overlap(tiny):
-    plain = texts(gpu_llm(tiny).generate(PROMPTS[:3], greedy(5)))
+    plain = [[Dense(tiny).greedy(prompt, 5)] for prompt in PROMPTS[:3]]
     llm = gpu_llm(tiny, enforce_eager=True)
     compute, steps = llm.runner.compute, []
 

@@ -1,6 +1,7 @@
 """Each operation of each kind of layers against the plain one in float64, with odd sizes; and what is refused."""
 
 import math
+from functools import cache
 
 import numpy as np
 import pytest
@@ -70,10 +71,15 @@ def sizes(request):
 
 @pytest.fixture(params=KINDS)
 def pair(request, sizes):
-    """Two of the same: of this kind, and the plain one in float64, with what turns arrays into its own."""
     if request.param == "onednn" and not onednn.able():
         pytest.skip("this PyTorch cannot keep matrices in oneDNN's order")
-    make, own, tolerance = KINDS[request.param]
+    return pair_of(request.param, sizes)
+
+
+@cache
+def pair_of(kind, sizes):
+    """Two of the same: of this kind, and the plain one in float64, with what turns arrays into its own."""
+    make, own, tolerance = KINDS[kind]
     architecture, rng = OneOfEach(sizes), np.random.default_rng(0)
     weights = {name: rng.normal(0, weight.shape[0] ** -0.5, weight.shape) for name, weight in architecture.weights()}
     exact = {name: np.asarray(back(own(weight))) for name, weight in weights.items()}

@@ -1,7 +1,9 @@
 """The demo's default story on one engine, and pages in a browser, for all tests of a file."""
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
+import chromium
 import pytest
 
 from minipage import LLM
@@ -20,6 +22,24 @@ def llm():
 def demo_frames(llm):
     """Every step of the demo as it comes out of the box."""
     return list(filter(is_stop, Demo(llm, SCENARIOS[DEFAULT]).frames()))
+
+
+browsers, running = [], ExitStack()
+
+
+@pytest.fixture
+def browser():
+    """One for all files here, as to start it takes a second; closed before tests elsewhere, which may use asyncio."""
+    if not browsers:
+        browsers.append(running.enter_context(chromium.started()))
+        running.callback(browsers.clear)
+    return browsers[0]
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(nextitem):
+    if nextitem is None or nextitem.path.parent != Path(__file__).parent:
+        running.close()
 
 
 @pytest.fixture
