@@ -222,7 +222,7 @@ def test_prompts_are_logged_for_those_who_ask(serve, caplog):
 
 
 def test_answers_wait_for_no_acknowledgement(serve):
-    """Without TCP_NODELAY each answer but the first of a connection takes some 40 ms longer."""
+    """Without TCP_NODELAY each answer but the first of a connection takes about 40 ms longer."""
     server = serve()
     with httpx.Client(base_url=server.url) as client:
         assert client.get("/health").status_code == 200
