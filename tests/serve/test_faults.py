@@ -70,18 +70,28 @@ def test_who_never_reads_costs_nothing(serve, offline):
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_step_that_raises_is_a_500(serve, monkeypatch, stream):
     server = serve()
-    forward, calls = server.llm.runner.forward, []
+    forward, calls, go = server.llm.runner.forward, [], threading.Event()
+    if not stream:
+        go.set()
 
     def fail_at_third(plan):
         calls.append(plan)
         if len(calls) == (3 if stream else 1):
+            assert go.wait(20)
             raise RuntimeError("the device is on fire")
         return forward(plan)
 
     monkeypatch.setattr(server.llm.runner, "forward", fail_at_third)
-    answer = httpx.post(f"{server.url}/v1/completions", json=LONG | {"stream": stream})
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=LONG | {"stream": stream}) as answer:
+        if stream:
+            text = answer.iter_text()
+            begin = next(text)
+            go.set()
+            answered = begin + "".join(text)
+        else:
+            answer.read()
     if stream:  # the status was sent before
-        *_, error, done, _ = answer.text.split("\n\n")
+        *_, error, done, _ = answered.split("\n\n")
         assert done == "data: [DONE]"
         error = json.loads(error.removeprefix("data: "))["error"]
     else:
