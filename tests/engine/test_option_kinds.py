@@ -5,7 +5,7 @@ import pytest
 
 from minipage import LLM
 from minipage.engine.llm import DEFAULTS
-from minipage.errors import ConfigurationError, MinipageError, shown
+from minipage.errors import ConfigurationError, MinipageError
 from minipage.memory import BlockPool
 from minipage.scheduling import Scheduler
 
@@ -24,7 +24,7 @@ NAMES = {
     "eviction": "lfu",
 }  # fmt: skip
 UNUSED = {"swap_space", "gpu_memory_utilization", "hf_overrides"}  # on a CPU, without swapping; any key of config.json
-strange = pytest.mark.parametrize("value", STRANGE, ids=shown)
+strange = pytest.mark.parametrize("value", STRANGE, ids=lambda value: type(value).__name__)
 
 
 @strange
