@@ -174,7 +174,8 @@ def test_browsers(serve):
 def test_log_has_a_line_for_each_request_and_no_prompt(http, caplog):
     caplog.set_level("INFO", "minipage.serve")
     secret = "every gull says so"
-    http.post("/v1/completions", json={"prompt": secret, "max_tokens": 4}, headers={"X-Request-Id": "logged"})
+    asked = {"prompt": secret, "max_tokens": 4, "ignore_eos": True}
+    http.post("/v1/completions", json=asked, headers={"X-Request-Id": "logged"})
     http.post("/v1/completions", json={"prompt": secret, "temperature": -1}, headers={"X-Request-Id": "refused"})
     http.get("/v1%0aINFO forged%1b[2J")
 
