@@ -51,7 +51,7 @@ class Store:
             part[...] = array[:, block]  # [num_layers, block_size, ...]
         self.own_row[:LABEL] = self.label(block_hash)  # [LABEL]
         self.row(slot)[:] = self.own_row  # [row_size]
-        return True
+        return self.is_whole()
 
     def load(self, slot: int, block_hash: bytes, block: int) -> bool:
         self.own_row[:] = self.row(slot)  # [row_size]
@@ -69,10 +69,13 @@ class Store:
         for slot in range(len(self.rows)):
             self.row(slot)[:LABEL] = 0
 
+    def is_whole(self) -> bool:
+        """Whether nobody has cut the file off meanwhile: to look beyond its end would end the process."""
+        return self.map is None or self.map.size() >= len(self.map)
+
     def row(self, slot: int) -> Any:
-        """[row_size]; of a file that was cut off meanwhile, nobody's: to look beyond its end would end the process."""
-        is_whole = self.map is None or self.map.size() >= len(self.map)
-        return self.rows[slot] if is_whole else np.zeros(self.rows.shape[1], np.uint8)
+        """[row_size]; of a file that was cut off meanwhile, nobody's."""
+        return self.rows[slot] if self.is_whole() else np.zeros(self.rows.shape[1], np.uint8)
 
     def is_coming(self, block: int) -> bool:
         return False  # what is loaded is here at once

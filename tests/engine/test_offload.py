@@ -269,6 +269,16 @@ def test_a_file_that_was_cut_off_is_a_miss(tiny, prompts, plain, tmp_path, lengt
 
 
 @in_a_file
+def test_what_cannot_be_saved_is_not_said_to_be_there(tiny, prompts, tmp_path):
+    llm = LLM(tiny, **SMALL, kv_offloading_path=tmp_path / "kv")
+    tier = llm.scheduler.prefix_cache.tier
+    os.truncate(tmp_path / "kv", 0)
+    assert tier.store.save(0, b"hash", 1) is False
+    tier.save(b"hash", 1)
+    assert b"hash" not in tier.place_of and b"hash" not in tier.store.names
+
+
+@in_a_file
 def test_a_file_that_is_gone_does_no_harm(tiny, prompts, plain, tmp_path):
     path = tmp_path / "kv"
     llm = LLM(tiny, **SMALL, kv_offloading_path=path)
