@@ -5,7 +5,7 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType as Kind
 from gguf_writing import random_model, write_gguf
-from test_gguf_files import MODELS, rebuilt, scaling_of
+from test_gguf_files import MODELS, rebuilt, written
 from test_gguf_tokenizer import CUTS, byte_level, byte_level_entries
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -53,10 +53,8 @@ def greedy(model, token_ids, num_tokens):
 
 @pytest.mark.parametrize("case", MODELS)
 def test_of_every_kind_the_logits_are_those_of_transformers(tmp_path, case):
-    architecture, settings = MODELS[case]
-    theirs = random_model(architecture, **settings)
-    entries, tensors = scaling_of(theirs)
-    loaded = load_model(write_gguf(tmp_path / "model.gguf", theirs, extra_tensors=tensors, **entries))
+    theirs, path = written(case, tmp_path / "model.gguf")
+    loaded = load_model(path)
     model = place_model(loaded.architecture, loaded.weights)
     token_ids = np.arange(20) * 7 % 300
     hidden = model.forward(token_ids, np.arange(20), dense_attend)

@@ -53,6 +53,14 @@ def scaling_of(model):
     return {}, {}
 
 
+def written(case, path):
+    """(a random model of a kind, in transformers; the GGUF file that it is written to, with its scaling)."""
+    architecture, settings = MODELS[case]
+    model = random_model(architecture, **settings)
+    entries, tensors = scaling_of(model)
+    return model, write_gguf(path, model, extra_tensors=tensors, **entries)
+
+
 def rebuilt(loaded):
     """transformers' model of the settings and weights that were read."""
     settings = {name: value for name, value in loaded.config.items() if value is not None}
@@ -72,10 +80,8 @@ def llama():
 
 @pytest.mark.parametrize("case", MODELS)
 def test_a_model_comes_back_as_it_was_written(tmp_path, case):
-    architecture, settings = MODELS[case]
-    model = random_model(architecture, **settings)
-    entries, tensors = scaling_of(model)
-    loaded = read_gguf(write_gguf(tmp_path / "model.gguf", model, extra_tensors=tensors, **entries))
+    model, path = written(case, tmp_path / "model.gguf")
+    loaded = read_gguf(path)
     with torch.no_grad():
         torch.testing.assert_close(rebuilt(loaded)(TOKEN_IDS).logits, model(TOKEN_IDS).logits, rtol=1e-6, atol=1e-6)
     for name, weight in model.state_dict().items():
