@@ -52,10 +52,11 @@ class Known:
 
     def __init__(self, prompts: list[list[int]], every: int) -> None:
         self.prompts, self.every = prompts, every
+        self.texts: dict[tuple[int, ...], list[int]] = {}
 
     def learn(self, texts: list[list[int]]) -> bool:
         """What is said after the prompts; whether that is new."""
-        before = getattr(self, "texts", None)
+        before = self.texts
         self.texts = {tuple(prompt): prompt + text for prompt, text in zip(self.prompts, texts)}
         return self.texts != before
 
