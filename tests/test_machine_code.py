@@ -57,7 +57,7 @@ def test_the_tensor_kernel_multiplies_on_tensor_cores_and_spills_nothing(q, kv, 
     from minipage.attention.cuda.tensor_cores import tensor_kernel
 
     code = attention(tensor_kernel, q, kv, 128, 4, 4, tokens, capability, tmp_path)
-    assert code.count("HMMA.16816.F32") >= 2 * 8 + 16  # of q with K, and of the weights with V
+    assert code.count("HMMA.16816.F32") >= 8 + 8  # of K with q, and of V with the weights
     assert code.count("LDGSTS") > 0  # asynchronous copies to shared memory
     assert any(name.startswith("LDGSTS") and name.endswith(".128") for name in code.instructions)
     assert code.count("LDS.128") >= (2 * 4 + 4 * 2) * (1 if kv == q else 0.5)  # 16 bytes of K and V at once

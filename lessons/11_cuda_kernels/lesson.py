@@ -296,10 +296,10 @@ heart("5 wide")
 show_place("5 wide")
 
 # %% [markdown]
-# What is left there is arithmetic: three loops around `score[u, r] +=`, and four around `acc[r, ...] +=`. In rung 6 both are gone. The products of 16 rows of q with 8 tokens are calls of `k_multiply`, one instruction each, and
-# those with V of `v_multiply`. A tensor core wants its numbers cut in a way of its own. A warp that loaded them like that would touch 64 bytes of each row of K, half a line of memory. So whole rows are asked for, some steps
-# ahead, and come into memory that the warp's lanes share; from there each takes its pieces. (`n` counts the two times 8 tokens of a step; `e` the four scores that a lane holds of 8 tokens; `pack` rounds weights to the
-# two bytes that tensor cores take; `stage` is where in shared memory a step's K and V are.)
+# What is left there is arithmetic: three loops around `score[u, r] +=`, and four around `acc[r, ...] +=`. In rung 6 both are gone. The products of 16 tokens with 8 rows of q are calls of `multiply`, one instruction each, and so
+# are those with V. A tensor core wants its numbers cut in a way of its own. A warp that loaded them like that would touch 64 bytes of each row of K, half a line of memory. So whole rows are asked for, some steps
+# ahead, and come into memory that the warp's lanes share; from there each takes its pieces. (`m` counts the times 16 tokens of a step, `n` the two times 8 of these, `half` the times 8 rows of q; `pack` rounds weights
+# to the two bytes that tensor cores take; `stage` is where in shared memory a step's K and V are. `weigh`, which is not shown, is rung 5's online softmax.)
 
 # %%
 heart("6 tensor")
@@ -312,15 +312,15 @@ show_place("6 tensor")
 #
 # | In rung 5 | In rung 6 | What is gained |
 # |---|---|---|
-# | `score[u, r] += q_kept[...] * x`, in loops over numbers and rows | `k_multiply(score, n, a, ...)` | q·K on tensor cores |
-# | `acc[r, ...] += score[u, r] * x`, in loops over tokens, numbers and rows | `v_multiply(acc, j, a, ...)`, twice | weights·V on tensor cores |
-# | `load(k, u, ...)` and `load(v, u, ...)`: a lane's own pieces, into registers | `request(...)`, `wait_for_oldest()`, `k_take(...)`, `v_take(...)`: whole rows, through shared memory | tensor cores get their pieces, and memory is still read in whole lines |
+# | `score[u, r] += q_kept[...] * x`, in loops over numbers and rows | `multiply(score, m, a, ...)` | q·K on tensor cores |
+# | `acc[r, ...] += score[u, r] * x`, in loops over tokens, numbers and rows | `multiply(acc, t, a, ...)` | weights·V on tensor cores |
+# | `load(k, u, ...)` and `load(v, u, ...)`: a lane's own pieces, into registers | `request(...)`, `wait_for_oldest()`, `load_k(...)`, `load_v(...)`: whole rows, through shared memory | tensor cores get their pieces, and memory is still read in whole lines |
 #
 # How much is due to which? `docs/gpu.md` has the versions on the way, measured on an H100 before contexts were cut into equal shares (which made both rungs faster): rung 5, 262 µs; the products on tensor cores, with loads
 # of the pieces into registers, 223; the pieces asked for ahead, 236; whole rows asked for ahead, through shared memory, 197. So tensor cores gained 39 µs and whole lines 26, and asking ahead was worth nothing by itself,
 # though it had been expected to be.
 #
-# All else in it (the highest score, `shrink`, `weight`, `total`) is rung 5's online softmax, laid out as the tensor cores want it. How many instructions are the products? For 16 tokens and a group of
+# All else (the highest score, `shrink`, `weight`, `total`) is rung 5's online softmax, laid out as the tensor cores want it. How many instructions are the products? For 16 tokens and a group of
 # 4 query heads, of 128 numbers:
 
 # %%
@@ -329,8 +329,8 @@ rows, tokens = 4, 16
 products = 2 * rows * tokens * head_size
 # a warp's 32 lanes do one each
 print(f"rung 5: {products // 32} instructions of a warp")
-# 16 rows, of which 12 are empty; 8 tokens (or numbers of V); 16 at a time
-print(f"rung 6: {products * 16 // rows // 2048} instructions of a warp")
+# 8 rows, of which 4 are empty; 16 tokens (or numbers of V); 16 at a time
+print(f"rung 6: {products * 8 // rows // 2048} instructions of a warp")
 
 # %% [markdown]
 # ## Into the kernel

@@ -24,7 +24,7 @@ PLACES = {  # rung: its file, and the beginnings of the lines, or the blocks of 
     "3 block": ("ladder/rung3_block.py", [TOKENS]),
     "4 split": ("ladder/rung4_split.py", ["split, head, seq", "start, stop =", TOKENS]),
     "5 wide": ("attention/cuda/ordinary_cores.py", ["def multiply(score", "for base in range(start"]),
-    "6 tensor": ("attention/cuda/tensor_cores.py", ["def multiply(acc", "for base in range(start"]),
+    "6 tensor": ("attention/cuda/tensor_cores.py", ["def score_tokens(", "def add_values(", "while base < stop"]),
 }
 
 
@@ -45,12 +45,11 @@ NOTES = {  # rung: the beginning of a line -> what it gains
         "acc[r, w": "and V",
     },
     "6 tensor": {
-        "k_multiply(": "2,048 products with one instruction, for rung 5's score[u, r] +=",
-        "v_multiply(": "and these for its acc[r, ...] +=",
+        "multiply(score": "2,048 products with one instruction, for rung 5's score[u, r] +=",
+        "multiply(acc": "and these for its acc[r, ...] +=",
         "wait_for_oldest()": "K and V of this step have come into shared memory, in whole rows, whole lines of memory,",
-        "k_take(": "from where a lane takes its pieces; a load of the pieces themselves would use half of each line",
+        "load_k(": "from where a lane takes its pieces; a load of the pieces themselves would use half of each line",
         "request(": "and those of a later step are asked for (cp.async)",
-        "acc[j, 0], acc[j, 1], _, _ = mma": "the instruction: k_multiply and v_multiply are both made of this function",
     },
 }
 

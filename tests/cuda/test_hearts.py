@@ -23,7 +23,7 @@ def test_a_heart_is_made_of_the_lines_of_its_file(name):
         ("3 block", "shrink, weight = exp2", "part += mine[j]"),
         ("4 split", "start, stop = split", "shrink, weight = exp2"),
         ("5 wide", "load(k, u", ""),
-        ("6 tensor", "k_multiply(score, n, a", "for u in range(DEPTH)"),
+        ("6 tensor", "multiply(score, m * HALVES", "for u in range(DEPTH)"),
     ],
 )
 def test_what_changed_since_the_rung_before_is_lit(name, lit, unlit):

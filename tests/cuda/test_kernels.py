@@ -70,6 +70,17 @@ def test_every_kind_of_numbers(q, kv, sizes):
     Batch([(37, 1), (5, 5)], q, q if kv == "same" else kv, *sizes, block_size=16).check()
 
 
+@pytest.mark.parametrize("kv", ["int8", long("fp8")])
+@pytest.mark.parametrize("of_q, of_k, of_v", [(1e6, 1e-6, 1e-9), (1e-20, 1e20, 1e9), (1, 0, 1), (0, 1, 0)])
+def test_k_and_v_of_one_byte_and_queries_of_any_size(of_q, of_k, of_v, kv):
+    """They are multiplied as float16, which has no number above 65,504 and few below 0.0001."""
+    batch = Batch([(70, 1), (6, 5)], "bfloat16", kv, 1, 3, 64, block_size=16)
+    batch.q = to_bfloat16(from_bfloat16(batch.q) * np.float32(of_q))
+    batch.scales[0] *= np.float32(of_k)
+    batch.scales[1][...] *= np.float32(of_v) * np.linspace(1e-4, 1, batch.scales[1].size).reshape(batch.scales[1].shape)
+    batch.check()
+
+
 @pytest.mark.parametrize("q, kv", [("float32", "bfloat16"), ("float32", "float16"), ("bfloat16", "float32")])
 def test_k_and_v_of_other_numbers_than_q(q, kv):
     Batch([(21, 1), (9, 4)], q, kv, 1, 2, 16, block_size=8).check()

@@ -98,6 +98,12 @@ def can_overlap() -> bool:
     )
 
 
+@cache
+def converts_fp8() -> bool:
+    """Whether the GPU has an instruction that makes fp16 of fp8."""
+    return not SIMULATED and cuda.is_available() and bool(cuda.get_current_device().compute_capability >= (8, 9))
+
+
 class Argument(NamedTuple):
     """What a kernel is told of an array, or of a number."""
 

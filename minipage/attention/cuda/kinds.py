@@ -15,13 +15,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minipage.attention.cuda import compat
 from minipage.attention.cuda.compat import device_function, types
 from minipage.attention.cuda.ptx import (
+    add_halves,
     bits_of_float,
     float_of_bits,
-    fma_bfloats,
-    fma_halves,
+    high_fp8_as_halves,
     high_half,
+    low_fp8_as_halves,
     low_half,
     nearest_integer,
     pack_bfloats,
@@ -135,56 +137,29 @@ FLOAT16, BFLOAT16 = KINDS[np.dtype(np.float16)], KINDS[np.dtype(np.uint16)]
 
 
 @device_function
-def pair_int8_float16(word, pair):
-    """Two of four numbers. A byte + 128 under the exponent of 1024 is a float16, by 1024 + 128 too large."""
-    low_bytes = prmt(uint32(word ^ 0x80808080), uint32(0x64646464), uint32(0x4342 if pair else 0x4140))
-    return fma_halves(low_bytes, uint32(0x3C003C00), uint32(0xE480E480))  # * 1 - 1152
+def halves_of_int8(word, pair):
+    """The last bits of a float16 count 2 ** -24: a byte + 128 is put there, and 128 of them are subtracted."""
+    last_bits = prmt(uint32(word ^ 0x80808080), uint32(0), uint32(0x4342 if pair else 0x4140))
+    return add_halves(last_bits, uint32(0x80808080))
 
 
 @device_function
-def pair_int8_bfloat16(word, pair):
-    """7 bits under the exponent of 128: by 256 too large if the sign is set, else by 128; the sign is that bit."""
-    low_bytes = prmt(word, uint32(0), uint32(0x4342 if pair else 0x4140))
-    too_much = uint32(low_bytes & 0x00800080 | 0x43004300)
-    return fma_bfloats(too_much, uint32(0xBF80BF80), uint32(low_bytes & 0x007F007F | 0x43004300))  # * -1 +
-
-
-@device_function
-def pair_fp8_float16(word, pair):
+def halves_of_fp8(word, pair):
+    """Where fp16 has sign, exponent and fraction, they are 2 ** 8 too small: its exponents start elsewhere."""
     high_bytes = prmt(word, uint32(0), uint32(0x3424 if pair else 0x1404))
-    moved = uint32(high_bytes & 0x80008000 | (high_bytes & 0x7F007F00) >> 1)
-    return fma_halves(moved, uint32(0x5C005C00), uint32(0x80008000))  # * 2 ** 8 - 0
+    return uint32(high_bytes & 0x80008000 | (high_bytes & 0x7F007F00) >> 1)
 
 
 @device_function
-def pair_fp8_bfloat16(word, pair):
-    high_bytes = prmt(word, uint32(0), uint32(0x3424 if pair else 0x1404))
-    moved = uint32(high_bytes & 0x80008000 | (high_bytes & 0x7F007F00) >> 4)
-    return fma_bfloats(moved, uint32(0x7B807B80), uint32(0x80008000))  # * 2 ** 120 - 0
+def halves_of_fp8_at_once(word, pair):
+    return high_fp8_as_halves(word) if pair else low_fp8_as_halves(word)
 
 
-PAIRS = {
-    ("int8", "float16"): pair_int8_float16,
-    ("int8", "bfloat16"): pair_int8_bfloat16,
-    ("fp8", "float16"): pair_fp8_float16,
-    ("fp8", "bfloat16"): pair_fp8_bfloat16,
-}
-
-
-def widener(kv: Kind, to: Kind) -> Any:
-    """(word, array, row, i): the numbers of the i-th word of a row, two bytes each, exactly, to their places there."""
-    if kv.num_bytes == 2:
-
-        def widen(word, array, row, i):
-            array[row, i] = word
-    else:
-        pair = PAIRS[kv.name, to.name]
-
-        def widen(word, array, row, i):
-            array[row, 2 * i] = pair(word, 0)
-            array[row, 2 * i + 1] = pair(word, 1)
-
-    return device_function(widen)
+def halves_of(kind: Kind) -> tuple[Any, float]:
+    """((word, pair): two of the four numbers of a word, int8 or fp8, as float16, exactly; what they are times)."""
+    if kind.name == "int8":
+        return halves_of_int8, 2.0**-24
+    return (halves_of_fp8_at_once, 1.0) if compat.converts_fp8() else (halves_of_fp8, 2.0**-8)
 
 
 def kind_of(dtype: np.dtype[Any], what: str) -> Kind:

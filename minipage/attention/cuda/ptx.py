@@ -310,7 +310,41 @@ def prmt(a, b, selector):
     return np.uint32(sum(byte << 8 * i for i, byte in enumerate(chosen)))
 
 
+@instruction(WORD, (WORD,), "{ .reg .b16 low, high; mov.b32 {low, high}, $1; cvt.rn.f16x2.e4m3x2 $0, low; }")
+def low_fp8_as_halves(word):
+    """The fp8 numbers in the lower 16 bits as two of fp16; from compute capability 8.9 on."""
+    return _halves_of_fp8(word)
+
+
+@instruction(WORD, (WORD,), "{ .reg .b16 low, high; mov.b32 {low, high}, $1; cvt.rn.f16x2.e4m3x2 $0, high; }")
+def high_fp8_as_halves(word):
+    return _halves_of_fp8(word >> 16)
+
+
+def _halves_of_fp8(word):
+    codes = np.array([word & 0xFF, word >> 8 & 0xFF], np.uint16)
+    halves = (codes & 0x80) << 8 | (codes & 0x7F) << 7  # 2 ** 8 too small: the exponents start elsewhere
+    return (halves.view(np.float16) * np.float16(256)).view(np.uint32)[0]
+
+
+@instruction(WORD, (WORD,), "movmatrix.sync.aligned.m8n8.trans.b16 $0, $1;")
+def transposed(word):
+    """Of 8 x 8 numbers of 16 bits, in a warp: lane 4 g + c gives row g of columns 2 c and 2 c + 1, and gets column g of
+    rows 2 c and 2 c + 1."""
+
+    def transpose(lanes):
+        rows = np.array(lanes, np.uint32).view(np.uint16).reshape(8, 8)
+        return np.ascontiguousarray(rows.T).view(np.uint32).reshape(32)
+
+    return compat.warp_compute(word, transpose)
+
+
 # ---- two numbers of 16 bits at once
+
+
+@instruction(WORD, (WORD, WORD), "add.rn.f16x2 $0, $1, $2;")
+def add_halves(a, b):
+    return np.uint32((_halves(a) + _halves(b)).astype(np.float16).view(np.uint32)[0])
 
 
 @instruction(WORD, (WORD, WORD, WORD), "fma.rn.f16x2 $0, $1, $2, $3;")

@@ -1,20 +1,19 @@
-"""Paged attention on tensor cores: 16 rows of q at once, against 16 tokens of K and V.
+"""Paged attention on tensor cores: 16 tokens of K and V at once, against up to 16 rows of q.
 
 `mma.m16n8k16` multiplies a 16 x 16 matrix with a 16 x 8 one, each held in pieces by the 32 lanes of a warp: lane
 4 g + c has, of the left one, rows g and g + 8, and of the right one, column g; and of both the inner indices 2 c,
-2 c + 1, 2 c + 8 and 2 c + 9. The 16 rows of q are the query heads that share a KV head (of a decode; unused rows cost
-nothing, because the time goes into reading K and V), or those of several tokens (of a prompt).
+2 c + 1, 2 c + 8 and 2 c + 9. The left one is K or V, of 16 tokens. The right one has 8 rows of q as its columns: query
+heads that share a KV head (of a decode), or also those of several tokens (of a prompt); for 9 to 16 rows there are two.
 
-    q @ K   the inner index is the position in the head, and a sum may be taken in any order: so 16 bytes of a row of K
-            are a lane's piece as they are, if q is cut in the same way
-    P @ V   lane 4 g + c has the scores of rows g and g + 8 with tokens 2 c, 2 c + 1, 2 c + 8 and 2 c + 9, which is what
-            it must bring as its piece of P. V is cut by columns, which may be taken in any order too: two rows of V are
-            interleaved by `prmt`
+    K @ q   [tokens, rows of q]: the inner index is the position in the head, and a sum may be taken in any order: so
+            16 bytes of a row of K are a lane's piece as they are, if q is cut in the same way
+    V @ P   [positions in the head, rows of q]: the inner index is the token. Rows of V are woven in pairs by `prmt`;
+            the scores of a lane, of tokens g and g + 8, become its piece of P by `transposed`
 
 Memory is fast only for whole lines of 128 bytes. So a warp requests whole rows of K and V, two to four steps before it
 wants them (`cp.async`), and they arrive in shared memory, from where each lane takes its pieces (docs/gpu.md: that is a
-fifth faster than requesting the pieces themselves). K and V of one byte a number are widened to two in registers. The
-rest is as in ordinary_cores.py.
+fifth faster than requesting the pieces themselves). K and V of one byte a number become float16 in registers, and so do
+q, in whole powers of two of a row's largest number, and the weights. The rest is as in ordinary_cores.py.
 """
 
 from __future__ import annotations
@@ -22,37 +21,37 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+import numpy as np
+
 from minipage.attention.cuda.cache import newest_writer
 from minipage.attention.cuda.compat import cuda, device_function, size_in_kernel, types
-from minipage.attention.cuda.kinds import BFLOAT16, FLOAT16, LOWEST, Kind, widener
+from minipage.attention.cuda.fragments import loader, maker_of_halves, multiplier, pieces
+from minipage.attention.cuda.kinds import FLOAT16, LOWEST, Kind
 from minipage.attention.cuda.merge import joiner, merger
 from minipage.attention.cuda.ordinary_cores import ALL, WARP
 from minipage.attention.cuda.ptx import (
     end_of_group,
     exp2,
     load_4_bytes,
-    mma_bfloats,
-    mma_halves,
+    log2,
     order_of_kernels,
     pack_bfloats,
     pack_halves,
-    prmt,
     request_4_bytes,
     request_16_bytes,
-    shared_8_bytes,
-    shared_16_bytes,
+    transposed,
     waiter,
 )
 from minipage.attention.cuda.tiles import LEAST_SHARE, ragged_kernel
 
-float32, int32, uint32 = types.float32, types.int32, types.uint32
+float32, int32, int64, uint32 = types.float32, types.int32, types.int64, types.uint32
 
 NUM_WARPS = 2
 WIDE = 8  # warps of a block that has a multiprocessor to itself
-STEP = 16  # tokens of K and V at once
-TILE = 16  # rows of q of a warp
+TILE = 16  # tokens that are multiplied at once; and rows of q of a warp
 WARP_BYTES = 16 * 1024  # of K and V that are on their way to a warp
-WIDE_BYTES = WIDE * (WARP_BYTES + 4 * 4 * WARP)  # of shared memory, with scales
+LEAST_SCALE = np.float32(2**-60)  # of V, that is looked at; weights may be one over that, and are summed up
+WIDE_BYTES = WIDE * (WARP_BYTES + 4 * 2 * 4 * WARP)  # of shared memory, with scales
 
 
 def has_tensor_kernel(q_kind: Kind, kv: Kind, head_size: int) -> bool:
@@ -77,39 +76,44 @@ def tensor_kernel(
     PREFILL = tokens > 1
     WINDOW = window or 0  # a decode starts behind it; of the queries of a prompt each has another one
     ROWS = heads * tokens
+    EACH = min(2, ROWS)  # rows of q whose scores a lane has, of each half
     PARTS = 1 if PREFILL else num_warps
-    HALVES = 2 if PREFILL or heads > 8 else 1  # whether rows 8 to 15 are wanted
+    HALVES = 2 if PREFILL or heads > 8 else 1  # of 8 rows of q
     HEAD_TILES = -(-heads_per_kv // heads)
     QUANTIZED = kv.is_quantized
     ROW_WORDS = head_size * kv.num_bytes // 4
+    STEP = 2 * TILE if ROW_WORDS <= WARP else TILE  # tokens of K and V at once
+    GROUPS = STEP // TILE
+    OWN = 2 * GROUPS  # tokens whose scores a lane has
     # A row of K is cut into chunks of 16 bytes for each of 4 lanes, which become K_WIDTH words of two numbers each.
+    PER_WORD = 2 // kv.num_bytes  # words of two numbers that a word of K and V becomes
     K_CHUNKS = ROW_WORDS // 16
     K_WORDS = head_size // 8
-    K_WIDTH = K_WORDS // K_CHUNKS
-    # A row of V is cut into chunks of up to 16 bytes for each of 8 lanes.
+    K_WIDTH = 4 * PER_WORD
+    # A row of V is cut into chunks of up to 16 bytes for each of 8 lanes, which become V_WIDTH words.
     V_LOAD = min(4, ROW_WORDS // 8)
     V_CHUNKS = ROW_WORDS // 8 // V_LOAD
-    V_WIDTH = head_size // 16 // V_CHUNKS
-    COLUMNS = 2 * V_WIDTH  # of V, and of the result, that lie together in a lane
-    TILES = head_size // 8  # of 8 columns of the result
+    V_WIDTH = V_LOAD * PER_WORD
+    TILES = head_size // 16  # of 16 positions in the head
+    ALL_TILES, ALL_GROUPS = HALVES * TILES, GROUPS * HALVES
     # Shared memory, in words: stages of K, V and scales on their way to each warp, and in the end the results.
     PIECES = ROW_WORDS // 4  # of 16 bytes, in a row; a load of the warp brings whole rows: this many
     ROWS_AT_ONCE = WARP // PIECES
     V_START = STEP * ROW_WORDS
     SCALE_START = 2 * V_START
-    STAGE = SCALE_START + (WARP if QUANTIZED else 0)
+    STAGE = SCALE_START + (2 * STEP if QUANTIZED else 0)
     STAGES = min(4, WARP_BYTES // (2 * STEP * head_size * kv.num_bytes))
     HIGHEST = PARTS * ROWS * head_size  # after the results
     TOTALS = HIGHEST + PARTS * ROWS
     BUFFER = max(num_warps * STAGES * STAGE, PARTS * ROWS * (head_size + 2))
     BUFFER_SIZE = size_in_kernel(BUFFER)
     STRIDE = STEP if PREFILL else STEP * num_warps
-    # Weights are multiplied with the scales of V before they are rounded, and might get too small for float16.
-    v_kind = BFLOAT16 if QUANTIZED else q_kind
-    pack = pack_halves if v_kind == FLOAT16 else pack_bfloats
-    k_multiply, v_multiply = multiplier(q_kind, HALVES), multiplier(v_kind, HALVES)
-    k_widen, v_widen = widener(kv, q_kind), widener(kv, v_kind)
-    k_take, v_take = taker(4, k_widen), taker(V_LOAD, v_widen)
+    kind = FLOAT16 if QUANTIZED else q_kind  # of what is multiplied
+    pack = pack_halves if kind == FLOAT16 else pack_bfloats
+    load_k, load_v, multiply = loader(4), loader(V_LOAD), multiplier(kind)
+    as_halves = maker_of_halves(q_kind, K_WORDS)
+    k_piece, v_piece, unit = pieces(kv)
+    NUMBER = np.float32(1 / unit)
     wait_for_oldest, wait_for_all = waiter(STAGES - 1), waiter(0)
     join = joiner(PARTS, heads, tokens, heads_per_kv, head_size, NUM_THREADS, q_kind.stored)
     write_newest = newest_writer(q_kind, kv, head_size)
@@ -125,29 +129,88 @@ def tensor_kernel(
 
     @device_function
     def slot_of(base, stop, block_tables, table):
-        """The slot of one of the tokens base to base + 15, another for each lane; past the end, of the last one."""
-        token = min(base + cuda.threadIdx.x % STEP, stop - 1)
-        return int32(load_4_bytes(block_tables, table + token // block_size) * block_size + token % block_size)
+        """The slot of one of the tokens of a step, another for each lane; past the end, of the last one."""
+        token = uint32(min(base + cuda.threadIdx.x % STEP, stop - 1))
+        block = load_4_bytes(block_tables, int32(table + int32(token // block_size)))
+        return int32(block * block_size + int32(token % block_size))
 
     @device_function
     def request(buffer, stage, slot, is_wanted, k_cache, v_cache, k_scales, v_scales, kv_head, num_kv_heads):
-        """Have K and V of 16 slots, one of each lane, brought to a stage of the buffer, whole rows at a time."""
+        """Have K and V of a step's slots, one of each lane, brought to a stage of the buffer, whole rows at a time."""
         if is_wanted:
-            lane = cuda.threadIdx.x % WARP
+            lane = int32(cuda.threadIdx.x % WARP)
             piece = lane % PIECES
+            row = int32(slot * num_kv_heads + kv_head)
             for i in range(STEP // ROWS_AT_ONCE):
-                own = i * ROWS_AT_ONCE + lane // PIECES
-                row = cuda.shfl_sync(ALL, slot, own) * num_kv_heads + kv_head
+                own = int32(i * ROWS_AT_ONCE + lane // PIECES)
+                at = int64(cuda.shfl_sync(ALL, row, own)) * ROW_WORDS + piece * 4
                 to = stage + place(own, piece)
-                request_16_bytes(buffer, to, k_cache, row * ROW_WORDS + piece * 4)
-                request_16_bytes(buffer, to + V_START, v_cache, row * ROW_WORDS + piece * 4)
+                request_16_bytes(buffer, to, k_cache, at)
+                request_16_bytes(buffer, to + V_START, v_cache, at)
             if QUANTIZED:
-                row = slot * num_kv_heads + kv_head
-                if lane < STEP:
-                    request_4_bytes(buffer, stage + SCALE_START + lane, k_scales, row)
-                else:
-                    request_4_bytes(buffer, stage + SCALE_START + lane, v_scales, row)
+                request_4_bytes(buffer, stage + SCALE_START + lane, k_scales, row)
+                request_4_bytes(buffer, stage + SCALE_START + STEP + lane, v_scales, row)
         end_of_group()
+
+    @device_function
+    def score_tokens(score, buffer, stage, q_word, own):
+        """score = K @ q, [tokens of a step, rows of q]."""
+        k = cuda.local.array((2, 4), uint32)  # of tokens g and g + 8
+        for m in range(GROUPS):
+            for half in range(HALVES):
+                for e in range(4):
+                    score[m * HALVES + half, e] = float32(0)
+            for i in range(K_CHUNKS):
+                for n in range(2):
+                    row = m * TILE + 8 * n
+                    load_k(k, n, buffer, stage + (own[1] if i % 2 else own[0]) + row * ROW_WORDS + i // 2 * 32)
+                for w in range(0, K_WIDTH, 2):
+                    j = i * K_WIDTH + w
+                    a = (k_piece(k, 0, w), k_piece(k, 1, w), k_piece(k, 0, w + 1), k_piece(k, 1, w + 1))
+                    for half in range(HALVES):
+                        multiply(score, m * HALVES + half, a, q_word[half, j], q_word[half, j + 1])
+
+    @device_function
+    def weigh(half, e, own_token, visible, score, q_scale, k_scale, v_scale, size, highest, total, acc):
+        """Make the scores of a row of q weights, times the scales of V; and total and sums relative to the highest."""
+        new = highest[half, e]  # of score and size: no weight times its scale is above 1
+        for n in range(OWN):
+            m, f = n // 2 * HALVES + half, n % 2 * 2 + e
+            token = int32(own_token + 8 * n)
+            is_seen = token < visible[half, e]
+            if PREFILL and WINDOW:
+                is_seen = is_seen and token >= visible[half, e] - WINDOW
+            x = score[m, f] * q_scale[half, e] * k_scale[n]
+            score[m, f] = x if is_seen else LOWEST
+            new = max(new, score[m, f] + size[n])
+        for bit in (4, 8, 16):
+            new = max(new, cuda.shfl_xor_sync(ALL, new, bit))
+        shrink = exp2(highest[half, e] - new)
+        highest[half, e] = new
+        total[half, e] *= shrink
+        for t in range(half * TILES, (half + 1) * TILES):
+            acc[t, e] *= shrink
+            acc[t, 2 + e] *= shrink
+        for n in range(OWN):
+            m, f = n // 2 * HALVES + half, n % 2 * 2 + e
+            weight = exp2(score[m, f] - new)
+            total[half, e] += weight
+            score[m, f] = weight * v_scale[n]
+
+    @device_function
+    def add_values(acc, buffer, stage, p, own):
+        """acc += V @ P, [positions in the head, rows of q]."""
+        v = cuda.local.array((4, V_LOAD), uint32)  # of tokens 2 c, 2 c + 1, 2 c + 8 and 2 c + 9
+        for m in range(GROUPS):
+            for i in range(V_CHUNKS):
+                for r in range(4):
+                    row = m * TILE + r // 2 * 8
+                    load_v(v, r, buffer, stage + (own[1] if r % 2 else own[0]) + row * ROW_WORDS + i * 32)
+                for w in range(V_WIDTH):
+                    a = (v_piece(v, 0, w, 0), v_piece(v, 0, w, 1), v_piece(v, 2, w, 0), v_piece(v, 2, w, 1))
+                    for half in range(HALVES):
+                        t = half * TILES + i * V_WIDTH + w
+                        multiply(acc, t, a, p[m * HALVES + half, 0], p[m * HALVES + half, 1])
 
     def attend_tile(
         seq, first, start, stop, result_at, q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens,
@@ -155,23 +218,24 @@ def tensor_kernel(
         new_k, new_v, slot_mapping, k_numbers, v_numbers, k_stride, v_stride,
     ):  # fmt: skip
         # which rows of q, which tokens of K and V
-        kv_head, head_tile = cuda.blockIdx.x // HEAD_TILES, cuda.blockIdx.x % HEAD_TILES
-        thread = cuda.threadIdx.x
+        num_kv_heads, max_blocks = int32(num_kv_heads), int32(max_blocks)
+        kv_head, head_tile = int32(cuda.blockIdx.x // HEAD_TILES), int32(cuda.blockIdx.x % HEAD_TILES)
+        thread = int32(cuda.threadIdx.x)
         lane, warp = thread % WARP, thread // WARP
         g, c = lane // 4, lane % 4
-        context, q_start = context_lens[seq], query_start_loc[seq]
-        num_queries = query_start_loc[seq + 1] - q_start
-        seen_before = context - num_queries + 1  # query i sees seen_before + i tokens
+        context, q_start = int32(context_lens[seq]), int32(query_start_loc[seq])
+        num_queries = int32(query_start_loc[seq + 1] - q_start)
+        seen_before = int32(context - num_queries + 1)  # query i sees seen_before + i tokens
+        first_row = int32(warp * TILE if PREFILL else 0)
         if PREFILL:
-            first_row = warp * TILE
             start = int32(max(0, seen_before + first + first_row // heads - WINDOW) if WINDOW else 0)
-            stop = seen_before + min(first + min((first_row + TILE - 1) // heads, tokens - 1), num_queries - 1)
+            last = min(first + min((first_row + TILE - 1) // heads, tokens - 1), num_queries - 1)
+            stop = int32(seen_before + last)
         else:
-            first_row = 0
             start = int32(start + warp * STEP)
 
         buffer = cuda.shared.array(BUFFER_SIZE, float32)
-        table = seq * max_blocks
+        table = int32(seq * max_blocks)
         own_stages = int32(warp * STAGES * STAGE)
         new_slot = int32(-1)
         if writes:  # steps that do not hold the newest token are requested before it is there
@@ -186,22 +250,30 @@ def tensor_kernel(
                     )  # fmt: skip
             wait_for_last()
 
-        q_word = cuda.local.array((2, K_WORDS), uint32)  # of rows g and g + 8
-        visible = cuda.local.array(2, int32)
-        highest = cuda.local.array(2, float32)
-        total = cuda.local.array(2, float32)
-        acc = cuda.local.array((TILES, 4), float32)
-        for half in range(2):
-            row = first_row + g + 8 * half
+        q_word = cuda.local.array((HALVES, K_WORDS), uint32)  # of row g of each half
+        q_scale = cuda.local.array((HALVES, 2), float32)  # all else is of rows 2 c and 2 c + 1
+        visible = cuda.local.array((HALVES, 2), int32)
+        highest = cuda.local.array((HALVES, 2), float32)
+        total = cuda.local.array((HALVES, 2), float32)
+        acc = cuda.local.array((ALL_TILES, 4), float32)
+        for half in range(HALVES):
+            row = first_row + 8 * half + g
             token, head = first + row // heads, head_tile * heads + row % heads
             is_row = row < ROWS and token < num_queries and head < heads_per_kv
-            visible[half] = min(stop, seen_before + token) if PREFILL else stop
-            highest[half], total[half] = LOWEST, float32(0)
             at = ((q_start + token) * q_stride + (kv_head * heads_per_kv + head) * head_size) // 2
             for w in range(K_WORDS):
                 q_word[half, w] = uint32(0)
                 if is_row:
                     q_word[half, w] = q[at + (w // K_WIDTH * 4 + c) * K_WIDTH + w % K_WIDTH]
+            own = as_halves(q_word, half) * NUMBER if QUANTIZED else float32(1)
+            for e in range(2):
+                q_scale[half, e] = scale * cuda.shfl_sync(ALL, own, 4 * (2 * c + e)) if QUANTIZED else scale
+                token = first + (first_row + 8 * half + 2 * c + e) // heads
+                visible[half, e] = min(stop, seen_before + token) if PREFILL else stop
+                highest[half, e], total[half, e] = LOWEST, float32(0)
+            for t in range(TILES):
+                for e in range(4):
+                    acc[half * TILES + t, e] = float32(0)
         if writes and stop == context:
             write_newest(
                 new_k, new_v, new_slot, k_numbers, v_numbers, k_scales, v_scales, k_stride, v_stride, q_start, kv_head,
@@ -216,134 +288,62 @@ def tensor_kernel(
                     k_cache, v_cache, k_scales, v_scales, kv_head, num_kv_heads,
                 )  # fmt: skip
 
-        for j in range(TILES):
-            for e in range(4):
-                acc[j, e] = float32(0)
-
-        k = cuda.local.array((2, K_WIDTH), uint32)
-        v = cuda.local.array((4, V_WIDTH), uint32)
-        score = cuda.local.array((2, 4), float32)  # tokens 0-7 and 8-15
-        p = cuda.local.array((2, 2), uint32)
-        p[1, 0], p[1, 1] = uint32(0), uint32(0)
+        score = cuda.local.array((ALL_GROUPS, 4), float32)  # of token g with two rows of q, then of token g + 8
+        p = cuda.local.array((ALL_GROUPS, 2), uint32)
+        k_scale, v_scale = cuda.local.array(OWN, float32), cuda.local.array(OWN, float32)  # of tokens g, g + 8, ...
+        size = cuda.local.array(OWN, float32)  # binary logarithms of the latter
+        for n in range(OWN):
+            k_scale[n], v_scale[n], size[n] = float32(1), float32(1), float32(0)
         # Where this lane finds its pieces of rows: other rows and pieces are a fixed distance away from one of these.
-        k_even, k_odd = place(g, c), place(g, c ^ 4)
-        v_even = int32(place(2 * c, g * V_LOAD // 4) + g * V_LOAD % 4 + V_START)
-        v_odd = int32(place(2 * c + 1, g * V_LOAD // 4) + g * V_LOAD % 4 + V_START)
+        own_k = (place(g, c), place(g, c ^ 4))
+        piece, word = g * V_LOAD // 4, g * V_LOAD % 4 + V_START
+        own_v = (int32(place(2 * c, piece) + word), int32(place(2 * c + 1, piece) + word))
         stage = own_stages
-        for base in range(start, stop, STRIDE):
-            ahead = base + STAGES * STRIDE
+        base = start
+        while base < stop:
+            ahead = int32(base + STAGES * STRIDE)
             slot = slot_of(ahead, stop, block_tables, table)  # has arrived by the time it is wanted
             wait_for_oldest()
             cuda.syncwarp()  # all lanes have waited for what they requested
-            for n in range(2):
-                for e in range(4):
-                    score[n, e] = float32(0)
-            for i in range(K_CHUNKS):
-                for n in range(2):
-                    k_take(k, n, buffer, stage + (k_odd if i % 2 else k_even) + 8 * n * ROW_WORDS + i // 2 * 32)
-                for w in range(0, K_WIDTH, 2):
-                    j = i * K_WIDTH + w
-                    a = (q_word[0, j], q_word[1, j], q_word[0, j + 1], q_word[1, j + 1])
-                    for n in range(2):
-                        k_multiply(score, n, a, k[n, w], k[n, w + 1])
+            score_tokens(score, buffer, stage, q_word, own_k)
+            if QUANTIZED:
+                for n in range(OWN):
+                    at = stage + SCALE_START + 8 * n + g
+                    k_scale[n], v_scale[n] = buffer[at], buffer[at + STEP]
+                    size[n] = log2(max(v_scale[n], LEAST_SCALE))
             for half in range(HALVES):
-                new = highest[half]
-                for n in range(2):
-                    for e in range(2):
-                        x = score[n, 2 * half + e] * scale
-                        if QUANTIZED:
-                            x *= buffer[stage + SCALE_START + 8 * n + 2 * c + e]
-                        is_seen = base + 8 * n + 2 * c + e < visible[half]
-                        if PREFILL and WINDOW:
-                            is_seen = is_seen and base + 8 * n + 2 * c + e >= visible[half] - WINDOW
-                        x = x if is_seen else LOWEST
-                        score[n, 2 * half + e] = x
-                        new = max(new, x)
-                new = max(new, cuda.shfl_xor_sync(ALL, new, 1))
-                new = max(new, cuda.shfl_xor_sync(ALL, new, 2))
-                shrink = exp2(highest[half] - new)
-                highest[half] = new
-                total[half] *= shrink
-                for j in range(TILES):
-                    acc[j, 2 * half] *= shrink
-                    acc[j, 2 * half + 1] *= shrink
-                for n in range(2):
-                    for e in range(2):
-                        weight = exp2(score[n, 2 * half + e] - new)
-                        total[half] += weight
-                        if QUANTIZED:
-                            weight *= buffer[stage + SCALE_START + STEP + 8 * n + 2 * c + e]
-                        score[n, 2 * half + e] = weight
-                    p[half, n] = pack(score[n, 2 * half], score[n, 2 * half + 1])
-            a = (p[0, 0], p[1, 0], p[0, 1], p[1, 1])
-            for i in range(V_CHUNKS):
-                for r in range(4):
-                    at = stage + (v_odd if r % 2 else v_even) + r // 2 * 8 * ROW_WORDS + i * 32
-                    v_take(v, r, buffer, at)
-                for w in range(V_WIDTH):
-                    low, high = uint32(0x5410), uint32(0x7632)  # the lower halves of two words, and the upper ones
-                    j = 2 * (i * V_WIDTH + w)
-                    v_multiply(acc, j, a, prmt(v[0, w], v[1, w], low), prmt(v[2, w], v[3, w], low))
-                    v_multiply(acc, j + 1, a, prmt(v[0, w], v[1, w], high), prmt(v[2, w], v[3, w], high))
+                for e in range(EACH):
+                    weigh(half, e, base + g, visible, score, q_scale, k_scale, v_scale, size, highest, total, acc)
+                for n in range(OWN):
+                    m, f = n // 2 * HALVES + half, n % 2 * 2
+                    p[m, n % 2] = transposed(pack(score[m, f], score[m, f + 1]))
+            add_values(acc, buffer, stage, p, own_v)
             cuda.syncwarp()  # all lanes have read what is overwritten now
             request(
                 buffer, stage, slot, ahead < stop, k_cache, v_cache, k_scales, v_scales, kv_head, num_kv_heads
             )  # fmt: skip
             stage = int32(stage + STAGE) if stage < own_stages + (STAGES - 1) * STAGE else own_stages
+            base = int32(base + STRIDE)
 
         wait_for_all()
         cuda.syncthreads()  # the buffer is free for the results
         part = 0 if PREFILL else warp
         for half in range(HALVES):
-            total[half] += cuda.shfl_xor_sync(ALL, total[half], 1)
-            total[half] += cuda.shfl_xor_sync(ALL, total[half], 2)
-            row = first_row + g + 8 * half
-            if row < ROWS:
-                if c == 0:
-                    buffer[HIGHEST + part * ROWS + row] = highest[half]
-                    buffer[TOTALS + part * ROWS + row] = total[half]
-                for j in range(TILES):
-                    column = (j // COLUMNS * 8 + 2 * c) * COLUMNS + j % COLUMNS
-                    at = (part * ROWS + row) * head_size + column
-                    buffer[at], buffer[at + COLUMNS] = acc[j, 2 * half], acc[j, 2 * half + 1]
+            for e in range(2):
+                for bit in (4, 8, 16):
+                    total[half, e] += cuda.shfl_xor_sync(ALL, total[half, e], bit)
+                row = first_row + 8 * half + 2 * c + e
+                if row < ROWS:
+                    at = part * ROWS + row
+                    if g == 0:
+                        buffer[HIGHEST + at], buffer[TOTALS + at] = highest[half, e], total[half, e]
+                    for t in range(TILES):
+                        column = at * head_size + ((t // V_WIDTH * 8 + g) * V_WIDTH + t % V_WIDTH) * 2
+                        low, high = acc[half * TILES + t, e], acc[half * TILES + t, 2 + e]
+                        buffer[column], buffer[column + 1] = low * NUMBER, high * NUMBER
         cuda.syncthreads()
         join(buffer, out, workspace, result_at, q_start, num_queries, first, kv_head, head_tile, num_kv_heads)
 
     merge = merger(heads, heads_per_kv, head_size, NUM_THREADS, q_kind.stored)
     attend = device_function(attend_tile)
     return ragged_kernel(attend, merge, tokens, window, writes, LEAST_SHARE * num_warps, 4 * BUFFER)
-
-
-def taker(words: int, widen: Any) -> Any:
-    """(array, row, shared, i): `words` words from shared memory, widened, to array[row, :]."""
-
-    def take_2(array, row, shared, i):
-        a, b = shared_8_bytes(shared, i)
-        widen(a, array, row, 0)
-        widen(b, array, row, 1)
-
-    def take_4(array, row, shared, i):
-        a, b, c, d = shared_16_bytes(shared, i)
-        widen(a, array, row, 0)
-        widen(b, array, row, 1)
-        widen(c, array, row, 2)
-        widen(d, array, row, 3)
-
-    return device_function(take_4 if words == 4 else take_2)
-
-
-def multiplier(kind: Kind, halves: int) -> Any:
-    """(acc, j, a, b0, b1): acc[j, :] += a @ b, 16 x 16 with 16 x 8 numbers of this kind, in float32.
-
-    halves: 1 if rows 8 to 15 are of no interest; then they take no registers in between.
-    """
-    mma = mma_halves if kind == FLOAT16 else mma_bfloats
-
-    def multiply(acc, j, a, b0, b1):
-        if halves == 1:
-            acc[j, 0], acc[j, 1], _, _ = mma(a, (b0, b1), (acc[j, 0], acc[j, 1], float32(0), float32(0)))
-        else:
-            c = (acc[j, 0], acc[j, 1], acc[j, 2], acc[j, 3])
-            acc[j, 0], acc[j, 1], acc[j, 2], acc[j, 3] = mma(a, (b0, b1), c)
-
-    return device_function(multiply)

@@ -20,9 +20,9 @@ import numpy as np
 
 from minipage.attention.cuda.compat import cuda, device_function, external_stream, kernel, types
 from minipage.attention.cuda.device_arrays import elements, layout, view, words
+from minipage.attention.cuda.fragments import multiplier
 from minipage.attention.cuda.kinds import Kind, kind_of, reader
 from minipage.attention.cuda.ptx import load_16_bytes_now, load_16_new_bytes, order_of_kernels
-from minipage.attention.cuda.tensor_cores import multiplier
 from minipage.model.architecture import Activation, Array
 
 float32, int32, uint32 = types.float32, types.int32, types.uint32
