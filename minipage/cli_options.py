@@ -25,6 +25,7 @@ class Option(NamedTuple):
     meaning: str
     repeats: bool = False  # may be given several times, and all of them count
     vllm: str = ""  # what vLLM's command calls it, if not by the same name
+    several: bool = False  # it takes all the values that follow, as vLLM's command does
 
 
 Options: TypeAlias = dict[str, Option]
@@ -142,7 +143,9 @@ SAMPLING: Options = {  # of SamplingParams
 SERVER: Options = {  # of the server, beside those of the engine
     "host": Option(str, "ADDRESS", "where to listen; 0.0.0.0: on all of this machine's addresses"),
     "port": Option(int, "N", "0: any that is free"),
-    "served_model_name": Option(str, "NAME", "what clients call the model (may be repeated)", repeats=True),
+    "served_model_name": Option(
+        str, "NAME", "what clients may call the model; the first is in answers and metrics", repeats=True, several=True
+    ),
     "api_key": Option(str, "KEY", "clients must send it (may be repeated); or set MINIPAGE_API_KEY", repeats=True),
     "chat_template": Option(str, "FILE", "of Jinja, in place of the model's own"),
     "max_queued_requests": Option(
@@ -202,11 +205,12 @@ def add_options(parser: argparse._ActionsContainer, options: Options, defaults: 
     """Let `parser` know them; `defaults` are told in the help, and are not given to anybody."""
     sizes = {"num_blocks", "memory"}  # of the pool: one of them is enough
     either = parser.add_mutually_exclusive_group() if sizes <= options.keys() else parser
-    for name, (kind, value, meaning, repeats, vllm) in options.items():
+    for name, (kind, value, meaning, repeats, vllm, several) in options.items():
         default = (defaults or {}).get(name)
         how: dict[str, Any] = {"help": meaning if default is None else f"{meaning} (default {default})"}
         how |= {"type": kind, "metavar": value} if value else {}
         how["action"] = "append" if repeats else "store" if value else argparse.BooleanOptionalAction
+        how |= {"action": "extend", "nargs": "+"} if several else {}
         group = either if name in sizes else parser
         names = ["--" + each.replace("_", "-") for each in (name, vllm) if each]
         group.add_argument(*names, default=argparse.SUPPRESS, **how)

@@ -172,7 +172,7 @@ class Api:
             request_id = body.request_id
         if self.settings.enable_log_requests:
             logger.info("%s asks %r of %r", request_id, params, prompts)
-        name = body.model or self.settings.served_model_name[0]
+        name = self.settings.served_model_name[0]
         return Job(prompts, params, body, f"{kind}-{request_id}", name, int(time.time()), tally_of(scope))
 
     def check_model(self, name: str | None) -> None:

@@ -117,6 +117,11 @@ def test_options_reach_the_settings(monkeypatch):
     assert options == {"port": 1}  # what is left is for the server itself
 
 
+def test_several_names_may_follow_one_option():
+    args = make_parser().parse_args("serve a-model --served-model-name a b --port 1 --served-model-name c".split())
+    assert (args.served, given(args, SERVER)) == ("a-model", {"served_model_name": ["a", "b", "c"], "port": 1})
+
+
 def test_options_have_the_names_that_vllm_gives_them():
     """Those that minipage calls otherwise are understood by both names; switches can be turned off, too."""
     words = "--num-gpu-blocks-override 9 --scheduling-policy priority --max-num-queued-reqs 5 --shutdown-timeout 2"
