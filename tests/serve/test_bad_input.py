@@ -1,6 +1,7 @@
 """Whatever is sent, the answer has the right status, and the next request is served."""
 
 import json
+import shutil
 import socket
 import threading
 from contextlib import suppress
@@ -116,6 +117,17 @@ def test_the_field_to_blame_is_named_as_the_client_has_named_it(http):
     body = {"messages": [{"role": "user", "content": "a"}], "max_completion_tokens": 0}
     refused(http.post("/v1/chat/completions", json=body), 400, "max_completion_tokens")
     refused(http.post("/v1/completions", json=GOOD | {"use_beam_search": True, "n": 301}), 400, "n")
+
+
+def test_a_broken_chat_template_is_told_of_to_those_who_chat(serve, folder, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "{% if"}')
+    server = serve(model=tmp_path, settings={"chat_template": None})
+    with httpx.Client(base_url=server.url, timeout=30) as http:
+        for path in "/v1/chat/completions", "/tokenize":
+            message = refused(http.post(path, json={"messages": [{"role": "user", "content": "a"}]}), 400, "messages")
+            assert "is not valid (line 1" in message
+        assert http.post("/v1/completions", json=GOOD).status_code == 200
 
 
 def test_infinities_are_no_numbers(http):

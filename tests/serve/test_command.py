@@ -197,6 +197,12 @@ def test_the_engine_lets_the_event_loop_go_first(folder):
         assert llm.between_steps(niceness).result() == min(niceness() + server_main.PATIENCE, 19)
 
 
+def test_a_chat_template_that_is_not_valid_is_refused_at_once(tmp_path, capsys):
+    (tmp_path / "t.jinja").write_text("{% for m in")
+    assert main(["serve", "--chat-template", str(tmp_path / "t.jinja"), "--port", "0"]) == 2
+    assert "is not valid (line 1" in capsys.readouterr().err
+
+
 def test_a_chat_template_may_be_a_file(tmp_path):
     (tmp_path / "t.jinja").write_text("{% for m in messages %}<{{ m.content }}>{% endfor %}{{ suffix }}")
     settings = read_settings({"chat_template": str(tmp_path / "t.jinja")}, "m")
