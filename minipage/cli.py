@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from minipage import __version__
 from minipage.chat.cli import add_chat
 from minipage.cli_defaults import DEFAULTS, DEFAULTS_OF_DEMO, DEFAULTS_OF_SERVER, MAX_TOKENS
-from minipage.cli_options import DEMO, ENGINE, FILES, SAMPLING, SERVER, add_options, given, is_follower
+from minipage.cli_options import DEMO, ENGINE, FILES, SAMPLING, SERVER, add_options, given, is_follower, prepare_streams
 from minipage.errors import ConfigurationError, InvalidRequestError, MinipageError
 from minipage.learn.cli import add_learn
 from minipage.plan.cli import add_plan
@@ -73,24 +73,6 @@ def run(argv: list[str] | None) -> int:
 
 
 # ---- standard streams
-
-
-def prepare_streams() -> None:
-    """Let each take any text; one that is closed, as under cron or with `<&-`, has nothing, and leads nowhere."""
-    for size in "COLUMNS", "LINES":
-        if os.environ.get(size) == "0":  # as some terminals say that do not know: nothing would be printed
-            del os.environ[size]
-    for name, mode, errors in (
-        ("stdin", "r", "replace"),  # what is not UTF-8 becomes U+FFFD
-        ("stdout", "w", "backslashreplace"),  # a text may hold letters that the terminal has not
-        ("stderr", "w", "backslashreplace"),
-    ):
-        stream = getattr(sys, name)
-        if stream is None or getattr(stream, "closed", False):
-            # Opened in this order each gets the number that is missing, which no other file should have.
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (open until the end)
-        elif hasattr(stream, "reconfigure") and stream.errors != errors:
-            stream.reconfigure(errors=errors)
 
 
 def complain(message: str) -> None:

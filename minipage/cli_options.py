@@ -1,7 +1,7 @@
 """The options of the commands: what each is called, what it takes, what it means. One table for all of them.
 
 They are handed on under their own names, which are those of LLM and SamplingParams; without one, the default of what
-receives it holds. Tests compare the table with the signatures.
+receives it holds. Tests compare the table with the signatures. And what every command does first.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -24,6 +25,7 @@ class Option(NamedTuple):
     meaning: str
     repeats: bool = False  # may be given several times, and all of them count
     vllm: str = ""  # what vLLM's command calls it, if not by the same name
+    several: bool = False  # it takes all the values that follow, as vLLM's command does
 
 
 Options: TypeAlias = dict[str, Option]
@@ -141,7 +143,9 @@ SAMPLING: Options = {  # of SamplingParams
 SERVER: Options = {  # of the server, beside those of the engine
     "host": Option(str, "ADDRESS", "where to listen; 0.0.0.0: on all of this machine's addresses"),
     "port": Option(int, "N", "0: any that is free"),
-    "served_model_name": Option(str, "NAME", "what clients call the model (may be repeated)", repeats=True),
+    "served_model_name": Option(
+        str, "NAME", "what clients may call the model; the first is in answers and metrics", repeats=True, several=True
+    ),
     "api_key": Option(str, "KEY", "clients must send it (may be repeated); or set MINIPAGE_API_KEY", repeats=True),
     "chat_template": Option(str, "FILE", "of Jinja, in place of the model's own"),
     "max_queued_requests": Option(
@@ -201,11 +205,12 @@ def add_options(parser: argparse._ActionsContainer, options: Options, defaults: 
     """Let `parser` know them; `defaults` are told in the help, and are not given to anybody."""
     sizes = {"num_blocks", "memory"}  # of the pool: one of them is enough
     either = parser.add_mutually_exclusive_group() if sizes <= options.keys() else parser
-    for name, (kind, value, meaning, repeats, vllm) in options.items():
+    for name, (kind, value, meaning, repeats, vllm, several) in options.items():
         default = (defaults or {}).get(name)
         how: dict[str, Any] = {"help": meaning if default is None else f"{meaning} (default {default})"}
         how |= {"type": kind, "metavar": value} if value else {}
         how["action"] = "append" if repeats else "store" if value else argparse.BooleanOptionalAction
+        how |= {"action": "extend", "nargs": "+"} if several else {}
         group = either if name in sizes else parser
         names = ["--" + each.replace("_", "-") for each in (name, vllm) if each]
         group.add_argument(*names, default=argparse.SUPPRESS, **how)
@@ -233,3 +238,21 @@ def is_follower(args: argparse.Namespace) -> bool:
     if not hasattr(args, "tensor_parallel_size"):
         args.tensor_parallel_size = num_ranks
     return rank > 0
+
+
+def prepare_streams() -> None:
+    """Let each take any text; one that is closed, as under cron or with `<&-`, has nothing, and leads nowhere."""
+    for size in {"COLUMNS", "LINES"} & os.environ.keys():
+        if os.environ[size] not in map(str, range(2, 10_001)):  # 0, of terminals that do not know, or no size at all
+            del os.environ[size]
+    for name, mode, errors in (
+        ("stdin", "r", "replace"),  # what is not UTF-8 becomes U+FFFD
+        ("stdout", "w", "backslashreplace"),  # a text may hold letters that the terminal has not
+        ("stderr", "w", "backslashreplace"),
+    ):
+        stream = getattr(sys, name)
+        if stream is None or getattr(stream, "closed", False):
+            # Opened in this order each gets the number that is missing, which no other file should have.
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (open until the end)
+        elif hasattr(stream, "reconfigure") and stream.errors != errors:
+            stream.reconfigure(errors=errors)

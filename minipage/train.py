@@ -36,6 +36,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors.torch import save
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from minipage.cli_options import prepare_streams
 from minipage.errors import ConfigurationError, MinipageError
 from minipage.model.architecture import Model
 from minipage.model.checkpoint import stored_shapes
@@ -285,6 +286,7 @@ def show(training: Training) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    prepare_streams()
     parser = argparse.ArgumentParser("python -m minipage.train", description="Train a small GPT on a text file.")
     parser.add_argument("text", type=Path, help="a UTF-8 text file; its last tenth is kept for validation")
     parser.add_argument("--out", type=Path, required=True, help="folder for the model; a run begun there goes on")

@@ -18,6 +18,7 @@ from minipage import LLM, SamplingParams, __version__
 from minipage.cli import DEFAULTS, main
 from minipage.cli_options import DEMO, ENGINE, SAMPLING, bias, early_stopping, settings, structure, truth
 from minipage.model.checkpoint import SHIPPED_MODEL, find_folder
+from minipage.simulate.__main__ import main as simulations
 
 MINIPAGE = [sys.executable, "-m", "minipage"]
 QUIET = {"OPENBLAS_NUM_THREADS": "1"}  # tests share their cores with other tests
@@ -36,11 +37,17 @@ def shell(*arguments, env=None, stdin=""):
 # ---- where it is started
 
 
-def test_a_terminal_that_does_not_know_its_size_is_printed_to(monkeypatch, capsys):
-    monkeypatch.setenv("COLUMNS", "0")
-    monkeypatch.setenv("LINES", "0")
-    assert main(["demo", "--plain", "--steps", "1"]) == 0
-    assert "minipage • step 1" in capsys.readouterr().out
+@pytest.mark.parametrize("size", ["0", "1", "abc", "", "²", "99999999", "9" * 5000])
+def test_a_terminal_that_does_not_know_its_size_is_printed_to(monkeypatch, capsys, size):
+    for command, arguments, text in (
+        (main, ["demo", "--plain", "--steps", "1"], "minipage • step 1"),
+        (simulations, ["--requests", "1"], "Where the slots go"),
+    ):
+        monkeypatch.setenv("COLUMNS", size)
+        monkeypatch.setenv("LINES", size)
+        assert command(arguments) == 0
+        out = capsys.readouterr().out
+        assert text in out and len(out) < 10_000
 
 
 @pytest.mark.parametrize("ranks", [{}, {"RANK": "first", "WORLD_SIZE": "2"}], ids=["none", "no numbers"])

@@ -141,15 +141,12 @@ def test_where_nothing_is_allowed_no_token_is_drawn():
 
 
 @pytest.mark.filterwarnings("error")
-@pytest.mark.parametrize(
-    "option", [{"repetition_penalty": 1e300}, {"repetition_penalty": 1e-300}, {"logit_bias": {1: 1e300}}]
-)
-def test_what_no_float_holds_is_no_number_and_no_crash(option):
-    logits = np.array([-1, 0, 1], np.float32)
-    assert (
-        sample(logits, SamplingParams(), 0.5, Processors(SamplingParams(**option), [0, 1, 2], (), (), 3).adjustment([]))
-        == NO_TOKEN
-    )
+@pytest.mark.parametrize("repetition", [1e-6, 1e6])
+@pytest.mark.parametrize("bias", [{}, {0: 1e30}, {0: -1e30, 1: -1e30, 2: -1e30}])
+def test_the_largest_values_leave_numbers_that_float32_holds(repetition, bias):
+    logits = np.array([-1e4, 0, 1e4], np.float32)
+    params = SamplingParams(repetition_penalty=repetition, logit_bias=bias, frequency_penalty=-2, presence_penalty=2)
+    assert np.isfinite(adjusted(logits, params, [0, 1, 2], [0, 1, 1])).all()
 
 
 # ---- parameters
@@ -167,12 +164,14 @@ GOOD = [
 BAD = {
     "presence_penalty": [-2.1, 3, math.nan, True, None, "1"],
     "frequency_penalty": [2.001, math.inf, None],
-    "repetition_penalty": [0, -1, math.inf, math.nan, None, True],
+    "repetition_penalty": [0, -1, math.inf, math.nan, None, True, 1e-7, 1e300],
     "logit_bias": [
         {"x": 1},
         {1: "a"},
         {1: math.nan},
         {1: math.inf},
+        {1: 1e31},
+        {1: -1e300},
         {1.5: 1},
         {True: 1},
         5,

@@ -228,6 +228,7 @@ class LLM(Engine):
 
         Raises:
             InvalidRequestError: a conversation cannot be served, or the model has no chat template.
+            ModelError: its chat template cannot be read, or is not valid.
         """
         prompts = chat_prompts(messages, self.tokenizer, add_generation_prompt, chat_template_kwargs)
         return self.generate(prompts, params)

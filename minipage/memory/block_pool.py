@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from itertools import islice
 
 from minipage.errors import BlockError, ConfigurationError, IntegrityError, OutOfBlocksError, require_positive
-from minipage.memory.eviction import Eviction, lru
+from minipage.memory.eviction import Eviction, lru, make_queue
 
 
 class BlockPool:
@@ -29,7 +29,8 @@ class BlockPool:
     queue, even if an operation is interrupted half way: so whoever frees every reference has all blocks back.
 
     Raises:
-        ConfigurationError: `num_blocks` or `block_size` is not a whole number of at least 1.
+        ConfigurationError: `num_blocks` or `block_size` is not a whole number of at least 1; `eviction` makes no
+            mapping.
     """
 
     def __init__(self, num_blocks: int, block_size: int = 16, eviction: Eviction = lru) -> None:
@@ -41,7 +42,7 @@ class BlockPool:
         # A queue: blocks leave at the front and return at the back, so the block freed longest ago is reused first.
         # (An OrderedDict, not a deque, because it can also give up a block from its middle in O(1).)
         # Another order is a matter of `eviction`; see eviction.py.
-        self._free_queue = eviction(self)
+        self._free_queue = make_queue(eviction, self)
         self._free_queue.update(dict.fromkeys(range(num_blocks)))
         # Called with a block when its old contents are evicted: the prefix cache must forget them.
         self.on_evict: Callable[[int], None] = lambda block: None

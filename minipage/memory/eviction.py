@@ -24,11 +24,20 @@ from collections.abc import Callable, Iterator, MutableMapping
 from itertools import chain
 from typing import TYPE_CHECKING, TypeAlias
 
+from minipage.errors import ConfigurationError, shown
+
 if TYPE_CHECKING:
     from minipage.memory.block_pool import BlockPool
 
 FreeQueue: TypeAlias = MutableMapping[int, None]
 Eviction: TypeAlias = "Callable[[BlockPool], FreeQueue]"
+
+
+def make_queue(eviction: Eviction, pool: BlockPool) -> FreeQueue:
+    """Raises ConfigurationError if it is no queue: what has keys is a mapping, as for Python itself."""
+    if not hasattr(queue := eviction(pool), "keys"):
+        raise ConfigurationError(f"eviction has made {shown(queue)}; it must make a mapping, with the blocks as keys.")
+    return queue
 
 
 def lru(pool: BlockPool) -> FreeQueue:

@@ -32,18 +32,26 @@ class ChatTemplate:
         source: the template
         special_tokens: what it may call bos_token, eos_token, ...
         origin: where it was found, for error messages
+        problem: why it could not be read; whoever chats will hear of it, and who has a text continued need not
     """
 
-    def __init__(self, source: str, special_tokens: Mapping[str, str] | None = None, origin: str = "the model") -> None:
+    def __init__(
+        self,
+        source: str,
+        special_tokens: Mapping[str, str] | None = None,
+        origin: str = "the model",
+        problem: str = "",
+    ) -> None:
         self.source = source
         self.special_tokens = dict(special_tokens or {})
         self.origin = origin
+        self.problem = problem
         self._compiled: Any = None  # (environment, template)
         self._lock = Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For another process: what it was made of."""
-        return ChatTemplate, (self.source, self.special_tokens, self.origin)
+        return ChatTemplate, (self.source, self.special_tokens, self.origin, self.problem)
 
     def render(
         self,
@@ -63,7 +71,7 @@ class ChatTemplate:
             values: what the template knows further, such as enable_thinking
 
         Raises:
-            ModelError: the template is no valid Jinja.
+            ModelError: the template could not be read, or is no valid Jinja.
             InvalidRequestError: the messages are none, or the template refuses them, fails, or does not end.
         """
         plain = check_messages(messages)
@@ -87,7 +95,14 @@ class ChatTemplate:
             raise InvalidRequestError(message)
         return begin if rest.startswith(" ") else begin.rstrip()
 
+    def check(self) -> None:
+        """Raise ModelError if no conversation could be rendered, whatever is said in it."""
+        with self._lock:
+            self._compile()
+
     def _compile(self) -> Any:
+        if self.problem:
+            raise ModelError(self.problem)
         if self._compiled is None:
             from minipage.model.chat_sandbox import BoundedEnvironment  # Jinja is only loaded for those who chat
 
@@ -160,9 +175,15 @@ def text_of(content: object, name: str) -> str:
 def find_chat_template(folder: Path) -> ChatTemplate | None:
     """The chat template of a folder of Hugging Face: chat_template.jinja, or one in tokenizer_config.json.
 
-    Raises:
-        ModelError: a file cannot be read, or has several templates and none is the default.
+    If a file cannot be read, or has several templates and none is the default, that is the template's `problem`.
     """
+    try:
+        return read_chat_template(folder)
+    except ModelError as error:
+        return ChatTemplate("", problem=str(error))
+
+
+def read_chat_template(folder: Path) -> ChatTemplate | None:
     config_path, path = folder / "tokenizer_config.json", folder / CHAT_TEMPLATE_FILE
     config = read_json(config_path) if config_path.exists() else {}
     found = {name: config.get(name) for name in SPECIAL_TOKENS}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import ModuleType
 from typing import Any, TypeAlias, TypeVar
 
@@ -19,11 +20,11 @@ import numpy as np
 from minipage.errors import ConfigurationError, shown
 from minipage.model.architecture import Architecture, Array, Layers, Model
 from minipage.model.layers.compiled import CompiledLayers
-from minipage.model.layers.int8 import Int8Layers
+from minipage.model.layers.int8 import Int8Layers, Largest, largest_of
 from minipage.model.layers.plain import PlainLayers
 from minipage.model.layers.sharded import ShardedLayers, Talk
 from minipage.model.shard import Shard
-from minipage.model.stored_weights import SPREAD, DummyWeights, Weights
+from minipage.model.stored_weights import SPREAD, DummyWeights, Weights, as_float32
 
 Item = TypeVar("Item")
 Progress: TypeAlias = Callable[[int, int], object]  # is told how many of how many weights are loaded
@@ -53,13 +54,32 @@ def place_model(
     """
     check_quantization(quantization, arrays)
     shard: Any = None if talk is None else Shard(architecture, talk.rank, talk.size)
-    placed = as_arrays(weights.only(shard.part) if shard else weights, arrays, dtype, device)
+    make, parts = kind_of_layers(arrays, dtype, device, quantization), weights
+    if shard and make is Int8Layers:
+        largest: Largest = {}
+        make, parts = partial(Int8Layers, largest=largest), weights.only(noting_largest(shard, largest))
+    elif shard:
+        parts = weights.only(shard.part)
+    placed = as_arrays(parts, arrays, dtype, device)
     if progress is not None:
         placed = counted(placed, len(weights), progress)
-    layers = kind_of_layers(arrays, dtype, device, quantization)(shard or architecture, placed)
+    layers = make(shard or architecture, placed)
     if talk is None:
         return Model(architecture, layers)
     return Model(shard, ShardedLayers(shard, layers, talk))
+
+
+def noting_largest(shard: Shard, largest: Largest) -> Callable[[str, Array], Array]:
+    """As `shard.part`, which sees whole weights as they come: of a matrix that is cut by rows, what has to be known of
+    the others' rows goes into `largest`."""
+
+    def part(name: str, weight: Array) -> Array:
+        spec = shard.specs[name]
+        if spec.split == "in" and not spec.is_table and name != f"{shard.head}.weight":
+            largest[name] = largest_of(as_float32(weight))  # [out]
+        return shard.part(name, weight)  # [some of in, out]
+
+    return part
 
 
 def counted(items: Iterator[Item], total: int, progress: Progress) -> Iterator[Item]:

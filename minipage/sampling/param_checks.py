@@ -59,7 +59,8 @@ def as_token_id(key: Any) -> Any:
 
 
 def are_pairs(values: Any) -> bool:
-    return isinstance(values, tuple) and all(is_whole(token) and is_real(number) for token, number in values)
+    """Whether each is a token and a number; with this one and any penalty, a logit stays within what float32 holds."""
+    return isinstance(values, tuple) and all(is_whole(t) and is_real(x) and abs(x) <= 1e30 for t, x in values)
 
 
 def are_texts(values: Any) -> bool:

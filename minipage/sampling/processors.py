@@ -24,6 +24,8 @@ from minipage.sampling.param_checks import check_token_ids
 from minipage.sampling.params import SamplingParams
 from minipage.sampling.structured import Bits, Grammar
 
+EXCLUDED = "Together, these exclude all of them: "  # in the sentence of a request that can blame only itself
+
 
 class Adjustment(NamedTuple):
     """What is done to one row of logits [V]: to k of its tokens, and to those that are not allowed."""
@@ -79,9 +81,7 @@ class Processors:
         self._stop_token_ids = list(stop_token_ids)
         self._bad_words = [list(word) for word in bad_words]
         self._biased = np.array([token for token, _ in params.logit_bias or ()], np.int64)  # [num_biased]
-        with np.errstate(over="ignore"):  # what is beyond float32 is infinite
-            self._bias = np.array([bias for _, bias in params.logit_bias or ()]).astype(np.float32)  # [num_biased]
-            self._repetition = np.float64(params.repetition_penalty).astype(np.float32)
+        self._bias = np.array([bias for _, bias in params.logit_bias or ()], np.float32)  # [num_biased]
         self._allowed = as_bits(params.allowed_token_ids, vocab_size)
         self._has_penalties = has_penalties(params)
 
@@ -98,7 +98,7 @@ class Processors:
         reason = f": {grammar.error}" if grammar and grammar.error else ""
         names = "structured_outputs", "allowed_token_ids", "bad_words", "logit_bias", "min_tokens"
         excluding = ", ".join(name for name in names if getattr(self.params, name))
-        return f"{reason}. Together, these exclude all of them: {excluding}."
+        return f"{reason}. {EXCLUDED}{excluding}."
 
     def adjustment(self, output: list[int], grammar: Grammar | None = None) -> Adjustment | None:
         """What is done to the logits after the generated tokens `output`, which `grammar` has seen; None: nothing."""
@@ -115,7 +115,7 @@ class Processors:
         bias, repetition, penalty = (np.full(len(token_ids), x, np.float32) for x in (0, 1, 0))  # [k] each
         bias[np.searchsorted(token_ids, self._biased)] = self._bias
         bias[np.searchsorted(token_ids, forbidden)] = -np.inf
-        repetition[np.searchsorted(token_ids, repeated)] = self._repetition
+        repetition[np.searchsorted(token_ids, repeated)] = params.repetition_penalty
         penalty[np.searchsorted(token_ids, seen)] = params.frequency_penalty * counts + params.presence_penalty
         return Adjustment(token_ids, bias, repetition, penalty, allowed)
 

@@ -81,7 +81,7 @@ class Scheduler:
         watermark: float = 0.0,
     ) -> None:
         require_positive(max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens)
-        if preemption not in get_args(Preemption) or (preemption == "swap" and swap_pool is None):
+        if str(preemption) not in get_args(Preemption) or (preemption == "swap" and swap_pool is None):
             raise ConfigurationError(
                 f"preemption is {shown(preemption)}; it must be 'recompute', or 'swap' or 'auto' with swap space."
             )

@@ -70,6 +70,7 @@ class Endpoint:
         self.server = server
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = None
         try:
             raw = await read_body(scope, receive, self.server.settings.max_body_size)
             body = read_model(self.model, raw)
@@ -77,7 +78,7 @@ class Endpoint:
             await unless_gone(receive, self.handle(body, scope, receive, send))
         except Exception as error:
             log_failure(scope, error)
-            raise as_api_error(error, self.model) from error
+            raise as_api_error(error, body) from error
 
 
 class Api:
@@ -171,7 +172,7 @@ class Api:
             request_id = body.request_id
         if self.settings.enable_log_requests:
             logger.info("%s asks %r of %r", request_id, params, prompts)
-        name = body.model or self.settings.served_model_name[0]
+        name = self.settings.served_model_name[0]
         return Job(prompts, params, body, f"{kind}-{request_id}", name, int(time.time()), tally_of(scope))
 
     def check_model(self, name: str | None) -> None:

@@ -10,7 +10,7 @@ from starlette.types import Receive, Scope, Send
 from minipage.engine.async_llm import AsyncLLM
 from minipage.engine.completion import CompletionOutput
 from minipage.engine.request import RequestOutput
-from minipage.errors import InvalidRequestError
+from minipage.errors import InvalidRequestError, ModelError
 from minipage.model.chat_template import check_messages
 from minipage.sampling import SamplingParams
 from minipage.serve.errors import ApiError
@@ -33,7 +33,7 @@ def render(template: Render | None, messages: list[dict[str, Any]], options: dic
         raise ApiError(400, f"{name} is not for chat_template_kwargs to say.", "chat_template_kwargs")
     try:
         return template(check_messages(messages), **options)
-    except InvalidRequestError as error:
+    except (InvalidRequestError, ModelError) as error:  # the latter is the template's fault, and texts are still served
         raise ApiError(400, str(error), "messages") from error
 
 

@@ -93,9 +93,11 @@ def read_settings(server: dict[str, Any], model: str) -> Settings:
 
 def read_template(file: str) -> Render:
     try:
-        return ChatTemplate(Path(file).read_text(encoding="utf-8"), origin=file).render
+        template = ChatTemplate(Path(file).read_text(encoding="utf-8"), origin=file)
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"the chat template {file} cannot be read: {error}") from error
+    template.check()
+    return template.render
 
 
 def read_list(text: str) -> list[str]:

@@ -10,6 +10,12 @@ from starlette.responses import JSONResponse
 from minipage.errors import EngineDeadError, InvalidRequestError, RankError
 
 KINDS = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+OTHER_NAMES = {  # by which clients may say what the engine calls so
+    "structured_outputs": ("response_format", "guided_json", "guided_regex", "guided_choice", "guided_grammar"),
+    "max_tokens": ("max_completion_tokens",),
+    "beam_width": ("n", "use_beam_search"),
+    "prompt": ("messages",),
+}
 
 
 class ApiError(Exception):
@@ -38,22 +44,23 @@ class ApiError(Exception):
         return JSONResponse(self.body(), self.status, self.headers)
 
 
-def as_api_error(error: Exception, model: type[BaseModel] | None = None) -> ApiError:
-    """What to tell a client of an error; `model` has the fields that may be to blame."""
+def as_api_error(error: Exception, body: BaseModel | None = None) -> ApiError:
+    """What to tell a client of an error; `body` has the fields that may be to blame."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, InvalidRequestError):
-        return ApiError(400, str(error), field_to_blame(str(error), model))
+        return ApiError(400, str(error), field_to_blame(str(error), body))
     if isinstance(error, EngineDeadError):  # a rank that is lost is nobody's fault here, and a restart mends it
         return ApiError(503 if isinstance(error, RankError) else 500, str(error), code="engine_dead")
     return ApiError(500, str(error) or type(error).__name__)
 
 
-def field_to_blame(sentence: str, model: type[BaseModel] | None) -> str | None:
-    """The engine's sentences begin with the name of what is wrong."""
+def field_to_blame(sentence: str, body: BaseModel | None) -> str | None:
+    """The engine's sentences begin with the name of what is wrong; this is what the client has called it."""
     first, second, *_ = [*sentence.split(" "), "", ""]
-    name = (second if first in ("a", "the") else first).rstrip(":")
-    return name if model and name in model.model_fields else None
+    name = (second if first in ("a", "the") else first).rstrip(":,.")
+    given = [each for each in (name, *OTHER_NAMES.get(name, ())) if getattr(body, each, None) is not None]
+    return given[0] if given else None
 
 
 def read_model(model: type[BaseModel], body: bytes) -> Any:

@@ -19,8 +19,9 @@ from minipage.engine.completion import CompletionOutput
 from minipage.engine.prompts import Prompt
 from minipage.engine.request import RequestOutput
 from minipage.sampling import SamplingParams
+from minipage.sampling.processors import EXCLUDED
 from minipage.serve.access import Tally, log_failure
-from minipage.serve.errors import ApiError, as_api_error
+from minipage.serve.errors import ApiError, as_api_error, field_to_blame
 from minipage.serve.protocol import GenerationBody
 
 Item = TypeVar("Item")
@@ -50,7 +51,8 @@ class Job(NamedTuple):
         try:
             async for i, output in merge(streams):
                 if output.error:
-                    raise ApiError(500, output.error)
+                    _, is_its_own, names = output.error.partition(EXCLUDED)
+                    raise ApiError(400 if is_its_own else 500, output.error, field_to_blame(names, body))
                 if not newest:
                     self.tally.first_token_seconds = time.perf_counter() - begin
                 newest[i] = output

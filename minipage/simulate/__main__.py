@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table as Grid
 
+from minipage.cli_options import prepare_streams
 from minipage.errors import ConfigurationError, MinipageError, require_positive
 from minipage.simulate.figures_cli import add_figure, run_figures
 from minipage.simulate.simulation import (
@@ -91,6 +92,7 @@ def report(args: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit codes: 0 fine; 1 something failed on the way; 2 bad input, one sentence says what; 130 Ctrl-C."""
+    prepare_streams()
     parser = argparse.ArgumentParser(
         "python -m minipage.simulate", description="What reserving memory wastes, and paging does not."
     )
@@ -103,8 +105,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     figure = commands.add_parser("figure", help="rerun a figure of the paper; `figure --help` says which there are")
     add_figure(figure)
     figure.set_defaults(run=run_figures)
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack the letters that tables are drawn with
     try:
         args = parser.parse_args(arguments)
         args.run(args)

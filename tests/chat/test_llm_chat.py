@@ -1,13 +1,14 @@
 """LLM.chat: a conversation is rendered, made into tokens as the template wrote it, and served like any prompt."""
 
 import re
+import shutil
 
 import numpy as np
 import pytest
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from minipage.engine import LLM
-from minipage.errors import InvalidRequestError
+from minipage.errors import InvalidRequestError, ModelError
 from minipage.model.chat_template import ChatTemplate
 from minipage.sampling import SamplingParams
 
@@ -139,6 +140,20 @@ def test_a_template_that_fails_is_told_of_in_a_sentence(fresh, template, sentenc
     with pytest.raises(InvalidRequestError, match=sentence):
         fresh.chat([user("Hello")], GREEDY)
     assert not fresh.has_unfinished_requests()
+
+
+BROKEN = {"no UTF-8": (b"\xff\xfe", "cannot be read"), "no Jinja": (b"{% if", "is not valid")}
+
+
+@pytest.mark.parametrize(("content", "sentence"), BROKEN.values(), ids=BROKEN)
+def test_a_template_that_is_broken_keeps_nobody_from_continuing_a_text(chatter, tmp_path, content, sentence):
+    shutil.copytree(chatter, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "chat_template.jinja").write_bytes(content)
+    llm = LLM(tmp_path, num_blocks=16)
+    assert llm.generate("The sea", GREEDY)[0].outputs[0].token_ids
+    with pytest.raises(ModelError, match=f"{re.escape(str(tmp_path))}.* {sentence}"):
+        llm.chat([user("Hello")], GREEDY)
+    assert not llm.has_unfinished_requests()
 
 
 def test_a_model_that_cannot_chat_says_so(mute):

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from engine.checkpoints import save_gpt2
+from engine.checkpoints import save_gpt2, save_tokenizer
 
 from minipage.chat import compile_ahead
 from minipage.chat.conversation import Conversation, named
@@ -244,6 +244,16 @@ def test_a_model_without_words_cannot_chat(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n"))
     assert main(["chat", str(tmp_path)]) == 2
     assert "no tokenizer" in capsys.readouterr().err
+
+
+def test_a_model_with_a_broken_template_cannot_chat(tmp_path, capsys, monkeypatch):
+    save_gpt2(tmp_path, vocab_size=300)
+    save_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": 7}')
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n"))
+    assert main(["chat", str(tmp_path)]) == 2
+    assert "has no chat template of the name default" in capsys.readouterr().err
+    assert main(["generate", "Hello", "--model", str(tmp_path), "--max-tokens", "2"]) == 0
 
 
 # ---- a new machine

@@ -87,3 +87,10 @@ def test_an_unknown_order_is_refused_and_so_is_one_beside_a_pool_that_is_ready()
         LLM(num_blocks=8, eviction="mru")
     with pytest.raises(ConfigurationError, match="eviction would have no effect"):
         LLM(block_pool=BlockPool(8), eviction="lfu")
+
+
+@pytest.mark.parametrize("queue", [None, [], set(), 5])
+def test_what_makes_no_queue_is_refused(queue):
+    for make in (lambda order: BlockPool(8, eviction=order), lambda order: LLM(num_blocks=8, eviction=order)):
+        with pytest.raises(ConfigurationError, match=r"eviction has made .*; it must make a mapping"):
+            make(lambda pool: queue)

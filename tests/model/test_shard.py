@@ -101,6 +101,24 @@ def test_any_number_of_ranks_computes_what_one_computes(name, arrays):
         assert talk.num_reduced == 1 + 2 * 2  # for the embedding, and two for each of two layers
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_in_int8_the_ranks_together_have_the_weights_of_one(name):
+    """A rank with some rows of a matrix rounds by what is largest in whole columns, and not in its rows."""
+    architecture, size = ARCHITECTURES[name], 3
+    weights = RandomWeights(architecture)
+    whole = place_model(architecture, weights, quantization="int8").layers
+    for rank in range(size):
+        talk = Talk(Threads(size), rank)  # to which nothing is said
+        layers = place_model(architecture, weights, quantization="int8", talk=talk).layers
+        for matrix, spec in architecture.weights():
+            if spec.split == "in" and not spec.is_table and matrix != f"{architecture.head}.weight":
+                layer, eye = matrix.removesuffix(".weight"), np.eye(spec.shape[0], dtype=np.float32)  # [in, in]
+                rows = layers.rows(layer)
+                found = layers.layers.linear(layer, eye[rows, rows])  # [some of in, out]
+                bias = whole.linear(layer, 0 * eye[:1]) if rank else 0  # [1, out], which only rank 0 adds
+                np.testing.assert_allclose(found, whole.linear(layer, eye)[rows] - bias, atol=1e-6)
+
+
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 9])
 def test_every_head_of_q_is_in_one_rank_beside_its_own_of_k_and_v(size):
     heads = [heads_of(rank, size, 9, 3) for rank in range(size)]

@@ -1,5 +1,8 @@
 """When the pool runs dry: who gives way, and whether it is saved in the swap pool or computed again."""
 
+import re
+
+import numpy as np
 import pytest
 
 from minipage.errors import ConfigurationError
@@ -141,9 +144,9 @@ def test_a_group_may_be_swapped_in_the_middle_of_its_prompt():
 # ---- settings --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("preemption", ["swap", "swop", None])
+@pytest.mark.parametrize("preemption", ["swap", "swop", None, np.array(["swap", "auto"])], ids=str)
 def test_swapping_needs_swap_space_and_names_are_checked(preemption):
-    with pytest.raises(ConfigurationError, match=f"preemption is {preemption!r}"):
+    with pytest.raises(ConfigurationError, match=re.escape(f"preemption is {preemption!r}")):
         make(preemption=preemption)
 
 

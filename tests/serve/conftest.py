@@ -80,8 +80,8 @@ def serve(folder):
     """Makes servers with options of their own."""
     started = []
 
-    def start(drain_timeout=0.0, settings=None, **options):
-        started.append(Served(LLM(folder, **options), drain_timeout=drain_timeout, **(settings or {})))
+    def start(drain_timeout=0.0, settings=None, model=folder, **options):
+        started.append(Served(LLM(model, **options), drain_timeout=drain_timeout, **(settings or {})))
         return started[-1]
 
     yield start

@@ -1,6 +1,7 @@
 """Whatever is sent, the answer has the right status, and the next request is served."""
 
 import json
+import shutil
 import socket
 import threading
 from contextlib import suppress
@@ -83,11 +84,50 @@ def test_what_is_no_request(http, path, body):
         ("cache_salt", 5),
         ("priority", "high"),
         ("response_format", {"type": "no such"}),
+        ("response_format", {"type": "json_schema", "json_schema": {"schema": {"type": "no such"}}}),
+        ("guided_regex", "("),
+        ("guided_regex", "[^\\s\\S]"),
+        ("guided_json", "{"),
+        ("structured_outputs", {"regex": "a{1000000}"}),
+        ("logit_bias", {"5": 1e308}),
+        ("repetition_penalty", 1e-300),
         ("model", 5),
     ],
 )
 def test_wrong_values_are_refused_by_name(http, field, value):
     refused(http.post("/v1/completions", json=GOOD | {field: value}), 400, field)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("asked", "param"),
+    [
+        ({"guided_choice": ["yes"], "allowed_token_ids": [5]}, "guided_choice"),
+        ({"guided_choice": ["yes"], "min_tokens": 2, "allowed_token_ids": [0]}, "guided_choice"),
+        ({"allowed_token_ids": [0], "min_tokens": 2}, "allowed_token_ids"),  # the one that ends a text
+        ({"guided_regex": "", "min_tokens": 1}, "guided_regex"),
+    ],
+)
+def test_wishes_that_leave_no_token_are_the_clients_own_fault(http, asked, param, stream):
+    message = refused(http.post("/v1/completions", json=GOOD | asked | {"stream": stream}), 400, param)
+    assert "no token is left" in message
+
+
+def test_the_field_to_blame_is_named_as_the_client_has_named_it(http):
+    body = {"messages": [{"role": "user", "content": "a"}], "max_completion_tokens": 0}
+    refused(http.post("/v1/chat/completions", json=body), 400, "max_completion_tokens")
+    refused(http.post("/v1/completions", json=GOOD | {"use_beam_search": True, "n": 301}), 400, "n")
+
+
+def test_a_broken_chat_template_is_told_of_to_those_who_chat(serve, folder, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "{% if"}')
+    server = serve(model=tmp_path, settings={"chat_template": None})
+    with httpx.Client(base_url=server.url, timeout=30) as http:
+        for path in "/v1/chat/completions", "/tokenize":
+            message = refused(http.post(path, json={"messages": [{"role": "user", "content": "a"}]}), 400, "messages")
+            assert "is not valid (line 1" in message
+        assert http.post("/v1/completions", json=GOOD).status_code == 200
 
 
 def test_infinities_are_no_numbers(http):

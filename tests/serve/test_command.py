@@ -117,6 +117,11 @@ def test_options_reach_the_settings(monkeypatch):
     assert options == {"port": 1}  # what is left is for the server itself
 
 
+def test_several_names_may_follow_one_option():
+    args = make_parser().parse_args("serve a-model --served-model-name a b --port 1 --served-model-name c".split())
+    assert (args.served, given(args, SERVER)) == ("a-model", {"served_model_name": ["a", "b", "c"], "port": 1})
+
+
 def test_options_have_the_names_that_vllm_gives_them():
     """Those that minipage calls otherwise are understood by both names; switches can be turned off, too."""
     words = "--num-gpu-blocks-override 9 --scheduling-policy priority --max-num-queued-reqs 5 --shutdown-timeout 2"
@@ -190,6 +195,12 @@ def test_the_engine_lets_the_event_loop_go_first(folder):
     with AsyncLLM(LLM(folder)) as llm:
         server_main.let_others_go_first(llm)
         assert llm.between_steps(niceness).result() == min(niceness() + server_main.PATIENCE, 19)
+
+
+def test_a_chat_template_that_is_not_valid_is_refused_at_once(tmp_path, capsys):
+    (tmp_path / "t.jinja").write_text("{% for m in")
+    assert main(["serve", "--chat-template", str(tmp_path / "t.jinja"), "--port", "0"]) == 2
+    assert "is not valid (line 1" in capsys.readouterr().err
 
 
 def test_a_chat_template_may_be_a_file(tmp_path):

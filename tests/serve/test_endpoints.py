@@ -39,6 +39,18 @@ def test_small_ones(http):
     assert http.post("/reset_prefix_cache").status_code == 200
 
 
+def test_all_names_are_understood_and_the_first_is_told(serve):
+    server = serve(settings={"served_model_name": ["a", "b"]})
+    with httpx.Client(base_url=server.url, timeout=30) as http:
+        for name in "a", "b", None:
+            for stream in False, True:
+                assert '"model":"a"' in ask(http, model=name, stream=stream).text.replace(": ", ":")
+        assert ask(http, model="c").json()["error"]["code"] == "model_not_found"
+        assert [card["id"] for card in http.get("/v1/models").json()["data"]] == ["a", "b"]
+        assert http.get("/v1/models/b").json()["id"] == "b"
+        assert 'model_name="a"' in http.get("/metrics").text and 'model_name="b"' not in http.get("/metrics").text
+
+
 def test_tokenize_and_back(http, offline):
     text = "Naïve 🙂 café"
     answer = http.post("/tokenize", json={"prompt": text, "return_token_strs": True}).json()

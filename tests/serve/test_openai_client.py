@@ -327,7 +327,7 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
         ({"extra_body": {"echo": True}}, "echo", "not supported"),
         ({"temperature": -1}, "temperature", "at least 0"),
         ({"n": 0}, "n", "from 1"),
-        ({"max_completion_tokens": 0}, "max_tokens", "at least 1"),
+        ({"max_completion_tokens": 0}, "max_completion_tokens", "at least 1"),
         ({"top_logprobs": 2}, "top_logprobs", "logprobs true"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "0 to 20"),
         ({"extra_body": {"prompt_logprobs": 21}}, "prompt_logprobs", "0 to 20"),

@@ -7,6 +7,10 @@ such whole numbers, and adds two products, in the time that one product of float
     weight [in, out]   ≈   codes [in, out], int8    x   scales [out]
     x      [T, in]     ≈   codes [T, in],   int16   x   scales [T]          x @ weight   ≈   (codes @ codes) x scales
 
+A rank of tensor parallelism that has some rows of a matrix rounds by the largest numbers of whole columns, so that all
+ranks together have the codes of one process. Of x, each rank rounds the columns that it has by the largest of these,
+which is finer: two ranks move a logit of the shipped model by up to 7e-4, where int8 itself moves one by up to 0.1.
+
 Rounding moves a number by at most half a step, scale / 2. On texts that the shipped model was trained for, perplexity
 changes by less than 0.1 % (tests/model/test_int8.py). Norms, biases and the tables that ids look up stay as they are.
 vLLM's option has the same name, `quantization`; what it does with a checkpoint in "int8" differs from method to method,
@@ -14,6 +18,9 @@ and usually rounds x to 8 bits.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, TypeAlias
 
 import numba
 import numpy as np
@@ -36,26 +43,47 @@ from minipage.simd.pairs import add_whole_product, round_rows
 from minipage.simd.vectors import LANES, fma, load, product, store
 
 LARGEST = np.float32(127)
+Largest: TypeAlias = dict[str, Floats]  # of a matrix, by name: its columns' largest numbers, [out]
 
 
 class Int8Layers(CompiledLayers):
-    """CompiledLayers with other panels."""
+    """CompiledLayers with other panels.
+
+    Args:
+        largest: of those matrices, as soon as they come, that other ranks have more rows of.
+    """
+
+    def __init__(
+        self, architecture: Any, weights: Iterable[tuple[str, Floats]], largest: Largest | None = None
+    ) -> None:
+        self._largest = {} if largest is None else largest
+        super().__init__(architecture, weights)
+
+    def _keep(self, names: tuple[str, ...], *given: Any) -> None:
+        self._coming = self._largest.pop(f"{names[0]}.weight", None)
+        super()._keep(names, *given)
 
     def kept(self, weight: Floats, bias: Floats | None) -> RoundedLinear:
-        return RoundedLinear(weight, bias)
+        return RoundedLinear(weight, bias, self._coming)
 
     def kept_head(self, table: Floats) -> RoundedLinear:
         return RoundedLinear(table.T)
+
+
+def largest_of(weight: Floats) -> Floats:
+    """Each column's largest number, without its sign: [in, out] -> [out]."""
+    largest: Floats = np.maximum(weight.max(axis=0, initial=0), -weight.min(axis=0, initial=0))  # [out]
+    return largest
 
 
 class RoundedLinear(Linear):
     """x [T, in] -> x @ weight + bias [T, out], for a weight [in, out] of which int8 are kept, in panels."""
 
     @np.errstate(invalid="ignore")  # infinities and NaN make their column's scale infinite or NaN, and so all results
-    def __init__(self, weight: Floats, bias: Floats | None = None) -> None:
+    def __init__(self, weight: Floats, bias: Floats | None = None, largest: Floats | None = None) -> None:
         bias = check_linear(weight, bias)  # [out]
         self.num_in, self.num_out = weight.shape
-        largest = np.abs(weight).max(axis=0, initial=0)  # [out]
+        largest = largest_of(weight) if largest is None else largest  # [out]
         scales = np.where(largest == 0, np.float32(1), largest / LARGEST)  # [out]
         num_panels, num_pairs = -(-self.num_out // COLUMNS), -(-self.num_in // 2)
         self.panels = zeros((num_panels, num_pairs, COLUMNS, 2), np.int8)  # [num_panels, pairs, COLUMNS, 2]
