@@ -105,6 +105,7 @@ class Layers(Protocol):
     def layer_norm(self, name: str, x: Array, epsilon: float) -> Array: ...  # [..., C] -> [..., C]
     def rms_norm(self, name: str, x: Array, epsilon: float) -> Array: ...  # [..., C] -> [..., C]
     def gated(self, gate: Array, up: Array) -> Array: ...  # silu(gate) * up, [T, I]
+    def gated_linear(self, names: tuple[str, ...], x: Array) -> Array: ...  # two products of one x as gate and up
 
     def rotation(self, positions: Array, frequencies: Sequence[float], magnitude: float = 1.0) -> Turn:
         """How far the heads of each token are turned: by position * frequency, [R / 2]; once for all layers."""
@@ -136,14 +137,12 @@ class Model:
 
 def heads(x: Array, head_size: int) -> Array:
     """[T, n * D] -> [T, n, D]: as many heads as there are here."""
-    num_tokens, size = x.shape
-    return x.reshape(num_tokens, size // head_size, head_size)
+    return x.reshape(len(x), x.shape[1] // head_size, head_size)
 
 
 def flat(x: Array) -> Array:
     """[T, n, D] -> [T, n * D]."""
-    num_tokens, num_heads, head_size = x.shape
-    return x.reshape(num_tokens, num_heads * head_size)
+    return x.reshape(len(x), x.shape[1] * x.shape[2])
 
 
 def linear(

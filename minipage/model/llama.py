@@ -115,7 +115,7 @@ class Llama:
             q, k = block.rotate_both(q, k, turn)
             x = block.linear("self_attn.o_proj", flat(attend(i, q, k, v)), onto=x)  # [T, C]
             h = block.rms_norm("post_attention_layernorm", x, epsilon)  # [T, C]
-            h = block.gated(*block.linears(GATED, h))  # [T, I]
+            h = block.gated_linear(GATED, h)  # [T, I]
             x = block.linear("mlp.down_proj", h, onto=x)  # [T, C]
         return layers.rms_norm("norm", x, epsilon)  # [T, C]
 

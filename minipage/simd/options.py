@@ -41,7 +41,7 @@ expressions = ["comprehension", "fusion", "inplace_binop", "numpy", "reduction",
 # The files whose code becomes part of kernels in other files; an edit of one of them changes those too.
 SHARED_FILES = (
     "simd/options.py", "simd/vectors.py", "simd/matrix.py", "simd/pairs.py", "simd/bfloat16.py",
-    "attention/decode.py", "model/layers/compiled.py",
+    "attention/decode.py", "model/layers/passes.py", "model/layers/compiled.py",
 )  # fmt: skip
 
 

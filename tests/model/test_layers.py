@@ -36,7 +36,9 @@ KINDS = {
     "onednn": (OneDNNLayers, as_torch(torch.bfloat16), 0.03),
     "bfloat16": (BFloat16Layers, as_torch(torch.bfloat16), 0.03),
 }
-SIZES = {"wide": (33, 7, 12), "one of each": (1, 1, 1), "even": (64, 32, 96)}  # in, and out of two or three matrices
+SIZES = {  # in, and out of two or three matrices
+    "wide": (33, 7, 12), "one of each": (1, 1, 1), "even": (64, 32, 96), "many": (20, 5, 288),
+}  # fmt: skip
 V, D = 37, 10
 
 
@@ -145,6 +147,16 @@ def test_a_gate(pair, num_rows):
     pair.check(lambda layers, gate, up: layers.gated(gate, up), numbers(num_rows, 33, size=9), numbers(num_rows, 33))
     gate = np.repeat([[-60.0, -20.0, 0.0, 20.0, 60.0]], num_rows, 0)
     pair.check(lambda layers, gate, up: layers.gated(gate, up), gate, np.ones_like(gate))
+
+
+@rows
+def test_two_products_of_which_one_is_the_gate_of_the_other(pair, sizes, num_rows):
+    names = "mlp.gate", "mlp.up"
+    pair.check(lambda layers, x: layers.at("h.0").gated_linear(names, x), numbers(num_rows, sizes[0], size=3))
+    x = pair.own(numbers(num_rows, sizes[0], size=9))
+    block = pair.layers.at("h.1")
+    both = block.gated_linear(names, x), block.gated(*block.linears(names, x))
+    np.testing.assert_array_equal(*map(back, both))  # to the last bit
 
 
 @rows

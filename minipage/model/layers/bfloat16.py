@@ -7,12 +7,10 @@ few rows of a decode oneDNN takes as long as reading and computing one after the
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
-from minipage.model.architecture import Activation, Array
-from minipage.model.layers.compiled import COLUMNS, Linear, panels_at_once, zeros
+from minipage.model.architecture import Array
+from minipage.model.layers.compiled import COLUMNS, Linear, how_to_multiply, zeros
 from minipage.model.layers.onednn import OneDNNLayers, bits, tensor
 from minipage.simd.arrays import as_they_lie
 from minipage.simd.bfloat16 import has_instruction, has_tiles
@@ -33,6 +31,10 @@ class BFloat16Layers(OneDNNLayers):
     def kept_head(self, table: Array) -> PairedLinear:
         return PairedLinear(table, None)
 
+    def gated_linear(self, names: tuple[str, ...], x: Array) -> Array:
+        both: PairedLinear = self._parts[names]
+        return both(x, "gated") if both.can_gate else super().gated_linear(names, x)  # [T, I]
+
 
 class PairedLinear(Linear):
     """x [T, in] -> x @ weight.T + bias [T, out], for a weight [out, in]."""
@@ -50,10 +52,10 @@ class PairedLinear(Linear):
         self.bias = np.zeros(num_panels * COLUMNS, np.float32)  # [num_panels * COLUMNS]
         if bias is not None:
             self.bias[: self.num_out] = from_bfloat16(bits(bias))  # [out]
-        self.of_a_row, self.can_add = panels_at_once(num_panels), self.num_out % COLUMNS == 0
+        self.of_a_row, self.can_add, self.can_gate = how_to_multiply(self.num_out)
 
-    def product(self, x: Array, then: Activation | None, onto: Array | None) -> Array:
+    def product(self, x: Array, then: str | None, onto: Array | None) -> Array:
         x = bits(x)  # [T, in]
         x = np.pad(x, ((0, 0), (0, 1))) if x.shape[1] % 2 else as_they_lie(x)  # [T, in or one more]
-        out: Any = np.empty((len(x), len(self.bias)), np.uint16)  # [T, num_panels * COLUMNS]
-        return tensor(self.multiply(x.view(np.int32), then, None if onto is None else bits(onto), out))  # [T, out]
+        onto = None if onto is None else bits(onto)  # [T, out]
+        return tensor(self.multiply(x.view(np.int32), then, onto, np.uint16))  # [T, out]

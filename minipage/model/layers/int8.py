@@ -25,7 +25,6 @@ from typing import Any, TypeAlias
 import numba
 import numpy as np
 
-from minipage.model.architecture import Activation
 from minipage.model.layers.compiled import (
     CODES,
     COLUMNS,
@@ -35,6 +34,7 @@ from minipage.model.layers.compiled import (
     check_linear,
     check_rows,
     finish,
+    how_to_multiply,
     zeros,
 )
 from minipage.simd.arrays import Floats, as_they_lie
@@ -94,13 +94,13 @@ class RoundedLinear(Linear):
                 panel[: len(codes[i::2]), : codes.shape[1], i] = codes[i::2]  # what is left are zeros
         self.panels = self.panels.reshape(num_panels, num_pairs, 2 * COLUMNS)  # [num_panels, pairs, 2 * COLUMNS]
         padding = 0, num_panels * COLUMNS - self.num_out
-        self.can_add = self.num_out % COLUMNS == 0
+        _, self.can_add, self.can_gate = how_to_multiply(self.num_out)
         self.scales, self.bias = np.pad(scales, padding), np.pad(bias, padding)  # each [num_panels * COLUMNS]
 
-    def product(self, x: Floats, then: Activation | None, onto: Floats | None) -> Floats:
+    def product(self, x: Floats, then: str | None, onto: Floats | None) -> Floats:
         check_rows(x, self.num_in)
-        out = np.empty((len(x), len(self.bias)), x.dtype)  # [T, num_panels * COLUMNS]
-        added = out if onto is None else as_they_lie(onto)  # [T, num_panels * COLUMNS]
+        out = np.empty((len(x), len(self.bias) // (2 if then == "gated" else 1)), x.dtype)  # [T, width]
+        added = out if onto is None else as_they_lie(onto)  # [T, width]
         for start in range(0, len(x), ROWS):
             some = slice(start, start + ROWS)
             rows = as_they_lie(x[some])  # [some, in]
@@ -113,12 +113,15 @@ class RoundedLinear(Linear):
 
 @compiled_parallel
 def _linear(pairs, row_scales, panels, scales, bias, then, is_added, added, out):  # type: ignore[no-untyped-def]
-    for p in numba.prange(len(panels)):
-        start = p * COLUMNS
-        sums = np.zeros((len(out), COLUMNS), np.float32)  # [T, COLUMNS]
-        add_whole_product(pairs, panels[p], sums, panels[min(p + 1, len(panels) - 1)])
-        for t in range(len(out)):
-            for d in range(0, COLUMNS, LANES):
-                scale = product(load(scales, (start + d,)), row_scales[t])
-                store(sums, (t, d), fma(load(bias, (start + d,)), scale, load(sums, (t, d))))
-        finish(sums, then, is_added, added, out, start)
+    num_panels = out.shape[1] // COLUMNS  # those of a gate are the first half of all, the others are its factors
+    for first in numba.prange(num_panels):
+        sums = np.zeros((len(panels) // num_panels, len(out), COLUMNS), np.float32)  # [1 or 2, T, COLUMNS]
+        for part in range(len(sums)):
+            p = part * num_panels + first
+            coming = p + num_panels if part + 1 < len(sums) else min(first + 1, num_panels - 1)
+            add_whole_product(pairs, panels[p], sums[part], panels[coming])
+            for t in range(len(out)):
+                for d in range(0, COLUMNS, LANES):
+                    scale = product(load(scales, (p * COLUMNS + d,)), row_scales[t])
+                    store(sums, (part, t, d), fma(load(bias, (p * COLUMNS + d,)), scale, load(sums, (part, t, d))))
+        finish(sums, then, is_added, added, out, first * COLUMNS)

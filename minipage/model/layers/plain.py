@@ -62,8 +62,7 @@ class PlainLayers:
         self._frequencies: dict[tuple[float, ...], Array] = {}
         self._scopes: dict[str, Self] = {}
         for names, given in self._in_groups(weights, specs, architecture.together):
-            is_head, is_table = names == (architecture.head,), specs[f"{names[0]}.weight"].is_table
-            self._keep(names, given, is_head, is_table)
+            self._keep(names, given, names == (architecture.head,), specs[f"{names[0]}.weight"].is_table)
 
     def _keep(self, names: tuple[str, ...], given: dict[str, Array], is_head: bool, is_table: bool) -> None:
         """A layer, or several side by side, of which nobody else has the weights."""
@@ -168,6 +167,9 @@ class PlainLayers:
     def gated(self, gate: Array, up: Array) -> Array:
         e = self.xp.exp(-abs(gate))  # [T, I]; whatever the sign, it cannot become infinite
         return gate * self.xp.where(gate >= 0, 1.0, e) / (1.0 + e) * up  # [T, I]
+
+    def gated_linear(self, names: tuple[str, ...], x: Array) -> Array:
+        return self.gated(*self.linears(names, x))  # [T, in] -> [T, I]
 
     def rotation(self, positions: Array, frequencies: Sequence[float], magnitude: float = 1.0) -> Turn:
         known = tuple(frequencies)

@@ -54,7 +54,7 @@ class ShardedLayers:
         # What needs no talk is what it is.
         self.xp, self.device, self.asarray = layers.xp, layers.device, layers.asarray
         self.linears, self.layer_norm, self.rms_norm = layers.linears, layers.layer_norm, layers.rms_norm
-        self.gated, self.rotation = layers.gated, layers.rotation
+        self.gated, self.gated_linear, self.rotation = layers.gated, layers.gated_linear, layers.rotation
         self.rotate, self.rotate_both = layers.rotate, layers.rotate_both
 
     def at(self, prefix: str) -> ShardedLayers:
