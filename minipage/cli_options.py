@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
-from minipage.errors import ConfigurationError
+from minipage.errors import ConfigurationError, shown
 
 if TYPE_CHECKING:
     from minipage.sampling import StructuredOutputsParams
@@ -57,8 +57,8 @@ def bias(text: str) -> tuple[int, float]:
 def settings(text: str) -> dict[str, Any]:
     try:
         return dict(json.loads(text))
-    except (TypeError, ValueError) as error:
-        what = f"{text!r} is not settings in JSON, such as " + """'{"sliding_window": 64}'"""
+    except (TypeError, ValueError, RecursionError) as error:
+        what = f"{shown(text)} is not settings in JSON, such as " + """'{"sliding_window": 64}'"""
         raise argparse.ArgumentTypeError(f"{what} ({error})") from None
 
 
@@ -67,8 +67,8 @@ def structure(text: str) -> StructuredOutputsParams:
 
     try:
         return StructuredOutputsParams(**json.loads(text))
-    except (TypeError, ValueError) as error:
-        what = f"{text!r} is not such as " + """'{"choice": ["yes", "no"]}' or '{"json": {"type": "object"}}'"""
+    except (TypeError, ValueError, RecursionError) as error:
+        what = f"{shown(text)} is not such as " + """'{"choice": ["yes", "no"]}' or '{"json": {"type": "object"}}'"""
         raise argparse.ArgumentTypeError(f"{what} ({error})") from None
 
 

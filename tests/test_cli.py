@@ -261,6 +261,15 @@ VALUES = {str: "some", int: "7", float: "0.5", early_stopping: "never", truth: "
 VALUES |= {structure: '{"choice": ["yes", "no"]}', settings: '{"sliding_window": 64}'}
 
 
+@pytest.mark.parametrize("option", ["--hf-overrides", "--structured-outputs"])
+@pytest.mark.parametrize("value", ["[" * 99_999, "{", "5", "é" * 9_999])
+def test_settings_that_are_none_are_refused_in_a_short_sentence(option, value, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["generate", "x", option, value])
+    error = capsys.readouterr().err.rpartition("error: ")[2]
+    assert error.startswith(f"argument {option}: ") and len(error) < 500
+
+
 def parameters(function):
     return {name: p for name, p in inspect.signature(function).parameters.items() if name not in PARTS}
 

@@ -54,8 +54,10 @@ class Conversation:
         return any(message["role"] == "assistant" for message in self.messages)
 
     def check(self) -> None:
-        """Raise InvalidRequestError if the model cannot chat at all."""
-        chat_prompts([*self.messages, {"role": "user", "content": "Hello"}], self.llm.tokenizer)
+        """Raise InvalidRequestError if the model cannot chat at all, or not as the parameters want it."""
+        [prompt] = chat_prompts([*self.messages, {"role": "user", "content": "Hello"}], self.llm.tokenizer)
+        self.llm.abort(self.llm.add_request(prompt, self.params))
+        self.llm.step()  # which tells what was aborted, and computes nothing
 
     def ask(self, question: str) -> Generator[str, None, None]:
         """Yield the answer piece by piece. Closing the iterator, or Ctrl-C, stops it; what was said stays said.

@@ -26,6 +26,7 @@ from starlette.types import Receive, Scope, Send
 from minipage import __version__
 from minipage.engine.async_llm import AsyncLLM
 from minipage.engine.prompts import Prompt
+from minipage.errors import shown
 from minipage.serve import chat, completions
 from minipage.serve.access import GOOD_ID, Access, Keys, log_failure, logger, tally_of
 from minipage.serve.chat import Render
@@ -178,7 +179,7 @@ class Api:
     def check_model(self, name: str | None) -> None:
         if name is not None and name not in self.settings.served_model_name:
             served = ", ".join(self.settings.served_model_name)
-            raise ApiError(404, f"there is no model {name!r} here; served: {served}.", "model", "model_not_found")
+            raise ApiError(404, f"there is no model {shown(name)} here; served: {served}.", "model", "model_not_found")
 
     # ---- texts and token ids
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from minipage.engine.async_llm import AsyncLLM
-from minipage.errors import ConfigurationError, require_positive
+from minipage.errors import ConfigurationError, require_positive, shown
 from minipage.model.chat_template import ChatTemplate
 from minipage.model.checkpoint import SHIPPED_MODEL
 from minipage.serve.app import Settings
@@ -85,9 +85,13 @@ def read_settings(server: dict[str, Any], model: str) -> Settings:
         raise ConfigurationError(f"port is {server['port']}; it must be from 0 to {2**16 - 1}.")
     if not server.get("host", "-"):
         raise ConfigurationError("host is empty, which would be every address; say 0.0.0.0 if that is what you want.")
-    for name in "ssl_keyfile", "ssl_certfile":
+    for name in "ssl_certfile", "ssl_keyfile", "ssl_ca_certs":
         if name in server and not Path(server[name]).is_file():
             raise ConfigurationError(f"{name} is {server[name]!r}, and there is no such file.")
+        if name in server and "ssl_certfile" not in server:
+            raise ConfigurationError(f"{name} is given, and no ssl_certfile: without one there is no https. Give both.")
+        if name in server and b"-----BEGIN " not in Path(server[name]).read_bytes():
+            raise ConfigurationError(f"{name} is {server[name]!r}, which is not in PEM.")
     return settings
 
 
@@ -106,8 +110,8 @@ def read_list(text: str) -> list[str]:
         return [text]
     try:
         values = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         values = None
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise ConfigurationError(f"{text!r} is no list of texts in JSON.")
+        raise ConfigurationError(f"{shown(text)} is no list of texts in JSON.")
     return values

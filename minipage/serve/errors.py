@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse
 from minipage.errors import EngineDeadError, InvalidRequestError, RankError
 
 KINDS = {400: "invalid_request_error", 401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
-OTHER_NAMES = {  # by which clients may say what the engine calls so
+OTHER_NAMES = {  # by which clients may say what the engine calls so; one that is given counts before the engine's
     "structured_outputs": ("response_format", "guided_json", "guided_regex", "guided_choice", "guided_grammar"),
     "max_tokens": ("max_completion_tokens",),
     "beam_width": ("n", "use_beam_search"),
@@ -59,7 +59,7 @@ def field_to_blame(sentence: str, body: BaseModel | None) -> str | None:
     """The engine's sentences begin with the name of what is wrong; this is what the client has called it."""
     first, second, *_ = [*sentence.split(" "), "", ""]
     name = (second if first in ("a", "the") else first).rstrip(":,.")
-    given = [each for each in (name, *OTHER_NAMES.get(name, ())) if getattr(body, each, None) is not None]
+    given = [each for each in (*OTHER_NAMES.get(name, ()), name) if getattr(body, each, None) is not None]
     return given[0] if given else None
 
 

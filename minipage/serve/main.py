@@ -15,6 +15,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 import threading
 from collections.abc import Callable, Generator
@@ -127,7 +128,8 @@ def make_server(
 
     Args:
         tell: called with the address once it answers.
-        uvicorn_options: root_path, and TLS files: ssl_keyfile, ssl_certfile, ...
+        uvicorn_options: root_path, and TLS files: ssl_keyfile, ssl_certfile, and if clients need certificates of their
+            own, ssl_ca_certs.
     """
     app = make_app(llm, settings)
 
@@ -140,6 +142,8 @@ def make_server(
 
 
 def make_config(app: ASGIApp, drain_timeout: float, log_level: str, **uvicorn_options: Any) -> uvicorn.Config:
+    if "ssl_ca_certs" in uvicorn_options:  # which alone would ask nobody for a certificate
+        uvicorn_options.setdefault("ssl_cert_reqs", ssl.CERT_REQUIRED)
     return uvicorn.Config(
         app,
         http=Connection,

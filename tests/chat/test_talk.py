@@ -122,6 +122,9 @@ def test_text_that_is_no_utf8_and_signs_that_move_the_cursor(talk):
         (["--max-model-len", "0"], "max_model_len is 0"),
         (["x", "--model", "y"], "named twice"),
         (["shakespeare"], "no chat template"),
+        (["--logit-bias", "9999:5"], "logit_bias has the token id 9999"),
+        (["--stop-token-ids", "-1"], "stop_token_ids has the token id -1"),
+        (["--structured-outputs", '{"regex": "("}'], "regex cannot be compiled"),
     ],
 )
 def test_bad_input_is_one_sentence(chatter, arguments, sentence, capsys, monkeypatch):

@@ -115,7 +115,9 @@ def test_wishes_that_leave_no_token_are_the_clients_own_fault(http, asked, param
 
 def test_the_field_to_blame_is_named_as_the_client_has_named_it(http):
     body = {"messages": [{"role": "user", "content": "a"}], "max_completion_tokens": 0}
-    refused(http.post("/v1/chat/completions", json=body), 400, "max_completion_tokens")
+    for longest in None, 5:
+        answer = http.post("/v1/chat/completions", json=body | {"max_tokens": longest})
+        refused(answer, 400, "max_completion_tokens")
     refused(http.post("/v1/completions", json=GOOD | {"use_beam_search": True, "n": 301}), 400, "n")
 
 
@@ -147,6 +149,7 @@ def test_prompts_that_are_too_long(http):
 
 def test_unknown_models(http):
     assert "tiny" in refused(http.post("/v1/completions", json=GOOD | {"model": "huge"}), 404, "model")
+    assert len(refused(http.post("/v1/completions", json=GOOD | {"model": "huge" * 9_999}), 404, "model")) < 200
 
 
 def test_bodies_that_are_too_long(serve):

@@ -67,6 +67,13 @@ def test_tls(folder, tmp_path):
     trust = ssl.create_default_context(cafile=certificate)
     assert httpx.post(f"{started.url}/v1/completions", json=BODY, verify=trust, timeout=60).status_code == 200
     assert started.end(signal.SIGINT)[0] == 0
+    files = ["--ssl-keyfile", key, "--ssl-certfile", certificate, "--ssl-ca-certs", certificate]
+    started = Started(folder, "--port", 0, *files)
+    with pytest.raises(httpx.TransportError):  # whoever has no certificate is not let in
+        httpx.post(f"{started.url}/v1/completions", json=BODY, verify=trust, timeout=60)
+    trust.load_cert_chain(certificate, key)
+    assert httpx.post(f"{started.url}/v1/completions", json=BODY, verify=trust, timeout=60).status_code == 200
+    assert started.end()[0] == 0
 
 
 def test_a_port_in_use_is_known_before_the_model_is_loaded(capsys):
@@ -86,6 +93,11 @@ def test_a_port_in_use_is_known_before_the_model_is_loaded(capsys):
         (["--drain-timeout", "nan"], "at least 0"),
         (["--host", ""], "host is empty"),
         (["--ssl-keyfile", "/no/such/key"], "ssl_keyfile is '/no/such/key'"),
+        (["--ssl-ca-certs", "/no/such/file"], "ssl_ca_certs is '/no/such/file'"),
+        (["--ssl-keyfile", __file__], "ssl_keyfile is given, and no ssl_certfile"),
+        (["--ssl-ca-certs", __file__], "ssl_ca_certs is given, and no ssl_certfile"),
+        (["--ssl-certfile", os.__file__], "which is not in PEM"),
+        (["--allowed-origins", "[" * 99_999], "no list of texts"),
         (["--log-level", "loud"], "log_level is 'loud'"),
         (["a", "--model", "b"], "given twice"),
         (["--allowed-origins", "[1]"], "no list of texts"),

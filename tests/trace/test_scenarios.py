@@ -148,6 +148,7 @@ def test_a_file_that_cannot_be_used_is_a_sentence(arguments, message, capsys):
     [
         (lambda line: line.replace('"step"', '"stop"'), "should have told, and have not: 'step'."),
         (lambda line: line[:-1], "is not JSON, or only a part of it."),
+        (lambda line: "[" * 99_999, "is not JSON, or only a part of it."),
         (lambda line: "[7]", "does not follow from the lines before it."),
     ],
 )

@@ -26,7 +26,9 @@ from minipage.worker.gc_off import gc_off
 
 VERSION = 3  # 2: what the scenarios `fragmentation` and `kernel` show; 3: "before" frames, and lines of source
 CHECKPOINT = 256  # phases between two states that are kept whole; with a large pool, more
-DAMAGE = ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError  # what odd values in a file raise
+DAMAGE = (  # what odd values in a file raise
+    ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError, RecursionError,
+)  # fmt: skip
 ROUTINE = ("attend", "forward", "sample")  # they do the same each time: their sentences are gone with the phase
 
 
@@ -188,7 +190,7 @@ def what_is_wrong(error: Exception) -> str:
     """What is wrong with a line of a file that could not be replayed."""
     if isinstance(error, UnicodeDecodeError):
         return "and what follows is not text in UTF-8"
-    if isinstance(error, json.JSONDecodeError):
+    if isinstance(error, json.JSONDecodeError | RecursionError):
         return "is not JSON, or only a part of it"
     if isinstance(error, KeyError):
         return f"names something that it or the lines before it should have told, and have not: {error}"
