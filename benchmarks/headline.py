@@ -41,6 +41,7 @@ from minipage.simulate.workload import SHAREGPT
 ENGINES = "minipage", "static", "continuous", "reserving"
 GOALS = {"static": 24.0, "continuous": 6.0}
 BUDGET = 450.0  # seconds
+PREPARING = 80.0  # of these, until an engine has loaded its model and compiled
 TEXTS = "texts of a small model"
 NO_TOKENS = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
 FULL = {"use_cuda_graph": True, "use_async_batching": True}
@@ -133,7 +134,8 @@ def add_engine(
         if patience < 40:
             result = result or {"error": "there was no time left"}
             break
-        result = ask(who, task._replace(memory=memory), small, patience, settings)
+        limit = min(task.limit, max(patience / 3, patience - PREPARING))  # what it has served by then counts
+        result = ask(who, task._replace(memory=memory, limit=limit), small, patience, settings)
         error = result.get("error", "")
         if who != "continuous" or not error or error.startswith("stopped"):
             break
@@ -143,8 +145,8 @@ def add_engine(
     times = f", minipage is {ours / result['tokens_per_second']:.2f} times as fast" if "error" not in result else ""
     console.print(f"{who}: {result}{times}", style="dim", markup=False)
     if who != "minipage":
-        same = isinstance(texts, list) and texts == results[TEXTS]["minipage"]
-        console.print(f"  texts of a small model: {'minipage has the same' if same else 'OTHERS than minipage has'}")
+        told = "minipage has the same" if texts == results[TEXTS]["minipage"] else "OTHERS than minipage has"
+        console.print(f"  texts of a small model: {told if isinstance(texts, list) else 'none'}")
 
 
 def ask(who: str, task: Task, small: Task, patience: float, settings: dict[str, bool]) -> dict[str, Any]:
