@@ -67,7 +67,8 @@ def paged_attention(
     in the current stream of the library that made q.
 
     A NaN in K or V comes out for every query that sees its token. Of V, it may also come out for the queries just
-    before (of the same tile: see tiles.py), because their weight for it is 0, and 0 * NaN is NaN.
+    before, or just after those whose window reaches it (of the same tile: see tiles.py), because their weight for it
+    is 0, and 0 * NaN is NaN.
 
     Raises KernelArgumentError if they do not fit together, or no kernel has their numbers or head size. Nothing has
     been launched then.
