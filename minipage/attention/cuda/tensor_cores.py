@@ -88,7 +88,7 @@ def tensor_kernel(
     WINDOW = window or 0  # a decode starts behind it; of the queries of a prompt each has another one
     ROWS = heads * tokens
     EACH = min(2, ROWS)  # rows of q whose scores a lane looks at, of each half
-    PARTS = 1 if PREFILL else num_warps
+    PARTS = 1 if PREFILL else num_warps  # of a context, which the warps of a block have
     HALVES = 2 if PREFILL or heads > 8 else 1  # of 8 rows of q
     HEAD_TILES = -(-heads_per_kv // heads)
     QUANTIZED = kv.is_quantized
@@ -118,7 +118,7 @@ def tensor_kernel(
     TOTALS = HIGHEST + PARTS * ROWS
     BUFFER = max(num_warps * STAGES * STAGE, PARTS * ROWS * (head_size + 2))
     BUFFER_SIZE = size_in_kernel(BUFFER)
-    STRIDE = STEP if PREFILL else STEP * num_warps
+    STRIDE = STEP if PREFILL else STEP * num_warps  # tokens from a step of a warp to its next
     kind = FLOAT16 if QUANTIZED else q_kind  # of what is multiplied
     pack = pack_halves if kind == FLOAT16 else pack_bfloats
     load_k, load_v, multiply = loader(4), loader(V_LOAD), multiplier(kind)
@@ -183,7 +183,7 @@ def tensor_kernel(
 
     @device_function
     def weigh(half, e, own_token, visible, score, q_scale, k_scale, v_scale, log_scale, highest, total, acc):
-        """Make the scores of a row of q weights, times the scales of V; and total and sums relative to the highest."""
+        """Scores of a row of q become weights times scales of V, and total and sums relative to the new highest."""
         new = highest[half, e]  # of score + log_scale: no weight times its scale of V is above 1
         for n in range(OWN):
             j, f = n // 2 * HALVES + half, n % 2 * 2 + e
@@ -228,6 +228,7 @@ def tensor_kernel(
         query_start_loc, out, workspace, scale, q_stride, max_blocks, num_kv_heads,
         new_k, new_v, slot_mapping, k_numbers, v_numbers, k_stride, v_stride,
     ):  # fmt: skip
+        """`attend`, as tiles.ragged_kernel has it."""
         # which rows of q, which tokens of K and V
         num_kv_heads, max_blocks = int32(num_kv_heads), int32(max_blocks)
         kv_head, head_tile = int32(cuda.blockIdx.x // HEAD_TILES), int32(cuda.blockIdx.x % HEAD_TILES)
