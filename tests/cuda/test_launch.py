@@ -66,6 +66,19 @@ def test_unaligned_caches_are_refused():
     refused("multiple of 16", **arguments() | {"k_cache": unaligned((5, 4, 2, 16))})
 
 
+@pytest.mark.parametrize(
+    "dtype, head_size, alignment", [(np.float16, 64, 16), (np.float16, 40, 8), (np.float32, 64, 8)]
+)
+def test_caches_of_one_byte_are_aligned_as_their_kernel_reads_them(dtype, head_size, alignment):
+    """Tensor cores by 16 bytes, ordinary ones by 8."""
+    flat = on_gpu(np.zeros(40 * head_size + 16, np.int8))
+    first = -(flat.ctypes.data if SIMULATOR else flat.data.ptr) % 16 + alignment // 2
+    cache = flat[first : first + 40 * head_size].reshape(5, 4, 2, head_size)
+    given = arguments(dtype=dtype, head_size=head_size)
+    scales = dict.fromkeys(("k_scales", "v_scales"), on_gpu(np.ones((5, 4, 2), np.float32)))
+    refused(f"multiple of {alignment}", **given | scales | {"k_cache": cache, "v_cache": cache})
+
+
 def test_a_head_size_that_no_kernel_has_is_refused():
     refused("head_size 7 in float16", **arguments(dtype=np.float16, head_size=7))  # no whole words
     refused("head_size 516 in float32.* at most 512", **arguments(head_size=516))
@@ -82,6 +95,16 @@ def test_more_pieces_of_work_than_a_launch_has_room_for_are_refused():
         query_start_loc=np.arange(num_seqs + 1),
     )
     refused("65536 pieces of work", **arguments(**long))
+
+
+def test_prompts_of_more_tiles_than_a_launch_has_room_for_are_refused():
+    num_tokens = 262_144
+    cache = np.zeros((1, num_tokens, 1, 64), np.float16)
+    prompt = dict(
+        q=np.zeros((num_tokens, 8, 64), np.float16), k_cache=cache, v_cache=cache, context_lens=np.array([num_tokens]),
+        block_tables=np.zeros((1, 1), np.int32), query_start_loc=np.array([0, num_tokens]),
+    )  # fmt: skip
+    refused("65537 pieces of work", **arguments(**prompt))  # of 4 tokens and 8 heads
 
 
 def test_numbers_that_no_kernel_reads_are_refused():

@@ -25,7 +25,7 @@ ALL = 0xFFFFFFFF  # the lanes that take part in a shuffle
 
 
 def pieces(kv: Kind) -> tuple[Any, Any, float]:
-    """Two numbers of 16 bits each, from words of rows of K and V; and what K and V are multiplied with in them:
+    """Two numbers of 16 bits each, from words of rows of K and V; and their unit, the power of two that they are times:
 
     (k, n, w): the w-th two numbers of row n
     (v, r, w, i): of rows r and r + 1, each the i-th of the w-th two numbers
@@ -52,8 +52,10 @@ def pieces(kv: Kind) -> tuple[Any, Any, float]:
 
 
 def maker_of_halves(kind: Kind, num_words: int) -> Any:
-    """(words, i): make words[i, :], a quarter of a row of q, numbers of float16 times a power of two, the same for the
-    row, by which the largest is between 1 and 2. Returns one over that. The three lanes next to this one have the rest.
+    """(words, i): make words[i, :], a quarter of a row of q, float16, divided by the power of two that leaves the row's
+    largest number from 1 to 2. Returns that power. The three lanes next to this one have the rest of the row.
+
+    From 2 ** 104 on, the power times one over the unit of int8 is infinite, and NaN comes out.
     """
     number = kind.number
 

@@ -39,7 +39,7 @@ from minipage.attention.cuda.tiles import WARP, num_tiles
 from minipage.errors import require
 
 SPLIT_SIZE = 512  # tokens of a context that one block works on, if the answer may not depend on the rest of the batch
-MOST_SPLITS = 65_535  # what CUDA allows in the second dimension of a grid
+MOST_PIECES = 65_535  # what CUDA allows in the second dimension of a grid
 UNIT = 128  # tokens that are not divided, if it may depend
 SHORT = 512  # tokens of a context that is not divided: joining its parts would cost more time than it saves
 FEW_SEQS = 16  # whose new K and V are written by the way: of many, a launch for all of them costs less
@@ -67,7 +67,8 @@ def paged_attention(
     in the current stream of the library that made q.
 
     A NaN in K or V comes out for every query that sees its token. Of V, it may also come out for the queries just
-    before (of the same tile: see tiles.py), because their weight for it is 0, and 0 * NaN is NaN.
+    before, or just after those whose window reaches it (of the same tile: see tiles.py), because their weight for it
+    is 0, and 0 * NaN is NaN.
 
     Raises KernelArgumentError if they do not fit together, or no kernel has their numbers or head size. Nothing has
     been launched then.
@@ -89,9 +90,17 @@ def paged_attention(
     longest = min(max_context_len, as_window(window))  # of what is read
     num_splits = len(contexts) * -(-longest // SPLIT_SIZE)
     require(
-        num_splits <= MOST_SPLITS,
+        num_splits <= MOST_PIECES,
         f"{len(contexts)} sequences of up to {longest} tokens are {num_splits} pieces of work, but a launch "
-        f"takes {MOST_SPLITS}: give it fewer sequences at a time.",
+        f"takes {MOST_PIECES}: give it fewer sequences at a time.",
+    )
+    choice = choose_best(kind_of(layout(q).dtype, "q"), kind_of(layout(k_cache).dtype, "k_cache"), head_size)
+    heads = heads_of_tile(choice, num_heads // layout(k_cache).shape[2])
+    tiles = num_tiles(num_tokens, queries_of_tile(choice, heads), len(contexts))
+    require(
+        max_query_len == 1 or tiles <= MOST_PIECES,
+        f"{num_tokens} queries, some of them of prompts, are {tiles} pieces of work, but a launch takes {MOST_PIECES}: "
+        "give it fewer at a time.",
     )
     size = workspace_size(len(contexts), num_heads, head_size, longest, SPLIT_SIZE)
     workspace = zeros(q, (size,), "float32")  # [size]
@@ -186,12 +195,21 @@ class Grid(NamedTuple):
     share: int  # units of a block; 0: as many as make equal shares, but at least LEAST_SHARE tokens a warp
 
 
+def heads_of_tile(choice: KernelChoice, heads_per_kv: int) -> int:
+    """As many as fit, or fewer so that all tiles have the same number, or almost."""
+    return -(-heads_per_kv // -(-heads_per_kv // choice.decode_rows))
+
+
+def queries_of_tile(choice: KernelChoice, heads: int) -> int:
+    """Of a prompt."""
+    return max(2, choice.prefill_rows // heads)
+
+
 def decode_grid(
     choice: KernelChoice, num_seqs: int, num_kv_heads: int, heads_per_kv: int, longest: int, split_size: int | None
 ) -> Grid:
-    head_tiles = -(-heads_per_kv // choice.decode_rows)
-    heads = -(-heads_per_kv // head_tiles)
-    tiles = num_kv_heads * head_tiles
+    heads = heads_of_tile(choice, heads_per_kv)
+    tiles = num_kv_heads * -(-heads_per_kv // heads)
     if split_size:
         return Grid(heads, tiles, num_seqs * max(1, -(-longest // split_size)), split_size, 1)
     if longest <= SHORT:
@@ -291,7 +309,7 @@ def launch_attention(
         decode = choice.kernel_for(q_kind, kv, head_size, block_size, heads_per_kv, grid.heads, 1, **options)
         decode[(grid.tiles, grid.blocks), choice.num_threads, cuda_stream](*arguments)
     if max_query_len > 1:
-        tokens = max(2, choice.prefill_rows // grid.heads)
+        tokens = queries_of_tile(choice, grid.heads)
         prefill = choice.kernel_for(q_kind, kv, head_size, block_size, heads_per_kv, grid.heads, tokens, **options)
         prefill[(grid.tiles, num_tiles(num_tokens, tokens, num_seqs)), choice.num_threads, cuda_stream](*arguments)
 
@@ -309,6 +327,8 @@ def check_arrays(q: Array, k_cache: Array, v_cache: Array, k_scales: Any, v_scal
     for array in tables:
         layout(array)  # raises, if it is not on the GPU
     alignment = 4 * pieces_of(layout(q).shape[2], kv).words  # bytes; also refuses a head size that no kernel has
+    if has_tensor_kernel(q_kind, kv, layout(q).shape[2]):
+        alignment = 16
     for name, array in (("k_cache", k_cache), ("v_cache", v_cache)):
         require(
             layout(array).address % alignment == 0,

@@ -46,8 +46,8 @@ def is_zero(x):
 def joiner(
     parts: int, heads: int, tokens: int, heads_per_kv: int, head_size: int, num_threads: int, stored: Any
 ) -> Any:
-    """What the warps of one block have found in their parts of a context, joined and written to `out`, or to a place of
-    the workspace.
+    """What the warps of one block have found in their parts of a context, joined and written to a place of the
+    workspace, or to `out` if the place is -1.
 
     found: shared memory with the sums [parts, rows, head_size], the highest scores [parts, rows] and the totals
     [parts, rows].

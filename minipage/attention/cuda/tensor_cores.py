@@ -1,19 +1,30 @@
 """Paged attention on tensor cores: 16 tokens of K and V at once, against up to 16 rows of q.
 
-`mma.m16n8k16` multiplies a 16 x 16 matrix with a 16 x 8 one, each held in pieces by the 32 lanes of a warp: lane
-4 g + c has, of the left one, rows g and g + 8, and of the right one, column g; and of both the inner indices 2 c,
-2 c + 1, 2 c + 8 and 2 c + 9. The left one is K or V, of 16 tokens. The right one has 8 rows of q as its columns: query
-heads that share a KV head (of a decode), or also those of several tokens (of a prompt); for 9 to 16 rows there are two.
+`mma.m16n8k16` multiplies a left matrix, 16 x 16, with a right one, 16 x 8. A warp holds both in pieces, and the result.
+Lane 4 g + c has
 
-    K @ q   [tokens, rows of q]: the inner index is the position in the head, and a sum may be taken in any order: so
+    left    rows g and g + 8    inner indices 2 c, 2 c + 1, 2 c + 8 and 2 c + 9
+    right   column g            the same inner indices
+    result  rows g and g + 8    columns 2 c and 2 c + 1
+
+The left one is of 16 tokens of K or V. Columns of the right one are rows of q: query heads that share a KV head (of a
+decode), or also those of several tokens (of a prompt). For 9 to 16 rows there are two of 8 columns, the halves.
+
+    K @ q   [tokens, rows of q]: the inner index is the position in the head, and a sum may be taken in any order. So
             16 bytes of a row of K are a lane's piece as they are, if q is cut in the same way
-    V @ P   [positions in the head, rows of q]: the inner index is the token. Rows of V are woven in pairs by `prmt`;
-            the scores of a lane, of tokens g and g + 8, become its piece of P by `transposed`
+    V @ P   [positions in the head, rows of q], P the weights: the inner index is the token. Of rows of V, too, a lane
+            takes up to 16 bytes as they are, woven in pairs by `prmt`, and its results are of these positions. Its
+            scores, of tokens g and g + 8, become its piece of P by `transposed`
+
+K and V of one byte a number become float16 in registers, exactly, times a power of two (their unit). So do q and P,
+which are made to fit its range; what is too small for it hardly counts beside the largest:
+
+    q       divided by a power of two for each row, by which its largest number is from 1 to 2
+    P       weight * scale of V is at most 1, because weights are relative to the highest score + log2(scale of V)
 
 Memory is fast only for whole lines of 128 bytes. So a warp requests whole rows of K and V, two to four steps before it
 wants them (`cp.async`), and they arrive in shared memory, from where each lane takes its pieces (docs/gpu.md: that is a
-fifth faster than requesting the pieces themselves). K and V of one byte a number become float16 in registers, and so do
-q, in whole powers of two of a row's largest number, and the weights. The rest is as in ordinary_cores.py.
+fifth faster than requesting the pieces themselves). The rest is as in ordinary_cores.py.
 """
 
 from __future__ import annotations
@@ -50,7 +61,7 @@ NUM_WARPS = 2
 WIDE = 8  # warps of a block that has a multiprocessor to itself
 TILE = 16  # tokens that are multiplied at once; and rows of q of a warp
 WARP_BYTES = 16 * 1024  # of K and V that are on their way to a warp
-LEAST_SCALE = np.float32(2**-60)  # of V, that is looked at; weights may be one over that, and are summed up
+LEAST_SCALE = np.float32(2**-60)  # of V, for weights: they are at most one over it, or might be infinite
 WIDE_BYTES = WIDE * (WARP_BYTES + 4 * 2 * 4 * WARP)  # of shared memory, with scales
 
 
@@ -76,14 +87,14 @@ def tensor_kernel(
     PREFILL = tokens > 1
     WINDOW = window or 0  # a decode starts behind it; of the queries of a prompt each has another one
     ROWS = heads * tokens
-    EACH = min(2, ROWS)  # rows of q whose scores a lane has, of each half
-    PARTS = 1 if PREFILL else num_warps
+    EACH = min(2, ROWS)  # rows of q whose scores a lane looks at, of each half
+    PARTS = 1 if PREFILL else num_warps  # of a context, which the warps of a block have
     HALVES = 2 if PREFILL or heads > 8 else 1  # of 8 rows of q
     HEAD_TILES = -(-heads_per_kv // heads)
     QUANTIZED = kv.is_quantized
     ROW_WORDS = head_size * kv.num_bytes // 4
     STEP = 2 * TILE if ROW_WORDS <= WARP else TILE  # tokens of K and V at once
-    GROUPS = STEP // TILE
+    GROUPS = STEP // TILE  # of 16 tokens
     OWN = 2 * GROUPS  # tokens whose scores a lane has
     # A row of K is cut into chunks of 16 bytes for each of 4 lanes, which become K_WIDTH words of two numbers each.
     PER_WORD = 2 // kv.num_bytes  # words of two numbers that a word of K and V becomes
@@ -95,7 +106,7 @@ def tensor_kernel(
     V_CHUNKS = ROW_WORDS // 8 // V_LOAD
     V_WIDTH = V_LOAD * PER_WORD
     TILES = head_size // 16  # of 16 positions in the head
-    ALL_TILES, ALL_GROUPS = HALVES * TILES, GROUPS * HALVES
+    ALL_TILES, ALL_GROUPS = HALVES * TILES, GROUPS * HALVES  # results of V @ P, of K @ q
     # Shared memory, in words: stages of K, V and scales on their way to each warp, and in the end the results.
     PIECES = ROW_WORDS // 4  # of 16 bytes, in a row; a load of the warp brings whole rows: this many
     ROWS_AT_ONCE = WARP // PIECES
@@ -107,13 +118,13 @@ def tensor_kernel(
     TOTALS = HIGHEST + PARTS * ROWS
     BUFFER = max(num_warps * STAGES * STAGE, PARTS * ROWS * (head_size + 2))
     BUFFER_SIZE = size_in_kernel(BUFFER)
-    STRIDE = STEP if PREFILL else STEP * num_warps
+    STRIDE = STEP if PREFILL else STEP * num_warps  # tokens from a step of a warp to its next
     kind = FLOAT16 if QUANTIZED else q_kind  # of what is multiplied
     pack = pack_halves if kind == FLOAT16 else pack_bfloats
     load_k, load_v, multiply = loader(4), loader(V_LOAD), multiplier(kind)
     as_halves = maker_of_halves(q_kind, K_WORDS)
     k_piece, v_piece, unit = pieces(kv)
-    NUMBER = np.float32(1 / unit)
+    PER_UNIT = np.float32(1 / unit)
     wait_for_oldest, wait_for_all = waiter(STAGES - 1), waiter(0)
     join = joiner(PARTS, heads, tokens, heads_per_kv, head_size, NUM_THREADS, q_kind.stored)
     write_newest = newest_writer(q_kind, kv, head_size)
@@ -140,7 +151,7 @@ def tensor_kernel(
         if is_wanted:
             lane = int32(cuda.threadIdx.x % WARP)
             piece = lane % PIECES
-            row = int32(slot * num_kv_heads + kv_head)
+            row = int32(slot * num_kv_heads + kv_head)  # 2 ** 31 rows would be 256 GiB of K and V
             for i in range(STEP // ROWS_AT_ONCE):
                 own = int32(i * ROWS_AT_ONCE + lane // PIECES)
                 at = int64(cuda.shfl_sync(ALL, row, own)) * ROW_WORDS + piece * 4
@@ -150,7 +161,7 @@ def tensor_kernel(
             if QUANTIZED:
                 request_4_bytes(buffer, stage + SCALE_START + lane, k_scales, row)
                 request_4_bytes(buffer, stage + SCALE_START + STEP + lane, v_scales, row)
-        end_of_group()
+        end_of_group()  # an empty one, too: whoever waits counts groups
 
     @device_function
     def score_tokens(score, buffer, stage, q_word, own):
@@ -165,24 +176,24 @@ def tensor_kernel(
                     row = m * TILE + 8 * n
                     load_k(k, n, buffer, stage + (own[1] if i % 2 else own[0]) + row * ROW_WORDS + i // 2 * 32)
                 for w in range(0, K_WIDTH, 2):
-                    j = i * K_WIDTH + w
+                    word = i * K_WIDTH + w
                     a = (k_piece(k, 0, w), k_piece(k, 1, w), k_piece(k, 0, w + 1), k_piece(k, 1, w + 1))
                     for half in range(HALVES):
-                        multiply(score, m * HALVES + half, a, q_word[half, j], q_word[half, j + 1])
+                        multiply(score, m * HALVES + half, a, q_word[half, word], q_word[half, word + 1])
 
     @device_function
-    def weigh(half, e, own_token, visible, score, q_scale, k_scale, v_scale, size, highest, total, acc):
-        """Make the scores of a row of q weights, times the scales of V; and total and sums relative to the highest."""
-        new = highest[half, e]  # of score and size: no weight times its scale is above 1
+    def weigh(half, e, own_token, visible, score, q_scale, k_scale, v_scale, log_scale, highest, total, acc):
+        """Scores of a row of q become weights times scales of V, and total and sums relative to the new highest."""
+        new = highest[half, e]  # of score + log_scale: no weight times its scale of V is above 1
         for n in range(OWN):
-            m, f = n // 2 * HALVES + half, n % 2 * 2 + e
+            j, f = n // 2 * HALVES + half, n % 2 * 2 + e
             token = int32(own_token + 8 * n)
             is_seen = token < visible[half, e]
             if PREFILL and WINDOW:
                 is_seen = is_seen and token >= visible[half, e] - WINDOW
-            x = score[m, f] * q_scale[half, e] * k_scale[n]
-            score[m, f] = x if is_seen else LOWEST
-            new = max(new, score[m, f] + size[n])
+            x = score[j, f] * q_scale[half, e] * k_scale[n]
+            score[j, f] = x if is_seen else LOWEST
+            new = max(new, score[j, f] + log_scale[n])
         for bit in (4, 8, 16):
             new = max(new, cuda.shfl_xor_sync(ALL, new, bit))
         shrink = exp2(highest[half, e] - new)
@@ -192,10 +203,10 @@ def tensor_kernel(
             acc[t, e] *= shrink
             acc[t, 2 + e] *= shrink
         for n in range(OWN):
-            m, f = n // 2 * HALVES + half, n % 2 * 2 + e
-            weight = exp2(score[m, f] - new)
+            j, f = n // 2 * HALVES + half, n % 2 * 2 + e
+            weight = exp2(score[j, f] - new)
             total[half, e] += weight
-            score[m, f] = weight * v_scale[n]
+            score[j, f] = weight * v_scale[n]
 
     @device_function
     def add_values(acc, buffer, stage, p, own):
@@ -217,6 +228,7 @@ def tensor_kernel(
         query_start_loc, out, workspace, scale, q_stride, max_blocks, num_kv_heads,
         new_k, new_v, slot_mapping, k_numbers, v_numbers, k_stride, v_stride,
     ):  # fmt: skip
+        """`attend`, as tiles.ragged_kernel has it."""
         # which rows of q, which tokens of K and V
         num_kv_heads, max_blocks = int32(num_kv_heads), int32(max_blocks)
         kv_head, head_tile = int32(cuda.blockIdx.x // HEAD_TILES), int32(cuda.blockIdx.x % HEAD_TILES)
@@ -235,7 +247,7 @@ def tensor_kernel(
             start = int32(start + warp * STEP)
 
         buffer = cuda.shared.array(BUFFER_SIZE, float32)
-        table = int32(seq * max_blocks)
+        table = int32(seq * max_blocks)  # 2 ** 31 entries would be 8 GiB of block tables
         own_stages = int32(warp * STAGES * STAGE)
         new_slot = int32(-1)
         if writes:  # steps that do not hold the newest token are requested before it is there
@@ -265,9 +277,9 @@ def tensor_kernel(
                 q_word[half, w] = uint32(0)
                 if is_row:
                     q_word[half, w] = q[at + (w // K_WIDTH * 4 + c) * K_WIDTH + w % K_WIDTH]
-            own = as_halves(q_word, half) * NUMBER if QUANTIZED else float32(1)
+            power = as_halves(q_word, half) * PER_UNIT if QUANTIZED else float32(1)
             for e in range(2):
-                q_scale[half, e] = scale * cuda.shfl_sync(ALL, own, 4 * (2 * c + e)) if QUANTIZED else scale
+                q_scale[half, e] = scale * cuda.shfl_sync(ALL, power, 4 * (2 * c + e)) if QUANTIZED else scale
                 token = first + (first_row + 8 * half + 2 * c + e) // heads
                 visible[half, e] = min(stop, seen_before + token) if PREFILL else stop
                 highest[half, e], total[half, e] = LOWEST, float32(0)
@@ -288,12 +300,12 @@ def tensor_kernel(
                     k_cache, v_cache, k_scales, v_scales, kv_head, num_kv_heads,
                 )  # fmt: skip
 
-        score = cuda.local.array((ALL_GROUPS, 4), float32)  # of token g with two rows of q, then of token g + 8
+        score = cuda.local.array((ALL_GROUPS, 4), float32)  # of token g with rows 2 c, 2 c + 1 of q, then of g + 8
         p = cuda.local.array((ALL_GROUPS, 2), uint32)
         k_scale, v_scale = cuda.local.array(OWN, float32), cuda.local.array(OWN, float32)  # of tokens g, g + 8, ...
-        size = cuda.local.array(OWN, float32)  # binary logarithms of the latter
+        log_scale = cuda.local.array(OWN, float32)  # log2 of v_scale
         for n in range(OWN):
-            k_scale[n], v_scale[n], size[n] = float32(1), float32(1), float32(0)
+            k_scale[n], v_scale[n], log_scale[n] = float32(1), float32(1), float32(0)
         # Where this lane finds its pieces of rows: other rows and pieces are a fixed distance away from one of these.
         own_k = (place(g, c), place(g, c ^ 4))
         piece, word = g * V_LOAD // 4, g * V_LOAD % 4 + V_START
@@ -310,13 +322,13 @@ def tensor_kernel(
                 for n in range(OWN):
                     at = stage + SCALE_START + 8 * n + g
                     k_scale[n], v_scale[n] = buffer[at], buffer[at + STEP]
-                    size[n] = log2(max(v_scale[n], LEAST_SCALE))
+                    log_scale[n] = log2(max(v_scale[n], LEAST_SCALE))
             for half in range(HALVES):
                 for e in range(EACH):
-                    weigh(half, e, base + g, visible, score, q_scale, k_scale, v_scale, size, highest, total, acc)
+                    weigh(half, e, base + g, visible, score, q_scale, k_scale, v_scale, log_scale, highest, total, acc)
                 for n in range(OWN):
-                    m, f = n // 2 * HALVES + half, n % 2 * 2
-                    p[m, n % 2] = transposed(pack(score[m, f], score[m, f + 1]))
+                    j, f = n // 2 * HALVES + half, n % 2 * 2
+                    p[j, n % 2] = transposed(pack(score[j, f], score[j, f + 1]))
             add_values(acc, buffer, stage, p, own_v)
             cuda.syncwarp()  # all lanes have read what is overwritten now
             request(
@@ -337,10 +349,10 @@ def tensor_kernel(
                     at = part * ROWS + row
                     if g == 0:
                         buffer[HIGHEST + at], buffer[TOTALS + at] = highest[half, e], total[half, e]
-                    for t in range(TILES):
+                    for t in range(TILES):  # the two positions in the head that were rows g and g + 8
                         column = at * head_size + ((t // V_WIDTH * 8 + g) * V_WIDTH + t % V_WIDTH) * 2
                         low, high = acc[half * TILES + t, e], acc[half * TILES + t, 2 + e]
-                        buffer[column], buffer[column + 1] = low * NUMBER, high * NUMBER
+                        buffer[column], buffer[column + 1] = low * PER_UNIT, high * PER_UNIT
         cuda.syncthreads()
         join(buffer, out, workspace, result_at, q_start, num_queries, first, kv_head, head_tile, num_kv_heads)
 
