@@ -41,7 +41,7 @@ class Minipage:
             "int8": {"quantization": "int8"},
         }[precision]
         sizes = {"max_num_seqs": MAX_NUM_SEQS, "max_model_len": MAX_MODEL_LEN, "num_blocks": KV_TOKENS // 16}
-        self.llm = LLM(folder, max_num_batched_tokens=512, **sizes, **options)  # as `minipage serve` has it on a CPU
+        self.llm = LLM(folder, max_num_batched_tokens=1024, **sizes, **options)  # as `minipage serve` has it on a CPU
         take_memory(self.llm)  # as the server does, and as vLLM does by itself
         numba.set_num_threads(num_threads)
         if precision == "bfloat16":

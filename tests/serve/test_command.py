@@ -149,7 +149,7 @@ def test_options_have_the_names_that_vllm_gives_them():
 
 @pytest.mark.parametrize(
     ("given", "budget"),
-    [({}, 512), ({"max_num_seqs": 600}, 600), ({"max_num_batched_tokens": 9}, 9), ({"device": "cuda"}, None)],
+    [({}, 1024), ({"max_num_seqs": 1200}, 1200), ({"max_num_batched_tokens": 9}, 9), ({"device": "cuda"}, None)],
 )
 def test_a_step_on_a_cpu_is_short_if_nothing_else_is_said(given, budget, monkeypatch):
     engine = dict(given)
