@@ -220,6 +220,8 @@ def apart(call: Callable[[], Result]) -> Result:
     thread = threading.Thread(target=run, name="minipage apart", daemon=True)
     try:
         thread.start()
+        while thread.is_alive():
+            thread.join(0.1)  # not for ever: a signal that comes just before a wait begins does not end it
         return answer.result()
     except KeyboardInterrupt as error:  # of which only the main thread hears
         ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(type(error)))
