@@ -41,8 +41,12 @@ MAX_MODEL_LEN = 1024
 LONG_PROMPT = 2048  # tokens
 GOAL = 0.9  # of the tokens/s without HTTP
 DTYPES = "float32", "bfloat16"
-REPORTED = {"tokens/s": "output_throughput", "first, ms": "median_ttft_ms", "p99": "p99_ttft_ms",
-            "next, ms": "median_tpot_ms"}  # fmt: skip  (first and next tokens; a table has 80 columns)
+REPORTED = {
+    "tokens/s": "output_throughput",
+    "first, ms": "median_ttft_ms",
+    "p99": "p99_ttft_ms",
+    "next, ms": "median_tpot_ms",
+}  # fmt: skip  (first and next tokens; a table has 80 columns)
 TEMPERATURES = {"greedy": 0.0, "drawn": 1.0}
 MODELS = {"GPT-2 124M": 50_257, "SmolLM2 135M": llama.VOCABULARY}  # their vocabularies
 
