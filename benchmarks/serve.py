@@ -46,7 +46,7 @@ REPORTED = {
     "first, ms": "median_ttft_ms",
     "p99": "p99_ttft_ms",
     "next, ms": "median_tpot_ms",
-}  # fmt: skip  (first and next tokens; a table has 80 columns)
+}  # of first and next tokens; a table has 80 columns
 TEMPERATURES = {"greedy": 0.0, "drawn": 1.0}
 MODELS = {"GPT-2 124M": 50_257, "SmolLM2 135M": llama.VOCABULARY}  # their vocabularies
 
