@@ -9,6 +9,7 @@ from typing import Any
 
 from minipage.attention.cuda.compat import cuda, device_function, types
 from minipage.attention.cuda.kinds import FLOAT16, Kind, halves_of
+from minipage.attention.cuda.ordinary_cores import ALL
 from minipage.attention.cuda.ptx import (
     bits_of_float,
     float_of_bits,
@@ -21,7 +22,6 @@ from minipage.attention.cuda.ptx import (
 )
 
 float32, uint32 = types.float32, types.uint32
-ALL = 0xFFFFFFFF  # the lanes that take part in a shuffle
 
 
 def pieces(kv: Kind) -> tuple[Any, Any, float]:
