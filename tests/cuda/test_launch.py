@@ -29,8 +29,10 @@ def test_a_workspace_is_enough_for_what_all_blocks_leave_in_it(num_seqs, context
 
 @given(st.integers(1, 512), st.integers(1, 100), st.integers(1, 4))
 def test_contexts_of_one_length_are_cut_alike(num_seqs, few, times):
-    blocks = launch.decode_blocks(num_seqs, few, few * times)
-    assert 1 <= blocks <= few * times
+    most = few * times
+    blocks = launch.decode_blocks(num_seqs, few, most)
+    assert 1 <= blocks <= max(most, min(num_seqs, launch.MOST_TURNS * most))
+    assert blocks == num_seqs or not most < num_seqs <= launch.MOST_TURNS * most  # not cut at all
     if num_seqs <= few // 8:
         assert blocks % num_seqs == 0 and blocks >= 7 / 8 * few
 

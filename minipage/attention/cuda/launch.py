@@ -44,7 +44,8 @@ UNIT = 128  # tokens that are not divided, if it may depend
 SHORT = 512  # tokens of a context that is not divided: joining its parts would cost more time than it saves
 FEW_SEQS = 16  # whose new K and V are written by the way: of many, a launch for all of them costs less
 MOST_HEADS = 32  # of a tile of q, in any kernel
-MOST_BLOCKS = 4  # for each multiprocessor, in any kernel
+MOST_BLOCKS = 4  # for each multiprocessor, in any kernel, at once
+MOST_TURNS = 3  # of blocks of a decode, one after the other; with 8 ragged batches were a tenth slower
 LOG2_E = 1.4426950408889634  # exp(x) = exp2(x * LOG2_E): the hardware has exp2
 
 
@@ -181,7 +182,8 @@ def workspace_size(
     if split_size:  # a block for each split; tiles are at least half full, so 2 * num_heads rows; two places for each
         num_blocks = num_seqs * -(-max_context_len // split_size)
         return num_blocks * (num_heads + 2 * 2 * num_heads * (head_size + 1))
-    num_blocks = max(MOST_BLOCKS * num_processors(), num_heads)
+    at_once = max(MOST_BLOCKS * num_processors(), num_heads)
+    num_blocks = max(at_once, min(num_seqs * num_heads, MOST_TURNS * at_once))
     return num_blocks * (1 + 2 * min(MOST_HEADS, num_heads) * (head_size + 1))
 
 
@@ -192,7 +194,7 @@ class Grid(NamedTuple):
     tiles: int  # of all heads
     blocks: int  # for each of them
     unit: int  # tokens that are not divided
-    share: int  # units of a block; 0: as many as make equal shares, but at least LEAST_SHARE tokens a warp
+    share: int  # units of a block; 0: as many as make equal shares, but at least LEAST_SHARE tokens
 
 
 def heads_of_tile(choice: KernelChoice, heads_per_kv: int) -> int:
@@ -220,6 +222,8 @@ def decode_grid(
 
 def decode_blocks(num_seqs: int, few: int, most: int) -> int:
     """How many blocks share the contexts of a decode, for one tile of heads."""
+    if most < num_seqs <= MOST_TURNS * most:
+        return num_seqs  # and so contexts of one length are not cut: to join parts takes longer than to take turns
     blocks = few if num_seqs <= few else most
     unequal = blocks % num_seqs  # without these, contexts of one length are all cut alike, or not at all
     return blocks - unequal if num_seqs <= blocks and 8 * unequal <= blocks else blocks

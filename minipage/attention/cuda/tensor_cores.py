@@ -53,7 +53,7 @@ from minipage.attention.cuda.ptx import (
     transposed,
     waiter,
 )
-from minipage.attention.cuda.tiles import LEAST_SHARE, ragged_kernel
+from minipage.attention.cuda.tiles import ragged_kernel
 
 float32, int32, int64, uint32 = types.float32, types.int32, types.int64, types.uint32
 
@@ -358,4 +358,4 @@ def tensor_kernel(
 
     merge = merger(heads, heads_per_kv, head_size, NUM_THREADS, q_kind.stored)
     attend = device_function(attend_tile)
-    return ragged_kernel(attend, merge, tokens, window, writes, LEAST_SHARE * num_warps, 4 * BUFFER)
+    return ragged_kernel(attend, merge, tokens, window, writes, 4 * BUFFER)

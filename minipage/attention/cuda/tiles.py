@@ -33,7 +33,7 @@ int32 = types.int32
 WARP = 32
 ALL = 0xFFFFFFFF  # the lanes that take part in a shuffle
 EVERYTHING = np.int32(LARGEST_LENGTH)  # a window that no context is longer than
-LEAST_SHARE = 128  # tokens of a warp, at least, if the kernel decides: joining takes time, too
+LEAST_SHARE = 256  # tokens of a block, at least, if the kernel decides: joining takes time, too
 
 
 @device_function
@@ -58,9 +58,11 @@ def num_tiles(num_tokens: int, size: int, num_seqs: int) -> int:
 def units_of(seq, context_lens, query_start_loc, unit, window):
     """How many units of work a sequence is: none if it is no decode, else at least 1, to write its answer. What lies
     behind the window is no work."""
-    if seq >= len(context_lens) or query_start_loc[seq + 1] - query_start_loc[seq] != 1:
+    if seq >= len(context_lens):
         return int32(0)
-    return int32(max(1, quotient(min(context_lens[seq], window) + unit - 1, unit)))
+    context, begin, end = context_lens[seq], query_start_loc[seq], query_start_loc[seq + 1]  # asked for together
+    units = int32(max(1, quotient(min(context, window) + unit - 1, unit)))
+    return units if end - begin == 1 else int32(0)
 
 
 @device_function
@@ -97,9 +99,8 @@ def find_unit(wanted, context_lens, query_start_loc, unit, window):
 
 
 def ragged_kernel(
-    attend: Any, merge: Any, tokens: int, window: int | None, writes: bool = False, least_share: int = 2 * LEAST_SHARE,
-    shared_bytes: int = 0,
-) -> Any:  # fmt: skip
+    attend: Any, merge: Any, tokens: int, window: int | None, writes: bool = False, shared_bytes: int = 0
+) -> Any:
     """The kernel that takes a block through its work: decodes, or, if a tile is of several `tokens`, prompts.
 
     attend: (seq, first query, first token of K and V, token after the last, place, ...) for a tile of q of a sequence;
@@ -108,7 +109,6 @@ def ragged_kernel(
     merge: see merge.py.
     window: how many tokens a query sees; None: all before it.
     writes: of decodes, K and V of the newest token come along (see launch_attention), and `attend` waits for them.
-    least_share: tokens of a block, at least, if the kernel decides.
     shared_bytes: as `kernel` has it, for `attend`.
     """
     WINDOW = EVERYTHING if window is None else np.int32(window)
@@ -126,7 +126,7 @@ def ragged_kernel(
         if share == 0:  # units of each block: as many as make equal shares
             blocks = cuda.gridDim.y
             total = total_units(context_lens, query_start_loc, unit, WINDOW)
-            share = max(quotient(least_share, unit), quotient(total + blocks - 1, blocks))
+            share = max(quotient(int32(LEAST_SHARE), unit), quotient(total + blocks - 1, blocks))
         begin = int32(cuda.blockIdx.y * share)
         seq, before = find_unit(begin, context_lens, query_start_loc, unit, WINDOW)
         while seq < len(context_lens) and before < begin + share:
