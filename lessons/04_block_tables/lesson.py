@@ -291,6 +291,9 @@ except InvalidRequestError as error:
     print(error)
 
 # %% [markdown]
+# minipage refuses the single request that is too long; vLLM refuses to start, unless `max_model_len` is lowered. Both are
+# better than what nano-vllm did (#274, #277): accept it, and fail or spin when the pool is empty.
+#
 # ## A window that moves on
 #
 # Many models since the paper have *sliding windows*: a layer lets each token see the last W tokens only. Then a block that lies
@@ -328,10 +331,6 @@ while llm.has_unfinished_requests():
 # blocks lie behind. A model that mixes such layers with full ones gives every sequence a table for each *kind*, over one pool;
 # vLLM calls the kinds KV cache groups (`minipage/memory/kv_groups.py`). `demo window` shows blocks coming home, and exercise
 # 4.5 is to write it.
-
-# %% [markdown]
-# minipage refuses the single request that is too long; vLLM refuses to start, unless `max_model_len` is lowered. Both are
-# better than what nano-vllm did (#274, #277): accept it, and fail or spin when the pool is empty.
 #
 # ## What vLLM does
 #

@@ -25,7 +25,7 @@
 # document, the conversation so far. Their K and V are the same numbers, and they may still be there. You will
 #
 # - measure what is found, and when nothing is,
-# - build the hash (the *key*) that a block is found by, and break a bad one,
+# - build the hash that a block is found by, and break a bad one,
 # - see blocks that are free and yet not empty, and in which order they are lost,
 # - and answer all five questions.
 
@@ -74,8 +74,8 @@ from minipage.memory import BlockPool, BlockTable, PrefixCache
 def serve(tokens, cache, table_class=BlockTable):
     """What the engine does with a prompt, except the computing. Returns how many tokens were found."""
     table = table_class(cache.pool)
-    blocks, keys = cache.find(tokens)
-    cache.adopt(table, blocks, keys)
+    blocks, hashes = cache.find(tokens)
+    cache.adopt(table, blocks, hashes)
     num_found = table.num_tokens
     table.append(len(tokens) - num_found)  # here the engine would compute these
     cache.publish(table, tokens)
@@ -168,41 +168,41 @@ plt.show()
 # So put what changes to the *end* of a prompt. A timestamp in the first line of a system prompt makes every hit impossible:
 # the second common answer to "why 0 %?"
 #
-# ## A key for each block
+# ## A hash for each block
 #
-# How is a block found? By a key that stands for everything up to its end. It is made of the key of the block before, and of its
+# How is a block found? By a hash that stands for everything up to its end. It is made of the hash of the block before, and of its
 # own tokens:
 #
 # ```
-# key 0 = hash(salt, tokens 0-15)    key 1 = hash(key 0, tokens 16-31)    key 2 = hash(key 1, tokens 32-47) ...
+# hash 0 = H(salt, tokens 0-15)    hash 1 = H(hash 0, tokens 16-31)    hash 2 = H(hash 1, tokens 32-47) ...
 # ```
 
 # %%
 import hashlib
 
 
-def key(parent, tokens):
+def block_hash(parent, tokens):
     return hashlib.sha256(parent + b"|" + ",".join(map(str, tokens)).encode()).digest()
 
 
-def keys(tokens, block_size=4, salt=b""):
+def hashes(tokens, block_size=4, salt=b""):
     chain = [salt]
     for start in range(0, len(tokens) - block_size + 1, block_size):
-        chain.append(key(chain[-1], tokens[start : start + block_size]))
-    return [k.hex()[:8] for k in chain[1:]]
+        chain.append(block_hash(chain[-1], tokens[start : start + block_size]))
+    return [h.hex()[:8] for h in chain[1:]]
 
 
 a = llm.tokenizer.encode("To be, or not to be, that is the question")
 b = llm.tokenizer.encode("To be, or not to see, that is the question")
-print(keys(a))
-print(keys(b))
+print(hashes(a))
+print(hashes(b))
 
 # %% [markdown]
-# The first blocks agree, and from the changed one on all keys differ, though the last words are alike. `find` is a walk along
-# this chain through a dictionary; it stops at the first key that is not there. `minipage/memory/prefix_cache.py` is no more
+# The first blocks agree, and from the changed one on all hashes differ, though the last words are alike. `find` is a walk along
+# this chain through a dictionary; it stops at the first hash that is not there. `minipage/memory/prefix_cache.py` is no more
 # than that.
 #
-# ### When keys collide
+# ### When hashes collide
 #
 # Does the hash have to be a good one? Megatron-LM (#4158) had one that collided when one token went up and its neighbour went
 # down: like a sum. Give the engine such a hash:
@@ -210,9 +210,9 @@ print(keys(b))
 
 # %%
 class SumCache(PrefixCache):
-    """A key that is only a sum: order and balance are lost."""
+    """A hash that is only a sum: order and balance are lost."""
 
-    def key(self, parent, token_ids):
+    def block_hash(self, parent, token_ids):
         total = int.from_bytes(parent, "big") + sum(token_ids)
         return (total % 2**256).to_bytes(32, "big")
 
@@ -256,7 +256,7 @@ for cache_class in (PrefixCache, SumCache):
 # %% [markdown]
 # Bob has chosen words so that the sums agree. With the bad hash his prompt finds Alice's blocks, and the model answers to what *Alice* wrote. In a real
 # service that is a leak of her prompt. So **yes, collisions are a security problem**, even with good hash functions, if they are
-# *predictable*: who can compute keys can search for two prompts with the same one (vLLM #12621: it
+# *predictable*: who can compute hashes can search for two prompts with the same one (vLLM #12621: it
 # used Python's built-in `hash`, which gives `None` the same number everywhere since Python 3.12).
 # minipage uses a cryptographic hash with a secret drawn for each cache.
 #
@@ -291,7 +291,7 @@ print(
 )
 
 # %% [markdown]
-# The last line has a `cache_salt`, which goes into the first key: only requests with the same salt share.
+# The last line has a `cache_salt`, which goes into the first hash: only requests with the same salt share.
 #
 # (The first two lines are also the *good* news of this lesson: that is what a hit saves. Kwon et al. got 1.67 times the
 # throughput from a shared prefix of 80 tokens, and 3.58 times from one of 341; figure 16.)
@@ -346,11 +346,11 @@ plt.show()
 # the *end* of the text. Head first, the very first block that goes makes all the others useless: nobody can find block 2 without
 # block 1.
 #
-# ## A stale key
+# ## A stale hash
 #
-# When a block is handed out, its key must be forgotten at that moment. nano-vllm (#163) forgot to forget: a block that had been
+# When a block is handed out, its hash must be forgotten at that moment. nano-vllm (#163) forgot to forget: a block that had been
 # reallocated kept its old hash, and a later request got another prompt's K and V, silently. In minipage the pool calls
-# `on_reuse`; let us cut that wire:
+# `on_evict`; let us cut that wire:
 
 
 # %%
@@ -394,12 +394,17 @@ def logits(llm, prompt):
 
 engine = LLM(enable_prefix_caching=True, num_blocks=100)
 first, second = logits(engine, prompt), logits(engine, prompt)
-print("tokens found:", engine.scheduler.prefix_cache.num_hit_tokens, "of", len(prompt))
+print("tokens found:", engine.scheduler.num_hit_tokens, "of", len(prompt))
 print("largest difference between the logits:", np.abs(first - second).max())
 best = np.sort(first)[-2:]  # [2]
 print("distance from the best token to the next:", best[1] - best[0])
 
 # %% [markdown]
+# Differences in the last digits: the first time, products of matrices with 65 rows; the second time, with one. Libraries add up the
+# products in another order for another shape, and a floating-point sum depends on the order. When two tokens are equally likely up
+# to the seventh digit, the other one may win, and from there the texts differ. That is not a bug of the cache; any change of the
+# batch does the same (in bf16, with three digits, far more often).
+#
 # ## Whose contents go first?
 #
 # A free block keeps what it holds until it is handed out, and the free queue is in the order in which blocks were freed: what
@@ -494,7 +499,7 @@ for size in (16, 64, 256):
     )
 
 # %% [markdown]
-# The unit decides, and no more the block. With small blocks it hardly matters; in blocks of 256 twice as much is found. What comes after the
+# The unit decides, and no longer the block. With small blocks it hardly matters; in blocks of 256 twice as much is found. What comes after the
 # changed word is lost in any case. `python -m benchmarks.partial_hits` measures chats and system prompts, too. And in the
 # engine, where the second prompt comes while the first is still being written:
 
@@ -514,11 +519,6 @@ print("tokens found:", llm.scheduler.num_hit_tokens)
 print("copies:", [tuple(copy) for frame in trace.steps for copy in frame.copies])
 
 # %% [markdown]
-# Differences in the last digits: the first time, products of matrices with 65 rows; the second time, with one. Libraries add up the
-# products in another order for another shape, and a floating-point sum depends on the order. When two tokens are equally likely up
-# to the seventh digit, the other one may win, and from there the texts differ. That is not a bug of the cache; any change of the
-# batch does the same (in bf16, with three digits, far more often).
-#
 # ## What vLLM does
 #
 # - Prefix caching is on by default. Hash chains as here, over the parent's hash, the block's tokens, and "extra keys": LoRA
@@ -541,7 +541,7 @@ print("copies:", [tuple(copy) for frame in trace.steps for copy in frame.copies]
 # In your folder (`learn init my-minipage` makes it, once):
 #
 # ```bash
-# python -m minipage learn check 8.1    # key; 8.2 publish, 8.3 find, 8.4 adopt, 8.5 forget and reset, 8.6 twins
+# python -m minipage learn check 8.1    # hash; 8.2 publish, 8.3 find, 8.4 adopt, 8.5 forget and reset, 8.6 twins
 # python -m minipage learn check 8.7    # parts of blocks; 8.8 what is evicted: both beside the engine's part
 # python -m minipage demo prefix --mine .
 # ```

@@ -128,8 +128,8 @@ for memory, rate in most.items():
 # %% [markdown]
 # It is less, because a step with more sequences takes longer: more K and V to read, more tokens for Python to choose. The paper says "1.7 to 2.7 times Orca (Oracle)" and "2.7 to 8
 # times Orca (Max)". The first you have just met. The 8 you will not, with any cost of a step: 7 requests at a time against 30 cannot be more than 4.4.
-# So the 8 must be something else than the most that is served. Who has few places (with OPT-66B there are 4) has a queue now and then long before all of them are taken
-# on average, because requests come in bunches. Compared where *waiting begins*, the largest factor is 5 to 9, depending on how you read it off a curve; the book's page
+# So the 8 must be something else than the most that is served. Requests come in bunches. So a server of few places (with OPT-66B there are 4) has a queue now and then, long before
+# all of them are taken on average. Compared where *waiting begins*, the largest factor is 5 to 9, depending on how you read it off a curve; the book's page
 # *The paper, rerun* tells how its authors may have done it.
 #
 # ## What moves it?

@@ -123,7 +123,7 @@ for frame in trace.steps:
 #
 # A token's K and V are so many bytes, and a bus moves so many a second; computing the token takes so many operations. Three models on an H200, in bfloat16, with 50 GB/s between the host and the GPU:
 #
-# > **Predict.** For which of them does it cost less to bring a token back than a third of computing it?
+# > **Predict.** For which of them does bringing a token back take less than a third of the time of computing it?
 
 # %%
 from minipage.simulate.configs import find_architecture

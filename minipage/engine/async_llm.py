@@ -75,8 +75,8 @@ class AsyncLLM:
     ) -> AsyncGenerator[RequestOutput, None]:
         """Yield what is known of a request whenever there is news, and in the end all of it.
 
-        Whoever reads slowly gets the newest output, and never those in between. To cancel the task or close the
-        iterator aborts the request: before the next step its blocks are free.
+        Whoever reads slowly gets the newest output, and never those in between. Cancelling the task or closing the
+        iterator aborts the request: its blocks are free before the next step.
 
         Raises:
             InvalidRequestError: it cannot be served.

@@ -46,12 +46,12 @@ class KVGroups(NamedTuple):
         in_groups: False: one ordinary table serves all layers, and nothing is given back.
         """
         windows = windows or (None,) * num_layers
-        kinds: dict[int, list[int]] = {}
+        kinds: dict[int, list[int]] = {}  # window: the layers that have it
         for layer, window in enumerate(windows):
             kinds.setdefault(window if window and in_groups else EVERYTHING, []).append(layer)
-        size = min(map(len, kinds.values()))
-        groups = [(window, own[i : i + size]) for window, own in kinds.items() for i in range(0, len(own), size)]
-        places = {layer: (g, i) for g, (_, own) in enumerate(groups) for i, layer in enumerate(own)}
+        size = min(map(len, kinds.values()))  # layers of a group: those of the rarest kind are one group
+        groups = [(window, alike[i : i + size]) for window, alike in kinds.items() for i in range(0, len(alike), size)]
+        places = {layer: (g, i) for g, (_, group) in enumerate(groups) for i, layer in enumerate(group)}
         layers = [Layer(*places[i], {"window": window} if window else {}) for i, window in enumerate(windows)]
         return cls(tuple(window for window, _ in groups), tuple(layers), size)
 
@@ -68,8 +68,8 @@ def blocks_behind(num_tokens: int, window: int, block_size: int) -> int:
 
 def blocks_held(num_tokens: int, window: int, block_size: int, most_at_once: int) -> int:
     """The most blocks that a text of `num_tokens` holds at a time, if a step computes up to `most_at_once` of them."""
-    in_reach = window - 1 + most_at_once
-    return min(blocks_needed(num_tokens, block_size), (in_reach + block_size - 2) // block_size + 1)
+    in_reach = window - 1 + most_at_once  # tokens in a row; at worst the first of them is the last of its block
+    return min(blocks_needed(num_tokens, block_size), 1 + blocks_needed(in_reach - 1, block_size))
 
 
 class WindowTable(BlockTable):

@@ -43,6 +43,7 @@ class Tier:
         self.unused = [*{~slot for slot in range(len(store.names))}.difference(self.place_of.values())]
 
     def save(self, block_hash: bytes, block: int) -> None:
+        """Keep a block of the pool, which is evicted there."""
         if not self.touch(block_hash) and self.store.names:  # what it holds already, it need not copy
             if not self.unused:
                 self.unused.append(self.place_of.popitem(last=False)[1])
@@ -74,9 +75,9 @@ class Offloaded(PrefixCache):
     came_back: dict[int, bytes]  # hashes of blocks that were loaded, until somebody counts them
 
     def find(self, token_ids: Sequence[int], salt: str = "") -> Prefix:
-        both: Any = copy(self)  # which also knows what is in the tier
+        both: Any = copy(self)  # the same cache, which also knows what is in the tier
         both._block_of = ChainMap(self._block_of, self.tier.place_of)
-        found: Prefix = super(Offloaded, both).find(token_ids, salt)
+        found: Prefix = super(Offloaded, both).find(token_ids, salt)  # the search of a cache that has no tier
         if min(found.blocks, default=0) >= 0:  # all is in the pool
             return found
         if self._has_room(found.blocks, len(token_ids)):
@@ -102,7 +103,7 @@ class Offloaded(PrefixCache):
     def _has_room(self, found: list[int], num_tokens: int) -> bool:
         """Whether the text could start now. If not, it waits, and what is loaded might be evicted before it starts.
 
-        Blocks that are still to be copied are not overwritten either (partial_cache.py).
+        Nor is anything loaded while copies are to be made (partial_cache.py): it might overwrite what they read.
         """
         taken = sum(block < 0 or self.pool.ref_count(block) == 0 for block in found)
         others = blocks_needed(num_tokens - 1, self.pool.block_size) - len(found)
@@ -111,11 +112,11 @@ class Offloaded(PrefixCache):
     def _bring_back(self, found: list[int]) -> None:
         """Load what was found in the tier into free blocks, and let it be known."""
         here, hashes = [b for b in found if b >= 0], [self.tier.store.names[~b] for b in found if b < 0]
-        table = BlockTable(self.pool)  # whose blocks are not evicted meanwhile
-        PrefixCache.adopt(self, table, here, [])
+        table = BlockTable(self.pool)
+        PrefixCache.adopt(self, table, here, [])  # so that these are not evicted meanwhile
         for block_hash in hashes:
             self.tier.touch(block_hash)
-        table.blocks += self.pool.allocate_many(len(hashes))  # which may evict others, into the tier
+        table.blocks += self.pool.allocate_many(len(hashes))  # which may evict others into the tier, over these last
         for block_hash, block in zip(hashes, table.blocks[len(here) :]):
             if self.tier.load(block_hash, block):
                 self._hash_of[block] = self.came_back[block] = block_hash

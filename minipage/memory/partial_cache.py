@@ -63,13 +63,14 @@ class PartialPrefixCache(PrefixCache):
         found, size = super().find(token_ids, salt), self.pool.block_size
         start = len(found.blocks) * size
         longest = token_ids[start : min(start + size, len(token_ids)) - 1]
+        # A longer beginning may be known where a shorter one is not any more.
         known = [part for part in self._hashes(found.block_hashes[-1], longest) if part in self._part_of]
         found.block_hashes.extend(known[-1:])
         return found
 
     def adopt(self, table: BlockTable, blocks: list[int], block_hashes: list[bytes]) -> None:
         super().adopt(table, blocks, block_hashes[: 1 + len(blocks)])
-        for part_hash in block_hashes[1 + len(blocks) :]:
+        for part_hash in block_hashes[1 + len(blocks) :]:  # one, or none
             source, num_tokens = self._part_of[part_hash]
             self._hold(source)  # it is wanted, so it is evicted later
             self.pool.free(source)

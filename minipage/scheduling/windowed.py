@@ -24,8 +24,8 @@ class WindowedGroup(SequenceGroup):
 
     @classmethod
     def of(cls, windows: tuple[int, ...], most_at_once: int) -> type[WindowedGroup]:
-        parts = {"windows": windows, "most_at_once": most_at_once, "num_tables": len(windows)}
-        return type(cls.__name__, (cls,), parts)
+        attributes = {"windows": windows, "most_at_once": most_at_once, "num_tables": len(windows)}
+        return type(cls.__name__, (cls,), attributes)
 
     def next_chunks(self, budget: int) -> list[Chunk]:
         """First the windows move on, and what lies behind them goes back to the pool."""
@@ -45,7 +45,8 @@ class WindowedGroup(SequenceGroup):
     @classmethod
     def longest_that_fits(cls, num_prompt_tokens: int, max_num_seqs: int, num_blocks: int, block_size: int) -> int:
         most = partial(cls._most, num_prompt_tokens, max_num_seqs, block_size)  # blocks, by the number of tokens
-        return bisect_right(range(EVERYTHING), num_blocks, key=most)  # one more than is stored: the last token is not
+        # The first length that takes too many blocks: one more than can be stored, and the last token never is.
+        return bisect_right(range(EVERYTHING), num_blocks, key=most)
 
     @classmethod
     def _most(cls, num_shared_tokens: int, num_seqs: int, block_size: int, num_tokens: int) -> int:

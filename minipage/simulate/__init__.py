@@ -14,6 +14,9 @@ stand_in.py     a runner that computes nothing, and requests that know how long 
 reserving.py    the baselines under the same engine; static batches
 serve.py        arrivals in, a report out
 
+    the real engine on the real clock
+device.py       a device that computes nothing, and takes its time
+
     the paper
 paper.py        its servers, and a number beside ours
 pools.py        many simulations, on all cores or on a Ray cluster

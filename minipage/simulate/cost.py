@@ -13,7 +13,7 @@ and heads:
 Where steps overlap, the host plans and launches one while the device computes the one before, so a step costs what
 takes longer, host or device; otherwise both.
 
-That decoding is bound by the first half of the first line is why batches pay (Williams, Waterman and Patterson,
+Decoding waits for the weights, which are read once for all: that is why batches pay (Williams, Waterman and Patterson,
 "Roofline", 2009; for language models Pope et al., arXiv 2211.05102). Nothing here is fitted to a run of the engine.
 """
 

@@ -119,7 +119,7 @@ class Tally:
         self._logical = self._physical = 0
 
     def on_step(self, plan: StepPlan, work: Work, seconds: float) -> None:
-        """The runner's: the step's tokens have slots, and none has been finished in it yet."""
+        """The runner calls this in the middle of a step: tokens have slots, and no request has finished in it yet."""
         scheduler = self.scheduler
         assert scheduler is not None
         running = scheduler.running

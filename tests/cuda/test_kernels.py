@@ -216,11 +216,11 @@ def test_windows_that_are_cut_into_pieces(q, head_size, split_size):
     ],
 )
 def test_the_newest_token_of_each_sequence_is_written_by_the_way(q, kv, group, head_size, window):
-    """It is the only one, or begins a block, or is wanted in the first step, or in a later one, or last of all."""
-    lengths = [(1, 1), (17, 1), (60, 1), (137, 1)]
+    """It is the only one, or begins a block, or is wanted in the first step, or in a later one, or ends a step."""
+    lengths = [(1, 1), (17, 1), (60, 1), (137, 1), (64, 1)]
     batch = Batch(lengths, q, q if kv == "same" else kv, 2, group, head_size, block_size=8, window=window)
     encode, decode, _ = Q[q]
-    k, v = encode(np.random.default_rng(1).standard_normal((2, 4, 2, head_size)).astype(np.float32))
+    k, v = encode(np.random.default_rng(1).standard_normal((2, len(lengths), 2, head_size)).astype(np.float32))
     slots = np.array([batch.tables[s, (n - 1) // 8] * 8 + (n - 1) % 8 for s, (n, _) in enumerate(lengths)])
     slots[1] = -1  # what only fills a batch up is not written
     caches = [batch.k, batch.v, *batch.scales]

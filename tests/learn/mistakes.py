@@ -374,6 +374,7 @@ SINCE_THE_PAPER = [
     M("8.7", "token_ids[: len(token_ids) - 1]", "token_ids", "at least the last token is left"),
     M("8.7", "            parent = self.hash(parent, tokens[: self.unit])\n", "            parent = self.hash(b'', tokens[: self.unit])\n", "longest beginning"),
     M("8.7", "self.parts = {other: [None if key in keys else key for key in known] for other, known in self.parts.items()}\n        self.parts[block] = keys", "taken = {key for other, known in self.parts.items() if other != block for key in known}\n        self.parts[block] = [None if key in taken else key for key in keys]", "the newest block counts"),
+    M("8.7", "best = block, (i + 1) * self.unit\n", "best = block, (i + 1) * self.unit\n            if best is None or best[1] <= i * self.unit:\n                break\n", "where a shorter one is not any more"),
     M("8.7", "            self.pool.revive(source)\n            self.pool.free(source)\n", "            pass\n", "goes to the end of the queue before that"),
     M("8.7", "            self.pool.free(source)\n", "", "the source as many as before|first in the free queue"),
     M("8.7", "[*table.blocks, self.pool.allocate()]", "[*table.blocks, source]", "a new block from the pool"),

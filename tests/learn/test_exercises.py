@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from minipage.learn import graders
 from minipage.learn.check import check
 from minipage.learn.course import chosen, exercises
 from minipage.learn.judge import FAILED, PASSED, TODO, judge
@@ -97,6 +98,17 @@ def test_every_exercise_has_three_mistakes_three_hints_and_a_reason():
     for exercise in exercises():
         assert counts[exercise.number] >= 3, f"{exercise.number} has {counts[exercise.number]} wrong solutions"
         assert len(exercise.hints) == 3 and exercise.why and exercise.points > 0, exercise.number
+
+
+def test_every_grader_that_is_written_is_asked():
+    """Some lie in files of their own, and are imported one by one."""
+    written, asked = set(), set()
+    for path in Path(graders.__file__).parent.glob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        written |= set(re.findall(r"^def (test_\d+_\d+_\w+)", source, re.MULTILINE))
+        if path.name.startswith("test_"):
+            asked |= set(re.findall(r"\btest_\d+_\d+_\w+", source))
+    assert written <= asked, written - asked
 
 
 @every_exercise

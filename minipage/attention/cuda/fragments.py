@@ -25,7 +25,8 @@ float32, uint32 = types.float32, types.uint32
 
 
 def pieces(kv: Kind) -> tuple[Any, Any, float]:
-    """Two numbers of 16 bits each, from words of rows of K and V; and their unit, the power of two that they are times:
+    """What takes two numbers of 16 bits from rows of K and of V, [rows, words] uint32; and the unit of these numbers, a
+    power of two by which they come out multiplied:
 
     (k, n, w): the w-th two numbers of row n
     (v, r, w, i): of rows r and r + 1, each the i-th of the w-th two numbers
@@ -52,8 +53,8 @@ def pieces(kv: Kind) -> tuple[Any, Any, float]:
 
 
 def maker_of_halves(kind: Kind, num_words: int) -> Any:
-    """(words, i): make words[i, :], a quarter of a row of q, float16, divided by the power of two that leaves the row's
-    largest number from 1 to 2. Returns that power. The three lanes next to this one have the rest of the row.
+    """(words, i): turn words[i, :], a quarter of a row of q, into float16, divided by the power of two that leaves the
+    row's largest number from 1 to 2. Returns that power. The three lanes next to this one have the rest of the row.
 
     From 2 ** 104 on, the power times one over the unit of int8 is infinite, and NaN comes out.
     """

@@ -164,6 +164,29 @@ def tensor_kernel(
         end_of_group()  # an empty one, too: whoever waits counts groups
 
     @device_function
+    def request_first(
+        holding_newest, buffer, own_stages, start, stop, context, block_tables, table, k_cache, v_cache, k_scales,
+        v_scales, kv_head, num_kv_heads,
+    ):  # fmt: skip
+        """Have a warp's first steps brought; if `writes`, those that hold the newest token, or those that do not."""
+        for i in range(STAGES):
+            base = start + i * STRIDE
+            if not writes or (base + STEP >= context) == holding_newest:
+                slot = slot_of(base, stop, block_tables, table) if base < stop else int32(0)
+                request(
+                    buffer, own_stages + i * STAGE, slot, base < stop,
+                    k_cache, v_cache, k_scales, v_scales, kv_head, num_kv_heads,
+                )  # fmt: skip
+
+    @device_function
+    def take_row(q_word, half, q, at, is_row, c):
+        """A lane's quarter of a row of q, which begins at word `at`, cut as rows of K are; zeros if there is no row."""
+        for w in range(K_WORDS):
+            q_word[half, w] = uint32(0)
+            if is_row:
+                q_word[half, w] = q[at + (w // K_WIDTH * 4 + c) * K_WIDTH + w % K_WIDTH]
+
+    @device_function
     def score_tokens(score, buffer, stage, q_word, own):
         """score = K @ q, [tokens of a step, rows of q]."""
         k = cuda.local.array((2, 4), uint32)  # of tokens g and g + 8
@@ -223,6 +246,23 @@ def tensor_kernel(
                         t = half * TILES + i * V_WIDTH + w
                         multiply(acc, t, a, p[m * HALVES + half, 0], p[m * HALVES + half, 1])
 
+    @device_function
+    def put_results(buffer, part, first_row, g, c, highest, total, acc):
+        """What a warp has come to, for `join`: of its part of the context, of each row of q."""
+        for half in range(HALVES):
+            for e in range(2):
+                for bit in (4, 8, 16):
+                    total[half, e] += cuda.shfl_xor_sync(ALL, total[half, e], bit)
+                row = first_row + 8 * half + 2 * c + e
+                if row < ROWS:
+                    at = part * ROWS + row
+                    if g == 0:
+                        buffer[HIGHEST + at], buffer[TOTALS + at] = highest[half, e], total[half, e]
+                    for t in range(TILES):  # the two positions in the head that were rows g and g + 8
+                        column = at * head_size + ((t // V_WIDTH * 8 + g) * V_WIDTH + t % V_WIDTH) * 2
+                        low, high = acc[half * TILES + t, e], acc[half * TILES + t, 2 + e]
+                        buffer[column], buffer[column + 1] = low * PER_UNIT, high * PER_UNIT
+
     def attend_tile(
         seq, first, start, stop, result_at, q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens,
         query_start_loc, out, workspace, scale, q_stride, max_blocks, num_kv_heads,
@@ -252,14 +292,10 @@ def tensor_kernel(
         new_slot = int32(-1)
         if writes:  # steps that do not hold the newest token are requested before it is there
             new_slot = int32(slot_mapping[q_start])
-            for i in range(STAGES):
-                base = start + i * STRIDE
-                if base + STEP < context:
-                    slot = slot_of(base, stop, block_tables, table) if base < stop else int32(0)
-                    request(
-                        buffer, own_stages + i * STAGE, slot, base < stop,
-                        k_cache, v_cache, k_scales, v_scales, kv_head, num_kv_heads,
-                    )  # fmt: skip
+            request_first(
+                False, buffer, own_stages, start, stop, context, block_tables, table, k_cache, v_cache, k_scales,
+                v_scales, kv_head, num_kv_heads,
+            )  # fmt: skip
             wait_for_last()
 
         q_word = cuda.local.array((HALVES, K_WORDS), uint32)  # of row g of each half
@@ -273,10 +309,7 @@ def tensor_kernel(
             token, head = first + row // heads, head_tile * heads + row % heads
             is_row = row < ROWS and token < num_queries and head < heads_per_kv
             at = ((q_start + token) * q_stride + (kv_head * heads_per_kv + head) * head_size) // 2
-            for w in range(K_WORDS):
-                q_word[half, w] = uint32(0)
-                if is_row:
-                    q_word[half, w] = q[at + (w // K_WIDTH * 4 + c) * K_WIDTH + w % K_WIDTH]
+            take_row(q_word, half, q, at, is_row, c)
             power = as_halves(q_word, half) * PER_UNIT if QUANTIZED else float32(1)
             for e in range(2):
                 q_scale[half, e] = scale * cuda.shfl_sync(ALL, power, 4 * (2 * c + e)) if QUANTIZED else scale
@@ -291,14 +324,10 @@ def tensor_kernel(
                 new_k, new_v, new_slot, k_numbers, v_numbers, k_scales, v_scales, k_stride, v_stride, q_start, kv_head,
                 num_kv_heads,
             )  # fmt: skip
-        for i in range(STAGES):
-            base = start + i * STRIDE
-            if not writes or base + STEP >= context:
-                slot = slot_of(base, stop, block_tables, table) if base < stop else int32(0)
-                request(
-                    buffer, own_stages + i * STAGE, slot, base < stop,
-                    k_cache, v_cache, k_scales, v_scales, kv_head, num_kv_heads,
-                )  # fmt: skip
+        request_first(
+            True, buffer, own_stages, start, stop, context, block_tables, table, k_cache, v_cache, k_scales,
+            v_scales, kv_head, num_kv_heads,
+        )  # fmt: skip
 
         score = cuda.local.array((ALL_GROUPS, 4), float32)  # of token g with rows 2 c, 2 c + 1 of q, then of g + 8
         p = cuda.local.array((ALL_GROUPS, 2), uint32)
@@ -339,20 +368,7 @@ def tensor_kernel(
 
         wait_for_all()
         cuda.syncthreads()  # the buffer is free for the results
-        part = 0 if PREFILL else warp
-        for half in range(HALVES):
-            for e in range(2):
-                for bit in (4, 8, 16):
-                    total[half, e] += cuda.shfl_xor_sync(ALL, total[half, e], bit)
-                row = first_row + 8 * half + 2 * c + e
-                if row < ROWS:
-                    at = part * ROWS + row
-                    if g == 0:
-                        buffer[HIGHEST + at], buffer[TOTALS + at] = highest[half, e], total[half, e]
-                    for t in range(TILES):  # the two positions in the head that were rows g and g + 8
-                        column = at * head_size + ((t // V_WIDTH * 8 + g) * V_WIDTH + t % V_WIDTH) * 2
-                        low, high = acc[half * TILES + t, e], acc[half * TILES + t, 2 + e]
-                        buffer[column], buffer[column + 1] = low * PER_UNIT, high * PER_UNIT
+        put_results(buffer, 0 if PREFILL else warp, first_row, g, c, highest, total, acc)
         cuda.syncthreads()
         join(buffer, out, workspace, result_at, q_start, num_queries, first, kv_head, head_tile, num_kv_heads)
 

@@ -25,6 +25,7 @@ from minipage.learn.graders.prefix_hashes import (  # noqa: F401 (8.1 is judged 
     test_8_1_with_hashes_nobody_can_reckon_with,
 )
 from minipage.learn.graders.prefix_parts import (  # noqa: F401 (8.7 is judged there)
+    test_8_7_a_longer_one_outlives_a_shorter_one,
     test_8_7_adopt_from_a_block_in_use,
     test_8_7_adopt_from_a_free_block,
     test_8_7_adopt_the_last_free_block,
