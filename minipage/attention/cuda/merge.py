@@ -87,7 +87,7 @@ def merger(heads: int, heads_per_kv: int, head_size: int, num_threads: int, stor
     """What the blocks first_block to last_block of this row of the grid have found, joined by the last to come."""
     head_tiles = -(-heads_per_kv // heads)
     MINE = -(-head_size // WARP)  # numbers of a row that a lane has
-    AT_ONCE = 16  # parts that a warp has under way
+    AT_ONCE = 8  # parts that a warp has under way
 
     def merge(out, workspace, first_block, last_block, token, num_kv_heads):
         num_blocks = cuda.gridDim.x * cuda.gridDim.y
