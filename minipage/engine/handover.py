@@ -36,9 +36,11 @@ import numpy as np
 from minipage.attention import KVCache
 from minipage.engine.engine import Engine
 from minipage.engine.prompts import Prompt
+from minipage.engine.request import NextToken
 from minipage.errors import ConfigurationError, InvalidRequestError, MinipageError
 from minipage.memory import BlockTable, PrefixCache
 from minipage.sampling import SamplingParams
+from minipage.scheduling import Sequence
 from minipage.worker.offload import parts
 
 SHARED = Path("/dev/shm")  # files there are in memory only; where it does not exist, any folder will do
@@ -109,16 +111,25 @@ def hand_over(llm: Engine, prompt: Prompt) -> Handover:
         ConfigurationError: the model has sliding windows, and so no table that holds all of a prompt.
     """
     check(llm)
-    params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)  # the second is never made
-    request = llm.requests[llm.add_request(prompt, params)]
-    request.is_claimed = True  # its news are ours, and those of others stay
-    seq = request.group.leader
-    try:
-        while not seq.num_output_tokens:
-            if request.finished:
-                raise InvalidRequestError(f"the prompt could not be computed: {request.error or request.ended_by}.")
-            llm._changes.make(llm._step, llm._mend)
-        with llm._changes.lock:  # all of the prompt is written now, and the table is still there
+    # With log probabilities its steps are plain ones: none is planned before its first token is known (overlap.py).
+    params = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True, logprobs=0)
+    said: list[NextToken] = []
+
+    def take(tokens: list[NextToken]) -> tuple[list[NextToken], list[Sequence]]:
+        """If it took its only token it would be over, and its blocks anybody's."""
+        said.extend(tokens)
+        return [], []
+
+    with llm._changes.lock:  # nobody else makes a step before its blocks are copied
+        request = llm.requests[llm.add_request(prompt, params)]
+        request.is_claimed = True  # its news are ours, and those of others stay
+        request.take = take  # type: ignore[method-assign]
+        seq = request.group.leader
+        try:
+            while not said:
+                if request.finished:
+                    raise InvalidRequestError(f"the prompt could not be computed: {request.error or request.ended_by}.")
+                llm._changes.make(llm._step, llm._mend)
             blocks = list(seq.block_table)
             file, path = mkstemp(prefix="minipage-", dir=SHARED if SHARED.is_dir() else None)
             os.close(file)
@@ -132,8 +143,8 @@ def hand_over(llm: Engine, prompt: Prompt) -> Handover:
                 raise
             num_bytes = os.path.getsize(path)
             return Handover(seq.token_ids[: seq.num_prompt_tokens], len(blocks), num_bytes, path, sizes(llm))
-    finally:
-        llm._withdraw([request])
+        finally:
+            llm._withdraw([request])
 
 
 def take_over(llm: Engine, handover: Handover) -> int:
@@ -153,6 +164,8 @@ def take_over(llm: Engine, handover: Handover) -> int:
     if sizes(llm) != handover.sizes:
         raise ConfigurationError(f"this engine has {sizes(llm)}, but what is handed over has {handover.sizes}.")
     with llm._changes.lock:
+        if overlap := getattr(llm, "overlap", None):
+            overlap.land()  # a step that was launched may write to blocks that are free by now
         pool = llm.block_pool
         num_tokens = min(len(handover.token_ids), pool.num_free * pool.block_size)
         table = BlockTable(pool)

@@ -1,5 +1,6 @@
 """A prompt that one engine has computed goes on in another, in another process, as if it had never moved."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -101,6 +102,45 @@ def test_without_room_as_much_is_taken_as_there_is(tiny, make_prompt):
     second.scheduler.check_integrity()
     expected = texts(LLM(tiny, num_blocks=64), make_prompt(0, 18), PARAMS[0])
     assert texts(second, make_prompt(0, 18), PARAMS[0]) == expected
+
+
+@pytest.mark.parametrize("length", [63, 16, 1])
+def test_a_prompt_may_fill_the_context_and_the_pool(tiny, make_prompt, length):
+    """With its first token the text would be over, and its blocks others'."""
+    prompt, options = make_prompt(0, length), OPTIONS | {"num_blocks": -(-length // 4)}
+    first, second = LLM(tiny, **options), LLM(tiny, **options)
+    handover = hand_over(first, prompt)
+    assert handover.num_blocks == take_over(second, handover) == options["num_blocks"]
+    handover.discard()
+    one = replace(PARAMS[0], max_tokens=1)
+    assert texts(second, prompt, one) == texts(LLM(tiny, num_blocks=64), prompt, one)
+    assert first.block_pool.num_used == 0
+
+
+@pytest.mark.parametrize("length", [12, 13, 14, 15])
+def test_where_steps_overlap_nobody_takes_the_blocks_first(tiny, make_prompt, length):
+    """The next step is planned before the first token is known. An earlier text goes on, and may want a block."""
+    first, prompt = LLM(tiny, **OPTIONS | {"num_blocks": 8}, async_scheduling=True), make_prompt(0, 16)
+    first.add_request(make_prompt(1, length), replace(PARAMS[0], max_tokens=8))
+    first.step()
+    handover = hand_over(first, prompt)
+    assert handover.num_blocks == 4
+    handover.discard()
+
+
+def test_what_is_taken_over_is_not_written_to_by_a_step_that_was_launched_before(tiny, make_prompt):
+    """A text that ends by a token is in the next step already, which writes to blocks that are free by then."""
+    first, plain = LLM(tiny, **OPTIONS), LLM(tiny, num_blocks=64)
+    second = LLM(tiny, **OPTIONS | {"num_blocks": 6}, async_scheduling=True)
+    [[token, *_]] = texts(plain, make_prompt(1, 6), PARAMS[0])
+    second.add_request(make_prompt(2, 6), replace(PARAMS[0], max_tokens=3))
+    second.add_request(make_prompt(1, 6), replace(PARAMS[0], stop_token_ids=(token,)))
+    second.step()
+    assert second.block_pool.num_free == 4
+    handover = hand_over(first, make_prompt(0, 13))
+    take_over(second, handover)
+    handover.discard()
+    assert texts(second, make_prompt(0, 13), PARAMS[0]) == texts(plain, make_prompt(0, 13), PARAMS[0])
 
 
 @pytest.mark.parametrize(
