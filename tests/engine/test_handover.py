@@ -1,5 +1,7 @@
 """A prompt that one engine has computed goes on in another, in another process, as if it had never moved."""
 
+import os
+import resource
 from dataclasses import replace
 from functools import partial
 
@@ -9,7 +11,7 @@ from engine.checkpoints import every_model
 
 from minipage.engine.handover import elsewhere, hand_over, take_over
 from minipage.engine.llm import LLM
-from minipage.errors import ConfigurationError, InvalidRequestError
+from minipage.errors import ConfigurationError, EngineDeadError, InvalidRequestError
 from minipage.sampling import SamplingParams
 
 OPTIONS = {"block_size": 4, "num_blocks": 32, "enable_prefix_caching": True}
@@ -167,3 +169,38 @@ def test_a_model_with_windows_is_refused(tiny, make_prompt):
 def test_a_prompt_that_cannot_be_served_is_refused(tiny):
     with pytest.raises(InvalidRequestError):
         hand_over(LLM(tiny, **OPTIONS), [1] * 100)
+
+
+def test_what_was_discarded_is_refused_and_costs_no_blocks(tiny, make_prompt):
+    llm = LLM(tiny, **OPTIONS)
+    handover = hand_over(llm, make_prompt(0, 18))
+    os.truncate(handover.memory, 100)
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match="does not have what is handed over"):
+            take_over(llm, handover)
+        handover.discard()
+    llm.scheduler.check_integrity()
+    assert llm.block_pool.num_used == 0
+
+
+def test_where_shared_memory_is_full_it_is_said(tiny, make_prompt):
+    """A limit on the size of files stands for it; each block takes 1 KiB."""
+    llm, limits = LLM(tiny, **OPTIONS), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
+    try:
+        with pytest.raises(ConfigurationError, match="cannot hold 5 blocks"):
+            hand_over(llm, make_prompt(0, 18))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not llm.has_unfinished_requests()
+    assert llm.block_pool.num_used == 0
+
+
+@pytest.mark.parametrize(
+    ("make", "error"), [(partial(LLM, block_size=0), ConfigurationError), (partial(os._exit, 3), EngineDeadError)]
+)
+def test_an_engine_that_cannot_be_made_elsewhere_or_has_ended_is_told_here(make, error):
+    with elsewhere(make) as prefill:
+        for _ in range(2):
+            with pytest.raises(error):
+                prefill([1, 2, 3])
