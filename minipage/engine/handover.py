@@ -36,9 +36,11 @@ import numpy as np
 from minipage.attention import KVCache
 from minipage.engine.engine import Engine
 from minipage.engine.prompts import Prompt
-from minipage.errors import ConfigurationError, InvalidRequestError, MinipageError
+from minipage.engine.request import NextToken
+from minipage.errors import ConfigurationError, EngineDeadError, InvalidRequestError, MinipageError, count
 from minipage.memory import BlockTable, PrefixCache
 from minipage.sampling import SamplingParams
+from minipage.scheduling import Sequence
 from minipage.worker.offload import parts
 
 SHARED = Path("/dev/shm")  # files there are in memory only; where it does not exist, any folder will do
@@ -64,16 +66,22 @@ class Handover:
 def elsewhere(make: Callable[[], Engine]) -> Iterator[Callable[[Prompt], Handover]]:
     """An engine in a process of its own, for prompts only; `make` makes it there, such as partial(LLM, **options).
 
-    Yields a function that hands over one prompt after the other. What is raised there is raised here.
+    Yields a function that hands over one prompt after the other. What is raised there is raised here; EngineDeadError,
+    if the process has ended.
     """
 
     asked: Any
     answers: Any
 
     def prefill(prompt: Any) -> Handover:
-        pickle.dump(prompt, asked)
-        asked.flush()
-        answer: Handover | Exception = pickle.load(answers)
+        try:
+            pickle.dump(prompt, asked)
+            asked.flush()
+            answer: Handover | Exception = pickle.load(answers)
+        except (EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+            with suppress(OSError):
+                asked.close()
+            raise EngineDeadError("the process that computes prompts has ended; start another.") from error
         if isinstance(answer, Exception):
             raise answer
         return answer
@@ -89,11 +97,12 @@ def compute_prompts() -> None:
     """What that process does, until nobody asks any more."""
     asked, answers = sys.stdin.buffer, sys.stdout.buffer
     sys.stdout = sys.stderr  # whatever is printed on the way
-    llm = pickle.load(asked)()
+    make, llm = pickle.load(asked), None
     with suppress(EOFError):
         while True:
             prompt = pickle.load(asked)
             try:
+                llm = llm or make()
                 answer: Handover | Exception = hand_over(llm, prompt)
             except MinipageError as error:
                 answer = error
@@ -106,34 +115,35 @@ def hand_over(llm: Engine, prompt: Prompt) -> Handover:
 
     Raises:
         InvalidRequestError: it cannot be served.
-        ConfigurationError: the model has sliding windows, and so no table that holds all of a prompt.
+        ConfigurationError: the model has sliding windows, and so no table that holds all of a prompt; or there is no
+            room in shared memory.
     """
     check(llm)
-    params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)  # the second is never made
-    request = llm.requests[llm.add_request(prompt, params)]
-    request.is_claimed = True  # its news are ours, and those of others stay
-    seq = request.group.leader
-    try:
-        while not seq.num_output_tokens:
-            if request.finished:
-                raise InvalidRequestError(f"the prompt could not be computed: {request.error or request.ended_by}.")
-            llm._changes.make(llm._step, llm._mend)
-        with llm._changes.lock:  # all of the prompt is written now, and the table is still there
+    # With log probabilities its steps are plain ones: none is planned before its first token is known (overlap.py).
+    params = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True, logprobs=0)
+    said: list[NextToken] = []
+
+    def take(tokens: list[NextToken]) -> tuple[list[NextToken], list[Sequence]]:
+        """If it took its only token it would be over, and its blocks anybody's."""
+        said.extend(tokens)
+        return [], []
+
+    with llm._changes.lock:  # nobody else makes a step before its blocks are copied
+        request = llm.requests[llm.add_request(prompt, params)]
+        request.is_claimed = True  # its news are ours, and those of others stay
+        request.take = take  # type: ignore[method-assign]
+        seq = request.group.leader
+        try:
+            while not said:
+                if request.finished:
+                    raise InvalidRequestError(f"the prompt could not be computed: {request.error or request.ended_by}.")
+                llm._changes.make(llm._step, llm._mend)
             blocks = list(seq.block_table)
-            file, path = mkstemp(prefix="minipage-", dir=SHARED if SHARED.is_dir() else None)
-            os.close(file)
-            try:
-                os.truncate(path, len(blocks) * llm.kv_cache.nbytes // llm.block_pool.num_blocks)
-                for array, rows in parts(llm.kv_cache, shared_rows(llm.kv_cache, len(blocks), path)):
-                    for row, block in zip(rows, blocks):
-                        row[...] = array[:, block]  # [num_layers, block_size, ...]
-            except BaseException:
-                os.unlink(path)
-                raise
+            path = write(llm.kv_cache, blocks)
             num_bytes = os.path.getsize(path)
             return Handover(seq.token_ids[: seq.num_prompt_tokens], len(blocks), num_bytes, path, sizes(llm))
-    finally:
-        llm._withdraw([request])
+        finally:
+            llm._withdraw([request])
 
 
 def take_over(llm: Engine, handover: Handover) -> int:
@@ -141,7 +151,7 @@ def take_over(llm: Engine, handover: Handover) -> int:
 
     Returns how many blocks it has now: all that there are, or as many as are free.
 
-    Raises ConfigurationError if it has no prefix cache, or is an engine of another kind.
+    Raises ConfigurationError if it has no prefix cache, or is an engine of another kind; or if K and V are gone.
     """
     check(llm)
     cache = llm.scheduler.prefix_cache
@@ -152,23 +162,49 @@ def take_over(llm: Engine, handover: Handover) -> int:
         )
     if sizes(llm) != handover.sizes:
         raise ConfigurationError(f"this engine has {sizes(llm)}, but what is handed over has {handover.sizes}.")
-    with llm._changes.lock:
+    if not os.path.isfile(handover.memory) or os.path.getsize(handover.memory) != handover.num_bytes:
+        raise ConfigurationError(f"{handover.memory} does not have what is handed over (any more): do it anew.")
+
+    def change() -> int:
         pool = llm.block_pool
         num_tokens = min(len(handover.token_ids), pool.num_free * pool.block_size)
         table = BlockTable(pool)
         table.append(num_tokens)
-        for array, rows in parts(llm.kv_cache, shared_rows(llm.kv_cache, handover.num_blocks, handover.memory)):
-            for row, block in zip(rows, table):
+        rows = np.memmap(handover.memory, np.uint8, "r+").reshape(handover.num_blocks, -1)  # [num_blocks, bytes]
+        for array, part in parts(llm.kv_cache, like(llm.kv_cache, rows)):
+            for row, block in zip(part, table):
                 array[:, block] = row  # [num_layers, block_size, ...]
         cache.publish(table, handover.token_ids)
         num_blocks = len(table)
         table.free()  # they stay, and are found
-    return num_blocks
+        return num_blocks
+
+    with llm._changes.lock:
+        if overlap := getattr(llm, "overlap", None):
+            overlap.land()  # a step that was launched may write to blocks that are free by now
+        return llm._changes.make(change, llm._mend)
 
 
-def shared_rows(cache: KVCache, num_blocks: int, path: str) -> Any:
-    """The memory of that path, in the library of the cache; [num_blocks, bytes of a block] uint8."""
-    rows = np.memmap(path, np.uint8, "r+").reshape(num_blocks, -1)  # [num_blocks, bytes of a block]
+def write(cache: KVCache, blocks: list[int]) -> str:
+    """Copy blocks to shared memory. Returns its path. Raises ConfigurationError if there is no room."""
+    row = np.zeros(cache.nbytes // cache.k.shape[1], np.uint8)  # [bytes of a block]
+    file, path = mkstemp(prefix="minipage-", dir=SHARED if SHARED.is_dir() else None)
+    try:
+        with open(file, "wb") as memory:
+            for block in blocks:
+                for array, part in parts(cache, like(cache, row)):
+                    part[...] = array[:, block]  # [num_layers, block_size, ...]
+                memory.write(row.data)  # and not through a map of it: that would end the process where it is full
+    except BaseException as error:
+        os.unlink(path)
+        if isinstance(error, OSError):
+            raise ConfigurationError(f"{path} cannot hold {count(len(blocks), 'block')}: {error}.") from error
+        raise
+    return path
+
+
+def like(cache: KVCache, rows: Any) -> Any:
+    """Rows of bytes, [..., bytes of a block] uint8, in the library of the cache; the memory is the same."""
     if isinstance(cache.k, np.ndarray):
         return rows
     import torch  # the cache is of its tensors, on a GPU

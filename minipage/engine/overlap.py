@@ -72,12 +72,11 @@ class Overlap:
     def step(self) -> None:
         """Launch the next step, and then bring the one before to its end."""
         self.engine._end_abandoned()
-        overlaps = self._may_overlap()
         if self._flying is None:
-            if not overlaps:
+            if not self._may_overlap():
                 return self._plain_step()
             self._flying = self._begin()
-        following = self._begin() if overlaps else None
+        following = self._begin() if self._may_overlap() else None  # asked anew: drafts may be due by now
         self._land()
         if following and not self.engine.requests:  # it is for nobody
             self.num_surplus += len(following.asking)

@@ -1,5 +1,8 @@
 """A prompt that one engine has computed goes on in another, in another process, as if it had never moved."""
 
+import os
+import resource
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -8,7 +11,7 @@ from engine.checkpoints import every_model
 
 from minipage.engine.handover import elsewhere, hand_over, take_over
 from minipage.engine.llm import LLM
-from minipage.errors import ConfigurationError, InvalidRequestError
+from minipage.errors import ConfigurationError, EngineDeadError, InvalidRequestError
 from minipage.sampling import SamplingParams
 
 OPTIONS = {"block_size": 4, "num_blocks": 32, "enable_prefix_caching": True}
@@ -103,6 +106,45 @@ def test_without_room_as_much_is_taken_as_there_is(tiny, make_prompt):
     assert texts(second, make_prompt(0, 18), PARAMS[0]) == expected
 
 
+@pytest.mark.parametrize("length", [63, 16, 1])
+def test_a_prompt_may_fill_the_context_and_the_pool(tiny, make_prompt, length):
+    """With its first token the text would be over, and its blocks others'."""
+    prompt, options = make_prompt(0, length), OPTIONS | {"num_blocks": -(-length // 4)}
+    first, second = LLM(tiny, **options), LLM(tiny, **options)
+    handover = hand_over(first, prompt)
+    assert handover.num_blocks == take_over(second, handover) == options["num_blocks"]
+    handover.discard()
+    one = replace(PARAMS[0], max_tokens=1)
+    assert texts(second, prompt, one) == texts(LLM(tiny, num_blocks=64), prompt, one)
+    assert first.block_pool.num_used == 0
+
+
+@pytest.mark.parametrize("length", [12, 13, 14, 15])
+def test_where_steps_overlap_nobody_takes_the_blocks_first(tiny, make_prompt, length):
+    """The next step is planned before the first token is known. An earlier text goes on, and may want a block."""
+    first, prompt = LLM(tiny, **OPTIONS | {"num_blocks": 8}, async_scheduling=True), make_prompt(0, 16)
+    first.add_request(make_prompt(1, length), replace(PARAMS[0], max_tokens=8))
+    first.step()
+    handover = hand_over(first, prompt)
+    assert handover.num_blocks == 4
+    handover.discard()
+
+
+def test_what_is_taken_over_is_not_written_to_by_a_step_that_was_launched_before(tiny, make_prompt):
+    """A text that ends by a token is in the next step already, which writes to blocks that are free by then."""
+    first, plain = LLM(tiny, **OPTIONS), LLM(tiny, num_blocks=64)
+    second = LLM(tiny, **OPTIONS | {"num_blocks": 6}, async_scheduling=True)
+    [[token, *_]] = texts(plain, make_prompt(1, 6), PARAMS[0])
+    second.add_request(make_prompt(2, 6), replace(PARAMS[0], max_tokens=3))
+    second.add_request(make_prompt(1, 6), replace(PARAMS[0], stop_token_ids=(token,)))
+    second.step()
+    assert second.block_pool.num_free == 4
+    handover = hand_over(first, make_prompt(0, 13))
+    take_over(second, handover)
+    handover.discard()
+    assert texts(second, make_prompt(0, 13), PARAMS[0]) == texts(plain, make_prompt(0, 13), PARAMS[0])
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [
@@ -127,3 +169,38 @@ def test_a_model_with_windows_is_refused(tiny, make_prompt):
 def test_a_prompt_that_cannot_be_served_is_refused(tiny):
     with pytest.raises(InvalidRequestError):
         hand_over(LLM(tiny, **OPTIONS), [1] * 100)
+
+
+def test_what_was_discarded_is_refused_and_costs_no_blocks(tiny, make_prompt):
+    llm = LLM(tiny, **OPTIONS)
+    handover = hand_over(llm, make_prompt(0, 18))
+    os.truncate(handover.memory, 100)
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match="does not have what is handed over"):
+            take_over(llm, handover)
+        handover.discard()
+    llm.scheduler.check_integrity()
+    assert llm.block_pool.num_used == 0
+
+
+def test_where_shared_memory_is_full_it_is_said(tiny, make_prompt):
+    """A limit on the size of files stands for it; each block takes 1 KiB."""
+    llm, limits = LLM(tiny, **OPTIONS), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
+    try:
+        with pytest.raises(ConfigurationError, match="cannot hold 5 blocks"):
+            hand_over(llm, make_prompt(0, 18))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not llm.has_unfinished_requests()
+    assert llm.block_pool.num_used == 0
+
+
+@pytest.mark.parametrize(
+    ("make", "error"), [(partial(LLM, block_size=0), ConfigurationError), (partial(os._exit, 3), EngineDeadError)]
+)
+def test_an_engine_that_cannot_be_made_elsewhere_or_has_ended_is_told_here(make, error):
+    with elsewhere(make) as prefill:
+        for _ in range(2):
+            with pytest.raises(error):
+                prefill([1, 2, 3])

@@ -241,6 +241,26 @@ def test_steps_overlap_as_long_as_guesses_are_wrong(tiny, make_prompt):
     assert found["wrong"][0] > found["by turns"][0] > 6 and found["by turns"][1] > 4
 
 
+@pytest.mark.parametrize("tiny", ["gpt2", "hybrid"], indirect=True)
+def test_drafts_that_are_due_wait_for_the_tokens_of_the_step_before(tiny, make_prompt):
+    """A prompt is computed without drafts. In the step of its last token another's guess comes true: drafts are due."""
+    prompts, expected = [make_prompt(0, 8), make_prompt(1, 4)], []
+    for prompt in prompts:
+        expected += serve(LLM(tiny, num_blocks=64), [prompt], greedy(25))
+    config = {"num_speculative_tokens": 3, "only_if_quicker": False}
+    llm = overlapping(tiny, max_num_batched_tokens=4, enable_prefix_caching=True, speculative_config=config)
+    llm.speculation.proposer = Knowing([prompt + text[0][0] for prompt, text in zip(prompts, expected)])
+    seen = {llm.add_request(prompts[0], greedy(25)): []}
+    for _ in range(5):
+        llm.step()
+    seen[llm.add_request(prompts[1], greedy(25))] = []
+    while llm.has_unfinished_requests():
+        for output in llm.step():
+            seen[output.request_id] = output.outputs[0].token_ids
+        llm.scheduler.check_integrity()
+    assert list(seen.values()) == [text[0][0] for text in expected]
+
+
 def test_with_a_forward_of_its_own_a_runner_makes_plain_steps(tiny, make_prompt):
     """Which is called at each of them, whoever it belongs to, and whenever it comes."""
     llm, prompt = overlapping(tiny), make_prompt(0, 8)
