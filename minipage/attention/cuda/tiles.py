@@ -12,7 +12,8 @@ Decodes are cut into equal shares.
 Their contexts are laid end to end and counted in units of a few tokens, and each block gets the same number of units.
 So all blocks end together, however long the contexts are; a long context is the work of many blocks, and a block has
 many short ones. A context that lies in several shares is joined by the last of its blocks to finish ("stream-K", Osama
-et al. 2023, for matrix products).
+et al. 2023, for matrix products). If there are a few more contexts than blocks that run at once, there
+are as many blocks as contexts, and those of one length are not cut (launch.decode_blocks).
 
     contexts    A: 5 units   B: 1   C: 6       A A A A  A B C C  C C C C
     3 blocks of 4 units                        0: A     1: A B C 2: C        A and C are joined in the end
