@@ -13,8 +13,8 @@ from __future__ import annotations
 def reserved_waste(lengths: list[int], max_len: int) -> float:
     """Exercise 1.1: the share of slots that are reserved and never used, when each request reserves `max_len`.
 
-    `lengths` are the tokens that the requests had in the end, each from 0 to `max_len`, which is at least 1. The result is a number from 0.0
-    (nothing wasted) to 1.0, not rounded.
+    `lengths` are the tokens that the requests had in the end, each from 0 to `max_len`, which is at least 1. The result
+    is a number from 0.0 (nothing wasted) to 1.0, not rounded.
 
     reserved_waste([100, 300], max_len=400) is 0.5: of 800 slots 400 were used. With no request nothing is wasted: 0.0.
     """

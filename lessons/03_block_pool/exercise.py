@@ -84,7 +84,7 @@ class BlockPool:
         raise NotImplementedError("Exercise 3.4: add one reference")
 
     def allocate_many(self, count: int) -> list[int]:
-        """Exercise 3.5: take `count` blocks from the front, in order, each with one reference; or none, if there are too few.
+        """Exercise 3.5: take `count` blocks from the front, in order, each with one reference; or none if too few are free.
 
         Raises OutOfBlocksError, and changes nothing, if fewer are free; ConfigurationError if `count` is negative.
         """

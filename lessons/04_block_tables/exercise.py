@@ -76,9 +76,9 @@ class BlockTable:
         )
 
     def free(self) -> None:
-        """Exercise 4.4: give every block back to the pool, the last one first, and be empty (also of `block_hashes`), as if new.
+        """Exercise 4.4: give every block back to the pool, the last one first, and be as empty as a new table.
 
-        The last first, because the pool reuses the block that was freed longest ago: so the beginning of a text, which
+        That goes for `block_hashes`, too. The last first, because the pool reuses the block that was freed longest ago: so the beginning of a text, which
         other texts may share, is the last to be reused.
         """
         raise NotImplementedError("Exercise 4.4: give the blocks back, from the end")

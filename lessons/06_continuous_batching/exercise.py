@@ -61,9 +61,9 @@ class ContinuousBatching(Scheduler):
         """Exercise 6.3: let waiting groups in, in order, while there is budget and the first may start NOW.
 
         Nobody overtakes: when the first in `self.waiting` has to wait, so do all behind it. For each newcomer:
-        `self._find_prefix(group)` gives (cached blocks, their hashes); `admission` needs the blocks, and `self._start(group,
-        cached, hashes)` makes it run; then it computes what `group.next_chunks(budget)` says (`self._give_slots`), and the budget
-        shrinks. Nothing is returned.
+        `self._find_prefix(group)` gives (cached blocks, their hashes); `admission` needs the blocks, and
+        `self._start(group, cached, hashes)` makes it run; then it computes what `group.next_chunks(budget)` says
+        (`self._give_slots`), and the budget shrinks. Nothing is returned.
         """
         raise NotImplementedError(
             "Exercise 6.3: let in the first who waits, as long as it may start"
@@ -72,10 +72,10 @@ class ContinuousBatching(Scheduler):
     def schedule(self) -> StepPlan:
         """Exercise 6.4: choose what the next step computes: 1, 2 and 3 of the picture above.
 
-        Begin with `StepPlan()`. Stop with step 1 when a group could not get room (`_make_room` is
-        False). Who was swapped out may come back also when no budget is left: what it needs is blocks. Nobody comes in (2, 3) in a step that had to preempt (`plan.preempted`), and nobody is admitted (3)
-        while anybody is still swapped out: the paper's rule. (minipage's own lets the policy decide between those two.)
-        Returns the plan.
+        Begin with `StepPlan()`. Stop with step 1 when a group could not get room (`_make_room` is False). Who was swapped
+        out may come back also when no budget is left: what it needs is blocks. Nobody comes in (2, 3) in a step that had
+        to preempt (`plan.preempted`), and nobody is admitted (3) while anybody is still swapped out: the paper's rule.
+        (minipage's own lets the policy decide between those two.) Returns the plan.
         """
         raise NotImplementedError(
             "Exercise 6.4: who runs, who comes back, who is let in"

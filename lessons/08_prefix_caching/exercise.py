@@ -57,9 +57,10 @@ class PrefixCache:
         """Exercise 8.1: the hash of a block that holds `token_ids` and follows the block with the hash `parent`.
 
         Two different (parent, token_ids) never have the same hash: feed all of both to a cryptographic hash, in a form
-        that cannot be confused ([1, 23] is not [12, 3]), under the secret, as `root_hash` does. A hash is bytes, at least 16 of
-        them, and always as many. `parent` may be any bytes, of any length, so it has to be clear where it ends; token ids are whole numbers from 0 to 2**63 - 1, in a list or a tuple, and there
-        may be none. (Python's own `hash` is not cryptographic.)
+        that cannot be confused ([1, 23] is not [12, 3]), under the secret, as `root_hash` does. `parent` may be any bytes,
+        of any length, so it has to be clear where it ends; token ids are whole numbers from 0 to 2**63 - 1, in a list or
+        a tuple, and there may be none. A hash is bytes, at least 16 of them, and all hashes are equally long. (Python's
+        own `hash` is not cryptographic.)
         """
         raise NotImplementedError("Exercise 8.1: hash the parent and the tokens")
 

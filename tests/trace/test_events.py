@@ -24,6 +24,18 @@ def run_story(llm, requests, steps=1000):
         llm.step()
 
 
+def test_a_prefix_is_where_it_is_said_to_be_even_if_that_is_in_two_memories():
+    """Others evict the end of the first text, then all of it but a block, then all; each time it comes back."""
+    llm = LLM(block_size=4, num_blocks=8, enable_prefix_caching=True, kv_offloading_size=0.01)
+    with record(llm) as trace:
+        for length in (19, 28, 32):
+            run_story(llm, {0: [("x", list(range(300, 317)), 1)]})
+            run_story(llm, {0: [("y", list(range(400 + length, 400 + 2 * length)), 1)]})
+        run_story(llm, {0: [("x", list(range(300, 317)), 1)]})
+        told = [event.partition(" in ")[2] for frame in trace.steps for event in frame.events if "begins with" in event]
+    assert told == ["blocks 0, 1 and 2, and in the tier below.", "block 0, and in the tier below.", "the tier below."]
+
+
 def test_events_tell_the_story():
     llm = LLM(block_size=4, num_blocks=6, max_num_batched_tokens=8)
     with record(llm) as trace:

@@ -75,8 +75,7 @@ def _lines(frame: Frame, width: int, glyphs: Glyphs, roomy: bool, height: int | 
         _queues(frame),
         _rule("requests", [_words_legend(glyphs)], width, glyphs),
         *requests,
-        _rule(f"memory: {count(len(frame.blocks), 'block')} of {count(frame.block_size, 'token')}",
-              _legends(frame, glyphs), width, glyphs),
+        _first_rule(_legends(frame, glyphs), width, glyphs),
         *pool,
         free_queue_line(frame, width, glyphs),
         *bar_lines(frame, width, glyphs),
@@ -202,21 +201,31 @@ def _chips(labels: tuple[str, ...] | list[str]) -> Text:
 
 def _rule(title: str, legends: Iterable[str], width: int, glyphs: Glyphs) -> Text:
     """A line with a title at its left end and a word of help at its right: the first of `legends` that has room."""
-    left = Text.assemble((f"{glyphs.line * 2} ", DIM), (title, BOLD), " ")
-    for legend in filter(None, legends):
-        right = Text(f" {legend} {glyphs.line * 2}", DIM)
+    return _first_rule([(title, legend) for legend in [*filter(None, legends), ""]], width, glyphs)
+
+
+def _first_rule(choices: Iterable[tuple[str, str]], width: int, glyphs: Glyphs) -> Text:
+    """The same with the first (title, legend) that has room; of the last, the legend is empty."""
+    for title, legend in choices:
+        left = Text.assemble((f"{glyphs.line * 2} ", DIM), (title, BOLD), " ")
+        right = Text(f" {legend} {glyphs.line * 2}" if legend else "", DIM)
         rest = width - left.cell_len - right.cell_len
         if rest >= 1:
-            return Text.assemble(left, (glyphs.line * rest, DIM), right)
-    return left.append(glyphs.line * max(0, width - left.cell_len), DIM)
+            break
+    return Text.assemble(left, (glyphs.line * max(0, rest), DIM), right)
 
 
 def _words_legend(glyphs: Glyphs) -> str:
     return f"[words in a logical block]{glyphs.arrow}physical block"
 
 
-def _legends(frame: Frame, glyphs: Glyphs) -> Iterable[str]:
-    """What the signs of the memory mean, in fewer and fewer words; the sign that nobody could guess stays longest."""
+def _legends(frame: Frame, glyphs: Glyphs) -> Iterable[tuple[str, str]]:
+    """How large the memory is, and what its signs mean, in fewer and fewer words.
+
+    The title is the first to lose some, then the signs that one could guess are left out.
+    """
+    title = f"memory: {count(len(frame.blocks), 'block')}"
+    full_title = f"{title} of {count(frame.block_size, 'token')}"
     first, middle, last = glyphs.fills[1], glyphs.fills[4], glyphs.fills[-1]
     known = any(block.cached and not block.ref_count for _, block in occupied(frame.blocks))
     shared = max((block.ref_count for _, block in occupied(frame.blocks)), default=0) > 1
@@ -225,12 +234,17 @@ def _legends(frame: Frame, glyphs: Glyphs) -> Iterable[str]:
     rare = [f"{glyphs.wanted} wants to write"] * bool(frame.wanted_slots)
     rare += ["<2 copy of 2"] * bool(frame.phase == "copy" and frame.copies) + [f"{REUSED} reused"] * bool(frame.reused)
     now = ["* written now"] * bool(frame.written_slots)
-    yield "  ".join([fill, *now, free, *[sharing] * shared, *[cached] * known, *rare])
+    yield full_title, "  ".join([fill, *now, free, *[sharing] * shared, *[cached] * known, *rare])
     now, cached, sharing = now and ["* new"], f"{CACHED} still known", "2 shared"
     parts = [fill, *now, free, *[sharing] * shared, *[cached] * known, *rare]
-    yield from fewer_parts(parts, [free])
+    for legend in fewer_parts(parts, [free]):
+        yield full_title, legend
     fill, cached, sharing = f"{middle} fill", f"{CACHED} known", "2 share"
-    yield from fewer_parts([fill, *now, *[sharing] * shared, *[cached] * known, *rare], [fill, *now, sharing, *rare])
+    parts = [fill, *now, *[sharing] * shared, *[cached] * known, *rare]
+    yield full_title, "  ".join(parts)
+    for legend in fewer_parts(parts, [fill, *now, sharing, *rare]):
+        yield title, legend
+    yield full_title, ""
 
 
 def fewer_parts(parts: list[str], expendable: list[str]) -> Iterable[str]:

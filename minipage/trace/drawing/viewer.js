@@ -109,10 +109,10 @@ function showFrame(tree, before) {
   forgetUnseen();
 }
 
-// What is said of a frame: what its phase did; if it stands for its whole step, what was not said when that was halted.
+// What is said of a frame: what its phase did; going step by step, what was not said when the step was halted last.
 function eventsOf(tree) {
-  const whole = now.steps && !tree.attention && !HALVES.includes(tree.phase);
-  const events = (tree.events ?? []).slice((whole ? tree.num_stopped_events : tree.num_earlier_events) ?? 0);
+  const since = now.steps && !tree.attention ? tree.num_stopped_events : tree.num_earlier_events;
+  const events = (tree.events ?? []).slice(since ?? 0);
   if (events.length) return events;
   const who = [...new Set((tree.chosen ?? []).map(([label]) => label))];
   if (tree.phase !== "update" || !who.length) return ["Nothing to tell of this phase."];

@@ -179,9 +179,10 @@ def takes_for_copies(before: Before, after: State) -> list[str]:
             f"{owners.get(block, 'somebody')} {'takes' if i == 0 else ''} block {block}" for i, block in enumerate(to)
         ]
         kept_by = [label for label, _, _ in after.chunks if source in after.texts[label].held_blocks]
+        is_shared = source not in after.cached  # and not only found, as far as it is written (parts.py)
         stays = (
             f"; {join(kept_by)}, the last to write, may keep it"
-            if len(kept_by) == 1 and kept_by[0] == owners.get(source)
+            if is_shared and len(kept_by) == 1 and kept_by[0] == owners.get(source)
             else ""
         )
         told.append(f"{join(get.replace('  ', ' ') for get in gets)}, to copy block {source} into{stays}.")

@@ -308,9 +308,9 @@ class Frame:
 
     @property
     def told_events(self) -> tuple[str, ...]:
-        """What to tell: what this phase did; at the end of a step, what has happened since the last stop."""
-        is_end = self.phase in ("update", "failed")
-        return self.events[self.num_stopped_events if is_end else self.num_earlier_events :]
+        """What to tell: what this phase did; where a step is stopped, what has happened since the last stop."""
+        is_stop = self.phase in ("copy", "update", "failed")
+        return self.events[self.num_stopped_events if is_stop else self.num_earlier_events :]
 
     @property
     def all_sequences(self) -> list[SequenceFrame]:

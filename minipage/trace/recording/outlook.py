@@ -32,7 +32,11 @@ def what_is_ahead(change: dict[str, Any], after: State) -> list[str]:
         told.append(f"{who}, and {free}: {join(ahead.gives_way)}, last in line, has to give way.")
     for label, blocks in ahead.finds:
         num_tokens = "" if after.windows else f"{len(blocks) * after.block_size} "
-        where = "the tier below" if set(blocks) & set(change.get("tier", {}).get("loaded", ())) else block_names(blocks)
+        loaded = change.get("tier", {}).get("loaded", ())
+        here = [block for block in blocks if block not in loaded]
+        places = [block_names(here)] if here else []
+        places += ["the tier below"] * (len(here) < len(blocks))
+        where = ", and in ".join(places)
         told.append(
             f"{label} begins with the same {num_tokens}tokens as a text before it: their K and V are in {where}."
         )
