@@ -23,6 +23,7 @@ from minipage.simd.options import compiled
 # eight rows: as many as GPUs and CPUs multiply at once.
 DEFAULTS = {"method": None, "model": None, "num_speculative_tokens": 7, "prompt_lookup_min": 1, "prompt_lookup_max": 16}
 DEFAULTS |= {"only_if_quicker": True}
+MOST = 2**31 - 1  # tokens, more than any text has
 
 
 class Proposer(Protocol):
@@ -57,7 +58,8 @@ class NGrams:
     """Looks for the first time that the end of the text was in the text: of `longest` tokens, or fewer."""
 
     def __init__(self, prompt_lookup_min: int, prompt_lookup_max: int) -> None:
-        self.shortest, self.longest = shortest, longest = prompt_lookup_min, prompt_lookup_max
+        shortest, longest = prompt_lookup_min, prompt_lookup_max
+        self.shortest, self.longest = min(shortest, MOST), min(longest, MOST)
         if shortest > longest:
             raise ConfigurationError(f"prompt_lookup_min is {shortest}, more than prompt_lookup_max, {longest}.")
 

@@ -79,7 +79,8 @@ class Speculation:
 
     def __init__(self, engine: Engine, config: Mapping[str, Any], make_llm: Callable[..., Any]) -> None:
         self.engine = engine
-        self.num_tokens, self.proposer, is_kept = read(config, make_llm, engine.model.architecture.vocab_size)
+        wanted, self.proposer, is_kept = read(config, make_llm, engine.model.architecture.vocab_size)
+        self.num_tokens = min(wanted, engine._intake.max_model_len)  # of a text no more can follow
         self.accounts = Accounts(is_kept, lambda: getattr(engine.runner, "num_graphs", 0))  # of whether guesses pay
         self.most_rows = min(getattr(engine.runner, "cheap_rows", CHEAP_ROWS), engine.scheduler.max_num_batched_tokens)
         self.is_due = False  # whether the next step should have drafts; until then steps may overlap (overlap.py)

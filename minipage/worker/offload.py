@@ -14,6 +14,7 @@ it: K and V tell what a text was.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from hashlib import blake2b
 from mmap import mmap
@@ -86,6 +87,9 @@ class Store:
 
 def open_file(path: Path, num_rows: int, row_size: int) -> mmap:
     """The file as it is, if it is one of ours and of this size; or else a new one in its place."""
+    path = Path(os.path.realpath(path))  # a link stays one
+    if path.exists() and not path.is_file():  # reading a pipe would wait for ever, and a device is nothing to replace
+        raise ValueError("it is something else")
     begin = np.fromfile(path, np.uint8, len(MAGIC)).tobytes() if path.exists() else b""
     if not MAGIC.startswith(begin):
         what = "no file of minipage, or a damaged one. It is left as it is, and nothing is offloaded"
