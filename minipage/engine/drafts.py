@@ -23,7 +23,6 @@ from minipage.simd.options import compiled
 # eight rows: as many as GPUs and CPUs multiply at once.
 DEFAULTS = {"method": None, "model": None, "num_speculative_tokens": 7, "prompt_lookup_min": 1, "prompt_lookup_max": 16}
 DEFAULTS |= {"only_if_quicker": True}
-MOST = 2**31 - 1  # tokens, more than any text has
 
 
 class Proposer(Protocol):
@@ -58,15 +57,14 @@ class NGrams:
     """Looks for the first time that the end of the text was in the text: of `longest` tokens, or fewer."""
 
     def __init__(self, prompt_lookup_min: int, prompt_lookup_max: int) -> None:
-        shortest, longest = prompt_lookup_min, prompt_lookup_max
-        self.shortest, self.longest = min(shortest, MOST), min(longest, MOST)
+        self.shortest, self.longest = shortest, longest = prompt_lookup_min, prompt_lookup_max
         if shortest > longest:
             raise ConfigurationError(f"prompt_lookup_min is {shortest}, more than prompt_lookup_max, {longest}.")
 
     def propose(self, texts: list[list[int]], counts: list[int]) -> list[list[int]]:
         found = []
         for token_ids, count in zip(texts, counts):
-            start = find(np.array(token_ids), self.shortest, self.longest)
+            start = find(np.array(token_ids), min(self.shortest, len(token_ids)), min(self.longest, len(token_ids)))
             period = len(token_ids) - start  # what follows runs into the end: then the text goes round, and goes on so
             found.append([] if start < 0 else [token_ids[start + i % period] for i in range(count)])
         return found

@@ -100,6 +100,6 @@ def make_store(engine: Engine, size: Any, path: Any, origin: Any) -> Any:
         prefix_cache._secret = blake2b(facts, digest_size=32).digest()
     try:
         return Store(cache, num_bytes, path)
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
         what = f"it must be the name of a file, and there can be no file of {shown(size)} GiB ({error})"
         raise ConfigurationError(f"kv_offloading_path is {shown(path)}; {what}: give another, or less.") from error

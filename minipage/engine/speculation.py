@@ -79,8 +79,7 @@ class Speculation:
 
     def __init__(self, engine: Engine, config: Mapping[str, Any], make_llm: Callable[..., Any]) -> None:
         self.engine = engine
-        wanted, self.proposer, is_kept = read(config, make_llm, engine.model.architecture.vocab_size)
-        self.num_tokens = min(wanted, engine._intake.max_model_len)  # of a text no more can follow
+        self.num_tokens, self.proposer, is_kept = read(config, make_llm, engine.model.architecture.vocab_size)
         self.accounts = Accounts(is_kept, lambda: getattr(engine.runner, "num_graphs", 0))  # of whether guesses pay
         self.most_rows = min(getattr(engine.runner, "cheap_rows", CHEAP_ROWS), engine.scheduler.max_num_batched_tokens)
         self.is_due = False  # whether the next step should have drafts; until then steps may overlap (overlap.py)
@@ -159,7 +158,8 @@ class Speculation:
     def reset_stats(self) -> None:
         self._phases["reset_stats"]()
         self.num_drafts = self.num_draft_tokens = 0  # times that something was drafted for a text, and tokens drafted
-        self.num_accepted = [0] * self.num_tokens  # by position: the first draft of a text, its second, ...
+        # By position: the first draft of a text, its second, ...
+        self.num_accepted = [0] * min(self.num_tokens, self.engine._intake.max_model_len)
 
     # ---- helpers
 

@@ -14,7 +14,6 @@ it: K and V tell what a text was.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from hashlib import blake2b
 from mmap import mmap
@@ -41,7 +40,7 @@ class Store:
         self.cache = cache
         row_size = LABEL + cache.nbytes // cache.k.shape[1]
         num_rows = max(1, num_bytes // row_size)
-        self.map = None if path is None else open_file(Path(path), num_rows, row_size)
+        self.map = None if path is None else open_file(Path(path).resolve(), num_rows, row_size)
         memory = self.map or np.zeros(num_rows * row_size, np.uint8)  # [num_bytes]
         self.rows = np.frombuffer(memory, np.uint8).reshape(-1, row_size)[1:]  # [num_slots, row_size]
         self.own_row: Any = np.zeros(row_size, np.uint8)  # [row_size]; on the way: to the rows others may write, too
@@ -87,9 +86,6 @@ class Store:
 
 def open_file(path: Path, num_rows: int, row_size: int) -> mmap:
     """The file as it is, if it is one of ours and of this size; or else a new one in its place."""
-    path = Path(os.path.realpath(path))  # a link stays one
-    if path.exists() and not path.is_file():  # reading a pipe would wait for ever, and a device is nothing to replace
-        raise ValueError("it is something else")
     begin = np.fromfile(path, np.uint8, len(MAGIC)).tobytes() if path.exists() else b""
     if not MAGIC.startswith(begin):
         what = "no file of minipage, or a damaged one. It is left as it is, and nothing is offloaded"
