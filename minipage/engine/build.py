@@ -130,7 +130,7 @@ def make_block_pool(
         return BlockPool(num_blocks, block_size, eviction)
     except (MemoryError, OverflowError) as error:  # the pool's own lists; K and V take much more
         asking = "num_blocks" if option == "memory" else option
-        raise ConfigurationError(f"{asking} asks for {num_blocks:.3g} blocks, which no memory can hold.") from error
+        raise ConfigurationError(f"{asking} asks for {shown(num_blocks)} blocks, which no memory can hold.") from error
 
 
 def make_swap_pool(

@@ -64,7 +64,7 @@ class NGrams:
     def propose(self, texts: list[list[int]], counts: list[int]) -> list[list[int]]:
         found = []
         for token_ids, count in zip(texts, counts):
-            start = find(np.array(token_ids), self.shortest, self.longest)
+            start = find(np.array(token_ids), min(self.shortest, len(token_ids)), min(self.longest, len(token_ids)))
             period = len(token_ids) - start  # what follows runs into the end: then the text goes round, and goes on so
             found.append([] if start < 0 else [token_ids[start + i % period] for i in range(count)])
         return found

@@ -169,7 +169,7 @@ class Engine:
             logits = self.forward(plan)
             tokens = self.sample(plan, logits)
             self.update(plan, tokens)
-            self._stats.count_step(plan)
+        self._stats.count_step(plan)
 
     def schedule(self) -> StepPlan:
         """Choose the tokens of this step and give each a slot."""

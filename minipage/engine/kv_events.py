@@ -15,6 +15,7 @@ cache draws a secret; what others compare are the `token_ids`, block for block f
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections import deque
@@ -121,7 +122,7 @@ class KVEvents:
         self.data_parallel_rank = data_parallel_rank
         self.mirror = KVMirror()
         self._lock = threading.Lock()
-        self._newest: deque[KVCacheEvent] = deque(maxlen=buffer_steps)
+        self._newest: deque[KVCacheEvent] = deque(maxlen=min(buffer_steps, sys.maxsize))
         self._seq = 0  # of the last event
         self._subscribers: set[Subscriber] = set()
 

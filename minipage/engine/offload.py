@@ -84,7 +84,7 @@ def make_store(engine: Engine, size: Any, path: Any, origin: Any) -> Any:
     if not engine.runner.is_alone:
         raise ConfigurationError("kv_offloading_size works in one process; leave out tensor_parallel_size.")
     least = 2 * cache.nbytes / cache.k.shape[1] / GIB
-    if isinstance(size, bool) or not isinstance(size, Real) or not least <= float(size) < 2**30:
+    if isinstance(size, bool) or not isinstance(size, Real) or not least <= size < 2**30:
         what = f"it must be a number of GiB, also with kv_offloading_path; two blocks take {least:.2g}"
         raise ConfigurationError(f"kv_offloading_size is {shown(size)}; {what}.")
     num_bytes = int(float(size) * GIB)
@@ -100,6 +100,6 @@ def make_store(engine: Engine, size: Any, path: Any, origin: Any) -> Any:
         prefix_cache._secret = blake2b(facts, digest_size=32).digest()
     try:
         return Store(cache, num_bytes, path)
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
         what = f"it must be the name of a file, and there can be no file of {shown(size)} GiB ({error})"
         raise ConfigurationError(f"kv_offloading_path is {shown(path)}; {what}: give another, or less.") from error

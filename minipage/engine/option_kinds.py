@@ -5,6 +5,7 @@ The parts compare names, and an array is compared number by number, so whatever 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from numbers import Number
 from os import PathLike
@@ -29,6 +30,11 @@ class Kind(NamedTuple):
 
 def is_name(value: object) -> bool:
     return value is None or isinstance(value, str)  # None is left to the parts, for some of which it is a choice
+
+
+def is_file_name(value: object) -> bool:
+    """Also of one that is still to be made. A pipe would be waited for, and a device replaced."""
+    return isinstance(value, str | PathLike) and (os.path.isfile(value) or not os.path.exists(value))
 
 
 def one_of(*names: str) -> Kind:
@@ -64,6 +70,7 @@ KINDS = {
     "scheduler": part("scheduler", "schedule"),
     "block_table": Kind("a class", callable),
     "progress": Kind("a function", callable),
+    "kv_offloading_path": Kind("the name of a file", is_file_name),
 }
 SPECULATIVE = {
     "method": one_of("ngram", "draft_model"),

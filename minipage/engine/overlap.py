@@ -133,8 +133,7 @@ class Overlap:
             self._compute_again(request.group)
         with (self._tables_after if self.engine.scheduler.prefix_cache else nullcontext)(step.plan) as plan:
             self.engine.update(plan, tokens)
-        if step.plan.chunks:
-            self.engine._stats.count_step(step.plan)
+        self.engine._stats.count_step(step.plan)
 
     @contextmanager
     def _tables_after(self, plan: StepPlan) -> Iterator[StepPlan]:

@@ -158,7 +158,8 @@ class Speculation:
     def reset_stats(self) -> None:
         self._phases["reset_stats"]()
         self.num_drafts = self.num_draft_tokens = 0  # times that something was drafted for a text, and tokens drafted
-        self.num_accepted = [0] * self.num_tokens  # by position: the first draft of a text, its second, ...
+        # By position: the first draft of a text, its second, ...
+        self.num_accepted = [0] * min(self.num_tokens, self.engine._intake.max_model_len)
 
     # ---- helpers
 

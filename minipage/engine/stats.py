@@ -104,9 +104,10 @@ class Stats:
         self._last_token_times: dict[Request, float] = {}
 
     def count_step(self, plan: StepPlan) -> None:
-        """A step has computed its chunks."""
+        """A step has computed its chunks, if it has any: it may only have preempted somebody."""
         self.counters["vllm:num_preemptions"] += len(plan.preempted)
-        self._observe("vllm:iteration_tokens_total", sum(chunk.num_tokens for chunk in plan.chunks))
+        if plan.chunks:
+            self._observe("vllm:iteration_tokens_total", sum(chunk.num_tokens for chunk in plan.chunks))
 
     def count_tokens(self, tokens: dict[Request, list[NextToken]]) -> None:
         """A step has given requests their next tokens."""

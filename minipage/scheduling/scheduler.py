@@ -86,7 +86,7 @@ class Scheduler:
                 f"preemption is {shown(preemption)}; it must be 'recompute', or 'swap' or 'auto' with swap space."
             )
         share: Any = watermark
-        if not (isinstance(share, Real) and 0 <= float(share) < 1):
+        if not (isinstance(share, Real) and 0 <= share < 1):  # type: ignore[operator]
             raise ConfigurationError(f"watermark is {shown(share)}; it must be a share of the pool, from 0 to below 1.")
         for name, pool in (("block_pool", block_pool), ("swap_pool", swap_pool)):
             if pool is not None:

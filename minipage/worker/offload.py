@@ -40,7 +40,7 @@ class Store:
         self.cache = cache
         row_size = LABEL + cache.nbytes // cache.k.shape[1]
         num_rows = max(1, num_bytes // row_size)
-        self.map = None if path is None else open_file(Path(path), num_rows, row_size)
+        self.map = None if path is None else open_file(Path(path).resolve(), num_rows, row_size)
         memory = self.map or np.zeros(num_rows * row_size, np.uint8)  # [num_bytes]
         self.rows = np.frombuffer(memory, np.uint8).reshape(-1, row_size)[1:]  # [num_slots, row_size]
         self.own_row: Any = np.zeros(row_size, np.uint8)  # [row_size]; on the way: to the rows others may write, too

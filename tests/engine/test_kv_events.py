@@ -264,6 +264,11 @@ def test_wrong_options_are_told_in_a_sentence(config, words):
         announce(scheduler, config)
 
 
+def test_more_steps_than_a_buffer_can_have_are_no_limit(tiny):
+    llm = LLM(tiny, num_blocks=8, enable_prefix_caching=True, kv_events_config=ENABLED | {"buffer_steps": 10**30})
+    assert llm.kv_events.subscribe().take() is not None
+
+
 def test_without_a_prefix_cache_there_are_no_events():
     with pytest.raises(ConfigurationError, match="set enable_prefix_caching as well"):
         announce(Scheduler(BlockPool(4)), ENABLED)

@@ -304,6 +304,33 @@ def test_a_file_of_somebody_else_is_left_alone(tiny, prompts, plain, tmp_path, c
 
 
 @in_a_file
+def test_what_is_no_file_is_neither_read_nor_replaced(tiny, tmp_path):
+    """A pipe here; a device is replaced, if this is root, and /dev/null with it."""
+    os.mkfifo(path := tmp_path / "pipe")
+    both_ends = os.open(path, os.O_RDWR)
+    os.write(both_ends, b"x" * 100)
+    with pytest.raises(ConfigurationError, match="it must be the name of a file"):
+        LLM(tiny, **SMALL, kv_offloading_path=path)
+    os.close(both_ends)
+    assert path.is_fifo()
+
+
+@in_a_file
+def test_a_link_to_a_file_stays_a_link(tiny, prompts, plain, tmp_path):
+    path, link = tmp_path / "kv", tmp_path / "link"
+    link.symlink_to(path)
+    for _ in range(2):
+        llm = LLM(tiny, **SMALL, kv_offloading_path=link)
+        assert said(llm, prompts) == plain
+    assert hits(llm) > 0
+    assert link.is_symlink() and path.is_file()
+    path.unlink()
+    path.symlink_to(link)
+    with pytest.raises(ConfigurationError, match="there can be no file of"):
+        LLM(tiny, **SMALL, kv_offloading_path=link)
+
+
+@in_a_file
 @pytest.mark.parametrize(
     "other",
     [{"block_size": 2, "num_blocks": 16}, {"kv_cache_dtype": "int8"}, {"attention": "reference"}, {"model": 1}],
@@ -402,6 +429,7 @@ def test_a_slot_that_is_half_written_is_a_miss(tiny, prompts, plain, tmp_path):
         ({"kv_offloading_size": "1GiB"}, "kv_offloading_size is '1GiB'"),
         ({"kv_offloading_size": True}, "kv_offloading_size is True"),
         ({"kv_offloading_size": float("nan")}, "kv_offloading_size is nan"),
+        ({"kv_offloading_size": 10**400}, "kv_offloading_size is 1000"),
         ({"kv_offloading_size": 1e-7}, "two blocks take 1.9e-06"),
         ({"kv_offloading_size": 1, "enable_prefix_caching": False}, "set enable_prefix_caching"),
         (
@@ -425,7 +453,7 @@ def test_a_slot_that_is_half_written_is_a_miss(tiny, prompts, plain, tmp_path):
         ),
         pytest.param(
             {"kv_offloading_size": 1e-3, "kv_offloading_path": "/"},
-            "there can be no file of 0.001 GiB",
+            "kv_offloading_path is '/'; it must be the name of a file",
             marks=in_a_file,
         ),
         ({"kv_offloading_size": 1e-3, "tensor_parallel_size": 2}, "works in one process"),

@@ -261,6 +261,14 @@ def test_drafts_that_are_due_wait_for_the_tokens_of_the_step_before(tiny, make_p
     assert list(seen.values()) == [text[0][0] for text in expected]
 
 
+def test_a_step_that_only_preempts_is_counted_for_it(tiny):
+    """The first text gets its last token and still has its blocks, the second wants one more: nothing is computed."""
+    llm = overlapping(tiny, block_size=1, num_blocks=12)
+    outputs = llm.generate([[1], [2]], [greedy(6), greedy(10)])
+    assert [output.metrics.num_preemptions for output in outputs] == [0, 1]
+    assert llm.stats()["vllm:num_preemptions"] == 1
+
+
 def test_with_a_forward_of_its_own_a_runner_makes_plain_steps(tiny, make_prompt):
     """Which is called at each of them, whoever it belongs to, and whenever it comes."""
     llm, prompt = overlapping(tiny), make_prompt(0, 8)

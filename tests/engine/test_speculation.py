@@ -310,3 +310,12 @@ def test_the_longest_end_that_was_there_before_is_found(token_ids, shortest, mor
 def test_a_config_that_makes_no_sense_is_refused(tiny, config, message):
     with pytest.raises(ConfigurationError, match=message):
         LLM(tiny, speculative_config=config)
+
+
+def test_numbers_larger_than_any_text_are_as_good_as_its_length(tiny):
+    prompt, params = [1, 2, 3] * 5, SamplingParams(temperature=0, max_tokens=30, ignore_eos=True)
+    expected = LLM(tiny, num_blocks=64).generate(prompt, params)[0].outputs
+    config = {"num_speculative_tokens": 10**30, "prompt_lookup_max": 10**30, "only_if_quicker": False}
+    llm = LLM(tiny, num_blocks=64, speculative_config=config)
+    assert llm.generate(prompt, params)[0].outputs == expected
+    assert llm.stats()["vllm:spec_decode_num_draft_tokens"] > 0
