@@ -73,6 +73,7 @@ class SlotOracle:
         """What the step was writing cannot be trusted."""
         for slot in self.half_written:
             self.prefixes.pop(slot, None)
+        self.half_written = set()  # the next step may fail before it writes, and these slots hold other things by then
 
     def attention(self, q, k_cache, v_cache, block_tables, context_lens, query_start_loc, scale, window=None):
         """Prove that the kernel will read what it should, then compute; or fail, if it is this layer's turn."""
