@@ -195,7 +195,7 @@ def find_folder(model: str | Path, with_weights: bool = True) -> Path:
 
 def read_architecture(path: Path, settings: dict[str, Any]) -> Architecture:
     """What the settings of a file describe; ModelError if no architecture computes that."""
-    kind = settings.get("model_type", "gpt2")
+    kind = settings.get("model_type", "gpt2" if "n_embd" in settings else None)  # early GPT-2s did not say it
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
         raise ModelError(
             f"{path} says model_type = {shown(kind)}, but minipage computes only {', '.join(ARCHITECTURES)}. Choose a "
