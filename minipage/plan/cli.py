@@ -78,12 +78,12 @@ def finite(value: Any) -> Any:
 
 def show(deployment: Any, found: Any) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
+    from minipage.output import output_console
     from minipage.plan.report import advice_lines, rows
 
-    console = Console(highlight=False)
+    console = output_console()
     table = Table(title=f"{deployment.model} on {deployment.tensor_parallel_size} x {deployment.gpu}", box=box.SIMPLE)
     table.add_column("")
     table.add_column("")

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table as Grid
 
 from minipage.errors import ConfigurationError
+from minipage.output import output_console
 from minipage.simulate.configs import find_architecture
 from minipage.simulate.cost import Sizes
 from minipage.simulate.figures import FIGURES, Scale
@@ -51,7 +52,7 @@ def run_figures(args: argparse.Namespace) -> None:
     if args.jobs < 1 or args.seed < 0:
         raise ConfigurationError("--jobs has to be at least 1, and --seed at least 0.")
     check_files(args)
-    console = Console(highlight=False)
+    console = output_console()
     scale = Scale(args.seed, QUICK if args.quick else 1.0)
     done = []
     for name in names:
