@@ -376,6 +376,19 @@ def test_a_config_that_is_nested_without_end_is_a_sentence(tmp_path):
         Deployment(str(tmp_path)).blocks()
 
 
+@pytest.mark.parametrize(("said", "how"), [({"quant_method": "awq", "bits": 4}, "'awq'"), ("fp8", "'fp8'"), ({}, None)])
+def test_of_quantized_weights_one_says_in_what(tmp_path, said, how):
+    from minipage.simulate.configs import CONFIGS
+
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGS["Llama-3.1-8B"] | {"quantization_config": said}))
+    if how:
+        with pytest.raises(ConfigurationError, match=rf"weights are quantized \({how}\).*int4 as --dtype"):
+            Deployment(str(tmp_path))
+    else:
+        assert Deployment(str(tmp_path)).dtype == "bfloat16"
+    assert Deployment(str(tmp_path), dtype="int4").budget().weights < 6e9
+
+
 @pytest.mark.parametrize("text", ["[1]", "3", '"gpt2"', "null"])
 def test_a_config_without_settings_is_a_sentence(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
