@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from minipage.engine.async_llm import AsyncLLM
 from minipage.engine.llm import LLM
@@ -141,11 +141,13 @@ def make_server(
     return Server(config, app.state.live.end, abort_all, drain_timeout, tell)
 
 
-def make_config(app: ASGIApp, drain_timeout: float, log_level: str, **uvicorn_options: Any) -> uvicorn.Config:
+def make_config(
+    app: ASGIApp, drain_timeout: float, log_level: str, root_path: str = "", **uvicorn_options: Any
+) -> uvicorn.Config:
     if "ssl_ca_certs" in uvicorn_options:  # which alone would ask nobody for a certificate
         uvicorn_options.setdefault("ssl_cert_reqs", ssl.CERT_REQUIRED)
     return uvicorn.Config(
-        app,
+        behind_proxy(app, root_path.rstrip("/")),
         http=Connection,
         ws="none",
         lifespan="off",
@@ -159,6 +161,17 @@ def make_config(app: ASGIApp, drain_timeout: float, log_level: str, **uvicorn_op
         h11_max_incomplete_event_size=MOST_HEADER_BYTES,
         **uvicorn_options,
     )
+
+
+def behind_proxy(app: ASGIApp, root_path: str) -> ASGIApp:
+    """An application that a proxy has put under a path, whether the proxy takes that off or leaves it where it is."""
+
+    async def placed(scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        is_whole = f"{path}/".startswith(f"{root_path}/")
+        await app({**scope, "root_path": root_path, "path": path if is_whole else root_path + path}, receive, send)
+
+    return placed if root_path else app
 
 
 def start_log(log_level: str) -> None:
