@@ -77,6 +77,7 @@ def test_what_is_no_request(http, path, body):
         ("logprobs", True),
         ("stream", "yes"),
         ("stream_options", []),
+        ("stream_options", {"include_usage": True}),  # and no stream
         ("suffix", "end"),
         ("best_of", 5),
         ("presence_penalty", "x"),
