@@ -20,6 +20,7 @@ import sys
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,7 @@ class Server(uvicorn.Server):
         self.abort_all = abort_all
         self.drain_timeout = drain_timeout
         self.tell = tell
+        self.has_given_up = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -78,6 +80,7 @@ class Server(uvicorn.Server):
 
     def give_up(self) -> None:
         """Those who are here get what there is; those whose requests have not come are not waited for."""
+        self.has_given_up = True
         self.abort_all()
         close_silent(self.server_state)
 
@@ -87,12 +90,20 @@ class Server(uvicorn.Server):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
+        self.loop = asyncio.get_running_loop()
         known = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
             for number, handler in known.items():
                 signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A second Ctrl-C ends the waiting; a third leaves whoever is here without an answer, as uvicorn's second."""
+        if self.should_exit and sig == signal.SIGINT and not self.has_given_up:
+            self.loop.call_soon_threadsafe(self.give_up)
+        else:
+            super().handle_exit(sig, frame)
 
 
 def take_port(host: str, port: int) -> socket.socket:

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+from serve.lookers import until
 from serve.started import Started
 
 from minipage import LLM, AsyncLLM
@@ -45,6 +46,30 @@ def test_serves_until_sigterm_and_finishes_what_is_there(folder):
     [(code, errors)] = codes
     assert code == 0
     assert "240 generated" in errors and "The sea" not in errors and "Traceback" not in errors
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_a_second_ctrl_c_ends_the_waiting_and_everybody_has_an_answer(folder):
+    started = Started(folder, "--port", 0, "--drain-timeout", 60)
+    body, answers = BODY | {"prompt": ["The sea"] * 600, "max_tokens": 240}, []
+    url = f"{started.url}/v1/completions"
+    asking = threading.Thread(target=lambda: answers.append(httpx.post(url, json=body, timeout=60)))
+    asking.start()
+    until(lambda: httpx.get(f"{started.url}/load").json()["server_load"] == 600)
+    started.process.send_signal(signal.SIGINT)
+    until(lambda: not answers_at(started.url))
+    code, errors = started.end(signal.SIGINT)
+    asking.join()
+    assert (code, answers[0].status_code) == (0, 200)
+    assert "abort" in {choice["finish_reason"] for choice in answers[0].json()["choices"]}
+    assert "ERROR" not in errors
+
+
+def answers_at(url):
+    try:
+        return httpx.get(f"{url}/health")
+    except httpx.TransportError:
+        return None
 
 
 @pytest.mark.slow
