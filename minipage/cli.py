@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from minipage import __version__
 from minipage.chat.cli import add_chat
-from minipage.cli_defaults import DEFAULTS, DEFAULTS_OF_DEMO, DEFAULTS_OF_SERVER, MAX_TOKENS
+from minipage.cli_defaults import DEFAULTS, DEFAULTS_OF_DEMO, DEFAULTS_OF_SERVER, MAX_TOKENS, TOKENS_OF_A_STEP
 from minipage.cli_options import DEMO, ENGINE, FILES, SAMPLING, SERVER, add_options, given, is_follower
 from minipage.errors import ConfigurationError, InvalidRequestError
 from minipage.learn.cli import add_learn
@@ -47,7 +47,7 @@ def run(argv: list[str] | None) -> int:
     if args.command in WITH_RANKS and is_follower(args):
         from minipage import LLM
 
-        LLM(**given(args, ENGINE))  # does what rank 0 says, and then ends
+        LLM(**engine_options(args))  # does what rank 0 says, and then ends
     return int(args.command(args) or 0)
 
 
@@ -287,10 +287,18 @@ def run_serve(args: argparse.Namespace) -> None:
     except ImportError as error:
         message = f"{error}. The server needs more than the engine does: pip install 'minipage[serve]'."
         raise ConfigurationError(message) from error
-    run(given(args, ENGINE), given(args, SERVER), spinner)
+    run(engine_options(args), given(args, SERVER), spinner)
 
 
 WITH_RANKS = run_generate, run_serve  # what torchrun may start
+
+
+def engine_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Options of LLM, of which all ranks need the same."""
+    options = given(args, ENGINE)
+    if args.command is run_serve and options.get("device", "cpu") == "cpu":
+        options.setdefault("max_num_batched_tokens", max(TOKENS_OF_A_STEP, options.get("max_num_seqs", 0)))
+    return options
 
 
 # ---- info
