@@ -42,9 +42,8 @@ def add_figure(parser: argparse.ArgumentParser) -> None:
 
 
 def run_figures(args: argparse.Namespace) -> None:
-    names = [*FIGURES] if args.name == "all" else [args.name.lower()]
-    if args.name == "all":
-        names = ["table1", *names]
+    name = args.name.lower()
+    names = ["table1", *FIGURES] if name == "all" else [name]
     unknown = [name for name in names if name not in FIGURES and name != "table1"]
     if unknown:
         measured = " 18a is measured, and not simulated: docs/paper.md has it." if unknown[0] == "18a" else ""

@@ -110,6 +110,8 @@ def test_table_1_is_met_and_the_command_writes_files(tmp_path, capsys):
 def test_an_unknown_figure_is_a_sentence(capsys):
     assert screen.main(["figure", "99"]) == 2
     assert "figure 99 is not among 2, 12, 13" in capsys.readouterr().err
+    assert screen.main(["figure", "ALL", "--jobs", "0"]) == 2
+    assert "--jobs has to be" in capsys.readouterr().err
 
 
 def test_a_rate_at_a_latency_lies_between_those_that_were_simulated():
