@@ -9,19 +9,18 @@ Exit codes: 0 fine; 1 something failed on the way; 2 bad input, one sentence say
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from minipage import __version__
 from minipage.chat.cli import add_chat
-from minipage.cli_defaults import DEFAULTS, DEFAULTS_OF_DEMO, DEFAULTS_OF_SERVER, MAX_TOKENS
-from minipage.cli_options import DEMO, ENGINE, FILES, SAMPLING, SERVER, add_options, given, is_follower, prepare_streams
-from minipage.errors import ConfigurationError, InvalidRequestError, MinipageError
+from minipage.cli_defaults import DEFAULTS, DEFAULTS_OF_DEMO, DEFAULTS_OF_SERVER, MAX_TOKENS, TOKENS_OF_A_STEP
+from minipage.cli_options import DEMO, ENGINE, FILES, SAMPLING, SERVER, add_options, given, is_follower
+from minipage.errors import ConfigurationError, InvalidRequestError
 from minipage.learn.cli import add_learn
+from minipage.output import BAD_INPUT, FAILED, run_command
 from minipage.plan.cli import add_plan
 from minipage.play.cli import add_play
 
@@ -31,61 +30,25 @@ if TYPE_CHECKING:
     from minipage.engine.request import RequestOutput
     from minipage.sampling import Logprob, SamplingParams
 
-BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
 BYTE_ORDER_MARK = "\ufeff"  # before the first line of a file that was written on Windows
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    prepare_streams()
-    try:
-        code = run(argv)
-        sys.stdout.flush()
-        return code
-    except MinipageError as error:
-        complain(str(error))
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:  # the reader has seen enough: `| head`
-        forget_output()
-        return 0
-    except (OSError, MemoryError) as error:
-        complain(str(error) or "out of memory")
-        forget_output()
-        return FAILED
+    return run_command(lambda: run(argv))
 
 
 def run(argv: list[str] | None) -> int:
     parser = make_parser()
-    try:
-        args = parser.parse_args(argv)
-    finally:
-        sys.stdout.flush()  # after --help, too, what goes wrong here is ours to handle
+    args = parser.parse_args(argv)
     if args.command is None:
         parser.print_help()
         return BAD_INPUT
     if args.command in WITH_RANKS and is_follower(args):
         from minipage import LLM
 
-        LLM(**given(args, ENGINE))  # does what rank 0 says, and then ends
+        LLM(**engine_options(args))  # does what rank 0 says, and then ends
     return int(args.command(args) or 0)
-
-
-# ---- standard streams
-
-
-def complain(message: str) -> None:
-    with suppress(OSError):  # on a full disk, for example
-        print(f"minipage: {message}", file=sys.stderr, flush=True)
-
-
-def forget_output() -> None:
-    """Drop what could not be written, or Python would try again when it ends, and complain."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -324,10 +287,18 @@ def run_serve(args: argparse.Namespace) -> None:
     except ImportError as error:
         message = f"{error}. The server needs more than the engine does: pip install 'minipage[serve]'."
         raise ConfigurationError(message) from error
-    run(given(args, ENGINE), given(args, SERVER), spinner)
+    run(engine_options(args), given(args, SERVER), spinner)
 
 
 WITH_RANKS = run_generate, run_serve  # what torchrun may start
+
+
+def engine_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Options of LLM, of which all ranks need the same."""
+    options = given(args, ENGINE)
+    if args.command is run_serve and options.get("device", "cpu") == "cpu":
+        options.setdefault("max_num_batched_tokens", max(TOKENS_OF_A_STEP, options.get("max_num_seqs", 0)))
+    return options
 
 
 # ---- info

@@ -1,7 +1,7 @@
 """The options of the commands: what each is called, what it takes, what it means. One table for all of them.
 
 They are handed on under their own names, which are those of LLM and SamplingParams; without one, the default of what
-receives it holds. Tests compare the table with the signatures. And what every command does first.
+receives it holds. Tests compare the table with the signatures.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -238,21 +237,3 @@ def is_follower(args: argparse.Namespace) -> bool:
     if not hasattr(args, "tensor_parallel_size"):
         args.tensor_parallel_size = num_ranks
     return rank > 0
-
-
-def prepare_streams() -> None:
-    """Let each take any text; one that is closed, as under cron or with `<&-`, has nothing, and leads nowhere."""
-    for size in {"COLUMNS", "LINES"} & os.environ.keys():
-        if os.environ[size] not in map(str, range(2, 10_001)):  # 0, of terminals that do not know, or no size at all
-            del os.environ[size]
-    for name, mode, errors in (
-        ("stdin", "r", "replace"),  # what is not UTF-8 becomes U+FFFD
-        ("stdout", "w", "backslashreplace"),  # a text may hold letters that the terminal has not
-        ("stderr", "w", "backslashreplace"),
-    ):
-        stream = getattr(sys, name)
-        if stream is None or getattr(stream, "closed", False):
-            # Opened in this order each gets the number that is missing, which no other file should have.
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (open until the end)
-        elif hasattr(stream, "reconfigure") and stream.errors != errors:
-            stream.reconfigure(errors=errors)

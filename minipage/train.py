@@ -36,12 +36,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors.torch import save
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from minipage.cli_options import prepare_streams
 from minipage.errors import ConfigurationError, MinipageError
 from minipage.model.architecture import Model
 from minipage.model.checkpoint import stored_shapes
 from minipage.model.gpt2 import GPT2
 from minipage.model.layers.plain import PlainLayers
+from minipage.output import prepare_streams
 from minipage.simd.options import kept_on_disk
 
 Ints = np.ndarray[Any, np.dtype[np.int32]]

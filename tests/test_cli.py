@@ -212,15 +212,37 @@ def test_bad_input_without_standard_error_is_said_by_the_exit_code(monkeypatch):
         ("info <&- >&- 2>&-", 0, ""),
         ("info >/dev/full", 1, "minipage: [Errno 28] No space left on device"),
         ("generate '' 2>/dev/full", 2, ""),
+        ("--nonsense 2>/dev/full", 2, ""),
         ("info </dev/null 1</dev/null", 1, "minipage: [Errno 9] Bad file descriptor"),
+        ("simulate --help >/dev/full", 1, "minipage: [Errno 28] No space left on device"),
     ],
 )
 def test_in_a_shell_it_ends_without_a_traceback(redirected, code, sentence):
     if "/dev/full" in redirected and not os.path.exists("/dev/full"):
         pytest.skip("there is no /dev/full")
-    command = f"exec {' '.join(map(shlex.quote, MINIPAGE))} {redirected}"
-    ended = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60)
+    command = f"exec {' '.join(map(shlex.quote, MINIPAGE))} {redirected}".replace(" simulate", ".simulate")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    ended = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=60, env=environment)
     assert (ended.returncode, ended.stderr.strip()) == (code, sentence)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "minipage plan gpt2 --sizes-only",
+        "minipage learn list",
+        "minipage.simulate --requests 2",
+        "minipage.simulate -h",
+    ],
+)
+def test_a_reader_who_has_seen_enough_is_no_failure(arguments):
+    """Whoever prints: rich would end the process with exit code 1."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", *arguments.split()]
+    ended = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(writing)
+    assert (ended.returncode, ended.stderr) == (0, "")
 
 
 def test_lines_of_input_may_end_in_any_way_and_begin_with_a_byte_order_mark(monkeypatch, capsys):

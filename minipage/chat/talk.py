@@ -12,11 +12,11 @@ from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 from rich.cells import cell_len
-from rich.console import Console
 from rich.text import Text
 
 from minipage.errors import InvalidRequestError
 from minipage.model.tokenizer import without_surrogates
+from minipage.output import output_console
 from minipage.trace.drawing.glyphs import DIM, glyphs_for
 from minipage.trace.drawing.terminal import MIN_HEIGHT, MIN_WIDTH, draw
 from minipage.trace.playing.spinner import spinner
@@ -45,7 +45,7 @@ class Talk:
 
     def __init__(self, conversation: Conversation) -> None:
         self.conversation = conversation
-        self.console = Console(highlight=False)
+        self.console = output_console()
         self.interactive = sys.stdin.isatty()
         self.failed = False
         self.commands: dict[str, Callable[[], object]] = {

@@ -9,7 +9,6 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.text import Text
 
 from minipage.errors import LearnError
@@ -19,6 +18,7 @@ from minipage.learn.judge import FAILED, PASSED, TODO, Verdict
 from minipage.learn.load import UNREADABLE, definitions, load, read
 from minipage.learn.variants import stub_text
 from minipage.learn.workspace import Workspace
+from minipage.output import output_console
 
 STYLES = {PASSED: "bold green", TODO: "bold yellow", FAILED: "bold red"}
 PLAIN = str.maketrans({"→": ">", "·": ".", "…": "...", "█": "#", "░": "-", "–": "-"})
@@ -30,7 +30,7 @@ class Screen:
     """Standard output; letters that it does not have are replaced."""
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = output_console(soft_wrap=True)
         try:
             "→·…█░".encode(self.console.encoding)
             self.letters: dict[int, Any] = {}

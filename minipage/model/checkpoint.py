@@ -138,7 +138,7 @@ def describe_model(model: str | Path) -> tuple[Architecture, Tokenizer | None]:
 
         file = read_gguf(path)
         return read_architecture(path, file.config), file.tokenizer
-    folder = find_folder(model)
+    folder = find_folder(model, with_weights=False)
     path = folder / "config.json"
     return read_architecture(path, read_json(path)), read_tokenizer(folder)
 
@@ -183,9 +183,10 @@ def find_folder(model: str | Path, with_weights: bool = True) -> Path:
 
     from huggingface_hub import snapshot_download  # slow to import, and rarely needed
 
-    settings = ["config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"]
+    files = ["config.json", "generation_config.json", *TOKENIZER_FILES, "chat_template.jinja"]
+    files += ["*.safetensors", "*.safetensors.index.json"] * with_weights
     try:
-        return Path(snapshot_download(name, allow_patterns=[*settings, *TOKENIZER_FILES, "chat_template.jinja"]))
+        return Path(snapshot_download(name, allow_patterns=files))
     except (OSError, ValueError) as error:  # the hub's errors derive from these
         reason = str(error).partition("\n")[0] or type(error).__name__
         message = f"there is no folder {name!r}, and it could not be fetched from the hub: {reason.rstrip('.')}. {hint}"
@@ -194,7 +195,7 @@ def find_folder(model: str | Path, with_weights: bool = True) -> Path:
 
 def read_architecture(path: Path, settings: dict[str, Any]) -> Architecture:
     """What the settings of a file describe; ModelError if no architecture computes that."""
-    kind = settings.get("model_type", "gpt2")
+    kind = settings.get("model_type", "gpt2" if "n_embd" in settings else None)  # early GPT-2s did not say it
     if not isinstance(kind, str) or kind not in ARCHITECTURES:
         raise ModelError(
             f"{path} says model_type = {shown(kind)}, but minipage computes only {', '.join(ARCHITECTURES)}. Choose a "

@@ -36,6 +36,7 @@ from minipage.model.settings import read_sizes, refuse_other
 
 QKV = "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"
 GATED = "mlp.gate_proj", "mlp.up_proj"
+FULL, SLIDING = "full_attention", "sliding_attention"
 SIZES = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads max_position_embeddings".split()
 
 
@@ -181,12 +182,19 @@ def read_windows(settings: dict[str, Any], kind: str, num_layers: int, context: 
             raise ModelError(
                 f"its max_window_layers is {shown(num_full)}, no number of layers. Fetch config.json again."
             )
-        types = ["full_attention" if i < num_full else "sliding_attention" for i in range(num_layers)]
+        types = [FULL if i < num_full else SLIDING for i in range(num_layers)]
         window = window if settings.get("use_sliding_window", not is_qwen) else None
     if not isinstance(types, list):
         raise ModelError(f"its layer_types are {shown(types)}; it should be a list. Fetch config.json again.")
-    if not (isinstance(window, int) and 0 < window < context and "sliding_attention" in types):
-        return ()
+    if others := [each for each in types if each not in (FULL, SLIDING)]:
+        raise ModelError(
+            f"its layer_types have {shown(others[0])}, but minipage computes only {FULL} and {SLIDING}. Choose a model "
+            "with these."
+        )
     if len(types) != num_layers:
         raise ModelError(f"its layer_types are {len(types)}, but it has {num_layers} layers. Fetch config.json again.")
-    return tuple(window if each == "sliding_attention" else None for each in types)
+    if window is not None and (not isinstance(window, int) or isinstance(window, bool)):
+        raise ModelError(f"its sliding_window is {shown(window)}, no number of tokens. Fetch config.json again.")
+    if not window or not 0 < window < context or SLIDING not in types:
+        return ()
+    return tuple(window if each == SLIDING else None for each in types)

@@ -12,7 +12,7 @@ OPTIONS: dict[str, tuple[Any, str, str]] = {  # of Deployment: kind, what stands
     "kv_cache_memory": (str, "BYTES", "memory for K and V on each device, in place of what is left"),
     "num_blocks": (int, "N", "blocks in the pool, in place of both"),
     "tensor_parallel_size": (int, "N", "devices that share the model (default: 1)"),
-    "dtype": (str, "NAME", "of the weights: float32, bfloat16, float16, fp8, int8 or int4 (default: bfloat16)"),
+    "dtype": (str, "NAME", "of the weights: bfloat16 (the default), float16, float32, fp8, int8 or int4"),
     "kv_cache_dtype": (str, "NAME", "of keys and values: auto, float32, bfloat16, float16, int8 or fp8"),
     "block_size": (int, "N", "tokens in a block (default: 16)"),
     "gpu_memory_utilization": (float, "SHARE", "of the memory that may be used (default: 0.9)"),
@@ -78,12 +78,12 @@ def finite(value: Any) -> Any:
 
 def show(deployment: Any, found: Any) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
+    from minipage.output import output_console
     from minipage.plan.report import advice_lines, rows
 
-    console = Console(highlight=False)
+    console = output_console()
     table = Table(title=f"{deployment.model} on {deployment.tensor_parallel_size} x {deployment.gpu}", box=box.SIMPLE)
     table.add_column("")
     table.add_column("")

@@ -21,7 +21,7 @@ from minipage.attention.quantize import kv_dtype
 from minipage.errors import ConfigurationError, require_positive, shown
 from minipage.memory.kv_groups import EVERYTHING, KVGroups, blocks_held
 from minipage.model.architecture import Architecture
-from minipage.simulate.configs import find_architecture
+from minipage.simulate.configs import find_architecture, refuse_quantized
 from minipage.simulate.cost import CostModel, Sizes
 from minipage.simulate.machines import GRAPHS, ON_CPU, GiB, Machine, find_machine
 
@@ -51,7 +51,7 @@ class Deployment:
     kv_cache_memory: str | None = None  # for K and V on each device, in place of what is left
     num_blocks: int | None = None  # in place of both
     tensor_parallel_size: int = 1
-    dtype: str = "bfloat16"
+    dtype: str = "auto"  # of the weights: bfloat16, unless config.json says that they are quantized
     kv_cache_dtype: str = "auto"
     block_size: int = 16
     gpu_memory_utilization: float = 0.9
@@ -64,6 +64,9 @@ class Deployment:
             block_size=self.block_size, tensor_parallel_size=self.tensor_parallel_size, max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,
         )  # fmt: skip
+        if isinstance(self.dtype, str) and self.dtype == "auto":
+            refuse_quantized(self.model)
+            object.__setattr__(self, "dtype", "bfloat16")
         if not isinstance(self.dtype, str) or self.dtype not in WEIGHT_BYTES:
             raise ConfigurationError(f"dtype is {shown(self.dtype)}; it must be one of {', '.join(WEIGHT_BYTES)}.")
         if not isinstance(self.kv_cache_dtype, str) or self.kv_cache_dtype != "auto":

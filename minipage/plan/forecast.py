@@ -48,7 +48,7 @@ class Workload:
             while True:
                 yield from fitting
         prompt, _, output = self.lengths.partition(":")
-        if not (prompt.isdecimal() and output.isdecimal() and int(prompt) and int(output)):
+        if not (is_number(prompt) and is_number(output)):
             raise ConfigurationError(
                 f"lengths are {shown(self.lengths)}; they must be {', '.join(KNOWN)}, tokens in and out such as "
                 "512:128, or a .csv file with the columns num_prompt_tokens and num_output_tokens."
@@ -67,6 +67,11 @@ class Workload:
             return []
         moved = (arrival._replace(time=arrival.time - trace[0].time) for arrival in trace)
         return [a for a in until(moved, MINUTE) if a.num_prompt_tokens + a.num_output_tokens <= longest]
+
+
+def is_number(text: str) -> bool:
+    """Whether it is one of tokens. With more digits than these, int would refuse it in words of its own."""
+    return text.isdecimal() and len(text) < 20 and int(text) > 0
 
 
 @dataclass(frozen=True)

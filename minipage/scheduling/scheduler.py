@@ -129,8 +129,8 @@ class Scheduler:
         most_at_once = min(self.max_num_seqs, self.max_num_batched_tokens)
         if group.max_num_seqs > most_at_once:
             raise InvalidRequestError(
-                f"{group.max_num_seqs} sequences go on together, but a step has room for {most_at_once}. "
-                "Ask for fewer, or raise max_num_seqs and max_num_batched_tokens."
+                f"the request lets {group.max_num_seqs} sequences go on together, but a step has room for "
+                f"{most_at_once}. Ask for fewer, or raise max_num_seqs and max_num_batched_tokens."
             )
         if most > pool.num_blocks:
             each = f"{group.max_num_seqs} sequences of up to" if group.max_num_seqs > 1 else "up to"

@@ -89,7 +89,7 @@ class Access:
                 MutableHeaders(scope=message)["X-Request-Id"] = request_id
             await send(message)
 
-        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        path = path_of(scope)
         try:
             if path not in OPEN:
                 self.check_key(headers)
@@ -124,6 +124,11 @@ class Access:
         if origin.partition("://")[2] != headers.get("host"):
             message = f"pages of {origin} may not ask here: start the server with --allowed-origins {origin}."
             raise ApiError(403, message, code="origin_not_allowed")
+
+
+def path_of(scope: Scope) -> str:
+    """Of an address here, wherever a proxy has put it."""
+    return str(scope["path"].removeprefix(scope.get("root_path", "")))
 
 
 def digest(key: bytes) -> bytes:

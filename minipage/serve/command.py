@@ -20,9 +20,6 @@ from minipage.serve.main import let_others_go_first, load_llm, serve
 
 LISTS = "allowed_origins", "allowed_methods", "allowed_headers"
 OPTIONS_OF_REPLICAS = {"data_parallel_size", "router", "router_load_limit", "autoscaling_config"}
-# In a step on a CPU, where 2,048 take more than a second even with a small model: a first token should not wait for the
-# prompts of everybody who has come meanwhile, nor the next token of a text. With 512 the last of many waits longer.
-TOKENS_OF_A_STEP = 1024
 KEY_VARIABLE = "MINIPAGE_API_KEY"  # so that the key need not be on the command line, which everybody can read
 
 
@@ -38,8 +35,6 @@ def run(
     """
     if "seed" in server:
         engine["seed"] = server.pop("seed")
-    if engine.get("device", "cpu") == "cpu":
-        engine.setdefault("max_num_batched_tokens", max(TOKENS_OF_A_STEP, engine.get("max_num_seqs", 0)))
     model = str(engine.get("model", SHIPPED_MODEL))
     settings = read_settings(server, model)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -14,6 +15,7 @@ OTHER_NAMES = {  # by which clients may say what the engine calls so; one that i
     "structured_outputs": ("response_format", "guided_json", "guided_regex", "guided_choice", "guided_grammar"),
     "max_tokens": ("max_completion_tokens",),
     "beam_width": ("n", "use_beam_search"),
+    "request": ("n",),
     "prompt": ("messages",),
 }
 
@@ -68,7 +70,9 @@ def read_model(model: type[BaseModel], body: bytes) -> Any:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        errors = error.errors(include_url=False, include_input=False, include_context=False)
+        of_one_field = [each for each in errors if each["loc"][:1] == errors[0]["loc"][:1]]  # for each type it may have
+        first = max(of_one_field, key=lambda each: len(each["loc"]))  # of the type that was meant
         where = ".".join(str(part) for part in first["loc"] if not is_type_name(part, model)) or None
         if first["type"] == "json_invalid":
             raise ApiError(400, f"the body is no JSON: {first['msg'].removeprefix('Invalid JSON: ')}.") from None
@@ -77,5 +81,8 @@ def read_model(model: type[BaseModel], body: bytes) -> Any:
 
 
 def is_type_name(part: object, model: type[BaseModel]) -> bool:
-    """Of a field that may be of several types, pydantic says which one it has tried last."""
-    return part not in model.model_fields and not isinstance(part, int) and part in ("str", "int", "float", "bool")
+    """Of a field that may be of several types, pydantic says which one it has tried, such as list[str]."""
+    return (
+        part not in model.model_fields
+        and re.fullmatch(r"(str|int|float|bool|list|dict)(\[.*\])?", str(part)) is not None
+    )

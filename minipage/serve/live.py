@@ -83,8 +83,10 @@ async def send_news(send: Send, viewer: Takes, news: asyncio.Event, is_over: asy
             event = ": nothing new\n\n" if text is None else f"data: {text}\n\n"
             await send({"type": "http.response.body", "body": event.encode("utf-8", "replace"), "more_body": True})
             waiting = asyncio.ensure_future(news.wait())
-            await asyncio.wait({waiting, ending}, timeout=SIGN_OF_LIFE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-            waiting.cancel()
+            try:
+                await asyncio.wait({waiting, ending}, timeout=SIGN_OF_LIFE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            finally:  # or nobody would ever tell it that the browser has gone
+                waiting.cancel()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
     finally:
         ending.cancel()

@@ -20,11 +20,12 @@ import sys
 import threading
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
+from types import FrameType
 from typing import Any
 
 import numpy as np
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from minipage.engine.async_llm import AsyncLLM
 from minipage.engine.llm import LLM
@@ -63,6 +64,7 @@ class Server(uvicorn.Server):
         self.abort_all = abort_all
         self.drain_timeout = drain_timeout
         self.tell = tell
+        self.has_given_up = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -78,6 +80,7 @@ class Server(uvicorn.Server):
 
     def give_up(self) -> None:
         """Those who are here get what there is; those whose requests have not come are not waited for."""
+        self.has_given_up = True
         self.abort_all()
         close_silent(self.server_state)
 
@@ -87,12 +90,20 @@ class Server(uvicorn.Server):
         if threading.current_thread() is not threading.main_thread():
             yield
             return
+        self.loop = asyncio.get_running_loop()
         known = {number: signal.signal(number, self.handle_exit) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
             for number, handler in known.items():
                 signal.signal(number, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A second Ctrl-C ends the waiting; a third leaves whoever is here without an answer, as uvicorn's second."""
+        if self.should_exit and sig == signal.SIGINT and not self.has_given_up:
+            self.loop.call_soon_threadsafe(self.give_up)
+        else:
+            super().handle_exit(sig, frame)
 
 
 def take_port(host: str, port: int) -> socket.socket:
@@ -141,11 +152,13 @@ def make_server(
     return Server(config, app.state.live.end, abort_all, drain_timeout, tell)
 
 
-def make_config(app: ASGIApp, drain_timeout: float, log_level: str, **uvicorn_options: Any) -> uvicorn.Config:
+def make_config(
+    app: ASGIApp, drain_timeout: float, log_level: str, root_path: str = "", **uvicorn_options: Any
+) -> uvicorn.Config:
     if "ssl_ca_certs" in uvicorn_options:  # which alone would ask nobody for a certificate
         uvicorn_options.setdefault("ssl_cert_reqs", ssl.CERT_REQUIRED)
     return uvicorn.Config(
-        app,
+        behind_proxy(app, root_path.rstrip("/")),
         http=Connection,
         ws="none",
         lifespan="off",
@@ -159,6 +172,17 @@ def make_config(app: ASGIApp, drain_timeout: float, log_level: str, **uvicorn_op
         h11_max_incomplete_event_size=MOST_HEADER_BYTES,
         **uvicorn_options,
     )
+
+
+def behind_proxy(app: ASGIApp, root_path: str) -> ASGIApp:
+    """An application that a proxy has put under a path, whether the proxy takes that off or leaves it where it is."""
+
+    async def placed(scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        is_whole = f"{path}/".startswith(f"{root_path}/")
+        await app({**scope, "root_path": root_path, "path": path if is_whole else root_path + path}, receive, send)
+
+    return placed if root_path else app
 
 
 def start_log(log_level: str) -> None:

@@ -39,6 +39,8 @@ def sampling_params(body: GenerationBody, max_logprobs: int, **more: Any) -> Sam
     if not 0 <= (body.prompt_logprobs or 0) <= max_logprobs:
         message = f"prompt_logprobs is {body.prompt_logprobs}; it must be from 0 to {max_logprobs}."
         raise ApiError(400, message, "prompt_logprobs")
+    if body.stream_options is not None and not body.stream:
+        raise ApiError(400, "stream_options are for streams: ask for one, or leave them out.", "stream_options")
     if body.stream and (body.use_beam_search or body.prompt_logprobs is not None):
         what, name = ("beams", "use_beam_search") if body.use_beam_search else ("prompt_logprobs",) * 2
         raise ApiError(400, f"{what} are told only at the end: leave out stream or {name}.", "stream")

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table as Grid
 
-from minipage.cli_options import prepare_streams
-from minipage.errors import ConfigurationError, MinipageError, require_positive
+from minipage.errors import ConfigurationError, require_positive
+from minipage.output import output_console, run_command
 from minipage.simulate.figures_cli import add_figure, run_figures
 from minipage.simulate.simulation import (
     BLOCK_SIZE,
@@ -75,7 +75,7 @@ def number(x: float) -> str:
 
 
 def report(args: argparse.Namespace) -> None:
-    console = Console(highlight=False)
+    console = output_console()
     require_positive(slots=args.slots, block_size=args.block_size, requests=args.requests)
     if args.seed < 0:
         raise ConfigurationError(f"the seed is {args.seed}; it must not be negative.")
@@ -91,8 +91,11 @@ def report(args: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit codes: 0 fine; 1 something failed on the way; 2 bad input, one sentence says what; 130 Ctrl-C."""
-    prepare_streams()
+    """Run the command and return its exit code."""
+    return run_command(lambda: run(arguments))
+
+
+def run(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(
         "python -m minipage.simulate", description="What reserving memory wastes, and paging does not."
     )
@@ -105,17 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     figure = commands.add_parser("figure", help="rerun a figure of the paper; `figure --help` says which there are")
     add_figure(figure)
     figure.set_defaults(run=run_figures)
-    try:
-        args = parser.parse_args(arguments)
-        args.run(args)
-    except MinipageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except (OSError, MemoryError) as error:
-        print(f"error: {str(error) or 'out of memory'}", file=sys.stderr)
-        return 1
+    args = parser.parse_args(arguments)
+    args.run(args)
     return 0
 
 

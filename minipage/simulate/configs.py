@@ -7,9 +7,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from minipage.errors import ModelError
+from minipage.errors import ConfigurationError, ModelError, shown
 from minipage.model.architecture import Architecture
-from minipage.model.checkpoint import describe_model, read_architecture
+from minipage.model.checkpoint import describe_model, find_folder, gguf_file, read_architecture
 
 LLAMA_3_ROPE = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -60,27 +60,40 @@ def find_architecture(model: str | Path) -> Architecture:
 
     Raises ModelError if it is none of these.
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a sliding window: what does not fit it is refused anyhow
+        return describe_model(model)[0] if gguf_file(model) else read_architecture(*find_settings(model))
+
+
+def find_settings(model: str | Path) -> tuple[Path, dict[str, Any]]:
+    """The config.json of a model that is no GGUF file: where it is, and what it says."""
     name = str(model)
     known = {key.lower(): settings for key, settings in CONFIGS.items()}
     short = name.rpartition("/")[2].lower().removesuffix("-instruct")
     settings = known.get(NICKNAMES.get(short, short).lower())
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a sliding window: what does not fit it is refused anyhow
-        if settings is not None and not Path(name).exists():
-            return read_architecture(Path(name), settings)
-        path = Path(name)
-        path = path / "config.json" if path.is_dir() else path
-        if path.suffix == ".json":
-            try:
-                settings = json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError, RecursionError) as error:
-                raise ModelError(f"{path} cannot be read ({error}). Give a model's config.json.") from error
-            if not isinstance(settings, dict):
-                raise ModelError(
-                    f"{path} holds a {type(settings).__name__}, and no settings. Give a model's config.json."
-                )
-            return read_architecture(path, settings)
+    path = Path(name)
+    if settings is not None and not path.exists():
+        return path, settings
+    if path.suffix != ".json":
         try:
-            return describe_model(model)[0]
+            path = (path if path.is_dir() else find_folder(model, with_weights=False)) / "config.json"
         except ModelError as error:
             raise ModelError(f"{error} Sizes that come with minipage: {', '.join(CONFIGS)}.") from error
+    try:
+        settings = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path} cannot be read ({error}). Give a model's config.json.") from error
+    if not isinstance(settings, dict):
+        raise ModelError(f"{path} holds a {type(settings).__name__}, and no settings. Give a model's config.json.")
+    return path, settings
+
+
+def refuse_quantized(model: str | Path) -> None:
+    """Raise ConfigurationError if a config.json says that the weights are quantized: it leaves open how."""
+    path, settings = (Path(model), {}) if gguf_file(model) else find_settings(model)
+    if said := settings.get("quantization_config"):
+        how = said.get("quant_method") if isinstance(said, dict) else said
+        raise ConfigurationError(
+            f"{path} says that its weights are quantized ({shown(how)}). Say in what: fp8, int8 or int4 as "
+            "--dtype; or bfloat16, if they are not to be."
+        )

@@ -48,8 +48,7 @@ class Sizes(NamedTuple):
     num_kv_heads: int
     head_size: int
     num_parameters: int  # all of them, which lie in memory
-    num_read: int  # those that every step reads: not tables whose rows are looked up
-    num_multiplied: int  # those that each token is multiplied with in every layer: not the head's
+    num_multiplied: int  # those that each token is multiplied with in every layer: no tables, and not the head's
     head_parameters: int  # of the matrix that makes logits, for tokens whose logits are wanted
     max_model_len: int
     windows: tuple[int | None, ...] = ()  # of each layer, if any of them sees the last tokens only
@@ -65,8 +64,8 @@ class Sizes(NamedTuple):
         kv = architecture.kv
         hidden = next(weight.shape[1] for weight in weights.values() if len(weight.shape) == 2)
         return Sizes(
-            kv.num_layers, hidden, architecture.num_heads, kv.num_kv_heads, kv.head_size, total, layers + head, layers,
-            head, architecture.max_model_len, kv.windows if any(kv.windows) else (),
+            kv.num_layers, hidden, architecture.num_heads, kv.num_kv_heads, kv.head_size, total, layers, head,
+            architecture.max_model_len, kv.windows if any(kv.windows) else (),
         )  # fmt: skip
 
     @property
@@ -126,7 +125,8 @@ class CostModel:
     """The time of a step, of a model on `num_devices` machines.
 
     Args:
-        weight_bytes: of a number of the weights.
+        weight_bytes: of a number of the layers' weights. With fewer than two the model is quantized, and as usual only
+            its layers are: tables, the head and hidden states have two.
         kv_dtype: what K and V are kept as.
         run: bytes of a token's K that lie together, beside those of the next token in its block: with fewer than
             GRANULE of them in a block, the memory delivers what nobody wants. None: enough of them.
@@ -143,10 +143,16 @@ class CostModel:
 
     def __post_init__(self) -> None:
         require_positive(num_devices=self.num_devices, block_size=self.block_size)
-        if self.sizes.num_heads % self.num_devices:
+        num_heads, num_kv_heads, devices = self.sizes.num_heads, self.sizes.num_kv_heads, self.num_devices
+        if num_heads % devices:
             raise ConfigurationError(
-                f"{self.sizes.num_heads} heads cannot be shared by {self.num_devices} devices; "
-                "choose a tensor_parallel_size that divides them."
+                f"{num_heads} heads cannot be shared by {devices} devices; choose a tensor_parallel_size that divides "
+                "them."
+            )
+        if num_kv_heads % devices and devices % num_kv_heads:
+            raise ConfigurationError(
+                f"{num_kv_heads} heads of K and V cannot be shared by {devices} devices; choose a tensor_parallel_size "
+                "that divides them, or that they divide."
             )
 
     @property
@@ -159,9 +165,16 @@ class CostModel:
         )
 
     @property
+    def wide_bytes(self) -> float:
+        """Of a number that is not quantized."""
+        return max(2.0, self.weight_bytes)
+
+    @property
     def weights_on_device(self) -> float:
         """Bytes of the weights on one device."""
-        return self.sizes.num_parameters * self.weight_bytes / self.num_devices
+        layers = self.sizes.num_multiplied
+        rest = self.sizes.num_parameters - layers
+        return (layers * self.weight_bytes + rest * self.wide_bytes) / self.num_devices
 
     def seconds(self, work: Work) -> float:
         """How long the step takes, if it is one of many that are alike."""
@@ -183,7 +196,8 @@ class CostModel:
 
     def products(self, work: Work) -> float:
         sizes, share = self.sizes, 1 / self.num_devices
-        reading = sizes.num_read * self.weight_bytes * share / self.machine.bandwidth
+        read = sizes.num_multiplied * self.weight_bytes + sizes.head_parameters * self.wide_bytes
+        reading = read * share / self.machine.bandwidth
         multiplied = sizes.num_multiplied * work.num_tokens + sizes.head_parameters * work.num_sampled
         return self._both(reading, 2 * multiplied * share / self.machine.flops)
 
@@ -198,7 +212,7 @@ class CostModel:
         """A ring: each device sends and receives nearly twice what there is."""
         if self.num_devices == 1:
             return 0.0
-        sent = 2 * (1 - 1 / self.num_devices) * work.num_tokens * self.sizes.hidden_size * self.weight_bytes
+        sent = 2 * (1 - 1 / self.num_devices) * work.num_tokens * self.sizes.hidden_size * self.wide_bytes
         return 2 * self.sizes.num_layers * (self.machine.link_seconds + sent / self.machine.link_bandwidth)
 
     def gaps(self) -> float:

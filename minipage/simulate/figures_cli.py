@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table as Grid
 
 from minipage.errors import ConfigurationError
+from minipage.output import output_console
 from minipage.simulate.configs import find_architecture
 from minipage.simulate.cost import Sizes
 from minipage.simulate.figures import FIGURES, Scale
@@ -41,9 +42,8 @@ def add_figure(parser: argparse.ArgumentParser) -> None:
 
 
 def run_figures(args: argparse.Namespace) -> None:
-    names = [*FIGURES] if args.name == "all" else [args.name.lower()]
-    if args.name == "all":
-        names = ["table1", *names]
+    name = args.name.lower()
+    names = ["table1", *FIGURES] if name == "all" else [name]
     unknown = [name for name in names if name not in FIGURES and name != "table1"]
     if unknown:
         measured = " 18a is measured, and not simulated: docs/paper.md has it." if unknown[0] == "18a" else ""
@@ -51,7 +51,7 @@ def run_figures(args: argparse.Namespace) -> None:
     if args.jobs < 1 or args.seed < 0:
         raise ConfigurationError("--jobs has to be at least 1, and --seed at least 0.")
     check_files(args)
-    console = Console(highlight=False)
+    console = output_console()
     scale = Scale(args.seed, QUICK if args.quick else 1.0)
     done = []
     for name in names:

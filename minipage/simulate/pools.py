@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import Any
 
@@ -32,13 +35,34 @@ def run_jobs(
 
 
 def in_processes(jobs: Jobs, num_processes: int) -> Iterator[tuple[Any, Any]]:
-    with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn")) as pool:
-        futures = {pool.submit(job): key for key, job in jobs.items()}
+    with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn"), initializer=hear_ctrl_c) as pool:
+        with deaf_to_ctrl_c():
+            futures = {pool.submit(job): key for key, job in jobs.items()}
         try:
             for future in as_completed(futures):
                 yield futures[future], future.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def deaf_to_ctrl_c() -> Iterator[None]:
+    """And so are processes that are started meanwhile: each would tell where in its imports it was."""
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def hear_ctrl_c() -> None:
+    """Let it end this process, without a word."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
 
 
 def on_ray(jobs: Jobs, num_processes: int, cluster: str) -> Iterator[tuple[Any, Any]]:

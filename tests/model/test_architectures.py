@@ -7,7 +7,7 @@ import transformers as hf
 
 from minipage.engine.llm import LLM
 from minipage.errors import ModelError
-from minipage.model.checkpoint import load_model
+from minipage.model.checkpoint import load_model, read_architecture
 from minipage.model.dense import dense_attend
 from minipage.model.llama import Llama
 from minipage.model.place import place_model
@@ -15,6 +15,7 @@ from minipage.model.rope import read_rotary
 from minipage.sampling import SamplingParams
 
 VOCAB, CONTEXT = 97, 128
+FULL, SLIDING = "full_attention", "sliding_attention"
 SMALL = {
     "vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "bos_token_id": None,
     "eos_token_id": None, "pad_token_id": None, "max_position_embeddings": CONTEXT,
@@ -156,6 +157,10 @@ def test_weights_in_several_files_and_of_two_bytes(tmp_path, dtype):
         ({"rotary_dim": 9}, "rotary_dim is 9, but heads have 8 numbers"),
         ({"rotary_dim": "all"}, "makes no sense"),
         ({"layer_types": True}, "layer_types are True; it should be a list"),
+        ({"layer_types": ["linear_attention", FULL]}, "'linear_attention', but minipage computes only full_attention"),
+        ({"layer_types": [FULL] * 3}, "layer_types are 3, but it has 2 layers"),
+        ({"sliding_window": "9"}, "sliding_window is '9', no number of tokens"),
+        ({"sliding_window": True}, "sliding_window is True"),
         ({"model_type": "qwen2", "use_sliding_window": True, "max_window_layers": "all"}, "max_window_layers is 'all'"),
         ({"partial_rotary_factor": -0.5}, "partial_rotary_factor is -0.5, which is no share"),
         ({"hidden_act": "swiglu-oai"}, "computes only 'silu'"),
@@ -174,6 +179,15 @@ def test_a_config_that_is_not_computed_is_a_sentence(tmp_path, change, words):
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ModelError, match=words):
         load_model(tmp_path)
+
+
+def test_a_llama_that_does_not_say_so_is_no_gpt2(tmp_path):
+    """Of which some of the sizes have the same names; a GPT-2 is known by one of its own."""
+    settings = GATED | {"rms_norm_eps": 1e-6}
+    with pytest.raises(ModelError, match="model_type = None"):
+        read_architecture(tmp_path, settings)
+    gpt2 = {"vocab_size": 9, "n_positions": 9, "n_embd": 8, "n_layer": 1, "n_head": 2}
+    assert read_architecture(tmp_path, gpt2).num_heads == 2
 
 
 STRETCHED = {"rope_type": "linear", "factor": 4.0}
@@ -197,9 +211,6 @@ def test_overrides_by_the_names_of_before_count_as_well(tmp_path, overrides, sam
     )
     changed, expected = (load_model(tmp_path, hf_overrides=o) for o in (overrides, {"rope_parameters": same_as}))
     assert changed.architecture.rotary == expected.architecture.rotary != load_model(tmp_path).architecture.rotary
-
-
-FULL, SLIDING = "full_attention", "sliding_attention"
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, GPT2LMHeadModel
 
 from minipage.engine.llm import LLM
 from minipage.errors import InvalidRequestError, ModelError, shown
-from minipage.model.checkpoint import load_model
+from minipage.model.checkpoint import describe_model, load_model
 from minipage.sampling import SamplingParams
 
 
@@ -305,6 +305,17 @@ def test_of_a_model_on_the_hub_all_is_fetched_that_is_read(folder, monkeypatch):
     assert [file for file in files if not any(fnmatch(file, pattern) for pattern in patterns)] == []
     others = ["pytorch_model.bin", "tf_model.h5", "README.md", "onnx/model.onnx"]
     assert [file for file in others if any(fnmatch(file, pattern) for pattern in patterns)] == []
+
+
+@pytest.mark.parametrize("ask", [describe_model, lambda name: load_model(name, "dummy")], ids=["sizes", "dummy"])
+def test_of_a_model_on_the_hub_no_weights_are_fetched_that_nobody_reads(folder, monkeypatch, ask):
+    patterns = []
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda name, allow_patterns: patterns.extend(allow_patterns) or folder
+    )
+    ask("somebody/tiny-gpt2")
+    assert "config.json" in patterns and "tokenizer.json" in patterns
+    assert [pattern for pattern in patterns if "safetensors" in pattern] == []
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,19 @@ def test_what_vllm_had_left_on_a_real_gpu_is_met():
     assert plan.budget().weights / GiB == pytest.approx(14.99, rel=0.005)
 
 
+@pytest.mark.parametrize(
+    ("model", "dtype", "gigabytes"),
+    [
+        ("Llama-3.1-8B", "fp8", 9.08),  # "ram used" in github.com/tinygrad/tinygrad/pull/12893
+        ("Llama-3.1-8B", "bfloat16", 16.06),  # the same
+        ("Qwen3-0.6B", "fp8", 0.4411 + 2 * 151_936 * 1024 / 1e9),  # github.com/GeeeekExplorer/nano-vllm/pull/241
+    ],
+)
+def test_of_a_quantized_model_tables_and_the_head_have_two_bytes(model, dtype, gigabytes):
+    weights = Deployment(model, dtype=dtype, max_model_len=8192).budget().weights
+    assert weights / 1e9 == pytest.approx(gigabytes, rel=0.002)
+
+
 def test_what_vllm_had_left_on_a_processor_is_met():
     """Its 4 GiB for K and V of Qwen3-0.6B were 2,340 blocks (the log in Zerohertz's repository, above)."""
     assert Deployment("Qwen3-0.6B", kv_cache_memory="4GiB", max_model_len=8192).blocks() == 2340
@@ -170,6 +183,20 @@ def test_a_model_that_does_not_fit_is_a_sentence_with_the_bytes():
 def test_bad_settings_are_sentences(options, sentence):
     with pytest.raises(ConfigurationError, match=sentence):
         Deployment("Llama-3.1-8B", **options).blocks()
+
+
+@pytest.mark.parametrize(("devices", "heads"), [(2, 5), (5, 2), (10, 1), (20, 1), (4, None), (8, None)])
+def test_heads_of_k_and_v_are_shared_out_as_vllm_does_or_not_at_all(tmp_path, devices, heads):
+    from minipage.simulate.configs import CONFIGS
+
+    config = CONFIGS["Llama-3.1-8B"] | {"hidden_size": 5120, "num_attention_heads": 40, "num_key_value_heads": 10}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    plan = Deployment(str(tmp_path), tensor_parallel_size=devices)
+    if heads:
+        assert plan.cost.kv_bytes_per_token == 2 * 32 * heads * 128 * 2
+    else:
+        with pytest.raises(ConfigurationError, match=f"10 heads of K and V cannot be shared by {devices} devices"):
+            plan.blocks()
 
 
 # ---- the forecast
@@ -267,9 +294,9 @@ def test_a_bad_file_is_a_sentence_that_names_the_line(tmp_path, text, sentence):
         next(Workload(str(file)).pairs(100))
 
 
-@pytest.mark.parametrize("lengths", ["many", "5:", "0:4", "1000:1000"])
+@pytest.mark.parametrize("lengths", ["many", "5:", "0:4", "1000:1000", "9" * 5000 + ":1"])
 def test_bad_lengths_are_a_sentence(lengths):
-    with pytest.raises(ConfigurationError, match=lengths):
+    with pytest.raises(ConfigurationError, match=lengths[:20]):
         next(Workload(lengths).pairs(1024))
 
 
@@ -347,6 +374,19 @@ def test_a_config_that_is_nested_without_end_is_a_sentence(tmp_path):
     (tmp_path / "config.json").write_text("[" * 100_000)
     with pytest.raises(ModelError, match="cannot be read"):
         Deployment(str(tmp_path)).blocks()
+
+
+@pytest.mark.parametrize(("said", "how"), [({"quant_method": "awq", "bits": 4}, "'awq'"), ("fp8", "'fp8'"), ({}, None)])
+def test_of_quantized_weights_one_says_in_what(tmp_path, said, how):
+    from minipage.simulate.configs import CONFIGS
+
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGS["Llama-3.1-8B"] | {"quantization_config": said}))
+    if how:
+        with pytest.raises(ConfigurationError, match=rf"weights are quantized \({how}\).*int4 as --dtype"):
+            Deployment(str(tmp_path))
+    else:
+        assert Deployment(str(tmp_path)).dtype == "bfloat16"
+    assert Deployment(str(tmp_path), dtype="int4").budget().weights < 6e9
 
 
 @pytest.mark.parametrize("text", ["[1]", "3", '"gpt2"', "null"])

@@ -77,6 +77,7 @@ def test_what_is_no_request(http, path, body):
         ("logprobs", True),
         ("stream", "yes"),
         ("stream_options", []),
+        ("stream_options", {"include_usage": True}),  # and no stream
         ("suffix", "end"),
         ("best_of", 5),
         ("presence_penalty", "x"),
@@ -96,6 +97,20 @@ def test_what_is_no_request(http, path, body):
 )
 def test_wrong_values_are_refused_by_name(http, field, value):
     refused(http.post("/v1/completions", json=GOOD | {field: value}), 400, field)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "sentence"),
+    [
+        ("stop", ["a", 1], "stop.1: Input should be a valid string."),
+        ("stop", 5, "stop: Input should be a valid string."),
+        ("guided_json", True, "guided_json: Input should be an object."),
+        ("logit_bias", {"5": None}, "logit_bias.5: Input should be a valid number."),
+        ("n", 300, "the request lets 300 sequences go on together"),
+    ],
+)
+def test_what_is_wrong_is_said_of_the_type_that_was_meant(http, field, value, sentence):
+    assert refused(http.post("/v1/completions", json=GOOD | {field: value}), 400, field).startswith(sentence)
 
 
 @pytest.mark.parametrize("stream", [False, True])

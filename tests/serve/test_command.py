@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import httpx
 import pytest
+from serve.lookers import until
 from serve.started import Started
 
 from minipage import LLM, AsyncLLM
@@ -45,6 +46,30 @@ def test_serves_until_sigterm_and_finishes_what_is_there(folder):
     [(code, errors)] = codes
     assert code == 0
     assert "240 generated" in errors and "The sea" not in errors and "Traceback" not in errors
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_a_second_ctrl_c_ends_the_waiting_and_everybody_has_an_answer(folder):
+    started = Started(folder, "--port", 0, "--drain-timeout", 60)
+    body, answers = BODY | {"prompt": ["The sea"] * 600, "max_tokens": 240}, []
+    url = f"{started.url}/v1/completions"
+    asking = threading.Thread(target=lambda: answers.append(httpx.post(url, json=body, timeout=60)))
+    asking.start()
+    until(lambda: httpx.get(f"{started.url}/load").json()["server_load"] == 600)
+    started.process.send_signal(signal.SIGINT)
+    until(lambda: not answers_at(started.url))
+    code, errors = started.end(signal.SIGINT)
+    asking.join()
+    assert (code, answers[0].status_code) == (0, 200)
+    assert "abort" in {choice["finish_reason"] for choice in answers[0].json()["choices"]}
+    assert "ERROR" not in errors
+
+
+def answers_at(url):
+    try:
+        return httpx.get(f"{url}/health")
+    except httpx.TransportError:
+        return None
 
 
 @pytest.mark.slow
@@ -148,14 +173,31 @@ def test_options_have_the_names_that_vllm_gives_them():
 
 
 @pytest.mark.parametrize(
-    ("given", "budget"),
-    [({}, 1024), ({"max_num_seqs": 1200}, 1200), ({"max_num_batched_tokens": 9}, 9), ({"device": "cuda"}, None)],
+    ("said", "budget"),
+    [("", 1024), ("--max-num-seqs 1200", 1200), ("--max-num-batched-tokens 9", 9), ("--device cuda", None)],
 )
-def test_a_step_on_a_cpu_is_short_if_nothing_else_is_said(given, budget, monkeypatch):
-    engine = dict(given)
-    monkeypatch.setattr(command, "serve", lambda load, settings, **server: None)
-    command.run(engine, {})
-    assert engine.get("max_num_batched_tokens") == budget
+def test_a_step_on_a_cpu_is_short_if_nothing_else_is_said_and_in_all_ranks(said, budget, monkeypatch):
+    class Follower(Exception):
+        """In place of a model that does what rank 0 says."""
+
+    def follow(**options):
+        made.append(options)
+        raise Follower
+
+    made = []
+    monkeypatch.setattr(command, "run", lambda engine, *_: made.append(engine))
+    assert main(["serve", *said.split()]) == 0
+    monkeypatch.setattr("minipage.cli.is_follower", lambda args: True)
+    monkeypatch.setattr("minipage.LLM", follow)
+    with pytest.raises(Follower):
+        main(["serve", *said.split()])
+    assert [options.get("max_num_batched_tokens") for options in made] == [budget, budget]
+
+
+def test_the_help_tells_how_long_a_step_is(capsys):
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    assert "(default 1024; on a GPU 2048)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_all_memory_is_written_before_anybody_comes(folder):

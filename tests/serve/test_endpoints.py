@@ -204,19 +204,23 @@ def test_log_has_a_line_for_each_request_and_no_prompt(http, caplog):
 
 
 def test_behind_a_proxy(folder):
-    """--root-path: the proxy strips its prefix, and pages are found as ever."""
+    """--root-path: whether the proxy takes its prefix off or leaves it, pages are found as ever."""
     llm = AsyncLLM(folder, num_blocks=50)
     sock = take_port("127.0.0.1", 0)
     answers = threading.Event()
     settings = Settings(api_key=["k"])
-    server = make_server(llm, settings, root_path="/llm", log_level="warning", tell=lambda where: answers.set())
+    server = make_server(llm, settings, root_path="/llm/", log_level="warning", tell=lambda where: answers.set())
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
     thread.start()
     assert answers.wait(20)
     with httpx.Client(base_url="http://{}:{}".format(*sock.getsockname())) as http:
-        assert http.get("/health").status_code == 200
-        assert http.get("/v1/models").status_code == 401
-        assert http.get("/v1/models", headers={"Authorization": "Bearer k"}).status_code == 200
+        for prefix in "", "/llm":
+            assert http.get(f"{prefix}/health").status_code == 200
+            assert http.get(f"{prefix}/v1/models").status_code == 401
+            assert http.get(f"{prefix}/v1/models", headers={"Authorization": "Bearer k"}).status_code == 200
+            moved = http.post(f"{prefix}/tokenize/", headers={"Authorization": "Bearer k"}).headers["location"]
+            assert moved.endswith("/llm/tokenize") and "/llm/llm" not in moved
+        assert http.get("/llmhealth", headers={"Authorization": "Bearer k"}).status_code == 404
     server.should_exit = True
     thread.join()
     llm.shutdown()

@@ -11,6 +11,7 @@ from serve.conftest import template
 from minipage import LLM, AsyncLLM, SamplingParams
 from minipage.model.checkpoint import load_model
 from minipage.serve.app import Settings
+from minipage.serve.main import behind_proxy
 from minipage.serve.replicas import replica
 from minipage.serve.replicas.front import Front, ReplicaLost
 from minipage.serve.replicas.prompts import PromptReader
@@ -73,7 +74,7 @@ def engines(folder):
 
 
 @asynccontextmanager
-async def served(engines, folder, router=None, settings=SETTINGS):
+async def served(engines, folder, router=None, settings=SETTINGS, root_path=""):
     """A client, the replicas and the front."""
     for engine in engines:
         await engine.reset_prefix_cache()
@@ -81,8 +82,8 @@ async def served(engines, folder, router=None, settings=SETTINGS):
     prompts = PromptReader(load_model(folder).tokenizer, template)
     front = Front(here, router or PrefixRouter(), prompts, settings)
     listening = asyncio.ensure_future(front.listen())
-    transport = httpx.ASGITransport(front.app(), raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=60) as client:
+    transport = httpx.ASGITransport(behind_proxy(front.app(), root_path), raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url=f"http://127.0.0.1{root_path}", timeout=60) as client:
         while len(front.names) < len(here.replicas):
             await asyncio.sleep(0.01)
         yield client, here, front
@@ -135,9 +136,10 @@ def test_texts_are_those_of_one_server_and_go_where_their_prefix_is(engines, fol
     run(scenario())
 
 
-def test_chats_and_texts_are_cut_into_tokens_as_the_replicas_do(engines, folder):
+@pytest.mark.parametrize("root_path", ["", "/llm"])
+def test_chats_and_texts_are_cut_into_tokens_as_the_replicas_do(engines, folder, root_path):
     async def scenario():
-        async with served(engines, folder) as (client, here, _front):
+        async with served(engines, folder, root_path=root_path) as (client, here, _front):
             messages = [{"role": "user", "content": "To be, or not to be, that is the question"}]
             chat = {"messages": messages, "max_tokens": 4}
             for _ in range(3):

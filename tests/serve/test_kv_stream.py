@@ -1,8 +1,10 @@
 """`GET /kv_events`, read as a router would read it."""
 
+import gc
 import json
 
 import httpx
+from serve.lookers import until
 
 KEY = {"Authorization": "Bearer secret"}
 ENABLED = {
@@ -24,6 +26,16 @@ def complete(url, prompt):
 
 def reading(url):
     return httpx.stream("GET", url, headers=KEY, timeout=60)
+
+
+def test_a_reader_who_goes_leaves_nothing_behind(serve, caplog):
+    """Not even a task that waits for news; Python says so when it finds one."""
+    served = serve(**ENABLED)
+    with reading(f"{served.url}/kv_events") as response:
+        next(batches(response.iter_lines()))
+    until(lambda: not served.server.server_state.tasks)
+    gc.collect()
+    assert "destroyed" not in caplog.text
 
 
 def test_a_reader_is_told_what_is_there_and_then_what_comes_until_the_server_stops(serve):

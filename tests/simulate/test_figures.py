@@ -1,12 +1,18 @@
 """Figures are rerun beside the paper's numbers, and what is missed is said to be missed."""
 
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
+from serve.lookers import until
 
 from minipage.errors import ModelError
 from minipage.simulate import __main__ as screen
@@ -104,6 +110,8 @@ def test_table_1_is_met_and_the_command_writes_files(tmp_path, capsys):
 def test_an_unknown_figure_is_a_sentence(capsys):
     assert screen.main(["figure", "99"]) == 2
     assert "figure 99 is not among 2, 12, 13" in capsys.readouterr().err
+    assert screen.main(["figure", "ALL", "--jobs", "0"]) == 2
+    assert "--jobs has to be" in capsys.readouterr().err
 
 
 def test_a_rate_at_a_latency_lies_between_those_that_were_simulated():
@@ -161,3 +169,22 @@ def test_a_figure_is_met(name):
     results = dict(run_jobs(make_jobs(Scale(0, 1.0 if name == "2" else 0.5)), 2))
     missed = [row.what for row in make_figure(results).rows if row.verdict == "missed"]
     assert missed == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks /proc for processes")
+def test_ctrl_c_ends_all_processes_without_a_word():
+    """Also those that are still importing, as they are for a second."""
+    command = [sys.executable, "-m", "minipage.simulate", "figure", "13", "--jobs", "2"]
+    was = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background of a shell it may be ignored
+    try:
+        run = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        )
+    finally:
+        signal.signal(signal.SIGINT, was)
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
+    until(lambda: len(children.read_text().split()) == 3)  # one of which looks after what they share
+    time.sleep(0.3)  # until Python is there
+    os.killpg(run.pid, signal.SIGINT)  # as a terminal does
+    said, errors = run.communicate(timeout=60)
+    assert (run.returncode, said, errors) == (130, "", "")

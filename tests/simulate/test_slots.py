@@ -285,4 +285,4 @@ def test_what_fails_on_the_way_is_exit_code_1_and_ctrl_c_130(error, code, capsys
 
     monkeypatch.setattr(screen, "report", fail)
     assert screen.main([]) == code
-    assert capsys.readouterr().err == {130: "", 1: f"error: {str(error) or 'out of memory'}\n"}[code]
+    assert capsys.readouterr().err == {130: "", 1: f"minipage: {str(error) or 'out of memory'}\n"}[code]

@@ -29,7 +29,7 @@ from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
 from minipage.engine.kv_events import KVEventBatch
-from minipage.serve.access import Keys, Tally, log_failure, logger, tally_of
+from minipage.serve.access import Keys, Tally, log_failure, logger, path_of, tally_of
 from minipage.serve.app import Settings, answering
 from minipage.serve.errors import ApiError
 from minipage.serve.generation import send_event
@@ -111,7 +111,7 @@ class Front:
 
     async def hand_on(self, scope: Scope, body: bytes, send: Send) -> None:
         """Give a request to the replica that the router chooses, and to another one if that is lost in vain."""
-        beginning = await asyncio.to_thread(self.prompts.read, scope["path"], body)
+        beginning = await asyncio.to_thread(self.prompts.read, path_of(scope), body)
         for _ in range(MOST_TRIES):
             chosen = self.router.choose(*beginning, self.loads) if self.names else None
             try:

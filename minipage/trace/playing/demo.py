@@ -21,6 +21,7 @@ from rich.text import Text
 
 from minipage.errors import ConfigurationError, count
 from minipage.languages import tell
+from minipage.output import output_console
 from minipage.trace.drawing.front import Card
 from minipage.trace.drawing.glyphs import BOLD, DIM, Glyphs, chip, glyphs_for, visible
 from minipage.trace.drawing.terminal import MIN_WIDTH, draw, fits, what_it_needs
@@ -174,15 +175,8 @@ def load(path: str) -> Trace:
         raise OSError(f"{path!r} cannot be read: {error.strerror or error}.") from error
 
 
-class PipeConsole(Console):
-    """When the reader of a pipe has seen enough (`| head`), rich ends the process; here the caller decides."""
-
-    def on_broken_pipe(self) -> None:
-        raise BrokenPipeError
-
-
 def console_for_output() -> Console:
-    console = PipeConsole(highlight=False)
+    console = output_console()
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = PLAIN_WIDTH
     return console

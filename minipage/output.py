@@ -1,0 +1,84 @@
+"""What every command prints to, and how it ends: standard streams that take any text, and an exit code.
+
+0 fine; 1 something failed on the way; 2 bad input, one sentence says what; 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, TextIO
+
+from minipage.errors import MinipageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+
+
+def run_command(run: Callable[[], int]) -> int:
+    """The exit code of what `run` does, which may raise."""
+    prepare_streams()
+    try:
+        try:
+            return run()
+        finally:
+            sys.stdout.flush()  # after --help, too, what goes wrong here is ours to handle
+    except MinipageError as error:
+        complain(str(error))
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader has seen enough: `| head`
+        return 0
+    except (OSError, MemoryError) as error:
+        complain(str(error) or "out of memory")
+        return FAILED
+    finally:
+        for stream in sys.stdout, sys.stderr:
+            write_or_drop(stream)
+
+
+def complain(message: str) -> None:
+    with suppress(OSError):  # on a full disk, for example
+        print(f"minipage: {message}", file=sys.stderr)
+
+
+def write_or_drop(stream: TextIO) -> None:
+    """What cannot be written, Python would try again when it ends, and complain."""
+    try:
+        stream.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def output_console(**options: Any) -> Console:
+    """On standard output. When the reader of a pipe has seen enough, rich ends the process; here the caller decides."""
+    from rich.console import Console
+
+    class PipeConsole(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    return PipeConsole(highlight=False, **options)
+
+
+def prepare_streams() -> None:
+    """Let each take any text; one that is closed, as under cron or with `<&-`, has nothing, and leads nowhere."""
+    for size in {"COLUMNS", "LINES"} & os.environ.keys():
+        if os.environ[size] not in map(str, range(2, 10_001)):  # 0, of terminals that do not know, or no size at all
+            del os.environ[size]
+    for name, mode, errors in (
+        ("stdin", "r", "replace"),  # what is not UTF-8 becomes U+FFFD
+        ("stdout", "w", "backslashreplace"),  # a text may hold letters that the terminal has not
+        ("stderr", "w", "backslashreplace"),
+    ):
+        stream = getattr(sys, name)
+        if stream is None or getattr(stream, "closed", False):
+            # Opened in this order each gets the number that is missing, which no other file should have.
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 (open until the end)
+        elif hasattr(stream, "reconfigure") and stream.errors != errors:
+            stream.reconfigure(errors=errors)
