@@ -62,17 +62,24 @@ def find_architecture(model: str | Path) -> Architecture:
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a sliding window: what does not fit it is refused anyhow
-        return describe_model(model)[0] if gguf_file(model) else read_architecture(*find_settings(model))
+        return describe_model(model)[0] if is_gguf(model) else read_architecture(*find_settings(model))
+
+
+def well_known(model: str | Path) -> dict[str, Any] | None:
+    """Settings that come with minipage, if the model has such a name, and no file has it."""
+    known = {key.lower(): settings for key, settings in CONFIGS.items()}
+    short = str(model).rpartition("/")[2].lower().removesuffix("-instruct")
+    return None if Path(model).exists() else known.get(NICKNAMES.get(short, short).lower())
+
+
+def is_gguf(model: str | Path) -> bool:
+    return well_known(model) is None and gguf_file(model) is not None
 
 
 def find_settings(model: str | Path) -> tuple[Path, dict[str, Any]]:
     """The config.json of a model that is no GGUF file: where it is, and what it says."""
-    name = str(model)
-    known = {key.lower(): settings for key, settings in CONFIGS.items()}
-    short = name.rpartition("/")[2].lower().removesuffix("-instruct")
-    settings = known.get(NICKNAMES.get(short, short).lower())
-    path = Path(name)
-    if settings is not None and not path.exists():
+    path, settings = Path(model), well_known(model)
+    if settings is not None:
         return path, settings
     if path.suffix != ".json":
         try:
@@ -90,7 +97,7 @@ def find_settings(model: str | Path) -> tuple[Path, dict[str, Any]]:
 
 def refuse_quantized(model: str | Path) -> None:
     """Raise ConfigurationError if a config.json says that the weights are quantized: it leaves open how."""
-    path, settings = (Path(model), {}) if gguf_file(model) else find_settings(model)
+    path, settings = (Path(model), {}) if is_gguf(model) else find_settings(model)
     if said := settings.get("quantization_config"):
         how = said.get("quant_method") if isinstance(said, dict) else said
         raise ConfigurationError(

@@ -50,7 +50,7 @@ def test_serves_until_sigterm_and_finishes_what_is_there(folder):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_a_second_ctrl_c_ends_the_waiting_and_everybody_has_an_answer(folder):
-    started = Started(folder, "--port", 0, "--drain-timeout", 60)
+    started = Started(folder, "--port", 0, "--drain-timeout", 60, "--max-num-seqs", 1)  # most of them have to wait
     body, answers = BODY | {"prompt": ["The sea"] * 600, "max_tokens": 240}, []
     url = f"{started.url}/v1/completions"
     asking = threading.Thread(target=lambda: answers.append(httpx.post(url, json=body, timeout=60)))
