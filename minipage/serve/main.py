@@ -36,6 +36,7 @@ from minipage.serve.app import Settings, make_app
 from minipage.serve.limits import Connection, close_silent
 
 PATIENCE = 5  # added to the engine's niceness; with 19, it is interrupted for long while it has Python's lock
+SECONDS_UNTIL_AGAIN = 0.1
 KEEP_ALIVE_SECONDS = 65  # longer than clients do, or a connection would be closed just as the next request comes
 LAST_WORDS_SECONDS = 5.0  # for what was aborted to be sent
 MOST_HEADER_BYTES = 64 * 1024
@@ -79,10 +80,14 @@ class Server(uvicorn.Server):
         timer.cancel()
 
     def give_up(self) -> None:
-        """Those who are here get what there is; those whose requests have not come are not waited for."""
+        """Those who are here get what there is; those whose requests have not come are not waited for.
+
+        A request whose texts are still being read when the others are stopped comes to the engine later: so once more.
+        """
         self.has_given_up = True
         self.abort_all()
         close_silent(self.server_state)
+        asyncio.get_running_loop().call_later(SECONDS_UNTIL_AGAIN, self.give_up)  # if it still runs then
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
