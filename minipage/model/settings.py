@@ -20,14 +20,14 @@ MOST_LAYERS = 10_000  # far more than any model has; the weights of this many ar
 DEEPEST = 16  # lists in one another
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object that a file holds."""
+def read_json(path: Path, what: str = "JSON object", advice: str = "Fetch it again.") -> dict[str, Any]:
+    """The object that a file holds; `what` it is and what to do without it are for the ModelError."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read ({why(path, error)}). Fetch it again.") from error
+        raise ModelError(f"{path} cannot be read ({why(path, error)}). {advice}") from error
     if not isinstance(content, dict):
-        raise ModelError(f"{path} does not hold a JSON object. Fetch it again.")
+        raise ModelError(f"{path} holds a {type(content).__name__}, and no {what}. {advice}")
     return content
 
 

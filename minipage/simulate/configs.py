@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from minipage.errors import ConfigurationError, ModelError, shown
 from minipage.model.architecture import Architecture
 from minipage.model.checkpoint import describe_model, find_folder, gguf_file, read_architecture
+from minipage.model.settings import read_json
 
 LLAMA_3_ROPE = {
     "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -86,13 +86,7 @@ def find_settings(model: str | Path) -> tuple[Path, dict[str, Any]]:
             path = (path if path.is_dir() else find_folder(model, with_weights=False)) / "config.json"
         except ModelError as error:
             raise ModelError(f"{error} Sizes that come with minipage: {', '.join(CONFIGS)}.") from error
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{path} cannot be read ({error}). Give a model's config.json.") from error
-    if not isinstance(settings, dict):
-        raise ModelError(f"{path} holds a {type(settings).__name__}, and no settings. Give a model's config.json.")
-    return path, settings
+    return path, read_json(path, "settings", "Give a model's config.json.")
 
 
 def refuse_quantized(model: str | Path) -> None:
