@@ -64,11 +64,12 @@ def test_the_tensor_kernel_multiplies_on_tensor_cores_and_spills_nothing(q, kv, 
     assert code.stack == 0 and code.registers <= 255 and code.shared <= 48 * 1024
 
 
-def test_a_wide_block_asks_for_its_memory_when_it_is_launched(tmp_path):
-    from minipage.attention.cuda.tensor_cores import WIDE, tensor_kernel
+@pytest.mark.parametrize("num_warps", [4, 8])
+def test_a_wide_block_asks_for_its_memory_when_it_is_launched(num_warps, tmp_path):
+    from minipage.attention.cuda.tensor_cores import tensor_kernel
 
     q = "bfloat16"
-    code = attention(tensor_kernel, q, q, 128, 1, 1, 1, (9, 0), tmp_path, writes=True, num_warps=WIDE)
+    code = attention(tensor_kernel, q, q, 128, 1, 1, 1, (9, 0), tmp_path, writes=True, num_warps=num_warps)
     assert code.stack == 0 and code.registers <= 255 and code.shared <= 1024
 
 

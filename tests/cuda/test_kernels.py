@@ -167,10 +167,11 @@ def test_contexts_that_are_cut_into_equal_shares(q, head_size):
     batch.check(lambda *given: launched(batch, given, None, extra=1000))
 
 
+@pytest.mark.parametrize("num_warps", [4, long(8)])
 @pytest.mark.parametrize("kv, head_size", [("bfloat16", 64), long("int8", 64), long("bfloat16", 128)])
-def test_few_contexts_for_blocks_of_many_warps(kv, head_size):
+def test_few_contexts_for_blocks_of_many_warps(kv, head_size, num_warps):
     def choose(*kinds):
-        return launch.widened(launch.choose_tensor(*kinds))
+        return launch.widened(launch.choose_tensor(*kinds), num_warps, 1)
 
     batch = Batch([(1100, 1), (1, 1), (300, 1)], "bfloat16", kv, 1, 2, head_size, block_size=8)  # the first is cut
     batch.check(lambda *given: launched(batch, given, None, 1000, max_query_len=1, choose=choose))

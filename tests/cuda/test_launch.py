@@ -20,7 +20,7 @@ def test_a_workspace_is_enough_for_what_all_blocks_leave_in_it(num_seqs, context
     num_kv_heads, group = heads
     size = cuda.workspace_size(num_seqs, num_kv_heads * group, 8, context, split_size)
     ordinary, tensor = (choose(FLOAT16, FLOAT16, 64) for choose in (launch.choose_ordinary, launch.choose_tensor))
-    for choice in (ordinary, tensor, launch.widened(tensor)):
+    for choice in (ordinary, tensor, launch.widened(tensor, 8, 1), launch.widened(tensor, 4, 2)):
         grid = launch.decode_grid(choice, num_seqs, num_kv_heads, group, context, split_size)
         assert grid.tiles * grid.heads >= num_kv_heads * group
         num_blocks, numbers = grid.tiles * grid.blocks, 2 * grid.heads * (8 + 1)
@@ -158,18 +158,20 @@ def test_what_a_kernel_is_told_of_its_arguments():
         assert number.kind == compat.types.float32
 
 
-def test_wide_blocks_are_for_one_sequence_and_large_rows(monkeypatch):
+def test_few_sequences_have_blocks_of_more_warps(monkeypatch):
     monkeypatch.setattr(launch, "num_processors", lambda: 132)
     monkeypatch.setattr(launch, "has_room_to_share", lambda num_bytes: num_bytes < 200_000)
-    large, small = (launch.choose_tensor(FLOAT16, FLOAT16, size) for size in (128, 64))
-    wide = [
-        (num_seqs, heads)
-        for num_seqs in (1, 2, 8)
-        for heads in (8, 40, 80)
-        if launch.suits_wide(num_seqs, heads, 1, large)
-    ]
-    assert wide == [(1, 8), (1, 40)]
-    assert not launch.suits_wide(1, 8, 1, small), "narrow blocks of small rows have as many warps"
-    assert not launch.suits_wide(1, 8, 1, launch.choose_ordinary(FLOAT16, FLOAT16, 128))
+
+    def warps(num_seqs, heads, head_size, choose=launch.choose_tensor):
+        choice = choose(FLOAT16, FLOAT16, head_size)
+        return launch.suited_to(choice, head_size, num_seqs, heads, 1).num_threads // launch.WARP
+
+    narrow = warps(100, 8, 128)
+    assert [warps(n, 8, 128) for n in (1, 16, 17, 32, 33)] == [8, 8, 4, 4, narrow]
+    assert [warps(n, 40, 128) for n in (1, 3, 4, 6, 7)] == [8, 8, 4, 4, narrow]
+    assert [warps(n, 12, 64) for n in (1, 11, 12, 33, 34)] == [narrow, narrow, 4, 4, narrow]
+    assert warps(1, 80, 128) == narrow, "the kernels before and after have the other multiprocessors"
+    ordinary = launch.choose_ordinary(FLOAT16, FLOAT16, 128).num_threads // launch.WARP
+    assert warps(1, 8, 128, launch.choose_ordinary) == ordinary
     monkeypatch.setattr(launch, "has_room_to_share", lambda num_bytes: False)
-    assert not launch.suits_wide(1, 8, 1, large)
+    assert warps(1, 8, 128) == narrow

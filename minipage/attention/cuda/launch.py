@@ -155,21 +155,24 @@ def choose_best(q_kind: Kind, kv: Kind, head_size: int) -> KernelChoice:
     return choose(q_kind, kv, head_size)
 
 
-def suits_wide(num_seqs: int, num_kv_heads: int, heads_per_kv: int, choice: KernelChoice) -> bool:
-    """Whether wide blocks are faster: only for a single sequence, whose heads take at most half of the multiprocessors,
-    so that the kernels before and after have the others. If a multiprocessor has as many warps in its narrow blocks,
-    these do as well."""
-    num_blocks = num_kv_heads * -(-heads_per_kv // choice.decode_rows)
-    num_warps = choice.few_blocks * tensor_cores.NUM_WARPS
-    has_wide = choice.kernel_for is tensor_kernel and num_warps < tensor_cores.WIDE
-    is_small = num_seqs == 1 and 2 * num_blocks <= num_processors()
-    return has_wide and is_small and has_room_to_share(tensor_cores.WIDE_BYTES)
+def suited_to(
+    choice: KernelChoice, head_size: int, num_seqs: int, num_kv_heads: int, heads_per_kv: int
+) -> KernelChoice:
+    """The choice for the decodes of this many sequences: blocks of more warps, if they are few. Then contexts are cut
+    into fewer parts, or not at all, and joining takes less time (docs/gpu.md has the figures)."""
+    each = num_processors() // tiles_of(choice, num_kv_heads, heads_per_kv)  # blocks of a tile: 1 on a multiprocessor
+    if choice.kernel_for is not tensor_kernel or each < 2 or not has_room_to_share(tensor_cores.WIDE_BYTES):
+        return choice
+    if head_size == 64:
+        return widened(choice, 4, 1) if each < num_seqs <= 3 * each else choice
+    if num_seqs <= each:
+        return widened(choice, tensor_cores.WIDE, 1)
+    return widened(choice, 4, 2) if num_seqs <= 2 * each else choice
 
 
-def widened(choice: KernelChoice) -> KernelChoice:
-    """The same with blocks of more warps, one for a multiprocessor: contexts are cut into fewer parts, or none."""
-    num_warps = tensor_cores.WIDE
-    return choice._replace(num_threads=num_warps * WARP, few_blocks=1, most_blocks=1, num_warps=num_warps)
+def widened(choice: KernelChoice, num_warps: int, blocks: int) -> KernelChoice:
+    """The same with blocks of this many warps, and this many blocks for each multiprocessor."""
+    return choice._replace(num_threads=num_warps * WARP, few_blocks=blocks, most_blocks=blocks, num_warps=num_warps)
 
 
 def workspace_size(
@@ -202,6 +205,11 @@ def heads_of_tile(choice: KernelChoice, heads_per_kv: int) -> int:
     return -(-heads_per_kv // -(-heads_per_kv // choice.decode_rows))
 
 
+def tiles_of(choice: KernelChoice, num_kv_heads: int, heads_per_kv: int) -> int:
+    """Of all heads."""
+    return num_kv_heads * -(-heads_per_kv // heads_of_tile(choice, heads_per_kv))
+
+
 def queries_of_tile(choice: KernelChoice, heads: int) -> int:
     """Of a prompt."""
     return max(2, choice.prefill_rows // heads)
@@ -210,8 +218,7 @@ def queries_of_tile(choice: KernelChoice, heads: int) -> int:
 def decode_grid(
     choice: KernelChoice, num_seqs: int, num_kv_heads: int, heads_per_kv: int, longest: int, split_size: int | None
 ) -> Grid:
-    heads = heads_of_tile(choice, heads_per_kv)
-    tiles = num_kv_heads * -(-heads_per_kv // heads)
+    heads, tiles = heads_of_tile(choice, heads_per_kv), tiles_of(choice, num_kv_heads, heads_per_kv)
     if split_size:
         return Grid(heads, tiles, num_seqs * max(1, -(-longest // split_size)), split_size, 1)
     if longest <= SHORT:
@@ -288,8 +295,8 @@ def launch_attention(
     heads_per_kv = num_heads // num_kv_heads
     q_kind, kv = kind_of(queries.dtype, "q"), kind_of(layout(k_cache).dtype, "k_cache")
     choice = choose(q_kind, kv, head_size)
-    if max_query_len == 1 and not split_size and suits_wide(num_seqs, num_kv_heads, heads_per_kv, choice):
-        choice = widened(choice)
+    if max_query_len == 1 and not split_size:
+        choice = suited_to(choice, head_size, num_seqs, num_kv_heads, heads_per_kv)
     window = as_window(window)
     grid = decode_grid(choice, num_seqs, num_kv_heads, heads_per_kv, min(max_context_len, window), split_size)
     options: dict[str, Any] = {"window": window} if window < max_context_len else {}  # otherwise all is seen

@@ -58,7 +58,7 @@ from minipage.attention.cuda.tiles import ragged_kernel
 float32, int32, int64, uint32 = types.float32, types.int32, types.int64, types.uint32
 
 NUM_WARPS = 2
-WIDE = 8  # warps of a block that has a multiprocessor to itself
+WIDE = 8  # warps of a block that has a multiprocessor to itself; there may also be two of 4
 TILE = 16  # tokens that are multiplied at once; and rows of q of a warp
 WARP_BYTES = 16 * 1024  # of K and V that are on their way to a warp
 LEAST_SCALE = np.float32(2**-60)  # of V, for weights: they are at most one over it, or might be infinite
