@@ -167,14 +167,16 @@ def test_contexts_that_are_cut_into_equal_shares(q, head_size):
     batch.check(lambda *given: launched(batch, given, None, extra=1000))
 
 
+def blocks_of(num_warps):
+    """The choice of blocks of this many warps, one for each multiprocessor."""
+    return lambda *kinds: launch.widened(launch.choose_tensor(*kinds), num_warps, 1)
+
+
 @pytest.mark.parametrize("num_warps", [4, long(8)])
 @pytest.mark.parametrize("kv, head_size", [("bfloat16", 64), long("int8", 64), long("bfloat16", 128)])
 def test_few_contexts_for_blocks_of_many_warps(kv, head_size, num_warps):
-    def choose(*kinds):
-        return launch.widened(launch.choose_tensor(*kinds), num_warps, 1)
-
     batch = Batch([(1100, 1), (1, 1), (300, 1)], "bfloat16", kv, 1, 2, head_size, block_size=8)  # the first is cut
-    batch.check(lambda *given: launched(batch, given, None, 1000, max_query_len=1, choose=choose))
+    batch.check(lambda *given: launched(batch, given, None, 1000, max_query_len=1, choose=blocks_of(num_warps)))
 
 
 @pytest.mark.parametrize(
@@ -207,16 +209,18 @@ def test_windows_that_are_cut_into_pieces(q, head_size, split_size):
 
 
 @pytest.mark.parametrize(
-    "q, kv, group, head_size, window",
+    "q, kv, group, head_size, window, num_warps",
     [
-        ("bfloat16", "same", 2, 64, None),
-        ("float32", "int8", 2, 8, None),  # two kernels
-        long("float16", "int8", 1, 64, 40),
-        long("bfloat16", "fp8", 4, 128, None),
-        long("float16", "same", 4, 128, 40),
+        ("bfloat16", "same", 2, 64, None, 2),
+        ("bfloat16", "same", 2, 64, None, 4),
+        long("bfloat16", "int8", 2, 128, None, 8),
+        ("float32", "int8", 2, 8, None, None),  # two kernels
+        long("float16", "int8", 1, 64, 40, 2),
+        long("bfloat16", "fp8", 4, 128, None, 2),
+        long("float16", "same", 4, 128, 40, 4),
     ],
 )
-def test_the_newest_token_of_each_sequence_is_written_by_the_way(q, kv, group, head_size, window):
+def test_the_newest_token_of_each_sequence_is_written_by_the_way(q, kv, group, head_size, window, num_warps):
     """It is the only one, or begins a block, or is wanted in the first step, or in a later one, or ends a step."""
     lengths = [(1, 1), (17, 1), (60, 1), (137, 1), (64, 1)]
     batch = Batch(lengths, q, q if kv == "same" else kv, 2, group, head_size, block_size=8, window=window)
@@ -227,8 +231,9 @@ def test_the_newest_token_of_each_sequence_is_written_by_the_way(q, kv, group, h
     caches = [batch.k, batch.v, *batch.scales]
     given = [batch.tables, batch.contexts, batch.starts]
     on_device = [on_gpu(a) for a in (batch.q, batch.k, batch.v, *given)] + [batch.scale, *map(on_gpu, batch.scales)]
+    options = batch.options | ({"choose": blocks_of(num_warps)} if num_warps else {})
     new = cuda.NewTokens(*map(on_gpu, (k, v, slots.astype(np.int32))))
-    out = batch.decode(from_gpu(launched(batch, on_device, None, new=new, max_query_len=1, **batch.options)))
+    out = batch.decode(from_gpu(launched(batch, on_device, None, new=new, max_query_len=1, **options)))
     written = slots >= 0
     write_kv(decode(k[written]), decode(v[written]), *caches[:2], slots[written], *caches[2:])
     for found, expected in zip(map(from_gpu, [*on_device[1:3], *on_device[7:]]), caches, strict=True):
