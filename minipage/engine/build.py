@@ -8,6 +8,7 @@ from typing import Any, get_args
 import numpy as np
 
 from minipage.attention import cpu, loops, reference
+from minipage.attention.cache_size import read_bytes
 from minipage.attention.quantize import kv_dtype
 from minipage.engine.option_kinds import check_kinds, is_same
 from minipage.errors import ConfigurationError, shown
@@ -137,9 +138,10 @@ def make_swap_pool(
     runner: ModelRunner, block_size: int, preemption: Preemption, swap_space: int | str | None
 ) -> tuple[Preemption, BlockPool | None]:
     """How groups are preempted, and the pool that their blocks are saved in: without swap space there is none."""
-    if preemption == "recompute" or (preemption in get_args(Preemption) and swap_space in (0, "0")):
-        return "recompute", None
     memory = DEFAULT_SWAP_SPACE if swap_space is None else swap_space
+    num_bytes = read_bytes(memory, "swap_space")  # what makes no sense is refused, also where nothing swaps
+    if preemption == "recompute" or (preemption in get_args(Preemption) and num_bytes == 0):
+        return "recompute", None
     return preemption, make_block_pool(runner, block_size, None, memory, "swap_space")
 
 

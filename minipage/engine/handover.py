@@ -37,7 +37,7 @@ from minipage.attention import KVCache
 from minipage.engine.engine import Engine
 from minipage.engine.prompts import Prompt
 from minipage.engine.request import NextToken
-from minipage.errors import ConfigurationError, EngineDeadError, InvalidRequestError, MinipageError, count
+from minipage.errors import ConfigurationError, EngineDeadError, InvalidRequestError, MinipageError, count, shown
 from minipage.memory import BlockTable, PrefixCache
 from minipage.sampling import SamplingParams
 from minipage.scheduling import Sequence
@@ -154,6 +154,8 @@ def take_over(llm: Engine, handover: Handover) -> int:
     Raises ConfigurationError if it has no prefix cache, or is an engine of another kind; or if K and V are gone.
     """
     check(llm)
+    if not isinstance(handover, Handover):
+        raise ConfigurationError(f"handover is {shown(handover)}; give what hand_over() has returned.")
     cache = llm.scheduler.prefix_cache
     if not isinstance(cache, PrefixCache):
         raise ConfigurationError(

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +23,7 @@ from minipage.attention.quantize import kv_dtype
 from minipage.errors import ConfigurationError, require_positive, shown
 from minipage.memory.kv_groups import EVERYTHING, KVGroups, blocks_held
 from minipage.model.architecture import Architecture
-from minipage.simulate.configs import find_architecture, refuse_quantized
+from minipage.simulate.configs import architecture_of, find_settings, refuse_quantized
 from minipage.simulate.cost import CostModel, Sizes
 from minipage.simulate.machines import GRAPHS, ON_CPU, GiB, Machine, find_machine
 
@@ -65,7 +67,7 @@ class Deployment:
             max_num_batched_tokens=self.max_num_batched_tokens,
         )  # fmt: skip
         if isinstance(self.dtype, str) and self.dtype == "auto":
-            refuse_quantized(self.model)
+            refuse_quantized(*self.settings)
             object.__setattr__(self, "dtype", "bfloat16")
         if not isinstance(self.dtype, str) or self.dtype not in WEIGHT_BYTES:
             raise ConfigurationError(f"dtype is {shown(self.dtype)}; it must be one of {', '.join(WEIGHT_BYTES)}.")
@@ -84,9 +86,14 @@ class Deployment:
                     f"max_model_len is {self.max_model_len:,}; it must be at most {self.model}'s context, {context:,}."
                 )
 
+    @cached_property
+    def settings(self) -> tuple[Path, dict[str, Any]]:
+        """Of its model, and where they are said: the hub is asked once."""
+        return find_settings(self.model)
+
     @property
     def architecture(self) -> Architecture:
-        return find_architecture(self.model)
+        return architecture_of(*self.settings)
 
     @property
     def groups(self) -> KVGroups:

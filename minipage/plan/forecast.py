@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from copy import copy
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -214,7 +215,9 @@ def advise(deployment: Deployment, workload: Workload, most: float, num_requests
     advice = []
     for change, options in changes(deployment):
         try:
-            changed = most_of(replace(deployment, **options), workload, num_requests)
+            other = copy(deployment)  # with the settings of its model, which are not looked for again
+            vars(other).update(options)
+            changed = most_of(other, workload, num_requests)
         except ConfigurationError:  # heads that cannot be shared out, no room, or too many seats
             continue
         if changed > 1.02 * most:

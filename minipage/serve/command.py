@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import ssl
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
+from getpass import getpass
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +87,27 @@ def read_settings(server: dict[str, Any], model: str) -> Settings:
             raise ConfigurationError(f"{name} is {server[name]!r}, and there is no such file.")
         if name in server and "ssl_certfile" not in server:
             raise ConfigurationError(f"{name} is given, and no ssl_certfile: without one there is no https. Give both.")
-        if name in server and b"-----BEGIN " not in Path(server[name]).read_bytes():
-            raise ConfigurationError(f"{name} is {server[name]!r}, which is not in PEM.")
+    if "ssl_certfile" in server:
+        check_tls(server)
     return settings
+
+
+def check_tls(server: dict[str, Any]) -> None:
+    """Raise ConfigurationError for files that cannot serve https. If a key has a pass phrase, it is asked for here."""
+
+    context, certificate = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), server["ssl_certfile"]
+
+    def load_key(file: str) -> None:  # uvicorn, which loads it again, gets the pass phrase with the other options
+        context.load_cert_chain(certificate, file, lambda: server.setdefault("ssl_keyfile_password", getpass()))
+
+    read_certificates = context.load_verify_locations
+    reads = ("ssl_certfile", read_certificates), ("ssl_ca_certs", read_certificates), ("ssl_keyfile", load_key)
+    for name, read in reads:
+        try:
+            read(file := server.get(name, certificate))
+        except (OSError, EOFError) as error:
+            what = f"{file} cannot be used as {name}: {error}"
+            raise ConfigurationError(f"{what}. Give files in PEM, and the key of this very certificate.") from error
 
 
 def read_template(file: str) -> Render:

@@ -7,7 +7,7 @@ import socket
 import sys
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from typing import Any, TypeVar
 
 import h11
@@ -183,6 +183,12 @@ def close_silent(server_state: ServerState) -> None:
     silent: dict[Connection, None] = vars(server_state).get("silent", {})
     for connection in list(silent):
         connection.transport.abort()
+
+
+def limit_greetings(loop: Any) -> None:
+    """With TLS, client and server greet each other before there is a Connection. Python gives a minute for that, and
+    uvicorn has no option for it."""
+    loop.create_server = partial(loop.create_server, ssl_handshake_timeout=HEADER_SECONDS)
 
 
 @cache

@@ -33,7 +33,7 @@ from minipage.engine.mailbox import Result
 from minipage.errors import ConfigurationError, InvalidRequestError
 from minipage.sampling import SamplingParams
 from minipage.serve.app import Settings, make_app
-from minipage.serve.limits import Connection, close_silent
+from minipage.serve.limits import Connection, close_silent, limit_greetings
 
 PATIENCE = 5  # added to the engine's niceness; with 19, it is interrupted for long while it has Python's lock
 SECONDS_UNTIL_AGAIN = 0.1
@@ -68,6 +68,8 @@ class Server(uvicorn.Server):
         self.has_given_up = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self.config.ssl:
+            limit_greetings(asyncio.get_running_loop())
         await super().startup(sockets)
         [listener] = sockets or []
         listener.listen(MOST_NOT_ACCEPTED)  # for asyncio both are one number

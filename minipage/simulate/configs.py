@@ -8,7 +8,7 @@ from typing import Any
 
 from minipage.errors import ConfigurationError, ModelError, shown
 from minipage.model.architecture import Architecture
-from minipage.model.checkpoint import describe_model, find_folder, gguf_file, read_architecture
+from minipage.model.checkpoint import find_folder, gguf_file, read_architecture
 from minipage.model.settings import read_json
 
 LLAMA_3_ROPE = {
@@ -60,9 +60,13 @@ def find_architecture(model: str | Path) -> Architecture:
 
     Raises ModelError if it is none of these.
     """
+    return architecture_of(*find_settings(model))
+
+
+def architecture_of(path: Path, settings: dict[str, Any]) -> Architecture:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a sliding window: what does not fit it is refused anyhow
-        return describe_model(model)[0] if is_gguf(model) else read_architecture(*find_settings(model))
+        return read_architecture(path, settings)
 
 
 def well_known(model: str | Path) -> dict[str, Any] | None:
@@ -72,15 +76,15 @@ def well_known(model: str | Path) -> dict[str, Any] | None:
     return None if Path(model).exists() else known.get(NICKNAMES.get(short, short).lower())
 
 
-def is_gguf(model: str | Path) -> bool:
-    return well_known(model) is None and gguf_file(model) is not None
-
-
 def find_settings(model: str | Path) -> tuple[Path, dict[str, Any]]:
-    """The config.json of a model that is no GGUF file: where it is, and what it says."""
+    """The config.json of a model, or a GGUF file that stands for it: where it is, and what it says."""
     path, settings = Path(model), well_known(model)
     if settings is not None:
         return path, settings
+    if file := gguf_file(model):
+        from minipage.model.gguf_files import read_gguf
+
+        return file, read_gguf(file).config
     if path.suffix != ".json":
         try:
             path = (path if path.is_dir() else find_folder(model, with_weights=False)) / "config.json"
@@ -89,9 +93,8 @@ def find_settings(model: str | Path) -> tuple[Path, dict[str, Any]]:
     return path, read_json(path, "settings", "Give a model's config.json.")
 
 
-def refuse_quantized(model: str | Path) -> None:
+def refuse_quantized(path: Path, settings: dict[str, Any]) -> None:
     """Raise ConfigurationError if a config.json says that the weights are quantized: it leaves open how."""
-    path, settings = (Path(model), {}) if is_gguf(model) else find_settings(model)
     if said := settings.get("quantization_config"):
         how = said.get("quant_method") if isinstance(said, dict) else said
         raise ConfigurationError(

@@ -171,6 +171,12 @@ def test_a_prompt_that_cannot_be_served_is_refused(tiny):
         hand_over(LLM(tiny, **OPTIONS), [1] * 100)
 
 
+@pytest.mark.parametrize("wrong", [None, "a prompt", [1, 2, 3]])
+def test_what_nobody_has_handed_over_is_refused(tiny, wrong):
+    with pytest.raises(ConfigurationError, match=r"handover is .*; give what hand_over"):
+        take_over(LLM(tiny, **OPTIONS), wrong)
+
+
 def test_what_was_discarded_is_refused_and_costs_no_blocks(tiny, make_prompt):
     llm = LLM(tiny, **OPTIONS)
     handover = hand_over(llm, make_prompt(0, 18))

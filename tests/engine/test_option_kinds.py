@@ -23,7 +23,7 @@ NAMES = {
     "load_format": "dummy", "preemption": "swap", "attention": "a function or .*loops", "policy": "priority",
     "eviction": "lfu",
 }  # fmt: skip
-UNUSED = {"swap_space", "gpu_memory_utilization", "hf_overrides"}  # on a CPU, without swapping; any key of config.json
+UNUSED = {"gpu_memory_utilization", "hf_overrides"}  # on a CPU; any key of config.json
 strange = pytest.mark.parametrize("value", STRANGE, ids=lambda value: type(value).__name__)
 
 
@@ -33,6 +33,18 @@ def test_no_option_takes_what_is_no_value_of_its_own(tiny, value):
         options = {"num_blocks": None if name == "memory" else 8, "enable_prefix_caching": True, name: value}
         with pytest.raises(MinipageError, match=rf"{name}\b"):
             LLM(tiny, **options)
+
+
+@pytest.mark.parametrize("preemption", ["recompute", "swap", "auto"])
+@pytest.mark.parametrize("value", ["plenty", float("nan"), -1, True])
+def test_swap_space_is_a_number_of_bytes_also_where_nothing_swaps(tiny, value, preemption):
+    with pytest.raises(ConfigurationError, match=r"^swap_space is .*; it must be a number of bytes"):
+        LLM(tiny, num_blocks=8, preemption=preemption, swap_space=value)
+
+
+@pytest.mark.parametrize("value", [0, "0", "0MiB"])
+def test_without_swap_space_nothing_swaps(tiny, value):
+    assert LLM(tiny, num_blocks=8, preemption="swap", swap_space=value).scheduler.preemption == "recompute"
 
 
 @strange

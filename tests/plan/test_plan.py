@@ -2,8 +2,10 @@
 
 import json
 
+import huggingface_hub
 import numpy as np
 import pytest
+from model.gguf_writing import random_model, write_gguf
 
 from minipage import LLM
 from minipage.cli import main
@@ -368,6 +370,24 @@ def test_a_minute_in_which_nobody_comes_is_said_so():
     shown = rows(SMALL, found)
     assert shown[-1] == ("a minute at 1e-09 requests/s", "nobody came") and "nan" not in str(shown)
     assert "nan" not in page(SMALL, found)
+
+
+@pytest.mark.parametrize("options", [["--sizes-only"], ["--lengths", "512:64", "--max-model-len", "4096"]])
+def test_of_a_model_on_the_hub_the_sizes_are_asked_for_once(tmp_path, monkeypatch, options):
+    from minipage.simulate.configs import CONFIGS
+
+    (tmp_path / "config.json").write_text(json.dumps(CONFIGS["Qwen3-0.6B"]))
+    asked = []
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **_: asked.append(name) or str(tmp_path))
+    assert main(["plan", "somebody/something", *options]) == 0
+    assert asked == ["somebody/something"]
+
+
+def test_a_gguf_file_says_its_sizes_too(tmp_path):
+    model = random_model("llama")
+    plan = Deployment(str(write_gguf(tmp_path / "model.gguf", model)), num_blocks=9)
+    assert plan.cost.sizes.num_parameters == model.num_parameters()
+    assert plan.longest == model.config.max_position_embeddings
 
 
 def test_a_config_that_is_nested_without_end_is_a_sentence(tmp_path):

@@ -14,18 +14,17 @@ from minipage.serve.main import make_server, take_port, warm_up
 class Served:
     """Runs until `stop`, or until the test is over."""
 
-    def __init__(self, llm, *, drain_timeout=0.0, **settings):
+    def __init__(self, llm, *, drain_timeout=0.0, tls=None, **settings):
         warm_up(llm)  # kernels are compiled now, and not while a client waits
         self.llm = llm
         self.engine = AsyncLLM(llm)
         self.socket = take_port("127.0.0.1", 0)
         answers = threading.Event()
         settings = Settings(**{"served_model_name": ["tiny"], "chat_template": template} | settings)
-        self.server = make_server(
-            self.engine, settings, drain_timeout=drain_timeout, tell=lambda where: answers.set(), log_level="warning"
-        )
+        options = {"drain_timeout": drain_timeout, "log_level": "warning", **(tls or {})}
+        self.server = make_server(self.engine, settings, tell=lambda where: answers.set(), **options)
         self.address = self.socket.getsockname()
-        self.url = "http://{}:{}".format(*self.address)
+        self.url = "{}://{}:{}".format("https" if tls else "http", *self.address)
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]})
         self.thread.start()
         assert answers.wait(20)
@@ -80,8 +79,8 @@ def serve(folder):
     """Makes servers with options of their own."""
     started = []
 
-    def start(drain_timeout=0.0, settings=None, model=folder, **options):
-        started.append(Served(LLM(model, **options), drain_timeout=drain_timeout, **(settings or {})))
+    def start(drain_timeout=0.0, settings=None, model=folder, tls=None, **options):
+        started.append(Served(LLM(model, **options), drain_timeout=drain_timeout, tls=tls, **(settings or {})))
         return started[-1]
 
     yield start

@@ -3,12 +3,14 @@
 import json
 import shutil
 import socket
+import ssl
 import threading
 from contextlib import suppress
 
 import httpx
 import pytest
 from serve.lookers import until
+from serve.tls_files import make_tls_files, needs_openssl
 
 from minipage.serve import limits
 
@@ -248,6 +250,17 @@ def test_half_requests_are_not_waited_for(serve, monkeypatch):
     late = talk(server, b"POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 50\r\n\r\n{")
     assert b" 408 " in late.splitlines()[0]
     assert httpx.post(f"{server.url}/v1/completions", json=GOOD).status_code == 200
+
+
+@needs_openssl
+def test_nor_are_clients_that_do_not_even_greet_in_tls(serve, tmp_path, monkeypatch):
+    key, certificate = make_tls_files(tmp_path)
+    monkeypatch.setattr(limits, "HEADER_SECONDS", 1.0)
+    server = serve(tls={"ssl_keyfile": str(key), "ssl_certfile": str(certificate)})
+    with socket.create_connection(server.address, timeout=5) as sock, suppress(ConnectionResetError):
+        assert sock.recv(1) == b""  # it is closed, and not silent: that would be a TimeoutError
+    trust = ssl.create_default_context(cafile=certificate)
+    assert httpx.post(f"{server.url}/v1/completions", json=GOOD, verify=trust).status_code == 200
 
 
 def test_connections_are_limited(serve, monkeypatch):

@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import ssl
-import subprocess
 import sys
 import threading
 from contextlib import nullcontext
@@ -15,6 +14,7 @@ import httpx
 import pytest
 from serve.lookers import until
 from serve.started import Started
+from serve.tls_files import make_tls_files, needs_openssl
 
 from minipage import LLM, AsyncLLM
 from minipage.cli import main, make_parser
@@ -72,21 +72,10 @@ def answers_at(url):
         return None
 
 
+@needs_openssl
 @pytest.mark.slow
 def test_tls(folder, tmp_path):
-    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
-    subprocess.run(
-        [
-            *"openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=localhost -addext".split(),
-            "subjectAltName=IP:127.0.0.1",
-            "-keyout",
-            key,
-            "-out",
-            certificate,
-        ],
-        check=True,
-        capture_output=True,
-    )
+    key, certificate = make_tls_files(tmp_path)
     started = Started(folder, "--port", 0, "--ssl-keyfile", key, "--ssl-certfile", certificate)
     assert started.url.startswith("https://")
     trust = ssl.create_default_context(cafile=certificate)
@@ -99,6 +88,30 @@ def test_tls(folder, tmp_path):
     trust.load_cert_chain(certificate, key)
     assert httpx.post(f"{started.url}/v1/completions", json=BODY, verify=trust, timeout=60).status_code == 200
     assert started.end()[0] == 0
+
+
+@needs_openssl
+def test_a_pass_phrase_of_a_tls_key_is_asked_for_once(folder, tmp_path, monkeypatch):
+    key, certificate = make_tls_files(tmp_path, "-passout", "pass:secret")
+    server, asked = {"ssl_keyfile": str(key), "ssl_certfile": str(certificate)}, []
+    monkeypatch.setattr(command, "getpass", lambda: asked.append("secret") or asked[-1])
+    settings = read_settings(server, "m")
+    with AsyncLLM(folder, num_blocks=8) as llm:
+        config = server_main.make_server(llm, settings, **server).config
+        config.load()
+    assert config.ssl and asked == ["secret"]
+
+
+@needs_openssl
+@pytest.mark.parametrize("name", ["ssl_certfile", "ssl_keyfile", "ssl_ca_certs"])
+def test_a_damaged_tls_file_is_named_before_the_model_is_loaded(tmp_path, capsys, name):
+    key, certificate = make_tls_files(tmp_path)
+    (tmp_path / "damaged.pem").write_text("-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n")
+    files = {"ssl_certfile": certificate, "ssl_keyfile": key, name: tmp_path / "damaged.pem"}
+    options = [f"--{each.replace('_', '-')}={file}" for each, file in files.items()]
+    assert main(["serve", "/no/such/model", "--port", "0", *options]) == 2
+    printed = capsys.readouterr()
+    assert f"damaged.pem cannot be used as {name}" in printed.err and "loads" not in printed.out
 
 
 def test_a_port_in_use_is_known_before_the_model_is_loaded(capsys):
@@ -121,7 +134,7 @@ def test_a_port_in_use_is_known_before_the_model_is_loaded(capsys):
         (["--ssl-ca-certs", "/no/such/file"], "ssl_ca_certs is '/no/such/file'"),
         (["--ssl-keyfile", __file__], "ssl_keyfile is given, and no ssl_certfile"),
         (["--ssl-ca-certs", __file__], "ssl_ca_certs is given, and no ssl_certfile"),
-        (["--ssl-certfile", os.__file__], "which is not in PEM"),
+        (["--ssl-certfile", os.__file__], f"{os.__file__} cannot be used as ssl_certfile"),
         (["--allowed-origins", "[" * 99_999], "no list of texts"),
         (["--log-level", "loud"], "log_level is 'loud'"),
         (["a", "--model", "b"], "given twice"),
