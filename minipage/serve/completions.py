@@ -43,7 +43,7 @@ def read_params(body: CompletionBody, max_logprobs: int) -> SamplingParams:
     if body.echo and body.logprobs is not None:
         more["prompt_logprobs"] = max(body.logprobs, body.prompt_logprobs or 0)
     if body.wants_only_prompt:
-        more["max_tokens"] = 1
+        more |= {"max_tokens": 1, "ignore_eos": True, "stop": None, "stop_token_ids": None, "structured_outputs": None}
     return sampling_params(body, max_logprobs, **more)
 
 

@@ -84,6 +84,13 @@ def test_echo_and_stop(client, offline):
     assert "".join(chunk.choices[0].text for chunk in streamed) == answer.choices[0].text
 
 
+@pytest.mark.parametrize("more", [{"logit_bias": {"0": 100}}, {"stop": ["e"]}, {"guided_choice": ["x"]}])
+def test_a_token_that_nobody_asked_for_ends_nothing(client, more):
+    options = {"max_tokens": 0, "echo": True, "temperature": 0}
+    [choice] = client.completions.create(model="tiny", prompt="The sea", **options, extra_body=more).choices
+    assert (choice.text, choice.finish_reason, choice.stop_reason) == ("The sea", "length", None)
+
+
 def test_only_the_prompt(client):
     answer = client.completions.create(model="tiny", prompt="The sea", max_tokens=0, echo=True)
     assert answer.choices[0].text == "The sea"
