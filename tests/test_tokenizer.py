@@ -145,6 +145,17 @@ def test_broken_text_is_not_looked_at_again_and_again(monkeypatch, length):
     assert detokenizer.text == LOST * length + "the cat" * length
 
 
+@pytest.mark.parametrize("name", ["Llama's", "Metaspace", "byte level", "no decoder"])
+def test_the_text_of_a_token_is_what_it_adds(name):
+    """So one that begins a word does not look like one that goes on with it."""
+    tokenizer = TOKENIZERS[name]
+    before = tokenizer.backend.token_to_id("a")
+    for token_id in range(tokenizer.vocab_size):
+        text = tokenizer.token_text(token_id)
+        if LOST not in text:
+            assert tokenizer.decode([before, token_id]) == "a" + text
+
+
 # ---- prompts
 
 
@@ -199,7 +210,7 @@ def panicking():
 def test_a_panic_of_the_library_is_no_reason_to_stop(token_ids, text):
     tokenizer = panicking()
     assert tokenizer.decode(token_ids) == text
-    assert tokenizer.token_text(token_ids[0]) in (LOST, "a")
+    assert tokenizer.token_text(token_ids[0]) in (LOST, " a")
 
 
 @given(st.lists(st.integers(0, 3), max_size=8))

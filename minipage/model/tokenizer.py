@@ -91,8 +91,13 @@ class Tokenizer:
         return [], ""
 
     def token_text(self, token_id: int) -> str:
-        """The text of one token on its own; empty for an id that the tokenizer does not know."""
-        return self.decode([token_id])
+        """What one token adds to a text; empty for an id that the tokenizer does not know.
+
+        With Llama's tokenizers it would lose its space on its own, and look like another token. So it comes twice.
+        """
+        alone = self.decode([token_id])
+        is_part = alone.endswith(LOST)  # of a character
+        return alone if is_part else self.decode([token_id, token_id])[len(alone) :] or alone
 
     def token(self, token_id: int) -> str:
         """A token as the vocabulary spells it; empty for an id that the tokenizer does not know."""

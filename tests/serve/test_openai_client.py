@@ -168,7 +168,7 @@ def test_offsets_of_a_tokenizer_like_llamas(serve, folder, tmp_path):
             extra_body={"allowed_token_ids": [words.index("▁sea")]},
         ).choices  # fmt: skip
     assert choice.text == "The sea é sea"
-    assert choice.logprobs.tokens == ["<s>", "The", "sea", "", LOST, LOST, "sea"]
+    assert choice.logprobs.tokens == ["<s>", " The", " sea", " ", LOST, LOST, " sea"]
     assert choice.logprobs.text_offset == [0, 0, 3, 7, 8, 8, 9]
 
 
