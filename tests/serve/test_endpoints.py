@@ -65,6 +65,21 @@ def test_tokenize_and_back(http, offline):
     assert http.post("/detokenize", json={"tokens": ["a"]}).json()["error"]["param"] == "tokens"
 
 
+def test_nobody_waits_while_tokens_are_spelled(http, served, monkeypatch):
+    """There may be a million of them."""
+    others_are_served = threading.Event()
+    monkeypatch.setattr(served.llm.tokenizer, "token", lambda token_id: others_are_served.wait(10) and "x")
+    asking = threading.Thread(
+        target=http.post, args=["/tokenize"], kwargs={"json": {"prompt": "The sea", "return_token_strs": True}}
+    )
+    asking.start()
+    try:
+        assert httpx.get(f"{served.url}/health", timeout=5).status_code == 200
+    finally:
+        others_are_served.set()
+        asking.join()
+
+
 def test_unknown_pages_and_methods(http):
     for answer, status in ((http.get("/v1/nothing"), 404), (http.get("/v1/completions"), 405)):
         assert answer.status_code == status
