@@ -164,12 +164,12 @@ def test_offsets_of_a_tokenizer_like_llamas(serve, folder, tmp_path):
     backend.save(str(tmp_path / "tokenizer.json"))
     with openai.OpenAI(base_url=f"{serve(model=tmp_path).url}/v1", api_key="none", max_retries=0) as client:
         [choice] = client.completions.create(
-            model="tiny", prompt="The sea é", max_tokens=1, logprobs=0, echo=True,
+            model="tiny", prompt="The sea é你", max_tokens=1, logprobs=0, echo=True,
             extra_body={"allowed_token_ids": [words.index("▁sea")]},
         ).choices  # fmt: skip
-    assert choice.text == "The sea é sea"
-    assert choice.logprobs.tokens == ["<s>", " The", " sea", " ", LOST, LOST, " sea"]
-    assert choice.logprobs.text_offset == [0, 0, 3, 7, 8, 8, 9]
+    assert choice.text == "The sea é你 sea"
+    assert choice.logprobs.tokens == ["<s>", " The", " sea", " ", *[LOST] * 5, " sea"]
+    assert choice.logprobs.text_offset == [0, 0, 3, 7, 8, 8, 9, 9, 9, 10]
 
 
 def test_logprobs_of_the_prompt(client, offline):
