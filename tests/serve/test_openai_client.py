@@ -404,7 +404,7 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
             "messages",
             "reads no images",
         ),
-        ({"messages": [{"role": "user", "content": "sea " * 300}]}, "prompt", "context of 256"),
+        ({"messages": [{"role": "user", "content": "sea " * 300}]}, "messages", "context of 256"),
     ],
 )
 def test_refusals_name_the_field(client, options, param, sentence):
