@@ -22,6 +22,7 @@ class Places:
 
     def __init__(self, tokenizer: Tokenizer | None, skip: bool, before: list[int], begin: int) -> None:
         self._tokenizer = tokenizer
+        self._skip = skip
         self._detokenizer = Detokenizer(tokenizer, skip, before)
         self._begin = begin
         self._bytes = b""  # of tokens such as <0xE2>, which the text gets when no more of them come
@@ -33,8 +34,9 @@ class Places:
     def _next(self, token_id: int) -> int:
         place = self._begin + len(self._detokenizer.text) + len(self._bytes.decode("utf-8", "ignore"))
         self._detokenizer.add(token_id)
-        is_byte = self._tokenizer is not None and self._tokenizer.is_byte(token_id)
-        self._bytes = self._bytes + token_bytes(self._tokenizer, token_id) if is_byte else b""
+        if self._tokenizer and not self._tokenizer.is_silent(token_id, self._skip):
+            is_byte = self._tokenizer.is_byte(token_id)
+            self._bytes = self._bytes + token_bytes(self._tokenizer, token_id) if is_byte else b""
         return place
 
 

@@ -6,10 +6,13 @@ import shutil
 
 import openai
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors
 
 from minipage import SamplingParams
 from minipage.model.chat_template import ChatTemplate
+from minipage.model.tokenizer import Tokenizer
+from minipage.serve.logprobs import Places
 
 PROMPTS = ["The sea is", "Every wave", "Naïve 🙂 café", "grey field"]
 
@@ -152,10 +155,10 @@ def test_offsets_of_a_tokenizer_like_llamas(serve, folder, tmp_path):
     """It begins with a token that nobody has spelled, drops the first space, and says by bytes what it lacks."""
     words = ["<unk>", "<s>", "</s>", "▁", "▁The", "▁sea", *(f"<0x{byte:02X}>" for byte in range(256))]
     words += [f"{i}" for i in range(300 - len(words))]
-    backend = Tokenizer(
+    backend = tokenizers.Tokenizer(
         models.BPE({word: i for i, word in enumerate(words)}, [], byte_fallback=True, ignore_merges=True)
     )
-    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     steps = decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)
     backend.decoder = decoders.Sequence(list(steps))
     backend.add_special_tokens(["<s>"])
@@ -164,12 +167,14 @@ def test_offsets_of_a_tokenizer_like_llamas(serve, folder, tmp_path):
     backend.save(str(tmp_path / "tokenizer.json"))
     with openai.OpenAI(base_url=f"{serve(model=tmp_path).url}/v1", api_key="none", max_retries=0) as client:
         [choice] = client.completions.create(
-            model="tiny", prompt="The sea é你", max_tokens=1, logprobs=0, echo=True,
+            model="tiny", prompt="The sea é<s>你", max_tokens=1, logprobs=0, echo=True,
             extra_body={"allowed_token_ids": [words.index("▁sea")]},
         ).choices  # fmt: skip
-    assert choice.text == "The sea é你 sea"
-    assert choice.logprobs.tokens == ["<s>", " The", " sea", " ", *[LOST] * 5, " sea"]
-    assert choice.logprobs.text_offset == [0, 0, 3, 7, 8, 8, 9, 9, 9, 10]
+    assert choice.text == "The sea é<s>你 sea"
+    assert choice.logprobs.tokens == ["<s>", " The", " sea", " ", LOST, LOST, "<s>", *[LOST] * 3, " sea"]
+    assert choice.logprobs.text_offset == [0, 0, 3, 7, 8, 8, 9, 12, 12, 12, 13]
+    begin, left_out, end, word = (words.index(word) for word in ("<0xC3>", "<s>", "<0xA9>", "▁sea"))
+    assert Places(Tokenizer(backend), True, [], 0).of([begin, left_out, end, word, word]) == [0, 0, 0, 1, 5]
 
 
 def test_logprobs_of_the_prompt(client, offline):
