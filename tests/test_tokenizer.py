@@ -60,9 +60,9 @@ TOKENIZERS = {
 }
 
 
-def streamed(tokenizer, token_ids, skip_special_tokens=False):
+def streamed(tokenizer, token_ids, skip_special_tokens=False, before=None):
     """What is shown after each token, and at the end."""
-    detokenizer = Detokenizer(tokenizer, skip_special_tokens)
+    detokenizer = Detokenizer(tokenizer, skip_special_tokens, before)
     shown = []
     for token_id in token_ids:
         detokenizer.add(token_id)
@@ -80,6 +80,22 @@ def test_what_is_streamed_is_in_the_end_the_text_of_all_tokens_together(tokenize
     token_ids = data.draw(st.lists(st.sampled_from(few) | known, max_size=25))
     shown = streamed(tokenizer, token_ids, skip)
     assert shown[-1] == tokenizer.backend.decode(token_ids, skip_special_tokens=skip)
+    for earlier, later in zip(shown, shown[1:], strict=False):
+        assert later.startswith(earlier), f"{earlier!r} was shown, and taken back: {later!r}"
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=TOKENIZERS)
+@given(st.data(), st.booleans())
+def test_what_is_added_to_a_text_is_what_the_tokenizer_makes_of_both_without_it(tokenizer, data, skip):
+    known = st.integers(0, tokenizer.vocab_size + 2)
+    few = data.draw(st.lists(known, min_size=1, max_size=5))
+    before, token_ids = (data.draw(st.lists(st.sampled_from(few) | known, max_size=8)) for _ in range(2))
+    ends = [before[-n:] for n in range(1, 5)]
+    texts = [tokenizer.decode(end, skip) for end in ends]
+    whole = [(end, text) for end, text in zip(ends, texts) if not text.endswith(LOST)]
+    end, text = whole[0] if whole else ([], "")  # half a character is no help
+    shown = streamed(tokenizer, token_ids, skip, before)
+    assert shown[-1] == tokenizer.backend.decode([*end, *token_ids], skip_special_tokens=skip)[len(text) :]
     for earlier, later in zip(shown, shown[1:], strict=False):
         assert later.startswith(earlier), f"{earlier!r} was shown, and taken back: {later!r}"
 
@@ -127,6 +143,17 @@ def test_broken_text_is_not_looked_at_again_and_again(monkeypatch, length):
     assert detokenizer.text.startswith(LOST * length + "the cat"), "good text after it is not shown"
     detokenizer.flush()
     assert detokenizer.text == LOST * length + "the cat" * length
+
+
+@pytest.mark.parametrize("name", ["Llama's", "Metaspace", "byte level", "no decoder"])
+def test_the_text_of_a_token_is_what_it_adds(name):
+    """So one that begins a word does not look like one that goes on with it."""
+    tokenizer = TOKENIZERS[name]
+    before = tokenizer.backend.token_to_id("a")
+    for token_id in range(tokenizer.vocab_size):
+        text = tokenizer.token_text(token_id)
+        if LOST not in text:
+            assert tokenizer.decode([before, token_id]) == "a" + text
 
 
 # ---- prompts
@@ -183,7 +210,7 @@ def panicking():
 def test_a_panic_of_the_library_is_no_reason_to_stop(token_ids, text):
     tokenizer = panicking()
     assert tokenizer.decode(token_ids) == text
-    assert tokenizer.token_text(token_ids[0]) in (LOST, "a")
+    assert tokenizer.token_text(token_ids[0]) in (LOST, " a")
 
 
 @given(st.lists(st.integers(0, 3), max_size=8))

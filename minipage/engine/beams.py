@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minipage.engine.completion import CompletionOutput
+from minipage.engine.detokenizer import Detokenizer
 from minipage.engine.request import Choice, NextToken, Request, not_numbers
 from minipage.sampling.beam_search import BeamSearch
 from minipage.sampling.sampler import log_softmax
@@ -96,7 +97,9 @@ class BeamRequest(Request):
         self, index: int, logprob: float, token_ids: list[int], reason: str | None, score: float | None = None
     ) -> CompletionOutput:
         ends_in_stop = reason == "stop" and not self.params.include_stop_str_in_output
-        said = token_ids[:-1] if ends_in_stop else token_ids
-        text = self.tokenizer.decode(said, self.params.skip_special_tokens) if self.tokenizer else ""
+        text = Detokenizer(self.tokenizer, self.params.skip_special_tokens, self.prompt_token_ids)
+        for token_id in token_ids[:-1] if ends_in_stop else token_ids:
+            text.add(token_id)
+        text.flush()
         stop_reason = token_ids[-1] if reason == "stop" else None
-        return CompletionOutput(index, text, token_ids, None, logprob, reason, stop_reason, score)
+        return CompletionOutput(index, text.text, token_ids, None, logprob, reason, stop_reason, score)

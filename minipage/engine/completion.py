@@ -72,7 +72,8 @@ class Completion:
     def _begin(self) -> None:
         self.finish_reason: str | None = None
         self.grammar = self.grammar_at_first and self.grammar_at_first.copy()  # after the tokens seen
-        self._detokenizer = Detokenizer(self.tokenizer, self.params.skip_special_tokens)
+        prompt = self.seq.token_ids[: self.seq.num_prompt_tokens]
+        self._detokenizer = Detokenizer(self.tokenizer, self.params.skip_special_tokens, prompt)
         self._num_seen = 0  # tokens that text and finish reason take account of
         strings = tuple(map(without_surrogates, self.params.stop_strings))
         self._stop_strings = StopStrings(strings, self.params.include_stop_str_in_output)
@@ -98,8 +99,7 @@ class Completion:
         """Nothing more will come: "stop", "length", "abort" or "error"."""
         self._detokenizer.flush()
         self._look_for_stop_strings()  # in what was held back until now
-        is_cut = self._stop_strings.found is not None and reason == "length"
-        self.finish_reason = "stop" if is_cut else reason
+        self.finish_reason = "stop" if self._stop_strings.found and reason == "length" else reason
         self.seq.finished = True
 
     def output(self) -> CompletionOutput:
@@ -107,13 +107,10 @@ class Completion:
         token_ids = self.seq.output_token_ids
         logprobs = None if self.params.logprobs is None else self._logprobs[: len(token_ids)]
         together = None if logprobs is None else sum(p[t].logprob for p, t in zip(logprobs, token_ids))
-        text, reasons = self._visible_text(), (self.finish_reason, self._stop_reason)
+        text, reasons = self._detokenizer.text, (self.finish_reason, self._stop_reason)
+        text = self._stop_strings.visible(text) if self.finish_reason is None else text[: self._stop_strings.end]
         return CompletionOutput(self.index, text, token_ids, logprobs, together, *reasons)
 
     def _look_for_stop_strings(self) -> None:
         self._stop_strings.look(self._detokenizer.text, self._num_seen >= self.params.min_tokens)
         self._stop_reason = self._stop_strings.found or self._stop_reason
-
-    def _visible_text(self) -> str:
-        text = self._detokenizer.text
-        return self._stop_strings.visible(text) if self.finish_reason is None else text[: self._stop_strings.end]

@@ -21,14 +21,19 @@ class Detokenizer:
         bytes, <0xE2>    a run of these is text only as a whole, so the stream gets it as one
         broken text      the stream looks at all of it again with each token that mends nothing, so it is given several
                          tokens at once, the more the longer that lasts
+
+    Args:
+        before: the tokens before the first one, if there are any: what they say is no part of this text. Without them
+            the first word would lose its space with Llama's tokenizers, as if it began the text.
     """
 
-    def __init__(self, tokenizer: Tokenizer | None, skip_special_tokens: bool = False) -> None:
-        self._text = ""  # stays empty when there is no tokenizer
+    def __init__(self, tokenizer: Tokenizer | None, skip: bool = False, before: list[int] | None = None) -> None:
+        self._text = ""  # with that of `before`; stays empty when there is no tokenizer
         self._tokenizer = tokenizer
-        self._skip = skip_special_tokens
-        self._stream = DecodeStream(skip_special_tokens=skip_special_tokens)
-        self._token_ids: list[int] = []
+        self._skip = skip  # special tokens
+        self._stream = DecodeStream(skip_special_tokens=skip)
+        self._token_ids, said = tokenizer.end_of(before or [], skip) if tokenizer else ([], "")
+        self._begin = len(said)  # where in `_text` the text begins
         self._num_read = 0  # of them
         self._waiting: list[int] = []  # the last of these, which the stream has not got yet
         self._num_silent = 0  # tokens that it got and has said nothing of
@@ -42,17 +47,16 @@ class Detokenizer:
         for token_id in self._token_ids[self._num_read :]:
             self._num_read += 1
             self._read(token_id)
-        return self._text
+        return self._text[self._begin :]
 
     def _read(self, token_id: int) -> None:
-        tokenizer = self._tokenizer
-        if tokenizer is None or tokenizer.is_silent(token_id, self._skip):
+        if self._tokenizer is None or self._tokenizer.is_silent(token_id, self._skip):
             return
         self._waiting.append(token_id)
-        if tokenizer.is_byte(token_id) or len(self._waiting) <= self._num_silent // 8:
+        if self._tokenizer.is_byte(token_id) or len(self._waiting) <= self._num_silent // 8:
             return
         try:
-            text = ask(self._stream.step, tokenizer.backend, self._waiting) or ""
+            text = ask(self._stream.step, self._tokenizer.backend, self._waiting) or ""
         except Exception:  # the decoder takes back what it has said: `flush` will have it right
             text = ""
         self._num_silent = 0 if text else self._num_silent + len(self._waiting)
@@ -67,5 +71,7 @@ class Detokenizer:
         try:
             self._text = self._tokenizer.decode_whole(self._token_ids, self._skip)
         except Exception:  # what was said stays, and the rest is added as well as can be
-            self._text = self.text + self._tokenizer.decode(self._token_ids[self._num_said :], self._skip)
+            said = self.text
+            said += self._tokenizer.decode(self._token_ids[self._num_said :], self._skip)
+            self._text = self._text[: self._begin] + said
         self._num_read = self._num_said = len(self._token_ids)

@@ -80,9 +80,24 @@ class Tokenizer:
         """The text of some tokens, or whatever the library raises."""
         return str(ask(self.backend.decode, list(token_ids), skip_special_tokens=skip_special_tokens))
 
+    def end_of(self, token_ids: list[int], skip_special_tokens: bool = False) -> tuple[list[int], str]:
+        """The fewest last tokens that end with a whole character, and what they say: what comes next depends on no
+        others. None, if the text ends with half a character.
+        """
+        for n in range(1, 5):  # no character has more bytes
+            text = self.decode(token_ids[-n:], skip_special_tokens)
+            if not text.endswith(LOST):
+                return token_ids[-n:], text
+        return [], ""
+
     def token_text(self, token_id: int) -> str:
-        """The text of one token on its own; empty for an id that the tokenizer does not know."""
-        return self.decode([token_id])
+        """What one token adds to a text; empty for an id that the tokenizer does not know.
+
+        With Llama's tokenizers it would lose its space on its own, and look like another token. So it comes twice.
+        """
+        alone = self.decode([token_id])
+        is_part = alone.endswith(LOST)  # of a character
+        return alone if is_part else self.decode([token_id, token_id])[len(alone) :] or alone
 
     def token(self, token_id: int) -> str:
         """A token as the vocabulary spells it; empty for an id that the tokenizer does not know."""

@@ -193,7 +193,7 @@ class Api:
         token_ids = await asyncio.to_thread(self.encode, text, special)
         answer = {"count": len(token_ids), "max_model_len": self.engine.max_model_len, "tokens": token_ids}
         if body.return_token_strs:
-            answer["token_strs"] = [self.engine.tokenizer.token(token_id) for token_id in token_ids]
+            answer["token_strs"] = await asyncio.to_thread(list, map(self.engine.tokenizer.token, token_ids))
         await JSONResponse(answer)(*asgi)
 
     async def detokenize(self, body: DetokenizeBody, *asgi: Any) -> None:

@@ -13,7 +13,7 @@ from minipage.engine.request import RequestOutput
 from minipage.sampling import SamplingParams, is_whole
 from minipage.serve.errors import ApiError
 from minipage.serve.generation import Job, Unsent, answer_stream, answer_whole
-from minipage.serve.logprobs import for_texts, of_prompts
+from minipage.serve.logprobs import Places, for_texts, of_prompts
 from minipage.serve.params import sampling_params
 from minipage.serve.protocol import CompletionBody
 
@@ -43,7 +43,7 @@ def read_params(body: CompletionBody, max_logprobs: int) -> SamplingParams:
     if body.echo and body.logprobs is not None:
         more["prompt_logprobs"] = max(body.logprobs, body.prompt_logprobs or 0)
     if body.wants_only_prompt:
-        more["max_tokens"] = 1
+        more |= {"max_tokens": 1, "ignore_eos": True, "stop": None, "stop_token_ids": None, "structured_outputs": None}
     return sampling_params(body, max_logprobs, **more)
 
 
@@ -56,6 +56,7 @@ class Completions:
         self.tokenizer = tokenizer
         self.num_texts = job.params.beam_width or job.params.n
         self.unsent: dict[tuple[int, int], Unsent] = {}
+        self.places: dict[tuple[int, int], Places] = {}  # of its tokens, if somebody asks for logprobs
 
     async def answer(self, llm: AsyncLLM, scope: Scope, receive: Receive, send: Send) -> None:
         if self.body.stream:
@@ -92,14 +93,14 @@ class Completions:
             "stop_reason": text.stop_reason,
         }
         if self.body.logprobs is not None:
+            if is_first:
+                begin = len(self.prompt_text(output)) if self.body.echo else 0
+                skip = self.job.params.skip_special_tokens
+                self.places[i, text.index] = Places(self.tokenizer, skip, output.prompt_token_ids, begin)
+            told = for_texts(token_ids, logprobs, self.places[i, text.index].of(token_ids))
             if self.body.echo and is_first:
-                token_ids_told = [*output.prompt_token_ids, *token_ids]
-                told = for_texts(token_ids_told, [*(output.prompt_logprobs or []), *logprobs], 0)
-                self.name_first(told, output)
-            else:
-                told = for_texts(token_ids, logprobs, unsent.text_offset)
+                told = {name: of_prompt + told[name] for name, of_prompt in self.prompt_logprobs(output).items()}
             choice["logprobs"] = told
-            unsent.text_offset = sum(map(len, told["tokens"]), unsent.text_offset)
         if self.body.prompt_logprobs is not None:
             choice["prompt_logprobs"] = of_prompts(output.prompt_logprobs or [])
         if self.body.return_token_ids:
@@ -111,9 +112,12 @@ class Completions:
             return str(self.tokenizer.decode(output.prompt_token_ids))
         return output.prompt or ""
 
-    def name_first(self, logprobs: dict[str, Any], output: RequestOutput) -> None:
-        """The first token of a prompt has no log probability, but it has a text."""
-        if self.tokenizer and not logprobs["tokens"][0]:
-            text = self.tokenizer.token_text(output.prompt_token_ids[0])
-            logprobs["tokens"][0] = text
-            logprobs["text_offset"][1:] = [offset + len(text) for offset in logprobs["text_offset"][1:]]
+    def prompt_logprobs(self, output: RequestOutput) -> dict[str, Any]:
+        """What `logprobs` says of a prompt that is echoed."""
+        token_ids, tokenizer = output.prompt_token_ids, self.tokenizer
+        num_added = len(tokenizer.decode(token_ids)) - len(self.prompt_text(output)) if tokenizer else 0  # such as <s>
+        places = Places(tokenizer, False, [], -num_added).of(token_ids)
+        told = for_texts(token_ids, output.prompt_logprobs or [], [max(0, place) for place in places])
+        if tokenizer:  # the first token has no log probability, but it has a text
+            told["tokens"][0] = tokenizer.token_text(token_ids[0])
+        return told

@@ -49,6 +49,7 @@ class ApiError(Exception):
 def as_api_error(error: Exception, body: BaseModel | None = None) -> ApiError:
     """What to tell a client of an error; `body` has the fields that may be to blame."""
     if isinstance(error, ApiError):
+        error.param = name_given(error.param, body) or error.param
         return error
     if isinstance(error, InvalidRequestError):
         return ApiError(400, str(error), field_to_blame(str(error), body))
@@ -58,11 +59,15 @@ def as_api_error(error: Exception, body: BaseModel | None = None) -> ApiError:
 
 
 def field_to_blame(sentence: str, body: BaseModel | None) -> str | None:
-    """The engine's sentences begin with the name of what is wrong; this is what the client has called it."""
+    """The engine's sentences begin with the name of what is wrong."""
     first, second, *_ = [*sentence.split(" "), "", ""]
-    name = (second if first in ("a", "the") else first).rstrip(":,.")
-    given = [each for each in (*OTHER_NAMES.get(name, ()), name) if getattr(body, each, None) is not None]
-    return given[0] if given else None
+    return name_given((second if first in ("a", "the") else first).rstrip(":,."), body)
+
+
+def name_given(name: str | None, body: BaseModel | None) -> str | None:
+    """What the client has called it; None, if it has not."""
+    names = (*OTHER_NAMES.get(name, ()), name) if name else ()
+    return next((each for each in names if getattr(body, each, None) is not None), None)
 
 
 def read_model(model: type[BaseModel], body: bytes) -> Any:

@@ -117,7 +117,6 @@ class Unsent:
 
     def __init__(self) -> None:
         self.num_characters = 0
-        self.text_offset = 0  # of the next token, by the lengths of those before; what is held back counts, too
         self.num_tokens = 0
         self.is_finished = False
 

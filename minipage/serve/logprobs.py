@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from minipage.engine.detokenizer import Detokenizer
+from minipage.model.tokenizer import Tokenizer
 from minipage.sampling import Logprob
 from minipage.trace.recording.vocabulary import token_bytes
 
@@ -12,21 +14,48 @@ LOWEST = -9999.0  # in place of minus infinity, for which JSON has no number; as
 Logprobs = Sequence[dict[int, Logprob] | None]  # of each token: itself and the likeliest; None: not known
 
 
-def for_texts(token_ids: Sequence[int], logprobs: Logprobs, offset: int) -> dict[str, Any]:
-    """/v1/completions; `offset` is where the first of these tokens begins in the text."""
-    tokens = [text_of(token, known) for token, known in zip(token_ids, logprobs)]
-    offsets = []
-    for token in tokens:
-        offsets.append(offset)
-        offset += len(token)
+class Places:
+    """Where the tokens of a text begin in it, one after the other.
+
+    Their own texts do not say: three tokens may be one character, and another is left out, or loses its space.
+    """
+
+    def __init__(self, tokenizer: Tokenizer | None, skip: bool, before: list[int], begin: int) -> None:
+        self._tokenizer = tokenizer
+        self._skip = skip
+        self._detokenizer = Detokenizer(tokenizer, skip, before)
+        self._begin = begin
+        self._bytes = b""  # of tokens such as <0xE2>, which the text gets when no more of them come
+
+    def of(self, token_ids: Sequence[int]) -> list[int]:
+        """Of the next tokens. One that begins within a character counts as if it began before it."""
+        return [self._next(token_id) for token_id in token_ids]
+
+    def _next(self, token_id: int) -> int:
+        place = self._begin + len(self._detokenizer.text) + len(self._bytes.decode("utf-8", "ignore"))
+        self._detokenizer.add(token_id)
+        if self._tokenizer and not self._tokenizer.is_silent(token_id, self._skip):
+            is_byte = self._tokenizer.is_byte(token_id)
+            self._bytes = self._bytes + token_bytes(self._tokenizer, token_id) if is_byte else b""
+        return place
+
+
+def for_texts(token_ids: Sequence[int], logprobs: Logprobs, offsets: list[int]) -> dict[str, Any]:
+    """/v1/completions; `offsets` is where these tokens begin in the text."""
     return {
-        "tokens": tokens,
+        "tokens": [text_of(token, known) for token, known in zip(token_ids, logprobs)],
         "token_logprobs": [finite(known[token]) if known else None for token, known in zip(token_ids, logprobs)],
-        "top_logprobs": [
-            {each.decoded_token: finite(each) for each in known.values()} if known else None for known in logprobs
-        ],
+        "top_logprobs": [by_text(known) if known else None for known in logprobs],
         "text_offset": offsets,
     }
+
+
+def by_text(known: dict[int, Logprob]) -> dict[str, float]:
+    """Likeliest first. Of several tokens that look alike, such as parts of characters, it is the likeliest."""
+    told: dict[str, float] = {}
+    for each in sorted(known.values(), key=lambda each: each.rank):
+        told.setdefault(each.decoded_token, finite(each))
+    return told
 
 
 def for_chats(token_ids: Sequence[int], logprobs: Logprobs, num_top: int, tokenizer: Any) -> dict[str, Any]:

@@ -3,10 +3,13 @@
 To try any text at all, `Parrot` replaces one phase of the real engine: its sample() says what the test tells it to.
 """
 
+import shutil
+
 import pytest
 from engine.checkpoints import save_tokenizer
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
 
 from minipage.engine.llm import LLM
 from minipage.engine.request import NextToken
@@ -126,6 +129,22 @@ def test_half_a_character_at_the_end_is_shown_as_such(parrot, by_bytes):
     parrot.script = by_bytes.encode("ok 🙂").ids[:-1]
     output = parrot.generate([3], SamplingParams(max_tokens=len(parrot.script)))[0].outputs[0]
     assert output.text == "ok \N{REPLACEMENT CHARACTER}"
+
+
+def test_the_first_word_is_not_glued_to_the_prompt(talker, tmp_path):
+    """Llama's tokenizers drop the space that a text begins with, and no text begins where a prompt ends."""
+    shutil.copytree(talker, tmp_path, dirs_exist_ok=True)
+    backend = Tokenizer(models.WordLevel({f"▁w{i}": i for i in range(300)}))
+    backend.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    llm = Parrot(tmp_path, num_blocks=32, attention="reference")
+    llm.script = (7, 8)
+    seen = [output.outputs[0].text for output in llm.stream([3], SamplingParams(max_tokens=2, stop=["w9"]))]
+    assert seen[-1] == " w7 w8"
+    assert llm.generate([3], SamplingParams(max_tokens=2, stop=[" w7"]))[0].outputs[0].text == ""
+    llm = LLM(tmp_path, num_blocks=32, attention="reference")
+    for beam in llm.generate([3], SamplingParams(beam_width=2, max_tokens=3, ignore_eos=True))[0].outputs:
+        assert beam.text == "".join(f" w{token}" for token in beam.token_ids)
 
 
 # ---- what ends a text, and what is no text at all

@@ -65,6 +65,21 @@ def test_tokenize_and_back(http, offline):
     assert http.post("/detokenize", json={"tokens": ["a"]}).json()["error"]["param"] == "tokens"
 
 
+def test_nobody_waits_while_tokens_are_spelled(http, served, monkeypatch):
+    """There may be a million of them."""
+    others_are_served = threading.Event()
+    monkeypatch.setattr(served.llm.tokenizer, "token", lambda token_id: others_are_served.wait(10) and "x")
+    asking = threading.Thread(
+        target=http.post, args=["/tokenize"], kwargs={"json": {"prompt": "The sea", "return_token_strs": True}}
+    )
+    asking.start()
+    try:
+        assert httpx.get(f"{served.url}/health", timeout=5).status_code == 200
+    finally:
+        others_are_served.set()
+        asking.join()
+
+
 def test_unknown_pages_and_methods(http):
     for answer, status in ((http.get("/v1/nothing"), 404), (http.get("/v1/completions"), 405)):
         assert answer.status_code == status
@@ -226,9 +241,16 @@ def test_behind_a_proxy(folder):
     llm.shutdown()
 
 
+def test_of_tokens_that_look_alike_the_likeliest_is_told():
+    """Parts of characters do. Whoever asks whether a token was the likeliest (lm-eval does) has to find it so."""
+    part = "\N{REPLACEMENT CHARACTER}"
+    known = {5: Logprob(-0.1, 1, part), 6: Logprob(-2.5, 2, "a"), 7: Logprob(-3.0, 3, part)}
+    assert for_texts([5], [known], [0])["top_logprobs"] == [{part: -0.1, "a": -2.5}]
+
+
 def test_minus_infinity_is_a_number_in_json():
     never = Logprob(float("-inf"), 300, "x")
-    text = for_texts([5], [{5: never}], 0)
+    text = for_texts([5], [{5: never}], [0])
     assert text["token_logprobs"] == [-9999.0] and text["top_logprobs"] == [{"x": -9999.0}]
     assert for_chats([5], [{5: never}], 1, None)["content"][0]["logprob"] == -9999.0
 

@@ -2,12 +2,17 @@
 
 import asyncio
 import json
+import shutil
 
 import openai
 import pytest
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers, processors
 
 from minipage import SamplingParams
 from minipage.model.chat_template import ChatTemplate
+from minipage.model.tokenizer import Tokenizer
+from minipage.serve.logprobs import Places
 
 PROMPTS = ["The sea is", "Every wave", "Naïve 🙂 café", "grey field"]
 
@@ -82,6 +87,13 @@ def test_echo_and_stop(client, offline):
     assert "".join(chunk.choices[0].text for chunk in streamed) == answer.choices[0].text
 
 
+@pytest.mark.parametrize("more", [{"logit_bias": {"0": 100}}, {"stop": ["e"]}, {"guided_choice": ["x"]}])
+def test_a_token_that_nobody_asked_for_ends_nothing(client, more):
+    options = {"max_tokens": 0, "echo": True, "temperature": 0}
+    [choice] = client.completions.create(model="tiny", prompt="The sea", **options, extra_body=more).choices
+    assert (choice.text, choice.finish_reason, choice.stop_reason) == ("The sea", "length", None)
+
+
 def test_only_the_prompt(client):
     answer = client.completions.create(model="tiny", prompt="The sea", max_tokens=0, echo=True)
     assert answer.choices[0].text == "The sea"
@@ -118,7 +130,51 @@ def test_offsets_do_not_depend_on_what_is_held_back(client, echo):
     whole = client.completions.create(**options).choices[0].logprobs
     parts = [chunk.choices[0].logprobs for chunk in client.completions.create(**options, stream=True)]
     assert [offset for part in parts for offset in part.text_offset] == whole.text_offset
-    assert whole.text_offset == [len("".join(whole.tokens[:i])) for i in range(len(whole.tokens))]
+    assert whole.text_offset[-9] == (len(PROMPTS[2]) if echo else 0)
+
+
+LOST = "\N{REPLACEMENT CHARACTER}"
+
+
+@pytest.mark.parametrize("body", [{"guided_choice": ["Naïve 🙂 caf é你好"]}, {"logit_bias": {"0": 100}}])
+def test_offsets_are_places_in_the_text(client, body):
+    """What lies between two of them is a token's text, if it is text; and nothing, if it is left out (token 0)."""
+    prompt, more = "<|endoftext|>The 🙂 sea<|endoftext|> é", {"ignore_eos": True} | body
+    [choice] = client.completions.create(
+        model="tiny", prompt=prompt, max_tokens=25, seed=1, logprobs=0, echo=True, extra_body=more
+    ).choices
+    told = choice.logprobs
+    assert len(prompt) in told.text_offset and choice.text.startswith(prompt)
+    for token, begin, end in zip(told.tokens, told.text_offset, [*told.text_offset[1:], len(choice.text)]):
+        is_left_out = token == "<|endoftext|>" and begin >= len(prompt)
+        assert LOST in token or choice.text[begin:end] == ("" if is_left_out else token)
+        assert begin <= end <= begin + len(token)
+
+
+def test_offsets_of_a_tokenizer_like_llamas(serve, folder, tmp_path):
+    """It begins with a token that nobody has spelled, drops the first space, and says by bytes what it lacks."""
+    words = ["<unk>", "<s>", "</s>", "▁", "▁The", "▁sea", *(f"<0x{byte:02X}>" for byte in range(256))]
+    words += [f"{i}" for i in range(300 - len(words))]
+    backend = tokenizers.Tokenizer(
+        models.BPE({word: i for i, word in enumerate(words)}, [], byte_fallback=True, ignore_merges=True)
+    )
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    steps = decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)
+    backend.decoder = decoders.Sequence(list(steps))
+    backend.add_special_tokens(["<s>"])
+    backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    with openai.OpenAI(base_url=f"{serve(model=tmp_path).url}/v1", api_key="none", max_retries=0) as client:
+        [choice] = client.completions.create(
+            model="tiny", prompt="The sea é<s>你", max_tokens=1, logprobs=0, echo=True,
+            extra_body={"allowed_token_ids": [words.index("▁sea")]},
+        ).choices  # fmt: skip
+    assert choice.text == "The sea é<s>你 sea"
+    assert choice.logprobs.tokens == ["<s>", " The", " sea", " ", LOST, LOST, "<s>", *[LOST] * 3, " sea"]
+    assert choice.logprobs.text_offset == [0, 0, 3, 7, 8, 8, 9, 12, 12, 12, 13]
+    begin, left_out, end, word = (words.index(word) for word in ("<0xC3>", "<s>", "<0xA9>", "▁sea"))
+    assert Places(Tokenizer(backend), True, [], 0).of([begin, left_out, end, word, word]) == [0, 0, 0, 1, 5]
 
 
 def test_logprobs_of_the_prompt(client, offline):
@@ -353,7 +409,7 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
             "messages",
             "reads no images",
         ),
-        ({"messages": [{"role": "user", "content": "sea " * 300}]}, "prompt", "context of 256"),
+        ({"messages": [{"role": "user", "content": "sea " * 300}]}, "messages", "context of 256"),
     ],
 )
 def test_refusals_name_the_field(client, options, param, sentence):
