@@ -56,14 +56,17 @@ def write_or_drop(stream: TextIO) -> None:
 
 
 def output_console(**options: Any) -> Console:
-    """On standard output. When the reader of a pipe has seen enough, rich ends the process; here the caller decides."""
+    """On standard output. When the reader of a pipe has seen enough, rich ends the process; here the caller decides.
+
+    What is printed is no markup: a model or a file may well be called `[/x]`.
+    """
     from rich.console import Console
 
     class PipeConsole(Console):
         def on_broken_pipe(self) -> None:
             raise BrokenPipeError
 
-    return PipeConsole(highlight=False, **options)
+    return PipeConsole(highlight=False, markup=False, **options)
 
 
 def prepare_streams() -> None:

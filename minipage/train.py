@@ -36,16 +36,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors.torch import save
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from minipage.errors import ConfigurationError, MinipageError
+from minipage.errors import ConfigurationError, shown
 from minipage.model.architecture import Model
 from minipage.model.checkpoint import stored_shapes
 from minipage.model.gpt2 import GPT2
 from minipage.model.layers.plain import PlainLayers
-from minipage.output import prepare_streams
+from minipage.output import INTERRUPTED, run_command
 from minipage.simd.options import kept_on_disk
 
 Ints = np.ndarray[Any, np.dtype[np.int32]]
 Weights = dict[str, torch.Tensor]
+MOST = 10**8  # of anything; then the bytes of a matrix can be counted
 
 
 def setting(default: Any, meaning: str) -> Any:
@@ -74,11 +75,13 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            sensible = 0 <= value < 1 if isinstance(value, float) else value >= 1
-            if not sensible or (name == "vocab_size" and value > 10_000):
-                raise ConfigurationError(f"{name} cannot be {value}")
+            most = 10_000 if name == "vocab_size" else MOST
+            if isinstance(value, float) and not 0 <= value < 1:
+                raise ConfigurationError(f"{name} is {value}; it must be at least 0 and less than 1.")
+            if isinstance(value, int) and not 1 <= value <= most:
+                raise ConfigurationError(f"{name} is {value}; it must be a whole number from 1 to {most:,}.")
         if self.n_embd % self.n_head:
-            raise ConfigurationError(f"n_embd must be a multiple of n_head; {self.n_embd} is none of {self.n_head}")
+            raise ConfigurationError(f"n_embd must be a multiple of n_head; {self.n_embd} is none of {self.n_head}.")
 
 
 def train_tokenizer(text: str, vocab_size: int) -> Tokenizer:
@@ -112,7 +115,7 @@ class Corpus:
         self.spell = partial(spell, letters, bounds, ranks, merged)  # (dropout, generator) -> [num_tokens]
         self.spelling, self.tokens = -1, torch.from_numpy(self.spell(0.0, np.random.default_rng(0)))  # [num_tokens]
         if len(self.tokens) <= settings.context or len(self.tested) < 2:
-            raise ConfigurationError(f"a context of {settings.context} needs more text than {len(self.tokens)} tokens")
+            raise ConfigurationError(f"a context of {settings.context} needs more text than {len(self.tokens)} tokens.")
 
     def windows(self, step: int) -> torch.Tensor:
         """[B, T + 1] token ids from random places of the text, in the spelling of this step."""
@@ -263,10 +266,15 @@ class Training:
         self.corpus.tokenizer.save(str(self.out / "tokenizer.json"))
 
     def resume(self) -> None:
-        state = torch.load(self.out / "checkpoint.pt", map_location=self.device, weights_only=True)
-        changed = ", ".join(name for name, value in self.origin.items() if state["origin"].get(name) != value)
+        file = self.out / "checkpoint.pt"
+        try:
+            state = torch.load(file, map_location=self.device, weights_only=True)
+            origin = state["origin"]
+        except Exception as error:  # of any kind, for torch.load believes the first bytes of a file
+            raise ConfigurationError(f"{file} is no checkpoint of a run; remove it, or train elsewhere.") from error
+        changed = ", ".join(name for name, value in self.origin.items() if origin.get(name) != value)
         if changed:
-            raise ConfigurationError(f"{self.out} holds a run with another {changed}; go on with that, or elsewhere")
+            raise ConfigurationError(f"{self.out} holds a run with another {changed}; go on with that, or elsewhere.")
         self.step, self.best = state["step"], state["best"]
         self.optimizer.load_state_dict(state["optimizer"])
         for name in self.weights:
@@ -286,7 +294,11 @@ def show(training: Training) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    prepare_streams()
+    """Run the command and return its exit code."""
+    return run_command(lambda: run(arguments))
+
+
+def run(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser("python -m minipage.train", description="Train a small GPT on a text file.")
     parser.add_argument("text", type=Path, help="a UTF-8 text file; its last tenth is kept for validation")
     parser.add_argument("--out", type=Path, required=True, help="folder for the model; a run begun there goes on")
@@ -294,18 +306,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.add_argument("--" + f.name.replace("_", "-"), type=type(f.default), default=f.default, **f.metadata)
     args = vars(parser.parse_args(arguments))
     file, out, device = args.pop("text"), args.pop("out"), "cuda" if torch.cuda.is_available() else "cpu"
+    settings, text = Settings(**args), read(file)
+    if out.exists() and not out.is_dir():
+        raise ConfigurationError(f"--out is {str(out)!r}, which is a file; it must be a folder.")
     try:
-        training = Training(file.read_text(encoding="utf-8"), out, Settings(**args), device)
+        training = Training(text, out, settings, device)
         show(training)
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last validation", file=sys.stderr)
-        return 130
-    except (OSError, MinipageError, UnicodeDecodeError) as error:
-        reason = f"{file} is not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error
-        print(f"error: {reason}", file=sys.stderr)
-        return 2
+        return INTERRUPTED
+    except RuntimeError as error:  # of PyTorch, which has no other for too little memory
+        if "memory" not in str(error):
+            raise
+        raise MemoryError(f"there is no memory for such a network: {shown(str(error))}") from error
     print(f"validation loss {training.best:.4f} nats per character; the model is in {out}")
     return 0
+
+
+def read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigurationError(f"{file} is not UTF-8 text.") from error
+    except OSError as error:
+        raise ConfigurationError(f"{str(file)!r} cannot be read: {error.strerror}.") from error
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import signal
 from collections.abc import Iterator
@@ -198,9 +199,12 @@ def test_command_line_prints_a_line_for_each_validation(tmp_path: Path, capsys: 
         (b"", {}, "a context of 16 needs more text"),
         (b"\xff\xfe" * 1000, {}, "not UTF-8"),
         (TEXT.encode(), {"n_embd": 15}, "multiple of n_head"),
-        (TEXT.encode(), {"batch": 0}, "batch cannot be 0"),
-        (TEXT.encode(), {"dropout": 1.5}, "dropout cannot be 1.5"),
-        (TEXT.encode(), {"vocab_size": 1_000_000}, "vocab_size cannot be 1000000"),
+        (TEXT.encode(), {"batch": 0}, "batch is 0; it must be a whole number from 1 to 100,000,000."),
+        (TEXT.encode(), {"dropout": 1.5}, "dropout is 1.5; it must be"),
+        (TEXT.encode(), {"learning_rate": math.nan}, "learning_rate is nan"),
+        (TEXT.encode(), {"seed": 2**64}, "seed is 18446744073709551616; it must be"),
+        (TEXT.encode(), {"n_embd": 2**40}, "n_embd is 1099511627776; it must be"),
+        (TEXT.encode(), {"vocab_size": 1_000_000}, "vocab_size is 1000000; it must be"),
     ],
 )
 def test_mistakes_are_answered_with_a_sentence(
@@ -222,6 +226,28 @@ def test_only_the_same_run_is_resumed(finished: Path, tmp_path: Path, capsys: py
         assert train.main([str(tmp_path / f"{text}.txt"), f"--out={finished}", *options(**changed)]) == 2
         assert f"another {name};" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in finished.iterdir()} == before
+
+
+def test_what_no_memory_holds_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    command = [str(tmp_path / "text.txt"), f"--out={tmp_path / 'out'}", *options(n_embd=10**8)]
+    assert train.main(command) == 1
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("minipage: there is no memory for") and len(stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"junk\n", b"another file of somebody else's"])
+def test_a_folder_of_something_else_is_a_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes
+) -> None:
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "checkpoint.pt").write_bytes(content)
+    for out, sentence in (("out", "is no checkpoint of a run"), ("text.txt", "which is a file")):
+        assert train.main([str(tmp_path / "text.txt"), f"--out={tmp_path / out}", *options()]) == 2
+        stderr = capsys.readouterr().err
+        assert sentence in stderr and len(stderr.splitlines()) == 1
+    assert (tmp_path / "out" / "checkpoint.pt").read_bytes() == content
 
 
 def test_ctrl_c_says_how_to_go_on(

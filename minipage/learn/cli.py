@@ -72,6 +72,8 @@ def add_learn(parser: argparse.ArgumentParser) -> None:
 
 def run_learn(args: argparse.Namespace) -> int:
     """Run one command; 1 if something that was checked does not pass."""
+    if getattr(args, "folder", None) == "":  # of a variable that is not set, say; to Path it is where one is
+        raise LearnError("the name of the folder is empty; give it one.")
     if args.learn == "init":
         return init(Path(args.folder), args.seed)
     if getattr(args, "time_limit", 1) <= 0:

@@ -91,6 +91,6 @@ def show(deployment: Any, found: Any) -> None:
         table.add_row(name, value)
     console.print(table)
     if refusal := deployment.refusal():
-        console.print(refusal, markup=False)
+        console.print(refusal)
     if found:
-        console.print("What to change first:", *advice_lines(deployment, found), sep="\n  ", markup=False)
+        console.print("What to change first:", *advice_lines(deployment, found), sep="\n  ")

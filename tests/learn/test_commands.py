@@ -32,6 +32,14 @@ def learn(capsys, *arguments):
     return code, captured.out, captured.err
 
 
+@pytest.mark.parametrize("command", [["init"], ["slides"], ["export", "github"]])
+def test_a_folder_without_a_name_is_not_the_one_where_one_is(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = learn(capsys, *command, "", *["3"] * (command[0] == "export"))
+    assert (code, out, err) == (2, "", "minipage: the name of the folder is empty; give it one.\n")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_new_folder_lists_everything_and_says_what_is_next(space, capsys):
     code, out, _ = learn(capsys)
     assert code == 0 and "0 of " in out and "3 The block pool" in out and "Next is " in out

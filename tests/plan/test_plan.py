@@ -311,6 +311,17 @@ def test_the_command_prints_sizes(capsys):
     assert "131,072 bytes" in out and "27,000 of 16 tokens" in out
 
 
+@pytest.mark.parametrize("name", ["[/x]", "[bold]model"])
+def test_a_model_is_called_what_its_folder_is(name, tmp_path, monkeypatch, capsys):
+    from minipage.simulate.configs import CONFIGS
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir(parents=True)
+    (tmp_path / name / "config.json").write_text(json.dumps(CONFIGS["GPT-2"]))
+    assert main(["plan", name, "--sizes-only"]) == 0
+    assert f"{name} on 1 x H100" in capsys.readouterr().out
+
+
 def test_the_command_prints_json_and_writes_a_page(tmp_path, capsys):
     page = tmp_path / "plan.html"
     arguments = [

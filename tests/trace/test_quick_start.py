@@ -11,7 +11,7 @@ from minipage import LLM
 from minipage.attention import cpu
 from minipage.trace.playing import quick_start
 from minipage.trace.playing.demo import Demo, make_engine
-from minipage.trace.playing.quick_start import NOTE, NUMPY, kernel_name, quick_options
+from minipage.trace.playing.quick_start import NOTE, NUMPY, TEXT, kernel_name, quick_options
 from minipage.trace.playing.scenarios import SCENARIOS, story_after
 
 
@@ -22,6 +22,16 @@ def test_a_machine_that_has_compiled_nothing_shows_the_demo_and_compiles_nothing
     assert f"minipage: {NOTE}" in run.stderr and "block table 0 1" in run.stdout
     assert not list(tmp_path.rglob("*.nbc"))
     assert "Next story: One memory, four ways to deal it out:\n    python -m minipage demo fragmentation" in run.stdout
+
+
+def test_the_text_that_is_advised_needs_all_kernels(monkeypatch):
+    """With a shorter one, which is no prefill, the advice could be followed for ever."""
+    used = set()
+    for name in ("prefill", "decode"):
+        kernel = getattr(cpu, name)
+        monkeypatch.setattr(cpu, name, lambda *args, name=name, kernel=kernel: used.add(name) or kernel(*args))
+    LLM(num_blocks=16).generate(TEXT)
+    assert used == {"prefill", "decode"}
 
 
 def test_the_kernel_of_several_ranks_is_that_of_the_first():

@@ -14,7 +14,7 @@ from test_pseudo_terminal import Terminal
 
 from minipage.trace.drawing.glyphs import ASCII, UNICODE
 from minipage.trace.playing.player import Player
-from minipage.trace.playing.spinner import patiently, signs_of_life
+from minipage.trace.playing.spinner import patiently, signs_of_life, spinner
 
 PATIENCE = 60  # seconds, at most
 
@@ -50,6 +50,18 @@ def test_what_takes_long_is_said_and_so_is_a_kernel_that_is_compiled():
     num_seen = len(screen.seen)
     time.sleep(0.3)
     assert len(screen.seen) == num_seen, "it goes on after the end"
+
+
+def test_a_sign_says_names_as_they_are(monkeypatch, capsys):
+    """As markup, `[/x]` would end the command with a traceback, and `[bold]` would be left out."""
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with spinner("writing [/x].html") as say:
+        time.sleep(0.8)
+        say("writing [bold].html")
+        time.sleep(0.3)
+    err = capsys.readouterr().err
+    assert "[/x].html" in err and "[bold].html" in err
 
 
 def test_what_is_quick_is_not_spoken_of():

@@ -59,7 +59,7 @@ def list_scenarios() -> None:
         if console.is_terminal:
             console.print(title, Padding(Text(tell(scenario.about), DIM), (0, 0, 0, 4)))
         else:
-            console.print(f"{title}; {tell(scenario.about)}", soft_wrap=True, markup=False)
+            console.print(f"{title}; {tell(scenario.about)}", soft_wrap=True)
 
 
 def run(

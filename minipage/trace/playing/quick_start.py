@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 NUMPY = {"arrays": "plain", "attention": "reference"}  # options of LLM
 ASKED_FOR = {"model", "device", "arrays", "attention", "dtype"}  # with one of these the viewer has chosen
-NOTE = "no kernel is compiled on this machine yet, so NumPy alone computes this; `generate` will compile them."
+TEXT = "To be, or not to be"  # long enough that all the kernels are needed
+NOTE = f"not all kernels are compiled on this machine yet, so NumPy computes this; `generate '{TEXT}'` compiles them."
 
 
 def quick_options(options: Mapping[str, Any]) -> dict[str, str]:

@@ -16,6 +16,7 @@ from threading import Event, Thread, current_thread, main_thread
 from typing import Any, TypeVar
 
 from rich.console import Console
+from rich.text import Text
 
 from minipage.trace.playing.keys import Keys, leave_if_asked
 
@@ -123,7 +124,7 @@ def spinner(message: str, keys: Keys | None = None, long: float = math.inf) -> I
         with interrupts_kept():
             yield lambda text: None
         return
-    status = console.status(message)
+    status = console.status(Text(message))  # as text, for a file may be called `[/x]`
     told = list[str]()
     start = time.monotonic()
 
@@ -135,7 +136,7 @@ def spinner(message: str, keys: Keys | None = None, long: float = math.inf) -> I
                 told.append(text)
                 print(f"minipage: still {text} ...", file=sys.stderr, flush=True)
         elif not console.is_dumb_terminal:
-            status.update(text)
+            status.update(Text(text))
             status.start()
         elif text not in told:  # nothing can turn here
             told.append(text)
