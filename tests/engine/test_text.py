@@ -125,6 +125,13 @@ def test_a_whole_character_survives_nonsense_before_it(parrot, by_bytes, junk, c
     assert output.text.endswith(character) == expected.endswith(character), f"{output.text!r} for {expected!r}"
 
 
+def test_a_text_that_was_cut_within_a_character_goes_on_with_all_of_it(parrot, by_bytes):
+    *prompt, rest = by_bytes.encode("ok 🙂").ids
+    parrot.script = [rest, *by_bytes.encode("a").ids]
+    seen = [output.outputs[0].text for output in parrot.stream(prompt, SamplingParams(max_tokens=2))]
+    assert seen == ["🙂", "🙂a"]
+
+
 def test_half_a_character_at_the_end_is_shown_as_such(parrot, by_bytes):
     parrot.script = by_bytes.encode("ok 🙂").ids[:-1]
     output = parrot.generate([3], SamplingParams(max_tokens=len(parrot.script)))[0].outputs[0]
