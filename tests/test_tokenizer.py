@@ -89,15 +89,48 @@ def test_what_is_streamed_is_in_the_end_the_text_of_all_tokens_together(tokenize
 def test_what_is_added_to_a_text_is_what_the_tokenizer_makes_of_both_without_it(tokenizer, data, skip):
     known = st.integers(0, tokenizer.vocab_size + 2)
     few = data.draw(st.lists(known, min_size=1, max_size=5))
-    before, token_ids = (data.draw(st.lists(st.sampled_from(few) | known, max_size=8)) for _ in range(2))
-    ends = [before[-n:] for n in range(1, 5)]
-    texts = [tokenizer.decode(end, skip) for end in ends]
-    whole = [(end, text) for end, text in zip(ends, texts) if not text.endswith(LOST)]
-    end, text = whole[0] if whole else ([], "")  # half a character is no help
+    before, token_ids = (data.draw(st.lists(st.sampled_from(few) | known, max_size=12)) for _ in range(2))
+    old, both = (tokenizer.backend.decode(ids, skip_special_tokens=skip) for ids in (before, before + token_ids))
     shown = streamed(tokenizer, token_ids, skip, before)
-    assert shown[-1] == tokenizer.backend.decode([*end, *token_ids], skip_special_tokens=skip)[len(text) :]
     for earlier, later in zip(shown, shown[1:], strict=False):
         assert later.startswith(earlier), f"{earlier!r} was shown, and taken back: {later!r}"
+    while not both.startswith(old):  # half a character, which is a whole one in both
+        old = old[:-1]
+    if LOST not in both or not any(map(tokenizer.is_byte, before)):  # a run of bytes is lost from its beginning
+        assert shown[-1] == both[len(old) :]
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "token_ids", "text"),
+    [
+        ("Llama's", ["a", "</s>"], ["▁a"], " a"),  # what is left out separates nothing
+        ("Llama's", ["a", "</s>", "<s>", "<s>"], ["</s>", "▁a"], " a"),
+        ("Llama's", ["<s>"], ["▁a"], "a"),
+        ("WordPiece", ["a", "<s>"], ["##a", "b"], "a b"),
+        ("Llama's", ["a", LOST], ["▁a"], " a"),  # no half of anything, but a character that was lost before
+        ("Llama's", ["a", "<0xE4>", "<0xBD>"], ["<0xA0>", "b"], "你b"),
+        ("Llama's", ["a", "<0xE4>", "<0xBD>", "<0xA0>"], ["<0xE4>", "<0xBD>", "<0xA0>", "b"], "你b"),
+        ("byte level", ["a", "ð", "Ł", "Ļ"], ["Ĥ", "a"], "🙂a"),
+        ("byte level", ["ð", "Ł", "Ļ"], ["Ĥ"], "🙂"),
+        ("byte level", ["a", "ð", "Ł", "Ļ"], ["a"], "a"),  # it stays half a character
+        ("byte level", ["a", "ï", "¿", "½"], ["ï", "¿", "½", "a"], LOST + "a"),
+    ],
+    ids=str,
+)
+def test_a_text_goes_on_where_the_one_before_ends(name, before, token_ids, text):
+    tokenizer = TOKENIZERS[name]
+    ids = [[tokenizer.backend.token_to_id(token) for token in tokens] for tokens in (before, token_ids)]
+    assert None not in ids[0] + ids[1]
+    assert streamed(tokenizer, ids[1], True, ids[0])[-1] == text
+
+
+def test_to_ask_for_a_long_text_again_and_again_copies_nothing():
+    tokenizer = TOKENIZERS["byte level"]
+    token_ids = tokenizer.encode("the cat")
+    detokenizer = Detokenizer(tokenizer, before=token_ids)
+    for token_id in token_ids:
+        detokenizer.add(token_id)
+        assert detokenizer.text is detokenizer.text
 
 
 @pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=TOKENIZERS)

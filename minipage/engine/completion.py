@@ -43,13 +43,15 @@ class Completion:
 
     def __post_init__(self) -> None:
         self._logprobs: list[dict[int, Logprob]] = []
+        self._cumulative = [0.0]  # log probability of the first n tokens together
         self._begin()
 
     def add_token(self, token_id: int, logprobs: dict[int, Logprob] | None) -> None:
         """Take the next token, and finish if it is the last."""
         if logprobs is not None:
-            del self._logprobs[self.seq.num_output_tokens :]  # of a token that did not come to count
-            self._logprobs.append(logprobs)
+            n = self.seq.num_output_tokens  # what is behind these is of a token that did not come to count
+            self._logprobs[n:] = [logprobs]
+            self._cumulative[n + 1 :] = [self._cumulative[n] + logprobs[token_id].logprob]
         self.seq.token_ids.append(token_id)  # from here on it counts, and all else follows from it
         self._see(token_id)
 
@@ -106,7 +108,7 @@ class Completion:
         """What the user may see now."""
         token_ids = self.seq.output_token_ids
         logprobs = None if self.params.logprobs is None else self._logprobs[: len(token_ids)]
-        together = None if logprobs is None else sum(p[t].logprob for p, t in zip(logprobs, token_ids))
+        together = None if logprobs is None else self._cumulative[len(token_ids)]
         text, reasons = self._detokenizer.text, (self.finish_reason, self._stop_reason)
         text = self._stop_strings.visible(text) if self.finish_reason is None else text[: self._stop_strings.end]
         return CompletionOutput(self.index, text, token_ids, logprobs, together, *reasons)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tokenizers.decoders import DecodeStream
 
-from minipage.model.tokenizer import Tokenizer, ask
+from minipage.model.tokenizer import Tokenizer, ask, beyond
 
 
 class Detokenizer:
@@ -24,16 +24,17 @@ class Detokenizer:
 
     Args:
         before: the tokens before the first one, if there are any: what they say is no part of this text. Without them
-            the first word would lose its space with Llama's tokenizers, as if it began the text.
+            the first word would lose its space with Llama's tokenizers, as if it began the text. If they end with half
+            a character, and the first ones are the other half, then the text begins with all of it.
     """
 
     def __init__(self, tokenizer: Tokenizer | None, skip: bool = False, before: list[int] | None = None) -> None:
-        self._text = ""  # with that of `before`; stays empty when there is no tokenizer
+        self._text = ""  # stays empty when there is no tokenizer
         self._tokenizer = tokenizer
         self._skip = skip  # special tokens
         self._stream = DecodeStream(skip_special_tokens=skip)
-        self._token_ids, said = tokenizer.end_of(before or [], skip) if tokenizer else ([], "")
-        self._begin = len(said)  # where in `_text` the text begins
+        self._token_ids, self._before = tokenizer.end_of(before or [], skip) if tokenizer else ([], "")
+        self._num_characters = 0  # that the stream has said, those of `before` among them
         self._num_read = 0  # of them
         self._waiting: list[int] = []  # the last of these, which the stream has not got yet
         self._num_silent = 0  # tokens that it got and has said nothing of
@@ -47,7 +48,7 @@ class Detokenizer:
         for token_id in self._token_ids[self._num_read :]:
             self._num_read += 1
             self._read(token_id)
-        return self._text[self._begin :]
+        return self._text
 
     def _read(self, token_id: int) -> None:
         if self._tokenizer is None or self._tokenizer.is_silent(token_id, self._skip):
@@ -62,16 +63,18 @@ class Detokenizer:
         self._num_silent = 0 if text else self._num_silent + len(self._waiting)
         self._num_said = self._num_read if text else self._num_said
         self._waiting = []
-        self._text += text
+        self._say(text)
+
+    def _say(self, text: str) -> None:
+        """What comes first is what `before` says, and left out."""
+        self._num_characters += len(text)
+        self._before, new = beyond(self._before, text)
+        said, self._text = self._text, ""  # a string that nobody else has can grow in its place
+        said += new
+        self._text = said
 
     def flush(self) -> None:
         """No more tokens will come: what is held back is taken as it is."""
-        if self._tokenizer is None:
-            return
-        try:
-            self._text = self._tokenizer.decode_whole(self._token_ids, self._skip)
-        except Exception:  # what was said stays, and the rest is added as well as can be
-            said = self.text
-            said += self._tokenizer.decode(self._token_ids[self._num_said :], self._skip)
-            self._text = self._text[: self._begin] + said
+        if self._tokenizer:
+            self._say(self._tokenizer.rest_of(self._token_ids, self._num_characters, self._num_said, self._skip))
         self._num_read = self._num_said = len(self._token_ids)

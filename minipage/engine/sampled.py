@@ -91,9 +91,7 @@ class SampledRequest(Request):
     def _no_token(self, seq: Sequence) -> RequestError:
         """Why none could be drawn: what the request asks for excludes all, or the logits are no numbers."""
         why = self.processors and self.processors.exclusion(self.next_draw(seq).adjustment, self.texts[seq].grammar)
-        if not why:
-            return not_numbers(seq)
-        return RequestError(f"no token is left to choose for {place_of(seq)}{why}")
+        return RequestError(f"no token is left to choose for {place_of(seq)}{why}") if why else not_numbers(seq)
 
     def _logprobs(self, logits: np.ndarray | None, token_id: int, count: int | None) -> dict[int, Logprob] | None:
         """Of a token and of the `count` likeliest."""

@@ -80,15 +80,29 @@ class Tokenizer:
         """The text of some tokens, or whatever the library raises."""
         return str(ask(self.backend.decode, list(token_ids), skip_special_tokens=skip_special_tokens))
 
-    def end_of(self, token_ids: list[int], skip_special_tokens: bool = False) -> tuple[list[int], str]:
-        """The fewest last tokens that end with a whole character, and what they say: what comes next depends on no
-        others. None, if the text ends with half a character.
+    def rest_of(self, token_ids: list[int], num_characters: int, num_said: int, skip_special_tokens: bool) -> str:
+        """What comes after the first characters of a text; `num_said` is how many tokens have said these.
+
+        Where the library fails, what was said stays, and the rest is as good as can be.
         """
-        for n in range(1, 5):  # no character has more bytes
-            text = self.decode(token_ids[-n:], skip_special_tokens)
-            if not text.endswith(LOST):
-                return token_ids[-n:], text
-        return [], ""
+        try:
+            return self.decode_whole(token_ids, skip_special_tokens)[num_characters:]
+        except Exception:
+            return self.decode(token_ids[num_said:], skip_special_tokens)
+
+    def end_of(self, token_ids: list[int], skip_special_tokens: bool = False) -> tuple[list[int], str]:
+        """The last tokens of a text on which depends what comes next, and what they say: the fewest that say something
+        whole, or else eight. A character has at most four bytes; and what is left out of the text separates nothing.
+        """
+        end: list[int] = []
+        text = ""
+        for token_id in reversed(token_ids):
+            if text.strip(LOST) or len(end) == 8:
+                break
+            if not self.is_silent(token_id, skip_special_tokens):
+                end.insert(0, token_id)
+                text = self.decode(end, skip_special_tokens)
+        return end, text
 
     def token_text(self, token_id: int) -> str:
         """What one token adds to a text; empty for an id that the tokenizer does not know.
@@ -112,6 +126,16 @@ class Tokenizer:
     def is_byte(self, token_id: int) -> bool:
         """Whether it is a single byte such as <0xE2>, by which some tokenizers spell what they have no token for."""
         return token_id in self._bytes
+
+
+def beyond(before: str, text: str) -> tuple[str, str]:
+    """(what of `before` is still to come, what comes after it) of a text that begins with it, or with a part of it.
+
+    Where they begin to differ it is over: what was half a character before, U+FFFD, is a whole one in the text.
+    """
+    places = (i for i, (old, new) in enumerate(zip(before, text)) if old != new)
+    same = next(places, min(len(before), len(text)))
+    return before[same:] if same == len(text) else "", text[same:]
 
 
 def ask(call: Callable[..., T], *args: Any, **options: Any) -> T:

@@ -115,8 +115,8 @@ class Completions:
     def prompt_logprobs(self, output: RequestOutput) -> dict[str, Any]:
         """What `logprobs` says of a prompt that is echoed."""
         token_ids, tokenizer = output.prompt_token_ids, self.tokenizer
-        num_added = len(tokenizer.decode(token_ids)) - len(self.prompt_text(output)) if tokenizer else 0  # such as <s>
-        places = Places(tokenizer, False, [], -num_added).of(token_ids)
+        begin = tokenizer.decode(token_ids).rfind(self.prompt_text(output)) if tokenizer else 0  # behind <s>
+        places = Places(tokenizer, False, [], -max(0, begin)).of(token_ids)  # below 0: not found, as it was normalized
         told = for_texts(token_ids, output.prompt_logprobs or [], [max(0, place) for place in places])
         if tokenizer:  # the first token has no log probability, but it has a text
             told["tokens"][0] = tokenizer.token_text(token_ids[0])

@@ -11,9 +11,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
+from minipage.engine.completion import Completion
 from minipage.engine.llm import LLM
 from minipage.engine.request import NextToken
-from minipage.sampling import SamplingParams
+from minipage.memory import BlockPool, BlockTable
+from minipage.sampling import Logprob, SamplingParams
+from minipage.scheduling import Sequence
 
 
 class Parrot(LLM):
@@ -125,6 +128,13 @@ def test_a_whole_character_survives_nonsense_before_it(parrot, by_bytes, junk, c
     assert output.text.endswith(character) == expected.endswith(character), f"{output.text!r} for {expected!r}"
 
 
+def test_a_text_that_was_cut_within_a_character_goes_on_with_all_of_it(parrot, by_bytes):
+    *prompt, rest = by_bytes.encode("ok 🙂").ids
+    parrot.script = [rest, *by_bytes.encode("a").ids]
+    seen = [output.outputs[0].text for output in parrot.stream(prompt, SamplingParams(max_tokens=2))]
+    assert seen == ["🙂", "🙂a"]
+
+
 def test_half_a_character_at_the_end_is_shown_as_such(parrot, by_bytes):
     parrot.script = by_bytes.encode("ok 🙂").ids[:-1]
     output = parrot.generate([3], SamplingParams(max_tokens=len(parrot.script)))[0].outputs[0]
@@ -145,6 +155,24 @@ def test_the_first_word_is_not_glued_to_the_prompt(talker, tmp_path):
     llm = LLM(tmp_path, num_blocks=32, attention="reference")
     for beam in llm.generate([3], SamplingParams(beam_width=2, max_tokens=3, ignore_eos=True))[0].outputs:
         assert beam.text == "".join(f" w{token}" for token in beam.token_ids)
+
+
+def test_the_log_probabilities_of_a_long_text_are_not_added_up_again_for_each_token():
+    """How often they are looked at is counted: in a straight line, not in a square."""
+    looks = []
+
+    class Counting(dict):
+        def __getitem__(self, token_id):
+            looks.append(token_id)
+            return super().__getitem__(token_id)
+
+    seq = Sequence("a", [1, 2], BlockTable(BlockPool(1, 1)))
+    text = Completion(0, seq, SamplingParams(logprobs=0), frozenset(), 1000, None)
+    for i in range(1, 201):
+        text.add_token(5, Counting({5: Logprob(-i, 1, "")}))
+        output = text.output()
+        assert output.cumulative_logprob == -i * (i + 1) / 2 and len(output.logprobs) == i
+    assert len(looks) < 1000
 
 
 # ---- what ends a text, and what is no text at all

@@ -7,7 +7,7 @@ import shutil
 import openai
 import pytest
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, processors
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from minipage import SamplingParams
 from minipage.model.chat_template import ChatTemplate
@@ -175,6 +175,28 @@ def test_offsets_of_a_tokenizer_like_llamas(serve, folder, tmp_path):
     assert choice.logprobs.text_offset == [0, 0, 3, 7, 8, 8, 9, 12, 12, 12, 13]
     begin, left_out, end, word = (words.index(word) for word in ("<0xC3>", "<s>", "<0xA9>", "▁sea"))
     assert Places(Tokenizer(backend), True, [], 0).of([begin, left_out, end, word, word]) == [0, 0, 0, 1, 5]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "template", "offsets"),
+    [
+        ("The sea", "[CLS] $A [SEP]", [0, 0, 3, 7]),
+        ("The cafe\u0301 sea", "$A", [0, 3, 8]),  # the letter and its accent become one
+    ],
+)
+def test_offsets_in_a_prompt_that_is_not_what_its_tokens_say(serve, folder, tmp_path, prompt, template, offsets):
+    words = ["[CLS]", "[SEP]", "The", "café", "sea", *(f"{i}" for i in range(295))]
+    backend = tokenizers.Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, "0"))
+    backend.normalizer, backend.pre_tokenizer = normalizers.NFC(), pre_tokenizers.WhitespaceSplit()
+    backend.decoder = decoders.WordPiece()
+    special = [(word, words.index(word)) for word in words[:2]]
+    backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=special)
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    options = {"model": "tiny", "prompt": prompt, "max_tokens": 1, "logprobs": 0, "echo": True}
+    with openai.OpenAI(base_url=f"{serve(model=tmp_path).url}/v1", api_key="none", max_retries=0) as client:
+        told = client.completions.create(**options).choices[0].logprobs
+    assert told.text_offset == [*offsets, len(prompt)]
 
 
 def test_logprobs_of_the_prompt(client, offline):

@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models
 
 from minipage import LLM, SamplingParams
 from minipage.errors import InvalidRequestError
+from minipage.model.tokenizer import Tokenizer
 from minipage.trace.recording.attention_weights import attention_weights
 
 
@@ -22,6 +25,13 @@ def test_they_are_what_the_kernel_used(llm):
     assert np.allclose(seen.weights.sum(axis=-1), 1) and not np.triu(seen.weights, 1).any()
     assert seen.largest_difference < 1e-5
     assert not np.allclose(seen.weights, attention_weights(llm, "To be, or not to be, that", params, layer=0).weights)
+
+
+def test_words_keep_their_spaces_with_a_tokenizer_like_llamas(llm, monkeypatch):
+    backend = Backend(models.WordLevel({f"▁w{i}": i for i in range(llm.config.vocab_size)}))
+    backend.decoder = decoders.Metaspace()
+    monkeypatch.setattr(llm, "tokenizer", Tokenizer(backend))
+    assert attention_weights(llm, [5, 7, 9], SamplingParams(max_tokens=1)).words == [" w5", " w7", " w9"]
 
 
 def test_bad_input_is_a_sentence(llm):

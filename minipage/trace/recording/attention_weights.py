@@ -60,7 +60,7 @@ def attention_weights(llm: LLM, prompt: str, params: SamplingParams | None = Non
     group = weights.shape[0] // v.shape[1]
     result = np.einsum("hqk,khd->qhd", weights, v.repeat(group, axis=1))  # [T, num_heads, head_size]
     ids = [tokens[position] for position in sorted(tokens)]
-    words = [llm.tokenizer.decode([token]) if llm.tokenizer else str(token) for token in ids]
+    words = [llm.tokenizer.token_text(token) if llm.tokenizer else str(token) for token in ids]
     return AttentionWeights(words, weights, float(abs(result - out).max()))
 
 
