@@ -183,6 +183,7 @@ def find_folder(model: str | Path, with_weights: bool = True) -> Path:
     try:
         folder = Path(name).expanduser()
         if folder.is_dir():
+            refuse_parts_of_models(folder)
             return folder
         is_file = folder.exists()
     except (OSError, RuntimeError):  # no path can be like this: too long, or of a user who has no home
@@ -200,6 +201,19 @@ def find_folder(model: str | Path, with_weights: bool = True) -> Path:
         reason = str(error).partition("\n")[0] or type(error).__name__
         message = f"there is no folder {name!r}, and it could not be fetched from the hub: {reason.rstrip('.')}. {hint}"
         raise ModelError(message) from error
+
+
+def refuse_parts_of_models(folder: Path) -> None:
+    """Raise ModelError if it holds no config.json, but what people take for a model as well."""
+    if (folder / "config.json").exists():
+        return
+    if files := sorted(folder.glob("*.gguf")):
+        raise ModelError(f"{folder} holds GGUF files and no config.json. Give the file itself: {str(files[0])!r}.")
+    if (folder / "adapter_config.json").exists():
+        raise ModelError(
+            f"{folder} holds an adapter and no model. Merge it into its model, with merge_and_unload() of the package "
+            "peft, save that, and give its folder."
+        )
 
 
 def read_architecture(path: Path, settings: dict[str, Any]) -> Architecture:

@@ -514,6 +514,19 @@ def test_a_missing_config_is_named(folder):
     assert_refused(folder, "config.json", "cannot be read")
 
 
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [("a-Q8_0.gguf", "Give the file itself: .*a-Q8_0.gguf"), ("adapter_config.json", "merge_and_unload")],
+)
+def test_what_is_not_a_folder_of_a_model_but_may_be_taken_for_one(folder, file, words):
+    (folder / file).write_text("{}")
+    load_model(folder)
+    (folder / "config.json").unlink()
+    for read in load_model, describe_model:
+        with pytest.raises(ModelError, match=words):
+            read(folder)
+
+
 @pytest.mark.parametrize("text", ["", "{", "no json", '"text"', "[1, 2]", "null", "[" * 100_000, "9" * 5000])
 @pytest.mark.parametrize("file", ["config.json", "generation_config.json"])
 def test_a_config_that_is_no_json_object_is_named(folder, file, text):
