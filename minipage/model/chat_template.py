@@ -15,9 +15,10 @@ from threading import Lock
 from typing import Any
 
 from minipage.errors import InvalidRequestError, ModelError, shown
-from minipage.model.settings import read_json, why
+from minipage.model.settings import first_given, read_json, why
 
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
+CONFIG_FILES = "special_tokens_map.json", "tokenizer_config.json"  # the later one counts, where both name a token
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MARK = "\ue000the last message ends here\ue000 "  # while a template is at work, where it is to be continued
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
@@ -184,9 +185,9 @@ def find_chat_template(folder: Path) -> ChatTemplate | None:
 
 
 def read_chat_template(folder: Path) -> ChatTemplate | None:
-    config_path, path = folder / "tokenizer_config.json", folder / CHAT_TEMPLATE_FILE
-    config = read_json(config_path) if config_path.exists() else {}
-    found = {name: config.get(name) for name in SPECIAL_TOKENS}
+    paths, path = [folder / file for file in CONFIG_FILES], folder / CHAT_TEMPLATE_FILE
+    special, config = (read_json(each) if each.exists() else {} for each in paths)
+    found = {name: first_given(config, name, default=special.get(name)) for name in SPECIAL_TOKENS}
     texts = {name: each.get("content") if isinstance(each, dict) else each for name, each in found.items()}
     tokens = {name: text for name, text in texts.items() if isinstance(text, str)}
     if path.exists():
@@ -201,5 +202,5 @@ def read_chat_template(folder: Path) -> ChatTemplate | None:
     if template is None:
         return None
     if not isinstance(template, str) or not template:
-        raise ModelError(f"{config_path} has no chat template of the name default. Put one into {path.name}.")
-    return ChatTemplate(template, tokens, str(config_path))
+        raise ModelError(f"{paths[1]} has no chat template of the name default. Put one into {path.name}.")
+    return ChatTemplate(template, tokens, str(paths[1]))

@@ -32,6 +32,7 @@ from minipage.model.tokenizer import Tokenizer
 from minipage.model.tokenizer_files import TOKENIZER_FILES, read_tokenizer
 
 SHIPPED_MODEL = "shakespeare"  # the one in minipage/assets, trained by minipage/train.py
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # what safetensors calls them, and how to read them
 
 # By what config.json calls their model_type: file and class in this folder, or a class.
@@ -94,7 +95,15 @@ def load_folder(folder: Path, is_dummy: bool, hf_overrides: Mapping[str, Any]) -
         if "lm_head.weight" in stored:  # a head of its own counts, whatever config.json says
             settings["tie_word_embeddings"] = False
             architecture = read_architecture(folder / "config.json", settings)
-        weights = read_weights(folder, architecture, stored)
+        try:
+            weights = read_weights(folder, architecture, stored)
+        except ModelError as error:
+            if not settings.get("quantization_config"):  # which may be left from training, beside weights as they were
+                raise
+            raise ModelError(
+                f"{folder} has weights that are quantized, as its config.json says; minipage reads such weights from "
+                "GGUF files alone. Choose the model in bfloat16 or float16, or a GGUF file of it."
+            ) from error
     tokenizer = read_tokenizer(folder)
     if tokenizer:
         file = next(folder / file for file in TOKENIZER_FILES if (folder / file).exists())  # that it was read from
@@ -174,6 +183,7 @@ def find_folder(model: str | Path, with_weights: bool = True) -> Path:
     try:
         folder = Path(name).expanduser()
         if folder.is_dir():
+            refuse_parts_of_models(folder)
             return folder
         is_file = folder.exists()
     except (OSError, RuntimeError):  # no path can be like this: too long, or of a user who has no home
@@ -191,6 +201,19 @@ def find_folder(model: str | Path, with_weights: bool = True) -> Path:
         reason = str(error).partition("\n")[0] or type(error).__name__
         message = f"there is no folder {name!r}, and it could not be fetched from the hub: {reason.rstrip('.')}. {hint}"
         raise ModelError(message) from error
+
+
+def refuse_parts_of_models(folder: Path) -> None:
+    """Raise ModelError if it holds no config.json, but what people take for a model as well."""
+    if (folder / "config.json").exists():
+        return
+    if files := sorted(folder.glob("*.gguf")):
+        raise ModelError(f"{folder} holds GGUF files and no config.json. Give the file itself: {str(files[0])!r}.")
+    if (folder / "adapter_config.json").exists():
+        raise ModelError(
+            f"{folder} holds an adapter and no model. Merge it into its model, with merge_and_unload() of the package "
+            "peft, save that, and give its folder."
+        )
 
 
 def read_architecture(path: Path, settings: dict[str, Any]) -> Architecture:
@@ -256,7 +279,8 @@ def read_stored(folder: Path, wanted: Set[str]) -> dict[str, StoredTensor]:
     def is_wanted(name: str) -> bool:
         return plain_name(name) in wanted
 
-    if not any(folder.glob("*.safetensors*")) and any(folder.glob("pytorch_model*.bin")):
+    is_safe = any((folder / file).exists() for file in (WHOLE, INDEX))
+    if not is_safe and any(folder.glob("pytorch_model*.bin")):
         tensors = {name: StoredTensor(*tensor) for name, tensor in read_pytorch_files(folder, is_wanted).items()}
     else:
         tensors = {name: tensor for file in weight_files(folder) for name, tensor in read_safetensors(file).items()}
@@ -269,7 +293,7 @@ def plain_name(name: str) -> str:
 
 def weight_files(folder: Path) -> list[Path]:
     """Where the weights are. An index is old or of another set of weights, if there is a whole file beside it."""
-    whole, index = folder / "model.safetensors", folder / "model.safetensors.index.json"
+    whole, index = folder / WHOLE, folder / INDEX
     if whole.exists():
         return [whole]
     if index.exists():

@@ -79,6 +79,7 @@ GPT2 = Names(
 )
 ARCHITECTURES = {"llama": LLAMA, "qwen2": LLAMA, "qwen3": LLAMA, "gpt2": GPT2}
 
+FACTORS = "rope.scaling.factor", "rope.scale_linear"
 ROPE_FACTORS = "rope_freqs.weight"  # by which each frequency of the rotation is divided, in Llama 3.1 and later
 
 
@@ -150,6 +151,9 @@ def llama_config(
     has_length = "attention.key_length" in facts
     head_dim = required(facts, "attention.key_length") if has_length else width // num_heads
     theta = decimal(facts.get("rope.freq_base", 10_000.0))
+    turned = facts.get("rope.dimension_count", head_dim)
+    if architecture == "llama" and turned != head_dim:  # nobody says how the rows of such heads are ordered
+        raise ModelError(f"it turns {shown(turned)} of the {head_dim} numbers of a head; a llama's are turned whole.")
     class_name = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}[architecture]
     return {
         "architectures": [f"{class_name}ForCausalLM"],
@@ -164,7 +168,7 @@ def llama_config(
         "rms_norm_eps": decimal(required(facts, "attention.layer_norm_rms_epsilon")),
         "rope_theta": theta,
         "rope_scaling": rope_scaling(facts) if factors is None else llama3_scaling(factors, head_dim, theta),
-        "rotary_dim": facts.get("rope.dimension_count", head_dim),
+        "rotary_dim": turned,
         "attention_bias": "blk.0.attn_q.bias" in shapes,
         "mlp_bias": "blk.0.ffn_up.bias" in shapes,
         "sliding_window": facts.get("attention.sliding_window"),
@@ -187,15 +191,19 @@ def decimal(number: float) -> float:
 
 
 def rope_scaling(facts: Mapping[str, Any]) -> dict[str, Any] | None:
-    """How the rotation is stretched beyond the context that the model was first trained for."""
-    kind = facts.get("rope.scaling.type", "none")
+    """How the rotation is stretched beyond the context that the model was first trained for.
+
+    Older files have a factor without a kind, and still older ones under another name; llama.cpp takes both as linear.
+    """
+    factor = next((name for name in FACTORS if name in facts), None)
+    kind = facts.get("rope.scaling.type", "linear" if factor else "none")
     if kind == "none":
         return None
     further = [name for name in facts if name.startswith(("rope.scaling.attn_factor", "rope.scaling.yarn_"))]
     if kind not in ("linear", "yarn") or further:
         what = f"rope.scaling.type = {shown(kind)}" + (f" with {further[0]}" if further else "")
         raise ModelError(f"it says {what}, and minipage knows linear and plain yarn.")
-    scaling = {"rope_type": kind, "factor": decimal(required(facts, "rope.scaling.factor"))}
+    scaling = {"rope_type": kind, "factor": decimal(required(facts, factor or FACTORS[0]))}
     if "rope.scaling.original_context_length" in facts:
         scaling["original_max_position_embeddings"] = facts["rope.scaling.original_context_length"]
     return scaling

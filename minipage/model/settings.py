@@ -56,12 +56,15 @@ class Settings(dict[str, Any]):
 
 
 def with_overrides(settings: Mapping[str, Any], overrides: Mapping[str, Any]) -> Settings:
-    """The settings in config.json, and those that count instead: also under names of before, where it has today's."""
+    """The settings in config.json, and those that count instead: also under names of before, where it has today's.
+
+    Of a config.json with both, rope_scaling counts, as in transformers: who stretches a model writes it in there.
+    """
     rope = settings.get("rope_parameters")
     if not isinstance(rope, dict) or "rope_parameters" in overrides:
         return Settings({**settings, **overrides})
     names = "rope_theta", "partial_rotary_factor"
-    scaling = overrides.get("rope_scaling", rope) or {}
+    scaling = overrides.get("rope_scaling", settings.get("rope_scaling") or rope) or {}
     if isinstance(scaling, dict):
         scaling = {name: rope[name] for name in names if name in rope} | scaling
         scaling |= {name: overrides[name] for name in names if name in overrides}

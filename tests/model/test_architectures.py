@@ -1,5 +1,7 @@
 """Every architecture computes what transformers computes, in each variant, on every kind of layers."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -173,8 +175,6 @@ def test_weights_in_several_files_and_of_two_bytes(tmp_path, dtype):
 def test_a_config_that_is_not_computed_is_a_sentence(tmp_path, change, words):
     config, settings = VARIANTS["Llama"]
     save(tmp_path, config, settings)
-    import json
-
     path = tmp_path / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ModelError, match=words):
@@ -211,6 +211,23 @@ def test_overrides_by_the_names_of_before_count_as_well(tmp_path, overrides, sam
     )
     changed, expected = (load_model(tmp_path, hf_overrides=o) for o in (overrides, {"rope_parameters": same_as}))
     assert changed.architecture.rotary == expected.architecture.rotary != load_model(tmp_path).architecture.rotary
+
+
+def test_a_scaling_that_is_written_into_todays_config_as_models_cards_say_counts(tmp_path):
+    """ "Add this to config.json": a rope_scaling, beside the rope_parameters that transformers 5 has saved."""
+    config, settings = VARIANTS["Llama"]
+    save(tmp_path, config, settings)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rope_scaling": YARN["rope_parameters"]}))
+    theirs = hf.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()
+    loaded = load_model(tmp_path)
+    model = place_model(loaded.architecture, loaded.weights, "numpy")
+    hidden = model.forward(np.array(TOKEN_IDS), np.arange(len(TOKEN_IDS)), dense_attend)
+    expected = logits_of(theirs)
+    np.testing.assert_allclose(model.logits(hidden), expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+    assert loaded.architecture.rotary.magnitude > 1
+    overridden = load_model(tmp_path, hf_overrides={"rope_parameters": {"rope_theta": 10_000.0}}).architecture
+    assert overridden.rotary.magnitude == 1
 
 
 @pytest.mark.parametrize(

@@ -369,7 +369,9 @@ def test_all_that_makes_a_value_is_counted():
 
 def write(folder, **files):
     for name, content in files.items():
-        name = {"config": "tokenizer_config.json", "jinja": "chat_template.jinja"}[name]
+        name = {
+            "config": "tokenizer_config.json", "jinja": "chat_template.jinja", "special": "special_tokens_map.json",
+        }[name]  # fmt: skip
         (folder / name).write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
 
 
@@ -388,6 +390,13 @@ def test_a_template_of_a_folder(tmp_path):
     assert find_chat_template(tmp_path).render(HELLO) == "from the file <s>|</s>|"
     (tmp_path / "tokenizer_config.json").unlink()
     assert find_chat_template(tmp_path).render(HELLO) == "from the file ||"
+
+
+def test_special_tokens_that_only_the_file_of_before_names(tmp_path):
+    """As transformers has it: a prompt without its <s> is another one."""
+    write(tmp_path, config={"eos_token": "<end>", "chat_template": "{{ bos_token }}|{{ eos_token }}"})
+    write(tmp_path, special={"bos_token": {"content": "<s>"}, "eos_token": "</s>"})
+    assert find_chat_template(tmp_path).render(HELLO) == "<s>|<end>"
 
 
 def test_the_default_of_several_templates(tmp_path):

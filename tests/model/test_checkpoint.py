@@ -50,7 +50,7 @@ def rewrite(folder, change):
     """Save the weights again as `change` makes them: name, tensor -> name, tensor, or None to leave one out."""
     tensors = load_file(folder / "model.safetensors")
     changed = [change(name, tensor) for name, tensor in tensors.items()]
-    save_file(dict(pair for pair in changed if pair), folder / "model.safetensors")
+    save_file(dict(pair for pair in changed if pair and pair[1] is not None), folder / "model.safetensors")
 
 
 def configure(folder, **settings):
@@ -433,6 +433,13 @@ def test_pytorchs_own_format_takes_pytorch_or_the_command_that_converts_it(folde
     assert all(np.array_equal(ours[name], weight) for name, weight in expected.items())
 
 
+def test_pytorchs_own_format_is_read_beside_safetensors_of_something_else(folder, original):
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    expected = load_model(original).weights
+    assert all(np.array_equal(load_model(folder).weights[name], weight) for name, weight in expected.items())
+
+
 @pytest.mark.parametrize("content", [b"", b"not a pickle", b"PK\x03\x04", pickle.dumps(print)], ids=str)
 def test_a_damaged_or_hostile_pickle_is_refused(folder, content):
     (folder / "model.safetensors").unlink()
@@ -505,6 +512,19 @@ def test_a_missing_shard_is_named(folder):
 def test_a_missing_config_is_named(folder):
     (folder / "config.json").unlink()
     assert_refused(folder, "config.json", "cannot be read")
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [("a-Q8_0.gguf", "Give the file itself: .*a-Q8_0.gguf"), ("adapter_config.json", "merge_and_unload")],
+)
+def test_what_is_not_a_folder_of_a_model_but_may_be_taken_for_one(folder, file, words):
+    (folder / file).write_text("{}")
+    load_model(folder)
+    (folder / "config.json").unlink()
+    for read in load_model, describe_model:
+        with pytest.raises(ModelError, match=words):
+            read(folder)
 
 
 @pytest.mark.parametrize("text", ["", "{", "no json", '"text"', "[1, 2]", "null", "[" * 100_000, "9" * 5000])
@@ -603,6 +623,16 @@ def test_a_weight_of_another_type_is_named(folder):
     whole = "transformer.h.0.mlp.c_fc.weight"
     rewrite(folder, lambda name, tensor: (name, tensor.to(torch.int8) if name == whole else tensor))
     assert_refused(folder, "h.0.mlp.c_fc.weight", "I8", "F32")
+
+
+@pytest.mark.parametrize("change", [lambda t: None, lambda t: t.to(torch.int8), lambda t: t.reshape(-1, 1)])
+def test_weights_that_are_quantized_are_called_so(folder, change):
+    """As GPTQ and AWQ leave them out for others, and bitsandbytes and FP8 store them in another type or shape."""
+    configure(folder, quantization_config={"quant_method": "some"})
+    load_model(folder)  # left from training, and the weights are whole
+    whole = "transformer.h.0.mlp.c_fc.weight"
+    rewrite(folder, lambda name, tensor: (name, tensor) if name != whole else (name, change(tensor)))
+    assert_refused(folder, "weights that are quantized", "GGUF")
 
 
 def test_a_weight_of_another_shape_is_named(folder):

@@ -128,6 +128,18 @@ def test_settings_are_those_of_a_config_json(tmp_path, llama):
     assert config["eos_token_id"] == [3]
 
 
+@pytest.mark.parametrize(
+    ("entries", "factor"),
+    [({"factor": 4.0}, 4.0), ({"type": "linear", "factor": 4.0}, 4.0), ({"type": "none", "factor": 4.0}, None)],
+)
+def test_a_factor_without_a_kind_is_linear_as_in_llama_cpp(tmp_path, llama, entries, factor):
+    said = {f"llama.rope.scaling.{name}": value for name, value in entries.items()}
+    older = {"llama.rope.scale_linear": 4.0} if entries == {"factor": 4.0} else said
+    for each in said, older:
+        scaling = read_gguf(write_gguf(tmp_path / "model.gguf", llama, **each)).config["rope_scaling"]
+        assert scaling == (factor and {"rope_type": "linear", "factor": factor})
+
+
 def test_weights_are_read_one_at_a_time(tmp_path, llama):
     weights = read_gguf(write_gguf(tmp_path / "model.gguf", llama, Kind.Q8_0)).weights
     largest = max(np.prod(weights.shape(name)) for name in weights) * 4
@@ -183,6 +195,7 @@ WRONG = {
     "a mixture of experts": ({"llama.expert_count": 8}, "mixture of experts"),
     "a part of a model": ({"split.count": 3}, "--merge"),
     "a scaling that nobody knows": ({"llama.rope.scaling.type": "spiral"}, "'spiral'.*linear and plain yarn"),
+    "a part of each head": ({"llama.rope.dimension_count": 32}, "turns 32 of the 64 numbers"),
     "no size": ({"llama.embedding_length": 0}, "embedding_length = 0"),
     "more layers than it has": ({"llama.block_count": 3}, r"lacks 9 weights, 'blk\.2"),
     "other heads": ({"llama.attention.head_count": 7}, "7 heads"),
