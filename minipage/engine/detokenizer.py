@@ -35,7 +35,7 @@ class Detokenizer:
         self._stream = DecodeStream(skip_special_tokens=skip)
         self._token_ids, self._before = tokenizer.end_of(before or [], skip) if tokenizer else ([], "")
         self._num_characters = 0  # that the stream has said, those of `before` among them
-        self._num_read = 0  # of them
+        self._num_read = 0  # of the tokens
         self._waiting: list[int] = []  # the last of these, which the stream has not got yet
         self._num_silent = 0  # tokens that it got and has said nothing of
         self._num_said = 0  # tokens whose text is in `text`
