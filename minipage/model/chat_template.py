@@ -185,8 +185,8 @@ def find_chat_template(folder: Path) -> ChatTemplate | None:
 
 
 def read_chat_template(folder: Path) -> ChatTemplate | None:
-    paths, path = [folder / file for file in CONFIG_FILES], folder / CHAT_TEMPLATE_FILE
-    special, config = (read_json(each) if each.exists() else {} for each in paths)
+    special_path, config_path, path = (folder / file for file in (*CONFIG_FILES, CHAT_TEMPLATE_FILE))
+    special, config = (read_json(each) if each.exists() else {} for each in (special_path, config_path))
     found = {name: first_given(config, name, default=special.get(name)) for name in SPECIAL_TOKENS}
     texts = {name: each.get("content") if isinstance(each, dict) else each for name, each in found.items()}
     tokens = {name: text for name, text in texts.items() if isinstance(text, str)}
@@ -202,5 +202,5 @@ def read_chat_template(folder: Path) -> ChatTemplate | None:
     if template is None:
         return None
     if not isinstance(template, str) or not template:
-        raise ModelError(f"{paths[1]} has no chat template of the name default. Put one into {path.name}.")
-    return ChatTemplate(template, tokens, str(paths[1]))
+        raise ModelError(f"{config_path} has no chat template of the name default. Put one into {path.name}.")
+    return ChatTemplate(template, tokens, str(config_path))

@@ -94,7 +94,6 @@ def read_settings(server: dict[str, Any], model: str) -> Settings:
 
 def check_tls(server: dict[str, Any]) -> None:
     """Raise ConfigurationError for files that cannot serve https. If a key has a pass phrase, it is asked for here."""
-
     context, certificate = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), server["ssl_certfile"]
 
     def load_key(file: str) -> None:  # uvicorn, which loads it again, gets the pass phrase with the other options
