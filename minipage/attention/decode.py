@@ -16,6 +16,7 @@ from minipage.simd.vectors import (
     filled,
     fma,
     highest_of,
+    itemsize,
     load,
     prefetch,
     product,
@@ -159,6 +160,19 @@ def weigh(scores, num_visible, scale, step_scales, highest, total, shrink):
 
 
 @compiled
+def ask_for(array, slots, first, kv_head):
+    """Have rows of K or V of four slots fetched into the processor's cache, before they are wanted.
+
+    Of long rows, those of float32, only where a slot begins: from there on the processor fetches by itself, and faster.
+    """
+    for i in range(first, first + 4):
+        if itemsize(array) < 4:
+            prefetch(array, (slots[i], kv_head))
+        elif kv_head == 0:
+            prefetch(array, (slots[i], 0, 0))
+
+
+@compiled
 def multiply_keys(q, k, v, slots, scores):
     """scores[h, j] = q[h] . k[slots[j], its head], for four slots at a time, as their rows lie in memory.
 
@@ -169,8 +183,7 @@ def multiply_keys(q, k, v, slots, scores):
     for j in range(0, STEP, 4):
         slot0, slot1, slot2, slot3 = slots[j], slots[j + 1], slots[j + 2], slots[j + 3]
         for kv_head in range(num_kv_heads):
-            prefetch(v, (slot0, kv_head)), prefetch(v, (slot1, kv_head))
-            prefetch(v, (slot2, kv_head)), prefetch(v, (slot3, kv_head))
+            ask_for(v, slots, j, kv_head)
             for h in range(kv_head * heads_per_kv, (kv_head + 1) * heads_per_kv):
                 sum0 = sum1 = sum2 = sum3 = filled(q.dtype.type(0))
                 for d in range(0, head_size, LANES):
@@ -196,8 +209,7 @@ def add_values(weights, k, v, slots, shrink, acc):
     for j in range(0, STEP, 4):
         slot0, slot1, slot2, slot3 = slots[j], slots[j + 1], slots[j + 2], slots[j + 3]
         for kv_head in range(num_kv_heads):
-            for i in range(STEP + j, STEP + j + 4):
-                prefetch(k, (slots[i], kv_head))
+            ask_for(k, slots, STEP + j, kv_head)
             for h in range(kv_head * heads_per_kv, (kv_head + 1) * heads_per_kv):
                 for d in range(0, head_size, LANES):
                     values = fma(load(acc, (h, d)), weights[h, j], load(v, (slot0, kv_head, d)))

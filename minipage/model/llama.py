@@ -171,9 +171,10 @@ class Llama:
 def read_windows(settings: dict[str, Any], kind: str, num_layers: int, context: int) -> tuple[int | None, ...]:
     """Of each layer, how many tokens it sees, if that is less than the context; empty: all layers see everything.
 
-    Qwen's first `max_window_layers` layers see everything, unless `layer_types` says more.
+    A `sliding_window` that is left out is transformers'. Qwen's first `max_window_layers` layers see everything, unless
+    `layer_types` says more.
     """
-    window = settings.get("sliding_window")
+    window = settings.get("sliding_window", 4096 if kind in ("mistral", "qwen2", "qwen3") else None)
     types = settings.get("layer_types")
     if not types:
         is_qwen = kind.startswith("qwen")

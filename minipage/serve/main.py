@@ -166,6 +166,7 @@ def make_config(
         uvicorn_options.setdefault("ssl_cert_reqs", ssl.CERT_REQUIRED)
     return uvicorn.Config(
         behind_proxy(app, root_path.rstrip("/")),
+        loop="asyncio",  # limits.py reaches into it; uvloop would be taken where it is installed
         http=Connection,
         ws="none",
         lifespan="off",

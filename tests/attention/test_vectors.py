@@ -15,6 +15,7 @@ from minipage.simd.vectors import (
     filled,
     fma,
     highest_of,
+    itemsize,
     load,
     load_part,
     prefetch,
@@ -109,6 +110,16 @@ def test_a_vector_is_rounded_for_an_array_of_bfloat16():
         np.testing.assert_array_equal(out, to_bfloat16(numbers))
     keep(np.full((1, LANES), np.nan, np.float32), out := np.zeros((1, LANES), np.uint16))
     assert np.isnan(from_bfloat16(out)).all()
+
+
+@numba.njit
+def bytes_of_a_number(a):
+    return itemsize(a)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint16, np.float32, np.float64])
+def test_the_size_of_a_number_is_known(dtype):
+    assert bytes_of_a_number(np.zeros((2, 3), dtype)) == np.dtype(dtype).itemsize
 
 
 @numba.njit

@@ -254,6 +254,17 @@ def test_which_layers_have_a_window(config, settings, windows):
         assert Llama.of(each).max_model_len == CONTEXT
 
 
+@pytest.mark.parametrize("config", [hf.MistralConfig, hf.Qwen2Config, hf.Qwen3Config, hf.LlamaConfig, hf.Phi3Config])
+def test_a_window_that_is_left_out_is_that_of_transformers(config):
+    more = {"max_position_embeddings": 8192, "num_hidden_layers": 3, "use_sliding_window": True, "max_window_layers": 1}
+    theirs = config(**(GATED | more))
+    settings = {name: value for name, value in theirs.to_dict().items() if "sliding_window" != name != "layer_types"}
+    window = getattr(theirs, "sliding_window", None)
+    kinds = getattr(theirs, "layer_types", [SLIDING] * 3)
+    expected = tuple(window if kind == SLIDING else None for kind in kinds) if window else ()
+    assert Llama.of(settings).kv.windows == expected
+
+
 def test_a_kind_for_each_layer_or_the_sizes_are_wrong():
     settings = GATED | {"model_type": "qwen3", "sliding_window": 9, "layer_types": [SLIDING], "rms_norm_eps": 1e-6}
     with pytest.raises(ModelError, match="1, but it has 2 layers"):

@@ -4,8 +4,10 @@ import json
 import shutil
 import socket
 import ssl
+import sys
 import threading
 from contextlib import suppress
+from types import ModuleType
 
 import httpx
 import pytest
@@ -280,6 +282,12 @@ def test_connections_are_limited(serve, monkeypatch):
         assert held[0].recv(1) == b""  # it is closed, and not silent: that would be a TimeoutError
     for sock in held:
         sock.close()
+
+
+def test_the_limits_are_those_of_the_loop_that_runs(serve, monkeypatch):
+    """They are made for asyncio's; uvicorn would take another one where it is installed."""
+    monkeypatch.setitem(sys.modules, "uvloop", ModuleType("uvloop"))
+    assert serve().server.config.get_loop_factory().__module__.startswith("asyncio")
 
 
 def test_files_are_left_for_others():
