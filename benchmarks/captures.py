@@ -89,7 +89,8 @@ def main() -> None:
     thread.join()
     for failure, count in failures.most_common():
         print(f"{count} times {failure}")
-    print(f"{num_captured} graphs captured, {sum(failures.values())} captures failed, {len(texts)} different texts")
+    same = "all texts equal" if len(texts) == 1 else f"{len(texts)} different answers"
+    print(f"{num_captured} graphs captured, {sum(failures.values())} captures failed, {same}")
     sys.exit(bool(failures) or len(texts) > 1)
 
 
