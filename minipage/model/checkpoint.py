@@ -78,10 +78,15 @@ def load_model(
     if not isinstance(hf_overrides, Mapping | None):
         raise ConfigurationError(f"hf_overrides is {shown(hf_overrides)}; give settings of config.json, as a dict.")
     is_dummy = load_format == "dummy"
-    if file := gguf_file(model):
-        loaded = load_gguf(file, hf_overrides or {})
-        return loaded._replace(weights=DummyWeights(loaded.architecture)) if is_dummy else loaded
-    return load_folder(find_folder(model, with_weights=not is_dummy), is_dummy, hf_overrides or {})
+    try:
+        if file := gguf_file(model):
+            loaded = load_gguf(file, hf_overrides or {})
+            return loaded._replace(weights=DummyWeights(loaded.architecture)) if is_dummy else loaded
+        return load_folder(find_folder(model, with_weights=not is_dummy), is_dummy, hf_overrides or {})
+    except ModelError as error:
+        if not hf_overrides:
+            raise
+        raise ModelError(f"{error} Or is it the fault of hf_overrides, {shown(dict(hf_overrides))}?") from error
 
 
 def load_folder(folder: Path, is_dummy: bool, hf_overrides: Mapping[str, Any]) -> LoadedModel:
