@@ -102,7 +102,7 @@ ENGINE: Options = {  # of LLM
         "JSON",
         'say which blocks are stored and removed: {"enable_kv_cache_events": true}; see GET /kv_events',
     ),
-    "arrays": Option(str, "NAME", "numpy, torch or cupy"),
+    "arrays": Option(str, "NAME", "numpy, plain (NumPy without compiled layers), torch or cupy"),
     "quantization": Option(str, "NAME", "of the weights, on a CPU: int8"),
     "attention": Option(str, "NAME", "the kernel: cpu, loops (plain and slow), reference (in NumPy), or cuda"),
     "device": Option(str, "NAME", "cpu, or cuda for an NVIDIA GPU"),
