@@ -193,7 +193,9 @@ def find_folder(model: str | Path, with_weights: bool = True) -> Path:
         is_file = folder.exists()
     except (OSError, RuntimeError):  # no path can be like this: too long, or of a user who has no home
         is_file = False
-    if is_file or name.startswith((".", "~", "/")) or name.count("/") > 1 or "\\" in name or "\0" in name:
+    if is_file:
+        raise ModelError(f"{name!r} is a file, and no folder. {hint}")
+    if name.startswith((".", "~", "/")) or name.count("/") > 1 or "\\" in name or "\0" in name:
         raise ModelError(f"there is no folder {name!r}. {hint}")
 
     from huggingface_hub import snapshot_download  # slow to import, and rarely needed
@@ -209,7 +211,7 @@ def find_folder(model: str | Path, with_weights: bool = True) -> Path:
 
 
 def refuse_parts_of_models(folder: Path) -> None:
-    """Raise ModelError if it holds no config.json, but what people take for a model as well."""
+    """Raise ModelError if it holds no config.json, but perhaps what people take for a model as well."""
     if (folder / "config.json").exists():
         return
     if files := sorted(folder.glob("*.gguf")):
@@ -219,6 +221,7 @@ def refuse_parts_of_models(folder: Path) -> None:
             f"{folder} holds an adapter and no model. Merge it into its model, with merge_and_unload() of the package "
             "peft, save that, and give its folder."
         )
+    raise ModelError(f"{folder} holds no config.json, so it is no folder of a model. Give the one that holds it.")
 
 
 def read_architecture(path: Path, settings: dict[str, Any]) -> Architecture:
