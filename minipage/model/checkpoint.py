@@ -77,12 +77,13 @@ def load_model(
         raise ConfigurationError(f"load_format is {shown(load_format)}; it must be one of {', '.join(LOAD_FORMATS)}.")
     if not isinstance(hf_overrides, Mapping | None):
         raise ConfigurationError(f"hf_overrides is {shown(hf_overrides)}; give settings of config.json, as a dict.")
-    is_dummy = load_format == "dummy"
+    is_dummy, file = load_format == "dummy", gguf_file(model)
+    path = file or find_folder(model, with_weights=not is_dummy)
     try:
-        if file := gguf_file(model):
-            loaded = load_gguf(file, hf_overrides or {})
-            return loaded._replace(weights=DummyWeights(loaded.architecture)) if is_dummy else loaded
-        return load_folder(find_folder(model, with_weights=not is_dummy), is_dummy, hf_overrides or {})
+        if not file:
+            return load_folder(path, is_dummy, hf_overrides or {})
+        loaded = load_gguf(path, hf_overrides or {})
+        return loaded._replace(weights=DummyWeights(loaded.architecture)) if is_dummy else loaded
     except ModelError as error:
         if not hf_overrides:
             raise
