@@ -87,7 +87,12 @@ def load_model(
     except ModelError as error:
         if not hf_overrides:
             raise
-        raise ModelError(f"{error} Or is it the fault of hf_overrides, {shown(dict(hf_overrides))}?") from error
+        raise ModelError(f"{error}{perhaps(hf_overrides)}") from error
+
+
+def perhaps(hf_overrides: Mapping[str, Any]) -> str:
+    """What else may be at fault, if something is."""
+    return f" Or is it the fault of hf_overrides, {shown(dict(hf_overrides))}?" if hf_overrides else ""
 
 
 def load_folder(folder: Path, is_dummy: bool, hf_overrides: Mapping[str, Any]) -> LoadedModel:
@@ -132,10 +137,11 @@ def load_gguf(path: Path, hf_overrides: Mapping[str, Any]) -> LoadedModel:
 
     def tensor(name: str, shape: tuple[int, ...]) -> Array:
         if (plain := plain_name(name)) not in names:
-            raise ModelError(f"{path} lacks the weight {name!r}. Fetch it again.")
+            raise ModelError(f"{path} lacks the weight {name!r}. Fetch it again.{perhaps(hf_overrides)}")
         found = file.weights.shape(names[plain])
         if found != shape:
-            raise ModelError(f"{path}: {name!r} has shape {found}; by its sizes it should be {shape}.")
+            wrong = f"{name!r} has shape {found}; by its sizes it should be {shape}"
+            raise ModelError(f"{path}: {wrong}.{perhaps(hf_overrides)}")
         return file.weights[names[plain]]
 
     if file.tokenizer:
