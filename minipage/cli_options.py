@@ -102,7 +102,7 @@ ENGINE: Options = {  # of LLM
         "JSON",
         'say which blocks are stored and removed: {"enable_kv_cache_events": true}; see GET /kv_events',
     ),
-    "arrays": Option(str, "NAME", "numpy, torch or cupy"),
+    "arrays": Option(str, "NAME", "numpy, plain (NumPy without compiled layers), torch or cupy"),
     "quantization": Option(str, "NAME", "of the weights, on a CPU: int8"),
     "attention": Option(str, "NAME", "the kernel: cpu, loops (plain and slow), reference (in NumPy), or cuda"),
     "device": Option(str, "NAME", "cpu, or cuda for an NVIDIA GPU"),
@@ -143,7 +143,11 @@ SERVER: Options = {  # of the server, beside those of the engine
     "host": Option(str, "ADDRESS", "where to listen; 0.0.0.0: on all of this machine's addresses"),
     "port": Option(int, "N", "0: any that is free"),
     "served_model_name": Option(
-        str, "NAME", "what clients may call the model; the first is in answers and metrics", repeats=True, several=True
+        str,
+        "NAME",
+        "what clients may call MODEL, which comes before; the first is in answers and metrics",
+        repeats=True,
+        several=True,
     ),
     "api_key": Option(str, "KEY", "clients must send it (may be repeated); or set MINIPAGE_API_KEY", repeats=True),
     "chat_template": Option(str, "FILE", "of Jinja, in place of the model's own"),

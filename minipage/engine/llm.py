@@ -51,7 +51,8 @@ class LLM(Engine):
     """A language model that serves any number of requests at once from paged memory.
 
     Args:
-        model: "shakespeare" (shipped), a folder in the Hugging Face GPT-2 layout, or a GPT-2 on the hub, e.g. "gpt2".
+        model: "shakespeare" (shipped), "smollm2", a folder in Hugging Face's layout, a GGUF file, or a model on the
+            hub, such as "gpt2"; see ARCHITECTURES in model/checkpoint.py.
         block_size: tokens in a block.
         num_blocks: blocks in the pool; or
         memory: bytes for the KV cache, a number or a text such as "512MiB". Default: "1GiB"; on a GPU, what is
@@ -60,10 +61,12 @@ class LLM(Engine):
         max_num_seqs: most sequences that run at once.
         max_num_batched_tokens: most tokens computed in one step; longer prompts are cut into chunks.
         device: "cpu", or "cuda" for an NVIDIA GPU.
-        arrays: "numpy", or "torch" to run the same model on PyTorch tensors, the default on a GPU, or "cupy".
-        dtype: what the model computes in: "float32", or with arrays="torch" also "bfloat16" or "float16".
+        arrays: "numpy", or "torch" to run the same model on PyTorch tensors, the default on a GPU, or "cupy". "plain"
+            is NumPy without compiled layers.
+        dtype: what the model computes in: "float32", or with arrays="torch" also "bfloat16" or "float16", and with
+            "cupy" also "float16".
         attention: "cpu" (numba), "loops" (plain numba), "reference" (NumPy), "cuda" on a GPU, or a function with their
-            signature.
+            signature. Default: "cpu", and on a GPU "cuda".
         seed: makes the requests that have no seed of their own repeatable, too.
         kv_cache_dtype: "auto", which is `dtype`; or "float32", "bfloat16" or "float16"; or "int8" or "fp8" for several
             times as many blocks in the same memory.
@@ -95,6 +98,7 @@ class LLM(Engine):
         block_pool, block_table, scheduler: parts of your own instead of minipage's. `block_table` is a class. So may
             `scheduler` be: then it gets what Scheduler gets. A pool or a scheduler that is ready has sizes of its own,
             and the options that would set them are refused.
+        progress: called with (done, total) while the weights come into memory.
 
     Raises:
         ModelError: the model cannot be found or read.

@@ -77,11 +77,22 @@ def load_model(
         raise ConfigurationError(f"load_format is {shown(load_format)}; it must be one of {', '.join(LOAD_FORMATS)}.")
     if not isinstance(hf_overrides, Mapping | None):
         raise ConfigurationError(f"hf_overrides is {shown(hf_overrides)}; give settings of config.json, as a dict.")
-    is_dummy = load_format == "dummy"
-    if file := gguf_file(model):
-        loaded = load_gguf(file, hf_overrides or {})
+    is_dummy, file = load_format == "dummy", gguf_file(model)
+    path = file or find_folder(model, with_weights=not is_dummy)
+    try:
+        if not file:
+            return load_folder(path, is_dummy, hf_overrides or {})
+        loaded = load_gguf(path, hf_overrides or {})
         return loaded._replace(weights=DummyWeights(loaded.architecture)) if is_dummy else loaded
-    return load_folder(find_folder(model, with_weights=not is_dummy), is_dummy, hf_overrides or {})
+    except ModelError as error:
+        if not hf_overrides:
+            raise
+        raise ModelError(f"{error}{perhaps(hf_overrides)}") from error
+
+
+def perhaps(hf_overrides: Mapping[str, Any]) -> str:
+    """What else may be at fault, if something is."""
+    return f" Or is it the fault of hf_overrides, {shown(dict(hf_overrides))}?" if hf_overrides else ""
 
 
 def load_folder(folder: Path, is_dummy: bool, hf_overrides: Mapping[str, Any]) -> LoadedModel:
@@ -126,10 +137,11 @@ def load_gguf(path: Path, hf_overrides: Mapping[str, Any]) -> LoadedModel:
 
     def tensor(name: str, shape: tuple[int, ...]) -> Array:
         if (plain := plain_name(name)) not in names:
-            raise ModelError(f"{path} lacks the weight {name!r}. Fetch it again.")
+            raise ModelError(f"{path} lacks the weight {name!r}. Fetch it again.{perhaps(hf_overrides)}")
         found = file.weights.shape(names[plain])
         if found != shape:
-            raise ModelError(f"{path}: {name!r} has shape {found}; by its sizes it should be {shape}.")
+            wrong = f"{name!r} has shape {found}; by its sizes it should be {shape}"
+            raise ModelError(f"{path}: {wrong}.{perhaps(hf_overrides)}")
         return file.weights[names[plain]]
 
     if file.tokenizer:
@@ -188,7 +200,9 @@ def find_folder(model: str | Path, with_weights: bool = True) -> Path:
         is_file = folder.exists()
     except (OSError, RuntimeError):  # no path can be like this: too long, or of a user who has no home
         is_file = False
-    if is_file or name.startswith((".", "~", "/")) or name.count("/") > 1 or "\\" in name or "\0" in name:
+    if is_file:
+        raise ModelError(f"{name!r} is a file, and no folder. {hint}")
+    if name.startswith((".", "~", "/")) or name.count("/") > 1 or "\\" in name or "\0" in name:
         raise ModelError(f"there is no folder {name!r}. {hint}")
 
     from huggingface_hub import snapshot_download  # slow to import, and rarely needed
@@ -204,7 +218,7 @@ def find_folder(model: str | Path, with_weights: bool = True) -> Path:
 
 
 def refuse_parts_of_models(folder: Path) -> None:
-    """Raise ModelError if it holds no config.json, but what people take for a model as well."""
+    """Raise ModelError if it holds no config.json, but perhaps what people take for a model as well."""
     if (folder / "config.json").exists():
         return
     if files := sorted(folder.glob("*.gguf")):
@@ -214,6 +228,7 @@ def refuse_parts_of_models(folder: Path) -> None:
             f"{folder} holds an adapter and no model. Merge it into its model, with merge_and_unload() of the package "
             "peft, save that, and give its folder."
         )
+    raise ModelError(f"{folder} holds no config.json, so it is no folder of a model. Give the one that holds it.")
 
 
 def read_architecture(path: Path, settings: dict[str, Any]) -> Architecture:

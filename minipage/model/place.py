@@ -52,7 +52,7 @@ def place_model(
 
     Raises ConfigurationError if the options do not go together, or a library is missing.
     """
-    check_quantization(quantization, arrays)
+    check_quantization(quantization, arrays, dtype)
     shard: Any = None if talk is None else Shard(architecture, talk.rank, talk.size)
     make, parts = kind_of_layers(arrays, dtype, device, quantization), weights
     if shard and make is Int8Layers:
@@ -158,20 +158,20 @@ def check(arrays: str, dtype: str, device: str) -> None:
             raise ConfigurationError(f"{name} is {shown(value)}; it must be one of {', '.join(known)}.")
     for name, value, table in (("dtype", dtype, DTYPES), ("device", device, DEVICES)):
         if value not in table[arrays]:
-            able = " or ".join(repr(library) for library, values in table.items() if value in values)
+            able = " or ".join(repr(each) for each in DTYPES if dtype in DTYPES[each] and device in DEVICES[each])
             raise ConfigurationError(
                 f"{name} is {value!r}, but arrays is {arrays!r}, which has only {', '.join(table[arrays])} here. "
                 f"Use arrays={able}."
             )
 
 
-def check_quantization(quantization: str | None, arrays: str) -> None:
+def check_quantization(quantization: str | None, arrays: str, dtype: str) -> None:
     if quantization is not None and not (isinstance(quantization, str) and quantization == "int8"):
         raise ConfigurationError(f"quantization is {shown(quantization)}; it must be None or int8.")
-    if quantization is not None and arrays != "numpy":
+    if quantization is not None and (arrays, dtype) != ("numpy", "float32"):
         raise ConfigurationError(
-            f"quantization is {quantization!r}, but arrays is {arrays!r}: weights of one byte are computed with by "
-            "minipage's own kernels on a CPU. Use arrays='numpy', device='cpu'."
+            f"quantization is {quantization!r}, but arrays is {arrays!r} and dtype {shown(dtype)}: weights of one byte "
+            "are computed with by minipage's own kernels on a CPU. Use arrays='numpy', dtype='float32', device='cpu'."
         )
 
 

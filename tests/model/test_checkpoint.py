@@ -364,7 +364,7 @@ def test_what_is_no_name_at_all_is_no_model(model):
 
 
 def test_a_file_is_not_a_model(folder):
-    with pytest.raises(ModelError, match="there is no folder"):
+    with pytest.raises(ModelError, match=r"model\.safetensors' is a file, and no folder\. Give a folder"):
         load_model(folder / "model.safetensors")
 
 
@@ -511,7 +511,7 @@ def test_a_missing_shard_is_named(folder):
 
 def test_a_missing_config_is_named(folder):
     (folder / "config.json").unlink()
-    assert_refused(folder, "config.json", "cannot be read")
+    assert_refused(folder, "config.json", "so it is no folder of a model")
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,16 @@ def test_settings_are_overridden_as_those_of_a_folder_are(path):
         load_model(path, hf_overrides={"eos_tokn_id": 7})
 
 
+@pytest.mark.parametrize(
+    "wrong", [{"num_hidden_layers": 9}, {"intermediate_size": 8}, {"num_attention_heads": 0}], ids=str
+)
+def test_what_an_override_has_broken_is_not_blamed_on_the_file_alone(path, wrong):
+    with pytest.raises(
+        ModelError, match=r"Or is it the fault of hf_overrides, \{'" + next(iter(wrong)) + r"': \d\}\?$"
+    ):
+        LLM(path, num_blocks=8, hf_overrides=wrong)
+
+
 def test_files_that_cannot_be_served(tmp_path):
     with pytest.raises(ModelError, match=r"missing\.gguf.*No such file"):
         LLM(tmp_path / "missing.gguf")

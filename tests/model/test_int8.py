@@ -134,6 +134,7 @@ def test_texts_do_not_depend_on_who_else_is_served():
     [
         ({"quantization": "int4"}, "quantization is 'int4'; it must be None or int8"),
         ({"quantization": "int8", "arrays": "torch"}, "arrays is 'torch'.*arrays='numpy'"),
+        ({"quantization": "int8", "dtype": "bfloat16"}, "dtype 'bfloat16'.*arrays='numpy', dtype='float32'"),
     ],
 )
 def test_what_cannot_be_is_said(options, message):

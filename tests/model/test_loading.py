@@ -1,6 +1,7 @@
 """How weights come into memory: random ones, those of two bytes, and those of a large checkpoint."""
 
 import json
+import re
 import subprocess
 import sys
 import tracemalloc
@@ -14,7 +15,7 @@ from engine.checkpoints import save_llama
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from minipage.engine.llm import LLM
-from minipage.errors import ConfigurationError
+from minipage.errors import ConfigurationError, ModelError
 from minipage.model.checkpoint import ARCHITECTURES, load_model
 from minipage.model.llama import Llama
 from minipage.model.place import as_arrays, place_model
@@ -110,6 +111,12 @@ def test_what_config_json_has_may_be_overridden_even_if_nobody_reads_it_and_weig
         )
     with pytest.warns(UserWarning, match="'nonsense'"):
         load_model(tmp_path, hf_overrides={"nonsense": None})
+
+
+@pytest.mark.parametrize("wrong", [{"sliding_window": 0}, {"n_layer": 5}, {"n_head": 3}], ids=str)
+def test_what_an_override_has_broken_is_not_blamed_on_the_files_alone(wrong):
+    with pytest.raises(ModelError, match=rf"Or is it the fault of hf_overrides, {re.escape(str(wrong))}\?$"):
+        load_model("shakespeare", hf_overrides=wrong)
 
 
 def test_an_architecture_of_anybodys_may_read_all_of_them(tmp_path, monkeypatch):

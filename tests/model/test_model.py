@@ -129,6 +129,20 @@ def test_a_place_that_is_no_name_is_refused(name, value):
         as_arrays({}, **{"arrays": "numpy"} | {name: value})
 
 
+@pytest.mark.parametrize(
+    ("place", "advice"),
+    [
+        (("numpy", "float16", "cpu"), "dtype is 'float16', .* Use arrays='torch'."),
+        (("cupy", "float32", "cpu"), "device is 'cpu', .* Use arrays='numpy' or 'plain' or 'torch'."),
+        (("cupy", "bfloat16", "cpu"), "dtype is 'bfloat16', .* Use arrays='torch'."),
+        (("numpy", "float16", "cuda"), "dtype is 'float16', .* Use arrays='torch' or 'cupy'."),
+    ],
+)
+def test_the_library_that_is_advised_has_both_the_dtype_and_the_device(place, advice):
+    with pytest.raises(ConfigurationError, match=f"^{advice}$"):
+        as_arrays({}, *place)
+
+
 @pytest.mark.parametrize("value", [np.array(["int8", "x"]), np.zeros(3), ["int8"], 8], ids=shown)
 def test_a_quantization_that_is_no_name_is_refused(value):
     with pytest.raises(ConfigurationError, match=r"quantization is .*; it must be None or int8"):
