@@ -5,6 +5,8 @@ import json
 import httpx
 import pytest
 
+from minipage.model.chat_template import ChatTemplate
+
 MESSAGES = [{"role": "user", "content": "the sea"}]
 
 
@@ -41,3 +43,61 @@ def test_a_stop_string_ends_after_min_tokens(http, offline):
     for min_tokens, length in (0, 1), (1, 2), (2, 3), (3, 4):
         choice = ask(http, logit_bias={str(first): 1e4}, stop="a", min_tokens=min_tokens, return_token_ids=True)
         assert choice["choices"][0]["token_ids"] == [first] * length
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_a_chat_tells_the_tokens_of_its_prompt_once(http, offline, n):
+    ids = offline.tokenizer.encode("user: the sea\nassistant:", add_special_tokens=False)
+    options = {"messages": MESSAGES, "return_token_ids": True, "n": n}
+    assert ask(http, **options)["prompt_token_ids"] == ids
+    chunks = ask(http, **options, stream=True)
+    told = [
+        (chunk["choices"][0]["index"], chunk["prompt_token_ids"]) for chunk in chunks if "prompt_token_ids" in chunk
+    ]
+    assert sorted(told) == [(i, ids) for i in range(n)]
+    assert all("role" in chunk["choices"][0]["delta"] for chunk in chunks if "prompt_token_ids" in chunk)
+    assert "prompt_token_ids" not in ask(http, messages=MESSAGES)
+
+
+@pytest.mark.parametrize("echo", [False, True])
+def test_tokens_are_spelled_as_ids_for_those_who_want_to_know_which_they_are(http, echo):
+    plain = ask(http, logprobs=2, echo=echo, return_token_ids=True)["choices"][0]
+    spelled = ask(http, logprobs=2, echo=echo, return_tokens_as_token_ids=True)["choices"][0]
+    ids = (plain["prompt_token_ids"] if echo else []) + plain["token_ids"]
+    assert spelled["text"] == plain["text"]
+    assert spelled["logprobs"]["tokens"] == [f"token_id:{token}" for token in ids]
+    assert spelled["logprobs"]["token_logprobs"] == plain["logprobs"]["token_logprobs"]
+    for token, top in zip(ids, spelled["logprobs"]["top_logprobs"]):
+        assert top is None or (f"token_id:{token}" in top and all(text.startswith("token_id:") for text in top))
+
+
+def test_so_are_those_of_chats(http):
+    options = {"messages": MESSAGES, "logprobs": True, "top_logprobs": 2}
+    plain = ask(http, return_token_ids=True, **options)["choices"][0]
+    spelled = ask(http, return_tokens_as_token_ids=True, **options)["choices"][0]
+    content = spelled["logprobs"]["content"]
+    assert [each["token"] for each in content] == [f"token_id:{token}" for token in plain["token_ids"]]
+    assert [each["bytes"] for each in content] == [each["bytes"] for each in plain["logprobs"]["content"]]
+    assert content[0]["token"] == content[0]["top_logprobs"][0]["token"]
+
+
+@pytest.mark.parametrize("field", [{"logprob_token_ids": [5]}, {"repetition_detection": {"max_pattern_size": 2}}])
+def test_what_would_change_the_answer_is_not_ignored(http, field):
+    answer = http.post("/v1/completions", json={"prompt": "a", "logprobs": 1} | field)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, *field)
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        ({}, "- -"),
+        ({"reasoning_effort": "low"}, "low True"),
+        ({"reasoning_effort": "none"}, "none False"),
+        ({"reasoning_effort": "low", "chat_template_kwargs": {"enable_thinking": False}}, "low False"),
+    ],
+)
+def test_templates_hear_of_the_effort(serve, asked, told):
+    template = ChatTemplate("{{ reasoning_effort | default('-') }} {{ enable_thinking | default('-') }}").render
+    with httpx.Client(base_url=serve(settings={"chat_template": template}).url, timeout=30) as http:
+        ids = ask(http, messages=MESSAGES, return_token_ids=True, **asked)["prompt_token_ids"]
+        assert http.post("/detokenize", json={"tokens": ids}).json() == {"prompt": told}
