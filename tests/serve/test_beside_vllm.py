@@ -6,6 +6,7 @@ import httpx
 import pytest
 
 from minipage.model.chat_template import ChatTemplate
+from minipage.serve.command import read_settings
 
 MESSAGES = [{"role": "user", "content": "the sea"}]
 
@@ -81,10 +82,25 @@ def test_so_are_those_of_chats(http):
     assert content[0]["token"] == content[0]["top_logprobs"][0]["token"]
 
 
+def test_what_is_too_long_is_said_in_the_words_that_clients_look_for(http):
+    """litellm's ContextWindowExceededError, which has another model asked, is raised for this phrase."""
+    for prompt in "sea " * 300, "sea " * 10**5, [5] * 300:
+        answer = http.post("/v1/completions", json={"prompt": prompt})
+        assert answer.status_code == 400
+        assert "this model's maximum context length is 256 tokens" in answer.json()["error"]["message"]
+
+
 @pytest.mark.parametrize("field", [{"logprob_token_ids": [5]}, {"repetition_detection": {"max_pattern_size": 2}}])
 def test_what_would_change_the_answer_is_not_ignored(http, field):
     answer = http.post("/v1/completions", json={"prompt": "a", "logprobs": 1} | field)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, *field)
+
+
+@pytest.mark.parametrize("field", [{"tools": [{"type": "function"}]}, {"chat_template": "{{ messages }}"}])
+def test_nor_is_it_where_tokens_are_counted(http, field):
+    answer = http.post("/tokenize", json={"messages": MESSAGES} | field)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, *field)
+    assert http.post("/tokenize", json={"messages": MESSAGES, "tools": None}).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -101,3 +117,15 @@ def test_templates_hear_of_the_effort(serve, asked, told):
     with httpx.Client(base_url=serve(settings={"chat_template": template}).url, timeout=30) as http:
         ids = ask(http, messages=MESSAGES, return_token_ids=True, **asked)["prompt_token_ids"]
         assert http.post("/detokenize", json={"tokens": ids}).json() == {"prompt": told}
+
+
+def test_no_name_is_every_model(http):
+    assert ask(http, model="")["model"] == "tiny"
+
+
+def test_load_testers_find_the_tokenizer(serve, folder):
+    """`vllm bench serve` takes the first model's root for its tokenizer, if it is given none."""
+    root = read_settings({"served_model_name": ["tiny"]}, str(folder)).root
+    with httpx.Client(base_url=serve(settings={"root": root}).url, timeout=30) as http:
+        (card,) = http.get("/v1/models").json()["data"]
+        assert (card["id"], card["root"]) == ("tiny", str(folder))
