@@ -57,12 +57,7 @@ class Completion:
 
     def grammar_after(self, ahead: list[int]) -> Grammar | None:
         """What the text has to look like after these further tokens."""
-        if not (self.grammar and ahead):
-            return self.grammar
-        grammar = self.grammar.copy()
-        for token_id in ahead:
-            grammar.advance(token_id)
-        return grammar
+        return self.grammar.copy(ahead) if self.grammar and ahead else self.grammar
 
     def restore(self) -> None:
         """Something failed half way: work out text and finish reason anew, from the tokens that count."""

@@ -1,6 +1,7 @@
 """What the server of vLLM 0.32 answered when both were asked the same, and clients of it rely on."""
 
 import json
+import math
 
 import httpx
 import pytest
@@ -80,6 +81,15 @@ def test_so_are_those_of_chats(http):
     assert [each["token"] for each in content] == [f"token_id:{token}" for token in plain["token_ids"]]
     assert [each["bytes"] for each in content] == [each["bytes"] for each in plain["logprobs"]["content"]]
     assert content[0]["token"] == content[0]["top_logprobs"][0]["token"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_of_a_choice_the_logprobs_say_how_likely_each_is(http, stream):
+    """A judge that answers yes or no, for example: the two share the whole probability."""
+    answer = ask(http, structured_outputs={"choice": ["a", "b"]}, logprobs=2, stream=stream)
+    (top,) = (answer[0] if stream else answer)["choices"][0]["logprobs"]["top_logprobs"]
+    assert set(top) == {"a", "b"}
+    assert sum(map(math.exp, top.values())) == pytest.approx(1)
 
 
 def test_what_is_too_long_is_said_in_the_words_that_clients_look_for(http):
