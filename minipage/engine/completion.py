@@ -25,7 +25,7 @@ class CompletionOutput:
     logprobs: list[dict[int, Logprob]] | None  # for each token: itself and the most likely ones, if asked for
     cumulative_logprob: float | None  # of all tokens together, if logprobs were asked for, or of a beam
     finish_reason: str | None  # "stop", "length", "abort" or "error"; None: still going on
-    stop_reason: int | str | None  # the stop token or stop string that ended it; None: structured_outputs did
+    stop_reason: int | str | None  # the request's stop token or stop string that ended it; None: anything else did
     score: float | None = None  # of a beam: cumulative_logprob / length ** length_penalty
 
 
@@ -57,12 +57,7 @@ class Completion:
 
     def grammar_after(self, ahead: list[int]) -> Grammar | None:
         """What the text has to look like after these further tokens."""
-        if not (self.grammar and ahead):
-            return self.grammar
-        grammar = self.grammar.copy()
-        for token_id in ahead:
-            grammar.advance(token_id)
-        return grammar
+        return self.grammar.copy(ahead) if self.grammar and ahead else self.grammar
 
     def restore(self) -> None:
         """Something failed half way: work out text and finish reason anew, from the tokens that count."""
@@ -90,9 +85,9 @@ class Completion:
             self._detokenizer.add(token_id)
         if self._stop_strings.strings:
             self._look_for_stop_strings()
-        if is_stop_token and self._stop_reason is None:
-            self._stop_reason = token_id
-        if self._stop_reason is not None or (self.grammar and self.grammar.is_complete):
+        if is_stop_token and self._stop_reason is None and token_id in (self.params.stop_token_ids or ()):
+            self._stop_reason = token_id  # the model's own end is no reason, as in vLLM
+        if is_stop_token or self._stop_reason is not None or (self.grammar and self.grammar.is_complete):
             self.finish("stop")
         elif self.seq.num_prompt_tokens + self._num_seen >= self.max_num_tokens:
             self.finish("length")
@@ -114,5 +109,5 @@ class Completion:
         return CompletionOutput(self.index, text, token_ids, logprobs, together, *reasons)
 
     def _look_for_stop_strings(self) -> None:
-        self._stop_strings.look(self._detokenizer.text, self._num_seen >= self.params.min_tokens)
+        self._stop_strings.look(self._detokenizer.text, self._num_seen > self.params.min_tokens)
         self._stop_reason = self._stop_strings.found or self._stop_reason

@@ -60,6 +60,7 @@ class Choice(NamedTuple):
     seq: Sequence
     token_id: int | None  # the token that was drawn for it; None if it asked for no draw
     logits: np.ndarray | None  # [V], if the request looks at them itself
+    ahead: list[int] | None = None  # tokens after which it chooses, and which the sequence does not have yet
 
 
 @dataclass(eq=False, repr=False)

@@ -10,7 +10,7 @@ import numpy as np
 from minipage.engine.completion import Completion, CompletionOutput
 from minipage.engine.request import Choice, NextToken, Request, not_numbers, place_of
 from minipage.errors import RequestError
-from minipage.sampling import NO_TOKEN, Draw, Grammar, Logprob, Processors, random_number, top_logprobs
+from minipage.sampling import NO_TOKEN, Draw, Grammar, Logprob, Processors, only_those, random_number, top_logprobs
 from minipage.scheduling import Sequence
 
 
@@ -53,10 +53,12 @@ class SampledRequest(Request):
 
     def choose(self, choices: list[Choice]) -> list[NextToken]:
         tokens = []
-        for seq, token_id, logits in choices:
+        for seq, token_id, logits, ahead in choices:
             assert token_id is not None, "a sampled request draws all its tokens"
             if token_id == NO_TOKEN:
                 raise self._no_token(seq)
+            if logits is not None and (grammar := self.texts[seq].grammar_after(ahead or [])):
+                logits = only_those(grammar.allowed(), logits)  # [V]; as in vLLM, these alone share the probability
             tokens.append(NextToken(seq, token_id, self._logprobs(logits, token_id, self.params.logprobs)))
         return tokens
 

@@ -127,10 +127,10 @@ class Speculation:
         for chunk, request, row in right:
             after_drafts = [next(drawn) for _ in chunk.drafts]  # after the first, the first two, ...
             with suppress(Exception):  # then the same is said again in the next step, and becomes an error
-                for i, token_id in enumerate(after_drafts, 1):
+                for i, token in enumerate(after_drafts, 1):
                     seen = self.engine.runner.rows(logits, {row + i} if request.looks_at_logits else ())
-                    tokens[request] += request.choose([Choice(chunk.seq, token_id, seen.get(row + i))])
-                    if chunk.drafts[i : i + 1] != [token_id]:
+                    tokens[request] += request.choose([Choice(chunk.seq, token, seen.get(row + i), chunk.drafts[:i])])
+                    if chunk.drafts[i : i + 1] != [token]:
                         break
         return tokens
 

@@ -2,7 +2,7 @@
 
 from minipage.sampling.param_checks import as_tuple, check_token_ids, is_whole
 from minipage.sampling.params import SamplingParams
-from minipage.sampling.processors import Adjustment, Processors, make_processors
+from minipage.sampling.processors import Adjustment, Processors, make_processors, only_those
 from minipage.sampling.sampler import NO_TOKEN, Draw, Logprob, random_number, sample, sample_batch, top_logprobs
 from minipage.sampling.structured import Grammar, GrammarCompiler, StructuredOutputsParams
 
@@ -20,6 +20,7 @@ __all__ = [
     "check_token_ids",
     "is_whole",
     "make_processors",
+    "only_those",
     "random_number",
     "sample",
     "sample_batch",

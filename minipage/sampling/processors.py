@@ -38,9 +38,7 @@ class Adjustment(NamedTuple):
 
     def apply(self, logits: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """[V] -> [V], a new row."""
-        adjusted = logits.copy()  # [V]
-        if self.allowed is not None:
-            adjusted[np.unpackbits(self.allowed, count=len(logits), bitorder="little") == 0] = -np.inf
+        adjusted = logits.copy() if self.allowed is None else only_those(self.allowed, logits)  # [V]
         with np.errstate(all="ignore"):  # what overflows is infinite, and no number, as it is on a GPU
             changed = penalized(adjusted[self.token_ids], self.bias, self.repetition, self.penalty, np.where)  # [k]
         adjusted[self.token_ids] = changed
@@ -49,6 +47,11 @@ class Adjustment(NamedTuple):
     def leaves_nothing(self, vocab_size: int) -> bool:
         """Whether no token can be chosen, whatever the logits are."""
         return not np.isfinite(self.apply(np.zeros(vocab_size, np.float32))).any()
+
+
+def only_those(allowed: Bits, logits: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """[V] -> [V], a new row: -inf for all other tokens; allowed: [ceil(V / 8)]."""
+    return np.where(np.unpackbits(allowed, count=len(logits), bitorder="little"), logits, -np.inf)  # [V]
 
 
 def penalized(logits: Any, bias: Any, repetition: Any, penalty: Any, where: Any) -> Any:

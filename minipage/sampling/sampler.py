@@ -34,7 +34,7 @@ class Draw(NamedTuple):
 
 
 class Logprob(NamedTuple):
-    """One token's place in the model's distribution, before temperature and the other filters."""
+    """One token's place in the model's distribution, before temperature and other wishes except structured_outputs."""
 
     logprob: float  # natural logarithm
     rank: int  # 1: the most likely token

@@ -99,8 +99,12 @@ class Grammar:
         self._matcher = matcher
         self._known = known  # the tokens that model and tokenizer have in common
 
-    def copy(self) -> Grammar:
-        return Grammar(self._matcher.deep_copy(), self._known)
+    def copy(self, ahead: Collection[int] = ()) -> Grammar:
+        """Another one, which stands behind these further tokens."""
+        grammar = Grammar(self._matcher.deep_copy(), self._known)
+        for token_id in ahead:
+            grammar.advance(token_id)
+        return grammar
 
     def advance(self, token_id: int) -> None:
         """The text goes on with this token."""

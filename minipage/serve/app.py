@@ -36,6 +36,7 @@ from minipage.serve.kv_stream import KVStream
 from minipage.serve.limits import Queue, read_body, unless_gone
 from minipage.serve.live import Live
 from minipage.serve.metrics import make_registry
+from minipage.serve.params import refuse
 from minipage.serve.protocol import Body, ChatBody, CompletionBody, DetokenizeBody, GenerationBody, TokenizeBody
 
 
@@ -44,6 +45,7 @@ class Settings:
     """How the server behaves. The engine has options of its own."""
 
     served_model_name: Sequence[str] = ("minipage",)  # the first is told, and all are understood
+    root: str = ""  # the model as it was given to the command: where load testers find its tokenizer
     api_key: Sequence[str] = ()  # any of them opens; without one, everybody may come in
     chat_template: Render | None = None  # in place of the model's own
     max_queued_requests: int = 1024  # beside those that run
@@ -147,17 +149,16 @@ class Api:
         """The prompt with its token ids; on the way, prompts that cannot be served are refused."""
         token_ids: Any = prompt
         limit = self.engine.max_model_len
+        its_length = f"this model's maximum context length is {limit} tokens"  # words that clients look for
         if isinstance(prompt, str):
             if len(prompt) > self.most_characters:  # it would take seconds to say how many tokens it has
-                message = (
-                    f"the prompt has {len(prompt):,} characters, far more than a context of {limit:,} tokens holds."
-                )
+                message = f"the prompt has {len(prompt):,} characters; {its_length}, and it holds far fewer."
                 raise ApiError(400, message, "prompt", "context_length_exceeded")
             token_ids = await asyncio.to_thread(self.encode, prompt, add_special_tokens)
             prompt = {"prompt": prompt, "prompt_token_ids": token_ids}
         if len(token_ids) >= limit:
-            message = f"the prompt has {len(token_ids):,} tokens; this model's context of {limit:,} leaves room for "
-            raise ApiError(400, f"{message}{limit - 1:,}. Shorten it.", "prompt", "context_length_exceeded")
+            message = f"the prompt has {len(token_ids):,} tokens; {its_length}, which leaves room for {limit - 1:,}."
+            raise ApiError(400, f"{message} Shorten it.", "prompt", "context_length_exceeded")
         return prompt
 
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
@@ -177,7 +178,7 @@ class Api:
         return Job(prompts, params, body, f"{kind}-{request_id}", name, int(time.time()), tally_of(scope))
 
     def check_model(self, name: str | None) -> None:
-        if name is not None and name not in self.settings.served_model_name:
+        if name and name not in self.settings.served_model_name:
             served = ", ".join(self.settings.served_model_name)
             raise ApiError(404, f"there is no model {shown(name)} here; served: {served}.", "model", "model_not_found")
 
@@ -185,6 +186,7 @@ class Api:
 
     async def tokenize(self, body: TokenizeBody, *asgi: Any) -> None:
         text, special = body.prompt, body.add_special_tokens is not False
+        refuse(body, ("tools", "chat_template"))
         if body.messages is not None:
             text = await self.render(body, body.messages)
             special = bool(body.add_special_tokens)
@@ -207,7 +209,8 @@ class Api:
     # ---- about the server
 
     def card(self, name: str) -> dict[str, Any]:
-        facts = {"id": name, "object": "model", "created": self.begin, "owned_by": "minipage", "root": name}
+        facts = {"id": name, "object": "model", "created": self.begin, "owned_by": "minipage"}
+        facts["root"] = self.settings.root or name
         return facts | {"parent": None, "max_model_len": self.engine.max_model_len, "permission": []}
 
     async def models(self, request: Request) -> Response:

@@ -40,6 +40,9 @@ def render(template: Render | None, messages: list[dict[str, Any]], options: dic
 def template_options(body: ChatBody | TokenizeBody) -> dict[str, Any]:
     """What the template is told beside the messages."""
     options = {"add_generation_prompt": body.add_generation_prompt is not False, **(body.chat_template_kwargs or {})}
+    if body.reasoning_effort is not None:  # many templates know it as enable_thinking
+        options = {"enable_thinking": body.reasoning_effort != "none"} | options
+        options["reasoning_effort"] = body.reasoning_effort
     if body.continue_final_message:
         options |= {"continue_final_message": True, "add_generation_prompt": False}
     return options
@@ -89,20 +92,26 @@ class Chat:
             message = {"role": "assistant", "content": text.text, "refusal": None}
             choices.append({"message": message} | self.rest(outputs[0], text, slice(None)))
         answer = self.job.head("chat.completion") | {"choices": choices}
+        if self.body.return_token_ids:
+            answer["prompt_token_ids"] = outputs[0].prompt_token_ids
         if self.body.prompt_logprobs is not None:
             answer["prompt_logprobs"] = of_prompts(outputs[0].prompt_logprobs or [])
         return answer
 
     def chunks(self, _: int, output: RequestOutput) -> list[dict[str, Any]]:
-        choices = []
+        chunks = []
         for text in output.outputs:
             is_first = text.index not in self.unsent
             unsent = self.unsent.setdefault(text.index, Unsent())
             if unsent.has_news(text):
                 characters, where = unsent.take(text)
                 role = {"role": "assistant"} if is_first else {}
-                choices.append({"delta": role | {"content": characters}} | self.rest(output, text, where))
-        return choices
+                choice = {"delta": role | {"content": characters}} | self.rest(output, text, where)
+                chunk: dict[str, Any] = {"choices": [choice]}
+                if is_first and self.body.return_token_ids:
+                    chunk["prompt_token_ids"] = output.prompt_token_ids
+                chunks.append(chunk)
+        return chunks
 
     def rest(self, output: RequestOutput, text: CompletionOutput, where: slice) -> dict[str, Any]:
         """What a choice says beside its text; `where` the tokens are that it is about."""
@@ -115,7 +124,7 @@ class Chat:
         }
         if text.logprobs is not None:
             known, num_top = text.logprobs[where], self.body.top_logprobs or 0
-            choice["logprobs"] = for_chats(token_ids, known, num_top, self.tokenizer)
+            choice["logprobs"] = for_chats(token_ids, known, num_top, self.tokenizer, self.body.spells_ids)
         if self.body.return_token_ids:
             choice["token_ids"] = token_ids
         return choice

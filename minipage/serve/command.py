@@ -64,6 +64,7 @@ def read_settings(server: dict[str, Any], model: str) -> Settings:
     """Take what Settings knows out of the options."""
     chosen = {field.name: server.pop(field.name) for field in fields(Settings) if field.name in server}
     chosen.setdefault("served_model_name", [model])
+    chosen["root"] = model
     if "chat_template" in chosen:
         chosen["chat_template"] = read_template(chosen["chat_template"])
     if KEY_VARIABLE in os.environ:

@@ -13,7 +13,7 @@ from minipage.engine.request import RequestOutput
 from minipage.sampling import SamplingParams, is_whole
 from minipage.serve.errors import ApiError
 from minipage.serve.generation import Job, Unsent, answer_stream, answer_whole
-from minipage.serve.logprobs import Places, for_texts, of_prompts
+from minipage.serve.logprobs import Places, for_texts, of_prompts, spelled
 from minipage.serve.params import sampling_params
 from minipage.serve.protocol import CompletionBody
 
@@ -69,12 +69,12 @@ class Completions:
         return self.job.head("text_completion") | {"choices": choices}
 
     def chunks(self, i: int, output: RequestOutput) -> list[dict[str, Any]]:
-        choices = []
+        chunks = []
         for text in output.outputs:
             unsent = self.unsent.setdefault((i, text.index), Unsent())
             if unsent.has_news(text):
-                choices.append(self.choice(i, output, text, unsent))
-        return choices
+                chunks.append({"choices": [self.choice(i, output, text, unsent)]})
+        return chunks
 
     def choice(self, i: int, output: RequestOutput, text: CompletionOutput, unsent: Unsent) -> dict[str, Any]:
         """What is new of one text."""
@@ -97,7 +97,8 @@ class Completions:
                 begin = len(self.prompt_text(output)) if self.body.echo else 0
                 skip = self.job.params.skip_special_tokens
                 self.places[i, text.index] = Places(self.tokenizer, skip, output.prompt_token_ids, begin)
-            told = for_texts(token_ids, logprobs, self.places[i, text.index].of(token_ids))
+            offsets = self.places[i, text.index].of(token_ids)
+            told = for_texts(token_ids, logprobs, offsets, self.body.spells_ids)
             if self.body.echo and is_first:
                 told = {name: of_prompt + told[name] for name, of_prompt in self.prompt_logprobs(output).items()}
             choice["logprobs"] = told
@@ -117,7 +118,8 @@ class Completions:
         token_ids, tokenizer = output.prompt_token_ids, self.tokenizer
         begin = tokenizer.decode(token_ids).rfind(self.prompt_text(output)) if tokenizer else 0  # behind <s>
         places = Places(tokenizer, False, [], -max(0, begin)).of(token_ids)  # below 0: not found, as it was normalized
-        told = for_texts(token_ids, output.prompt_logprobs or [], [max(0, place) for place in places])
+        offsets, spells_ids = [max(0, place) for place in places], self.body.spells_ids
+        told = for_texts(token_ids, output.prompt_logprobs or [], offsets, spells_ids)
         if tokenizer:  # the first token has no log probability, but it has a text
-            told["tokens"][0] = tokenizer.token_text(token_ids[0])
+            told["tokens"][0] = spelled(token_ids[0], tokenizer.token_text(token_ids[0]), spells_ids)
         return told

@@ -181,8 +181,7 @@ async def stream_events(job: Job, llm: AsyncLLM, kind: str, chunks: Chunks) -> A
     try:
         async for i, output in outputs:
             newest[i] = output
-            for choice in chunks(i, output):
-                rest: dict[str, Any] = {"choices": [choice]}
+            for rest in chunks(i, output):
                 if body.include_usage:
                     rest["usage"] = job.usage(newest) if body.usage_in_each_chunk else None
                 yield join(head, rest)

@@ -40,32 +40,42 @@ class Places:
         return place
 
 
-def for_texts(token_ids: Sequence[int], logprobs: Logprobs, offsets: list[int]) -> dict[str, Any]:
+def for_texts(
+    token_ids: Sequence[int], logprobs: Logprobs, offsets: list[int], spells_ids: bool = False
+) -> dict[str, Any]:
     """/v1/completions; `offsets` is where these tokens begin in the text."""
+    texts = [known[token].decoded_token if known else "" for token, known in zip(token_ids, logprobs)]
     return {
-        "tokens": [text_of(token, known) for token, known in zip(token_ids, logprobs)],
+        "tokens": [spelled(token, text, spells_ids) for token, text in zip(token_ids, texts)],
         "token_logprobs": [finite(known[token]) if known else None for token, known in zip(token_ids, logprobs)],
-        "top_logprobs": [by_text(known) if known else None for known in logprobs],
+        "top_logprobs": [by_text(known, spells_ids) if known else None for known in logprobs],
         "text_offset": offsets,
     }
 
 
-def by_text(known: dict[int, Logprob]) -> dict[str, float]:
+def by_text(known: dict[int, Logprob], spells_ids: bool = False) -> dict[str, float]:
     """Likeliest first. Of several tokens that look alike, such as parts of characters, it is the likeliest."""
     told: dict[str, float] = {}
-    for each in sorted(known.values(), key=lambda each: each.rank):
-        told.setdefault(each.decoded_token, finite(each))
+    for token, each in sorted(known.items(), key=lambda pair: pair[1].rank):
+        told.setdefault(spelled(token, each.decoded_token, spells_ids), finite(each))
     return told
 
 
-def for_chats(token_ids: Sequence[int], logprobs: Logprobs, num_top: int, tokenizer: Any) -> dict[str, Any]:
+def spelled(token_id: int, text: str, spells_ids: bool) -> str:
+    """A token's text; or, if the client wants to know which token it is, vLLM's way to say so."""
+    return f"token_id:{token_id}" if spells_ids else text
+
+
+def for_chats(
+    token_ids: Sequence[int], logprobs: Logprobs, num_top: int, tokenizer: Any, spells_ids: bool = False
+) -> dict[str, Any]:
     """/v1/chat/completions."""
     content = []
     for token, known in zip(token_ids, logprobs):
         if known:
             top = sorted(known, key=lambda each: known[each].rank)[:num_top]
-            likeliest = [chat_token(each, known[each], tokenizer) for each in top]
-            content.append(chat_token(token, known[token], tokenizer) | {"top_logprobs": likeliest})
+            told = [chat_token(each, known[each], tokenizer, spells_ids) for each in (token, *top)]
+            content.append(told[0] | {"top_logprobs": told[1:]})
     return {"content": content, "refusal": None}
 
 
@@ -77,17 +87,13 @@ def of_prompts(logprobs: Logprobs) -> list[dict[int, dict[str, Any]] | None]:
     ]
 
 
-def chat_token(token_id: int, logprob: Logprob, tokenizer: Any) -> dict[str, Any]:
+def chat_token(token_id: int, logprob: Logprob, tokenizer: Any, spells_ids: bool) -> dict[str, Any]:
     """A token may be part of a character: then its bytes are no text, but those of all tokens together are."""
     text = logprob.decoded_token
     is_part = "\N{REPLACEMENT CHARACTER}" in text
     said = token_bytes(tokenizer, token_id) if is_part else text.encode("utf-8", "replace")
-    return {"token": text, "logprob": finite(logprob), "bytes": list(said)}
+    return {"token": spelled(token_id, text, spells_ids), "logprob": finite(logprob), "bytes": list(said)}
 
 
 def finite(logprob: Logprob) -> float:
     return max(logprob.logprob, LOWEST)
-
-
-def text_of(token_id: int, known: dict[int, Logprob] | None) -> str:
-    return known[token_id].decoded_token if known else ""

@@ -9,18 +9,25 @@ from typing import Any
 from minipage.sampling import SamplingParams
 from minipage.sampling.structured import StructuredOutputsParams
 from minipage.serve.errors import ApiError
-from minipage.serve.protocol import GenerationBody
+from minipage.serve.protocol import Body, GenerationBody
 
 KNOWN = {field.name for field in fields(SamplingParams)}
 # Each of these texts is looked for in every step, or compiled: what one may ask without the others having to wait.
 MOST_TEXTS = {"stop": 128, "bad_words": 1024, "choice": 10_000}
 # vLLM's older names of what structured_outputs asks for.
 GUIDED = {"guided_choice": "choice", "guided_regex": "regex", "guided_json": "json", "guided_grammar": "grammar"}
-UNSERVED = ("guided_whitespace_pattern", "logits_processors", "prompt_embeds", "truncate_prompt_tokens")
+UNSERVED = (
+    "guided_whitespace_pattern",
+    "logits_processors",
+    "prompt_embeds",
+    "truncate_prompt_tokens",
+    "logprob_token_ids",
+    "repetition_detection",
+)
 
 
-def refuse(body: GenerationBody, names: Iterable[str]) -> None:
-    """Raise ApiError for fields that would change the text if they did what they say."""
+def refuse(body: Body, names: Iterable[str]) -> None:
+    """Raise ApiError for fields that would change the answer if they did what they say."""
     for name in names:
         if getattr(body, name):
             raise ApiError(400, f"{name} is not supported by this server. Leave it out.", name)

@@ -33,6 +33,7 @@ class GenerationBody(Body):
     priority: int | None = None
     cache_salt: str | None = None
     return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None  # in logprobs; see spelled
     add_special_tokens: bool | None = None
 
     # of SamplingParams; see params.py
@@ -65,16 +66,22 @@ class GenerationBody(Body):
     guided_json: dict[str, Any] | str | None = None
     guided_grammar: str | None = None
 
-    # of vLLM's, what would change the text and cannot be served; see params.py
+    # of vLLM's, what would change the answer and cannot be served; see params.py
     guided_whitespace_pattern: Any = None
     logits_processors: Any = None
     prompt_embeds: Any = None
     truncate_prompt_tokens: Any = None
+    logprob_token_ids: Any = None
+    repetition_detection: Any = None
 
     @property
     def wants_only_prompt(self) -> bool:
         """The engine always makes a token; whoever asks for none is told of none."""
         return False
+
+    @property
+    def spells_ids(self) -> bool:
+        return bool(self.return_tokens_as_token_ids)
 
     @property
     def include_usage(self) -> bool:
@@ -105,6 +112,7 @@ class ChatBody(GenerationBody):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
     tools: list[Any] | None = None
     tool_choice: Any = None
     functions: list[Any] | None = None
@@ -122,7 +130,10 @@ class TokenizeBody(Body):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: str | None = None
     return_token_strs: bool | None = None
+    tools: list[Any] | None = None
+    chat_template: Any = None
 
 
 class DetokenizeBody(Body):

@@ -431,7 +431,7 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
             "messages",
             "reads no images",
         ),
-        ({"messages": [{"role": "user", "content": "sea " * 300}]}, "messages", "context of 256"),
+        ({"messages": [{"role": "user", "content": "sea " * 300}]}, "messages", "maximum context length is 256 tokens"),
     ],
 )
 def test_refusals_name_the_field(client, options, param, sentence):
