@@ -20,7 +20,7 @@ from minipage.cli_defaults import DEFAULTS, DEFAULTS_OF_DEMO, DEFAULTS_OF_SERVER
 from minipage.cli_options import DEMO, ENGINE, FILES, SAMPLING, SERVER, add_options, given, is_follower
 from minipage.errors import ConfigurationError, InvalidRequestError
 from minipage.learn.cli import add_learn
-from minipage.output import BAD_INPUT, FAILED, run_command
+from minipage.output import BAD_INPUT, FAILED, LOWEST_LOGPROB, run_command
 from minipage.plan.cli import add_plan
 from minipage.play.cli import add_play
 
@@ -267,7 +267,11 @@ def named(logprobs: Sequence[dict[int, Logprob] | None] | None) -> list[Any] | N
     """A JSON object for each token, under its number."""
     if logprobs is None:
         return None
-    return [each and {token: logprob._asdict() for token, logprob in each.items()} for each in logprobs]
+    return [each and {token: finite(known)._asdict() for token, known in each.items()} for each in logprobs]
+
+
+def finite(known: Logprob) -> Logprob:
+    return known._replace(logprob=max(known.logprob, LOWEST_LOGPROB))
 
 
 # ---- serve

@@ -114,7 +114,7 @@ ENGINE: Options = {  # of LLM
 }
 SAMPLING: Options = {  # of SamplingParams
     "max_tokens": Option(int, "N", "tokens to generate for each text"),
-    "min_tokens": Option(int, "N", "do not stop before there are this many"),
+    "min_tokens": Option(int, "N", "this many tokens come before one that may end a text"),
     "n": Option(int, "N", "texts for each prompt"),
     "temperature": Option(float, "X", "0: always the most likely token; the higher, the wilder"),
     "top_k": Option(int, "N", "choose among this many most likely tokens; 0: among all"),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
+LOWEST_LOGPROB = -9999.0  # in place of minus infinity, for which JSON has no number; as in vLLM
 
 
 def run_command(run: Callable[[], int]) -> int:

@@ -381,6 +381,13 @@ def test_generate_many_in_order(capsys):
     assert err == ""
 
 
+def test_json_has_no_infinity(capsys):
+    wanted = ["--logprobs", "4", "--structured-outputs", '{"choice": ["yes", "no"]}']
+    assert main(["generate", "--max-tokens", "1", "--json", *wanted, "To be"]) == 0
+    (logprobs,) = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)["logprobs"]
+    assert min(each["logprob"] for each in logprobs.values()) == -9999
+
+
 def test_generate_json(capsys):
     prompts = ["To be, or", "ROMEO:"]
     assert main(["generate", *prompts, "--max-tokens", "6", "--json", "--temperature", "0", "--top-k", "5"]) == 0

@@ -176,7 +176,7 @@ def ask_for(array, slots, first, kv_head):
 def multiply_keys(q, k, v, slots, scores):
     """scores[h, j] = q[h] . k[slots[j], its head], for four slots at a time, as their rows lie in memory.
 
-    v is only here to be fetched: the same rows of it come into the processor's cache meanwhile.
+    v is only here to be fetched: the same rows of it are asked for meanwhile.
     """
     num_kv_heads, head_size = k.shape[1:]
     heads_per_kv = len(q) // num_kv_heads
@@ -199,7 +199,7 @@ def multiply_keys(q, k, v, slots, scores):
 def add_values(weights, k, v, slots, shrink, acc):
     """acc[h] = acc[h] * shrink[h] + the sum over j of weights[h, j] * v[slots[j], its head]
 
-    k is only here to be fetched: its rows for the next step come into the processor's cache meanwhile.
+    k is only here to be fetched: its rows for the next step are asked for meanwhile.
     """
     num_kv_heads, head_size = v.shape[1:]
     heads_per_kv = len(acc) // num_kv_heads

@@ -25,7 +25,7 @@ class CompletionOutput:
     logprobs: list[dict[int, Logprob]] | None  # for each token: itself and the most likely ones, if asked for
     cumulative_logprob: float | None  # of all tokens together, if logprobs were asked for, or of a beam
     finish_reason: str | None  # "stop", "length", "abort" or "error"; None: still going on
-    stop_reason: int | str | None  # the request's stop token or stop string that ended it; None: anything else did
+    stop_reason: int | str | None  # a stop token or stop string of the request; a beam's end; None: anything else
     score: float | None = None  # of a beam: cumulative_logprob / length ** length_penalty
 
 
@@ -86,7 +86,7 @@ class Completion:
         if self._stop_strings.strings:
             self._look_for_stop_strings()
         if is_stop_token and self._stop_reason is None and token_id in (self.params.stop_token_ids or ()):
-            self._stop_reason = token_id  # the model's own end is no reason, as in vLLM
+            self._stop_reason = token_id  # the model's own end is no reason
         if is_stop_token or self._stop_reason is not None or (self.grammar and self.grammar.is_complete):
             self.finish("stop")
         elif self.seq.num_prompt_tokens + self._num_seen >= self.max_num_tokens:

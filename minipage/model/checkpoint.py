@@ -77,8 +77,8 @@ def load_model(
         raise ConfigurationError(f"load_format is {shown(load_format)}; it must be one of {', '.join(LOAD_FORMATS)}.")
     if not isinstance(hf_overrides, Mapping | None):
         raise ConfigurationError(f"hf_overrides is {shown(hf_overrides)}; give settings of config.json, as a dict.")
-    is_dummy, file = load_format == "dummy", gguf_file(model)
-    path = file or find_folder(model, with_weights=not is_dummy)
+    is_dummy = load_format == "dummy"
+    path = (file := gguf_file(model)) or find_folder(model, with_weights=not is_dummy)
     try:
         if not file:
             return load_folder(path, is_dummy, hf_overrides or {})
@@ -218,7 +218,7 @@ def find_folder(model: str | Path, with_weights: bool = True) -> Path:
 
 
 def refuse_parts_of_models(folder: Path) -> None:
-    """Raise ModelError if it holds no config.json, but perhaps what people take for a model as well."""
+    """Raise ModelError if it holds no config.json, and say what it holds instead, if people take that for a model."""
     if (folder / "config.json").exists():
         return
     if files := sorted(folder.glob("*.gguf")):

@@ -174,17 +174,17 @@ def read_windows(settings: dict[str, Any], kind: str, num_layers: int, context: 
     A `sliding_window` that is left out is transformers'. Qwen's first `max_window_layers` layers see everything, unless
     `layer_types` says more.
     """
-    window = settings.get("sliding_window", 4096 if kind in ("mistral", "qwen2", "qwen3") else None)
+    is_qwen = kind.startswith("qwen")
+    window = settings.get("sliding_window", 4096 if is_qwen or kind == "mistral" else None)
+    window = window if settings.get("use_sliding_window", not is_qwen) else None
     types = settings.get("layer_types")
     if not types:
-        is_qwen = kind.startswith("qwen")
         num_full = settings.get("max_window_layers", 28) if is_qwen else 0
         if not isinstance(num_full, int):
             raise ModelError(
                 f"its max_window_layers is {shown(num_full)}, no number of layers. Fetch config.json again."
             )
         types = [FULL if i < num_full else SLIDING for i in range(num_layers)]
-        window = window if settings.get("use_sliding_window", not is_qwen) else None
     if not isinstance(types, list):
         raise ModelError(f"its layer_types are {shown(types)}; it should be a list. Fetch config.json again.")
     if others := [each for each in types if each not in (FULL, SLIDING)]:

@@ -49,7 +49,7 @@ class SamplingParams:
     structured_outputs: StructuredOutputsParams | None = None  # what the text has to look like
     seed: int | None = None  # makes this request repeatable
     max_tokens: int | None = 16  # most tokens to generate; None: as the context and the pool have room for
-    min_tokens: int = 0  # no stop string, stop token or end is among this many first tokens
+    min_tokens: int = 0  # none of this many first tokens ends the text, by a stop string, stop token or end
     stop: str | Iterable[str] | None = None  # stop when the text contains one of these, and cut it off there
     stop_token_ids: Iterable[int] | None = None  # stop after one of these
     ignore_eos: bool = False  # go on after the model's end-of-text token

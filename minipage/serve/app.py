@@ -77,7 +77,7 @@ class Endpoint:
         try:
             raw = await read_body(scope, receive, self.server.settings.max_body_size)
             body = read_model(self.model, raw)
-            self.server.check_model(body.model)
+            self.server.check_model(body.model or None)
             await unless_gone(receive, self.handle(body, scope, receive, send))
         except Exception as error:
             log_failure(scope, error)
@@ -152,7 +152,7 @@ class Api:
         its_length = f"this model's maximum context length is {limit} tokens"  # words that clients look for
         if isinstance(prompt, str):
             if len(prompt) > self.most_characters:  # it would take seconds to say how many tokens it has
-                message = f"the prompt has {len(prompt):,} characters; {its_length}, and it holds far fewer."
+                message = f"the prompt has {len(prompt):,} characters; {its_length}, far less than that."
                 raise ApiError(400, message, "prompt", "context_length_exceeded")
             token_ids = await asyncio.to_thread(self.encode, prompt, add_special_tokens)
             prompt = {"prompt": prompt, "prompt_token_ids": token_ids}
@@ -178,7 +178,7 @@ class Api:
         return Job(prompts, params, body, f"{kind}-{request_id}", name, int(time.time()), tally_of(scope))
 
     def check_model(self, name: str | None) -> None:
-        if name and name not in self.settings.served_model_name:
+        if name is not None and name not in self.settings.served_model_name:
             served = ", ".join(self.settings.served_model_name)
             raise ApiError(404, f"there is no model {shown(name)} here; served: {served}.", "model", "model_not_found")
 

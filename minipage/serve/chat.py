@@ -101,9 +101,9 @@ class Chat:
     def chunks(self, _: int, output: RequestOutput) -> list[dict[str, Any]]:
         chunks = []
         for text in output.outputs:
-            is_first = text.index not in self.unsent
             unsent = self.unsent.setdefault(text.index, Unsent())
             if unsent.has_news(text):
+                is_first = unsent.num_tokens == 0
                 characters, where = unsent.take(text)
                 role = {"role": "assistant"} if is_first else {}
                 choice = {"delta": role | {"content": characters}} | self.rest(output, text, where)

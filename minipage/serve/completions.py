@@ -118,7 +118,8 @@ class Completions:
         token_ids, tokenizer = output.prompt_token_ids, self.tokenizer
         begin = tokenizer.decode(token_ids).rfind(self.prompt_text(output)) if tokenizer else 0  # behind <s>
         places = Places(tokenizer, False, [], -max(0, begin)).of(token_ids)  # below 0: not found, as it was normalized
-        offsets, spells_ids = [max(0, place) for place in places], self.body.spells_ids
+        offsets = [max(0, place) for place in places]
+        spells_ids = self.body.spells_ids
         told = for_texts(token_ids, output.prompt_logprobs or [], offsets, spells_ids)
         if tokenizer:  # the first token has no log probability, but it has a text
             told["tokens"][0] = spelled(token_ids[0], tokenizer.token_text(token_ids[0]), spells_ids)

@@ -7,10 +7,10 @@ from typing import Any
 
 from minipage.engine.detokenizer import Detokenizer
 from minipage.model.tokenizer import Tokenizer
+from minipage.output import LOWEST_LOGPROB
 from minipage.sampling import Logprob
 from minipage.trace.recording.vocabulary import token_bytes
 
-LOWEST = -9999.0  # in place of minus infinity, for which JSON has no number; as in vLLM
 Logprobs = Sequence[dict[int, Logprob] | None]  # of each token: itself and the likeliest; None: not known
 
 
@@ -96,4 +96,4 @@ def chat_token(token_id: int, logprob: Logprob, tokenizer: Any, spells_ids: bool
 
 
 def finite(logprob: Logprob) -> float:
-    return max(logprob.logprob, LOWEST)
+    return max(logprob.logprob, LOWEST_LOGPROB)

@@ -77,7 +77,7 @@ def test_swapping_and_recomputation_change_nothing_in_bfloat16(tiny, options):
             {"device": "cpu", "dtype": "bfloat16"},
             "dtype is 'bfloat16', but arrays is 'numpy'.*only float32.*arrays='torch'",
         ),
-        ({"device": "cpu", "dtype": "float16"}, "dtype is 'float16', but arrays is 'numpy'.*'torch' or 'cupy'"),
+        ({"device": "cpu", "dtype": "float16"}, "dtype is 'float16', but arrays is 'numpy'.*Use arrays='torch'"),
         ({"dtype": "float64"}, "dtype is 'float64'; it must be one of float32, bfloat16, float16"),
         ({"arrays": "torch", "dtype": "int8"}, "dtype is 'int8'"),
         ({"arrays": "torch", "device": "tpu"}, "device is 'tpu'; it must be one of cpu, cuda"),

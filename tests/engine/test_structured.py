@@ -246,7 +246,10 @@ def test_the_logprobs_are_the_models_own_before_anything_was_done_to_them(folder
     assert text.logprobs[0][77].logprob == pytest.approx(free.logprobs[0][77].logprob, abs=1e-6)
 
 
-@pytest.mark.parametrize("drafts", [{}, {"speculative_config": {"method": "ngram", "num_speculative_tokens": 3}}])
+NGRAM = {"speculative_config": {"method": "ngram", "num_speculative_tokens": 3, "only_if_quicker": False}}
+
+
+@pytest.mark.parametrize("drafts", [{}, NGRAM])
 def test_but_what_has_to_look_like_something_shares_the_probability(folders, drafts):
     """So it is in vLLM: with a choice of two, logprobs say how likely the model finds each."""
     prompt, again = [11, 12, 13], StructuredOutputsParams(regex="(ab){8}[cd]")
@@ -259,10 +262,11 @@ def test_but_what_has_to_look_like_something_shares_the_probability(folders, dra
         possible = {token: model[token].logprob for token, each in known.items() if each.logprob > -np.inf}
         assert text.token_ids[i] in possible
         others = 1 - sum(np.exp(each.logprob) for each in known.values())
-        assert others == pytest.approx(0, abs=1e-5), "three tokens are all that may come"
+        assert others == pytest.approx(0, abs=1e-5), "what may come is among these three"
         together = np.log(sum(np.exp(logprob) for logprob in possible.values()))
         for token, logprob in possible.items():
             assert known[token].logprob == pytest.approx(logprob - together, abs=1e-4)
+    assert not drafts or llm.stats()["vllm:spec_decode_num_accepted_tokens"] > 0
 
 
 def test_a_text_that_is_complete_ends_whatever_else_was_asked_for(folders):

@@ -240,6 +240,7 @@ def test_a_scaling_that_is_written_into_todays_config_as_models_cards_say_counts
         (hf.Qwen2Config, {"sliding_window": 40}, ()),
         (hf.Qwen2Config, {"sliding_window": 40, "use_sliding_window": True, "max_window_layers": 2}, (None, None, 40)),
         (hf.Qwen3Config, {"sliding_window": 40, "use_sliding_window": True, "max_window_layers": 0}, (40, 40, 40)),
+        (hf.Qwen3Config, {"sliding_window": 40, "layer_types": [SLIDING, FULL, SLIDING]}, ()),
         (
             hf.Qwen3Config,
             {"sliding_window": 9, "use_sliding_window": True, "layer_types": [SLIDING, FULL, SLIDING]},

@@ -48,7 +48,7 @@ def test_a_stop_string_ends_after_min_tokens(http, offline):
 
 
 @pytest.mark.parametrize("n", [1, 2])
-def test_a_chat_tells_the_tokens_of_its_prompt_once(http, offline, n):
+def test_a_chat_tells_the_tokens_of_its_prompt_once_for_each_text(http, offline, n):
     ids = offline.tokenizer.encode("user: the sea\nassistant:", add_special_tokens=False)
     options = {"messages": MESSAGES, "return_token_ids": True, "n": n}
     assert ask(http, **options)["prompt_token_ids"] == ids

@@ -48,6 +48,7 @@ def test_all_names_are_understood_and_the_first_is_told(serve):
         assert ask(http, model="c").json()["error"]["code"] == "model_not_found"
         assert [card["id"] for card in http.get("/v1/models").json()["data"]] == ["a", "b"]
         assert http.get("/v1/models/b").json()["id"] == "b"
+        assert http.get("/v1/models/").status_code == 404
         assert 'model_name="a"' in http.get("/metrics").text and 'model_name="b"' not in http.get("/metrics").text
 
 
