@@ -1,4 +1,4 @@
-"""One query at a time, its context in pieces: any thread takes a piece, and the results are joined.
+"""One query at a time, its context in pieces: each thread takes a run of pieces, and the results are joined.
 
 For sequences with few new tokens. `minipage.attention.cpu` sends them here, the others to prefill.py, and says what is
 summed up.
@@ -52,7 +52,7 @@ def decode(
             block_table, results = block_tables[seq], (highest[p], total[p], acc[p])
             attend_piece(q[token], k, v, k_scales, v_scales, block_size, block_table, start, visible, scale, *results)
         for p in range(begin, end):
-            if pieces[p, 2] == 0:
+            if pieces[p, 2] == 0:  # the first piece of a query
                 join_pieces(p, end, pieces, highest, total, acc, out)
     # What lies in several shares is joined here: to wake the threads again would take longer.
     joined = -1
@@ -89,7 +89,7 @@ def cut_contexts(context_lens, query_start_loc, seqs, window):
 
 @compiled
 def attend_piece(q, k, v, k_scales, v_scales, block_size, block_table, start, visible, scale, highest, total, acc):
-    """One query, [num_heads, head_size], looks at PIECE tokens from `start` on, of `visible` ones of its context."""
+    """One query, [num_heads, head_size], looks at up to PIECE tokens from `start` on, of the first `visible`."""
     num_heads, num_kv_heads = len(q), k.shape[1]
     highest[:], total[:], acc[:] = -np.inf, 0, 0
     slots = np.empty(2 * STEP, np.uint64)  # [2 * STEP]; of this step, and of the next one
@@ -119,7 +119,7 @@ def find_slots(block_table, block_size, start, stop, slots):
 
 @compiled
 def find_scales(k_scales, v_scales, slots, step_scales):
-    """step_scales[0, head, j] = k_scales[slots[j], head], [1] those of v; the next ones are fetched into the cache."""
+    """step_scales[0, head, j] = k_scales[slots[j], head], [1] those of v; the next step's are fetched ahead."""
     for j in range(STEP):
         prefetch(k_scales, (slots[STEP + j],)), prefetch(v_scales, (slots[STEP + j],))
         for kv_head in range(step_scales.shape[1]):
@@ -160,10 +160,11 @@ def weigh(scores, num_visible, scale, step_scales, highest, total, shrink):
 
 
 @compiled
-def ask_for(array, slots, first, kv_head):
-    """Have rows of K or V of four slots fetched into the processor's cache, before they are wanted.
+def prefetch_rows(array, slots, first, kv_head):
+    """Have K or V of one head fetched into the processor's cache, of four slots from slots[first] on.
 
-    Of long rows, those of float32, only where a slot begins: from there on the processor fetches by itself, and faster.
+    Of float32 (and float64) only the first line of each slot, with its first head: from there on the processor fetches
+    by itself, and faster. docs/performance_attention.md has the figures, of heads of 64.
     """
     for i in range(first, first + 4):
         if itemsize(array) < 4:
@@ -176,14 +177,14 @@ def ask_for(array, slots, first, kv_head):
 def multiply_keys(q, k, v, slots, scores):
     """scores[h, j] = q[h] . k[slots[j], its head], for four slots at a time, as their rows lie in memory.
 
-    v is only here to be fetched: the same rows of it are asked for meanwhile.
+    v is only here to be fetched meanwhile: it is of the same slots.
     """
     num_kv_heads, head_size = k.shape[1:]
     heads_per_kv = len(q) // num_kv_heads
     for j in range(0, STEP, 4):
         slot0, slot1, slot2, slot3 = slots[j], slots[j + 1], slots[j + 2], slots[j + 3]
         for kv_head in range(num_kv_heads):
-            ask_for(v, slots, j, kv_head)
+            prefetch_rows(v, slots, j, kv_head)
             for h in range(kv_head * heads_per_kv, (kv_head + 1) * heads_per_kv):
                 sum0 = sum1 = sum2 = sum3 = filled(q.dtype.type(0))
                 for d in range(0, head_size, LANES):
@@ -199,7 +200,7 @@ def multiply_keys(q, k, v, slots, scores):
 def add_values(weights, k, v, slots, shrink, acc):
     """acc[h] = acc[h] * shrink[h] + the sum over j of weights[h, j] * v[slots[j], its head]
 
-    k is only here to be fetched: its rows for the next step are asked for meanwhile.
+    k is only here to be fetched meanwhile: it is of the next step's slots.
     """
     num_kv_heads, head_size = v.shape[1:]
     heads_per_kv = len(acc) // num_kv_heads
@@ -209,7 +210,7 @@ def add_values(weights, k, v, slots, shrink, acc):
     for j in range(0, STEP, 4):
         slot0, slot1, slot2, slot3 = slots[j], slots[j + 1], slots[j + 2], slots[j + 3]
         for kv_head in range(num_kv_heads):
-            ask_for(k, slots, STEP + j, kv_head)
+            prefetch_rows(k, slots, STEP + j, kv_head)
             for h in range(kv_head * heads_per_kv, (kv_head + 1) * heads_per_kv):
                 for d in range(0, head_size, LANES):
                     values = fma(load(acc, (h, d)), weights[h, j], load(v, (slot0, kv_head, d)))
@@ -220,7 +221,7 @@ def add_values(weights, k, v, slots, shrink, acc):
 
 @compiled
 def join_pieces(first, end, pieces, highest, total, acc, out):
-    """Join the pieces of a query, beginning with `first`, into its row of `out`; not if it has pieces at `end`."""
+    """Join the pieces of a query, beginning with `first`, into its row of `out`; not if they go on at `end`."""
     stop = first + 1
     while stop < len(pieces) and pieces[stop, 2] > 0:
         stop += 1

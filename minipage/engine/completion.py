@@ -86,7 +86,7 @@ class Completion:
         if self._stop_strings.strings:
             self._look_for_stop_strings()
         if is_stop_token and self._stop_reason is None and token_id in (self.params.stop_token_ids or ()):
-            self._stop_reason = token_id  # the model's own end is no reason
+            self._stop_reason = token_id  # which the model's own end is not, unless the request names it
         if is_stop_token or self._stop_reason is not None or (self.grammar and self.grammar.is_complete):
             self.finish("stop")
         elif self.seq.num_prompt_tokens + self._num_seen >= self.max_num_tokens:

@@ -1,12 +1,12 @@
 """Vectors for compiled code: 16 numbers of a cache's row, held in the processor's registers.
 
     for d in range(0, head_size, LANES):
-        acc = fma(acc, weight, load(v, (slot, head, d)))       acc + weight * v[slot, head, d : d + 16], as float32
+        sums = fma(sums, load(q, (head, d)), load(k, (slot, head, d)))       16 products more, added to 16 sums
 
 Numba's compiler, LLVM, turns ordinary loops into vector instructions too, but only if it can prove that nothing which
 the loop writes is read by it. With rows picked from a cache it cannot. Said like this nothing is left to prove, on any
 processor: LLVM cuts these vectors into as many registers as it takes (one of AVX-512, two of AVX2, four of NEON).
-Whatever the cache holds, float16, bfloat16, int8 or fp8, becomes float32 as it is loaded.
+Float16, bfloat16, int8 and fp8 become float32 as they are loaded.
 
 Each instruction comes twice: `@in_python` says in NumPy what it does, and the function below makes the machine code for
 it. With NUMBA_DISABLE_JIT=1 the first is called, and a vector is an array of LANES numbers.
@@ -227,6 +227,7 @@ def prefetch(typing_context, array, index):
         flag = ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [start.type, flag, flag, flag])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        # 0: to be read; 2: into the second-level cache; 1: numbers, not instructions
         with cgutils.for_range_slice(builder, length.type(0), num_bytes, length.type(LINE)) as (offset, _):
             builder.call(function, [builder.gep(start, [offset]), flag(0), flag(2), flag(1)])
         return context.get_dummy_value()
@@ -235,7 +236,8 @@ def prefetch(typing_context, array, index):
 
 
 def exp(x: Any) -> Any:
-    """e ** x; for float32 only x up to 0, with a relative error of at most (2 + |x|) / 2 ** 23 in compiled code."""
+    """e ** x; for float32 only x up to 0, with a relative error of at most (2 + |x|) / 2 ** 23 in compiled code, where
+    it is exp(-87) for all x below."""
     return np.exp(x)
 
 
@@ -246,7 +248,7 @@ def _exp(x):
 
     def exp_float32(x):
         """2 ** n, put together from its bits, times 2 ** r by its Taylor series: nothing that has no vector form."""
-        power = max(x, np.float32(-87)) * np.float32(1.4426950408889634)  # exp(-87) is about the smallest there is
+        power = max(x, np.float32(-87)) * np.float32(1.4426950408889634)  # exp(-87) stands for all that is smaller
         n = np.floor(power + np.float32(0.5))
         r = power - n  # from -0.5 to 0.5
         series = np.float32(0.00015403530393381608)
