@@ -165,7 +165,7 @@ def make_config(
     if "ssl_ca_certs" in uvicorn_options:  # which alone would ask nobody for a certificate
         uvicorn_options.setdefault("ssl_cert_reqs", ssl.CERT_REQUIRED)
     return uvicorn.Config(
-        behind_proxy(app, root_path.rstrip("/")),
+        behind_proxy(app, f"/{root_path.strip('/')}".rstrip("/")),
         loop="asyncio",  # limits.py reaches into it; uvloop would be taken where it is installed
         http=Connection,
         ws="none",

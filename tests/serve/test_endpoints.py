@@ -219,13 +219,14 @@ def test_log_has_a_line_for_each_request_and_no_prompt(http, caplog):
     assert secret not in caplog.text and "/health" not in caplog.text
 
 
-def test_behind_a_proxy(folder):
+@pytest.mark.parametrize("root_path", ["/llm/", "llm"])
+def test_behind_a_proxy(folder, root_path):
     """--root-path: whether the proxy takes its prefix off or leaves it, pages are found as ever."""
     llm = AsyncLLM(folder, num_blocks=50)
     sock = take_port("127.0.0.1", 0)
     answers = threading.Event()
     settings = Settings(api_key=["k"])
-    server = make_server(llm, settings, root_path="/llm/", log_level="warning", tell=lambda where: answers.set())
+    server = make_server(llm, settings, root_path=root_path, log_level="warning", tell=lambda where: answers.set())
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
     thread.start()
     assert answers.wait(20)
