@@ -227,7 +227,7 @@ def test_behind_a_proxy(folder, root_path):
     answers = threading.Event()
     settings = Settings(api_key=["k"])
     server = make_server(llm, settings, root_path=root_path, log_level="warning", tell=lambda where: answers.set())
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]})
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)  # so that a failure ends
     thread.start()
     assert answers.wait(20)
     with httpx.Client(base_url="http://{}:{}".format(*sock.getsockname())) as http:
