@@ -26,6 +26,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter, thread_time
 from typing import Any, NamedTuple
@@ -122,6 +123,15 @@ def busy_seconds() -> float:
 def own_seconds() -> float:
     """Processor time of this program and of its child processes that have ended."""
     return sum(os.times()[:4])
+
+
+def has_gpu() -> bool:
+    """Whether PyTorch is installed, and finds a GPU."""
+    if find_spec("torch") is None:
+        return False
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def use_threads(num_threads: int) -> None:

@@ -20,7 +20,6 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any
@@ -29,7 +28,7 @@ import numpy as np
 
 from benchmarks.charts import Chart
 from benchmarks.engine import GPT2, make_checkpoint
-from benchmarks.measure import OtherPrograms, console, grid, main
+from benchmarks.measure import OtherPrograms, console, grid, has_gpu, main
 from minipage import LLM, SamplingParams
 from minipage.simulate.configs import CONFIGS
 
@@ -142,12 +141,9 @@ def steps_of_others(llm: LLM, num_steps: int) -> dict[str, Any]:
 def run(quick: bool) -> dict[str, Any]:
     others = OtherPrograms()
     rows, steps = on_a_cpu(quick), {}
-    if find_spec("torch"):
-        import torch
-
-        if torch.cuda.is_available():
-            more, steps = on_a_gpu(quick)
-            rows += more
+    if has_gpu():
+        more, steps = on_a_gpu(quick)
+        rows += more
     table = grid(
         "Until the first token (medians)",
         ["", "tokens", "anew, ms", "back, ms", "in the pool, ms", "share", "of the prefix alone"],

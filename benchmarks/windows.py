@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -20,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.charts import Chart
-from benchmarks.measure import OtherPrograms, console, grid, main
+from benchmarks.measure import OtherPrograms, console, grid, has_gpu, main
 from minipage import LLM, SamplingParams
 
 WINDOW = 256
@@ -78,14 +77,6 @@ def run(quick: bool) -> dict[str, Any]:
     console.print(rows)
     console.print(f"Meanwhile other programs took {others} of the processors.")
     return {"on_gpu": on_gpu, "texts": found}
-
-
-def has_gpu() -> bool:
-    if find_spec("torch") is None:
-        return False
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def charts(results: dict[str, Any]) -> list[Chart]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from minipage.cli_defaults import DEFAULTS, DEFAULTS_OF_DEMO, DEFAULTS_OF_SERVER
 from minipage.cli_options import DEMO, ENGINE, FILES, SAMPLING, SERVER, add_options, given, is_follower
 from minipage.errors import ConfigurationError, InvalidRequestError
 from minipage.learn.cli import add_learn
-from minipage.output import BAD_INPUT, FAILED, LOWEST_LOGPROB, run_command
+from minipage.output import BAD_INPUT, FAILED, by_token_id, run_command
 from minipage.plan.cli import add_plan
 from minipage.play.cli import add_play
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from minipage.engine.completion import CompletionOutput
     from minipage.engine.llm import LLM
     from minipage.engine.request import RequestOutput
-    from minipage.sampling import Logprob, SamplingParams
+    from minipage.sampling import SamplingParams
 
 BYTE_ORDER_MARK = "\ufeff"  # before the first line of a file that was written on Windows
 
@@ -255,23 +255,15 @@ def as_json(output: RequestOutput, completion: CompletionOutput) -> str:
     from dataclasses import asdict
 
     facts, text = asdict(output), asdict(completion)
-    facts["prompt_logprobs"], text["logprobs"] = named(output.prompt_logprobs), named(completion.logprobs)
+    if output.prompt_logprobs is not None:
+        facts["prompt_logprobs"] = by_token_id(output.prompt_logprobs)
+    if completion.logprobs is not None:
+        text["logprobs"] = by_token_id(completion.logprobs)
     del facts["outputs"]
     metrics = facts.pop("metrics")
     arrival, num_preemptions = metrics.pop("arrival_time"), metrics.pop("num_preemptions")
     seconds = {name.removesuffix("_time"): round(time - arrival, 6) for name, time in metrics.items()}
     return json.dumps(facts | text | {"seconds_to": seconds, "num_preemptions": num_preemptions})
-
-
-def named(logprobs: Sequence[dict[int, Logprob] | None] | None) -> list[Any] | None:
-    """A JSON object for each token, under its number."""
-    if logprobs is None:
-        return None
-    return [each and {token: finite(known)._asdict() for token, known in each.items()} for each in logprobs]
-
-
-def finite(known: Logprob) -> Logprob:
-    return known._replace(logprob=max(known.logprob, LOWEST_LOGPROB))
 
 
 # ---- serve

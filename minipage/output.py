@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -16,8 +16,9 @@ from minipage.errors import MinipageError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from minipage.sampling import Logprob
+
 BAD_INPUT, FAILED, INTERRUPTED = 2, 1, 130
-LOWEST_LOGPROB = -9999.0  # in place of minus infinity, for which JSON has no number; as in vLLM
 
 
 def run_command(run: Callable[[], int]) -> int:
@@ -54,6 +55,19 @@ def write_or_drop(stream: TextIO) -> None:
         stream.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def finite(logprob: float) -> float:
+    """JSON has no number for minus infinity; in its place is what vLLM says."""
+    return max(logprob, -9999.0)
+
+
+def by_token_id(logprobs: Iterable[dict[int, Logprob] | None]) -> list[dict[int, dict[str, Any]] | None]:
+    """Log probabilities as JSON, in vLLM's format: for each token, itself and the likeliest by their ids."""
+    return [
+        {token: each._asdict() | {"logprob": finite(each.logprob)} for token, each in known.items()} if known else None
+        for known in logprobs
+    ]
 
 
 def output_console(**options: Any) -> Console:

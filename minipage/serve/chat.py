@@ -12,10 +12,11 @@ from minipage.engine.completion import CompletionOutput
 from minipage.engine.request import RequestOutput
 from minipage.errors import InvalidRequestError, ModelError
 from minipage.model.chat_template import check_messages
+from minipage.output import by_token_id
 from minipage.sampling import SamplingParams
 from minipage.serve.errors import ApiError
 from minipage.serve.generation import Job, Unsent, answer_stream, answer_whole
-from minipage.serve.logprobs import for_chats, of_prompts
+from minipage.serve.logprobs import for_chats
 from minipage.serve.params import refuse, sampling_params
 from minipage.serve.protocol import ChatBody, TokenizeBody
 
@@ -95,7 +96,7 @@ class Chat:
         if self.body.return_token_ids:
             answer["prompt_token_ids"] = outputs[0].prompt_token_ids
         if self.body.prompt_logprobs is not None:
-            answer["prompt_logprobs"] = of_prompts(outputs[0].prompt_logprobs or [])
+            answer["prompt_logprobs"] = by_token_id(outputs[0].prompt_logprobs or [])
         return answer
 
     def chunks(self, _: int, output: RequestOutput) -> list[dict[str, Any]]:

@@ -10,10 +10,11 @@ from minipage.engine.async_llm import AsyncLLM
 from minipage.engine.completion import CompletionOutput
 from minipage.engine.prompts import Prompt
 from minipage.engine.request import RequestOutput
+from minipage.output import by_token_id
 from minipage.sampling import SamplingParams, is_whole
 from minipage.serve.errors import ApiError
 from minipage.serve.generation import Job, Unsent, answer_stream, answer_whole
-from minipage.serve.logprobs import Places, for_texts, of_prompts, spelled
+from minipage.serve.logprobs import Places, for_texts, spelled
 from minipage.serve.params import sampling_params
 from minipage.serve.protocol import CompletionBody
 
@@ -103,7 +104,7 @@ class Completions:
                 told = {name: of_prompt + told[name] for name, of_prompt in self.prompt_logprobs(output).items()}
             choice["logprobs"] = told
         if self.body.prompt_logprobs is not None:
-            choice["prompt_logprobs"] = of_prompts(output.prompt_logprobs or [])
+            choice["prompt_logprobs"] = by_token_id(output.prompt_logprobs or [])
         if self.body.return_token_ids:
             choice |= {"token_ids": token_ids, "prompt_token_ids": output.prompt_token_ids if is_first else None}
         return choice

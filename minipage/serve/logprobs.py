@@ -1,4 +1,4 @@
-"""Log probabilities in OpenAI's two formats, that of texts and that of chats; and in vLLM's, of prompts."""
+"""Log probabilities in OpenAI's two formats, that of texts and that of chats; vLLM's, of prompts, is in output.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from minipage.engine.detokenizer import Detokenizer
 from minipage.model.tokenizer import Tokenizer
-from minipage.output import LOWEST_LOGPROB
+from minipage.output import finite
 from minipage.sampling import Logprob
 from minipage.trace.recording.vocabulary import token_bytes
 
@@ -47,7 +47,9 @@ def for_texts(
     texts = [known[token].decoded_token if known else "" for token, known in zip(token_ids, logprobs)]
     return {
         "tokens": [spelled(token, text, spells_ids) for token, text in zip(token_ids, texts)],
-        "token_logprobs": [finite(known[token]) if known else None for token, known in zip(token_ids, logprobs)],
+        "token_logprobs": [
+            finite(known[token].logprob) if known else None for token, known in zip(token_ids, logprobs)
+        ],
         "top_logprobs": [by_text(known, spells_ids) if known else None for known in logprobs],
         "text_offset": offsets,
     }
@@ -57,7 +59,7 @@ def by_text(known: dict[int, Logprob], spells_ids: bool = False) -> dict[str, fl
     """Likeliest first. Of several tokens that look alike, such as parts of characters, it is the likeliest."""
     told: dict[str, float] = {}
     for token, each in sorted(known.items(), key=lambda pair: pair[1].rank):
-        told.setdefault(spelled(token, each.decoded_token, spells_ids), finite(each))
+        told.setdefault(spelled(token, each.decoded_token, spells_ids), finite(each.logprob))
     return told
 
 
@@ -79,21 +81,9 @@ def for_chats(
     return {"content": content, "refusal": None}
 
 
-def of_prompts(logprobs: Logprobs) -> list[dict[int, dict[str, Any]] | None]:
-    """What `prompt_logprobs` asks for, in vLLM's format: for each token, itself and the likeliest by their ids."""
-    return [
-        {token: each._asdict() | {"logprob": finite(each)} for token, each in known.items()} if known else None
-        for known in logprobs
-    ]
-
-
 def chat_token(token_id: int, logprob: Logprob, tokenizer: Any, spells_ids: bool) -> dict[str, Any]:
     """A token may be part of a character: then its bytes are no text, but those of all tokens together are."""
     text = logprob.decoded_token
     is_part = "\N{REPLACEMENT CHARACTER}" in text
     said = token_bytes(tokenizer, token_id) if is_part else text.encode("utf-8", "replace")
-    return {"token": spelled(token_id, text, spells_ids), "logprob": finite(logprob), "bytes": list(said)}
-
-
-def finite(logprob: Logprob) -> float:
-    return max(logprob.logprob, LOWEST_LOGPROB)
+    return {"token": spelled(token_id, text, spells_ids), "logprob": finite(logprob.logprob), "bytes": list(said)}
