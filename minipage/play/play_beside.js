@@ -1,6 +1,6 @@
 // Before and after: what a change of options has changed, in figures and as two memories side by side.
 
-const FIGURES = {
+const COMPARED = {
   steps: ["steps", String], served: ["requests served", String], most_blocks: ["most blocks in use", String],
   waste: ["empty slots in them", (share) => `${Math.round(100 * share)} %`], preemptions: ["preemptions", String],
   computed: ["tokens computed", String], recomputed: ["of them once more", String],
@@ -19,7 +19,7 @@ function tellComparison(compared) {
   if (!compared) return;
   const [before, after] = compared.figures;
   byId("changed").textContent = Object.entries(compared.changed).map(([name, [old, now]]) => `${NAMES[name]}: ${plain(old)} → ${plain(now)}`).join("; ");
-  byId("figures-compared").replaceChildren(...Object.entries(FIGURES).map(([name, [words, told]]) =>
+  byId("figures-compared").replaceChildren(...Object.entries(COMPARED).map(([name, [words, told]]) =>
     make("tr", { class: before[name] === after[name] ? "" : "differs", "data-figure": name },
       make("th", { scope: "row" }, words), make("td", {}, told(before[name])), make("td", {}, told(after[name])))));
 }
