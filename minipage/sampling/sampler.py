@@ -106,20 +106,24 @@ def sample(logits: npt.NDArray[Any], params: SamplingParams, draw: float, adjust
 
     The answer is NO_TOKEN if the largest logit, after the adjustment, is not a finite number.
     """
-    if adjustment is not None:
-        logits = adjustment.apply(logits)  # [V]
+    logits = adjustment.apply(logits) if adjustment else logits  # [V]
     likeliest = int(logits.argmax())  # or the first NaN
     if not math.isfinite(logits[likeliest]):
         return NO_TOKEN
     if params.temperature == 0:
         return likeliest
-    p = probabilities(logits, params)  # [V]
-    # The first token whose cumulative probability exceeds the draw: never one with probability 0. NumPy adds up one
-    # number after the other, but several stretches at once, so first the stretch is found.
+    return drawn(probabilities(logits, params), draw)
+
+
+def drawn(p: npt.NDArray[np.float64], number: float) -> int:
+    """The first token whose cumulative probability in p [V] exceeds a number from [0, 1): never one with probability 0.
+
+    NumPy adds up one number after the other, but several stretches at once, so first the stretch is found.
+    """
     ends = np.cumsum(np.add.reduceat(p, np.arange(0, len(p), STRETCH)))  # [stretches]; what there is up to their ends
-    start = int((ends > draw * ends[-1]).argmax()) * STRETCH
+    start = int((ends > number * ends[-1]).argmax()) * STRETCH
     within = np.cumsum(p[start : start + STRETCH])  # [STRETCH, or what is left]
-    wanted = draw * ends[-1] - ends[start // STRETCH] + within[-1]  # of the stretch; rounded, it may be none or all
+    wanted = number * ends[-1] - ends[start // STRETCH] + within[-1]  # of the stretch; rounded, it may be none or all
     return start + int((within > min(max(wanted, 0.0), np.nextafter(within[-1], 0.0))).argmax())
 
 
