@@ -12,7 +12,9 @@ from minipage.trace.watching.live_page import live_page
 DECLARED = re.compile(r"^(?:const|let|class|(?:async )?function\*?) +(\w+)", re.MULTILINE)
 
 
-@pytest.mark.parametrize("document", [page(()), live_page("", words=True), play_page("")], ids=["trace", "live", "play"])
+@pytest.mark.parametrize(
+    "document", [page(()), live_page("", words=True), play_page("")], ids=["trace", "live", "play"]
+)
 def test_each_name_is_declared_once(document):
     script = document[document.rindex("<script>") :]
     names = Counter(DECLARED.findall(script))
