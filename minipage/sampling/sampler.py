@@ -21,7 +21,7 @@ import numpy.typing as npt
 from minipage.sampling.params import SamplingParams
 from minipage.sampling.processors import Adjustment
 
-STRETCH = 256  # tokens
+STRETCH = 256  # tokens, in `first_beyond`
 NO_TOKEN = -1  # drawn where there is nothing to draw from: the logits are no numbers, or no token is allowed
 
 
@@ -102,7 +102,7 @@ def random_number(seed: int, index: int, position: int) -> float:
 
 
 def sample(logits: npt.NDArray[Any], params: SamplingParams, draw: float, adjustment: Adjustment | None = None) -> int:
-    """Choose the next token from one row of logits [V], which stays as it is, by a number from [0, 1).
+    """Choose the next token from one row of logits [V], which stays as it is, by `draw`, a number from [0, 1).
 
     The answer is NO_TOKEN if the largest logit, after the adjustment, is not a finite number.
     """
@@ -113,13 +113,18 @@ def sample(logits: npt.NDArray[Any], params: SamplingParams, draw: float, adjust
         return NO_TOKEN
     if params.temperature == 0:
         return likeliest
-    p = probabilities(logits, params)  # [V]
-    # The first token whose cumulative probability exceeds the draw: never one with probability 0. NumPy adds up one
-    # number after the other, but several stretches at once, so first the stretch is found.
+    return first_beyond(draw, probabilities(logits, params))
+
+
+def first_beyond(number: float, p: npt.NDArray[np.float64]) -> int:
+    """The first token whose cumulative probability exceeds a number from [0, 1): never one with probability 0; p: [V].
+
+    NumPy adds up one number after the other, but several stretches at once, so first the stretch is found.
+    """
     ends = np.cumsum(np.add.reduceat(p, np.arange(0, len(p), STRETCH)))  # [stretches]; what there is up to their ends
-    start = int((ends > draw * ends[-1]).argmax()) * STRETCH
+    start = int((ends > number * ends[-1]).argmax()) * STRETCH
     within = np.cumsum(p[start : start + STRETCH])  # [STRETCH, or what is left]
-    wanted = draw * ends[-1] - ends[start // STRETCH] + within[-1]  # of the stretch; rounded, it may be none or all
+    wanted = number * ends[-1] - ends[start // STRETCH] + within[-1]  # of the stretch; rounded, it may be none or all
     return start + int((within > min(max(wanted, 0.0), np.nextafter(within[-1], 0.0))).argmax())
 
 

@@ -39,7 +39,7 @@ def test_each_kind_of_event_shows_its_lines(trace):
     assert any("plan.copies" in line for line in copied["ModelRunner.copy"]) and copied["copy_blocks"]
     forward = lit(first(trace, lambda frame: frame.phase == "forward"))
     assert any("write_kv" in line for line in forward["attend_with"])
-    assert lit(first(trace, lambda frame: frame.phase == "sample"))["sample"]
+    assert lit(first(trace, lambda frame: frame.phase == "sample"))["first_beyond"]
     way = lit(first(trace, lambda frame: frame.ahead.gives_way))
     assert any("self.preempt(" in line for line in way["Scheduler._make_room"])
     assert lit(first(trace, lambda frame: frame.ahead.finds))["PrefixCache.find"]
@@ -51,7 +51,7 @@ def test_each_kind_of_event_shows_its_lines(trace):
 @pytest.mark.parametrize(
     ("params", "function", "says"),
     [
-        (SamplingParams(max_tokens=2), "sample", "return start + int("),
+        (SamplingParams(max_tokens=2), "first_beyond", "return start + int("),
         (SamplingParams(max_tokens=2, temperature=0), "sample", "return likeliest"),
         (SamplingParams(max_tokens=2, beam_width=2), "BeamRequest.choose", "self._advanced.advance("),
     ],

@@ -40,7 +40,7 @@ class RoutineLines:
             ],
             "sample": [
                 *self._of(llm, "sample", "sample", "choose_or_fail"),
-                *sources.naming(sampler.sample, "within"),  # if they are drawn; if not, see of_sample
+                *sources.naming(sampler.first_beyond, "within"),  # if they are drawn; if not, see of_sample
             ],
             "update": self._of(llm, "update", "take"),
         }
@@ -52,8 +52,9 @@ class RoutineLines:
             if type(request).next_draw is Request.next_draw:
                 places = self._of(request, "choose", "advance")
             else:
-                name = "within" if request.params.temperature else "likeliest"
-                places = self._sources.naming(sampler.sample, name)
+                draws = request.params.temperature > 0
+                rule = (sampler.first_beyond, "within") if draws else (sampler.sample, "likeliest")
+                places = self._sources.naming(*rule)
             chosen += [place for place in places if place not in chosen]
         return [*self._of(self._llm, "sample", "sample", "choose_or_fail"), *chosen] if chosen else []
 
