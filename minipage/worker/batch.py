@@ -13,6 +13,8 @@ The model computes attention through a batch, and three things have a name there
     attend_with      makes an `attend` of a batch, a KV cache and kernels; `paged_attend` does so with a CPU's kernels
     attend           is what the model calls in each layer, with q, k and v and nothing else (its type: `Attend`)
     paged_attention  is the kernel that it calls, with q, blocks and block tables (its type: `PagedAttention`)
+
+Shapes: T tokens in the batch, H heads of q and KH of K and V, each of D numbers.
 """
 
 from __future__ import annotations
