@@ -207,7 +207,7 @@ class Engine:
             del tokens[request]
         self.scheduler.update(plan)
         for request, its_tokens in tokens.items():
-            tokens[request], done = request.take(its_tokens)  # which appends those that come before an end
+            tokens[request], done = request.take(its_tokens)  # from now on those taken: none after an end
             for seq in done:
                 self.scheduler.finish(request.group, seq)
         self._stats.count_tokens(tokens)
@@ -218,10 +218,10 @@ class Engine:
     def _who_wants(self, plan: StepPlan) -> tuple[list[tuple[Request, int, int]], list[tuple[Request, Sequence, int]]]:
         """Who wants which row of a step's logits: to know how likely its prompt is, (request, position, row); or to
         choose a token, (request, sequence, row)."""
-        rows, scoring, asking = count(), [], []
+        row_numbers, scoring, asking = count(), [], []
         for chunk in plan.chunks:
             request = self.requests[chunk.group.group_id]
-            for (position, receivers), row in zip(chunk.rows, rows):
+            for (position, receivers), row in zip(chunk.rows, row_numbers):  # in this order: it skips no number
                 asking += [(request, seq, row) for seq in receivers]
                 if position in chunk.group.to_score:
                     scoring.append((request, position, row))
