@@ -78,8 +78,8 @@ class LLM(Engine):
         policy: "fcfs", "priority", or a function; see minipage/scheduling/policy.py.
         eviction: "lru", "tails-first", "lfu", "scan-resistant", or a function; see minipage/memory/eviction.py.
         watermark: the share of the pool that is left free when a request is admitted.
-        scheduler_reserve_full_isl: admit a prompt only if all of it fits, or if its first chunk does; see
-            minipage/scheduling/first_chunk.py.
+        scheduler_reserve_full_isl: admit a prompt only if all of it fits; with False, as soon as its first chunk does.
+            See minipage/scheduling/first_chunk.py.
         gpu_memory_utilization: the share of a GPU's memory that may be used, by everything together.
         enforce_eager: capture no CUDA graphs; slower, and easier to follow with a profiler.
         tensor_parallel_size: processes that have a part each of the model, with its part of K and V: on GPUs, one each.
