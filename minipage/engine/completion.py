@@ -67,6 +67,7 @@ class Completion:
             self._see(token_id)
 
     def _begin(self) -> None:
+        """As it is before the first token."""
         self.finish_reason: str | None = None
         self.grammar = self.grammar_at_first and self.grammar_at_first.copy()  # after the tokens seen
         prompt = self.seq.token_ids[: self.seq.num_prompt_tokens]
@@ -77,6 +78,7 @@ class Completion:
         self._stop_reason: int | str | None = None
 
     def _see(self, token_id: int) -> None:
+        """Take account of one more token: what it adds to the text, and whether it ends it."""
         self._num_seen += 1
         if self.grammar:
             self.grammar.advance(token_id)

@@ -190,9 +190,9 @@ class Engine:
         """Let every request choose its next tokens; logits: [num_sampled, vocab_size]."""
         scoring, asking = self._who_wants(plan)
         draws = {seq: (row, draw) for request, seq, row in asking if (draw := request.next_draw(seq))}
-        drawn = dict(zip(draws, self.runner.sample(logits, list(draws.values()))))
+        drawn = dict(zip(draws, self.runner.sample(logits, list(draws.values()))))  # {sequence: token id}
         looked_at = {row for request, _, row in asking if request.looks_at_logits}
-        seen = self.runner.rows(logits, looked_at | {row for _, _, row in scoring})
+        seen = self.runner.rows(logits, looked_at | {row for _, _, row in scoring})  # {row: its logits [V]}
         for request, position, row in scoring:
             request.score(position, seen[row])
         choices: dict[Request, list[Choice]] = {}
@@ -228,6 +228,7 @@ class Engine:
         return scoring, asking
 
     def _mend(self) -> None:
+        """A change failed half way: all is worked out anew from the requests and the tokens of their sequences."""
         for request in list(self.requests.values()):
             request.restore()
             if request.finished:
@@ -239,6 +240,7 @@ class Engine:
             self._end(request, "error")
 
     def _end(self, request: Request, reason: str) -> None:
+        """End a request that has not come to its own end, "abort" or "error", and give its blocks back."""
         cache = self.scheduler.prefix_cache
         if reason == "error" and cache:  # its K and V may be no numbers either, and nobody should find them
             for block in {block for seq in request.group.sequences for block in seq.block_table}:
