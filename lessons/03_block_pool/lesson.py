@@ -243,7 +243,8 @@ plt.show()
 
 # %% [markdown]
 # The queue is an `OrderedDict`, whose keys are the free blocks in order: both ends, and (needed in lesson 8) the middle,
-# in constant time. Read `minipage/memory/block_pool.py` now; it is about 140 lines, and you know all of it except `revive`.
+# in constant time. Read `minipage/memory/block_pool.py` now; it is about 140 lines, and you know all of it except `revive`
+# and what else lesson 8 needs (`eviction`, `is_known`, `on_evict`).
 #
 # ## In the engine
 #

@@ -4,7 +4,7 @@ Which blocks hold which text, so that a text that begins like an earlier one nee
 blocks are shared. K and V of a token depend on all the tokens before it, so a block is known by its whole prefix,
 folded into one hash per block:
 
-    hash 0 = H(root, tokens 0-15)    hash 1 = H(hash 0, tokens 16-31)    hash 2 = H(hash 1, tokens 32-47)   ...
+    root = H(salt)    hash 0 = H(root, tokens 0-15)    hash 1 = H(hash 0, tokens 16-31)    hash 2 = H(hash 1, ...)  ...
 
 A block that is freed keeps its contents until they are evicted: until the pool hands it out again. Until then it can
 be found here.

@@ -174,7 +174,7 @@ plt.show()
 # own tokens:
 #
 # ```
-# hash 0 = H(salt, tokens 0-15)    hash 1 = H(hash 0, tokens 16-31)    hash 2 = H(hash 1, tokens 32-47) ...
+# root = H(salt)    hash 0 = H(root, tokens 0-15)    hash 1 = H(hash 0, tokens 16-31)    hash 2 = H(hash 1, ...)  ...
 # ```
 
 # %%
@@ -186,7 +186,7 @@ def block_hash(parent, tokens):
 
 
 def hashes(tokens, block_size=4, salt=b""):
-    chain = [salt]
+    chain = [hashlib.sha256(salt).digest()]  # the root
     for start in range(0, len(tokens) - block_size + 1, block_size):
         chain.append(block_hash(chain[-1], tokens[start : start + block_size]))
     return [h.hex()[:8] for h in chain[1:]]
@@ -291,7 +291,7 @@ print(
 )
 
 # %% [markdown]
-# The last line has a `cache_salt`, which goes into the first hash: only requests with the same salt share.
+# The last line has a `cache_salt`, which goes into the root: only requests with the same salt share.
 #
 # (The first two lines are also the *good* news of this lesson: that is what a hit saves. Kwon et al. got 1.67 times the
 # throughput from a shared prefix of 80 tokens, and 3.58 times from one of 341; figure 16.)
@@ -419,7 +419,7 @@ import random
 from minipage.memory.eviction import EVICTIONS
 
 
-def text(name, length):
+def tokens_of(name, length):
     rng = random.Random(name)
     return [rng.randrange(50_000) for _ in range(length)]
 
@@ -440,13 +440,14 @@ def hit_rate(eviction, texts, num_blocks=200):
 
 rng = random.Random(0)
 scans = [
-    text(f"instructions {rng.randrange(8)}", 256) + text(f"question {i}", 24)
+    tokens_of(f"instructions {rng.randrange(8)}", 256) + tokens_of(f"question {i}", 24)
     if rng.random() < 0.3
-    else text(f"document {i}", 640)
+    else tokens_of(f"document {i}", 640)
     for i in range(300)
 ]
 fashions = [
-    text(f"fashion {i // 50} {rng.randrange(12)}", 256) + text(f"question {i}", 24)
+    tokens_of(f"fashion {i // 50} {rng.randrange(12)}", 256)
+    + tokens_of(f"question {i}", 24)
     for i in range(300)
 ]
 for name, eviction in EVICTIONS.items():
@@ -491,7 +492,7 @@ def share_found(words, block_size, unit=None):
     return found / len(words) / len(places)
 
 
-words = [1 + token for token in text("a document", 500)]
+words = [1 + token for token in tokens_of("a document", 500)]
 for size in (16, 64, 256):
     whole, units_of_16, tokens = (share_found(words, size, u) for u in (None, 16, 1))
     print(
@@ -508,11 +509,10 @@ from minipage import LLM, SamplingParams
 from minipage.trace import record
 
 llm = LLM(block_size=16, num_blocks=12, enable_prefix_caching=True, prefix_match_unit=1)
-friends = "First Citizen:\nBefore we proceed any further, hear me speak.\n"
 with record(llm, "One changed word") as trace:
-    llm.add_request(friends + "KING RICHARD III:\nMy", SamplingParams(max_tokens=6))
+    llm.add_request(SYSTEM + "KING RICHARD III:\nMy", SamplingParams(max_tokens=6))
     llm.step()
-    llm.add_request(friends + "JULIET:\nO", SamplingParams(max_tokens=6))
+    llm.add_request(SYSTEM + "JULIET:\nO", SamplingParams(max_tokens=6))
     while llm.has_unfinished_requests():
         llm.step()
 print("tokens found:", llm.scheduler.num_hit_tokens)

@@ -267,8 +267,8 @@ axes[-1].set_xlabel(
 plt.show()
 
 # %% [markdown]
-# A step now takes as long as the slower of the two lanes. (`lanes.save("lanes.json")` writes them for [Perfetto](https://ui.perfetto.dev).) On an H200 a step of 1 and of 64 requests came down from 729 and 1,265 µs to 604 and 751, of which the GPU is busy for 561 and
-# 679. With 256 requests the host needs longer than the GPU's 1,118 µs, and sets the pace: 3,054 µs became 1,770.
+# A step now takes as long as the slower of the two lanes. (`lanes.save("lanes.json")` writes them for [Perfetto](https://ui.perfetto.dev).) On an H200 a step of GPT-2 with 1 and with 64 requests came down from 439 and 1,147 µs to 297 and 711, of which the GPU is busy for 293 and
+# 690. With 256 requests the host needs longer than the GPU's 1,139 µs, and sets the pace: 2,769 µs became 1,313.
 #
 # > **Predict.** One text ends by its length, one by a stop token. For which of the two does the device compute a token too many?
 

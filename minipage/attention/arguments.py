@@ -40,7 +40,7 @@ Shape = tuple[int, ...]
 # What a cache may hold in fewer bytes: float16, the bits of bfloat16, int8, and fp8; kernels compute with float32 then.
 NARROW = tuple(map(np.dtype, (np.float16, np.uint16, np.int8, np.uint8)))
 QUANTIZED = NARROW[2:]
-# Compared with a dtype faster than np.float32 is.
+# As dtypes, because an array's dtype is compared with these faster than with np.float32.
 FLOATS = FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 INT64 = np.dtype(np.int64)
 LARGEST_LENGTH = 2**31 - 1  # tokens of a context; kernels on GPUs count them in 32 bits

@@ -60,8 +60,9 @@ def paged_attention(
     if out.size == 0:
         return out
     if k_cache.dtype == np.float16:  # numba has no such type, so the kernels get the bits
-        k_cache, v_cache = k_cache.view(np.int16), v_cache.view(np.int16)  # [num_blocks, block_size, KH, head_size]
-    k, v = (a.reshape(-1, num_kv_heads, head_size) for a in (k_cache, v_cache))  # each [num_slots, KH, head_size]
+        k_cache, v_cache = k_cache.view(np.int16), v_cache.view(np.int16)  # shapes as before
+    # k and v: each [num_slots, num_kv_heads, head_size]; k_scales and v_scales: each [num_slots, num_kv_heads]
+    k, v = (a.reshape(-1, num_kv_heads, head_size) for a in (k_cache, v_cache))
     scales = [None if a is None else as_they_lie(a).reshape(-1, num_kv_heads) for a in (k_scales, v_scales)]
     # The kernel for one query is made for rows of whole vectors, as all common models have them.
     query_lens = tables.query_start_loc[1:] - tables.query_start_loc[:-1]  # [num_seqs]

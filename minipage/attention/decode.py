@@ -37,7 +37,8 @@ def decode(
     """Attention of the queries of the sequences `seqs`, into `out`.
 
     q, out: [num_tokens, num_heads, head_size]; k, v: [num_slots, num_kv_heads, head_size], a row for each slot of the
-    pool; window: how many of the last tokens a query sees, itself included.
+    pool; k_scales, v_scales: [num_slots, num_kv_heads], or None; window: how many of the last tokens a query sees,
+    itself included.
     """
     pieces = cut_contexts(context_lens, query_start_loc, seqs, window)  # [num_pieces, 4]
     highest = np.empty((len(pieces), q.shape[1]), q.dtype)  # [num_pieces, num_heads]
@@ -47,18 +48,18 @@ def decode(
     for share in numba.prange(num_shares):
         begin, end = share * len(pieces) // num_shares, (share + 1) * len(pieces) // num_shares
         for p in range(begin, end):
-            seq, token, start, visible = pieces[p]
-            start += max(0, visible - window)
+            seq, row, number, visible = pieces[p]
+            start = max(0, visible - window) + number * PIECE
             block_table, results = block_tables[seq], (highest[p], total[p], acc[p])
-            attend_piece(q[token], k, v, k_scales, v_scales, block_size, block_table, start, visible, scale, *results)
+            attend_piece(q[row], k, v, k_scales, v_scales, block_size, block_table, start, visible, scale, *results)
         for p in range(begin, end):
-            if pieces[p, 2] == 0:  # the first piece of a query
+            if pieces[p, 2] == 0:  # the first piece of a query: it has the number 0
                 join_pieces(p, end, pieces, highest, total, acc, out)
     # What lies in several shares is joined here: to wake the threads again would take longer.
     joined = -1
     for share in range(1, num_shares):
         p = share * len(pieces) // num_shares
-        first = p - pieces[p, 2] // PIECE
+        first = p - pieces[p, 2]
         if first < p and first != joined:
             join_pieces(first, len(pieces), pieces, highest, total, acc, out)
             joined = first
@@ -66,48 +67,51 @@ def decode(
 
 @compiled
 def cut_contexts(context_lens, query_start_loc, seqs, window):
-    """[num_pieces, 4]: (sequence, query, start, visible).
+    """[num_pieces, 4]: (sequence, row of q, number, visible).
 
-    The query sees the last `window` of the first `visible` tokens. Of those that it sees, a piece is PIECE tokens, and
-    `start` says how many come before it.
+    The query in this row sees the last `window` of the first `visible` tokens of its sequence. What it sees is cut
+    into pieces of PIECE tokens, and `number` counts them from 0.
     """
     num_pieces = 0
     for seq in seqs:
         num_queries = query_start_loc[seq + 1] - query_start_loc[seq]
-        num_pieces += num_queries * (min(window, context_lens[seq]) // PIECE + 1)  # or a few less
+        num_pieces += num_queries * (min(window, context_lens[seq]) // PIECE + 1)  # at most
     pieces = np.empty((num_pieces, 4), np.int64)  # [num_pieces, 4]
     p = 0
     for seq in seqs:
         # The last query of a sequence sees its whole context, the one before it one token less, and so on.
-        for token in range(query_start_loc[seq], query_start_loc[seq + 1]):
-            visible = context_lens[seq] - (query_start_loc[seq + 1] - 1 - token)
-            for start in range(0, min(window, visible), PIECE):
-                pieces[p, 0], pieces[p, 1], pieces[p, 2], pieces[p, 3] = seq, token, start, visible
+        for row in range(query_start_loc[seq], query_start_loc[seq + 1]):
+            visible = context_lens[seq] - (query_start_loc[seq + 1] - 1 - row)
+            for number in range((min(window, visible) + PIECE - 1) // PIECE):
+                pieces[p, 0], pieces[p, 1], pieces[p, 2], pieces[p, 3] = seq, row, number, visible
                 p += 1
     return pieces[:p]
 
 
 @compiled
 def attend_piece(q, k, v, k_scales, v_scales, block_size, block_table, start, visible, scale, highest, total, acc):
-    """One query, [num_heads, head_size], looks at up to PIECE tokens from `start` on, of the first `visible`."""
+    """One query, [num_heads, head_size], looks at up to PIECE tokens of its sequence, from token `start` on.
+
+    It sees no token from `visible` on. highest, total: [num_heads], acc: [num_heads, head_size], the results.
+    """
     num_heads, num_kv_heads = len(q), k.shape[1]
     highest[:], total[:], acc[:] = -np.inf, 0, 0
     slots = np.empty(2 * STEP, np.uint64)  # [2 * STEP]; of this step, and of the next one
     step_scales = np.ones((2, num_kv_heads, STEP), q.dtype)  # [2, num_kv_heads, STEP]; of K and of V
     scores = np.empty((num_heads, STEP), q.dtype)  # [num_heads, STEP]; then the weights
     shrink = np.empty(num_heads, q.dtype)  # [num_heads]
-    for begin in range(start, min(start + PIECE, visible), STEP):
-        find_slots(block_table, block_size, begin, visible, slots)
+    for token in range(start, min(start + PIECE, visible), STEP):
+        find_slots(block_table, block_size, token, visible, slots)
         if k_scales is not None:
             find_scales(k_scales, v_scales, slots, step_scales)
         multiply_keys(q, k, v, slots, scores)
-        weigh(scores, min(STEP, visible - begin), scale, step_scales, highest, total, shrink)
+        weigh(scores, min(STEP, visible - token), scale, step_scales, highest, total, shrink)
         add_values(scores, k, v, slots, shrink, acc)
 
 
 @compiled
 def find_slots(block_table, block_size, start, stop, slots):
-    """slots[j] = that of token start + j, or beyond `stop`, of the last token: somewhere that was written."""
+    """slots[j] = the slot of token start + j, or, from token `stop` on, that of token stop - 1, which was written."""
     block, offset = start // block_size, start % block_size
     for j in range(len(slots)):
         slots[j] = block_table[block] * block_size + offset
@@ -119,7 +123,7 @@ def find_slots(block_table, block_size, start, stop, slots):
 
 @compiled
 def find_scales(k_scales, v_scales, slots, step_scales):
-    """step_scales[0, head, j] = k_scales[slots[j], head], [1] those of v; the next step's are fetched ahead."""
+    """step_scales[0, head, j] = k_scales[slots[j], head], [1, head, j] that of v; the next step's are fetched ahead."""
     for j in range(STEP):
         prefetch(k_scales, (slots[STEP + j],)), prefetch(v_scales, (slots[STEP + j],))
         for kv_head in range(step_scales.shape[1]):
@@ -129,12 +133,13 @@ def find_scales(k_scales, v_scales, slots, step_scales):
 
 @compiled
 def weigh(scores, num_visible, scale, step_scales, highest, total, shrink):
-    """Turn the scores of a step into weights for rows of V, in which the scales of K and V are included already.
+    """Turn the products q . k of a step into weights for rows of V.
 
-    Those of tokens beyond `num_visible` become next to nothing, exp(-87).
+    They are multiplied with `scale` and the scales of K before the exponential, and with the scales of V after it. The
+    weights of tokens from `num_visible` on become next to nothing, exp(-87).
 
-    highest, total: [num_heads], brought up to date; shrink: [num_heads], what to multiply everything with that was
-    summed up before.
+    scores: [num_heads, STEP], products and then weights; highest, total: [num_heads], brought up to date; shrink:
+    [num_heads], what to multiply everything with that was summed up before.
     """
     num_kv_heads = step_scales.shape[1]
     heads_per_kv = len(scores) // num_kv_heads
@@ -145,7 +150,7 @@ def weigh(scores, num_visible, scale, step_scales, highest, total, shrink):
         for h in range(len(scores)):
             scores[h, j] = -np.inf
     for h in range(len(scores)):
-        shrink[h] = highest[h]
+        shrink[h] = highest[h]  # for now: the highest of the steps before
         highest[h] = max(highest[h], highest_of(load(scores, (h, 0))))
     for h in range(len(scores)):
         shrink[h] = exp(shrink[h] - highest[h])
@@ -188,11 +193,11 @@ def multiply_keys(q, k, v, slots, scores):
             for h in range(kv_head * heads_per_kv, (kv_head + 1) * heads_per_kv):
                 sum0 = sum1 = sum2 = sum3 = filled(q.dtype.type(0))
                 for d in range(0, head_size, LANES):
-                    row = load(q, (h, d))
-                    sum0 = fma(sum0, row, load(k, (slot0, kv_head, d)))
-                    sum1 = fma(sum1, row, load(k, (slot1, kv_head, d)))
-                    sum2 = fma(sum2, row, load(k, (slot2, kv_head, d)))
-                    sum3 = fma(sum3, row, load(k, (slot3, kv_head, d)))
+                    numbers = load(q, (h, d))
+                    sum0 = fma(sum0, numbers, load(k, (slot0, kv_head, d)))
+                    sum1 = fma(sum1, numbers, load(k, (slot1, kv_head, d)))
+                    sum2 = fma(sum2, numbers, load(k, (slot2, kv_head, d)))
+                    sum3 = fma(sum3, numbers, load(k, (slot3, kv_head, d)))
                 store_totals(scores, (h, j), (sum0, sum1, sum2, sum3))
 
 
@@ -221,14 +226,14 @@ def add_values(weights, k, v, slots, shrink, acc):
 
 @compiled
 def join_pieces(first, end, pieces, highest, total, acc, out):
-    """Join the pieces of a query, beginning with `first`, into its row of `out`; not if they go on at `end`."""
+    """Join the pieces of a query, beginning with `first`, into its row of `out`, unless some lie from `end` on."""
     stop = first + 1
     while stop < len(pieces) and pieces[stop, 2] > 0:
         stop += 1
     if stop > end:
         return
-    token = pieces[first, 1]
-    weights = np.empty(stop - first, out.dtype)  # [pieces]
+    row = pieces[first, 1]
+    weights = np.empty(stop - first, out.dtype)  # [pieces of this query]
     for h in range(out.shape[1]):
         new_highest, new_total = out.dtype.type(-np.inf), out.dtype.type(0)
         for p in range(first, stop):
@@ -240,4 +245,4 @@ def join_pieces(first, end, pieces, highest, total, acc, out):
             values = filled(out.dtype.type(0))
             for p in range(first, stop):
                 values = fma(values, weights[p - first] / new_total, load(acc, (p, h, d)))
-            store(out, (token, h, d), values)
+            store(out, (row, h, d), values)

@@ -61,7 +61,7 @@ class KVCache:
 
     @classmethod
     def of(cls, pool: BlockPool, num_layers: int, num_kv_heads: int, head_size: int, *how: Any) -> KVCache:
-        """The arrays for the blocks of a pool."""
+        """The arrays for the blocks of a pool; how: their dtype, and `zeros`."""
         return cls(num_layers, pool.num_blocks, pool.block_size, num_kv_heads, head_size, *how)
 
     @property

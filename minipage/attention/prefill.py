@@ -20,6 +20,7 @@ QUERIES, KEYS = 64, 64  # a tile of a prefill
 def prefill(
     q, k, v, k_scales, v_scales, block_size, block_tables, context_lens, query_start_loc, scale, window, out, seqs
 ):
+    """Attention of the queries of the sequences `seqs`, into `out`; arguments as of `decode`."""
     tiles = cut_queries(query_start_loc, seqs)  # [num_tiles, 3]
     for item in numba.prange(k.shape[1] * len(tiles)):  # heads vary slowest: each thread gets a share of every text
         kv_head = item // len(tiles)
@@ -31,7 +32,7 @@ def prefill(
 
 @compiled
 def cut_queries(query_start_loc, seqs):
-    """[num_tiles, 3]: (sequence, begin, end); its queries, cut after every QUERIES."""
+    """[num_tiles, 3]: (sequence, begin, end): rows of q, those of a sequence cut after every QUERIES."""
     num_tiles = 0
     for seq in seqs:
         num_tiles += (query_start_loc[seq + 1] - query_start_loc[seq] + QUERIES - 1) // QUERIES
@@ -53,7 +54,7 @@ def attend_tile(q, k, v, k_scales, v_scales, block_size, block_table, visible, k
     num_queries, num_heads, head_size = q.shape
     heads_per_kv = num_heads // k.shape[1]
     num_rows = num_queries * heads_per_kv  # a row: a query in one of the heads
-    width = -(-head_size // (2 * LANES)) * 2 * LANES  # of a row, with zeros behind it
+    width = -(-head_size // (2 * LANES)) * 2 * LANES  # of a row: zeros fill it up to whole pairs of vectors
     rows = np.zeros((QUERIES * heads_per_kv, width), q.dtype)  # [rows, width]
     for r in range(num_rows):
         for d in range(head_size):
@@ -73,10 +74,10 @@ def attend_tile(q, k, v, k_scales, v_scales, block_size, block_table, visible, k
         for d in range(head_size):
             for j in range(KEYS):
                 keys_transposed[d, j] = keys[j, d]
-        begin = max(0, start - (visible - num_queries)) * heads_per_kv  # rows before this one see none of these keys
-        scores[begin:] = 0
-        add_product(rows, keys_transposed, begin, num_rows, scores)
-        for r in range(begin, num_rows):
+        first_row = max(0, start - (visible - num_queries)) * heads_per_kv  # those before it see none of these keys
+        scores[first_row:] = 0
+        add_product(rows, keys_transposed, first_row, num_rows, scores)
+        for r in range(first_row, num_rows):
             num_visible = visible - num_queries + 1 + r // heads_per_kv - start  # counted from the first of these keys
             first, stop = max(0, num_visible - window), min(KEYS, num_visible)
             if first < stop:
@@ -85,7 +86,7 @@ def attend_tile(q, k, v, k_scales, v_scales, block_size, block_table, visible, k
                     acc[r, d] *= shrink
             else:
                 scores[r] = 0
-        add_product(scores, values, begin, num_rows, acc)
+        add_product(scores, values, first_row, num_rows, acc)
     for r in range(num_rows):
         for d in range(head_size):
             out[r // heads_per_kv, kv_head * heads_per_kv + r % heads_per_kv, d] = acc[r, d] / total[r]

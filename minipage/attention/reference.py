@@ -45,8 +45,7 @@ def paged_attention(
         k = numbers_of(k_cache[blocks], None if k_scales is None else k_scales[blocks])
         v = numbers_of(v_cache[blocks], None if v_scales is None else v_scales[blocks])
         keys = slice(first % block_size, first % block_size + context_len - first)  # of the tokens in these blocks
-        k = k.reshape(-1, num_kv_heads, head_size)[keys]  # [keys, num_kv_heads, head_size]
-        v = v.reshape(-1, num_kv_heads, head_size)[keys]  # [keys, num_kv_heads, head_size]
+        k, v = (a.reshape(-1, num_kv_heads, head_size)[keys] for a in (k, v))  # each [keys, num_kv_heads, head_size]
         k, v = (a.repeat(num_heads // num_kv_heads, axis=1) for a in (k, v))  # each [keys, num_heads, head_size]
         scores = np.einsum("qhd,khd->hqk", q[rows], k) * scale  # [num_heads, queries, keys]
         key_positions = np.arange(first, context_len)  # [keys]

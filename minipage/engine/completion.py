@@ -49,7 +49,7 @@ class Completion:
     def add_token(self, token_id: int, logprobs: dict[int, Logprob] | None) -> None:
         """Take the next token, and finish if it is the last."""
         if logprobs is not None:
-            n = self.seq.num_output_tokens  # what is behind these is of a token that did not come to count
+            n = self.seq.num_output_tokens  # if there is more: of a token that was lost when a step failed
             self._logprobs[n:] = [logprobs]
             self._cumulative[n + 1 :] = [self._cumulative[n] + logprobs[token_id].logprob]
         self.seq.token_ids.append(token_id)  # from here on it counts, and all else follows from it
@@ -67,6 +67,7 @@ class Completion:
             self._see(token_id)
 
     def _begin(self) -> None:
+        """As it is before the first token."""
         self.finish_reason: str | None = None
         self.grammar = self.grammar_at_first and self.grammar_at_first.copy()  # after the tokens seen
         prompt = self.seq.token_ids[: self.seq.num_prompt_tokens]
@@ -77,6 +78,7 @@ class Completion:
         self._stop_reason: int | str | None = None
 
     def _see(self, token_id: int) -> None:
+        """Take account of one more token: what it adds to the text, and whether it ends it."""
         self._num_seen += 1
         if self.grammar:
             self.grammar.advance(token_id)
@@ -86,7 +88,7 @@ class Completion:
         if self._stop_strings.strings:
             self._look_for_stop_strings()
         if is_stop_token and self._stop_reason is None and token_id in (self.params.stop_token_ids or ()):
-            self._stop_reason = token_id  # which the model's own end is not, unless the request names it
+            self._stop_reason = token_id  # the request named it; the model's own end is no stop_reason
         if is_stop_token or self._stop_reason is not None or (self.grammar and self.grammar.is_complete):
             self.finish("stop")
         elif self.seq.num_prompt_tokens + self._num_seen >= self.max_num_tokens:

@@ -190,9 +190,9 @@ class Engine:
         """Let every request choose its next tokens; logits: [num_sampled, vocab_size]."""
         scoring, asking = self._who_wants(plan)
         draws = {seq: (row, draw) for request, seq, row in asking if (draw := request.next_draw(seq))}
-        drawn = dict(zip(draws, self.runner.sample(logits, list(draws.values()))))
+        drawn = dict(zip(draws, self.runner.sample(logits, list(draws.values()))))  # {sequence: token id}
         looked_at = {row for request, _, row in asking if request.looks_at_logits}
-        seen = self.runner.rows(logits, looked_at | {row for _, _, row in scoring})
+        seen = self.runner.rows(logits, looked_at | {row for _, _, row in scoring})  # {row: its logits [V]}
         for request, position, row in scoring:
             request.score(position, seen[row])
         choices: dict[Request, list[Choice]] = {}
@@ -207,7 +207,7 @@ class Engine:
             del tokens[request]
         self.scheduler.update(plan)
         for request, its_tokens in tokens.items():
-            tokens[request], done = request.take(its_tokens)  # which appends those that come before an end
+            tokens[request], done = request.take(its_tokens)  # from now on those taken: none after an end
             for seq in done:
                 self.scheduler.finish(request.group, seq)
         self._stats.count_tokens(tokens)
@@ -218,16 +218,17 @@ class Engine:
     def _who_wants(self, plan: StepPlan) -> tuple[list[tuple[Request, int, int]], list[tuple[Request, Sequence, int]]]:
         """Who wants which row of a step's logits: to know how likely its prompt is, (request, position, row); or to
         choose a token, (request, sequence, row)."""
-        rows, scoring, asking = count(), [], []
+        row_numbers, scoring, asking = count(), [], []
         for chunk in plan.chunks:
             request = self.requests[chunk.group.group_id]
-            for (position, receivers), row in zip(chunk.rows, rows):
+            for (position, receivers), row in zip(chunk.rows, row_numbers):  # in this order: it skips no number
                 asking += [(request, seq, row) for seq in receivers]
                 if position in chunk.group.to_score:
                     scoring.append((request, position, row))
         return scoring, asking
 
     def _mend(self) -> None:
+        """A change failed half way: all is worked out anew from the requests and the tokens of their sequences."""
         for request in list(self.requests.values()):
             request.restore()
             if request.finished:
@@ -239,6 +240,7 @@ class Engine:
             self._end(request, "error")
 
     def _end(self, request: Request, reason: str) -> None:
+        """End a request that has not come to its own end, "abort" or "error", and give its blocks back."""
         cache = self.scheduler.prefix_cache
         if reason == "error" and cache:  # its K and V may be no numbers either, and nobody should find them
             for block in {block for seq in request.group.sequences for block in seq.block_table}:

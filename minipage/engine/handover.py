@@ -215,7 +215,7 @@ def like(cache: KVCache, rows: Any) -> Any:
 
 
 def check(llm: Engine) -> None:
-    if llm.runner.groups.parts != (None,):
+    if llm.runner.kv_groups.parts != (None,):
         raise ConfigurationError(
             "a model with sliding windows has several tables, of which none holds all of a prompt."
         )

@@ -50,8 +50,8 @@ class Intake:
         stop = self._stop_token_ids(params)
         if params.beam_width and params.beam_width > self.vocab_size:
             raise InvalidRequestError(f"beam_width is {params.beam_width}; this model has {self.vocab_size} tokens.")
-        names = [request_id] if params.n == 1 else [f"{request_id}.{i}" for i in range(params.n)]
-        sequences = [Sequence(name, token_ids, self.block_table(self.block_pool)) for name in names]
+        seq_ids = [request_id] if params.n == 1 else [f"{request_id}.{i}" for i in range(params.n)]
+        sequences = [Sequence(seq_id, token_ids, self.block_table(self.block_pool)) for seq_id in seq_ids]
         width, longest = params.beam_width or params.n, self._max_num_tokens(len(token_ids), params)
         group = self.sequence_group(request_id, sequences, longest, width, priority, cache_salt)
         if params.beam_width:

@@ -78,8 +78,8 @@ class LLM(Engine):
         policy: "fcfs", "priority", or a function; see minipage/scheduling/policy.py.
         eviction: "lru", "tails-first", "lfu", "scan-resistant", or a function; see minipage/memory/eviction.py.
         watermark: the share of the pool that is left free when a request is admitted.
-        scheduler_reserve_full_isl: admit a prompt only if all of it fits, or if its first chunk does; see
-            minipage/scheduling/first_chunk.py.
+        scheduler_reserve_full_isl: admit a prompt only if all of it fits; with False, as soon as its first chunk does.
+            See minipage/scheduling/first_chunk.py.
         gpu_memory_utilization: the share of a GPU's memory that may be used, by everything together.
         enforce_eager: capture no CUDA graphs; slower, and easier to follow with a profiler.
         tensor_parallel_size: processes that have a part each of the model, with its part of K and V: on GPUs, one each.
@@ -157,7 +157,7 @@ class LLM(Engine):
             attention=attention, gpu_memory_utilization=gpu_memory_utilization, enforce_eager=enforce_eager,
         )  # fmt: skip
         runner, weights = self._load(given, (max_num_batched_tokens, max_num_seqs), how)
-        runner.groups = groups_for(self.config.kv, block_table, ready)
+        runner.kv_groups = groups_for(self.config.kv, block_table, ready)
         if not ready:
             if block_pool is None:
                 block_pool = make_block_pool(
@@ -170,12 +170,12 @@ class LLM(Engine):
                 max_num_seqs,
                 max_num_batched_tokens,
                 policy=find(policy, POLICIES, "policy"),
-                prefix_cache=prefix_cache_for(block_pool, runner.groups, enable_prefix_caching, prefix_match_unit),
+                prefix_cache=prefix_cache_for(block_pool, runner.kv_groups, enable_prefix_caching, prefix_match_unit),
                 swap_pool=swap_pool,
                 preemption=preemption,
                 watermark=watermark,
             )
-        kinds = kinds_of_sequences(runner.groups, block_table, ready.max_num_batched_tokens)
+        kinds = kinds_of_sequences(runner.kv_groups, block_table, ready.max_num_batched_tokens)
         parts = ready.block_pool, *kinds
         intake = Intake(self.tokenizer, self.config.vocab_size, self.eos_token_ids, self.max_model_len, *parts)
         super().__init__(runner, ready, intake, Stats(self.max_model_len), seed)

@@ -165,7 +165,7 @@ class Request:
         )
 
     def _note(self, event: str) -> None:
-        """Remember when something happened first."""
+        """Remember when something happened first. With "finished_time" the request is finished."""
         if event not in self._times:
             self.finished = self.finished or event == "finished_time"  # first: what is noted is not noted again
             self._times[event] = time.perf_counter()

@@ -23,7 +23,7 @@ class StopStrings:
         self._num_searched = 0  # characters of the text in which none ends
 
     def look(self, text: str, may_stop: bool) -> None:
-        """Whether what is new of the text ends one; of several the one that begins first ends the text.
+        """Note in `found` and `end` what ends the text, if that is in what is new; of several what begins first.
 
         may_stop: otherwise what is found now does not count, and will not later.
         """

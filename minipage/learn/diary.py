@@ -117,11 +117,12 @@ class Diary:
         return self._named[id(thing)][1]
 
     def show(self, value: Any) -> str:
-        """A value as it should be read: known objects by their names, hashes by numbers."""
+        """A value as it should be read: known objects by their names, hashes by letters (lessons number them)."""
         if id(value) in self._named:
             return self._name(value)
         if isinstance(value, bytes):
-            return self._hashes.setdefault(value, f"<hash {len(self._hashes)}>")
+            number = len(self._hashes)
+            return self._hashes.setdefault(value, f"<hash {chr(ord('a') + number % 26)}{number // 26 or ''}>")
         if type(value) in (list, tuple):
             inner = ", ".join(map(self.show, value))
             return f"[{inner}]" if isinstance(value, list) else f"({inner}{',' * (len(value) == 1)})"

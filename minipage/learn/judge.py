@@ -158,7 +158,7 @@ def failed(exercise: Exercise, error: Exception, solution: Solution, line: int) 
     if isinstance(error, Wrong):
         verdict.message = error.why
         if error.what or error.expected is not None or error.got is not None:
-            what = error.what and f"{error.what} is "
+            what = error.what and f"{error.what}: "
             verdict.expected = what + diary.show(error.expected)
             verdict.got = what + diary.show(error.got)
     elif isinstance(error, AssertionError) and not place.line:

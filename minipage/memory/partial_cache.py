@@ -29,7 +29,7 @@ from minipage.memory.prefix_cache import Prefix, PrefixCache
 class PartialPrefixCache(PrefixCache):
     """Finds whole blocks, and the beginning of the one after them.
 
-    `copies` are to be made before the next step writes anything; whoever runs the step takes them (partial_hits.py).
+    `copies` are to be made before the next step writes anything; whoever runs it takes them (engine/partial_hits.py).
 
     Raises:
         ConfigurationError: `prefix_match_unit` is no whole number that divides the block size.

@@ -3,7 +3,7 @@
 Only full blocks are shared. K and V of a token depend on all tokens before it, so a block is known by its whole prefix,
 folded into one hash per block:
 
-    hash 0 = H(salt, tokens 0-15)    hash 1 = H(hash 0, tokens 16-31)    hash 2 = H(hash 1, tokens 32-47)    ...
+    root = H(salt)    hash 0 = H(root, tokens 0-15)    hash 1 = H(hash 0, tokens 16-31)    hash 2 = H(hash 1, ...)  ...
 
 H is cryptographic, under a secret drawn for each cache. Two different texts never get one hash, and nobody can prepare
 texts that do, so that one user would read another's K and V.

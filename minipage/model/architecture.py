@@ -8,7 +8,8 @@ An architecture is a frozen dataclass of sizes: one file, which imports no array
 counts heads. Layers hold the weights in one array library on one device, in whatever order suits it, and know no
 architecture by name. So a new architecture works everywhere at once, and a new way to compute serves all of them.
 
-Shapes: T tokens in the batch, C numbers to describe each, n heads of size D, V words, N rows whose logits are wanted.
+Shapes: T tokens in the batch, C numbers to describe each, n heads of size D (H of q, KH of K and V), V words, N rows
+whose logits are wanted.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, TypeAlias
 
 # A NumPy array, a PyTorch tensor or a CuPy array: the array-API standard has no common static type.
 Array: TypeAlias = Any
-# (layer, q [T, n, D], k [T, n, D], v [T, n, D]) -> [T, n, D]; K and V may have fewer heads than q
+# (layer, q [T, H, D], k [T, KH, D], v [T, KH, D]) -> [T, H, D]; K and V may have fewer heads than q
 Attend: TypeAlias = Callable[[int, Array, Array, Array], Array]
 # (name, shape) -> the tensor that a checkpoint has by that name; ModelError unless it has one of that shape
 Tensors: TypeAlias = Callable[[str, tuple[int, ...]], Array]
@@ -73,7 +74,7 @@ class Architecture(Protocol):
             layers: with the weights.
             token_ids: integers below `vocab_size`.
             positions: integers below `max_model_len`; where each token stands in its own sequence.
-            attend: called once per layer with that layer's q, k, v, each [T, n, D]; returns [T, n, D], like q.
+            attend: called once per layer with that layer's q [T, H, D], and k and v [T, KH, D]; returns [T, H, D].
         """
 
     def logits(self, layers: Layers, hidden: Array) -> Array:

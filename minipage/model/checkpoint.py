@@ -8,7 +8,7 @@ A model is a folder in the layout that Hugging Face uses:
     tokenizer.json           the tokenizer, or vocab.json and merges.txt; without it, prompts must be token ids
 
 Published weights come in several small variations: names with or without a leading `transformer.`, fp32, fp16 or bf16,
-the causal masks stored along with them. All are read here; weights.py says how.
+the causal masks stored along with them. All are read here; stored_weights.py says how.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from minipage.sampling.params import SamplingParams
 from minipage.sampling.processors import Adjustment
 
-STRETCH = 256  # tokens
+STRETCH = 256  # tokens, in `first_beyond`
 NO_TOKEN = -1  # drawn where there is nothing to draw from: the logits are no numbers, or no token is allowed
 
 
@@ -102,21 +102,22 @@ def random_number(seed: int, index: int, position: int) -> float:
 
 
 def sample(logits: npt.NDArray[Any], params: SamplingParams, draw: float, adjustment: Adjustment | None = None) -> int:
-    """Choose the next token from one row of logits [V], which stays as it is, by a number from [0, 1).
+    """Choose the next token from one row of logits [V], which stays as it is, by `draw`, a number from [0, 1).
 
     The answer is NO_TOKEN if the largest logit, after the adjustment, is not a finite number.
     """
-    logits = adjustment.apply(logits) if adjustment else logits  # [V]
+    if adjustment is not None:
+        logits = adjustment.apply(logits)  # [V]
     likeliest = int(logits.argmax())  # or the first NaN
     if not math.isfinite(logits[likeliest]):
         return NO_TOKEN
     if params.temperature == 0:
         return likeliest
-    return drawn(probabilities(logits, params), draw)
+    return first_beyond(draw, probabilities(logits, params))
 
 
-def drawn(p: npt.NDArray[np.float64], number: float) -> int:
-    """The first token whose cumulative probability in p [V] exceeds a number from [0, 1): never one with probability 0.
+def first_beyond(number: float, p: npt.NDArray[np.float64]) -> int:
+    """The first token whose cumulative probability exceeds a number from [0, 1): never one with probability 0; p: [V].
 
     NumPy adds up one number after the other, but several stretches at once, so first the stretch is found.
     """

@@ -81,8 +81,8 @@ def count_tokens(chunks: list[Chunk]) -> int:
 def blocks_for(chunks: list[Chunk]) -> int:
     """How many free blocks the chunks of one group take.
 
-    Of the sequences that write into one shared block each gets a copy; but if nobody else holds it, the last of them
-    writes in place.
+    Sequences that write into one shared block get a copy each, except the last of them, which writes in place if nobody
+    else holds the block.
     """
     if len(chunks) == 1:  # nearly always
         return chunks[0].seq.block_table.blocks_to_allocate(chunks[0].num_tokens)
@@ -90,4 +90,4 @@ def blocks_for(chunks: list[Chunk]) -> int:
     needed = sum(table.blocks_to_allocate(chunk.num_tokens) for table, chunk in zip(tables, chunks))
     writers = Counter(tail for table in tables if (tail := table.shared_tail()) is not None)
     in_place = sum(tables[0].pool.ref_count(block) == num_writers for block, num_writers in writers.items())
-    return needed - in_place * max((chunk.group.num_tables for chunk in chunks), default=0)  # all its tables do alike
+    return needed - in_place * max((chunk.group.num_tables for chunk in chunks), default=0)  # in each of its tables

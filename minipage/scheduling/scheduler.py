@@ -175,6 +175,7 @@ class Scheduler:
         return True
 
     def _swap_in(self, plan: StepPlan, budget: int) -> int:
+        """Bring swapped groups back while there is room; returns how many tokens are left of the budget."""
         while self.swapped and self._is_next(group := self.swapped[0]):
             chunks = group.next_chunks(budget)
             # Its blocks, and those of the next tokens; the watermark is for newcomers only.
@@ -187,6 +188,7 @@ class Scheduler:
         return budget
 
     def _admit(self, plan: StepPlan, budget: int) -> None:
+        """Let waiting groups start, with the blocks that the prefix cache knows of them, while there is room."""
         while self.waiting and budget > 0 and self._is_next(group := self.waiting[0]):
             prefix = self._find_prefix(group)
             if self.admission(group, prefix.blocks) is not Admission.NOW:
@@ -238,6 +240,7 @@ class Scheduler:
         return self.max_num_seqs - sum(group.max_num_seqs for group in self.running)
 
     def _give_slots(self, chunks: list[Chunk], plan: StepPlan) -> int:
+        """Put chunks into the plan, with a slot for each token; returns how many tokens that is."""
         num_tokens = 0
         for chunk in chunks:
             plan.copies += chunk.seq.block_table.append(chunk.num_tokens)

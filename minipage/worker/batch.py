@@ -13,6 +13,8 @@ The model computes attention through a batch, and three things have a name there
     attend_with      makes an `attend` of a batch, a KV cache and kernels; `paged_attend` does so with a CPU's kernels
     attend           is what the model calls in each layer, with q, k and v and nothing else (its type: `Attend`)
     paged_attention  is the kernel that it calls, with q, blocks and block tables (its type: `PagedAttention`)
+
+Shapes: T tokens in the batch, H heads of q and KH of K and V, each of D numbers.
 """
 
 from __future__ import annotations
@@ -94,22 +96,23 @@ def paged_attend(batch: Batch, cache: KVCache, paged_attention: PagedAttention) 
     return attend_with(kernels, [batch], cache.at_place, KVGroups.of(len(cache.k)))
 
 
-def attend_with(kernels: Kernels, batches: Sequence[Batch], blocks_of: BlocksOf, groups: KVGroups) -> Attend:
+def attend_with(kernels: Kernels, batches: Sequence[Batch], blocks_of: BlocksOf, kv_groups: KVGroups) -> Attend:
     """The attention that the model is given: write the new K and V into their slots, then attend through the tables.
 
     Args:
         batches: as the kernels take them; one for each KV cache group, with its block tables.
-        blocks_of: (place of a layer in its KV cache group) -> its K and V, each [num_blocks, block_size, H, D], and if
-            they are quantized their scales.
+        blocks_of: (place of a layer in its KV cache group) -> its K and V, each [num_blocks, block_size, KH, D], and if
+            they are quantized their scales, each [num_blocks, block_size, KH].
+        kv_groups: of each layer, which group it belongs to, and its place there.
     """
 
     def attend(layer: int, q: Array, k: Array, v: Array) -> Array:
-        kv_group, place, options = groups.layers[layer]
+        kv_group, place, options = kv_groups.layers[layer]
         batch = batches[kv_group]
         k_cache, v_cache, *scales = blocks_of(place)
         new = kernels.to_kernels(k, k_cache), kernels.to_kernels(v, v_cache)  # each [T, KH, D]
         kernels.write_kv(*new, k_cache, v_cache, batch.slot_mapping, *scales)
-        mixed = kernels.paged_attention(  # of each token: the V of those before it, mixed
+        mixed = kernels.paged_attention(  # of each token: the V of all that it sees, mixed
             kernels.to_kernels(q), k_cache, v_cache, batch.block_tables, batch.context_lens, batch.query_start_loc,
             q.shape[-1] ** -0.5, *scales, **options,
         )  # [T, H, D]  # fmt: skip

@@ -48,7 +48,7 @@ class ModelRunner:
     def __init__(self, model: Model, kv_dtype: type, paged_attention: PagedAttention) -> None:
         self.model = model
         self.paged_attention = paged_attention
-        self.groups = KVGroups.of(model.kv.num_layers, model.kv.windows)  # of layers that share a block table
+        self.kv_groups = KVGroups.of(model.kv.num_layers, model.kv.windows)  # of layers that share a block table
         self._kv_sizes = model.kv.num_kv_heads, model.kv.head_size, kv_dtype
 
     def blocks_that_fit(self, memory: int | str | None, block_size: int, name: str = "memory") -> int:
@@ -57,13 +57,13 @@ class ModelRunner:
         Raises ConfigurationError if it makes no sense; `name` is what the option is called.
         """
         wanted = DEFAULT_MEMORY if memory is None else memory
-        return blocks_that_fit(wanted, block_size, self.groups.num_layers, *self._kv_sizes, name=name)
+        return blocks_that_fit(wanted, block_size, self.kv_groups.num_layers, *self._kv_sizes, name=name)
 
     def allocate(self, block_pool: BlockPool, swap_pool: BlockPool | None) -> None:
         """Make the arrays for the blocks of the two pools."""
         try:
-            self.kv_cache = KVCache.of(block_pool, self.groups.num_layers, *self._kv_sizes)
-            self.swap_cache = KVCache.of(swap_pool, self.groups.num_layers, *self._kv_sizes) if swap_pool else None
+            self.kv_cache = KVCache.of(block_pool, self.kv_groups.num_layers, *self._kv_sizes)
+            self.swap_cache = KVCache.of(swap_pool, self.kv_groups.num_layers, *self._kv_sizes) if swap_pool else None
         except (MemoryError, ValueError) as error:  # more than there is, or than NumPy can count
             raise ConfigurationError(
                 f"there is no room for {block_pool.num_blocks:,} blocks of {block_pool.block_size} tokens ({error}). "
@@ -86,14 +86,14 @@ class ModelRunner:
 
     def batches(self, plan: StepPlan) -> list[Batch]:
         """What is planned as flat arrays, for each group of layers with its block tables."""
-        return [make_batch(plan.chunks, part) for part in self.groups.parts]
+        return [make_batch(plan.chunks, part) for part in self.kv_groups.parts]
 
     def compute(self, batches: list[Batch]) -> np.ndarray:
         """Run the model over what `batches` has made; [num_sampled, vocab_size] logits."""
         layers = self.model.layers
         token_ids, positions = map(layers.asarray, (batches[0].token_ids, batches[0].positions))  # [T] each
         kernels = Kernels(write_kv, self.paged_attention, as_numpy, like_q)
-        attend = attend_with(kernels, batches, self.kv_cache.at_place, self.groups)
+        attend = attend_with(kernels, batches, self.kv_cache.at_place, self.kv_groups)
         hidden = self.model.forward(token_ids, positions, attend)  # [T, C]
         sampled = layers.xp.take(hidden, layers.asarray(batches[0].sampled_rows), axis=0)  # [num_sampled, C]
         return as_numpy(self.model.logits(sampled))  # [num_sampled, vocab_size]

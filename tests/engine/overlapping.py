@@ -13,7 +13,7 @@ class OverlappedLLM(LLM):
     def __init__(self, model, oracle, **options):
         super().__init__(model, attention=oracle.attention, async_scheduling=True, **options)
         self.oracle, runner = oracle, self.runner
-        oracle.groups = runner.groups
+        oracle.groups = runner.kv_groups
         self.inner = {name: getattr(runner, name) for name in ("copy", "batches", "compute", "sample")}
         for name in self.inner:
             setattr(runner, name, getattr(self, f"watched_{name}"))

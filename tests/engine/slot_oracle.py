@@ -115,7 +115,7 @@ class WatchedLLM(LLM):
     def __init__(self, model, oracle, **options):
         super().__init__(model, attention=oracle.attention, **options)
         self.oracle = oracle
-        oracle.groups = self.runner.groups
+        oracle.groups = self.runner.kv_groups
 
     def schedule(self):
         self.forget_free_blocks()

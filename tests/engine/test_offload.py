@@ -160,17 +160,17 @@ def test_no_combination_changes_a_token(tiny, make_prompt, way, pool, block_size
         (2048, None, "int8"),
     ]:
         llm = LLM(tiny, num_blocks=2)
-        if llm.runner.groups.parts == (None,):
+        if llm.runner.kv_groups.parts == (None,):
             most = max(max_blocks(len(prompt), width, block_size) for prompt in prompts)
         else:
             sizes = width, block_size, budget
             most = max(
-                max_blocks_with_windows(llm.runner.groups, len(p), len(p) + NUM_TOKENS - 1, *sizes) for p in prompts
+                max_blocks_with_windows(llm.runner.kv_groups, len(p), len(p) + NUM_TOKENS - 1, *sizes) for p in prompts
             )
         options = {"block_size": block_size, "num_blocks": most, "max_num_batched_tokens": budget}
         options |= {"preemption": pool, "swap_space": "64KiB", "kv_cache_dtype": quantized}
         expected = plain if quantized == "auto" else serve(LLM(tiny, **options), prompts, params)[0]
-        if llm.runner.groups.parts == (None,) and block_size % 2 == 0 and budget == 5:
+        if llm.runner.kv_groups.parts == (None,) and block_size % 2 == 0 and budget == 5:
             options |= {"prefix_match_unit": block_size // 2}
         for size in 2e-5, 1e-3:
             llm = LLM(tiny, **options, enable_prefix_caching=True, kv_offloading_size=size, kv_offloading_path=path)

@@ -116,7 +116,7 @@ def test_no_kernel_reads_a_slot_behind_a_window_or_of_other_layers(tiny, prompts
     oracle = SlotOracle(Dense(tiny).kv, kernel.paged_attention)
     options = {"block_size": 4, "num_blocks": 128, "enable_prefix_caching": True, "max_num_batched_tokens": budget}
     llm = WatchedLLM(tiny, oracle, **options)
-    assert len(llm.runner.groups.windows) in (1, 3)
+    assert len(llm.runner.kv_groups.windows) in (1, 3)
     for name in ("greedy", "n=4"):
         assert serve(llm, prompts, WAYS[name])[0] == plain[name]
 
@@ -181,7 +181,7 @@ def test_of_a_hybrid_only_the_full_layers_keep_their_blocks(tmp_path):
 @with_windows
 def test_a_prefix_is_found_even_if_what_lies_behind_its_window_is_gone(tiny, make_prompt):
     llm = LLM(tiny, block_size=4, num_blocks=40, enable_prefix_caching=True)
-    prompt, is_hybrid = make_prompt(0, 33), len(llm.runner.groups.windows) > 1
+    prompt, is_hybrid = make_prompt(0, 33), len(llm.runner.kv_groups.windows) > 1
     first = llm.generate(prompt, GREEDY)
     cache = llm.scheduler.prefix_cache
     found = cache.find(prompt)
@@ -235,7 +235,7 @@ def test_a_table_of_your_own_serves_all_layers(tiny_hybrid, make_prompt):
     for caching in False, True:
         llm = LLM(tiny_hybrid, block_size=4, num_blocks=40, block_table=own, enable_prefix_caching=caching)
         expected = Dense(tiny_hybrid).greedy(make_prompt(0, 20), NUM_TOKENS)
-        assert llm.runner.groups.windows == (EVERYTHING,)
+        assert llm.runner.kv_groups.windows == (EVERYTHING,)
         assert llm.generate(make_prompt(0, 20), GREEDY)[0].outputs[0].token_ids == expected
 
 

@@ -1,7 +1,9 @@
 """The reading list of README keeps its promise: each file leans only on those before it. So do the pages beside it."""
 
 import ast
+import io
 import re
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -71,3 +73,21 @@ def test_the_stations_of_a_token_are_where_the_page_says():
         assert name in LIST
         tree = ast.parse((PACKAGE / name).read_text(encoding="utf-8"))
         assert function in {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}, (name, function)
+
+
+def remarks(text):
+    """The comments and docstrings of a file."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            yield ast.get_docstring(node) or ""
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    yield from (token.string for token in tokens if token.type == tokenize.COMMENT)
+
+
+def test_the_files_that_comments_and_docstrings_of_the_heart_name_are_there():
+    folders = PACKAGE, ROOT / "lessons", ROOT / "tests", ROOT / "benchmarks"
+    there = [f"/{path.relative_to(ROOT).as_posix()}" for folder in folders for path in folder.rglob("*.py")]
+    for path in (path for room in HEART for path in (PACKAGE / room).rglob("*.py")):
+        for name in re.findall(r"[\w/]+\.py\b", " ".join(remarks(path.read_text(encoding="utf-8")))):
+            is_ours = not name.startswith("vllm/")
+            assert not is_ours or any(other.endswith(f"/{name}") for other in there), f"{path} names {name}"

@@ -69,7 +69,7 @@ def test_check_stops_at_the_first_step_that_fails_and_shows_it(space, capsys):
     solve(space, "self.unused.append(block)", "self.unused.insert(0, block)")
     code, out, _ = learn(capsys, "check")
     assert code == 1 and "passed  3.2" in out and "failed  3.3" in out and "3.4" not in out
-    for piece in ("pool.free(0)", "expected  the free queue is [1, 0]", "but got  the free queue is [0, 1]",
+    for piece in ("pool.free(0)", "expected  the free queue: [1, 0]", "but got  the free queue: [0, 1]",
                   "free queue, next first: 0 1", "freed longest ago is reused first", "learn hint 3.3"):  # fmt: skip
         assert piece in out
     assert max(map(len, out.splitlines())) <= 80

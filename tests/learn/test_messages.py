@@ -47,7 +47,7 @@ def test_a_result_of_the_wrong_kind_is_told_what_it_should_be(tmp_path, number, 
 
 def test_numbers_are_shown_with_the_digits_in_which_they_differ(tmp_path):
     verdict = judged("2.1", tmp_path, "/ weights.sum()", "/ (weights.sum() * 1.00004)")
-    assert verdict.expected != verdict.got and re.search(r"the result\[0, 0, 0\] is -?[\d.]+", verdict.got), verdict
+    assert verdict.expected != verdict.got and re.search(r"the result\[0, 0, 0\]: -?[\d.]+", verdict.got), verdict
 
 
 def test_the_example_of_the_docstring_is_tried_first(tmp_path):
@@ -55,12 +55,12 @@ def test_the_example_of_the_docstring_is_tried_first(tmp_path):
         "1.1", tmp_path, "    if not lengths:\n        return 0.0\n    return float(1", "    return float(2"
     )
     assert verdict.calls == ["reserved_waste([100, 300], 400)"], verdict
-    assert (verdict.expected, verdict.got) == tuple(f"reserved_waste([100, 300], 400) is {n}" for n in (0.5, 1.5))
+    assert (verdict.expected, verdict.got) == tuple(f"reserved_waste([100, 300], 400): {n}" for n in (0.5, 1.5))
 
 
 def test_plans_are_told_by_name_and_step_by_step(tmp_path):
     verdict = judged("9.2", tmp_path, "        plan.preempted.append(group)\n", "")
-    assert verdict.expected.startswith("plan.preempted is ['") and verdict.got == "plan.preempted is []"
+    assert verdict.expected.startswith("plan.preempted: ['") and verdict.got == "plan.preempted: []"
     assert any(line.startswith("step 1: A tokens 0-") for line in verdict.calls), verdict.calls
 
 

@@ -51,7 +51,7 @@ def test_each_kind_of_event_shows_its_lines(trace):
 @pytest.mark.parametrize(
     ("params", "function", "says"),
     [
-        (SamplingParams(max_tokens=2), "sample", "return drawn("),
+        (SamplingParams(max_tokens=2), "sample", "return first_beyond("),
         (SamplingParams(max_tokens=2, temperature=0), "sample", "return likeliest"),
         (SamplingParams(max_tokens=2, beam_width=2), "BeamRequest.choose", "self._advanced.advance("),
     ],

@@ -152,7 +152,7 @@ class PlainLayers:
 
     def layer_norm(self, name: str, x: Array, epsilon: float) -> Array:
         xp, (weight, bias) = self.xp, self._parts[name]
-        x = xp.astype(x, self._wide, copy=False)
+        x = xp.astype(x, self._wide, copy=False)  # [..., C]
         x = x - xp.mean(x, axis=-1, keepdims=True)  # [..., C]
         x = x / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + epsilon)  # [..., C]
         x = xp.astype(x, self._dtype, copy=False) * weight  # [..., C]
@@ -160,7 +160,7 @@ class PlainLayers:
 
     def rms_norm(self, name: str, x: Array, epsilon: float) -> Array:
         xp = self.xp
-        x = xp.astype(x, self._wide, copy=False)
+        x = xp.astype(x, self._wide, copy=False)  # [..., C]
         x = x / xp.sqrt(xp.mean(x * x, axis=-1, keepdims=True) + epsilon)  # [..., C]
         return xp.astype(x, self._dtype, copy=False) * self._parts[name].weight  # [..., C]
 
@@ -177,7 +177,7 @@ class PlainLayers:
             self._frequencies[known] = self.xp.asarray(known, dtype=self._wide, device=self.device)  # [R / 2]
         angles = self.xp.astype(positions, self._wide)[:, None, None] * self._frequencies[known]  # [T, 1, R / 2]
         cosines, sines = self.xp.cos(angles) * magnitude, self.xp.sin(angles) * magnitude  # each [T, 1, R / 2]
-        return self.xp.astype(cosines, self._dtype), self.xp.astype(sines, self._dtype)
+        return self.xp.astype(cosines, self._dtype), self.xp.astype(sines, self._dtype)  # each [T, 1, R / 2]
 
     def rotate(self, x: Array, turn: Turn) -> Array:
         cosines, sines = turn

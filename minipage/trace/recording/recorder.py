@@ -86,7 +86,7 @@ class Recorder:
         header = {
             "title": title,
             "block_size": self.pool.block_size,
-            "windows": windows_of(getattr(llm.runner, "groups", None)),
+            "windows": windows_of(getattr(llm.runner, "kv_groups", None)),
             "max_num_batched_tokens": llm.scheduler.max_num_batched_tokens,
             "free_queue": list(self.pool.free_queue),
             "ref_counts": [self.pool.ref_count(block) for block in range(self.pool.num_blocks)],

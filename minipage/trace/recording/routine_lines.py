@@ -40,7 +40,7 @@ class RoutineLines:
             ],
             "sample": [
                 *self._of(llm, "sample", "sample", "choose_or_fail"),
-                *sources.naming(sampler.sample, "drawn"),  # if they are drawn; if not, see of_sample
+                *sources.naming(sampler.sample, "first_beyond"),  # if they are drawn; if not, see of_sample
             ],
             "update": self._of(llm, "update", "take"),
         }
@@ -52,7 +52,7 @@ class RoutineLines:
             if type(request).next_draw is Request.next_draw:
                 places = self._of(request, "choose", "advance")
             else:
-                name = "drawn" if request.params.temperature else "likeliest"
+                name = "first_beyond" if request.params.temperature else "likeliest"
                 places = self._sources.naming(sampler.sample, name)
             chosen += [place for place in places if place not in chosen]
         return [*self._of(self._llm, "sample", "sample", "choose_or_fail"), *chosen] if chosen else []

@@ -56,7 +56,7 @@ class GPURunner(ModelRunner):
         library = "torch" if is_torch_namespace(self.xp) else "cupy"
         spare = spare_memory(library, self.gpu_memory_utilization, self._largest_step)
         fit = super().blocks_that_fit(spare, block_size)
-        longest = blocks_needed(self.limits.max_model_len, block_size) * len(self.groups.parts)
+        longest = blocks_needed(self.limits.max_model_len, block_size) * len(self.kv_groups.parts)
         return min(fit, 2 * self.limits.max_num_seqs * longest)
 
     def _largest_step(self) -> int:
@@ -72,7 +72,7 @@ class GPURunner(ModelRunner):
     def allocate(self, block_pool: BlockPool, swap_pool: BlockPool | None) -> None:
         on_gpu = partial(zeros, self.xp, self.device)
         try:
-            self.kv_cache = KVCache.of(block_pool, self.groups.num_layers, *self._kv_sizes, on_gpu)
+            self.kv_cache = KVCache.of(block_pool, self.kv_groups.num_layers, *self._kv_sizes, on_gpu)
         except (MemoryError, RuntimeError) as error:  # CuPy's, and PyTorch's
             if "out of memory" not in str(error).lower():
                 raise
@@ -80,7 +80,7 @@ class GPURunner(ModelRunner):
                 f"the GPU has no room for {block_pool.num_blocks:,} blocks of {block_pool.block_size} tokens. "
                 f"Lower num_blocks or memory. ({error})"
             ) from error
-        sizes = self.groups.num_layers, *self._kv_sizes
+        sizes = self.kv_groups.num_layers, *self._kv_sizes
         self.swap_cache = KVCache.of(swap_pool, *sizes, kernels.pinned) if swap_pool else None
 
     def copy(self, plan: StepPlan) -> None:
@@ -94,7 +94,7 @@ class GPURunner(ModelRunner):
         batch = batches[0]
         ours = Kernels(kernels.write_kv, self.paged_attention, for_kernels, from_kernels)
         seen = [Batch._make(map(for_kernels, batch)) for batch in batches]
-        attend = attend_with(ours, seen, self.kv_cache.at_place, self.groups)
+        attend = attend_with(ours, seen, self.kv_cache.at_place, self.kv_groups)
         hidden = self.model.forward(batch.token_ids, batch.positions, attend)  # [T, C]
         logits = self.model.logits(self.xp.take(hidden, batch.sampled_rows, axis=0))  # [num_sampled, vocab_size]
         return np.asarray(to_host(self.xp.astype(logits, self.xp.float32)))  # [num_sampled, vocab_size]

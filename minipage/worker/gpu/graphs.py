@@ -118,7 +118,7 @@ class GraphRunner(GPURunner):
         max_num_tokens = max(self.limits.max_num_batched_tokens, max_num_seqs)
         max_blocks = blocks_needed(max_len, block_pool.block_size)
         # Of each group of layers that share block tables; nearly always there is one.
-        self._inputs = [StepInputs(max_num_tokens, max_num_seqs, max_blocks, device) for _ in self.groups.parts]
+        self._inputs = [StepInputs(max_num_tokens, max_num_seqs, max_blocks, device) for _ in self.kv_groups.parts]
         self._drawn = Drawn(max_num_seqs, device)
         self._settings = SettingsInPlace(max_num_seqs, device)
         row = 4 * 8 * self.model.architecture.vocab_size  # bytes: probabilities in float64, in about four arrays
@@ -127,12 +127,12 @@ class GraphRunner(GPURunner):
         self._how: How | None = None
         # The last logits that were waited for, if they are still there, and the likeliest token of each row.
         self._greedy: tuple[Callable[[], torch.Tensor | None], list[int]] = lambda: None, []
-        self._batches = [Batches(block_pool.block_size, part) for part in self.groups.parts]
+        self._batches = [Batches(block_pool.block_size, part) for part in self.kv_groups.parts]
         size = kernels.workspace_size(max_num_seqs, self.model.architecture.num_heads, self.model.kv.head_size, max_len)
         self._workspace = view_for_kernels(torch.zeros(size, device=device))  # [size] float32
         # Each layer's part of the caches: k, v, and the scales of a quantized cache.
         self._layers = [
-            [kernels.view(array) for array in self.kv_cache.at_place(i)] for i in range(self.groups.num_layers)
+            [kernels.view(array) for array in self.kv_cache.at_place(i)] for i in range(self.kv_groups.num_layers)
         ]
 
     def batches(self, plan: StepPlan) -> list[Batch]:
@@ -298,7 +298,7 @@ class GraphRunner(GPURunner):
 
         ours = Kernels(write, attention, view_for_kernels, from_kernels)
         seen = [Batch._make(map(view_for_kernels, own)) for own in inputs]
-        return attend_with(ours, seen, self._layers.__getitem__, self.groups)
+        return attend_with(ours, seen, self._layers.__getitem__, self.kv_groups)
 
 
 def first_at_least(number: int, choices: Sequence[int]) -> int:

@@ -50,7 +50,7 @@ def do(runner: ModelRunner, group: ProcessGroup, meeting: Meeting) -> None:
         return
     name, arguments = unpack_call(arrays)
     number, in_groups = arguments.pop("number", 0), arguments.pop("in_groups", True)
-    runner.groups = KVGroups.of(runner.model.kv.num_layers, runner.model.kv.windows, in_groups)
+    runner.kv_groups = KVGroups.of(runner.model.kv.num_layers, runner.model.kv.windows, in_groups)
     if name == "stop":
         raise Stop
     error, answer = None, None
@@ -85,7 +85,7 @@ def state(runner: ModelRunner) -> dict[str, Any]:
     return {
         "blocks": [list(cache.k.shape[:3]) if cache else None for cache in caches],  # layers, blocks, tokens in a block
         "dtype": str(runner.kv_cache.k.dtype),
-        "groups": list(runner.groups.windows),
+        "groups": list(runner.kv_groups.windows),
     }
 
 

@@ -60,12 +60,12 @@ class LeadingRunner(ModelRunner):
         return self.watch.lost
 
     @property
-    def groups(self) -> KVGroups:
-        return self.runner.groups
+    def kv_groups(self) -> KVGroups:
+        return self.runner.kv_groups
 
-    @groups.setter
-    def groups(self, groups: KVGroups) -> None:
-        self.runner.groups = groups  # the others are told with the next call
+    @kv_groups.setter
+    def kv_groups(self, kv_groups: KVGroups) -> None:
+        self.runner.kv_groups = kv_groups  # the others are told with the next call
 
     def check_alive(self) -> None:
         self.watch.check_alive()
@@ -158,7 +158,7 @@ class LeadingRunner(ModelRunner):
     # ---- helpers
 
     def _about_calls(self) -> dict[str, Any]:
-        return {"number": self._num_calls, "in_groups": self.groups.parts != (None,)}
+        return {"number": self._num_calls, "in_groups": self.kv_groups.parts != (None,)}
 
     def _tell(self, plan: StepPlan) -> None:
         """Let the others do a step."""
