@@ -13,6 +13,7 @@ or one of its own that takes the place of minipage's (`accept_old_names`).
 
 from __future__ import annotations
 
+import dis
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -251,8 +252,10 @@ def accept_old_names(cls: type, like: type) -> None:
 
 
 def uses(cls: type, name: str) -> bool:
-    """Whether any method of a class's own mentions an attribute of this name."""
-    return any(isinstance(each, FunctionType) and name in each.__code__.co_names for each in vars(cls).values())
+    """Whether any method of a class's own mentions an attribute of this name; a global of the same name is none."""
+    methods = [each for each in vars(cls).values() if isinstance(each, FunctionType)]
+    steps = (step for method in methods for step in dis.get_instructions(method))
+    return any(step.argval == name and step.opname.endswith(("_ATTR", "_METHOD")) for step in steps)
 
 
 def renamed_in(module: str) -> Callable[[str], Any]:

@@ -120,6 +120,22 @@ def test_what_the_scheduler_counts_can_still_be_asked_of_its_cache():
         assert scheduler.prefix_cache.num_queried_tokens == scheduler.num_queried_tokens == 8
 
 
+def key(parent, tokens):
+    """A function that has the old name of `PrefixCache.block_hash` by chance."""
+    return parent, tokens
+
+
+def test_a_global_of_an_old_name_is_no_use_of_it():
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+
+        class Own(PrefixCache):
+            def pair(self):
+                return key(b"", ())
+
+    assert said == [] and "key" not in vars(Own)
+
+
 def test_a_method_that_is_overridden_under_its_old_name_is_overridden():
     with old_name:
 
