@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -246,10 +246,16 @@ def say(what: str) -> None:
         print(f"{perf_counter():.0f} s {what}", file=sys.stderr, flush=True)
 
 
-def measure(shape: Shape, makes: dict[str, Make], quick: bool) -> dict[str, Timed | str]:
-    """Time what can be timed; for what fails, the reason."""
-    num_cases = max(1, min(256, ROTATE // shape.bytes))
-    cases = [Case(shape, seed) for seed in range(num_cases)]
+def measure(
+    shape: Shape,
+    makes: Mapping[str, Callable[[Any], Launch]],
+    quick: bool,
+    case: Callable[[Shape, int], Case] = Case,
+    most_cases: int = 256,
+) -> dict[str, Timed | str]:
+    """Time what can be timed, in as many cases as fill the memory that a graph goes through; for what fails, why."""
+    num_cases = max(1, min(most_cases, ROTATE // shape.bytes))
+    cases = [case(shape, seed) for seed in range(num_cases)]
     results: dict[str, Timed | str] = {}
     for name, make in makes.items():
         say(f"{shape.title}: {name}")

@@ -103,10 +103,10 @@ def test_prompts_of_more_tiles_than_a_launch_has_room_for_are_refused():
     num_tokens = 262_144
     cache = np.zeros((1, num_tokens, 1, 64), np.float16)
     prompt = dict(
-        q=np.zeros((num_tokens, 8, 64), np.float16), k_cache=cache, v_cache=cache, context_lens=np.array([num_tokens]),
+        q=np.zeros((num_tokens, 16, 64), np.float16), k_cache=cache, v_cache=cache, context_lens=np.array([num_tokens]),
         block_tables=np.zeros((1, 1), np.int32), query_start_loc=np.array([0, num_tokens]),
     )  # fmt: skip
-    refused("65537 pieces of work", **arguments(**prompt))  # of 4 tokens and 8 heads
+    refused("65537 pieces of work", **arguments(**prompt))  # of 4 tokens and 16 heads
 
 
 def test_numbers_that_no_kernel_reads_are_refused():

@@ -119,12 +119,13 @@ class KernelChoice(NamedTuple):
     """A kernel, and the sizes of a launch that suit it."""
 
     kernel_for: Callable[..., Any]  # tensor_kernel, or ordinary_kernel
-    num_threads: int  # of a block
+    num_threads: int  # of a block of a decode
     few_blocks: int  # of a decode, for each multiprocessor: enough for all of the memory's speed
     most_blocks: int  # this many run at once, and one starts while another ends
     decode_rows: int  # most rows of q in a block of a decode
     prefill_rows: int  # and of a prompt
-    num_warps: int | None = None  # of a block, if the kernel has to be told
+    prefill_threads: int  # of a block of a prompt
+    num_warps: int | None = None  # of a block of a decode, if the kernel has to be told
 
 
 def choose_tensor(q_kind: Kind, kv: Kind, head_size: int) -> KernelChoice:
@@ -134,7 +135,8 @@ def choose_tensor(q_kind: Kind, kv: Kind, head_size: int) -> KernelChoice:
         few_blocks=min(4, 512 // (head_size * kv.num_bytes)),
         most_blocks=MOST_BLOCKS,
         decode_rows=tensor_cores.TILE,
-        prefill_rows=tensor_cores.NUM_WARPS * tensor_cores.TILE,
+        prefill_rows=tensor_cores.PREFILL_WARPS * tensor_cores.TILE,
+        prefill_threads=tensor_cores.PREFILL_WARPS * WARP,
     )
 
 
@@ -147,6 +149,7 @@ def choose_ordinary(q_kind: Kind, kv: Kind, head_size: int) -> KernelChoice:
         most_blocks=3,
         decode_rows=rows,
         prefill_rows=rows,
+        prefill_threads=ordinary_cores.NUM_THREADS,
     )
 
 
@@ -322,7 +325,7 @@ def launch_attention(
     if max_query_len > 1:
         tokens = queries_of_tile(choice, grid.heads)
         prefill = choice.kernel_for(q_kind, kv, head_size, block_size, heads_per_kv, grid.heads, tokens, **options)
-        prefill[(grid.tiles, num_tiles(num_tokens, tokens, num_seqs)), choice.num_threads, cuda_stream](*arguments)
+        prefill[(grid.tiles, num_tiles(num_tokens, tokens, num_seqs)), choice.prefill_threads, cuda_stream](*arguments)
 
 
 def check_arrays(q: Array, k_cache: Array, v_cache: Array, k_scales: Any, v_scales: Any, *tables: Array) -> None:

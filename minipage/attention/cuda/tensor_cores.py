@@ -24,7 +24,8 @@ which are made to fit its range; what is too small for it hardly counts beside t
 
 Memory is fast only for whole lines of 128 bytes. So a warp requests whole rows of K and V, two to four steps before it
 wants them (`cp.async`), and they arrive in shared memory, from where each lane takes its pieces (docs/gpu.md: that is a
-fifth faster than requesting the pieces themselves). The rest is as in ordinary_cores.py.
+fifth faster than requesting the pieces themselves). The warps of a prompt's block go through the same rows, each of which
+one of them requests. The rest is as in ordinary_cores.py.
 """
 
 from __future__ import annotations
@@ -53,11 +54,12 @@ from minipage.attention.cuda.ptx import (
     transposed,
     waiter,
 )
-from minipage.attention.cuda.tiles import ragged_kernel
+from minipage.attention.cuda.tiles import barrier, ragged_kernel
 
 float32, int32, int64, uint32 = types.float32, types.int32, types.int64, types.uint32
 
 NUM_WARPS = 2
+PREFILL_WARPS = 4  # of a block of a prompt
 WIDE = 8  # warps of a block that has a multiprocessor to itself; there may also be two of 4
 TILE = 16  # tokens that are multiplied at once; and rows of q of a warp
 WARP_BYTES = 16 * 1024  # of K and V that are on their way to a warp
@@ -79,16 +81,18 @@ def tensor_kernel(
     Args:
         heads_per_kv: query heads of a KV head.
         heads, tokens: a tile of q is `heads` of these heads for each of `tokens` tokens. With 1 token, all warps
-            have the same rows and share the tokens of K and V; with more, each has 16 rows of its own.
+            have the same rows, and each has other tokens of K and V; with more, each has 16 rows of its own, and they
+            go through K and V together.
         writes: K and V of the newest token come along; see launch_attention.
-        num_warps: of a block.
+        num_warps: of a block of a decode.
     """
-    NUM_THREADS = num_warps * WARP
     PREFILL = tokens > 1
+    WARPS = PREFILL_WARPS if PREFILL else num_warps
+    SHARERS = WARPS if PREFILL else 1  # warps that read the same steps of K and V
     WINDOW = window or 0  # a decode starts behind it; of the queries of a prompt each has another one
     ROWS = heads * tokens
     EACH = min(2, ROWS)  # rows of q whose scores a lane looks at, of each half
-    PARTS = 1 if PREFILL else num_warps  # of a context, which the warps of a block have
+    PARTS = 1 if PREFILL else WARPS  # of a context, which the warps of a block have
     HALVES = 2 if PREFILL or heads > 8 else 1  # of 8 rows of q
     HEAD_TILES = -(-heads_per_kv // heads)
     QUANTIZED = kv.is_quantized
@@ -98,8 +102,7 @@ def tensor_kernel(
     OWN = 2 * GROUPS  # tokens whose scores a lane has
     # A row of K is cut into chunks of 16 bytes for each of 4 lanes, which become K_WIDTH words of two numbers each.
     PER_WORD = 2 // kv.num_bytes  # words of two numbers that a word of K and V becomes
-    K_CHUNKS = ROW_WORDS // 16
-    K_WORDS = head_size // 8
+    K_CHUNKS, K_WORDS = ROW_WORDS // 16, head_size // 8
     K_WIDTH = 4 * PER_WORD
     # A row of V is cut into chunks of up to 16 bytes for each of 8 lanes, which become V_WIDTH words.
     V_LOAD = min(4, ROW_WORDS // 8)
@@ -107,26 +110,26 @@ def tensor_kernel(
     V_WIDTH = V_LOAD * PER_WORD
     TILES = head_size // 16  # of 16 positions in the head
     ALL_TILES, ALL_GROUPS = HALVES * TILES, GROUPS * HALVES  # results of V @ P, of K @ q
-    # Shared memory, in words: stages of K, V and scales on their way to each warp, and in the end the results.
+    # Shared memory, in words: stages of K, V and scales on their way, and in the end the results.
     PIECES = ROW_WORDS // 4  # of 16 bytes, in a row; a load of the warp brings whole rows: this many
     ROWS_AT_ONCE = WARP // PIECES
     V_START = STEP * ROW_WORDS
     SCALE_START = 2 * V_START
     STAGE = SCALE_START + (2 * STEP if QUANTIZED else 0)
-    STAGES = min(4, WARP_BYTES // (2 * STEP * head_size * kv.num_bytes))
+    STAGES = min(4, SHARERS * WARP_BYTES // (2 * STEP * head_size * kv.num_bytes))
     HIGHEST = PARTS * ROWS * head_size  # after the results
     TOTALS = HIGHEST + PARTS * ROWS
-    BUFFER = max(num_warps * STAGES * STAGE, PARTS * ROWS * (head_size + 2))
+    BUFFER = max(WARPS // SHARERS * STAGES * STAGE, PARTS * ROWS * (head_size + 2))
     BUFFER_SIZE = size_in_kernel(BUFFER)
-    STRIDE = STEP if PREFILL else STEP * num_warps  # tokens from a step of a warp to its next
+    STRIDE = STEP if PREFILL else STEP * WARPS  # tokens from a step of a warp to its next
     kind = FLOAT16 if QUANTIZED else q_kind  # of what is multiplied
     pack = pack_halves if kind == FLOAT16 else pack_bfloats
     load_k, load_v, multiply = loader(4), loader(V_LOAD), multiplier(kind)
     as_halves = maker_of_halves(q_kind, K_WORDS)
     k_piece, v_piece, unit = pieces(kv)
     PER_UNIT = np.float32(1 / unit)
-    wait_for_oldest, wait_for_all = waiter(STAGES - 1), waiter(0)
-    join = joiner(PARTS, heads, tokens, heads_per_kv, head_size, NUM_THREADS, q_kind.stored)
+    wait_for_oldest, wait_for_all, meet = waiter(STAGES - 1), waiter(0), barrier(PREFILL)
+    join = joiner(PARTS, heads, tokens, heads_per_kv, head_size, WARPS * WARP, q_kind.stored)
     write_newest = newest_writer(q_kind, kv, head_size)
     _, wait_for_last = order_of_kernels()
 
@@ -147,18 +150,21 @@ def tensor_kernel(
 
     @device_function
     def request(buffer, stage, slot, is_wanted, k_cache, v_cache, k_scales, v_scales, kv_head, num_kv_heads):
-        """Have K and V of a step's slots, one of each lane, brought to a stage of the buffer, whole rows at a time."""
+        """Have K and V of a step's slots, one of each lane, brought to a stage of the buffer, whole rows at a time.
+
+        Warps that share a step have a part of its rows brought each.
+        """
         if is_wanted:
-            lane = int32(cuda.threadIdx.x % WARP)
+            lane, sharer = int32(cuda.threadIdx.x % WARP), int32(cuda.threadIdx.x // WARP % SHARERS)
             piece = lane % PIECES
             row = int32(slot * num_kv_heads + kv_head)  # 2 ** 31 rows would be 256 GiB of K and V
-            for i in range(STEP // ROWS_AT_ONCE):
-                own = int32(i * ROWS_AT_ONCE + lane // PIECES)
+            for i in range(STEP // ROWS_AT_ONCE // SHARERS):
+                own = int32((i * SHARERS + sharer) * ROWS_AT_ONCE + lane // PIECES)
                 at = int64(cuda.shfl_sync(ALL, row, own)) * ROW_WORDS + piece * 4
                 to = stage + place(own, piece)
                 request_16_bytes(buffer, to, k_cache, at)
                 request_16_bytes(buffer, to + V_START, v_cache, at)
-            if QUANTIZED:
+            if QUANTIZED and sharer == 0:
                 request_4_bytes(buffer, stage + SCALE_START + lane, k_scales, row)
                 request_4_bytes(buffer, stage + SCALE_START + STEP + lane, v_scales, row)
         end_of_group()  # an empty one, too: whoever waits counts groups
@@ -280,15 +286,14 @@ def tensor_kernel(
         seen_before = int32(context - num_queries + 1)  # query i sees seen_before + i tokens
         first_row = int32(warp * TILE if PREFILL else 0)
         if PREFILL:
-            start = int32(max(0, seen_before + first + first_row // heads - WINDOW) if WINDOW else 0)
-            last = min(first + min((first_row + TILE - 1) // heads, tokens - 1), num_queries - 1)
-            stop = int32(seen_before + last)
+            start = int32(max(0, seen_before + first - WINDOW) if WINDOW else 0)
+            stop = int32(seen_before + min(first + tokens, num_queries) - 1)
         else:
             start = int32(start + warp * STEP)
 
         buffer = cuda.shared.array(BUFFER_SIZE, float32)
         table = int32(seq * max_blocks)  # 2 ** 31 entries would be 8 GiB of block tables
-        own_stages = int32(warp * STAGES * STAGE)
+        own_stages = int32(0 if PREFILL else warp * STAGES * STAGE)
         new_slot = int32(-1)
         if writes:  # steps that do not hold the newest token are requested before it is there
             new_slot = int32(slot_mapping[q_start])
@@ -345,7 +350,7 @@ def tensor_kernel(
             ahead = int32(base + STAGES * STRIDE)
             slot = slot_of(ahead, stop, block_tables, table)  # has arrived by the time it is wanted
             wait_for_oldest()
-            cuda.syncwarp()  # all lanes have waited for what they requested
+            meet()  # all have waited for what they requested
             score_tokens(score, buffer, stage, q_word, own_k)
             if QUANTIZED:
                 for n in range(OWN):
@@ -359,7 +364,7 @@ def tensor_kernel(
                     j, f = n // 2 * HALVES + half, n % 2 * 2
                     p[j, n % 2] = transposed(pack(score[j, f], score[j, f + 1]))
             add_values(acc, buffer, stage, p, own_v)
-            cuda.syncwarp()  # all lanes have read what is overwritten now
+            meet()  # all have read what is overwritten now
             request(
                 buffer, stage, slot, ahead < stop, k_cache, v_cache, k_scales, v_scales, kv_head, num_kv_heads
             )  # fmt: skip
@@ -372,6 +377,6 @@ def tensor_kernel(
         cuda.syncthreads()
         join(buffer, out, workspace, result_at, q_start, num_queries, first, kv_head, head_tile, num_kv_heads)
 
-    merge = merger(heads, heads_per_kv, head_size, NUM_THREADS, q_kind.stored)
+    merge = merger(heads, heads_per_kv, head_size, WARPS * WARP, q_kind.stored)
     attend = device_function(attend_tile)
     return ragged_kernel(attend, merge, tokens, window, writes, 4 * BUFFER)

@@ -99,6 +99,19 @@ def find_unit(wanted, context_lens, query_start_loc, unit, window):
     return base, before
 
 
+def barrier(is_of_block: bool) -> Any:
+    """Where all threads of a block wait for each other, or those of a warp."""
+
+    @device_function
+    def meet():
+        if is_of_block:
+            cuda.syncthreads()
+        else:
+            cuda.syncwarp()
+
+    return meet
+
+
 def ragged_kernel(
     attend: Any, merge: Any, tokens: int, window: int | None, writes: bool = False, shared_bytes: int = 0
 ) -> Any:
