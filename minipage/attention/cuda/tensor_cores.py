@@ -24,8 +24,8 @@ which are made to fit its range; what is too small for it hardly counts beside t
 
 Memory is fast only for whole lines of 128 bytes. So a warp requests whole rows of K and V, two to four steps before it
 wants them (`cp.async`), and they arrive in shared memory, from where each lane takes its pieces (docs/gpu.md: that is a
-fifth faster than requesting the pieces themselves). The warps of a prompt's block go through the same rows, each of which
-one of them requests. The rest is as in ordinary_cores.py.
+fifth faster than requesting the pieces themselves). The warps of a prompt's block go through the same rows: each is
+requested by one of them. The rest is as in ordinary_cores.py.
 """
 
 from __future__ import annotations
