@@ -191,8 +191,5 @@ def cache_config(scheduler: Scheduler) -> dict[str, str]:
 
 def lengths_up_to(longest: int) -> tuple[float, ...]:
     """1, 2, 5, 10, 20, 50, ... as far as `longest`."""
-    numbers, power = [], 1
-    while power <= longest:
-        numbers += [digit * power for digit in (1, 2, 5)]
-        power *= 10
+    numbers = [digit * 10**power for power in range(len(str(longest))) for digit in (1, 2, 5)]
     return tuple(float(number) for number in numbers if number <= longest)
