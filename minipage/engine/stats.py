@@ -1,6 +1,6 @@
 """What an engine has done, counted: the numbers of `LLM.stats()`, and of a server's /metrics.
 
-Names, kinds, labels and buckets are those of vLLM 0.33, so that dashboards and load testers made for it understand
+Names, kinds, labels and buckets are those of vLLM 0.32.0, so that dashboards and load testers made for it understand
 them. Counters get `_total` at the end of their names when Prometheus fetches them.
 """
 
