@@ -22,6 +22,7 @@ from minipage.model.settings import first_given, read_json, why
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
 CONFIG_FILES = "special_tokens_map.json", "tokenizer_config.json"  # the later one counts, where both name a token
 ROLES = ("system", "developer", "user", "assistant", "tool")
+TEXTS = ("text", "refusal")  # kinds of a content's parts, whose texts lie under the same names
 MARK = "\ue000the last message ends here\ue000 "  # while a template is at work, where it is to be continued
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
@@ -186,7 +187,8 @@ def text_of(content: object, name: str) -> str:
         return str(content)
     if not isinstance(content, Sequence) or isinstance(content, bytes):
         raise InvalidRequestError(f"{name} has the content {shown(content)}; it must be a text or a list of parts.")
-    texts = [part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None for part in content]
+    kinds = [part.get("type") if isinstance(part, Mapping) else None for part in content]
+    texts = [part[kind] if kind in TEXTS and kind in part else None for part, kind in zip(content, kinds)]
     if not texts or not all(isinstance(text, str) for text in texts):
         wrong = next((part for part, text in zip(content, texts) if not isinstance(text, str)), content)
         form = '{"type": "text", "text": ...}; minipage reads no images or sounds'

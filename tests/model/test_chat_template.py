@@ -198,6 +198,9 @@ def test_a_content_may_come_in_parts():
     parts = [{"type": "text", "text": "Why is"}, {"type": "text", "text": "the sea salty?"}]
     text = ChatTemplate("{{ messages[0].content }}").render([{"role": "user", "content": parts}])
     assert text == "Why is\nthe sea salty?"
+    parts = [{"type": "text", "text": "Well,"}, {"type": "refusal", "refusal": "no."}]  # as OpenAI's models refuse
+    text = ChatTemplate("{{ messages[0].content }}").render([{"role": "assistant", "content": parts}])
+    assert text == "Well,\nno."
 
 
 def test_what_else_a_message_says_reaches_the_template():
@@ -251,6 +254,8 @@ WRONG_MESSAGES = [
     ([{"role": "user", "content": ["x"]}], "has 'x' in its content"),
     ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], "no images"),
     ([{"role": "user", "content": [{"type": "text", "text": 7}]}], "each part must be"),
+    ([{"role": "user", "content": [{"type": "refusal", "text": "x"}]}], "each part must be"),
+    ([{"role": "user", "content": [{"type": {}, "text": "x"}]}], "each part must be"),
     ([{"role": "tool"}], r"messages\[0\] has no content"),
     ([{"content": "x", "tool_calls": []}], r"messages\[0\] has no role"),
     ([{"role": "assistant", "content": False}], "has the content False"),
