@@ -160,7 +160,8 @@ class GrammarCompiler:
         except ValueError as error:
             message = f"structured_outputs cannot be had with this model's tokenizer ({shorten(str(error))})."
             raise InvalidRequestError(message) from error
-        self._added = [letters(token.content) for token in backend.get_added_tokens_decoder().values()]
+        added = backend.get_added_tokens_decoder().items()
+        self._special = [letters(token.content) for i, token in added if self._tokenizer.is_special_token(i)]
         self._known: Bits = np.packbits(np.arange(vocab_size) < num_tokens, bitorder="little")  # [ceil(V / 8)]
         self.compile = lru_cache(100)(self._compile)  # usually a program asks for the same again and again
 
@@ -169,8 +170,7 @@ class GrammarCompiler:
         limits = self._llguidance.LLParserLimits(verbose_errors=False)
         try:
             source = self._source(wanted)
-            plain = letters(source)
-            if any(token in plain for token in self._added):
+            if any(map(letters(source).count, self._special)):
                 source = json.dumps({"grammars": [IN_ANY_TOKENS, json.loads(source)["grammars"][0] | {"name": "it"}]})
             matcher = self._llguidance.LLMatcher(self._tokenizer, source, log_level=0, limits=limits)
             problem = matcher.get_error()

@@ -298,6 +298,9 @@ def test_what_looks_like_a_special_token_is_a_text_like_any_other(folders):
     ]
     outputs = llm.generate([[1, 2]] * len(wanted), params)
     assert [(output.error, output.outputs[0].text) for output in outputs] == [(None, text) for text in wanted]
+    usual = SamplingParams(structured_outputs=StructuredOutputsParams(choice=["The sea, every wave"]), max_tokens=40)
+    [output] = llm.generate([[1, 2]], usual)  # anything else is spelled as the tokenizer does it, and models know it
+    assert output.outputs[0].token_ids == llm.tokenizer.encode("The sea, every wave")
 
 
 # ---- mistakes
