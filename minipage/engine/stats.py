@@ -1,6 +1,6 @@
 """What an engine has done, counted: the numbers of `LLM.stats()`, and of a server's /metrics.
 
-Names, kinds, labels and buckets are those of vLLM 0.33, so that dashboards and load testers made for it understand
+Names, kinds, labels and buckets are those of vLLM 0.32.0, so that dashboards and load testers made for it understand
 them. Counters get `_total` at the end of their names when Prometheus fetches them.
 """
 
@@ -191,8 +191,5 @@ def cache_config(scheduler: Scheduler) -> dict[str, str]:
 
 def lengths_up_to(longest: int) -> tuple[float, ...]:
     """1, 2, 5, 10, 20, 50, ... as far as `longest`."""
-    numbers, power = [], 1
-    while power <= longest:
-        numbers += [digit * power for digit in (1, 2, 5)]
-        power *= 10
+    numbers = [digit * 10**power for power in range(len(str(longest))) for digit in (1, 2, 5)]
     return tuple(float(number) for number in numbers if number <= longest)

@@ -9,7 +9,9 @@ sandbox, within bounds (chat_sandbox.py).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -20,10 +22,11 @@ from minipage.model.settings import first_given, read_json, why
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
 CONFIG_FILES = "special_tokens_map.json", "tokenizer_config.json"  # the later one counts, where both name a token
 ROLES = ("system", "developer", "user", "assistant", "tool")
+TEXTS = ("text", "refusal")  # kinds of a content's parts, whose texts lie under the same names
 MARK = "\ue000the last message ends here\ue000 "  # while a template is at work, where it is to be continued
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 
-Message = dict[str, str]
+Message = dict[str, Any]
 
 
 class ChatTemplate:
@@ -66,7 +69,8 @@ class ChatTemplate:
         template has written that).
 
         Args:
-            messages: each with a role and a content, which is a text or a list of {"type": "text", "text": ...}
+            messages: each with a role and a content, which is a text or a list of {"type": "text", "text": ...}; an
+                answer may have none
             add_generation_prompt: end with what makes the model answer
             continue_final_message: end within the last message instead, so that the model goes on with that
             values: what the template knows further, such as enable_thinking
@@ -143,20 +147,38 @@ def check_message(message: object, name: str) -> Message:
     if not isinstance(message, Mapping):
         form = '{"role": "user", "content": "Hello"}'
         raise InvalidRequestError(f"{name} is {shown(message)}; it must be like {form}.")
-    for key in ("role", "content"):
-        if message.get(key) is None:
-            raise InvalidRequestError(f"{name} has no {key}: {shown(dict(message))}.")
-    if not isinstance(message["role"], str) or message["role"] not in ROLES:
-        roles = ", ".join(ROLES)
-        raise InvalidRequestError(f"{name} has the role {shown(message['role'])}; it must be one of {roles}.")
-    plain = {"role": str(message["role"]), "content": text_of(message["content"], name)}
-    for key, value in message.items():  # a name, a reasoning_content, ...: some templates know these
-        if key in plain or value is None or (isinstance(value, list) and not value):  # no tool_calls, for example
-            continue
-        if not isinstance(key, str) or not isinstance(value, str):
-            raise InvalidRequestError(f"{name} has {shown(key)} = {shown(value)}; minipage takes only texts there.")
-        plain[key] = str(value)
-    return plain
+    role, content = message.get("role"), message.get("content")
+    is_answer = role == "assistant"  # sent back as some server gave it: there may have been no words, but tool calls
+    if role is None or (content is None and not is_answer):
+        raise InvalidRequestError(f"{name} has no {'role' if role is None else 'content'}: {shown(dict(message))}.")
+    if not isinstance(role, str) or role not in ROLES:
+        raise InvalidRequestError(f"{name} has the role {shown(role)}; it must be one of {', '.join(ROLES)}.")
+    plain = {"role": str(role), "content": "" if is_answer and content in (None, []) else text_of(content, name)}
+    # A name, a reasoning_content, ...: some templates know these. What is no text, such as an audio, none does.
+    plain = {key: str(value) for key, value in message.items() if isinstance(value, str)} | plain
+    calls = message.get("tool_calls") if is_answer else None
+    return plain | {"tool_calls": tool_calls(calls, name)} if calls else plain
+
+
+def tool_calls(calls: object, name: str) -> list[dict[str, Any]]:
+    """As templates know them: the arguments, which clients send as a text in JSON, are a dict."""
+    if not isinstance(calls, list) or not all(map(is_tool_call, calls)):
+        form = '[{"type": "function", "function": {"name": ..., "arguments": ...}}]'
+        raise InvalidRequestError(f"{name} has the tool_calls {shown(calls)}; they must be like {form}.")
+    functions = [{**call["function"], "arguments": arguments_of(call["function"])} for call in calls]
+    return [{**call, "function": function} for call, function in zip(calls, functions)]
+
+
+def is_tool_call(call: object) -> bool:
+    return isinstance(call, Mapping) and isinstance(call.get("function"), Mapping)
+
+
+def arguments_of(function: Mapping[str, Any]) -> dict[str, Any]:
+    """None, if they are not valid: a model wrote them, and whoever sends them back can do nothing about it."""
+    arguments: Any = function.get("arguments")
+    with suppress(ValueError, TypeError, RecursionError):
+        arguments = json.loads(arguments)
+    return arguments if isinstance(arguments, dict) else {}
 
 
 def text_of(content: object, name: str) -> str:
@@ -165,7 +187,8 @@ def text_of(content: object, name: str) -> str:
         return str(content)
     if not isinstance(content, Sequence) or isinstance(content, bytes):
         raise InvalidRequestError(f"{name} has the content {shown(content)}; it must be a text or a list of parts.")
-    texts = [part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None for part in content]
+    kinds = [part.get("type") if isinstance(part, Mapping) else None for part in content]
+    texts = [part[kind] if kind in TEXTS and kind in part else None for part, kind in zip(content, kinds)]
     if not texts or not all(isinstance(text, str) for text in texts):
         wrong = next((part for part, text in zip(content, texts) if not isinstance(text, str)), content)
         form = '{"type": "text", "text": ...}; minipage reads no images or sounds'

@@ -15,7 +15,6 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,6 +34,9 @@ END = "<|end of structured output|>"  # what a tokenizer gets that has no token 
 # Between the parts of JSON: a space, or a new line and its indentation. If any number of them were allowed, as in vLLM,
 # a model that does not know how to go on would add line breaks for ever.
 WHITESPACE = r"[ \t]|\n[ \t]{0,16}"
+# It: a grammar that has the letters of a special token, such as "</s>". Where only one text can follow, llguidance
+# allows only the tokens that the tokenizer makes of it. Models know these best; but of "</s>" that would be no text.
+IN_ANY_TOKENS = {"lark_grammar": 'start: @it\n%llguidance {"no_forcing": true}'}
 LONGEST = 300  # characters of what llguidance says about a mistake
 
 
@@ -140,29 +142,37 @@ class GrammarCompiler:
     """
 
     def __init__(self, tokenizer: str, vocab_size: int, eos_token_ids: Collection[int]) -> None:
-        self._llguidance = import_llguidance()
+        try:
+            import llguidance
+        except ImportError as error:
+            message = "structured_outputs needs the library llguidance: pip install 'minipage[structured]'."
+            raise InvalidRequestError(message) from error
+        self._llguidance: Any = llguidance
         backend = tokenizers.Tokenizer.from_str(tokenizer)
         num_tokens = max(backend.get_vocab().values(), default=-1) + 1
+        size = max(vocab_size, num_tokens + 1)
         ends = sorted(token for token in eos_token_ids if token < num_tokens)
         if not ends:  # llguidance cannot do without; the model will never be allowed to say it
             backend.add_special_tokens([END])
             ends = [backend.get_vocab()[END]]
         try:
-            self._tokenizer = self._llguidance.LLTokenizer(
-                backend.to_str(), n_vocab=max(vocab_size, num_tokens + 1), eos_token=ends
-            )
+            self._tokenizer = llguidance.LLTokenizer(backend.to_str(), n_vocab=size, eos_token=ends)
         except ValueError as error:
             message = f"structured_outputs cannot be had with this model's tokenizer ({shorten(str(error))})."
             raise InvalidRequestError(message) from error
-        is_known = np.arange(vocab_size) < num_tokens  # [V]
-        self._known: Bits = np.packbits(is_known, bitorder="little")  # [ceil(V / 8)]
+        added = backend.get_added_tokens_decoder().items()
+        self._special = [letters(token.content) for i, token in added if self._tokenizer.is_special_token(i)]
+        self._known: Bits = np.packbits(np.arange(vocab_size) < num_tokens, bitorder="little")  # [ceil(V / 8)]
         self.compile = lru_cache(100)(self._compile)  # usually a program asks for the same again and again
 
     def _compile(self, wanted: StructuredOutputsParams) -> Grammar:
         """The beginning of a text. Raises InvalidRequestError if llguidance cannot compile it."""
         limits = self._llguidance.LLParserLimits(verbose_errors=False)
         try:
-            matcher = self._llguidance.LLMatcher(self._tokenizer, self._source(wanted), log_level=0, limits=limits)
+            source = self._source(wanted)
+            if any(map(letters(source).count, self._special)):
+                source = json.dumps({"grammars": [IN_ANY_TOKENS, json.loads(source)["grammars"][0] | {"name": "it"}]})
+            matcher = self._llguidance.LLMatcher(self._tokenizer, source, log_level=0, limits=limits)
             problem = matcher.get_error()
         except Exception as error:
             problem = str(error) or type(error).__name__
@@ -172,29 +182,25 @@ class GrammarCompiler:
         return Grammar(matcher, self._known)
 
     def _source(self, wanted: StructuredOutputsParams) -> str:
-        """The grammar in llguidance's own form."""
+        """The grammar in llguidance's own form, a text in JSON."""
         matcher = self._llguidance.LLMatcher
         if wanted.regex is not None:
             return str(matcher.grammar_from_regex(wanted.regex))
         if wanted.choice is not None:
             one = " | ".join(map(json.dumps, wanted.choice))  # as a token of the grammar: there may be any number
-            return str(matcher.grammar_from_lark(f"start: CHOICE\nCHOICE: {one}"))
+            return json.dumps({"grammars": [{"lark_grammar": f"start: CHOICE\nCHOICE: {one}"}]})
         if wanted.grammar is not None:
-            is_gbnf = "::=" in wanted.grammar
-            return str(self._llguidance.grammar_from("gbnf" if is_gbnf else "lark", wanted.grammar))
+            kind = "gbnf" if "::=" in wanted.grammar else "lark"
+            return json.dumps({"grammars": [{"lark_grammar": self._llguidance.grammar_from(kind, wanted.grammar)}]})
         pattern = wanted.whitespace_pattern or WHITESPACE
         options = {"whitespace_flexible": False} if wanted.disable_any_whitespace else {"whitespace_pattern": pattern}
         schema = '{"type": "object"}' if wanted.json is None else wanted.json
         return str(matcher.grammar_from_json_schema(schema, defaults=options))
 
 
-def import_llguidance() -> ModuleType:
-    try:
-        import llguidance
-    except ImportError as error:
-        message = "structured_outputs needs the library llguidance: pip install 'minipage[structured]'."
-        raise InvalidRequestError(message) from error
-    return llguidance
+def letters(text: str) -> str:
+    """What is equal of a text however JSON, a regular expression or a grammar have escaped it."""
+    return json.dumps(text)[1:-1].replace("\\", "")
 
 
 def shorten(text: str) -> str:

@@ -39,6 +39,13 @@ def run(
         engine["seed"] = server.pop("seed")
     model = str(engine.get("model", SHIPPED_MODEL))
     settings = read_settings(server, model)
+    if "model" not in engine and len(settings.served_model_name) > 1:
+        *names, last = settings.served_model_name
+        message = (
+            f"--served-model-name takes all that follows for names, {last} too, and no model is given. Give it first:"
+        )
+        how = f"minipage serve {last} --served-model-name {' '.join(names)}"
+        raise ConfigurationError(f"{message} {how} (the shipped model is called {SHIPPED_MODEL}).")
 
     def load() -> AsyncLLM:
         print(f"minipage loads {model} ...", flush=True)

@@ -274,7 +274,8 @@ def take_memory(llm: LLM) -> None:
 
 
 def warm_up(llm: LLM) -> None:
-    """Compile what the first clients would wait for otherwise, up to a minute on a new machine. It is not counted.
+    """Compile what the first clients would wait for otherwise, up to a minute on a new machine. It is not counted, and
+    no prefix of it stays known.
 
     A short prompt and a long one: there are kernels for both.
     """
@@ -283,6 +284,9 @@ def warm_up(llm: LLM) -> None:
         with contextlib.suppress(InvalidRequestError):  # a pool, or a context, too small for even that
             llm.generate([prompt], SamplingParams(max_tokens=2, ignore_eos=True))
     llm.reset_stats()
+    if cache := llm.scheduler.prefix_cache:
+        for block in range(llm.block_pool.num_blocks):  # and no more: a tier may hold what clients will ask for
+            cache.forget(block)
 
 
 def keep_what_is_here() -> None:

