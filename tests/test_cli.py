@@ -79,6 +79,25 @@ sys.exit(", ".join(slow & sys.modules.keys()) or 0)
     assert "demo" in result.stdout and "generate" in result.stdout and "info" in result.stdout
 
 
+@pytest.mark.parametrize(
+    "command", ["demo", "play", "generate x", "chat shakespeare", "serve", "plan gpt2", "learn quiz", "info"]
+)
+def test_the_sign_of_life_is_there_before_what_is_slow_is_loaded(command):
+    code = f"""
+import sys
+import minipage.trace.playing.spinner as signs
+
+def spinner(*_, **__):
+    sys.exit(", ".join({{"numba", "torch"}} & sys.modules.keys()) or 7)
+
+signs.spinner = spinner
+from minipage.cli import main
+main({command.split()})
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (7, "")
+
+
 @pytest.mark.parametrize("command", ["demo", "generate", "chat", "info"])
 def test_each_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as end:

@@ -42,9 +42,6 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
 
 def run_plan(args: argparse.Namespace) -> None:
     from minipage.errors import ConfigurationError
-    from minipage.plan.deployment import Deployment
-    from minipage.plan.forecast import Workload, forecast
-    from minipage.plan.report import numbers, page
     from minipage.trace.playing.spinner import spinner
 
     if args.seed < 0:
@@ -54,10 +51,15 @@ def run_plan(args: argparse.Namespace) -> None:
         raise ConfigurationError(f"--{simulated[0]} is about what is simulated: leave it out, or --sizes-only.")
     if args.html and (args.html.is_dir() or not args.html.parent.is_dir()):
         raise ConfigurationError(f"--html is {str(args.html)!r}; it must be a file, in a folder that is there.")
-    deployment = Deployment(args.model, **{name: value for name, value in vars(args).items() if name in OPTIONS})
-    found = None
-    if not args.sizes_only:
-        with spinner("simulating"):
+    with spinner("reading the sizes of the model") as say:
+        from minipage.plan.deployment import Deployment
+        from minipage.plan.forecast import Workload, forecast
+        from minipage.plan.report import numbers, page
+
+        deployment = Deployment(args.model, **{name: value for name, value in vars(args).items() if name in OPTIONS})
+        found = None
+        if not args.sizes_only:
+            say("simulating")
             lengths = "sharegpt" if args.lengths is None else args.lengths
             found = forecast(deployment, Workload(lengths, args.seed), args.rate)
     if args.html and found:

@@ -17,9 +17,12 @@ def add_quiz(sub: argparse.ArgumentParser) -> None:
 
 
 def quiz(args: argparse.Namespace) -> int:
-    from minipage.learn.quiz.paper import as_markdown, quiz
+    from minipage.trace.playing.spinner import spinner
 
-    questions = [question for question in quiz(args.seed) if question.is_frame or not args.frames]
+    with spinner("drawing up the questions"):
+        from minipage.learn.quiz.paper import as_markdown, quiz
+
+        questions = [question for question in quiz(args.seed) if question.is_frame or not args.frames]
     title = f"{len(questions)} questions" + (f" ({args.seed})" if args.seed else "")
     if args.json:
         print(json.dumps([asdict(question) for question in questions], indent=1, ensure_ascii=False))
