@@ -79,6 +79,22 @@ sys.exit(", ".join(slow & sys.modules.keys()) or 0)
     assert "demo" in result.stdout and "generate" in result.stdout and "info" in result.stdout
 
 
+def test_ctrl_c_while_the_command_line_is_still_loaded_is_ctrl_c():
+    code = """
+import runpy, sys
+
+class Interrupted:
+    def find_spec(self, name, *_):
+        if name == "minipage.cli":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupted())
+runpy.run_module("minipage", run_name="__main__", alter_sys=True)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
+
+
 @pytest.mark.parametrize(
     "command", ["demo", "play", "generate x", "chat shakespeare", "serve", "plan gpt2", "learn quiz", "info"]
 )
