@@ -163,6 +163,35 @@ def test_bad_input_is_one_sentence(arguments, sentence, capsys):
     assert err.startswith("minipage: ") and err.count("\n") == 1 and sentence in err
 
 
+@posix
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["learn", "quiz", "--to", "."], "--to is '.', which is a folder"),
+        (["learn", "quiz", "--to", "/"], "--to is '/', which is a folder"),
+        (["serve", "--port", "0", "--host", os.fsdecode(b"\xff")], "cannot listen on"),
+        (["serve", "--port", "0", "--host", "a\u202eb"], "cannot listen on"),
+    ],
+)
+def test_what_no_file_and_no_host_is_called_is_a_sentence(arguments, sentence, capsys):
+    assert main(arguments) in (1, 2)
+    err = capsys.readouterr().err
+    assert err.startswith("minipage: ") and err.count("\n") == 1 and sentence in err
+
+
+@posix
+def test_a_seed_that_is_no_text_is_a_seed(tmp_path, capsys):
+    seed = os.fsdecode(b"caf\xe9")
+    assert main(["learn", "quiz", "--seed", seed, "--to", str(tmp_path / "exam.md")]) == 0
+    assert "caf\N{REPLACEMENT CHARACTER}" in (tmp_path / "exam.md").read_text(encoding="utf-8")
+    assert main(["learn", "init", str(tmp_path / "mine"), "--seed", seed]) == 0
+
+
+def test_a_number_that_no_machine_can_hold_is_a_sentence(capsys):
+    assert simulations(["--slots", "9" * 23, "--requests", "1"]) == 2
+    assert capsys.readouterr().err.startswith("minipage: a number is too large")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
