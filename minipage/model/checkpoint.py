@@ -198,6 +198,8 @@ def find_folder(model: str | Path, with_weights: bool = True) -> Path:
             refuse_parts_of_models(folder)
             return folder
         is_file = folder.exists()
+    except PermissionError as error:
+        raise ModelError(f"{name!r} cannot be read: {error.strerror}. {hint}") from error
     except (OSError, RuntimeError):  # no path can be like this: too long, or of a user who has no home
         is_file = False
     if is_file:
