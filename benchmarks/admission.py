@@ -10,12 +10,14 @@ on every machine.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from benchmarks.measure import console, main
 from minipage.simulate.configs import find_architecture
 from minipage.simulate.cost import CostModel, Sizes
 from minipage.simulate.machines import A100_40, PAPER_SYSTEM
@@ -37,19 +39,22 @@ def report(name: str, watermark: float, reserve: bool, num_requests: int = NUM_R
     return serve(setting, islice(poisson(lengths.draw(0), rate, 0), num_requests))
 
 
-def main() -> None:
+def run(quick: bool) -> list[dict[str, Any]]:
     shown = Table("workload", "admitted if there is room for", "watermark", "preemptions", "tokens/s", "latency, s")
+    found = []
     for name in WORKLOADS:
         for reserve in True, False:
             for watermark in WATERMARKS:
-                result = report(name, watermark, reserve)
+                result = report(name, watermark, reserve, NUM_REQUESTS // 5 if quick else NUM_REQUESTS)
                 shown.add_row(
                     name, "the prompt" if reserve else "a chunk", f"{watermark:.0%}",
                     f"{result.num_preemptions / result.num_requests:.3f}", f"{result.tokens_per_second:,.0f}",
                     f"{result.latency.mean:.1f}",
                 )  # fmt: skip
-    Console().print(shown)
+                found.append({"workload": name, "reserve": reserve, "watermark": watermark, **result.numbers()})
+    console.print(shown)
+    return found
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main("admission", "What admission saves.", run))

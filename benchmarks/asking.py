@@ -7,6 +7,7 @@ main thread runs the event loop. Only Linux tells how long a thread waited.
 
 from __future__ import annotations
 
+import argparse
 import json
 import select
 import sys
@@ -53,4 +54,7 @@ def ran_and_waited(thread: str) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(ask(sys.argv[1], int(sys.argv[2]))))
+    parser = argparse.ArgumentParser("python -m benchmarks.asking", description=__doc__.partition("\n")[0])
+    parser.add_argument("address", metavar="HOST:PORT")
+    parser.add_argument("pid", type=int, metavar="PID")
+    print(json.dumps(ask(**vars(parser.parse_args()))))

@@ -31,15 +31,17 @@ from typing import Any, NamedTuple
 
 import numba
 import numpy as np
-import torch
 from rich.table import Table
-from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from benchmarks.charts import Chart
-from benchmarks.measure import Measured, Stopwatch, console, grid, in_turn, main, use_threads
+from benchmarks.measure import Measured, Stopwatch, console, grid, in_turn, main, needed, use_threads
 from minipage.attention import cpu, loops, reference
 from minipage.attention.quantize import quantize
 from minipage.simd.halves import to_bfloat16
+
+with needed():
+    import torch
+    from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 NUM_THREADS = 2
 NUM_ROUNDS = {True: 5, False: 11}  # by `quick`

@@ -11,12 +11,13 @@ model is needed. The numbers are hit rates: tokens found, as a share of all toke
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterable, Iterator
 from functools import cache
 
-from rich.console import Console
 from rich.table import Table
 
+from benchmarks.measure import console, main
 from minipage.memory import BlockPool, BlockTable, PrefixCache
 from minipage.memory.eviction import EVICTIONS, Eviction
 
@@ -93,8 +94,13 @@ def table() -> dict[str, dict[str, float]]:
     }
 
 
-if __name__ == "__main__":
-    shown = Table("workload", *EVICTIONS, title="prompt tokens found in the prefix cache")
-    for name, rates in table().items():
+def run(quick: bool) -> dict[str, dict[str, float]]:
+    shown, found = Table("workload", *EVICTIONS, title="prompt tokens found in the prefix cache"), table()
+    for name, rates in found.items():
         shown.add_row(name, *(f"{rate:.1%}" for rate in rates.values()))
-    Console().print(shown)
+    console.print(shown)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main("eviction", "Which order of eviction finds how much.", run))

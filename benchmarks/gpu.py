@@ -25,18 +25,19 @@ from time import perf_counter
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from rich.progress import track
 
 from benchmarks.charts import Chart, Roofline
-from benchmarks.measure import console, grid, main
-from minipage.errors import ConfigurationError
-from minipage.ladder import RUNGS, rung
-from minipage.worker.gpu.capture import recorded
+from benchmarks.measure import console, grid, main, needed, require_gpu
+
+with needed():
+    import torch
+
+    from minipage.ladder import RUNGS, rung
+    from minipage.worker.gpu.capture import recorded
 
 BLOCK_SIZE = 16
 HEADS = {"12x64": (12, 12, 64), "32/8x128": (32, 8, 128), "64/8x128": (64, 8, 128)}  # query heads, KV heads, head size
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 TOLERANCES = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1e-2}  # of |out - expected| / |expected|
 GOAL = (32, 4096, "32/8x128", "bfloat16")  # the shape that the goals are about
 ROTATE = 1_500_000_000  # bytes of K and V that a graph goes through; the level-2 cache has 50 or 60 million
@@ -61,7 +62,7 @@ class Shape(NamedTuple):
     def bytes(self) -> int:
         """That must be read: K and V of all tokens, with their scales."""
         _, num_kv_heads, head_size = HEADS[self.heads]
-        row = head_size + 4 if self.kv else head_size * DTYPES[self.dtype].itemsize
+        row = head_size + 4 if self.kv else head_size * getattr(torch, self.dtype).itemsize
         return 2 * sum(self.contexts) * num_kv_heads * row
 
 
@@ -82,7 +83,7 @@ class Case:
         size = sum(blocks_of), BLOCK_SIZE, self.num_kv_heads, self.head_size
 
         def random(*size: int) -> torch.Tensor:
-            return torch.randn(*size, device="cuda", generator=generator, dtype=DTYPES[shape.dtype])
+            return torch.randn(*size, device="cuda", generator=generator, dtype=getattr(torch, shape.dtype))
 
         self.q = random(len(blocks_of), self.num_heads, self.head_size)
         self.out = torch.full_like(self.q, torch.nan)
@@ -340,13 +341,12 @@ def shapes_of_engine(quick: bool) -> list[Shape]:
 def shapes_of_kinds(quick: bool) -> list[Shape]:
     batch, context, heads, _ = GOAL
     contexts = (context,) * batch
-    plain = [Shape(contexts, heads, dtype) for dtype in DTYPES]
+    plain = [Shape(contexts, heads, dtype) for dtype in TOLERANCES]
     return plain + [Shape(contexts, heads, dtype, kv) for dtype in ("bfloat16", "float16") for kv in ("int8", "fp8")]
 
 
 def run(quick: bool) -> dict[str, Any]:
-    if not torch.cuda.is_available():
-        raise ConfigurationError("no GPU: PyTorch finds none. The tests run the same kernels in a simulator.")
+    require_gpu()
     bandwidth, arithmetic = copy_bandwidth(), arithmetic_speed()
     device = torch.cuda.get_device_properties(0)
     console.print(

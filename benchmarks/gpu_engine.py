@@ -30,13 +30,14 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-import torch
-from transformers import ContinuousBatchingConfig, GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 from benchmarks.charts import Chart
-from benchmarks.measure import console, grid, main
+from benchmarks.measure import console, grid, main, needed, require_gpu
 from minipage import LLM, SamplingParams
-from minipage.errors import ConfigurationError
+
+with needed():
+    import torch
+    from transformers import ContinuousBatchingConfig, GenerationConfig, GPT2Config, GPT2LMHeadModel
 
 BATCHES = 1, 16, 64, 256
 PROMPT_LEN, NUM_TOKENS = 128, 64
@@ -66,8 +67,7 @@ PATIENCE = 100  # seconds for all of them together
 
 
 def run(quick: bool) -> dict[str, Any]:
-    if not torch.cuda.is_available():
-        raise ConfigurationError("this benchmark needs an NVIDIA GPU; `python -m minipage info` says what is there.")
+    require_gpu()
     batches = BATCHES[1:3] if quick else BATCHES
     requests = [np.random.default_rng(n).integers(0, 50_000, (n, PROMPT_LEN)).tolist() for n in batches]
     console.print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, CUDA {torch.version.cuda}")

@@ -26,14 +26,15 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks.charts import Chart
 from benchmarks.gpu_engine import phases, replay_time, serve
 from benchmarks.gpu_tensor_parallel import SHAPES
-from benchmarks.measure import console, main
+from benchmarks.measure import console, main, needed, require_gpu
 from minipage import LLM, SamplingParams
-from minipage.errors import ConfigurationError
+
+with needed():
+    import torch
 
 SHAPE = SHAPES["7B"]
 BATCHES = 1, 32
@@ -45,8 +46,7 @@ COPIED = 4 * 2**30  # bytes
 
 
 def run(quick: bool) -> dict[str, Any]:
-    if not torch.cuda.is_available():
-        raise ConfigurationError("this benchmark needs an NVIDIA GPU; `python -m minipage info` says what is there.")
+    require_gpu()
     console.print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, CUDA {torch.version.cuda}")
     results: dict[str, Any] = {"gpu": torch.cuda.get_device_name(), "copy_bytes_per_second": copy_bandwidth()}
     console.print(f"a copy moves {results['copy_bytes_per_second'] / 1e12:.2f} TB/s, read and written")

@@ -27,14 +27,15 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks.charts import Chart
 from benchmarks.gpu_tensor_parallel import shape
-from benchmarks.measure import console, main
+from benchmarks.measure import console, main, needed, require_gpu
 from minipage import LLM, SamplingParams
 from minipage.engine.drafts import NGrams, Proposer
-from minipage.errors import ConfigurationError
+
+with needed():
+    import torch
 
 LLAMA_3 = shape(4096, 14_336, 32, 32, 8, vocab_size=128_256)  # Llama-3.1-8B's
 GPT2 = {
@@ -70,8 +71,7 @@ class Known:
 
 
 def run(quick: bool) -> dict[str, Any]:
-    if not torch.cuda.is_available():
-        raise ConfigurationError("this benchmark needs an NVIDIA GPU; `python -m minipage info` says what is there.")
+    require_gpu()
     console.print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, CUDA {torch.version.cuda}")
     rows = []
     for name, config in {"GPT-2 124M": GPT2} if quick else {"Llama-3.1-8B": LLAMA_3, "GPT-2 124M": GPT2}:

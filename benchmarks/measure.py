@@ -38,7 +38,7 @@ from rich.table import Table
 
 import minipage
 from benchmarks.charts import Chart, Roofline, save_charts
-from minipage.errors import MinipageError
+from minipage.errors import ConfigurationError, MinipageError
 
 console = Console(highlight=False)
 clock = perf_counter if sys.platform == "win32" else thread_time  # Windows counts processor time in 16 ms only
@@ -134,6 +134,12 @@ def has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+def require_gpu() -> None:
+    """Raise ConfigurationError unless there is one."""
+    if not has_gpu():
+        raise ConfigurationError("this benchmark needs an NVIDIA GPU; `python -m minipage info` says what is there.")
+
+
 def use_threads(num_threads: int) -> None:
     """Let everybody compute with `num_threads` threads: numba, NumPy's BLAS and PyTorch, as far as they are loaded."""
     from threadpoolctl import threadpool_limits
@@ -190,6 +196,20 @@ def grid(title: str, headings: Sequence[str]) -> Table:
     return table
 
 
+MISSING: list[str] = []  # one sentence for each `needed` that was not there
+
+
+@contextmanager
+def needed(package: str = "-e . --group benchmarks") -> Iterator[None]:
+    """Around imports that a benchmark cannot do without. What is missing `main` says, which answers --help first."""
+    try:
+        yield
+    except ImportError as error:
+        MISSING.append(f"{error}; this benchmark needs `pip install {package}`")
+    except MinipageError as error:
+        MISSING.append(str(error))
+
+
 def main(
     name: str,
     meaning: str,
@@ -208,6 +228,9 @@ def main(
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="save all numbers in this file")
     args = parser.parse_args(arguments)
+    if MISSING:
+        print(f"error: {MISSING[0]}", file=sys.stderr)
+        return 1
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack the letters that tables are drawn with
     try:

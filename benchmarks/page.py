@@ -1,6 +1,7 @@
-"""How fast the page of a long run is: `python -m benchmarks.page [STEPS]`. It needs Chromium and playwright.
+"""How fast the page of a long run is: `python -m benchmarks.page`. It needs Chromium and playwright.
 
-The shipped model serves 8 texts at a time from 64 blocks for 10,000 steps, all of them recorded. It takes two minutes.
+The shipped model serves 8 texts at a time from 64 blocks for 10,000 steps, all of them recorded, which takes two
+minutes; for 1,000 with --quick.
 
 opening     the page of all steps, from the address to the first frame on the screen, five times
 jumping     to the last frame, one back, and to frames anywhere, until they are on the screen
@@ -19,9 +20,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from benchmarks.measure import main, needed
 from minipage import LLM, SamplingParams
 from minipage.trace import Trace, record
 from minipage.trace.drawing.html import write_page
+
+with needed():
+    from playwright.sync_api import sync_playwright
 
 NUM_STEPS, NUM_TEXTS, NUM_BLOCKS, BLOCK_SIZE = 10_000, 8, 64, 16
 WORDS = "to be or not that is the question whether 'tis nobler in mind suffer slings and arrows of".split()
@@ -89,7 +94,7 @@ def megabytes(browser: Any, tab: Any) -> float:
     return max(pages) * 4096 / 1e6
 
 
-def openings(browser: Any, path: Path) -> None:
+def openings(browser: Any, path: Path) -> dict[str, float]:
     seconds, processor = [], []
     for _ in range(NUM_OPENINGS):
         before = processor_time(browser)
@@ -99,12 +104,14 @@ def openings(browser: Any, path: Path) -> None:
         tab.close()
     print(f"opened in {median(seconds):.2f} s in the median of {NUM_OPENINGS}, {max(seconds):.2f} at worst;", end=" ")
     print(f"processor time {median(processor):.2f} s, all of the browser's processes together")
+    return {"opened": median(seconds), "processor": median(processor)}
 
 
-def jumps(browser: Any, path: Path) -> None:
+def jumps(browser: Any, path: Path) -> dict[str, float]:
     tab, _ = open_page(browser, path)
     rng, num_frames = random.Random(1), tab.evaluate("all.length")
-    print(f"{megabytes(browser, tab):.0f} MB of memory with the first frame,", end=" ")
+    megabytes_first = megabytes(browser, tab)
+    print(f"{megabytes_first:.0f} MB of memory with the first frame,", end=" ")
     there, back = (tab.evaluate(TIMED.format(act)) for act in ("go(Infinity)", "step(-1)"))
     before = processor_time(browser)
     anywhere = [tab.evaluate(TIMED.format(f"go({rng.randrange(num_frames)})")) for _ in range(NUM_JUMPS)]
@@ -114,21 +121,24 @@ def jumps(browser: Any, path: Path) -> None:
     print(f"anywhere {median(anywhere):.0f} ms in the median of {NUM_JUMPS}, {max(anywhere):.0f} at worst;", end=" ")
     print(f"processor time {processor:.0f} ms a jump, with what moves after it")
     tab.close()
+    return {"megabytes": megabytes_first, "last": there, "back": back, "anywhere": median(anywhere)}
 
 
-def motion(browser: Any, path: Path) -> None:
+def motion(browser: Any, path: Path) -> dict[str, float]:
     tab, _ = open_page(browser, path)
     tab.evaluate("show(Math.floor(all.length / 2))")
     rates = sorted(tab.evaluate(MOVE) for _ in range(NUM_MOTIONS))
     print(f"{median(rates):.0f} frames a second in the median of {NUM_MOTIONS} motions,", end=" ")
     print(f"{rates[NUM_MOTIONS // 20]:.0f} at the 5th percentile, {rates[0]:.0f} in the worst")
     tab.close()
+    return {"rate": median(rates), "5%": rates[NUM_MOTIONS // 20], "worst": rates[0]}
 
 
-def measure(num_steps: int) -> None:
-    from playwright.sync_api import sync_playwright
-
+def run(quick: bool) -> dict[str, dict[str, float]]:
+    num_steps = NUM_STEPS // 10 if quick else NUM_STEPS
     browser_path = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser_path is None:
+        raise FileNotFoundError("this benchmark needs Chromium, on PATH as chromium or google-chrome.")
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         path = Path(folder) / "page.html"
         start = time.process_time()
@@ -142,10 +152,10 @@ def measure(num_steps: int) -> None:
         )
         print(f"{written:.0f} s to write a page of {path.stat().st_size / 1e6:.1f} MB")
         browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
-        for measured in (openings, jumps, motion):
-            measured(browser, path)
+        found = {measured.__name__: measured(browser, path) for measured in (openings, jumps, motion)}
         browser.close()
+    return found
 
 
 if __name__ == "__main__":
-    measure(int(sys.argv[1]) if len(sys.argv) > 1 else NUM_STEPS)
+    sys.exit(main("page", __doc__.partition(": ")[0], run))

@@ -12,12 +12,13 @@ every machine.
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Iterable, Iterator
 
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks.eviction import share_found, text
+from benchmarks.measure import console, main
 from minipage.memory import BlockPool, PrefixCache
 from minipage.memory.partial_cache import PartialPrefixCache
 
@@ -67,10 +68,16 @@ def table(name: str) -> dict[int | None, list[float]]:
     return {unit: [hit_rate(WORKLOADS[name](), size, unit) for size in BLOCK_SIZES] for unit in UNITS}
 
 
-if __name__ == "__main__":
+def run(quick: bool) -> dict[str, dict[int | None, list[float]]]:
     shown = Table("workload", "found in", *(f"blocks of {size}" for size in BLOCK_SIZES), title="prompt tokens found")
-    for name in WORKLOADS:
-        for unit, rates in table(name).items():
+    found = {name: table(name) for name in WORKLOADS}
+    for name, each in found.items():
+        for unit, rates in each.items():
             what = "whole blocks" if unit is None else f"units of {unit}"
             shown.add_row(name if unit is None else "", what, *(f"{rate:.1%}" for rate in rates))
-    Console().print(shown)
+    console.print(shown)
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main("partial_hits", "What whole blocks miss.", run))

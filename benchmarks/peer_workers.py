@@ -9,6 +9,7 @@ the other benchmarks, except what serves them: those are not in the other enviro
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -204,12 +205,12 @@ ENGINES: dict[str, Any] = {
 }
 
 
-def work(name: str, folder: str, precision: str, num_threads: str) -> None:
+def work(name: str, folder: Path, precision: str, num_threads: int) -> None:
     """Load, say so, and serve until no more lines come."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print is no answer
     kind = ENGINES[name]
-    engine = kind(Path(folder), precision, int(num_threads))
+    engine = kind(folder, precision, num_threads)
     print(json.dumps(f"{kind.package} {version(kind.package)}"), file=answers)
     for line in sys.stdin:
         requests = json.loads(line)
@@ -223,4 +224,9 @@ def work(name: str, folder: str, precision: str, num_threads: str) -> None:
 
 
 if __name__ == "__main__":
-    work(*sys.argv[1:])
+    parser = argparse.ArgumentParser("peer_workers.py", description=__doc__.partition("\n")[0])
+    parser.add_argument("name", choices=ENGINES)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("precision")
+    parser.add_argument("num_threads", type=int)
+    work(**vars(parser.parse_args()))

@@ -5,9 +5,9 @@
     kill    one replica is killed in the middle of such a load, half of whose answers are streams, and it is counted
             what became of every request
 
-It needs `pip install minipage[ray]`, starts a Ray of its own, and ends it. The time to the first token is taken at the
-client; how long the replicas computed says more on a busy machine. Goals: more hits and an earlier first token than
-round robin; no request lost that had not begun to answer.
+It needs `pip install 'minipage[ray]' httpx`, starts a Ray of its own, and ends it. The time to the first token is
+taken at the client; how long the replicas computed says more on a busy machine. Goals: more hits and an earlier first
+token than round robin; no request lost that had not begun to answer.
 """
 
 from __future__ import annotations
@@ -27,18 +27,20 @@ from threading import Event, Thread
 from time import perf_counter
 from typing import Any
 
-import httpx
-
-from benchmarks.measure import OtherPrograms, console, grid, main
+from benchmarks.measure import OtherPrograms, console, grid, main, needed
 from minipage.engine.kv_events import KVCacheEvent
 from minipage.model.checkpoint import SHIPPED_MODEL, load_model
-from minipage.serve.app import Settings
-from minipage.serve.main import make_config, take_port
-from minipage.serve.replicas.front import Front
-from minipage.serve.replicas.main import FrontServer, with_events
-from minipage.serve.replicas.on_ray import Deployment, RayReplicas
-from minipage.serve.replicas.prompts import PromptReader
-from minipage.serve.replicas.routing import PrefixRouter, RoundRobin, Router
+
+with needed("'minipage[ray]' httpx"):
+    import httpx
+
+    from minipage.serve.app import Settings
+    from minipage.serve.main import make_config, take_port
+    from minipage.serve.replicas.front import Front
+    from minipage.serve.replicas.main import FrontServer, with_events
+    from minipage.serve.replicas.on_ray import Deployment, RayReplicas
+    from minipage.serve.replicas.prompts import PromptReader
+    from minipage.serve.replicas.routing import PrefixRouter, RoundRobin, Router
 
 NUM_REPLICAS = 2
 NUM_TURNS, TOKENS_OUT = 5, 24

@@ -32,9 +32,11 @@ from rich.progress import track
 from benchmarks import engine, llama, servers
 from benchmarks.asking import Answer
 from benchmarks.contenders import Limits, Process, Prompted
-from benchmarks.measure import OtherPrograms, console, grid, main
+from benchmarks.measure import OtherPrograms, console, grid, main, needed
 from minipage import LLM, SamplingParams
-from minipage.serve.main import take_memory
+
+with needed():
+    from minipage.serve.main import take_memory
 
 CONCURRENCY, TOKENS_IN, TOKENS_OUT = 32, 64, 32
 MAX_MODEL_LEN = 1024

@@ -1,8 +1,17 @@
-"""`python -m minipage`."""
+"""`python -m minipage`, and the command `minipage`."""
 
 import sys
 
-from minipage.cli import main
+
+def start() -> int:
+    """Run one command and return its exit code."""
+    try:
+        from minipage.cli import main
+
+        return main()
+    except KeyboardInterrupt:  # so soon that main was not there yet to answer it
+        return 130
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(start())

@@ -277,9 +277,11 @@ def add_serve(parser: argparse.ArgumentParser) -> None:
 
 
 def run_serve(args: argparse.Namespace) -> None:
+    from minipage.trace.playing.spinner import spinner
+
     try:
-        from minipage.serve.command import run
-        from minipage.trace.playing.spinner import spinner
+        with spinner("loading the server"):
+            from minipage.serve.command import run
     except ImportError as error:
         message = f"{error}. The server needs more than the engine does: pip install 'minipage[serve]'."
         raise ConfigurationError(message) from error

@@ -36,6 +36,9 @@ def run_command(run: Callable[[], int]) -> int:
         return INTERRUPTED
     except BrokenPipeError:  # the reader has seen enough: `| head`
         return 0
+    except OverflowError as error:
+        complain(f"a number is too large ({error}).")
+        return BAD_INPUT
     except (OSError, MemoryError) as error:
         complain(str(error) or "out of memory")
         return FAILED

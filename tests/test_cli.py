@@ -79,6 +79,41 @@ sys.exit(", ".join(slow & sys.modules.keys()) or 0)
     assert "demo" in result.stdout and "generate" in result.stdout and "info" in result.stdout
 
 
+def test_ctrl_c_while_the_command_line_is_still_loaded_is_ctrl_c():
+    code = """
+import runpy, sys
+
+class Interrupted:
+    def find_spec(self, name, *_):
+        if name == "minipage.cli":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupted())
+runpy.run_module("minipage", run_name="__main__", alter_sys=True)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout, result.stderr) == (130, "", "")
+
+
+@pytest.mark.parametrize(
+    "command", ["demo", "play", "generate x", "chat shakespeare", "serve", "plan gpt2", "learn quiz", "info"]
+)
+def test_the_sign_of_life_is_there_before_what_is_slow_is_loaded(command):
+    code = f"""
+import sys
+import minipage.trace.playing.spinner as signs
+
+def spinner(*_, **__):
+    sys.exit(", ".join({{"numba", "torch"}} & sys.modules.keys()) or 7)
+
+signs.spinner = spinner
+from minipage.cli import main
+main({command.split()})
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (7, "")
+
+
 @pytest.mark.parametrize("command", ["demo", "generate", "chat", "info"])
 def test_each_command_explains_itself(command, capsys):
     with pytest.raises(SystemExit) as end:
@@ -126,6 +161,35 @@ def test_bad_input_is_one_sentence(arguments, sentence, capsys):
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("minipage: ") and err.count("\n") == 1 and sentence in err
+
+
+@posix
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["learn", "quiz", "--to", "."], "--to is '.', which is a folder"),
+        (["learn", "quiz", "--to", "/"], "--to is '/', which is a folder"),
+        (["serve", "--port", "0", "--host", os.fsdecode(b"\xff")], "cannot listen on"),
+        (["serve", "--port", "0", "--host", "a\u202eb"], "cannot listen on"),
+    ],
+)
+def test_what_no_file_and_no_host_is_called_is_a_sentence(arguments, sentence, capsys):
+    assert main(arguments) in (1, 2)
+    err = capsys.readouterr().err
+    assert err.startswith("minipage: ") and err.count("\n") == 1 and sentence in err
+
+
+@posix
+def test_a_seed_that_is_no_text_is_a_seed(tmp_path, capsys):
+    seed = os.fsdecode(b"caf\xe9")
+    assert main(["learn", "quiz", "--seed", seed, "--to", str(tmp_path / "exam.md")]) == 0
+    assert "caf\N{REPLACEMENT CHARACTER}" in (tmp_path / "exam.md").read_text(encoding="utf-8")
+    assert main(["learn", "init", str(tmp_path / "mine"), "--seed", seed]) == 0
+
+
+def test_a_number_that_no_machine_can_hold_is_a_sentence(capsys):
+    assert simulations(["--slots", "9" * 23, "--requests", "1"]) == 2
+    assert capsys.readouterr().err.startswith("minipage: a number is too large")
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-AROUND = ["play", "serve", "chat", "trace", "learn", "ladder", "simulate", "plan", "languages"]
-AROUND += ["train.py", "cli.py", "cli_options.py", "cli_defaults.py", "output.py", "info.py", "lesson.py"]
+AROUND = ["play", "serve", "chat", "trace", "learn", "ladder", "simulate", "plan", "languages", "train"]
+AROUND += ["cli.py", "cli_options.py", "cli_defaults.py", "output.py", "info.py", "lesson.py"]
 AROUND += ["__main__.py"]
 EVERY_MODULE_AND_A_FEW_TOKENS = """
 import pkgutil, sys, minipage

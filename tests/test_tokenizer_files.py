@@ -1,10 +1,10 @@
-"""GPT-2's older files, vocab.json and merges.txt, make the tokenizer that transformers makes of them."""
+"""Files beside tokenizer.json count as in transformers, and so do GPT-2's older vocab.json and merges.txt."""
 
 import json
 
 import pytest
 from engine.checkpoints import save_gpt2, save_tokenizer
-from transformers import GPT2Tokenizer
+from transformers import AutoTokenizer, GPT2Tokenizer
 
 from minipage.engine.llm import LLM
 from minipage.errors import ModelError
@@ -43,6 +43,7 @@ OTHERS = {
     "special tokens without ids": {
         "special_tokens_map.json": {"eos_token": {"content": "<s>"}, "additional_special_tokens": ["[PAD]"]}
     },
+    "in another order": {"special_tokens_map.json": {"pad_token": "[PAD]", "eos_token": "<s>", "image_token": "wave"}},
     "described in the settings": {
         "tokenizer_config.json": {
             "added_tokens_decoder": {
@@ -58,11 +59,16 @@ OTHERS = {
 }
 
 
+@pytest.mark.parametrize("make", [GPT2Tokenizer, AutoTokenizer], ids=["older files", "tokenizer.json"])
 @pytest.mark.parametrize("others", OTHERS.values(), ids=OTHERS)
-def test_they_make_the_tokenizer_that_transformers_makes(folder, others):
+def test_they_make_the_tokenizer_that_transformers_makes(folder, others, make):
+    if make is AutoTokenizer:
+        save_tokenizer(folder)
+        for file in "vocab.json", "merges.txt":
+            (folder / file).unlink()
     for file, content in others.items():
         write(folder, file, content)
-    ours, theirs = read_tokenizer(folder), GPT2Tokenizer.from_pretrained(str(folder)).backend_tokenizer
+    ours, theirs = read_tokenizer(folder), make.from_pretrained(str(folder)).backend_tokenizer
     assert ours is not None
     for text in TEXTS:
         token_ids = theirs.encode(text).ids

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
+import shlex
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +18,9 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from minipage import train  # noqa: E402 - only where there is PyTorch
+from minipage.train import training as train  # noqa: E402 - only where there is PyTorch
+from minipage.train.__main__ import main  # noqa: E402
+from minipage.train.settings import Settings  # noqa: E402
 
 SETTINGS = {
     "vocab_size": 320, "context": 16, "n_layer": 2, "n_head": 2, "n_embd": 16, "steps": 12, "batch": 4,
@@ -47,7 +53,7 @@ def options(**changed: object) -> list[str]:
 
 
 def start(out: Path, **changed: object) -> train.Training:
-    return train.Training(TEXT, out, train.Settings(**(SETTINGS | changed)), "cpu")
+    return train.Training(TEXT, out, Settings(**(SETTINGS | changed)), "cpu")
 
 
 def finish(training: train.Training) -> dict[str, torch.Tensor]:
@@ -71,7 +77,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def corpus() -> train.Corpus:
-    return train.Corpus(TEXT, train.Settings(**SETTINGS))
+    return train.Corpus(TEXT, Settings(**SETTINGS))
 
 
 # Spelling.
@@ -109,7 +115,7 @@ def test_a_merge_is_skipped_with_the_stated_probability() -> None:
 
 
 def test_the_text_is_spelt_anew_and_as_usual_in_the_end() -> None:
-    corpus = train.Corpus(TEXT, train.Settings(**(SETTINGS | {"steps": 1000, "respell_every": 10})))
+    corpus = train.Corpus(TEXT, Settings(**(SETTINGS | {"steps": 1000, "respell_every": 10})))
     usual, lengths = len(corpus.tokens), []
     for step in (0, 9, 10, 500, 990):
         corpus.windows(step)
@@ -182,9 +188,53 @@ def test_hugging_face_loads_it_and_finds_the_same_loss(finished: Path) -> None:
 # The command line.
 
 
+def test_help_and_a_text_that_is_none_wait_for_nothing_slow(tmp_path: Path) -> None:
+    code = """
+import sys
+from minipage.train.__main__ import main
+main([sys.argv[1], "--out", sys.argv[2]])
+try:
+    main(["--help"])
+except SystemExit:
+    pass
+sys.exit(", ".join({"torch", "numba", "numpy", "tokenizers"} & sys.modules.keys()) or 0)
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "no such text"), str(tmp_path / "out")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0 and ended.stdout.startswith("usage: ") and "No such file" in ended.stderr
+
+
+def test_without_pytorch_it_says_what_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert main([str(tmp_path / "text.txt"), f"--out={tmp_path / 'out'}", *options()]) == 2
+    assert "pip install 'minipage[torch]'" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX terminal")
+@pytest.mark.parametrize("terminal", [True, False])
+def test_whoever_watches_sees_that_pytorch_is_loaded(tmp_path: Path, terminal: bool) -> None:
+    """It is made slow here, for it may be quick."""
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    (tmp_path / "torch.py").write_text("import time; time.sleep(1); raise ImportError('no torch')", encoding="utf-8")
+    command = [sys.executable, "-m", "minipage.train", str(tmp_path / "text.txt"), f"--out={tmp_path / 'out'}"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]), "TERM": "xterm"}
+    if terminal:
+        import pexpect
+
+        seen, ended = pexpect.run(shlex.join(command), env=environment, timeout=60, withexitstatus=True)
+        text = seen.decode()
+    else:
+        process = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+        text, ended = process.stdout + process.stderr, process.returncode
+    assert ended == 2 and ("loading PyTorch" in text) == terminal and "minipage: no torch" in text
+
+
 def test_command_line_prints_a_line_for_each_validation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
-    assert train.main([str(tmp_path / "text.txt"), f"--out={tmp_path / 'out'}", *options()]) == 0
+    assert main([str(tmp_path / "text.txt"), f"--out={tmp_path / 'out'}", *options()]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(":")[0] for line in lines[:3]] == ["step 4", "step 8", "step 12"]
     report = json.loads((tmp_path / "out" / "training.json").read_text())
@@ -212,7 +262,7 @@ def test_mistakes_are_answered_with_a_sentence(
 ) -> None:
     if content is not None:
         (tmp_path / "text.txt").write_bytes(content)
-    assert train.main([str(tmp_path / "text.txt"), f"--out={tmp_path / 'out'}", *options(**changed)]) == 2
+    assert main([str(tmp_path / "text.txt"), f"--out={tmp_path / 'out'}", *options(**changed)]) == 2
     stderr = capsys.readouterr().err
     assert sentence in stderr and len(stderr.splitlines()) == 1
     assert not (tmp_path / "out").exists()
@@ -223,7 +273,7 @@ def test_only_the_same_run_is_resumed(finished: Path, tmp_path: Path, capsys: py
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
     (tmp_path / "other.txt").write_text(make_text(1000), encoding="utf-8")
     for text, changed, name in (("text", {"steps": 99}, "steps"), ("other", {}, "text")):
-        assert train.main([str(tmp_path / f"{text}.txt"), f"--out={finished}", *options(**changed)]) == 2
+        assert main([str(tmp_path / f"{text}.txt"), f"--out={finished}", *options(**changed)]) == 2
         assert f"another {name};" in capsys.readouterr().err
     assert {path: path.read_bytes() for path in finished.iterdir()} == before
 
@@ -231,7 +281,7 @@ def test_only_the_same_run_is_resumed(finished: Path, tmp_path: Path, capsys: py
 def test_what_no_memory_holds_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
     command = [str(tmp_path / "text.txt"), f"--out={tmp_path / 'out'}", *options(n_embd=10**8)]
-    assert train.main(command) == 1
+    assert main(command) == 1
     stderr = capsys.readouterr().err
     assert stderr.startswith("minipage: there is no memory for") and len(stderr.splitlines()) == 1
 
@@ -244,7 +294,7 @@ def test_a_folder_of_something_else_is_a_sentence(
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "checkpoint.pt").write_bytes(content)
     for out, sentence in (("out", "is no checkpoint of a run"), ("text.txt", "which is a file")):
-        assert train.main([str(tmp_path / "text.txt"), f"--out={tmp_path / out}", *options()]) == 2
+        assert main([str(tmp_path / "text.txt"), f"--out={tmp_path / out}", *options()]) == 2
         stderr = capsys.readouterr().err
         assert sentence in stderr and len(stderr.splitlines()) == 1
     assert (tmp_path / "out" / "checkpoint.pt").read_bytes() == content
@@ -264,9 +314,9 @@ def test_ctrl_c_says_how_to_go_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(train.Training, "learn", learn_with_ctrl_c)
-        assert train.main(command) == 130
+        assert main(command) == 130
     stderr = capsys.readouterr().err
     assert "same command" in stderr and len(stderr.splitlines()) == 1
-    assert train.main(command) == 0
+    assert main(command) == 0
     assert capsys.readouterr().out.startswith("step 8:")
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()

@@ -138,11 +138,11 @@ def make_swap_pool(
     runner: ModelRunner, block_size: int, preemption: Preemption, swap_space: int | str | None
 ) -> tuple[Preemption, BlockPool | None]:
     """How groups are preempted, and the pool that their blocks are saved in: without swap space there is none."""
-    memory = DEFAULT_SWAP_SPACE if swap_space is None else swap_space
-    num_bytes = read_bytes(memory, "swap_space")  # what makes no sense is refused, also where nothing swaps
+    given = DEFAULT_SWAP_SPACE if swap_space is None else swap_space
+    num_bytes = read_bytes(given, "swap_space")  # what makes no sense is refused, also where nothing swaps
     if preemption == "recompute" or (preemption in get_args(Preemption) and num_bytes == 0):
         return "recompute", None
-    return preemption, make_block_pool(runner, block_size, None, memory, "swap_space")
+    return preemption, make_block_pool(runner, block_size, None, num_bytes, "swap_space")
 
 
 def find(choice: str | Callable[..., Any] | None, named: dict[str, Any], what: str) -> Any:

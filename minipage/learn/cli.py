@@ -109,10 +109,11 @@ def init(folder: Path, seed: str = "") -> int:
     from minipage.learn.course import exercises, lessons
     from minipage.learn.screen import PROGRAM, Screen
     from minipage.learn.workspace import init
+    from minipage.model.tokenizer import without_surrogates
 
     if folder.exists() and not folder.is_dir():
         raise LearnError(f"{folder} is a file; give the name of a folder.")
-    new = init(folder, seed=seed)
+    new = init(folder, seed=without_surrogates(seed))
     screen = Screen()
     if not new:
         screen.line(f"{folder} has all the exercises already.")

@@ -31,7 +31,7 @@ from minipage.model.stored_weights import DummyWeights, Place, StoredTensor, Wei
 from minipage.model.tokenizer import Tokenizer
 from minipage.model.tokenizer_files import TOKENIZER_FILES, read_tokenizer
 
-SHIPPED_MODEL = "shakespeare"  # the one in minipage/assets, trained by minipage/train.py
+SHIPPED_MODEL = "shakespeare"  # the one in minipage/assets, trained by minipage/train
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}  # what safetensors calls them, and how to read them
 
@@ -198,6 +198,8 @@ def find_folder(model: str | Path, with_weights: bool = True) -> Path:
             refuse_parts_of_models(folder)
             return folder
         is_file = folder.exists()
+    except PermissionError as error:
+        raise ModelError(f"{name!r} cannot be read: {error.strerror}. {hint}") from error
     except (OSError, RuntimeError):  # no path can be like this: too long, or of a user who has no home
         is_file = False
     if is_file:

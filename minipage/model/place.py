@@ -9,9 +9,11 @@ arrays     dtype                           device         layers
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeAlias, TypeVar
 
@@ -33,6 +35,7 @@ DTYPES = {
     "numpy": ("float32",), "plain": ("float32",), "torch": ("float32", "bfloat16", "float16"),
     "cupy": ("float32", "float16"),
 }  # fmt: skip
+BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1}  # of a number
 DEVICES = {"numpy": ("cpu",), "plain": ("cpu",), "torch": ("cpu", "cuda"), "cupy": ("cuda",)}
 
 
@@ -50,9 +53,12 @@ def place_model(
 
     talk: with other ranks, which have other parts of the weights; None: there are none.
 
-    Raises ConfigurationError if the options do not go together, or a library is missing.
+    Raises ConfigurationError if the options do not go together, a library is missing, or there is no room for them.
     """
     check_quantization(quantization, arrays, dtype)
+    check(arrays, dtype, device)
+    if torch_device(device) == "cpu":
+        check_room(architecture, "int8" if quantization else dtype, 1 if talk is None else talk.size)
     shard: Any = None if talk is None else Shard(architecture, talk.rank, talk.size)
     make, parts = kind_of_layers(arrays, dtype, device, quantization), weights
     if shard and make is Int8Layers:
@@ -163,6 +169,25 @@ def check(arrays: str, dtype: str, device: str) -> None:
                 f"{name} is {value!r}, but arrays is {arrays!r}, which has only {', '.join(table[arrays])} here. "
                 f"Use arrays={able}."
             )
+
+
+def check_room(architecture: Architecture, dtype: str, num_ranks: int) -> None:
+    """Raise ConfigurationError if the weights alone take more of a CPU's memory than there is.
+
+    Linux would end the process without a word; so it is asked before, and other systems, which do not, are not.
+    """
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return
+    kib = {name: int(rest.split()[0]) for name, rest in (line.split(":") for line in lines)}
+    room = 1024 * (kib["MemAvailable"] + kib["SwapFree"])
+    needed = BYTES[dtype] * sum(math.prod(weight.shape) for _, weight in architecture.weights()) // num_ranks
+    if needed > room:
+        raise ConfigurationError(
+            f"the weights take {needed / 2**30:,.1f} GiB in {dtype}, and there are {room / 2**30:,.1f} GiB of memory "
+            "left. Choose a smaller model, or fewer bytes for each number: see dtype and quantization."
+        )
 
 
 def check_quantization(quantization: str | None, arrays: str, dtype: str) -> None:

@@ -27,8 +27,9 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     for name, (kind, value, meaning) in OPTIONS.items():
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, type=kind, metavar=value, help=meaning, default=argparse.SUPPRESS)
-    parser.add_argument("--lengths", default="sharegpt", metavar="WHAT",
-                        help="sharegpt, alpaca, tokens in and out such as 512:128, or a .csv file")  # fmt: skip
+    parser.add_argument(
+        "--lengths", metavar="WHAT", help="sharegpt (the default), alpaca, tokens in and out (512:128), or a .csv file"
+    )
     parser.add_argument(
         "--rate", type=float, metavar="N", help="requests a second (default: as the file says, or 80 %% of the most)"
     )
@@ -41,22 +42,26 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
 
 def run_plan(args: argparse.Namespace) -> None:
     from minipage.errors import ConfigurationError
-    from minipage.plan.deployment import Deployment
-    from minipage.plan.forecast import Workload, forecast
-    from minipage.plan.report import numbers, page
     from minipage.trace.playing.spinner import spinner
 
     if args.seed < 0:
         raise ConfigurationError(f"the seed is {args.seed}; it must not be negative.")
-    if args.sizes_only and args.html:
-        raise ConfigurationError("--html shows a simulated minute: leave out --sizes-only.")
+    simulated = [name for name in ("lengths", "rate", "html") if getattr(args, name) is not None]
+    if args.sizes_only and simulated:
+        raise ConfigurationError(f"--{simulated[0]} is about what is simulated: leave it out, or --sizes-only.")
     if args.html and (args.html.is_dir() or not args.html.parent.is_dir()):
         raise ConfigurationError(f"--html is {str(args.html)!r}; it must be a file, in a folder that is there.")
-    deployment = Deployment(args.model, **{name: value for name, value in vars(args).items() if name in OPTIONS})
-    found = None
-    if not args.sizes_only:
-        with spinner("simulating"):
-            found = forecast(deployment, Workload(args.lengths, args.seed), args.rate)
+    with spinner("reading the sizes of the model") as say:
+        from minipage.plan.deployment import Deployment
+        from minipage.plan.forecast import Workload, forecast
+        from minipage.plan.report import numbers, page
+
+        deployment = Deployment(args.model, **{name: value for name, value in vars(args).items() if name in OPTIONS})
+        found = None
+        if not args.sizes_only:
+            say("simulating")
+            lengths = "sharegpt" if args.lengths is None else args.lengths
+            found = forecast(deployment, Workload(lengths, args.seed), args.rate)
     if args.html and found:
         args.html.write_text(page(deployment, found), encoding="utf-8")
     if args.json:

@@ -122,7 +122,7 @@ def take_port(host: str, port: int) -> socket.socket:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((host, port))
-    except (OSError, OverflowError) as error:
+    except (OSError, OverflowError, TypeError) as error:  # TypeError: a host that is no name in any alphabet
         sock.close()
         raise OSError(f"cannot listen on {host}, port {port}: {error}") from error
     return sock

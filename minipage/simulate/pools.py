@@ -35,7 +35,8 @@ def run_jobs(
 
 
 def in_processes(jobs: Jobs, num_processes: int) -> Iterator[tuple[Any, Any]]:
-    with ProcessPoolExecutor(num_processes, mp_context=get_context("spawn"), initializer=hear_ctrl_c) as pool:
+    useful = min(num_processes, max(1, len(jobs)))
+    with ProcessPoolExecutor(useful, mp_context=get_context("spawn"), initializer=hear_ctrl_c) as pool:
         with deaf_to_ctrl_c():
             futures = {pool.submit(job): key for key, job in jobs.items()}
         try:

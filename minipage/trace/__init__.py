@@ -13,8 +13,23 @@ The first room is not called `record`, because a user calls `minipage.trace.reco
 name would put it in the place of the function.
 """
 
-from minipage.trace.recording.frames import BlockFrame, ChunkFrame, Frame, SequenceFrame
-from minipage.trace.recording.recorder import record
-from minipage.trace.recording.trace import Trace
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from minipage.trace.recording.frames import BlockFrame, ChunkFrame, Frame, SequenceFrame
+    from minipage.trace.recording.recorder import record
+    from minipage.trace.recording.trace import Trace
 
 __all__ = ["BlockFrame", "ChunkFrame", "Frame", "SequenceFrame", "Trace", "record"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the recorder, and the engine with it, when it is first used: a spinner should turn before that is there."""
+    homes = dict.fromkeys(__all__, "frames") | {"record": "recorder", "Trace": "trace"}
+    if name not in homes:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"minipage.trace.recording.{homes[name]}"), name)

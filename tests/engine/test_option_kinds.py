@@ -42,6 +42,11 @@ def test_swap_space_is_a_number_of_bytes_also_where_nothing_swaps(tiny, value, p
         LLM(tiny, num_blocks=8, preemption=preemption, swap_space=value)
 
 
+def test_a_swap_space_without_room_for_a_block_is_told_in_bytes_as_the_block_is(tiny):
+    with pytest.raises(ConfigurationError, match=r"^swap_space is 512, too small for one block: .* [\d,]+ bytes here"):
+        LLM(tiny, num_blocks=8, preemption="swap", swap_space="0.5KiB")
+
+
 @pytest.mark.parametrize("value", [0, "0", "0MiB"])
 def test_without_swap_space_nothing_swaps(tiny, value):
     assert LLM(tiny, num_blocks=8, preemption="swap", swap_space=value).scheduler.preemption == "recompute"

@@ -355,6 +355,18 @@ def test_what_looks_like_a_path_never_goes_to_the_network(path):
         load_model(path)
 
 
+def test_a_folder_that_may_not_be_read_is_not_called_missing(tmp_path, monkeypatch):
+    """As it is for whoever is not root."""
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    (tmp_path / "model").mkdir()
+    monkeypatch.setattr("os.stat", refuse)
+    with pytest.raises(ModelError, match=r"model' cannot be read: Permission denied"):
+        load_model(tmp_path / "model")
+
+
 @pytest.mark.parametrize(
     "model", [None, 5, b"gpt2", "", ["gpt2"], True, np.zeros(3), torch.zeros(3), 10**5000], ids=shown
 )

@@ -71,6 +71,17 @@ def test_random_weights_read_no_file_of_weights(tmp_path):
     assert load_model(tmp_path, "dummy").architecture.num_heads == 4
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system says that there is too little, or swaps")
+@pytest.mark.parametrize(
+    ("options", "needed"), [({}, "32,000.4 GiB in float32"), ({"quantization": "int8"}, "8,000.1 GiB in int8")]
+)
+def test_random_weights_that_no_memory_holds_are_refused_with_how_much_there_is(tmp_path, options, needed):
+    config = {"model_type": "llama"} | CONFIGS["llama"] | {"vocab_size": 2**30, "hidden_size": 4000}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigurationError, match=rf"{needed}.*there are [1-9][\d,.]+ GiB of memory left"):
+        LLM(tmp_path, load_format="dummy", **options)
+
+
 @pytest.mark.parametrize("value", ["magic", None, True, np.zeros(2)], ids=str)
 def test_another_way_to_load_is_refused(tmp_path, value):
     with pytest.raises(ConfigurationError, match=r"load_format is .*; it must be one of auto, dummy"):

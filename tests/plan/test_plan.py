@@ -348,6 +348,11 @@ def test_the_command_prints_json_and_writes_a_page(tmp_path, capsys):
     [
         (["--gpu", "abacus", "--sizes-only"], "the machine 'abacus' is unknown"),
         (["--html", "nowhere/plan.html"], "in a folder that is there"),
+        (["--sizes-only", "--html", "plan.html"], "--html is about what is simulated"),
+        (["--sizes-only", "--rate", "nan"], "--rate is about what is simulated"),
+        (["--sizes-only", "--lengths", "nonsense"], "--lengths is about what is simulated"),
+        (["--rate", "nan"], "the rate is nan"),
+        (["--lengths", ""], "lengths are ''"),
         (["--num-blocks", "9", "--lengths", "8:8", "--rate", "1e6"], "waiting times only grow"),
         (["--num-blocks", "1", "--lengths", "9:8"], "the longest text that fits, 16 tokens"),
         (["--max-num-seqs", "9999"], "at most 4,096 requests at a time are simulated"),

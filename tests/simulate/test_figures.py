@@ -132,7 +132,7 @@ def test_a_knee_is_a_dashed_line():
 def test_jobs_run_in_this_process_or_in_others_with_the_same_results():
     make_jobs, _ = FIGURES["13"]
     jobs = {key: job for key, job in make_jobs(Scale(0, 0.02)).items() if key[1] in ("max", "oracle")}
-    here, there = ({key: str(report.numbers()) for key, report in run_jobs(jobs, n)} for n in (1, 2))
+    here, there = ({key: str(report.numbers()) for key, report in run_jobs(jobs, n)} for n in (1, 10**23))
     assert len(here) == 4 and here == there
 
 

@@ -7,6 +7,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from minipage.errors import LearnError
+
 
 def add_quiz(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("--seed", default="", metavar="NAME", help="other questions for another name")
@@ -17,10 +19,18 @@ def add_quiz(sub: argparse.ArgumentParser) -> None:
 
 
 def quiz(args: argparse.Namespace) -> int:
-    from minipage.learn.quiz.paper import as_markdown, quiz
+    from minipage.trace.playing.spinner import spinner
 
-    questions = [question for question in quiz(args.seed) if question.is_frame or not args.frames]
-    title = f"{len(questions)} questions" + (f" ({args.seed})" if args.seed else "")
+    if args.to and Path(args.to).is_dir():
+        raise LearnError(f"--to is {args.to!r}, which is a folder; give the name of a file.")
+
+    with spinner("drawing up the questions"):
+        from minipage.learn.quiz.paper import as_markdown, quiz
+        from minipage.model.tokenizer import without_surrogates
+
+        seed = without_surrogates(args.seed)  # which stand for bytes that are not UTF-8
+        questions = [question for question in quiz(seed) if question.is_frame or not args.frames]
+    title = f"{len(questions)} questions" + (f" ({seed})" if seed else "")
     if args.json:
         print(json.dumps([asdict(question) for question in questions], indent=1, ensure_ascii=False))
     elif args.to:

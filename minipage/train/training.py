@@ -1,29 +1,12 @@
-"""Train a small GPT on any text file: `python -m minipage.train TEXT --out DIR`. Needs PyTorch.
-
-The network is `minipage.model.gpt2.GPT2`, the very code that the engine runs, fed with PyTorch tensors; only attention
-is swapped, for one over whole windows of text. So there is one GPT in this project, and this is how it learned.
-
-    text ─▶ first 90 % ─▶ BPE tokenizer ─▶ random windows ─▶ GPT ─▶ cross-entropy ─▶ AdamW ─▶ running average of weights
-            last 10 %  ─▶ validation loss, in nats per character (so that tokenizers can be compared)
-
-A megabyte of text is soon known by heart. Three things hold that back: weights are dropped at random (DropConnect, Wan
-et al. 2013); so are merges of the tokenizer, that the same text may come in many spellings (BPE-dropout, Provilkov et
-al., arXiv 1910.13267); and what is kept is a running average of the weights, from where it was best.
-
-DIR gets a model in the Hugging Face GPT-2 layout (fp16), `training.json` with all settings and the loss, and
-`checkpoint.pt`: stop at any time, and the same command goes on from there. All random draws follow from the seed and
-the step, so a run can be repeated, in one go or not: bit for bit on one CPU, and up to rounding on a GPU.
-"""
+"""The text, the network, and the steps of its training."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import math
-import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterator
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,56 +15,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numba import njit
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import save
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from minipage.errors import ConfigurationError, shown
+from minipage.errors import ConfigurationError
 from minipage.model.architecture import Model
 from minipage.model.checkpoint import stored_shapes
 from minipage.model.gpt2 import GPT2
 from minipage.model.layers.plain import PlainLayers
-from minipage.output import INTERRUPTED, run_command
 from minipage.simd.options import kept_on_disk
+from minipage.train.settings import Settings
 
 Ints = np.ndarray[Any, np.dtype[np.int32]]
 Weights = dict[str, torch.Tensor]
-MOST = 10**8  # of anything; then the bytes of a matrix can be counted
-
-
-def setting(default: Any, meaning: str) -> Any:
-    return field(default=default, metadata={"help": f"{meaning} (default: {default})"})
-
-
-@dataclass(frozen=True)
-class Settings:
-    """All that decides what is learned from a text. Each is an option of the command line as well."""
-
-    vocab_size: int = setting(2000, "words of the BPE tokenizer, at most 10000")
-    context: int = setting(512, "longest sequence, in tokens")
-    n_layer: int = setting(4, "layers")
-    n_head: int = setting(4, "attention heads")
-    n_embd: int = setting(256, "width of the network, a multiple of the heads")
-    steps: int = setting(2500, "training steps")
-    batch: int = setting(32, "windows of text in a step")
-    learning_rate: float = setting(3e-3, "the highest, after 100 steps; it falls in half a cosine")
-    weight_decay: float = setting(0.1, "pull of matrices towards zero")
-    dropout: float = setting(0.15, "share of weights and of attention dropped in a step")
-    bpe_dropout: float = setting(0.4, "share of merges skipped at first; it falls in a line to none")
-    respell_every: int = setting(25, "steps between two spellings of the text")
-    average: float = setting(0.998, "decay of the running average of weights")
-    validate_every: int = setting(250, "steps between two validations, with a checkpoint after each")
-    seed: int = setting(1, "where all random draws start")
-
-    def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            most = 10_000 if name == "vocab_size" else MOST
-            if isinstance(value, float) and not 0 <= value < 1:
-                raise ConfigurationError(f"{name} is {value}; it must be at least 0 and less than 1.")
-            if isinstance(value, int) and not 1 <= value <= most:
-                raise ConfigurationError(f"{name} is {value}; it must be a whole number from 1 to {most:,}.")
-        if self.n_embd % self.n_head:
-            raise ConfigurationError(f"n_embd must be a multiple of n_head; {self.n_embd} is none of {self.n_head}.")
 
 
 def train_tokenizer(text: str, vocab_size: int) -> Tokenizer:
@@ -280,57 +226,3 @@ class Training:
         for name in self.weights:
             self.weights[name].data.copy_(state["weights"][name])
             self.average[name].copy_(state["average"][name])
-
-
-def show(training: Training) -> None:
-    """Train, with a progress bar on a terminal, and a line for each validation everywhere."""
-    columns = BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}")
-    with Progress(*columns, expand=True, disable=not (sys.stdout and sys.stdout.isatty())) as progress:
-        bar = progress.add_task("", total=training.settings.steps)
-        for loss, validation in training.run():
-            progress.update(bar, completed=training.step, description=f"loss {loss:.3f}")
-            if validation is not None:
-                print(f"step {training.step}: {loss:.3f} nats/token, validation {validation:.4f} nats/char", flush=True)
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command and return its exit code."""
-    return run_command(lambda: run(arguments))
-
-
-def run(arguments: Sequence[str] | None) -> int:
-    parser = argparse.ArgumentParser("python -m minipage.train", description="Train a small GPT on a text file.")
-    parser.add_argument("text", type=Path, help="a UTF-8 text file; its last tenth is kept for validation")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the model; a run begun there goes on")
-    for f in fields(Settings):
-        parser.add_argument("--" + f.name.replace("_", "-"), type=type(f.default), default=f.default, **f.metadata)
-    args = vars(parser.parse_args(arguments))
-    file, out, device = args.pop("text"), args.pop("out"), "cuda" if torch.cuda.is_available() else "cpu"
-    settings, text = Settings(**args), read(file)
-    if out.exists() and not out.is_dir():
-        raise ConfigurationError(f"--out is {str(out)!r}, which is a file; it must be a folder.")
-    try:
-        training = Training(text, out, settings, device)
-        show(training)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last validation", file=sys.stderr)
-        return INTERRUPTED
-    except RuntimeError as error:  # of PyTorch, which has no other for too little memory
-        if "memory" not in str(error):
-            raise
-        raise MemoryError(f"there is no memory for such a network: {shown(str(error))}") from error
-    print(f"validation loss {training.best:.4f} nats per character; the model is in {out}")
-    return 0
-
-
-def read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigurationError(f"{file} is not UTF-8 text.") from error
-    except OSError as error:
-        raise ConfigurationError(f"{str(file)!r} cannot be read: {error.strerror}.") from error
-
-
-if __name__ == "__main__":
-    sys.exit(main())
