@@ -17,13 +17,14 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import torch
 from rich.progress import track
 
 from benchmarks.charts import Chart
 from benchmarks.gpu import BLOCK_SIZE, HEADS, Case, Launch, Shape, Timed, arithmetic_speed, measure
-from benchmarks.measure import console, grid, main
-from minipage.errors import ConfigurationError
+from benchmarks.measure import console, grid, main, needed, require_gpu
+
+with needed():
+    import torch
 
 
 class Chunk(NamedTuple):
@@ -141,8 +142,7 @@ def chunks(quick: bool) -> list[Chunk]:
 
 
 def run(quick: bool) -> dict[str, Any]:
-    if not torch.cuda.is_available():
-        raise ConfigurationError("no GPU: PyTorch finds none. The tests run the same kernels in a simulator.")
+    require_gpu()
     speed, device = arithmetic_speed(), torch.cuda.get_device_name()
     console.print(f"{device}: a product of matrices in bfloat16 reaches {speed / 1e12:.0f} TFLOP/s.")
     peers: dict[str, Callable[[PromptCase], Launch]] = {}

@@ -181,7 +181,9 @@ def check_room(architecture: Architecture, dtype: str, num_ranks: int) -> None:
     except OSError:
         return
     kib = {name: int(rest.split()[0]) for name, rest in (line.split(":") for line in lines)}
-    room = 1024 * (kib["MemAvailable"] + kib["SwapFree"])
+    if "MemAvailable" not in kib:  # of what only looks like Linux
+        return
+    room = 1024 * (kib["MemAvailable"] + kib.get("SwapFree", 0))
     needed = BYTES[dtype] * sum(math.prod(weight.shape) for _, weight in architecture.weights()) // num_ranks
     if needed > room:
         raise ConfigurationError(

@@ -36,6 +36,7 @@ def test_help_is_answered_whatever_is_missing(name):
         ("gpu", "torch"),
         ("gpu_engine", "torch"),
         ("gpu_llama", "torch"),
+        ("gpu_prompts", "torch"),
         ("gpu_speculation", "torch"),
         ("page", "playwright"),
         ("serve", "--group benchmarks"),
