@@ -157,7 +157,7 @@ def describe(error: BaseException) -> str:
     """An exception in a line."""
     if isinstance(error, SystemExit):
         return "it ends Python itself (sys.exit)"
-    # Where shutil.rmtree adds the name of a file to an OSError that has a sentence only, Python would say no word of it.
+    # shutil.rmtree adds a filename to what is raised; of an OSError with a sentence alone, str() then says no word.
     said_alone = isinstance(error, OSError) and len(error.args) == 1
     try:
         text = str(error.args[0] if said_alone else error).strip().splitlines()
