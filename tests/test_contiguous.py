@@ -166,6 +166,7 @@ class BuddyMachine(RuleBasedStateMachine):
             return None
         start = self.allocator.allocate(wanted)
         assert start % size == 0, f"a chunk of {size} slots begins at slot {start}"
+        assert start + size <= len(self.owners), f"a chunk of {size} slots begins at slot {start}, beyond the memory"
         for slot in range(start, start + size):
             assert self.owners[slot] is None, f"slot {slot} was given to {start}, but {self.owners[slot]} owns it"
             self.owners[slot] = start
@@ -266,7 +267,7 @@ class ForgetsTheLastDigit(BuddyAllocator):
 )
 def test_random_programs_notice_a_broken_allocator(mutant):
     until_it_fails = settings(
-        max_examples=200,
+        max_examples=2000,
         stateful_step_count=30,
         derandomize=True,
         database=None,

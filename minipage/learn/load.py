@@ -157,8 +157,10 @@ def describe(error: BaseException) -> str:
     """An exception in a line."""
     if isinstance(error, SystemExit):
         return "it ends Python itself (sys.exit)"
+    # shutil.rmtree adds a filename to what is raised; of an OSError with a sentence alone, str() then says no word.
+    said_alone = isinstance(error, OSError) and len(error.args) == 1
     try:
-        text = str(error).strip().splitlines()
+        text = str(error.args[0] if said_alone else error).strip().splitlines()
     except Exception:  # a __str__ of theirs
         text = ["(it cannot be shown)"]
     said = f"{type(error).__name__}: {text[0][:MOST_SAID]}" if text else type(error).__name__

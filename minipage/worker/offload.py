@@ -86,7 +86,8 @@ class Store:
 
 def open_file(path: Path, num_rows: int, row_size: int) -> mmap:
     """The file as it is, if it is one of ours and of this size; or else a new one in its place."""
-    begin = np.fromfile(path, np.uint8, len(MAGIC)).tobytes() if path.exists() else b""
+    # Still a link if links lead in a circle, since Python 3.13; to open it then raises OSError.
+    begin = np.fromfile(path, np.uint8, len(MAGIC)).tobytes() if path.exists() or path.is_symlink() else b""
     if not MAGIC.startswith(begin):
         what = "no file of minipage, or a damaged one. It is left as it is, and nothing is offloaded"
         warn(f"kv_offloading_path, {str(path)!r}, is {what}: give another.", RuntimeWarning, stacklevel=6)

@@ -138,9 +138,10 @@ def test_integers_of_any_kind_are_served_if_they_are_right_and_refused_if_not(pa
 @given(st.data(), st.sampled_from([np.uint8, np.int8, np.uint16, np.uint64, np.dtype(">i4")]))
 def test_a_right_batch_is_served_whatever_its_integers_are(paged_attention, data, dtype):
     case = Case([(33, 1), (16, 16), (17, 3), (5, 0)], 4, 2, 2, 16, seed=1)
-    tables = np.where(case.block_tables < 0, np.iinfo(dtype).max, case.block_tables)  # "then anything"
-    integers = {"block_tables": tables, "context_lens": case.context_lens, "query_start_loc": case.query_start_loc}
-    changed = {name: data.draw(layouts)(array.astype(dtype)) for name, array in integers.items()}
+    names = "block_tables", "context_lens", "query_start_loc"
+    integers = {name: getattr(case, name).astype(dtype) for name in names}
+    integers["block_tables"][case.block_tables < 0] = np.iinfo(dtype).max  # "then anything"
+    changed = {name: data.draw(layouts)(array) for name, array in integers.items()}
     assert_close(paged_attention(**case.arguments(**changed)), case.expected, 1e-5)
 
 

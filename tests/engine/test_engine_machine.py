@@ -229,11 +229,11 @@ class TakesABlockWithoutAReference(PrefixCache):
             self.pool.share(block)
 
 
-READS = "is read for the tokens"
+READS, WRITES = "is read for the tokens", r"writes to block \d+, which \d share|written twice"
 RECOMPUTE, SWAP, CACHE, AUTO = {"preemption": "recompute"}, {"preemption": "swap"}, {"caching": True}, {}
 MUTANTS = {  # the broken class: (the setting in which it shows, words that the failure message must have)
     PreemptionForgetsTheText: (RECOMPUTE, "had the tokens|go on with|tokens to compute|blocks wanted"),
-    PreemptionKeepsTheBlocks: (RECOMPUTE, "freed twice|block-table entries name it"),
+    PreemptionKeepsTheBlocks: (RECOMPUTE, f"freed twice|block-table entries name it|{READS}|{WRITES}|cannot append -"),
     PreemptionReversesTheQueue: (RECOMPUTE, "places in the order"),
     PreemptionRecomputesTooLittle: (RECOMPUTE, f"waits with blocks in its hands|{READS}|computes nothing|leaked"),
     AFailedStepCountsAsDone: (AUTO, f"computes nothing|{READS}|tokens to compute"),
@@ -250,20 +250,20 @@ MUTANTS = {  # the broken class: (the setting in which it shows, words that the 
     SamplesGoOnWithoutTheirPrompt: (AUTO, f"{READS}|blocks wanted|computes nothing"),
     PublishesBeforeItIsWritten: (CACHE, "others can find as a prefix|writes to block"),
     SharesBetweenSalts: (CACHE, "of salt ''|of salt 'salt'"),
-    FreeKeepsTheTable: (AUTO, "block-table entries name it|freed twice|cannot allocate -1"),
+    FreeKeepsTheTable: (AUTO, f"block-table entries name it|freed twice|cannot allocate -1|{WRITES}"),
     FreeKeepsTheLength: (AUTO, f"{READS}|has no \\d+ tokens to compute|cannot append -"),
     SlotsOneBehind: (AUTO, "holds a [KV] not of|a slot that nobody wrote"),
     ReadsTheBlocksInOrderOfNumber: (AUTO, f"{READS}|holds a [KV] not of|is no number|share|others can find"),
     ForksWithoutCopyOnWrite: (AUTO, r"writes to block \d+, which \d share"),
     HandsOutABlockInUse: (AUTO, f"share|{READS}|written twice"),
     NeverForgets: (CACHE, f"{READS}|others can find as a prefix"),
-    LeavesNoTokenToCompute: (CACHE, "tokens to compute|blocks wanted"),
+    LeavesNoTokenToCompute: (CACHE, "tokens to compute|blocks wanted|cannot append -"),
     KnowsABlockByItsOwnTokens: (CACHE, READS),
     TakesABlockWithoutAReference: (CACHE, "block-table entries name it|freed twice"),
 }
 ROLES = {Scheduler: "Scheduler", BlockPool: "Pool", BlockTable: "Table", PrefixCache: "Cache"}
 UNTIL_IT_FAILS = settings(
-    programs(200, num_steps=15), derandomize=True, database=None, phases=[Phase.generate], report_multiple_bugs=False
+    programs(400, num_steps=15), derandomize=True, database=None, phases=[Phase.generate], report_multiple_bugs=False
 )
 
 

@@ -98,7 +98,7 @@ class PublishesAUnitThatIsNotWritten(PartialPrefixCache):
     ("mutant", "words"),
     [
         (CopiesNothing, "is read for the tokens"),
-        (WritesIntoThePartItself, "others can find as a prefix"),
+        (WritesIntoThePartItself, "others can find as a prefix|which \\d share"),
         (PublishesAUnitThatIsNotWritten, "is read for the tokens|others can find as a prefix"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 import textwrap
 from contextlib import suppress
 from itertools import cycle
@@ -377,7 +378,8 @@ BREAKS = {
     "a crash": ("import os; os.abort()", "Python crashed (SIGABRT)."),
     "an alarm": ("import signal, time; signal.setitimer(0, 0.01); time.sleep(9)", "a signal ended Python ("),
     "calls without end": (
-        "import sys\nsys.setrecursionlimit(10**8)\nf = lambda *a: [*map(f, a)]\nf(0)", "Python crashed"),
+        "import sys\nsys.setrecursionlimit(10**8)\nf = lambda *a: [*map(f, a)]\nf(0)",
+        "Python crashed" if sys.version_info < (3, 12) else "RecursionError"),
     "calls without end, noticed": ("f = lambda: f()\nf()", "RecursionError"),
     "all memory": ("hog = bytearray(1 << 36)", "MemoryError"),
     "all memory, step by step": ("hog = []\nwhile True: hog.append([0] * (1 << 26))", "MemoryError"),

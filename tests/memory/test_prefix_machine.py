@@ -201,7 +201,7 @@ MUTANTS = {  # the broken class: words that the failure message must have
     KeyForgetsItsParent: "another text's K and V|takes that one, so that nothing is stored twice",
     SaltIsIgnored: "another text's K and V|takes that one, so that nothing is stored twice",
     ReusedBlocksStayKnown: "another text's K and V|the cache should know the blocks",
-    ForgetsATwinToo: "the cache should know the blocks|takes that one, so that nothing is stored twice",
+    ForgetsATwinToo: "the cache should know the blocks|takes that one, so that nothing is stored twice|found were",
     HitLeavesNothingToCompute: "none is left to compute",
     FindTakesReferences: "looking a text up must change nothing",
     FindsOnlyWhatIsInUse: "nobody has reused them; found were|does not hold the K and V of the prefix",

@@ -87,8 +87,9 @@ class Scenario:
                 if i < len(arrivals):
                     arrivals[i] = arrivals[i]._replace(prompt=text)
                 else:
-                    last = arrivals[-1]
-                    arrivals.append(Arrival(last.step + PAUSE, text, MAX_TOKENS, last.params, after=last.after))
+                    last = arrivals[-1]  # if it comes when somebody has ended, so does this: after it
+                    step, after = (last.step + PAUSE, None) if last.after is None else (last.step, i - 1)
+                    arrivals.append(Arrival(step, text, MAX_TOKENS, last.params, after=after))
         if max_tokens is not None:
             arrivals = [arrival._replace(max_tokens=max_tokens) for arrival in arrivals]
         return replace(self, arrivals=tuple(arrivals))
