@@ -7,7 +7,7 @@ fa3) and PyTorch's scaled_dot_product_attention, for which K and V lie in one pi
 in float64 first.
 
 The tensor cores' speed is that of a large product of matrices in bfloat16, measured in the same run. How it is timed:
-as in benchmarks/gpu.py.
+as in benchmarks/gpu.py, except that a graph has at most four launches: where they find K and V hardly counts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from rich.progress import track
 
 from benchmarks.charts import Chart
-from benchmarks.gpu import BLOCK_SIZE, HEADS, Case, Launch, Shape, Timed, arithmetic_speed, measure
+from benchmarks.gpu import BLOCK_SIZE, HEADS, Case, Launch, Shape, Timed, arithmetic_speed, measure, versions
 from benchmarks.measure import console, grid, main, needed, require_gpu
 
 with needed():
@@ -54,7 +54,7 @@ class PromptCase(Case):
         self.out = torch.full_like(self.q, torch.nan)
 
     def error(self) -> float:
-        """How far `out` is off, for the first and the last sequence, and some heads."""
+        """How far `out` is off, for the first and the last sequence, and of these the first and the last head."""
         off, size = 0.0, 0.0
         context, n = self.shape.contexts[0], self.num_queries
         given = self.out.reshape(self.q.shape)  # [num_tokens, H, D]
@@ -173,7 +173,7 @@ def run(quick: bool) -> dict[str, Any]:
         torch.cuda.empty_cache()
     rows.caption = "\n".join(reasons)
     console.print(rows)
-    return {"device": device, "operations_per_second": speed, "prompts": measured}
+    return {"device": device, "operations_per_second": speed, **versions(), "prompts": measured}
 
 
 def charts(results: dict[str, Any]) -> list[Chart]:

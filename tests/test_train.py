@@ -216,7 +216,7 @@ def test_without_pytorch_it_says_what_it_needs(
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX terminal")
 @pytest.mark.parametrize("terminal", [True, False])
 def test_whoever_watches_sees_that_pytorch_is_loaded(tmp_path: Path, terminal: bool) -> None:
-    """It is made slow here, for it may be quick."""
+    """It is made slow here, because it may be quick."""
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
     (tmp_path / "torch.py").write_text("import time; time.sleep(1); raise ImportError('no torch')", encoding="utf-8")
     command = [sys.executable, "-m", "minipage.train", str(tmp_path / "text.txt"), f"--out={tmp_path / 'out'}"]
@@ -230,6 +230,28 @@ def test_whoever_watches_sees_that_pytorch_is_loaded(tmp_path: Path, terminal: b
         process = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
         text, ended = process.stdout + process.stderr, process.returncode
     assert ended == 2 and ("loading PyTorch" in text) == terminal and "minipage: no torch" in text
+
+
+def test_what_compiles_has_a_sign_of_its_own_because_numba_is_there_by_then(tmp_path: Path) -> None:
+    """A sign that began before could neither name the kernel nor keep Ctrl-C until it is compiled."""
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    code = """
+import sys
+import minipage.trace.playing.spinner as signs
+
+usual = signs.spinner
+
+def spinner(message):
+    print(message, "numba" in sys.modules)
+    return usual(message)
+
+signs.spinner = spinner
+from minipage.train.__main__ import main
+main(sys.argv[1:])
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "text.txt"), f"--out={tmp_path / 'out'}", *options()]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.stdout.startswith("loading PyTorch False\nreading the text True\nstep 4: ")
 
 
 def test_command_line_prints_a_line_for_each_validation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,12 +49,11 @@ def run(arguments: Sequence[str] | None) -> int:
     from minipage.trace.playing.spinner import spinner
 
     try:
-        with spinner("loading PyTorch") as say:
+        with spinner("loading PyTorch"):
             import torch
 
             from minipage.train.training import Training
-
-            say("reading the text")
+        with spinner("reading the text"):  # another one, which names the kernel that is compiled
             training = Training(text, out, settings, "cuda" if torch.cuda.is_available() else "cpu")
         show(training)
     except KeyboardInterrupt:

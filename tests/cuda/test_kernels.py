@@ -154,6 +154,13 @@ def test_a_prompt_of_more_tokens_than_a_tile_has_rows():
     Batch([(30, 30), (40, 9)], "float32", "float32", 1, 1, 4, block_size=16).check()
 
 
+@pytest.mark.parametrize("window", [None, 150])
+@pytest.mark.parametrize("kv, head_size", [("bfloat16", 64), *(long(kv, 128) for kv in ("bfloat16", "int8", "fp8"))])
+def test_a_prompt_of_more_steps_than_there_are_stages(kv, head_size, window):
+    """Each is filled again when all warps have read it. With a window, some warps see nothing of the first steps."""
+    Batch([(250, 70)], "bfloat16", kv, 1, 1, head_size, block_size=16, window=window).check()
+
+
 @pytest.mark.parametrize("q, head_size", [("bfloat16", 64), ("float32", 8)])
 @pytest.mark.parametrize("split_size", [long(16), 48])
 def test_contexts_that_are_cut_into_splits_of_which_each_is_the_work_of_a_block(q, head_size, split_size):

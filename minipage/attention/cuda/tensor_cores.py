@@ -20,12 +20,14 @@ K and V of one byte a number become float16 in registers, exactly, times a power
 which are made to fit its range; what is too small for it hardly counts beside the largest:
 
     q       divided by a power of two for each row, by which its largest number is from 1 to 2
-    P       weight * scale of V is at most 1, because weights are relative to the highest score + log2(scale of V)
+    P       weight * scale of V is at most 1, because weights are relative to the highest score + log2(scale of V). Only
+            before a query's window, where it has seen nothing yet, its weights are 1, and what they add counts 0 later:
+            with windows, prompts need scales of V below 65,504
 
 Memory is fast only for whole lines of 128 bytes. So a warp requests whole rows of K and V, two to four steps before it
 wants them (`cp.async`), and they arrive in shared memory, from where each lane takes its pieces (docs/gpu.md: that is a
-fifth faster than requesting the pieces themselves). The warps of a prompt's block go through the same rows: each is
-requested by one of them. The rest is as in ordinary_cores.py.
+fifth faster than requesting the pieces themselves). The warps of a prompt's block go through the same rows: one of
+them requests each. The rest is as in ordinary_cores.py.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ from minipage.attention.cuda.tiles import barrier, ragged_kernel
 float32, int32, int64, uint32 = types.float32, types.int32, types.int64, types.uint32
 
 NUM_WARPS = 2
-PREFILL_WARPS = 4  # of a block of a prompt
+PREFILL_WARPS = 4  # of a block of a prompt; with more, of short rows some would have none to request
 WIDE = 8  # warps of a block that has a multiprocessor to itself; there may also be two of 4
 TILE = 16  # tokens that are multiplied at once; and rows of q of a warp
 WARP_BYTES = 16 * 1024  # of K and V that are on their way to a warp
@@ -152,7 +154,7 @@ def tensor_kernel(
     def request(buffer, stage, slot, is_wanted, k_cache, v_cache, k_scales, v_scales, kv_head, num_kv_heads):
         """Have K and V of a step's slots, one of each lane, brought to a stage of the buffer, whole rows at a time.
 
-        Warps that share a step have a part of its rows brought each.
+        Each of the warps that share a step has a part of its rows brought.
         """
         if is_wanted:
             lane, sharer = int32(cuda.threadIdx.x % WARP), int32(cuda.threadIdx.x // WARP % SHARERS)
