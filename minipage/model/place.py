@@ -174,7 +174,7 @@ def check(arrays: str, dtype: str, device: str) -> None:
 def check_room(architecture: Architecture, dtype: str, num_ranks: int) -> None:
     """Raise ConfigurationError if the weights alone take more of a CPU's memory than there is.
 
-    Linux would end the process without a word; so it is asked before, and other systems, which do not, are not.
+    Linux ends a process that takes more, without a word, so it is asked beforehand. Other systems say it themselves.
     """
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()

@@ -34,8 +34,8 @@ END = "<|end of structured output|>"  # what a tokenizer gets that has no token 
 # Between the parts of JSON: a space, or a new line and its indentation. If any number of them were allowed, as in vLLM,
 # a model that does not know how to go on would add line breaks for ever.
 WHITESPACE = r"[ \t]|\n[ \t]{0,16}"
-# It: a grammar that has the letters of a special token, such as "</s>". Where only one text can follow, llguidance
-# allows only the tokens that the tokenizer makes of it. Models know these best; but of "</s>" that would be no text.
+# `it` is a grammar in which the letters of a special token occur, such as "</s>". Where only one text can follow,
+# llguidance allows only the tokens the tokenizer makes of it. Models know these best, but that of "</s>" is no text.
 IN_ANY_TOKENS = {"lark_grammar": 'start: @it\n%llguidance {"no_forcing": true}'}
 LONGEST = 300  # characters of what llguidance says about a mistake
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tracemalloc
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -80,6 +81,21 @@ def test_random_weights_that_no_memory_holds_are_refused_with_how_much_there_is(
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigurationError, match=rf"{needed}.*there are [1-9][\d,.]+ GiB of memory left"):
         LLM(tmp_path, load_format="dummy", **options)
+
+
+def test_a_system_that_does_not_say_how_much_memory_is_left_refuses_nothing(tmp_path, monkeypatch):
+    folder, options = config_alone(tmp_path, "gpt2"), {"load_format": "dummy", "num_blocks": 8}
+    read = Path.read_text
+
+    def read_text(path, *args, **kwargs):
+        return told if path.name == "meminfo" else read(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    told = "MemTotal: 8 kB\nMemAvailable: 8 kB\n"
+    with pytest.raises(ConfigurationError, match=r"there are 0\.0 GiB of memory left"):
+        LLM(folder, **options)
+    told = "MemTotal: 8 kB\n"  # as some say that only look like Linux
+    LLM(folder, **options)
 
 
 @pytest.mark.parametrize("value", ["magic", None, True, np.zeros(2)], ids=str)
