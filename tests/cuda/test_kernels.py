@@ -161,6 +161,13 @@ def test_a_prompt_of_more_steps_than_there_are_stages(kv, head_size, window):
     Batch([(250, 70)], "bfloat16", kv, 1, 1, head_size, block_size=16, window=window).check()
 
 
+def test_queries_whose_window_begins_later_have_no_weights_before_it():
+    """With scales of V that float16 does not hold, a weight of 1 would be infinite, and no later step makes it 0."""
+    batch = Batch([(90, 80)], "bfloat16", "int8", 1, 1, 64, block_size=8, window=5)
+    batch.scales[1][...] *= np.float32(1e9)
+    batch.check()
+
+
 @pytest.mark.parametrize("q, head_size", [("bfloat16", 64), ("float32", 8)])
 @pytest.mark.parametrize("split_size", [long(16), 48])
 def test_contexts_that_are_cut_into_splits_of_which_each_is_the_work_of_a_block(q, head_size, split_size):

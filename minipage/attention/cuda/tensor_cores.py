@@ -20,9 +20,7 @@ K and V of one byte a number become float16 in registers, exactly, times a power
 which are made to fit its range; what is too small for it hardly counts beside the largest:
 
     q       divided by a power of two for each row, by which its largest number is from 1 to 2
-    P       weight * scale of V is at most 1, because weights are relative to the highest score + log2(scale of V). Only
-            before a query's window, where it has seen nothing yet, its weights are 1, and what they add counts 0 later:
-            with windows, prompts need scales of V below 65,504
+    P       weight * scale of V is at most 1, because weights are relative to the highest score + log2(scale of V)
 
 Memory is fast only for whole lines of 128 bytes. So a warp requests whole rows of K and V, two to four steps before it
 wants them (`cp.async`), and they arrive in shared memory, from where each lane takes its pieces (docs/gpu.md: that is a
@@ -65,6 +63,7 @@ PREFILL_WARPS = 4  # of a block of a prompt; with more, of short rows some would
 WIDE = 8  # warps of a block that has a multiprocessor to itself; there may also be two of 4
 TILE = 16  # tokens that are multiplied at once; and rows of q of a warp
 WARP_BYTES = 16 * 1024  # of K and V that are on their way to a warp
+NOTHING_YET = LOWEST / np.float32(2)  # the highest score before any is seen: by it, what is not seen has no weight
 LEAST_SCALE = np.float32(2**-60)  # of V, for weights: they are at most one over it, or might be infinite
 WIDE_BYTES = WIDE * (WARP_BYTES + 4 * 2 * 4 * WARP)  # of shared memory, with scales
 
@@ -322,7 +321,7 @@ def tensor_kernel(
                 q_scale[half, e] = scale * cuda.shfl_sync(ALL, power, 4 * (2 * c + e)) if QUANTIZED else scale
                 token = first + (first_row + 8 * half + 2 * c + e) // heads
                 visible[half, e] = min(stop, seen_before + token) if PREFILL else stop
-                highest[half, e], total[half, e] = LOWEST, float32(0)
+                highest[half, e], total[half, e] = NOTHING_YET, float32(0)
             for t in range(TILES):
                 for e in range(4):
                     acc[half * TILES + t, e] = float32(0)
