@@ -196,12 +196,12 @@ class Playground:
                 f"{MOST_ASKS} that the page keeps. Send fewer, or clear it."
             )
         asks = []
-        for prompt in prompts:
-            own_seed = {"seed": self._next_id} if params.get("seed") is None else {}
-            asks.append(Ask(str(self._next_id), prompt, params | own_seed, priority, self.run.steps_done))
-            self._next_id += 1
+        for number, prompt in enumerate(prompts, self._next_id):
+            own_seed = {"seed": number} if params.get("seed") is None else {}
+            asks.append(Ask(str(number), prompt, params | own_seed, priority, self.run.steps_done))
         for ask in asks:
             self.run.check(ask)
+        self._next_id += len(asks)
         for ask in asks:
             self.run.add(ask)
         self._whole = None

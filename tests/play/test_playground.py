@@ -264,6 +264,8 @@ def test_bad_input_is_a_sentence_and_changes_nothing(page, table):
     )
     page.settle()
     assert (page.tree, page.facts["options"], page.facts["requests"]) == before
+    page.act("add", prompts=["Speak"])
+    until(lambda: [request["id"] for request in page.facts["requests"]] == ["1", "2"])  # none was used up
 
 
 def test_who_is_still_sending_hears_why_it_is_refused(table):
