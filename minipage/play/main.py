@@ -21,7 +21,8 @@ from minipage.play.run import Build
 from minipage.play.siblings import Sibling
 from minipage.scheduling import POLICIES
 from minipage.serve.limits import Connection
-from minipage.serve.main import address, take_port
+from minipage.serve.main import address, take_port, warm_up
+from minipage.trace.playing.spinner import spinner
 
 if TYPE_CHECKING:
     from minipage.engine.llm import LLM
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"  # and nothing else: whoever can reach a playground can play
 BEGIN: dict[str, Any] = BASE | {"swap_space": "16MiB"}
 FRAME_HEIGHT = 860  # pixels, in a notebook
+PATIENCE = 2.0  # seconds that it begins in, on a machine where it has begun before; then it is said what takes long
 
 
 class Server(uvicorn.Server):
@@ -134,10 +136,13 @@ def run(
     options = BEGIN | engine
     if "memory" in options:
         del options["num_blocks"]
-    first = (build or LLM)(**options)
-    options.pop("memory", None)
-    options["num_blocks"] = first.block_pool.num_blocks
-    check_sizes(options)
+    with spinner("loading the model", long=PATIENCE):
+        first = (build or LLM)(**options)
+        options.pop("memory", None)
+        options["num_blocks"] = first.block_pool.num_blocks
+        check_sizes(options)
+        if build is None:  # a learner's parts have their first step on the page
+            warm_up(first)  # or a page would stand still for half a minute on a new machine, and could not say why
     make: Build = build or builder(first)
     subtitle = ", ".join(filter(None, [str(engine.get("model", "")), note])) or "the shipped model"
     with Table(make, options, subtitle, port, blamed) as table:

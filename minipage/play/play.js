@@ -26,7 +26,7 @@ function tellFacts(facts, news) {
   if (news.mode) tellMode(facts.mode);
   if (news.options) tellOptions(facts.options);
   if (news.requests) tellRequests(facts.requests);
-  if (news.failure) byId("alert").textContent = facts.failure;
+  if ("failure" in news) byId("alert").textContent = facts.failure;
   if ("compare" in news) tellComparison(facts.compare);
   if ("before" in news) tellBefore(facts.before);
   if (news.challenges) tellChallenges(facts.challenges);
@@ -36,6 +36,9 @@ function tellMode({ runs, pace, has_work: hasWork }) {
   say(runs ? "The engine runs." : hasWork ? "The engine stands still." : "The engine has nothing to do. Send it something.");
   byId("run").textContent = runs ? "Pause" : "Run";
   byId("run").setAttribute("aria-pressed", runs);
+  document.body.classList.toggle("runs", runs);
+  byId("play").setAttribute("aria-label", runs ? "Pause" : "Play");
+  tellNext();
   for (const id of ["run", "one-step", "one-phase"]) byId(id).disabled = !hasWork;
   byId("pace-of-engine").value = [...byId("pace-of-engine").options].find((option) => Number(option.value) === pace)?.value ?? "";
 }
@@ -95,10 +98,16 @@ byId("ask-form").addEventListener("submit", async (event) => {
   await act("add", { prompts: byId("prompts").value.split("\n"), max_tokens: number("max-tokens"), priority: number("priority"), ...kind });
 });
 
-const runOrPause = () => act(live.facts.mode?.runs ? "pause" : "run");
+// Whoever lets the engine go on wants to see it, also after having gone back.
+function goOn(name) {
+  if (!isAtEnd()) go(Infinity);
+  return act(name);
+}
+
+const runOrPause = () => (live.facts.mode?.runs ? act("pause") : goOn("run"));
 byId("run").onclick = runOrPause;
-byId("one-step").onclick = () => act("step");
-byId("one-phase").onclick = () => act("phase");
+byId("one-step").onclick = () => goOn("step");
+byId("one-phase").onclick = () => goOn("phase");
 byId("clear").onclick = () => act("clear");
 byId("pace-of-engine").onchange = (event) => act("pace", { seconds: Number(event.target.value) });
 byId("options-form").addEventListener("submit", (event) => event.preventDefault());
@@ -133,11 +142,12 @@ const onward = () => (isAtEnd() ? act("phase") : step(1));
 Object.assign(KEYS, { ArrowRight: () => void onward(), " ": runOrPause, p: runOrPause });
 byId("next").onclick = onward;
 byId("play").onclick = runOrPause;
-byId("panel").addEventListener("keydown", (event) => event.stopPropagation()); // letters that are typed are no orders
-
-document.addEventListener("shown", () => {
-  byId("next").setAttribute("aria-disabled", isAtEnd() && !live.facts.mode?.has_work);
+byId("panel").addEventListener("keydown", (event) => {
+  if (event.target.matches("input, select, textarea")) event.stopPropagation(); // letters that are typed are no orders
 });
+
+const tellNext = () => byId("next").setAttribute("aria-disabled", isAtEnd() && !live.facts.mode?.has_work);
+document.addEventListener("shown", tellNext);
 
 document.body.classList.add("plays");
 listen();

@@ -68,6 +68,7 @@ class Playground:
         self._functions: dict[str, Any] = {}  # the source of those that frames name
         self._thread = threading.Thread(target=self._work, name="minipage play", daemon=True)
         self.run.recorder.glance()
+        self.feed.tell(compare=None, before=None)  # a page may still show those of another playground that was here
         self._tell_all()
         self._thread.start()
 
@@ -190,14 +191,17 @@ class Playground:
         """Each prompt is a request. All are taken, or none. Raises InvalidRequestError."""
         self._refuse_in_challenge("its requests are what they are")
         if len(self.run.asks) + len(prompts) > MOST_ASKS:
-            raise InvalidRequestError(f"there are {len(self.run.asks)} requests; the page keeps {MOST_ASKS}. Clear it.")
+            raise InvalidRequestError(
+                f"there are {len(self.run.asks)} requests, and with {len(prompts)} more it would be more than the "
+                f"{MOST_ASKS} that the page keeps. Send fewer, or clear it."
+            )
         asks = []
-        for prompt in prompts:
-            own_seed = {"seed": self._next_id} if params.get("seed") is None else {}
-            asks.append(Ask(str(self._next_id), prompt, params | own_seed, priority, self.run.steps_done))
-            self._next_id += 1
+        for number, prompt in enumerate(prompts, self._next_id):
+            own_seed = {"seed": number} if params.get("seed") is None else {}
+            asks.append(Ask(str(number), prompt, params | own_seed, priority, self.run.steps_done))
         for ask in asks:
             self.run.check(ask)
+        self._next_id += len(asks)
         for ask in asks:
             self.run.add(ask)
         self._whole = None

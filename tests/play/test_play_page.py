@@ -161,6 +161,77 @@ def test_with_keys_only(opened, table):
 
 
 @pytest.mark.slow
+def test_whoever_lets_it_go_on_sees_it(opened, table):
+    """Also after having gone back; and the button that plays says what it will do."""
+    table.playground.call(table.playground.clear).result(20)
+    with opened() as tab:
+        settled(tab, table, tab.get_by_role("button", name="Send").click)
+        assert tab.get_attribute("#next", "aria-disabled") == "false"  # from here on, it is the engine that goes on
+
+        def press(button, phase="trees.at(-1).phase"):
+            seen = tab.evaluate("trees.length")
+            tab.locator("#engine-buttons").get_by_role("button", name=button, exact=True).click()
+            wait(tab, f"trees.length > arg && trees.at(-1).phase === {phase} && {DRAWN}", seen)
+
+        for button in "Step", "Phase", "Run":
+            press("Step", "'update'")
+            tab.keyboard.press("ArrowLeft")  # with the focus on a button of the panel
+            tab.keyboard.press("ArrowLeft")
+            wait(tab, "now.index === trees.length - 3")
+            press(button)
+        wait(tab, "document.getElementById('play').ariaLabel === 'Pause'")
+        assert tab.locator("#play .if-playing").is_visible() and not tab.locator("#play .if-paused").is_visible()
+        tab.locator("#play").click()
+        wait(tab, "document.getElementById('play').ariaLabel === 'Play'")
+    table.playground.call(table.playground.clear).result(20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", WIDTHS)
+def test_what_is_told_of_a_change_is_in_sight_of_it(opened, table, width):
+    table.playground.call(table.playground.clear).result(20)
+    with opened(width) as tab:
+        tab.locator("#challenges button").first.click()
+        wait(tab, "document.getElementById('goal').textContent")
+        tab.evaluate("document.getElementById('panel').scrollTop = 1e6")
+        tab.evaluate("document.querySelector('[data-option=max_num_seqs]').scrollIntoView({ block: 'end' })")
+        field = tab.locator("#panel").get_by_label("Texts at once")
+        field.fill("0")
+        field.press("Enter")
+        wait(tab, "document.getElementById('alert').textContent.includes('max_num_seqs is 0')")
+        edge = tab.locator("#panel").bounding_box()
+        for told in "#alert", "#goal":
+            box = tab.locator(told).bounding_box()
+            assert edge["y"] <= box["y"] and box["y"] + box["height"] <= min(800, edge["y"] + edge["height"])
+        field.fill("2")
+        settled(tab, table, lambda: field.press("Enter"))
+        tab.wait_for_selector("#compare:not([hidden])")
+        assert tab.locator("#beside svg").last.bounding_box()["width"] > 0.35 * width
+    table.playground.call(table.playground.clear).result(20)
+
+
+@pytest.mark.slow
+def test_another_playground_at_the_same_address(browser, table):
+    """Nothing stays of the one that was there."""
+    with Table(table.playground.build, BEGIN) as first:
+        port = int(first.url.rpartition(":")[2])
+        tab = browser.new_page(viewport={"width": 1280, "height": 800}, reduced_motion="reduce")
+        tab.goto(first.url)
+        wait(tab, "document.getElementById('pool').children.length")
+        tab.get_by_role("button", name="Send").click()
+        wait(tab, "live.facts.requests.length")
+        first.playground.call(lambda: first.playground.configure(block_size=8)).result(30)
+        tab.wait_for_selector("#compare:not([hidden])")
+    tab.get_by_role("button", name="Clear").click()
+    wait(tab, "document.getElementById('alert').textContent.includes('does not answer')")
+    with Table(table.playground.build, BEGIN, port=port):
+        wait(tab, "!live.facts.requests.length")
+        assert not tab.locator("#alert").is_visible()
+        assert not tab.locator("#compare").is_visible() and not tab.locator("#beside").is_visible()
+        tab.close()
+
+
+@pytest.mark.slow
 def test_a_mistake_is_a_sentence(opened, table):
     with opened() as tab:
         tab.locator("#panel").get_by_label("Prompts").fill("   ")

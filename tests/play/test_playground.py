@@ -9,8 +9,9 @@ from serve.lookers import HTTP, Looker, looks_like, until
 
 from minipage import LLM, SamplingParams
 from minipage.errors import ConfigurationError
+from minipage.play import main
 from minipage.play.challenges import ALL, BASE, are_for
-from minipage.play.main import BEGIN, Table, builder, check_sizes, play
+from minipage.play.main import BEGIN, Table, builder, check_sizes, play, run
 from minipage.play.run import Ask, Run
 
 TWO = ["O Romeo,", "My kingdom for a"]
@@ -263,6 +264,8 @@ def test_bad_input_is_a_sentence_and_changes_nothing(page, table):
     )
     page.settle()
     assert (page.tree, page.facts["options"], page.facts["requests"]) == before
+    page.act("add", prompts=["Speak"])
+    until(lambda: [request["id"] for request in page.facts["requests"]] == ["1", "2"])  # none was used up
 
 
 def test_who_is_still_sending_hears_why_it_is_refused(table):
@@ -377,3 +380,14 @@ def test_from_a_notebook():
         assert table.playground.run.llm.block_pool.num_blocks == 1024  # what a page can show
     with pytest.raises(ConfigurationError, match="shows at most"):
         check_sizes(BEGIN | {"num_blocks": 5000})
+
+
+def test_what_is_slow_the_first_time_is_done_before_the_page_is_there(monkeypatch):
+    """Kernels are compiled while the command line can say so; a page would only stand still."""
+    done = []
+    generate = LLM.generate
+    monkeypatch.setattr(LLM, "generate", lambda *args: (done.append("generate"), generate(*args))[1])
+    monkeypatch.setattr(main, "Table", lambda *_: (done.append("page"), 1 / 0)[1])
+    with pytest.raises(ZeroDivisionError):
+        run({})
+    assert done[0] == "generate" and done[-1] == "page"

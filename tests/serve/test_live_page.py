@@ -68,6 +68,20 @@ def test_many_texts_are_told_in_two_lines_each(serve, opened):
 
 
 @pytest.mark.slow
+def test_tokens_a_second_are_those_of_this_server_now(serve, opened):
+    """Not fewer than none after another server has begun, and none when nothing comes."""
+    tab = opened(serve().url)
+    until(lambda: "Live" in tab.inner_text("#live-state"))
+    speeds = []
+    for at, made in ((1e9, 0), (1e9 + 2, 3000), (1e9 + 4, 10), (1e9 + 6, 30)):
+        stats = {"num_requests_running": 1, "num_requests_waiting": 0, "num_preemptions": 0, "generation_tokens": made}
+        tab.evaluate("([stats, seconds]) => tellFacts({ stats, seconds })", [stats, at])
+        speeds.append(tab.locator("#numbers b").last.inner_text())
+    assert speeds == ["0", "1,500", "1,500", "10"]
+    until(lambda: tab.locator("#numbers b").last.inner_text() == "0")
+
+
+@pytest.mark.slow
 def test_it_asks_for_the_key(serve, opened):
     server = serve(settings={"api_key": ["sesame"]})
     tab = opened(server.url)

@@ -130,3 +130,13 @@ def test_letters_twice_as_large_dark_and_forced_colours(name, opened):
         with opened([], document=document_of(name), reduced_motion="reduce", device_scale_factor=2, **looks) as tab:
             tab.set_viewport_size({"width": 640, "height": 400})
             assert look_at(tab, 5) == {}
+
+
+@pytest.mark.slow
+def test_where_only_letters_are_larger_no_control_is_out_of_the_window(opened):
+    with opened([], document=document_of("prefix")) as tab:
+        tab.set_viewport_size({"width": 1280, "height": 800})
+        tab.evaluate("document.documentElement.style.fontSize = '30px'")
+        for control in tab.locator("#controls > *").all():
+            box = control.bounding_box()
+            assert box["x"] >= 0 and box["x"] + box["width"] <= 1280
