@@ -77,7 +77,7 @@ class ChatTemplate:
 
         Raises:
             ModelError: the template could not be read, or is no valid Jinja.
-            InvalidRequestError: the messages are none, or the template refuses them, fails, or does not end.
+            InvalidRequestError: what is given are no messages, or the template refuses them, fails, or does not end.
         """
         plain = check_messages(messages)
         if continue_final_message:
@@ -174,7 +174,7 @@ def is_tool_call(call: object) -> bool:
 
 
 def arguments_of(function: Mapping[str, Any]) -> dict[str, Any]:
-    """None, if they are not valid: a model wrote them, and whoever sends them back can do nothing about it."""
+    """Empty if they are not valid: a model wrote them, and whoever sends them back can do nothing about it."""
     arguments: Any = function.get("arguments")
     with suppress(ValueError, TypeError, RecursionError):
         arguments = json.loads(arguments)

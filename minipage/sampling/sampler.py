@@ -119,12 +119,12 @@ def sample(logits: npt.NDArray[Any], params: SamplingParams, draw: float, adjust
 def first_beyond(number: float, p: npt.NDArray[np.float64]) -> int:
     """The first token whose cumulative probability exceeds a number from [0, 1): never one with probability 0; p: [V].
 
-    NumPy adds up one number after the other, but several stretches at once, so first the stretch is found.
+    A running sum takes one number after the other, and is slow. So first the stretch is found that has the token.
     """
     ends = np.cumsum(np.add.reduceat(p, np.arange(0, len(p), STRETCH)))  # [stretches]; what there is up to their ends
     start = int((ends > number * ends[-1]).argmax()) * STRETCH
     within = np.cumsum(p[start : start + STRETCH])  # [STRETCH, or what is left]
-    wanted = number * ends[-1] - ends[start // STRETCH] + within[-1]  # of the stretch; rounded, it may be none or all
+    wanted = number * ends[-1] - ends[start // STRETCH] + within[-1]  # of it; rounded, perhaps below 0, or all
     return start + int((within > min(max(wanted, 0.0), np.nextafter(within[-1], 0.0))).argmax())
 
 

@@ -62,8 +62,9 @@ NUM_WARPS = 2
 PREFILL_WARPS = 4  # of a block of a prompt; with more, of short rows some would have none to request
 WIDE = 8  # warps of a block that has a multiprocessor to itself; there may also be two of 4
 TILE = 16  # tokens that are multiplied at once; and rows of q of a warp
-WARP_BYTES = 16 * 1024  # of K and V that are on their way to a warp
-NOTHING_YET = LOWEST / np.float32(2)  # the highest score before any is seen: by it, what is not seen has no weight
+WARP_BYTES = 16 * 1024  # at most, of K and V that are on their way to a warp
+# The highest score before a query has seen any: far above LOWEST, so that a step of which it sees nothing adds nothing.
+NOTHING_YET = LOWEST / np.float32(2)
 LEAST_SCALE = np.float32(2**-60)  # of V, for weights: they are at most one over it, or might be infinite
 WIDE_BYTES = WIDE * (WARP_BYTES + 4 * 2 * 4 * WARP)  # of shared memory, with scales
 
@@ -90,7 +91,7 @@ def tensor_kernel(
     PREFILL = tokens > 1
     WARPS = PREFILL_WARPS if PREFILL else num_warps
     SHARERS = WARPS if PREFILL else 1  # warps that read the same steps of K and V
-    WINDOW = window or 0  # a decode starts behind it; of the queries of a prompt each has another one
+    WINDOW = window or 0  # a decode starts at its first token; of the queries of a prompt each has another one
     ROWS = heads * tokens
     EACH = min(2, ROWS)  # rows of q whose scores a lane looks at, of each half
     PARTS = 1 if PREFILL else WARPS  # of a context, which the warps of a block have
@@ -111,7 +112,8 @@ def tensor_kernel(
     V_WIDTH = V_LOAD * PER_WORD
     TILES = head_size // 16  # of 16 positions in the head
     ALL_TILES, ALL_GROUPS = HALVES * TILES, GROUPS * HALVES  # results of V @ P, of K @ q
-    # Shared memory, in words: stages of K, V and scales on their way, and in the end the results.
+    # Shared memory, in words: stages of K, V and scales on their way, for each warp or, in a prompt, for all together;
+    # and in the end the results.
     PIECES = ROW_WORDS // 4  # of 16 bytes, in a row; a load of the warp brings whole rows: this many
     ROWS_AT_ONCE = WARP // PIECES
     V_START = STEP * ROW_WORDS
@@ -165,7 +167,7 @@ def tensor_kernel(
                 to = stage + place(own, piece)
                 request_16_bytes(buffer, to, k_cache, at)
                 request_16_bytes(buffer, to + V_START, v_cache, at)
-            if QUANTIZED and sharer == 0:
+            if QUANTIZED and sharer == 0:  # then a step has a token for each lane
                 request_4_bytes(buffer, stage + SCALE_START + lane, k_scales, row)
                 request_4_bytes(buffer, stage + SCALE_START + STEP + lane, v_scales, row)
         end_of_group()  # an empty one, too: whoever waits counts groups
@@ -349,9 +351,9 @@ def tensor_kernel(
         base = start
         while base < stop:
             ahead = int32(base + STAGES * STRIDE)
-            slot = slot_of(ahead, stop, block_tables, table)  # has arrived by the time it is wanted
+            slot = slot_of(ahead, stop, block_tables, table)  # for `request` below: to look it up takes a while
             wait_for_oldest()
-            meet()  # all have waited for what they requested
+            meet()  # all have waited for their own requests, and read what others requested, too
             score_tokens(score, buffer, stage, q_word, own_k)
             if QUANTIZED:
                 for n in range(OWN):
@@ -365,7 +367,7 @@ def tensor_kernel(
                     j, f = n // 2 * HALVES + half, n % 2 * 2
                     p[j, n % 2] = transposed(pack(score[j, f], score[j, f + 1]))
             add_values(acc, buffer, stage, p, own_v)
-            meet()  # all have read what is overwritten now
+            meet()  # all have read the stage, which is filled again now
             request(
                 buffer, stage, slot, ahead < stop, k_cache, v_cache, k_scales, v_scales, kv_head, num_kv_heads
             )  # fmt: skip

@@ -6,7 +6,7 @@ at least as many tiles free for each sequence as it needs, so no table of tiles 
 their sequence have nothing to do.
 
     size 4      A: queries 0-4     B: query 5   C: queries 6-13
-    tiles       0: 0-3  1: 4       2: 5         3: 6-9  4: 10-13  5: nothing
+    tiles       0: 0-3  1: 4       2: 5         3: 6-9  4: 10-13  5: nothing      (a single query, B's, is a decode)
 
 Decodes are cut into equal shares.
 Their contexts are laid end to end and counted in units of a few tokens, and each block gets the same number of units.
