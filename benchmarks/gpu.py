@@ -69,6 +69,8 @@ class Shape(NamedTuple):
 class Case:
     """Random K and V in blocks that lie in any order, and a query for each sequence."""
 
+    num_queries = 1  # of a sequence
+
     def __init__(self, shape: Shape, seed: int) -> None:
         self.shape = shape
         self.num_heads, self.num_kv_heads, self.head_size = HEADS[shape.heads]
@@ -115,6 +117,14 @@ class Case:
             both.append(rows.repeat_interleave(group, dim=1).transpose(0, 1))
         return both[0], both[1]
 
+    def contiguous(self) -> list[torch.Tensor]:
+        """K and V in one piece, each [num_seqs, num_kv_heads, context, head_size]; all contexts of one length."""
+        contexts, blocks = self.shape.contexts, self.block_tables.long()
+        if len(set(contexts)) > 1:
+            raise ValueError("contexts of several lengths are not one array")
+        split = len(blocks), -1, self.num_kv_heads, self.head_size
+        return [a[blocks].reshape(split)[:, : contexts[0]].transpose(1, 2).contiguous() for a in (self.k, self.v)]
+
     def error(self) -> float:
         """How far `out` is off, for the first and the last, the shortest and the longest sequences."""
         lengths = self.shape.contexts
@@ -147,26 +157,19 @@ def ladder_rung(name: str) -> Make:
 def engine_kernel(case: Case) -> Launch:
     from minipage.attention.cuda import launch_attention, workspace_size
 
-    longest = max(case.shape.contexts)
-    size = workspace_size(len(case.q), case.num_heads, case.head_size, longest)
+    longest, num_seqs, num_queries = max(case.shape.contexts), len(case.shape.contexts), case.num_queries
+    size = workspace_size(num_seqs, case.num_heads, case.head_size, longest)
     workspace = torch.zeros(size, device="cuda")
-    starts = torch.arange(len(case.q) + 1, dtype=torch.int32, device="cuda")
+    starts = num_queries * torch.arange(num_seqs + 1, dtype=torch.int32, device="cuda")
     return lambda: launch_attention(
         case.q, case.k, case.v, case.block_tables, case.context_lens, starts, case.scale, *(case.scales or (None,
-        None)), out=case.out, workspace=workspace, max_query_len=1, max_context_len=longest,
-        stream=torch.cuda.current_stream().cuda_stream,
+        None)), out=case.out, workspace=workspace, max_query_len=num_queries, min_query_len=num_queries,
+        max_context_len=longest, stream=torch.cuda.current_stream().cuda_stream,
     )  # fmt: skip
 
 
 def torch_sdpa(case: Case) -> Launch:
-    """Contiguous K and V, each [num_seqs, num_kv_heads, context, head_size]; all contexts must be of one length."""
-    if len(set(case.shape.contexts)) > 1:
-        raise ValueError("contexts of several lengths are not one array")
-    blocks = case.block_tables.long()
-    shape = len(blocks), -1, case.num_kv_heads, case.head_size
-    k, v = (
-        a[blocks].reshape(shape)[:, : case.shape.contexts[0]].transpose(1, 2).contiguous() for a in (case.k, case.v)
-    )
+    k, v = case.contiguous()
     attend = torch.nn.functional.scaled_dot_product_attention
     q = case.q[:, :, None]
 

@@ -20,7 +20,18 @@ from typing import Any, NamedTuple
 from rich.progress import track
 
 from benchmarks.charts import Chart
-from benchmarks.gpu import BLOCK_SIZE, HEADS, Case, Launch, Shape, Timed, arithmetic_speed, measure, versions
+from benchmarks.gpu import (
+    BLOCK_SIZE,
+    HEADS,
+    Case,
+    Launch,
+    Shape,
+    Timed,
+    arithmetic_speed,
+    engine_kernel,
+    measure,
+    versions,
+)
 from benchmarks.measure import console, grid, main, needed, require_gpu
 
 with needed():
@@ -71,30 +82,13 @@ class PromptCase(Case):
         return float("nan") if missing else (off / size) ** 0.5
 
 
-def engine_kernel(case: PromptCase) -> Launch:
-    from minipage.attention.cuda import launch_attention, workspace_size
-
-    context, num_seqs = case.shape.contexts[0], len(case.shape.contexts)
-    workspace = torch.zeros(workspace_size(num_seqs, case.num_heads, case.head_size, context), device="cuda")
-    starts = case.num_queries * torch.arange(num_seqs + 1, dtype=torch.int32, device="cuda")
-    return lambda: launch_attention(
-        case.q, case.k, case.v, case.block_tables, case.context_lens, starts, case.scale, *(case.scales or (None,
-        None)), out=case.out, workspace=workspace, max_query_len=case.num_queries, min_query_len=case.num_queries,
-        max_context_len=context, stream=torch.cuda.current_stream().cuda_stream,
-    )  # fmt: skip
-
-
 def torch_sdpa(case: PromptCase) -> Launch:
     """Contiguous q, K and V, each [num_seqs, its heads, its tokens, head_size]."""
     from torch.nn.attention.bias import causal_lower_right
 
-    blocks = case.block_tables.long()
-    context, num_seqs = case.shape.contexts[0], len(blocks)
-    k, v = (
-        a[blocks].reshape(num_seqs, -1, case.num_kv_heads, case.head_size)[:, :context].transpose(1, 2).contiguous()
-        for a in (case.k, case.v)
-    )
-    split = num_seqs, case.num_queries, case.num_heads, case.head_size
+    k, v = case.contiguous()
+    context = case.shape.contexts[0]
+    split = len(case.shape.contexts), case.num_queries, case.num_heads, case.head_size
     q = case.q.view(split).transpose(1, 2).contiguous()
     options: dict[str, Any] = {"scale": case.scale, "enable_gqa": case.num_heads != case.num_kv_heads}
     if case.num_queries == context:

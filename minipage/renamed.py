@@ -253,7 +253,7 @@ def accept_old_names(cls: type, like: type) -> None:
 
 def uses(cls: type, name: str) -> bool:
     """Whether any method of a class's own mentions an attribute of this name; a global of the same name is none."""
-    methods = [each for each in vars(cls).values() if isinstance(each, FunctionType)]
+    methods = [each for each in vars(cls).values() if isinstance(each, FunctionType) and name in each.__code__.co_names]
     steps = (step for method in methods for step in dis.get_instructions(method))
     return any(step.argval == name and step.opname.endswith(("_ATTR", "_METHOD")) for step in steps)
 

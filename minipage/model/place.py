@@ -56,9 +56,6 @@ def place_model(
     Raises ConfigurationError if the options do not go together, a library is missing, or there is no room for them.
     """
     check_quantization(quantization, arrays, dtype)
-    check(arrays, dtype, device)
-    if torch_device(device) == "cpu":
-        check_room(architecture, "int8" if quantization else dtype, 1 if talk is None else talk.size)
     shard: Any = None if talk is None else Shard(architecture, talk.rank, talk.size)
     make, parts = kind_of_layers(arrays, dtype, device, quantization), weights
     if shard and make is Int8Layers:
@@ -67,6 +64,8 @@ def place_model(
     elif shard:
         parts = weights.only(shard.part)
     placed = as_arrays(parts, arrays, dtype, device)
+    if torch_device(device) == "cpu":
+        check_room(architecture, "int8" if quantization else dtype, 1 if talk is None else talk.size)
     if progress is not None:
         placed = counted(placed, len(weights), progress)
     layers = make(shard or architecture, placed)
