@@ -1,5 +1,6 @@
 """The playground without a browser: pages of cardboard (serve/lookers.py), and acts as a page asks for them."""
 
+import json
 import socket
 import threading
 
@@ -55,8 +56,15 @@ class Page(Looker):
         return self.table.playground.run.llm
 
     def settle(self):
-        """Until the frame that is shown says what is so in the engine."""
-        until(lambda: looks_like(self.tree, self.llm))
+        """Until the frame that is shown says what is so in the engine, and everything that pages are told is here."""
+        until(lambda: looks_like(self.tree, self.llm) and self.facts == self.told())
+
+    def told(self):
+        """What somebody who opens a page now is told beside frames."""
+        feed = self.table.playground.feed
+        newcomer = feed.join(lambda: None)
+        feed.leave(newcomer)
+        return json.loads(newcomer.take())["facts"]
 
     def step(self, num_steps=1):
         for _ in range(num_steps):
@@ -64,6 +72,7 @@ class Page(Looker):
             assert self.act("step") == 200
             until(lambda done=done: self.table.playground.run.steps_done > done)
             until(lambda: not self.table.playground._to_end)
+        self.table.playground.call(lambda: None).result(60)  # the thread has told all about the step
         self.settle()
 
 
