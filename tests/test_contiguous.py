@@ -257,7 +257,7 @@ class ForgetsTheLastDigit(BuddyAllocator):
     "mutant",
     [
         NeverJoins,
-        JoinsNeighboursThatAreNoBuddies,
+        pytest.param(JoinsNeighboursThatAreNoBuddies, marks=pytest.mark.slow),  # few programs show it
         HandsOutTheUpperHalfTwice,
         RoundsDown,
         FreesTwiceSilently,

@@ -226,7 +226,7 @@ assert "__post_init__" in DATACLASS
 
 @pytest.mark.parametrize(
     "style",
-    [style if style in ("numpy", "a dataclass") else pytest.param(style, marks=pytest.mark.slow) for style in STYLES],
+    [style if style == "a dataclass" else pytest.param(style, marks=pytest.mark.slow) for style in STYLES],
 )
 def test_what_check_accepts_the_engine_runs(tmp_path, style, capsys):
     path = workspace(tmp_path) / PARTS["block pool"] / "exercise.py"
