@@ -32,6 +32,10 @@ class Workspace:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.load()
+
+    def load(self) -> None:
+        folder = self.folder
         try:
             state = json.loads((folder / STATE).read_text(encoding="utf-8"))
             self.passed: dict[str, str] = dict(state["passed"])
@@ -57,6 +61,7 @@ class Workspace:
             return ""
 
     def record(self, exercise: Exercise, passed: bool) -> None:
+        self.load()  # a check takes a while, and `watch` goes on for hours: another terminal may have written since
         if passed:
             self.passed[exercise.number] = self.fingerprint(exercise.lesson)
         else:
@@ -124,7 +129,8 @@ def with_stubs(source: str, stub: str, names: list[str]) -> str:
     given = definitions(stub)
     if any(name.partition(".")[0] not in theirs for name in names if "." in name):
         return stub  # the class is gone
-    lines = [line + "\n" for line in source.splitlines()]
+    # Not splitlines: to that a U+2028 or a form feed ends a line, too, and to Python's parser it does not.
+    lines = [line + "\n" for line in source.removesuffix("\n").split("\n")]
 
     def place(name: str) -> tuple[int, int]:
         if name in theirs:

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from minipage.cli import main
+from minipage.learn.course import chosen
+from minipage.learn.workspace import Workspace
 
 ALTERNATIVE = Path(__file__).parent / "alternatives" / "03_block_pool.py"
 
@@ -84,6 +86,17 @@ def test_what_fails_again_is_no_longer_passed(space, capsys):
     assert learn(capsys, "solution", "3.3")[0] == 2
 
 
+def test_what_another_terminal_has_noted_meanwhile_stays(space, capsys):
+    """`learn watch` in one terminal, and in another `learn check` and `learn hint`."""
+    watching = Workspace(space)
+    solve(space)
+    learn(capsys, "check", "3.1")
+    learn(capsys, "hint", "3.4")
+    watching.record(chosen(["3.2"])[0], True)
+    assert learn(capsys, "list")[1].count("█") == 2
+    assert "hint 2 of 3" in learn(capsys, "hint", "3.4")[1]
+
+
 def test_three_hints_one_after_the_other(space, capsys):
     hints = [learn(capsys, "hint", "3.3")[1] for _ in range(4)]
     assert ["hint 1 of 3" in hints[0], "hint 2 of 3" in hints[1], "hint 3 of 3" in hints[2]] == [True] * 3
@@ -112,6 +125,18 @@ def test_reset_puts_one_exercise_or_the_whole_file_back(space, capsys):
     assert learn(capsys, "reset", "3")[0] == 0
     assert path.read_text(encoding="utf-8") == stub
     assert (space / "03_block_pool" / "exercise.2.bak").read_text(encoding="utf-8") == now
+
+
+@pytest.mark.parametrize("letter", ["\u2028", "\x0c", "\x85"])
+def test_reset_takes_the_lines_that_python_sees(space, capsys, letter):
+    """Some of what comes along when text is pasted ends a line elsewhere, but not to Python."""
+    path = space / "03_block_pool" / "exercise.py"
+    stub = f"# pasted{letter}from a page\n" + path.read_text(encoding="utf-8")
+    path.write_text(
+        stub.replace('raise NotImplementedError("Exercise 3.3: drop one reference")', "pass"), encoding="utf-8"
+    )
+    assert learn(capsys, "reset", "3.3")[0] == 0
+    assert path.read_text(encoding="utf-8") == stub
 
 
 def test_init_again_keeps_what_was_written(space, capsys):
