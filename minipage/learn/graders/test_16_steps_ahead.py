@@ -230,6 +230,9 @@ class Watchful:
         if number and number - 1 < len(self.seen):
             why = "Launch the next step before you wait for the one before: meanwhile the device had nothing to do."
             raise Wrong(why, f"launch, then wait({number - 1})", f"wait({number - 1}), then launch")
+        if number > len(self.seen) + 1:
+            why = "Two steps under way keep the device busy: more of them are in vain if the text ends meanwhile."
+            raise Wrong(why, f"wait({len(self.seen)}), then launch", "a third launch")
         due = len(self.prompt) - 1 + number
         why = "The first step computes the prompt's last token, at len(prompt) - 1, and each next one a place further."
         expect(f"the position of step {number}", position, due, why)
