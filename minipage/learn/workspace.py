@@ -21,7 +21,7 @@ from typing import Any
 
 from minipage.errors import LearnError
 from minipage.learn.course import Exercise, Lesson, exercises, lessons
-from minipage.learn.load import UNREADABLE, CodeError, definitions, is_untouched, read
+from minipage.learn.load import UNREADABLE, CodeError, definitions, is_untouched, lines_of, read
 from minipage.learn.variants import stub_text
 
 STATE = ".minipage-learn.json"
@@ -129,8 +129,7 @@ def with_stubs(source: str, stub: str, names: list[str]) -> str:
     given = definitions(stub)
     if any(name.partition(".")[0] not in theirs for name in names if "." in name):
         return stub  # the class is gone
-    # Not splitlines: to that a U+2028 or a form feed ends a line, too, and to Python's parser it does not.
-    lines = [line + "\n" for line in source.removesuffix("\n").split("\n")]
+    lines = [line + "\n" for line in lines_of(source)]
 
     def place(name: str) -> tuple[int, int]:
         if name in theirs:

@@ -139,6 +139,21 @@ def test_reset_takes_the_lines_that_python_sees(space, capsys, letter):
     assert path.read_text(encoding="utf-8") == stub
 
 
+def test_a_file_that_is_gone_is_put_back_by_the_command_that_is_told(space, capsys):
+    path = space / "03_block_pool" / "exercise.py"
+    stub = path.read_text(encoding="utf-8")
+    path.unlink()
+    for said in (learn(capsys, "check", "3.1")[1], learn(capsys, "reset", "3.1")[2]):
+        assert "`learn reset 03_block_pool` puts it back" in " ".join(said.split())
+    code, out, _ = learn(capsys, "reset", "03_block_pool")
+    assert code == 0 and path.read_text(encoding="utf-8") == stub and "what you had" not in out
+
+
+def test_where_there_is_no_line_to_write_none_is_named(space, capsys):
+    (space / "01_why_paging" / "exercise.py").write_text("def reserved_waste(:\n", encoding="utf-8")
+    assert "reserved_waste  in 01_why_paging/exercise.py\n" in learn(capsys, "next")[1]
+
+
 def test_init_again_keeps_what_was_written(space, capsys):
     solve(space)
     learn(capsys, "init", str(space))
