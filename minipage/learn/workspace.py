@@ -180,7 +180,7 @@ def init(folder: Path, chosen: Sequence[Lesson] = (), seed: str = "") -> list[Pa
 
 
 def write_state(folder: Path, state: dict[str, Any]) -> None:
-    temporary = folder / (STATE + ".new")
+    temporary = folder / f"{STATE}.{os.getpid()}"  # another terminal may write, too
     temporary.write_text(json.dumps(state, indent=1), encoding="utf-8")
     temporary.replace(folder / STATE)  # all of it or nothing, whatever happens meanwhile
 

@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -95,6 +97,17 @@ def test_what_another_terminal_has_noted_meanwhile_stays(space, capsys):
     watching.record(chosen(["3.2"])[0], True)
     assert learn(capsys, "list")[1].count("█") == 2
     assert "hint 2 of 3" in learn(capsys, "hint", "3.4")[1]
+
+
+def test_two_terminals_may_write_at_the_same_moment(space):
+    program = (
+        "import sys; from pathlib import Path; from minipage.learn.course import exercises; "
+        "from minipage.learn.workspace import Workspace; it = Workspace(Path()); "
+        "[it.record(exercise, True) for exercise in exercises() * 10]"
+    )
+    both = [subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate()[1] for process in both] == ["", ""]
+    assert Workspace(space).next() is None and len(list(space.glob(".minipage-learn*"))) == 1
 
 
 def test_three_hints_one_after_the_other(space, capsys):
