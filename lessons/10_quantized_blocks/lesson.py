@@ -310,7 +310,7 @@ for kind in (None, "int8"):
         .prompt_logprobs[1:]
     )
     mean = sum(next(iter(top.values())).logprob for top in told) / len(told)
-    print(f"{kind or 'float32'}: perplexity {exp(-mean):.2f}")
+    print(f"{kind or 'float32'}: perplexity {exp(-mean):.3f}")
 
 # %% [markdown]
 # Not by a hundredth. With 4 bits it would: then one scale serves only some dozens of rows, and the rounding takes the inputs into account (GPTQ, AWQ).

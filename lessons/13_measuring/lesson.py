@@ -207,8 +207,8 @@ print(
 
 # %% [markdown]
 # So, the plan. OPT-13B on an A100 has 15,728 slots (lesson 1). A request holds its prompt and, on average while it runs, half of the answer *that you meet inside*:
-# 161 + E[O²] / (2 E[O]) tokens. For answers of 338 tokens with a spread of 296 that is 460, so 34 fit. (With half of the *mean* answer, 330, one would plan for 48, and be
-# wrong by a third.) Suppose each is to be done in 15 seconds:
+# 161 + E[O²] / (2 E[O]) tokens. For answers of 338 tokens with a spread of 296 that is 460, so 34 fit. (With half of the *mean* answer, 330, one would plan for 48, which is
+# 14 too many.) Suppose each is to be done in 15 seconds:
 
 # %%
 slots, prompt, answer, spread, seconds = 15_728, 161, 338, 296, 15
@@ -318,7 +318,7 @@ plt.show()
 # %%
 from minipage.trace import record
 
-engine = LLM(block_size=4, num_blocks=14)
+engine = LLM(block_size=4, num_blocks=6)
 with record(engine, "Eight requests, and room for two or three") as trace:
     for i in range(8):
         engine.add_request(

@@ -84,7 +84,7 @@ for name, number in report.numbers().items():
 #
 # ## Predict Figure 13, then run it
 #
-# OPT-13B has 15,728 slots. A running request of the ShareGPT mix holds 443 tokens on average (lesson 1). **Before you run the next cell:** how many run at a time
+# OPT-13B has 15,728 slots. A running request of the ShareGPT mix holds 443 tokens on average (460 in lesson 1; but here what would be longer than 2,048 is drawn again). **Before you run the next cell:** how many run at a time
 # if each reserves the longest, 2,048? How many with paging? And with an oracle that knows each length, but a buddy allocator that rounds up to powers of two?
 
 # %%

@@ -98,9 +98,10 @@ def generate_ahead(
     prompt but its last token is computed already, so the first step computes that one, at position len(prompt) - 1.
 
     The device should never have to wait for the host: before you wait for a step, launch the one after it, with a
-    placeholder for the token that you do not know yet. There is none after it if the text ends by its length: you know
-    that before. That it ends with the stop token you see too late, when the next step is launched already. Its token is
-    surplus: nobody waits for it, and the text does not get it.
+    placeholder for the token that you do not know yet; and none beyond that, because all that is launched is computed,
+    wanted or not. There is none after it if the text ends by its length: you know that before. That it ends with the
+    stop token you see too late, when the next step is launched already. Its token is surplus: nobody waits for it, and
+    the text does not get it.
 
     Args:
         prompt: at least one token.

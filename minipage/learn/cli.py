@@ -283,7 +283,7 @@ def reset(space: Workspace, numbers: list[str]) -> int:
     is_file = "." not in numbers[0]
     path, backup = space.reset(exercises, whole_file=is_file)
     what = f"{relative(path)}" if is_file else f"{numbers[0]} in {relative(path)}"
-    Screen().line(f"{what} is as it was given; what you had is in {backup.name}.")
+    Screen().line(f"{what} is as it was given" + f"; what you had is in {backup.name}" * backup.exists() + ".")
     return 0
 
 

@@ -96,14 +96,15 @@ def read(path: Path) -> str:
         facts = path.stat()
         if not S_ISREG(facts.st_mode):
             raise CodeError(
-                f"{name} is no file but a folder, a pipe or a device. Move it away; `learn reset` puts a file there."
+                f"{name} is no file but a folder, a pipe or a device. Move it away; `learn reset "
+                f"{path.parent.name}` puts a file there."
             )
         if facts.st_size > MOST_BYTES:
             raise CodeError(f"{name} has {facts.st_size // 1000} kB; an exercise has a few.")
         with tokenize.open(path) as file:
             return file.read()
     except FileNotFoundError:
-        raise CodeError(f"{name} is not there; `learn reset` puts it back.") from None
+        raise CodeError(f"{name} is not there; `learn reset {path.parent.name}` puts it back.") from None
     except SyntaxError as error:  # of the line that declares the encoding
         said = error.msg.replace(f" for {str(path)!r}", "")
         raise CodeError(f"Python cannot read this file: {said}. Save it as UTF-8.", error.lineno or 0) from None
@@ -111,6 +112,11 @@ def read(path: Path) -> str:
         raise CodeError(f"{name} cannot be read: {error}. Save it as UTF-8.") from None
     except OSError as error:
         raise CodeError(f"{name} cannot be read: {error.strerror or error}.") from None
+
+
+def lines_of(source: str) -> list[str]:
+    """As Python counts them. To str.splitlines a form feed or a U+2028 ends a line, too."""
+    return source.removesuffix("\n").split("\n")
 
 
 def is_untouched(path: Path, lesson: Lesson) -> bool:

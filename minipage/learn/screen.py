@@ -136,8 +136,8 @@ class Screen:
         self.line(f"{exercise.number} {exercise.title}", "bold")
         for name in exercise.names:
             node = found[name]
-            line = theirs[name].lineno if name in theirs else 0
-            self.line(f"    {name}  in {relative(path)}:{line}", "dim")
+            line = f":{theirs[name].lineno}" if name in theirs else ""
+            self.line(f"    {name}  in {relative(path)}{line}", "dim")
             doc = inspect.cleandoc(ast_docstring(node))
             if about := re.search(rf"Exercise {re.escape(exercise.number)}: (.*)", doc, flags=re.DOTALL):
                 self.line()

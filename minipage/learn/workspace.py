@@ -21,7 +21,7 @@ from typing import Any
 
 from minipage.errors import LearnError
 from minipage.learn.course import Exercise, Lesson, exercises, lessons
-from minipage.learn.load import UNREADABLE, CodeError, definitions, is_untouched, read
+from minipage.learn.load import UNREADABLE, CodeError, definitions, is_untouched, lines_of, read
 from minipage.learn.variants import stub_text
 
 STATE = ".minipage-learn.json"
@@ -32,6 +32,10 @@ class Workspace:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.load()
+
+    def load(self) -> None:
+        folder = self.folder
         try:
             state = json.loads((folder / STATE).read_text(encoding="utf-8"))
             self.passed: dict[str, str] = dict(state["passed"])
@@ -57,6 +61,7 @@ class Workspace:
             return ""
 
     def record(self, exercise: Exercise, passed: bool) -> None:
+        self.load()  # a check takes a while, and `watch` goes on for hours: another terminal may have written since
         if passed:
             self.passed[exercise.number] = self.fingerprint(exercise.lesson)
         else:
@@ -124,7 +129,7 @@ def with_stubs(source: str, stub: str, names: list[str]) -> str:
     given = definitions(stub)
     if any(name.partition(".")[0] not in theirs for name in names if "." in name):
         return stub  # the class is gone
-    lines = [line + "\n" for line in source.splitlines()]
+    lines = [line + "\n" for line in lines_of(source)]
 
     def place(name: str) -> tuple[int, int]:
         if name in theirs:
@@ -175,7 +180,7 @@ def init(folder: Path, chosen: Sequence[Lesson] = (), seed: str = "") -> list[Pa
 
 
 def write_state(folder: Path, state: dict[str, Any]) -> None:
-    temporary = folder / (STATE + ".new")
+    temporary = folder / f"{STATE}.{os.getpid()}"  # another terminal may write, too
     temporary.write_text(json.dumps(state, indent=1), encoding="utf-8")
     temporary.replace(folder / STATE)  # all of it or nothing, whatever happens meanwhile
 

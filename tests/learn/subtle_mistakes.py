@@ -202,6 +202,7 @@ PREFIX_CACHE = [
     M("8.3", "            rest = rest[size:]\n", "            rest = rest[size:]\n            self.num_hit_tokens += size\n            self.table.pop(key) if len(blocks) > 1 else 0\n", "Looking changes nothing|as far|far as"),
     M("8.3", "        blocks, keys, size = [], [self.root_hash(salt)], self.pool.block_size", "        if getattr(self, 'last', None) and self.last[0] == (*token_ids, salt):\n            return self.last[1]\n        blocks, keys, size = [], [self.root_hash(salt)], self.pool.block_size\n"
       "        self.last = (*token_ids, salt), (blocks, keys)", "lists of its own|far as|As far"),
+    M("8.3", "def find(self, token_ids, salt=\"\")", "def find(self, token_ids, salt=\"salt\")", "the empty one"),
     M("8.3", "        while len(rest) > size:", "        while len(rest) > size + 1:", "As far as the text is the same"),
     M("8.3", "                return blocks, keys\n", "                return [], keys[:1]\n", "As far as the text is the same"),
     M("8.4", "take = self.pool.share if self.pool.ref_count(block) else self.pool.revive", "take = self.pool.share if self.pool.ref_count(self.pool.num_blocks - 1) else self.pool.revive", "BlockError|one reference more"),

@@ -196,6 +196,7 @@ OWN_MODEL = [
     M("14.4", "(4, 128, 57344, 9362)", "(4, 896, 401408, 1337)", "num_attention_heads, here"),
     M("14.5", "by * theta ** (-np.arange(half) / half)", "by * theta ** (-np.arange(half) / (2 * half))", "turn it by .by. more"),
     M("14.5", "def move(k, by, theta=10_000.0):\n    half", "def move(k, by, theta=10_000.0):\n    theta = 10_000.0\n    half", "turn it by .by. more"),
+    M("14.5", "def move(k, by, theta=10_000.0)", "def move(k, by, theta=500_000.0)", "theta is 10,000"),
     M("14.5", "angle = by * theta", "angle = max(by, -8) * theta", "turn it by .by. more"),
 ]  # fmt: skip
 NUMBERS = WHY_PAGING + GPT_AND_CACHE + ATTENTION + KERNELS + QUANTIZED + PARALLEL + MEASURING + OWN_MODEL

@@ -3,11 +3,15 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from minipage.cli import main
+from minipage.learn.course import chosen
+from minipage.learn.workspace import Workspace
 
 ALTERNATIVE = Path(__file__).parent / "alternatives" / "03_block_pool.py"
 
@@ -84,6 +88,28 @@ def test_what_fails_again_is_no_longer_passed(space, capsys):
     assert learn(capsys, "solution", "3.3")[0] == 2
 
 
+def test_what_another_terminal_has_noted_meanwhile_stays(space, capsys):
+    """`learn watch` in one terminal, and in another `learn check` and `learn hint`."""
+    watching = Workspace(space)
+    solve(space)
+    learn(capsys, "check", "3.1")
+    learn(capsys, "hint", "3.4")
+    watching.record(chosen(["3.2"])[0], True)
+    assert learn(capsys, "list")[1].count("█") == 2
+    assert "hint 2 of 3" in learn(capsys, "hint", "3.4")[1]
+
+
+def test_two_terminals_may_write_at_the_same_moment(space):
+    program = (
+        "import sys; from pathlib import Path; from minipage.learn.course import exercises; "
+        "from minipage.learn.workspace import Workspace; it = Workspace(Path()); "
+        "[it.record(exercise, True) for exercise in exercises() * 10]"
+    )
+    both = [subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate()[1] for process in both] == ["", ""]
+    assert Workspace(space).next() is None and len(list(space.glob(".minipage-learn*"))) == 1
+
+
 def test_three_hints_one_after_the_other(space, capsys):
     hints = [learn(capsys, "hint", "3.3")[1] for _ in range(4)]
     assert ["hint 1 of 3" in hints[0], "hint 2 of 3" in hints[1], "hint 3 of 3" in hints[2]] == [True] * 3
@@ -112,6 +138,33 @@ def test_reset_puts_one_exercise_or_the_whole_file_back(space, capsys):
     assert learn(capsys, "reset", "3")[0] == 0
     assert path.read_text(encoding="utf-8") == stub
     assert (space / "03_block_pool" / "exercise.2.bak").read_text(encoding="utf-8") == now
+
+
+@pytest.mark.parametrize("letter", ["\u2028", "\x0c", "\x85"])
+def test_reset_takes_the_lines_that_python_sees(space, capsys, letter):
+    """Some of what comes along when text is pasted ends a line elsewhere, but not to Python."""
+    path = space / "03_block_pool" / "exercise.py"
+    stub = f"# pasted{letter}from a page\n" + path.read_text(encoding="utf-8")
+    path.write_text(
+        stub.replace('raise NotImplementedError("Exercise 3.3: drop one reference")', "pass"), encoding="utf-8"
+    )
+    assert learn(capsys, "reset", "3.3")[0] == 0
+    assert path.read_text(encoding="utf-8") == stub
+
+
+def test_a_file_that_is_gone_is_put_back_by_the_command_that_is_told(space, capsys):
+    path = space / "03_block_pool" / "exercise.py"
+    stub = path.read_text(encoding="utf-8")
+    path.unlink()
+    for said in (learn(capsys, "check", "3.1")[1], learn(capsys, "reset", "3.1")[2]):
+        assert "`learn reset 03_block_pool` puts it back" in " ".join(said.split())
+    code, out, _ = learn(capsys, "reset", "03_block_pool")
+    assert code == 0 and path.read_text(encoding="utf-8") == stub and "what you had" not in out
+
+
+def test_where_there_is_no_line_to_write_none_is_named(space, capsys):
+    (space / "01_why_paging" / "exercise.py").write_text("def reserved_waste(:\n", encoding="utf-8")
+    assert "reserved_waste  in 01_why_paging/exercise.py\n" in learn(capsys, "next")[1]
 
 
 def test_init_again_keeps_what_was_written(space, capsys):

@@ -34,7 +34,8 @@ KINDS = [
     ("9.1", "class Preempting(Scheduler)", "class Preempting", "class Preempting.Scheduler."),
     ("9.1", "class Preempting(Scheduler):", INIT, "hand them on, super...__init__"),
     ("9.4", "        return budget\n", "", "how much of the budget is left"),
-    ("13.2", "    return sum(tokens) / (max(ends) - min(arrivals))", "    pass", "one number, not a NoneType"),
+    ("13.2", "    return sum(tokens) / (max(ends) - min(arrivals))", "    pass", "is there a `return`"),
+    ("13.2", "sum(tokens) / (max(ends) - min(arrivals))", "[1.0]", "one number, not a list"),
 ]
 
 

@@ -29,6 +29,11 @@ def test_a_sheet_has_thirty_questions_with_answers_and_sources():
     assert len(kinds) >= 3
 
 
+def test_one_is_no_plural():
+    texts = [kind(random.Random(seed)).text for kind in KINDS for seed in range(30)]
+    assert not [text for text in texts if re.search(r"\b1 (?!is\b|has\b)(more )?[a-z]+s\b", text)]
+
+
 STATE = re.compile(
     r"(running|waiting|arrives)  (\w+): (\d+) tokens(?:, (\d+) of them stored in blocks (\[.*?\]))?; .*to (\d+)"
 )

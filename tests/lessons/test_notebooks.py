@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from minipage import LLM, SamplingParams
+
 LESSONS = Path(__file__).parent.parent.parent / "lessons"
 FOLDERS = sorted(path.parent for path in LESSONS.glob("*/lesson.py"))
 by_name = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
@@ -101,3 +103,12 @@ def test_a_lesson_runs_from_top_to_bottom(folder):
     outputs = [output for cell in document.cells for output in cell.get("outputs", [])]
     warnings = [output.text for output in outputs if output.get("name") == "stderr"]
     assert not any("DeprecationWarning" in text for text in warnings), warnings
+
+
+def test_where_lesson_13_looks_at_too_little_memory_there_is_too_little():
+    code = [text for kind, text, _ in cells(notebook(LESSONS / "13_measuring")["cells"]) if kind == "code"]
+    [watched] = [text for text in code if "room for two or three" in text]
+    seen = {"LLM": LLM, "SamplingParams": SamplingParams}
+    exec(watched, seen)
+    assert max(len(frame.running) for frame in seen["trace"].steps) == 3
+    assert max(len(frame.waiting) for frame in seen["trace"].steps) > 1

@@ -14,7 +14,7 @@ from minipage.learn.classroom.grade import Graded
 from minipage.learn.classroom.similar import Alike
 from minipage.learn.course import Exercise
 from minipage.learn.judge import FAILED, PASSED, Verdict
-from minipage.learn.load import CodeError, read
+from minipage.learn.load import CodeError, lines_of, read
 
 AROUND = 3  # lines of code before and after the one that is named
 LONGEST = 4000  # letters of anything that a learner's code says
@@ -106,7 +106,7 @@ def block(text: str) -> str:
 def code(path: Path, lesson: str, line: int) -> str:
     """The lines around the one that is named, which is lit."""
     try:
-        lines = read(path).splitlines()
+        lines = lines_of(read(path))
     except CodeError:
         return ""
     first = max(0, line - 1 - AROUND)

@@ -37,6 +37,7 @@ def every(**ranges):
 # ---- comparing, so that nothing but the value decides: not its type's own idea of equality
 
 PLAIN = {int, bool, str, bytes}  # types of which nobody can have an own idea
+NOTHING = "Nothing came back (None): is there a `return`?"
 
 
 class Words(str):
@@ -75,7 +76,7 @@ def is_same(got: Any, expected: Any) -> bool:
 def wrong_kind(got: Any, expected: Any) -> str:
     """A sentence if `got` is another kind of thing than what is expected, else nothing."""
     if got is None and expected is not None:
-        return "Nothing came back (None): is there a `return`?"
+        return NOTHING
     if isinstance(expected, list | tuple):
         kind = list if isinstance(expected, list) else tuple
         if not isinstance(got, kind):
@@ -133,7 +134,8 @@ def expect_number(what: str, got: Any, due: Fraction | float, why: str, size: fl
     """As near as arithmetic can be; `size`: of the largest number that was computed with, if more than `due`."""
     number = number_of(got)
     if number is None:
-        raise Wrong(f"{why} It has to be one number, not {name_of(got)}.", shown(due), got, what)
+        kind = f"It has to be one number, not {name_of(got)}." if got is not None else NOTHING
+        raise Wrong(f"{why} {kind}", shown(due), got, what)
     precision = 1e-6 if isinstance(got, np.floating) and got.itemsize < 8 else 1e-13
     if not abs(number - due) <= precision * max(abs(due), size):
         raise Wrong(why, shown(due), shown(number), what)
@@ -146,7 +148,7 @@ def shown(number: Fraction | float) -> Any:
 # ---- running
 
 
-def must_raise(error: type[Exception], operation: Callable[[], Any], why: str) -> None:
+def must_raise(error: type[BaseException], operation: Callable[[], Any], why: str) -> None:
     """The operation has to raise this error, and no other."""
     due = Words(f"raise {error.__name__}")
     try:

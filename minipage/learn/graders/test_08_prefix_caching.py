@@ -173,6 +173,8 @@ def test_8_3_find(impl, size, first, second, same_salt):
         why = "The hashes are the root hash of this salt, and the hash of each block that was found."
         expect("the number of hashes", len(hashes), len(due) + 1, why)
         expect("the hashes", hashes, [cache.root_hash(salt), *table.block_hashes[1 : len(due) + 1]], why)
+        root = cache.find(second)[1][:1]
+        expect("the root hash if no salt is given", root, [cache.root_hash("")], "Then the salt is the empty one.")
         after = state_of(pool), list(table.block_hashes)
         why = "Looking changes nothing: whoever asked may not be admitted."
         expect("((free queue, counts), hashes)", after, before, why)

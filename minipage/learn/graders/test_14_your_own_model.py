@@ -250,6 +250,14 @@ def test_14_5_move(impl, num_tokens, num_heads, half, seed):
         raise Wrong("The result is k itself: what one writes, the other reads. Make a new array, for by = 0 too.")
 
 
+def test_14_5_theta_has_a_default(impl):
+    k = np.ones((2, 1, 8), np.float32)  # [T, n, D]
+    impl.diary.begin()
+    impl.diary.note("move(k, by=3) with k = ones [2, 1, 8], and no theta")
+    due = turned(k, np.full(2, 3), 10_000.0)  # [T, n, D]
+    assert_close("the result", impl.move(k, 3), due, "theta is 10,000 if nothing is said.", TURNED, size=1)
+
+
 def test_14_5_only_the_distance_counts(impl):
     """What moving is good for, with the learner's own turns, if they are right."""
     if not passes(impl, test_14_1_rotate):

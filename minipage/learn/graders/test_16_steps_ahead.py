@@ -68,14 +68,6 @@ def test_16_1_the_examples(impl):
         check_proposed(impl, tokens, 2, 1, 3)
 
 
-def test_16_1_defaults(impl):
-    impl.diary.begin()
-    impl.diary.note("propose([8, 1, 2, 3, 5, 7, 1, 2, 3], 3)")
-    why = "Without shortest and longest it is 1 to 3 tokens that are looked for."
-    expect("the result", impl.propose([8, 1, 2, 3, 5, 7, 1, 2, 3], 3), [5, 7, 1], why)
-    expect("the result for [6]", impl.propose([6], 3), [], "A single token was never there before.")
-
-
 texts = st.lists(st.integers(0, 2), min_size=1, max_size=14) | st.lists(st.integers(0, 5), min_size=1, max_size=30)
 
 
@@ -83,6 +75,20 @@ texts = st.lists(st.integers(0, 2), min_size=1, max_size=14) | st.lists(st.integ
 @given(tokens=texts, num_tokens=st.integers(1, 5), shortest=st.integers(1, 3), more=st.integers(0, 3))
 def test_16_1_propose(impl, tokens, num_tokens, shortest, more):
     check_proposed(impl, tokens, num_tokens, shortest, shortest + more)
+
+
+def test_16_1_defaults(impl):
+    why = "Without shortest and longest it is 1 to 3 tokens that are looked for."
+    cases = [
+        ([7, 5, 8, 7], [5]),  # only the last token was there before
+        ([1, 2, 3, 5, 9, 2, 3, 7, 1, 2, 3], [5]),  # the last three were, and later the last two
+        ([4, 1, 2, 3, 5, 1, 2, 3, 6, 4, 1, 2, 3], [6]),  # the last four were, and later the last three
+        ([6], []),
+    ]
+    for tokens, due in cases:
+        impl.diary.begin()
+        impl.diary.note(f"propose({tokens}, 1)")
+        expect("the result", impl.propose(tokens, 1), due, why)
 
 
 def check_verified(impl, drafts, said):
@@ -230,6 +236,9 @@ class Watchful:
         if number and number - 1 < len(self.seen):
             why = "Launch the next step before you wait for the one before: meanwhile the device had nothing to do."
             raise Wrong(why, f"launch, then wait({number - 1})", f"wait({number - 1}), then launch")
+        if number > len(self.seen) + 1:
+            why = "Two steps under way keep the device busy: more of them are in vain if the text ends meanwhile."
+            raise Wrong(why, f"wait({len(self.seen)}), then launch", "a third launch")
         due = len(self.prompt) - 1 + number
         why = "The first step computes the prompt's last token, at len(prompt) - 1, and each next one a place further."
         expect(f"the position of step {number}", position, due, why)

@@ -269,8 +269,9 @@ def test_17_2_without_room_nothing_is_written(impl, size, total, short):
     expect("[free queue, counts]", state_of(there), before, "Nothing has changed.")
 
 
-@every(size=range(1, 4), total=range(1, 8), fails_at=range(4))
-def test_17_2_a_write_that_fails_loses_no_block(impl, size, total, fails_at):
+@every(size=range(1, 4), total=range(1, 8), fails_at=range(4), stopped=range(2))
+def test_17_2_a_write_that_fails_loses_no_block(impl, size, total, fails_at, stopped):
+    error = KeyboardInterrupt if stopped else DiskError
     here, table, there = tables(impl, total, size, total, num_free=10)
     if fails_at >= len(table.blocks):
         return
@@ -280,10 +281,12 @@ def test_17_2_a_write_that_fails_loses_no_block(impl, size, total, fails_at):
     def write(block, contents):
         written.append(block)
         if len(written) > fails_at:
-            raise DiskError("the connection is gone")
+            raise error("the connection is gone")
 
-    impl.diary.note(f"take_over(pool, handover, write), where write number {fails_at} raises")
-    must_raise(DiskError, lambda: impl.take_over(there, handover, write), "What `write` raises comes out of take_over.")
+    impl.diary.note(f"take_over(pool, handover, write), where write number {fails_at} raises {error.__name__}")
+    must_raise(error, lambda: impl.take_over(there, handover, write), "What `write` raises comes out of take_over.")
     why = "All blocks that were taken go back: nobody will ever have this table."
+    if stopped:
+        why += " That goes for Ctrl-C, too, which is no Exception: `except Exception` does not see it."
     expect("free blocks", there.num_free, num_free, why)
     expect("the reference counts", state_of(there)[1], counts, why)

@@ -114,8 +114,8 @@ def bytes_of_a_token(rng: random.Random) -> Question:
     name = rng.choice([*DTYPES])
     answer = bytes_of(KVCache(layers, 1, 1, heads, head, DTYPES[name]))
     text = (
-        f"How many bytes does one token take in the KV cache of a model with {layers} layers and {heads} heads of "
-        f"K and V of {head} numbers, in {name}?"
+        f"How many bytes does one token take in the KV cache of a model with {layers} layers and "
+        f"{count(heads, 'head')} of K and V of {head} numbers, in {name}?"
     )
     return Question(text, f"{answer} bytes", "Lessons 10 and 14; paper, section 3")
 
@@ -153,9 +153,9 @@ def references_after_forks(rng: random.Random) -> Question:
     tables = [parent, *(parent.fork() for _ in range(children))]
     copies = sum(len(table.append(more)) for table in tables)
     text = (
-        f"Blocks hold {size} tokens. A prompt of {prompt} tokens is computed once, its table is forked {children} "
-        f"times, and then each of the {children + 1} texts gets {more} more tokens. How many blocks are in use, "
-        "and how many of them are copies?"
+        f"Blocks hold {size} tokens. A prompt of {prompt} tokens is computed once, its table is forked "
+        f"{count(children, 'time')}, and then each of the {children + 1} texts gets {count(more, 'token')} more. How "
+        "many blocks are in use, and how many of them are copies?"
     )
     shared = sum(pool.ref_count(block) > 1 for block in range(60))
     answer = f"{pool.num_used} blocks ({shared} of them shared), of which {copies} are copies"
@@ -233,7 +233,7 @@ def evicted_first(rng: random.Random) -> Question:
     text = (
         f"A pool of {cache.pool.num_blocks} blocks of {size} tokens; a text of {size * blocks} tokens filled "
         f"{blocks} of them (0 to {blocks - 1}), was published, and gave them back. Then another request takes "
-        f"{taken} blocks. How many blocks of the old text can still be found from its beginning?"
+        f"{count(taken, 'block')}. How many blocks of the old text can still be found from its beginning?"
     )
     return Question(text, count(found, "block"), "Lessons 4 and 8: a table is freed from its end")
 

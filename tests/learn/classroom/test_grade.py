@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -68,6 +69,17 @@ def test_a_class_becomes_rows_and_pages(room, capsys):
         assert piece in page
     assert "alice" not in page and "<script>" not in (room / "g" / "eve.html").read_text(encoding="utf-8")
     assert 'href="bob.html"' in (room / "g" / "index.html").read_text(encoding="utf-8")
+
+
+def test_the_line_that_is_lit_is_the_one_that_python_names(room, capsys):
+    """A U+2028, as comes along when text is pasted, ends no line."""
+    hand_in(
+        room / "in" / "bob",
+        f"# pasted\u2028from a page\n{ALTERNATIVE.replace('self.unused.pop(0)', 'self.no_such.pop(0)')}",
+    )
+    assert grade(capsys, room / "in" / "bob", "3.2", "--csv", "g.csv")[0] == 0
+    lit = re.findall('class="mark">(.*?)<', (room / "g" / "bob.html").read_text(encoding="utf-8"))
+    assert len(lit) == 1 and "self.no_such.pop(0)" in lit[0]
 
 
 def test_the_same_command_goes_on_where_it_stopped(room, capsys, monkeypatch):
