@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import tokenizers
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
 from minipage.errors import ModelError, shown
-from minipage.model.tokenizer import Tokenizer, ask
+from minipage.model.tokenizer import Tokenizer, add_ends, ask
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # the types of tokens
 WORD = "\u2581"  # ▁, SentencePiece's space
@@ -63,7 +63,7 @@ def tokenizer_of(metadata: Mapping[str, Any]) -> Tokenizer | None:
     try:
         backend = makers[kind](metadata)
         add_special(backend, metadata)
-        add_ends(backend, metadata, begins=kind == "llama")
+        add_wanted_ends(backend, metadata, begins=kind == "llama")
     except ModelError:
         raise
     except Exception as error:  # the library raises bare Exceptions
@@ -138,18 +138,13 @@ def add_special(tokenizer: tokenizers.Tokenizer, metadata: Mapping[str, Any]) ->
     tokenizer.add_tokens(added[USER_DEFINED])
 
 
-def add_ends(tokenizer: tokenizers.Tokenizer, metadata: Mapping[str, Any], begins: bool) -> None:
+def add_wanted_ends(tokenizer: tokenizers.Tokenizer, metadata: Mapping[str, Any], begins: bool) -> None:
     """What every text begins or ends with. If the file does not say it, SentencePiece's begin with <s>."""
     tokens = metadata["tokenizer.ggml.tokens"]
     wanted = {
         "bos": metadata.get("tokenizer.ggml.add_bos_token", begins),
         "eos": metadata.get("tokenizer.ggml.add_eos_token", False),
     }
-    ids = {kind: metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind, add in wanted.items() if add}
-    ends = {kind: (tokens[i], i) for kind, i in ids.items() if i is not None}
-    if ends:
-        template = [ends[kind][0] if kind in ends else "" for kind in ("bos", "eos")]
-        single = [template[0], "$A", template[1]]
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=[piece for piece in single if piece], special_tokens=list(ends.values())
-        )
+    ids = {kind: metadata.get(f"tokenizer.ggml.{kind}_token_id") if add else None for kind, add in wanted.items()}
+    first, last = (None if i is None else tokens[i] for i in ids.values())
+    add_ends(tokenizer, first, last)

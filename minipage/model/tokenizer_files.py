@@ -20,13 +20,14 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from minipage.errors import ModelError
 from minipage.model.settings import read_json, why
-from minipage.model.tokenizer import Tokenizer, ask, read_backend
+from minipage.model.tokenizer import Tokenizer, add_ends, ask, read_backend
 
 CONFIG = "tokenizer_config.json"
 OPTIONAL_FILES = ["added_tokens.json", "special_tokens_map.json", CONFIG]
 TOKENIZER_FILES = ["tokenizer.json", "vocab.json", "merges.txt", *OPTIONAL_FILES]
 
 END_OF_TEXT = "<|endoftext|>"  # a token of every GPT-2, whether or not a file says so
+ENDS = "bos_token", "eos_token"  # of every text, if tokenizer_config.json says so, as OPT's does
 FIRST = [f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]  # of special tokens
 ADDED_TOKEN_SETTINGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
@@ -46,7 +47,7 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
 def byte_pair_tokenizer(folder: Path) -> tokenizers.Tokenizer:
     """GPT-2's byte-level BPE, from vocab.json and merges.txt, as transformers makes it."""
     vocab, merges = read_json(folder / "vocab.json"), read_merges(folder / "merges.txt")
-    config = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
+    _, named, config = read_optional(folder)
     try:
         tokenizer = tokenizers.Tokenizer(ask(models.BPE, vocab, merges))
     except Exception as error:  # the library raises bare Exceptions
@@ -61,7 +62,18 @@ def byte_pair_tokenizer(folder: Path) -> tokenizers.Tokenizer:
                 f"{folder}: {token!r} is to have the id {token_id}, which is another's or leaves a gap. Fetch "
                 f"{', '.join(OPTIONAL_FILES)} again."
             )
+    first, last = (special_token(config | named, name) if config.get(f"add_{name}") else None for name in ENDS)
+    add_ends(tokenizer, first, last)
     return tokenizer
+
+
+def read_optional(folder: Path) -> list[dict[str, Any]]:
+    return [read_json(folder / file) if (folder / file).exists() else {} for file in OPTIONAL_FILES]
+
+
+def special_token(config: dict[str, Any], name: str) -> str | None:
+    token = config.get(name, END_OF_TEXT)
+    return token.get("content") if isinstance(token, dict) else token
 
 
 def read_merges(path: Path) -> list[tuple[str, str]]:
@@ -88,7 +100,7 @@ def add_tokens(tokenizer: tokenizers.Tokenizer, folder: Path, *special: str) -> 
 
     special: more of the latter. Returns the former as the files have them.
     """
-    ids, named, config = (read_json(folder / f) if (folder / f).exists() else {} for f in OPTIONAL_FILES)
+    ids, named, config = read_optional(folder)
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     try:
         names = special_names(config | named) | dict.fromkeys(special)
