@@ -26,7 +26,15 @@ from safetensors import SafetensorError, safe_open
 from minipage.errors import ConfigurationError, ModelError, count, shown
 from minipage.model.architecture import Architecture, Array
 from minipage.model.pytorch_files import read_pytorch_files
-from minipage.model.settings import end_tokens, read_json, token_ids_in, warn_of_unknown, why, with_overrides
+from minipage.model.settings import (
+    end_tokens,
+    read_json,
+    refuse_other,
+    token_ids_in,
+    warn_of_unknown,
+    why,
+    with_overrides,
+)
 from minipage.model.stored_weights import DummyWeights, Place, StoredTensor, Weights
 from minipage.model.tokenizer import Tokenizer
 from minipage.model.tokenizer_files import TOKENIZER_FILES, read_tokenizer
@@ -242,6 +250,7 @@ def read_architecture(path: Path, settings: dict[str, Any]) -> Architecture:
             "model of such an architecture."
         )
     try:
+        refuse_other(settings, {"is_causal": (True,)}, "a model whose tokens see those before them alone")
         return architecture_class(ARCHITECTURES[kind]).of(settings)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
