@@ -272,6 +272,12 @@ def read_weights(folder: Path, architecture: Architecture, stored: Mapping[str, 
             f"{folder} lacks {count(len(missing), 'weight')}, {min(missing)!r} first: is it what config.json says, and "
             "complete?"
         )
+    further = [name for name in stored if name not in shapes and f"{name.rpartition('.')[0]}.weight" in stored]
+    if unknown := [name for name in further if name != "lm_head.weight"]:
+        raise ModelError(
+            f"{folder} has {count(len(unknown), 'weight')} that minipage cannot place in a model as config.json "
+            f"describes it, {min(unknown)!r} first: is that file its own?"
+        )
     for name, shape in shapes.items():
         dtype, found, _ = stored[name]
         if found != shape:
@@ -300,10 +306,12 @@ def stored_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
 
 
 def read_stored(folder: Path, wanted: Set[str]) -> dict[str, StoredTensor]:
-    """The wanted tensors that a folder has, by their names without a prefix."""
+    """The wanted tensors that a folder has, and what else is in their blocks, by their names without a prefix."""
+    blocks = {block_of(name) for name in wanted} - {""}
 
     def is_wanted(name: str) -> bool:
-        return plain_name(name) in wanted
+        plain = plain_name(name)
+        return plain in wanted or (block_of(plain) in blocks and plain.endswith((".weight", ".bias")))
 
     is_safe = any((folder / file).exists() for file in (WHOLE, INDEX))
     if not is_safe and any(folder.glob("pytorch_model*.bin")):
@@ -315,6 +323,12 @@ def read_stored(folder: Path, wanted: Set[str]) -> dict[str, StoredTensor]:
 
 def plain_name(name: str) -> str:
     return next((name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix)), name)
+
+
+def block_of(name: str) -> str:
+    """layers.3 of layers.3.mlp.up_proj.weight; empty outside of the blocks."""
+    parts = name.split(".")
+    return ".".join(parts[:2]) if len(parts) > 2 and parts[1].isdecimal() else ""
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import transformers as hf
 from model.test_architectures import CONTEXT, FULL, GATED, SLIDING, SMALL, TOKEN_IDS, logits_of, save
+from safetensors.numpy import load_file, save_file
 
 from minipage.errors import ModelError
 from minipage.model.checkpoint import load_model
@@ -118,3 +119,48 @@ def test_a_rotation_that_is_not_computed_is_not_taken_for_another(tmp_path, kind
 
 def test_a_number_of_turned_numbers_is_of_gguf_files_alone(tmp_path):
     assert_same_logits(tmp_path, published(tmp_path, "llama", {"rotary_dim": 4}))
+
+
+def add_weights(folder, **shapes):
+    path = folder / "model.safetensors"
+    further = {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+    save_file(load_file(path) | further, path, {"format": "pt"})
+
+
+LAYER, BLOCK = "model.layers.1.", "transformer.h.1."
+FURTHER = {
+    "a bias": ("llama", {LAYER + "self_attn.q_proj.bias": 32}),
+    "a norm": ("llama", {LAYER + "self_attn.q_norm.weight": 8}),
+    "an adapter": ("qwen2", {LAYER + "mlp.up_proj.lora_A.weight": (4, 32)}),
+    "a fused bias": ("phi3", {LAYER + "self_attn.qkv_proj.bias": 64}),
+    "cross-attention": ("gpt2", {BLOCK + "crossattention.c_proj.weight": (32, 32)}),
+    "another layer": ("opt", {"model.decoder.layers.1.fc3.weight": (32, 64)}),
+}
+
+
+@pytest.mark.parametrize(("kind", "shapes"), FURTHER.values(), ids=FURTHER)
+def test_weights_inside_a_block_that_would_not_be_computed_with_are_named(tmp_path, kind, shapes):
+    """They were trained along, so that without them it is another model."""
+    save(tmp_path, *MODELS[kind])
+    add_weights(tmp_path, **shapes)
+    (name,) = shapes
+    with pytest.raises(ModelError, match="has 1 weight that minipage cannot place") as error:
+        load_model(tmp_path)
+    assert name.removeprefix("model.").removeprefix("transformer.").removeprefix("decoder.") in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("llama", "model.layers.0.self_attn.rotary_emb.inv_freq"),
+        ("llama", "model.layers.0.self_attn.k_scale"),
+        ("llama", "model.layers.2.self_attn.q_proj.weight"),  # of layers that predict one token more
+        ("llama", "score.weight"),
+        ("gpt2", "transformer.h.0.attn.bias"),
+        ("gpt2", "v_head.summary.weight"),
+    ],
+)
+def test_what_is_no_weight_of_a_block_may_lie_beside_them(tmp_path, kind, name):
+    theirs = save(tmp_path, *MODELS[kind])
+    add_weights(tmp_path, **{name: 4})
+    assert_same_logits(tmp_path, theirs)
