@@ -37,6 +37,7 @@ SPLITS = {
 }
 DIGITS_ALONE = ("smollm", "starcoder", "refact", "command-r", "codeshell")  # each digit, and then as GPT-2 does
 PLAIN = ("default", "gpt-2")
+BEGINNING = ("llama-bpe", "llama3", "llama-v3", "pixtral", "tekken")  # texts begin with a token
 
 
 def special_tokens(metadata: Mapping[str, Any]) -> dict[str, str]:
@@ -63,7 +64,7 @@ def tokenizer_of(metadata: Mapping[str, Any]) -> Tokenizer | None:
     try:
         backend = makers[kind](metadata)
         add_special(backend, metadata)
-        add_wanted_ends(backend, metadata, begins=kind == "llama")
+        add_wanted_ends(backend, metadata, begins=kind == "llama" or metadata.get("tokenizer.ggml.pre") in BEGINNING)
     except ModelError:
         raise
     except Exception as error:  # the library raises bare Exceptions
@@ -139,7 +140,7 @@ def add_special(tokenizer: tokenizers.Tokenizer, metadata: Mapping[str, Any]) ->
 
 
 def add_wanted_ends(tokenizer: tokenizers.Tokenizer, metadata: Mapping[str, Any], begins: bool) -> None:
-    """What every text begins or ends with. If the file does not say it, SentencePiece's begin with <s>."""
+    """What every text begins or ends with; `begins` is of files that do not say it. llama.cpp assumes the same."""
     tokens = metadata["tokenizer.ggml.tokens"]
     wanted = {
         "bos": metadata.get("tokenizer.ggml.add_bos_token", begins),
