@@ -56,6 +56,14 @@ OTHERS = {
             "model_max_length": 2,
         }
     },
+    "a known token described in another way": {
+        "tokenizer_config.json": {"added_tokens_decoder": {"0": described("<|endoftext|>", rstrip=True)}}
+    },
+    "where tokens are described, older files do not count": {
+        "tokenizer_config.json": {"added_tokens_decoder": {"0": described("<|endoftext|>")}},
+        "added_tokens.json": {"<s>": 300},
+        "special_tokens_map.json": {"pad_token": "[PAD]"},
+    },
     "each text begins with a token, as OPT's": {
         "tokenizer_config.json": {"add_bos_token": True, "bos_token": described("</s>") | {"__type": "AddedToken"}}
     },

@@ -67,8 +67,10 @@ def byte_pair_tokenizer(folder: Path) -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def read_optional(folder: Path) -> list[dict[str, Any]]:
-    return [read_json(folder / file) if (folder / file).exists() else {} for file in OPTIONAL_FILES]
+def read_optional(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """What OPTIONAL_FILES say: the last, where it describes tokens, counts alone."""
+    ids, named, config = (read_json(folder / f) if (folder / f).exists() else {} for f in OPTIONAL_FILES)
+    return (ids, named, config) if config.get("added_tokens_decoder") is None else ({}, {}, config)
 
 
 def special_token(config: dict[str, Any], name: str) -> str | None:
@@ -101,17 +103,19 @@ def add_tokens(tokenizer: tokenizers.Tokenizer, folder: Path, *special: str) -> 
     special: more of the latter. Returns the former as the files have them.
     """
     ids, named, config = read_optional(folder)
-    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    known = {token.content: repr(token) for token in tokenizer.get_added_tokens_decoder().values()}
     try:
         names = special_names(config | named) | dict.fromkeys(special)
-        found = {int(token_id): facts for token_id, facts in (config.get("added_tokens_decoder") or {}).items()}
+        described = {int(token_id): facts for token_id, facts in (config.get("added_tokens_decoder") or {}).items()}
+        found = dict(described)
         for name, number in ids.items():
             found.setdefault(int(number), {"content": name, "special": name in names, "normalized": name not in names})
         tokens = {token_id: facts["content"] for token_id, facts in sorted(found.items())}
         for token_id, token in tokens.items():
-            if token not in known:
-                settings = {name: found[token_id][name] for name in ADDED_TOKEN_SETTINGS if name in found[token_id]}
-                tokenizer.add_tokens([tokenizers.AddedToken(token, **settings)])
+            settings = {name: found[token_id][name] for name in ADDED_TOKEN_SETTINGS if name in found[token_id]}
+            added = tokenizers.AddedToken(token, **settings)
+            if token not in known or (token_id in described and repr(added) != known[token]):
+                tokenizer.add_tokens([added])
         tokenizer.add_special_tokens([name for name in names if name not in known and name not in tokens.values()])
     except Exception as error:  # the library raises bare Exceptions
         files = ", ".join(OPTIONAL_FILES)
