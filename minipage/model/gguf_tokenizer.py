@@ -107,7 +107,7 @@ def sentence_piece(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
     unknown = tokens[metadata.get("tokenizer.ggml.unknown_token_id", 0)]
     model = ask(models.BPE, vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
     tokenizer = tokenizers.Tokenizer(model)
-    starts_with_space = metadata.get("tokenizer.ggml.add_space_prefix", True)
+    starts_with_space = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
     scheme = "first" if starts_with_space else "never"
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(WORD, prepend_scheme=scheme, split=False)
     steps = [decoders.Replace(WORD, " "), decoders.ByteFallback(), decoders.Fuse()]

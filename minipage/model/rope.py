@@ -66,7 +66,7 @@ def read_rotary(settings: Mapping[str, Any], head_size: int, may_be_partial: boo
             raise ValueError(f"rope_theta is {shown(theta)}, which is not above 0")
         size = settings.get("rope.dimension_count") or int(head_size * share)
         if not 0 < size <= head_size:
-            raise ValueError(f"rope.dimension_count is {shown(size)}, but heads have {head_size} numbers")
+            raise ValueError(f"{shown(size)} of the {head_size} numbers of a head are to be turned")
         frequencies = [theta ** (-i / size) for i in range(0, size, 2)]
         if kind == "linear":
             frequencies = [frequency / rope["factor"] for frequency in frequencies]

@@ -156,7 +156,7 @@ def test_weights_in_several_files_and_of_two_bytes(tmp_path, dtype):
             "transformers ignores.* vLLM heeds",
         ),
         ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}}, "whole heads"),
-        ({"rope.dimension_count": 9}, "rope.dimension_count is 9, but heads have 8 numbers"),
+        ({"rope.dimension_count": 9}, "9 of the 8 numbers of a head are to be turned"),
         ({"rope.dimension_count": "all"}, "makes no sense"),
         ({"layer_types": True}, "layer_types are True; it should be a list"),
         ({"layer_types": ["linear_attention", FULL]}, "'linear_attention', but minipage computes only full_attention"),

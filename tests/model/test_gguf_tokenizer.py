@@ -189,6 +189,8 @@ def test_what_texts_begin_and_end_with():
     assert begun[0] == 1 and begun[-1] != 2
     assert tokenizer_of(entries | {"tokenizer.ggml.add_bos_token": False}).encode("The sea") == begun[1:]
     assert tokenizer_of(entries | {"tokenizer.ggml.add_space_prefix": False}).encode("The sea") != begun
+    for yes in True, 1, 10**9:  # a number for a yes costs nothing
+        assert tokenizer_of(entries | {"tokenizer.ggml.add_space_prefix": yes}).encode("The sea") == begun
 
 
 @pytest.mark.parametrize(
