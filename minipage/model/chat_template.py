@@ -17,10 +17,9 @@ from threading import Lock
 from typing import Any
 
 from minipage.errors import InvalidRequestError, ModelError, shown
-from minipage.model.settings import first_given, read_json, why
+from minipage.model.settings import TOKENIZER_CONFIG, read_token_files, why
 
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
-CONFIG_FILES = "special_tokens_map.json", "tokenizer_config.json"  # the later one counts, where both name a token
 ROLES = ("system", "developer", "user", "assistant", "tool")
 TEXTS = ("text", "refusal")  # kinds of a content's parts, whose texts lie under the same names
 MARK = "\ue000the last message ends here\ue000 "  # while a template is at work, where it is to be continued
@@ -208,9 +207,9 @@ def find_chat_template(folder: Path) -> ChatTemplate | None:
 
 
 def read_chat_template(folder: Path) -> ChatTemplate | None:
-    special_path, config_path, path = (folder / file for file in (*CONFIG_FILES, CHAT_TEMPLATE_FILE))
-    special, config = (read_json(each) if each.exists() else {} for each in (special_path, config_path))
-    found = {name: first_given(config, name, default=special.get(name)) for name in SPECIAL_TOKENS}
+    config_path, path = folder / TOKENIZER_CONFIG, folder / CHAT_TEMPLATE_FILE
+    _, special, config = read_token_files(folder)
+    found = {name: (config | special).get(name) for name in SPECIAL_TOKENS}
     texts = {name: each.get("content") if isinstance(each, dict) else each for name, each in found.items()}
     tokens = {name: text for name, text in texts.items() if isinstance(text, str)}
     if path.exists():

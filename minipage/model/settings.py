@@ -15,6 +15,9 @@ from minipage.errors import ModelError, shown
 
 LFS_POINTER = b"version https://git-lfs"  # how the file begins that Git leaves in place of a large one
 
+TOKENIZER_CONFIG = "tokenizer_config.json"
+OPTIONAL_FILES = ["added_tokens.json", "special_tokens_map.json", TOKENIZER_CONFIG]  # of a tokenizer
+
 LARGEST_SIZE = 2**31 - 1
 MOST_LAYERS = 10_000  # far more than any model has; the weights of this many are still listed at once
 DEEPEST = 16  # lists in one another
@@ -29,6 +32,12 @@ def read_json(path: Path, what: str = "JSON object", advice: str = "Fetch it aga
     if not isinstance(content, dict):
         raise ModelError(f"{path} holds a {type(content).__name__}, and no {what}. {advice}")
     return content
+
+
+def read_token_files(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """What OPTIONAL_FILES say: the last, where it describes tokens, counts alone."""
+    ids, named, config = (read_json(folder / f) if (folder / f).exists() else {} for f in OPTIONAL_FILES)
+    return (ids, named, config) if config.get("added_tokens_decoder") is None else ({}, {}, config)
 
 
 class Settings(dict[str, Any]):

@@ -19,11 +19,9 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from minipage.errors import ModelError
-from minipage.model.settings import read_json, why
+from minipage.model.settings import OPTIONAL_FILES, read_json, read_token_files, why
 from minipage.model.tokenizer import Tokenizer, add_ends, ask, read_backend
 
-CONFIG = "tokenizer_config.json"
-OPTIONAL_FILES = ["added_tokens.json", "special_tokens_map.json", CONFIG]
 TOKENIZER_FILES = ["tokenizer.json", "vocab.json", "merges.txt", *OPTIONAL_FILES]
 
 END_OF_TEXT = "<|endoftext|>"  # a token of every GPT-2, whether or not a file says so
@@ -47,7 +45,7 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
 def byte_pair_tokenizer(folder: Path) -> tokenizers.Tokenizer:
     """GPT-2's byte-level BPE, from vocab.json and merges.txt, as transformers makes it."""
     vocab, merges = read_json(folder / "vocab.json"), read_merges(folder / "merges.txt")
-    _, named, config = read_optional(folder)
+    _, named, config = read_token_files(folder)
     try:
         tokenizer = tokenizers.Tokenizer(ask(models.BPE, vocab, merges))
     except Exception as error:  # the library raises bare Exceptions
@@ -65,12 +63,6 @@ def byte_pair_tokenizer(folder: Path) -> tokenizers.Tokenizer:
     first, last = (special_token(config | named, name) if config.get(f"add_{name}") else None for name in ENDS)
     add_ends(tokenizer, first, last)
     return tokenizer
-
-
-def read_optional(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """What OPTIONAL_FILES say: the last, where it describes tokens, counts alone."""
-    ids, named, config = (read_json(folder / f) if (folder / f).exists() else {} for f in OPTIONAL_FILES)
-    return (ids, named, config) if config.get("added_tokens_decoder") is None else ({}, {}, config)
 
 
 def special_token(config: dict[str, Any], name: str) -> str | None:
@@ -102,7 +94,7 @@ def add_tokens(tokenizer: tokenizers.Tokenizer, folder: Path, *special: str) -> 
 
     special: more of the latter. Returns the former as the files have them.
     """
-    ids, named, config = read_optional(folder)
+    ids, named, config = read_token_files(folder)
     known = {token.content: repr(token) for token in tokenizer.get_added_tokens_decoder().values()}
     try:
         names = special_names(config | named) | dict.fromkeys(special)
