@@ -457,7 +457,10 @@ def test_special_tokens_that_only_the_file_of_before_names(tmp_path):
 def test_the_default_of_several_templates(tmp_path):
     several = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}]
     write(tmp_path, config={"chat_template": several})
-    assert find_chat_template(tmp_path).render(HELLO) == "plain"
+    template = find_chat_template(tmp_path)
+    assert template.render(HELLO) == template.render(HELLO, tools=None) == "plain"
+    for each in template, pickle.loads(pickle.dumps(template)):  # as transformers does
+        assert each.render(HELLO, tools=[{"type": "function"}]) == "tools"
     write(tmp_path, config={"chat_template": several[:1]})
     with pytest.raises(ModelError, match="no chat template of the name default"):
         find_chat_template(tmp_path).render(HELLO)
