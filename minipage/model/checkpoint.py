@@ -318,7 +318,13 @@ def read_stored(folder: Path, wanted: Set[str]) -> dict[str, StoredTensor]:
         tensors = {name: StoredTensor(*tensor) for name, tensor in read_pytorch_files(folder, is_wanted).items()}
     else:
         tensors = {name: tensor for file in weight_files(folder) for name, tensor in read_safetensors(file).items()}
-    return {plain_name(name): tensor for name, tensor in tensors.items() if is_wanted(name)}
+    names: dict[str, str] = {}
+    for name in filter(is_wanted, tensors):
+        if (other := names.setdefault(plain_name(name), name)) != name:
+            raise ModelError(
+                f"{folder} has both {other!r} and {name!r}, of which only one can count. Remove the other."
+            )
+    return {plain: tensors[name] for plain, name in names.items()}
 
 
 def plain_name(name: str) -> str:

@@ -149,6 +149,13 @@ def test_weights_inside_a_block_that_would_not_be_computed_with_are_named(tmp_pa
     assert name.removeprefix("model.").removeprefix("transformer.").removeprefix("decoder.") in str(error.value)
 
 
+def test_a_weight_under_two_names_is_not_chosen_by_chance(tmp_path):
+    save(tmp_path, *MODELS["llama"])
+    add_weights(tmp_path, **{"norm.weight": 32})
+    with pytest.raises(ModelError, match=r"both '(model\.)?norm.weight' and '(model\.)?norm.weight'"):
+        load_model(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
