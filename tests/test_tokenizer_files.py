@@ -56,6 +56,27 @@ OTHERS = {
             "model_max_length": 2,
         }
     },
+    "a known token described in another way": {
+        "tokenizer_config.json": {"added_tokens_decoder": {"0": described("<|endoftext|>", rstrip=True)}}
+    },
+    "where tokens are described, older files do not count": {
+        "tokenizer_config.json": {"added_tokens_decoder": {"0": described("<|endoftext|>")}},
+        "added_tokens.json": {"<s>": 300},
+        "special_tokens_map.json": {"pad_token": "[PAD]"},
+    },
+    "each text begins with a token, as OPT's": {
+        "tokenizer_config.json": {"add_bos_token": True, "bos_token": described("</s>") | {"__type": "AddedToken"}}
+    },
+    "and ends with one": {"tokenizer_config.json": {"add_bos_token": True, "add_eos_token": True, "eos_token": "<s>"}},
+    "begins with none": {"tokenizer_config.json": {"add_bos_token": True, "bos_token": None}},
+    "begins with what another file says": {
+        "tokenizer_config.json": {"add_bos_token": True},
+        "special_tokens_map.json": {"bos_token": "<s>"},
+    },
+    "begins with what the other file says": {
+        "tokenizer_config.json": {"add_bos_token": True, "bos_token": "</s>"},
+        "special_tokens_map.json": {"bos_token": {"content": "<s>"}},
+    },
 }
 
 

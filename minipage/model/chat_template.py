@@ -17,10 +17,9 @@ from threading import Lock
 from typing import Any
 
 from minipage.errors import InvalidRequestError, ModelError, shown
-from minipage.model.settings import first_given, read_json, why
+from minipage.model.settings import TOKENIZER_CONFIG, read_token_files, why
 
 CHAT_TEMPLATE_FILE = "chat_template.jinja"
-CONFIG_FILES = "special_tokens_map.json", "tokenizer_config.json"  # the later one counts, where both name a token
 ROLES = ("system", "developer", "user", "assistant", "tool")
 TEXTS = ("text", "refusal")  # kinds of a content's parts, whose texts lie under the same names
 MARK = "\ue000the last message ends here\ue000 "  # while a template is at work, where it is to be continued
@@ -37,6 +36,7 @@ class ChatTemplate:
         special_tokens: what it may call bos_token, eos_token, ...
         origin: where it was found, for error messages
         problem: why it could not be read; whoever chats will hear of it, and who has a text continued need not
+        for_tools: counts instead, if the model is told of tools
     """
 
     def __init__(
@@ -45,17 +45,19 @@ class ChatTemplate:
         special_tokens: Mapping[str, str] | None = None,
         origin: str = "the model",
         problem: str = "",
+        for_tools: ChatTemplate | None = None,
     ) -> None:
         self.source = source
         self.special_tokens = dict(special_tokens or {})
         self.origin = origin
         self.problem = problem
+        self.for_tools = for_tools
         self._compiled: Any = None  # (environment, template)
         self._lock = Lock()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """For another process: what it was made of."""
-        return ChatTemplate, (self.source, self.special_tokens, self.origin, self.problem)
+        return ChatTemplate, (self.source, self.special_tokens, self.origin, self.problem, self.for_tools)
 
     def render(
         self,
@@ -79,6 +81,8 @@ class ChatTemplate:
             ModelError: the template could not be read, or is no valid Jinja.
             InvalidRequestError: what is given are no messages, or the template refuses them, fails, or does not end.
         """
+        if self.for_tools and values.get("tools") is not None:
+            return self.for_tools.render(messages, add_generation_prompt, continue_final_message, **values)
         plain = check_messages(messages)
         if continue_final_message:
             add_generation_prompt, plain[-1]["content"] = False, plain[-1]["content"] + MARK
@@ -208,9 +212,9 @@ def find_chat_template(folder: Path) -> ChatTemplate | None:
 
 
 def read_chat_template(folder: Path) -> ChatTemplate | None:
-    special_path, config_path, path = (folder / file for file in (*CONFIG_FILES, CHAT_TEMPLATE_FILE))
-    special, config = (read_json(each) if each.exists() else {} for each in (special_path, config_path))
-    found = {name: first_given(config, name, default=special.get(name)) for name in SPECIAL_TOKENS}
+    config_path, path = folder / TOKENIZER_CONFIG, folder / CHAT_TEMPLATE_FILE
+    _, special, config = read_token_files(folder)
+    found = {name: (config | special).get(name) for name in SPECIAL_TOKENS}
     texts = {name: each.get("content") if isinstance(each, dict) else each for name, each in found.items()}
     tokens = {name: text for name, text in texts.items() if isinstance(text, str)}
     if path.exists():
@@ -218,12 +222,13 @@ def read_chat_template(folder: Path) -> ChatTemplate | None:
             return ChatTemplate(path.read_text(encoding="utf-8"), tokens, str(path))
         except (OSError, ValueError) as error:
             raise ModelError(f"{path} cannot be read ({why(path, error)}). Fetch it again.") from error
-    template = config.get("chat_template")
+    template, with_tools = config.get("chat_template"), None
     if isinstance(template, list):  # several, each with a name
         named = {each.get("name"): each.get("template") for each in template if isinstance(each, dict)}
-        template = named.get("default", "")
+        template, with_tools = named.get("default", ""), named.get("tool_use")
     if template is None:
         return None
     if not isinstance(template, str) or not template:
         raise ModelError(f"{config_path} has no chat template of the name default. Put one into {path.name}.")
-    return ChatTemplate(template, tokens, str(config_path))
+    for_tools = ChatTemplate(with_tools, tokens, str(config_path)) if isinstance(with_tools, str) else None
+    return ChatTemplate(template, tokens, str(config_path), for_tools=for_tools)

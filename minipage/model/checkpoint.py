@@ -26,7 +26,15 @@ from safetensors import SafetensorError, safe_open
 from minipage.errors import ConfigurationError, ModelError, count, shown
 from minipage.model.architecture import Architecture, Array
 from minipage.model.pytorch_files import read_pytorch_files
-from minipage.model.settings import end_tokens, read_json, token_ids_in, warn_of_unknown, why, with_overrides
+from minipage.model.settings import (
+    end_tokens,
+    read_json,
+    refuse_other,
+    token_ids_in,
+    warn_of_unknown,
+    why,
+    with_overrides,
+)
 from minipage.model.stored_weights import DummyWeights, Place, StoredTensor, Weights
 from minipage.model.tokenizer import Tokenizer
 from minipage.model.tokenizer_files import TOKENIZER_FILES, read_tokenizer
@@ -242,6 +250,7 @@ def read_architecture(path: Path, settings: dict[str, Any]) -> Architecture:
             "model of such an architecture."
         )
     try:
+        refuse_other(settings, {"is_causal": (True,)}, "a model whose tokens see those before them alone")
         return architecture_class(ARCHITECTURES[kind]).of(settings)
     except ModelError as error:
         raise ModelError(f"{path}: {error}") from None
@@ -262,6 +271,12 @@ def read_weights(folder: Path, architecture: Architecture, stored: Mapping[str, 
         raise ModelError(
             f"{folder} lacks {count(len(missing), 'weight')}, {min(missing)!r} first: is it what config.json says, and "
             "complete?"
+        )
+    further = [name for name in stored if name not in shapes and f"{name.rpartition('.')[0]}.weight" in stored]
+    if unknown := [name for name in further if name != "lm_head.weight"]:
+        raise ModelError(
+            f"{folder} has {count(len(unknown), 'weight')} that minipage cannot place in a model as config.json "
+            f"describes it, {min(unknown)!r} first: is that file its own?"
         )
     for name, shape in shapes.items():
         dtype, found, _ = stored[name]
@@ -291,21 +306,35 @@ def stored_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
 
 
 def read_stored(folder: Path, wanted: Set[str]) -> dict[str, StoredTensor]:
-    """The wanted tensors that a folder has, by their names without a prefix."""
+    """The wanted tensors that a folder has, and what else is in their blocks, by their names without a prefix."""
+    blocks = {block_of(name) for name in wanted} - {""}
 
     def is_wanted(name: str) -> bool:
-        return plain_name(name) in wanted
+        plain = plain_name(name)
+        return plain in wanted or (block_of(plain) in blocks and plain.endswith((".weight", ".bias")))
 
     is_safe = any((folder / file).exists() for file in (WHOLE, INDEX))
     if not is_safe and any(folder.glob("pytorch_model*.bin")):
         tensors = {name: StoredTensor(*tensor) for name, tensor in read_pytorch_files(folder, is_wanted).items()}
     else:
         tensors = {name: tensor for file in weight_files(folder) for name, tensor in read_safetensors(file).items()}
-    return {plain_name(name): tensor for name, tensor in tensors.items() if is_wanted(name)}
+    names: dict[str, str] = {}
+    for name in filter(is_wanted, tensors):
+        if (other := names.setdefault(plain_name(name), name)) != name:
+            raise ModelError(
+                f"{folder} has both {other!r} and {name!r}, of which only one can count. Remove the other."
+            )
+    return {plain: tensors[name] for plain, name in names.items()}
 
 
 def plain_name(name: str) -> str:
     return next((name.removeprefix(prefix) for prefix in PREFIXES if name.startswith(prefix)), name)
+
+
+def block_of(name: str) -> str:
+    """layers.3 of layers.3.mlp.up_proj.weight; empty outside of the blocks."""
+    parts = name.split(".")
+    return ".".join(parts[:2]) if len(parts) > 2 and parts[1].isdecimal() else ""
 
 
 def weight_files(folder: Path) -> list[Path]:

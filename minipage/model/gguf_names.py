@@ -168,7 +168,7 @@ def llama_config(
         "rms_norm_eps": decimal(required(facts, "attention.layer_norm_rms_epsilon")),
         "rope_theta": theta,
         "rope_scaling": rope_scaling(facts) if factors is None else llama3_scaling(factors, head_dim, theta),
-        "rotary_dim": turned,
+        "rope.dimension_count": turned,
         "attention_bias": "blk.0.attn_q.bias" in shapes,
         "mlp_bias": "blk.0.ffn_up.bias" in shapes,
         "sliding_window": facts.get("attention.sliding_window"),

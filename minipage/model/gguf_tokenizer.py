@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import tokenizers
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
 from minipage.errors import ModelError, shown
-from minipage.model.tokenizer import Tokenizer, ask
+from minipage.model.tokenizer import Tokenizer, add_ends, ask
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # the types of tokens
 WORD = "\u2581"  # ▁, SentencePiece's space
@@ -37,6 +37,7 @@ SPLITS = {
 }
 DIGITS_ALONE = ("smollm", "starcoder", "refact", "command-r", "codeshell")  # each digit, and then as GPT-2 does
 PLAIN = ("default", "gpt-2")
+BEGINNING = ("llama-bpe", "llama3", "llama-v3", "pixtral", "tekken")  # texts begin with a token
 
 
 def special_tokens(metadata: Mapping[str, Any]) -> dict[str, str]:
@@ -63,7 +64,7 @@ def tokenizer_of(metadata: Mapping[str, Any]) -> Tokenizer | None:
     try:
         backend = makers[kind](metadata)
         add_special(backend, metadata)
-        add_ends(backend, metadata, begins=kind == "llama")
+        add_wanted_ends(backend, metadata, begins=kind == "llama" or metadata.get("tokenizer.ggml.pre") in BEGINNING)
     except ModelError:
         raise
     except Exception as error:  # the library raises bare Exceptions
@@ -106,7 +107,7 @@ def sentence_piece(metadata: Mapping[str, Any]) -> tokenizers.Tokenizer:
     unknown = tokens[metadata.get("tokenizer.ggml.unknown_token_id", 0)]
     model = ask(models.BPE, vocab, merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
     tokenizer = tokenizers.Tokenizer(model)
-    starts_with_space = metadata.get("tokenizer.ggml.add_space_prefix", True)
+    starts_with_space = bool(metadata.get("tokenizer.ggml.add_space_prefix", True))
     scheme = "first" if starts_with_space else "never"
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(WORD, prepend_scheme=scheme, split=False)
     steps = [decoders.Replace(WORD, " "), decoders.ByteFallback(), decoders.Fuse()]
@@ -138,18 +139,13 @@ def add_special(tokenizer: tokenizers.Tokenizer, metadata: Mapping[str, Any]) ->
     tokenizer.add_tokens(added[USER_DEFINED])
 
 
-def add_ends(tokenizer: tokenizers.Tokenizer, metadata: Mapping[str, Any], begins: bool) -> None:
-    """What every text begins or ends with. If the file does not say it, SentencePiece's begin with <s>."""
+def add_wanted_ends(tokenizer: tokenizers.Tokenizer, metadata: Mapping[str, Any], begins: bool) -> None:
+    """What every text begins or ends with; `begins` is of files that do not say it. llama.cpp assumes the same."""
     tokens = metadata["tokenizer.ggml.tokens"]
     wanted = {
         "bos": metadata.get("tokenizer.ggml.add_bos_token", begins),
         "eos": metadata.get("tokenizer.ggml.add_eos_token", False),
     }
-    ids = {kind: metadata.get(f"tokenizer.ggml.{kind}_token_id") for kind, add in wanted.items() if add}
-    ends = {kind: (tokens[i], i) for kind, i in ids.items() if i is not None}
-    if ends:
-        template = [ends[kind][0] if kind in ends else "" for kind in ("bos", "eos")]
-        single = [template[0], "$A", template[1]]
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=[piece for piece in single if piece], special_tokens=list(ends.values())
-        )
+    ids = {kind: metadata.get(f"tokenizer.ggml.{kind}_token_id") if add else None for kind, add in wanted.items()}
+    first, last = (None if i is None else tokens[i] for i in ids.values())
+    add_ends(tokenizer, first, last)

@@ -32,7 +32,7 @@ from minipage.model.architecture import (
     turned,
 )
 from minipage.model.rope import Rotary, read_rotary
-from minipage.model.settings import read_sizes, refuse_other
+from minipage.model.settings import first_given, read_sizes, refuse_disputed, refuse_other
 
 QKV = "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"
 GATED = "mlp.gate_proj", "mlp.up_proj"
@@ -127,9 +127,8 @@ class Llama:
     def of(cls, settings: dict[str, Any]) -> Self:
         refuse_other(settings, {"hidden_act": ("silu", "swish")}, "a Llama with SwiGLU")
         kind = settings.get("model_type", "llama")
-        sizes = read_sizes(
-            settings, "a Llama", dict(zip(SIZES, SIZES)), ("num_key_value_heads", "head_dim"), {"rms_norm_eps": 1e-6}
-        )
+        epsilon = {"rms_norm_eps": 1e-5 if kind == "phi3" else 1e-6}  # if it is not given, as in transformers
+        sizes = read_sizes(settings, "a Llama", dict(zip(SIZES, SIZES)), ("num_key_value_heads", "head_dim"), epsilon)
         num_heads = sizes["num_attention_heads"]
         sizes.setdefault("head_dim", sizes["hidden_size"] // num_heads)
         num_kv_heads = sizes.setdefault("num_key_value_heads", num_heads)
@@ -172,11 +171,11 @@ def read_windows(settings: dict[str, Any], kind: str, num_layers: int, context: 
     """Of each layer, how many tokens it sees, if that is less than the context; empty: all layers see everything.
 
     A `sliding_window` that is left out is transformers'. Qwen's first `max_window_layers` layers see everything, unless
-    `layer_types` says more.
+    `layer_types` says more. What transformers would ignore is refused, unless hf_overrides say it.
     """
     is_qwen = kind.startswith("qwen")
     window = settings.get("sliding_window", 4096 if is_qwen or kind == "mistral" else None)
-    window = window if settings.get("use_sliding_window", not is_qwen) else None
+    is_used = first_given(settings, "use_sliding_window", default=not is_qwen)
     types = settings.get("layer_types")
     if not types:
         num_full = settings.get("max_window_layers", 28) if is_qwen else 0
@@ -196,6 +195,14 @@ def read_windows(settings: dict[str, Any], kind: str, num_layers: int, context: 
         raise ModelError(f"its layer_types are {len(types)}, but it has {num_layers} layers. Fetch config.json again.")
     if window is not None and (not isinstance(window, int) or isinstance(window, bool)):
         raise ModelError(f"its sliding_window is {shown(window)}, no number of tokens. Fetch config.json again.")
-    if not window or not 0 < window < context or SLIDING not in types:
+    if not window or not 0 < window < context:
         return ()
+    if kind == "phi3" and FULL in types:
+        refuse_disputed(settings, "layer_types")
+    if kind in ("mistral", "phi3") and not is_used:
+        refuse_disputed(settings, "use_sliding_window")
+    if not is_used or SLIDING not in types:
+        return ()
+    if kind == "llama":
+        refuse_disputed(settings, "sliding_window")
     return tuple(window if each == SLIDING else None for each in types)

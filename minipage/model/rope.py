@@ -36,7 +36,7 @@ def read_rotary(settings: Mapping[str, Any], head_size: int, may_be_partial: boo
 
     Args:
         may_be_partial: of some models a part of each head is turned, which two settings say: `partial_rotary_factor` is
-            a share, and `rotary_dim`, which GGUF files have, a number. Of others, a share means nothing to
+            a share, and `rope.dimension_count`, of GGUF files alone, a number. Of others, a share means nothing to
             transformers 5, and something to vLLM: nobody knows what they were trained with, so they are refused.
 
     Raises ModelError for a scaling that is not computed, or one that makes no sense.
@@ -48,8 +48,11 @@ def read_rotary(settings: Mapping[str, Any], head_size: int, may_be_partial: boo
         raise ModelError(f"its rope_scaling is {shown(given)}; it should be an object. Fetch config.json again.")
     rope = {"rope_theta": settings.get("rope_theta") or 10_000.0, **given}
     kind = rope.get("rope_type") or rope.get("type") or "default"
+    kind = "longrope" if "long_factor" in rope else kind  # which early Phi-3s call su, or yarn
     if kind not in KNOWN:
         raise ModelError(f"its rope_scaling is {shown(kind)}, but minipage computes only {', '.join(KNOWN)}.")
+    if several := [name for name, value in rope.items() if isinstance(value, dict)]:
+        raise ModelError(f"its rope_parameters are of {', '.join(several)}, but minipage turns all layers alike.")
     try:
         share = rope.get("partial_rotary_factor") or settings.get("partial_rotary_factor") or 1.0
         if not 0 < share <= 1:
@@ -61,9 +64,9 @@ def read_rotary(settings: Mapping[str, Any], head_size: int, may_be_partial: boo
             )
         if not (theta := float(rope["rope_theta"])) > 0:
             raise ValueError(f"rope_theta is {shown(theta)}, which is not above 0")
-        size = settings.get("rotary_dim") or int(head_size * share)
+        size = settings.get("rope.dimension_count") or int(head_size * share)
         if not 0 < size <= head_size:
-            raise ValueError(f"rotary_dim is {shown(size)}, but heads have {head_size} numbers")
+            raise ValueError(f"{shown(size)} of the {head_size} numbers of a head are to be turned")
         frequencies = [theta ** (-i / size) for i in range(0, size, 2)]
         if kind == "linear":
             frequencies = [frequency / rope["factor"] for frequency in frequencies]

@@ -15,6 +15,9 @@ from minipage.errors import ModelError, shown
 
 LFS_POINTER = b"version https://git-lfs"  # how the file begins that Git leaves in place of a large one
 
+TOKENIZER_CONFIG = "tokenizer_config.json"
+OPTIONAL_FILES = ["added_tokens.json", "special_tokens_map.json", TOKENIZER_CONFIG]  # of a tokenizer
+
 LARGEST_SIZE = 2**31 - 1
 MOST_LAYERS = 10_000  # far more than any model has; the weights of this many are still listed at once
 DEEPEST = 16  # lists in one another
@@ -31,12 +34,19 @@ def read_json(path: Path, what: str = "JSON object", advice: str = "Fetch it aga
     return content
 
 
-class Settings(dict[str, Any]):
-    """The settings of a model, which know by which names they were looked for."""
+def read_token_files(folder: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """What OPTIONAL_FILES say: the last, where it describes tokens, counts alone."""
+    ids, named, config = (read_json(folder / f) if (folder / f).exists() else {} for f in OPTIONAL_FILES)
+    return (ids, named, config) if config.get("added_tokens_decoder") is None else ({}, {}, config)
 
-    def __init__(self, settings: Mapping[str, Any], asked: Iterable[str] = ()) -> None:
+
+class Settings(dict[str, Any]):
+    """The settings of a model, which know by which names they were looked for, and which were said by hf_overrides."""
+
+    def __init__(self, settings: Mapping[str, Any], asked: Iterable[str] = (), said: Collection[str] = ()) -> None:
         super().__init__(settings)
         self.asked = set(asked)
+        self.said = said
 
     def get(self, name: str, default: Any = None) -> Any:
         self.asked.add(name)
@@ -62,13 +72,13 @@ def with_overrides(settings: Mapping[str, Any], overrides: Mapping[str, Any]) ->
     """
     rope = settings.get("rope_parameters")
     if not isinstance(rope, dict) or "rope_parameters" in overrides:
-        return Settings({**settings, **overrides})
+        return Settings({**settings, **overrides}, said=overrides)
     names = "rope_theta", "partial_rotary_factor"
     scaling = overrides.get("rope_scaling", settings.get("rope_scaling") or rope) or {}
     if isinstance(scaling, dict):
         scaling = {name: rope[name] for name in names if name in rope} | scaling
         scaling |= {name: overrides[name] for name in names if name in overrides}
-    return Settings({**settings, **overrides, "rope_parameters": scaling}, asked=(*names, "rope_scaling"))
+    return Settings({**settings, **overrides, "rope_parameters": scaling}, (*names, "rope_scaling"), overrides)
 
 
 def warn_of_unknown(overrides: Mapping[str, Any], given: Mapping[str, Any], settings: Settings) -> None:
@@ -102,6 +112,15 @@ def refuse_other(settings: dict[str, Any], computed: Mapping[str, tuple[Any, ...
             raise ModelError(
                 f"it says {name} = {shown(settings[name])}, but minipage computes only {values[0]!r}. Choose {choice}."
             )
+
+
+def refuse_disputed(settings: Mapping[str, Any], name: str) -> None:
+    """Raise ModelError for a setting that nobody knows the meaning of in such a model, unless hf_overrides say it."""
+    if name not in getattr(settings, "said", ()):
+        raise ModelError(
+            f"its {name} is {shown(settings[name])}, which transformers ignores in such a model, and vLLM heeds. To "
+            f"have it heeded, give it in hf_overrides, too; to have it ignored, hf_overrides={{{name!r}: None}}."
+        )
 
 
 def read_sizes(

@@ -148,6 +148,16 @@ def ask(call: Callable[..., T], *args: Any, **options: Any) -> T:
         raise RuntimeError(f"the tokenizers library panicked: {error}") from error
 
 
+def add_ends(backend: tokenizers.Tokenizer, first: str | None, last: str | None) -> None:
+    """Let every text begin or end with a token."""
+    ends = [token for token in (first, last) if token is not None]
+    if ends:
+        backend.post_processor = tokenizers.processors.TemplateProcessing(
+            single=[*([first] if first is not None else []), "$A", *([last] if last is not None else [])],
+            special_tokens=[(token, backend.token_to_id(token)) for token in dict.fromkeys(ends)],
+        )
+
+
 def read_backend(path: Path) -> tokenizers.Tokenizer:
     try:
         return ask(tokenizers.Tokenizer.from_file, str(path))

@@ -19,14 +19,13 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from minipage.errors import ModelError
-from minipage.model.settings import read_json, why
-from minipage.model.tokenizer import Tokenizer, ask, read_backend
+from minipage.model.settings import OPTIONAL_FILES, read_json, read_token_files, why
+from minipage.model.tokenizer import Tokenizer, add_ends, ask, read_backend
 
-CONFIG = "tokenizer_config.json"
-OPTIONAL_FILES = ["added_tokens.json", "special_tokens_map.json", CONFIG]
 TOKENIZER_FILES = ["tokenizer.json", "vocab.json", "merges.txt", *OPTIONAL_FILES]
 
 END_OF_TEXT = "<|endoftext|>"  # a token of every GPT-2, whether or not a file says so
+ENDS = "bos_token", "eos_token"  # of every text, if tokenizer_config.json says so, as OPT's does
 FIRST = [f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]  # of special tokens
 ADDED_TOKEN_SETTINGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
@@ -46,7 +45,7 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
 def byte_pair_tokenizer(folder: Path) -> tokenizers.Tokenizer:
     """GPT-2's byte-level BPE, from vocab.json and merges.txt, as transformers makes it."""
     vocab, merges = read_json(folder / "vocab.json"), read_merges(folder / "merges.txt")
-    config = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
+    _, named, config = read_token_files(folder)
     try:
         tokenizer = tokenizers.Tokenizer(ask(models.BPE, vocab, merges))
     except Exception as error:  # the library raises bare Exceptions
@@ -61,7 +60,14 @@ def byte_pair_tokenizer(folder: Path) -> tokenizers.Tokenizer:
                 f"{folder}: {token!r} is to have the id {token_id}, which is another's or leaves a gap. Fetch "
                 f"{', '.join(OPTIONAL_FILES)} again."
             )
+    first, last = (special_token(config | named, name) if config.get(f"add_{name}") else None for name in ENDS)
+    add_ends(tokenizer, first, last)
     return tokenizer
+
+
+def special_token(config: dict[str, Any], name: str) -> str | None:
+    token = config.get(name, END_OF_TEXT)
+    return token.get("content") if isinstance(token, dict) else token
 
 
 def read_merges(path: Path) -> list[tuple[str, str]]:
@@ -88,18 +94,20 @@ def add_tokens(tokenizer: tokenizers.Tokenizer, folder: Path, *special: str) -> 
 
     special: more of the latter. Returns the former as the files have them.
     """
-    ids, named, config = (read_json(folder / f) if (folder / f).exists() else {} for f in OPTIONAL_FILES)
-    known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    ids, named, config = read_token_files(folder)
+    known = {token.content: repr(token) for token in tokenizer.get_added_tokens_decoder().values()}
     try:
         names = special_names(config | named) | dict.fromkeys(special)
-        found = {int(token_id): facts for token_id, facts in (config.get("added_tokens_decoder") or {}).items()}
+        described = {int(token_id): facts for token_id, facts in (config.get("added_tokens_decoder") or {}).items()}
+        found = dict(described)
         for name, number in ids.items():
             found.setdefault(int(number), {"content": name, "special": name in names, "normalized": name not in names})
         tokens = {token_id: facts["content"] for token_id, facts in sorted(found.items())}
         for token_id, token in tokens.items():
-            if token not in known:
-                settings = {name: found[token_id][name] for name in ADDED_TOKEN_SETTINGS if name in found[token_id]}
-                tokenizer.add_tokens([tokenizers.AddedToken(token, **settings)])
+            settings = {name: found[token_id][name] for name in ADDED_TOKEN_SETTINGS if name in found[token_id]}
+            added = tokenizers.AddedToken(token, **settings)
+            if token not in known or (token_id in described and repr(added) != known[token]):
+                tokenizer.add_tokens([added])
         tokenizer.add_special_tokens([name for name in names if name not in known and name not in tokens.values()])
     except Exception as error:  # the library raises bare Exceptions
         files = ", ".join(OPTIONAL_FILES)

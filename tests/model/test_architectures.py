@@ -156,8 +156,8 @@ def test_weights_in_several_files_and_of_two_bytes(tmp_path, dtype):
             "transformers ignores.* vLLM heeds",
         ),
         ({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5}}, "whole heads"),
-        ({"rotary_dim": 9}, "rotary_dim is 9, but heads have 8 numbers"),
-        ({"rotary_dim": "all"}, "makes no sense"),
+        ({"rope.dimension_count": 9}, "9 of the 8 numbers of a head are to be turned"),
+        ({"rope.dimension_count": "all"}, "makes no sense"),
         ({"layer_types": True}, "layer_types are True; it should be a list"),
         ({"layer_types": ["linear_attention", FULL]}, "'linear_attention', but minipage computes only full_attention"),
         ({"layer_types": [FULL] * 3}, "layer_types are 3, but it has 2 layers"),
@@ -287,5 +287,7 @@ def test_of_a_share_that_transformers_ignores_whole_heads_are_turned_if_one_says
 
 
 def test_a_number_of_turned_numbers_is_as_good_as_a_share():
-    assert read_rotary({"rotary_dim": 4}, 16, may_be_partial=False) == read_rotary({"partial_rotary_factor": 0.25}, 16)
+    assert read_rotary({"rope.dimension_count": 4}, 16, may_be_partial=False) == read_rotary(
+        {"partial_rotary_factor": 0.25}, 16
+    )
     assert len(read_rotary({}, 16).frequencies) == 8

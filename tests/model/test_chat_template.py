@@ -445,16 +445,22 @@ def test_a_template_of_a_folder(tmp_path):
 
 
 def test_special_tokens_that_only_the_file_of_before_names(tmp_path):
-    """As transformers has it: a prompt without its <s> is another one."""
+    """As transformers has it: they count, unless the newer file describes all tokens. A prompt without its <s> is another one."""
     write(tmp_path, config={"eos_token": "<end>", "chat_template": "{{ bos_token }}|{{ eos_token }}"})
     write(tmp_path, special={"bos_token": {"content": "<s>"}, "eos_token": "</s>"})
-    assert find_chat_template(tmp_path).render(HELLO) == "<s>|<end>"
+    assert find_chat_template(tmp_path).render(HELLO) == "<s>|</s>"
+    described = {"added_tokens_decoder": {"1": {"content": "<s>"}}}
+    write(tmp_path, config={"eos_token": "<end>", "chat_template": "{{ bos_token }}|{{ eos_token }}"} | described)
+    assert find_chat_template(tmp_path).render(HELLO) == "|<end>"
 
 
 def test_the_default_of_several_templates(tmp_path):
     several = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}]
     write(tmp_path, config={"chat_template": several})
-    assert find_chat_template(tmp_path).render(HELLO) == "plain"
+    template = find_chat_template(tmp_path)
+    assert template.render(HELLO) == template.render(HELLO, tools=None) == "plain"
+    for each in template, pickle.loads(pickle.dumps(template)):  # as transformers does
+        assert each.render(HELLO, tools=[{"type": "function"}]) == "tools"
     write(tmp_path, config={"chat_template": several[:1]})
     with pytest.raises(ModelError, match="no chat template of the name default"):
         find_chat_template(tmp_path).render(HELLO)

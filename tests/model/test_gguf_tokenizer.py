@@ -124,8 +124,9 @@ def test_byte_level_tokenizers_cut_as_the_one_they_were_written_from(cut):
     if cut == "qwen2":
         original.normalizer = normalizers.NFC()
     for text in texts():
-        assert ours.encode(text) == original.encode(text).ids, text
-        assert ours.decode(ours.encode(text)) == original.decode(original.encode(text).ids, skip_special_tokens=False)
+        token_ids = ours.encode(text, add_special_tokens=False)
+        assert token_ids == original.encode(text).ids, text
+        assert ours.decode(token_ids) == original.decode(original.encode(text).ids, skip_special_tokens=False)
     assert ours.vocab_size == original.get_vocab_size()
 
 
@@ -138,7 +139,7 @@ def test_byte_level_tokenizers_cut_as_transformers_says(tmp_path, cut):
     for text in texts():
         if cut == "qwen2":  # the model's own tokenizer normalizes, and transformers leaves it out
             text = normalizers.NFC().normalize_str(text)
-        assert ours.encode(text) == theirs.encode(text), text
+        assert ours.encode(text, add_special_tokens=False) == theirs.encode(text, add_special_tokens=False), text
 
 
 def test_sentence_piece_cuts_as_the_one_it_was_written_from():
@@ -188,6 +189,19 @@ def test_what_texts_begin_and_end_with():
     assert begun[0] == 1 and begun[-1] != 2
     assert tokenizer_of(entries | {"tokenizer.ggml.add_bos_token": False}).encode("The sea") == begun[1:]
     assert tokenizer_of(entries | {"tokenizer.ggml.add_space_prefix": False}).encode("The sea") != begun
+    for yes in True, 1, 10**9:  # a number for a yes costs nothing
+        assert tokenizer_of(entries | {"tokenizer.ggml.add_space_prefix": yes}).encode("The sea") == begun
+
+
+@pytest.mark.parametrize(
+    ("cut", "begins"), [("llama-bpe", True), ("tekken", True), ("gpt-2", False), ("qwen2", False), ("smollm", False)]
+)
+def test_texts_for_llama_3_begin_with_a_token_though_its_files_do_not_say_so(cut, begins):
+    """Files that were made before converters wrote add_bos_token: llama.cpp knows these models by how they cut."""
+    entries = byte_level_entries(byte_level(CUTS["gpt-2"]), cut)
+    assert (tokenizer_of(entries).encode("The sea")[0] == 1) == begins
+    for said in True, False:
+        assert (tokenizer_of(entries | {"tokenizer.ggml.add_bos_token": said}).encode("The sea")[0] == 1) == said
 
 
 def test_special_tokens_have_the_names_that_templates_use():
