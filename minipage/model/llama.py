@@ -171,11 +171,12 @@ def read_windows(settings: dict[str, Any], kind: str, num_layers: int, context: 
     """Of each layer, how many tokens it sees, if that is less than the context; empty: all layers see everything.
 
     A `sliding_window` that is left out is transformers'. Qwen's first `max_window_layers` layers see everything, unless
-    `layer_types` says more. What transformers would ignore is refused, unless hf_overrides say it.
+    `layer_types` says more; of others, neither transformers nor vLLM asks for `use_sliding_window`. What transformers
+    ignores and vLLM heeds is refused, unless hf_overrides say it.
     """
     is_qwen = kind.startswith("qwen")
     window = settings.get("sliding_window", 4096 if is_qwen or kind == "mistral" else None)
-    is_used = first_given(settings, "use_sliding_window", default=not is_qwen)
+    is_used = not is_qwen or first_given(settings, "use_sliding_window", default=False)
     types = settings.get("layer_types")
     if not types:
         num_full = settings.get("max_window_layers", 28) if is_qwen else 0
@@ -199,8 +200,6 @@ def read_windows(settings: dict[str, Any], kind: str, num_layers: int, context: 
         return ()
     if kind == "phi3" and FULL in types:
         refuse_disputed(settings, "layer_types")
-    if kind in ("mistral", "phi3") and not is_used:
-        refuse_disputed(settings, "use_sliding_window")
     if not is_used or SLIDING not in types:
         return ()
     if kind == "llama":
