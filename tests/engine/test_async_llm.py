@@ -197,6 +197,31 @@ def test_a_second_request_of_one_id_is_refused_and_the_first_goes_on(llm, monkey
     assert len(asyncio.run(serve()).outputs[0].token_ids) == 12
 
 
+@pytest.mark.parametrize("how", ["close", "abort"])
+def test_an_id_is_free_again_as_soon_as_its_request_is_stopped(llm, monkeypatch, make_prompt, how):
+    """As after a client's timeout: during one step the first is stopped, and another of the same id comes."""
+    gate = Gate(llm, monkeypatch)
+
+    async def serve():
+        async with AsyncLLM(llm) as engine:
+            outputs = engine.generate(make_prompt(1), LONG, request_id="a")
+            going = asyncio.create_task(anext(outputs))
+            await asyncio.to_thread(gate.asked.acquire)
+            await gate.pass_one()
+            await going
+            await outputs.aclose() if how == "close" else engine.abort("a")
+            second = asyncio.create_task(last(engine.generate(make_prompt(2), GREEDY, request_id="a")))
+            while engine.num_unfinished_requests < 2:  # the thread is at the gate
+                await asyncio.sleep(0.001)
+            gate.open()
+            return how == "close" or await last(outputs), await second
+
+    first, second = asyncio.run(asyncio.wait_for(serve(), 20))
+    assert how == "close" or first.outputs[0].finish_reason == "abort"
+    assert second.prompt_token_ids == make_prompt(2) and len(second.outputs[0].token_ids) == 12
+    assert is_empty(llm)
+
+
 def test_a_step_that_raises_ends_those_it_computed(llm, monkeypatch, make_prompt):
     forward, broken = llm.runner.forward, threading.Event()
 
