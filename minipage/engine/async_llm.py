@@ -250,8 +250,10 @@ class AsyncLLM:
             self._mailboxes[request_id] = mailbox
 
     def _drop(self, mailbox: Mailbox) -> None:
-        if self._close(mailbox) and mailbox.request_id is not None:
-            self.engine.abort(mailbox.request_id)
+        """The reader has gone. A part that raises now is nobody else's affair: the next step ends the request."""
+        if self._close(mailbox) and (request := self.engine.requests.get(mailbox.request_id or "")):
+            with suppress(Exception):
+                self.engine._withdraw([request])
 
     def _step(self) -> None:
         try:
@@ -272,7 +274,10 @@ class AsyncLLM:
         here = {name: self.engine.requests[name] for name in self._mailboxes if name in self.engine.requests}
         begun = [name for name, request in here.items() if request.metrics.first_scheduled_time is not None]
         for request_id in begun or here:
-            self.engine.abort(request_id, "error")
+            try:
+                self.engine.abort(request_id, "error")
+            except Exception:  # once more; so this request goes on, too, from the tokens that it has
+                continue
             failure = RequestError(f"a step that computed this request failed: {sentence(error)}")
             failure.__cause__ = error
             self._tell([(self._mailboxes[request_id], failure)])

@@ -251,6 +251,45 @@ def test_a_step_that_raises_ends_those_it_computed(llm, monkeypatch, make_prompt
     assert is_empty(llm)
 
 
+@pytest.mark.parametrize("how", ["a reader goes", "a step fails"])
+def test_a_part_that_raises_while_a_request_is_ended_ends_nobody_else(llm, monkeypatch, make_prompt, how):
+    gate, failures = Gate(llm, monkeypatch), {}
+
+    def sometimes(owner, name):
+        method = getattr(owner, name)
+
+        def call(*arguments):
+            if name in failures:
+                raise failures.pop(name)
+            return method(*arguments)
+
+        monkeypatch.setattr(owner, name, call)
+
+    sometimes(llm.scheduler, "remove")
+    sometimes(llm.runner, "copy")
+
+    async def serve():
+        async with AsyncLLM(llm) as engine:
+            readers = [engine.generate(make_prompt(i), LONG) for i in range(2)]
+            begun = [asyncio.create_task(anext(reader)) for reader in readers]
+            await asyncio.to_thread(gate.asked.acquire)
+            while not all(task.done() for task in begun):
+                await gate.pass_one()
+            failures["remove"] = RuntimeError("once")
+            if how == "a reader goes":
+                await readers.pop().aclose()
+            else:
+                failures["copy"] = RuntimeError("before that")
+            gate.open()
+            return await asyncio.gather(*map(last, readers), return_exceptions=True)
+
+    results = asyncio.run(asyncio.wait_for(serve(), 60))
+    assert not failures, f"this was not tested: {failures}"
+    whole = [result for result in results if not isinstance(result, RequestError)]
+    assert [len(output.outputs[0].token_ids) for output in whole] == [50]
+    assert is_empty(llm)
+
+
 def test_those_who_wait_are_not_concerned(tiny, monkeypatch, make_prompt):
     llm = LLM(tiny, max_num_seqs=1)
     gate, forward, broken = Gate(llm, monkeypatch), llm.runner.forward, []
