@@ -97,6 +97,17 @@ def test_every_frame_is_what_the_engine_was(caching, preemption, num_blocks):
         assert moment_in(trace[index]) == expected
 
 
+@pytest.mark.parametrize("eviction", ["tails-first", "lfu", "scan-resistant"])
+def test_the_free_queue_has_the_order_in_which_blocks_are_evicted(eviction, tmp_path):
+    orders = []
+    llm = engine(num_blocks=34, eviction=eviction, enable_prefix_caching=True)
+    trace = recorded(llm, lambda llm, trace: orders.append((len(trace) - 1, llm.block_pool.free_queue)))
+    trace.save(tmp_path / "run.jsonl")
+    loaded = Trace.load(tmp_path / "run.jsonl")
+    for index, expected in orders:
+        assert trace[index].free_queue == loaded[index].free_queue == expected
+
+
 def test_phases_come_in_order_and_tell_what_they_do(trace):
     assert {frame.phase for frame in trace} == set(PHASES) - {"attend", "failed"}
     for before, after in zip(trace, trace[1:]):

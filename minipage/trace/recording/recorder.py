@@ -23,6 +23,7 @@ from minipage.engine.speculation import DraftedChunk
 from minipage.scheduling import GroupStatus, Sequence, SequenceGroup, StepPlan
 from minipage.trace.recording.differences import Seen, joined, list_difference
 from minipage.trace.recording.frames import label_of
+from minipage.trace.recording.free_queue import QueueWatch
 from minipage.trace.recording.meanwhile import few_collections, replaced
 from minipage.trace.recording.replay import Change
 from minipage.trace.recording.routine_lines import RoutineLines
@@ -83,6 +84,7 @@ class Recorder:
         self._sources = SourceLines()
         self._routine = RoutineLines(self._sources, llm)
         self._tier = TierWatch(llm)
+        self._queue = QueueWatch(self.pool)
         header = {
             "title": title,
             "block_size": self.pool.block_size,
@@ -199,6 +201,7 @@ class Recorder:
         self._cached = {block for block in range(self.pool.num_blocks) if self.cache and block in self.cache}
         # What was noted of the pool may lack what it was doing when it was interrupted; this is how it is now.
         self._operations = [["restart", *self.pool.free_queue], ["publish", *sorted(self._cached)]]
+        self._queue.restart()
         # And of all else that was noted, the trace may not have been told.
         for seen in self._live.values():
             seen.forget()
@@ -255,7 +258,7 @@ class Recorder:
             if labels != self._queues.get(name, []):
                 change.setdefault("queues", {})[name] = self._queues[name] = labels
         if self._operations:
-            change["pool"], self._operations = self._operations, []
+            change["pool"], self._operations = self._operations + self._queue.take(), []
         (queried, hit), (queried_before, hit_before) = self._prefix_stats(), self._hits_before
         stats = queried - queried_before, hit - hit_before
         if stats != self._stats:
@@ -338,6 +341,7 @@ class Recorder:
             self._operations[-1] += blocks
         elif blocks:
             self._operations.append([operation, *blocks])
+        self._queue.note(operation, blocks)
 
     def _on_publish(self, table: Any, *args: Any) -> None:
         self._publish(table, *args)
