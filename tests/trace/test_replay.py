@@ -108,6 +108,21 @@ def test_the_free_queue_has_the_order_in_which_blocks_are_evicted(eviction, tmp_
         assert trace[index].free_queue == loaded[index].free_queue == expected
 
 
+def test_who_is_aborted_while_swapped_out_is_told_of_once(tmp_path):
+    llm = engine(num_blocks=9, preemption="swap")
+    with record(llm) as trace:
+        for name in "one", "two":
+            llm.add_request(list(range(14)), SamplingParams(max_tokens=20, ignore_eos=True), name)
+        while not llm.scheduler.swapped:
+            llm.step()
+        llm.abort("two")
+        llm.step()
+    trace.save(tmp_path / "run.jsonl")
+    frames = list(Trace.load(tmp_path / "run.jsonl"))
+    assert frames == list(trace)
+    assert [seq.status for seq in frames[-1].all_sequences] == ["running", "finished"]
+
+
 def test_phases_come_in_order_and_tell_what_they_do(trace):
     assert {frame.phase for frame in trace} == set(PHASES) - {"attend", "failed"}
     for before, after in zip(trace, trace[1:]):

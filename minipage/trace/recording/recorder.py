@@ -290,8 +290,8 @@ class Recorder:
             change["blocks"], seen.blocks = list_difference(seen.blocks, blocks if here else [])
         if (more if here and blocks else []) != seen.more_blocks:
             change["more_blocks"], seen.more_blocks = list_difference(seen.more_blocks, more if here and blocks else [])
-        if not here or seen.swap_blocks:
-            saved = [] if here else blocks + [block for other in more for block in held(other)]
+        saved = [] if here else blocks + [block for other in more for block in held(other)]
+        if saved != seen.swap_blocks:
             change["swap_blocks"], seen.swap_blocks = list_difference(seen.swap_blocks, saved)
         facts = {"status": group.status.value, "computed": table.num_tokens, "preemptions": group.num_preemptions}
         if facts != seen.facts:
