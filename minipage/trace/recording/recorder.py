@@ -18,10 +18,10 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from minipage.engine.request import NextToken, Request
-from minipage.engine.sampled import SampledRequest
 from minipage.engine.speculation import DraftedChunk
+from minipage.memory.partial_cache import PartialPrefixCache
 from minipage.scheduling import GroupStatus, Sequence, SequenceGroup, StepPlan
-from minipage.trace.recording.differences import Seen, joined, list_difference
+from minipage.trace.recording.differences import Seen, joined, list_difference, reason
 from minipage.trace.recording.frames import label_of
 from minipage.trace.recording.free_queue import QueueWatch
 from minipage.trace.recording.meanwhile import few_collections, replaced
@@ -110,8 +110,10 @@ class Recorder:
             watched.append((self.llm.scheduler, "recompute_all", self._on_failure))
         if self.cache is not None:
             self._publish = self.cache.publish
-            self._reset = self.cache.reset
-            watched += [(self.cache, "publish", self._on_publish), (self.cache, "reset", self._on_reset)]
+            forgetting = [
+                (self.cache, name, self._on_forget(getattr(self.cache, name))) for name in ("forget", "reset")
+            ]
+            watched += [(self.cache, "publish", self._on_publish), *forgetting]
         return watched
 
     # ---- the phases
@@ -285,7 +287,7 @@ class Recorder:
             seen.num_tokens = len(seq.token_ids)
         group = self._group_of[seq]
         table = seq.block_table
-        here, (blocks, *more) = table.pool is self.pool, tables_of(table)
+        here, (blocks, *more) = table.pool is self.pool, [[]] if self._is_gone(seq) else tables_of(table)
         if (blocks if here else []) != seen.blocks:
             change["blocks"], seen.blocks = list_difference(seen.blocks, blocks if here else [])
         if (more if here and blocks else []) != seen.more_blocks:
@@ -353,19 +355,20 @@ class Recorder:
                     self._cached.add(block)
                     self._note("publish", [block])
 
-    def _on_reset(self) -> None:
-        self._reset()
-        self._note("forget", sorted(self._cached))
-        self._cached.clear()
+        if isinstance(self.cache, PartialPrefixCache):  # of equal beginnings it knows the newest, not those before
+            self._note_forgotten()
+
+    def _on_forget(self, method: Callable[..., None]) -> Callable[..., None]:
+        def forget(*block: int) -> None:
+            method(*block)
+            self._note_forgotten()
+
+        return forget
+
+    def _note_forgotten(self) -> None:
+        gone = [block for block in sorted(self._cached) if self.cache is None or block not in self.cache]
+        self._cached.difference_update(gone)
+        self._note("forget", gone)
 
     def _prefix_stats(self) -> tuple[int, int]:
         return self.llm.scheduler.num_queried_tokens, self.llm.scheduler.num_hit_tokens
-
-
-def reason(request: Request | None, seq: Sequence) -> str:
-    """Why a sequence is finished."""
-    if isinstance(request, SampledRequest):
-        return request.texts[seq].finish_reason or "abort"
-    if request is None:
-        return "abort"
-    return "the search is over" if request.finished else "beaten by other beams"
