@@ -240,7 +240,9 @@ class AsyncLLM:
         if mailbox.is_over:  # its reader has gone already
             return
         try:
-            request_id = self.engine.add_request(*request)
+            with self.engine._changes.lock:
+                self._put(self.engine._take_news())  # an id is free again when its request was aborted, told or not
+                request_id = self.engine.add_request(*request)
         except Exception as error:
             self._tell([(mailbox, error)])
         else:
@@ -248,8 +250,10 @@ class AsyncLLM:
             self._mailboxes[request_id] = mailbox
 
     def _drop(self, mailbox: Mailbox) -> None:
-        if self._close(mailbox) and mailbox.request_id is not None:
-            self.engine.abort(mailbox.request_id)
+        """The reader has gone. A part that raises now is nobody else's affair: the next step ends the request."""
+        if self._close(mailbox) and (request := self.engine.requests.get(mailbox.request_id or "")):
+            with suppress(Exception):
+                self.engine._withdraw([request])
 
     def _step(self) -> None:
         try:
@@ -262,17 +266,18 @@ class AsyncLLM:
                 raise
             self._end_failed(error)
         else:
-            news = [(self._mailboxes[o.request_id], o) for o in outputs if o.request_id in self._mailboxes]
-            if news:  # and not a step that had nothing to compute
+            if self._put(outputs):  # and not a step that had nothing to compute
                 self._num_failures = 0
-            self._tell(news)
 
     def _end_failed(self, error: Exception) -> None:
         """A step has raised: whoever had begun to be computed is told, and the others are served as if nothing was."""
         here = {name: self.engine.requests[name] for name in self._mailboxes if name in self.engine.requests}
         begun = [name for name, request in here.items() if request.metrics.first_scheduled_time is not None]
         for request_id in begun or here:
-            self.engine.abort(request_id, "error")
+            try:
+                self.engine.abort(request_id, "error")
+            except Exception:  # once more; so this request goes on, too, from the tokens that it has
+                continue
             failure = RequestError(f"a step that computed this request failed: {sentence(error)}")
             failure.__cause__ = error
             self._tell([(self._mailboxes[request_id], failure)])
@@ -281,6 +286,12 @@ class AsyncLLM:
         for request_id in list(self._mailboxes):
             self.engine.abort(request_id)
         self._step()  # which tells them
+
+    def _put(self, outputs: Sequence[RequestOutput]) -> bool:
+        """Put outputs into the mailboxes of their requests; returns whether there is any."""
+        news = [(self._mailboxes[o.request_id], o) for o in outputs if o.request_id in self._mailboxes]
+        self._tell(news)
+        return bool(news)
 
     def _tell(self, news: Sequence[tuple[Mailbox, RequestOutput | Exception]]) -> None:
         """Put news into mailboxes, and wake their readers: those of one event loop by one call."""

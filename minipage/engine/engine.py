@@ -155,9 +155,7 @@ class Engine:
         with self._changes.lock:
             if self.requests or self.runner.lost is None:
                 self._changes.make(self._step, self._mend)
-            outputs = [request.output() for request in self._news if not request.is_claimed]
-            self._news = {request: None for request in self._news if request.is_claimed}
-            return outputs
+            return self._take_news()
 
     # ---- a step and its five phases, which are public so that a recorder can watch them
 
@@ -255,6 +253,12 @@ class Engine:
         for request in [request for request in requests if request.finished]:
             del self.requests[request.request_id]
             self._stats.count_request(request)
+
+    def _take_news(self) -> list[RequestOutput]:
+        """What nobody has seen yet, also of requests that were aborted since the last step."""
+        outputs = [request.output() for request in self._news if not request.is_claimed]
+        self._news = {request: None for request in self._news if request.is_claimed}
+        return outputs
 
     def _free_id(self) -> str:
         return next(name for name in map(str, self._ids) if name not in self.requests)

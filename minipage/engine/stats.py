@@ -89,6 +89,7 @@ class Stats:
     def __init__(self, longest: int) -> None:
         bounds = {metric.name: metric.buckets or lengths_up_to(longest) for metric in METRICS}
         self._buckets = {m.name: (*bounds[m.name], float("inf")) for m in METRICS if m.kind == "histogram"}
+        self._last_token_times: dict[Request, float] = {}  # of those under way, whether counted anew or not
         self._begin()
 
     def reset(self, scheduler: Scheduler) -> None:
@@ -101,7 +102,6 @@ class Stats:
         self._sums = dict.fromkeys(self._buckets, 0.0)
         self.counters = Counter({metric.name: 0 for metric in METRICS if metric.kind == "counter"})  # others add theirs
         self._ended = Counter(dict.fromkeys(FINISHED_REASONS, 0))
-        self._last_token_times: dict[Request, float] = {}
 
     def count_step(self, plan: StepPlan) -> None:
         """A step has computed its chunks, if it has any: it may only have preempted somebody."""

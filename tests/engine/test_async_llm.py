@@ -197,6 +197,31 @@ def test_a_second_request_of_one_id_is_refused_and_the_first_goes_on(llm, monkey
     assert len(asyncio.run(serve()).outputs[0].token_ids) == 12
 
 
+@pytest.mark.parametrize("how", ["close", "abort"])
+def test_an_id_is_free_again_as_soon_as_its_request_is_stopped(llm, monkeypatch, make_prompt, how):
+    """As after a client's timeout: during one step the first is stopped, and another of the same id comes."""
+    gate = Gate(llm, monkeypatch)
+
+    async def serve():
+        async with AsyncLLM(llm) as engine:
+            outputs = engine.generate(make_prompt(1), LONG, request_id="a")
+            going = asyncio.create_task(anext(outputs))
+            await asyncio.to_thread(gate.asked.acquire)
+            await gate.pass_one()
+            await going
+            await outputs.aclose() if how == "close" else engine.abort("a")
+            second = asyncio.create_task(last(engine.generate(make_prompt(2), GREEDY, request_id="a")))
+            while engine.num_unfinished_requests < 2:  # the thread is at the gate
+                await asyncio.sleep(0.001)
+            gate.open()
+            return how == "close" or await last(outputs), await second
+
+    first, second = asyncio.run(asyncio.wait_for(serve(), 20))
+    assert how == "close" or first.outputs[0].finish_reason == "abort"
+    assert second.prompt_token_ids == make_prompt(2) and len(second.outputs[0].token_ids) == 12
+    assert is_empty(llm)
+
+
 def test_a_step_that_raises_ends_those_it_computed(llm, monkeypatch, make_prompt):
     forward, broken = llm.runner.forward, threading.Event()
 
@@ -223,6 +248,45 @@ def test_a_step_that_raises_ends_those_it_computed(llm, monkeypatch, make_prompt
     assert len({id(error) for error in failed}) == len(failed)
     assert len(after.outputs[0].token_ids) == 12 and is_alive
     assert llm.stats()["vllm:request_success"]["error"] == len(failed)
+    assert is_empty(llm)
+
+
+@pytest.mark.parametrize("how", ["a reader goes", "a step fails"])
+def test_a_part_that_raises_while_a_request_is_ended_ends_nobody_else(llm, monkeypatch, make_prompt, how):
+    gate, failures = Gate(llm, monkeypatch), {}
+
+    def sometimes(owner, name):
+        method = getattr(owner, name)
+
+        def call(*arguments):
+            if name in failures:
+                raise failures.pop(name)
+            return method(*arguments)
+
+        monkeypatch.setattr(owner, name, call)
+
+    sometimes(llm.scheduler, "remove")
+    sometimes(llm.runner, "copy")
+
+    async def serve():
+        async with AsyncLLM(llm) as engine:
+            readers = [engine.generate(make_prompt(i), LONG) for i in range(2)]
+            begun = [asyncio.create_task(anext(reader)) for reader in readers]
+            await asyncio.to_thread(gate.asked.acquire)
+            while not all(task.done() for task in begun):
+                await gate.pass_one()
+            failures["remove"] = RuntimeError("once")
+            if how == "a reader goes":
+                await readers.pop().aclose()
+            else:
+                failures["copy"] = RuntimeError("before that")
+            gate.open()
+            return await asyncio.gather(*map(last, readers), return_exceptions=True)
+
+    results = asyncio.run(asyncio.wait_for(serve(), 60))
+    assert not failures, f"this was not tested: {failures}"
+    whole = [result for result in results if not isinstance(result, RequestError)]
+    assert [len(output.outputs[0].token_ids) for output in whole] == [50]
     assert is_empty(llm)
 
 

@@ -73,6 +73,19 @@ def test_counts_are_what_the_outputs_say(tiny, make_prompt):
     assert llm.stats() == fresh
 
 
+def test_who_is_under_way_when_counting_begins_anew_has_had_its_first_token(tiny, make_prompt):
+    llm = LLM(tiny)
+    llm.add_request(make_prompt(0), SamplingParams(temperature=0, max_tokens=6, ignore_eos=True))
+    llm.step()
+    llm.step()
+    llm.reset_stats()
+    while llm.has_unfinished_requests():
+        llm.step()
+    stats = llm.stats()
+    assert stats["vllm:time_to_first_token_seconds"].count == stats["vllm:prompt_tokens"] == 0
+    assert stats["vllm:inter_token_latency_seconds"].count == stats["vllm:generation_tokens"] == 4
+
+
 def test_times_add_up(tiny, make_prompt):
     llm = LLM(tiny)
     outputs = llm.generate([make_prompt(i) for i in range(3)], SamplingParams(temperature=0, max_tokens=6))

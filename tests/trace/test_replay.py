@@ -9,6 +9,7 @@ from minipage import LLM, SamplingParams
 from minipage.errors import TraceError
 from minipage.model.tokenizer import Tokenizer
 from minipage.trace import Trace, record
+from minipage.trace.drawing.exports import picture
 from minipage.trace.recording.frames import PHASES
 from minipage.trace.recording.vocabulary import token_bytes
 
@@ -95,6 +96,75 @@ def test_every_frame_is_what_the_engine_was(caching, preemption, num_blocks):
     assert len(moments) > 20
     for index, expected in moments:
         assert moment_in(trace[index]) == expected
+
+
+@pytest.mark.parametrize("eviction", ["tails-first", "lfu", "scan-resistant"])
+def test_the_free_queue_has_the_order_in_which_blocks_are_evicted(eviction, tmp_path):
+    orders = []
+    llm = engine(num_blocks=34, eviction=eviction, enable_prefix_caching=True)
+    trace = recorded(llm, lambda llm, trace: orders.append((len(trace) - 1, llm.block_pool.free_queue)))
+    trace.save(tmp_path / "run.jsonl")
+    loaded = Trace.load(tmp_path / "run.jsonl")
+    for index, expected in orders:
+        assert trace[index].free_queue == loaded[index].free_queue == expected
+
+
+def test_of_equal_beginnings_of_blocks_the_newest_is_cached():
+    moments = []
+    llm = engine(block_size=8, enable_prefix_caching=True, prefix_match_unit=2)
+    trace = recorded(llm, lambda llm, trace: moments.append((len(trace) - 1, moment(llm))))
+    for index, expected in moments:
+        assert moment_in(trace[index]) == expected
+
+
+def test_what_the_prefix_cache_is_told_to_forget_is_not_cached_in_any_frame():
+    moments, llm = [], engine(num_blocks=34, enable_prefix_caching=True)
+    with record(llm) as trace:
+        for allowed in None, [5]:  # and the other request has no token left: what it computed is forgotten
+            bad = allowed and [llm.tokenizer.decode(allowed)]
+            params = SamplingParams(n=2, seed=1, max_tokens=9, allowed_token_ids=allowed, bad_words=bad)
+            llm.add_request(REQUESTS[0][0] if allowed else "To be, or", params)
+            while llm.has_unfinished_requests():
+                outputs = llm.step()
+                moments.append((len(trace) - 1, moment(llm)))
+    assert outputs[0].error
+    for index, expected in moments:
+        assert moment_in(trace[index])["cached"] == expected["cached"]
+
+
+def test_a_text_that_ends_in_a_step_that_fails_has_no_blocks(monkeypatch):
+    llm = engine()
+    free, failures = llm.block_pool.free, [KeyboardInterrupt]
+
+    def free_once(block):
+        free(block)
+        if failures:
+            raise failures.pop()
+
+    monkeypatch.setattr(llm.block_pool, "free", free_once)
+    with record(llm) as trace:
+        llm.add_request(list(range(14)), SamplingParams(max_tokens=1))
+        with pytest.raises(KeyboardInterrupt):
+            llm.step()
+        llm.step()
+    assert [seq.blocks for seq in trace[-1].all_sequences] == [()]
+    for frame in trace:
+        assert picture(frame)
+
+
+def test_who_is_aborted_while_swapped_out_is_told_of_once(tmp_path):
+    llm = engine(num_blocks=9, preemption="swap")
+    with record(llm) as trace:
+        for name in "one", "two":
+            llm.add_request(list(range(14)), SamplingParams(max_tokens=20, ignore_eos=True), name)
+        while not llm.scheduler.swapped:
+            llm.step()
+        llm.abort("two")
+        llm.step()
+    trace.save(tmp_path / "run.jsonl")
+    frames = list(Trace.load(tmp_path / "run.jsonl"))
+    assert frames == list(trace)
+    assert [seq.status for seq in frames[-1].all_sequences] == ["running", "finished"]
 
 
 def test_phases_come_in_order_and_tell_what_they_do(trace):

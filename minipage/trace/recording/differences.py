@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from minipage.engine.request import Request
+from minipage.engine.sampled import SampledRequest
+from minipage.scheduling import Sequence
 from minipage.trace.recording.text import num_common
 
 
@@ -40,3 +43,12 @@ def joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
     if "queues" in first:
         both["queues"] = first["queues"] | second.get("queues", {})
     return both
+
+
+def reason(request: Request | None, seq: Sequence) -> str:
+    """Why a sequence is finished."""
+    if isinstance(request, SampledRequest):
+        return request.texts[seq].finish_reason or "abort"
+    if request is None:
+        return "abort"
+    return "the search is over" if request.finished else "beaten by other beams"

@@ -18,11 +18,12 @@ from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from minipage.engine.request import NextToken, Request
-from minipage.engine.sampled import SampledRequest
 from minipage.engine.speculation import DraftedChunk
+from minipage.memory.partial_cache import PartialPrefixCache
 from minipage.scheduling import GroupStatus, Sequence, SequenceGroup, StepPlan
-from minipage.trace.recording.differences import Seen, joined, list_difference
+from minipage.trace.recording.differences import Seen, joined, list_difference, reason
 from minipage.trace.recording.frames import label_of
+from minipage.trace.recording.free_queue import QueueWatch
 from minipage.trace.recording.meanwhile import few_collections, replaced
 from minipage.trace.recording.replay import Change
 from minipage.trace.recording.routine_lines import RoutineLines
@@ -83,6 +84,7 @@ class Recorder:
         self._sources = SourceLines()
         self._routine = RoutineLines(self._sources, llm)
         self._tier = TierWatch(llm)
+        self._queue = QueueWatch(self.pool)
         header = {
             "title": title,
             "block_size": self.pool.block_size,
@@ -108,8 +110,10 @@ class Recorder:
             watched.append((self.llm.scheduler, "recompute_all", self._on_failure))
         if self.cache is not None:
             self._publish = self.cache.publish
-            self._reset = self.cache.reset
-            watched += [(self.cache, "publish", self._on_publish), (self.cache, "reset", self._on_reset)]
+            forgetting = [
+                (self.cache, name, self._on_forget(getattr(self.cache, name))) for name in ("forget", "reset")
+            ]
+            watched += [(self.cache, "publish", self._on_publish), *forgetting]
         return watched
 
     # ---- the phases
@@ -199,6 +203,7 @@ class Recorder:
         self._cached = {block for block in range(self.pool.num_blocks) if self.cache and block in self.cache}
         # What was noted of the pool may lack what it was doing when it was interrupted; this is how it is now.
         self._operations = [["restart", *self.pool.free_queue], ["publish", *sorted(self._cached)]]
+        self._queue.restart()
         # And of all else that was noted, the trace may not have been told.
         for seen in self._live.values():
             seen.forget()
@@ -255,7 +260,7 @@ class Recorder:
             if labels != self._queues.get(name, []):
                 change.setdefault("queues", {})[name] = self._queues[name] = labels
         if self._operations:
-            change["pool"], self._operations = self._operations, []
+            change["pool"], self._operations = self._operations + self._queue.take(), []
         (queried, hit), (queried_before, hit_before) = self._prefix_stats(), self._hits_before
         stats = queried - queried_before, hit - hit_before
         if stats != self._stats:
@@ -282,13 +287,13 @@ class Recorder:
             seen.num_tokens = len(seq.token_ids)
         group = self._group_of[seq]
         table = seq.block_table
-        here, (blocks, *more) = table.pool is self.pool, tables_of(table)
+        here, (blocks, *more) = table.pool is self.pool, [[]] if self._is_gone(seq) else tables_of(table)
         if (blocks if here else []) != seen.blocks:
             change["blocks"], seen.blocks = list_difference(seen.blocks, blocks if here else [])
         if (more if here and blocks else []) != seen.more_blocks:
             change["more_blocks"], seen.more_blocks = list_difference(seen.more_blocks, more if here and blocks else [])
-        if not here or seen.swap_blocks:
-            saved = [] if here else blocks + [block for other in more for block in held(other)]
+        saved = [] if here else blocks + [block for other in more for block in held(other)]
+        if saved != seen.swap_blocks:
             change["swap_blocks"], seen.swap_blocks = list_difference(seen.swap_blocks, saved)
         facts = {"status": group.status.value, "computed": table.num_tokens, "preemptions": group.num_preemptions}
         if facts != seen.facts:
@@ -338,6 +343,7 @@ class Recorder:
             self._operations[-1] += blocks
         elif blocks:
             self._operations.append([operation, *blocks])
+        self._queue.note(operation, blocks)
 
     def _on_publish(self, table: Any, *args: Any) -> None:
         self._publish(table, *args)
@@ -349,19 +355,20 @@ class Recorder:
                     self._cached.add(block)
                     self._note("publish", [block])
 
-    def _on_reset(self) -> None:
-        self._reset()
-        self._note("forget", sorted(self._cached))
-        self._cached.clear()
+        if isinstance(self.cache, PartialPrefixCache):  # of equal beginnings it knows the newest, not those before
+            self._note_forgotten()
+
+    def _on_forget(self, method: Callable[..., None]) -> Callable[..., None]:
+        def forget(*block: int) -> None:
+            method(*block)
+            self._note_forgotten()
+
+        return forget
+
+    def _note_forgotten(self) -> None:
+        gone = [block for block in sorted(self._cached) if self.cache is None or block not in self.cache]
+        self._cached.difference_update(gone)
+        self._note("forget", gone)
 
     def _prefix_stats(self) -> tuple[int, int]:
         return self.llm.scheduler.num_queried_tokens, self.llm.scheduler.num_hit_tokens
-
-
-def reason(request: Request | None, seq: Sequence) -> str:
-    """Why a sequence is finished."""
-    if isinstance(request, SampledRequest):
-        return request.texts[seq].finish_reason or "abort"
-    if request is None:
-        return "abort"
-    return "the search is over" if request.finished else "beaten by other beams"

@@ -168,9 +168,13 @@ class State:
                 self.free_queue = dict.fromkeys(blocks)
                 self.ref_counts = {}
                 self.cached = set()
-                continue
-            for block in blocks:
-                self._operate(operation, block)
+            elif operation == "order":  # each of these has the place of another one
+                those = set(blocks)
+                moved = dict(zip([block for block in self.free_queue if block in those], blocks, strict=True))
+                self.free_queue = {moved.get(block, block): None for block in self.free_queue}
+            else:
+                for block in blocks:
+                    self._operate(operation, block)
         self.queues |= change.get("queues", {})
         self.chunks = [tuple(chunk) for chunk in change["chunks"]] if "chunks" in change else self.chunks
         for name in ("swap_out", "swap_in", "copies"):
