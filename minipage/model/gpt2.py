@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Self
 
 from minipage.errors import ModelError
 from minipage.model.architecture import Array, Attend, KVSpec, Layers, Tensors, Weight, flat, heads, linear, norm
-from minipage.model.settings import read_sizes, refuse_disputed, refuse_other
+from minipage.model.settings import read_sizes, refuse_other
 
 QKV = ("attn.q", "attn.k", "attn.v")
 
@@ -120,8 +120,6 @@ class GPT2:
         gpt2 = cls(**sizes, tie_word_embeddings=bool(settings.get("tie_word_embeddings", True)))
         if gpt2.n_embd % gpt2.n_head:
             raise ModelError(f"it has sizes that no GPT-2 can have: {gpt2}. Fetch it again.")
-        if (gpt2.sliding_window or gpt2.n_positions) < gpt2.n_positions:
-            refuse_disputed(settings, "sliding_window")
         return gpt2
 
     def adapt(self, tensors: Tensors) -> Iterator[tuple[str, Array]]:

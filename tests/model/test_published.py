@@ -59,7 +59,6 @@ def test_a_model_whose_tokens_see_later_ones_is_refused(tmp_path, kind):
 
 DISPUTED = {
     ("llama", "sliding_window"): {"sliding_window": 20},
-    ("gpt2", "sliding_window"): {"sliding_window": 20},
     ("phi3", "layer_types"): {"layer_types": [FULL, SLIDING]},
     ("phi3", "layer_types", "all"): {"layer_types": [FULL, FULL]},
 }
@@ -83,7 +82,6 @@ def test_what_transformers_ignores_and_vllm_heeds_is_refused_until_somebody_says
     [
         ("llama", {"sliding_window": CONTEXT}),
         ("llama", {"sliding_window": 20, "layer_types": [FULL, FULL]}),
-        ("gpt2", {"sliding_window": CONTEXT}),
         ("mistral", {"sliding_window": None, "use_sliding_window": False}),
         ("mistral", {"use_sliding_window": False}),
         ("phi3", {"use_sliding_window": False}),
