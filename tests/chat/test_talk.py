@@ -227,7 +227,7 @@ def test_in_a_terminal_ctrl_c_stops_an_answer_and_ctrl_d_leaves(chatter):
     child.expect("Ctrl-D leaves")
     child.sendline("Why is the sea salty?")
     child.expect_exact("salty?")
-    child.expect("[^\r\n]{20}")  # some of the answer
+    child.expect("\ufffd")  # some of the answer: the bytes that this model says are no text, and nothing else has it
     child.sendintr()
     child.expect("Stopped; what it has said is kept")
     child.expect(r"Found 0 of \d+ tokens")
