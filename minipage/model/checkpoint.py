@@ -217,7 +217,8 @@ def find_folder(model: str | Path, with_weights: bool = True) -> Path:
 
     from huggingface_hub import snapshot_download  # slow to import, and rarely needed
 
-    files = ["config.json", "generation_config.json", *TOKENIZER_FILES, "chat_template.jinja"]
+    files = ["config.json", "generation_config.json", *TOKENIZER_FILES]
+    files += ["chat_template.jinja", "additional_chat_templates/tool_use.jinja"]
     files += ["*.safetensors", "*.safetensors.index.json"] * with_weights
     try:
         return Path(snapshot_download(name, allow_patterns=files))
