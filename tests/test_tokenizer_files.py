@@ -138,6 +138,13 @@ def test_the_file_with_the_tokens_of_another_model_is_named(folder, file):
         load_model(folder)
 
 
+@pytest.mark.parametrize("name", ["GPT2Tokenizer", "Qwen2Tokenizer"])
+def test_of_another_class_than_gpt2_it_is_not_guessed(folder, name):
+    """Qwen's older files have the same names, but its texts are cut in another way."""
+    write(folder, "tokenizer_config.json", {"tokenizer_class": name})
+    assert (read_tokenizer(folder) is None) == (name == "Qwen2Tokenizer")
+
+
 def test_null_describes_no_tokens(folder):
     write(folder, "tokenizer_config.json", {"added_tokens_decoder": None})
     assert read_tokenizer(folder).vocab_size == 300

@@ -25,6 +25,7 @@ from minipage.model.tokenizer import Tokenizer, add_ends, ask, read_backend
 
 TOKENIZER_FILES = ["tokenizer.json", "vocab.json", "merges.txt", *OPTIONAL_FILES]
 
+CLASSES = None, "GPT2Tokenizer", "GPT2TokenizerFast"  # tokenizer_class, where vocab.json and merges.txt make a GPT-2's
 GPT2 = dict.fromkeys(["bos_token", "eos_token", "unk_token"], "<|endoftext|>")  # where its files say nothing else
 ENDS = "bos_token", "eos_token"  # of every text, if tokenizer_config.json says so, as OPT's does
 FIRST = [f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]  # of special tokens
@@ -38,7 +39,8 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
         tokenizer = read_backend(path)
         add_tokens(tokenizer, folder)  # with whatever ids, as transformers does
         return Tokenizer(tokenizer)
-    if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
+    is_complete = (folder / "vocab.json").exists() and (folder / "merges.txt").exists()
+    if is_complete and read_token_files(folder)[2].get("tokenizer_class") in CLASSES:  # a Qwen cuts texts otherwise
         return Tokenizer(byte_pair_tokenizer(folder))
     return None
 
