@@ -59,6 +59,18 @@ OTHERS = {
     "a known token described in another way": {
         "tokenizer_config.json": {"added_tokens_decoder": {"0": described("<|endoftext|>", rstrip=True)}}
     },
+    "what is named is special, whatever is described": {
+        "tokenizer_config.json": {"added_tokens_decoder": {"300": described("<s>", special=False)}, "eos_token": "<s>"}
+    },
+    "what once was special stays so": {
+        "tokenizer_config.json": {
+            "added_tokens_decoder": {"0": described("<|endoftext|>", special=False)},
+            **dict.fromkeys(["bos_token", "eos_token", "unk_token"], "<s>"),
+        }
+    },
+    "other files name all that <|endoftext|> was": {
+        "special_tokens_map.json": dict.fromkeys(["bos_token", "eos_token", "unk_token"], "wave")
+    },
     "where tokens are described, older files do not count": {
         "tokenizer_config.json": {"added_tokens_decoder": {"0": described("<|endoftext|>")}},
         "added_tokens.json": {"<s>": 300},
@@ -96,6 +108,8 @@ def test_they_make_the_tokenizer_that_transformers_makes(folder, others, make):
         assert ours.encode(text) == token_ids, f"{text!r}: {theirs.encode(text).tokens}"
         for skip in (True, False):
             assert ours.decode(token_ids, skip) == theirs.decode(token_ids, skip_special_tokens=skip)
+        silent = [token_id for token_id in set(token_ids) if not theirs.decode([token_id], skip_special_tokens=True)]
+        assert all(ours.is_silent(token_id, True) for token_id in silent)
 
 
 def test_a_model_with_these_files_reads_and_writes_texts(folder):
@@ -122,6 +136,13 @@ def test_the_file_with_the_tokens_of_another_model_is_named(folder, file):
         save_tokenizer(folder)
     with pytest.raises(ModelError, match=rf"{file} knows \d+ tokens.*the model's own {file}"):
         load_model(folder)
+
+
+@pytest.mark.parametrize("name", ["GPT2Tokenizer", "Qwen2Tokenizer"])
+def test_of_another_class_than_gpt2_it_is_not_guessed(folder, name):
+    """Qwen's older files have the same names, but its texts are cut in another way."""
+    write(folder, "tokenizer_config.json", {"tokenizer_class": name})
+    assert (read_tokenizer(folder) is None) == (name == "Qwen2Tokenizer")
 
 
 def test_null_describes_no_tokens(folder):

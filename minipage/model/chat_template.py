@@ -19,7 +19,7 @@ from typing import Any
 from minipage.errors import InvalidRequestError, ModelError, shown
 from minipage.model.settings import TOKENIZER_CONFIG, read_token_files, why
 
-CHAT_TEMPLATE_FILE = "chat_template.jinja"
+CHAT_TEMPLATE_FILE, TOOLS_FILE = "chat_template.jinja", "additional_chat_templates/tool_use.jinja"
 ROLES = ("system", "developer", "user", "assistant", "tool")
 TEXTS = ("text", "refusal")  # kinds of a content's parts, whose texts lie under the same names
 MARK = "\ue000the last message ends here\ue000 "  # while a template is at work, where it is to be continued
@@ -218,10 +218,8 @@ def read_chat_template(folder: Path) -> ChatTemplate | None:
     texts = {name: each.get("content") if isinstance(each, dict) else each for name, each in found.items()}
     tokens = {name: text for name, text in texts.items() if isinstance(text, str)}
     if path.exists():
-        try:
-            return ChatTemplate(path.read_text(encoding="utf-8"), tokens, str(path))
-        except (OSError, ValueError) as error:
-            raise ModelError(f"{path} cannot be read ({why(path, error)}). Fetch it again.") from error
+        tools = folder / TOOLS_FILE
+        return read_file(path, tokens, for_tools=read_file(tools, tokens) if tools.exists() else None)
     template, with_tools = config.get("chat_template"), None
     if isinstance(template, list):  # several, each with a name
         named = {each.get("name"): each.get("template") for each in template if isinstance(each, dict)}
@@ -232,3 +230,10 @@ def read_chat_template(folder: Path) -> ChatTemplate | None:
         raise ModelError(f"{config_path} has no chat template of the name default. Put one into {path.name}.")
     for_tools = ChatTemplate(with_tools, tokens, str(config_path)) if isinstance(with_tools, str) else None
     return ChatTemplate(template, tokens, str(config_path), for_tools=for_tools)
+
+
+def read_file(path: Path, tokens: Mapping[str, str], for_tools: ChatTemplate | None = None) -> ChatTemplate:
+    try:
+        return ChatTemplate(path.read_text(encoding="utf-8"), tokens, str(path), for_tools=for_tools)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read ({why(path, error)}). Fetch it again.") from error

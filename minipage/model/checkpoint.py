@@ -160,16 +160,19 @@ def load_gguf(path: Path, hf_overrides: Mapping[str, Any]) -> LoadedModel:
     return LoadedModel(architecture, Weights(architecture, tensor), file.tokenizer, ends)
 
 
-def describe_model(model: str | Path) -> tuple[Architecture, Tokenizer | None]:
+def describe_model(
+    model: str | Path, hf_overrides: Mapping[str, Any] | None = None
+) -> tuple[Architecture, Tokenizer | None]:
     """What `load_model` would load, without the weights."""
+    overrides = hf_overrides or {}
     if path := gguf_file(model):
         from minipage.model.gguf_files import read_gguf
 
         file = read_gguf(path)
-        return read_architecture(path, file.config), file.tokenizer
+        return read_architecture(path, with_overrides(file.config, overrides)), file.tokenizer
     folder = find_folder(model, with_weights=False)
     path = folder / "config.json"
-    return read_architecture(path, read_json(path)), read_tokenizer(folder)
+    return read_architecture(path, with_overrides(read_json(path), overrides)), read_tokenizer(folder)
 
 
 def check_vocabulary(tokenizer: Tokenizer, architecture: Architecture, file: Path) -> None:
@@ -217,7 +220,8 @@ def find_folder(model: str | Path, with_weights: bool = True) -> Path:
 
     from huggingface_hub import snapshot_download  # slow to import, and rarely needed
 
-    files = ["config.json", "generation_config.json", *TOKENIZER_FILES, "chat_template.jinja"]
+    files = ["config.json", "generation_config.json", *TOKENIZER_FILES]
+    files += ["chat_template.jinja", "additional_chat_templates/tool_use.jinja"]
     files += ["*.safetensors", "*.safetensors.index.json"] * with_weights
     try:
         return Path(snapshot_download(name, allow_patterns=files))

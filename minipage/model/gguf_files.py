@@ -76,9 +76,13 @@ def read_gguf(path: Path) -> GGUFModel:
         raise ModelError(f"{path}: {error}") from error
     except (TypeError, ValueError, LookupError, ArithmeticError) as error:  # a text for a number, a size of 0, ...
         raise ModelError(f"{path}: what it says of the model makes no sense ({error!r}). Fetch it again.") from error
-    template = header.metadata.get("tokenizer.chat_template")
-    chat_template = ChatTemplate(template, special, str(path)) if isinstance(template, str) else None
-    return GGUFModel(weights.config, weights, tokenizer, chat_template)
+    template, for_tools = (
+        ChatTemplate(text, special, str(path)) if isinstance(text := header.metadata.get(name), str) else None
+        for name in ("tokenizer.chat_template", "tokenizer.chat_template.tool_use")
+    )
+    if template:
+        template.for_tools = for_tools
+    return GGUFModel(weights.config, weights, tokenizer, template)
 
 
 def check_architecture(header: Header) -> dict[str, str]:

@@ -12,6 +12,7 @@ tokenizer_config.json    the same, and a few settings
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ from minipage.model.tokenizer import Tokenizer, add_ends, ask, read_backend
 
 TOKENIZER_FILES = ["tokenizer.json", "vocab.json", "merges.txt", *OPTIONAL_FILES]
 
-END_OF_TEXT = "<|endoftext|>"  # a token of every GPT-2, whether or not a file says so
+CLASSES = None, "GPT2Tokenizer", "GPT2TokenizerFast"  # tokenizer_class, where vocab.json and merges.txt make a GPT-2's
+GPT2 = dict.fromkeys(["bos_token", "eos_token", "unk_token"], "<|endoftext|>")  # where its files say nothing else
 ENDS = "bos_token", "eos_token"  # of every text, if tokenizer_config.json says so, as OPT's does
 FIRST = [f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]  # of special tokens
 ADDED_TOKEN_SETTINGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -37,7 +39,8 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
         tokenizer = read_backend(path)
         add_tokens(tokenizer, folder)  # with whatever ids, as transformers does
         return Tokenizer(tokenizer)
-    if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
+    is_complete = (folder / "vocab.json").exists() and (folder / "merges.txt").exists()
+    if is_complete and read_token_files(folder)[2].get("tokenizer_class") in CLASSES:  # a Qwen cuts texts otherwise
         return Tokenizer(byte_pair_tokenizer(folder))
     return None
 
@@ -54,20 +57,16 @@ def byte_pair_tokenizer(folder: Path) -> tokenizers.Tokenizer:
         ) from error
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=config.get("add_prefix_space") is True)
     tokenizer.decoder = decoders.ByteLevel()
-    for token_id, token in add_tokens(tokenizer, folder, END_OF_TEXT).items():
+    for token_id, token in add_tokens(tokenizer, folder, GPT2).items():
         if tokenizer.token_to_id(token) != token_id:
             raise ModelError(
                 f"{folder}: {token!r} is to have the id {token_id}, which is another's or leaves a gap. Fetch "
                 f"{', '.join(OPTIONAL_FILES)} again."
             )
-    first, last = (special_token(config | named, name) if config.get(f"add_{name}") else None for name in ENDS)
-    add_ends(tokenizer, first, last)
+    chosen = GPT2 | config | named
+    ends = [chosen[name] if config.get(f"add_{name}") else None for name in ENDS]
+    add_ends(tokenizer, *(token.get("content") if isinstance(token, dict) else token for token in ends))
     return tokenizer
-
-
-def special_token(config: dict[str, Any], name: str) -> str | None:
-    token = config.get(name, END_OF_TEXT)
-    return token.get("content") if isinstance(token, dict) else token
 
 
 def read_merges(path: Path) -> list[tuple[str, str]]:
@@ -89,29 +88,36 @@ def special_names(settings: dict[str, Any]) -> dict[str, None]:
     return dict.fromkeys(name for name in names if isinstance(name, str) and name)
 
 
-def add_tokens(tokenizer: tokenizers.Tokenizer, folder: Path, *special: str) -> dict[int, str]:
+def add_tokens(
+    tokenizer: tokenizers.Tokenizer, folder: Path, defaults: Mapping[str, str] | None = None
+) -> dict[int, str]:
     """Add what is found in a text before it is cut into words: tokens with ids in their order, then those without.
 
-    special: more of the latter. Returns the former as the files have them.
+    defaults: bos_token, ..., where the files do not say it. Returns the tokens with ids as the files have them.
     """
     ids, named, config = read_token_files(folder)
-    known = {token.content: repr(token) for token in tokenizer.get_added_tokens_decoder().values()}
+    known = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
     try:
-        names = special_names(config | named) | dict.fromkeys(special)
+        chosen = {**(defaults or {}), **config, **named}
+        names = special_names(chosen)
+        signs = special_names({name: token for name, token in chosen.items() if name.endswith("_token")})
         described = {int(token_id): facts for token_id, facts in (config.get("added_tokens_decoder") or {}).items()}
         found = dict(described)
         for name, number in ids.items():
             found.setdefault(int(number), {"content": name, "special": name in names, "normalized": name not in names})
-        tokens = {token_id: facts["content"] for token_id, facts in sorted(found.items())}
-        for token_id, token in tokens.items():
-            settings = {name: found[token_id][name] for name in ADDED_TOKEN_SETTINGS if name in found[token_id]}
-            added = tokenizers.AddedToken(token, **settings)
-            if token not in known or (token_id in described and repr(added) != known[token]):
-                tokenizer.add_tokens([added])
-        tokenizer.add_special_tokens([name for name in names if name not in known and name not in tokens.values()])
+        contents = {token_id: facts["content"] for token_id, facts in sorted(found.items())}
+        added = dict(known)
+        for token_id, token in contents.items():
+            if token not in known or token_id in described:
+                settings = {name: found[token_id][name] for name in ADDED_TOKEN_SETTINGS if name in found[token_id]}
+                added[token] = tokenizers.AddedToken(token, **settings)
+        for name, token in added.items():  # special, too, is what a setting names, and for ever what once was
+            token.special |= name in signs or (name in known and known[name].special)
+        tokenizer.add_tokens(list(added.values()))  # those that are the same it ignores
+        tokenizer.add_special_tokens([name for name in names if name not in added])
     except Exception as error:  # the library raises bare Exceptions
         files = ", ".join(OPTIONAL_FILES)
         raise ModelError(
             f"{folder}: what {files} say of tokens makes no sense ({error!r}). Fetch them again."
         ) from error
-    return tokens
+    return contents

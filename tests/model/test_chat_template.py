@@ -466,6 +466,20 @@ def test_the_default_of_several_templates(tmp_path):
         find_chat_template(tmp_path).render(HELLO)
 
 
+def test_templates_in_files_of_their_own(tmp_path):
+    """As today's transformers saves them."""
+    (tmp_path / "chat_template.jinja").write_text("plain")
+    assert find_chat_template(tmp_path).render(HELLO, tools=[]) == "plain"
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates/tool_use.jinja").write_text("tools {{ eos_token }}")
+    write(tmp_path, config={"eos_token": "."})
+    template = find_chat_template(tmp_path)
+    assert (template.render(HELLO), template.render(HELLO, tools=[])) == ("plain", "tools .")
+    (tmp_path / "additional_chat_templates/tool_use.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(ModelError, match=r"tool_use\.jinja cannot be read"):
+        find_chat_template(tmp_path).render(HELLO)
+
+
 @pytest.mark.parametrize("config", ["{", {"chat_template": 7}, {"chat_template": ""}, {"chat_template": [7]}])
 def test_a_folder_that_is_damaged(tmp_path, config):
     """Whoever chats is told, here and in another process; who has texts continued has a model that works."""

@@ -76,6 +76,14 @@ def test_the_engine_says_what_transformers_says_over_several_turns(path, prefix_
         messages.append({"role": "assistant", "content": answer.outputs[0].text.replace("\ufffd", "?")})
 
 
+def test_a_template_for_tools_counts_where_the_model_is_told_of_tools(tmp_path):
+    texts = {"tokenizer.chat_template": "plain", "tokenizer.chat_template.tool_use": "tools"}
+    entries = byte_level_entries(byte_level(CUTS["smollm"]), "smollm") | texts
+    template = read_gguf(write_gguf(tmp_path / "model.gguf", random_model("llama"), tokenizer=entries)).chat_template
+    messages = [{"role": "user", "content": "Rain?"}]
+    assert (template.render(messages), template.render(messages, tools=[])) == ("plain", "tools")
+
+
 def test_weights_are_dequantized_when_they_are_asked_for(path):
     loaded = load_model(path)
     file = read_gguf(path)

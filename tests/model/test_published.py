@@ -9,7 +9,7 @@ from model.test_architectures import CONTEXT, FULL, GATED, SLIDING, SMALL, TOKEN
 from safetensors.numpy import load_file, save_file
 
 from minipage.errors import ModelError
-from minipage.model.checkpoint import load_model
+from minipage.model.checkpoint import describe_model, load_model
 from minipage.model.dense import dense_attend
 from minipage.model.place import place_model
 
@@ -74,7 +74,8 @@ def test_what_transformers_ignores_and_vllm_heeds_is_refused_until_somebody_says
         load_model(tmp_path)
     assert_same_logits(tmp_path, theirs, {name: None})
     ignored = load_model(tmp_path, hf_overrides={name: None}).architecture.kv.windows
-    assert load_model(tmp_path, hf_overrides=change).architecture.kv.windows != ignored
+    heeded = load_model(tmp_path, hf_overrides=change).architecture.kv.windows
+    assert heeded != ignored == describe_model(tmp_path, {name: None})[0].kv.windows
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,12 @@ def test_left_alone_a_story_has_the_pool_that_it_was_written_for(name, num_block
     assert pool_for(scenario, SMALL | scenario.engine)["num_blocks"] == num_blocks
 
 
+def test_hf_overrides_count_here_too():
+    """With a context that no prompt fits in the engine will refuse the requests; and no error comes before that."""
+    scenario = SCENARIOS["preemption"]
+    assert pool_for(scenario, SMALL | scenario.engine | {"hf_overrides": {"n_positions": 1}}) == {}
+
+
 FEW, MANY = ((1, 5, 64), (None, 9999)), ((1, 2, 3, 4, 5, 8, 16, 64), (None, 1, 2, 40, 9999))
 
 

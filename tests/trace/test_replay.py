@@ -220,7 +220,7 @@ def test_a_file_brings_everything_back(trace, tmp_path):
     [
         (lambda lines: ["hello", *lines[1:]], "line 1"),
         (lambda lines: ["{}", *lines[1:]], "not a trace"),
-        (lambda lines: [lines[0].replace('"minipage_trace":3', '"minipage_trace":99'), *lines[1:]], "newer minipage"),
+        (lambda lines: [lines[0].replace('"minipage_trace":4', '"minipage_trace":99'), *lines[1:]], "newer minipage"),
         (lambda lines: [*lines[:5], lines[5][:20], *lines[6:]], "line 6"),
         (lambda lines: [*lines[:2], *lines[6:]], "damaged"),
         (lambda lines: [], "line 1"),
@@ -256,7 +256,7 @@ def test_a_byte_that_a_tokenizer_spells_out_is_that_byte():
 def test_lines_hold_only_what_changed(trace, tmp_path):
     trace.save(tmp_path / "run.jsonl")
     header, *lines = map(json.loads, (tmp_path / "run.jsonl").read_text().splitlines())
-    assert header["minipage_trace"] == 3
+    assert header["minipage_trace"] == 4
     forwards = [line for line in lines if line["phase"] == "forward"]
     assert forwards and all(set(line) == {"step", "phase"} for line in forwards)
 

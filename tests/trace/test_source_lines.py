@@ -77,7 +77,7 @@ def test_they_are_kept_in_the_file(trace, tmp_path):
 
 def test_a_trace_from_before_there_was_code_still_opens(trace, tmp_path):
     trace.save(tmp_path / "run.jsonl")
-    lines = (tmp_path / "run.jsonl").read_text("utf-8").replace('"minipage_trace":3', '"minipage_trace":2')
+    lines = (tmp_path / "run.jsonl").read_text("utf-8").replace('"minipage_trace":4', '"minipage_trace":2')
     lines = lines.replace('"functions":', '"unknown":').replace('"routine":', '"unheard":').replace('"code":', '"old":')
     (tmp_path / "old.jsonl").write_text(lines, "utf-8")
     assert [frame.code for frame in Trace.load(tmp_path / "old.jsonl")] == [()] * len(trace)

@@ -44,7 +44,7 @@ def pool_for(scenario: Scenario, options: dict[str, Any]) -> dict[str, Any]:
     block_size = options["block_size"]
     if block_size < 1:
         return {}
-    architecture, tokenizer = describe_model(options.get("model", SHIPPED_MODEL))
+    architecture, tokenizer = describe_model(options.get("model", SHIPPED_MODEL), options.get("hf_overrides"))
     if tokenizer is None:
         return {}
     asks = []

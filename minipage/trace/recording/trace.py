@@ -24,7 +24,9 @@ from minipage.trace.recording.frames import STOPS, Frame, fullest
 from minipage.trace.recording.replay import Change, State, Vocabulary, replay
 from minipage.worker.gc_off import gc_off
 
-VERSION = 3  # 2: what the scenarios `fragmentation` and `kernel` show; 3: "before" frames, and lines of source
+# 2: what the scenarios `fragmentation` and `kernel` show; 3: "before" frames, and lines of source; 4: the free queue's
+# order, if another than lru's
+VERSION = 4
 CHECKPOINT = 256  # phases between two states that are kept whole; with a large pool, more
 DAMAGE = (  # what odd values in a file raise
     ValueError, KeyError, TypeError, AttributeError, IndexError, ArithmeticError, RecursionError,
