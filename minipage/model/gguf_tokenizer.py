@@ -140,8 +140,8 @@ def add_special(tokenizer: tokenizers.Tokenizer, metadata: Mapping[str, Any]) ->
 
 
 def add_wanted_ends(tokenizer: tokenizers.Tokenizer, metadata: Mapping[str, Any], begins: bool) -> None:
-    """What every text begins or ends with; `begins` is of files that do not say it. llama.cpp assumes the same, and also
-    a beginning for Falcon 3, whose own tokenizer has none."""
+    """What every text begins or ends with; `begins` is of files that do not say it. llama.cpp assumes the same, and
+    also a beginning for Falcon 3, whose own tokenizer has none."""
     tokens = metadata["tokenizer.ggml.tokens"]
     wanted = {
         "bos": metadata.get("tokenizer.ggml.add_bos_token", begins),
