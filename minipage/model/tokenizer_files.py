@@ -12,7 +12,6 @@ tokenizer_config.json    the same, and a few settings
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +36,20 @@ def read_tokenizer(folder: Path) -> Tokenizer | None:
     path = folder / "tokenizer.json"
     if path.exists():
         tokenizer = read_backend(path)
-        add_tokens(tokenizer, folder)  # with whatever ids, as transformers does
+        add_tokens(tokenizer, folder, *read_token_files(folder))  # with whatever ids, as transformers does
         return Tokenizer(tokenizer)
-    is_complete = (folder / "vocab.json").exists() and (folder / "merges.txt").exists()
-    if is_complete and read_token_files(folder)[2].get("tokenizer_class") in CLASSES:  # a Qwen cuts texts otherwise
-        return Tokenizer(byte_pair_tokenizer(folder))
+    if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
+        ids, named, config = read_token_files(folder)
+        if config.get("tokenizer_class") in CLASSES:  # a Qwen cuts texts otherwise
+            return Tokenizer(byte_pair_tokenizer(folder, ids, named, GPT2 | config))
     return None
 
 
-def byte_pair_tokenizer(folder: Path) -> tokenizers.Tokenizer:
-    """GPT-2's byte-level BPE, from vocab.json and merges.txt, as transformers makes it."""
+def byte_pair_tokenizer(
+    folder: Path, ids: dict[str, Any], named: dict[str, Any], config: dict[str, Any]
+) -> tokenizers.Tokenizer:
+    """GPT-2's byte-level BPE, from vocab.json and merges.txt, as transformers makes it; the rest as of `add_tokens`."""
     vocab, merges = read_json(folder / "vocab.json"), read_merges(folder / "merges.txt")
-    _, named, config = read_token_files(folder)
     try:
         tokenizer = tokenizers.Tokenizer(ask(models.BPE, vocab, merges))
     except Exception as error:  # the library raises bare Exceptions
@@ -57,13 +58,13 @@ def byte_pair_tokenizer(folder: Path) -> tokenizers.Tokenizer:
         ) from error
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=config.get("add_prefix_space") is True)
     tokenizer.decoder = decoders.ByteLevel()
-    for token_id, token in add_tokens(tokenizer, folder, GPT2).items():
+    for token_id, token in add_tokens(tokenizer, folder, ids, named, config).items():
         if tokenizer.token_to_id(token) != token_id:
             raise ModelError(
                 f"{folder}: {token!r} is to have the id {token_id}, which is another's or leaves a gap. Fetch "
                 f"{', '.join(OPTIONAL_FILES)} again."
             )
-    chosen = GPT2 | config | named
+    chosen = config | named
     ends = [chosen[name] if config.get(f"add_{name}") else None for name in ENDS]
     add_ends(tokenizer, *(token.get("content") if isinstance(token, dict) else token for token in ends))
     return tokenizer
@@ -89,16 +90,15 @@ def special_names(settings: dict[str, Any]) -> dict[str, None]:
 
 
 def add_tokens(
-    tokenizer: tokenizers.Tokenizer, folder: Path, defaults: Mapping[str, str] | None = None
+    tokenizer: tokenizers.Tokenizer, folder: Path, ids: dict[str, Any], named: dict[str, Any], config: dict[str, Any]
 ) -> dict[int, str]:
     """Add what is found in a text before it is cut into words: tokens with ids in their order, then those without.
 
-    defaults: bos_token, ..., where the files do not say it. Returns the tokens with ids as the files have them.
+    ids, named, config: what OPTIONAL_FILES say, one each. Returns the tokens with ids as the files have them.
     """
-    ids, named, config = read_token_files(folder)
     known = {token.content: token for token in tokenizer.get_added_tokens_decoder().values()}
     try:
-        chosen = {**(defaults or {}), **config, **named}
+        chosen = config | named
         names = special_names(chosen)
         signs = special_names({name: token for name, token in chosen.items() if name.endswith("_token")})
         described = {int(token_id): facts for token_id, facts in (config.get("added_tokens_decoder") or {}).items()}

@@ -176,19 +176,31 @@ def test_a_bad_request_is_its_own_affair(llm, make_prompt):
     assert is_empty(llm)
 
 
+async def begun(engine, gate, prompt, params):
+    """The outputs of a request "a" that has its first token, and whose next step is at the gate."""
+    outputs = engine.generate(prompt, params, request_id="a")
+    going = asyncio.create_task(anext(outputs))
+    await asyncio.to_thread(gate.asked.acquire)
+    await gate.pass_one()
+    await going
+    return outputs
+
+
+async def waiting(engine, prompt):
+    """The last output of another request "a", which has come while a step is at the gate."""
+    second = asyncio.create_task(last(engine.generate(prompt, GREEDY, request_id="a")))
+    while engine.num_unfinished_requests < 2:
+        await asyncio.sleep(0.001)
+    return second
+
+
 def test_a_second_request_of_one_id_is_refused_and_the_first_goes_on(llm, monkeypatch, make_prompt):
     gate = Gate(llm, monkeypatch)
 
     async def serve():
         async with AsyncLLM(llm) as engine:
-            outputs = engine.generate(make_prompt(1), GREEDY, request_id="a")
-            going = asyncio.create_task(anext(outputs))
-            await asyncio.to_thread(gate.asked.acquire)
-            await gate.pass_one()
-            await going
-            second = asyncio.create_task(last(engine.generate(make_prompt(2), GREEDY, request_id="a")))
-            while engine.num_unfinished_requests < 2:  # the thread is at the gate
-                await asyncio.sleep(0.001)
+            outputs = await begun(engine, gate, make_prompt(1), GREEDY)
+            second = await waiting(engine, make_prompt(2))
             gate.open()
             with pytest.raises(InvalidRequestError, match="already"):
                 await second
@@ -204,15 +216,9 @@ def test_an_id_is_free_again_as_soon_as_its_request_is_stopped(llm, monkeypatch,
 
     async def serve():
         async with AsyncLLM(llm) as engine:
-            outputs = engine.generate(make_prompt(1), LONG, request_id="a")
-            going = asyncio.create_task(anext(outputs))
-            await asyncio.to_thread(gate.asked.acquire)
-            await gate.pass_one()
-            await going
+            outputs = await begun(engine, gate, make_prompt(1), LONG)
             await outputs.aclose() if how == "close" else engine.abort("a")
-            second = asyncio.create_task(last(engine.generate(make_prompt(2), GREEDY, request_id="a")))
-            while engine.num_unfinished_requests < 2:  # the thread is at the gate
-                await asyncio.sleep(0.001)
+            second = await waiting(engine, make_prompt(2))
             gate.open()
             return how == "close" or await last(outputs), await second
 
