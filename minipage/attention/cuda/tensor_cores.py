@@ -228,12 +228,13 @@ def tensor_kernel(
             new = max(new, score[j, f] + log_scale[n])
         for bit in (4, 8, 16):
             new = max(new, cuda.shfl_xor_sync(ALL, new, bit))
-        shrink = exp2(highest[half, e] - new)
-        highest[half, e] = new
-        total[half, e] *= shrink
-        for t in range(half * TILES, (half + 1) * TILES):
-            acc[t, e] *= shrink
-            acc[t, 2 + e] *= shrink
+        if not PREFILL or cuda.any_sync(ALL, new > highest[half, e]):  # for most steps, of no row of the warp
+            shrink = exp2(highest[half, e] - new)
+            highest[half, e] = new
+            total[half, e] *= shrink
+            for t in range(half * TILES, (half + 1) * TILES):
+                acc[t, e] *= shrink
+                acc[t, 2 + e] *= shrink
         for n in range(OWN):
             j, f = n // 2 * HALVES + half, n % 2 * 2 + e
             weight = exp2(score[j, f] - new)
