@@ -317,7 +317,7 @@ def _shuffle(value: Any, source: int) -> Any:
 
 class _SharedMemory:
     @staticmethod
-    def array(shape: Any, dtype: Any) -> Any:
+    def array(shape: Any, dtype: Any, alignment: int | None = None) -> Any:
         """One array for all threads of the block that come to this line."""
         caller = sys._getframe(1)
         arrays = getcurrent().block.shared

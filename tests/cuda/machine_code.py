@@ -46,13 +46,14 @@ def machine_code(kernel, argument_types, compute_capability, folder) -> MachineC
     from numba.cuda import codegen, dispatcher
 
     kernel = getattr(kernel, "dispatcher", kernel)  # of one that overlaps with the last
+    suffix = "a" if compute_capability >= (9, 0) else ""  # as numba-cuda has it: with what only this GPU has
     was = dispatcher.get_current_device, codegen.CUDACodeLibrary._ensure_cc
     dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=compute_capability)
-    codegen.CUDACodeLibrary._ensure_cc = lambda self, cc: cc if cc is not None else (*compute_capability, "")
+    codegen.CUDACodeLibrary._ensure_cc = lambda self, cc: cc if cc is not None else (*compute_capability, suffix)
     try:
         options = {name: value for name, value in kernel.targetoptions.items() if name != "device"}
         compiled = dispatcher._Kernel(kernel.py_func, argument_types, **options)
-        cubin = compiled._codelibrary.get_cubin(cc=(*compute_capability, ""))
+        cubin = compiled._codelibrary.get_cubin(cc=(*compute_capability, suffix))
     finally:
         dispatcher.get_current_device, codegen.CUDACodeLibrary._ensure_cc = was
     file = Path(folder) / "kernel.cubin"

@@ -6,6 +6,8 @@ from where import SIMULATOR, from_gpu, long, on_gpu, takes_long
 
 from minipage.attention import KVCache, cuda, reference, write_kv
 from minipage.attention.cuda import launch
+from minipage.attention.cuda.compat import has_warpgroups
+from minipage.attention.cuda.warpgroups import warpgroup_kernel
 from minipage.simd.halves import from_bfloat16, to_bfloat16
 
 Q = {
@@ -319,3 +321,27 @@ def test_the_simulator_sees_reads_outside_and_of_what_nobody_wrote():
     assert np.isnan(array[0])
     with pytest.raises(RuntimeError, match="for ever"):
         kernel(unequal)[1, 2](array)
+
+
+def warpgroups(*kinds):
+    """The choice of a GPU whose tensor cores read shared memory themselves."""
+    return launch.choose_tensor(*kinds)._replace(prefill_kernel_for=warpgroup_kernel)
+
+
+@pytest.mark.skipif(not SIMULATOR and not has_warpgroups(), reason="this GPU has no wgmma")
+@pytest.mark.parametrize(
+    "lengths, q, group, head_size, block_size, window",
+    [
+        ([(20, 7), (70, 3)], "bfloat16", 3, 64, 8, None),
+        ([(3, 2)], "float16", 1, 128, 16, None),
+        long([(70, 70), (90, 45), (3, 1), (1, 1), (200, 9)], "bfloat16", 1, 64, 16, None),
+        long([(70, 70), (90, 45), (300, 9)], "float16", 4, 128, 20, None),
+        long([(250, 70), (30, 30)], "bfloat16", 1, 128, 16, 150),
+        long([(130, 80)], "float16", 2, 64, 8, 5),
+        long([(18, 5)], "bfloat16", 20, 64, 8, None),  # two tiles of heads
+    ],
+    ids=str,
+)
+def test_prompts_by_warpgroups(lengths, q, group, head_size, block_size, window):
+    batch = Batch(lengths, q, q, 2, group, head_size, block_size, window=window)
+    batch.check(lambda *given, **options: launched(batch, given, None, choose=warpgroups, **options))

@@ -60,6 +60,7 @@ __all__ = [
     "device_view",
     "external_stream",
     "has_room_to_share",
+    "has_warpgroups",
     "kernel",
     "num_processors",
     "size_in_kernel",
@@ -96,6 +97,12 @@ def can_overlap() -> bool:
         and hasattr(LaunchConfig, "programmatic_stream_serialization")
         and bool(cuda.get_current_device().compute_capability >= (9, 0))
     )
+
+
+@cache
+def has_warpgroups() -> bool:
+    """Whether tensor cores read shared memory themselves, by `wgmma`: compute capability 9.0, and no other."""
+    return not SIMULATED and cuda.is_available() and cuda.get_current_device().compute_capability == (9, 0)
 
 
 @cache

@@ -36,6 +36,7 @@ from minipage.attention.cuda.kinds import Kind, kind_of
 from minipage.attention.cuda.ordinary_cores import ordinary_kernel, pieces_of
 from minipage.attention.cuda.tensor_cores import has_tensor_kernel, tensor_kernel
 from minipage.attention.cuda.tiles import WARP, num_tiles
+from minipage.attention.cuda.warpgroups import has_warpgroup_kernel, warpgroup_kernel
 from minipage.errors import require
 
 SPLIT_SIZE = 512  # tokens of a context that one block works on, if the answer may not depend on the rest of the batch
@@ -126,6 +127,7 @@ class KernelChoice(NamedTuple):
     prefill_rows: int  # and of a prompt
     prefill_threads: int  # of a block of a prompt
     num_warps: int | None = None  # of a block of a decode, if the kernel has to be told
+    prefill_kernel_for: Callable[..., Any] | None = None  # if prompts have another kernel
 
 
 def choose_tensor(q_kind: Kind, kv: Kind, head_size: int) -> KernelChoice:
@@ -137,6 +139,7 @@ def choose_tensor(q_kind: Kind, kv: Kind, head_size: int) -> KernelChoice:
         decode_rows=tensor_cores.TILE,
         prefill_rows=tensor_cores.PREFILL_WARPS * tensor_cores.TILE,
         prefill_threads=tensor_cores.PREFILL_WARPS * WARP,
+        prefill_kernel_for=warpgroup_kernel if has_warpgroup_kernel(q_kind, kv, head_size) else None,
     )
 
 
@@ -324,7 +327,8 @@ def launch_attention(
         decode[(grid.tiles, grid.blocks), choice.num_threads, cuda_stream](*arguments)
     if max_query_len > 1:
         tokens = queries_of_tile(choice, grid.heads)
-        prefill = choice.kernel_for(q_kind, kv, head_size, block_size, heads_per_kv, grid.heads, tokens, **options)
+        kernel_for = choice.prefill_kernel_for or choice.kernel_for
+        prefill = kernel_for(q_kind, kv, head_size, block_size, heads_per_kv, grid.heads, tokens, **options)
         prefill[(grid.tiles, num_tiles(num_tokens, tokens, num_seqs)), choice.prefill_threads, cuda_stream](*arguments)
 
 

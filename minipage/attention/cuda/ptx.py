@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,14 @@ from minipage.attention.cuda.compat import SIMULATED, types
 
 # A parameter that is an array; the address of the element whose index comes next is what the instruction gets.
 MEMORY, SHARED = "memory", "shared memory"
+
+
+class Registers(NamedTuple):
+    """A parameter that is an array of a thread, of this many float32: the instruction gets and changes its numbers."""
+
+    count: int
+
+
 INDEX, WORD, FLOAT = types.intp, types.uint32, types.float32
 WORDS_2, WORDS_4 = types.UniTuple(WORD, 2), types.UniTuple(WORD, 4)
 FLOATS_4 = types.UniTuple(FLOAT, 4)
@@ -28,7 +36,8 @@ LETTERS = {FLOAT: "f", types.int64: "l"}  # of registers; all other numbers have
 def instruction(
     result: Any, parameters: tuple[Any, ...], text: str, volatile: bool = False
 ) -> Callable[[Callable[..., Any]], Any]:
-    """Replace a plain function by one PTX instruction: $0, $1, ... are the numbers of its result, then its arguments.
+    """Replace a plain function by one PTX instruction: $0, $1, ... are the numbers of its result (or of `Registers`),
+    then its arguments.
 
     volatile: it does something besides computing a result, so it must stay where it is.
     """
@@ -44,18 +53,25 @@ def _intrinsic(name: str, result: Any, parameters: tuple[Any, ...], text: str, v
     from llvmlite import ir  # type: ignore[import-untyped]
     from numba.cuda.extending import intrinsic
 
+    def is_array(parameter: Any) -> bool:
+        return parameter in (MEMORY, SHARED) or isinstance(parameter, Registers)
+
     def scalars(numba_type: Any) -> list[Any]:
         return list(numba_type.types) if isinstance(numba_type, types.BaseTuple) else [numba_type]
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        operands, letters = [], []
-        kinds_of_memory = (parameter for parameter in parameters if parameter in (MEMORY, SHARED))
+        operands, letters, registers = [], [], []
+        kinds_of_memory = (parameter for parameter in parameters if is_array(parameter))
         given = iter(zip(signature.args, arguments))
         for numba_type, value in given:
             if isinstance(numba_type, types.Array):
                 array = context.make_array(numba_type)(context, builder, value=value)
+                kind = next(kinds_of_memory)
+                if isinstance(kind, Registers):
+                    registers = [builder.gep(array.data, [ir.IntType(32)(i)]) for i in range(kind.count)]
+                    continue
                 address = builder.gep(array.data, [next(given)[1]])
-                if next(kinds_of_memory) is SHARED:  # an address of its own kind, of 32 bits
+                if kind is SHARED:  # an address of its own kind, of 32 bits
                     address = builder.addrspacecast(address, ir.PointerType(address.type.pointee, 3))
                     address = builder.ptrtoint(address, ir.IntType(32))
                 operands.append(address)
@@ -65,14 +81,18 @@ def _intrinsic(name: str, result: Any, parameters: tuple[Any, ...], text: str, v
                 is_tuple = len(parts) > 1
                 operands += [builder.extract_value(value, i) for i in range(len(parts))] if is_tuple else [value]
                 letters += [LETTERS.get(part, "r") for part in parts]
-        results = [] if result is types.void else scalars(result)
+        results = [FLOAT] * len(registers) if result is types.void else scalars(result)
         kinds = [context.get_value_type(part) for part in results]
         llvm_result = ir.VoidType() if not kinds else kinds[0] if len(kinds) == 1 else ir.LiteralStructType(kinds)
+        operands += [builder.load(register) for register in registers]
+        letters += [str(i) for i in range(len(registers))]  # the same registers as these results
         constraints = ["=f" if part == FLOAT else "=r" for part in results] + letters
         function = ir.FunctionType(llvm_result, [operand.type for operand in operands])
         assembly = ir.InlineAsm(function, text, ",".join(constraints + ["~{memory}"] * volatile), side_effect=volatile)
         value = builder.call(assembly, operands)
-        if not kinds:
+        for i, register in enumerate(registers):
+            builder.store(builder.extract_value(value, i), register)
+        if registers or not kinds:
             return context.get_dummy_value()
         if len(kinds) == 1:
             return value
@@ -80,7 +100,7 @@ def _intrinsic(name: str, result: Any, parameters: tuple[Any, ...], text: str, v
 
     def typed(actual: tuple[Any, ...]) -> tuple[Any, Any]:
         declared = [
-            a if parameter in (MEMORY, SHARED) else parameter for a, parameter in zip(actual, parameters, strict=True)
+            a if is_array(parameter) else parameter for a, parameter in zip(actual, parameters, strict=True)
         ]
         return result(*declared), generate
 
@@ -344,29 +364,29 @@ def transposed(word):
 
 @instruction(WORD, (WORD, WORD), "add.rn.f16x2 $0, $1, $2;")
 def add_halves(a, b):
-    return np.uint32((_halves(a) + _halves(b)).astype(np.float16).view(np.uint32)[0])
+    return np.uint32((halves_in(a) + halves_in(b)).astype(np.float16).view(np.uint32)[0])
 
 
 @instruction(WORD, (WORD, WORD, WORD), "fma.rn.f16x2 $0, $1, $2, $3;")
 def fma_halves(a, b, c):
     """a * b + c, rounded once."""
-    x, y, z = (_halves(word).astype(np.float64) for word in (a, b, c))
+    x, y, z = (halves_in(word).astype(np.float64) for word in (a, b, c))
     return np.uint32((x * y + z).astype(np.float16).view(np.uint32)[0])
 
 
 @instruction(WORD, (WORD, WORD, WORD), "fma.rn.bf16x2 $0, $1, $2, $3;")
 def fma_bfloats(a, b, c):
-    x, y, z = (_bfloats(word).astype(np.float64) for word in (a, b, c))
+    x, y, z = (bfloats_in(word).astype(np.float64) for word in (a, b, c))
     return pack_bfloats(*(x * y + z).astype(np.float32))
 
 
-def _bfloats(words):
+def bfloats_in(words):
     """[...] words -> [..., 2] the numbers in them"""
     words = np.asarray(words, np.uint32)[..., None]
     return (words << np.array([16, 0], np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
 
 
-def _halves(words):
+def halves_in(words):
     """[...] words -> [..., 2] the numbers in them"""
     return np.asarray(words, np.uint32)[..., None].view(np.float16).astype(np.float32)
 
@@ -379,12 +399,12 @@ MMA += "{{$10, $11, $12, $13}};"
 
 @instruction(FLOATS_4, (WORDS_4, WORDS_2, FLOATS_4), MMA.format("f16"))
 def mma_halves(a, b, c):
-    return compat.warp_compute((a, b, c), lambda lanes: _mma(lanes, _halves))
+    return compat.warp_compute((a, b, c), lambda lanes: _mma(lanes, halves_in))
 
 
 @instruction(FLOATS_4, (WORDS_4, WORDS_2, FLOATS_4), MMA.format("bf16"))
 def mma_bfloats(a, b, c):
-    return compat.warp_compute((a, b, c), lambda lanes: _mma(lanes, _bfloats))
+    return compat.warp_compute((a, b, c), lambda lanes: _mma(lanes, bfloats_in))
 
 
 def _mma(lanes, numbers):

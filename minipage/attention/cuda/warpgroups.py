@@ -1,0 +1,233 @@
+"""Paged attention of prompts by warpgroups, on GPUs whose tensor cores read shared memory themselves (wgmma.py).
+
+A block has 64 rows of q: query heads that share a KV head, of several tokens. It goes through K and V in steps of 64
+tokens, which all of its threads have brought to shared memory two steps ahead.
+
+    request K, V  ─▶  shared memory  ─▶  scores = Q @ K^T  ─▶  weights, in the same registers  ─▶  acc += weights @ V
+
+A lane has scores of two rows, g and g + 8 of its warp; the four lanes of a row find its highest score together. While
+one block looks for its highest scores, another has the tensor cores: two of them share a multiprocessor. What is summed
+up, and what becomes of tokens that a query does not see, is as in tensor_cores.py.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from minipage.attention.cuda.compat import cuda, device_function, has_warpgroups, size_in_kernel, types
+from minipage.attention.cuda.kinds import FLOAT16, LOWEST, Kind
+from minipage.attention.cuda.merge import joiner
+from minipage.attention.cuda.ordinary_cores import ALL, WARP
+from minipage.attention.cuda.ptx import (
+    end_of_group,
+    exp2,
+    float_of_bits,
+    load_4_bytes,
+    pack_bfloats,
+    pack_halves,
+    request_16_bytes,
+    waiter,
+)
+from minipage.attention.cuda.tiles import ragged_kernel
+from minipage.attention.cuda.wgmma import (
+    ALIGNMENT,
+    HALF,
+    NUM_SCORES,
+    ROWS,
+    place,
+    score_multiplier,
+    show_tensor_cores,
+    value_multiplier,
+)
+
+float32, int32, int64, uint32 = types.float32, types.int32, types.int64, types.uint32
+
+NUM_THREADS = 4 * WARP
+STEP = ROWS  # tokens of K and V at once
+STAGES = 2
+OF_A_WARP = STEP // 4  # tokens that it requests
+NOTHING_YET = LOWEST / np.float32(2)  # see tensor_cores.py
+
+
+def has_warpgroup_kernel(q_kind: Kind, kv: Kind, head_size: int) -> bool:
+    return has_warpgroups() and head_size in (64, 128) and q_kind.num_bytes == 2 and kv == q_kind
+
+
+@cache
+def warpgroup_kernel(
+    q_kind: Kind, kv: Kind, head_size: int, block_size: int, heads_per_kv: int, heads: int, tokens: int,
+    window: int | None = None,
+) -> Any:  # fmt: skip
+    """The kernel for prompts of these numbers and sizes; arguments as of `tensor_kernel`."""
+    WINDOW = window or 0
+    HEAD_TILES = -(-heads_per_kv // heads)
+    NUM_ROWS = heads * tokens
+    ROW_WORDS = head_size // 2
+    PIECES = ROW_WORDS // 4  # of 16 bytes, in a row
+    ROWS_AT_ONCE = WARP // PIECES  # that a warp requests
+    TILE_WORDS = head_size // 64 * HALF
+    FIRST_STAGE, STAGE = TILE_WORDS, 2 * TILE_WORDS  # after q; K, then V
+    LAST_STAGE = FIRST_STAGE + (STAGES - 1) * STAGE
+    BUFFER = FIRST_STAGE + STAGES * STAGE
+    BUFFER_SIZE = size_in_kernel(BUFFER)
+    HIGHEST = NUM_ROWS * head_size  # after the results
+    TOTALS = HIGHEST + NUM_ROWS
+    NUM_SUMS = head_size // 2
+    pack = pack_halves if q_kind == FLOAT16 else pack_bfloats
+    score_tokens, add_values = score_multiplier(q_kind, head_size), value_multiplier(q_kind, head_size)
+    wait_for_oldest, wait_for_all = waiter(STAGES - 1), waiter(0)
+    join = joiner(1, heads, tokens, heads_per_kv, head_size, NUM_THREADS, q_kind.stored)
+
+    @device_function
+    def slot_of(base, stop, block_tables, table):
+        """The slot of one of the tokens that this warp requests for a step; past the end, of the last one."""
+        thread = cuda.threadIdx.x
+        token = uint32(min(base + thread // WARP * OF_A_WARP + thread % OF_A_WARP, stop - 1))
+        block = load_4_bytes(block_tables, int32(table + int32(token // block_size)))
+        return int32(block * block_size + int32(token % block_size))
+
+    @device_function
+    def request(buffer, stage, slot, is_wanted, k_cache, v_cache, kv_head, num_kv_heads):
+        """Have K and V of a step's slots, one of each lane, brought to a stage of the buffer, whole rows at a time."""
+        if is_wanted:
+            lane, first = int32(cuda.threadIdx.x % WARP), int32(cuda.threadIdx.x // WARP * OF_A_WARP)
+            piece = lane % PIECES
+            row = int32(slot * num_kv_heads + kv_head)
+            for i in range(0, OF_A_WARP, ROWS_AT_ONCE):
+                own = i + lane // PIECES
+                at = int64(cuda.shfl_sync(ALL, row, own)) * ROW_WORDS + piece * 4
+                to = stage + place(first + own, piece)
+                request_16_bytes(buffer, to, k_cache, at)
+                request_16_bytes(buffer, to + TILE_WORDS, v_cache, at)
+        end_of_group()
+
+    @device_function
+    def bring_queries(buffer, q, q_stride, q_start, num_queries, first, first_head):
+        """The rows of q, as a tile; where there is no row, another one."""
+        for i in range(cuda.threadIdx.x, ROWS * ROW_WORDS, NUM_THREADS):
+            row, word = int32(i // ROW_WORDS), int32(i % ROW_WORDS)
+            token, head = min(first + row // heads, num_queries - 1), min(row % heads, heads_per_kv - 1)
+            at = ((q_start + token) * q_stride + (first_head + head) * head_size) // 2
+            buffer[place(row, word // 4) + word % 4] = float_of_bits(q[at + word])
+
+    @device_function
+    def hide(score, base, visible, c):
+        """Scores of tokens that a row does not see become the lowest."""
+        for i in range(NUM_SCORES):
+            n, token = i // 2 % 2, base + i // 4 * 8 + 2 * c + i % 2
+            is_seen = token < visible[n]
+            if WINDOW:
+                is_seen = is_seen and token >= visible[n] - WINDOW
+            score[i] = score[i] if is_seen else LOWEST
+
+    @device_function
+    def weigh(n, score, highest, total, acc):
+        """Scores of row g + 8 n become weights, and total and sums relative to the new highest."""
+        new = highest[n]
+        for i in range(2 * n, NUM_SCORES, 4):
+            new = max(new, max(score[i], score[i + 1]))
+        for bit in (1, 2):
+            new = max(new, cuda.shfl_xor_sync(ALL, new, bit))
+        if cuda.any_sync(ALL, new > highest[n]):  # for most steps, of no row of the warp
+            shrink = exp2(highest[n] - new)
+            highest[n] = new
+            total[n] *= shrink
+            for i in range(2 * n, NUM_SUMS, 4):
+                acc[i] *= shrink
+                acc[i + 1] *= shrink
+        for i in range(2 * n, NUM_SCORES, 4):
+            score[i], score[i + 1] = exp2(score[i] - new), exp2(score[i + 1] - new)
+            total[n] += score[i] + score[i + 1]
+
+    @device_function
+    def put_results(buffer, g, c, highest, total, acc):
+        """What a warp has come to, for `join`."""
+        for n in range(2):
+            for bit in (1, 2):
+                total[n] += cuda.shfl_xor_sync(ALL, total[n], bit)
+            row = cuda.threadIdx.x // WARP * 16 + 8 * n + g
+            if row < NUM_ROWS:
+                if c == 0:
+                    buffer[HIGHEST + row], buffer[TOTALS + row] = highest[n], total[n]
+                for i in range(2 * n, NUM_SUMS, 4):
+                    column = row * head_size + i // 4 * 8 + 2 * c
+                    buffer[column], buffer[column + 1] = acc[i], acc[i + 1]
+
+    def attend_tile(
+        seq, first, start, stop, result_at, q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens,
+        query_start_loc, out, workspace, scale, q_stride, max_blocks, num_kv_heads,
+        new_k, new_v, slot_mapping, k_numbers, v_numbers, k_stride, v_stride,
+    ):  # fmt: skip
+        """`attend`, as tiles.ragged_kernel has it."""
+        num_kv_heads, table = int32(num_kv_heads), int32(seq * int32(max_blocks))
+        kv_head, head_tile = int32(cuda.blockIdx.x // HEAD_TILES), int32(cuda.blockIdx.x % HEAD_TILES)
+        lane = int32(cuda.threadIdx.x % WARP)
+        g, c = lane // 4, lane % 4
+        context, q_start = int32(context_lens[seq]), int32(query_start_loc[seq])
+        num_queries = int32(query_start_loc[seq + 1] - q_start)
+        seen_before = int32(context - num_queries + 1)  # query i sees seen_before + i tokens
+        seen_by_first = int32(seen_before + first)
+        start = int32(max(0, seen_by_first - WINDOW) if WINDOW else 0)
+        stop = int32(seen_before + min(first + tokens, num_queries) - 1)
+
+        buffer = cuda.shared.array(BUFFER_SIZE, float32, ALIGNMENT)
+        stage = int32(FIRST_STAGE)
+        for i in range(STAGES):
+            base = start + i * STEP
+            slot = slot_of(base, stop, block_tables, table)
+            request(buffer, stage + i * STAGE, slot, base < stop, k_cache, v_cache, kv_head, num_kv_heads)
+        bring_queries(
+            buffer, q, q_stride, q_start, num_queries, first, kv_head * heads_per_kv + head_tile * heads
+        )  # fmt: skip
+
+        score = cuda.local.array(NUM_SCORES, float32)
+        acc = cuda.local.array(NUM_SUMS, float32)
+        visible = cuda.local.array(2, int32)  # all else is of rows g and g + 8
+        highest, total = cuda.local.array(2, float32), cuda.local.array(2, float32)
+        for n in range(2):
+            row = int32(cuda.threadIdx.x // WARP * 16 + 8 * n + g)
+            visible[n] = min(stop, seen_by_first + row // heads)
+            highest[n], total[n] = NOTHING_YET, float32(0)
+        for i in range(NUM_SUMS):
+            acc[i] = float32(0)
+        for i in range(NUM_SCORES):
+            score[i] = float32(0)
+
+        base = start
+        while base < stop:
+            ahead = int32(base + STAGES * STEP)
+            slot = slot_of(ahead, stop, block_tables, table)  # for `request` below: to look it up takes a while
+            wait_for_oldest()
+            show_tensor_cores()
+            cuda.syncthreads()
+            score_tokens(score, buffer, 0, buffer, stage)
+            for i in range(NUM_SCORES):
+                score[i] *= scale
+            if WINDOW or base + STEP > seen_by_first:
+                hide(score, base, visible, c)
+            for n in range(2):
+                weigh(n, score, highest, total, acc)
+            weights = (
+                pack(score[0], score[1]), pack(score[2], score[3]), pack(score[4], score[5]),
+                pack(score[6], score[7]), pack(score[8], score[9]), pack(score[10], score[11]),
+                pack(score[12], score[13]), pack(score[14], score[15]), pack(score[16], score[17]),
+                pack(score[18], score[19]), pack(score[20], score[21]), pack(score[22], score[23]),
+                pack(score[24], score[25]), pack(score[26], score[27]), pack(score[28], score[29]),
+                pack(score[30], score[31]),
+            )  # fmt: skip
+            add_values(acc, weights, buffer, stage + TILE_WORDS)
+            cuda.syncthreads()  # all have read the stage, which is filled again now
+            request(buffer, stage, slot, ahead < stop, k_cache, v_cache, kv_head, num_kv_heads)
+            stage = int32(stage + STAGE) if stage < LAST_STAGE else int32(FIRST_STAGE)
+            base = int32(base + STEP)
+
+        wait_for_all()
+        cuda.syncthreads()  # the buffer is free for the results
+        put_results(buffer, g, c, highest, total, acc)
+        cuda.syncthreads()
+        join(buffer, out, workspace, result_at, q_start, num_queries, first, kv_head, head_tile, num_kv_heads)
+
+    return ragged_kernel(device_function(attend_tile), None, tokens, window, False, 4 * BUFFER)

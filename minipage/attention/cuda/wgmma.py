@@ -1,0 +1,137 @@
+"""The two products of attention as a warpgroup makes them: 128 threads, on tensor cores that read shared memory.
+
+`wgmma` (PTX ISA, "Asynchronous Warpgroup Level Matrix Multiply-Accumulate"; GPUs of compute capability 9.0) multiplies
+64 rows of a left matrix with a right one, 16 inner indices at a time. Nobody loads pieces of the right one: a number of
+64 bits says where it lies. A warp has 16 rows of the result: lane 4 g + c those numbered g and g + 8, of each 8 columns
+those numbered 2 c and 2 c + 1.
+
+    Q @ K^T   [64 rows of q, 64 tokens]              both are in shared memory
+    P @ V     [64 rows of q, positions in the head]  P, the weights, stays in the registers in which the scores were:
+              what a lane has of the result above is what it has to bring of the left matrix here
+
+Q, K and V lie in shared memory as tiles: 64 rows, cut after each 64 numbers: 128 bytes, or 8 pieces of 16. Pieces of
+the same number, of 8 rows that follow each other, are in different banks of the memory:
+
+    row 0   piece  0 1 2 3 4 5 6 7
+    row 1          1 0 3 2 5 4 7 6
+    row 2          2 3 0 1 6 7 4 5      ... a "swizzle of 128 bytes", which the tensor cores undo
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+from minipage.attention.cuda import compat
+from minipage.attention.cuda.compat import cuda, device_function, types
+from minipage.attention.cuda.kinds import FLOAT16, Kind
+from minipage.attention.cuda.ptx import (
+    INDEX,
+    SHARED,
+    WORD,
+    Registers,
+    bfloats_in,
+    bits_of_float,
+    halves_in,
+    instruction,
+)
+
+ROWS = 64  # of a tile
+HALF = ROWS * 32  # words of 64 of its columns
+ALIGNMENT = 1024  # bytes, in which the order of pieces repeats itself
+NUM_SCORES, NUM_WEIGHTS = ROWS // 2, ROWS // 4  # numbers that a lane has of Q @ K^T; words of P
+
+# Where a matrix is, in units of 16 bytes: the address, and how far it is from 64 columns to the next 64 (if rows are
+# the inner index) and from 8 rows to the next 8; and that its pieces are swizzled.
+WHERE = 1 << 62 | 8 * 128 // 16 << 32 | HALF * 4 // 16 << 16
+BEGIN = "{ .reg .pred no, yes; .reg .b32 t; .reg .b64 a, b, x, y; setp.ne.b32 no, 0, 0; setp.eq.b32 yes, 0, 0; "
+LOCATE = "shr.u32 t, {1}, 4; cvt.u64.u32 {0}, t; or.b64 {0}, {0}, %d; " % WHERE
+PRODUCT = "wgmma.mma_async.sync.aligned.m64n{n}k16.f32.{kind}.{kind} {{{sums}}}, {left}, y, {adds}, 1, 1, {orders}; "
+END = "wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0; }"
+
+
+@device_function
+def place(row, piece):
+    """Where a piece of 16 bytes of a row lies in a tile, in words."""
+    return types.int32(piece // 8 * HALF + row * 32 + ((piece ^ row) % 8) * 4)
+
+
+@instruction(types.void, (), "fence.proxy.async.shared::cta;", volatile=True)
+def show_tensor_cores():
+    """What this thread has written to shared memory, or waited for, can be read by tensor cores after a barrier."""
+
+
+@cache
+def score_multiplier(kind: Kind, head_size: int) -> Any:
+    """(score, shared, q, shared, k): score[:] = Q @ K^T, the NUM_SCORES of this lane; q, k: the word where a tile
+    begins."""
+    n = NUM_SCORES
+    text = BEGIN + LOCATE.format("a", f"${n}") + LOCATE.format("b", f"${n + 1}") + "wgmma.fence.sync.aligned; "
+    for i in range(head_size // 16):
+        on = i // 4 * (HALF // 4) + i % 4 * 2  # 16 bytes each
+        adds = "yes" if i else "no"
+        text += f"add.s64 x, a, {on}; add.s64 y, b, {on}; " + product(kind, ROWS, n, "x", adds, "0, 0")
+
+    @instruction(types.void, (Registers(n), SHARED, INDEX, SHARED, INDEX), text + END, volatile=True)
+    def multiply(score, shared, q, same, k):
+        def scores(_lanes):
+            own = cuda.threadIdx.x // 32 * 16
+            return tile(kind, shared, q, head_size)[own : own + 16] @ tile(kind, shared, k, head_size).T  # [16, tokens]
+
+        for i, x in enumerate(compat.warp_compute(None, lambda lanes: pieces_of_lanes(scores(lanes)))):
+            score[i] = x
+
+    return multiply
+
+
+@cache
+def value_multiplier(kind: Kind, head_size: int) -> Any:
+    """(acc, weights, shared, v): acc[:] += P @ V, the head_size // 2 numbers of this lane; weights: its words of P."""
+    n = head_size // 2
+    text = BEGIN + LOCATE.format("b", f"${n + NUM_WEIGHTS}") + "wgmma.fence.sync.aligned; "
+    for i in range(ROWS // 16):
+        left = "{" + ", ".join(f"${n + 4 * i + j}" for j in range(4)) + "}"
+        text += f"add.s64 y, b, {i * 16 * 128 // 16}; " + product(kind, head_size, n, left, "yes", "1")
+    weights = types.UniTuple(WORD, NUM_WEIGHTS)
+
+    @instruction(types.void, (Registers(n), weights, SHARED, INDEX), text + END, volatile=True)
+    def multiply(acc, weights, shared, v):
+        def sums(lanes):
+            p = numbers_in(kind)(np.array(lanes)).reshape(8, 4, 4, 2, 2, 2)  # [g, c, 16 tokens, their half, row, pair]
+            return p.transpose(4, 0, 2, 3, 1, 5).reshape(16, ROWS) @ tile(kind, shared, v, head_size)  # [16, D]
+
+        for i, x in enumerate(compat.warp_compute(weights, lambda lanes: pieces_of_lanes(sums(lanes)))):
+            acc[i] += x
+
+    return multiply
+
+
+def product(kind: Kind, n: int, num_sums: int, left: str, adds: str, orders: str) -> str:
+    name = "f16" if kind == FLOAT16 else "bf16"
+    sums = ", ".join(f"${i}" for i in range(num_sums))
+    return PRODUCT.format(n=n, kind=name, sums=sums, left=left, adds=adds, orders=orders)
+
+
+# ---- in plain Python
+
+
+def numbers_in(kind: Kind) -> Any:
+    return halves_in if kind == FLOAT16 else bfloats_in
+
+
+def tile(kind: Kind, shared: Any, start: int, head_size: int) -> Any:
+    """[ROWS, head_size] the numbers of a tile."""
+    words = [
+        bits_of_float(shared[start + place(row, piece) + w])
+        for row in range(ROWS)
+        for piece in range(head_size // 8)
+        for w in range(4)
+    ]
+    return numbers_in(kind)(np.array(words, np.uint32)).reshape(ROWS, head_size).astype(np.float64)
+
+
+def pieces_of_lanes(result: Any) -> Any:
+    """[16, n] of a warp -> [32, n // 2] what each lane has of it."""
+    return result.astype(np.float32).reshape(2, 8, -1, 4, 2).transpose(1, 3, 2, 0, 4).reshape(32, -1)
