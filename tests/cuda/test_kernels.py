@@ -7,7 +7,6 @@ from where import SIMULATOR, from_gpu, long, on_gpu, takes_long
 from minipage.attention import KVCache, cuda, reference, write_kv
 from minipage.attention.cuda import launch
 from minipage.attention.cuda.compat import has_warpgroups
-from minipage.attention.cuda.warpgroups import warpgroup_kernel
 from minipage.simd.halves import from_bfloat16, to_bfloat16
 
 Q = {
@@ -325,7 +324,7 @@ def test_the_simulator_sees_reads_outside_and_of_what_nobody_wrote():
 
 def warpgroups(*kinds):
     """The choice of a GPU whose tensor cores read shared memory themselves."""
-    return launch.choose_tensor(*kinds)._replace(prefill_kernel_for=warpgroup_kernel)
+    return launch.with_warpgroups(launch.choose_tensor(*kinds))
 
 
 @pytest.mark.skipif(not SIMULATOR and not has_warpgroups(), reason="this GPU has no wgmma")

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minipage.attention.arguments import as_scale, as_window, check_shapes, check_tables
-from minipage.attention.cuda import ordinary_cores, tensor_cores
+from minipage.attention.cuda import ordinary_cores, tensor_cores, warpgroups
 from minipage.attention.cuda.cache import check_cache, launch_write_kv
 from minipage.attention.cuda.compat import external_stream, has_room_to_share, num_processors
 from minipage.attention.cuda.device_arrays import (
@@ -131,7 +131,7 @@ class KernelChoice(NamedTuple):
 
 
 def choose_tensor(q_kind: Kind, kv: Kind, head_size: int) -> KernelChoice:
-    return KernelChoice(
+    choice = KernelChoice(
         tensor_kernel,
         num_threads=tensor_cores.NUM_WARPS * WARP,
         few_blocks=min(4, 512 // (head_size * kv.num_bytes)),
@@ -139,7 +139,15 @@ def choose_tensor(q_kind: Kind, kv: Kind, head_size: int) -> KernelChoice:
         decode_rows=tensor_cores.TILE,
         prefill_rows=tensor_cores.PREFILL_WARPS * tensor_cores.TILE,
         prefill_threads=tensor_cores.PREFILL_WARPS * WARP,
-        prefill_kernel_for=warpgroup_kernel if has_warpgroup_kernel(q_kind, kv, head_size) else None,
+    )
+    return with_warpgroups(choice) if has_warpgroup_kernel(q_kind, kv, head_size) else choice
+
+
+def with_warpgroups(choice: KernelChoice) -> KernelChoice:
+    return choice._replace(
+        prefill_kernel_for=warpgroup_kernel,
+        prefill_rows=warpgroups.BLOCK_ROWS,
+        prefill_threads=warpgroups.NUM_THREADS,
     )
 
 

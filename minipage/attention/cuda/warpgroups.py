@@ -1,6 +1,6 @@
 """Paged attention of prompts by warpgroups, on GPUs whose tensor cores read shared memory themselves (wgmma.py).
 
-A block has 64 rows of q: query heads that share a KV head, of several tokens. It goes through K and V in steps of 64
+A block has 64 rows of q for each warpgroup: query heads that share a KV head, of several tokens. It goes through K and V in steps of 64
 tokens, which all of its threads have brought to shared memory two steps ahead.
 
     request K, V  ─▶  shared memory  ─▶  scores = Q @ K^T  ─▶  weights, in the same registers  ─▶  acc += weights @ V
@@ -45,10 +45,12 @@ from minipage.attention.cuda.wgmma import (
 
 float32, int32, int64, uint32 = types.float32, types.int32, types.int64, types.uint32
 
-NUM_THREADS = 4 * WARP
+GROUPS = 2  # warpgroups of a block, which share K and V
+BLOCK_ROWS = GROUPS * ROWS  # of q
+NUM_THREADS = GROUPS * 4 * WARP
 STEP = ROWS  # tokens of K and V at once
 STAGES = 2
-OF_A_WARP = STEP // 4  # tokens that it requests
+OF_A_WARP = STEP // (4 * GROUPS)  # tokens that it requests
 NOTHING_YET = LOWEST / np.float32(2)  # see tensor_cores.py
 
 
@@ -69,7 +71,7 @@ def warpgroup_kernel(
     PIECES = ROW_WORDS // 4  # of 16 bytes, in a row
     ROWS_AT_ONCE = WARP // PIECES  # that a warp requests
     TILE_WORDS = head_size // 64 * HALF
-    FIRST_STAGE, STAGE = TILE_WORDS, 2 * TILE_WORDS  # after q; K, then V
+    FIRST_STAGE, STAGE = GROUPS * TILE_WORDS, 2 * TILE_WORDS  # after q; K, then V
     LAST_STAGE = FIRST_STAGE + (STAGES - 1) * STAGE
     BUFFER = FIRST_STAGE + STAGES * STAGE
     BUFFER_SIZE = size_in_kernel(BUFFER)
@@ -106,12 +108,12 @@ def warpgroup_kernel(
 
     @device_function
     def bring_queries(buffer, q, q_stride, q_start, num_queries, first, first_head):
-        """The rows of q, as a tile; where there is no row, another one."""
-        for i in range(cuda.threadIdx.x, ROWS * ROW_WORDS, NUM_THREADS):
+        """The rows of q, as a tile for each warpgroup; where there is no row, another one."""
+        for i in range(cuda.threadIdx.x, BLOCK_ROWS * ROW_WORDS, NUM_THREADS):
             row, word = int32(i // ROW_WORDS), int32(i % ROW_WORDS)
             token, head = min(first + row // heads, num_queries - 1), min(row % heads, heads_per_kv - 1)
             at = ((q_start + token) * q_stride + (first_head + head) * head_size) // 2
-            buffer[place(row, word // 4) + word % 4] = float_of_bits(q[at + word])
+            buffer[row // ROWS * TILE_WORDS + place(row % ROWS, word // 4) + word % 4] = float_of_bits(q[at + word])
 
     @device_function
     def hide(score, base, visible, c):
@@ -166,6 +168,7 @@ def warpgroup_kernel(
         kv_head, head_tile = int32(cuda.blockIdx.x // HEAD_TILES), int32(cuda.blockIdx.x % HEAD_TILES)
         lane = int32(cuda.threadIdx.x % WARP)
         g, c = lane // 4, lane % 4
+        own_q = int32(cuda.threadIdx.x // (4 * WARP) * TILE_WORDS)
         context, q_start = int32(context_lens[seq]), int32(query_start_loc[seq])
         num_queries = int32(query_start_loc[seq + 1] - q_start)
         seen_before = int32(context - num_queries + 1)  # query i sees seen_before + i tokens
@@ -203,7 +206,7 @@ def warpgroup_kernel(
             wait_for_oldest()
             show_tensor_cores()
             cuda.syncthreads()
-            score_tokens(score, buffer, 0, buffer, stage)
+            score_tokens(score, buffer, own_q, buffer, stage)
             for i in range(NUM_SCORES):
                 score[i] *= scale
             if WINDOW or base + STEP > seen_by_first:

@@ -77,7 +77,7 @@ def score_multiplier(kind: Kind, head_size: int) -> Any:
     @instruction(types.void, (Registers(n), SHARED, INDEX, SHARED, INDEX), text + END, volatile=True)
     def multiply(score, shared, q, same, k):
         def scores(_lanes):
-            own = cuda.threadIdx.x // 32 * 16
+            own = cuda.threadIdx.x // 32 % 4 * 16
             return tile(kind, shared, q, head_size)[own : own + 16] @ tile(kind, shared, k, head_size).T  # [16, tokens]
 
         for i, x in enumerate(compat.warp_compute(None, lambda lanes: pieces_of_lanes(scores(lanes)))):
