@@ -113,7 +113,7 @@ def barrier(is_of_block: bool) -> Any:
 
 
 def ragged_kernel(
-    attend: Any, merge: Any, tokens: int, window: int | None, writes: bool = False, shared_bytes: int = 0
+    attend: Any, merge: Any, tokens: int, window: int | None, writes: bool = False, shared_bytes: int = 0, **options: Any
 ) -> Any:
     """The kernel that takes a block through its work: decodes, or, if a tile is of several `tokens`, prompts.
 
@@ -179,4 +179,4 @@ def ragged_kernel(
                 new_k, new_v, slot_mapping, k_numbers, v_numbers, k_stride, v_stride,
             )  # fmt: skip
 
-    return kernel(prefill if tokens > 1 else decode, overlaps=True, shared_bytes=shared_bytes)
+    return kernel(prefill if tokens > 1 else decode, overlaps=True, shared_bytes=shared_bytes, **options)

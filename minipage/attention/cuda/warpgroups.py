@@ -86,8 +86,8 @@ def warpgroup_kernel(
     @device_function
     def slot_of(base, stop, block_tables, table):
         """The slot of one of the tokens that this warp requests for a step; past the end, of the last one."""
-        thread = cuda.threadIdx.x
-        token = uint32(min(base + thread // WARP * OF_A_WARP + thread % OF_A_WARP, stop - 1))
+        thread = int32(cuda.threadIdx.x)
+        token = uint32(min(int32(base + thread // WARP * OF_A_WARP + thread % OF_A_WARP), int32(stop - 1)))
         block = load_4_bytes(block_tables, int32(table + int32(token // block_size)))
         return int32(block * block_size + int32(token % block_size))
 
@@ -119,10 +119,10 @@ def warpgroup_kernel(
     def hide(score, base, visible, c):
         """Scores of tokens that a row does not see become the lowest."""
         for i in range(NUM_SCORES):
-            n, token = i // 2 % 2, base + i // 4 * 8 + 2 * c + i % 2
+            n, token = i // 2 % 2, int32(base + i // 4 * 8 + 2 * c + i % 2)
             is_seen = token < visible[n]
             if WINDOW:
-                is_seen = is_seen and token >= visible[n] - WINDOW
+                is_seen = is_seen and token >= int32(visible[n] - WINDOW)
             score[i] = score[i] if is_seen else LOWEST
 
     @device_function
@@ -179,7 +179,7 @@ def warpgroup_kernel(
         buffer = cuda.shared.array(BUFFER_SIZE, float32, ALIGNMENT)
         stage = int32(FIRST_STAGE)
         for i in range(STAGES):
-            base = start + i * STEP
+            base = int32(start + i * STEP)
             slot = slot_of(base, stop, block_tables, table)
             request(buffer, stage + i * STAGE, slot, base < stop, k_cache, v_cache, kv_head, num_kv_heads)
         bring_queries(
@@ -192,7 +192,7 @@ def warpgroup_kernel(
         highest, total = cuda.local.array(2, float32), cuda.local.array(2, float32)
         for n in range(2):
             row = int32(cuda.threadIdx.x // WARP * 16 + 8 * n + g)
-            visible[n] = min(stop, seen_by_first + row // heads)
+            visible[n] = min(stop, int32(seen_by_first + row // heads))
             highest[n], total[n] = NOTHING_YET, float32(0)
         for i in range(NUM_SUMS):
             acc[i] = float32(0)
