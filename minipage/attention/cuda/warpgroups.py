@@ -73,7 +73,7 @@ def warpgroup_kernel(
     TILE_WORDS = head_size // 64 * HALF
     FIRST_STAGE, STAGE = GROUPS * TILE_WORDS, 2 * TILE_WORDS  # after q; K, then V
     LAST_STAGE = FIRST_STAGE + (STAGES - 1) * STAGE
-    BUFFER = FIRST_STAGE + STAGES * STAGE
+    BUFFER = max(FIRST_STAGE + STAGES * STAGE, NUM_ROWS * (head_size + 2))  # the latter: in the end
     BUFFER_SIZE = size_in_kernel(BUFFER)
     HIGHEST = NUM_ROWS * head_size  # after the results
     TOTALS = HIGHEST + NUM_ROWS
