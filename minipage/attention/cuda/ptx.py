@@ -175,7 +175,7 @@ def request_16_bytes(shared, to, words, i):
 
 @instruction(types.void, (SHARED, INDEX, MEMORY, INDEX), "cp.async.ca.shared.global [$0], [$1], 4;", volatile=True)
 def request_4_bytes(shared, to, numbers, i):
-    shared[to] = numbers[i]
+    shared[to] = numbers[i].view(np.float32)  # of a word: whatever its bits mean
 
 
 @instruction(types.void, (), "cp.async.commit_group;", volatile=True)
@@ -207,6 +207,12 @@ def shared_8_bytes(shared, i):
 def load_4_bytes(integers, i):
     """numba's own indexing asks first whether i is negative."""
     return integers[i]
+
+
+@instruction(types.void, (MEMORY, INDEX, WORD), "st.global.u32 [$0], $1;", volatile=True)
+def store_4_bytes(halves, i, word):
+    """halves is an array of numbers of two bytes."""
+    halves[i], halves[i + 1] = word & 0xFFFF, word >> 16
 
 
 @instruction(types.void, (MEMORY, INDEX, WORDS_4), "st.global.v4.u32 [$0], {$1, $2, $3, $4};", volatile=True)

@@ -170,7 +170,8 @@ def ragged_kernel(
     ):  # fmt: skip
         let_next_begin()
         wait_for_last()
-        seq, first = first_of_tile(cuda.blockIdx.y, tokens, query_start_loc, len(context_lens))
+        tile = cuda.gridDim.y - 1 - cuda.blockIdx.y  # the last queries of a prompt see most, so they come first
+        seq, first = first_of_tile(tile, tokens, query_start_loc, len(context_lens))
         num_queries = query_start_loc[seq + 1] - query_start_loc[seq]
         if num_queries > 1 and first < num_queries:
             attend(

@@ -19,16 +19,16 @@ import numpy as np
 
 from minipage.attention.cuda.compat import cuda, device_function, has_warpgroups, size_in_kernel, types
 from minipage.attention.cuda.kinds import FLOAT16, LOWEST, Kind
-from minipage.attention.cuda.merge import joiner
 from minipage.attention.cuda.ordinary_cores import ALL, WARP
 from minipage.attention.cuda.ptx import (
     end_of_group,
     exp2,
-    float_of_bits,
     load_4_bytes,
     pack_bfloats,
     pack_halves,
+    request_4_bytes,
     request_16_bytes,
+    store_4_bytes,
     waiter,
 )
 from minipage.attention.cuda.tiles import ragged_kernel
@@ -73,15 +73,12 @@ def warpgroup_kernel(
     TILE_WORDS = head_size // 64 * HALF
     FIRST_STAGE, STAGE = GROUPS * TILE_WORDS, 2 * TILE_WORDS  # after q; K, then V
     LAST_STAGE = FIRST_STAGE + (STAGES - 1) * STAGE
-    BUFFER = max(FIRST_STAGE + STAGES * STAGE, NUM_ROWS * (head_size + 2))  # the latter: in the end
+    BUFFER = FIRST_STAGE + STAGES * STAGE
     BUFFER_SIZE = size_in_kernel(BUFFER)
-    HIGHEST = NUM_ROWS * head_size  # after the results
-    TOTALS = HIGHEST + NUM_ROWS
     NUM_SUMS = head_size // 2
     pack = pack_halves if q_kind == FLOAT16 else pack_bfloats
     score_tokens, add_values = score_multiplier(q_kind, head_size), value_multiplier(q_kind, head_size)
-    wait_for_oldest, wait_for_all = waiter(STAGES - 1), waiter(0)
-    join = joiner(1, heads, tokens, heads_per_kv, head_size, NUM_THREADS, q_kind.stored)
+    wait_for_oldest = waiter(STAGES - 1)
 
     @device_function
     def slot_of(base, stop, block_tables, table):
@@ -107,13 +104,16 @@ def warpgroup_kernel(
         end_of_group()
 
     @device_function
-    def bring_queries(buffer, q, q_stride, q_start, num_queries, first, first_head):
-        """The rows of q, as a tile for each warpgroup; where there is no row, another one."""
-        for i in range(cuda.threadIdx.x, BLOCK_ROWS * ROW_WORDS, NUM_THREADS):
-            row, word = int32(i // ROW_WORDS), int32(i % ROW_WORDS)
+    def request_queries(buffer, q, q_stride, q_start, num_queries, first, first_head):
+        """The rows of q of this warp, each as a row of its warpgroup's tile; where there is no row, another one."""
+        lane = int32(cuda.threadIdx.x % WARP)
+        for i in range(16):
+            row = int32(cuda.threadIdx.x // WARP * 16 + i)
             token, head = min(first + row // heads, num_queries - 1), min(row % heads, heads_per_kv - 1)
             at = ((q_start + token) * q_stride + (first_head + head) * head_size) // 2
-            buffer[row // ROWS * TILE_WORDS + place(row % ROWS, word // 4) + word % 4] = float_of_bits(q[at + word])
+            to = row // ROWS * TILE_WORDS
+            for word in range(lane, ROW_WORDS, WARP):
+                request_4_bytes(buffer, to + place(row % ROWS, word // 4) + word % 4, q, at + word)
 
     @device_function
     def hide(score, base, visible, c):
@@ -145,18 +145,14 @@ def warpgroup_kernel(
             total[n] += score[i] + score[i + 1]
 
     @device_function
-    def put_results(buffer, g, c, highest, total, acc):
-        """What a warp has come to, for `join`."""
-        for n in range(2):
-            for bit in (1, 2):
-                total[n] += cuda.shfl_xor_sync(ALL, total[n], bit)
-            row = cuda.threadIdx.x // WARP * 16 + 8 * n + g
-            if row < NUM_ROWS:
-                if c == 0:
-                    buffer[HIGHEST + row], buffer[TOTALS + row] = highest[n], total[n]
-                for i in range(2 * n, NUM_SUMS, 4):
-                    column = row * head_size + i // 4 * 8 + 2 * c
-                    buffer[column], buffer[column + 1] = acc[i], acc[i + 1]
+    def write(n, out, out_row, total, acc):
+        """Row g + 8 n of the answer; each of its four lanes has two numbers of eight."""
+        for bit in (1, 2):
+            total[n] += cuda.shfl_xor_sync(ALL, total[n], bit)
+        if out_row >= 0:
+            at, share = int64(out_row) * head_size + 2 * (cuda.threadIdx.x % 4), float32(1) / total[n]
+            for i in range(2 * n, NUM_SUMS, 4):
+                store_4_bytes(out, at + i // 4 * 8, pack(acc[i] * share, acc[i + 1] * share))
 
     def attend_tile(
         seq, first, start, stop, result_at, q, k_cache, v_cache, k_scales, v_scales, block_tables, context_lens,
@@ -178,13 +174,13 @@ def warpgroup_kernel(
 
         buffer = cuda.shared.array(BUFFER_SIZE, float32, ALIGNMENT)
         stage = int32(FIRST_STAGE)
+        slot = slot_of(start, stop, block_tables, table)
+        request_queries(buffer, q, q_stride, q_start, num_queries, first, kv_head * heads_per_kv + head_tile * heads)
+        ahead = start
         for i in range(STAGES):
-            base = int32(start + i * STEP)
-            slot = slot_of(base, stop, block_tables, table)
-            request(buffer, stage + i * STAGE, slot, base < stop, k_cache, v_cache, kv_head, num_kv_heads)
-        bring_queries(
-            buffer, q, q_stride, q_start, num_queries, first, kv_head * heads_per_kv + head_tile * heads
-        )  # fmt: skip
+            request(buffer, stage + i * STAGE, slot, ahead < stop, k_cache, v_cache, kv_head, num_kv_heads)
+            ahead = int32(ahead + STEP)
+            slot = slot_of(ahead, stop, block_tables, table)  # long before it is needed: to look it up takes a while
 
         score = cuda.local.array(NUM_SCORES, float32)
         acc = cuda.local.array(NUM_SUMS, float32)
@@ -201,8 +197,6 @@ def warpgroup_kernel(
 
         base = start
         while base < stop:
-            ahead = int32(base + STAGES * STEP)
-            slot = slot_of(ahead, stop, block_tables, table)  # for `request` below: to look it up takes a while
             wait_for_oldest()
             show_tensor_cores()
             cuda.syncthreads()
@@ -224,13 +218,16 @@ def warpgroup_kernel(
             add_values(acc, weights, buffer, stage + TILE_WORDS)
             cuda.syncthreads()  # all have read the stage, which is filled again now
             request(buffer, stage, slot, ahead < stop, k_cache, v_cache, kv_head, num_kv_heads)
+            ahead = int32(ahead + STEP)
+            slot = slot_of(ahead, stop, block_tables, table)
             stage = int32(stage + STAGE) if stage < LAST_STAGE else int32(FIRST_STAGE)
             base = int32(base + STEP)
 
-        wait_for_all()
-        cuda.syncthreads()  # the buffer is free for the results
-        put_results(buffer, g, c, highest, total, acc)
-        cuda.syncthreads()
-        join(buffer, out, workspace, result_at, q_start, num_queries, first, kv_head, head_tile, num_kv_heads)
+        for n in range(2):
+            row = int32(cuda.threadIdx.x // WARP * 16 + 8 * n + g)
+            token, head = int32(first + row // heads), int32(head_tile * heads + row % heads)
+            is_row = row < NUM_ROWS and token < num_queries and head < heads_per_kv
+            out_row = ((q_start + token) * num_kv_heads + kv_head) * heads_per_kv + head
+            write(n, out, out_row if is_row else -1, total, acc)
 
-    return ragged_kernel(device_function(attend_tile), None, tokens, window, False, 4 * BUFFER)
+    return ragged_kernel(device_function(attend_tile), None, tokens, window, False, 4 * BUFFER, max_registers=128)
