@@ -64,6 +64,17 @@ def test_the_tensor_kernel_multiplies_on_tensor_cores_and_spills_nothing(q, kv, 
     assert code.stack == 0 and code.registers <= 255 and code.shared <= 48 * 1024
 
 
+@pytest.mark.parametrize("q", ["float16", "bfloat16"])
+@pytest.mark.parametrize("head_size", [64, 128])
+def test_warpgroups_multiply_out_of_shared_memory_and_two_blocks_fit(q, head_size, tmp_path):
+    from minipage.attention.cuda.warpgroups import NUM_THREADS, warpgroup_kernel
+
+    code = attention(warpgroup_kernel, q, q, head_size, 4, 4, 32, (9, 0), tmp_path)
+    assert code.count("HGMMA.64") == head_size // 16 + 64 // 16  # Q with K, and the weights with V
+    assert code.count("HMMA") == code.count("LDS.128") == 0
+    assert code.stack == 0 and 2 * code.registers * NUM_THREADS <= 65_536
+
+
 @pytest.mark.parametrize("num_warps", [4, 8])
 def test_a_wide_block_asks_for_its_memory_when_it_is_launched(num_warps, tmp_path):
     from minipage.attention.cuda.tensor_cores import tensor_kernel

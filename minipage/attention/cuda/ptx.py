@@ -24,7 +24,7 @@ MEMORY, SHARED = "memory", "shared memory"
 class Registers(NamedTuple):
     """A parameter that is an array of a thread, of this many float32: the instruction gets and changes its numbers."""
 
-    count: int
+    number: int
 
 
 INDEX, WORD, FLOAT = types.intp, types.uint32, types.float32
@@ -68,7 +68,7 @@ def _intrinsic(name: str, result: Any, parameters: tuple[Any, ...], text: str, v
                 array = context.make_array(numba_type)(context, builder, value=value)
                 kind = next(kinds_of_memory)
                 if isinstance(kind, Registers):
-                    registers = [builder.gep(array.data, [ir.IntType(32)(i)]) for i in range(kind.count)]
+                    registers += [builder.gep(array.data, [ir.IntType(32)(i)]) for i in range(kind.number)]
                     continue
                 address = builder.gep(array.data, [next(given)[1]])
                 if kind is SHARED:  # an address of its own kind, of 32 bits
@@ -99,9 +99,7 @@ def _intrinsic(name: str, result: Any, parameters: tuple[Any, ...], text: str, v
         return cgutils.pack_array(builder, [builder.extract_value(value, i) for i in range(len(kinds))])
 
     def typed(actual: tuple[Any, ...]) -> tuple[Any, Any]:
-        declared = [
-            a if is_array(parameter) else parameter for a, parameter in zip(actual, parameters, strict=True)
-        ]
+        declared = [a if is_array(parameter) else parameter for a, parameter in zip(actual, parameters, strict=True)]
         return result(*declared), generate
 
     # numba wants a function with this many named parameters

@@ -383,4 +383,4 @@ def tensor_kernel(
 
     merge = merger(heads, heads_per_kv, head_size, WARPS * WARP, q_kind.stored)
     attend = device_function(attend_tile)
-    return ragged_kernel(attend, merge, tokens, window, writes, 4 * BUFFER)
+    return ragged_kernel(attend, merge, tokens, window, writes, shared_bytes=4 * BUFFER)

@@ -113,7 +113,7 @@ def barrier(is_of_block: bool) -> Any:
 
 
 def ragged_kernel(
-    attend: Any, merge: Any, tokens: int, window: int | None, writes: bool = False, shared_bytes: int = 0, **options: Any
+    attend: Any, merge: Any, tokens: int, window: int | None, writes: bool = False, **options: Any
 ) -> Any:
     """The kernel that takes a block through its work: decodes, or, if a tile is of several `tokens`, prompts.
 
@@ -123,7 +123,7 @@ def ragged_kernel(
     merge: see merge.py.
     window: how many tokens a query sees; None: all before it.
     writes: of decodes, K and V of the newest token come along (see launch_attention), and `attend` waits for them.
-    shared_bytes: as `kernel` has it, for `attend`.
+    options: as `kernel` has them; what `attend` needs of shared memory, of registers.
     """
     WINDOW = EVERYTHING if window is None else np.int32(window)
     let_next_begin, wait_for_last = order_of_kernels()
@@ -180,4 +180,4 @@ def ragged_kernel(
                 new_k, new_v, slot_mapping, k_numbers, v_numbers, k_stride, v_stride,
             )  # fmt: skip
 
-    return kernel(prefill if tokens > 1 else decode, overlaps=True, shared_bytes=shared_bytes, **options)
+    return kernel(prefill if tokens > 1 else decode, overlaps=True, **options)

@@ -1,13 +1,16 @@
 """Paged attention of prompts by warpgroups, on GPUs whose tensor cores read shared memory themselves (wgmma.py).
 
-A block has 64 rows of q for each warpgroup: query heads that share a KV head, of several tokens. It goes through K and V in steps of 64
-tokens, which all of its threads have brought to shared memory two steps ahead.
+A block has 64 rows of q for each warpgroup: query heads that share a KV head, of several tokens. It goes through K and
+V in steps of 64 tokens, which all of its threads have brought to shared memory two steps ahead.
 
     request K, V  ─▶  shared memory  ─▶  scores = Q @ K^T  ─▶  weights, in the same registers  ─▶  acc += weights @ V
 
 A lane has scores of two rows, g and g + 8 of its warp; the four lanes of a row find its highest score together. While
-one block looks for its highest scores, another has the tensor cores: two of them share a multiprocessor. What is summed
-up, and what becomes of tokens that a query does not see, is as in tensor_cores.py.
+one block makes weights of scores, another has the tensor cores: two of them share a multiprocessor. What is summed up,
+and what becomes of tokens that a query does not see, is as in tensor_cores.py.
+
+Numbers of threads are made uint32 first: what is shared out among them is then found by shifts. numba's own division
+rounds down, so of a number that may be below 0 it takes a dozen instructions more.
 """
 
 from __future__ import annotations
@@ -51,6 +54,7 @@ NUM_THREADS = GROUPS * 4 * WARP
 STEP = ROWS  # tokens of K and V at once
 STAGES = 2
 OF_A_WARP = STEP // (4 * GROUPS)  # tokens that it requests
+MOST_REGISTERS = 128  # of a thread, so that two blocks fit
 NOTHING_YET = LOWEST / np.float32(2)  # see tensor_cores.py
 
 
@@ -83,7 +87,7 @@ def warpgroup_kernel(
     @device_function
     def slot_of(base, stop, block_tables, table):
         """The slot of one of the tokens that this warp requests for a step; past the end, of the last one."""
-        thread = int32(cuda.threadIdx.x)
+        thread = uint32(cuda.threadIdx.x)
         token = uint32(min(int32(base + thread // WARP * OF_A_WARP + thread % OF_A_WARP), int32(stop - 1)))
         block = load_4_bytes(block_tables, int32(table + int32(token // block_size)))
         return int32(block * block_size + int32(token % block_size))
@@ -92,7 +96,8 @@ def warpgroup_kernel(
     def request(buffer, stage, slot, is_wanted, k_cache, v_cache, kv_head, num_kv_heads):
         """Have K and V of a step's slots, one of each lane, brought to a stage of the buffer, whole rows at a time."""
         if is_wanted:
-            lane, first = int32(cuda.threadIdx.x % WARP), int32(cuda.threadIdx.x // WARP * OF_A_WARP)
+            thread = uint32(cuda.threadIdx.x)
+            lane, first = thread % WARP, thread // WARP * OF_A_WARP
             piece = lane % PIECES
             row = int32(slot * num_kv_heads + kv_head)
             for i in range(0, OF_A_WARP, ROWS_AT_ONCE):
@@ -106,13 +111,14 @@ def warpgroup_kernel(
     @device_function
     def request_queries(buffer, q, q_stride, q_start, num_queries, first, first_head):
         """The rows of q of this warp, each as a row of its warpgroup's tile; where there is no row, another one."""
-        lane = int32(cuda.threadIdx.x % WARP)
+        thread = uint32(cuda.threadIdx.x)
         for i in range(16):
-            row = int32(cuda.threadIdx.x // WARP * 16 + i)
-            token, head = min(first + row // heads, num_queries - 1), min(row % heads, heads_per_kv - 1)
-            at = ((q_start + token) * q_stride + (first_head + head) * head_size) // 2
+            row = uint32(thread // WARP * 16 + i)
+            token, head = min(int32(first + row // heads), int32(num_queries - 1)), min(row % heads, heads_per_kv - 1)
+            at = ((q_start + token) * q_stride + (first_head + head) * head_size) >> 1
             to = row // ROWS * TILE_WORDS
-            for word in range(lane, ROW_WORDS, WARP):
+            for j in range(0, ROW_WORDS, WARP):
+                word = uint32(thread % WARP + j)
                 request_4_bytes(buffer, to + place(row % ROWS, word // 4) + word % 4, q, at + word)
 
     @device_function
@@ -150,7 +156,7 @@ def warpgroup_kernel(
         for bit in (1, 2):
             total[n] += cuda.shfl_xor_sync(ALL, total[n], bit)
         if out_row >= 0:
-            at, share = int64(out_row) * head_size + 2 * (cuda.threadIdx.x % 4), float32(1) / total[n]
+            at, share = int64(out_row) * head_size + 2 * (uint32(cuda.threadIdx.x) % 4), float32(1) / total[n]
             for i in range(2 * n, NUM_SUMS, 4):
                 store_4_bytes(out, at + i // 4 * 8, pack(acc[i] * share, acc[i + 1] * share))
 
@@ -162,9 +168,9 @@ def warpgroup_kernel(
         """`attend`, as tiles.ragged_kernel has it."""
         num_kv_heads, table = int32(num_kv_heads), int32(seq * int32(max_blocks))
         kv_head, head_tile = int32(cuda.blockIdx.x // HEAD_TILES), int32(cuda.blockIdx.x % HEAD_TILES)
-        lane = int32(cuda.threadIdx.x % WARP)
-        g, c = lane // 4, lane % 4
-        own_q = int32(cuda.threadIdx.x // (4 * WARP) * TILE_WORDS)
+        thread = uint32(cuda.threadIdx.x)
+        first_row, c = thread // WARP * 16 + thread % WARP // 4, int32(thread % 4)  # of the lane's scores
+        own_q = int32(thread // (4 * WARP) * TILE_WORDS)
         context, q_start = int32(context_lens[seq]), int32(query_start_loc[seq])
         num_queries = int32(query_start_loc[seq + 1] - q_start)
         seen_before = int32(context - num_queries + 1)  # query i sees seen_before + i tokens
@@ -187,7 +193,7 @@ def warpgroup_kernel(
         visible = cuda.local.array(2, int32)  # all else is of rows g and g + 8
         highest, total = cuda.local.array(2, float32), cuda.local.array(2, float32)
         for n in range(2):
-            row = int32(cuda.threadIdx.x // WARP * 16 + 8 * n + g)
+            row = first_row + 8 * n
             visible[n] = min(stop, int32(seen_by_first + row // heads))
             highest[n], total[n] = NOTHING_YET, float32(0)
         for i in range(NUM_SUMS):
@@ -207,15 +213,7 @@ def warpgroup_kernel(
                 hide(score, base, visible, c)
             for n in range(2):
                 weigh(n, score, highest, total, acc)
-            weights = (
-                pack(score[0], score[1]), pack(score[2], score[3]), pack(score[4], score[5]),
-                pack(score[6], score[7]), pack(score[8], score[9]), pack(score[10], score[11]),
-                pack(score[12], score[13]), pack(score[14], score[15]), pack(score[16], score[17]),
-                pack(score[18], score[19]), pack(score[20], score[21]), pack(score[22], score[23]),
-                pack(score[24], score[25]), pack(score[26], score[27]), pack(score[28], score[29]),
-                pack(score[30], score[31]),
-            )  # fmt: skip
-            add_values(acc, weights, buffer, stage + TILE_WORDS)
+            add_values(acc, score, buffer, stage + TILE_WORDS)
             cuda.syncthreads()  # all have read the stage, which is filled again now
             request(buffer, stage, slot, ahead < stop, k_cache, v_cache, kv_head, num_kv_heads)
             ahead = int32(ahead + STEP)
@@ -224,10 +222,11 @@ def warpgroup_kernel(
             base = int32(base + STEP)
 
         for n in range(2):
-            row = int32(cuda.threadIdx.x // WARP * 16 + 8 * n + g)
+            row = first_row + 8 * n
             token, head = int32(first + row // heads), int32(head_tile * heads + row % heads)
             is_row = row < NUM_ROWS and token < num_queries and head < heads_per_kv
             out_row = ((q_start + token) * num_kv_heads + kv_head) * heads_per_kv + head
             write(n, out, out_row if is_row else -1, total, acc)
 
-    return ragged_kernel(device_function(attend_tile), None, tokens, window, False, 4 * BUFFER, max_registers=128)
+    attend = device_function(attend_tile)
+    return ragged_kernel(attend, None, tokens, window, shared_bytes=4 * BUFFER, max_registers=MOST_REGISTERS)

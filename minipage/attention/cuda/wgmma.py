@@ -30,24 +30,24 @@ from minipage.attention.cuda.kinds import FLOAT16, Kind
 from minipage.attention.cuda.ptx import (
     INDEX,
     SHARED,
-    WORD,
     Registers,
     bfloats_in,
     bits_of_float,
     halves_in,
     instruction,
 )
+from minipage.simd.halves import from_bfloat16, to_bfloat16
 
 ROWS = 64  # of a tile
 HALF = ROWS * 32  # words of 64 of its columns
 ALIGNMENT = 1024  # bytes, in which the order of pieces repeats itself
-NUM_SCORES, NUM_WEIGHTS = ROWS // 2, ROWS // 4  # numbers that a lane has of Q @ K^T; words of P
+NUM_SCORES = ROWS // 2  # numbers that a lane has of Q @ K^T, and so of P
 
 # Where a matrix is, in units of 16 bytes: the address, and how far it is from 64 columns to the next 64 (if rows are
 # the inner index) and from 8 rows to the next 8; and that its pieces are swizzled.
 WHERE = 1 << 62 | 8 * 128 // 16 << 32 | HALF * 4 // 16 << 16
 BEGIN = "{ .reg .pred no, yes; .reg .b32 t; .reg .b64 a, b, x, y; setp.ne.b32 no, 0, 0; setp.eq.b32 yes, 0, 0; "
-LOCATE = "shr.u32 t, {1}, 4; cvt.u64.u32 {0}, t; or.b64 {0}, {0}, %d; " % WHERE
+LOCATE = f"shr.u32 t, {{1}}, 4; cvt.u64.u32 {{0}}, t; or.b64 {{0}}, {{0}}, {WHERE}; "
 PRODUCT = "wgmma.mma_async.sync.aligned.m64n{n}k16.f32.{kind}.{kind} {{{sums}}}, {left}, y, {adds}, 1, 1, {orders}; "
 END = "wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0; }"
 
@@ -88,37 +88,43 @@ def score_multiplier(kind: Kind, head_size: int) -> Any:
 
 @cache
 def value_multiplier(kind: Kind, head_size: int) -> Any:
-    """(acc, weights, shared, v): acc[:] += P @ V, the head_size // 2 numbers of this lane; weights: its words of P."""
-    n = head_size // 2
-    text = BEGIN + LOCATE.format("b", f"${n + NUM_WEIGHTS}") + "wgmma.fence.sync.aligned; "
+    """(acc, p, shared, v): acc[:] += P @ V, the head_size // 2 numbers of this lane; p: its weights."""
+    n, name = head_size // 2, type_name(kind)
+    text = BEGIN + f".reg .b32 p<{NUM_SCORES // 2}>; " + LOCATE.format("b", f"${n + NUM_SCORES}")
+    for i in range(NUM_SCORES // 2):
+        text += f"cvt.rn.{name}x2.f32 p{i}, ${n + 2 * i + 1}, ${n + 2 * i}; "
+    text += "wgmma.fence.sync.aligned; "
     for i in range(ROWS // 16):
-        left = "{" + ", ".join(f"${n + 4 * i + j}" for j in range(4)) + "}"
+        left = f"{{p{4 * i}, p{4 * i + 1}, p{4 * i + 2}, p{4 * i + 3}}}"
         text += f"add.s64 y, b, {i * 16 * 128 // 16}; " + product(kind, head_size, n, left, "yes", "1")
-    weights = types.UniTuple(WORD, NUM_WEIGHTS)
 
-    @instruction(types.void, (Registers(n), weights, SHARED, INDEX), text + END, volatile=True)
-    def multiply(acc, weights, shared, v):
+    @instruction(types.void, (Registers(n), Registers(NUM_SCORES), SHARED, INDEX), text + END, volatile=True)
+    def multiply(acc, p, shared, v):
         def sums(lanes):
-            p = numbers_in(kind)(np.array(lanes)).reshape(8, 4, 4, 2, 2, 2)  # [g, c, 16 tokens, their half, row, pair]
-            return p.transpose(4, 0, 2, 3, 1, 5).reshape(16, ROWS) @ tile(kind, shared, v, head_size)  # [16, D]
+            weights = rounded(kind, np.array(lanes, np.float32)).reshape(8, 4, 8, 2, 2)  # [g, c, 8 tokens, row, pair]
+            return weights.transpose(3, 0, 2, 1, 4).reshape(16, ROWS) @ tile(kind, shared, v, head_size)  # [16, D]
 
-        for i, x in enumerate(compat.warp_compute(weights, lambda lanes: pieces_of_lanes(sums(lanes)))):
+        own = [p[i] for i in range(NUM_SCORES)]
+        for i, x in enumerate(compat.warp_compute(own, lambda lanes: pieces_of_lanes(sums(lanes)))):
             acc[i] += x
 
     return multiply
 
 
 def product(kind: Kind, n: int, num_sums: int, left: str, adds: str, orders: str) -> str:
-    name = "f16" if kind == FLOAT16 else "bf16"
     sums = ", ".join(f"${i}" for i in range(num_sums))
-    return PRODUCT.format(n=n, kind=name, sums=sums, left=left, adds=adds, orders=orders)
+    return PRODUCT.format(n=n, kind=type_name(kind), sums=sums, left=left, adds=adds, orders=orders)
+
+
+def type_name(kind: Kind) -> str:
+    return "f16" if kind == FLOAT16 else "bf16"
 
 
 # ---- in plain Python
 
 
-def numbers_in(kind: Kind) -> Any:
-    return halves_in if kind == FLOAT16 else bfloats_in
+def rounded(kind: Kind, numbers: Any) -> Any:
+    return numbers.astype(np.float16) if kind == FLOAT16 else from_bfloat16(to_bfloat16(numbers))
 
 
 def tile(kind: Kind, shared: Any, start: int, head_size: int) -> Any:
@@ -129,7 +135,8 @@ def tile(kind: Kind, shared: Any, start: int, head_size: int) -> Any:
         for piece in range(head_size // 8)
         for w in range(4)
     ]
-    return numbers_in(kind)(np.array(words, np.uint32)).reshape(ROWS, head_size).astype(np.float64)
+    numbers = (halves_in if kind == FLOAT16 else bfloats_in)(np.array(words, np.uint32))
+    return numbers.reshape(ROWS, head_size).astype(np.float64)
 
 
 def pieces_of_lanes(result: Any) -> Any:
