@@ -48,12 +48,13 @@ from minipage.attention.cuda.wgmma import (
 
 float32, int32, int64, uint32 = types.float32, types.int32, types.int64, types.uint32
 
-GROUPS = 2  # warpgroups of a block, which share K and V
+GROUPS = 2  # warpgroups of a block, which share K and V; even, so that rows NUM_WARPS apart are swizzled alike
 BLOCK_ROWS = GROUPS * ROWS  # of q
-NUM_THREADS = GROUPS * 4 * WARP
 STEP = ROWS  # tokens of K and V at once
 STAGES = 2
-OF_A_WARP = STEP // (4 * GROUPS)  # tokens that it requests
+NUM_WARPS = 4 * GROUPS
+NUM_THREADS = NUM_WARPS * WARP
+OF_A_WARP = STEP // NUM_WARPS  # tokens that it requests
 MOST_REGISTERS = 128  # of a thread, so that two blocks fit
 NOTHING_YET = LOWEST / np.float32(2)  # see tensor_cores.py
 
@@ -74,6 +75,7 @@ def warpgroup_kernel(
     ROW_WORDS = head_size // 2
     PIECES = ROW_WORDS // 4  # of 16 bytes, in a row
     ROWS_AT_ONCE = WARP // PIECES  # that a warp requests
+    NEXT = NUM_WARPS * HALF // ROWS  # words from one token of a warp to its next, NUM_WARPS rows on
     TILE_WORDS = head_size // 64 * HALF
     FIRST_STAGE, STAGE = GROUPS * TILE_WORDS, 2 * TILE_WORDS  # after q; K, then V
     LAST_STAGE = FIRST_STAGE + (STAGES - 1) * STAGE
@@ -88,7 +90,7 @@ def warpgroup_kernel(
     def slot_of(base, stop, block_tables, table):
         """The slot of one of the tokens that this warp requests for a step; past the end, of the last one."""
         thread = uint32(cuda.threadIdx.x)
-        token = uint32(min(int32(base + thread // WARP * OF_A_WARP + thread % OF_A_WARP), int32(stop - 1)))
+        token = uint32(min(int32(base + thread % OF_A_WARP * NUM_WARPS + thread // WARP), int32(stop - 1)))
         block = load_4_bytes(block_tables, int32(table + int32(token // block_size)))
         return int32(block * block_size + int32(token % block_size))
 
@@ -97,15 +99,13 @@ def warpgroup_kernel(
         """Have K and V of a step's slots, one of each lane, brought to a stage of the buffer, whole rows at a time."""
         if is_wanted:
             thread = uint32(cuda.threadIdx.x)
-            lane, first = thread % WARP, thread // WARP * OF_A_WARP
-            piece = lane % PIECES
+            own, piece = thread % WARP // PIECES, thread % PIECES
             row = int32(slot * num_kv_heads + kv_head)
+            to = stage + place(own * NUM_WARPS + thread // WARP, piece)
             for i in range(0, OF_A_WARP, ROWS_AT_ONCE):
-                own = i + lane // PIECES
-                at = int64(cuda.shfl_sync(ALL, row, own)) * ROW_WORDS + piece * 4
-                to = stage + place(first + own, piece)
-                request_16_bytes(buffer, to, k_cache, at)
-                request_16_bytes(buffer, to + TILE_WORDS, v_cache, at)
+                at = int64(cuda.shfl_sync(ALL, row, i + own)) * ROW_WORDS + piece * 4
+                request_16_bytes(buffer, to + i * NEXT, k_cache, at)
+                request_16_bytes(buffer, to + i * NEXT + TILE_WORDS, v_cache, at)
         end_of_group()
 
     @device_function
@@ -170,7 +170,7 @@ def warpgroup_kernel(
         kv_head, head_tile = int32(cuda.blockIdx.x // HEAD_TILES), int32(cuda.blockIdx.x % HEAD_TILES)
         thread = uint32(cuda.threadIdx.x)
         first_row, c = thread // WARP * 16 + thread % WARP // 4, int32(thread % 4)  # of the lane's scores
-        own_q = int32(thread // (4 * WARP) * TILE_WORDS)
+        own_q = cuda.shfl_sync(ALL, int32(thread // (4 * WARP) * TILE_WORDS), 0)  # seen to be one for all lanes
         context, q_start = int32(context_lens[seq]), int32(query_start_loc[seq])
         num_queries = int32(query_start_loc[seq + 1] - q_start)
         seen_before = int32(context - num_queries + 1)  # query i sees seen_before + i tokens
