@@ -101,12 +101,13 @@ def test_more_pieces_of_work_than_a_launch_has_room_for_are_refused():
 
 def test_prompts_of_more_tiles_than_a_launch_has_room_for_are_refused():
     num_tokens = 262_144
-    cache = np.zeros((1, num_tokens, 1, 64), np.float16)
+    cache, scales = np.zeros((1, num_tokens, 1, 64), np.int8), np.ones((1, num_tokens, 1), np.float32)
     prompt = dict(
         q=np.zeros((num_tokens, 16, 64), np.float16), k_cache=cache, v_cache=cache, context_lens=np.array([num_tokens]),
         block_tables=np.zeros((1, 1), np.int32), query_start_loc=np.array([0, num_tokens]),
+        k_scales=scales, v_scales=scales,
     )  # fmt: skip
-    refused("65537 pieces of work", **arguments(**prompt))  # of 4 tokens and 16 heads
+    refused("65537 pieces of work", **arguments(**prompt))  # of 4 tokens and 16 heads, on every GPU
 
 
 def test_numbers_that_no_kernel_reads_are_refused():
