@@ -333,6 +333,37 @@ print(f"rung 5: {products // 32} instructions of a warp")
 print(f"rung 6: {products * 8 // rows // 2048} instructions of a warp")
 
 # %% [markdown]
+# ## Prompts: under the roof
+#
+# A prompt's queries see the same K and V, one token more each. So a block brings K and V once for many rows of q, and what is left to count are operations. Where one warp multiplies 16 tokens with 16 rows by `mma`, each piece
+# of K has to come from shared memory into its lanes' registers first, and that is what most of its instructions do. GPUs of the Hopper kind (H100, H200) have `wgmma`: four warps, a *warpgroup*, name two places in shared memory,
+# and the tensor cores fetch both matrices themselves, 64 rows and 64 tokens. How many instructions of a warp, for 64 rows of q, 64 tokens and heads of 128?
+
+# %%
+rows, tokens = 64, 64
+# twice: q·K and weights·V
+products = 2 * rows * tokens * head_size
+print(f"mma: {products // (16 * 8 * 16)} in all, by 4 warps {products // (16 * 8 * 16) // 4} each")
+# q·K: 64 tokens, 16 numbers at a time; weights·V: 128 numbers, 16 tokens at a time
+print(f"wgmma: {head_size // 16 + tokens // 16} for each of the 4 warps")
+
+# %% [markdown]
+# The engine's kernel for prompts on these GPUs, `minipage/attention/cuda/warpgroups.py`, is otherwise rung 6 as you know it: request, wait, scores, `weigh`, sums. On an H200 it makes 411 to 503 TFLOP/s of prompts in heads of
+# 128, where `mma` made 138 to 178, and large products of matrices 780. (`python -m benchmarks.gpu_prompts`; `docs/gpu.md` has every step on the way, and what was predicted.)
+#
+# One thing has to be right before tensor cores can read shared memory fast. It has 32 **banks**, each 4 bytes wide; what is asked of one bank at the same time comes one after the other. A row of 128 bytes goes through all banks once.
+# So the first 16 bytes of eight rows are all in banks 0 to 3, and to read them takes eight turns. The way out is a **swizzle**: each row has its pieces in another order.
+#
+# ```text
+# banks     0-3  4-7  8-11 12-15 16-19 20-23 24-27 28-31
+# row 0      0    1    2     3     4     5     6     7
+# row 1      1    0    3     2     5     4     7     6       the numbers of the row's pieces
+# row 2      2    3    0     1     6     7     4     5
+# ...
+# ```
+#
+# In eight rows every column has each piece once, so eight pieces of one number come in one turn. Exercise 11.3 is to write such an order.
+#
 # ## Into the kernel
 #
 # The demo has a scenario that steps through one query, block by block. The same three numbers on all rungs from 3 on:
@@ -422,6 +453,6 @@ print(done.stdout or done.stderr.strip().splitlines()[-1])
 # python -m minipage learn check 11.1    # copy blocks; then 11.2 paged attention
 # ```
 #
-# **Going further.** (a) How many bytes does rung 2 read, from memory at the worst, and from caches at the best? (b) What is the floor for int8 blocks? (c) Read `minipage/attention/cuda/tensor_cores.py` with rung 6 beside it.
+# **Going further.** (a) How many bytes does rung 2 read, from memory at the worst, and from caches at the best? (b) What is the floor for int8 blocks? (c) Read `minipage/attention/cuda/tensor_cores.py` with rung 6 beside it, then `warpgroups.py`.
 #
 # Next: **lesson 12**, two processes.
