@@ -343,7 +343,9 @@ print(f"rung 6: {products * 8 // rows // 2048} instructions of a warp")
 rows, tokens = 64, 64
 # twice: q·K and weights·V
 products = 2 * rows * tokens * head_size
-print(f"mma: {products // (16 * 8 * 16)} in all, by 4 warps {products // (16 * 8 * 16) // 4} each")
+print(
+    f"mma: {products // (16 * 8 * 16)} in all, by 4 warps {products // (16 * 8 * 16) // 4} each"
+)
 # q·K: 64 tokens, 16 numbers at a time; weights·V: 128 numbers, 16 tokens at a time
 print(f"wgmma: {head_size // 16 + tokens // 16} for each of the 4 warps")
 

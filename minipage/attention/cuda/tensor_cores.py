@@ -233,8 +233,7 @@ def tensor_kernel(
             highest[half, e] = new
             total[half, e] *= shrink
             for t in range(half * TILES, (half + 1) * TILES):
-                acc[t, e] *= shrink
-                acc[t, 2 + e] *= shrink
+                acc[t, e], acc[t, 2 + e] = acc[t, e] * shrink, acc[t, 2 + e] * shrink
         for n in range(OWN):
             j, f = n // 2 * HALVES + half, n % 2 * 2 + e
             weight = exp2(score[j, f] - new)
