@@ -22,7 +22,8 @@ MEMORY, SHARED = "memory", "shared memory"
 
 
 class Registers(NamedTuple):
-    """A parameter that is an array of a thread, of this many float32: the instruction gets and changes its numbers."""
+    """A parameter that is an array of a thread, of this many float32 (2 at least), which the instruction gets and may
+    change."""
 
     number: int
 
@@ -36,8 +37,8 @@ LETTERS = {FLOAT: "f", types.int64: "l"}  # of registers; all other numbers have
 def instruction(
     result: Any, parameters: tuple[Any, ...], text: str, volatile: bool = False
 ) -> Callable[[Callable[..., Any]], Any]:
-    """Replace a plain function by one PTX instruction: $0, $1, ... are the numbers of its result (or of `Registers`),
-    then its arguments.
+    """Replace a plain function by one PTX instruction: $0, $1, ... are the numbers of its result, or of all `Registers`
+    if it has some, then its other arguments.
 
     volatile: it does something besides computing a result, so it must stay where it is.
     """

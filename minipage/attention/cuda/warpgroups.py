@@ -1,16 +1,18 @@
 """Paged attention of prompts by warpgroups, on GPUs whose tensor cores read shared memory themselves (wgmma.py).
 
 A block has 64 rows of q for each warpgroup: query heads that share a KV head, of several tokens. It goes through K and
-V in steps of 64 tokens, which all of its threads have brought to shared memory two steps ahead.
+V in steps of 64 tokens, which all of its threads have brought to shared memory; while a step is computed, the next one
+is on its way.
 
     request K, V  ─▶  shared memory  ─▶  scores = Q @ K^T  ─▶  weights, in the same registers  ─▶  acc += weights @ V
 
-A lane has scores of two rows, g and g + 8 of its warp; the four lanes of a row find its highest score together. While
-one block makes weights of scores, another has the tensor cores: two of them share a multiprocessor. What is summed up,
-and what becomes of tokens that a query does not see, is as in tensor_cores.py.
+Lane 4 g + c has scores of two rows, g and g + 8 of its warp's 16: score[4 j + 2 n + e] is of row g + 8 n and of token
+8 j + 2 c + e of the step, and acc[4 j + 2 n + e] of the same row and position 8 j + 2 c + e in the head. The four lanes
+of a row find its highest score together; the rest is the online softmax of ordinary_cores.py. While one block makes
+weights of scores, another can have the tensor cores: two of them share a multiprocessor.
 
-Numbers of threads are made uint32 first: what is shared out among them is then found by shifts. numba's own division
-rounds down, so of a number that may be below 0 it takes a dozen instructions more.
+A thread's index is made uint32 before it is divided: numba's division rounds down, and of a number that may be below 0
+it takes a dozen instructions more.
 """
 
 from __future__ import annotations
@@ -22,7 +24,6 @@ import numpy as np
 
 from minipage.attention.cuda.compat import cuda, device_function, has_warpgroups, size_in_kernel, types
 from minipage.attention.cuda.kinds import FLOAT16, LOWEST, Kind
-from minipage.attention.cuda.ordinary_cores import ALL, WARP
 from minipage.attention.cuda.ptx import (
     end_of_group,
     exp2,
@@ -34,27 +35,27 @@ from minipage.attention.cuda.ptx import (
     store_4_bytes,
     waiter,
 )
-from minipage.attention.cuda.tiles import ragged_kernel
+from minipage.attention.cuda.tiles import ALL, WARP, ragged_kernel
 from minipage.attention.cuda.wgmma import (
     ALIGNMENT,
-    HALF,
     NUM_SCORES,
+    PANEL,
     ROWS,
-    place,
     score_multiplier,
     show_tensor_cores,
+    swizzled,
     value_multiplier,
 )
 
 float32, int32, int64, uint32 = types.float32, types.int32, types.int64, types.uint32
 
-GROUPS = 2  # warpgroups of a block, which share K and V; even, so that rows NUM_WARPS apart are swizzled alike
+GROUPS = 2  # warpgroups of a block, which share K and V; even, so that NUM_WARPS is a multiple of 8
 BLOCK_ROWS = GROUPS * ROWS  # of q
 STEP = ROWS  # tokens of K and V at once
 STAGES = 2
 NUM_WARPS = 4 * GROUPS
 NUM_THREADS = NUM_WARPS * WARP
-OF_A_WARP = STEP // NUM_WARPS  # tokens that it requests
+TOKENS_OF_WARP = STEP // NUM_WARPS  # that it requests
 MOST_REGISTERS = 128  # of a thread, so that two blocks fit
 NOTHING_YET = LOWEST / np.float32(2)  # see tensor_cores.py
 
@@ -75,8 +76,8 @@ def warpgroup_kernel(
     ROW_WORDS = head_size // 2
     PIECES = ROW_WORDS // 4  # of 16 bytes, in a row
     ROWS_AT_ONCE = WARP // PIECES  # that a warp requests
-    NEXT = NUM_WARPS * HALF // ROWS  # words from one token of a warp to its next, NUM_WARPS rows on
-    TILE_WORDS = head_size // 64 * HALF
+    NEXT = NUM_WARPS * PANEL // ROWS  # words from a token of a warp to its next, whose row is swizzled like its own
+    TILE_WORDS = head_size // 64 * PANEL
     FIRST_STAGE, STAGE = GROUPS * TILE_WORDS, 2 * TILE_WORDS  # after q; K, then V
     LAST_STAGE = FIRST_STAGE + (STAGES - 1) * STAGE
     BUFFER = FIRST_STAGE + STAGES * STAGE
@@ -88,38 +89,41 @@ def warpgroup_kernel(
 
     @device_function
     def slot_of(base, stop, block_tables, table):
-        """The slot of one of the tokens that this warp requests for a step; past the end, of the last one."""
+        """The slot of a token that this warp requests for a step, of its first in lane 0; past the end, of the last."""
         thread = uint32(cuda.threadIdx.x)
-        token = uint32(min(int32(base + thread % OF_A_WARP * NUM_WARPS + thread // WARP), int32(stop - 1)))
+        token = uint32(min(int32(base + thread % TOKENS_OF_WARP * NUM_WARPS + thread // WARP), int32(stop - 1)))
         block = load_4_bytes(block_tables, int32(table + int32(token // block_size)))
         return int32(block * block_size + int32(token % block_size))
 
     @device_function
     def request(buffer, stage, slot, is_wanted, k_cache, v_cache, kv_head, num_kv_heads):
-        """Have K and V of a step's slots, one of each lane, brought to a stage of the buffer, whole rows at a time."""
+        """Have K and V of this warp's tokens of a step, in the slots of its lanes, brought to a stage of the buffer. An
+        empty request counts, too: whoever waits counts them."""
         if is_wanted:
             thread = uint32(cuda.threadIdx.x)
             own, piece = thread % WARP // PIECES, thread % PIECES
             row = int32(slot * num_kv_heads + kv_head)
-            to = stage + place(own * NUM_WARPS + thread // WARP, piece)
-            for i in range(0, OF_A_WARP, ROWS_AT_ONCE):
+            to = stage + swizzled(own * NUM_WARPS + thread // WARP, piece)
+            for i in range(0, TOKENS_OF_WARP, ROWS_AT_ONCE):
                 at = int64(cuda.shfl_sync(ALL, row, i + own)) * ROW_WORDS + piece * 4
                 request_16_bytes(buffer, to + i * NEXT, k_cache, at)
                 request_16_bytes(buffer, to + i * NEXT + TILE_WORDS, v_cache, at)
         end_of_group()
 
     @device_function
-    def request_queries(buffer, q, q_stride, q_start, num_queries, first, first_head):
-        """The rows of q of this warp, each as a row of its warpgroup's tile; where there is no row, another one."""
+    def request_queries(buffer, q, q_stride, q_start, num_queries, first, kv_head, head_tile):
+        """Have the rows of q of this warp brought to its warpgroup's tile, with the first step of K and V; where there
+        is no row, another one. q may be part of wider rows, of which a word is all that is sure to be aligned."""
         thread = uint32(cuda.threadIdx.x)
         for i in range(16):
             row = uint32(thread // WARP * 16 + i)
-            token, head = min(int32(first + row // heads), int32(num_queries - 1)), min(row % heads, heads_per_kv - 1)
-            at = ((q_start + token) * q_stride + (first_head + head) * head_size) >> 1
+            token = min(int32(first + row // heads), int32(num_queries - 1))
+            head = min(int32(head_tile * heads + row % heads), int32(heads_per_kv - 1))
+            at = ((q_start + token) * q_stride + (kv_head * heads_per_kv + head) * head_size) // 2
             to = row // ROWS * TILE_WORDS
             for j in range(0, ROW_WORDS, WARP):
                 word = uint32(thread % WARP + j)
-                request_4_bytes(buffer, to + place(row % ROWS, word // 4) + word % 4, q, at + word)
+                request_4_bytes(buffer, to + swizzled(row % ROWS, word // 4) + word % 4, q, at + word)
 
     @device_function
     def hide(score, base, visible, c):
@@ -139,7 +143,7 @@ def warpgroup_kernel(
             new = max(new, max(score[i], score[i + 1]))
         for bit in (1, 2):
             new = max(new, cuda.shfl_xor_sync(ALL, new, bit))
-        if cuda.any_sync(ALL, new > highest[n]):  # for most steps, of no row of the warp
+        if cuda.any_sync(ALL, new > highest[n]):  # in most steps no row of the warp has a new one
             shrink = exp2(highest[n] - new)
             highest[n] = new
             total[n] *= shrink
@@ -152,11 +156,12 @@ def warpgroup_kernel(
 
     @device_function
     def write(n, out, out_row, total, acc):
-        """Row g + 8 n of the answer; each of its four lanes has two numbers of eight."""
+        """Row g + 8 n of the answer; each of its four lanes writes two of eight numbers."""
         for bit in (1, 2):
             total[n] += cuda.shfl_xor_sync(ALL, total[n], bit)
         if out_row >= 0:
-            at, share = int64(out_row) * head_size + 2 * (uint32(cuda.threadIdx.x) % 4), float32(1) / total[n]
+            at = int64(out_row) * head_size + 2 * (uint32(cuda.threadIdx.x) % 4)
+            share = float32(1) / total[n]
             for i in range(2 * n, NUM_SUMS, 4):
                 store_4_bytes(out, at + i // 4 * 8, pack(acc[i] * share, acc[i + 1] * share))
 
@@ -169,8 +174,9 @@ def warpgroup_kernel(
         num_kv_heads, table = int32(num_kv_heads), int32(seq * int32(max_blocks))
         kv_head, head_tile = int32(cuda.blockIdx.x // HEAD_TILES), int32(cuda.blockIdx.x % HEAD_TILES)
         thread = uint32(cuda.threadIdx.x)
-        first_row, c = thread // WARP * 16 + thread % WARP // 4, int32(thread % 4)  # of the lane's scores
-        own_q = cuda.shfl_sync(ALL, int32(thread // (4 * WARP) * TILE_WORDS), 0)  # seen to be one for all lanes
+        first_row = thread // WARP * 16 + thread % WARP // 4  # of the lane's two; the other is 8 further
+        c = int32(thread % 4)
+        own_q = cuda.shfl_sync(ALL, int32(thread // (4 * WARP) * TILE_WORDS), 0)  # known to be the same for all lanes
         context, q_start = int32(context_lens[seq]), int32(query_start_loc[seq])
         num_queries = int32(query_start_loc[seq + 1] - q_start)
         seen_before = int32(context - num_queries + 1)  # query i sees seen_before + i tokens
@@ -181,7 +187,7 @@ def warpgroup_kernel(
         buffer = cuda.shared.array(BUFFER_SIZE, float32, ALIGNMENT)
         stage = int32(FIRST_STAGE)
         slot = slot_of(start, stop, block_tables, table)
-        request_queries(buffer, q, q_stride, q_start, num_queries, first, kv_head * heads_per_kv + head_tile * heads)
+        request_queries(buffer, q, q_stride, q_start, num_queries, first, kv_head, head_tile)
         ahead = start
         for i in range(STAGES):
             request(buffer, stage + i * STAGE, slot, ahead < stop, k_cache, v_cache, kv_head, num_kv_heads)
@@ -199,16 +205,16 @@ def warpgroup_kernel(
         for i in range(NUM_SUMS):
             acc[i] = float32(0)
         for i in range(NUM_SCORES):
-            score[i] = float32(0)
+            score[i] = float32(0)  # the product overwrites it, but takes it, too
 
         base = start
         while base < stop:
-            wait_for_oldest()
+            wait_for_oldest()  # what this thread requested has come
             show_tensor_cores()
-            cuda.syncthreads()
+            cuda.syncthreads()  # and what all others did
             score_tokens(score, buffer, own_q, buffer, stage)
             for i in range(NUM_SCORES):
-                score[i] *= scale
+                score[i] *= scale  # which counts in powers of two, for exp2
             if WINDOW or base + STEP > seen_by_first:
                 hide(score, base, visible, c)
             for n in range(2):

@@ -9,8 +9,8 @@ those numbered 2 c and 2 c + 1.
     P @ V     [64 rows of q, positions in the head]  P, the weights, stays in the registers in which the scores were:
               what a lane has of the result above is what it has to bring of the left matrix here
 
-Q, K and V lie in shared memory as tiles: 64 rows, cut after each 64 numbers: 128 bytes, or 8 pieces of 16. Pieces of
-the same number, of 8 rows that follow each other, are in different banks of the memory:
+Q, K and V lie in shared memory as tiles of 64 rows, cut into panels of 64 columns: 128 bytes, or 8 pieces of 16, of
+each row. Pieces of the same number, of 8 rows that follow each other, are in different banks of the memory:
 
     row 0   piece  0 1 2 3 4 5 6 7
     row 1          1 0 3 2 5 4 7 6
@@ -39,23 +39,31 @@ from minipage.attention.cuda.ptx import (
 from minipage.simd.halves import from_bfloat16, to_bfloat16
 
 ROWS = 64  # of a tile
-HALF = ROWS * 32  # words of 64 of its columns
+PANEL = ROWS * 32  # words of 64 of its columns
 ALIGNMENT = 1024  # bytes, in which the order of pieces repeats itself
 NUM_SCORES = ROWS // 2  # numbers that a lane has of Q @ K^T, and so of P
 
-# Where a matrix is, in units of 16 bytes: the address, and how far it is from 64 columns to the next 64 (if rows are
-# the inner index) and from 8 rows to the next 8; and that its pieces are swizzled.
-WHERE = 1 << 62 | 8 * 128 // 16 << 32 | HALF * 4 // 16 << 16
+# What describes a matrix is a number of 64 bits. From bit 62 on, 1: a swizzle of 128 bytes. From bit 32, how far it is
+# from 8 rows to the next 8; from bit 16, from a panel to the next (heeded if rows are the inner index, as of V); from
+# bit 0, the address: all of these in units of 16 bytes.
+LAYOUT = 1 << 62 | 8 * 128 // 16 << 32 | PANEL * 4 // 16 << 16
+
+# The text of a product: a and b describe the left and the right matrix, x and y the next 16 inner indices of them.
+# adds: no replaces the sums, yes adds to them. 1, 1: neither matrix is negated. rows_are_inner: 1, or 0. The fence lets
+# tensor cores see what was written to registers; after the wait all sums are there, and shared memory has been read.
 BEGIN = "{ .reg .pred no, yes; .reg .b32 t; .reg .b64 a, b, x, y; setp.ne.b32 no, 0, 0; setp.eq.b32 yes, 0, 0; "
-LOCATE = f"shr.u32 t, {{1}}, 4; cvt.u64.u32 {{0}}, t; or.b64 {{0}}, {{0}}, {WHERE}; "
-PRODUCT = "wgmma.mma_async.sync.aligned.m64n{n}k16.f32.{kind}.{kind} {{{sums}}}, {left}, y, {adds}, 1, 1, {orders}; "
+LOCATE = f"shr.u32 t, {{1}}, 4; cvt.u64.u32 {{0}}, t; or.b64 {{0}}, {{0}}, {LAYOUT}; "
+PRODUCT = (
+    "wgmma.mma_async.sync.aligned.m64n{n}k16.f32.{kind}.{kind} {{{sums}}}, {left}, y, {adds}, 1, 1, {rows_are_inner}; "
+)
+FENCE = "wgmma.fence.sync.aligned; "
 END = "wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0; }"
 
 
 @device_function
-def place(row, piece):
+def swizzled(row, piece):
     """Where a piece of 16 bytes of a row lies in a tile, in words."""
-    return types.int32(piece // 8 * HALF + row * 32 + ((piece ^ row) % 8) * 4)
+    return types.int32(piece // 8 * PANEL + row * 32 + ((piece ^ row) % 8) * 4)
 
 
 @instruction(types.void, (), "fence.proxy.async.shared::cta;", volatile=True)
@@ -65,14 +73,16 @@ def show_tensor_cores():
 
 @cache
 def score_multiplier(kind: Kind, head_size: int) -> Any:
-    """(score, shared, q, shared, k): score[:] = Q @ K^T, the NUM_SCORES of this lane; q, k: the word where a tile
-    begins."""
+    """(score, shared, q, shared, k): score[:] = Q @ K^T, the NUM_SCORES of this lane.
+
+    q, k: the words of shared memory where their tiles begin.
+    """
     n = NUM_SCORES
-    text = BEGIN + LOCATE.format("a", f"${n}") + LOCATE.format("b", f"${n + 1}") + "wgmma.fence.sync.aligned; "
+    text = BEGIN + LOCATE.format("a", f"${n}") + LOCATE.format("b", f"${n + 1}") + FENCE
     for i in range(head_size // 16):
-        on = i // 4 * (HALF // 4) + i % 4 * 2  # 16 bytes each
+        offset = i // 4 * (PANEL // 4) + i % 4 * 2  # of 16 inner indices: 32 bytes on, or a panel after four of them
         adds = "yes" if i else "no"
-        text += f"add.s64 x, a, {on}; add.s64 y, b, {on}; " + product(kind, ROWS, n, "x", adds, "0, 0")
+        text += f"add.s64 x, a, {offset}; add.s64 y, b, {offset}; " + product(kind, ROWS, n, "x", adds, "0, 0")
 
     @instruction(types.void, (Registers(n), SHARED, INDEX, SHARED, INDEX), text + END, volatile=True)
     def multiply(score, shared, q, same, k):
@@ -93,7 +103,7 @@ def value_multiplier(kind: Kind, head_size: int) -> Any:
     text = BEGIN + f".reg .b32 p<{NUM_SCORES // 2}>; " + LOCATE.format("b", f"${n + NUM_SCORES}")
     for i in range(NUM_SCORES // 2):
         text += f"cvt.rn.{name}x2.f32 p{i}, ${n + 2 * i + 1}, ${n + 2 * i}; "
-    text += "wgmma.fence.sync.aligned; "
+    text += FENCE
     for i in range(ROWS // 16):
         left = f"{{p{4 * i}, p{4 * i + 1}, p{4 * i + 2}, p{4 * i + 3}}}"
         text += f"add.s64 y, b, {i * 16 * 128 // 16}; " + product(kind, head_size, n, left, "yes", "1")
@@ -111,9 +121,9 @@ def value_multiplier(kind: Kind, head_size: int) -> Any:
     return multiply
 
 
-def product(kind: Kind, n: int, num_sums: int, left: str, adds: str, orders: str) -> str:
+def product(kind: Kind, n: int, num_sums: int, left: str, adds: str, rows_are_inner: str) -> str:
     sums = ", ".join(f"${i}" for i in range(num_sums))
-    return PRODUCT.format(n=n, kind=type_name(kind), sums=sums, left=left, adds=adds, orders=orders)
+    return PRODUCT.format(n=n, kind=type_name(kind), sums=sums, left=left, adds=adds, rows_are_inner=rows_are_inner)
 
 
 def type_name(kind: Kind) -> str:
@@ -130,7 +140,7 @@ def rounded(kind: Kind, numbers: Any) -> Any:
 def tile(kind: Kind, shared: Any, start: int, head_size: int) -> Any:
     """[ROWS, head_size] the numbers of a tile."""
     words = [
-        bits_of_float(shared[start + place(row, piece) + w])
+        bits_of_float(shared[start + swizzled(row, piece) + w])
         for row in range(ROWS)
         for piece in range(head_size // 8)
         for w in range(4)
