@@ -46,6 +46,7 @@ print(round(float(x[0]), 3))
 """
 
 
+@pytest.mark.slow
 def test_an_edit_of_another_file_shows_at_the_next_run_and_nothing_else_is_compiled_again(copy, tmp_path):
     cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     assert run(GELU, copy, **cache)[0] == "0.841"
