@@ -8,7 +8,7 @@ There are as many threads as it takes whole blocks of threads, so usually some t
 run in any order. Nobody checks an index for you on a GPU; here, where the threads are run one after the other in plain
 Python, what is outside is told you.
 
-Both kernels work as they are with `cuda.jit(...)` on a GPU, or in numba's simulator.
+Both kernels (11.3 is plain Python) work as they are with `cuda.jit(...)` on a GPU, or in numba's simulator.
 
 numba compiles a small part of Python for a GPU: numbers, tuples, `if` and loops; arrays and parts of them, as in
 `row = cache[3]` and `q[s, h][d]`, to be computed with one number at a time; `math`; functions of your own, with
@@ -54,3 +54,27 @@ def paged_attention_kernel(q, k_cache, v_cache, block_tables, context_lens, scal
     of exercise 5.4, with out[sequence, head] for the weighted sum.
     """
     raise NotImplementedError("Exercise 11.2: one sequence, one head, token by token")
+
+
+def place(row, piece):
+    """Exercise 11.3: where a piece of a tile lies in shared memory, so that no lane waits. In plain Python: no kernel.
+
+    Shared memory has 32 banks of 4 bytes each, side by side. A place of 16 bytes takes 4 of them, so the places lie in 8
+    columns: place p in column p % 8, which is banks 4 * (p % 8) to 4 * (p % 8) + 3. Lanes that read different places of
+    the same column wait for each other.
+
+    Args:
+        row: of the tile, 0 to 63.
+        piece: of the row, 0 to 7; each has 16 bytes.
+
+    Returns:
+        The number of its place, 0 to 511, always the same for the same piece. Row r has places 8 * r to 8 * r + 7, and
+        each of its pieces one of its own. Eight lanes read at a time: the same piece of rows 0 to 7, of 8 to 15, and so
+        on. It has to be in 8 different columns there.
+
+    In order, piece 3 of row r would be in place 8 * r + 3: eight times column 3, and 8 lanes would take 8 turns. So if
+    place(0, 3) is 3, place(1, 3) can be any of 8 to 15 except 11.
+    """
+    raise NotImplementedError(
+        "Exercise 11.3: in which of its 8 columns, and how does the next row differ?"
+    )

@@ -449,10 +449,10 @@ print(done.stdout or done.stderr.strip().splitlines()[-1])
 #
 # ## Your turn
 #
-# Two kernels, in the simulator. In your folder (`learn init my-minipage` makes it, once):
+# Two kernels, in the simulator, and a function in plain Python. In your folder (`learn init my-minipage` makes it, once):
 #
 # ```bash
-# python -m minipage learn check 11.1    # copy blocks; then 11.2 paged attention
+# python -m minipage learn check 11.1    # copy blocks; then 11.2 paged attention, 11.3 a swizzle of shared memory
 # ```
 #
 # **Going further.** (a) How many bytes does rung 2 read, from memory at the worst, and from caches at the best? (b) What is the floor for int8 blocks? (c) Read `minipage/attention/cuda/tensor_cores.py` with rung 6 beside it, then `warpgroups.py`.

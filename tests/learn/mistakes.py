@@ -226,6 +226,14 @@ KERNELS = [
     M("11.2", "block = block_tables[s, t // size]", "block = t // size", "block_tables|NaN"),
     M("11.2", "* scale - top)", "* scale)", "NaN came out"),
     M("11.2", "out[s, h, d] = out[s, h, d] / total", "pass", "divides the result"),
+    M("11.3", "8 * row + (piece + row) % 8", "8 * row + piece", "Piece 0 of rows 0, 1, 2, 3, 4, 5, 6 and 7 is in column 0, .* banks, 0 to 3: .* 8 turns"),
+    M("11.3", "8 * row + (piece + row) % 8", "(piece + row) % 8", "Row 1 has places 8 to 15"),
+    M("11.3", "8 * row + (piece + row) % 8", "8 * row + piece + row", "Row 1 has places 8 to 15"),
+    M("11.3", "8 * row + (piece + row) % 8", "8 * row + (piece | row) % 8", "Pieces 0 and 1 of row 1 are both in place 9"),
+    M("11.3", "(piece + row) % 8", "(piece + row // 2) % 8", "Piece 0 of rows 0 and 1 is in column 0, .* 2 turns"),
+    M("11.3", "(piece + row) % 8", "row % 8", "Pieces 0 and 1 of row 0 are both in place 0"),
+    M("11.3", "(piece + row) % 8", "(piece + row) % 7", "Pieces 0 and 7 of row 0 are both in place 0"),
+    M("11.3", "return 8", "8", "is there a `return`"),
 ]  # fmt: skip
 PARALLEL = [
     M("12.1", "np.split(weight, size, axis=1)[rank]", "np.split(weight, size, axis=0)[rank] if len(weight) % size == 0 else weight", "place for every number|columns"),

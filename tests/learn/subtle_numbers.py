@@ -172,6 +172,15 @@ KERNELS = [
     M("11.2", "s, h = divmod(thread_number(), q.shape[1])\n    if s >= q.shape[0]:", "h, s = divmod(thread_number(), q.shape[0])\n    if h >= q.shape[1]:", "each its own share"),
     M("11.2", "kv = h // (q.shape[1] // k_cache.shape[2])", "kv = h // 2 if q.shape[1] > k_cache.shape[2] else h", "somebody else's|outside|h // .H // KH|does not|line"),
     M("11.2", "    top = -math.inf\n", "    top = -30000.0\n", "NaN came out|weights are exp|0 / 0|division"),
+    M("11.3", "(piece + row) % 8", "(piece + 2 * row) % 8", "Piece 0 of rows 0 and 4 is in column 0"),
+    M("11.3", "(piece + row) % 8", "(piece + (row if row < 8 else 0)) % 8", "Piece 0 of rows 8, 9, .* take 8 turns"),
+    M("11.3", "(piece + row) % 8", "(piece + min(row, 62)) % 8", "Piece 0 of rows 62 and 63"),
+    M("11.3", "(piece + row) % 8", "(piece ^ row & 3)", "Piece 0 of rows 0 and 4"),
+    M("11.3", "(piece + row) % 8", "(piece + row * (piece < 7)) % 8", "Pieces 6 and 7 of row 1"),
+    M("11.3", "(piece + row) % 8", "(piece + row) / 1 % 8", "whole number"),
+    M("11.3", "    return 8 * row + (piece + row) % 8", "    return row, (piece + row) % 8", "whole number"),
+    M("11.3", "    return 8 * row + (piece + row) % 8", "    return 16 * (8 * row + (piece + row) % 8)", "counted in pieces"),
+    M("11.3", "    return 8 * row + (piece + row) % 8", "    place.calls = getattr(place, 'calls', -1) + 1\n    return 8 * row + (place.calls + row) % 8", "always in the same place"),
 ]  # fmt: skip
 OWN_MODEL = [
     M("14.1", "np.outer(positions, frequencies)", "np.outer(positions - positions.min(), frequencies)", "Pair i turns"),

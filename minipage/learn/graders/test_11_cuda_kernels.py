@@ -1,8 +1,11 @@
-"""Lesson 11: kernels, thread by thread, forwards and backwards, with NaN wherever nothing should be read."""
+"""Lesson 11: kernels, thread by thread, forwards and backwards, with NaN wherever nothing should be read; and places in
+shared memory, whatever their order is, by who would meet in them."""
+
+from collections import Counter
 
 import numpy as np
 
-from minipage.learn.graders.common import every
+from minipage.learn.graders.common import Words, differs, every, expect, wrong_kind
 from minipage.learn.graders.fake_cuda import launch
 from minipage.learn.graders.kernel_source import check_source
 from minipage.learn.graders.numbers import WILD, assert_close, attention_of, texts
@@ -117,3 +120,54 @@ def check_kernel(impl, lens, group, num_kv_heads, size, head_size, level=None):
 def test_11_2_a_gpu_can_compile_it(impl):
     impl.diary.begin()
     check_source(impl, "paged_attention_kernel")
+
+
+PIECES = 8  # of a row, and columns of places; rows are read this many at a time
+
+
+@every(first=range(0, 64, PIECES))
+def test_11_3_place(impl, first):
+    rows, places, taken = range(first, first + PIECES), {}, {}
+    for row in rows:
+        for piece in range(PIECES):
+            places[row, piece] = place = place_of(impl, row, piece)
+            if place in taken:
+                why = f"Pieces {taken[place]} and {piece} of row {row} are both in place {place}, one over the other."
+                raise Wrong(why, Words("a place that is free"), place, f"place({row}, {piece})")
+            taken[place] = piece
+    for piece in range(PIECES):
+        impl.diary.begin()
+        columns = [places[row, piece] % PIECES for row in rows]
+        for row, column in zip(rows, columns):
+            impl.diary.note(f"place({row}, {piece})  → {places[row, piece]}, in column {column}")
+        [(column, turns)] = Counter(columns).most_common(1)
+        if turns > 1:
+            *some, last = [str(row) for row in rows if columns[row - first] == column]
+            raise Wrong(
+                f"Piece {piece} of rows {', '.join(some)} and {last} is in column {column}, so in the same banks, "
+                f"{4 * column} to {4 * column + 3}: the lanes that read piece {piece} of rows {first} to {rows[-1]} "
+                f"wait for each other, and take {turns} turns instead of one.",
+                Words("8 different ones"), columns, f"the columns of piece {piece} in rows {first} to {rows[-1]}",
+            )  # fmt: skip
+
+
+def place_of(impl, row, piece):
+    impl.diary.begin()
+    impl.diary.note(f"place({row}, {piece})")
+    got, own = impl.place(row, piece), range(PIECES * row, PIECES * row + PIECES)
+    kind = wrong_kind(got, 0)
+    found = [place for place in own if not kind and not differs(got, place)]
+    if not found:
+        why = f"Row {row} has places {own[0]} to {own[-1]}, counted in pieces, and all of its pieces stay there. {kind}"
+        raise Wrong(why.strip(), Words(f"one of {own[0]} to {own[-1]}"), got, f"place({row}, {piece})")
+    return found[0]
+
+
+def test_11_3_a_piece_is_where_it_was_put(impl):
+    """Asked for once more, in another order."""
+    places = {(row, piece): place_of(impl, row, piece) for row in range(64) for piece in range(PIECES)}
+    for row, piece in reversed(places):
+        impl.diary.begin()
+        impl.diary.note(f"place({row}, {piece}), which was {places[row, piece]} before")
+        why = "The same piece is always in the same place: one call says where to put it, another where to look for it."
+        expect(f"place({row}, {piece})", impl.place(row, piece), places[row, piece], why)

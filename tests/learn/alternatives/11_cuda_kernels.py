@@ -44,3 +44,8 @@ def score_of(q, k_cache, s, h, kv, block, offset):
     for d in range(q.shape[2]):
         score += q[s, h, d] * k_cache[block, offset, kv, d]
     return score
+
+
+def place(row, piece):
+    """Moved along, not XOR."""
+    return 8 * row + (piece + row) % 8

@@ -43,3 +43,9 @@ def paged_attention_kernel(q, k_cache, v_cache, block_tables, context_lens, scal
         add(mine, v_cache[block, offset, kv], shrink, weight)
     for d in range(mine.size):
         mine[d] /= total
+
+
+def place(row, piece):
+    """Each 8 rows have orders of their own."""
+    rows, r = divmod(row, 8)
+    return (rows * 8 + r) * 8 + (3 * piece + 5 * r + rows ^ rows) % 8
