@@ -1,5 +1,5 @@
-"""Lesson 11, solved. (minipage's own kernels are in minipage/attention/cuda, with `place` in wgmma.py; minipage/ladder
-leads up to them.)"""
+"""Lesson 11, solved. (minipage's own kernels are in minipage/attention/cuda, and `swizzled` is in wgmma.py;
+minipage/ladder leads up to them.)"""
 
 from __future__ import annotations
 
