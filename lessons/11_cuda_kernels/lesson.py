@@ -336,7 +336,7 @@ print(f"rung 6: {products * 8 // rows // 2048} instructions of a warp")
 # ## Prompts: under the roof
 #
 # A prompt's queries see the same K and V, one token more each. So a block brings K and V once for many rows of q, and what is left to count are operations. Where one warp multiplies 16 tokens with 16 rows by `mma`, each piece
-# of K has to come from shared memory into its lanes' registers first, and that is what most of its instructions do. GPUs of the Hopper kind (H100, H200) have `wgmma`: four warps, a *warpgroup*, name two places in shared memory,
+# of K has to come from shared memory into its lanes' registers first: of 470 instructions for 16 tokens, 32 were products. GPUs of the Hopper kind (H100, H200) have `wgmma`: four warps, a *warpgroup*, name two places in shared memory,
 # and the tensor cores fetch both matrices themselves, 64 rows and 64 tokens. How many instructions of a warp, for 64 rows of q, 64 tokens and heads of 128?
 
 # %%
@@ -350,8 +350,8 @@ print(
 print(f"wgmma: {head_size // 16 + tokens // 16} for each of the 4 warps")
 
 # %% [markdown]
-# The engine's kernel for prompts on these GPUs, `minipage/attention/cuda/warpgroups.py`, is otherwise rung 6 as you know it: request, wait, scores, `weigh`, sums. On an H200 it makes 411 to 503 TFLOP/s of prompts in heads of
-# 128, where `mma` made 138 to 178, and large products of matrices 780. (`python -m benchmarks.gpu_prompts`; `docs/gpu.md` has every step on the way, and what was predicted.)
+# The engine's kernel for prompts on these GPUs, `minipage/attention/cuda/warpgroups.py`, is otherwise rung 6 as you know it: request, wait, scores, `weigh`, sums. On an H200 it reaches 411 to 503 TFLOP/s with prompts, in heads of
+# 128, where `mma` reached 138 to 178; large products of matrices reach 780. (`python -m benchmarks.gpu_prompts`; `docs/gpu.md` has every step on the way, and what was predicted.)
 #
 # One thing has to be right before tensor cores can read shared memory fast. It has 32 **banks**, each 4 bytes wide; what is asked of one bank at the same time comes one after the other. A row of 128 bytes goes through all banks once.
 # So the first 16 bytes of eight rows are all in banks 0 to 3, and to read them takes eight turns. The way out is a **swizzle**: each row has its pieces in another order.
