@@ -64,13 +64,25 @@ def test_the_tensor_kernel_multiplies_on_tensor_cores_and_spills_nothing(q, kv, 
     assert code.stack == 0 and code.registers <= 255 and code.shared <= 48 * 1024
 
 
-@pytest.mark.parametrize("q", ["float16", "bfloat16"])
-@pytest.mark.parametrize("head_size", [64, 128])
-def test_warpgroups_multiply_out_of_shared_memory_and_two_blocks_fit(q, head_size, tmp_path):
+@pytest.mark.parametrize(
+    "q, head_size, group, heads, tokens, window",
+    [
+        ("float16", 64, 4, 4, 32, None),
+        ("bfloat16", 64, 4, 4, 32, None),
+        ("float16", 128, 4, 4, 32, None),
+        *(("bfloat16", 128, 1, 1, 128, window) for window in (None, 4096)),
+        *(("bfloat16", 128, 4, 4, 32, window) for window in (None, 4096)),
+        *(("bfloat16", 128, 17, 9, 14, window) for window in (None, 4096)),
+    ],
+)
+def test_warpgroups_multiply_out_of_shared_memory_and_two_blocks_fit(
+    q, head_size, group, heads, tokens, window, tmp_path
+):
     from minipage.attention.cuda.warpgroups import NUM_THREADS, warpgroup_kernel
 
-    code = attention(warpgroup_kernel, q, q, head_size, 4, 4, 32, (9, 0), tmp_path)
+    code = attention(warpgroup_kernel, q, q, head_size, group, heads, tokens, (9, 0), tmp_path, window=window)
     assert code.count("HGMMA.64") == head_size // 16 + 64 // 16  # Q with K, and the weights with V
+    assert code.count("WARPGROUP.DEPBAR") == 2, "the assembler was short of registers: it waits for each part of both"
     assert code.count("HMMA") == code.count("LDS.128") == 0
     assert code.stack == 0 and 2 * code.registers * NUM_THREADS <= 65_536
 

@@ -43,7 +43,7 @@ QUANTIZED = NARROW[2:]
 # As dtypes, because an array's dtype is compared with these faster than with np.float32.
 FLOATS = FLOAT32, FLOAT64 = np.dtype(np.float32), np.dtype(np.float64)
 INT64 = np.dtype(np.int64)
-LARGEST_LENGTH = 2**31 - 1  # tokens of a context; kernels on GPUs count them in 32 bits
+LARGEST_LENGTH = 2**30  # tokens of a context; kernels on GPUs count in 32 bits, and a few steps on, past its end
 
 
 class Tables(NamedTuple):

@@ -5,6 +5,7 @@ import pytest
 from where import SIMULATOR, from_gpu, long, on_gpu, takes_long
 
 from minipage.attention import KVCache, cuda, reference, write_kv
+from minipage.attention.arguments import LARGEST_LENGTH
 from minipage.attention.cuda import launch
 from minipage.attention.cuda.compat import has_warpgroups
 from minipage.simd.halves import from_bfloat16, to_bfloat16
@@ -337,10 +338,24 @@ def warpgroups(*kinds):
         long([(70, 70), (90, 45), (300, 9)], "float16", 4, 128, 20, None),
         long([(250, 70), (30, 30)], "bfloat16", 1, 128, 16, 150),
         long([(130, 80)], "float16", 2, 64, 8, 5),
-        long([(18, 5)], "bfloat16", 19, 64, 8, None),  # two tiles of heads, of which one has a head less
+        ([(9, 3)], "bfloat16", 19, 64, 8, None),  # two tiles of heads, of which one has a head less
     ],
     ids=str,
 )
 def test_prompts_by_warpgroups(lengths, q, group, head_size, block_size, window):
     batch = Batch(lengths, q, q, 2, group, head_size, block_size, window=window)
     batch.check(lambda *given, **options: launched(batch, given, None, choose=warpgroups, **options))
+
+
+@pytest.mark.parametrize("kernel", ["ordinary", "tensor", "warpgroups"])
+def test_windows_of_the_longest_contexts(kernel):
+    """Kernels count their tokens in 32 bits, and have counted past the end when they have come to it."""
+    if kernel == "warpgroups" and not SIMULATOR and not has_warpgroups():
+        pytest.skip("this GPU has no wgmma")
+    choose = {"ordinary": launch.choose_ordinary, "tensor": launch.choose_tensor, "warpgroups": warpgroups}[kernel]
+    block_size = 4096
+    blocks_before, last = divmod(LARGEST_LENGTH - 1, block_size)
+    batch = Batch([(last + 1, 1), (last + 1, 3)], "bfloat16", "bfloat16", 1, 2, 64, block_size, window=40)
+    batch.contexts = batch.contexts + blocks_before * block_size
+    batch.tables = np.pad(batch.tables, ((0, 0), (blocks_before, 0)), constant_values=-1)  # [2, blocks]; given back
+    batch.check(lambda *given, **options: launched(batch, given, None, choose=choose, **options))

@@ -72,7 +72,6 @@ def warpgroup_kernel(
     """The kernel for prompts of these numbers and sizes; arguments as of `tensor_kernel`."""
     WINDOW = window or 0
     HEAD_TILES = -(-heads_per_kv // heads)
-    NUM_ROWS = heads * tokens
     ROW_WORDS = head_size // 2
     PIECES = ROW_WORDS // 4  # of 16 bytes, in a row
     ROWS_AT_ONCE = WARP // PIECES  # that a warp requests
@@ -111,14 +110,14 @@ def warpgroup_kernel(
         end_of_group()
 
     @device_function
-    def request_queries(buffer, q, q_stride, q_start, num_queries, first, kv_head, head_tile):
+    def request_queries(buffer, q, q_stride, q_start, num_queries, first, kv_head, first_head):
         """Have the rows of q of this warp brought to its warpgroup's tile, with the first step of K and V; where there
         is no row, another one. q may be part of wider rows, of which a word is all that is sure to be aligned."""
         thread = uint32(cuda.threadIdx.x)
         for i in range(16):
             row = uint32(thread // WARP * 16 + i)
             token = min(int32(first + row // heads), int32(num_queries - 1))
-            head = min(int32(head_tile * heads + row % heads), int32(heads_per_kv - 1))
+            head = min(int32(first_head + row % heads), int32(heads_per_kv - 1))
             at = ((q_start + token) * q_stride + (kv_head * heads_per_kv + head) * head_size) // 2
             to = row // ROWS * TILE_WORDS
             for j in range(0, ROW_WORDS, WARP):
@@ -128,12 +127,15 @@ def warpgroup_kernel(
     @device_function
     def hide(score, base, visible, c):
         """Scores of tokens that a row does not see become the lowest."""
-        for i in range(NUM_SCORES):
-            n, token = i // 2 % 2, int32(base + i // 4 * 8 + 2 * c + i % 2)
-            is_seen = token < visible[n]
-            if WINDOW:
-                is_seen = is_seen and token >= int32(visible[n] - WINDOW)
-            score[i] = score[i] if is_seen else LOWEST
+        for n in range(2):
+            seen = int32(visible[n] - base - 2 * c)  # from this lane's first token of the step on
+            for i in range(2 * n, NUM_SCORES, 4):
+                for e in range(2):
+                    token = i // 4 * 8 + e
+                    is_seen = token < seen
+                    if WINDOW:
+                        is_seen = is_seen and token >= int32(seen - WINDOW)
+                    score[i + e] = score[i + e] if is_seen else LOWEST
 
     @device_function
     def weigh(n, score, highest, total, acc):
@@ -172,14 +174,15 @@ def warpgroup_kernel(
     ):  # fmt: skip
         """`attend`, as tiles.ragged_kernel has it."""
         num_kv_heads, table = int32(num_kv_heads), int32(seq * int32(max_blocks))
-        kv_head, head_tile = int32(cuda.blockIdx.x // HEAD_TILES), int32(cuda.blockIdx.x % HEAD_TILES)
-        thread = uint32(cuda.threadIdx.x)
+        thread, head_tile = uint32(cuda.threadIdx.x), uint32(cuda.blockIdx.x)
+        kv_head, first_head = int32(head_tile // HEAD_TILES), int32(head_tile % HEAD_TILES * heads)
         first_row = thread // WARP * 16 + thread % WARP // 4  # of the lane's two; the other is 8 further
         c = int32(thread % 4)
         own_q = cuda.shfl_sync(ALL, int32(thread // (4 * WARP) * TILE_WORDS), 0)  # known to be the same for all lanes
         context, q_start = int32(context_lens[seq]), int32(query_start_loc[seq])
         num_queries = int32(query_start_loc[seq + 1] - q_start)
         seen_before = int32(context - num_queries + 1)  # query i sees seen_before + i tokens
+        sees_nothing = int32(q_start - seen_before)  # a query that sees n tokens is this row of q + n
         seen_by_first = int32(seen_before + first)
         start = int32(max(0, seen_by_first - WINDOW) if WINDOW else 0)
         stop = int32(seen_before + min(first + tokens, num_queries) - 1)
@@ -187,7 +190,7 @@ def warpgroup_kernel(
         buffer = cuda.shared.array(BUFFER_SIZE, float32, ALIGNMENT)
         stage = int32(FIRST_STAGE)
         slot = slot_of(start, stop, block_tables, table)
-        request_queries(buffer, q, q_stride, q_start, num_queries, first, kv_head, head_tile)
+        request_queries(buffer, q, q_stride, q_start, num_queries, first, kv_head, first_head)
         ahead = start
         for i in range(STAGES):
             request(buffer, stage + i * STAGE, slot, ahead < stop, k_cache, v_cache, kv_head, num_kv_heads)
@@ -200,7 +203,7 @@ def warpgroup_kernel(
         highest, total = cuda.local.array(2, float32), cuda.local.array(2, float32)
         for n in range(2):
             row = first_row + 8 * n
-            visible[n] = min(stop, int32(seen_by_first + row // heads))
+            visible[n] = int32(seen_by_first + row // heads)  # more than there are, if it is a row of no query
             highest[n], total[n] = NOTHING_YET, float32(0)
         for i in range(NUM_SUMS):
             acc[i] = float32(0)
@@ -229,9 +232,9 @@ def warpgroup_kernel(
 
         for n in range(2):
             row = first_row + 8 * n
-            token, head = int32(first + row // heads), int32(head_tile * heads + row % heads)
-            is_row = row < NUM_ROWS and token < num_queries and head < heads_per_kv
-            out_row = ((q_start + token) * num_kv_heads + kv_head) * heads_per_kv + head
+            head = int32(first_head + row % heads)
+            is_row = visible[n] <= stop and head < heads_per_kv
+            out_row = ((sees_nothing + visible[n]) * num_kv_heads + kv_head) * heads_per_kv + head
             write(n, out, out_row if is_row else -1, total, acc)
 
     attend = device_function(attend_tile)
