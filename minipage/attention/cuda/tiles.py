@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 
-from minipage.attention.arguments import LARGEST_LENGTH
 from minipage.attention.cuda.compat import cuda, device_function, kernel, types
 from minipage.attention.cuda.merge import place_of
 from minipage.attention.cuda.ptx import order_of_kernels, quotient
@@ -33,7 +32,7 @@ from minipage.attention.cuda.ptx import order_of_kernels, quotient
 int32 = types.int32
 WARP = 32
 ALL = 0xFFFFFFFF  # the lanes that take part in a shuffle
-EVERYTHING = np.int32(LARGEST_LENGTH)  # a window that no context is longer than
+EVERYTHING = np.int32(2**31 - 1)  # a window that no number of 32 bits is beyond, so that the compiler leaves it out
 LEAST_SHARE = 256  # tokens of a block, at least, if the kernel decides: joining takes time, too
 
 
