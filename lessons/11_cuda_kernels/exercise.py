@@ -8,7 +8,7 @@ There are as many threads as it takes whole blocks of threads, so usually some t
 run in any order. Nobody checks an index for you on a GPU; here, where the threads are run one after the other in plain
 Python, what is outside is told you.
 
-Both kernels (11.3 is plain Python) work as they are with `cuda.jit(...)` on a GPU, or in numba's simulator.
+Both kernels work as they are with `cuda.jit(...)` on a GPU, or in numba's simulator. (11.3 is no kernel.)
 
 numba compiles a small part of Python for a GPU: numbers, tuples, `if` and loops; arrays and parts of them, as in
 `row = cache[3]` and `q[s, h][d]`, to be computed with one number at a time; `math`; functions of your own, with

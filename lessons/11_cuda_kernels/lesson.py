@@ -9,7 +9,7 @@
 # %% [markdown]
 # # 11. CUDA kernels, rung by rung
 #
-# *About 40 minutes. Comes after lesson 5. No GPU is needed: kernels run in a simulator. With a GPU, the last part measures.*
+# *About 45 minutes. Comes after lesson 5. No GPU is needed: kernels run in a simulator. With a GPU, the last part measures.*
 #
 # > **"I can call the kernel on my own q, K and V now (vLLM #3586). Mine is right as well, and a hundred times slower. What does theirs do?"**
 #
@@ -335,7 +335,7 @@ print(f"rung 6: {products * 8 // rows // 2048} instructions of a warp")
 # %% [markdown]
 # ## Prompts: under the roof
 #
-# A prompt's queries see the same K and V, one token more each. So a block brings K and V once for many rows of q, and what is left to count are operations. Where one warp multiplies 16 tokens with 16 rows by `mma`, each piece
+# A prompt's queries see the same K and V, one token more each. So a block brings K and V once for many rows of q, and operations decide, not bytes. Where one warp multiplies 16 tokens with 16 rows by `mma`, each piece
 # of K has to come from shared memory into its lanes' registers first: of 470 instructions for 16 tokens, 32 were products. GPUs of the Hopper kind (H100, H200) have `wgmma`: four warps, a *warpgroup*, name two places in shared memory,
 # and the tensor cores fetch both matrices themselves, 64 rows and 64 tokens. How many instructions of a warp, for 64 rows of q, 64 tokens and heads of 128?
 
@@ -364,7 +364,7 @@ print(f"wgmma: {head_size // 16 + tokens // 16} for each of the 4 warps")
 # ...
 # ```
 #
-# In eight rows every column has each piece once, so eight pieces of one number come in one turn. Exercise 11.3 is to write such an order.
+# In eight rows every column has each piece once. So piece 3 of all eight rows, for example, comes in one turn. Exercise 11.3 is to write such an order.
 #
 # ## Into the kernel
 #

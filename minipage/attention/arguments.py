@@ -217,7 +217,7 @@ def check_tables(
     longest = int(context_lens.max(initial=0))
     require(
         longest <= LARGEST_LENGTH,
-        lambda: f"context_lens has more than {LARGEST_LENGTH:,}, the most that kernels can count.",
+        lambda: f"context_lens has more than {LARGEST_LENGTH:,} tokens; no kernel takes longer contexts.",
     )
     require(
         -(-longest // block_size) <= block_tables.shape[1],

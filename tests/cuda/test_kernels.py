@@ -329,6 +329,7 @@ def warpgroups(*kinds):
 
 
 @pytest.mark.skipif(not SIMULATOR and not has_warpgroups(), reason="this GPU has no wgmma")
+@pytest.mark.parametrize("choose", [warpgroups, *[launch.choose_mma] * (not SIMULATOR)])  # the other: of other GPUs
 @pytest.mark.parametrize(
     "lengths, q, group, head_size, block_size, window",
     [
@@ -342,9 +343,9 @@ def warpgroups(*kinds):
     ],
     ids=str,
 )
-def test_prompts_by_warpgroups(lengths, q, group, head_size, block_size, window):
+def test_prompts_by_warpgroups(lengths, q, group, head_size, block_size, window, choose):
     batch = Batch(lengths, q, q, 2, group, head_size, block_size, window=window)
-    batch.check(lambda *given, **options: launched(batch, given, None, choose=warpgroups, **options))
+    batch.check(lambda *given, **options: launched(batch, given, None, choose=choose, **options))
 
 
 @pytest.mark.parametrize("kernel", ["ordinary", "tensor", "warpgroups"])
@@ -352,7 +353,7 @@ def test_windows_of_the_longest_contexts(kernel):
     """Kernels count their tokens in 32 bits, and have counted past the end when they have come to it."""
     if kernel == "warpgroups" and not SIMULATOR and not has_warpgroups():
         pytest.skip("this GPU has no wgmma")
-    choose = {"ordinary": launch.choose_ordinary, "tensor": launch.choose_tensor, "warpgroups": warpgroups}[kernel]
+    choose = {"ordinary": launch.choose_ordinary, "tensor": launch.choose_mma, "warpgroups": warpgroups}[kernel]
     block_size = 4096
     blocks_before, last = divmod(LARGEST_LENGTH - 1, block_size)
     batch = Batch([(last + 1, 1), (last + 1, 3)], "bfloat16", "bfloat16", 1, 2, 64, block_size, window=40)

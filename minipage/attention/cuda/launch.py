@@ -11,6 +11,7 @@ queries: see tiles.py. A batch of both kinds takes two launches, in which each k
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -119,7 +120,7 @@ def paged_attention(
 class KernelChoice(NamedTuple):
     """A kernel, and the sizes of a launch that suit it."""
 
-    kernel_for: Callable[..., Any]  # tensor_kernel, or ordinary_kernel
+    kernel_for: Callable[..., Any]  # tensor_kernel, or ordinary_kernel; of decodes, and of prompts, too, unless:
     num_threads: int  # of a block of a decode
     few_blocks: int  # of a decode, for each multiprocessor: enough for all of the memory's speed
     most_blocks: int  # this many run at once, and one starts while another ends
@@ -127,11 +128,12 @@ class KernelChoice(NamedTuple):
     prefill_rows: int  # and of a prompt
     prefill_threads: int  # of a block of a prompt
     num_warps: int | None = None  # of a block of a decode, if the kernel has to be told
-    prefill_kernel_for: Callable[..., Any] | None = None  # if prompts have another kernel
+    prefill_kernel_for: Callable[..., Any] | None = None  # prompts have another
 
 
-def choose_tensor(q_kind: Kind, kv: Kind, head_size: int) -> KernelChoice:
-    choice = KernelChoice(
+def choose_mma(q_kind: Kind, kv: Kind, head_size: int) -> KernelChoice:
+    """Tensor cores as all GPUs have them."""
+    return KernelChoice(
         tensor_kernel,
         num_threads=tensor_cores.NUM_WARPS * WARP,
         few_blocks=min(4, 512 // (head_size * kv.num_bytes)),
@@ -140,6 +142,11 @@ def choose_tensor(q_kind: Kind, kv: Kind, head_size: int) -> KernelChoice:
         prefill_rows=tensor_cores.PREFILL_WARPS * tensor_cores.TILE,
         prefill_threads=tensor_cores.PREFILL_WARPS * WARP,
     )
+
+
+@cache
+def choose_tensor(q_kind: Kind, kv: Kind, head_size: int) -> KernelChoice:
+    choice = choose_mma(q_kind, kv, head_size)
     return with_warpgroups(choice) if has_warpgroup_kernel(q_kind, kv, head_size) else choice
 
 
@@ -314,10 +321,9 @@ def launch_attention(
     window = as_window(window)
     grid = decode_grid(choice, num_seqs, num_kv_heads, heads_per_kv, min(max_context_len, window), split_size)
     options: dict[str, Any] = {"window": window} if window < max_context_len else {}  # otherwise all is seen
-    if choice.num_warps:
-        options["num_warps"] = choice.num_warps
+    of_decodes = options | ({"num_warps": choice.num_warps} if choice.num_warps else {})
     if new and max_query_len == 1 and num_seqs <= FEW_SEQS and choice.kernel_for is tensor_kernel:
-        options["writes"] = True
+        of_decodes["writes"] = True
     elif new:
         launch_write_kv(new.k, new.v, k_cache, v_cache, new.slot_mapping, k_scales, v_scales, stream=stream)
     k, v, slots = new or (q, q, query_start_loc)  # otherwise nobody looks at them
@@ -331,7 +337,7 @@ def launch_attention(
     )  # fmt: skip
     cuda_stream = external_stream(stream)
     if min_query_len <= 1:
-        decode = choice.kernel_for(q_kind, kv, head_size, block_size, heads_per_kv, grid.heads, 1, **options)
+        decode = choice.kernel_for(q_kind, kv, head_size, block_size, heads_per_kv, grid.heads, 1, **of_decodes)
         decode[(grid.tiles, grid.blocks), choice.num_threads, cuda_stream](*arguments)
     if max_query_len > 1:
         tokens = queries_of_tile(choice, grid.heads)

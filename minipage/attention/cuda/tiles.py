@@ -32,7 +32,7 @@ from minipage.attention.cuda.ptx import order_of_kernels, quotient
 int32 = types.int32
 WARP = 32
 ALL = 0xFFFFFFFF  # the lanes that take part in a shuffle
-EVERYTHING = np.int32(2**31 - 1)  # a window that no number of 32 bits is beyond, so that the compiler leaves it out
+EVERYTHING = np.int32(2**31 - 1)  # a window that no number of 32 bits exceeds: the compiler leaves it out
 LEAST_SHARE = 256  # tokens of a block, at least, if the kernel decides: joining takes time, too
 
 

@@ -11,8 +11,8 @@ Lane 4 g + c has scores of two rows, g and g + 8 of its warp's 16: score[4 j + 2
 of a row find its highest score together; the rest is the online softmax of ordinary_cores.py. While one block makes
 weights of scores, another can have the tensor cores: two of them share a multiprocessor.
 
-A thread's index is made uint32 before it is divided: numba's division rounds down, and of a number that may be below 0
-it takes a dozen instructions more.
+Thread indices become uint32 before a division: numba's division rounds down, which takes a dozen more instructions for
+numbers that may be negative.
 """
 
 from __future__ import annotations
@@ -111,8 +111,9 @@ def warpgroup_kernel(
 
     @device_function
     def request_queries(buffer, q, q_stride, q_start, num_queries, first, kv_head, first_head):
-        """Have the rows of q of this warp brought to its warpgroup's tile, with the first step of K and V; where there
-        is no row, another one. q may be part of wider rows, of which a word is all that is sure to be aligned."""
+        """Have the rows of q of this warp brought to its warpgroup's tile, with the first step of K and V; instead of a
+        row that there is not, one that is computed and not written. q may be part of wider rows: only words are sure to
+        be aligned."""
         thread = uint32(cuda.threadIdx.x)
         for i in range(16):
             row = uint32(thread // WARP * 16 + i)
