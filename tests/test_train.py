@@ -232,6 +232,7 @@ def test_whoever_watches_sees_that_pytorch_is_loaded(tmp_path: Path, terminal: b
     assert ended == 2 and ("loading PyTorch" in text) == terminal and "minipage: no torch" in text
 
 
+@pytest.mark.slow
 def test_what_compiles_has_a_sign_of_its_own_because_numba_is_there_by_then(tmp_path: Path) -> None:
     """A sign that began before could neither name the kernel nor keep Ctrl-C until it is compiled."""
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")

@@ -848,7 +848,7 @@ def test_if_a_step_evicts_too_much_a_block_is_not_saved(tiny, travelling, monkey
     assert 0 < len(llm.offloading.cache.tier.place_of) < 16
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, torch.OutOfMemoryError])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, long(torch.OutOfMemoryError)])
 def test_what_was_under_way_when_something_raised_is_still_what_it_was(tiny, travelling, monkeypatch, error):
     """Wherever: every call for a stream or for an event may be the last one."""
     expected, brought = plain(tiny), 0

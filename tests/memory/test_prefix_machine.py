@@ -231,7 +231,11 @@ def broken(mutant, audited):
     return machine(**{part: mutant}, audited=audited)
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.__name__)
+def marks(mutant):
+    return pytest.mark.slow if mutant is FindsOnlyWhatIsInUse else ()  # few programs show it
+
+
+@pytest.mark.parametrize("mutant", [pytest.param(each, marks=marks(each), id=each.__name__) for each in MUTANTS])
 def test_the_machine_catches_it(mutant):
     with pytest.raises((AssertionError, BlockError, OutOfBlocksError), match=MUTANTS[mutant]):
         run(broken(mutant, audited=True), settings=UNTIL_IT_FAILS)
