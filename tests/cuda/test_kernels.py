@@ -325,7 +325,7 @@ def test_the_simulator_sees_reads_outside_and_of_what_nobody_wrote():
 
 def warpgroups(*kinds):
     """The choice of a GPU whose tensor cores read shared memory themselves."""
-    return launch.with_warpgroups(launch.choose_tensor(*kinds))
+    return launch.with_warpgroups(launch.choose_mma(*kinds))
 
 
 @pytest.mark.skipif(not SIMULATOR and not has_warpgroups(), reason="this GPU has no wgmma")

@@ -293,7 +293,7 @@ def launch_attention(
     without a context, such as fills up a batch, gets zeros.
 
     Args:
-        out: [num_tokens, num_heads, head_size], contiguous.
+        out: [num_tokens, num_heads, head_size], contiguous, from a multiple of 4 bytes on.
         workspace: [workspace_size(...)] float32; zeros before the first launch, and not touched in between; for one
             stream at a time.
         max_query_len, max_context_len: at least the largest of the batch.

@@ -62,12 +62,12 @@ def _intrinsic(name: str, result: Any, parameters: tuple[Any, ...], text: str, v
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         operands, letters, registers = [], [], []
-        kinds_of_memory = (parameter for parameter in parameters if is_array(parameter))
+        kinds_of_arrays = (parameter for parameter in parameters if is_array(parameter))
         given = iter(zip(signature.args, arguments))
         for numba_type, value in given:
             if isinstance(numba_type, types.Array):
                 array = context.make_array(numba_type)(context, builder, value=value)
-                kind = next(kinds_of_memory)
+                kind = next(kinds_of_arrays)
                 if isinstance(kind, Registers):
                     registers += [builder.gep(array.data, [ir.IntType(32)(i)]) for i in range(kind.number)]
                     continue

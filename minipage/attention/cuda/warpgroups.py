@@ -20,8 +20,6 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numpy as np
-
 from minipage.attention.cuda.compat import cuda, device_function, has_warpgroups, size_in_kernel, types
 from minipage.attention.cuda.kinds import FLOAT16, LOWEST, Kind
 from minipage.attention.cuda.ptx import (
@@ -35,6 +33,7 @@ from minipage.attention.cuda.ptx import (
     store_4_bytes,
     waiter,
 )
+from minipage.attention.cuda.tensor_cores import NOTHING_YET
 from minipage.attention.cuda.tiles import ALL, WARP, ragged_kernel
 from minipage.attention.cuda.wgmma import (
     ALIGNMENT,
@@ -57,7 +56,6 @@ NUM_WARPS = 4 * GROUPS
 NUM_THREADS = NUM_WARPS * WARP
 TOKENS_OF_WARP = STEP // NUM_WARPS  # that it requests
 MOST_REGISTERS = 128  # of a thread, so that two blocks fit
-NOTHING_YET = LOWEST / np.float32(2)  # see tensor_cores.py
 
 
 def has_warpgroup_kernel(q_kind: Kind, kv: Kind, head_size: int) -> bool:

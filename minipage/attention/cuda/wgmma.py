@@ -82,7 +82,7 @@ def score_multiplier(kind: Kind, head_size: int) -> Any:
     for i in range(head_size // 16):
         offset = i // 4 * (PANEL // 4) + i % 4 * 2  # of 16 inner indices: 32 bytes on, or a panel after four of them
         adds = "yes" if i else "no"
-        text += f"add.s64 x, a, {offset}; add.s64 y, b, {offset}; " + product(kind, ROWS, n, "x", adds, "0, 0")
+        text += f"add.s64 x, a, {offset}; add.s64 y, b, {offset}; " + product(kind, ROWS, "x", adds, "0, 0")
 
     @instruction(types.void, (Registers(n), SHARED, INDEX, SHARED, INDEX), text + END, volatile=True)
     def multiply(score, shared, q, same, k):
@@ -106,7 +106,7 @@ def value_multiplier(kind: Kind, head_size: int) -> Any:
     text += FENCE
     for i in range(ROWS // 16):
         left = f"{{p{4 * i}, p{4 * i + 1}, p{4 * i + 2}, p{4 * i + 3}}}"
-        text += f"add.s64 y, b, {i * 16 * 128 // 16}; " + product(kind, head_size, n, left, "yes", "1")
+        text += f"add.s64 y, b, {i * 16 * 128 // 16}; " + product(kind, head_size, left, "yes", "1")
 
     @instruction(types.void, (Registers(n), Registers(NUM_SCORES), SHARED, INDEX), text + END, volatile=True)
     def multiply(acc, p, shared, v):
@@ -121,8 +121,9 @@ def value_multiplier(kind: Kind, head_size: int) -> Any:
     return multiply
 
 
-def product(kind: Kind, n: int, num_sums: int, left: str, adds: str, rows_are_inner: str) -> str:
-    sums = ", ".join(f"${i}" for i in range(num_sums))
+def product(kind: Kind, n: int, left: str, adds: str, rows_are_inner: str) -> str:
+    """The text of one instruction: n columns of the result, of which a lane has n // 2 numbers."""
+    sums = ", ".join(f"${i}" for i in range(n // 2))
     return PRODUCT.format(n=n, kind=type_name(kind), sums=sums, left=left, adds=adds, rows_are_inner=rows_are_inner)
 
 
