@@ -29,7 +29,7 @@ from minipage.attention.cuda.compat import cuda, device_function, kernel, types
 from minipage.attention.cuda.merge import place_of
 from minipage.attention.cuda.ptx import order_of_kernels, quotient
 
-int32 = types.int32
+int32, uint32 = types.int32, types.uint32
 WARP = 32
 ALL = 0xFFFFFFFF  # the lanes that take part in a shuffle
 EVERYTHING = np.int32(2**31 - 1)  # a window that no number of 32 bits exceeds: the compiler leaves it out
@@ -38,15 +38,17 @@ LEAST_SHARE = 256  # tokens of a block, at least, if the kernel decides: joining
 
 @device_function
 def first_of_tile(tile, size, query_start_loc, num_seqs):
-    """(sequence, number of the tile's first query in that sequence)."""
-    low, high = 0, num_seqs - 1  # the last sequence that starts at this tile or before lies between
-    while low < high:
-        middle = (low + high + 1) // 2
-        if query_start_loc[middle] // size + middle <= tile:
-            low = middle
-        else:
-            high = middle - 1
-    return low, (tile - query_start_loc[low] // size - low) * size
+    """(sequence, number of the tile's first query in that sequence); a warp looks together, at 32 sequences at a time.
+
+    There is no sequence for a tile beyond all of them: then it is the last one, and the query is not in it.
+    """
+    seq, found = int32(-1), int32(WARP)
+    while found == WARP and seq + 1 < num_seqs:
+        own = int32(seq + 1 + cuda.threadIdx.x % WARP)
+        is_before = own < num_seqs and int32(uint32(query_start_loc[own]) // size) + own <= tile  # or at this tile
+        found = int32(cuda.popc(cuda.ballot_sync(ALL, is_before)))
+        seq = int32(seq + found)
+    return seq, int32(tile - int32(uint32(query_start_loc[seq]) // size) - seq) * size
 
 
 def num_tiles(num_tokens: int, size: int, num_seqs: int) -> int:
