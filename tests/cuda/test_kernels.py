@@ -185,7 +185,7 @@ def test_contexts_that_are_cut_into_equal_shares(q, head_size):
 
 def blocks_of(num_warps):
     """The choice of blocks of this many warps, one for each multiprocessor."""
-    return lambda *kinds: launch.widened(launch.choose_tensor(*kinds), num_warps, 1)
+    return lambda *kinds: launch.widened(launch.choose_best(*kinds), num_warps, 1)
 
 
 @pytest.mark.parametrize("num_warps", [4, long(8)])

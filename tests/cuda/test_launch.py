@@ -19,7 +19,7 @@ from minipage.errors import KernelArgumentError
 def test_a_workspace_is_enough_for_what_all_blocks_leave_in_it(num_seqs, context, heads, split_size):
     num_kv_heads, group = heads
     size = cuda.workspace_size(num_seqs, num_kv_heads * group, 8, context, split_size)
-    ordinary, tensor = (choose(FLOAT16, FLOAT16, 64) for choose in (launch.choose_ordinary, launch.choose_tensor))
+    ordinary, tensor = (choose(FLOAT16, FLOAT16, 64) for choose in (launch.choose_ordinary, launch.choose_best))
     for choice in (ordinary, tensor, launch.widened(tensor, 8, 1), launch.widened(tensor, 4, 2)):
         grid = launch.decode_grid(choice, num_seqs, num_kv_heads, group, context, split_size)
         assert grid.tiles * grid.heads >= num_kv_heads * group
@@ -163,7 +163,7 @@ def test_few_sequences_have_blocks_of_more_warps(monkeypatch):
     monkeypatch.setattr(launch, "num_processors", lambda: 132)
     monkeypatch.setattr(launch, "has_room_to_share", lambda num_bytes: num_bytes < 200_000)
 
-    def warps(num_seqs, heads, head_size, choose=launch.choose_tensor):
+    def warps(num_seqs, heads, head_size, choose=launch.choose_best):
         choice = choose(FLOAT16, FLOAT16, head_size)
         return launch.suited_to(choice, head_size, num_seqs, heads, 1).num_threads // launch.WARP
 

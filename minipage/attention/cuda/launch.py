@@ -97,7 +97,8 @@ def paged_attention(
         f"{len(contexts)} sequences of up to {longest} tokens are {num_splits} pieces of work, but a launch "
         f"takes {MOST_PIECES}: give it fewer sequences at a time.",
     )
-    choice = choose_best(kind_of(layout(q).dtype, "q"), kind_of(layout(k_cache).dtype, "k_cache"), head_size)
+    choose = choose_best if scale > 0 else choose_for_any_scale
+    choice = choose(kind_of(layout(q).dtype, "q"), kind_of(layout(k_cache).dtype, "k_cache"), head_size)
     heads = heads_of_tile(choice, num_heads // layout(k_cache).shape[2])
     tiles = num_tiles(num_tokens, queries_of_tile(choice, heads), len(contexts))
     require(
@@ -112,7 +113,7 @@ def paged_attention(
     launch_attention(
         q, k_cache, v_cache, block_tables, context_lens, query_start_loc, scale, k_scales, v_scales,
         out=out, workspace=workspace, max_query_len=max_query_len, max_context_len=max_context_len, stream=stream_of(q),
-        split_size=SPLIT_SIZE, window=window,
+        split_size=SPLIT_SIZE, choose=choose, window=window,
     )  # fmt: skip
     return out
 
@@ -144,12 +145,6 @@ def choose_mma(q_kind: Kind, kv: Kind, head_size: int) -> KernelChoice:
     )
 
 
-@cache
-def choose_tensor(q_kind: Kind, kv: Kind, head_size: int) -> KernelChoice:
-    choice = choose_mma(q_kind, kv, head_size)
-    return with_warpgroups(choice) if has_warpgroup_kernel(q_kind, kv, head_size) else choice
-
-
 def with_warpgroups(choice: KernelChoice) -> KernelChoice:
     return choice._replace(
         prefill_kernel_for=warpgroup_kernel,
@@ -171,9 +166,16 @@ def choose_ordinary(q_kind: Kind, kv: Kind, head_size: int) -> KernelChoice:
     )
 
 
-def choose_best(q_kind: Kind, kv: Kind, head_size: int) -> KernelChoice:
-    choose = choose_tensor if has_tensor_kernel(q_kind, kv, head_size) else choose_ordinary
+def choose_for_any_scale(q_kind: Kind, kv: Kind, head_size: int) -> KernelChoice:
+    choose = choose_mma if has_tensor_kernel(q_kind, kv, head_size) else choose_ordinary
     return choose(q_kind, kv, head_size)
+
+
+@cache
+def choose_best(q_kind: Kind, kv: Kind, head_size: int) -> KernelChoice:
+    """For a scale above 0, as models have it."""
+    choice = choose_for_any_scale(q_kind, kv, head_size)
+    return with_warpgroups(choice) if has_warpgroup_kernel(q_kind, kv, head_size) else choice
 
 
 def suited_to(
@@ -301,7 +303,7 @@ def launch_attention(
         stream: the handle of a CUDA stream.
         split_size: tokens of a context that one block of a decode works on. Default: equal shares, the fastest; a fixed
             size makes the answer to a sequence independent, to the last bit, of the rest of the batch.
-        choose: which kernel, for the kinds of q and of K and V, and the head size.
+        choose: which kernel, for the kinds of q and of K and V, and the head size; choose_best is for a scale above 0.
         window: as `paged_attention` has it; there is a kernel for each.
         new: K and V of the tokens of q, which are written first. If all are decodes, of few sequences, one kernel does
             both: then the rest of K and V, and the tables, must have been there before the last kernel of the stream

@@ -37,7 +37,6 @@ from minipage.attention.cuda.tensor_cores import NOTHING_YET
 from minipage.attention.cuda.tiles import ALL, WARP, ragged_kernel
 from minipage.attention.cuda.wgmma import (
     ALIGNMENT,
-    NUM_SCORES,
     PANEL,
     ROWS,
     score_multiplier,
@@ -50,11 +49,9 @@ float32, int32, int64, uint32 = types.float32, types.int32, types.int64, types.u
 
 GROUPS = 2  # warpgroups of a block, which share K and V; even, so that NUM_WARPS is a multiple of 8
 BLOCK_ROWS = GROUPS * ROWS  # of q
-STEP = ROWS  # tokens of K and V at once
 STAGES = 2
 NUM_WARPS = 4 * GROUPS
 NUM_THREADS = NUM_WARPS * WARP
-TOKENS_OF_WARP = STEP // NUM_WARPS  # that it requests
 MOST_REGISTERS = 128  # of a thread, so that two blocks fit
 
 
@@ -70,18 +67,20 @@ def warpgroup_kernel(
     """The kernel for prompts of these numbers and sizes; arguments as of `tensor_kernel`."""
     WINDOW = window or 0
     HEAD_TILES = -(-heads_per_kv // heads)
+    STEP = 64 * 128 // head_size  # tokens of K and V at once
+    TOKENS_OF_WARP = STEP // NUM_WARPS  # that it requests
     ROW_WORDS = head_size // 2
     PIECES = ROW_WORDS // 4  # of 16 bytes, in a row
     ROWS_AT_ONCE = WARP // PIECES  # that a warp requests
     NEXT = NUM_WARPS * PANEL // ROWS  # words from a token of a warp to its next, whose row is swizzled like its own
-    TILE_WORDS = head_size // 64 * PANEL
-    FIRST_STAGE, STAGE = GROUPS * TILE_WORDS, 2 * TILE_WORDS  # after q; K, then V
+    Q_TILE, TILE = ROWS * ROW_WORDS, STEP * ROW_WORDS  # words of a tile of q, of K or V
+    FIRST_STAGE, STAGE = GROUPS * Q_TILE, 2 * TILE  # after q; K, then V
     LAST_STAGE = FIRST_STAGE + (STAGES - 1) * STAGE
     BUFFER = FIRST_STAGE + STAGES * STAGE
     BUFFER_SIZE = size_in_kernel(BUFFER)
-    NUM_SUMS = head_size // 2
+    NUM_SCORES, NUM_SUMS = STEP // 2, head_size // 2  # of a lane
     pack = pack_halves if q_kind == FLOAT16 else pack_bfloats
-    score_tokens, add_values = score_multiplier(q_kind, head_size), value_multiplier(q_kind, head_size)
+    score_tokens, add_values = score_multiplier(q_kind, head_size, STEP), value_multiplier(q_kind, head_size, STEP)
     wait_for_oldest = waiter(STAGES - 1)
 
     @device_function
@@ -99,12 +98,12 @@ def warpgroup_kernel(
         if is_wanted:
             thread = uint32(cuda.threadIdx.x)
             own, piece = thread % WARP // PIECES, thread % PIECES
-            row = int32(slot * num_kv_heads + kv_head)
-            to = stage + swizzled(own * NUM_WARPS + thread // WARP, piece)
+            row = int32((slot * num_kv_heads + kv_head) * PIECES)  # 2 ** 32 pieces would be 64 GiB of K
+            to = stage + swizzled(own * NUM_WARPS + thread // WARP, piece * 4)
             for i in range(0, TOKENS_OF_WARP, ROWS_AT_ONCE):
-                at = int64(cuda.shfl_sync(ALL, row, i + own)) * ROW_WORDS + piece * 4
+                at = int64(uint32(uint32(cuda.shfl_sync(ALL, row, i + own)) + piece)) * 4
                 request_16_bytes(buffer, to + i * NEXT, k_cache, at)
-                request_16_bytes(buffer, to + i * NEXT + TILE_WORDS, v_cache, at)
+                request_16_bytes(buffer, to + i * NEXT + TILE, v_cache, at)
         end_of_group()
 
     @device_function
@@ -112,16 +111,17 @@ def warpgroup_kernel(
         """Have the rows of q of this warp brought to its warpgroup's tile, with the first step of K and V; instead of a
         row that there is not, one that is computed and not written. q may be part of wider rows: only words are sure to
         be aligned."""
-        thread = uint32(cuda.threadIdx.x)
+        lane, own = uint32(cuda.threadIdx.x % WARP), uint32(cuda.threadIdx.x // WARP * 16)  # the first of its rows
+        row = uint32(own + lane % 16)
+        token = int32(q_start + min(int32(first + row // heads), int32(num_queries - 1)))
+        head = int32(kv_head * heads_per_kv + min(int32(first_head + row % heads), int32(heads_per_kv - 1)))
+        at = (token * q_stride + head * head_size) // 2
+        to = own // ROWS * Q_TILE
         for i in range(16):
-            row = uint32(thread // WARP * 16 + i)
-            token = min(int32(first + row // heads), int32(num_queries - 1))
-            head = min(int32(first_head + row % heads), int32(heads_per_kv - 1))
-            at = ((q_start + token) * q_stride + (kv_head * heads_per_kv + head) * head_size) // 2
-            to = row // ROWS * TILE_WORDS
+            row_at = cuda.shfl_sync(ALL, at, i)
             for j in range(0, ROW_WORDS, WARP):
-                word = uint32(thread % WARP + j)
-                request_4_bytes(buffer, to + swizzled(row % ROWS, word // 4) + word % 4, q, at + word)
+                word = uint32(lane + j)
+                request_4_bytes(buffer, to + swizzled(own % ROWS + i, word), q, row_at + word)
 
     @device_function
     def hide(score, base, visible, c):
@@ -137,7 +137,7 @@ def warpgroup_kernel(
                     score[i + e] = score[i + e] if is_seen else LOWEST
 
     @device_function
-    def weigh(n, score, highest, total, acc):
+    def weigh(n, score, scale, highest, total, acc):
         """Scores of row g + 8 n become weights, and total and sums relative to the new highest."""
         new = highest[n]
         for i in range(2 * n, NUM_SCORES, 4):
@@ -145,14 +145,15 @@ def warpgroup_kernel(
         for bit in (1, 2):
             new = max(new, cuda.shfl_xor_sync(ALL, new, bit))
         if cuda.any_sync(ALL, new > highest[n]):  # in most steps no row of the warp has a new one
-            shrink = exp2(highest[n] - new)
+            shrink = exp2((highest[n] - new) * scale)
             highest[n] = new
             total[n] *= shrink
             for i in range(2 * n, NUM_SUMS, 4):
                 acc[i] *= shrink
                 acc[i + 1] *= shrink
+        low = new * scale
         for i in range(2 * n, NUM_SCORES, 4):
-            score[i], score[i + 1] = exp2(score[i] - new), exp2(score[i + 1] - new)
+            score[i], score[i + 1] = exp2(score[i] * scale - low), exp2(score[i + 1] * scale - low)
             total[n] += score[i] + score[i + 1]
 
     @device_function
@@ -177,7 +178,7 @@ def warpgroup_kernel(
         kv_head, first_head = int32(head_tile // HEAD_TILES), int32(head_tile % HEAD_TILES * heads)
         first_row = thread // WARP * 16 + thread % WARP // 4  # of the lane's two; the other is 8 further
         c = int32(thread % 4)
-        own_q = cuda.shfl_sync(ALL, int32(thread // (4 * WARP) * TILE_WORDS), 0)  # known to be the same for all lanes
+        own_q = cuda.shfl_sync(ALL, int32(thread // (4 * WARP) * Q_TILE), 0)  # known to be the same for all lanes
         context, q_start = int32(context_lens[seq]), int32(query_start_loc[seq])
         num_queries = int32(query_start_loc[seq + 1] - q_start)
         seen_before = int32(context - num_queries + 1)  # query i sees seen_before + i tokens
@@ -188,13 +189,12 @@ def warpgroup_kernel(
 
         buffer = cuda.shared.array(BUFFER_SIZE, float32, ALIGNMENT)
         stage = int32(FIRST_STAGE)
-        slot = slot_of(start, stop, block_tables, table)
         request_queries(buffer, q, q_stride, q_start, num_queries, first, kv_head, first_head)
         ahead = start
         for i in range(STAGES):
+            slot = slot_of(ahead, stop, block_tables, table)
             request(buffer, stage + i * STAGE, slot, ahead < stop, k_cache, v_cache, kv_head, num_kv_heads)
             ahead = int32(ahead + STEP)
-            slot = slot_of(ahead, stop, block_tables, table)  # long before it is needed: to look it up takes a while
 
         score = cuda.local.array(NUM_SCORES, float32)
         acc = cuda.local.array(NUM_SUMS, float32)
@@ -214,18 +214,16 @@ def warpgroup_kernel(
             wait_for_oldest()  # what this thread requested has come
             show_tensor_cores()
             cuda.syncthreads()  # and what all others did
+            slot = slot_of(ahead, stop, block_tables, table)  # for `request` below: to look it up takes a while
             score_tokens(score, buffer, own_q, buffer, stage)
-            for i in range(NUM_SCORES):
-                score[i] *= scale  # which counts in powers of two, for exp2
             if WINDOW or base + STEP > seen_by_first:
                 hide(score, base, visible, c)
             for n in range(2):
-                weigh(n, score, highest, total, acc)
-            add_values(acc, score, buffer, stage + TILE_WORDS)
+                weigh(n, score, scale, highest, total, acc)
+            add_values(acc, score, buffer, stage + TILE)
             cuda.syncthreads()  # all have read the stage, which is filled again now
             request(buffer, stage, slot, ahead < stop, k_cache, v_cache, kv_head, num_kv_heads)
             ahead = int32(ahead + STEP)
-            slot = slot_of(ahead, stop, block_tables, table)
             stage = int32(stage + STAGE) if stage < LAST_STAGE else int32(FIRST_STAGE)
             base = int32(base + STEP)
 

@@ -9,7 +9,7 @@ those numbered 2 c and 2 c + 1.
     P @ V     [64 rows of q, positions in the head]  P, the weights, stays in the registers in which the scores were:
               what a lane has of the result above is what it has to bring of the left matrix here
 
-Q, K and V lie in shared memory as tiles of 64 rows, cut into panels of 64 columns: 128 bytes, or 8 pieces of 16, of
+Q, K and V lie in shared memory as tiles, cut into panels of 64 rows and 64 columns: 128 bytes, or 8 pieces of 16, of
 each row. Pieces of the same number, of 8 rows that follow each other, are in different banks of the memory:
 
     row 0   piece  0 1 2 3 4 5 6 7
@@ -38,10 +38,11 @@ from minipage.attention.cuda.ptx import (
 )
 from minipage.simd.halves import from_bfloat16, to_bfloat16
 
+int32, uint32 = types.int32, types.uint32
+
 ROWS = 64  # of a tile
 PANEL = ROWS * 32  # words of 64 of its columns
 ALIGNMENT = 1024  # bytes, in which the order of pieces repeats itself
-NUM_SCORES = ROWS // 2  # numbers that a lane has of Q @ K^T, and so of P
 
 # What describes a matrix is a number of 64 bits. From bit 62 on, 1: a swizzle of 128 bytes. From bit 32, how far it is
 # from 8 rows to the next 8; from bit 16, from a panel to the next (heeded if rows are the inner index, as of V); from
@@ -61,9 +62,10 @@ END = "wgmma.commit_group.sync.aligned; wgmma.wait_group.sync.aligned 0; }"
 
 
 @device_function
-def swizzled(row, piece):
-    """Where a piece of 16 bytes of a row lies in a tile, in words."""
-    return types.int32(piece // 8 * PANEL + row * 32 + ((piece ^ row) % 8) * 4)
+def swizzled(row, word):
+    """Where a word of a row lies in a tile: 4 words, a piece, stay together."""
+    row, word = uint32(row), uint32(word)
+    return int32(word // 32 * PANEL + row * 32 + uint32(word ^ row * 4) % 32)
 
 
 @instruction(types.void, (), "fence.proxy.async.shared::cta;", volatile=True)
@@ -72,23 +74,23 @@ def show_tensor_cores():
 
 
 @cache
-def score_multiplier(kind: Kind, head_size: int) -> Any:
-    """(score, shared, q, shared, k): score[:] = Q @ K^T, the NUM_SCORES of this lane.
+def score_multiplier(kind: Kind, head_size: int, tokens: int) -> Any:
+    """(score, shared, q, shared, k): score[:] = Q @ K^T, the tokens // 2 numbers of this lane.
 
     q, k: the words of shared memory where their tiles begin.
     """
-    n = NUM_SCORES
+    n = tokens // 2
     text = BEGIN + LOCATE.format("a", f"${n}") + LOCATE.format("b", f"${n + 1}") + FENCE
     for i in range(head_size // 16):
         offset = i // 4 * (PANEL // 4) + i % 4 * 2  # of 16 inner indices: 32 bytes on, or a panel after four of them
         adds = "yes" if i else "no"
-        text += f"add.s64 x, a, {offset}; add.s64 y, b, {offset}; " + product(kind, ROWS, "x", adds, "0, 0")
+        text += f"add.s64 x, a, {offset}; add.s64 y, b, {offset}; " + product(kind, tokens, "x", adds, "0, 0")
 
     @instruction(types.void, (Registers(n), SHARED, INDEX, SHARED, INDEX), text + END, volatile=True)
     def multiply(score, shared, q, same, k):
         def scores(_lanes):
             own = cuda.threadIdx.x // 32 % 4 * 16
-            return tile(kind, shared, q, head_size)[own : own + 16] @ tile(kind, shared, k, head_size).T  # [16, tokens]
+            return tile(kind, shared, q, ROWS, head_size)[own : own + 16] @ tile(kind, shared, k, tokens, head_size).T
 
         for i, x in enumerate(compat.warp_compute(None, lambda lanes: pieces_of_lanes(scores(lanes)))):
             score[i] = x
@@ -97,24 +99,24 @@ def score_multiplier(kind: Kind, head_size: int) -> Any:
 
 
 @cache
-def value_multiplier(kind: Kind, head_size: int) -> Any:
+def value_multiplier(kind: Kind, head_size: int, tokens: int) -> Any:
     """(acc, p, shared, v): acc[:] += P @ V, the head_size // 2 numbers of this lane; p: its weights."""
-    n, name = head_size // 2, type_name(kind)
-    text = BEGIN + f".reg .b32 p<{NUM_SCORES // 2}>; " + LOCATE.format("b", f"${n + NUM_SCORES}")
-    for i in range(NUM_SCORES // 2):
+    n, weights, name = head_size // 2, tokens // 2, type_name(kind)
+    text = BEGIN + f".reg .b32 p<{weights // 2}>; " + LOCATE.format("b", f"${n + weights}")
+    for i in range(weights // 2):
         text += f"cvt.rn.{name}x2.f32 p{i}, ${n + 2 * i + 1}, ${n + 2 * i}; "
     text += FENCE
-    for i in range(ROWS // 16):
+    for i in range(tokens // 16):
         left = f"{{p{4 * i}, p{4 * i + 1}, p{4 * i + 2}, p{4 * i + 3}}}"
         text += f"add.s64 y, b, {i * 16 * 128 // 16}; " + product(kind, head_size, left, "yes", "1")
 
-    @instruction(types.void, (Registers(n), Registers(NUM_SCORES), SHARED, INDEX), text + END, volatile=True)
+    @instruction(types.void, (Registers(n), Registers(weights), SHARED, INDEX), text + END, volatile=True)
     def multiply(acc, p, shared, v):
         def sums(lanes):
-            weights = rounded(kind, np.array(lanes, np.float32)).reshape(8, 4, 8, 2, 2)  # [g, c, 8 tokens, row, pair]
-            return weights.transpose(3, 0, 2, 1, 4).reshape(16, ROWS) @ tile(kind, shared, v, head_size)  # [16, D]
+            own = rounded(kind, np.array(lanes, np.float32)).reshape(8, 4, -1, 2, 2)  # [g, c, 8 tokens, row, pair]
+            return own.transpose(3, 0, 2, 1, 4).reshape(16, tokens) @ tile(kind, shared, v, tokens, head_size)  # [16, D]
 
-        own = [p[i] for i in range(NUM_SCORES)]
+        own = [p[i] for i in range(weights)]
         for i, x in enumerate(compat.warp_compute(own, lambda lanes: pieces_of_lanes(sums(lanes)))):
             acc[i] += x
 
@@ -138,16 +140,13 @@ def rounded(kind: Kind, numbers: Any) -> Any:
     return numbers.astype(np.float16) if kind == FLOAT16 else from_bfloat16(to_bfloat16(numbers))
 
 
-def tile(kind: Kind, shared: Any, start: int, head_size: int) -> Any:
-    """[ROWS, head_size] the numbers of a tile."""
+def tile(kind: Kind, shared: Any, start: int, rows: int, head_size: int) -> Any:
+    """[rows, head_size] the numbers of a tile."""
     words = [
-        bits_of_float(shared[start + swizzled(row, piece) + w])
-        for row in range(ROWS)
-        for piece in range(head_size // 8)
-        for w in range(4)
+        bits_of_float(shared[start + swizzled(row, word)]) for row in range(rows) for word in range(head_size // 2)
     ]
     numbers = (halves_in if kind == FLOAT16 else bfloats_in)(np.array(words, np.uint32))
-    return numbers.reshape(ROWS, head_size).astype(np.float64)
+    return numbers.reshape(rows, head_size).astype(np.float64)
 
 
 def pieces_of_lanes(result: Any) -> Any:
