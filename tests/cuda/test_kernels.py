@@ -331,21 +331,38 @@ def warpgroups(*kinds):
 @pytest.mark.skipif(not SIMULATOR and not has_warpgroups(), reason="this GPU has no wgmma")
 @pytest.mark.parametrize("choose", [warpgroups, *[launch.choose_mma] * (not SIMULATOR)])  # the other: of other GPUs
 @pytest.mark.parametrize(
-    "lengths, q, group, head_size, block_size, window",
+    "lengths, q, kv, group, head_size, block_size, window",
     [
-        ([(20, 7), (70, 3)], "bfloat16", 3, 64, 8, None),
-        ([(3, 2)], "float16", 1, 128, 16, None),
-        long([(70, 70), (90, 45), (3, 1), (1, 1), (200, 9)], "bfloat16", 1, 64, 16, None),
-        long([(70, 70), (90, 45), (300, 9)], "float16", 4, 128, 20, None),
-        long([(250, 70), (30, 30)], "bfloat16", 1, 128, 16, 150),
-        long([(130, 80)], "float16", 2, 64, 8, 5),
-        ([(9, 3)], "bfloat16", 19, 64, 8, None),  # two tiles of heads, of which one has a head less
+        ([(20, 7), (70, 3)], "bfloat16", "same", 3, 64, 8, None),
+        ([(3, 2)], "float16", "same", 1, 128, 16, None),
+        long([(70, 70), (90, 45), (3, 1), (1, 1), (200, 9)], "bfloat16", "same", 1, 64, 16, None),
+        long([(70, 70), (90, 45), (300, 9)], "float16", "same", 4, 128, 20, None),
+        long([(250, 70), (30, 30)], "bfloat16", "same", 1, 128, 16, 150),
+        long([(130, 80)], "float16", "same", 2, 64, 8, 5),
+        long([(300, 80)], "bfloat16", "same", 1, 64, 16, 150),
+        ([(9, 3)], "bfloat16", "same", 19, 64, 8, None),  # two tiles of heads, of which one has a head less
+        ([(70, 3)], "bfloat16", "int8", 1, 128, 16, None),
+        ([(20, 2)], "bfloat16", "fp8", 2, 64, 8, None),
+        long([(250, 70), (30, 30)], "bfloat16", "int8", 1, 64, 16, None),
+        long([(250, 70), (3, 1), (90, 45)], "bfloat16", "fp8", 4, 128, 20, 150),
     ],
     ids=str,
 )
-def test_prompts_by_warpgroups(lengths, q, group, head_size, block_size, window, choose):
-    batch = Batch(lengths, q, q, 2, group, head_size, block_size, window=window)
+def test_prompts_by_warpgroups(lengths, q, kv, group, head_size, block_size, window, choose):
+    batch = Batch(lengths, q, q if kv == "same" else kv, 2, group, head_size, block_size, window=window)
     batch.check(lambda *given, **options: launched(batch, given, None, choose=choose, **options))
+
+
+@pytest.mark.parametrize("scale", [-0.5, 0.0, 3.0])
+def test_a_scale_that_no_model_has(scale, monkeypatch):
+    """The kernel of warpgroups takes the highest product for the highest score, so it is for scales above 0."""
+    if SIMULATOR:
+        monkeypatch.setattr(launch, "has_warpgroup_kernel", lambda *kinds: True)
+        launch.choose_best.cache_clear()
+    batch = Batch([(30, 5)], "bfloat16", "bfloat16", 1, 1, 64, block_size=8)
+    batch.scale = scale
+    batch.check()
+    launch.choose_best.cache_clear()
 
 
 @pytest.mark.parametrize("kernel", ["ordinary", "tensor", "warpgroups"])

@@ -197,6 +197,12 @@ def shared_16_bytes(shared, i):
     return tuple(bits_of_float(shared[i + j]) for j in range(4))
 
 
+@instruction(types.void, (SHARED, INDEX, WORDS_4), "st.shared.v4.u32 [$0], {$1, $2, $3, $4};", volatile=True)
+def put_16_bytes(shared, i, words):
+    for j in range(4):
+        shared[i + j] = float_of_bits(words[j])
+
+
 @instruction(WORDS_2, (SHARED, INDEX), "ld.shared.v2.u32 {$0, $1}, [$2];", volatile=True)
 def shared_8_bytes(shared, i):
     return tuple(bits_of_float(shared[i + j]) for j in range(2))

@@ -1,15 +1,16 @@
 """Paged attention of prompts by warpgroups, on GPUs whose tensor cores read shared memory themselves (wgmma.py).
 
 A block has 64 rows of q for each warpgroup: query heads that share a KV head, of several tokens. It goes through K and
-V in steps of 64 tokens, which all of its threads have brought to shared memory; while a step is computed, the next one
-is on its way.
+V in steps of 64 tokens (of short rows, 128), which all of its threads have brought to shared memory; while a step is
+computed, the next one is on its way. K and V of one byte a number are widened in between (widening.py).
 
     request K, V  ─▶  shared memory  ─▶  scores = Q @ K^T  ─▶  weights, in the same registers  ─▶  acc += weights @ V
 
 Lane 4 g + c has scores of two rows, g and g + 8 of its warp's 16: score[4 j + 2 n + e] is of row g + 8 n and of token
 8 j + 2 c + e of the step, and acc[4 j + 2 n + e] of the same row and position 8 j + 2 c + e in the head. The four lanes
-of a row find its highest score together; the rest is the online softmax of ordinary_cores.py. While one block makes
-weights of scores, another can have the tensor cores: two of them share a multiprocessor.
+of a row find its highest score together; the rest is the online softmax of ordinary_cores.py. Scores are products until
+they become weights: scale, above 0, goes into the exponent. While one block makes weights, another can have the tensor
+cores: two of them share a multiprocessor.
 
 Thread indices become uint32 before a division: numba's division rounds down, which takes a dozen more instructions for
 numbers that may be negative.
@@ -21,7 +22,7 @@ from functools import cache
 from typing import Any
 
 from minipage.attention.cuda.compat import cuda, device_function, has_warpgroups, size_in_kernel, types
-from minipage.attention.cuda.kinds import FLOAT16, LOWEST, Kind
+from minipage.attention.cuda.kinds import BFLOAT16, FLOAT16, LOWEST, Kind
 from minipage.attention.cuda.ptx import (
     end_of_group,
     exp2,
@@ -44,6 +45,7 @@ from minipage.attention.cuda.wgmma import (
     swizzled,
     value_multiplier,
 )
+from minipage.attention.cuda.widening import widener
 
 float32, int32, int64, uint32 = types.float32, types.int32, types.int64, types.uint32
 
@@ -56,7 +58,8 @@ MOST_REGISTERS = 128  # of a thread, so that two blocks fit
 
 
 def has_warpgroup_kernel(q_kind: Kind, kv: Kind, head_size: int) -> bool:
-    return has_warpgroups() and head_size in (64, 128) and q_kind.num_bytes == 2 and kv == q_kind
+    is_multiplied = kv == q_kind or (kv.is_quantized and q_kind == BFLOAT16)  # float16 has not the range of all scales
+    return has_warpgroups() and head_size in (64, 128) and q_kind.num_bytes == 2 and is_multiplied
 
 
 @cache
@@ -67,14 +70,22 @@ def warpgroup_kernel(
     """The kernel for prompts of these numbers and sizes; arguments as of `tensor_kernel`."""
     WINDOW = window or 0
     HEAD_TILES = -(-heads_per_kv // heads)
+    WIDENS = kv.is_quantized
     STEP = 64 * 128 // head_size  # tokens of K and V at once
     TOKENS_OF_WARP = STEP // NUM_WARPS  # that it requests
-    ROW_WORDS = head_size // 2
+    ROW_WORDS = head_size * kv.num_bytes // 4  # of K or V, as it is requested
     PIECES = ROW_WORDS // 4  # of 16 bytes, in a row
     ROWS_AT_ONCE = WARP // PIECES  # that a warp requests
-    NEXT = NUM_WARPS * PANEL // ROWS  # words from a token of a warp to its next, whose row is swizzled like its own
-    Q_TILE, TILE = ROWS * ROW_WORDS, STEP * ROW_WORDS  # words of a tile of q, of K or V
-    FIRST_STAGE, STAGE = GROUPS * Q_TILE, 2 * TILE  # after q; K, then V
+    Q_WORDS = head_size // 2  # of a row of q, and of K or V if it is widened
+    Q_TILE, TILE = ROWS * Q_WORDS, STEP * Q_WORDS
+    # Shared memory, in words: tiles of q; tiles of K and V, if they are widened; stages. A stage is K, V, and their
+    # scales, on their way. If they are not widened, they lie there as the tiles that are multiplied.
+    TILES = GROUPS * Q_TILE
+    FIRST_STAGE = TILES + (2 * TILE if WIDENS else 0)
+    V_START = STEP * ROW_WORDS
+    SCALES = 2 * V_START
+    STAGE = SCALES + (2 * STEP if WIDENS else 0)
+    NEXT = NUM_WARPS * (ROW_WORDS if WIDENS else PANEL // ROWS)  # from a token of a warp to its next
     LAST_STAGE = FIRST_STAGE + (STAGES - 1) * STAGE
     BUFFER = FIRST_STAGE + STAGES * STAGE
     BUFFER_SIZE = size_in_kernel(BUFFER)
@@ -82,6 +93,7 @@ def warpgroup_kernel(
     pack = pack_halves if q_kind == FLOAT16 else pack_bfloats
     score_tokens, add_values = score_multiplier(q_kind, head_size, STEP), value_multiplier(q_kind, head_size, STEP)
     wait_for_oldest = waiter(STAGES - 1)
+    widen: Any = widener(kv) if WIDENS else None
 
     @device_function
     def slot_of(base, stop, block_tables, table):
@@ -92,19 +104,36 @@ def warpgroup_kernel(
         return int32(block * block_size + int32(token % block_size))
 
     @device_function
-    def request(buffer, stage, slot, is_wanted, k_cache, v_cache, kv_head, num_kv_heads):
+    def request(buffer, stage, slot, is_wanted, k_cache, v_cache, k_scales, v_scales, kv_head, num_kv_heads):
         """Have K and V of this warp's tokens of a step, in the slots of its lanes, brought to a stage of the buffer. An
         empty request counts, too: whoever waits counts them."""
         if is_wanted:
             thread = uint32(cuda.threadIdx.x)
-            own, piece = thread % WARP // PIECES, thread % PIECES
-            row = int32((slot * num_kv_heads + kv_head) * PIECES)  # 2 ** 32 pieces would be 64 GiB of K
-            to = stage + swizzled(own * NUM_WARPS + thread // WARP, piece * 4)
+            own, piece, warp = thread % WARP // PIECES, thread % PIECES, thread // WARP
+            row = int32(slot * num_kv_heads + kv_head)
+            first = uint32(own * NUM_WARPS + warp)
+            to = stage + (first * ROW_WORDS + piece * 4 if WIDENS else swizzled(first, piece * 4))
+            row_pieces = int32(row * PIECES)  # 2 ** 32 pieces would be 128 GiB of K and V
             for i in range(0, TOKENS_OF_WARP, ROWS_AT_ONCE):
-                at = int64(uint32(uint32(cuda.shfl_sync(ALL, row, i + own)) + piece)) * 4
+                at = int64(uint32(uint32(cuda.shfl_sync(ALL, row_pieces, i + own)) + piece)) * 4
                 request_16_bytes(buffer, to + i * NEXT, k_cache, at)
-                request_16_bytes(buffer, to + i * NEXT + TILE, v_cache, at)
+                request_16_bytes(buffer, to + i * NEXT + V_START, v_cache, at)
+            if WIDENS and thread % WARP < TOKENS_OF_WARP:
+                to = stage + SCALES + thread % WARP * NUM_WARPS + warp
+                request_4_bytes(buffer, to, k_scales, row)
+                request_4_bytes(buffer, to + STEP, v_scales, row)
         end_of_group()
+
+    @device_function
+    def widen_step(buffer, stage):
+        """What this thread requested of a step becomes a part of the tiles of K and V."""
+        thread = uint32(cuda.threadIdx.x)
+        own, piece, warp = thread % WARP // PIECES, thread % PIECES, thread // WARP
+        for i in range(0, TOKENS_OF_WARP, ROWS_AT_ONCE):
+            row = uint32((i + own) * NUM_WARPS + warp)
+            at, scale_at = stage + row * ROW_WORDS + piece * 4, stage + SCALES + row
+            widen(buffer, at, buffer[scale_at], TILES, row, piece * 8)
+            widen(buffer, at + V_START, buffer[scale_at + STEP], TILES + TILE, row, piece * 8)
 
     @device_function
     def request_queries(buffer, q, q_stride, q_start, num_queries, first, kv_head, first_head):
@@ -119,7 +148,7 @@ def warpgroup_kernel(
         to = own // ROWS * Q_TILE
         for i in range(16):
             row_at = cuda.shfl_sync(ALL, at, i)
-            for j in range(0, ROW_WORDS, WARP):
+            for j in range(0, Q_WORDS, WARP):
                 word = uint32(lane + j)
                 request_4_bytes(buffer, to + swizzled(own % ROWS + i, word), q, row_at + word)
 
@@ -193,7 +222,10 @@ def warpgroup_kernel(
         ahead = start
         for i in range(STAGES):
             slot = slot_of(ahead, stop, block_tables, table)
-            request(buffer, stage + i * STAGE, slot, ahead < stop, k_cache, v_cache, kv_head, num_kv_heads)
+            request(
+                buffer, stage + i * STAGE, slot, ahead < stop, k_cache, v_cache, k_scales, v_scales, kv_head,
+                num_kv_heads,
+            )  # fmt: skip
             ahead = int32(ahead + STEP)
 
         score = cuda.local.array(NUM_SCORES, float32)
@@ -211,18 +243,30 @@ def warpgroup_kernel(
 
         base = start
         while base < stop:
-            wait_for_oldest()  # what this thread requested has come
-            show_tensor_cores()
-            cuda.syncthreads()  # and what all others did
             slot = slot_of(ahead, stop, block_tables, table)  # for `request` below: to look it up takes a while
-            score_tokens(score, buffer, own_q, buffer, stage)
+            wait_for_oldest()  # what this thread requested has come
+            tiles = stage
+            if WIDENS:
+                cuda.syncthreads()  # all have read the tiles, and what others requested has come
+                widen_step(buffer, stage)
+                tiles = int32(TILES)
+            show_tensor_cores()
+            cuda.syncthreads()  # the tiles are complete
+            if WIDENS:
+                request(
+                    buffer, stage, slot, ahead < stop, k_cache, v_cache, k_scales, v_scales, kv_head, num_kv_heads
+                )  # fmt: skip
+            score_tokens(score, buffer, own_q, buffer, tiles)
             if WINDOW or base + STEP > seen_by_first:
                 hide(score, base, visible, c)
             for n in range(2):
                 weigh(n, score, scale, highest, total, acc)
-            add_values(acc, score, buffer, stage + TILE)
-            cuda.syncthreads()  # all have read the stage, which is filled again now
-            request(buffer, stage, slot, ahead < stop, k_cache, v_cache, kv_head, num_kv_heads)
+            add_values(acc, score, buffer, tiles + TILE)
+            if not WIDENS:
+                cuda.syncthreads()  # all have read the stage, which is filled again now
+                request(
+                    buffer, stage, slot, ahead < stop, k_cache, v_cache, k_scales, v_scales, kv_head, num_kv_heads
+                )  # fmt: skip
             ahead = int32(ahead + STEP)
             stage = int32(stage + STAGE) if stage < LAST_STAGE else int32(FIRST_STAGE)
             base = int32(base + STEP)

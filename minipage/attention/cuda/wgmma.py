@@ -101,22 +101,23 @@ def score_multiplier(kind: Kind, head_size: int, tokens: int) -> Any:
 @cache
 def value_multiplier(kind: Kind, head_size: int, tokens: int) -> Any:
     """(acc, p, shared, v): acc[:] += P @ V, the head_size // 2 numbers of this lane; p: its weights."""
-    n, weights, name = head_size // 2, tokens // 2, type_name(kind)
-    text = BEGIN + f".reg .b32 p<{weights // 2}>; " + LOCATE.format("b", f"${n + weights}")
-    for i in range(weights // 2):
+    n, num_weights, name = head_size // 2, tokens // 2, type_name(kind)
+    text = BEGIN + f".reg .b32 p<{num_weights // 2}>; " + LOCATE.format("b", f"${n + num_weights}")
+    for i in range(num_weights // 2):
         text += f"cvt.rn.{name}x2.f32 p{i}, ${n + 2 * i + 1}, ${n + 2 * i}; "
     text += FENCE
     for i in range(tokens // 16):
         left = f"{{p{4 * i}, p{4 * i + 1}, p{4 * i + 2}, p{4 * i + 3}}}"
         text += f"add.s64 y, b, {i * 16 * 128 // 16}; " + product(kind, head_size, left, "yes", "1")
 
-    @instruction(types.void, (Registers(n), Registers(weights), SHARED, INDEX), text + END, volatile=True)
+    @instruction(types.void, (Registers(n), Registers(num_weights), SHARED, INDEX), text + END, volatile=True)
     def multiply(acc, p, shared, v):
         def sums(lanes):
-            own = rounded(kind, np.array(lanes, np.float32)).reshape(8, 4, -1, 2, 2)  # [g, c, 8 tokens, row, pair]
-            return own.transpose(3, 0, 2, 1, 4).reshape(16, tokens) @ tile(kind, shared, v, tokens, head_size)  # [16, D]
+            given = rounded(kind, np.array(lanes, np.float32)).reshape(8, 4, -1, 2, 2)  # [g, c, 8 tokens, row, pair]
+            weights = given.transpose(3, 0, 2, 1, 4).reshape(16, tokens)
+            return weights @ tile(kind, shared, v, tokens, head_size)  # [16, D]
 
-        own = [p[i] for i in range(weights)]
+        own = [p[i] for i in range(num_weights)]
         for i, x in enumerate(compat.warp_compute(own, lambda lanes: pieces_of_lanes(sums(lanes)))):
             acc[i] += x
 
