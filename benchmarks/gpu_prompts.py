@@ -131,7 +131,8 @@ def chunks(quick: bool) -> list[Chunk]:
         return [chunk(4, 2048, 2048), chunk(1, 2048, 16_384)]
     return [
         chunk(4, 2048, 2048), chunk(1, 8192, 8192), chunk(1, 2048, 16_384), chunk(16, 512, 4096),
-        chunk(4, 2048, 2048, "64/8x128"), chunk(8, 1024, 1024, "12x64"), chunk(4, 2048, 2048, kv="int8"),
+        chunk(4, 2048, 2048, "64/8x128"), chunk(8, 1024, 1024, "12x64"), chunk(1, 8192, 8192, "12x64"),
+        chunk(4, 2048, 2048, kv="int8"), chunk(4, 2048, 2048, kv="fp8"),
     ]  # fmt: skip
 
 
