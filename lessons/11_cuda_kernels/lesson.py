@@ -366,6 +366,21 @@ print(f"wgmma: {head_size // 16 + tokens // 16} for each of the 4 warps")
 #
 # In eight rows every column has each piece once. So piece 3 of all eight rows, for example, comes in one turn. Exercise 11.3 is to write such an order.
 #
+# What bounds prompts now? In each cycle, a multiprocessor's tensor cores can do 2,048 multiplications with their additions (NVIDIA's white paper on the H100), and shared memory can give 128 bytes. One `wgmma` of q·K takes 16 numbers of
+# each row:
+
+# %%
+for tokens in 64, 128:
+    cycles = 64 * tokens * 16 // 2048
+    bytes_read = (64 + tokens) * 16 * 2
+    print(f"{tokens} tokens: tensor cores {cycles} cycles, memory {bytes_read // 128}")
+
+# %% [markdown]
+# With 64 tokens both are equally busy, and K and V also have to come through shared memory. Why not always 128? Scores of 64 rows and 128 tokens are 64 registers of each lane; sums, with heads of 128, are 64 more. With two blocks on a
+# multiprocessor a thread has 128 registers, and none would be left for the rest. With heads of 64 sums are 32, so there the kernel takes 128 tokens at once.
+#
+# K and V of one byte a number are no matrices for these tensor cores, if q is bfloat16. So the threads widen them first, in shared memory (`minipage/attention/cuda/widening.py`).
+#
 # ## Into the kernel
 #
 # The demo has a scenario that steps through one query, block by block. The same three numbers on all rungs from 3 on:
