@@ -151,6 +151,11 @@ def test_every_number_of_heads_that_share_k_and_v(group, q, head_size):
     Batch([(18, 1), (7, 2)], q, q, 1, group, head_size, block_size=8).check()
 
 
+def test_more_prompts_than_a_warp_has_lanes():
+    """A warp looks for the sequence of a tile, at as many at a time as it has lanes."""
+    Batch([(2, 2)] * 31 + [(3, 3)] * 3, "float32", "float32", 1, 1, 4, block_size=8).check()
+
+
 def test_a_prompt_of_more_tokens_than_a_tile_has_rows():
     Batch([(70, 70), (90, 45), (3, 1), (1, 1)], "bfloat16", "bfloat16", 1, 1, 64, block_size=16).check()
     Batch([(30, 30), (40, 9)], "float32", "float32", 1, 1, 4, block_size=16).check()
@@ -333,7 +338,7 @@ def warpgroups(*kinds):
 @pytest.mark.parametrize(
     "lengths, q, kv, group, head_size, block_size, window",
     [
-        ([(20, 7), (70, 3)], "bfloat16", "same", 3, 64, 8, None),
+        ([(20, 3), (300, 7)], "bfloat16", "same", 3, 64, 8, None),  # more steps than stages, rows of two warps
         ([(3, 2)], "float16", "same", 1, 128, 16, None),
         long([(70, 70), (90, 45), (3, 1), (1, 1), (200, 9)], "bfloat16", "same", 1, 64, 16, None),
         long([(70, 70), (90, 45), (300, 9)], "float16", "same", 4, 128, 20, None),
@@ -341,7 +346,7 @@ def warpgroups(*kinds):
         long([(130, 80)], "float16", "same", 2, 64, 8, 5),
         long([(300, 80)], "bfloat16", "same", 1, 64, 16, 150),
         ([(9, 3)], "bfloat16", "same", 19, 64, 8, None),  # two tiles of heads, of which one has a head less
-        ([(70, 3)], "bfloat16", "int8", 1, 128, 16, None),
+        ([(270, 20)], "bfloat16", "int8", 1, 128, 16, 200),  # the same, and a window
         ([(20, 2)], "bfloat16", "fp8", 2, 64, 8, None),
         long([(250, 70), (30, 30)], "bfloat16", "int8", 1, 64, 16, None),
         long([(250, 70), (3, 1), (90, 45)], "bfloat16", "fp8", 4, 128, 20, 150),
@@ -357,12 +362,10 @@ def test_prompts_by_warpgroups(lengths, q, kv, group, head_size, block_size, win
 def test_a_scale_that_no_model_has(scale, monkeypatch):
     """The kernel of warpgroups takes the highest product for the highest score, so it is for scales above 0."""
     if SIMULATOR:
-        monkeypatch.setattr(launch, "has_warpgroup_kernel", lambda *kinds: True)
-        launch.choose_best.cache_clear()
+        monkeypatch.setattr(launch, "choose_best", warpgroups)
     batch = Batch([(30, 5)], "bfloat16", "bfloat16", 1, 1, 64, block_size=8)
     batch.scale = scale
     batch.check()
-    launch.choose_best.cache_clear()
 
 
 @pytest.mark.parametrize("kernel", ["ordinary", "tensor", "warpgroups"])

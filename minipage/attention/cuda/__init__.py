@@ -10,7 +10,7 @@ launch, for an engine that knows its arrays are right and captures its steps in 
     tensor_cores.py    a faster one, for numbers of two bytes or one and the usual head sizes
     warpgroups.py      a still faster one, for prompts, on Hopper
     wgmma.py           the tensor cores' instructions that it uses
-    widening.py        K and V of one byte on their way to them
+    widening.py        K and V of one byte, made ready for them
     cache.py           writing K and V into their slots, and copying blocks
     launch.py          which kernel, and how many blocks of it
     ptx.py             single instructions that numba has no name for

@@ -38,10 +38,8 @@ LEAST_SHARE = 256  # tokens of a block, at least, if the kernel decides: joining
 
 @device_function
 def first_of_tile(tile, size, query_start_loc, num_seqs):
-    """(sequence, number of the tile's first query in that sequence); a warp looks together, at 32 sequences at a time.
-
-    There is no sequence for a tile beyond all of them: then it is the last one, and the query is not in it.
-    """
+    """(sequence, number of the tile's first query in it); a warp looks together, at 32 sequences at a time. A tile that
+    was left free is of the sequence before it, past its end."""
     seq, found = int32(-1), int32(WARP)
     while found == WARP and seq + 1 < num_seqs:
         own = int32(seq + 1 + cuda.threadIdx.x % WARP)

@@ -8,9 +8,10 @@ computed, the next one is on its way. K and V of one byte a number are widened i
 
 Lane 4 g + c has scores of two rows, g and g + 8 of its warp's 16: score[4 j + 2 n + e] is of row g + 8 n and of token
 8 j + 2 c + e of the step, and acc[4 j + 2 n + e] of the same row and position 8 j + 2 c + e in the head. The four lanes
-of a row find its highest score together; the rest is the online softmax of ordinary_cores.py. Scores are products until
-they become weights: scale, above 0, goes into the exponent. While one block makes weights, another can have the tensor
-cores: two of them share a multiprocessor.
+of a row find its highest score together; the rest is the online softmax of ordinary_cores.py. Scores are bare products:
+scale is above 0, so the highest stays it, and one instruction scales a score and subtracts the highest. Weights are
+powers of two: scale comes times log2(e). While one block makes weights, another can have the tensor cores: two of them
+share a multiprocessor.
 
 Thread indices become uint32 before a division: numba's division rounds down, which takes a dozen more instructions for
 numbers that may be negative.
@@ -49,17 +50,17 @@ from minipage.attention.cuda.widening import widener
 
 float32, int32, int64, uint32 = types.float32, types.int32, types.int64, types.uint32
 
-GROUPS = 2  # warpgroups of a block, which share K and V; even, so that NUM_WARPS is a multiple of 8
+GROUPS = 2  # warpgroups of a block, which share K and V; even: see NEXT
 BLOCK_ROWS = GROUPS * ROWS  # of q
-STAGES = 2
+STAGES = 2  # one step is computed, and one on its way
 NUM_WARPS = 4 * GROUPS
 NUM_THREADS = NUM_WARPS * WARP
 MOST_REGISTERS = 128  # of a thread, so that two blocks fit
 
 
 def has_warpgroup_kernel(q_kind: Kind, kv: Kind, head_size: int) -> bool:
-    is_multiplied = kv == q_kind or (kv.is_quantized and q_kind == BFLOAT16)  # float16 has not the range of all scales
-    return has_warpgroups() and head_size in (64, 128) and q_kind.num_bytes == 2 and is_multiplied
+    can_be_like_q = kv == q_kind or (kv.is_quantized and q_kind == BFLOAT16)  # float16 has not the range of all scales
+    return has_warpgroups() and head_size in (64, 128) and q_kind.num_bytes == 2 and can_be_like_q
 
 
 @cache
@@ -71,21 +72,22 @@ def warpgroup_kernel(
     WINDOW = window or 0
     HEAD_TILES = -(-heads_per_kv // heads)
     WIDENS = kv.is_quantized
-    STEP = 64 * 128 // head_size  # tokens of K and V at once
+    STEP = 64 * 128 // head_size  # tokens of K and V at once: two panels (wgmma.py) of each
     TOKENS_OF_WARP = STEP // NUM_WARPS  # that it requests
     ROW_WORDS = head_size * kv.num_bytes // 4  # of K or V, as it is requested
     PIECES = ROW_WORDS // 4  # of 16 bytes, in a row
     ROWS_AT_ONCE = WARP // PIECES  # that a warp requests
-    Q_WORDS = head_size // 2  # of a row of q, and of K or V if it is widened
+    Q_WORDS = head_size // 2  # of a row of q, and of K or V as it is multiplied
     Q_TILE, TILE = ROWS * Q_WORDS, STEP * Q_WORDS
-    # Shared memory, in words: tiles of q; tiles of K and V, if they are widened; stages. A stage is K, V, and their
-    # scales, on their way. If they are not widened, they lie there as the tiles that are multiplied.
-    TILES = GROUPS * Q_TILE
-    FIRST_STAGE = TILES + (2 * TILE if WIDENS else 0)
-    V_START = STEP * ROW_WORDS
+    # Shared memory, in words. What is in brackets is there if K and V are widened; otherwise they are tiles already.
+    #     q of each warpgroup | [K, V as tiles] | K, V, [scales of K, of V] on their way, a stage | another stage
+    WIDENED = GROUPS * Q_TILE
+    FIRST_STAGE = WIDENED + (2 * TILE if WIDENS else 0)
+    V_START = STEP * ROW_WORDS  # in a stage, like SCALES
     SCALES = 2 * V_START
     STAGE = SCALES + (2 * STEP if WIDENS else 0)
-    NEXT = NUM_WARPS * (ROW_WORDS if WIDENS else PANEL // ROWS)  # from a token of a warp to its next
+    # From a token of a warp to its next: a multiple of 8 rows on, where pieces are in the same order.
+    NEXT = NUM_WARPS * (ROW_WORDS if WIDENS else PANEL // ROWS)
     LAST_STAGE = FIRST_STAGE + (STAGES - 1) * STAGE
     BUFFER = FIRST_STAGE + STAGES * STAGE
     BUFFER_SIZE = size_in_kernel(BUFFER)
@@ -97,7 +99,7 @@ def warpgroup_kernel(
 
     @device_function
     def slot_of(base, stop, block_tables, table):
-        """The slot of a token that this warp requests for a step, of its first in lane 0; past the end, of the last."""
+        """Lane i has the slot of the i-th token that its warp requests for a step; past the end, of the last."""
         thread = uint32(cuda.threadIdx.x)
         token = uint32(min(int32(base + thread % TOKENS_OF_WARP * NUM_WARPS + thread // WARP), int32(stop - 1)))
         block = load_4_bytes(block_tables, int32(table + int32(token // block_size)))
@@ -113,7 +115,7 @@ def warpgroup_kernel(
             row = int32(slot * num_kv_heads + kv_head)
             first = uint32(own * NUM_WARPS + warp)
             to = stage + (first * ROW_WORDS + piece * 4 if WIDENS else swizzled(first, piece * 4))
-            row_pieces = int32(row * PIECES)  # 2 ** 32 pieces would be 128 GiB of K and V
+            row_pieces = int32(row * PIECES)  # of 32 bits: 2 ** 32 would be 128 GiB of K and V
             for i in range(0, TOKENS_OF_WARP, ROWS_AT_ONCE):
                 at = int64(uint32(uint32(cuda.shfl_sync(ALL, row_pieces, i + own)) + piece)) * 4
                 request_16_bytes(buffer, to + i * NEXT, k_cache, at)
@@ -126,14 +128,14 @@ def warpgroup_kernel(
 
     @device_function
     def widen_step(buffer, stage):
-        """What this thread requested of a step becomes a part of the tiles of K and V."""
+        """What this thread requested of a step, with scales that its warp requested, becomes a part of the tiles."""
         thread = uint32(cuda.threadIdx.x)
         own, piece, warp = thread % WARP // PIECES, thread % PIECES, thread // WARP
         for i in range(0, TOKENS_OF_WARP, ROWS_AT_ONCE):
             row = uint32((i + own) * NUM_WARPS + warp)
             at, scale_at = stage + row * ROW_WORDS + piece * 4, stage + SCALES + row
-            widen(buffer, at, buffer[scale_at], TILES, row, piece * 8)
-            widen(buffer, at + V_START, buffer[scale_at + STEP], TILES + TILE, row, piece * 8)
+            widen(buffer, at, buffer[scale_at], WIDENED, row, piece * 8)
+            widen(buffer, at + V_START, buffer[scale_at + STEP], WIDENED + TILE, row, piece * 8)
 
     @device_function
     def request_queries(buffer, q, q_stride, q_start, num_queries, first, kv_head, first_head):
@@ -180,9 +182,9 @@ def warpgroup_kernel(
             for i in range(2 * n, NUM_SUMS, 4):
                 acc[i] *= shrink
                 acc[i + 1] *= shrink
-        low = new * scale
+        scaled = new * scale
         for i in range(2 * n, NUM_SCORES, 4):
-            score[i], score[i + 1] = exp2(score[i] * scale - low), exp2(score[i + 1] * scale - low)
+            score[i], score[i + 1] = exp2(score[i] * scale - scaled), exp2(score[i + 1] * scale - scaled)
             total[n] += score[i] + score[i + 1]
 
     @device_function
@@ -207,11 +209,11 @@ def warpgroup_kernel(
         kv_head, first_head = int32(head_tile // HEAD_TILES), int32(head_tile % HEAD_TILES * heads)
         first_row = thread // WARP * 16 + thread % WARP // 4  # of the lane's two; the other is 8 further
         c = int32(thread % 4)
-        own_q = cuda.shfl_sync(ALL, int32(thread // (4 * WARP) * Q_TILE), 0)  # known to be the same for all lanes
+        own_q = cuda.shfl_sync(ALL, int32(thread // (4 * WARP) * Q_TILE), 0)  # so the compiler knows: one for the warp
         context, q_start = int32(context_lens[seq]), int32(query_start_loc[seq])
         num_queries = int32(query_start_loc[seq + 1] - q_start)
         seen_before = int32(context - num_queries + 1)  # query i sees seen_before + i tokens
-        sees_nothing = int32(q_start - seen_before)  # a query that sees n tokens is this row of q + n
+        sees_nothing = int32(q_start - seen_before)  # the query that sees n tokens is row sees_nothing + n of q
         seen_by_first = int32(seen_before + first)
         start = int32(max(0, seen_by_first - WINDOW) if WINDOW else 0)
         stop = int32(seen_before + min(first + tokens, num_queries) - 1)
@@ -230,7 +232,7 @@ def warpgroup_kernel(
 
         score = cuda.local.array(NUM_SCORES, float32)
         acc = cuda.local.array(NUM_SUMS, float32)
-        visible = cuda.local.array(2, int32)  # all else is of rows g and g + 8
+        visible = cuda.local.array(2, int32)  # this and the next two: of row g, and of row g + 8
         highest, total = cuda.local.array(2, float32), cuda.local.array(2, float32)
         for n in range(2):
             row = first_row + 8 * n
@@ -247,9 +249,9 @@ def warpgroup_kernel(
             wait_for_oldest()  # what this thread requested has come
             tiles = stage
             if WIDENS:
-                cuda.syncthreads()  # all have read the tiles, and what others requested has come
+                cuda.syncthreads()  # all have read the tiles, and scales that other lanes requested have come
                 widen_step(buffer, stage)
-                tiles = int32(TILES)
+                tiles = int32(WIDENED)
             show_tensor_cores()
             cuda.syncthreads()  # the tiles are complete
             if WIDENS:

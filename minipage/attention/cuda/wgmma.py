@@ -9,8 +9,8 @@ those numbered 2 c and 2 c + 1.
     P @ V     [64 rows of q, positions in the head]  P, the weights, stays in the registers in which the scores were:
               what a lane has of the result above is what it has to bring of the left matrix here
 
-Q, K and V lie in shared memory as tiles, cut into panels of 64 rows and 64 columns: 128 bytes, or 8 pieces of 16, of
-each row. Pieces of the same number, of 8 rows that follow each other, are in different banks of the memory:
+Q, K and V lie in shared memory as tiles of 64 rows or 64 columns, cut into panels of both: 128 bytes, or 8 pieces of
+16, of each row. Pieces of the same number, of 8 rows that follow each other, are in different banks of the memory:
 
     row 0   piece  0 1 2 3 4 5 6 7
     row 1          1 0 3 2 5 4 7 6
@@ -40,7 +40,7 @@ from minipage.simd.halves import from_bfloat16, to_bfloat16
 
 int32, uint32 = types.int32, types.uint32
 
-ROWS = 64  # of a tile
+ROWS = 64  # of a panel, and of a tile of q
 PANEL = ROWS * 32  # words of 64 of its columns
 ALIGNMENT = 1024  # bytes, in which the order of pieces repeats itself
 
@@ -50,8 +50,9 @@ ALIGNMENT = 1024  # bytes, in which the order of pieces repeats itself
 LAYOUT = 1 << 62 | 8 * 128 // 16 << 32 | PANEL * 4 // 16 << 16
 
 # The text of a product: a and b describe the left and the right matrix, x and y the next 16 inner indices of them.
-# adds: no replaces the sums, yes adds to them. 1, 1: neither matrix is negated. rows_are_inner: 1, or 0. The fence lets
-# tensor cores see what was written to registers; after the wait all sums are there, and shared memory has been read.
+# adds: no replaces the sums, yes adds to them. 1, 1: neither matrix is negated. rows_are_inner: 1, or 0, of each one in
+# shared memory. The fence lets tensor cores see what was written to registers; after the wait all sums are there, and
+# shared memory has been read.
 BEGIN = "{ .reg .pred no, yes; .reg .b32 t; .reg .b64 a, b, x, y; setp.ne.b32 no, 0, 0; setp.eq.b32 yes, 0, 0; "
 LOCATE = f"shr.u32 t, {{1}}, 4; cvt.u64.u32 {{0}}, t; or.b64 {{0}}, {{0}}, {LAYOUT}; "
 PRODUCT = (
