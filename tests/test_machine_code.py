@@ -79,6 +79,7 @@ def test_the_tensor_kernel_multiplies_on_tensor_cores_and_spills_nothing(q, kv, 
 def test_warpgroups_multiply_out_of_shared_memory_and_two_blocks_fit(
     q, kv, head_size, group, heads, tokens, window, tmp_path
 ):
+    from minipage.attention.cuda.kinds import KINDS
     from minipage.attention.cuda.warpgroups import NUM_THREADS, warpgroup_kernel
 
     code = attention(warpgroup_kernel, q, kv, head_size, group, heads, tokens, (9, 0), tmp_path, window=window)
@@ -89,6 +90,9 @@ def test_warpgroups_multiply_out_of_shared_memory_and_two_blocks_fit(
     assert code.count("HMMA") == 0 and (code.count("LDS.128") > 0) == (kv != q)  # which is widened
     assert code.stack <= 32  # a few numbers that are wanted once a step, and no array
     assert 2 * code.registers * NUM_THREADS <= 65_536
+    q_kind, kv_kind = (next(kind for kind in KINDS.values() if kind.name == name) for name in (q, kv))
+    kernel = warpgroup_kernel(q_kind, kv_kind, head_size, 16, group, heads, tokens, window=window)
+    assert 2 * (kernel.shared_bytes + code.shared) <= 228 * 1024  # of a multiprocessor
 
 
 @pytest.mark.parametrize("num_warps", [4, 8])

@@ -358,12 +358,13 @@ def test_prompts_by_warpgroups(lengths, q, kv, group, head_size, block_size, win
     batch.check(lambda *given, **options: launched(batch, given, None, choose=choose, **options))
 
 
-@pytest.mark.parametrize("scale", [-0.5, 0.0, 3.0])
+@pytest.mark.parametrize("scale", [-0.5, 0.0, 1e-30, 3.0, 1e9])
 def test_a_scale_that_no_model_has(scale, monkeypatch):
-    """The kernel of warpgroups takes the highest product for the highest score, so it is for scales above 0."""
+    """The kernel of warpgroups takes the highest product for the highest score, and hides what a query does not see by
+    a product below all others, which it scales, too."""
     if SIMULATOR:
         monkeypatch.setattr(launch, "choose_best", warpgroups)
-    batch = Batch([(30, 5)], "bfloat16", "bfloat16", 1, 1, 64, block_size=8)
+    batch = Batch([(140, 100)], "bfloat16", "bfloat16", 1, 1, 128, block_size=8, window=3)
     batch.scale = scale
     batch.check()
 

@@ -48,6 +48,7 @@ FEW_SEQS = 16  # whose new K and V are written by the way: of many, a launch for
 MOST_HEADS = 32  # of a tile of q, in any kernel
 MOST_BLOCKS = 4  # for each multiprocessor, in any kernel, at once
 MOST_TURNS = 3  # of blocks of a decode, one after the other; with 8 ragged batches were a tenth slower
+SCALES_OF_MODELS = 1e-20, 1e6  # between these `choose_best` is right; the kernel of warpgroups cannot do with others
 LOG2_E = 1.4426950408889634  # exp(x) = exp2(x * LOG2_E): the hardware has exp2
 
 
@@ -97,7 +98,8 @@ def paged_attention(
         f"{len(contexts)} sequences of up to {longest} tokens are {num_splits} pieces of work, but a launch "
         f"takes {MOST_PIECES}: give it fewer sequences at a time.",
     )
-    choose = choose_best if scale > 0 else choose_for_any_scale
+    least, most = SCALES_OF_MODELS
+    choose = choose_best if least < scale < most else choose_for_any_scale
     choice = choose(kind_of(layout(q).dtype, "q"), kind_of(layout(k_cache).dtype, "k_cache"), head_size)
     heads = heads_of_tile(choice, num_heads // layout(k_cache).shape[2])
     tiles = num_tiles(num_tokens, queries_of_tile(choice, heads), len(contexts))
@@ -173,7 +175,7 @@ def choose_for_any_scale(q_kind: Kind, kv: Kind, head_size: int) -> KernelChoice
 
 @cache
 def choose_best(q_kind: Kind, kv: Kind, head_size: int) -> KernelChoice:
-    """For a scale above 0, as models have it."""
+    """For scales as models have them: see SCALES_OF_MODELS."""
     choice = choose_for_any_scale(q_kind, kv, head_size)
     return with_warpgroups(choice) if has_warpgroup_kernel(q_kind, kv, head_size) else choice
 
@@ -303,7 +305,7 @@ def launch_attention(
         stream: the handle of a CUDA stream.
         split_size: tokens of a context that one block of a decode works on. Default: equal shares, the fastest; a fixed
             size makes the answer to a sequence independent, to the last bit, of the rest of the batch.
-        choose: which kernel, for the kinds of q and of K and V, and the head size; choose_best is for a scale above 0.
+        choose: which kernel, for the kinds of q and of K and V, and the head size; choose_best is for SCALES_OF_MODELS.
         window: as `paged_attention` has it; there is a kernel for each.
         new: K and V of the tokens of q, which are written first. If all are decodes, of few sequences, one kernel does
             both: then the rest of K and V, and the tables, must have been there before the last kernel of the stream

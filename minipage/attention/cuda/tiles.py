@@ -41,7 +41,7 @@ def first_of_tile(tile, size, query_start_loc, num_seqs):
     """(sequence, number of the tile's first query in it); a warp looks together, at 32 sequences at a time. A tile that
     was left free is of the sequence before it, past its end."""
     seq, found = int32(-1), int32(WARP)
-    while found == WARP and seq + 1 < num_seqs:
+    while found == WARP:
         own = int32(seq + 1 + cuda.threadIdx.x % WARP)
         is_before = own < num_seqs and int32(uint32(query_start_loc[own]) // size) + own <= tile  # or at this tile
         found = int32(cuda.popc(cuda.ballot_sync(ALL, is_before)))

@@ -55,7 +55,7 @@ BLOCK_ROWS = GROUPS * ROWS  # of q
 STAGES = 2  # one step is computed, and one on its way
 NUM_WARPS = 4 * GROUPS
 NUM_THREADS = NUM_WARPS * WARP
-MOST_REGISTERS = 128  # of a thread, so that two blocks fit
+MOST_REGISTERS = 65_536 // (2 * NUM_THREADS)  # of a thread, so that two blocks fit
 
 
 def has_warpgroup_kernel(q_kind: Kind, kv: Kind, head_size: int) -> bool:
@@ -142,7 +142,8 @@ def warpgroup_kernel(
         """Have the rows of q of this warp brought to its warpgroup's tile, with the first step of K and V; instead of a
         row that there is not, one that is computed and not written. q may be part of wider rows: only words are sure to
         be aligned."""
-        lane, own = uint32(cuda.threadIdx.x % WARP), uint32(cuda.threadIdx.x // WARP * 16)  # the first of its rows
+        thread = uint32(cuda.threadIdx.x)
+        lane, own = thread % WARP, thread // WARP * 16  # the first of its rows
         row = uint32(own + lane % 16)
         token = int32(q_start + min(int32(first + row // heads), int32(num_queries - 1)))
         head = int32(kv_head * heads_per_kv + min(int32(first_head + row % heads), int32(heads_per_kv - 1)))
@@ -221,14 +222,13 @@ def warpgroup_kernel(
         buffer = cuda.shared.array(BUFFER_SIZE, float32, ALIGNMENT)
         stage = int32(FIRST_STAGE)
         request_queries(buffer, q, q_stride, q_start, num_queries, first, kv_head, first_head)
-        ahead = start
         for i in range(STAGES):
-            slot = slot_of(ahead, stop, block_tables, table)
+            base = int32(start + i * STEP)
+            slot = slot_of(base, stop, block_tables, table)
             request(
-                buffer, stage + i * STAGE, slot, ahead < stop, k_cache, v_cache, k_scales, v_scales, kv_head,
+                buffer, stage + i * STAGE, slot, base < stop, k_cache, v_cache, k_scales, v_scales, kv_head,
                 num_kv_heads,
             )  # fmt: skip
-            ahead = int32(ahead + STEP)
 
         score = cuda.local.array(NUM_SCORES, float32)
         acc = cuda.local.array(NUM_SUMS, float32)
@@ -245,6 +245,7 @@ def warpgroup_kernel(
 
         base = start
         while base < stop:
+            ahead = int32(base + STAGES * STEP)
             slot = slot_of(ahead, stop, block_tables, table)  # for `request` below: to look it up takes a while
             wait_for_oldest()  # what this thread requested has come
             tiles = stage
@@ -269,7 +270,6 @@ def warpgroup_kernel(
                 request(
                     buffer, stage, slot, ahead < stop, k_cache, v_cache, k_scales, v_scales, kv_head, num_kv_heads
                 )  # fmt: skip
-            ahead = int32(ahead + STEP)
             stage = int32(stage + STAGE) if stage < LAST_STAGE else int32(FIRST_STAGE)
             base = int32(base + STEP)
 
