@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from where import DEVICE, SIMULATOR, on_gpu
 
 from minipage.attention import cuda
-from minipage.attention.cuda import compat, launch
-from minipage.attention.cuda.kinds import FLOAT16
+from minipage.attention.cuda import compat, launch, warpgroups
+from minipage.attention.cuda.kinds import BFLOAT16, FLOAT16, KINDS
 from minipage.errors import KernelArgumentError
 
 
@@ -25,6 +25,16 @@ def test_a_workspace_is_enough_for_what_all_blocks_leave_in_it(num_seqs, context
         assert grid.tiles * grid.heads >= num_kv_heads * group
         num_blocks, numbers = grid.tiles * grid.blocks, 2 * grid.heads * (8 + 1)
         assert num_blocks * (1 + numbers) <= size or (context <= launch.SHORT and not split_size)  # nothing is cut
+
+
+def test_which_prompts_are_for_warpgroups(monkeypatch):
+    monkeypatch.setattr(warpgroups, "has_warpgroups", lambda: True)
+    float32, _, _, int8, fp8 = KINDS.values()
+    fitting = [(FLOAT16, FLOAT16, 64), (BFLOAT16, BFLOAT16, 128), (BFLOAT16, int8, 64), (BFLOAT16, fp8, 128)]
+    # The last two: int8 times its scale may be beyond float16; and no kernel multiplies float16 with bfloat16.
+    others = [(float32, float32, 64), (BFLOAT16, BFLOAT16, 80), (FLOAT16, int8, 64), (FLOAT16, BFLOAT16, 64)]
+    assert all(warpgroups.has_warpgroup_kernel(*given) for given in fitting)
+    assert not any(warpgroups.has_warpgroup_kernel(*given) for given in others)
 
 
 @given(st.integers(1, 512), st.integers(1, 100), st.integers(1, 4))
