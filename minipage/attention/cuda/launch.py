@@ -72,7 +72,8 @@ def paged_attention(
 
     A NaN in K or V comes out for every query that sees its token. Of V, it may also come out for the queries just
     before, or just after those whose window reaches it (of the same tile: see tiles.py), because their weight for it
-    is 0, and 0 * NaN is NaN.
+    is 0, and 0 * NaN is NaN. A prompt may also get NaN or infinity for scores beyond 2 ** 27, which no model has (see
+    warpgroups.weigh), and for scales of K and V from 2 ** 104 on.
 
     Raises KernelArgumentError if they do not fit together, or no kernel has their numbers or head size. Nothing has
     been launched then.

@@ -170,7 +170,10 @@ def warpgroup_kernel(
 
     @device_function
     def weigh(n, score, scale, highest, total, acc):
-        """Scores of row g + 8 n become weights, and total and sums relative to the new highest."""
+        """Scores of row g + 8 n become weights, and total and sums relative to the new highest.
+
+        The highest one's weight is not quite 1: `scaled` is rounded, and the product of that score is not.
+        """
         new = highest[n]
         for i in range(2 * n, NUM_SCORES, 4):
             new = max(new, max(score[i], score[i + 1]))
