@@ -350,7 +350,7 @@ print(
 print(f"wgmma: {head_size // 16 + tokens // 16} for each of the 4 warps")
 
 # %% [markdown]
-# The engine's kernel for prompts on these GPUs, `minipage/attention/cuda/warpgroups.py`, is otherwise rung 6 as you know it: request, wait, scores, `weigh`, sums. On an H200 it reaches 404 to 498 TFLOP/s with prompts, in heads of
+# The engine's kernel for prompts on these GPUs, `minipage/attention/cuda/warpgroups.py`, is otherwise rung 6 as you know it: request, wait, scores, `weigh`, sums. On an H200 it reaches 421 to 510 TFLOP/s with prompts, in heads of
 # 128, where `mma` reached 138 to 178; large products of matrices reach 760 to 790. (`python -m benchmarks.gpu_prompts`; `docs/gpu.md` has every step on the way, and what was predicted.)
 #
 # One thing has to be right before tensor cores can read shared memory fast. It has 32 **banks**, each 4 bytes wide; what is asked of one bank at the same time comes one after the other. A row of 128 bytes goes through all banks once.
