@@ -111,13 +111,13 @@ def warpgroup_kernel(
         empty request counts, too: whoever waits counts them."""
         if is_wanted:
             thread = uint32(cuda.threadIdx.x)
-            own, piece, warp = thread % WARP // PIECES, thread % PIECES, thread // WARP
+            nth, piece, warp = thread % WARP // PIECES, thread % PIECES, thread // WARP
             row = int32(slot * num_kv_heads + kv_head)
-            first = uint32(own * NUM_WARPS + warp)
-            to = stage + (first * ROW_WORDS + piece * 4 if WIDENS else swizzled(first, piece * 4))
+            token = uint32(nth * NUM_WARPS + warp)  # the first that this lane requests a piece of
+            to = stage + (token * ROW_WORDS + piece * 4 if WIDENS else swizzled(token, piece * 4))
             row_pieces = int32(row * PIECES)  # of 32 bits: 2 ** 32 would be 128 GiB of K and V
             for i in range(0, TOKENS_OF_WARP, ROWS_AT_ONCE):
-                at = int64(uint32(uint32(cuda.shfl_sync(ALL, row_pieces, i + own)) + piece)) * 4
+                at = int64(uint32(uint32(cuda.shfl_sync(ALL, row_pieces, i + nth)) + piece)) * 4
                 request_16_bytes(buffer, to + i * NEXT, k_cache, at)
                 request_16_bytes(buffer, to + i * NEXT + V_START, v_cache, at)
             if WIDENS and thread % WARP < TOKENS_OF_WARP:
@@ -130,9 +130,9 @@ def warpgroup_kernel(
     def widen_step(buffer, stage):
         """What this thread requested of a step, with scales that its warp requested, becomes a part of the tiles."""
         thread = uint32(cuda.threadIdx.x)
-        own, piece, warp = thread % WARP // PIECES, thread % PIECES, thread // WARP
+        nth, piece, warp = thread % WARP // PIECES, thread % PIECES, thread // WARP
         for i in range(0, TOKENS_OF_WARP, ROWS_AT_ONCE):
-            row = uint32((i + own) * NUM_WARPS + warp)
+            row = uint32((i + nth) * NUM_WARPS + warp)
             at, scale_at = stage + row * ROW_WORDS + piece * 4, stage + SCALES + row
             widen(buffer, at, buffer[scale_at], WIDENED, row, piece * 8)
             widen(buffer, at + V_START, buffer[scale_at + STEP], WIDENED + TILE, row, piece * 8)
@@ -143,17 +143,17 @@ def warpgroup_kernel(
         row that there is not, one that is computed and not written. q may be part of wider rows: only words are sure to
         be aligned."""
         thread = uint32(cuda.threadIdx.x)
-        lane, own = thread % WARP, thread // WARP * 16  # the first of its rows
-        row = uint32(own + lane % 16)
+        lane, first_row = thread % WARP, thread // WARP * 16
+        row = uint32(first_row + lane % 16)
         token = int32(q_start + min(int32(first + row // heads), int32(num_queries - 1)))
         head = int32(kv_head * heads_per_kv + min(int32(first_head + row % heads), int32(heads_per_kv - 1)))
         at = (token * q_stride + head * head_size) // 2
-        to = own // ROWS * Q_TILE
+        to = first_row // ROWS * Q_TILE
         for i in range(16):
             row_at = cuda.shfl_sync(ALL, at, i)
             for j in range(0, Q_WORDS, WARP):
                 word = uint32(lane + j)
-                request_4_bytes(buffer, to + swizzled(own % ROWS + i, word), q, row_at + word)
+                request_4_bytes(buffer, to + swizzled(first_row % ROWS + i, word), q, row_at + word)
 
     @device_function
     def hide(score, base, visible, c):
