@@ -11,8 +11,8 @@ a CUDA thread is a greenlet: it runs until it waits for others, and then the nex
 One warp runs to the next barrier of the block before the next warp does.
 
 It is a strict machine. Memory that nobody has written is poison: NaN, in whichever way it is read. An index below 0 or
-past the end is an error, as is a barrier that some threads of a block pass and others never reach. What it cannot show
-is a race: threads take turns only at barriers.
+past the end is an error, as is a barrier that some threads of a block pass and others never reach, and so is a race of
+two threads in shared memory (shared_memory.py). What it cannot show is a race of two blocks: they run one by one.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from numba.core import types
 from numba.cuda.simulator.kernel import FakeCUDAKernel
 
 from minipage.attention.cuda import compat
+from minipage.ladder.shared_memory import SharedArray, Sharer
 
 WARP_SIZE = 32
 POISON = 0x7FC07FC0  # NaN as one float32 or bfloat16s or fp16s, an absurd number as an integer
@@ -43,7 +44,7 @@ def install() -> None:
             setattr(cuda, name, value)
     for place in ("threadIdx", "block.blockIdx", "block.blockDim", "block.gridDim"):
         setattr(cuda, place.split(".")[-1], _dimensions(place))
-    compat.warp_compute = _warp_compute
+    compat.warp_compute, compat.this_thread = _warp_compute, getcurrent
 
 
 class GuardedArray:
@@ -96,8 +97,8 @@ def guarded(array: np.ndarray) -> GuardedArray:
 
 
 class PoisonedRow:
-    """Memory of a thread or of a block: it holds whatever was there before. Lists, because element by element they are
-    several times faster than arrays."""
+    """Memory of a thread: it holds whatever was there before. Lists, because element by element they are several times
+    faster than arrays."""
 
     __slots__ = ("kind", "numbers", "shape")
 
@@ -183,7 +184,7 @@ class _Group:
         self.seen, self.shown, self.answer = self.shown, [None] * len(self.shown), None
 
 
-class _Thread(greenlet):
+class _Thread(Sharer, greenlet):
     """A CUDA thread, in one block of a launch after the other: greenlets cost more to begin than to go on with."""
 
     block: _Block
@@ -199,6 +200,7 @@ class _Thread(greenlet):
 
     def _run_blocks(self) -> None:
         while self.is_needed:
+            self.begin_block()
             self.kernel()
             self.waits_for = ""
             self.parent.switch()
@@ -281,6 +283,7 @@ def _wait(kind: str) -> None:
     thread = getcurrent()
     thread.waits_for = kind
     thread.parent.switch()
+    thread.pass_barrier(of_block=kind == "block")
 
 
 def _exchange(value: Any) -> list[Any]:
@@ -323,7 +326,7 @@ class _SharedMemory:
         arrays = getcurrent().block.shared
         place = caller.f_code.co_filename, caller.f_lineno
         if place not in arrays:
-            arrays[place] = poisoned(shape, dtype)
+            arrays[place] = SharedArray(shape if isinstance(shape, tuple) else (shape,), *poison_of(dtype))
         return arrays[place]
 
 

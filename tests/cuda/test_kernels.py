@@ -294,40 +294,6 @@ def test_a_sequence_without_a_context_reads_nothing_and_gets_zeros(q, head_size)
     assert np.abs(out[[0, 2]] - expected[[0, 2]]).max() <= batch.tolerance * np.abs(expected).max()
 
 
-def test_the_simulator_sees_reads_outside_and_of_what_nobody_wrote():
-    if not SIMULATOR:
-        pytest.skip("in the simulator only")
-    from minipage.attention.cuda.compat import cuda as numba_cuda
-    from minipage.attention.cuda.compat import kernel
-
-    def outside(array):
-        array[0] = array[numba_cuda.threadIdx.x - 1]
-
-    def unwritten(array):
-        array[0] = numba_cuda.shared.array(4, np.float32)[0]
-
-    def before_a_row(array):
-        array[0] = numba_cuda.local.array((2, 3), np.float32)[1, numba_cuda.threadIdx.x - 1]
-
-    def behind_a_row(array):
-        numba_cuda.local.array((2, 3), np.float32)[0, 3] = array[0]
-
-    def unequal(array):
-        if numba_cuda.threadIdx.x == 0:
-            numba_cuda.syncthreads()
-        else:
-            numba_cuda.syncwarp()
-
-    array = np.ones(4, np.float32)
-    for wrong in outside, before_a_row, behind_a_row:
-        with pytest.raises(IndexError):
-            kernel(wrong)[1, 4](array)
-    kernel(unwritten)[1, 1](array)
-    assert np.isnan(array[0])
-    with pytest.raises(RuntimeError, match="for ever"):
-        kernel(unequal)[1, 2](array)
-
-
 def warpgroups(*kinds):
     """The choice of a GPU whose tensor cores read shared memory themselves."""
     return launch.with_warpgroups(launch.choose_mma(*kinds))

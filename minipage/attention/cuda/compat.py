@@ -195,6 +195,11 @@ def warp_compute(value: Any, function: Callable[[list[Any]], Any]) -> Any:
     raise NotImplementedError
 
 
+def this_thread() -> Any:
+    """In the simulator only: what a thread has to do with shared memory, a `Sharer` of ladder/shared_memory.py."""
+    raise NotImplementedError
+
+
 @cache
 def num_processors() -> int:
     """How many multiprocessors the GPU has; in the simulator few, so that blocks have more than one thing to do."""

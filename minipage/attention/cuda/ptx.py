@@ -169,17 +169,18 @@ def order_of_kernels():
 def request_16_bytes(shared, to, words, i):
     """shared is an array of float32, but may be handed any bits."""
     for j in range(4):
-        shared[to + j] = float_of_bits(words[i + j])
+        shared.request(to + j, float_of_bits(words[i + j]))
 
 
 @instruction(types.void, (SHARED, INDEX, MEMORY, INDEX), "cp.async.ca.shared.global [$0], [$1], 4;", volatile=True)
 def request_4_bytes(shared, to, numbers, i):
-    shared[to] = numbers[i].view(np.float32)  # of a word: whatever its bits mean
+    shared.request(to, numbers[i].view(np.float32))  # of a word: whatever its bits mean
 
 
 @instruction(types.void, (), "cp.async.commit_group;", volatile=True)
 def end_of_group():
     """What was requested since the last group is one more group."""
+    compat.this_thread().end_group()
 
 
 def waiter(num_groups):
@@ -187,7 +188,7 @@ def waiter(num_groups):
 
     @instruction(types.void, (), f"cp.async.wait_group {num_groups};", volatile=True)
     def wait():
-        pass
+        compat.this_thread().wait_for_groups(num_groups)
 
     return wait
 

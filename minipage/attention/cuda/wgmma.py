@@ -72,6 +72,7 @@ def swizzled(row, word):
 @instruction(types.void, (), "fence.proxy.async.shared::cta;", volatile=True)
 def show_tensor_cores():
     """What this thread has written to shared memory, or waited for, can be read by tensor cores after a barrier."""
+    compat.this_thread().show_tensor_cores()
 
 
 @cache
@@ -145,7 +146,9 @@ def rounded(kind: Kind, numbers: Any) -> Any:
 def tile(kind: Kind, shared: Any, start: int, rows: int, head_size: int) -> Any:
     """[rows, head_size] the numbers of a tile."""
     words = [
-        bits_of_float(shared[start + swizzled(row, word)]) for row in range(rows) for word in range(head_size // 2)
+        bits_of_float(shared.read_by_tensor_cores(start + swizzled(row, word)))
+        for row in range(rows)
+        for word in range(head_size // 2)
     ]
     numbers = (halves_in if kind == FLOAT16 else bfloats_in)(np.array(words, np.uint32))
     return numbers.reshape(rows, head_size).astype(np.float64)
