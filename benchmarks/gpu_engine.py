@@ -41,7 +41,7 @@ with needed():
 
 BATCHES = 1, 16, 64, 256
 PROMPT_LEN, NUM_TOKENS = 128, 64
-GOAL = 5.0
+GOAL = 7.0
 GREEDY = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)
 DRAWN = SamplingParams(temperature=0.8, top_k=50, top_p=0.95, seed=1, max_tokens=NUM_TOKENS, ignore_eos=True)
 # The worst case: to a model of random weights all tokens are likely, so that the vocabulary has to be sorted.

@@ -8,7 +8,7 @@ There are as many threads as it takes whole blocks of threads, so usually some t
 run in any order. Nobody checks an index for you on a GPU; here, where the threads are run one after the other in plain
 Python, what is outside is told you.
 
-Both kernels work as they are with `cuda.jit(...)` on a GPU, or in numba's simulator. (11.3 is no kernel.)
+Both kernels work as they are with `cuda.jit(...)` on a GPU, or in numba's simulator. (11.3 and 11.4 are no kernels.)
 
 numba compiles a small part of Python for a GPU: numbers, tuples, `if` and loops; arrays and parts of them, as in
 `row = cache[3]` and `q[s, h][d]`, to be computed with one number at a time; `math`; functions of your own, with
@@ -77,4 +77,31 @@ def place(row, piece):
     """
     raise NotImplementedError(
         "Exercise 11.3: in which of its 8 columns, and how does the next row differ?"
+    )
+
+
+def first_race(events):
+    """Exercise 11.4: who races? In plain Python: no kernel.
+
+    The threads of a block run at the same time. Here somebody has let them run one after the other, as a simulator does,
+    and has written down what each of them did with shared memory. Would it be the same on a GPU?
+
+    Args:
+        events: a list of (thread, deed, place), in the order in which they happened here; 0 to some hundreds.
+            (2, "writes", 5): thread 2 wrote to place 5; (2, "reads", 5): it read it;
+            (2, "waits", None): it came to a barrier (`syncthreads`). All threads come to the same barriers: to the
+            first, the second, and so on. What a thread did before its n-th barrier has been done, for all threads that
+            have passed their n-th. A thread that never waits has none behind it.
+
+    Returns:
+        (i, j): event j is the first that races with an event before it, and event i is the first of those it races with.
+        None if no two events race.
+
+    Two events race if they are of different threads, in the same place, at least one of them writes, and no barrier lies
+    between them: their order is an accident then, whoever came first here. In
+    [(0, "writes", 3), (0, "waits", None), (1, "reads", 3), (1, "waits", None)] thread 1 reads before its barrier, so it
+    may read too early, and the answer is (0, 2). If it waited first, and then read, the answer would be None.
+    """
+    raise NotImplementedError(
+        "Exercise 11.4: how many barriers has each of the two threads passed?"
     )

@@ -125,7 +125,31 @@ for name in RUNGS:
 """)
 
 # %% [markdown]
-# All six are right, up to the 11 bits of a float16. Now for what sets them apart: of each, the loop over the context, as its file has it. Pale lines are not in the rung
+# All six are right, up to the 11 bits of a float16. But a right answer is no proof here: the threads of a block run at the same time, and two that use one place of shared memory without a barrier in
+# between, one of them writing, do so in an order that is an accident. That is a *race*. The simulator looks for it, in whatever order it runs them. Rung 3 has its warps leave their results in
+# shared memory, waits, and then joins them. Without the wait:
+
+# %%
+simulate("""
+import inspect
+import numpy as np
+from minipage.ladder import rung3_block, simulator
+
+simulator.install()
+source = inspect.getsource(rung3_block).replace("cuda.syncthreads()", "pass")
+exec(compile(source, "rung3_block.py", "exec"))
+q = np.ones((1, 1, 64), np.float32)  # [num_seqs, num_heads, head_size]
+k = np.ones((1, 16, 1, 64), np.float32)  # [num_blocks, block_size, num_kv_heads, head_size]
+try:
+    decode(q, k, k, np.zeros((1, 1), np.int32), np.full(1, 16, np.int32), 0.125, np.zeros_like(q))
+except RuntimeError as error:
+    print(error)
+""")
+
+# %% [markdown]
+# (On a GPU, NVIDIA's `compute-sanitizer --tool racecheck` looks for the same. Exercise 11.4 is how it is done.)
+#
+# Now for what sets the six apart: of each, the loop over the context, as its file has it. Pale lines are not in the rung
 # before, and bright ones made it faster.
 
 # %% tags=["hide-input"]
@@ -464,10 +488,10 @@ print(done.stdout or done.stderr.strip().splitlines()[-1])
 #
 # ## Your turn
 #
-# Two kernels, in the simulator, and a function in plain Python. In your folder (`learn init my-minipage` makes it, once):
+# Two kernels, in the simulator, and two functions in plain Python. In your folder (`learn init my-minipage` makes it, once):
 #
 # ```bash
-# python -m minipage learn check 11.1    # copy blocks; then 11.2 paged attention, 11.3 a swizzle of shared memory
+# python -m minipage learn check 11.1    # copy blocks; then 11.2 paged attention, 11.3 a swizzle of shared memory, 11.4 races
 # ```
 #
 # **Going further.** (a) How many bytes does rung 2 read, from memory at the worst, and from caches at the best? (b) What is the floor for int8 blocks? (c) Read `minipage/attention/cuda/tensor_cores.py` with rung 6 beside it, then `warpgroups.py`.

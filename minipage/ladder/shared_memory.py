@@ -85,12 +85,12 @@ class Sharer:
 
 
 class SharedArray:
-    """An array of any shape in the shared memory of a block; its elements are in one row, the last index first."""
+    """An array of any shape in the shared memory of a block; `line` is where it was made. Its elements are in one row."""
 
-    __slots__ = ("kind", "ndim", "numbers", "poison", "readers", "shape", "writers")
+    __slots__ = ("kind", "line", "ndim", "numbers", "poison", "readers", "shape", "writers")
 
-    def __init__(self, shape: tuple[int, ...], kind: Any, poison: Any) -> None:
-        self.shape, self.ndim, self.kind, self.poison = shape, len(shape), kind, poison
+    def __init__(self, line: str, shape: tuple[int, ...], kind: Any, poison: Any) -> None:
+        self.line, self.shape, self.ndim, self.kind, self.poison = line, shape, len(shape), kind, poison
         size = math.prod(shape)
         self.numbers: list[Any] = [poison] * size
         self.writers: list[Moment | None] = [None] * size  # when each was written last
@@ -156,4 +156,4 @@ class SharedArray:
 
     def complain(self, now: Moment, deed: str, index: Any, why: str) -> NoReturn:
         place = ", ".join(str(i) for i in (index if isinstance(index, tuple) else [index]))
-        raise RuntimeError(f"thread {now.thread.index} {deed} [{place}] of shared memory, which {why}")
+        raise RuntimeError(f"thread {now.thread.index} {deed} [{place}] of the shared array of {self.line}, which {why}")

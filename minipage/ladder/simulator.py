@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from operator import attrgetter
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -326,7 +327,9 @@ class _SharedMemory:
         arrays = getcurrent().block.shared
         place = caller.f_code.co_filename, caller.f_lineno
         if place not in arrays:
-            arrays[place] = SharedArray(shape if isinstance(shape, tuple) else (shape,), *poison_of(dtype))
+            shape = shape if isinstance(shape, tuple) else (shape,)
+            line = f"{Path(caller.f_code.co_filename).name}:{caller.f_lineno}"
+            arrays[place] = SharedArray(line, shape, *poison_of(dtype))
         return arrays[place]
 
 

@@ -234,6 +234,15 @@ KERNELS = [
     M("11.3", "(piece + row) % 8", "row % 8", "Pieces 0 and 1 of row 0 are both in place 0"),
     M("11.3", "(piece + row) % 8", "(piece + row) % 7", "Pieces 0 and 7 of row 0 are both in place 0"),
     M("11.3", "return 8", "8", "is there a `return`"),
+    M("11.4", "then[0] != now[0] and ", "", "both are thread .*'s"),
+    M("11.4", " and then[2] == now[2]", "", "they use different places"),
+    M("11.4", " and then[3] == now[3]", "", "has passed .* barriers by then .* so one lies between"),
+    M("11.4", " and is_written", "", "both only read"),
+    M("11.4", 'then[1] == "writes" or now[1] == "writes"', 'then[1] == "writes"', "reads place .* writes it"),  # a read first
+    M("11.4", 'then[1] == "writes" or now[1] == "writes"', 'then[1] != now[1]', "writes place .* writes it"),
+    M("11.4", "return i, j", "return then[0], now[0]", "in event|do not race"),
+    M("11.4", "return i, j", "return [i, j]", "has to be a tuple"),
+    M("11.4", "if t == thread and d", "if d", "none lies between|No two"),
 ]  # fmt: skip
 PARALLEL = [
     M("12.1", "np.split(weight, size, axis=1)[rank]", "np.split(weight, size, axis=0)[rank] if len(weight) % size == 0 else weight", "place for every number|columns"),

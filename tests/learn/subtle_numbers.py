@@ -181,6 +181,13 @@ KERNELS = [
     M("11.3", "    return 8 * row + (piece + row) % 8", "    return row, (piece + row) % 8", "whole number"),
     M("11.3", "    return 8 * row + (piece + row) % 8", "    return 16 * (8 * row + (piece + row) % 8)", "counted in pieces"),
     M("11.3", "    return 8 * row + (piece + row) % 8", "    place.calls = getattr(place, 'calls', -1) + 1\n    return 8 * row + (place.calls + row) % 8", "always in the same place"),
+    M("11.4", "for i, then in earlier:", "for i, then in earlier[-1:]:", "none lies between"),
+    M("11.4", "for i, then in earlier:", "for i, then in reversed(earlier):", "These two race, but not first"),
+    M("11.4", "for i, then in earlier:", "for i, then in earlier[-20:]:", "none lies between|not first"),
+    M("11.4", "            earlier.append((j, now))", "            earlier = [e for e in earlier if e[1][2] != place or e[1][1] == 'reads'] + [(j, now)]", "none lies between|not first"),
+    M("11.4", "        barriers = sum", "        earlier = [] if deed == 'waits' else earlier\n        barriers = sum", "none lies between"),
+    M("11.4", "                    return i, j", "                    return j, i", "none lies between"),
+    M("11.4", "        if deed != \"waits\":", "        if place:", "place 0"),
 ]  # fmt: skip
 OWN_MODEL = [
     M("14.1", "np.outer(positions, frequencies)", "np.outer(positions - positions.min(), frequencies)", "Pair i turns"),

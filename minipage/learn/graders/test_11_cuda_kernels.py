@@ -1,5 +1,5 @@
 """Lesson 11: kernels, thread by thread, forwards and backwards, with NaN wherever nothing should be read; and places in
-shared memory, whatever their order is, by who would meet in them."""
+shared memory, whatever their order is, by who would meet in them; and races, by looking at every pair of events."""
 
 from collections import Counter
 
@@ -171,3 +171,98 @@ def test_11_3_a_piece_is_where_it_was_put(impl):
         impl.diary.note(f"place({row}, {piece}), which was {places[row, piece]} before")
         why = "The same piece is always in the same place: one call says where to put it, another where to look for it."
         expect(f"place({row}, {piece})", impl.place(row, piece), places[row, piece], why)
+
+
+@every(num_threads=range(1, 4), num_barriers=range(4), num_places=range(1, 3), seed=range(6))
+def test_11_4_first_race(impl, num_threads, num_barriers, num_places, seed):
+    rng = np.random.default_rng([num_threads, num_barriers, num_places, seed])
+    most = 1 + seed % 3  # things that a thread does between two barriers, at most
+    events, mostly = [], "reads" if seed % 2 else "writes"
+    for barrier in range(num_barriers + 1):
+        shares = []
+        for thread in rng.permutation(num_threads).tolist():
+            deeds = [mostly if rng.random() < 0.8 else "writes" for _ in range(rng.integers(most + 1))]
+            share = [(thread, deed, int(rng.integers(num_places))) for deed in deeds]
+            shares.append(share + [(thread, "waits", None)] * (barrier < num_barriers))
+        if seed > 3:  # not one thread after the other, but now this one and now that one
+            turns = rng.permutation([n for n, share in enumerate(shares) for _ in share])
+            events += [shares[n].pop(0) for n in turns]
+        else:
+            events += [event for share in shares for event in share]
+    check_race(impl, events)
+
+
+def test_11_4_what_is_no_race(impl):
+    check_race(impl, [])
+    check_race(impl, [(7, "waits", None), (7, "waits", None)])
+    check_race(impl, [(0, "writes", 4), (0, "reads", 4), (0, "writes", 4)])
+    check_race(impl, [(0, "reads", 0), (1, "reads", 0), (2, "reads", 0)])
+    check_race(impl, [(0, "writes", 0), (1, "writes", 1)])
+    for one, other in (("writes", "reads"), ("reads", "writes"), ("writes", "writes")):
+        check_race(impl, [(0, one, 0), (0, "waits", None), (1, "waits", None), (1, other, 0)])
+
+
+def test_11_4_one_thread_is_far_ahead_in_the_list(impl):
+    """It cannot be on a GPU, but it is what a list may look like in which each thread was run alone."""
+    ahead = [(0, "writes", 0), (0, "waits", None), (0, "reads", 1), (0, "waits", None), (0, "writes", 2)]
+    for place in range(3):
+        for num_waits in range(3):
+            waits = [(1, "waits", None)] * num_waits
+            check_race(impl, [*ahead, *waits, (1, "writes", place)])
+            check_race(impl, [*waits, (1, "writes", place), *ahead])
+
+
+def test_11_4_the_first_of_several(impl):
+    many = [(thread, deed, place) for place in (0, 1) for thread in range(40) for deed in ("reads", "reads")]
+    check_race(impl, [*many, (50, "writes", 1), (51, "writes", 0)])
+    check_race(impl, [(0, "writes", 1), (0, "writes", 0), (1, "reads", 0), (1, "reads", 1)])
+    check_race(impl, [(0, "reads", 0), (1, "reads", 0), (0, "writes", 0), (2, "reads", 0)])
+
+
+def check_race(impl, events):
+    impl.diary.begin()
+    for number, (thread, deed, place) in enumerate(events[:24]):
+        impl.diary.note(f"event {number}: thread {thread} {deed}{'' if place is None else f' {place}'}")
+    due, got = race_in(events), impl.first_race(list(events))
+    expect("first_race(events)", got, due, reason(events, due, got))
+
+
+def race_in(events):
+    pairs = ((i, j) for j in range(len(events)) for i in range(j))
+    return next(((i, j) for i, j in pairs if not why_not(events, i, j)), None)
+
+
+def why_not(events, i, j):
+    """Why these two do not race; nothing if they do."""
+    (one, deed, place), (other, other_deed, other_place) = events[i], events[j]
+    passed = [sum(event[:2] == (thread, "waits") for event in events[:end]) for thread, end in ((one, i), (other, j))]
+    if "waits" in (deed, other_deed):
+        return "a barrier is no use of shared memory"
+    if one == other:
+        return f"both are thread {one}'s, which does one thing after the other"
+    if place != other_place:
+        return f"they use different places, {place} and {other_place}"
+    if deed == other_deed == "reads":
+        return "both only read"
+    if passed[0] != passed[1]:
+        return (
+            f"thread {one} has passed {passed[0]} barriers by then and thread {other} {passed[1]}, so one lies between"
+        )
+    return ""
+
+
+def reason(events, due, got):
+    pair = got if isinstance(got, tuple) and len(got) == 2 else None
+    if pair and all(type(n) is int for n in pair) and 0 <= pair[0] < pair[1] < len(events):
+        if why := why_not(events, *pair):
+            return f"Events {pair[0]} and {pair[1]} do not race: {why}."
+        return (
+            "These two race, but not first: take the first event that races with one before it, and the first of those."
+        )
+    if due is None:
+        return "No two of these events race."
+    (one, deed, place), (other, other_deed, _) = (events[n] for n in due)
+    return (
+        f"Thread {one} {deed} place {place} in event {due[0]}, and thread {other} {other_deed} it in event {due[1]}. "
+        "Both have passed as many barriers by then, so none lies between."
+    )

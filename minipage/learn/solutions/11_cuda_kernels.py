@@ -46,3 +46,18 @@ def paged_attention_kernel(q, k_cache, v_cache, block_tables, context_lens, scal
 def place(row, piece):
     column = (piece ^ row) % 8
     return 8 * row + column
+
+
+def first_race(events):
+    passed, earlier = {}, []  # barriers of each thread; (number, thread, deed, place, barriers it had passed)
+    for j, (thread, deed, place) in enumerate(events):
+        if deed == "waits":
+            passed[thread] = passed.get(thread, 0) + 1
+            continue
+        barriers = passed.get(thread, 0)
+        for i, other, other_deed, other_place, other_barriers in earlier:
+            meet = other != thread and other_place == place and other_barriers == barriers
+            if meet and "writes" in (deed, other_deed):
+                return i, j
+        earlier.append((j, thread, deed, place, barriers))
+    return None

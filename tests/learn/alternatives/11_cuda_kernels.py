@@ -49,3 +49,20 @@ def score_of(q, k_cache, s, h, kv, block, offset):
 def place(row, piece):
     """Moved along, not XOR."""
     return 8 * row + (piece + row) % 8
+
+
+def first_race(events):
+    earlier = []
+    for j, (thread, deed, place) in enumerate(events):
+        barriers = sum(1 for t, d, _ in events[:j] if t == thread and d == "waits")
+        if deed != "waits":
+            now = thread, deed, place, barriers
+            for i, then in earlier:
+                if races(then, now):
+                    return i, j
+            earlier.append((j, now))
+
+
+def races(then, now):
+    is_written = then[1] == "writes" or now[1] == "writes"
+    return then[0] != now[0] and then[2] == now[2] and then[3] == now[3] and is_written

@@ -55,3 +55,20 @@ PLACES = np.stack([np.roll(np.arange(8 * row, 8 * row + 8), -3 * row) for row in
 
 def place(row, piece):
     return PLACES[row, piece]
+
+
+def first_race(events):
+    """By place and barrier, all pairs, and the least of them."""
+    when = np.zeros(1 + max((thread for thread, *_ in events), default=0), int)
+    met, found = {}, []
+    for j, (thread, deed, place) in enumerate(events):
+        if place is None:
+            when[thread] += 1
+            continue
+        group = met.setdefault((place, when[thread]), [])
+        found += [(j, i) for i, other, wrote in group if other != thread and (wrote or deed == "writes")]
+        group.append((j, thread, deed == "writes"))
+    if found:
+        j, i = min(found)
+        return np.int64(i), j
+    return None

@@ -49,3 +49,29 @@ def place(row, piece):
     """Each 8 rows have orders of their own."""
     rows, r = divmod(row, 8)
     return (rows * 8 + r) * 8 + (3 * piece + 5 * r + rows ^ rows) % 8
+
+
+def first_race(events):
+    """With a class."""
+    log = []
+    epochs = {}
+    for event in events:
+        thread, deed, place = event
+        epochs.setdefault(thread, 0)
+        epochs[thread] += deed == "waits"
+        log.append(Access(thread, deed, place, epochs[thread]))
+    for later in range(len(log)):
+        for earlier in range(later):
+            if log[earlier].meets(log[later]):
+                return (earlier, later)
+    return None
+
+
+class Access:
+    def __init__(self, *what):
+        self.thread, self.deed, self.place, self.epoch = what
+
+    def meets(self, other):
+        if self.place is None or self.place != other.place or self.epoch != other.epoch:
+            return False
+        return self.thread != other.thread and not self.deed == other.deed == "reads"
