@@ -63,9 +63,9 @@ class Sharer:
 
     def begin_block(self) -> None:
         self.shown: list[int] = []  # for each `show_tensor_cores`, how many barriers of the block came before it
-        self.requested: list[tuple[SharedArray, int, Any]] = []  # since the last group: (array, place, number)
-        self.groups: list[list[tuple[SharedArray, int, Any]]] = []  # that are on their way
-        self.now = Moment(self)
+        self.requested: list[Any] = []  # since the last group: array, place, number, array, place, number, ...
+        self.groups: list[list[Any]] = []  # that are on their way
+        self.now, self.on_its_way = Moment(self), OnItsWay(self)
 
     def pass_barrier(self, of_block: bool) -> None:
         self.now = Moment(self, self.now.barriers + 1, self.now.block_barriers + of_block)
@@ -80,7 +80,8 @@ class Sharer:
 
     def wait_for_groups(self, except_last: int) -> None:
         while len(self.groups) > except_last:
-            for array, place, number in self.groups.pop(0):
+            group = iter(self.groups.pop(0))
+            for array, place, number in zip(group, group, group):
                 array.numbers[place], array.writers[place] = number, self.now
 
 
@@ -130,8 +131,8 @@ class SharedArray:
         """It is there when the thread that asks for it has waited for it; nobody may use it before."""
         place, thread = self.place_of(index), getcurrent()
         self[index] = self.poison
-        self.writers[place] = OnItsWay(thread)
-        thread.requested.append((self, place, number))
+        self.writers[place] = thread.on_its_way
+        thread.requested += self, place, number
 
     def read_by_tensor_cores(self, index: Any) -> Any:
         now, writer = getcurrent().now, self.writers[self.place_of(index)]

@@ -17,8 +17,10 @@ two threads in shared memory (shared_memory.py). What it cannot show is a race o
 
 from __future__ import annotations
 
+import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from operator import attrgetter
 from pathlib import Path
@@ -260,11 +262,24 @@ def _launch(kernel: FakeCUDAKernel, *arguments: Any) -> None:
     seen = [guarded(a) if isinstance(a, np.ndarray) and a.ndim else a for a in arguments]
     grid, size = _XYZ(*(kernel.grid_dim or ())), _XYZ(*(kernel.block_dim or ()))
     threads = [_Thread(lambda: kernel.fn(*seen), i, size) for i in range(size.x * size.y * size.z)]
-    for x, y, z in np.ndindex(grid.x, grid.y, grid.z):
-        _Block(threads, _XYZ(x, y, z), size, grid).run()
+    with _no_collections():
+        for x, y, z in np.ndindex(grid.x, grid.y, grid.z):
+            _Block(threads, _XYZ(x, y, z), size, grid).run()
     for thread in threads:
         thread.is_needed = False
         thread.switch()
+
+
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """Python's garbage collector would look at all objects again and again, because a kernel makes so many of them."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 # ---- what kernels call
