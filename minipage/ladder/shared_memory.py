@@ -86,7 +86,7 @@ class Sharer:
 
 
 class SharedArray:
-    """An array of any shape in the shared memory of a block; `line` is where it was made. Its elements are in one row."""
+    """An array of any shape in the shared memory of a block, made in this line. Its elements are in one row."""
 
     __slots__ = ("kind", "line", "ndim", "numbers", "poison", "readers", "shape", "writers")
 
@@ -157,4 +157,5 @@ class SharedArray:
 
     def complain(self, now: Moment, deed: str, index: Any, why: str) -> NoReturn:
         place = ", ".join(str(i) for i in (index if isinstance(index, tuple) else [index]))
-        raise RuntimeError(f"thread {now.thread.index} {deed} [{place}] of the shared array of {self.line}, which {why}")
+        what = f"[{place}] of the shared array of {self.line}"
+        raise RuntimeError(f"thread {now.thread.index} {deed} {what}, which {why}")
