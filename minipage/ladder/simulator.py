@@ -272,7 +272,7 @@ def _launch(kernel: FakeCUDAKernel, *arguments: Any) -> None:
 
 @contextmanager
 def _no_collections() -> Iterator[None]:
-    """Python's garbage collector would look at all objects again and again, because a kernel makes so many of them."""
+    """Python's garbage collector would look at all objects again and again, while a kernel makes them by the thousand."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
