@@ -9,7 +9,7 @@ from serve.lookers import until
 from minipage import LLM
 from minipage.play.main import BEGIN, Table, builder
 
-DRAWN = "now.index === trees.length - 1"  # the newest frame is what is seen
+DRAWN = "!live.follows && now.index === trees.length - 1"  # the newest frame is what is seen, and none waits
 WIDTHS = (390, 768, 1280, 1920)
 
 
@@ -184,6 +184,30 @@ def test_whoever_lets_it_go_on_sees_it(opened, table):
         tab.locator("#play").click()
         wait(tab, "document.getElementById('play').ariaLabel === 'Play'")
     table.playground.call(table.playground.clear).result(20)
+
+
+@pytest.mark.slow
+def test_only_who_goes_elsewhere_stays_there_while_a_frame_waits(opened, table):
+    """A browser that takes long to draw shows the newest frame a little later; letters that are typed meanwhile are not
+    a wish to see an older one."""
+    table.playground.call(table.playground.clear).result(20)
+    with opened() as tab:
+        settled(tab, table, tab.get_by_role("button", name="Send").click)
+        for act, stays in ((lambda: tab.keyboard.type("p and s"), False), (lambda: go_back(tab), True)):
+            tab.evaluate("() => void (live.nextDrawing = performance.now() + 3000)")
+            seen = tab.evaluate("trees.length")
+            tab.get_by_role("button", name="Step", exact=True).click()
+            wait(tab, "trees.length > arg && live.follows", seen)
+            tab.locator("#panel").get_by_label("Prompts").focus()
+            act()
+            wait(tab, "performance.now() > live.nextDrawing + 500")
+            assert tab.evaluate(f"() => {DRAWN}") != stays
+    table.playground.call(table.playground.clear).result(20)
+
+
+def go_back(tab):
+    tab.evaluate("document.activeElement.blur()")
+    tab.keyboard.press("ArrowLeft")
 
 
 @pytest.mark.slow
