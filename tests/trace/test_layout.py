@@ -99,6 +99,10 @@ def test_some_frames(name, width, opened):
     at_all_sizes(opened, document_of(name), 7, [width])
 
 
+def test_slots_of_large_blocks_can_be_seen(opened):
+    at_all_sizes(opened, document_with("basics", block_size=128), 7)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_every_frame_at_four_widths(name, opened):
