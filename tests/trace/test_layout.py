@@ -103,6 +103,15 @@ def test_slots_of_large_blocks_can_be_seen(opened):
     at_all_sizes(opened, document_with("basics", block_size=128), 7)
 
 
+def test_a_sign_is_never_cut_in_two(opened):
+    """Only the end of a long text is shown; some of its signs are two units of JavaScript's."""
+    document = document_with("basics", ["👍" * 90, "a" + "👍" * 90])
+    torn = "Array.from(trees, (_, i) => (show(i), document.body.innerText)).filter((seen) => !seen.isWellFormed())"
+    with opened([], document=document, reduced_motion="reduce") as tab:
+        tab.set_viewport_size({"width": 390, "height": 844})
+        assert tab.evaluate(f"({torn}).length") == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_every_frame_at_four_widths(name, opened):

@@ -71,6 +71,9 @@ const visible = (text) =>
 // A word alone: one that is nothing but blanks would look like no word at all.
 const inSlot = (word) => (/^ +$/.test(word) ? "␣".repeat(word.length) : visible(word));
 
+// A text from a place on: not from the middle of a sign, such as an emoji, that is two units of JavaScript's.
+const endOf = (text, start) => text.slice(start).replace(/^[\uDC00-\uDFFF]/, "");
+
 // How wide a text is in the font of an element, without laying anything out.
 const ruler = document.createElement("canvas").getContext("2d");
 const widths = new Map();
