@@ -168,22 +168,39 @@ def test_whoever_lets_it_go_on_sees_it(opened, table):
         settled(tab, table, tab.get_by_role("button", name="Send").click)
         assert tab.get_attribute("#next", "aria-disabled") == "false"  # from here on, it is the engine that goes on
 
-        def press(button, phase="trees.at(-1).phase"):
+        def press(button, phase):
             seen = tab.evaluate("trees.length")
             tab.locator("#engine-buttons").get_by_role("button", name=button, exact=True).click()
             wait(tab, f"trees.length > arg && trees.at(-1).phase === {phase} && {DRAWN}", seen)
 
-        for button in "Step", "Phase", "Run":
+        for button, phase in ("Step", "'update'"), ("Phase", "'schedule'"), ("Run", "trees.at(-1).phase"):
             press("Step", "'update'")
             tab.keyboard.press("ArrowLeft")  # with the focus on a button of the panel
             tab.keyboard.press("ArrowLeft")
             wait(tab, "now.index === trees.length - 3")
-            press(button)
+            press(button, phase)
         wait(tab, "document.getElementById('play').ariaLabel === 'Pause'")
         assert tab.locator("#play .if-playing").is_visible() and not tab.locator("#play .if-paused").is_visible()
         tab.locator("#play").click()
         wait(tab, "document.getElementById('play').ariaLabel === 'Play'")
     table.playground.call(table.playground.clear).result(20)
+
+
+@pytest.mark.slow
+def test_what_was_changed_does_not_jump_back(opened, table):
+    """The answer to an act may come before the stream has told of it."""
+    table.playground.call(table.playground.clear).result(20)
+    with opened() as tab:
+        wait(tab, "live.facts.options")
+        tab.evaluate("() => void (receive = () => {})")
+        blocks = int(tab.locator("#blocks").input_value())
+        for fewer in 1, 2:
+            with tab.expect_response(f"{table.url}/act"):
+                tab.locator("#blocks").press("ArrowLeft")
+            tab.wait_for_timeout(200)
+            assert int(tab.locator("#blocks").input_value()) == blocks - fewer
+        assert table.playground.run.options["num_blocks"] == blocks - 2
+    table.playground.call(lambda: table.playground.configure(num_blocks=blocks)).result(30)
 
 
 @pytest.mark.slow
