@@ -145,6 +145,25 @@ def test_letters_twice_as_large_dark_and_forced_colours(name, opened):
             assert look_at(tab, 5) == {}
 
 
+@pytest.mark.parametrize("options", [{}, {"block_size": 16}], ids=str)
+def test_with_colours_of_the_system_as_much_can_be_seen(opened, options):
+    """A full slot of memory is told from an empty one, and an empty one from none; texts are as long as without."""
+    looks = """[".empty", ":not(.empty, .promised)"].map((kind) => {
+      const slot = getComputedStyle(document.querySelector(`#pool .slot${kind}`));
+      return [slot.backgroundColor, slot.borderTopStyle];
+    })"""
+    texts = "[...document.querySelectorAll('#texts .finished .running-text')].map((line) => line.textContent)"
+    document, seen = document_with("prefix", **options), []
+    for colours in "none", "active":
+        with opened([], document=document, reduced_motion="reduce", forced_colors=colours) as tab:
+            tab.evaluate("show(Infinity)")
+            seen.append(tab.evaluate(texts))
+            tab.evaluate("show(indexOf('step3-forward'))")
+            empty, full = tab.evaluate(looks)
+    assert seen[0] == seen[1]
+    assert empty[1] == "solid" and (options == {} or empty[0] != full[0])
+
+
 @pytest.mark.slow
 def test_where_only_letters_are_larger_no_control_is_out_of_the_window(opened):
     with opened([], document=document_of("prefix")) as tab:

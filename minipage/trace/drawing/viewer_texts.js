@@ -95,7 +95,7 @@ function drawFinishedAnew(label, text) {
 // As much of the end of a finished text as its line has room for.
 function fitFinished() {
   for (const line of document.querySelectorAll("#texts .finished .running-text")) {
-    const whole = line.dataset.end, room = line.clientWidth - 2, font = getComputedStyle(line).font;
+    const whole = line.dataset.end, room = line.clientWidth - 2, font = fontOf(line);
     let shown = whole;
     for (let start = 0; shown !== "…" && widthOf(shown, font) > room; shown = `…${endOf(whole, start)}`) {
       const space = whole.indexOf(" ", start + 1);

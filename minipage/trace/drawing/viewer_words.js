@@ -81,6 +81,11 @@ function emsOf(word) {
   if (!widths.has(word)) widths.set(word, Math.max(1, widthOf(word, "100px system-ui, sans-serif") / 100));
   return widths.get(word);
 }
+// Of its parts, because the whole is empty where the system has colours of its own.
+function fontOf(element) {
+  const { fontWeight, fontSize, fontFamily } = getComputedStyle(element);
+  return `${fontWeight} ${fontSize} ${fontFamily}`;
+}
 function widthOf(text, font) {
   ruler.font = font;
   return ruler.measureText(text).width;
