@@ -187,6 +187,18 @@ def test_whoever_lets_it_go_on_sees_it(opened, table):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("blocks", [1, 1024])
+def test_pools_of_any_size_are_told_as_they_are(opened, table, blocks):
+    table.playground.call(table.playground.clear).result(20)
+    usual = table.playground.run.options["num_blocks"]
+    table.playground.call(lambda: table.playground.configure(num_blocks=blocks)).result(30)
+    with opened() as tab:
+        wait(tab, f"trees.at(-1)?.num_blocks === {blocks}")
+        assert tab.locator("#blocks").input_value() == tab.inner_text("#blocks-shown") == str(blocks)
+    table.playground.call(lambda: table.playground.configure(num_blocks=usual)).result(30)
+
+
+@pytest.mark.slow
 def test_what_was_changed_does_not_jump_back(opened, table):
     """The answer to an act may come before the stream has told of it."""
     table.playground.call(table.playground.clear).result(20)
