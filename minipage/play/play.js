@@ -115,10 +115,10 @@ byId("options-form").addEventListener("submit", (event) => event.preventDefault(
 for (const field of OPTIONS) {
   const change = async () => {
     const touches = live.touches, value = field.type === "checkbox" ? field.checked : field.tagName === "SELECT" ? field.value : Number(field.value);
-    await act("configure", { options: { [field.dataset.option]: value } });
+    const isTaken = await act("configure", { options: { [field.dataset.option]: value } });
     if (touches !== live.touches) return; // it has been touched again
     live.touched = null;
-    tellOptions(live.facts.options); // one that was refused shows again what is so
+    if (!isTaken) tellOptions(live.facts.options); // what is so; of what was taken the stream may not have told yet
   };
   const touch = () => {
     live.touched = field;

@@ -156,8 +156,6 @@ class Playground:
             self.feed.tell(failure=f"A step failed. {said}")
             self._runs = False
         self._phases, self._to_end = 0, False
-        if not self.run.has_work:
-            self._runs = False
         self._tell_mode()
         self._tell_requests()
 
@@ -275,7 +273,7 @@ class Playground:
         if not new.trace.changes or any(ask.step == new.steps_done for ask in new.asks):  # who has come since
             new.recorder.glance()
         new.trace.changes.tell = self._after_phase  # type: ignore[attr-defined]
-        self._phases, self._to_end, self._runs = 0, False, self._runs and new.has_work
+        self._phases, self._to_end = 0, False
         self._tell_all()
 
     def _after_replayed_phase(self) -> None:
@@ -319,8 +317,11 @@ class Playground:
         self._tell_requests()
 
     def _tell_mode(self) -> None:
-        if threading.current_thread() is self._thread:  # in the middle of a step nobody else may ask the engine
-            self._has_work = self.run.has_work
+        with self._changed:
+            if threading.current_thread() is self._thread:  # in the middle of a step nobody else may ask the engine
+                self._has_work = self.run.has_work
+            if not self._has_work:  # an order does not wait for what may be sent later
+                self._runs, self._phases, self._to_end = False, 0, False
         self.feed.tell(mode={"runs": self._runs, "pace": self.pace, "has_work": self._has_work})
 
     def _tell_requests(self) -> None:

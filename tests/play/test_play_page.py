@@ -9,7 +9,7 @@ from serve.lookers import until
 from minipage import LLM
 from minipage.play.main import BEGIN, Table, builder
 
-DRAWN = "now.index === trees.length - 1"  # the newest frame is what is seen
+DRAWN = "!live.follows && now.index === trees.length - 1"  # the newest frame is what is seen, and none waits
 WIDTHS = (390, 768, 1280, 1920)
 
 
@@ -168,22 +168,75 @@ def test_whoever_lets_it_go_on_sees_it(opened, table):
         settled(tab, table, tab.get_by_role("button", name="Send").click)
         assert tab.get_attribute("#next", "aria-disabled") == "false"  # from here on, it is the engine that goes on
 
-        def press(button, phase="trees.at(-1).phase"):
+        def press(button, phase):
             seen = tab.evaluate("trees.length")
             tab.locator("#engine-buttons").get_by_role("button", name=button, exact=True).click()
             wait(tab, f"trees.length > arg && trees.at(-1).phase === {phase} && {DRAWN}", seen)
 
-        for button in "Step", "Phase", "Run":
+        for button, phase in ("Step", "'update'"), ("Phase", "'schedule'"), ("Run", "trees.at(-1).phase"):
             press("Step", "'update'")
             tab.keyboard.press("ArrowLeft")  # with the focus on a button of the panel
             tab.keyboard.press("ArrowLeft")
             wait(tab, "now.index === trees.length - 3")
-            press(button)
+            press(button, phase)
         wait(tab, "document.getElementById('play').ariaLabel === 'Pause'")
         assert tab.locator("#play .if-playing").is_visible() and not tab.locator("#play .if-paused").is_visible()
         tab.locator("#play").click()
         wait(tab, "document.getElementById('play').ariaLabel === 'Play'")
     table.playground.call(table.playground.clear).result(20)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("blocks", [1, 1024])
+def test_pools_of_any_size_are_told_as_they_are(opened, table, blocks):
+    table.playground.call(table.playground.clear).result(20)
+    usual = table.playground.run.options["num_blocks"]
+    table.playground.call(lambda: table.playground.configure(num_blocks=blocks)).result(30)
+    with opened() as tab:
+        wait(tab, f"trees.at(-1)?.num_blocks === {blocks}")
+        assert tab.locator("#blocks").input_value() == tab.inner_text("#blocks-shown") == str(blocks)
+    table.playground.call(lambda: table.playground.configure(num_blocks=usual)).result(30)
+
+
+@pytest.mark.slow
+def test_what_was_changed_does_not_jump_back(opened, table):
+    """The answer to an act may come before the stream has told of it."""
+    table.playground.call(table.playground.clear).result(20)
+    with opened() as tab:
+        wait(tab, "live.facts.options")
+        tab.evaluate("() => void (receive = () => {})")
+        blocks = int(tab.locator("#blocks").input_value())
+        for fewer in 1, 2:
+            with tab.expect_response(f"{table.url}/act"):
+                tab.locator("#blocks").press("ArrowLeft")
+            tab.wait_for_timeout(200)
+            assert int(tab.locator("#blocks").input_value()) == blocks - fewer
+        assert table.playground.run.options["num_blocks"] == blocks - 2
+    table.playground.call(lambda: table.playground.configure(num_blocks=blocks)).result(30)
+
+
+@pytest.mark.slow
+def test_only_who_goes_elsewhere_stays_there_while_a_frame_waits(opened, table):
+    """A browser that takes long to draw shows the newest frame a little later; letters that are typed meanwhile are not
+    a wish to see an older one."""
+    table.playground.call(table.playground.clear).result(20)
+    with opened() as tab:
+        settled(tab, table, tab.get_by_role("button", name="Send").click)
+        for act, stays in ((lambda: tab.keyboard.type("p and s"), False), (lambda: go_back(tab), True)):
+            tab.evaluate("() => void (live.nextDrawing = performance.now() + 3000)")
+            seen = tab.evaluate("trees.length")
+            tab.get_by_role("button", name="Step", exact=True).click()
+            wait(tab, "trees.length > arg && live.follows", seen)
+            tab.locator("#panel").get_by_label("Prompts").focus()
+            act()
+            wait(tab, "performance.now() > live.nextDrawing + 500")
+            assert tab.evaluate(f"() => {DRAWN}") != stays
+    table.playground.call(table.playground.clear).result(20)
+
+
+def go_back(tab):
+    tab.evaluate("document.activeElement.blur()")
+    tab.keyboard.press("ArrowLeft")
 
 
 @pytest.mark.slow

@@ -114,6 +114,19 @@ def test_a_request_that_was_tried_first_is_not_aborted(page, table):
     assert table.playground.run.reasons == {}
 
 
+@pytest.mark.parametrize("order", ["run", "step"])
+def test_an_order_to_an_engine_that_has_nothing_to_do_is_void(order, page, table):
+    """It does not wait for whatever is sent later."""
+    assert page.act(order) == 200
+    assert not page.told()["mode"]["runs"]
+    assert page.act("add", prompts=TWO, max_tokens=4) == 200
+    for _ in range(2):  # the first may come before it could begin a step, the second comes after that
+        table.playground.call(lambda: None).result(60)
+    assert table.playground.run.steps_done == 0 and len(page.told()["requests"]) == 2
+    page.settle()
+    assert page.tree["phase"] == "schedule" and not page.tree.get("chunks")
+
+
 def test_phase_by_phase_the_engine_stands_in_the_middle_of_a_step(page, table):
     page.act("add", prompts=TWO, max_tokens=4)
     steps_done = table.playground.run.steps_done

@@ -34,6 +34,8 @@
   }
   for (const box of document.querySelectorAll("#scroll, .pane, #said, #code, #beside"))
     if (isShown(box) && box.scrollWidth > box.clientWidth + 1) found.push(`${name(box)} has to be scrolled sideways: ${box.scrollWidth} in ${box.clientWidth}`);
+  for (const slot of document.querySelectorAll("#pool .slot"))
+    if (isShown(slot) && slot.getBoundingClientRect().width < 1) found.push(`a slot of ${name(slot.closest(".cell"))} is too narrow to be seen`);
   const families = ["#pool > .cell", ".text", ".logical", ".logical .slot", ".cell .slot", ".head > *", ".tags > *", "#figures > *", "#figures dd > *", "#free > *", "#swap .cell", "#top > *", "#phases li", "#controls > *", "#queues > *",
     ".text > *", ".lane > *", ".walked td", "#telling > *", "#said > *", "#events > li", "#stage > .pane", "#pool, #free, #swap, #figures", "body > header, body > main, body > footer, body > p"];
   for (const family of families) {

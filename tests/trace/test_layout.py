@@ -99,6 +99,19 @@ def test_some_frames(name, width, opened):
     at_all_sizes(opened, document_of(name), 7, [width])
 
 
+def test_slots_of_large_blocks_can_be_seen(opened):
+    at_all_sizes(opened, document_with("basics", block_size=128), 7)
+
+
+def test_a_sign_is_never_cut_in_two(opened):
+    """Only the end of a long text is shown; some of its signs are two units of JavaScript's."""
+    document = document_with("basics", ["👍" * 90, "a" + "👍" * 90])
+    torn = "Array.from(trees, (_, i) => (show(i), document.body.innerText)).filter((seen) => !seen.isWellFormed())"
+    with opened([], document=document, reduced_motion="reduce") as tab:
+        tab.set_viewport_size({"width": 390, "height": 844})
+        assert tab.evaluate(f"({torn}).length") == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_every_frame_at_four_widths(name, opened):
@@ -130,6 +143,25 @@ def test_letters_twice_as_large_dark_and_forced_colours(name, opened):
         with opened([], document=document_of(name), reduced_motion="reduce", device_scale_factor=2, **looks) as tab:
             tab.set_viewport_size({"width": 640, "height": 400})
             assert look_at(tab, 5) == {}
+
+
+@pytest.mark.parametrize("options", [{}, {"block_size": 16}], ids=str)
+def test_with_colours_of_the_system_as_much_can_be_seen(opened, options):
+    """A full slot of memory is told from an empty one, and an empty one from none; texts are as long as without."""
+    looks = """[".empty", ":not(.empty, .promised)"].map((kind) => {
+      const slot = getComputedStyle(document.querySelector(`#pool .slot${kind}`));
+      return [slot.backgroundColor, slot.borderTopStyle];
+    })"""
+    texts = "[...document.querySelectorAll('#texts .finished .running-text')].map((line) => line.textContent)"
+    document, seen = document_with("prefix", **options), []
+    for colours in "none", "active":
+        with opened([], document=document, reduced_motion="reduce", forced_colors=colours) as tab:
+            tab.evaluate("show(Infinity)")
+            seen.append(tab.evaluate(texts))
+            tab.evaluate("show(indexOf('step3-forward'))")
+            empty, full = tab.evaluate(looks)
+    assert seen[0] == seen[1]
+    assert empty[1] == "solid" and (options == {} or empty[0] != full[0])
 
 
 @pytest.mark.slow

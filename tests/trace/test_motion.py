@@ -106,3 +106,20 @@ def test_a_fixed_place_stays_when_words_arrive(opened, samples):
             go(tab, f"step2-{phase}")
             seen.append(tab.evaluate(cells))
         assert all(places == seen[0] for places in seen)
+
+
+SHIFTS = """window.shifts = [];
+new PerformanceObserver((list) => shifts.push(...list.getEntries().map((each) => each.value)))
+  .observe({type: "layout-shift", buffered: true})"""
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_first_frame_stands_where_it_stays(browser, width, tmp_path, samples):
+    path = tmp_path / "samples.html"
+    path.write_text(samples, "utf-8")
+    tab = browser.new_page(viewport={"width": width, "height": 800}, reduced_motion="reduce")
+    tab.add_init_script(SHIFTS)
+    tab.goto(path.as_uri())
+    tab.wait_for_timeout(500)
+    assert tab.evaluate("shifts") == []
+    tab.close()

@@ -95,7 +95,6 @@ function showFrame(tree, before) {
   const frame = readable(tree);
   frame.whole = now.steps && !tree.attention && !HALVES.includes(tree.phase); // it stands for its whole step
   now.frame = frame;
-  document.body.classList.toggle("tells", has.has("stories"));
   drawTelling(frame, eventsOf(tree));
   drawCode(frame);
   drawQueues(frame);
@@ -129,7 +128,10 @@ function drawEnd() {
 }
 
 // For what the frames of the first stretch have to tell; a later one that tells more is scrolled.
-const reserve = () => reserveTelling(all.slice(0, trace.stretch).map((i) => trees.at(i)), eventsOf);
+function reserve() {
+  document.body.classList.toggle("tells", has.has("stories"));
+  reserveTelling(all.slice(0, trace.stretch).map((i) => trees.at(i)), eventsOf);
+}
 
 // "Step 4" and its phases: the ones that this step has, the one that is shown, and a way to the others.
 function drawClock(tree) {

@@ -14,7 +14,7 @@
 const MOTION = 250; // milliseconds
 const MOST_FLIGHTS = 120; // in one frame; beyond that nobody could follow
 const EASE = "cubic-bezier(0.3, 0, 0.2, 1)";
-const COPIED_STYLES = ["font", "color", "backgroundColor", "border", "borderRadius", "padding", "textAlign", "fontVariantNumeric", "whiteSpace", "display", "gap", "alignItems", "boxShadow"];
+const COPIED_STYLES = ["fontFamily", "fontSize", "fontWeight", "lineHeight", "color", "backgroundColor", "border", "borderRadius", "padding", "textAlign", "fontVariantNumeric", "whiteSpace", "display", "gap", "alignItems", "boxShadow"];
 const moving = new Set();
 
 const wantsMotion = () => !document.body.classList.contains("crowded") && !matchMedia("(prefers-reduced-motion: reduce)").matches;

@@ -3,6 +3,7 @@
 
 const BIG_POOL = 40, HUGE_POOL = 160, MOST_CELLS = 2000; // blocks: then without words, then without slots, then cut off
 const DENSE_POOL = 14; // with more blocks than this, cells are narrower
+const MOST_ACROSS = 16; // slots beside each other, where they have no words
 const MOST_CHIPS = 3; // letters in the head of a block
 const FIGURES = { // what they mean; the help of the page says so, too
   "Paged": "How many blocks are in use, and how many of their slots are still empty.",
@@ -20,6 +21,8 @@ function drawPool(frame, before, detail) {
   byId("memory-size").textContent = `${count(total, "block")} of ${count(size, "token")}`;
   const cells = Array.from({ length: Math.min(total, MOST_CELLS) }, (_, number) => drawCell(frame, before, number, detail));
   if (total > MOST_CELLS) cells.push(make("li", { class: "more" }, `… and ${total - MOST_CELLS} more`));
+  byId("pool").style.setProperty("--across", Math.min(size, MOST_ACROSS));
+  byId("pool").style.setProperty("--rows", Math.ceil(size / MOST_ACROSS));
   byId("pool").className = `walk ${detail} ${total > DENSE_POOL ? "dense" : "roomy"}`;
   sync(byId("pool"), cells);
   const next = frame.free_queue.map((number) => make("b", { "data-block": number, "data-key": `free ${number}`, "data-fly": `free ${number}`, "data-from": `cell ${number}` }, number));

@@ -95,9 +95,9 @@ function drawFinishedAnew(label, text) {
 // As much of the end of a finished text as its line has room for.
 function fitFinished() {
   for (const line of document.querySelectorAll("#texts .finished .running-text")) {
-    const whole = line.dataset.end, room = line.clientWidth - 2, font = getComputedStyle(line).font;
+    const whole = line.dataset.end, room = line.clientWidth - 2, font = fontOf(line);
     let shown = whole;
-    for (let start = 0; shown !== "…" && widthOf(shown, font) > room; shown = `…${whole.slice(start)}`) {
+    for (let start = 0; shown !== "…" && widthOf(shown, font) > room; shown = `…${endOf(whole, start)}`) {
       const space = whole.indexOf(" ", start + 1);
       start = space > 0 && widthOf(`…${whole.slice(start)}`, font) < room * 3 ? space : start + 8;
       if (start >= whole.length) { shown = "…"; break; }
@@ -109,8 +109,7 @@ function fitFinished() {
 function runningText(label, text) {
   const said = text.new_text ? text.text.slice(0, -text.new_text.length) : text.text;
   const cut = Math.max(0, text.prompt.length + text.text.length - LONG_TEXT);
-  const prompt = [...text.prompt.slice(Math.min(cut, text.prompt.length))].join("");
-  const rest = said.slice(Math.max(0, cut - text.prompt.length));
+  const prompt = endOf(text.prompt, cut), rest = endOf(said, Math.max(0, cut - text.prompt.length));
   const newest = visible(text.new_text), word = newest.trimStart() || newest; // a blank before it may end a line
   const isSlotless = text.new_text && text.num_computed_tokens === text.tokens.length - 1;
   return make("p", { class: "running-text", dir: "auto" }, cut ? "…" : "",

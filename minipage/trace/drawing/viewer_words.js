@@ -71,12 +71,20 @@ const visible = (text) =>
 // A word alone: one that is nothing but blanks would look like no word at all.
 const inSlot = (word) => (/^ +$/.test(word) ? "␣".repeat(word.length) : visible(word));
 
+// A text from a place on: not from the middle of a sign, such as an emoji, that is two units of JavaScript's.
+const endOf = (text, start) => text.slice(start).replace(/^[\uDC00-\uDFFF]/, "");
+
 // How wide a text is in the font of an element, without laying anything out.
 const ruler = document.createElement("canvas").getContext("2d");
 const widths = new Map();
 function emsOf(word) {
   if (!widths.has(word)) widths.set(word, Math.max(1, widthOf(word, "100px system-ui, sans-serif") / 100));
   return widths.get(word);
+}
+// Of its parts, because the whole is empty where the system has colours of its own.
+function fontOf(element) {
+  const { fontWeight, fontSize, fontFamily } = getComputedStyle(element);
+  return `${fontWeight} ${fontSize} ${fontFamily}`;
 }
 function widthOf(text, font) {
   ruler.font = font;

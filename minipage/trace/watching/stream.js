@@ -61,7 +61,6 @@ function showNewest() {
   if (wait > 0) return (live.drawing = setTimeout(() => live.follows && showNewest(), wait));
   const begin = performance.now();
   show(Infinity);
-  live.follows = false;
   live.nextDrawing = performance.now() + BREAK * (performance.now() - begin);
 }
 
@@ -90,8 +89,7 @@ function receive({ anew, frames = [], facts }) {
 }
 
 // Whoever goes back while a frame waits to be drawn does not want it any more.
-for (const [place, kind] of [[document, "keydown"], [byId("controls"), "pointerdown"]])
-  place.addEventListener(kind, () => (live.follows = false), true);
+document.addEventListener("shown", () => (live.follows = false));
 
 document.addEventListener("visibilitychange", () => {
   clearTimeout(live.timer);
