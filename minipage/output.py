@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 from minipage.errors import MinipageError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from minipage.sampling import Logprob
 
@@ -52,6 +53,17 @@ def complain(message: str) -> None:
         print(f"minipage: {message}", file=sys.stderr)
 
 
+@contextmanager
+def writing(path: object) -> Iterator[None]:
+    """Whatever keeps a file or a folder from being written, is said with its name."""
+    try:
+        yield
+    except FileExistsError as error:
+        raise OSError(f"{str(path)!r} is no folder; give a folder, or a new name.") from error
+    except OSError as error:
+        raise OSError(f"{str(path)!r} cannot be written: {error.strerror or error}.") from error
+
+
 def write_or_drop(stream: TextIO) -> None:
     """What cannot be written, Python would try again when it ends, and complain."""
     try:
@@ -85,6 +97,17 @@ def output_console(**options: Any) -> Console:
             raise BrokenPipeError
 
     return PipeConsole(highlight=False, markup=False, **options)
+
+
+def print_whole(console: Console, table: Table) -> None:
+    """With all its numbers: rich leaves out those without room. A terminal that is too narrow breaks the lines."""
+    for column in table.columns:
+        if column.no_wrap:  # which rich forgets when it measures
+            column.min_width = max(len(str(cell)) for cell in [column.header, *column.cells])
+    least = console.measure(table, options=console.options.update(width=1000)).minimum
+    if least > console.width:
+        table.width = least
+    console.print(table, crop=False)
 
 
 def prepare_streams() -> None:
