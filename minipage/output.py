@@ -34,6 +34,9 @@ def run_command(run: Callable[[], int]) -> int:
         complain(str(error))
         return BAD_INPUT
     except KeyboardInterrupt:
+        if sys.stderr.isatty():  # it has just written ^C, and what comes next should begin a line
+            with suppress(OSError):
+                print(file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader has seen enough: `| head`
         return 0

@@ -60,6 +60,10 @@ def run_figures(args: argparse.Namespace) -> None:
         show(figure, console)
         if args.svg or args.page:
             save_pictures(figure, args.svg or args.page.parent)
+    if args.quick:
+        console.print(
+            "A tenth of the requests (--quick): queues stay short, so some numbers are missed that a full run meets."
+        )
     if args.json:
         with writing(args.json):
             args.json.write_text(json.dumps([figure.numbers() for figure in done], indent=1) + "\n", encoding="utf-8")

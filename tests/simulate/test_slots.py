@@ -3,6 +3,7 @@
 import itertools
 import re
 import statistics
+import sys
 
 import numpy as np
 import pytest
@@ -248,6 +249,11 @@ def test_the_command_prints_both_tables_in_plain_text_when_nobody_is_watching(ca
     assert max(map(len, out.splitlines())) <= 80
 
 
+def test_a_first_look_says_that_it_is_one(capsys):
+    assert screen.main(["figure", "table1"]) == 0 and "--quick" not in capsys.readouterr().out
+    assert screen.main(["figure", "table1", "--quick"]) == 0 and "--quick" in capsys.readouterr().out
+
+
 def test_a_narrow_terminal_shows_all_numbers(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     assert screen.main(["--requests", "20"]) == 0
@@ -285,6 +291,16 @@ def test_an_option_that_is_no_number_is_exit_code_2(capsys):
     with pytest.raises(SystemExit, match="2"):
         screen.main(["--requests", "many"])
     assert "many" in capsys.readouterr().err
+
+
+def test_after_ctrl_c_a_terminal_begins_a_line(capsys, monkeypatch):
+    def stop(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(screen, "report", stop)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert screen.main([]) == 130
+    assert capsys.readouterr().err == "\n"
 
 
 @pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (OSError("disk full"), 1), (MemoryError(), 1)])
