@@ -289,7 +289,9 @@ def test_a_file_that_says_when_requests_came_is_replayed(tmp_path):
     ("text", "sentence"),
     [
         ("a,b\n1,2\n", "needs the columns"),
-        ("prompt,output\n1,x\n", "line 2 of"),
+        ("prompt,output\n1,x\n", "has '1', 'x'; tokens are whole numbers"),
+        ("prompt,output\n1\n", "has '1', ''; tokens are whole numbers"),
+        ("prompt,output\n\n\n1,x\n", "line 4 of"),
         ("prompt,output\n0,1\n", "at least one"),
         ("prompt,output\n5,1\n5.5,1\n", "line 3 of"),
         ("time,prompt,output\nnan,5,1\n", "a time that is a number"),
