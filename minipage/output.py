@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO
 
 from minipage.errors import MinipageError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from minipage.sampling import Logprob
 
@@ -33,6 +34,9 @@ def run_command(run: Callable[[], int]) -> int:
         complain(str(error))
         return BAD_INPUT
     except KeyboardInterrupt:
+        if sys.stderr.isatty():  # it has just written ^C, and what comes next should begin a line
+            with suppress(OSError):
+                print(file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader has seen enough: `| head`
         return 0
@@ -50,6 +54,17 @@ def run_command(run: Callable[[], int]) -> int:
 def complain(message: str) -> None:
     with suppress(OSError):  # on a full disk, for example
         print(f"minipage: {message}", file=sys.stderr)
+
+
+@contextmanager
+def writing(path: object) -> Iterator[None]:
+    """Whatever keeps a file or a folder from being written, is said with its name."""
+    try:
+        yield
+    except FileExistsError as error:
+        raise OSError(f"{str(path)!r} is no folder; give a folder, or a new name.") from error
+    except OSError as error:
+        raise OSError(f"{str(path)!r} cannot be written: {error.strerror or error}.") from error
 
 
 def write_or_drop(stream: TextIO) -> None:
@@ -85,6 +100,17 @@ def output_console(**options: Any) -> Console:
             raise BrokenPipeError
 
     return PipeConsole(highlight=False, markup=False, **options)
+
+
+def print_whole(console: Console, table: Table) -> None:
+    """With all its numbers: rich leaves out those without room. A terminal that is too narrow breaks the lines."""
+    for column in table.columns:
+        if column.no_wrap:  # which rich forgets when it measures
+            column.min_width = max(len(str(cell)) for cell in [column.header, *column.cells])
+    least = console.measure(table, options=console.options.update(width=1000)).minimum
+    if least > console.width:
+        table.width = least
+    console.print(table, crop=False)
 
 
 def prepare_streams() -> None:

@@ -42,6 +42,7 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
 
 def run_plan(args: argparse.Namespace) -> None:
     from minipage.errors import ConfigurationError
+    from minipage.output import writing
     from minipage.trace.playing.spinner import spinner
 
     if args.seed < 0:
@@ -63,7 +64,8 @@ def run_plan(args: argparse.Namespace) -> None:
             lengths = "sharegpt" if args.lengths is None else args.lengths
             found = forecast(deployment, Workload(lengths, args.seed), args.rate)
     if args.html and found:
-        args.html.write_text(page(deployment, found), encoding="utf-8")
+        with writing(args.html):
+            args.html.write_text(page(deployment, found), encoding="utf-8")
     if args.json:
         import json
 
@@ -89,9 +91,8 @@ def show(deployment: Any, found: Any) -> None:
     from minipage.plan.report import advice_lines, rows
 
     console = output_console()
-    table = Table(title=f"{deployment.model} on {deployment.tensor_parallel_size} x {deployment.gpu}", box=box.SIMPLE)
-    table.add_column("")
-    table.add_column("")
+    title = f"{deployment.model} on {deployment.tensor_parallel_size} x {deployment.gpu}"
+    table = Table(title=title, box=box.SIMPLE, show_header=False)
     for name, value in rows(deployment, found):
         table.add_row(name, value)
     console.print(table)

@@ -168,10 +168,11 @@ class Deployment:
             )
         if budget.kv < block:
             raise ConfigurationError(
-                f"{self.model} leaves no room for K and V: of {budget.total / GiB:.1f} GiB, weights take "
-                f"{budget.weights / GiB:.1f}, a step {budget.step / GiB:.1f}, other things {budget.other / GiB:.1f}, "
-                f"and {budget.unused / GiB:.1f} are not to be used. Take a larger GPU, raise tensor_parallel_size or "
-                "gpu_memory_utilization, or keep the weights in fewer bytes."
+                f"{self.model} leaves no room for a block of {self.block_size:,} tokens, {block:,} bytes of K and V: "
+                f"of {budget.total / GiB:.1f} GiB, weights take {budget.weights / GiB:.1f}, a step "
+                f"{budget.step / GiB:.1f}, other things {budget.other / GiB:.1f}, and {budget.unused / GiB:.1f} are "
+                "not to be used. Take a larger GPU, raise tensor_parallel_size or gpu_memory_utilization, or keep the "
+                "weights in fewer bytes."
             )
         return int(budget.kv // block)
 

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table as Grid
 
 from minipage.errors import ConfigurationError, require_positive
-from minipage.output import output_console, run_command
+from minipage.output import output_console, print_whole, run_command
 from minipage.simulate.figures_cli import add_figure, run_figures
 from minipage.simulate.simulation import (
     BLOCK_SIZE,
@@ -81,13 +81,13 @@ def report(args: argparse.Namespace) -> None:
         raise ConfigurationError(f"the seed is {args.seed}; it must not be negative.")
     results = run_all(args.slots, args.block_size, args.requests, args.seed, console)
     held = mean_held(islice(draw_requests(args.seed), args.requests))
-    console.print(figure_2(results, beside_paper=args.slots == NUM_SLOTS))
+    print_whole(console, figure_2(results, beside_paper=args.slots == NUM_SLOTS))
     console.print(
         f"{args.slots:,} slots, paged in blocks of {args.block_size}; {args.requests:,} requests, seed {args.seed}.\n"
         f"A request holds {held:.0f} tokens on average while it runs, so about {args.slots / held:.0f} fit at once.\n"
         f"Paging reserves nothing, so it can run out: {results['paged'].preemptions:.1f} preemptions a request.\n"
     )
-    console.print(examples(args.seed, args.block_size))
+    print_whole(console, examples(args.seed, args.block_size))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table as Grid
 
 from minipage.errors import ConfigurationError
-from minipage.output import output_console
+from minipage.output import output_console, print_whole, writing
 from minipage.simulate.configs import find_architecture
 from minipage.simulate.cost import Sizes
 from minipage.simulate.figures import FIGURES, Scale
@@ -60,10 +60,16 @@ def run_figures(args: argparse.Namespace) -> None:
         show(figure, console)
         if args.svg or args.page:
             save_pictures(figure, args.svg or args.page.parent)
+    if args.quick:
+        console.print(
+            "A tenth of the requests (--quick): queues stay short, so some numbers are missed that a full run meets."
+        )
     if args.json:
-        args.json.write_text(json.dumps([figure.numbers() for figure in done], indent=1) + "\n", encoding="utf-8")
+        with writing(args.json):
+            args.json.write_text(json.dumps([figure.numbers() for figure in done], indent=1) + "\n", encoding="utf-8")
     if args.page:
-        args.page.write_text(f"{text_before(args.page)}{MARK}\n\n{page(done, args)}", encoding="utf-8")
+        with writing(args.page):
+            args.page.write_text(f"{text_before(args.page)}{MARK}\n\n{page(done, args)}", encoding="utf-8")
 
 
 def check_files(args: argparse.Namespace) -> None:
@@ -123,7 +129,7 @@ def show(figure: Figure, console: Console) -> None:
         grid.add_column(heading, justify="right", no_wrap=True)
     for row in figure.rows:
         grid.add_row(*cells(row))
-    console.print(grid)
+    print_whole(console, grid)
     for note in figure.notes:
         console.print(note, style="dim")
     console.print()
@@ -148,9 +154,10 @@ def number(value: float) -> str:
 
 
 def save_pictures(figure: Figure, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for i, picture in enumerate(figure.pictures):
-        (folder / picture_name(figure, i)).write_text(svg(picture), encoding="utf-8")
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for i, picture in enumerate(figure.pictures):
+            (folder / picture_name(figure, i)).write_text(svg(picture), encoding="utf-8")
 
 
 def picture_name(figure: Figure, i: int) -> str:

@@ -198,7 +198,7 @@ def build(setting: Setting, clock: Clock, tally: Tally, with_content: bool = Fal
         num_blocks = setting.num_slots // setting.block_size
         if num_blocks < 1:
             raise ConfigurationError(
-                f"{setting.num_slots} slots are not even one block of {setting.block_size}: give it more memory."
+                f"a block of {setting.block_size} slots does not fit into a memory of {setting.num_slots}. Give more."
             )
         pool = BlockPool(num_blocks, setting.block_size)
         swaps = setting.preemption != "recompute"

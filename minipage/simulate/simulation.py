@@ -93,7 +93,7 @@ def contiguous(rule: ReservationRule, num_slots: int, max_model_len: int = MAX_M
 
 def paged(num_slots: int, block_size: int) -> Memory:
     if num_slots < block_size:
-        raise ConfigurationError(f"{num_slots} slots are not even one block of {block_size}.")
+        raise ConfigurationError(f"a block of {block_size} slots does not fit into a memory of {num_slots}.")
     pool = BlockPool(num_slots // block_size, block_size)
     return lambda request: BlockTable(pool)
 

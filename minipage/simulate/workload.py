@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minipage.errors import ConfigurationError, count
+from minipage.errors import ConfigurationError, count, shown
 from minipage.simulate.simulation import gamma_parameters, lognormal_parameters
 
 
@@ -106,10 +106,11 @@ def read_trace(path: Path | str) -> list[Arrival]:
     """
     try:
         with Path(path).open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
+            reader = csv.DictReader(file, restval="")
+            rows = [(reader.line_num, row) for row in reader]
     except (OSError, ValueError, csv.Error) as error:
         raise ConfigurationError(f"the trace {path} cannot be read ({error}).") from error
-    names = {str(name).strip().lower(): name for name in (rows[0] if rows else {})}
+    names = {str(name).strip().lower(): name for name in (rows[0][1] if rows else {})}
     columns = {
         what: next((names[word.lower()] for word in words if word.lower() in names), None)
         for what, words in COLUMNS.items()
@@ -119,15 +120,18 @@ def read_trace(path: Path | str) -> list[Arrival]:
             f"the trace {path} needs the columns num_prompt_tokens and num_output_tokens, and perhaps time; "
             f"it has {', '.join(names) or 'no rows'}."
         )
-    return sorted(read_row(path, number, row, columns) for number, row in enumerate(rows, 2))
+    return sorted(read_row(path, number, row, columns) for number, row in rows)
 
 
 def read_row(path: Path | str, number: int, row: dict[str, str], columns: dict[str, str | None]) -> Arrival:
     try:
         time = seconds(row[columns["time"]]) if columns["time"] else 0.0
         arrival = Arrival(time, whole(row[columns["prompt"] or ""]), whole(row[columns["output"] or ""]))
-    except (TypeError, ValueError) as error:
-        raise ConfigurationError(f"line {number} of {path} holds no numbers ({error}).") from None
+    except ValueError:
+        cells = ", ".join(shown(row[name]) for name in columns.values() if name)
+        raise ConfigurationError(
+            f"line {number} of {path} has {cells}; tokens are whole numbers, and a time is in seconds, or a date."
+        ) from None
     if not math.isfinite(arrival.time) or arrival.num_prompt_tokens < 1 or arrival.num_output_tokens < 1:
         raise ConfigurationError(
             f"line {number} of {path}: a request has at least one token in and one out, and a time that is a number."

@@ -1,6 +1,7 @@
 """The ten projects: each starting file runs, one solution of each is better, and a benchmark is not easily fooled."""
 
 import json
+import re
 import types
 from pathlib import Path
 
@@ -25,6 +26,13 @@ def test_there_are_ten_and_instructors_names_them():
     text = INSTRUCTORS.read_text(encoding="utf-8")
     assert all(f"`{name}`" in text for name in SCORES)
     assert all(about(name).endswith((".", "?")) for name in SCORES)
+
+
+def test_the_plan_for_a_term_has_every_lesson():
+    [plan] = re.findall(r"some with two: ([^.]+)\.", INSTRUCTORS.read_text(encoding="utf-8"))
+    taught = sorted(int(lesson) for lesson in re.findall(r"\d+", plan))
+    lessons = sorted(int(folder.name[:2]) for folder in (INSTRUCTORS.parent / "lessons").glob("[0-9][0-9]_*"))
+    assert plan.count(";") == 9 - 1 and taught == lessons
 
 
 @pytest.mark.parametrize("name", SCORES)

@@ -160,8 +160,16 @@ def test_devices_share_weights_and_heads():
 
 
 def test_a_model_that_does_not_fit_is_a_sentence_with_the_bytes():
-    with pytest.raises(ConfigurationError, match=r"leaves no room for K and V: of 79\.2 GiB, weights take 131\.4"):
+    block = r"leaves no room for a block of 16 tokens, 5,242,880 bytes of K and V"
+    with pytest.raises(ConfigurationError, match=block + r": of 79\.2 GiB, weights take 131\.4"):
         Deployment("Llama-3.1-70B").blocks()
+
+
+def test_a_page_that_cannot_be_written_is_named(tmp_path, capsys):
+    (tmp_path / "plan.html").symlink_to(tmp_path / "plan.html")
+    arguments = ["plan", "GPT-2", "--lengths", "64:2", "--rate", "1", "--html", str(tmp_path / "plan.html")]
+    assert main(arguments) == 1
+    assert f"minipage: '{tmp_path}/plan.html' cannot be written: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -281,7 +289,9 @@ def test_a_file_that_says_when_requests_came_is_replayed(tmp_path):
     ("text", "sentence"),
     [
         ("a,b\n1,2\n", "needs the columns"),
-        ("prompt,output\n1,x\n", "line 2 of"),
+        ("prompt,output\n1,x\n", "has '1', 'x'; tokens are whole numbers"),
+        ("prompt,output\n1\n", "has '1', ''; tokens are whole numbers"),
+        ("prompt,output\n\n\n1,x\n", "line 4 of"),
         ("prompt,output\n0,1\n", "at least one"),
         ("prompt,output\n5,1\n5.5,1\n", "line 3 of"),
         ("time,prompt,output\nnan,5,1\n", "a time that is a number"),

@@ -3,6 +3,7 @@
 import itertools
 import re
 import statistics
+import sys
 
 import numpy as np
 import pytest
@@ -225,8 +226,8 @@ def test_sizes_are_whole_numbers_of_at_least_1(name):
 
 
 def test_a_memory_smaller_than_a_block_is_refused():
-    with pytest.raises(ConfigurationError, match="10 slots are not even one block of 16"):
-        memories(10)
+    with pytest.raises(ConfigurationError, match="a block of 16 slots does not fit into a memory of 1"):
+        memories(1)
 
 
 def test_at_least_one_request_has_to_finish():
@@ -248,6 +249,20 @@ def test_the_command_prints_both_tables_in_plain_text_when_nobody_is_watching(ca
     assert max(map(len, out.splitlines())) <= 80
 
 
+def test_a_first_look_says_that_it_is_one(capsys):
+    assert screen.main(["figure", "table1"]) == 0 and "--quick" not in capsys.readouterr().out
+    assert screen.main(["figure", "table1", "--quick"]) == 0 and "--quick" in capsys.readouterr().out
+
+
+def test_a_narrow_terminal_shows_all_numbers(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    assert screen.main(["--requests", "20"]) == 0
+    assert screen.main(["figure", "table1"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"paper +20\.4 +13\.3 +57\.3 +8\.9 +7\.0", out)
+    assert re.search(r"OPT-13B: +25\.71 +26\.00 +-1 % +met", out) and "parameters," in out
+
+
 def test_beside_another_memory_the_papers_numbers_would_mislead(capsys):
     assert screen.main(["--requests", "20", "--slots", "8192"]) == 0
     assert "paper" not in capsys.readouterr().out
@@ -260,7 +275,7 @@ def test_beside_another_memory_the_papers_numbers_would_mislead(capsys):
         (["--slots", "-5"], "slots is -5"),
         (["--block-size", "0"], "block_size is 0"),
         (["--seed", "-1"], "seed is -1"),
-        (["--slots", "10"], "10 slots are not even one block of 16"),
+        (["--slots", "10"], "a block of 16 slots does not fit into a memory of 10"),
         (["--slots", "2000"], "finds no place in an empty memory of 2000 slots"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
@@ -276,6 +291,16 @@ def test_an_option_that_is_no_number_is_exit_code_2(capsys):
     with pytest.raises(SystemExit, match="2"):
         screen.main(["--requests", "many"])
     assert "many" in capsys.readouterr().err
+
+
+def test_after_ctrl_c_a_terminal_begins_a_line(capsys, monkeypatch):
+    def stop(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(screen, "report", stop)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert screen.main([]) == 130
+    assert capsys.readouterr().err == "\n"
 
 
 @pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (OSError("disk full"), 1), (MemoryError(), 1)])

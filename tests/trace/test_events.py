@@ -95,6 +95,14 @@ def test_who_is_preempted_for_whom():
     ]
 
 
+def test_where_one_is_not_enough_several_have_to_give_way():
+    llm = LLM(block_size=1, num_blocks=4)
+    with record(llm) as trace:
+        run_story(llm, {0: [("x", [5, 6], 2), ("y", [7], 2), ("z", [8], 2)]})
+    story = [event for frame in trace.steps for event in frame.events]
+    assert "A, B and C need a block each, and none is free: C and B, last in line, have to give way." in story
+
+
 @pytest.mark.parametrize(
     ("blocks", "words"),
     [

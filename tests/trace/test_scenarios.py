@@ -130,7 +130,7 @@ def test_the_list(capsys):
     [
         (["--replay", "nosuch.jsonl"], "'nosuch.jsonl' cannot be read: No such file or directory."),
         (["--replay", "."], "'.' cannot be read: "),
-        (["basics", "--steps", "1", "--svg", os.devnull], f"{os.devnull!r} is no folder; give --svg a folder"),
+        (["basics", "--steps", "1", "--svg", os.devnull], f"{os.devnull!r} is no folder; give a folder"),
         (["all", "--svg", os.devnull], f"{os.devnull!r} is no folder; give a folder"),
         (["basics", "--html", ""], "the name of what html is to be written to is empty"),
         (["all", "--svg", ""], "the name of what svg is to be written to is empty"),

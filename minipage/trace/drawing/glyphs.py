@@ -88,7 +88,7 @@ def letter_of(label: str) -> str:
 def letters_explained(labels: Iterable[str]) -> str:
     """What the signs of `letter_of` stand for that are not the letter itself."""
     signs = {letter_of(label) for label in labels if len(label) > 1}
-    return ", a: AA" * bool(signs) + ", +: BA" * ("+" in signs)
+    return ", ".join(["a: AA"] * bool(signs) + ["+: BA"] * ("+" in signs))
 
 
 def ink_of(label: str) -> Style:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from minipage.errors import ConfigurationError
 from minipage.languages import tell
+from minipage.output import writing
 from minipage.trace.drawing.front import Card, front, front_page
 from minipage.trace.playing.scenarios import DEFAULT, SCENARIOS
 from minipage.trace.playing.spinner import spinner
@@ -21,13 +22,8 @@ def export(frames: list[Frame], trace: Trace, files: dict[str, str]) -> None:
 
     for kind, path in files.items():
         writer: Callable[[list[Frame], Trace, Path], None] = exports.WRITERS[kind]
-        try:
-            with spinner(f"writing {path}"):
-                writer(frames, trace, Path(path))
-        except FileExistsError as error:
-            raise OSError(f"{path!r} is no folder; give --{kind} a folder, or a new name.") from error
-        except OSError as error:
-            raise OSError(f"{path!r} cannot be written: {error.strerror or error}.") from error
+        with spinner(f"writing {path}"), writing(path):
+            writer(frames, trace, Path(path))
         print(f"wrote {path}")
 
 
@@ -43,12 +39,8 @@ def export_all(
     if not folders:
         raise ConfigurationError("all scenarios can only be written, not shown: add `--svg FOLDER` or `--html FOLDER`.")
     for folder in folders.values():
-        try:
+        with writing(folder):
             Path(folder).mkdir(parents=True, exist_ok=True)
-        except FileExistsError as error:
-            raise OSError(f"{folder!r} is no folder; give a folder, or a new name.") from error
-        except OSError as error:
-            raise OSError(f"the folder {folder!r} cannot be made: {error.strerror or error}.") from error
     for name in SCENARIOS:
         write(name, {kind: str(Path(folder) / (name + SUFFIXES[kind])) for kind, folder in folders.items()})
     if "html" in folders:

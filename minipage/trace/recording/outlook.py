@@ -29,7 +29,8 @@ def what_is_ahead(change: dict[str, Any], after: State) -> list[str]:
         free = "none is free" if not num_free else f"{num_free} {'is' if num_free == 1 else 'are'} free"
         needs = "needs a block" if len(ahead.needy) == 1 else "need a block each"
         who = f"{join(ahead.needy)} {needs}" if ahead.needy else "A block is needed"
-        told.append(f"{who}, and {free}: {join(ahead.gives_way)}, last in line, has to give way.")
+        have = "has" if len(ahead.gives_way) == 1 else "have"
+        told.append(f"{who}, and {free}: {join(ahead.gives_way)}, last in line, {have} to give way.")
     for label, blocks in ahead.finds:
         num_tokens = "" if after.windows else f"{len(blocks) * after.block_size} "
         loaded = change.get("tier", {}).get("loaded", ())
