@@ -186,6 +186,14 @@ def test_whatever_a_folder_is_called_pages_and_sheets_are_harmless(name):
     assert file_name(name + " ") != page
 
 
+def test_who_declares_an_encoding_that_reads_no_text_stops_nobody(room, capsys):
+    hand_in(room / "in" / "ann")
+    hand_in(room / "in" / "eve", f"# coding: rot13\n{ALTERNATIVE}")
+    code, out, _ = grade(capsys, *sorted(room.glob("in/*")), "3.1", "--csv", "g.csv", "--json")
+    ann, eve = json.loads(out)["folders"]
+    assert code == 0 and ann["points"] == 1 and "Save it as UTF-8" in eve["exercises"][0]["message"]
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="such names and links are Linux's")
 def test_names_that_are_no_text_and_links_that_lead_nowhere_are_rows(room, capsys):
     for name in (b"bad\xff", b"bad\xfe", b"new\nline"):
