@@ -408,6 +408,31 @@ def test_what_breaks_costs_its_own_exercise(keeper, tmp_path, name):
     assert "\n" not in verdict.message
 
 
+FILLS = {
+    "one after the other": "open(f'{folder}/{i}', 'wb').write(bytes(1 << 20))",
+    "renamed": "open(f'{folder}/x', 'wb').write(bytes(1 << 20)); os.rename(f'{folder}/x', f'{folder}/{i}')",
+    "folders": "os.mkdir(f'{folder}/{i}')",
+}
+
+
+@pytest.mark.parametrize("how", FILLS)
+def test_nobody_fills_the_disk(keeper, tmp_path, how):
+    code = f"import itertools, os, tempfile\nfolder = tempfile.mkdtemp()\nfor i in itertools.count(): {FILLS[how]}"
+    verdict = judged(keeper, tmp_path, begins_with(code), limit=10.0)
+    assert verdict.status == FAILED and "more than 256 files" in verdict.message, verdict
+
+
+def test_nobody_finds_what_another_has_left(keeper, tmp_path):
+    left = (
+        "import os, tempfile; folder = tempfile.mkdtemp(prefix='left'); open(folder + '/x', 'w'); os.chmod(folder, 0)"
+    )
+    assert judged(keeper, tmp_path, begins_with(left)).status == PASSED
+    look = (
+        "import os, tempfile; raise ValueError([name for name in os.listdir(tempfile.gettempdir()) if 'left' in name])"
+    )
+    assert "ValueError: []" in judged(keeper, tmp_path, begins_with(look)).message
+
+
 def test_after_all_that_everybody_is_judged_as_ever(keeper, tmp_path):
     assert judged(keeper, tmp_path, STUB).status == TODO
     assert judged(keeper, tmp_path, WRONG).calls
@@ -425,6 +450,11 @@ HARMLESS = {
     "a traceback": "import traceback\ntry: 1 / 0\nexcept Exception: traceback.format_exc()",
     "a named tuple": "from collections import namedtuple; namedtuple('P', 'x y')(1, 2)",
     "a temporary file": "import tempfile\nwith tempfile.TemporaryFile('w') as file: file.write('x')",
+    "many temporary files, one at a time": """
+        import tempfile
+        for i in range(1000):
+            with tempfile.NamedTemporaryFile("w") as file: file.write("x")
+    """,
     "a temporary folder": "import tempfile\nwith tempfile.TemporaryDirectory() as d: open(d + '/x', 'w').write('x')",
     "logging": "import logging; logging.warning('careful'); logging.getLogger('a').error('b', stack_info=True)",
     "a stack, as text": "import traceback; traceback.extract_stack(); traceback.format_stack()",
