@@ -144,6 +144,14 @@ def test_a_link_to_the_neighbours_file_earns_nothing(room, capsys):
     assert ann["points"] == 1 and ben["points"] == 0 and "is a link" in ben["exercises"][0]["message"]
 
 
+def test_of_two_copies_in_one_folder_the_newer_one_counts(room, capsys):
+    old = hand_in(room / "in" / "ann" / "a", ALTERNATIVE.replace("[*range(num_blocks)]", "[]"))
+    hand_in(room / "in" / "ann" / "b")
+    os.utime(old, (0, 0))
+    _, out, _ = grade(capsys, room / "in" / "ann", "3.1", "--csv", "g.csv", "--json")
+    assert json.loads(out)["folders"][0]["points"] == 1
+
+
 def test_a_folder_has_only_this_much_time(room, capsys):
     hand_in(room / "in" / "ann")
     hand_in(room / "in" / "eve", HOSTILE["a loop"])
