@@ -336,7 +336,7 @@ show_place("6 tensor")
 #
 # | In rung 5 | In rung 6 | What is gained |
 # |---|---|---|
-# | `score[u, r] += q_kept[...] * x`, in loops over numbers and rows | `multiply(score, m, a, ...)` | q·K on tensor cores |
+# | `score[u, r] += q_kept[...] * x`, in loops over numbers and rows | `multiply(score, m * HALVES + half, a, ...)` | q·K on tensor cores |
 # | `acc[r, ...] += score[u, r] * x`, in loops over tokens, numbers and rows | `multiply(acc, t, a, ...)` | weights·V on tensor cores |
 # | `load(k, u, ...)` and `load(v, u, ...)`: a lane's own pieces, into registers | `request(...)`, `wait_for_oldest()`, `load_k(...)`, `load_v(...)`: whole rows, through shared memory | tensor cores get their pieces, and memory is still read in whole lines |
 #

@@ -20,6 +20,7 @@ import os
 import re
 import secrets
 import select
+import shutil
 import signal
 import sys
 import time
@@ -43,7 +44,7 @@ if sys.platform != "win32":
 PATIENCE = 6  # a busy machine may take this many times the limit, where nobody can say who is computing
 TICK = 0.05  # seconds between two looks at a cell
 MOST_MEMORY = 1 << 30  # bytes that a cell may take, beyond what it begins with
-MOST_WRITTEN = 16 << 20  # bytes of one file
+MOST_WRITTEN = 4 << 20  # bytes of one file; fence.py limits how many there are
 MOST_KEPT = 1 << 20  # bytes of what comes out of a cell
 CANNOT_SAY = 77  # the exit status of a cell that could not report
 MARK = "MINIPAGE_KEEPER"  # in the environment of a keeper, and so of all that comes from it
@@ -348,10 +349,20 @@ def main() -> None:
         before.prepare(exercise, path)
         if hasattr(os, "fork"):
             verdict, is_stuck = Cell(exercise, path, limit, scratch, before, order["passed"]).run()
+            empty(scratch)
         else:
             verdict, is_stuck = judged_here(exercise, path), False
         out.write(json.dumps([verdict.as_dict(), is_stuck]) + "\n")
         out.flush()
+
+
+def empty(scratch: Path) -> None:
+    """Nobody finds what another has left there."""
+    for root, folders, _ in os.walk(scratch):
+        for name in folders:
+            os.chmod(os.path.join(root, name), 0o700)  # it may have been closed
+    for thing in scratch.iterdir():
+        shutil.rmtree(thing) if thing.is_dir() else thing.unlink()
 
 
 def judged_here(exercise: Exercise, path: Path) -> Verdict:

@@ -47,6 +47,7 @@ LOOK_AT_FRAMES = tuple(
     ).split()
 )
 PARTS = "__code__", "__defaults__", "__kwdefaults__"
+MOST_FILES = 256  # files and folders that an exercise may have in the scratch folder
 UNHEARD = [  # these do the same, and no hook is told
     ("_posixsubprocess", "fork_exec"), ("subprocess", "_fork_exec"), ("multiprocessing.util", "spawnv_passfds"),
     ("signal", "signal"), ("_signal", "signal"), ("signal", "pidfd_send_signal"), ("_signal", "pidfd_send_signal"),
@@ -69,6 +70,7 @@ def put_up(path: Path, scratch: Path, hidden_files: list[Path], sources: list[st
     closed_sources = set[tuple[int, int]]()  # filled when it is asked for
     own_number = (os.stat(own).st_dev, os.stat(own).st_ino) if os.path.exists(own) else (-1, -1)
     refused: list[str] = []
+    there: set[str] = set()  # names in the scratch folder that something has, or had
     busy: set[int] = set()  # threads that are in the hook: it makes events itself
 
     def line_of_caller() -> int:
@@ -95,12 +97,24 @@ def put_up(path: Path, scratch: Path, hidden_files: list[Path], sources: list[st
     def is_inside(name: object) -> bool:
         return type(name) is str and (name in (os_devnull, itself) or (name.startswith(inside) and ".." not in name))
 
+    def on_write(name: str) -> None:
+        there.add(name)
+        if len(there) > most_files:
+            refuse(f"have more than {most_files} files")
+
+    def on_remove(args: tuple[Any, ...]) -> None:
+        on_change(args)
+        there.discard(args[0])
+
     def on_change(args: tuple[Any, ...]) -> None:
         names = [arg for arg in args if not isinstance(arg, int | float) and arg is not None]
         if type(args[0]) is int or not all(
             is_inside(name) or name == ":memory:" for name in names if type(name) is not tuple
         ):
             refuse("change files")
+        for name in names:
+            if type(name) is str:
+                on_write(name)
 
     def on_open(args: tuple[Any, ...]) -> None:
         name, _, flags = args
@@ -109,6 +123,7 @@ def put_up(path: Path, scratch: Path, hidden_files: list[Path], sources: list[st
         if flags & writing:
             if not is_inside(name):
                 refuse("write files")
+            on_write(name)
             return
         try:
             found = stat(name)
@@ -197,7 +212,7 @@ def put_up(path: Path, scratch: Path, hidden_files: list[Path], sources: list[st
 
     watching = os.path.join(os.path.dirname(__file__), "origin.py")  # its functions hold the reference's
     library, look_at_frames, give_frames = (os.path.dirname(os.__file__) + os.sep, "<"), LOOK_AT_FRAMES, GIVE_FRAMES
-    os_sep, os_devnull, frame_names, function_parts = os.sep, os.devnull, FRAMES, PARTS
+    os_sep, os_devnull, frame_names, function_parts, most_files = os.sep, os.devnull, FRAMES, PARTS, MOST_FILES
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
     rules: dict[str, Callable[[tuple[Any, ...]], None]] = {
         "open": on_open, "object.__getattr__": on_getattr, "object.__setattr__": on_part,
@@ -206,6 +221,7 @@ def put_up(path: Path, scratch: Path, hidden_files: list[Path], sources: list[st
     groups = (STARTS, refusing("start a process")), (SIGNALS, on_signal), (NETWORK, refusing("use the network"))
     for names, rule in (*groups, (CHANGES, on_change), (LINKS, refusing("make links")), (INWARDS, on_inward)):
         rules |= dict.fromkeys(names.split(), rule)
+    rules["os.remove"] = on_remove
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
         rule = rules.get(event)

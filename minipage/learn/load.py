@@ -108,7 +108,7 @@ def read(path: Path) -> str:
     except SyntaxError as error:  # of the line that declares the encoding
         said = error.msg.replace(f" for {str(path)!r}", "")
         raise CodeError(f"Python cannot read this file: {said}. Save it as UTF-8.", error.lineno or 0) from None
-    except UnicodeDecodeError as error:
+    except (LookupError, UnicodeError) as error:  # rot13, for one, is a known encoding, and not of texts
         raise CodeError(f"{name} cannot be read: {error}. Save it as UTF-8.") from None
     except OSError as error:
         raise CodeError(f"{name} cannot be read: {error.strerror or error}.") from None

@@ -153,6 +153,8 @@ PREEMPTION = [
     M("9.4", "            chunks = group.next_chunks(budget)\n            needed", "            chunks = group.next_chunks(self.max_num_batched_tokens)\n            needed", "budget"),
     M("9.4", "        for group in list(self.swapped):\n", "        for group in list(self.swapped):\n            if budget <= 0:\n                break\n", "comes back as soon as"),
     M("9.4", "plan.swap_in.extend(group.move_to(self.block_pool))", "plan.swap_in.extend((b, a) for a, b in group.move_to(self.block_pool))", "as pairs .swap, block"),
+    M("9.5", "[size * len(cached) :]", "[size * len(cached) : group.leader.num_prompt_tokens]", "preempted after 4 tokens"),
+    M("9.5", "            todo = todo[: self.tokens_left]\n", "            todo = todo[: self.tokens_left]\n            self.tokens_left -= len(todo)\n", "only asked"),
 ]  # fmt: skip
 KEY = "        return hashlib.sha256(repr((self.nonce, parent, *token_ids)).encode()).digest()"
 HOLD = "                self.hold(kept)\n"

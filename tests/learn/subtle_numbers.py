@@ -141,6 +141,8 @@ MEASURING = [
     M("13.7", "self.blocks.get(server, {}).items()", "[pair for each in self.blocks.values() for pair in each.items()]", "Of the blocks at the prompt"),
     M("13.7", "block == (parent, tokens[: self.size])", "block[1] == tokens[: self.size]", "Of the blocks at the prompt"),
     M("13.7", "tokens[: self.size])", "tokens[: self.size] or block[1])", "Of the blocks at the prompt|RecursionError"),
+    M("13.7", "if block == (parent, tokens[: self.size]):", "if block[0] == parent and tokens and block[1][: len(tokens)] == tokens[: self.size]:", "Of the blocks at the prompt"),
+    M("13.7", "        self.blocks.setdefault(server, {})[block_hash] =", "        mine = self.blocks.setdefault(server, {})\n        if parent is None or parent in mine:\n            mine[block_hash] =", "Of the blocks at the prompt|KeyError"),
 ]  # fmt: skip
 SCORE = "    score = 0.0\n    for d in range(q.shape[2]):\n        score += q[s, h, d] * k_cache[block, offset, kv, d]\n    return score"
 ATTENTION_LOOP = "    top = -math.inf\n    for t in range(length):\n        top = max(top, score_of(q, k_cache, s, h, kv, block_tables[s, t // size], t % size) * scale)\n"

@@ -119,6 +119,11 @@ ODD_FILES = {
         lambda path: path.write_bytes(bytes(range(128, 256))),
         "Python cannot read this file|cannot be read",
     ),
+    "an encoding that is none of texts": (
+        lambda path: path.write_text("# coding: rot13\n"),
+        "rot13.* Save it as UTF-8",
+    ),
+    "an encoding that reads nothing": (lambda path: path.write_text("# coding: undefined\n"), "Save it as UTF-8"),
     "an encoding that there is not": (lambda path: path.write_text("# coding: klingon\n"), "unknown encoding.*klingon"),
     "nested without end": (nested_without_end, "too many nested parentheses"),
     "nested as far as it goes": (nested_as_far_as_it_goes, "Python cannot read this file|RecursionError|MemoryError"),

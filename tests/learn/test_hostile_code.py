@@ -347,6 +347,24 @@ def test_what_is_put_back_was_changed_nevertheless(keeper, tmp_path):
     assert verdict.status == FAILED and "compare, which is not its own" in verdict.message, verdict
 
 
+def test_and_where_no_calls_are_watched(keeper, tmp_path):
+    """A router is asked, and then compared with what is due, by a function that is another in the meantime."""
+    code = """
+        def __init__(self, *sizes):
+            told = next(c for c in object.__subclasses__() if c.__name__ == "Told")
+            self.names = told.choose.__globals__
+            self.real, self.names["expect"] = self.names["expect"], lambda *args: None
+
+        def __del__(self):
+            self.names["expect"] = self.real
+
+        stored = removed = lambda *args: None
+        choose = lambda *args: "A"
+    """
+    verdict = judged(keeper, tmp_path, "class Router:\n" + textwrap.indent(textwrap.dedent(code), "    "), "13.7")
+    assert verdict.status == FAILED and "expect, which is not its own" in verdict.message, verdict
+
+
 EQUAL_TO_ALL = """
 class Same{base}:
     def __eq__(self, other): return True
@@ -369,6 +387,24 @@ def test_what_equals_everything_is_no_answer(keeper, tmp_path, before, result):
     source = f"{before}\n\n" + RIGHT.replace("        return block\n", f"        return {result}\n", 1)
     verdict = judged(keeper, tmp_path, source)
     assert verdict.status == FAILED, verdict
+
+
+def test_arrays_that_agree_with_everything_are_taken_for_what_is_in_them(keeper, tmp_path):
+    source = """
+        import numpy as np
+
+        class Same(np.ndarray):
+            def __array_ufunc__(self, function, method, *args, **kwargs):
+                if function is np.less_equal:
+                    return np.ones(self.shape, bool)
+                plain = [arg.view(np.ndarray) if isinstance(arg, Same) else arg for arg in args]
+                return getattr(function, method)(*plain, **kwargs).view(Same)
+
+        def quantize_rows(rows):
+            return np.zeros(rows.shape, np.int8).view(Same), np.zeros(len(rows), np.float32).view(Same)
+    """
+    verdict = judged(keeper, tmp_path, textwrap.dedent(source), "10.1")
+    assert verdict.status == FAILED and "largest magnitude / 127" in verdict.message, verdict
 
 
 BREAKS = {
@@ -408,6 +444,31 @@ def test_what_breaks_costs_its_own_exercise(keeper, tmp_path, name):
     assert "\n" not in verdict.message
 
 
+FILLS = {
+    "one after the other": "open(f'{folder}/{i}', 'wb').write(bytes(1 << 20))",
+    "renamed": "open(f'{folder}/x', 'wb').write(bytes(1 << 20)); os.rename(f'{folder}/x', f'{folder}/{i}')",
+    "folders": "os.mkdir(f'{folder}/{i}')",
+}
+
+
+@pytest.mark.parametrize("how", FILLS)
+def test_nobody_fills_the_disk(keeper, tmp_path, how):
+    code = f"import itertools, os, tempfile\nfolder = tempfile.mkdtemp()\nfor i in itertools.count(): {FILLS[how]}"
+    verdict = judged(keeper, tmp_path, begins_with(code), limit=10.0)
+    assert verdict.status == FAILED and "more than 256 files" in verdict.message, verdict
+
+
+def test_nobody_finds_what_another_has_left(keeper, tmp_path):
+    left = (
+        "import os, tempfile; folder = tempfile.mkdtemp(prefix='left'); open(folder + '/x', 'w'); os.chmod(folder, 0)"
+    )
+    assert judged(keeper, tmp_path, begins_with(left)).status == PASSED
+    look = (
+        "import os, tempfile; raise ValueError([name for name in os.listdir(tempfile.gettempdir()) if 'left' in name])"
+    )
+    assert "ValueError: []" in judged(keeper, tmp_path, begins_with(look)).message
+
+
 def test_after_all_that_everybody_is_judged_as_ever(keeper, tmp_path):
     assert judged(keeper, tmp_path, STUB).status == TODO
     assert judged(keeper, tmp_path, WRONG).calls
@@ -425,6 +486,11 @@ HARMLESS = {
     "a traceback": "import traceback\ntry: 1 / 0\nexcept Exception: traceback.format_exc()",
     "a named tuple": "from collections import namedtuple; namedtuple('P', 'x y')(1, 2)",
     "a temporary file": "import tempfile\nwith tempfile.TemporaryFile('w') as file: file.write('x')",
+    "many temporary files, one at a time": """
+        import tempfile
+        for i in range(1000):
+            with tempfile.NamedTemporaryFile("w") as file: file.write("x")
+    """,
     "a temporary folder": "import tempfile\nwith tempfile.TemporaryDirectory() as d: open(d + '/x', 'w').write('x')",
     "logging": "import logging; logging.warning('careful'); logging.getLogger('a').error('b', stack_info=True)",
     "a stack, as text": "import traceback; traceback.extract_stack(); traceback.format_stack()",

@@ -12,7 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from stat import S_ISREG
 
@@ -20,6 +20,7 @@ from minipage.errors import LearnError
 from minipage.learn.course import Exercise, Lesson
 
 DEPTH = 2  # folders between the one that was given and the lessons
+BEFORE = datetime.min.replace(tzinfo=UTC)  # all that was handed in
 
 
 @dataclass(frozen=True)
@@ -77,12 +78,17 @@ def learner_names(paths: list[Path]) -> list[str]:
 
 
 def where_lessons_are(path: Path, lessons: list[Lesson]) -> Path | None:
-    """The folder that the lessons' folders are in: this one, or the only one a little deeper that has any."""
+    """The folder that the lessons' folders are in: this one, or one a little deeper; of several that with the most, and
+    then the newest."""
+
+    def how_full(folder: Path) -> tuple[int, datetime]:
+        return count_lessons(folder, lessons), last_change(folder, lessons) or BEFORE
+
     candidates = [path]
     for _ in range(DEPTH + 1):
         found = [folder for folder in candidates if any(os.path.lexists(folder / lesson.name) for lesson in lessons)]
         if found:
-            return found[0] if len(found) == 1 else max(found, key=lambda folder: count_lessons(folder, lessons))
+            return max(found, key=how_full)
         candidates = [child for folder in candidates for child in folders_in(folder)]
     return None
 

@@ -30,7 +30,7 @@ from minipage.learn.check import Keeper, Limits, by_file, check_file, require_hy
 from minipage.learn.classroom.folders import Submission, leads_outside
 from minipage.learn.course import HERE, Exercise
 from minipage.learn.judge import FAILED, PASSED, Verdict
-from minipage.learn.load import MOST_BYTES
+from minipage.learn.load import MOST_BYTES, UNREADABLE, CodeError, read
 from minipage.learn.originals import Originals
 
 ALONE = {"exercise.py", "lesson.ipynb", "lesson.py", "__pycache__", ".ipynb_checkpoints"}  # what needs no second look
@@ -100,12 +100,12 @@ def contents(folder: Path) -> bytes | None:
         return None
 
 
-def what_runs(source: bytes) -> bytes:
+def what_runs(path: Path) -> bytes:
     """The same for files that differ only in comments: their code, and the lines that it is in, are the same."""
     try:
-        tokens = list(tokenize.tokenize(io.BytesIO(source).readline))
-    except (SyntaxError, tokenize.TokenError, UnicodeError):  # it will be told by whoever loads it
-        return hashlib.sha256(source).digest()
+        tokens = list(tokenize.generate_tokens(io.StringIO(read(path)).readline))
+    except (CodeError, tokenize.TokenError, *UNREADABLE):  # it will be told by whoever loads it
+        return hashlib.sha256(contents(path.parent) or b"").digest()
     said = [(token.string, token.start) for token in tokens if token.type not in (tokenize.COMMENT, tokenize.NL)]
     while said and said[-1][0].strip() == "":  # where the file ends
         said.pop()
@@ -192,7 +192,7 @@ class Grader:
                 group, "exercise.py is a link to somewhere outside of the folder: hand in the file itself."
             )
         content = contents(folder / lesson.name)
-        key = lesson.name, what_runs(content or b"")
+        key = lesson.name, what_runs(folder / lesson.name / "exercise.py")
         if content and key in self.known:
             return self.known[key]
         verdicts: list[Verdict] = []

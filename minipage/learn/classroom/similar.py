@@ -23,7 +23,7 @@ from itertools import combinations
 from pathlib import Path
 
 from minipage.learn.course import Lesson
-from minipage.learn.load import CodeError, is_untouched, read, tokens_that_run
+from minipage.learn.load import UNREADABLE, CodeError, is_untouched, read, tokens_that_run
 
 K = 16  # tokens in a gram
 WINDOW = 8
@@ -80,7 +80,7 @@ def written_files(folders: dict[str, Path], lesson: Lesson) -> Iterator[tuple[st
         try:
             if not is_untouched(path, lesson):
                 yield learner, tokens_of(read(path))
-        except (CodeError, SyntaxError, tokenize.TokenError, ValueError, RecursionError):
+        except (CodeError, tokenize.TokenError, *UNREADABLE):
             continue
 
 

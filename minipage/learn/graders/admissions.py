@@ -12,27 +12,33 @@ from minipage.scheduling import Admission, Scheduler, Sequence, SequenceGroup
 from minipage.scheduling.first_chunk import FirstChunkScheduler
 
 
-def group_of(pool, num_prompt, num_generated=2):
-    return SequenceGroup("A", [Sequence("A", [1] * num_prompt, BlockTable(pool))], num_prompt + num_generated)
+def group_of(pool, num_prompt, num_more=2, num_written=0):
+    """A request that may get `num_more` tokens, of which it had `num_written` when it was preempted."""
+    group = SequenceGroup("A", [Sequence("A", [1] * num_prompt, BlockTable(pool))], num_prompt + num_more)
+    group.leader.token_ids += [2] * num_written
+    group.restart(pool)
+    return group
 
 
 def ask(impl, due, why, num_blocks=12, size=2, used=0, num_prompt=6, others=0, watermark=0.0, reserve=True, left=64,
-        cached=(), max_num_seqs=4, num_generated=2):  # fmt: skip
+        cached=(), max_num_seqs=4, num_more=2, num_written=0):  # fmt: skip
     impl.diary.begin()
     pool = BlockPool(num_blocks, size)
     scheduler = impl.Admitting(pool, max_num_seqs, 64, watermark=watermark)
     scheduler.reserve_full, scheduler.tokens_left = reserve, left
     pool.allocate_many(used)
     scheduler.running = [group_of(pool, 1) for _ in range(others)]
-    group, cached = group_of(pool, num_prompt, num_generated), list(cached)
+    group, cached = group_of(pool, num_prompt, num_more, num_written), list(cached)
     free = [block for block in cached if not pool.ref_count(block)]
+    written = f", of which {num_written} are there: it was preempted" if num_written else ""
     impl.diary.note(
         f"{num_blocks} blocks of {size}, {pool.num_free} free; {others} run on {max_num_seqs} seats; watermark "
-        f"{scheduler.watermark_blocks}; a prompt of {num_prompt}, up to {num_generated} more"
+        f"{scheduler.watermark_blocks}; a prompt of {num_prompt}, up to {num_more} more{written}"
     )
     impl.diary.note(f"cached={cached}, of which {free} are free; reserve_full={reserve}, tokens_left={left}")
     before, lent = (state_of(pool), list(scheduler.running)), list(cached)
     expect("admission(group, cached)", scheduler.admission(group, lent), due, why)
+    expect("self.tokens_left", scheduler.tokens_left, left, "It is only asked, and kept up to date for you.")
     if ((state_of(pool), list(scheduler.running)), lent) != (before, cached):
         raise Wrong("admission is a question: it starts nobody, takes no block, and changes no list.")
 
@@ -43,14 +49,20 @@ NOW, LATER, NEVER = Admission
 def test_9_5_what_can_never_fit(impl):
     why = "It could grow to more blocks than the whole pool has (group.max_blocks): so it would be preempted for ever."
     for reserve in (True, False):
-        ask(impl, NEVER, why, num_prompt=20, num_generated=6, reserve=reserve, left=4)
-        ask(impl, NOW, "It just fits.", num_prompt=20, num_generated=5, reserve=reserve)
+        ask(impl, NEVER, why, num_prompt=20, num_more=6, reserve=reserve, left=4)
+        ask(impl, NOW, "It just fits.", num_prompt=20, num_more=5, reserve=reserve)
 
 
 def test_9_5_the_whole_prompt(impl):
     why = "With reserve_full the whole prompt of 6 needs room, 3 blocks of 2, even if this step computes only 2 of it."
     ask(impl, NOW, why, used=9, left=2)
     ask(impl, LATER, why, used=10, left=2)
+
+
+def test_9_5_who_was_preempted_comes_back(impl):
+    why = "It was preempted after 4 tokens: they are computed again, too, so 10 tokens need 5 blocks of 2."
+    ask(impl, NOW, why, used=7, num_more=9, num_written=4)
+    ask(impl, LATER, why, used=8, num_more=9, num_written=4)
 
 
 def test_9_5_the_first_chunk(impl):
@@ -97,8 +109,9 @@ def test_9_5_with_everything(impl):
             "num_blocks": num_blocks, "size": size, "used": rng.randint(0, num_blocks),
             "num_prompt": rng.randint(1, 20), "others": rng.choice([0, 0, 1, 2, 3]),
             "watermark": rng.choice([0, 0, 0.1, 0.3]), "reserve": rng.random() < 0.4, "left": rng.randint(1, 12),
-            "max_num_seqs": rng.randint(1, 4), "num_generated": rng.randint(1, 6),
+            "max_num_seqs": rng.randint(1, 4), "num_more": rng.randint(1, 6),
         }  # fmt: skip
+        case["num_written"] = rng.choice([0, rng.randrange(case["num_more"])])
         case["others"] = min(case["others"], case["max_num_seqs"])
         most = (case["num_prompt"] - 1) // size
         case["cached"] = rng.sample(range(num_blocks), min(most, num_blocks, rng.choice([0, 0, 1, 2])))
@@ -111,7 +124,8 @@ def due_for(case):
     scheduler = cls(pool, case["max_num_seqs"], case["left"], watermark=case["watermark"])
     pool.allocate_many(case["used"])
     scheduler.running = [group_of(pool, 1) for _ in range(case["others"])]
-    return scheduler.admission(group_of(pool, case["num_prompt"], case["num_generated"]), case["cached"])
+    group = group_of(pool, case["num_prompt"], case["num_more"], case["num_written"])
+    return scheduler.admission(group, case["cached"])
 
 
 def served(scheduler, seed, note=lambda line: None):

@@ -30,15 +30,13 @@ class Told:
         if block not in self.there:
             self.there.append(block)
             _, block_hash, parent, tokens = block
-            self.diary.note(f"router.stored({server!r}, {block_hash}, {parent}, {list(tokens)})")
-            self.router.stored(server, block_hash, parent, list(tokens))
+            self.call("stored", server, block_hash, parent, list(tokens))
 
     def remove(self, server, text):
         block = self.block_of(server, text)
         if block in self.there:
             self.there.remove(block)
-            self.diary.note(f"router.removed({server!r}, {block[1]})")
-            self.router.removed(server, block[1])
+            self.call("removed", server, block[1])
 
     def num_known(self, server, prompt):
         size, known = self.block_size, 0
@@ -47,8 +45,7 @@ class Told:
         return known // size
 
     def choose(self, prompt, loads):
-        call = f"choose({list(prompt)}, {loads})"
-        self.diary.note(f"router.{call}")
+        got = self.call("choose", list(prompt), dict(loads))
         fewest = min(loads.values())
         able = [name for name in loads if loads[name] - fewest <= self.most_ahead]
         known = {name: self.num_known(name, prompt) for name in loads}
@@ -60,4 +57,11 @@ class Told:
             if over
             else f"Nobody has more than {self.most_ahead} requests more than the fewest ({fewest})."
         )
-        expect(call, self.router.choose(list(prompt), dict(loads)), due, why)
+        expect(f"choose({list(prompt)}, {loads})", got, due, why)
+
+    def call(self, method, *args):
+        """Noted first, in case that it raises; then a look at whether the judge is what it was."""
+        self.diary.note(f"router.{method}({', '.join(map(repr, args))})")
+        result = getattr(self.router, method)(*args)
+        self.diary.after_call()
+        return result

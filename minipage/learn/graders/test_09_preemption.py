@@ -7,6 +7,7 @@ from minipage.learn.graders.admissions import (  # noqa: F401 (9.5 is judged the
     test_9_5_the_watermark,
     test_9_5_the_whole_prompt,
     test_9_5_what_can_never_fit,
+    test_9_5_who_was_preempted_comes_back,
     test_9_5_with_everything,
     test_9_5_without_waiting_for_ever,
 )

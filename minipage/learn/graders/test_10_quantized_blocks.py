@@ -24,7 +24,7 @@ def two_arrays(result, names):
         raise Wrong(f"Two arrays come back: ({names}).", f"({names})", result)
     if not all(isinstance(array, np.ndarray) for array in result):
         raise Wrong(f"Two arrays of NumPy's come back: ({names}).", np.ndarray, [type(array) for array in result])
-    return result
+    return [np.asarray(array) for array in result]  # not of classes of their own any more
 
 
 @every(seed=range(12), n=range(1, 4), width=range(1, 6))

@@ -112,7 +112,8 @@ def check_kernel(impl, lens, group, num_kv_heads, size, head_size, level=None):
             "block, another block); or out was added to before it was set, which holds rubbish at first; or inf - inf "
             "or 0 / 0 was computed. A weight of 0 does not help: 0 * NaN is NaN."
         )
-    assert_close("out", out, due, why, WILD if wild else 1e-4, size=largest)
+    is_rough = wild or level is not None  # float32 keeps little of such a score behind the point
+    assert_close("out", out, due, why, WILD if is_rough else 1e-4, size=largest)
     writers = {(s * num_heads + h) * head_size: s * num_heads + h for s in range(num_seqs) for h in range(num_heads)}
     check_writers("out", watched["out"], writers, why)
 

@@ -144,6 +144,14 @@ def test_a_link_to_the_neighbours_file_earns_nothing(room, capsys):
     assert ann["points"] == 1 and ben["points"] == 0 and "is a link" in ben["exercises"][0]["message"]
 
 
+def test_of_two_copies_in_one_folder_the_newer_one_counts(room, capsys):
+    old = hand_in(room / "in" / "ann" / "a", ALTERNATIVE.replace("[*range(num_blocks)]", "[]"))
+    hand_in(room / "in" / "ann" / "b")
+    os.utime(old, (0, 0))
+    _, out, _ = grade(capsys, room / "in" / "ann", "3.1", "--csv", "g.csv", "--json")
+    assert json.loads(out)["folders"][0]["points"] == 1
+
+
 def test_a_folder_has_only_this_much_time(room, capsys):
     hand_in(room / "in" / "ann")
     hand_in(room / "in" / "eve", HOSTILE["a loop"])
@@ -184,6 +192,14 @@ def test_whatever_a_folder_is_called_pages_and_sheets_are_harmless(name):
     assert "/" not in page and page not in ("index.html", ".html") and not page.startswith(".") and len(page) < 110
     assert not str(harmless(name)).startswith("=")
     assert file_name(name + " ") != page
+
+
+def test_who_declares_an_encoding_that_reads_no_text_stops_nobody(room, capsys):
+    hand_in(room / "in" / "ann")
+    hand_in(room / "in" / "eve", f"# coding: rot13\n{ALTERNATIVE}")
+    code, out, _ = grade(capsys, *sorted(room.glob("in/*")), "3.1", "--csv", "g.csv", "--json")
+    ann, eve = json.loads(out)["folders"]
+    assert code == 0 and ann["points"] == 1 and "Save it as UTF-8" in eve["exercises"][0]["message"]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="such names and links are Linux's")

@@ -1,4 +1,5 @@
-"""Lesson 11 in a fourth style: slices to set and to copy, enumerate, and a helper that is compiled for any device."""
+"""Lesson 11 in a fourth style: slices to set and to copy, enumerate, a helper that is compiled for any device, and in
+place of the highest score and the sum a single number, the logarithm of the sum: `out` is a mean at any time."""
 
 import math
 
@@ -6,9 +7,10 @@ from numba import cuda, njit
 
 
 @njit
-def softer(top, score):
-    new = max(top, score)
-    return new, math.exp(top - new), math.exp(score - new)
+def softer(log_total, score):
+    top = max(log_total, score)
+    new = top + math.log(math.exp(log_total - top) + math.exp(score - top))
+    return new, math.exp(log_total - new), math.exp(score - new)
 
 
 @cuda.jit(device=True)
@@ -32,17 +34,14 @@ def paged_attention_kernel(q, k_cache, v_cache, block_tables, context_lens, scal
     mine, table = out[seq, head], block_tables[seq]
     mine[:] = 0.0
     kv = head // (q.shape[1] // k_cache.shape[2])
-    top, total = -math.inf, 0.0
+    log_total = -math.inf
     for token in range(context_lens[seq]):
         block, offset = table[token // k_cache.shape[1]], token % k_cache.shape[1]
         keys, score = k_cache[block, offset, kv], 0.0
         for d in range(keys.shape[0]):
             score += q[seq][head][d] * keys[d]
-        top, shrink, weight = softer(top, score * scale)
-        total = total * shrink + weight
+        log_total, shrink, weight = softer(log_total, score * scale)
         add(mine, v_cache[block, offset, kv], shrink, weight)
-    for d in range(mine.size):
-        mine[d] /= total
 
 
 def place(row, piece):
