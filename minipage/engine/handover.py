@@ -115,8 +115,8 @@ def hand_over(llm: Engine, prompt: Prompt) -> Handover:
 
     Raises:
         InvalidRequestError: it cannot be served.
-        ConfigurationError: the model has sliding windows, and so no table that holds all of a prompt; or there is no
-            room in shared memory.
+        ConfigurationError: the model has sliding windows, and so no table that holds all of a prompt; it runs in
+            several ranks; or there is no room in shared memory.
     """
     check(llm)
     # With log probabilities its steps are plain ones: none is planned before its first token is known (overlap.py).
@@ -219,6 +219,8 @@ def check(llm: Engine) -> None:
         raise ConfigurationError(
             "a model with sliding windows has several tables, of which none holds all of a prompt."
         )
+    if not llm.runner.is_alone:
+        raise ConfigurationError("each rank has K and V of its own heads only; leave out tensor_parallel_size.")
 
 
 def sizes(llm: Engine) -> str:

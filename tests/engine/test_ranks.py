@@ -20,6 +20,7 @@ from hypothesis.stateful import run_state_machine_as_test as run
 
 from minipage.engine.async_llm import AsyncLLM
 from minipage.engine.engine import Engine
+from minipage.engine.handover import hand_over, take_over
 from minipage.engine.intake import Intake
 from minipage.engine.llm import LLM
 from minipage.engine.stats import Stats
@@ -145,6 +146,15 @@ def history(two, folder, num_programs, num_steps):
 def test_random_histories_with_two_ranks_keep_every_promise(two, grouped):
     """Steps that fail in the middle of rank 0's part, too: then the others leave theirs."""
     history(two, grouped, 4, num_steps=10)
+
+
+def test_rank_0_does_not_hand_over_its_heads_as_if_they_were_all(one, two, make_prompt):
+    with pytest.raises(ConfigurationError, match="leave out tensor_parallel_size"):
+        hand_over(two, make_prompt(0))
+    handover = hand_over(one, make_prompt(0))
+    with pytest.raises(ConfigurationError, match="leave out tensor_parallel_size"):
+        take_over(two, handover)
+    handover.discard()
 
 
 def test_a_step_that_is_interrupted_is_left_by_all_ranks(one, two, make_prompt):
