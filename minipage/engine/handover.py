@@ -74,13 +74,16 @@ def elsewhere(make: Callable[[], Engine]) -> Iterator[Callable[[Prompt], Handove
     answers: Any
 
     def prefill(prompt: Any) -> Handover:
+        question = pickle.dumps(prompt)  # before anything is asked: where this raises, others may go on asking
         try:
-            pickle.dump(prompt, asked)
+            asked.write(question)
             asked.flush()
             answer: Handover | Exception = pickle.load(answers)
-        except (EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+        except BaseException as error:
             with suppress(OSError):
-                asked.close()
+                asked.close()  # also if this was interrupted: the next answer is not the one to the next prompt
+            if not isinstance(error, EOFError | OSError | ValueError | pickle.UnpicklingError):
+                raise
             raise EngineDeadError("the process that computes prompts has ended; start another.") from error
         if isinstance(answer, Exception):
             raise answer
@@ -89,8 +92,12 @@ def elsewhere(make: Callable[[], Engine]) -> Iterator[Callable[[Prompt], Handove
     with subprocess.Popen([sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         asked, answers = process.stdin, process.stdout
         pickle.dump(make, asked)
-        yield prefill
-        asked.close()  # nobody asks any more, and the process ends
+        try:
+            yield prefill
+        finally:
+            asked.close()  # nobody asks any more, and the process ends
+            with suppress(Exception):  # usually there is none
+                pickle.load(answers).discard()  # an answer that nobody has waited for
 
 
 def compute_prompts() -> None:

@@ -4,12 +4,13 @@ import os
 import resource
 from dataclasses import replace
 from functools import partial
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from engine.checkpoints import every_model
 
-from minipage.engine.handover import elsewhere, hand_over, take_over
+from minipage.engine.handover import Handover, elsewhere, hand_over, take_over
 from minipage.engine.llm import LLM
 from minipage.errors import ConfigurationError, EngineDeadError, InvalidRequestError
 from minipage.sampling import SamplingParams
@@ -50,6 +51,19 @@ def test_two_processes_say_what_one_engine_says(tiny, make_prompt, unit):
                 assert counts[0] == 1 if unit else counts[0] <= 4, "the prompt was computed twice"
         with pytest.raises(InvalidRequestError):
             prefill([1] * 100)
+
+
+def test_an_answer_that_nobody_waits_for_is_not_that_to_the_next_prompt(tiny, make_prompt, monkeypatch):
+    discarded, discard = [], Handover.discard
+    monkeypatch.setattr(Handover, "discard", lambda handover: (discarded.append(handover.memory), discard(handover)))
+    with elsewhere(partial(LLM, tiny, **OPTIONS)) as prefill:
+        with monkeypatch.context() as patch:
+            patch.setattr("pickle.load", Mock(side_effect=KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                prefill(make_prompt(0))
+        with pytest.raises(EngineDeadError, match="start another"):
+            prefill(make_prompt(1))
+    assert len(discarded) == 1 and not os.path.exists(discarded[0]), "K and V are left in shared memory"
 
 
 def test_the_first_engine_keeps_no_blocks_of_texts_that_are_elsewhere(tiny, make_prompt):
