@@ -23,6 +23,7 @@ from minipage.engine.engine import Engine
 from minipage.engine.handover import hand_over, take_over
 from minipage.engine.intake import Intake
 from minipage.engine.llm import LLM
+from minipage.engine.partial_hits import copy_what_is_found
 from minipage.engine.stats import Stats
 from minipage.errors import ConfigurationError, EngineDeadError, IntegrityError, ModelError, RankError
 from minipage.model.gguf_files import packaged_model
@@ -119,6 +120,7 @@ class WatchedRanks(WatchedLLM):
         whole, self.oracle, self.tokenizer = runner.model.architecture.whole, oracle, None
         intake = Intake(None, whole.vocab_size, frozenset(), whole.max_model_len, scheduler.block_pool, block_table)
         Engine.__init__(self, runner, scheduler, intake, Stats(whole.max_model_len))
+        copy_what_is_found(self)
 
     def schedule(self):
         self.runner.check_integrity()
