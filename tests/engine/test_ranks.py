@@ -7,8 +7,12 @@ in tests/model/test_shard.py, without processes.
 
 import os
 import signal
+import subprocess
+import sys
+import threading
 import time
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -17,6 +21,7 @@ from engine.engine_machine import machine
 from engine.slot_oracle import WatchedLLM
 from engine.test_engine_machine import programs
 from hypothesis.stateful import run_state_machine_as_test as run
+from torch.distributed import HashStore
 
 from minipage.engine.async_llm import AsyncLLM
 from minipage.engine.engine import Engine
@@ -28,7 +33,9 @@ from minipage.engine.stats import Stats
 from minipage.errors import ConfigurationError, EngineDeadError, IntegrityError, ModelError, RankError
 from minipage.model.gguf_files import packaged_model
 from minipage.sampling import SamplingParams, StructuredOutputsParams
+from minipage.worker.ranks.meeting import Meeting
 from minipage.worker.ranks.message import PIECE, pack_call, pack_step, unpack, unpack_call, unpack_step
+from minipage.worker.ranks.watch import Watch
 
 WAYS = [
     {"temperature": 0},
@@ -246,6 +253,21 @@ def test_a_message_says_all_of_a_step(grouped, make_prompt, num_texts):
             np.testing.assert_array_equal(ours, theirs)
             assert ours.dtype == theirs.dtype
     assert unpack_step(unpack(pack_step(plan, []))[1]).batches == []
+
+
+def test_whoever_is_told_that_a_rank_is_lost_finds_its_process_gone():
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        process.kill = lambda: (time.sleep(0.3), subprocess.Popen.kill(process))
+        meeting = Meeting(HashStore(), 0, 2, None, ("", 0), "", {1: process})
+        watch = Watch(meeting, Mock(waiting_since=None))
+        ending = threading.Thread(target=watch.end, args=["rank 1 hangs"])
+        ending.start()
+        while watch.lost is None:
+            time.sleep(0.001)
+        with pytest.raises(RankError, match="rank 1 hangs"):
+            watch.check_alive()
+        assert not is_there(process.pid)
+        ending.join()
 
 
 def test_a_message_says_a_call():

@@ -45,6 +45,7 @@ class Watch:
                 if process.poll() is not None:
                     self.end(self.meeting.end_of(rank) or f"rank {rank} is lost")
         if self.lost is not None:
+            self.meeting.wait_for_ends()  # the other thread may have found it out, and be about to end them
             raise RankError(
                 f"{self.lost}. Each of the {self.meeting.size} ranks has a part of the model, so this engine serves "
                 "nobody more: make a new one."
