@@ -33,7 +33,7 @@ from minipage.engine.stats import Stats
 from minipage.errors import ConfigurationError, EngineDeadError, IntegrityError, ModelError, RankError
 from minipage.model.gguf_files import packaged_model
 from minipage.sampling import SamplingParams, StructuredOutputsParams
-from minipage.worker.ranks.meeting import Meeting
+from minipage.worker.ranks.meeting import BEAT, Meeting
 from minipage.worker.ranks.message import PIECE, pack_call, pack_step, unpack, unpack_call, unpack_step
 from minipage.worker.ranks.watch import Watch
 
@@ -268,6 +268,20 @@ def test_whoever_is_told_that_a_rank_is_lost_finds_its_process_gone():
             watch.check_alive()
         assert not is_there(process.pid)
         ending.join()
+
+
+def test_of_ranks_that_do_nothing_the_one_hangs_that_the_others_wait_for(monkeypatch):
+    monkeypatch.setattr("minipage.worker.ranks.watch.PATIENCE", 1.2)
+    store = HashStore()
+    meeting = Mock(size=3, processes={}, connect=lambda: store, end_of=lambda rank: None)
+    store.set(BEAT.format(2), "7 1 0")
+    watch = Watch(meeting, Mock(waiting_since=time.monotonic() - 2, others=[1, 2]))
+    for second in range(12):  # rank 1 has done its part
+        store.set(BEAT.format(1), f"8 1 {second}")
+        store.set(BEAT.format(2), f"7 {min(second, 6)} {min(second, 6)}")  # computes, and is stopped
+        assert watch.lost is None or second > 6, "rank 2 was computing, and rank 1 waited for it"
+        time.sleep(0.4)
+    assert watch.lost and watch.lost.startswith("rank 2 hangs")
 
 
 def test_a_message_says_a_call():
