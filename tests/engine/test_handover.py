@@ -2,6 +2,7 @@
 
 import os
 import resource
+import sys
 from dataclasses import replace
 from functools import partial
 from unittest.mock import Mock
@@ -71,6 +72,39 @@ def test_the_first_engine_keeps_no_blocks_of_texts_that_are_elsewhere(tiny, make
     hand_over(llm, make_prompt(0, 18)).discard()
     assert llm.block_pool.num_used == 0
     assert not llm.has_unfinished_requests()
+
+
+def test_an_interrupt_at_any_line_leaves_no_request_that_never_ends(tiny, make_prompt):
+    code = hand_over.__code__
+    expected = texts(LLM(tiny, num_blocks=64), make_prompt(1), PARAMS[0])
+
+    def interrupted(llm, line):
+        """Hand over, and be interrupted where a line of its file comes."""
+
+        def trace(frame, event, arg):
+            if frame.f_code.co_filename != code.co_filename:
+                return None
+            if event == "line" and frame.f_lineno == line:
+                raise KeyboardInterrupt
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            hand_over(llm, make_prompt(0)).discard()
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(before)
+        return False
+
+    num_interrupted = 0
+    for line in sorted({line for *_, line in code.co_lines() if line}):
+        llm = LLM(tiny, **OPTIONS)
+        num_interrupted += interrupted(llm, line)
+        assert texts(llm, make_prompt(1), PARAMS[0]) == expected
+        assert llm.block_pool.num_used == 0 and not llm.requests
+    assert num_interrupted > 15
 
 
 def in_numpy(array):
