@@ -256,7 +256,8 @@ class Engine:
 
     def _take_news(self) -> list[RequestOutput]:
         """What nobody has seen yet, also of requests that were aborted since the last step."""
-        outputs = [request.output() for request in self._news if not request.is_claimed]
+        # To decode a text is a change, too: if it fails half way, the text is made anew.
+        outputs = self._changes.make(lambda: [each.output() for each in self._news if not each.is_claimed], self._mend)
         self._news = {request: None for request in self._news if request.is_claimed}
         return outputs
 

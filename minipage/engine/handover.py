@@ -38,7 +38,7 @@ from minipage.engine.engine import Engine
 from minipage.engine.prompts import Prompt
 from minipage.engine.request import NextToken
 from minipage.errors import ConfigurationError, EngineDeadError, InvalidRequestError, MinipageError, count, shown
-from minipage.memory import BlockTable, PrefixCache
+from minipage.memory import BlockTable, PrefixCache, blocks_needed
 from minipage.sampling import SamplingParams
 from minipage.scheduling import Sequence
 from minipage.worker.offload import parts
@@ -74,13 +74,16 @@ def elsewhere(make: Callable[[], Engine]) -> Iterator[Callable[[Prompt], Handove
     answers: Any
 
     def prefill(prompt: Any) -> Handover:
+        question = pickle.dumps(prompt)  # before anything is asked: where this raises, others may go on asking
         try:
-            pickle.dump(prompt, asked)
+            asked.write(question)
             asked.flush()
             answer: Handover | Exception = pickle.load(answers)
-        except (EOFError, OSError, ValueError, pickle.UnpicklingError) as error:
+        except BaseException as error:
             with suppress(OSError):
-                asked.close()
+                asked.close()  # also if this was interrupted: the next answer is not the one to the next prompt
+            if not isinstance(error, EOFError | OSError | ValueError | pickle.UnpicklingError):
+                raise
             raise EngineDeadError("the process that computes prompts has ended; start another.") from error
         if isinstance(answer, Exception):
             raise answer
@@ -89,8 +92,12 @@ def elsewhere(make: Callable[[], Engine]) -> Iterator[Callable[[Prompt], Handove
     with subprocess.Popen([sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         asked, answers = process.stdin, process.stdout
         pickle.dump(make, asked)
-        yield prefill
-        asked.close()  # nobody asks any more, and the process ends
+        try:
+            yield prefill
+        finally:
+            asked.close()  # nobody asks any more, and the process ends
+            with suppress(Exception):  # usually there is none
+                pickle.load(answers).discard()  # an answer that nobody has waited for
 
 
 def compute_prompts() -> None:
@@ -115,35 +122,37 @@ def hand_over(llm: Engine, prompt: Prompt) -> Handover:
 
     Raises:
         InvalidRequestError: it cannot be served.
-        ConfigurationError: the model has sliding windows, and so no table that holds all of a prompt; or there is no
-            room in shared memory.
+        ConfigurationError: the model has sliding windows, and so no table that holds all of a prompt; it runs in
+            several ranks; or there is no room in shared memory.
     """
     check(llm)
     # With log probabilities its steps are plain ones: none is planned before its first token is known (overlap.py).
     params = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True, logprobs=0)
-    said: list[NextToken] = []
+    paths: list[str] = []  # the last one counts: after others steps have failed
 
-    def take(tokens: list[NextToken]) -> tuple[list[NextToken], list[Sequence]]:
-        """If it took its only token it would be over, and its blocks anybody's."""
-        said.extend(tokens)
-        return [], []
+    with llm._changes.lock:  # nobody else makes a step meanwhile
+        request = llm._intake.make_request(llm._free_id(), prompt, params)
+        seq = request.group.leader
 
-    with llm._changes.lock:  # nobody else makes a step before its blocks are copied
-        request = llm.requests[llm.add_request(prompt, params)]
+        def take(tokens: list[NextToken]) -> tuple[list[NextToken], list[Sequence]]:
+            """With its only token it is over, and its blocks are anybody's: before that they are copied."""
+            paths.append(write(llm.kv_cache, list(seq.block_table)))
+            return type(request).take(request, tokens)
+
         request.is_claimed = True  # its news are ours, and those of others stay
         request.take = take  # type: ignore[method-assign]
-        seq = request.group.leader
         try:
-            while not said:
-                if request.finished:
-                    raise InvalidRequestError(f"the prompt could not be computed: {request.error or request.ended_by}.")
+            llm._queue([request])
+            while not request.finished:
                 llm._changes.make(llm._step, llm._mend)
-            blocks = list(seq.block_table)
-            path = write(llm.kv_cache, blocks)
-            num_bytes = os.path.getsize(path)
-            return Handover(seq.token_ids[: seq.num_prompt_tokens], len(blocks), num_bytes, path, sizes(llm))
+            if not paths:
+                raise InvalidRequestError(f"the prompt could not be computed: {request.error or request.ended_by}.")
+            path, num_blocks = paths.pop(), blocks_needed(seq.num_prompt_tokens, llm.block_pool.block_size)
+            return Handover(request.prompt_token_ids, num_blocks, os.path.getsize(path), path, sizes(llm))
         finally:
             llm._withdraw([request])
+            for path in paths:
+                os.unlink(path)
 
 
 def take_over(llm: Engine, handover: Handover) -> int:
@@ -219,6 +228,8 @@ def check(llm: Engine) -> None:
         raise ConfigurationError(
             "a model with sliding windows has several tables, of which none holds all of a prompt."
         )
+    if not llm.runner.is_alone:
+        raise ConfigurationError("each rank has K and V of its own heads only; leave out tensor_parallel_size.")
 
 
 def sizes(llm: Engine) -> str:

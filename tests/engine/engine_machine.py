@@ -98,7 +98,7 @@ class EngineMachine(RuleBasedStateMachine):
             preemption=self.preemption,
         )
         self.llm = self.Engine(self.folder, self.oracle, scheduler=scheduler, block_table=self.Table)
-        if num_slots_below and self.caching:
+        if num_slots_below and self.caching and self.llm.runner.is_alone:  # ranks have no tier
             self.file = tempfile.TemporaryDirectory() if in_a_file and HAS_FILES else None
             give_tier(self.llm, num_slots_below, f"{self.file.name}/kv" if self.file else None)
         if num_drafts and self.proposer:

@@ -6,6 +6,7 @@ import pytest
 from minipage.attention import reference
 from minipage.engine.llm import LLM
 from minipage.errors import InvalidRequestError, OutOfBlocksError
+from minipage.model.tokenizer import ask
 from minipage.sampling import SamplingParams
 
 PROMPTS = [[5, 6, 7], [8, 9], [1], [2, 3, 4, 5, 6, 7, 8]]
@@ -135,6 +136,29 @@ SWAPPING = {"block_size": 2, "num_blocks": 16, "max_num_batched_tokens": 9, "max
 def expected_wide(tiny):
     outputs = LLM(tiny, num_blocks=64, attention="reference").generate(PROMPTS, WIDE)
     return [[text.token_ids for text in output.outputs] for output in outputs]
+
+
+@pytest.mark.parametrize("call", range(2, 30, 3))
+def test_ctrl_c_while_a_text_is_decoded_to_be_told_loses_none_of_it(talker, monkeypatch, call):
+    """A stream of tokens cannot take back what it was given."""
+    params = [SamplingParams(seed=seed, max_tokens=12, ignore_eos=True) for seed in range(4)]
+
+    def text(output):
+        return output.outputs[0].text
+
+    undisturbed, _ = serve(LLM(talker, num_blocks=64), params=params, of=text)
+    calls = []
+
+    def ask_and_break(*arguments):
+        said = ask(*arguments)
+        calls.append(0)
+        if len(calls) == call:
+            raise KeyboardInterrupt
+        return said
+
+    monkeypatch.setattr("minipage.engine.detokenizer.ask", ask_and_break)
+    texts, errors = serve(LLM(talker, num_blocks=64), params=params, of=text)
+    assert (texts, len(errors)) == (undisturbed, 1)
 
 
 @pytest.mark.parametrize("step", [0, 2, 3, 4, 5, 7])

@@ -2,14 +2,16 @@
 
 import os
 import resource
+import sys
 from dataclasses import replace
 from functools import partial
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from engine.checkpoints import every_model
 
-from minipage.engine.handover import elsewhere, hand_over, take_over
+from minipage.engine.handover import Handover, elsewhere, hand_over, take_over
 from minipage.engine.llm import LLM
 from minipage.errors import ConfigurationError, EngineDeadError, InvalidRequestError
 from minipage.sampling import SamplingParams
@@ -52,11 +54,57 @@ def test_two_processes_say_what_one_engine_says(tiny, make_prompt, unit):
             prefill([1] * 100)
 
 
+def test_an_answer_that_nobody_waits_for_is_not_that_to_the_next_prompt(tiny, make_prompt, monkeypatch):
+    discarded, discard = [], Handover.discard
+    monkeypatch.setattr(Handover, "discard", lambda handover: (discarded.append(handover.memory), discard(handover)))
+    with elsewhere(partial(LLM, tiny, **OPTIONS)) as prefill:
+        with monkeypatch.context() as patch:
+            patch.setattr("pickle.load", Mock(side_effect=KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                prefill(make_prompt(0))
+        with pytest.raises(EngineDeadError, match="start another"):
+            prefill(make_prompt(1))
+    assert len(discarded) == 1 and not os.path.exists(discarded[0]), "K and V are left in shared memory"
+
+
 def test_the_first_engine_keeps_no_blocks_of_texts_that_are_elsewhere(tiny, make_prompt):
     llm = LLM(tiny, **OPTIONS)
     hand_over(llm, make_prompt(0, 18)).discard()
     assert llm.block_pool.num_used == 0
     assert not llm.has_unfinished_requests()
+
+
+def test_an_interrupt_at_any_line_leaves_no_request_that_never_ends(tiny, make_prompt):
+    code = hand_over.__code__
+    expected = texts(LLM(tiny, num_blocks=64), make_prompt(1), PARAMS[0])
+
+    def interrupted(llm, line):
+        """Hand over, and be interrupted where a line of its file comes."""
+
+        def trace(frame, event, arg):
+            if frame.f_code.co_filename != code.co_filename:
+                return None
+            if event == "line" and frame.f_lineno == line:
+                raise KeyboardInterrupt
+            return trace
+
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            hand_over(llm, make_prompt(0)).discard()
+        except KeyboardInterrupt:
+            return True
+        finally:
+            sys.settrace(before)
+        return False
+
+    num_interrupted = 0
+    for line in sorted({line for *_, line in code.co_lines() if line}):
+        llm = LLM(tiny, **OPTIONS)
+        num_interrupted += interrupted(llm, line)
+        assert texts(llm, make_prompt(1), PARAMS[0]) == expected
+        assert llm.block_pool.num_used == 0 and not llm.requests
+    assert num_interrupted > 15
 
 
 def in_numpy(array):

@@ -7,8 +7,12 @@ in tests/model/test_shard.py, without processes.
 
 import os
 import signal
+import subprocess
+import sys
+import threading
 import time
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -17,16 +21,21 @@ from engine.engine_machine import machine
 from engine.slot_oracle import WatchedLLM
 from engine.test_engine_machine import programs
 from hypothesis.stateful import run_state_machine_as_test as run
+from torch.distributed import HashStore
 
 from minipage.engine.async_llm import AsyncLLM
 from minipage.engine.engine import Engine
+from minipage.engine.handover import hand_over, take_over
 from minipage.engine.intake import Intake
 from minipage.engine.llm import LLM
+from minipage.engine.partial_hits import copy_what_is_found
 from minipage.engine.stats import Stats
 from minipage.errors import ConfigurationError, EngineDeadError, IntegrityError, ModelError, RankError
 from minipage.model.gguf_files import packaged_model
 from minipage.sampling import SamplingParams, StructuredOutputsParams
+from minipage.worker.ranks.meeting import BEAT, Meeting
 from minipage.worker.ranks.message import PIECE, pack_call, pack_step, unpack, unpack_call, unpack_step
+from minipage.worker.ranks.watch import Watch
 
 WAYS = [
     {"temperature": 0},
@@ -118,6 +127,7 @@ class WatchedRanks(WatchedLLM):
         whole, self.oracle, self.tokenizer = runner.model.architecture.whole, oracle, None
         intake = Intake(None, whole.vocab_size, frozenset(), whole.max_model_len, scheduler.block_pool, block_table)
         Engine.__init__(self, runner, scheduler, intake, Stats(whole.max_model_len))
+        copy_what_is_found(self)
 
     def schedule(self):
         self.runner.check_integrity()
@@ -145,6 +155,15 @@ def history(two, folder, num_programs, num_steps):
 def test_random_histories_with_two_ranks_keep_every_promise(two, grouped):
     """Steps that fail in the middle of rank 0's part, too: then the others leave theirs."""
     history(two, grouped, 4, num_steps=10)
+
+
+def test_rank_0_does_not_hand_over_its_heads_as_if_they_were_all(one, two, make_prompt):
+    with pytest.raises(ConfigurationError, match="leave out tensor_parallel_size"):
+        hand_over(two, make_prompt(0))
+    handover = hand_over(one, make_prompt(0))
+    with pytest.raises(ConfigurationError, match="leave out tensor_parallel_size"):
+        take_over(two, handover)
+    handover.discard()
 
 
 def test_a_step_that_is_interrupted_is_left_by_all_ranks(one, two, make_prompt):
@@ -234,6 +253,35 @@ def test_a_message_says_all_of_a_step(grouped, make_prompt, num_texts):
             np.testing.assert_array_equal(ours, theirs)
             assert ours.dtype == theirs.dtype
     assert unpack_step(unpack(pack_step(plan, []))[1]).batches == []
+
+
+def test_whoever_is_told_that_a_rank_is_lost_finds_its_process_gone():
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        process.kill = lambda: (time.sleep(0.3), subprocess.Popen.kill(process))
+        meeting = Meeting(HashStore(), 0, 2, None, ("", 0), "", {1: process})
+        watch = Watch(meeting, Mock(waiting_since=None))
+        ending = threading.Thread(target=watch.end, args=["rank 1 hangs"])
+        ending.start()
+        while watch.lost is None:
+            time.sleep(0.001)
+        with pytest.raises(RankError, match="rank 1 hangs"):
+            watch.check_alive()
+        assert not is_there(process.pid)
+        ending.join()
+
+
+def test_of_ranks_that_do_nothing_the_one_hangs_that_the_others_wait_for(monkeypatch):
+    monkeypatch.setattr("minipage.worker.ranks.watch.PATIENCE", 1.2)
+    store = HashStore()
+    meeting = Mock(size=3, processes={}, connect=lambda: store, end_of=lambda rank: None)
+    store.set(BEAT.format(2), "7 1 0")
+    watch = Watch(meeting, Mock(waiting_since=time.monotonic() - 2, others=[1, 2]))
+    for second in range(12):  # rank 1 has done its part
+        store.set(BEAT.format(1), f"8 1 {second}")
+        store.set(BEAT.format(2), f"7 {min(second, 6)} {min(second, 6)}")  # computes, and is stopped
+        assert watch.lost is None or second > 6, "rank 2 was computing, and rank 1 waited for it"
+        time.sleep(0.4)
+    assert watch.lost and watch.lost.startswith("rank 2 hangs")
 
 
 def test_a_message_says_a_call():

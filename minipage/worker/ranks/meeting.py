@@ -89,10 +89,15 @@ class Meeting:
             self.tell(OVER, True)
         for process in self.processes.values():
             process.kill()
+        self.wait_for_ends()
         for process in self.processes.values():
-            process.wait()
             if process.stdin:
                 process.stdin.close()
+
+    def wait_for_ends(self) -> None:
+        """Return when all ranks that were started here have ended."""
+        for process in self.processes.values():
+            process.wait()
 
     def kill_all(self) -> None:
         """End those on this machine too that torchrun has started. None stays: not even one that is stopped."""

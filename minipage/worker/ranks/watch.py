@@ -1,11 +1,12 @@
 """Who is dead, or hangs: rank 0 looks after the others, so that nobody waits for ever.
 
     a rank ends       its connections close, so rank 0 notices at its next word with it
-    a rank hangs      rank 0 waits for it, and for PATIENCE seconds it has neither got further nor computed
+    a rank hangs      rank 0 waits, and for PATIENCE seconds none of the others has got further or computed
 
 The second needs signs of life: every rank says each second how many all-reduces it has done, and how much processor
-time it has used. One that compiles, or computes a long prompt, uses some; one that is stopped, or waits for a lock,
-does not. Whichever it is, all other ranks are ended, and the engine is told, by RankError.
+time it has used. One that compiles, or computes a long prompt, uses some, and others may wait for it; one that is
+stopped, or waits for a lock, does not. Of those that do nothing, one that is stopped gives no more signs at all.
+Whichever it is, all other ranks are ended, and the engine is told, by RankError.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Watch:
                 if process.poll() is not None:
                     self.end(self.meeting.end_of(rank) or f"rank {rank} is lost")
         if self.lost is not None:
+            self.meeting.wait_for_ends()  # the other thread may have found it out, and be about to end them
             raise RankError(
                 f"{self.lost}. Each of the {self.meeting.size} ranks has a part of the model, so this engine serves "
                 "nobody more: make a new one."
@@ -94,22 +96,28 @@ class Watch:
 def look_for_hanging(reference: weakref.ref[Watch]) -> None:
     """A thread of rank 0, as long as there is somebody to look after."""
     store: Any = None
-    beats: dict[int, tuple[bytes, float]] = {}  # the last sign of each rank, and since when it is the same
+    # Of each rank: how far it is, since when, and the number of its sign then.
+    beats: dict[int, tuple[bytes, float, int]] = {}
     while threading.main_thread().is_alive() and (watch := reference()) and watch.lost is None:
         since, now = watch.group.waiting_since, time.monotonic()
         if since is None or now - since < 1:
             beats = {}
         else:
             store = store or watch.meeting.connect()
+            num_signs = {}  # of each rank, since it has got no further
             for rank in watch.group.others:
                 if why := watch.meeting.end_of(rank):  # on a GPU its connections close without a word
                     watch.end(why)
                     break
                 key = BEAT.format(rank)
-                beat = store.get(key) if store.check([key]) else b""
-                if rank not in beats or beats[rank][0] != beat:
-                    beats[rank] = beat, now
-                if now - beats[rank][1] > PATIENCE or now - since > LAST_PATIENCE:
-                    watch.end(f"rank {rank} hangs: for {now - beats[rank][1]:.0f} s it has done nothing")
+                done, _, number = (store.get(key) if store.check([key]) else b" 0").rpartition(b" ")
+                if rank not in beats or beats[rank][0] != done:
+                    beats[rank] = done, now, int(number)
+                num_signs[rank] = int(number) - beats[rank][2]
+            else:
+                still = now - max(last for _, last, _ in beats.values())  # seconds
+                if still > PATIENCE or now - since > LAST_PATIENCE:
+                    rank = min(num_signs, key=num_signs.__getitem__)  # those that wait for it show that they are there
+                    watch.end(f"rank {rank} hangs: for {still:.0f} s it has done nothing")
         del watch
         time.sleep(0.5)
