@@ -10,6 +10,9 @@ be right; on a GPU it may be wrong once a day. So each element knows who has wri
     thread 0    writes x     |
     thread 5      reads x    |               a race: an error, whoever came first here
 
+Two may be at it for all that where the order makes no difference: lanes of a warp that write the same number, and any
+threads that add atomically. Then all of them have written it last.
+
 Two more kinds of waiting belong to it. What was requested by a copy on its way (`cp.async`) is there only for those who
 have waited for it, and for others after a barrier. And tensor cores that read shared memory themselves see only what
 its writer has shown them, and a barrier after that.
@@ -39,8 +42,23 @@ class Moment:
             return self.barriers == other.barriers and self.thread is not other.thread
         return self.block_barriers == other.block_barriers
 
+    def is_now(self, other: Moment) -> bool:
+        return self.thread is other.thread and self.barriers == other.barriers
+
     def clash(self, deed: str) -> str:
         return f"thread {self.thread.index} has {deed}, with no barrier in between"
+
+
+class Adding(Moment):
+    """What a writer is that has added atomically."""
+
+    __slots__ = ()
+
+
+class Mixed(Moment):
+    """What a writer is that has written two numbers, or has added too: no lane can write the same."""
+
+    __slots__ = ()
 
 
 class OnItsWay(Moment):
@@ -81,11 +99,11 @@ class Sharer:
     def wait_for_groups(self, except_last: int) -> None:
         while len(self.groups) > except_last:
             for array, place, number in self.groups.pop(0):
-                array.numbers[place], array.writers[place] = number, self.now
+                array.numbers[place], array.writers[place] = number, [self.now]
 
 
 class SharedArray:
-    """An array of any shape in the shared memory of a block; `line` is where it was made. Its elements are in one row."""
+    """An array of any shape in the shared memory of a block; `line` is where it was made. Its elements lie in a row."""
 
     __slots__ = ("kind", "line", "ndim", "numbers", "poison", "readers", "shape", "writers")
 
@@ -93,7 +111,7 @@ class SharedArray:
         self.line, self.shape, self.ndim, self.kind, self.poison = line, shape, len(shape), kind, poison
         size = math.prod(shape)
         self.numbers: list[Any] = [poison] * size
-        self.writers: list[Moment | None] = [None] * size  # when each was written last
+        self.writers: list[list[Moment]] = [[]] * size  # when each was written last: perhaps by several
         self.readers: list[list[Moment]] = [[]] * size  # when it was read since, between barriers of the block
 
     def __len__(self) -> int:
@@ -101,9 +119,10 @@ class SharedArray:
 
     def __getitem__(self, index: Any) -> Any:
         place = self.place_of(index)
-        now, writer, readers = getcurrent().now, self.writers[place], self.readers[place]
-        if writer is not None and writer.may_be_while(now):
-            self.complain(now, "reads", index, writer.clash("written"))
+        now, readers = getcurrent().now, self.readers[place]
+        for writer in self.writers[place]:
+            if writer.may_be_while(now):
+                self.complain(now, "reads", index, writer.clash("written"))
         if not readers or readers[-1].block_barriers != now.block_barriers:
             self.readers[place] = [now]
         elif readers[-1] is not now:
@@ -112,30 +131,57 @@ class SharedArray:
 
     def __setitem__(self, index: Any, number: Any) -> None:
         place = self.place_of(index)
-        now, writer = getcurrent().now, self.writers[place]
-        # Lanes of a warp may write the same number in one place.
-        if (
-            writer is not None
-            and writer.may_be_while(now)
-            and (writer.thread.warp is not now.thread.warp or number != self.numbers[place])
-        ):
-            self.complain(now, "writes", index, writer.clash("written"))
+        now = getcurrent().now
+        number = number if type(number) is self.kind else self.kind(number)
+        written, together = now, []  # who else may have written it last
+        for writer in self.writers[place]:
+            if writer.may_be_while(now):
+                if not self.is_same(writer, now, place, number):
+                    self.complain(now, "writes", index, writer.clash("written"))
+                together.append(writer)
+            elif writer.is_now(now) and not self.is_same(writer, now, place, number):
+                written = Mixed(now.thread, now.barriers, now.block_barriers)
+        self.check_readers(now, place, index)
+        self.numbers[place] = number
+        self.writers[place] = [*together, written]
+        self.readers[place] = [reader for reader in self.readers[place] if reader.is_now(now)]
+
+    def add(self, index: Any, number: Any) -> Any:
+        """Atomically: others may do so at the same time. Returns what was there."""
+        place = self.place_of(index)
+        now, before = getcurrent().now, self.numbers[place]
+        together: list[Moment] = []
+        for writer in self.writers[place]:
+            if writer.may_be_while(now) and type(writer) is not Adding:
+                self.complain(now, "adds to", index, writer.clash("written"))
+            is_own = type(writer) is Adding and writer.thread is now.thread
+            if writer.block_barriers == now.block_barriers and not is_own:
+                together.append(writer)  # another warp may add while any of these
+        self.check_readers(now, place, index)
+        self.numbers[place] = self.kind(before + number)
+        self.writers[place] = [*together, Adding(now.thread, now.barriers, now.block_barriers)]
+        return before
+
+    def is_same(self, writer: Moment, now: Moment, place: int, number: Any) -> bool:
+        """Whether a lane of this warp has written the same number, perhaps a NaN, and nothing else."""
+        is_lane = type(writer) is Moment and writer.thread.warp is now.thread.warp
+        return is_lane and bool(self.numbers[place].tobytes() == number.tobytes())
+
+    def check_readers(self, now: Moment, place: int, index: Any) -> None:
         for reader in self.readers[place]:
             if reader.may_be_while(now):
                 self.complain(now, "writes", index, reader.clash("read"))
-        self.numbers[place] = number if type(number) is self.kind else self.kind(number)
-        self.writers[place], self.readers[place] = now, []
 
     def request(self, index: Any, number: Any) -> None:
         """It is there when the thread that asks for it has waited for it; nobody may use it before."""
         place, thread = self.place_of(index), getcurrent()
         self[index] = self.poison
-        self.writers[place] = OnItsWay(thread)
+        self.writers[place] = [OnItsWay(thread)]
         thread.requested.append((self, place, number))
 
     def read_by_tensor_cores(self, index: Any) -> Any:
-        now, writer = getcurrent().now, self.writers[self.place_of(index)]
-        if writer is not None:
+        now = getcurrent().now
+        for writer in self.writers[self.place_of(index)]:
             shown = writer.thread.shown[writer.num_shown :]  # since it was written
             if not shown or shown[0] == now.block_barriers:
                 self.complain(
@@ -151,9 +197,10 @@ class SharedArray:
             raise IndexError(f"index {index} is outside an array of shape {self.shape}")
         place = 0
         for i, size in zip(places, self.shape):
-            place = place * size + i
+            place = place * size + int(i)  # a small type of NumPy would wrap around
         return place
 
     def complain(self, now: Moment, deed: str, index: Any, why: str) -> NoReturn:
         place = ", ".join(str(i) for i in (index if isinstance(index, tuple) else [index]))
-        raise RuntimeError(f"thread {now.thread.index} {deed} [{place}] of the shared array of {self.line}, which {why}")
+        what = f"[{place}] of the shared array of {self.line}"
+        raise RuntimeError(f"thread {now.thread.index} {deed} {what}, which {why}")

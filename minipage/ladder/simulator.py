@@ -341,7 +341,9 @@ class _LocalMemory:
 
 class _Atomic:
     @staticmethod
-    def add(array: GuardedArray, index: Any, value: Any) -> Any:
+    def add(array: GuardedArray | SharedArray, index: Any, value: Any) -> Any:
+        if isinstance(array, SharedArray):
+            return array.add(index, value)
         before = array[index]
         array[index] = before + value
         return before

@@ -97,7 +97,8 @@ def test_a_reader_of_long_ago_is_no_harm_but_one_of_now_is():
                 cuda.syncthreads()
 
     kernel(many)[2, 64](np.zeros(1), True)
-    with pytest.raises(RuntimeError, match=r"writes \[0\] of the shared array of test_simulator.py:\d+, which thread \d+ has read"):
+    place = r"\[0\] of the shared array of test_simulator.py:\d+"
+    with pytest.raises(RuntimeError, match=rf"writes {place}, which thread \d+ has read"):
         kernel(many)[2, 64](np.zeros(1), False)
 
 
