@@ -227,8 +227,8 @@ class _Warp(_Group):
             if len(barriers) > 1:
                 waits = ", others for ".join(sorted(barriers))
                 raise RuntimeError(
-                    f"some threads of a warp wait for {waits}: on a GPU for ever. (A barrier of some lanes, while others "
-                    "do something else, may be right there, but is not simulated.)"
+                    f"some threads of a warp wait for {waits}: on a GPU for ever. (A barrier of some lanes, while "
+                    "others do something else, may be right there, but is not simulated.)"
                 )
             if barriers == {BLOCK}:
                 return
