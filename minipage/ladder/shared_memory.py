@@ -140,11 +140,12 @@ class SharedArray:
                     self.complain(now, "writes", index, writer.clash("written"))
                 together.append(writer)
             elif writer.is_now(now) and not self.is_same(writer, now, place, number):
-                written = Mixed(now.thread, now.barriers, now.block_barriers)
-        self.check_readers(now, place, index)
+                written = writer if type(writer) is Mixed else Mixed(now.thread, now.barriers, now.block_barriers)
+        if self.readers[place]:
+            self.check_readers(now, place, index)
+            self.readers[place] = [reader for reader in self.readers[place] if reader.is_now(now)]
         self.numbers[place] = number
         self.writers[place] = [*together, written]
-        self.readers[place] = [reader for reader in self.readers[place] if reader.is_now(now)]
 
     def add(self, index: Any, number: Any) -> Any:
         """Atomically: others may do so at the same time. Returns what was there."""
@@ -164,8 +165,9 @@ class SharedArray:
 
     def is_same(self, writer: Moment, now: Moment, place: int, number: Any) -> bool:
         """Whether a lane of this warp has written the same number, perhaps a NaN, and nothing else."""
-        is_lane = type(writer) is Moment and writer.thread.warp is now.thread.warp
-        return is_lane and bool(self.numbers[place].tobytes() == number.tobytes())
+        if type(writer) is not Moment or writer.thread.warp is not now.thread.warp:
+            return False
+        return number is self.numbers[place] or bool(number.tobytes() == self.numbers[place].tobytes())
 
     def check_readers(self, now: Moment, place: int, index: Any) -> None:
         for reader in self.readers[place]:

@@ -148,7 +148,7 @@ def test_numbers_that_lanes_write_are_the_same_as_they_are_kept():
 
     def same(out, number):
         array = cuda.shared.array(1, np.float32)
-        array[0] = number
+        array[0] = number + 0  # each lane's own
         cuda.syncwarp()
         out[cuda.threadIdx.x] = array[0]
 
@@ -156,6 +156,19 @@ def test_numbers_that_lanes_write_are_the_same_as_they_are_kept():
         out = np.zeros(32, np.float32)
         kernel(same)[1, 32](out, number)
         np.testing.assert_array_equal(out, np.float32(number))
+
+
+def test_a_lane_that_reads_before_it_writes_the_same_as_another():
+    """It may read what was there before, or already the other's."""
+
+    def read_and_write(out):
+        array = cuda.shared.array(1, np.float32)
+        if cuda.threadIdx.x == 0:
+            out[0] = array[0]
+        array[0] = 7.0
+
+    with pytest.raises(RuntimeError, match=r"thread 1 writes \[0\] .* which thread 0 has read"):
+        kernel(read_and_write)[1, 2](np.zeros(1))
 
 
 def test_a_histogram_in_shared_memory():
