@@ -91,7 +91,8 @@ def first_race(events):
             (2, "writes", 5): thread 2 wrote to place 5; (2, "reads", 5): it read it;
             (2, "waits", None): it came to a barrier (`syncthreads`). All threads come to the same barriers: to the
             first, the second, and so on. What a thread did before its n-th barrier has been done, for all threads that
-            have passed their n-th. A thread that never waits has none behind it.
+            have passed their n-th. A thread that never waits has none behind it. In the list one thread may be barriers
+            ahead of the others, which on a GPU it cannot: perhaps each was run alone.
 
     Returns:
         (i, j): event j is the first that races with an event before it, and event i is the first of those it races with.

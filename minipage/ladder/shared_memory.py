@@ -10,6 +10,9 @@ be right; on a GPU it may be wrong once a day. So each element knows who has wri
     thread 0    writes x     |
     thread 5      reads x    |               a race: an error, whoever came first here
 
+Two may be at it for all that where the order makes no difference: lanes of a warp that write the same number, and any
+threads that add atomically. Then all of them have written it last.
+
 Two more kinds of waiting belong to it. What was requested by a copy on its way (`cp.async`) is there only for those who
 have waited for it, and for others after a barrier. And tensor cores that read shared memory themselves see only what
 its writer has shown them, and a barrier after that.
@@ -38,6 +41,12 @@ class Moment:
         if self.thread.warp is other.thread.warp:
             return self.barriers == other.barriers and self.thread is not other.thread
         return self.block_barriers == other.block_barriers
+
+    def is_over_in_warp(self, now: Moment) -> bool:
+        return self.is_over_in_block(now) or (self.thread.warp is now.thread.warp and self.barriers != now.barriers)
+
+    def is_over_in_block(self, now: Moment) -> bool:
+        return self.block_barriers != now.block_barriers
 
     def clash(self, deed: str) -> str:
         return f"thread {self.thread.index} has {deed}, with no barrier in between"
@@ -82,29 +91,43 @@ class Sharer:
         while len(self.groups) > except_last:
             group = iter(self.groups.pop(0))
             for array, place, number in zip(group, group, group):
-                array.numbers[place], array.writers[place] = number, self.now
+                array.numbers[place], array.writes[place] = number, [(self.now, number)]
+
+
+ADDED = "added"  # atomically
+
+
+def makes_no_difference(writer: Moment, other: Any, now: Moment, number: Any) -> bool:
+    """Whether two writes may be at the same time: both add, or lanes of a warp write the same number, perhaps NaN."""
+    if isinstance(writer, OnItsWay):
+        return False
+    if other is ADDED or number is ADDED:
+        return other is number
+    return writer.thread.warp is now.thread.warp and bool(number == other or (number != number and other != other))
 
 
 class SharedArray:
-    """An array of any shape in the shared memory of a block, made in this line. Its elements are in one row."""
+    """An array of any shape in the shared memory of a block, made in this line. Its elements lie in a row."""
 
-    __slots__ = ("kind", "line", "ndim", "numbers", "poison", "readers", "shape", "writers")
+    __slots__ = ("kind", "line", "ndim", "numbers", "poison", "readers", "shape", "writes")
 
     def __init__(self, line: str, shape: tuple[int, ...], kind: Any, poison: Any) -> None:
         self.line, self.shape, self.ndim, self.kind, self.poison = line, shape, len(shape), kind, poison
         size = math.prod(shape)
         self.numbers: list[Any] = [poison] * size
-        self.writers: list[Moment | None] = [None] * size  # when each was written last
-        self.readers: list[list[Moment]] = [[]] * size  # when it was read since, between barriers of the block
+        # The last writes of each: when, and the number, or ADDED. And when it was read since.
+        self.writes: list[list[tuple[Moment, Any]]] = [[]] * size
+        self.readers: list[list[Moment]] = [[]] * size
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, index: Any) -> Any:
-        place = self.place_of(index)
-        now, writer, readers = getcurrent().now, self.writers[place], self.readers[place]
-        if writer is not None and writer.may_be_while(now):
-            self.complain(now, "reads", index, writer.clash("written"))
+        place, now = self.place_of(index), getcurrent().now
+        for writer, _ in self.writes[place]:
+            if writer.may_be_while(now):
+                self.complain(now, "reads", index, writer.clash("written"))
+        readers = self.readers[place]
         if not readers or readers[-1].block_barriers != now.block_barriers:
             self.readers[place] = [now]
         elif readers[-1] is not now:
@@ -112,32 +135,44 @@ class SharedArray:
         return self.numbers[place]
 
     def __setitem__(self, index: Any, number: Any) -> None:
-        place = self.place_of(index)
-        now, writer = getcurrent().now, self.writers[place]
-        # Lanes of a warp may write the same number in one place.
-        if (
-            writer is not None
-            and writer.may_be_while(now)
-            and (writer.thread.warp is not now.thread.warp or number != self.numbers[place])
-        ):
-            self.complain(now, "writes", index, writer.clash("written"))
-        for reader in self.readers[place]:
+        number = number if type(number) is self.kind else self.kind(number)
+        self.numbers[self.write(index, number)] = number
+
+    def add(self, index: Any, number: Any) -> Any:
+        """Atomically: others may do so at the same time. Returns what was there."""
+        place = self.write(index, ADDED)
+        before = self.numbers[place]
+        self.numbers[place] = self.kind(before + number)
+        return before
+
+    def write(self, index: Any, number: Any) -> int:
+        """Note that it is written now, if it may be; its place."""
+        place, now = self.place_of(index), getcurrent().now
+        writes, readers = self.writes[place], self.readers[place]
+        for writer, other in writes:
+            if writer.may_be_while(now) and not makes_no_difference(writer, other, now, number):
+                self.complain(now, "writes", index, writer.clash("written"))
+        for reader in readers:
             if reader.may_be_while(now):
                 self.complain(now, "writes", index, reader.clash("read"))
-        self.numbers[place] = number if type(number) is self.kind else self.kind(number)
-        self.writers[place], self.readers[place] = now, []
+        # What is over is forgotten. Other warps may add now, too, so an add leaves all that they must not meet.
+        is_over = Moment.is_over_in_block if number is ADDED else Moment.is_over_in_warp
+        self.writes[place] = [one for one in writes if not is_over(one[0], now)] + [(now, number)]
+        if readers:
+            self.readers[place] = [reader for reader in readers if not is_over(reader, now)]
+        return place
 
     def request(self, index: Any, number: Any) -> None:
         """It is there when the thread that asks for it has waited for it; nobody may use it before."""
-        place, thread = self.place_of(index), getcurrent()
-        self[index] = self.poison
-        self.writers[place] = thread.on_its_way
+        thread = getcurrent()
+        place = self.write(index, self.poison)
+        self.numbers[place], self.writes[place] = self.poison, [(thread.on_its_way, self.poison)]
         thread.requested += self, place, number
 
     def read_by_tensor_cores(self, index: Any) -> Any:
-        now, writer = getcurrent().now, self.writers[self.place_of(index)]
-        if writer is not None:
-            shown = writer.thread.shown[writer.num_shown :]  # since it was written
+        now = getcurrent().now
+        for writer, _ in self.writes[self.place_of(index)]:
+            shown = writer.thread.shown[writer.num_shown :]  # since it was written; the first will do
             if not shown or shown[0] == now.block_barriers:
                 self.complain(
                     now, "has tensor cores read", index, f"thread {writer.thread.index} has not shown in time"
@@ -152,7 +187,7 @@ class SharedArray:
             raise IndexError(f"index {index} is outside an array of shape {self.shape}")
         place = 0
         for i, size in zip(places, self.shape):
-            place = place * size + i
+            place = place * size + int(i)  # a small type of NumPy would wrap around
         return place
 
     def complain(self, now: Moment, deed: str, index: Any, why: str) -> NoReturn:

@@ -12,7 +12,8 @@ One warp runs to the next barrier of the block before the next warp does.
 
 It is a strict machine. Memory that nobody has written is poison: NaN, in whichever way it is read. An index below 0 or
 past the end is an error, as is a barrier that some threads of a block pass and others never reach, and so is a race of
-two threads in shared memory (shared_memory.py). What it cannot show is a race of two blocks: they run one by one.
+two threads in shared memory (shared_memory.py). What it cannot show is a race in the arrays that a kernel is given, of
+two threads or two blocks: those run one by one.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from minipage.attention.cuda import compat
 from minipage.ladder.shared_memory import SharedArray, Sharer
 
 WARP_SIZE = 32
+BLOCK = "the whole block"
 POISON = 0x7FC07FC0  # NaN as one float32 or bfloat16s or fp16s, an absurd number as an integer
 
 
@@ -193,7 +195,7 @@ class _Thread(Sharer, greenlet):
     block: _Block
     warp: _Warp
     lane: int  # in its warp
-    waits_for: str  # "warp", "block", or "" if it has ended
+    waits_for: str  # BLOCK, or something of its warp, or "" if it has ended
 
     def __init__(self, kernel: Callable[[], None], index: int, size: _XYZ) -> None:
         super().__init__(self._run_blocks)
@@ -224,9 +226,13 @@ class _Warp(_Group):
             self._run_to_a_barrier()
             self.threads = [thread for thread in self.threads if thread.waits_for]
             barriers = {thread.waits_for for thread in self.threads}
-            if len(barriers) == 2:
-                raise RuntimeError("some threads wait for their warp, and others of it for the whole block: for ever")
-            if barriers == {"block"}:
+            if len(barriers) > 1:
+                waits = ", others for ".join(sorted(barriers))
+                raise RuntimeError(
+                    f"some threads of a warp wait for {waits}: on a GPU for ever. (A barrier of some lanes, while "
+                    "others do something else, may be right there, but is not simulated.)"
+                )
+            if barriers == {BLOCK}:
                 return
             self.pass_barrier()
 
@@ -245,7 +251,7 @@ class _Block(_Group):
     def __init__(self, threads: list[_Thread], index: _XYZ, size: _XYZ, grid: _XYZ) -> None:
         super().__init__(len(threads))
         self.blockIdx, self.blockDim, self.gridDim = index, size, grid
-        self.shared: dict[tuple[str, int], Any] = {}
+        self.shared: dict[tuple[str, int, int], Any] = {}
         for thread in threads:
             thread.block = self
         self.warps = [_Warp(threads[first : first + WARP_SIZE]) for first in range(0, len(threads), WARP_SIZE)]
@@ -272,7 +278,7 @@ def _launch(kernel: FakeCUDAKernel, *arguments: Any) -> None:
 
 @contextmanager
 def _no_collections() -> Iterator[None]:
-    """Python's garbage collector would look at all objects again and again, while a kernel makes them by the thousand."""
+    """A kernel makes objects by the thousand, and Python's garbage collector would look at them again and again."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -295,19 +301,19 @@ def _dimensions(of: str) -> Any:
     return type("Dimensions", (), {name: axis(name) for name in "xyz"})()
 
 
-def _wait(kind: str) -> None:
+def _wait(barrier: str) -> None:
     thread = getcurrent()
-    thread.waits_for = kind
+    thread.waits_for = barrier
     thread.parent.switch()
-    thread.pass_barrier(of_block=kind == "block")
+    thread.pass_barrier(of_block=barrier == BLOCK)
 
 
 def _exchange(value: Any) -> list[Any]:
-    """The values that the lanes of the warp come with; None from those that have ended."""
+    """The values that the lanes of the warp come with; None from those that have ended. No barrier for memory."""
     thread = getcurrent()
     warp = thread.warp
     warp.shown[thread.lane] = value
-    thread.waits_for = "warp"
+    thread.waits_for = "each other's values"
     thread.parent.switch()
     return warp.seen
 
@@ -316,7 +322,7 @@ def _exchange_in_block(value: Any) -> list[Any]:
     """The same of all threads of the block."""
     thread = getcurrent()
     thread.block.shown[thread.index] = value
-    _wait("block")
+    _wait(BLOCK)
     return thread.block.seen
 
 
@@ -337,10 +343,10 @@ def _shuffle(value: Any, source: int) -> Any:
 class _SharedMemory:
     @staticmethod
     def array(shape: Any, dtype: Any, alignment: int | None = None) -> Any:
-        """One array for all threads of the block that come to this line."""
+        """One array for all threads of the block that come to this call."""
         caller = sys._getframe(1)
         arrays = getcurrent().block.shared
-        place = caller.f_code.co_filename, caller.f_lineno
+        place = caller.f_code.co_filename, caller.f_lineno, caller.f_lasti
         if place not in arrays:
             shape = shape if isinstance(shape, tuple) else (shape,)
             line = f"{Path(caller.f_code.co_filename).name}:{caller.f_lineno}"
@@ -356,7 +362,9 @@ class _LocalMemory:
 
 class _Atomic:
     @staticmethod
-    def add(array: GuardedArray, index: Any, value: Any) -> Any:
+    def add(array: GuardedArray | SharedArray, index: Any, value: Any) -> Any:
+        if isinstance(array, SharedArray):
+            return array.add(index, value)
         before = array[index]
         array[index] = before + value
         return before
@@ -366,9 +374,9 @@ class _Device:
     """Everything here becomes an attribute of numba.cuda."""
 
     local, shared, atomic = _LocalMemory, _SharedMemory, _Atomic
-    syncthreads = staticmethod(lambda: _wait("block"))
+    syncthreads = staticmethod(lambda: _wait(BLOCK))
     syncthreads_or = staticmethod(lambda flag: int(any(_exchange_in_block(bool(flag)))))
-    syncwarp = staticmethod(lambda mask=0xFFFFFFFF: _wait("warp"))
+    syncwarp = staticmethod(lambda mask=0xFFFFFFFF: _wait(f"lanes {mask:#x}"))
     shfl_sync = staticmethod(lambda mask, value, lane: _shuffle(value, lane % WARP_SIZE))
     shfl_xor_sync = staticmethod(lambda mask, value, bits: _shuffle(value, getcurrent().lane ^ bits))
     shfl_down_sync = staticmethod(lambda mask, value, delta: _shuffle(value, getcurrent().lane + delta))

@@ -17,6 +17,8 @@ from minipage.attention.cuda import launch, tensor_cores, warpgroups
 from minipage.attention.cuda.compat import cuda, kernel
 from minipage.attention.cuda.ptx import end_of_group, request_4_bytes, waiter
 
+ALL = 0xFFFFFFFF
+
 
 def test_reads_outside_and_of_what_nobody_wrote():
     def outside(array):
@@ -48,6 +50,49 @@ def test_reads_outside_and_of_what_nobody_wrote():
     assert np.isnan(array[0])
     with pytest.raises(RuntimeError, match="for ever"):
         kernel(unequal)[1, 2](array)
+
+
+def test_two_arrays_of_one_line():
+    def two(out):
+        a, b = cuda.shared.array(1, np.float32), cuda.shared.array(1, np.float32)
+        a[0], b[0] = 1.0, 2.0
+        out[0] = a[0]
+
+    out = np.zeros(1)
+    kernel(two)[1, 1](out)
+    assert out[0] == 1
+
+
+@pytest.mark.parametrize(
+    "others", [lambda: cuda.shfl_sync(ALL, 1, 0), lambda: cuda.syncwarp(0xFFFF0000), cuda.syncthreads]
+)
+def test_lanes_of_a_warp_that_wait_for_something_else(others):
+    """None of these is a barrier of both halves, so nobody's writing is over for the other half."""
+
+    def halves(_):
+        array, i = cuda.shared.array(32, np.float32), cuda.threadIdx.x
+        array[i] = i
+        if i < 16:
+            cuda.syncwarp(0xFFFF)
+        else:
+            others()
+        array[31 - i]
+
+    with pytest.raises(RuntimeError, match="threads of a warp wait for"):
+        kernel(halves)[1, 32](np.zeros(1))
+
+
+def test_half_a_warp_may_wait_if_the_others_have_ended():
+    def half(out):
+        array, i = cuda.shared.array(16, np.float32), cuda.threadIdx.x
+        if i < 16:
+            array[i] = i
+            cuda.syncwarp(0xFFFF)
+            out[i] = array[15 - i]
+
+    out = np.zeros(16)
+    kernel(half)[1, 32](out)
+    np.testing.assert_array_equal(out, np.arange(16)[::-1])
 
 
 def nothing():
@@ -97,7 +142,8 @@ def test_a_reader_of_long_ago_is_no_harm_but_one_of_now_is():
                 cuda.syncthreads()
 
     kernel(many)[2, 64](np.zeros(1), True)
-    with pytest.raises(RuntimeError, match=r"writes \[0\] .* test_simulator.py:\d+, which thread \d+ has read"):
+    place = r"\[0\] of the shared array of test_simulator.py:\d+"
+    with pytest.raises(RuntimeError, match=rf"writes {place}, which thread \d+ has read"):
         kernel(many)[2, 64](np.zeros(1), False)
 
 

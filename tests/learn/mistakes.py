@@ -236,12 +236,14 @@ KERNELS = [
     M("11.3", "return 8", "8", "is there a `return`"),
     M("11.4", "then[0] != now[0] and ", "", "both are thread .*'s"),
     M("11.4", " and then[2] == now[2]", "", "they use different places"),
-    M("11.4", " and then[3] == now[3]", "", "has passed .* barriers by then .* so one lies between"),
+    M("11.4", " and then[3] == now[3]", "", "has passed . of the barriers and .* has passed ., so a barrier lies between"),
     M("11.4", " and is_written", "", "both only read"),
     M("11.4", 'then[1] == "writes" or now[1] == "writes"', 'then[1] == "writes"', "reads place .* writes it"),  # a read first
     M("11.4", 'then[1] == "writes" or now[1] == "writes"', 'then[1] != now[1]', "writes place .* writes it"),
     M("11.4", "return i, j", "return then[0], now[0]", "in event|do not race"),
     M("11.4", "return i, j", "return [i, j]", "has to be a tuple"),
+    M("11.4", "                    return i, j", "                    i, j", "None would mean that no two events race.$"),
+    M("11.4", "enumerate(events):", "enumerate(events + [events.pop()] if events else []):", "belongs to somebody else"),
     M("11.4", "if t == thread and d", "if d", "none lies between|No two"),
 ]  # fmt: skip
 PARALLEL = [

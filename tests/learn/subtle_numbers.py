@@ -187,7 +187,7 @@ KERNELS = [
     M("11.4", "for i, then in earlier:", "for i, then in reversed(earlier):", "These two race, but not first"),
     M("11.4", "for i, then in earlier:", "for i, then in earlier[-20:]:", "none lies between|not first"),
     M("11.4", "            earlier.append((j, now))", "            earlier = [e for e in earlier if e[1][2] != place or e[1][1] == 'reads'] + [(j, now)]", "none lies between|not first"),
-    M("11.4", "        barriers = sum", "        earlier = [] if deed == 'waits' else earlier\n        barriers = sum", "none lies between"),
+    M("11.4", "        barriers = sum", "        earlier = [] if deed == 'waits' else earlier\n        barriers = sum", "place 3 in event 0, and thread 1 reads it in event 2"),
     M("11.4", "                    return i, j", "                    return j, i", "none lies between"),
     M("11.4", "        if deed != \"waits\":", "        if place:", "place 0"),
 ]  # fmt: skip
