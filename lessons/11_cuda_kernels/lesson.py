@@ -126,8 +126,8 @@ for name in RUNGS:
 
 # %% [markdown]
 # All six are right, up to the 11 bits of a float16. But a right answer is no proof here: the threads of a block run at the same time, and two that use one place of shared memory without a barrier in
-# between, one of them writing, do so in an order that is an accident. That is a *race*. The simulator looks for it, in whatever order it runs them. Rung 3 has its warps leave their results in
-# shared memory, waits, and then joins them. Without the wait:
+# between, one of them writing, do so in an order that is an accident. That is a *race*. The simulator looks for it, in whatever order it runs them. In rung 3 each
+# thread leaves its results in shared memory, waits, and then joins those of all. Without the wait, the first two of 128 threads are enough:
 
 # %%
 simulate("""
