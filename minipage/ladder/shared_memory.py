@@ -72,9 +72,9 @@ class Sharer:
 
     def begin_block(self) -> None:
         self.shown: list[int] = []  # for each `show_tensor_cores`, how many barriers of the block came before it
-        self.requested: list[Any] = []  # since the last group: array, place, number, array, place, number, ...
-        self.groups: list[list[Any]] = []  # that are on their way
-        self.now, self.on_its_way = Moment(self), OnItsWay(self)
+        self.requested: list[tuple[SharedArray, int, Any]] = []  # since the last group: (array, place, number)
+        self.groups: list[list[tuple[SharedArray, int, Any]]] = []  # that are on their way
+        self.now = Moment(self)
 
     def pass_barrier(self, of_block: bool) -> None:
         self.now = Moment(self, self.now.barriers + 1, self.now.block_barriers + of_block)
@@ -89,8 +89,7 @@ class Sharer:
 
     def wait_for_groups(self, except_last: int) -> None:
         while len(self.groups) > except_last:
-            group = iter(self.groups.pop(0))
-            for array, place, number in zip(group, group, group):
+            for array, place, number in self.groups.pop(0):
                 array.numbers[place], array.writes[place] = number, [(self.now, number)]
 
 
@@ -166,8 +165,8 @@ class SharedArray:
         """It is there when the thread that asks for it has waited for it; nobody may use it before."""
         thread = getcurrent()
         place = self.write(index, self.poison)
-        self.numbers[place], self.writes[place] = self.poison, [(thread.on_its_way, self.poison)]
-        thread.requested += self, place, number
+        self.numbers[place], self.writes[place] = self.poison, [(OnItsWay(thread), self.poison)]
+        thread.requested.append((self, place, number))
 
     def read_by_tensor_cores(self, index: Any) -> Any:
         now = getcurrent().now
